@@ -1,0 +1,1 @@
+//! Typed configs: one schema, and everything that reads it.

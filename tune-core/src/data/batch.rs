@@ -1,0 +1,58 @@
+//! What the model is fed: rows of token ids, and what is to be predicted at each position.
+
+/// The target of a position that is not trained.
+pub const IGNORE: u32 = u32::MAX;
+
+/// One tokenized example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Token ids, already cut to the longest allowed length.
+    pub input_ids: Vec<u32>,
+    /// For each position the token to predict from it, that is the next one, or [`IGNORE`].
+    pub targets: Vec<u32>,
+    /// Where the example came from, for messages: `file.jsonl:17`.
+    pub origin: String,
+}
+
+/// A stretch of one row that belongs together: attention never leaves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The row, from 0.
+    pub row: usize,
+    /// The first position.
+    pub start: usize,
+    /// The number of positions.
+    pub len: usize,
+}
+
+/// Rows of equal length. Positions outside every span are padding: they attend to
+/// nothing, nothing attends to them, and they are not trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Number of rows.
+    pub rows: usize,
+    /// Positions in a row.
+    pub len: usize,
+    /// Token ids, `[rows * len]`, row by row.
+    pub input_ids: Vec<u32>,
+    /// The token to predict at each position or [`IGNORE`], `[rows * len]`.
+    pub targets: Vec<u32>,
+    /// The position of each token in its own sample (for rotary embeddings), `[rows * len]`.
+    pub positions: Vec<u32>,
+    /// The samples in the rows, by row and then by start.
+    pub spans: Vec<Span>,
+    /// Where each span's sample came from, in the order of `spans`.
+    pub origins: Vec<String>,
+}
+
+impl Batch {
+    /// The number of positions that are trained.
+    pub fn trained_tokens(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != IGNORE).count()
+    }
+
+    /// The number of tokens that are not padding.
+    pub fn tokens(&self) -> usize {
+        self.spans.iter().map(|s| s.len).sum()
+    }
+}

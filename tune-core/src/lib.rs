@@ -1,0 +1,13 @@
+//! What a training recipe is put together from.
+//!
+//! The crate reads no arguments, prints nothing and never exits: it returns
+//! errors and reports, and writes where it is told to.
+
+pub mod checkpoint;
+pub mod data;
+mod error;
+pub mod metrics;
+pub mod tokenizer;
+
+pub use error::{Error, Result};
+pub use tune_config as config;

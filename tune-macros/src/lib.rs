@@ -1,0 +1,1 @@
+//! The macros behind a recipe: `#[recipe]` and `#[derive(Config)]`.

@@ -1,6 +1,6 @@
 //! The grammar of `#[config(...)]` and `#[recipe(...)]`.
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
@@ -200,7 +200,7 @@ impl Attrs {
                 self.default = Some(Default_ {
                     word: name,
                     value: None,
-                })
+                });
             }
             ("default", Argument::Value(value)) => {
                 self.default = Some(Default_ {
@@ -240,10 +240,20 @@ impl Attrs {
     /// Where the generated code finds `Config`.
     pub(crate) fn krate(&self) -> TokenStream {
         match &self.krate {
-            Some(path) => quote!(#path),
+            // As if the macro had written it: lints for people do not apply.
+            Some(path) => generated(path.to_token_stream()),
             None => quote!(::tune_core::config),
         }
     }
+}
+
+/// The same tokens with the spans of generated code.
+fn generated(tokens: TokenStream) -> TokenStream {
+    let respan = |mut token: TokenTree| {
+        token.set_span(Span::call_site());
+        token
+    };
+    tokens.into_iter().map(respan).collect()
 }
 
 fn usage(word: &str) -> String {

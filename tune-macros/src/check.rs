@@ -149,10 +149,8 @@ fn key(key: &Key, errors: &mut Errors) {
         }
         return;
     }
-    if let (Some(word), Some(default)) = (&attrs.required, &attrs.default) {
-        errors.at(&default.word, "a key with a default is not `required`");
-        let _ = word;
-        return;
+    if let (Some(_), Some(default)) = (&attrs.required, &attrs.default) {
+        return errors.at(&default.word, "a key with a default is not `required`");
     }
     if let Some(word) = &attrs.one_or_many
         && !types::is_vec(&key.ty)
@@ -229,13 +227,14 @@ fn literal_fits(value: &Expr, shape: Shape, errors: &mut Errors) -> bool {
     let Some(literal) = literal(value) else {
         return true;
     };
-    let fits = match (shape, literal) {
-        (Shape::Other, _) => true,
-        (Shape::Bool, Literal::Bool) | (Shape::Text, Literal::Text) => true,
-        (Shape::Int, Literal::Int(_)) => true,
-        (Shape::Float, Literal::Int(_) | Literal::Float(_)) => true,
-        _ => false,
-    };
+    let fits = matches!(
+        (shape, literal),
+        (Shape::Other, _)
+            | (Shape::Bool, Literal::Bool)
+            | (Shape::Text, Literal::Text)
+            | (Shape::Int | Shape::Float, Literal::Int(_))
+            | (Shape::Float, Literal::Float(_))
+    );
     if !fits {
         errors.at(value, format!("expected {}", shape.noun()));
     }
@@ -345,7 +344,7 @@ fn variants(variants: &[Variant], input: &Input, errors: &mut Errors) {
                 errors.at(&variant.ident, message);
             }
             Some(name) if name.value().is_empty() => {
-                errors.at(name, "an empty name cannot be written")
+                errors.at(name, "an empty name cannot be written");
             }
             Some(_) => {}
         }

@@ -1,6 +1,6 @@
 //! What has been checked, to code: a schema, two conversions and a `main`.
 
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Expr, ExprLit, ExprUnary, Generics, Lit, RangeLimits, Type, UnOp, parse_quote};
@@ -29,6 +29,11 @@ pub(crate) fn input(input: &Input) -> TokenStream {
         }
         InputShape::Other => TokenStream::new(),
     }
+}
+
+/// The place of what was written, for code that was not.
+fn at(written: &impl Spanned) -> Span {
+    Span::call_site().located_at(written.span())
 }
 
 /// The bound `T: Config` for every type parameter.
@@ -103,7 +108,7 @@ fn assertions(ident: &Ident, keys: &[Key], krate: &TokenStream) -> TokenStream {
                 None => continue,
             },
         };
-        all.extend(quote_spanned! {span=>
+        all.extend(quote_spanned! {Span::call_site().located_at(span)=>
             const _: () = <#ident as #krate::Config>::SCHEMA.assert_key(#index);
         });
     }
@@ -118,7 +123,7 @@ fn key_const(key: &Key, krate: &TokenStream) -> TokenStream {
         attrs,
         ..
     } = key;
-    let schema = quote_spanned!(ty.span()=> <#ty as #krate::Config>::SCHEMA);
+    let schema = quote_spanned!(at(ty)=> <#ty as #krate::Config>::SCHEMA);
     let mut tokens = quote!(#krate::schema::Key::new(#name, #docs, #schema));
     if !attrs.aliases.is_empty() {
         let aliases = &attrs.aliases;
@@ -219,7 +224,7 @@ fn typed(value: &Expr, ty: &Type, krate: &TokenStream) -> TokenStream {
         Shape::Text => quote!(#krate::schema::Const::Text(#value)),
         Shape::Other => {
             let message = "expected a literal, or the name of the choice or component in quotes";
-            quote_spanned!(value.span()=> ::core::compile_error!(#message))
+            quote_spanned!(at(value)=> ::core::compile_error!(#message))
         }
     }
 }
@@ -288,11 +293,11 @@ fn component_impl(input: &Input, variants: &[Variant]) -> TokenStream {
                 from.push(quote!((#name, __fields) => #krate::Config::from_value(__fields).map(Self::#variant_ident)));
                 to.push(quote!(Self::#variant_ident(__fields) => (#name, #krate::Config::to_value(__fields))));
                 if !is_generic {
-                    assertions.extend(quote_spanned! {ty.span()=>
+                    assertions.extend(quote_spanned! {at(ty)=>
                         const _: () = <#ident as #krate::Config>::SCHEMA.assert_variant(#index);
                     });
                 }
-                let schema = quote_spanned!(ty.span()=> <#ty as #krate::Config>::SCHEMA);
+                let schema = quote_spanned!(at(ty)=> <#ty as #krate::Config>::SCHEMA);
                 quote!(::core::option::Option::Some(&#schema))
             }
             None => {

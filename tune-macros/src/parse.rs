@@ -196,7 +196,7 @@ fn key(ident: Ident, ty: Type, attrs: &[Attribute], on: On, errors: &mut Errors)
 /// The recipe, where the item is a function.
 pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, Errors) {
     let mut errors = Errors::default();
-    let mut function: Function = match syn::parse2(item.clone()) {
+    let mut function: Function = match syn::parse2(item) {
         Ok(function) => function,
         Err(_) => {
             let message =

@@ -1,11 +1,15 @@
 //! A tree against a schema: everything that is wrong with it, and the checked
 //! value where nothing is.
 
-use tune_yaml::{Entry, Kind, Node, Number, Scalar, Span, Value as Tree, nearest};
+mod mistakes;
 
+use tune_yaml::{Entry, Kind, Node, Number, Scalar, Span, Value as Tree};
+
+use self::mistakes::{Chosen, as_meant, did_you_mean, unknown_component, unknown_key};
 use crate::report::{DEFAULTS, Diagnostic};
-use crate::schema::{COMPONENT, Choices, Component, Const, Ignored, Key, Schema, Struct, Variant};
+use crate::schema::{COMPONENT, Choices, Component, Const, Ignored, Key, Schema, Struct};
 use crate::value::{Data, Field, Origin, Value};
+use crate::words::{and, found, list, or, quoted, short};
 
 /// Checks `root` and fills in the defaults.
 pub(crate) fn check(
@@ -194,7 +198,7 @@ impl Checker<'_> {
                     } else {
                         format!("must be at most {max}")
                     };
-                    let message = format!("`{int}` does not fit{}", place.of());
+                    let message = format!("`{}` is out of range{}", scalar.text, place.of());
                     return self.report(Diagnostic::error(message).at(node.span, limit));
                 }
                 _ => return self.wrong_type(schema, node, place),
@@ -239,7 +243,11 @@ impl Checker<'_> {
         if let (Some(range), Some(number)) = (&key.range, as_const)
             && !range.holds(&number)
         {
-            let message = format!("`{number}` is out of range{}", place.of());
+            let message = format!(
+                "`{}` is out of range{}",
+                node.as_str().unwrap_or_default(),
+                place.of()
+            );
             return self
                 .report(Diagnostic::error(message).at(node.span, format!("must be in {range}")));
         }
@@ -254,9 +262,10 @@ impl Checker<'_> {
         if !key.one_of.is_empty() && !key.one_of.iter().any(equal) {
             let written = node.as_str().unwrap_or_default();
             let allowed: Vec<String> = key.one_of.iter().map(Const::to_string).collect();
+            let expected: Vec<String> = allowed.iter().map(|allowed| quoted(allowed)).collect();
             let diagnostic =
                 Diagnostic::error(format!("`{}` is not allowed{}", short(written), place.of()))
-                    .at(node.span, format!("expected {}", or(&allowed)));
+                    .at(node.span, format!("expected {}", or(&expected)));
             let diagnostic = did_you_mean(diagnostic, written, allowed.iter().map(String::as_str));
             return self.report(diagnostic);
         }
@@ -321,7 +330,7 @@ impl Checker<'_> {
             Some(chosen) => match chosen.as_str().and_then(|name| component.find(name)) {
                 Some(found) => found,
                 None => {
-                    let diagnostic = self.unknown_component(component, chosen, place);
+                    let diagnostic = unknown_component(component, chosen, place);
                     return self.report(diagnostic);
                 }
             },
@@ -359,42 +368,6 @@ impl Checker<'_> {
             origin,
         };
         Some(Data::Component(variant.name.into(), Box::new(fields)))
-    }
-
-    fn unknown_component(
-        &self,
-        component: &Component,
-        chosen: &Node,
-        place: &Place<'_>,
-    ) -> Diagnostic {
-        let names = || component.variants.iter().map(|variant| variant.name);
-        let written = chosen.as_str().unwrap_or_default();
-        let diagnostic = Diagnostic::error(format!(
-            "unknown component `{}`{}",
-            short(written),
-            place.of()
-        ))
-        .at(chosen.span, format!("no such {}", component.name))
-        .note(format!("the components are {}", list(names())));
-        // Of a dotted path the last part says what is meant.
-        let last = written.rsplit('.').next().unwrap_or(written);
-        let aliases = component
-            .variants
-            .iter()
-            .flat_map(|variant| variant.aliases.iter().copied());
-        let near = nearest(written, names().chain(aliases)).or_else(|| nearest(last, names()));
-        let also = || {
-            let same_last = |alias: &&&str| alias.rsplit('.').next() == Some(last);
-            component
-                .variants
-                .iter()
-                .find(|variant| variant.aliases.iter().any(|alias| same_last(&&alias)))
-                .map(|variant| variant.name)
-        };
-        match near.or_else(also) {
-            Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-            None => diagnostic,
-        }
     }
 
     fn fields(
@@ -521,6 +494,7 @@ impl Checker<'_> {
         let mut expected = vec![schema.noun()];
         if let Some(key) = place.key
             && key.one_or_many
+            && !matches!(schema, Schema::List(_))
         {
             expected.push(format!("a list of {}", schema.noun()));
         }
@@ -528,30 +502,7 @@ impl Checker<'_> {
         let Tree::Scalar(scalar) = &node.value else {
             return self.report(diagnostic);
         };
-        let help = match (schema, scalar.kind()) {
-            (Schema::Bool, Kind::Text) => match scalar.text.to_ascii_lowercase().as_str() {
-                "yes" | "on" | "true" => Some("write `true`".to_owned()),
-                "no" | "off" | "false" => Some("write `false`".to_owned()),
-                _ => None,
-            },
-            (Schema::Bool, Kind::Int(0)) => Some("write `false`".to_owned()),
-            (Schema::Bool, Kind::Int(1)) => Some("write `true`".to_owned()),
-            (Schema::Text | Schema::Path, Kind::Bool(_) | Kind::Int(_) | Kind::Float(_)) => {
-                Some(format!("for text, write it in quotes: \"{}\"", scalar.text))
-            }
-            (Schema::Int { .. }, Kind::Float(float))
-                if float.fract() == 0.0 && float.abs() < 1e15 =>
-            {
-                Some(format!("write `{float}`"))
-            }
-            (Schema::Int { .. } | Schema::Float { .. }, Kind::Text)
-                if scalar.quoted && Scalar::plain(&scalar.text).number().is_some() =>
-            {
-                Some("write it without quotes".to_owned())
-            }
-            _ => None,
-        };
-        diagnostic.help.extend(help);
+        diagnostic.help.extend(as_meant(schema, scalar));
         self.report(diagnostic)
     }
 
@@ -572,96 +523,6 @@ impl Checker<'_> {
             format!("expected {}, found {}", or(expected), found(node)),
         )
     }
-}
-
-/// The component whose keys are looked at.
-struct Chosen<'a> {
-    component: &'a Component,
-    variant: &'a Variant,
-    span: Option<Span>,
-}
-
-fn unknown_key(
-    fields: &Struct,
-    entry: &Entry,
-    place: &Place<'_>,
-    chosen: Option<&Chosen<'_>>,
-) -> Diagnostic {
-    let keys = fields.all_keys();
-    let path = match place.path.as_str() {
-        "" => entry.key.clone(),
-        path => format!("{path}.{}", entry.key),
-    };
-    let label = match chosen {
-        Some(chosen) => format!("no key of `{}`", chosen.variant.name),
-        None => String::new(),
-    };
-    let mut diagnostic =
-        Diagnostic::error(format!("unknown key `{}`", short(&path))).at(entry.key_span, label);
-    if let Some(Chosen {
-        span: Some(span), ..
-    }) = chosen
-    {
-        diagnostic = diagnostic.also(*span, "component chosen here");
-    }
-    diagnostic = match keys.is_empty() {
-        true => diagnostic.note("there are no keys here"),
-        false => diagnostic.note(format!(
-            "the keys are {}",
-            list(keys.iter().map(|key| key.name))
-        )),
-    };
-    let names = keys
-        .iter()
-        .flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied()));
-    if let Some(near) = nearest(&entry.key, names) {
-        return diagnostic.help(format!("did you mean `{near}`?"));
-    }
-    if let Some(chosen) = chosen {
-        let has = |variant: &&Variant| {
-            variant
-                .fields()
-                .is_some_and(|fields| fields.find(&entry.key).is_some())
-        };
-        if let Some(other) = chosen.component.variants.iter().find(has) {
-            return diagnostic.help(format!("`{}` is a key of `{}`", entry.key, other.name));
-        }
-    }
-    match within(fields, &entry.key) {
-        Some(inner) => {
-            let inner = match place.path.as_str() {
-                "" => inner,
-                path => format!("{path}.{inner}"),
-            };
-            diagnostic.help(format!("there is a key `{inner}`"))
-        }
-        None => diagnostic,
-    }
-}
-
-/// The path of a key of this name one or two levels further in.
-fn within(fields: &Struct, name: &str) -> Option<String> {
-    fn structs(schema: &Schema) -> Vec<&'static Struct> {
-        match schema {
-            Schema::Struct(fields) => vec![*fields],
-            Schema::Optional(inner) => structs(inner),
-            Schema::Component(component) => component
-                .variants
-                .iter()
-                .filter_map(Variant::fields)
-                .collect(),
-            _ => Vec::new(),
-        }
-    }
-    let inner = |key: &&'static Key| {
-        structs(&key.schema)
-            .into_iter()
-            .map(|inner| (key.name, inner))
-            .collect::<Vec<_>>()
-    };
-    let level: Vec<_> = fields.all_keys().iter().flat_map(inner).collect();
-    let here = level.iter().find(|(_, fields)| fields.find(name).is_some());
-    here.map(|(key, _)| format!("{key}.{name}"))
 }
 
 /// A default as if it had been written.
@@ -696,94 +557,4 @@ pub(crate) fn default_node(schema: &Schema, default: &Const) -> Node {
         (Const::OfType, _) => Tree::Map(Vec::new()),
     };
     Node { value, span }
-}
-
-impl Schema {
-    /// What is to be written, with its article.
-    pub(crate) fn noun(&self) -> String {
-        match self {
-            Schema::Bool => "`true` or `false`".to_owned(),
-            Schema::Int { min: 0, .. } => "a whole number from 0".to_owned(),
-            Schema::Int { .. } => "a whole number".to_owned(),
-            Schema::Float { .. } => "a number".to_owned(),
-            Schema::Text => "text".to_owned(),
-            Schema::Path => "a path".to_owned(),
-            Schema::Choice(choices) => or(&choices
-                .choices
-                .iter()
-                .map(|choice| quoted(choice.name))
-                .collect::<Vec<_>>()),
-            Schema::Optional(inner) => format!("{} or null", inner.noun()),
-            Schema::List(_) => "a list".to_owned(),
-            Schema::Array(_, length) => format!("a list of {length}"),
-            Schema::Map(_) | Schema::Struct(_) => "a mapping".to_owned(),
-            Schema::Component(_) => "a component".to_owned(),
-            Schema::Broken => "something".to_owned(),
-        }
-    }
-}
-
-/// What was written, in words.
-fn found(node: &Node) -> String {
-    match &node.value {
-        Tree::List(items) => format!("a list of {}", items.len()),
-        Tree::Map(_) => "a mapping".to_owned(),
-        Tree::Reported => "a mistake".to_owned(),
-        Tree::Scalar(scalar) => match scalar.kind() {
-            Kind::Null if scalar.text.is_empty() => "nothing".to_owned(),
-            Kind::Null => "null".to_owned(),
-            Kind::Bool(value) => format!("`{value}`"),
-            Kind::Int(_) | Kind::Float(_) => format!("the number `{}`", scalar.text),
-            Kind::Text => format!("the text \"{}\"", short(&scalar.text)),
-        },
-    }
-}
-
-/// The first words of what may be a whole file.
-fn short(text: &str) -> String {
-    let text = text.trim();
-    let line = text.lines().next().unwrap_or_default();
-    match line.char_indices().nth(60) {
-        Some((at, _)) => format!("{}...", &line[..at]),
-        None if line.len() < text.len() => format!("{line}..."),
-        None => line.to_owned(),
-    }
-}
-
-fn did_you_mean<'n>(
-    diagnostic: Diagnostic,
-    written: &str,
-    names: impl IntoIterator<Item = &'n str>,
-) -> Diagnostic {
-    match nearest(written, names) {
-        Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-        None => diagnostic,
-    }
-}
-
-pub(crate) fn quoted(name: &str) -> String {
-    format!("`{name}`")
-}
-
-/// `a`, `b`, `c`.
-pub(crate) fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    names.map(quoted).collect::<Vec<_>>().join(", ")
-}
-
-fn joined(words: &[String], last: &str) -> String {
-    match words {
-        [] => "nothing".to_owned(),
-        [only] => only.clone(),
-        [words @ .., end] => format!("{} {last} {end}", words.join(", ")),
-    }
-}
-
-/// a, b or c.
-pub(crate) fn or(words: &[String]) -> String {
-    joined(words, "or")
-}
-
-/// a, b and c.
-fn and(words: &[String]) -> String {
-    joined(words, "and")
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::check::{or, quoted};
 use crate::schema::{Const, Key, Schema, Struct};
+use crate::words::{or, quoted};
 
 impl Key {
     /// Type, default and bounds in a few words: `integer = 2, in 1..`.

@@ -69,6 +69,7 @@ mod report;
 pub mod schema;
 mod types;
 mod value;
+mod words;
 
 pub use load::{Input, Loaded, ResolvedConfig, load};
 pub use report::{Diagnostic, Level, Report, Sources};

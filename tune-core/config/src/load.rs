@@ -124,7 +124,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
             .and_then(|with| overrides::apply(&T::SCHEMA, &mut root, with));
-        diagnostics.extend(applied.err());
+        diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
     }
     let (root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));

@@ -63,7 +63,7 @@ pub(crate) fn parse(
     line: &CommandLine,
     range: std::ops::Range<usize>,
     source: SourceId,
-) -> Result<Override, Diagnostic> {
+) -> Result<Override, Box<Diagnostic>> {
     let whole = Span::new(source, range.start, range.end);
     let (path, start, action) = if let Some(path) = written.strip_prefix('~') {
         (path, range.start + 1, Action::Delete)
@@ -80,12 +80,14 @@ pub(crate) fn parse(
                 relocate(&mut node, Span::new(source, start, range.end));
                 node
             }
-            false => tune_yaml::parse_value(&line.text, start, range.end, source)?,
+            false => tune_yaml::parse_value(&line.text, start, range.end, source)
+                .map_err(Diagnostic::from)?,
         };
         (path, range.start, Action::Set(node))
     } else {
         return Err(Diagnostic::error(format!("`{written}` is no override"))
-            .at(whole, "expected `key=value` or `~key`"));
+            .at(whole, "expected `key=value` or `~key`")
+            .into());
     };
     let mut at = start;
     let mut steps = Vec::new();
@@ -99,12 +101,14 @@ pub(crate) fn parse(
     {
         return Err(Diagnostic::error(format!("`{path}` is no path of keys"))
             .at(whole, "expected `key=value` or `~key`")
-            .help("a path is made of keys and list positions, such as `datasets.0.path`"));
+            .help("a path is made of keys and list positions, such as `datasets.0.path`")
+            .into());
     }
     if steps[0].0.starts_with('+') {
         return Err(Diagnostic::error(format!("`{written}` is no override"))
             .at(whole, "keys are added without a `+`")
-            .help(format!("write `{}`", written.trim_start_matches('+'))));
+            .help(format!("write `{}`", written.trim_start_matches('+')))
+            .into());
     }
     Ok(Override {
         path: steps,
@@ -127,7 +131,11 @@ fn relocate(node: &mut Node, span: Span) {
 }
 
 /// Puts an override into the tree.
-pub(crate) fn apply(schema: &Schema, root: &mut Node, with: Override) -> Result<(), Diagnostic> {
+pub(crate) fn apply(
+    schema: &Schema,
+    root: &mut Node,
+    with: Override,
+) -> Result<(), Box<Diagnostic>> {
     let walk = Walk { path: &with.path };
     match with.action {
         Action::Set(value) => walk.set(Some(schema), None, root, 0, value),
@@ -156,7 +164,7 @@ impl Walk<'_> {
         node: &mut Node,
         at: usize,
         value: Node,
-    ) -> Result<(), Diagnostic> {
+    ) -> Result<(), Box<Diagnostic>> {
         let schema = schema.map(inside);
         let Some((step, span)) = self.path.get(at) else {
             match (schema, &value.value) {
@@ -198,7 +206,8 @@ impl Walk<'_> {
                 | Schema::Choice(_),
             ) => Err(
                 Diagnostic::error(format!("unknown key `{}`", self.to(at + 1)))
-                    .at(*span, format!("`{}` is a single value", self.to(at))),
+                    .at(*span, format!("`{}` is a single value", self.to(at)))
+                    .into(),
             ),
             _ => {
                 self.open(schema, node, at)?;
@@ -215,37 +224,35 @@ impl Walk<'_> {
                 let Tree::Map(entries) = &mut node.value else {
                     return Ok(());
                 };
-                let position = match entry_of(entries, step, child_key) {
-                    Some(position) => position,
-                    None => {
-                        // What the key's default says holds for the rest of it.
-                        let absent = match (child_key.and_then(|key| key.default), child_schema) {
-                            (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => {
-                                default_node(schema, &default)
-                            }
-                            _ => Node::plain("", *span),
-                        };
-                        entries.push(Entry {
-                            key: step.clone(),
-                            key_span: *span,
-                            value: absent,
-                        });
-                        entries.len() - 1
+                if let Some(position) = entry_of(entries, step, child_key) {
+                    let node = &mut entries[position].value;
+                    return self.set(child_schema, child_key, node, at + 1, value);
+                }
+                // What the key's default says holds for the rest of it.
+                let mut absent = match (child_key.and_then(|key| key.default), child_schema) {
+                    (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => {
+                        default_node(schema, &default)
                     }
+                    _ => Node::plain("", *span),
                 };
-                self.set(
-                    child_schema,
-                    child_key,
-                    &mut entries[position].value,
-                    at + 1,
-                    value,
-                )
+                self.set(child_schema, child_key, &mut absent, at + 1, value)?;
+                entries.push(Entry {
+                    key: step.clone(),
+                    key_span: *span,
+                    value: absent,
+                });
+                Ok(())
             }
         }
     }
 
     /// Makes a mapping of a node that a key is to be set in.
-    fn open(&self, schema: Option<&Schema>, node: &mut Node, at: usize) -> Result<(), Diagnostic> {
+    fn open(
+        &self,
+        schema: Option<&Schema>,
+        node: &mut Node,
+        at: usize,
+    ) -> Result<(), Box<Diagnostic>> {
         if node.is_null() {
             node.value = Tree::Map(Vec::new());
             if at > 0 {
@@ -272,7 +279,7 @@ impl Walk<'_> {
                 if node.span.source != crate::report::DEFAULTS {
                     diagnostic = diagnostic.also(node.span, "it is this");
                 }
-                Err(diagnostic)
+                Err(diagnostic.into())
             }
         }
     }
@@ -283,7 +290,7 @@ impl Walk<'_> {
         node: &mut Node,
         at: usize,
         value: Node,
-    ) -> Result<(), Diagnostic> {
+    ) -> Result<(), Box<Diagnostic>> {
         let (step, span) = &self.path[at];
         if node.is_null() {
             node.value = Tree::List(Vec::new());
@@ -292,7 +299,8 @@ impl Walk<'_> {
             return Err(
                 Diagnostic::error(format!("cannot set `{}`", self.to(at + 1)))
                     .at(*span, format!("`{}` is no list", self.to(at)))
-                    .also(node.span, "it is this"),
+                    .also(node.span, "it is this")
+                    .into(),
             );
         };
         let length = items.len();
@@ -313,7 +321,7 @@ impl Walk<'_> {
         schema: Option<&Schema>,
         node: &mut Node,
         at: usize,
-    ) -> Result<(), Diagnostic> {
+    ) -> Result<(), Box<Diagnostic>> {
         let schema = schema.map(inside);
         let (step, span) = &self.path[at];
         let last = at + 1 == self.path.len();
@@ -343,10 +351,10 @@ impl Walk<'_> {
                         Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
                             .at(*span, "not written in the config");
                     let near = nearest(step, entries.iter().map(|entry| entry.key.as_str()));
-                    return Err(match near {
+                    return Err(Box::new(match near {
                         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
                         None => diagnostic,
-                    });
+                    }));
                 };
                 if last {
                     entries.remove(position);
@@ -363,12 +371,13 @@ impl Walk<'_> {
                 "nothing to delete at `{}`",
                 self.to(at + 1)
             ))
-            .at(*span, "not written in the config")),
+            .at(*span, "not written in the config")
+            .into()),
         }
     }
 }
 
-fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Diagnostic {
+fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Box<Diagnostic> {
     let (_, span) = &walk.path[at];
     let items = match length {
         0 => "it is empty".to_owned(),
@@ -377,6 +386,7 @@ fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Diagnostic {
     };
     Diagnostic::error(format!("no item `{}`", walk.to(at + 1)))
         .at(*span, format!("a list: {items}"))
+        .into()
 }
 
 fn is_list(node: &Node) -> bool {

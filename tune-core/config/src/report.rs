@@ -203,7 +203,7 @@ impl Report {
         };
         let mut group = Group::with_title(level.primary_title(&diagnostic.message));
         // One snippet for each text, the one with the caret first.
-        let mut places: Vec<(SourceId, Vec<(&Span, &str, AnnotationKind)>)> = Vec::new();
+        let mut places: Vec<(SourceId, Vec<Place<'_>>)> = Vec::new();
         let primary = diagnostic
             .primary
             .iter()
@@ -242,6 +242,9 @@ impl Report {
         renderer.render(&[group])
     }
 }
+
+/// A span, the words for it, and whether it is the one with the caret.
+type Place<'a> = (&'a Span, &'a str, AnnotationKind);
 
 /// The part of a span on its first line: a caret below a whole mapping would
 /// show the whole mapping. Within the text, whatever the span says.

@@ -211,6 +211,15 @@ fn default(key: &Key, value: &Expr, shape: Shape, errors: &mut Errors) {
                 errors.at(path, "`None` is the default of an `Option` only");
             }
         }
+        Expr::Call(_) | Expr::Group(_) | Expr::Paren(_) if inner(value).is_some() => {
+            if let Some(inner) = inner(value) {
+                default(key, inner, shape, errors);
+            }
+        }
+        value if shape == Shape::Other && literal(value).is_none() => {
+            let message = "expected a literal, or the name of the choice or component in quotes";
+            errors.at(value, message);
+        }
         value => {
             if literal_fits(value, shape, errors)
                 && let Some(range) = &key.attrs.range
@@ -219,6 +228,19 @@ fn default(key: &Key, value: &Expr, shape: Shape, errors: &mut Errors) {
                 errors.at(value, outside);
             }
         }
+    }
+}
+
+/// What stands in parentheses or in `Some(...)`.
+fn inner(value: &Expr) -> Option<&Expr> {
+    match value {
+        Expr::Group(group) => Some(&group.expr),
+        Expr::Paren(paren) => Some(&paren.expr),
+        Expr::Call(call) if call.args.len() == 1 => match &*call.func {
+            Expr::Path(path) if path.path.is_ident("Some") => call.args.first(),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -62,8 +62,21 @@ fn struct_impl(
         let key = key.to_string();
         quote!(#krate::schema::Ignored { name: #key, why: #why })
     });
-    let idents: Vec<_> = keys.iter().map(|key| &key.ident).collect();
-    let names: Vec<_> = keys.iter().map(|key| &key.name).collect();
+    // At the place of the type, so that a type without `Config` is one message.
+    let from = keys.iter().map(|key| {
+        let Key {
+            ident, ty, name, ..
+        } = key;
+        let from = quote_spanned!(at(ty)=> <#ty as #krate::Config>::from_value);
+        quote!(#ident: #from(__value.get(#name)?)?)
+    });
+    let to = keys.iter().map(|key| {
+        let Key {
+            ident, ty, name, ..
+        } = key;
+        let to = quote_spanned!(at(ty)=> <#ty as #krate::Config>::to_value);
+        quote!((#name, #to(&self.#ident)))
+    });
     let flat = keys
         .iter()
         .filter(|key| key.attrs.flatten.is_some())
@@ -79,10 +92,10 @@ fn struct_impl(
                 ignored: &[#(#ignored),*],
             });
             fn from_value(__value: &#krate::Value) -> ::core::result::Result<Self, #krate::Mismatch> {
-                ::core::result::Result::Ok(Self { #(#idents: __value.field(#names)?),* })
+                ::core::result::Result::Ok(Self { #(#from),* })
             }
             fn to_value(&self) -> #krate::Value {
-                #krate::Value::from_fields([#((#names, #krate::Config::to_value(&self.#idents))),*])
+                #krate::Value::from_fields([#(#to),*])
                     #(.flat(#flat))*
             }
         }
@@ -222,10 +235,8 @@ fn typed(value: &Expr, ty: &Type, krate: &TokenStream) -> TokenStream {
             quote!(#krate::schema::Const::Float({ let __value: #ty = #value; __value as f64 }))
         }
         Shape::Text => quote!(#krate::schema::Const::Text(#value)),
-        Shape::Other => {
-            let message = "expected a literal, or the name of the choice or component in quotes";
-            quote_spanned!(at(value)=> ::core::compile_error!(#message))
-        }
+        // Refused by `check`.
+        Shape::Other => quote!(#krate::schema::Const::Null),
     }
 }
 
@@ -352,6 +363,11 @@ pub(crate) fn function(recipe: &Recipe) -> TokenStream {
         sig,
         body,
     } = &recipe.function;
+    let mut sig = sig.clone();
+    if sig.ident == "main" {
+        // A mistake, see `check`: the name is taken by ours.
+        sig.ident = Ident::new("__main", sig.ident.span());
+    }
     quote!(#(#attrs)* #vis #sig #body)
 }
 

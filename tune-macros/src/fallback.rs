@@ -25,6 +25,10 @@ pub(crate) fn recipe(recipe: &Recipe, errors: Errors) -> TokenStream {
     let krate = recipe.args.krate();
     let errors = errors.into_tokens();
     let function = expand::function(recipe);
+    if recipe.function.sig.receiver().is_some() {
+        // Within an `impl`, where nothing else can stand.
+        return quote!(#errors #function);
+    }
     let config = recipe.config.is_none().then(|| {
         let config = expand::config_struct(recipe);
         let ident = recipe.config_ident();

@@ -81,9 +81,11 @@ use proc_macro::TokenStream;
 /// - `crate = path`: where `tune_core::config` is found.
 #[proc_macro_attribute]
 pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
-    let (recipe, errors) = parse::recipe(args.into(), item.into());
+    let (recipe, errors) = parse::recipe(args.into(), item.clone().into());
     let Some(recipe) = recipe else {
-        return errors.into_tokens().into();
+        let mut tokens: TokenStream = errors.into_tokens().into();
+        tokens.extend(item);
+        return tokens;
     };
     let errors = check::recipe(&recipe, errors);
     match errors.is_empty() {

@@ -104,6 +104,11 @@ pub use value::{Data, Field, Mismatch, Origin, Value};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot stand in a config",
+    label = "does not implement `Config`",
+    note = "derive it for a type of your own: `#[derive(Config)]`"
+)]
 pub trait Config: Sized {
     /// What may be written.
     const SCHEMA: Schema;

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 
 use tune_yaml::Span;
 
-use crate::Config;
-
 /// A checked value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Value {
@@ -221,14 +219,14 @@ impl Value {
         }
     }
 
-    /// The field `name`, converted.
+    /// The field `name`.
     ///
     /// # Errors
-    /// It is missing or cannot be converted.
-    pub fn field<T: Config>(&self, name: &str) -> Result<T, Mismatch> {
+    /// There is none.
+    pub fn get(&self, name: &str) -> Result<&Value, Mismatch> {
         let field = self.fields()?.iter().find(|field| field.name == name);
         match field {
-            Some(field) => T::from_value(&field.value),
+            Some(field) => Ok(&field.value),
             None => Err(self.refuse(format!("missing key `{name}`"))),
         }
     }

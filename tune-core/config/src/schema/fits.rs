@@ -46,6 +46,7 @@ impl Schema {
     ///
     /// # Panics
     /// In a `const` only.
+    #[track_caller]
     pub const fn assert_key(&self, index: usize) {
         if let Schema::Struct(Struct { keys, .. }) = self
             && index < keys.len()
@@ -59,6 +60,7 @@ impl Schema {
     ///
     /// # Panics
     /// In a `const` only.
+    #[track_caller]
     pub const fn assert_variant(&self, index: usize) {
         if let Schema::Component(Component { variants, .. }) = self
             && index < variants.len()

@@ -139,10 +139,14 @@ impl Checker<'_> {
             (_, Tree::Scalar(scalar)) => self.scalar(schema, scalar, node, place),
             _ => self.wrong_type(schema, node, place),
         };
-        let origin = match node.span.source {
-            DEFAULTS => Origin::Default,
-            _ => Origin::Written(node.span),
+        let chosen = match (schema, &node.value) {
+            // A component comes from where it is chosen, not from its keys.
+            (Schema::Component(_), Tree::Map(_)) => {
+                node.get(COMPONENT).map(|entry| entry.value.span)
+            }
+            _ => Some(node.span),
         };
+        let origin = chosen.map_or(Origin::Default, origin);
         data.map(|data| Value { data, origin })
     }
 
@@ -362,10 +366,9 @@ impl Checker<'_> {
             ignored: &[],
         };
         let fields = self.fields(variant.fields().unwrap_or(&none), entries, place, Some(&of))?;
-        let origin = Origin::Written(node.span);
         let fields = Value {
             data: fields,
-            origin,
+            origin: origin(node.span),
         };
         Some(Data::Component(variant.name.into(), Box::new(fields)))
     }
@@ -434,7 +437,7 @@ impl Checker<'_> {
                     let data = self.known_fields(inner, entries, place, missing);
                     data.map(|data| Value {
                         data,
-                        origin: Origin::Written(place.owner),
+                        origin: origin(place.owner),
                     })
                 }
                 _ => self.key(key, entries, place, missing),
@@ -522,6 +525,13 @@ impl Checker<'_> {
             span,
             format!("expected {}, found {}", or(expected), found(node)),
         )
+    }
+}
+
+fn origin(span: Span) -> Origin {
+    match span.source {
+        DEFAULTS => Origin::Default,
+        _ => Origin::Written(span),
     }
 }
 

@@ -175,7 +175,10 @@ impl Checker<'_> {
                 })
             })
             .collect();
-        fields.into_iter().collect::<Option<_>>().map(Data::Fields)
+        let mut fields: Vec<_> = fields.into_iter().collect::<Option<_>>()?;
+        // Free names have no order of their own.
+        fields.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(Data::Fields(fields))
     }
 
     fn scalar(

@@ -207,9 +207,9 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
             "A key of the config is set without dashes: `{key}={value}`"
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "{}`{} --help` lists options and keys.\n",
+        "{}`{} --help` lists options and keys.",
         usage_line(recipe),
         recipe.name
     );

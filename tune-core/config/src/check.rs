@@ -383,6 +383,8 @@ impl Checker<'_> {
         place: &Place<'_>,
         chosen: Option<&Chosen<'_>>,
     ) -> Option<Data> {
+        // Keys that are written with a slip: they are not missing, too.
+        let mut meant = Vec::new();
         for entry in entries {
             let of_choice = chosen.is_some() && entry.key == COMPONENT;
             if of_choice || fields.find(&entry.key).is_some() {
@@ -391,14 +393,16 @@ impl Checker<'_> {
             match fields.find_ignored(&entry.key) {
                 Some(ignored) => self.ignored.push((entry.key_span, ignored)),
                 None => {
-                    let diagnostic = unknown_key(fields, entry, place, chosen);
+                    let (diagnostic, near) = unknown_key(fields, entry, place, chosen);
                     self.diagnostics.push(diagnostic);
+                    meant.extend(near.map(|key| key.name));
                 }
             }
         }
         let before = self.diagnostics.len();
         let mut missing = Vec::new();
         let data = self.known_fields(fields, entries, place, &mut missing);
+        missing.retain(|key| !meant.contains(&key.name));
         if missing.is_empty() {
             return data;
         }

@@ -39,6 +39,10 @@ impl Sources {
         self.texts.get(usize::from(id.0))
     }
 
+    pub(crate) fn name(&self, id: SourceId) -> &str {
+        self.get(id).map_or("", |source| &source.name)
+    }
+
     pub(crate) fn text(&self, id: SourceId) -> &str {
         self.get(id).map_or("", |source| &source.text)
     }

@@ -137,3 +137,22 @@ fn no_colour_in_plain_text() {
     let report = bad("a: 1\n", &[]);
     assert!(!report.contains('\u{1b}'));
 }
+
+#[test]
+fn a_slip_is_one_mistake() {
+    let yaml = "output_dri: a\ndatasets: {_component_: instruct, path: a}\n";
+    snapshot("slip", &bad(yaml, &[]));
+    // A name that is right elsewhere is not taken for another one.
+    assert!(bad_after_least("lr: 1\n", &[]).contains("there is a key `optimizer.lr`"));
+}
+
+#[test]
+fn line_ends_of_other_systems() {
+    let yaml =
+        "output_dir: a\r\ndatasets:\r\n- _component_: instruct\r\n  path: a\r\nepochs: x\r\n";
+    assert_eq!(
+        bad(yaml, &[]),
+        "error: wrong type for `epochs`\n --> lora.yaml:5:9\n  |\n5 | epochs: x\n  \
+         |         ^ expected a whole number from 0, found the text \"x\""
+    );
+}

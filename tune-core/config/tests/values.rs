@@ -169,7 +169,7 @@ fn numbers_come_back() {
         f64::MAX,
         1.0,
         1e16,
-        123456789.123456789,
+        123_456_789.123_456_79,
     ] {
         let mut config = good(LEAST, &[]);
         let Optimizer::AdamW(adamw) = &mut config.optimizer else {

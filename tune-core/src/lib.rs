@@ -5,8 +5,13 @@
 
 pub mod checkpoint;
 pub mod data;
+pub mod engine;
 mod error;
 pub mod metrics;
+pub mod models;
+pub mod ops;
+pub mod optim;
+pub mod peft;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

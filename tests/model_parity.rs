@@ -1,65 +1,18 @@
 //! Every model family against `transformers`: logits, loss and the gradient of every parameter,
 //! on the tiny random checkpoints that `fixtures/families/generate.py` makes.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+#![allow(clippy::unwrap_used)]
 
-use candle_core::{DType, Device, Tensor};
-use tune_core::data::{Batch, IGNORE, Span};
+#[path = "common/families.rs"]
+mod families;
+
+use candle_core::{DType, Tensor};
+use families::Fixture;
 use tune_core::engine::{RunOptions, forward_backward};
-use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
 use tune_core::optim::Gradients;
 
 /// Largest difference allowed, relative to the largest value of the tensor.
 const TOLERANCE: f64 = 1e-4;
-
-struct Fixture {
-    config: serde_json::Value,
-    weights: BTreeMap<String, Tensor>,
-    expected: BTreeMap<String, Tensor>,
-    gradients: BTreeMap<String, Tensor>,
-}
-
-impl Fixture {
-    fn read(family: &str) -> Self {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families").join(family);
-        let tensors = |file: &str| -> BTreeMap<String, Tensor> {
-            candle_core::safetensors::load(dir.join(file), &Device::Cpu).unwrap().into_iter().collect()
-        };
-        let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-        Self {
-            config: serde_json::from_str(&config).unwrap(),
-            weights: tensors("model.safetensors"),
-            expected: tensors("reference.safetensors"),
-            gradients: tensors("gradients.safetensors"),
-        }
-    }
-
-    fn model(&self, config: &serde_json::Value) -> Decoder {
-        let config = DecoderConfig::from_json(config).unwrap();
-        let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: true, lora: None };
-        Decoder::load(config, &self.weights, &options).unwrap()
-    }
-
-    fn batch(&self) -> Batch {
-        let rows: Vec<Vec<i64>> = self.expected["input_ids"].to_vec2().unwrap();
-        let labels: Vec<Vec<i64>> = self.expected["labels"].to_vec2().unwrap();
-        let len = rows[0].len();
-        let targets = labels.iter().flat_map(|row| {
-            let next = row[1..].iter().copied().chain([-100]);
-            next.map(|l| u32::try_from(l).unwrap_or(IGNORE)).collect::<Vec<_>>()
-        });
-        Batch {
-            rows: rows.len(),
-            len,
-            input_ids: rows.iter().flatten().map(|&id| id as u32).collect(),
-            targets: targets.collect(),
-            positions: rows.iter().flat_map(|_| 0..len as u32).collect(),
-            spans: (0..rows.len()).map(|row| Span { row, start: 0, len }).collect(),
-            origins: vec!["fixture".into(); rows.len()],
-        }
-    }
-}
 
 fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor) {
     assert_eq!(ours.dims(), theirs.dims(), "{name}");
@@ -71,10 +24,9 @@ fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor) {
 }
 
 fn check(family: &str, alter: impl Fn(&mut serde_json::Value)) {
-    let fixture = Fixture::read(family);
-    let mut config = fixture.config.clone();
-    alter(&mut config);
-    let model = fixture.model(&config);
+    let mut fixture = Fixture::read(family);
+    alter(&mut fixture.config);
+    let model = fixture.model(DType::F32, None);
     let batch = fixture.batch();
     assert_close("logits", &model.logits(&batch).unwrap(), &fixture.expected["logits"]);
 

@@ -1,5 +1,7 @@
 //! The gradient of every operation against finite differences and against its plain composition, in f64.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -192,7 +194,7 @@ fn cross_entropy_of_every_kind_of_head() {
         OutputHead { weight: frozen.clone(), lora: None },
         OutputHead { weight: trained, lora: None },
         OutputHead { weight: frozen.clone(), lora: Some(adapter(None)) },
-        OutputHead { weight: frozen.clone(), lora: Some(adapter(Some(Dropout::new(0.4, 5)))) },
+        OutputHead { weight: frozen, lora: Some(adapter(Some(Dropout::new(0.4, 5)))) },
     ] {
         let input = Var::from_tensor(&hidden).unwrap();
         let loss = reference::cross_entropy(&input, &head, &targets).unwrap();

@@ -5,8 +5,11 @@
 
 pub mod checkpoint;
 pub mod data;
+pub mod device;
+pub mod distributed;
 pub mod engine;
 mod error;
+pub mod generate;
 pub mod metrics;
 pub mod models;
 pub mod ops;

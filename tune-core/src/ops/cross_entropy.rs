@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, Var, bail};
 use num_traits::Float;
 use rayon::prelude::*;
 
-use super::linear::{lora_backward, lora_forward};
+use super::linear::{RowDropout, lora_backward, lora_forward};
 use super::matmul::{Strided, Threads, gemm, matmul_nn, matmul_nt};
 use super::real::{Real, Values, dispatch, tensor};
 use super::{LoraFactors, reference};
@@ -90,7 +90,7 @@ fn chunked<R: Real>(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale: 
     for rows in trained.chunks((LOGITS / vocab).clamp(16, 1024)) {
         let size = (rows.len(), width, vocab);
         let x: Vec<R> = rows.iter().flat_map(|&i| hs[i * width..(i + 1) * width].iter().copied()).collect();
-        let dropout = |l: &LoraFactors| l.dropout.map(|d| (d, |i: usize| rows[i]));
+        let dropout = |l: &LoraFactors| l.dropout.map(|dropout| RowDropout { dropout, rows: Some(rows) });
         let mut logits = match &factors {
             Some((l, a, b)) => lora_forward(&x, &w, a, b, size, R::of(l.scale), dropout(l)),
             None => matmul_nt(&x, &w, size),

@@ -40,11 +40,11 @@ impl Dropout {
         if uniform < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
 
-    /// `x` with dropout, for rows of `width` elements of which row `i` has index `row(i)`.
-    pub(crate) fn apply<R: Real>(&self, x: &[R], width: usize, row: impl Fn(usize) -> usize + Sync) -> Vec<R> {
+    /// `x` with dropout, for rows of `width` elements. Row `i` of a selection counts as row `rows[i]`.
+    pub(crate) fn apply<R: Real>(&self, x: &[R], width: usize, rows: Option<&[usize]>) -> Vec<R> {
         let mut out = x.to_vec();
         out.par_chunks_mut(width.max(1)).enumerate().for_each(|(i, values)| {
-            let first = row(i) * width;
+            let first = rows.map_or(i, |rows| rows[i]) * width;
             for (j, v) in values.iter_mut().enumerate() {
                 *v *= R::of(self.factor(first + j));
             }
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn drops_the_stated_share_and_keeps_the_mean() {
         let dropout = Dropout::new(0.3, 7);
-        let y = dropout.apply(&vec![1f64; 100_000], 100, |i| i);
+        let y = dropout.apply(&vec![1f64; 100_000], 100, None);
         let dropped = y.iter().filter(|&&v| v == 0.0).count() as f64 / 1e5;
         let mean = y.iter().sum::<f64>() / 1e5;
         assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn another_key_gives_another_mask() {
         let x = vec![1f32; 64];
-        let mask = |key| Dropout::new(0.5, key).apply(&x, 8, |i| i);
+        let mask = |key| Dropout::new(0.5, key).apply(&x, 8, None);
         assert_eq!(mask(1), mask(1));
         assert_ne!(mask(1), mask(2));
     }

@@ -19,7 +19,7 @@ pub fn embedding(ids: &[u32], rows: usize, weight: &Tensor) -> Result<Tensor> {
             "token id {id} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
         );
     }
-    if rows == 0 || ids.len() % rows != 0 {
+    if rows == 0 || !ids.len().is_multiple_of(rows) {
         bail!("embedding: {} ids do not fill {rows} rows", ids.len());
     }
     if !weight.device().is_cpu() {

@@ -167,7 +167,7 @@ impl Lora {
             &b,
             size,
             R::of(self.scale),
-            self.dropout.map(|d| (d, identity as RowIndex)),
+            self.dropout.map(RowDropout::of_all),
         );
         Ok((real::storage(y, self.weight.dtype()), with_last(x.1.shape(), size.2)))
     }
@@ -188,7 +188,7 @@ impl Lora {
             &Values::of(grad)?,
             size,
             R::of(self.scale),
-            self.dropout.map(|d| (d, identity as RowIndex)),
+            self.dropout.map(RowDropout::of_all),
             x.track_op(),
         );
         Ok((
@@ -229,11 +229,22 @@ impl CustomOp3 for Lora {
     }
 }
 
-/// Which row of the whole input row `i` of a selection is, for dropout.
-type RowIndex = fn(usize) -> usize;
+/// Dropout on the rows of an input, or on a selection of them.
+#[derive(Clone, Copy)]
+pub(crate) struct RowDropout<'a> {
+    pub(crate) dropout: Dropout,
+    /// Which rows of the whole input were selected; all if `None`.
+    pub(crate) rows: Option<&'a [usize]>,
+}
 
-fn identity(i: usize) -> usize {
-    i
+impl RowDropout<'_> {
+    fn of_all(dropout: Dropout) -> Self {
+        Self { dropout, rows: None }
+    }
+
+    fn apply<R: Real>(&self, x: &[R], width: usize) -> Vec<R> {
+        self.dropout.apply(x, width, self.rows)
+    }
 }
 
 /// `x Wᵀ + scale · dropout(x) Aᵀ Bᵀ` over slices.
@@ -244,12 +255,12 @@ pub(crate) fn lora_forward<R: Real>(
     b: &[R],
     (m, k, n): (usize, usize, usize),
     scale: R,
-    dropout: Option<(Dropout, impl Fn(usize) -> usize + Sync)>,
+    dropout: Option<RowDropout<'_>>,
 ) -> Vec<R> {
     let rank = a.len() / k;
     let mut y = matmul_nt(x, w, (m, k, n));
     let h = match dropout {
-        Some((d, row)) => matmul_nt(&d.apply(x, k, row), a, (m, k, rank)),
+        Some(d) => matmul_nt(&d.apply(x, k), a, (m, k, rank)),
         None => matmul_nt(x, a, (m, k, rank)),
     };
     gemm((m, rank, n), scale, Strided::rows(&h, rank), Strided::rows(b, rank).t(), R::one(), &mut y, n, Threads::All);
@@ -276,11 +287,11 @@ pub(crate) fn lora_backward<R: Real>(
     grad: &[R],
     (m, k, n): (usize, usize, usize),
     scale: R,
-    dropout: Option<(Dropout, impl Fn(usize) -> usize + Sync)>,
+    dropout: Option<RowDropout<'_>>,
     wants_x: bool,
 ) -> LoraGradients<R> {
     let rank = a.len() / k;
-    let dropped = dropout.as_ref().map(|(d, row)| d.apply(x, k, row));
+    let dropped = dropout.map(|d| d.apply(x, k));
     let xd: &[R] = dropped.as_deref().unwrap_or(x);
     let h = matmul_nt(xd, a, (m, k, rank));
     let mut gb = matmul_tn(grad, &h, (n, m, rank));
@@ -290,9 +301,9 @@ pub(crate) fn lora_backward<R: Real>(
     let ga = matmul_tn(&gh, xd, (rank, m, k));
     let gx = wants_x.then(|| {
         let mut gx = matmul_nn(grad, w, (m, n, k));
-        match &dropout {
-            Some((d, row)) => {
-                let through = d.apply(&matmul_nn(&gh, a, (m, rank, k)), k, row);
+        match dropout {
+            Some(d) => {
+                let through = d.apply(&matmul_nn(&gh, a, (m, rank, k)), k);
                 gx.iter_mut().zip(&through).for_each(|(g, t)| *g += *t);
             }
             None => gemm(

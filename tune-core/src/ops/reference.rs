@@ -71,7 +71,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, span
             }
         }
     }
-    masked_attention(q, k, v, shape, Tensor::from_vec(visible, (batch, 1, seq, seq), q.device())?)
+    masked_attention(q, k, v, shape, &Tensor::from_vec(visible, (batch, 1, seq, seq), q.device())?)
 }
 
 /// See [`super::attention_with_cache()`].
@@ -79,11 +79,11 @@ pub fn attention_with_cache(q: &Tensor, k: &Tensor, v: &Tensor, shape: Attention
     let (new, total) = (q.dim(1)?, k.dim(1)?);
     let visible: Vec<f32> =
         (total - new..total).flat_map(|i| (0..total).map(move |j| f32::from(u8::from(shape.sees(i, j))))).collect();
-    masked_attention(q, k, v, shape, Tensor::from_vec(visible, (1, 1, new, total), q.device())?)
+    masked_attention(q, k, v, shape, &Tensor::from_vec(visible, (1, 1, new, total), q.device())?)
 }
 
 /// Attention where `visible` `[batch, 1, queries, keys]` is 1; rows without a single 1 give zero.
-fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, visible: Tensor) -> Result<Tensor> {
+fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, visible: &Tensor) -> Result<Tensor> {
     let (batch, seq, width) = q.dims3()?;
     let keys = k.dim(1)?;
     let group = shape.heads / shape.kv_heads;

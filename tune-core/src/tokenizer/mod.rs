@@ -3,7 +3,9 @@
 mod python;
 mod template;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use serde_json::Value;
 
@@ -27,7 +29,9 @@ impl TokenizerFiles {
     fn json(&self, name: &str) -> Result<Option<Value>> {
         self.files
             .get(name)
-            .map(|bytes| serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string())))
+            .map(|bytes| {
+                serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string()))
+            })
             .transpose()
     }
 }
@@ -52,6 +56,8 @@ pub struct Tokenizer {
     pad: Option<u32>,
     stop: BTreeSet<u32>,
     special: BTreeMap<String, String>,
+    /// Every token that decoding skips, by its text.
+    special_texts: BTreeMap<String, u32>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
     /// The ids of [`ANCHOR`], where text in front of a piece keeps the tokenizer from putting a
@@ -119,6 +125,12 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |&id| id as usize + 1);
+        let special_texts = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (token.content, id))
+            .collect();
         let mut tokenizer = Self {
             inner,
             bos,
@@ -126,6 +138,7 @@ impl Tokenizer {
             pad,
             stop: eos.into_iter().collect(),
             special,
+            special_texts,
             template,
             vocab_size,
             anchor: None,
@@ -259,17 +272,45 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// The special tokens (those that decoding skips) with which `text` begins: the longest.
-    pub(crate) fn leading_special(&self, text: &str) -> Option<(u32, usize)> {
-        self.inner
-            .get_added_vocabulary()
-            .get_added_tokens_decoder()
+    /// The first stop token that is written out in `text`; of two at one place the longer.
+    pub(crate) fn first_stop(&self, text: &str) -> Option<Range<usize>> {
+        self.stop_texts()
+            .filter_map(|stop| text.find(&stop).map(|at| at..at + stop.len()))
+            .min_by_key(|r| (r.start, Reverse(r.end)))
+    }
+
+    /// The last stop token that is written out in `text`.
+    pub(crate) fn last_stop(&self, text: &str) -> Option<Range<usize>> {
+        self.stop_texts()
+            .filter_map(|stop| text.rfind(&stop).map(|at| at..at + stop.len()))
+            .max_by_key(|r| r.end)
+    }
+
+    fn stop_texts(&self) -> impl Iterator<Item = String> {
+        self.stop
             .iter()
-            .filter(|(_, token)| {
-                token.special && !token.content.is_empty() && text.starts_with(&token.content)
-            })
-            .map(|(&id, token)| (id, token.content.len()))
-            .max_by_key(|&(id, len)| (len, std::cmp::Reverse(id)))
+            .filter_map(|&id| self.token(id))
+            .filter(|text| !text.is_empty())
+    }
+
+    /// The special token (one that decoding skips) with which `text` begins, and its length.
+    pub(crate) fn leading_special(&self, text: &str) -> Option<(u32, usize)> {
+        self.special_where(|token| text.starts_with(token))
+    }
+
+    /// The special token with which `text` ends.
+    pub(crate) fn special_at_end(&self, text: &str) -> Option<u32> {
+        self.special_where(|token| text.ends_with(token))
+            .map(|(id, _)| id)
+    }
+
+    /// The longest special token that satisfies a condition, and its length.
+    fn special_where(&self, matches: impl Fn(&str) -> bool) -> Option<(u32, usize)> {
+        self.special_texts
+            .iter()
+            .filter(|(text, _)| matches(text))
+            .map(|(text, &id)| (id, text.len()))
+            .max_by_key(|&(id, len)| (len, Reverse(id)))
     }
 
     /// The chat template, if the checkpoint has one.
@@ -306,10 +347,15 @@ fn template_source(files: &TokenizerFiles, config: &Value) -> Result<Option<Stri
         Value::String(source) => Ok(Some(source.clone())),
         Value::Array(named) => {
             let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
-            let chosen = named
-                .iter()
-                .find(|entry| entry["name"] == "default")
-                .or(if named.len() == 1 { named.first() } else { None });
+            let chosen =
+                named
+                    .iter()
+                    .find(|entry| entry["name"] == "default")
+                    .or(if named.len() == 1 {
+                        named.first()
+                    } else {
+                        None
+                    });
             match chosen.and_then(|entry| entry["template"].as_str()) {
                 Some(source) => Ok(Some(source.to_owned())),
                 None => Err(Error::file(

@@ -82,8 +82,9 @@ impl ChatTemplate {
         environment.add_filter("string", |value: &Value| python::str(value));
         environment.add_filter("generation__", mark_generation);
         environment.add_function("raise_exception", |message: Value| {
-            python::str(&message)
-                .and_then(|m| Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, m)))
+            python::str(&message).and_then(|m| {
+                Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, m))
+            })
         });
         environment.add_function("strftime_now", |state: &State, format: String| {
             let now = state
@@ -256,14 +257,14 @@ fn without_generation_tags(source: &str) -> (String, bool) {
 /// A message of the template's own where there is one, else minijinja's with the line.
 fn explain(what: &str, error: &minijinja::Error) -> Error {
     let mut innermost = error;
-    while let Some(source) = std::error::Error::source(innermost)
-        .and_then(|s| s.downcast_ref::<minijinja::Error>())
+    while let Some(source) =
+        std::error::Error::source(innermost).and_then(|s| s.downcast_ref::<minijinja::Error>())
     {
         innermost = source;
     }
-    let line = error
-        .line()
-        .map_or_else(String::new, |line| format!(" (line {line} of the template)"));
+    let line = error.line().map_or_else(String::new, |line| {
+        format!(" (line {line} of the template)")
+    });
     let message = match (innermost.kind(), innermost.detail()) {
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),

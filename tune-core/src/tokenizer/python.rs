@@ -64,14 +64,24 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
             out.push('}');
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            for (i, item) in value.try_iter()?.enumerate() {
-                if i > 0 {
+            let (open, close) = if value.is_tuple() {
+                ('(', ')')
+            } else {
+                ('[', ']')
+            };
+            out.push(open);
+            let mut len = 0;
+            for item in value.try_iter()? {
+                if len > 0 {
                     out.push_str(", ");
                 }
                 write_repr(out, &item, depth + 1)?;
+                len += 1;
             }
-            out.push(']');
+            if value.is_tuple() && len == 1 {
+                out.push(',');
+            }
+            out.push(close);
         }
         _ => write!(out, "{value}").map_err(|_| too_deep())?,
     }

@@ -189,7 +189,7 @@ impl ChatTemplate {
             .iter()
             .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
             .collect();
-        context.insert("messages", messages.iter().map(python::object).collect());
+        context.insert("messages", messages.iter().map(message).collect());
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
@@ -200,6 +200,22 @@ impl ChatTemplate {
             .and_then(|t| t.render(context))
             .map_err(|e| explain("the chat template refuses this conversation", &e))
     }
+}
+
+/// A message as `transformers` hands it to templates: reasoning, whatever it was called, under
+/// the two names that they look for.
+fn message(message: &Message) -> Value {
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|key| message.get(*key).filter(|v| !v.is_null()));
+    let Some(reasoning) = reasoning else {
+        return python::object(message);
+    };
+    let mut aliased = Message::new();
+    aliased.insert("thinking".to_owned(), reasoning.clone());
+    aliased.extend(message.clone());
+    aliased.insert("reasoning_content".to_owned(), reasoning.clone());
+    python::object(&aliased)
 }
 
 /// The filter that `{% generation %}` becomes.

@@ -81,7 +81,7 @@ impl Console {
         self.steps = 0;
         self.seconds = 0.0;
         if let Some(target) = self.target.take() {
-            let style = ProgressStyle::with_template("{bar:20} {pos}/{len} {wide_msg}")
+            let style = ProgressStyle::with_template("{bar:10} {pos}/{len} {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::with_draw_target(Some(total), target)
                 .with_style(style)
@@ -98,31 +98,30 @@ impl Console {
         self.steps += 1;
         self.seconds += metrics.pace.seconds;
         if let Some(bar) = &self.bar {
-            bar.set_message(self.summary(metrics, " · "));
+            let [epoch, loss, lr, grad, rate, trained, memory, left] = self.facts(metrics);
+            // What matters most comes first: the terminal cuts off what it has no room for.
+            let facts = [loss, lr, rate, memory, left, grad, trained, epoch];
+            bar.set_message(facts.into_iter().flatten().collect::<Vec<_>>().join(" · "));
             bar.set_position(metrics.step);
         }
     }
 
-    /// What a bar or a line says of a step.
-    fn summary(&self, metrics: &StepMetrics, separator: &str) -> String {
-        let mut parts = vec![
-            format!("epoch {}", metrics.epoch + 1),
-            format!("loss {:.4}", metrics.loss),
-            format!("lr {:.2e}", metrics.lr),
-        ];
-        parts.extend(metrics.grad_norm.map(|norm| format!("grad {norm:.3}")));
-        parts.push(format!(
-            "{} tok/s ({} trained)",
-            count(metrics.pace.tokens_per_second()),
-            count(metrics.pace.trained_tokens_per_second())
-        ));
-        parts.extend(metrics.peak_memory_bytes.map(bytes));
+    /// What can be said of a step: epoch, loss, learning rate, gradient norm, tokens per
+    /// second and trained ones, peak memory, time left.
+    fn facts(&self, metrics: &StepMetrics) -> [Option<String>; 8] {
         let left = self.total.saturating_sub(metrics.step);
-        if left > 0 && self.steps > 0 {
-            let each = self.seconds / self.steps as f64;
-            parts.push(format!("{} left", seconds(each * left as f64)));
-        }
-        parts.join(separator)
+        let each = self.seconds / self.steps.max(1) as f64;
+        let pace = &metrics.pace;
+        [
+            Some(format!("epoch {}", metrics.epoch + 1)),
+            Some(format!("loss {:.4}", metrics.loss)),
+            Some(format!("lr {:.2e}", metrics.lr)),
+            metrics.grad_norm.map(|norm| format!("grad {norm:.3}")),
+            Some(format!("{} tok/s", count(pace.tokens_per_second()))),
+            Some(format!("{} trained", count(pace.trained_tokens_per_second()))),
+            metrics.peak_memory_bytes.map(bytes),
+            (left > 0).then(|| format!("{} left", seconds(each * left as f64))),
+        ]
     }
 
     fn line(&mut self, text: &str) {
@@ -142,8 +141,9 @@ impl MetricLogger for Console {
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         if self.bar.is_none() {
             let width = self.total.to_string().len();
-            let summary = self.summary(metrics, "  ");
-            self.line(&format!("step {:width$}/{}  {summary}", metrics.step, self.total));
+            let facts: Vec<_> = self.facts(metrics).into_iter().flatten().collect();
+            let facts = facts.join("  ");
+            self.line(&format!("step {:width$}/{}  {facts}", metrics.step, self.total));
         }
         Ok(())
     }
@@ -263,10 +263,10 @@ lora
   base model  tiny
               of 1.1 M
 warning: `compile` has no meaning here
-step   8/120  epoch 1  loss 1.5000  lr 3.00e-4  grad 0.750  2.0k tok/s (500 trained)  1.5 GiB  56s left
+step   8/120  epoch 1  loss 1.5000  lr 3.00e-4  grad 0.750  2.0k tok/s  500 trained  1.5 GiB  56s left
 step 8: validation loss 2.2500 over 40 tokens, 2s
 step 8: saved out/step_8
-step 120/120  epoch 1  loss 1.5000  lr 3.00e-4  2.0k tok/s (500 trained)
+step 120/120  epoch 1  loss 1.5000  lr 3.00e-4  2.0k tok/s  500 trained
 done
 "
         );
@@ -290,7 +290,7 @@ done
         assert!(!at_close.contains("step 1/2"), "{at_close}");
         let (before, after) = at_close.rsplit_once("a note\n").unwrap();
         assert!(before.contains("0/2") && before.ends_with("<clear>"), "{before}");
-        assert!(after.contains("2/2 epoch 1 · loss 1.5000 · lr 3.00e-4"), "{after}");
+        assert!(after.contains("2/2 loss 1.5000 · lr 3.00e-4 · 2.0k tok/s · 1.5 GiB · grad 0.750"), "{after}");
         assert_eq!(screen.text(), format!("{at_close}after\n"));
     }
 

@@ -21,8 +21,7 @@ fn templates_render_as_in_transformers() {
     for case in cases {
         let name = case["template"].as_str().unwrap();
         let conversation = case["conversation"].as_str().unwrap();
-        let messages: Vec<Message> =
-            serde_json::from_value(expected["conversations"][conversation].clone()).unwrap();
+        let messages: Vec<Message> = serde_json::from_value(expected["conversations"][conversation].clone()).unwrap();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
         let template = ChatTemplate::new(&read(&format!("{name}.jinja")), tokens.clone())
             .unwrap_or_else(|e| panic!("{name}: {e}"))

@@ -43,9 +43,7 @@ impl Emitter<'_> {
                 self.comment(value, out);
                 self.entries(fields, indent, out);
             }
-            Data::Fields(fields) => fields
-                .iter()
-                .for_each(|field| self.field(field, indent, out)),
+            Data::Fields(fields) => fields.iter().for_each(|field| self.field(field, indent, out)),
             _ => {}
         }
     }
@@ -95,22 +93,10 @@ impl Emitter<'_> {
 fn is_inline(value: &Value) -> bool {
     match &value.data {
         Data::List(items) => {
-            let scalar = |item: &Value| {
-                !matches!(
-                    item.data,
-                    Data::List(_) | Data::Fields(_) | Data::Component(..)
-                )
-            };
-            items.iter().all(scalar)
-                && items
-                    .iter()
-                    .map(|item| inline(item).len() + 2)
-                    .sum::<usize>()
-                    <= 80
+            let scalar = |item: &Value| !matches!(item.data, Data::List(_) | Data::Fields(_) | Data::Component(..));
+            items.iter().all(scalar) && items.iter().map(|item| inline(item).len() + 2).sum::<usize>() <= 80
         }
-        Data::Fields(fields) => fields
-            .iter()
-            .all(|field| field.flat && is_inline(&field.value)),
+        Data::Fields(fields) => fields.iter().all(|field| field.flat && is_inline(&field.value)),
         Data::Component(..) => false,
         _ => true,
     }
@@ -169,12 +155,7 @@ pub(crate) fn text(text: &str) -> String {
             '\n' => quoted += "\\n",
             '\t' => quoted += "\\t",
             '\r' => quoted += "\\r",
-            c if c.is_control()
-                || matches!(
-                    c,
-                    '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
-                ) =>
-            {
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') => {
                 let _ = write!(quoted, "\\u{:04x}", u32::from(c));
             }
             c => quoted.push(c),

@@ -145,12 +145,8 @@ pub(crate) const LEAST: &str = "output_dir: out\ndatasets: {_component_: instruc
 
 pub(crate) fn read(yaml: &str, overrides: &[&str]) -> Result<Loaded<Train>, String> {
     let overrides = overrides.iter().copied();
-    load(
-        Input::yaml("lora.yaml", yaml)
-            .command("lora --config lora.yaml")
-            .overrides(overrides),
-    )
-    .map_err(|report| report.to_string())
+    load(Input::yaml("lora.yaml", yaml).command("lora --config lora.yaml").overrides(overrides))
+        .map_err(|report| report.to_string())
 }
 
 /// The config, or its errors as the test's own.

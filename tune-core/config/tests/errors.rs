@@ -15,21 +15,8 @@ fn show() {
     println!("{}", bad("", &[]));
     println!(
         "{}",
-        bad(
-            LEAST,
-            &[
-                "dataset.0.x=1",
-                "name=[1, 2",
-                "a.b=1",
-                "lr=1e-3",
-                "batch_size.x=1",
-                "optimizer=adam"
-            ]
-        )
+        bad(LEAST, &["dataset.0.x=1", "name=[1, 2", "a.b=1", "lr=1e-3", "batch_size.x=1", "optimizer=adam"])
     );
     println!("{}", bad("a: [1\n b: 2", &["seed=x"]));
-    println!(
-        "{}",
-        bad("a: ${b}\nb: ${a}\noutput_dir: ${name}\nname: x${nam}", &[])
-    );
+    println!("{}", bad("a: ${b}\nb: ${a}\noutput_dir: ${name}\nname: x${nam}", &[]));
 }

@@ -95,9 +95,7 @@ impl Schema {
             (Schema::Component(component), Const::Text(name)) => match component.find(name) {
                 None => Some("the default is not the name of a component of the type"),
                 Some(at) => match component.variants[at].fields {
-                    Some(fields) if !fields.has_default() => {
-                        Some("the default component has keys without a default")
-                    }
+                    Some(fields) if !fields.has_default() => Some("the default component has keys without a default"),
                     _ => None,
                 },
             },
@@ -132,9 +130,7 @@ impl Schema {
             | (Schema::Text | Schema::Path, Const::Text(_)) => true,
             (Schema::Float { .. }, Const::Float(float)) => float.is_finite(),
             (Schema::Float { .. }, Const::Int(_)) => true,
-            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => {
-                inner.leaf_takes(value)
-            }
+            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => inner.leaf_takes(value),
             _ => false,
         }
     }
@@ -143,10 +139,9 @@ impl Schema {
     const fn holds_numbers(&self) -> bool {
         match self {
             Schema::Int { .. } | Schema::Float { .. } | Schema::Broken => true,
-            Schema::Optional(inner)
-            | Schema::List(inner)
-            | Schema::Array(inner, _)
-            | Schema::Map(inner) => inner.holds_numbers(),
+            Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _) | Schema::Map(inner) => {
+                inner.holds_numbers()
+            }
             _ => false,
         }
     }

@@ -15,7 +15,8 @@ pub(super) struct Pre {
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
@@ -64,54 +65,23 @@ pub(super) const NAMES: &[&str] = &[
 
 /// The cut of that name; none where it is not known.
 pub(super) fn named(name: &str) -> Option<Pre> {
-    let plain = Pre {
-        splits: &[],
-        gpt2: false,
-        nfc: false,
-        ignore_merges: false,
-    };
+    let plain = Pre { splits: &[], gpt2: false, nfc: false, ignore_merges: false };
     Some(match name {
-        "default" => Pre {
-            splits: DEFAULT,
-            ..plain
-        },
-        "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jina-en" | "jina-es" | "jina-de"
-        | "roberta-bpe" => Pre {
-            gpt2: true,
-            ..plain
-        },
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => Pre {
-            splits: &[DIGIT],
-            gpt2: true,
-            ..plain
-        },
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => Pre {
-            splits: &[LLAMA3],
-            ignore_merges: true,
-            ..plain
-        },
-        "smaug-bpe" | "dbrx" | "olmo2" => Pre {
-            splits: &[LLAMA3],
-            ..plain
-        },
-        "qwen2" | "deepseek-r1-qwen" => Pre {
-            splits: &[QWEN2],
-            nfc: true,
-            ..plain
-        },
-        "stablelm2" | "megrez" => Pre {
-            splits: &[QWEN2],
-            ..plain
-        },
-        "tekken" => Pre {
-            splits: &[TEKKEN],
-            ignore_merges: true,
-            ..plain
-        },
-        "gpt-4o" | "llama4" => Pre {
-            splits: &[GPT4O],
-            ..plain
-        },
+        "default" => Pre { splits: DEFAULT, ..plain },
+        "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jina-en" | "jina-es" | "jina-de" | "roberta-bpe" => {
+            Pre { gpt2: true, ..plain }
+        }
+        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
+            Pre { splits: &[DIGIT], gpt2: true, ..plain }
+        }
+        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => {
+            Pre { splits: &[LLAMA3], ignore_merges: true, ..plain }
+        }
+        "smaug-bpe" | "dbrx" | "olmo2" => Pre { splits: &[LLAMA3], ..plain },
+        "qwen2" | "deepseek-r1-qwen" => Pre { splits: &[QWEN2], nfc: true, ..plain },
+        "stablelm2" | "megrez" => Pre { splits: &[QWEN2], ..plain },
+        "tekken" => Pre { splits: &[TEKKEN], ignore_merges: true, ..plain },
+        "gpt-4o" | "llama4" => Pre { splits: &[GPT4O], ..plain },
         _ => return None,
     })
 }

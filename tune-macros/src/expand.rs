@@ -314,7 +314,12 @@ pub(crate) fn function(recipe: &Recipe) -> TokenStream {
         // A mistake, see `check`: the name is taken by ours.
         sig.ident = Ident::new("__main", sig.ident.span());
     }
-    quote!(#(#attrs)* #vis #sig #body)
+    quote! {
+        // A config is handed over whole, key by key.
+        #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)]
+        #(#attrs)*
+        #vis #sig #body
+    }
 }
 
 /// The struct that the parameters stand for.

@@ -2,17 +2,13 @@
 
 use std::fmt::Write;
 
-use crate::schema::{Const, Key, Schema, Struct};
+use crate::schema::{Const, Key, Schema, Struct, Variant};
 use crate::words::{or, quoted};
 
 impl Key {
     /// Type, default and bounds in a few words: `integer = 2, in 1..`.
     pub(crate) fn describe(&self) -> String {
-        let mut text = self.schema.word();
-        if !self.one_of.is_empty() {
-            let values: Vec<_> = self.one_of.iter().map(Const::to_string).collect();
-            text = values.join(" | ");
-        }
+        let mut text = self.schema.word(self.one_of);
         match self.when_absent() {
             None => text += ", required",
             Some(Const::OfType) => {
@@ -32,22 +28,26 @@ impl Key {
 }
 
 impl Schema {
-    /// The type in a word or two.
-    fn word(&self) -> String {
+    /// The type in a word or two; `one_of` are the values that a single one may have.
+    fn word(&self, one_of: &[Const]) -> String {
         match self {
+            Schema::Optional(inner) => format!("{} or null", inner.word(one_of)),
+            Schema::List(inner) => format!("list of {}", inner.word(one_of)),
+            Schema::Array(inner, length) => format!("list of {length}: {}", inner.word(one_of)),
+            Schema::Map(inner) => format!("map of {}", inner.word(one_of)),
+            _ if !one_of.is_empty() => {
+                let values: Vec<_> = one_of.iter().map(Const::to_string).collect();
+                values.join(" | ")
+            }
+            Schema::Choice(choices) => {
+                let names: Vec<_> = choices.choices.iter().map(|choice| choice.name).collect();
+                names.join(" | ")
+            }
             Schema::Bool => "bool".to_owned(),
             Schema::Int { .. } => "integer".to_owned(),
             Schema::Float { .. } => "number".to_owned(),
             Schema::Text => "text".to_owned(),
             Schema::Path => "path".to_owned(),
-            Schema::Choice(choices) => {
-                let names: Vec<_> = choices.choices.iter().map(|choice| choice.name).collect();
-                names.join(" | ")
-            }
-            Schema::Optional(inner) => format!("{} or null", inner.word()),
-            Schema::List(inner) => format!("list of {}", inner.word()),
-            Schema::Array(inner, length) => format!("list of {length} {}", inner.word()),
-            Schema::Map(inner) => format!("map of {}", inner.word()),
             Schema::Struct(_) => "keys".to_owned(),
             Schema::Component(_) => "component".to_owned(),
             Schema::Broken => "?".to_owned(),
@@ -59,8 +59,12 @@ impl Schema {
             Schema::Optional(_) => Some("null".to_owned()),
             Schema::List(_) => Some("[]".to_owned()),
             Schema::Map(_) => Some("{}".to_owned()),
-            Schema::Choice(choices) => choices.default.map(|at| choices.choices[at].name.to_owned()),
-            Schema::Component(component) => component.default.map(|at| component.variants[at].name.to_owned()),
+            Schema::Choice(choices) => choices
+                .default
+                .map(|at| choices.choices[at].name.to_owned()),
+            Schema::Component(component) => component
+                .default
+                .map(|at| component.variants[at].name.to_owned()),
             _ => None,
         }
     }
@@ -79,31 +83,59 @@ pub(crate) fn keys(fields: &Struct, indent: usize, out: &mut String) {
     }
     if !fields.ignored.is_empty() {
         let names: Vec<_> = fields.ignored.iter().map(|ignored| ignored.name).collect();
-        let _ = writeln!(out, "{:indent$}(accepted without effect: {})", "", names.join(", "));
+        let _ = writeln!(
+            out,
+            "{:indent$}(accepted without effect: {})",
+            "",
+            names.join(", ")
+        );
     }
 }
 
 /// What can be written within a value.
 fn inner(schema: &Schema, indent: usize, out: &mut String) {
     match schema {
-        Schema::Optional(inside) | Schema::List(inside) | Schema::Array(inside, _) | Schema::Map(inside) => {
+        Schema::Optional(inside)
+        | Schema::List(inside)
+        | Schema::Array(inside, _)
+        | Schema::Map(inside) => {
             inner(inside, indent, out);
         }
         Schema::Struct(fields) => keys(fields, indent, out),
         Schema::Choice(choices) if choices.choices.iter().any(|choice| !choice.doc.is_empty()) => {
             for choice in choices.choices {
-                let _ = writeln!(out, "{:indent$}- {}: {}", "", choice.name, summary(choice.doc));
+                let _ = writeln!(
+                    out,
+                    "{:indent$}- {}: {}",
+                    "",
+                    choice.name,
+                    summary(choice.doc)
+                );
             }
         }
         Schema::Component(component) => {
             for variant in component.variants {
-                let _ = writeln!(out, "{:indent$}- {}: {}", "", variant.name, summary(variant.doc));
+                let _ = writeln!(
+                    out,
+                    "{:indent$}- {}: {}",
+                    "",
+                    variant.name,
+                    summary(variant_doc(variant))
+                );
                 if let Some(fields) = variant.fields() {
                     keys(fields, indent + 4, out);
                 }
             }
         }
         _ => {}
+    }
+}
+
+/// What a component is: the variant says it, or else its struct.
+fn variant_doc(variant: &Variant) -> &'static str {
+    match variant.fields() {
+        Some(fields) if variant.doc.is_empty() => fields.doc,
+        _ => variant.doc,
     }
 }
 
@@ -115,6 +147,9 @@ fn doc(text: &str, indent: usize, out: &mut String) {
 
 /// The first sentence or paragraph, on one line.
 fn summary(text: &str) -> String {
-    let paragraph: Vec<_> = text.lines().take_while(|line| !line.trim().is_empty()).collect();
+    let paragraph: Vec<_> = text
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .collect();
     paragraph.join(" ")
 }

@@ -260,7 +260,7 @@ impl std::fmt::Display for Const {
             Const::Null => f.write_str("null"),
             Const::Bool(value) => write!(f, "{value}"),
             Const::Int(value) => write!(f, "{value}"),
-            Const::Float(value) => f.write_str(&crate::emit::float(*value)),
+            Const::Float(value) => write!(f, "{value:?}"),
             Const::Text(value) => f.write_str(&crate::emit::text(value)),
             Const::List(items) => {
                 let items: Vec<_> = items.iter().map(Const::to_string).collect();

@@ -19,6 +19,7 @@ pub fn interpolate(root: Node) -> (Node, Vec<Error>) {
         stack: Vec::new(),
         cycles: HashSet::new(),
         errors: Vec::new(),
+        seen: HashSet::new(),
     };
     if !mentions(&root) {
         return (root, Vec::new());
@@ -103,12 +104,14 @@ struct Resolver<'a> {
     /// Cycles that have been reported, each as the sorted list of its members.
     cycles: HashSet<Vec<String>>,
     errors: Vec<Error>,
+    /// The mistakes of `errors`.
+    seen: HashSet<(Span, String)>,
 }
 
 impl Resolver<'_> {
     fn fail<T>(&mut self, error: Error) -> Result<T, Failed> {
         // The same reference may be met again through another one.
-        if !self.errors.contains(&error) {
+        if self.seen.insert((error.span, error.message.clone())) {
             self.errors.push(error);
         }
         Err(Failed)
@@ -183,11 +186,14 @@ impl Resolver<'_> {
         if let Some(at) = self.stack.iter().position(|(open, _)| open == path) {
             return self.cycle(at, span);
         }
-        let Some(left) = self.references.checked_sub(1) else {
+        if self.references == 0 {
+            return Err(Failed);
+        }
+        self.references -= 1;
+        if self.references == 0 {
             let message = format!("more than {} references to follow", limits::REFERENCES);
             return self.fail(Error::new(message, span));
-        };
-        self.references = left;
+        }
         self.stack.push((path.to_owned(), span));
         let found = self.look_up(path, span, depth);
         self.stack.pop();

@@ -265,3 +265,7 @@ pub(super) fn encode(
         full_len,
     })
 }
+
+#[cfg(test)]
+#[path = "pieces_tests.rs"]
+mod tests;

@@ -1,0 +1,6 @@
+//! Reading, writing and keeping checkpoints.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod gguf;
+mod hf;
+mod support;

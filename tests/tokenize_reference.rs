@@ -24,7 +24,11 @@ fn folder(variable: &str) -> PathBuf {
 fn ids_and_targets_are_torchtunes() {
     let (model, reference) = (folder("TUNE_SMOLLM2"), folder("TUNE_REFERENCE"));
     let mut files = TokenizerFiles::default();
-    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
         let content = std::fs::read(model.join(name)).unwrap();
         files.files.insert(name.to_owned(), content);
     }

@@ -175,6 +175,19 @@ impl DatasetConfig {
         (source.as_deref(), files)
     }
 
+    /// A column without which a record is none.
+    pub(super) fn first_column(&self) -> &str {
+        match self {
+            Self::Chat(c) => &c.conversation_column,
+            Self::Instruct(c) => c.column_map.as_ref().map_or("input", |m| &m.input),
+            Self::Alpaca(c) => c
+                .column_map
+                .as_ref()
+                .map_or("instruction", |m| &m.instruction),
+            Self::Text(c) => &c.column,
+        }
+    }
+
     /// The kind and the first file, for messages.
     pub(super) fn name(&self) -> String {
         let kind = match self {

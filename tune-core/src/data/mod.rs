@@ -81,7 +81,7 @@ fn load_one(
     let split: Split = config.split().parse()?;
     let (source, data_files) = config.files();
     let formatter = Formatter::new(config, tokenizer)?;
-    let records = source::read(source, data_files, &split)?;
+    let records = source::read(source, data_files, &split, config.first_column())?;
 
     let encoded: Vec<Result<(pieces::Encoded, Closing)>> = records
         .par_iter()

@@ -227,3 +227,7 @@ pub(super) fn encode(
         .collect();
     Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, full_len })
 }
+
+#[cfg(test)]
+#[path = "pieces_tests.rs"]
+mod tests;

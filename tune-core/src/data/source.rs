@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,7 +72,13 @@ enum Format {
 /// Reads all records of a dataset, in the order of the files and of the records in them.
 ///
 /// `source` is a format (`json`, `jsonl`, `parquet`) or, instead of `data_files`, a file or folder.
-pub(super) fn read(source: Option<&str>, data_files: &[PathBuf], split: &Split) -> Result<Vec<Record>> {
+/// `column` is one that every record of this dataset has.
+pub(super) fn read(
+    source: Option<&str>,
+    data_files: &[PathBuf],
+    split: &Split,
+    column: &str,
+) -> Result<Vec<Record>> {
     let (format, paths) = match source {
         None => (None, data_files.to_vec()),
         Some("json") => (Some(Format::Json), data_files.to_vec()),
@@ -98,7 +105,7 @@ pub(super) fn read(source: Option<&str>, data_files: &[PathBuf], split: &Split) 
             };
             let before = records.len();
             match format {
-                Format::Json => read_json(&file, &mut records)?,
+                Format::Json => read_json(&file, column, &mut records)?,
                 Format::JsonLines => read_lines(&file, &read_file(&file)?, &mut records)?,
                 Format::Parquet => read_parquet(&file, &mut records)?,
             }
@@ -165,7 +172,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
 
 /// A JSON file: an array of objects, an object that holds one such array, or, as Hugging Face's
 /// `json` loader has it, one object a line.
-fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
+fn read_json(path: &Path, column: &str, records: &mut Vec<Record>) -> Result<()> {
     let bytes = read_file(path)?;
     let first = bytes.iter().copied().find(|b| !b.is_ascii_whitespace());
     let whole = serde_json::from_slice::<Value>(&bytes);
@@ -184,6 +191,10 @@ fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
         }
         (_, Err(e)) => return Err(json_error(path, e.line(), &e)),
         (_, Ok(Value::Array(items))) => items,
+        // A file of JSON lines that has one line.
+        (_, Ok(Value::Object(object))) if object.contains_key(column) => {
+            vec![Value::Object(object)]
+        }
         (_, Ok(Value::Object(mut object))) => {
             let arrays: Vec<String> = object
                 .iter()
@@ -191,11 +202,10 @@ fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
                 .map(|(k, _)| k.clone())
                 .collect();
             match arrays.as_slice() {
-                [one] if object.len() == 1 || one == "data" => match object.remove(one) {
+                [one] => match object.remove(one) {
                     Some(Value::Array(items)) => items,
                     _ => Vec::new(),
                 },
-                // A file of JSON lines that has one line.
                 _ => vec![Value::Object(object)],
             }
         }
@@ -264,18 +274,35 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
-    let broken =
-        |e: parquet::errors::ParquetError| Error::file(path, format!("not a Parquet file that can be read: {e}"));
+    let broken = |e: &dyn fmt::Display| {
+        Error::file(path, format!("not a Parquet file that can be read: {e}"))
+    };
     let file = fs::File::open(path).map_err(Error::io("read", path))?;
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    // The reader checks a file's structure, but asserts what its pages hold: damage there must
+    // not end the program.
+    let read = AssertUnwindSafe(|| parquet_rows(file, path));
+    let rows = catch_unwind(read).map_err(|_| broken(&"its pages are damaged"))?;
+    records.extend(rows.map_err(|e| broken(&e))?);
+    Ok(())
+}
+
+fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Record>> {
+    let reader = SerializedFileReader::new(file)?;
     let shared: Arc<Path> = path.into();
-    for (i, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
-        let origin = Origin { path: shared.clone(), number: i + 1, kind: Kind::Row };
-        let row = row.map_err(|e| origin.error(e))?;
-        let columns = row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+    let mut records = Vec::new();
+    for (i, row) in reader.get_row_iter(None)?.enumerate() {
+        let columns = row?
+            .get_column_iter()
+            .map(|(name, field)| (name.clone(), json_of(field)))
+            .collect();
+        let origin = Origin {
+            path: shared.clone(),
+            number: i + 1,
+            kind: Kind::Row,
+        };
         records.push(Record { columns, origin });
     }
-    Ok(())
+    Ok(records)
 }
 
 /// A Parquet value as JSON. Bytes that are text are text: not every writer annotates strings.

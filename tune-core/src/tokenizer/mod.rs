@@ -2,6 +2,8 @@
 
 mod python;
 mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -211,10 +211,8 @@ fn load_as<T: Element>(
                 wide.resize(out.len(), 0.0);
                 stored.read_f32(i * CHUNK, wide)?;
                 match round {
-                    Some(DType::BF16) => {
-                        wide.iter_mut().for_each(|x| *x = bf16::narrow(*x).widen())
-                    }
-                    Some(DType::F16) => wide.iter_mut().for_each(|x| *x = f16::narrow(*x).widen()),
+                    Some(DType::BF16) => round_through::<bf16>(wide),
+                    Some(DType::F16) => round_through::<f16>(wide),
                     _ => {}
                 }
                 for (o, x) in out.iter_mut().zip(wide.iter()) {
@@ -241,4 +239,10 @@ fn load_as<T: Element>(
         values = moved;
     }
     Ok(Tensor::from_vec(values, stored.shape(), &Device::Cpu)?.to_device(device)?)
+}
+
+fn round_through<T: Element>(values: &mut [f32]) {
+    for x in values {
+        *x = T::narrow(*x).widen();
+    }
 }

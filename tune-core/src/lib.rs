@@ -5,8 +5,16 @@
 
 pub mod checkpoint;
 pub mod data;
+pub mod device;
+pub mod distributed;
+pub mod engine;
 mod error;
+pub mod generate;
 pub mod metrics;
+pub mod models;
+pub mod ops;
+pub mod optim;
+pub mod peft;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

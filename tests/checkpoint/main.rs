@@ -3,4 +3,7 @@
 
 mod gguf;
 mod hf;
+mod peft;
+mod run;
+mod state;
 mod support;

@@ -98,7 +98,7 @@ impl FromStr for Size {
             _ => return Err(wrong()),
         };
         let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor;
-        if !(bytes >= 1.0 && bytes < 9e18) {
+        if !(1.0..9e18).contains(&bytes) {
             return Err(wrong());
         }
         Ok(Self(bytes as u64))

@@ -193,19 +193,22 @@ fn load_as<T: Element>(
     if stored.dtype() == Some(T::DTYPE) && round.is_none() {
         values.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
     } else {
-        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, |wide, (i, out)| {
-            wide.resize(out.len(), 0.0);
-            stored.read_f32(i * CHUNK, wide)?;
-            match round {
-                Some(DType::BF16) => wide.iter_mut().for_each(|x| *x = bf16::narrow(*x).widen()),
-                Some(DType::F16) => wide.iter_mut().for_each(|x| *x = f16::narrow(*x).widen()),
-                _ => {}
-            }
-            for (o, x) in out.iter_mut().zip(wide.iter()) {
-                *o = T::narrow(*x);
-            }
-            Ok::<_, Error>(())
-        })?;
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(
+            Vec::new,
+            |wide, (i, out)| {
+                wide.resize(out.len(), 0.0);
+                stored.read_f32(i * CHUNK, wide)?;
+                match round {
+                    Some(DType::BF16) => round_through::<bf16>(wide),
+                    Some(DType::F16) => round_through::<f16>(wide),
+                    _ => {}
+                }
+                for (o, x) in out.iter_mut().zip(wide.iter()) {
+                    *o = T::narrow(*x);
+                }
+                Ok::<_, Error>(())
+            },
+        )?;
     }
     if let (Some(from), Some(&height)) = (rows, stored.shape().first())
         && height > 0
@@ -221,4 +224,10 @@ fn load_as<T: Element>(
         values = moved;
     }
     Ok(Tensor::from_vec(values, stored.shape(), &Device::Cpu)?.to_device(device)?)
+}
+
+fn round_through<T: Element>(values: &mut [f32]) {
+    for x in values {
+        *x = T::narrow(*x).widen();
+    }
 }

@@ -71,6 +71,9 @@ impl Row {
     }
 }
 
+/// Whether the first layer has a tensor of that GGUF name.
+type Has<'a> = dyn Fn(&str) -> bool + 'a;
+
 /// An architecture of llama.cpp's.
 struct Family {
     /// `general.architecture`.
@@ -78,8 +81,8 @@ struct Family {
     model: &'static [Row],
     /// After `blk.N.` and `model.layers.N.`.
     layer: &'static [Row],
-    /// Adds what is not common to all families; `has` tells whether the file has a tensor of that GGUF name in layer 0.
-    config: fn(&Metadata, has: &dyn Fn(&str) -> bool, &mut Map<String, Value>) -> Result<()>,
+    /// Adds to the config what is not common to all families.
+    config: fn(&Metadata, &Has<'_>, &mut Map<String, Value>) -> Result<()>,
 }
 
 const FAMILIES: &[Family] = &[Family {
@@ -111,7 +114,7 @@ const FAMILIES: &[Family] = &[Family {
 }];
 
 /// What llama.cpp calls `llama` is Llama or Mistral; only the latter has a sliding window.
-fn llama(metadata: &Metadata, has: &dyn Fn(&str) -> bool, config: &mut Map<String, Value>) -> Result<()> {
+fn llama(metadata: &Metadata, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
     if let Some(experts) = metadata.u64("llama.expert_count")?.filter(|&n| n > 0) {
         return Err(metadata.bad(format!("is a mixture of {experts} experts, which is not supported in GGUF files")));
     }
@@ -134,7 +137,7 @@ fn llama(metadata: &Metadata, has: &dyn Fn(&str) -> bool, config: &mut Map<Strin
 }
 
 /// Whether all of these tensors are there; some of them alone is something that the config cannot say.
-fn one_bias(metadata: &Metadata, has: &dyn Fn(&str) -> bool, names: &[&str]) -> Result<bool> {
+fn one_bias(metadata: &Metadata, has: &Has<'_>, names: &[&str]) -> Result<bool> {
     let present = names.iter().filter(|n| has(n)).count();
     if present != 0 && present != names.len() {
         return Err(metadata.bad(format!("has only {present} of {names:?}; a Llama model has all of them or none")));

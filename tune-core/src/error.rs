@@ -56,28 +56,17 @@ impl Error {
     /// For `map_err` on a file operation: `fs::read(&p).map_err(Error::io("read", &p))`.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 
     /// The content of `path` is wrong.
     pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::File {
-            path: path.as_ref().to_path_buf(),
-            message: message.into(),
-        }
+        Self::File { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
     /// Line `line` (from 1) of `path` is wrong.
     pub fn line(path: impl AsRef<Path>, line: usize, message: impl Into<String>) -> Self {
-        Self::Line {
-            path: path.as_ref().to_path_buf(),
-            line,
-            message: message.into(),
-        }
+        Self::Line { path: path.as_ref().to_path_buf(), line, message: message.into() }
     }
 
     /// Settings do not fit together, the machine or the model.

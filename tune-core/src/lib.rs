@@ -8,8 +8,16 @@ extern crate self as tune_core;
 
 pub mod checkpoint;
 pub mod data;
+pub mod device;
+pub mod distributed;
+pub mod engine;
 mod error;
+pub mod generate;
 pub mod metrics;
+pub mod models;
+pub mod ops;
+pub mod optim;
+pub mod peft;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

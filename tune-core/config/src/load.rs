@@ -24,10 +24,7 @@ impl Input {
 
     /// The text of a YAML file and the name that messages give it.
     pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            file: Some((name.into(), text.into())),
-            ..Self::default()
-        }
+        Self { file: Some((name.into(), text.into())), ..Self::default() }
     }
 
     /// `key=value` and `~key`, in this order, after those that are there.
@@ -104,23 +101,14 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     if sources.text(file).len() > tune_yaml::MAX_TEXT {
         // Not to be shown.
         let limit = tune_yaml::MAX_TEXT >> 10;
-        let message = format!(
-            "{} is no config: it has more than {limit} KiB",
-            sources.name(file)
-        );
-        return Err(Report {
-            sources,
-            diagnostics: vec![Diagnostic::error(message)],
-        });
+        let message = format!("{} is no config: it has more than {limit} KiB", sources.name(file));
+        return Err(Report { sources, diagnostics: vec![Diagnostic::error(message)] });
     }
     let mut root = match tune_yaml::parse(sources.text(file), file) {
         Ok(root) => root,
         Err(error) => {
             diagnostics.push(error.into());
-            Node {
-                value: tune_yaml::Value::Reported,
-                span: Span::new(file, 0, 0),
-            }
+            Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }
         }
     };
     if root.is_null() {
@@ -161,10 +149,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     match converted {
         Some((config, value)) => Ok(Loaded {
             config,
-            warnings: Report {
-                sources: sources.clone(),
-                diagnostics: warnings,
-            },
+            warnings: Report { sources: sources.clone(), diagnostics: warnings },
             resolved: ResolvedConfig { value, sources },
         }),
         None => {
@@ -173,16 +158,10 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
             }
             // In the order of the text, the file first.
             diagnostics.sort_by_key(|diagnostic| {
-                diagnostic
-                    .primary
-                    .as_ref()
-                    .map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
+                diagnostic.primary.as_ref().map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
             });
             diagnostics.extend(warnings);
-            Err(Report {
-                sources,
-                diagnostics,
-            })
+            Err(Report { sources, diagnostics })
         }
     }
 }

@@ -1,1 +1,208 @@
 //! What a run reports while it trains: console, JSON lines, TensorBoard.
+//!
+//! A recipe opens [`Metrics`] from its `metric_logger` key, hands it one [`StepMetrics`] a
+//! step, and closes it. Each destination is a [`MetricLogger`].
+
+mod config;
+mod console;
+mod format;
+mod jsonl;
+mod memory;
+mod tensorboard;
+mod throughput;
+
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
+pub use console::Console;
+pub use jsonl::JsonlLogger;
+pub use memory::peak_memory;
+pub use tensorboard::TensorBoardLogger;
+pub use throughput::{Pace, Throughput};
+
+/// What one optimizer step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepMetrics {
+    /// Optimizer steps done since the start of training, this one included: the first is 1.
+    pub step: u64,
+    /// The epoch that the step belongs to, from 0.
+    pub epoch: u64,
+    /// Mean loss per trained token over the whole step, in nats.
+    pub loss: f64,
+    /// The learning rate that the step used.
+    pub lr: f64,
+    /// Global L2 norm of the gradient before clipping, where it was computed.
+    pub grad_norm: Option<f64>,
+    /// Tokens and time.
+    pub pace: Pace,
+    /// The most memory that the process has held so far, in bytes: [`peak_memory`].
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// What one pass over the validation set found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidationMetrics {
+    /// Optimizer steps done when the model was validated.
+    pub step: u64,
+    /// The epoch in which it was validated, from 0.
+    pub epoch: u64,
+    /// Mean loss per predicted token, in nats.
+    pub loss: f64,
+    /// Tokens and time of the pass.
+    pub pace: Pace,
+}
+
+impl StepMetrics {
+    /// Name and value of everything that is logged, `step` first. What is not a number (an
+    /// absent norm, a NaN) is null.
+    fn record(&self) -> Map<String, Value> {
+        object(json!({
+            "step": self.step,
+            "epoch": self.epoch,
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "tokens": self.pace.tokens,
+            "trained_tokens": self.pace.trained_tokens,
+            "step_seconds": self.pace.seconds,
+            "tokens_per_second": self.pace.tokens_per_second(),
+            "trained_tokens_per_second": self.pace.trained_tokens_per_second(),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }))
+    }
+}
+
+impl ValidationMetrics {
+    /// As [`StepMetrics::record`]; the names begin with `val_`, so that both fit one log.
+    fn record(&self) -> Map<String, Value> {
+        object(json!({
+            "step": self.step,
+            "epoch": self.epoch,
+            "val_loss": self.loss,
+            "val_tokens": self.pace.tokens,
+            "val_trained_tokens": self.pace.trained_tokens,
+            "val_seconds": self.pace.seconds,
+        }))
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// A place that metrics go to.
+///
+/// What a method was given has reached the operating system when it returns: a process
+/// that is killed loses no record.
+pub trait MetricLogger: Send {
+    /// Records an optimizer step.
+    fn log_step(&mut self, metrics: &StepMetrics) -> Result<()>;
+    /// Records a validation. Done before the checkpoint of the same step is saved, it is
+    /// recorded exactly once in a run that is killed and resumed.
+    fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()>;
+    /// Records something worth knowing that happened after `step` steps.
+    fn log_note(&mut self, step: u64, note: &str) -> Result<()>;
+    /// Ends the log. Nothing is recorded after it.
+    fn close(&mut self) -> Result<()>;
+}
+
+/// Where a run begins, for logs that may exist already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At step 0. A log that is in the way is kept under another name.
+    Fresh,
+    /// After this step, which a checkpoint was loaded from. What was logged of later steps
+    /// is dropped, for they are about to be done again.
+    Resumed(u64),
+}
+
+/// All the places that a run's metrics go to.
+pub struct Metrics {
+    console: Console,
+    loggers: Vec<Box<dyn MetricLogger>>,
+    every: u64,
+}
+
+impl Metrics {
+    /// The console, and the loggers that the config asks for. Their files lie in
+    /// `output_dir/logs` unless the config says otherwise. Every `every`-th step is
+    /// recorded; a progress bar shows them all.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be made or written, two logs in one file, a log of
+    /// the resumed run that is not one.
+    pub fn open(
+        configs: &[MetricLoggerConfig],
+        output_dir: &std::path::Path,
+        start: Start,
+        every: u64,
+        mut console: Console,
+    ) -> Result<Self> {
+        let mut loggers: Vec<Box<dyn MetricLogger>> = Vec::new();
+        let mut places = Vec::new();
+        for config in configs {
+            if let Some(place) = config.place(output_dir) {
+                if places.contains(&place) {
+                    return Err(Error::setup(format!(
+                        "metric_logger: two loggers write {}; give one of them another log_dir or filename",
+                        place.display()
+                    )));
+                }
+                places.push(place);
+            }
+            if let Some(warning) = config.warning() {
+                console.warn(&warning);
+            }
+            loggers.extend(config.open(output_dir, start)?);
+        }
+        Ok(Self { console, loggers, every: every.max(1) })
+    }
+
+    /// The console, for the report at the start and for warnings.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console
+    }
+
+    /// The training loop begins: `done` of `total` steps are done.
+    pub fn begin(&mut self, done: u64, total: u64) {
+        self.console.begin(done, total);
+    }
+}
+
+impl MetricLogger for Metrics {
+    fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.console.advance(metrics);
+        if !metrics.step.is_multiple_of(self.every) {
+            return Ok(());
+        }
+        self.console.log_step(metrics)?;
+        self.loggers.iter_mut().try_for_each(|l| l.log_step(metrics))
+    }
+
+    fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
+        self.console.log_validation(metrics)?;
+        self.loggers.iter_mut().try_for_each(|l| l.log_validation(metrics))
+    }
+
+    fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
+        self.console.log_note(step, note)?;
+        self.loggers.iter_mut().try_for_each(|l| l.log_note(step, note))
+    }
+
+    /// Closes every log, also when one of them fails, and returns the first failure.
+    fn close(&mut self) -> Result<()> {
+        let mut result = self.console.close();
+        for logger in &mut self.loggers {
+            result = result.and(logger.close());
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -99,9 +99,7 @@ impl Schema {
             (Schema::Component(component), Const::Text(name)) => match component.find(name) {
                 None => Some("the default is not the name of a component of the type"),
                 Some(at) => match component.variants[at].fields {
-                    Some(fields) if !fields.has_default() => {
-                        Some("the default component has keys without a default")
-                    }
+                    Some(fields) if !fields.has_default() => Some("the default component has keys without a default"),
                     _ => None,
                 },
             },
@@ -136,9 +134,7 @@ impl Schema {
             | (Schema::Text | Schema::Path, Const::Text(_)) => true,
             (Schema::Float { .. }, Const::Float(float)) => float.is_finite(),
             (Schema::Float { .. }, Const::Int(_)) => true,
-            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => {
-                inner.leaf_takes(value)
-            }
+            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => inner.leaf_takes(value),
             _ => false,
         }
     }
@@ -147,10 +143,9 @@ impl Schema {
     const fn holds_numbers(&self) -> bool {
         match self {
             Schema::Int { .. } | Schema::Float { .. } | Schema::Broken => true,
-            Schema::Optional(inner)
-            | Schema::List(inner)
-            | Schema::Array(inner, _)
-            | Schema::Map(inner) => inner.holds_numbers(),
+            Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _) | Schema::Map(inner) => {
+                inner.holds_numbers()
+            }
             _ => false,
         }
     }
@@ -242,10 +237,7 @@ const fn shares_a_name(keys: &[Key], key: &Key) -> bool {
         let other = &keys[at];
         let same = match (other.flatten, other.schema) {
             (true, Schema::Struct(inner)) => shares_a_name(inner.keys, key),
-            _ => {
-                named(other.name, other.aliases, key.name)
-                    || named(key.name, key.aliases, other.name)
-            }
+            _ => named(other.name, other.aliases, key.name) || named(key.name, key.aliases, other.name),
         };
         if same {
             return true;

@@ -1,0 +1,147 @@
+//! Everything that should train has the right gradient, and nothing else has any:
+//! over models and choices of adapters, against finite differences and against f64.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/families.rs"]
+mod families;
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Device, Tensor};
+use families::Fixture;
+use tune_core::data::Batch;
+use tune_core::engine::{RunOptions, forward_backward};
+use tune_core::models::Decoder;
+use tune_core::ops::Dropout;
+use tune_core::optim::Gradients;
+use tune_core::peft::{LoraModule, LoraOptions};
+
+const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
+
+use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+
+const ADAPTERS: [&[LoraModule]; 6] = [
+    &[QProj, VProj],
+    &[QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj],
+    &[LmHead],
+    &[DownProj, LmHead],
+    &[OProj],
+    &[QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead],
+];
+
+fn lora(modules: &[LoraModule]) -> LoraOptions {
+    LoraOptions { modules: modules.to_vec(), rank: 3, alpha: 6.0, dropout: 0.1, seed: 5 }
+}
+
+/// Fresh adapters leave the model as it is, and `A` without a gradient: move `B` away from zero.
+fn shake(model: &Decoder) {
+    for (name, var) in model.trainable().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+        let key = Dropout::mix_name(3, name);
+        let values: Vec<f64> =
+            (0..var.elem_count()).map(|i| (Dropout::mix(key, i as u64) % 1000) as f64 / 5e3 - 0.1).collect();
+        let values = Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap();
+        var.set(&values.to_dtype(var.dtype()).unwrap()).unwrap();
+    }
+}
+
+fn run(model: &Decoder, batch: &Batch) -> (f64, Gradients) {
+    let mut gradients = Gradients::default();
+    let trained = batch.trained_tokens() as f64;
+    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11) };
+    let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
+    (loss, gradients)
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// The slope of the loss along one element of a parameter.
+fn slope(model: &Decoder, batch: &Batch, name: &str, index: usize, step: f64) -> f64 {
+    let var = &model.trainable()[name];
+    let base = values(var);
+    let at = |delta: f64| {
+        let mut moved = base.clone();
+        moved[index] += delta;
+        let moved = Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap();
+        var.set(&moved.to_dtype(var.dtype()).unwrap()).unwrap();
+        run(model, batch).0
+    };
+    let slope = (at(step) - at(-step)) / (2.0 * step);
+    at(0.0);
+    slope
+}
+
+fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
+    let batch = fixture.batch();
+    let models = [DType::F32, DType::F64].map(|dtype| fixture.model(dtype, modules.map(lora)));
+    models.iter().for_each(shake);
+    let [single, double] = &models;
+    let names: BTreeSet<&String> = double.trainable().keys().collect();
+    let expected = match modules {
+        None => fixture.gradients.len(),
+        Some(m) => {
+            let layers = single.config.num_hidden_layers;
+            m.iter().map(|&m| if m == LmHead { 2 } else { 2 * layers }).sum()
+        }
+    };
+    assert_eq!(names.len(), expected);
+
+    let (single_gradients, double_gradients) = (run(single, &batch).1, run(double, &batch).1);
+    assert_eq!(single_gradients.iter().map(|(n, _)| n).collect::<BTreeSet<_>>(), names);
+    assert_eq!(double_gradients.iter().map(|(n, _)| n).collect::<BTreeSet<_>>(), names);
+    for name in names {
+        let exact = values(double_gradients.get(name).unwrap());
+        let ours = values(single_gradients.get(name).unwrap());
+        let scale = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
+        assert!(scale > 0.0, "{name} has a gradient of zero");
+        let worst = ours.iter().zip(&exact).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-4 * scale, "{name}: f32 is off by {worst:e} of {scale:e}");
+
+        // Where the gradient is largest the difference quotient is least blurred.
+        let (largest, _) = exact.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
+        let fine = slope(double, &batch, name, largest, 1e-5);
+        assert!((fine - exact[largest]).abs() <= 1e-4 * scale, "{name}: {} instead of {fine} (f64)", exact[largest]);
+        let coarse = slope(single, &batch, name, largest, 1e-2);
+        assert!(
+            (coarse - ours[largest]).abs() <= 1e-2 * scale.max(1e-3),
+            "{name}: {} instead of {coarse} (f32)",
+            ours[largest]
+        );
+    }
+}
+
+#[test]
+fn full_fine_tuning() {
+    for family in FAMILIES {
+        check(&Fixture::read(family), None);
+    }
+}
+
+#[test]
+fn adapters_of_every_kind() {
+    for family in FAMILIES {
+        let fixture = Fixture::read(family);
+        for modules in ADAPTERS {
+            check(&fixture, Some(modules));
+        }
+    }
+}
+
+#[test]
+fn merged_weights_give_the_logits_of_the_adapters() {
+    let fixture = Fixture::read("llama_tied");
+    let model = fixture.model(DType::F64, Some(lora(&[QProj, DownProj, LmHead])));
+    shake(&model);
+    let (weights, tied) = model.merged_weights().unwrap();
+    assert!(!tied, "an adapter on a tied output layer unties it");
+    let mut merged = Fixture::read("llama_tied");
+    merged.config["tie_word_embeddings"] = tied.into();
+    merged.weights = weights;
+    let batch = fixture.batch();
+    let (a, b) =
+        (values(&model.logits(&batch).unwrap()), values(&merged.model(DType::F64, None).logits(&batch).unwrap()));
+    let worst = a.iter().zip(&b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(worst < 1e-4, "{worst}");
+}

@@ -1,0 +1,74 @@
+//! How much memory the process has held.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The largest resident set of the process so far, in bytes: the physical memory that it
+/// held at its worst, counted by the operating system. Pages of memory-mapped checkpoints
+/// count while they are resident.
+///
+/// `None` where the system does not tell (anything but Linux, macOS and the BSDs).
+pub fn peak_memory() -> Option<u64> {
+    /// Linux estimates the count, and a later reading can be a few pages smaller.
+    static HIGHEST: AtomicU64 = AtomicU64::new(0);
+    let now = peak()?;
+    Some(HIGHEST.fetch_max(now, Ordering::Relaxed).max(now))
+}
+
+/// `VmHWM`, and not `ru_maxrss`: the latter survives `exec`, so that a small program
+/// started by a large one would report the large one's peak.
+#[cfg(target_os = "linux")]
+fn peak() -> Option<u64> {
+    high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+#[cfg(target_os = "linux")]
+fn high_water_mark(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn peak() -> Option<u64> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: the pointer is to memory of the right type, which the call fills if it returns 0.
+    let usage = unsafe {
+        if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
+            return None;
+        }
+        usage.assume_init()
+    };
+    let peak = u64::try_from(usage.ru_maxrss).ok()?;
+    // Apple counts bytes, everyone else KiB.
+    if cfg!(target_vendor = "apple") { Some(peak) } else { peak.checked_mul(1024) }
+}
+
+#[cfg(not(unix))]
+fn peak() -> Option<u64> {
+    None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_follows_what_is_held_and_never_falls() {
+        let before = peak_memory().expect("measured on this system");
+        let held = vec![1u8; 256 << 20];
+        let during = peak_memory().expect("measured on this system");
+        assert!(during >= 256 << 20, "{during}");
+        assert_eq!(held[held.len() / 2], 1);
+        drop(held);
+        assert!(peak_memory().expect("measured on this system") >= during);
+        assert!(during >= before);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn reads_the_line_of_the_status_file() {
+        let status = "VmPeak:\t  12 kB\nVmHWM:\t    5120 kB\nVmRSS:\t 4000 kB\n";
+        assert_eq!(high_water_mark(status), Some(5120 * 1024));
+        assert_eq!(high_water_mark("VmRSS:\t 4000 kB\n"), None);
+    }
+}

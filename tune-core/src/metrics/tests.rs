@@ -1,0 +1,72 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+/// The same for every step but for its number.
+pub(super) fn step(step: u64) -> StepMetrics {
+    StepMetrics {
+        step,
+        epoch: 0,
+        loss: 1.5,
+        lr: 3e-4,
+        grad_norm: Some(0.75),
+        pace: Pace { tokens: 1000, trained_tokens: 250, seconds: 0.5 },
+        peak_memory_bytes: Some(3 << 29),
+    }
+}
+
+pub(super) fn validation(step: u64) -> ValidationMetrics {
+    ValidationMetrics { step, epoch: 0, loss: 2.25, pace: Pace { tokens: 100, trained_tokens: 40, seconds: 2.0 } }
+}
+
+fn open(configs: &[MetricLoggerConfig], folder: &Path, every: u64) -> Result<Metrics> {
+    Metrics::open(configs, folder, Start::Fresh, every, Console::silent())
+}
+
+#[test]
+fn every_nth_step_goes_to_every_logger() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    let configs = [
+        MetricLoggerConfig::default(),
+        MetricLoggerConfig::Jsonl(DiskLog { log_dir: Some(elsewhere.clone()), filename: "other.txt".to_owned() }),
+        MetricLoggerConfig::TensorBoard(TensorBoardLog::default()),
+        MetricLoggerConfig::Stdout(ElsewhereLog::default()),
+    ];
+    let mut metrics = open(&configs, dir.path(), 3).unwrap();
+    metrics.begin(0, 7);
+    for n in 1..=7 {
+        metrics.log_step(&step(n)).unwrap();
+    }
+    metrics.log_validation(&validation(7)).unwrap();
+    metrics.close().unwrap();
+
+    let log = fs::read_to_string(dir.path().join("logs/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> =
+        log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [3, 6, 7]);
+    assert_eq!(fs::read_to_string(elsewhere.join("other.txt")).unwrap(), log);
+    let names = fs::read_dir(dir.path().join("logs")).unwrap();
+    assert!(names.into_iter().any(|e| {
+        let name = e.unwrap().file_name();
+        name.to_string_lossy().starts_with("events.out.tfevents.")
+    }));
+}
+
+#[test]
+fn two_loggers_do_not_share_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = [MetricLoggerConfig::default(), MetricLoggerConfig::default()];
+    let error = open(&configs, dir.path(), 1).err().unwrap().to_string();
+    assert!(error.contains("two loggers write"), "{error}");
+}
+
+#[test]
+fn a_service_without_a_client_is_replaced_and_said_so() {
+    let config = MetricLoggerConfig::Wandb(ElsewhereLog::default());
+    assert!(config.warning().unwrap().contains("Weights & Biases"));
+    let dir = tempfile::tempdir().unwrap();
+    open(&[config], dir.path(), 1).unwrap();
+    assert!(dir.path().join("logs/metrics.jsonl").exists());
+}

@@ -1,0 +1,262 @@
+//! The whole model: embedding, blocks, norm, output layer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::block::Block;
+use super::cache::KvCache;
+use super::config::DecoderConfig;
+use super::linear::Linear;
+use super::weights::WeightSource;
+use crate::data::{Batch, Span};
+use crate::ops::{self, AttentionShape, OutputHead, Rotary};
+use crate::peft::{LoraOptions, add_adapter};
+use crate::{Error, Result};
+
+/// What all blocks share in one forward pass.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    /// The samples in the batch.
+    pub spans: Arc<[Span]>,
+    /// The angles of its positions.
+    pub rotary: Rotary,
+    /// The key of this pass's dropout (from seed, step and micro-batch); no dropout if `None`.
+    pub dropout: Option<u64>,
+}
+
+/// How a model is put together from its weights.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// The dtype of weights and activations.
+    pub dtype: DType,
+    /// Where they live.
+    pub device: Device,
+    /// Whether the model's own weights are trained.
+    pub train_weights: bool,
+    /// Adapters to add; the weights are then frozen.
+    pub lora: Option<LoraOptions>,
+}
+
+/// A decoder-only language model.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// Its shape.
+    pub config: DecoderConfig,
+    /// Its blocks, bottom first.
+    pub blocks: Vec<Block>,
+    embed_tokens: Tensor,
+    norm: Tensor,
+    lm_head: Linear,
+    inverse_frequencies: Vec<f32>,
+    /// Everything that is trained, in name order.
+    trainable: BTreeMap<String, Var>,
+}
+
+impl Decoder {
+    /// Builds the model from its weights.
+    ///
+    /// # Errors
+    /// A weight that is missing or of another shape; an adapter on a layer that the model lacks.
+    pub fn load(config: DecoderConfig, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
+        let mut builder = Builder { source, options, trainable: BTreeMap::new(), wanted: BTreeSet::new() };
+        if let Some(lora) = &options.lora {
+            builder.wanted = lora.modules.iter().map(|m| m.name()).collect();
+        }
+        let c = &config;
+        let (q_width, kv_width) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let attention = AttentionShape {
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            scale: 1.0 / (c.head_dim as f64).sqrt(),
+            window: c.sliding_window,
+        };
+        let embed_tokens = builder.weight("model.embed_tokens", &[c.vocab_size, c.hidden_size])?;
+        let mut blocks = Vec::with_capacity(c.num_hidden_layers);
+        for index in 0..c.num_hidden_layers {
+            let prefix = format!("model.layers.{index}");
+            let mut linear =
+                |part: &str, out: usize, inner: usize| builder.linear(&format!("{prefix}.{part}"), out, inner);
+            let q_proj = linear("self_attn.q_proj", q_width, c.hidden_size)?;
+            let k_proj = linear("self_attn.k_proj", kv_width, c.hidden_size)?;
+            let v_proj = linear("self_attn.v_proj", kv_width, c.hidden_size)?;
+            let o_proj = linear("self_attn.o_proj", c.hidden_size, q_width)?;
+            let gate_proj = linear("mlp.gate_proj", c.intermediate_size, c.hidden_size)?;
+            let up_proj = linear("mlp.up_proj", c.intermediate_size, c.hidden_size)?;
+            let down_proj = linear("mlp.down_proj", c.hidden_size, c.intermediate_size)?;
+            blocks.push(Block {
+                index,
+                input_layernorm: builder.weight(&format!("{prefix}.input_layernorm"), &[c.hidden_size])?,
+                post_attention_layernorm: builder
+                    .weight(&format!("{prefix}.post_attention_layernorm"), &[c.hidden_size])?,
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
+                gate_proj,
+                up_proj,
+                down_proj,
+                attention,
+                eps: c.rms_norm_eps,
+            });
+        }
+        let norm = builder.weight("model.norm", &[c.hidden_size])?;
+        let lm_head = if c.tie_word_embeddings {
+            builder.adapted("lm_head", embed_tokens.clone())?
+        } else {
+            builder.linear("lm_head", c.vocab_size, c.hidden_size)?
+        };
+        Ok(Self {
+            blocks,
+            embed_tokens,
+            norm,
+            lm_head,
+            inverse_frequencies: config.inverse_frequencies(),
+            trainable: builder.trainable,
+            config,
+        })
+    }
+
+    /// What is trained, in name order: weights by their Hugging Face name, adapters as
+    /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
+    pub fn trainable(&self) -> &BTreeMap<String, Var> {
+        &self.trainable
+    }
+
+    /// The dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.embed_tokens.dtype()
+    }
+
+    /// Where the model lives.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
+    /// What the blocks need to know of a batch.
+    pub fn pass(&self, batch: &Batch, dropout: Option<u64>) -> Pass {
+        Pass {
+            spans: batch.spans.as_slice().into(),
+            rotary: Rotary::new(&batch.positions, &self.inverse_frequencies),
+            dropout,
+        }
+    }
+
+    /// Whether the embedding table is trained.
+    pub fn trains_embedding(&self) -> bool {
+        self.embed_tokens.is_variable()
+    }
+
+    /// The residual stream below the first block, `[rows, len, hidden]`.
+    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(ops::embedding(&batch.input_ids, batch.rows, &self.embed_tokens)?)
+    }
+
+    /// The last norm, over `[batch, seq, hidden]`.
+    pub fn final_norm(&self, x_bsh: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x_bsh, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// The output layer, with this pass's dropout on its adapter.
+    pub fn head(&self, pass: &Pass) -> OutputHead {
+        OutputHead { weight: self.lm_head.weight.clone(), lora: self.lm_head.factors(pass) }
+    }
+
+    /// Logits of every position, `[rows, len, vocab]`, in the model's dtype.
+    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
+        let pass = self.pass(batch, None);
+        let mut x_bsh = self.embed(batch)?.detach();
+        for block in &self.blocks {
+            x_bsh = block.forward(&x_bsh, &pass)?.detach();
+        }
+        self.lm_head.forward(&self.final_norm(&x_bsh)?, &pass)
+    }
+
+    /// Logits of the last of `ids`, the newest tokens of one sequence whose past is in `cache`: `[vocab]`, f32.
+    pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
+        let past = cache.len();
+        let positions: Vec<u32> = (past..past + ids.len()).map(|p| p as u32).collect();
+        let pass =
+            Pass { spans: Arc::new([]), rotary: Rotary::new(&positions, &self.inverse_frequencies), dropout: None };
+        let mut x_bsh = ops::embedding(ids, 1, &self.embed_tokens)?.detach();
+        for block in &self.blocks {
+            x_bsh = block.forward_cached(&x_bsh, &pass, cache)?.detach();
+        }
+        let last = x_bsh.narrow(1, ids.len() - 1, 1)?.contiguous()?;
+        let logits = self.lm_head.forward(&self.final_norm(&last)?, &pass)?;
+        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// What is trained below a name such as `model.layers.3.`, in name order.
+    pub fn trainable_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Var)> {
+        self.trainable.range(prefix.to_string()..).take_while(move |(name, _)| name.starts_with(prefix))
+    }
+
+    /// The model's own weights as they are now, adapters merged in, by Hugging Face name.
+    ///
+    /// A tied output layer stays tied (and is left out) unless an adapter on it was merged;
+    /// the second value says whether it still is.
+    pub fn merged_weights(&self) -> Result<(BTreeMap<String, Tensor>, bool)> {
+        let mut weights = BTreeMap::new();
+        let mut put = |name: &str, t: Tensor| weights.insert(format!("{name}.weight"), t);
+        put("model.embed_tokens", self.embed_tokens.detach());
+        put("model.norm", self.norm.detach());
+        for block in &self.blocks {
+            let prefix = format!("model.layers.{}", block.index);
+            put(&format!("{prefix}.input_layernorm"), block.input_layernorm.detach());
+            put(&format!("{prefix}.post_attention_layernorm"), block.post_attention_layernorm.detach());
+            for linear in block.linears() {
+                put(&linear.name, linear.merged()?);
+            }
+        }
+        let tied = self.config.tie_word_embeddings && self.lm_head.adapter.is_none();
+        if !tied {
+            put("lm_head", self.lm_head.merged()?);
+        }
+        Ok((weights, tied))
+    }
+}
+
+/// Takes weights from the source and notes what is trained.
+struct Builder<'a> {
+    source: &'a dyn WeightSource,
+    options: &'a LoadOptions,
+    trainable: BTreeMap<String, Var>,
+    /// Last parts of the names of layers that get an adapter.
+    wanted: BTreeSet<&'static str>,
+}
+
+impl Builder<'_> {
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = format!("{name}.weight");
+        let tensor = self.source.weight(&name, shape, self.options.dtype, &self.options.device)?;
+        if !self.options.train_weights {
+            return Ok(tensor);
+        }
+        let var = Var::from_tensor(&tensor)?;
+        let tensor = var.as_tensor().clone();
+        self.trainable.insert(name, var);
+        Ok(tensor)
+    }
+
+    fn linear(&mut self, name: &str, out: usize, inner: usize) -> Result<Linear> {
+        let weight = self.weight(name, &[out, inner])?;
+        self.adapted(name, weight)
+    }
+
+    fn adapted(&mut self, name: &str, weight: Tensor) -> Result<Linear> {
+        let wanted = name.rsplit('.').next().is_some_and(|last| self.wanted.contains(last));
+        let adapter = match &self.options.lora {
+            Some(lora) if wanted => {
+                if weight.is_variable() {
+                    return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
+                }
+                Some(add_adapter(name, &weight, lora, &mut self.trainable)?)
+            }
+            _ => None,
+        };
+        Ok(Linear { name: name.to_string(), weight, adapter })
+    }
+}

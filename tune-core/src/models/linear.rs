@@ -1,0 +1,64 @@
+//! One linear layer of a model, with or without an adapter.
+
+use candle_core::{Tensor, Var};
+
+use super::decoder::Pass;
+use crate::Result;
+use crate::ops::{self, Dropout, LoraFactors};
+
+/// A low-rank adapter on a frozen layer.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// `[rank, in]`.
+    pub a: Var,
+    /// `[out, rank]`.
+    pub b: Var,
+    /// `alpha / rank`.
+    pub scale: f64,
+    /// Dropout probability on the adapter's input.
+    pub dropout: f64,
+}
+
+/// `y = x Wᵀ`, with an adapter's update if it has one.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// The layer's Hugging Face name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// `[out, in]`; trained if it is a variable.
+    pub weight: Tensor,
+    /// Its adapter.
+    pub adapter: Option<Adapter>,
+}
+
+impl Linear {
+    /// `x` `[.., in]` to `[.., out]`.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        Ok(match self.factors(pass) {
+            Some(lora) => ops::lora_linear(x, &self.weight, &lora)?,
+            None => ops::linear(x, &self.weight)?,
+        })
+    }
+
+    /// The adapter as an operation takes it, with this pass's dropout.
+    pub fn factors(&self, pass: &Pass) -> Option<LoraFactors> {
+        let adapter = self.adapter.as_ref()?;
+        let dropout = pass
+            .dropout
+            .filter(|_| adapter.dropout > 0.0)
+            .map(|key| Dropout::new(adapter.dropout, Dropout::mix_name(key, &self.name)));
+        Some(LoraFactors {
+            a: adapter.a.as_tensor().clone(),
+            b: adapter.b.as_tensor().clone(),
+            scale: adapter.scale,
+            dropout,
+        })
+    }
+
+    /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.
+    pub fn merged(&self) -> Result<Tensor> {
+        let Some(adapter) = &self.adapter else { return Ok(self.weight.detach()) };
+        let f32 = |t: &Tensor| t.detach().to_dtype(candle_core::DType::F32);
+        let update = (f32(&adapter.b)?.matmul(&f32(&adapter.a)?)? * adapter.scale)?;
+        Ok((f32(&self.weight)? + update)?.to_dtype(self.weight.dtype())?)
+    }
+}

@@ -1,0 +1,20 @@
+//! Decoder-only language models, built from a checkpoint's `config.json` in Hugging Face names.
+//!
+//! A family is a function from `config.json` to a [`DecoderConfig`]: what it
+//! shares with the others is here once. To add one, name its `model_type` in
+//! [`DecoderConfig::from_json`] and say how it differs.
+
+mod block;
+mod cache;
+mod config;
+mod decoder;
+mod linear;
+mod weights;
+
+pub use block::Block;
+pub use cache::KvCache;
+pub use config::{DecoderConfig, RopeScaling};
+pub use decoder::{Decoder, LoadOptions, Pass};
+pub use linear::{Adapter, Linear};
+pub(crate) use weights::uniform;
+pub use weights::{RandomWeights, WeightSource};

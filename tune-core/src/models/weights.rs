@@ -1,0 +1,82 @@
+//! Where a model's weights come from.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::ops::Dropout;
+use crate::{Error, Result};
+
+/// Weights by Hugging Face name.
+pub trait WeightSource {
+    /// The weight called `name`, which must have `shape`, as `dtype` on `device`.
+    ///
+    /// # Errors
+    /// It is missing, or its shape is another.
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// Whether there is a weight called `name`.
+    fn contains(&self, name: &str) -> bool;
+}
+
+impl WeightSource for BTreeMap<String, Tensor> {
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let t = self.get(name).ok_or_else(|| Error::setup(format!("the weight `{name}` is missing")))?;
+        if t.dims() != shape {
+            return Err(Error::setup(format!(
+                "the weight `{name}` has shape {:?}, but the model's is {shape:?}",
+                t.dims()
+            )));
+        }
+        Ok(t.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.contains_key(name)
+    }
+}
+
+/// Fresh weights for a model that is trained from nothing: norms are one, all else normal.
+#[derive(Debug, Clone, Copy)]
+pub struct RandomWeights {
+    /// The same seed gives the same weights, whatever the order in which they are asked for.
+    pub seed: u64,
+    /// Standard deviation.
+    pub std: f64,
+}
+
+impl WeightSource for RandomWeights {
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let count = shape.iter().product();
+        let values = if shape.len() == 1 {
+            vec![1f32; count]
+        } else {
+            normal(Dropout::mix_name(self.seed, name), count, self.std)
+        };
+        Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+    }
+
+    fn contains(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+/// `count` normal values with standard deviation `std` (Box and Muller's transform).
+fn normal(seed: u64, count: usize, std: f64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    (0..count)
+        .map(|_| {
+            let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
+            (std * radius * (2.0 * std::f64::consts::PI * uniform()).cos()) as f32
+        })
+        .collect()
+}
+
+/// `count` values uniform in `[-bound, bound)`.
+pub(crate) fn uniform(seed: u64, count: usize, bound: f64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| (((rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0) * bound) as f32).collect()
+}

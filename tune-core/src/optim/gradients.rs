@@ -1,0 +1,94 @@
+//! Where gradients go: gathered for a step, or applied as they come.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
+
+use super::Optimizer;
+use crate::Result;
+use crate::engine::GradientSink;
+use crate::models::Decoder;
+use crate::ops::{add_assign, squared_norm};
+
+/// The gradients of one optimizer step, summed over its micro-batches in f32, in name order.
+#[derive(Debug, Default)]
+pub struct Gradients(BTreeMap<String, Tensor>);
+
+impl GradientSink for Gradients {
+    fn take(&mut self, name: &str, _: &Var, gradient: Tensor) -> Result<()> {
+        match self.0.get(name) {
+            Some(sum) => add_assign(sum, &gradient)?,
+            None => {
+                let sum = match gradient.dtype() {
+                    DType::F32 | DType::F64 => gradient,
+                    _ => gradient.to_dtype(DType::F32)?,
+                };
+                self.0.insert(name.to_string(), sum);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Gradients {
+    /// The gradient of a parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// Names and gradients, in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter()
+    }
+
+    /// The 2-norm over all of them.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.0.values() {
+            sum += squared_norm(gradient)?;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Takes step `step` (from 1) with them, scaled by `scale`, and leaves none behind.
+    pub fn apply(
+        &mut self,
+        model: &Decoder,
+        optimizer: &mut dyn Optimizer,
+        lr: f64,
+        scale: f64,
+        step: u64,
+    ) -> Result<()> {
+        for (name, gradient) in std::mem::take(&mut self.0) {
+            if let Some(var) = model.trainable().get(&name) {
+                optimizer.update(&name, var, &gradient, lr, scale, step)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The factor that brings a gradient of norm `norm` down to `max_norm`, as PyTorch computes it.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+/// The optimizer in the backward pass: each gradient is applied and freed as soon as it is complete,
+/// so that no step ever holds them all. Leaves no room for accumulation or clipping.
+pub struct InBackward<'a> {
+    /// What takes the steps.
+    pub optimizer: &'a mut dyn Optimizer,
+    /// This step's learning rate.
+    pub lr: f64,
+    /// This step, from 1.
+    pub step: u64,
+    /// The sum of the gradients' squares, so far.
+    pub squared_norm: f64,
+}
+
+impl GradientSink for InBackward<'_> {
+    fn take(&mut self, name: &str, var: &Var, gradient: Tensor) -> Result<()> {
+        self.squared_norm += squared_norm(&gradient)?;
+        self.optimizer.update(name, var, &gradient, self.lr, 1.0, self.step)
+    }
+}

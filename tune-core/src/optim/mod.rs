@@ -1,0 +1,85 @@
+//! Gradients, what is done to them, and the steps they lead to.
+
+mod adamw;
+mod config;
+mod gradients;
+mod schedule;
+mod sgd;
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+
+pub use adamw::AdamW;
+pub use config::{AdamWConfig, CosineConfig, OptimizerConfig, SchedulerConfig, SgdConfig, WarmupConfig};
+pub use gradients::{Gradients, InBackward, clip_factor};
+pub use schedule::{Schedule, Shape};
+pub use sgd::Sgd;
+
+use crate::{Error, Result};
+
+/// One step of one parameter at a time. State is f32 and can be saved.
+pub trait Optimizer: Send {
+    /// The learning rate before any schedule.
+    fn base_lr(&self) -> f64;
+
+    /// Moves `var` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
+    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()>;
+
+    /// The state by `<parameter>.<part>`, f32.
+    fn state(&self) -> BTreeMap<String, Tensor>;
+
+    /// Takes back what [`Optimizer::state`] gave, for the parameters of this run.
+    ///
+    /// # Errors
+    /// State of a parameter that this run lacks, or of another shape.
+    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()>;
+}
+
+/// State tensors by parameter name, for one part of an optimizer's state.
+#[derive(Debug, Default)]
+struct StatePart(BTreeMap<String, Tensor>);
+
+impl StatePart {
+    /// The parameter's state, zero at first.
+    fn get(&mut self, name: &str, var: &Var) -> Result<&Tensor> {
+        if !self.0.contains_key(name) {
+            let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
+            self.0.insert(name.to_string(), Tensor::zeros(var.shape(), dtype, var.device())?);
+        }
+        self.0.get(name).ok_or_else(|| Error::Training(format!("no optimizer state for `{name}`")))
+    }
+
+    fn save(&self, part: &str, into: &mut BTreeMap<String, Tensor>) {
+        into.extend(self.0.iter().map(|(name, t)| (format!("{name}.{part}"), t.clone())));
+    }
+
+    /// Splits `state` by the parts of its names.
+    fn load(
+        state: BTreeMap<String, Tensor>,
+        parts: &mut [(&str, &mut Self)],
+        parameters: &BTreeMap<String, Var>,
+    ) -> Result<()> {
+        for (key, tensor) in state {
+            let found = parts.iter_mut().find_map(|(part, state)| {
+                let name = key.strip_suffix(*part)?.strip_suffix('.')?;
+                Some((name.to_string(), state))
+            });
+            let (name, part) =
+                found.ok_or_else(|| Error::setup(format!("the saved optimizer state `{key}` is not this optimizer's; resume with the optimizer that the run was started with")))?;
+            match parameters.get(&name) {
+                Some(var) if var.shape() == tensor.shape() => {
+                    // A copy of its own: the optimizer changes it in place.
+                    part.0.insert(name, tensor.to_device(var.device())?.copy()?);
+                }
+                _ => {
+                    return Err(Error::setup(format!(
+                        "the saved optimizer state `{key}` {:?} fits no parameter of this run; resume with the settings that the run was started with",
+                        tensor.dims()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}

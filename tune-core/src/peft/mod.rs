@@ -1,0 +1,139 @@
+//! Parameter-efficient fine-tuning: low-rank adapters on frozen weights
+//! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
+
+mod config;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
+
+use tune_config::Config;
+
+pub use config::LoraModel;
+
+use crate::models::{Adapter, Decoder, uniform};
+use crate::ops::Dropout;
+use crate::{Error, Result};
+
+/// A linear layer that can carry an adapter, by its Hugging Face name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Config)]
+#[config(crate = tune_config)]
+pub enum LoraModule {
+    /// Attention queries.
+    #[config(name = "q_proj")]
+    QProj,
+    /// Attention keys.
+    #[config(name = "k_proj")]
+    KProj,
+    /// Attention values.
+    #[config(name = "v_proj")]
+    VProj,
+    /// The projection of the attention's output.
+    #[config(name = "o_proj", alias = "output_proj")]
+    OProj,
+    /// The gate of the MLP.
+    #[config(name = "gate_proj")]
+    GateProj,
+    /// The MLP's input.
+    #[config(name = "up_proj")]
+    UpProj,
+    /// The MLP's output.
+    #[config(name = "down_proj")]
+    DownProj,
+    /// The output layer.
+    #[config(name = "lm_head", alias = "output")]
+    LmHead,
+}
+
+impl LoraModule {
+    /// Its Hugging Face name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+            Self::LmHead => "lm_head",
+        }
+    }
+}
+
+/// The adapters to add to a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOptions {
+    /// The layers that get one.
+    pub modules: Vec<LoraModule>,
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// The update is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Probability of dropping an element of an adapter's input, while training.
+    pub dropout: f64,
+    /// Where a fresh `A` comes from; a fresh `B` is zero.
+    pub seed: u64,
+}
+
+/// A fresh adapter in the weight's dtype: `A` uniform in `±1 / sqrt(in)`, as PEFT
+/// and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
+pub(crate) fn add_adapter(
+    name: &str,
+    weight: &Tensor,
+    lora: &LoraOptions,
+    trainable: &mut BTreeMap<String, Var>,
+) -> Result<Adapter> {
+    let (out, inner) = weight.dims2()?;
+    let names = [format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight")];
+    let seed = Dropout::mix_name(lora.seed, &names[0]);
+    let a = Tensor::from_vec(
+        uniform(seed, lora.rank * inner, 1.0 / (inner as f64).sqrt()),
+        (lora.rank, inner),
+        weight.device(),
+    )?;
+    let a = Var::from_tensor(&a.to_dtype(weight.dtype())?)?;
+    let b = Var::zeros((out, lora.rank), weight.dtype(), weight.device())?;
+    let [name_a, name_b] = names;
+    trainable.insert(name_a, a.clone());
+    trainable.insert(name_b, b.clone());
+    Ok(Adapter { a, b, scale: lora.alpha / lora.rank as f64, dropout: lora.dropout })
+}
+
+/// Sets what is trained to `values`, all of it and nothing else, by the names of [`Decoder::trainable`].
+///
+/// # Errors
+/// A name that only one side has, or another shape.
+pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin: &str) -> Result<()> {
+    let trainable = model.trainable();
+    if let Some(name) = values.keys().find(|n| !trainable.contains_key(*n)) {
+        return Err(Error::setup(format!(
+            "{origin} has `{name}`, which this run does not train; check the layers that carry adapters"
+        )));
+    }
+    for (name, var) in trainable {
+        let value = values.get(name).ok_or_else(|| {
+            Error::setup(format!(
+                "{origin} lacks `{name}`, which this run trains; check the layers that carry adapters"
+            ))
+        })?;
+        if value.dims() != var.dims() {
+            return Err(Error::setup(format!(
+                "{origin}: `{name}` has shape {:?}, but this run's is {:?}; check the rank and the base model",
+                value.dims(),
+                var.dims()
+            )));
+        }
+        var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.contiguous()?)?;
+    }
+    Ok(())
+}
+
+/// The adapters' weights as they are now, by the names of [`Decoder::trainable`], in f32.
+pub fn adapter_weights(model: &Decoder) -> Result<BTreeMap<String, Tensor>> {
+    model
+        .trainable()
+        .iter()
+        .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().to_dtype(DType::F32)?)))
+        .collect()
+}

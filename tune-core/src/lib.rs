@@ -12,12 +12,16 @@ pub mod device;
 pub mod distributed;
 pub mod engine;
 mod error;
+pub mod eval;
 pub mod generate;
+pub mod loss;
 pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod optim;
 pub mod peft;
+pub mod prelude;
+pub mod recipe;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use candle_core::DType;
+use tune_config::Config;
 
 use super::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
 
 /// Which checkpoint is trained and how the results are saved.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = tune_config)]
 pub struct CheckpointConfig {
     /// The model: a Hugging Face folder or a .gguf file.
     pub checkpoint_dir: PathBuf,
@@ -18,10 +20,13 @@ pub struct CheckpointConfig {
     /// A folder with a PEFT adapter to start from.
     pub adapter_checkpoint: Option<PathBuf>,
     /// Largest size of one weight file, like 5GB or 500MB.
+    #[config(default = "5GB")]
     pub max_shard_size: String,
     /// How many checkpoints are kept, the newest ones; all where null.
+    #[config(range = 1..)]
     pub keep_last_n_checkpoints: Option<usize>,
     /// Save every so many optimizer steps, besides at the end of each epoch; at those alone where null.
+    #[config(range = 1..)]
     pub save_every_n_steps: Option<usize>,
     /// Round weights through this type as they are read.
     pub round_to: Option<WeightDtype>,
@@ -51,13 +56,17 @@ impl CheckpointConfig {
 }
 
 /// A type that weights can be rounded through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
 pub enum WeightDtype {
     /// No rounding of what is stored in 32 bits or less.
+    #[config(name = "fp32")]
     Fp32,
     /// bfloat16, the type that most models are published in.
+    #[config(name = "bf16")]
     Bf16,
     /// IEEE half precision.
+    #[config(name = "fp16")]
     Fp16,
 }
 

@@ -1,6 +1,6 @@
 //! From a record to the pieces of a sample, for each kind of dataset.
 
-use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Masking, TextDataset};
+use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking, TextDataset};
 use super::conversation::{conversation, message, set_system_prompt, text_column};
 use super::pieces::{self, Closing, Piece};
 use super::source::Record;
@@ -29,9 +29,9 @@ impl<'a> Formatter<'a> {
             DatasetConfig::Text(_) => None,
         };
         let masking = match config {
-            DatasetConfig::Chat(c) => masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?,
-            DatasetConfig::Instruct(c) => masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?,
-            DatasetConfig::Alpaca(c) => masking(c.masking_strategy, c.train_on_input, Masking::All)?,
+            DatasetConfig::Chat(c) => masking(&c.mask, Masking::Assistant)?,
+            DatasetConfig::Instruct(c) => masking(&c.mask, Masking::Assistant)?,
+            DatasetConfig::Alpaca(c) => masking(&c.mask, Masking::All)?,
             DatasetConfig::Text(_) => Masking::All,
         };
         let prompt = match config {
@@ -56,11 +56,9 @@ impl<'a> Formatter<'a> {
                     .map_err(|e| record.origin.error(e))
             }
             DatasetConfig::Instruct(config) => {
-                let (input, output) = match &config.column_map {
-                    Some(map) => (map.input.as_str(), map.output.as_str()),
-                    None => ("input", "output"),
-                };
-                let (input, output) = (text_column(record, input)?, text_column(record, output)?);
+                let columns = &config.column_map;
+                let input = text_column(record, &columns.input)?;
+                let output = text_column(record, &columns.output)?;
                 let (prompt, answer) = match &self.prompt {
                     Some(template) => template.fill(input, output),
                     None => (input.to_owned(), output.to_owned()),
@@ -139,8 +137,8 @@ fn required_template<'a>(tokenizer: &'a Tokenizer, why: &str) -> Result<&'a Chat
     })
 }
 
-fn masking(strategy: Option<Masking>, on_input: Option<bool>, default: Masking) -> Result<Masking> {
-    match (strategy, on_input) {
+fn masking(mask: &Mask, default: Masking) -> Result<Masking> {
+    match (mask.masking_strategy, mask.train_on_input) {
         (Some(Masking::All), Some(false)) | (Some(Masking::Assistant | Masking::Last), Some(true)) => {
             Err(Error::setup("`masking_strategy` and `train_on_input` contradict each other; remove `train_on_input`"))
         }
@@ -188,16 +186,13 @@ impl PromptTemplate {
 
 /// Alpaca's prompt, which has a section for the input if there is one, and the answer.
 fn alpaca(record: &Record, config: &AlpacaDataset) -> Result<(String, String)> {
-    let (instruction, input, output) = match &config.column_map {
-        Some(map) => (map.instruction.as_str(), map.input.as_str(), map.output.as_str()),
-        None => ("instruction", "input", "output"),
-    };
-    let instruction = text_column(record, instruction)?;
-    let input = match record.columns.get(input) {
+    let columns = &config.column_map;
+    let instruction = text_column(record, &columns.instruction)?;
+    let input = match record.columns.get(&columns.input) {
         None | Some(serde_json::Value::Null) => "",
-        Some(_) => text_column(record, input)?,
+        Some(_) => text_column(record, &columns.input)?,
     };
-    let output = text_column(record, output)?;
+    let output = text_column(record, &columns.output)?;
     let prompt = if input.is_empty() {
         format!(
             "Below is an instruction that describes a task. Write a response that appropriately completes the \

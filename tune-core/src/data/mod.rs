@@ -17,8 +17,8 @@ use rayon::prelude::*;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
-    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, InstructColumns, InstructDataset,
-    Masking, TextDataset,
+    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns,
+    InstructDataset, Mask, Masking, TextDataset,
 };
 pub use loader::{Epoch, Loader, LoaderOptions};
 pub use report::DatasetReport;
@@ -27,7 +27,6 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use format::Formatter;
 use pieces::Closing;
-use split::Split;
 
 /// Tokenized samples, in the order of the datasets, files and records.
 #[derive(Debug, Clone)]
@@ -78,10 +77,8 @@ fn load_one(
     tokenizer: &Tokenizer,
     max_seq_len: Option<usize>,
 ) -> Result<(Vec<Sample>, DatasetReport)> {
-    let split: Split = config.split().parse()?;
-    let (source, data_files) = config.files();
     let formatter = Formatter::new(config, tokenizer)?;
-    let records = source::read(source, data_files, &split, config.first_column())?;
+    let records = source::read(config.files(), config.first_column())?;
 
     let encoded: Vec<Result<(pieces::Encoded, Closing)>> = records
         .par_iter()

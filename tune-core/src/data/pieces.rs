@@ -208,12 +208,16 @@ pub(super) fn encode(
 ) -> Result<Encoded> {
     let mut ids: Vec<u32> = Vec::new();
     let mut trained: Vec<bool> = Vec::new();
+    let mut begun = false;
     for piece in pieces {
         match &piece.content {
             Content::Token(id) => ids.push(*id),
             Content::Text(text) if text.is_empty() => {}
-            Content::Text(text) if ids.is_empty() => ids.extend(tokenizer.encode(text)?),
-            Content::Text(text) => ids.extend(tokenizer.encode_continuation(text)?),
+            Content::Text(text) if begun => ids.extend(tokenizer.encode_continuation(text)?),
+            Content::Text(text) => {
+                ids.extend(tokenizer.encode(text)?);
+                begun = true;
+            }
         }
         trained.resize(ids.len(), piece.trained);
     }

@@ -11,6 +11,7 @@ use parquet::record::Field;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use super::config::Files;
 use super::split::Split;
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -71,19 +72,15 @@ enum Format {
 
 /// Reads all records of a dataset, in the order of the files and of the records in them.
 ///
-/// `source` is a format (`json`, `jsonl`, `parquet`) or, instead of `data_files`, a file or folder.
 /// `column` is one that every record of this dataset has.
-pub(super) fn read(
-    source: Option<&str>,
-    data_files: &[PathBuf],
-    split: &Split,
-    column: &str,
-) -> Result<Vec<Record>> {
-    let (format, paths) = match source {
-        None => (None, data_files.to_vec()),
-        Some("json") => (Some(Format::Json), data_files.to_vec()),
-        Some("jsonl") => (Some(Format::JsonLines), data_files.to_vec()),
-        Some("parquet") => (Some(Format::Parquet), data_files.to_vec()),
+pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
+    let split: Split = files.split.parse()?;
+    let data_files = &files.data_files;
+    let (format, paths) = match files.source.as_deref() {
+        None => (None, data_files.clone()),
+        Some("json") => (Some(Format::Json), data_files.clone()),
+        Some("jsonl") => (Some(Format::JsonLines), data_files.clone()),
+        Some("parquet") => (Some(Format::Parquet), data_files.clone()),
         Some(path) if data_files.is_empty() && Path::new(path).exists() => (None, vec![PathBuf::from(path)]),
         Some(other) => {
             return Err(Error::setup(format!(
@@ -98,7 +95,7 @@ pub(super) fn read(
     }
     let mut records = Vec::new();
     for path in &paths {
-        for file in files_of(path, split)? {
+        for file in files_of(path, &split)? {
             let format = match format {
                 Some(format) => format,
                 None => by_extension(&file)?,
@@ -274,9 +271,7 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
-    let broken = |e: &dyn fmt::Display| {
-        Error::file(path, format!("not a Parquet file that can be read: {e}"))
-    };
+    let broken = |e: &dyn fmt::Display| Error::file(path, format!("not a Parquet file that can be read: {e}"));
     let file = fs::File::open(path).map_err(Error::io("read", path))?;
     // The reader checks a file's structure, but asserts what its pages hold: damage there must
     // not end the program.
@@ -291,15 +286,8 @@ fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Reco
     let shared: Arc<Path> = path.into();
     let mut records = Vec::new();
     for (i, row) in reader.get_row_iter(None)?.enumerate() {
-        let columns = row?
-            .get_column_iter()
-            .map(|(name, field)| (name.clone(), json_of(field)))
-            .collect();
-        let origin = Origin {
-            path: shared.clone(),
-            number: i + 1,
-            kind: Kind::Row,
-        };
+        let columns = row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+        let origin = Origin { path: shared.clone(), number: i + 1, kind: Kind::Row };
         records.push(Record { columns, origin });
     }
     Ok(records)

@@ -1,5 +1,6 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
+mod config;
 mod python;
 mod template;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+pub use config::TokenizerConfig;
 pub use template::{ChatTemplate, Message, Rendered};
 
 use crate::{Error, Result};

@@ -13,11 +13,7 @@ fn samples(lengths: &[usize]) -> Vec<Sample> {
             next += len as u32;
             let mut targets: Vec<u32> = input_ids[1..].to_vec();
             targets.push(IGNORE);
-            Sample {
-                input_ids,
-                targets,
-                origin: format!("d:{i}"),
-            }
+            Sample { input_ids, targets, origin: format!("d:{i}") }
         })
         .collect()
 }
@@ -25,22 +21,13 @@ fn samples(lengths: &[usize]) -> Vec<Sample> {
 /// Lengths from 1 to `max`, as random as a test needs.
 fn lengths(n: usize, max: usize, seed: u64) -> Vec<usize> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    (0..n)
-        .map(|_| 1 + random.next_u32() as usize % max)
-        .collect()
+    (0..n).map(|_| 1 + random.next_u32() as usize % max).collect()
 }
 
 /// What must hold of every batch.
 fn check(batch: &Batch) {
     let size = batch.rows * batch.len;
-    assert_eq!(
-        [
-            batch.input_ids.len(),
-            batch.targets.len(),
-            batch.positions.len()
-        ],
-        [size; 3]
-    );
+    assert_eq!([batch.input_ids.len(), batch.targets.len(), batch.positions.len()], [size; 3]);
     assert_eq!(batch.spans.len(), batch.origins.len());
     let mut covered = vec![false; size];
     for span in &batch.spans {
@@ -70,10 +57,7 @@ fn check(batch: &Batch) {
 }
 
 fn options() -> LoaderOptions {
-    LoaderOptions {
-        pad_id: 7_000_000,
-        ..LoaderOptions::default()
-    }
+    LoaderOptions { pad_id: 7_000_000, ..LoaderOptions::default() }
 }
 
 #[test]
@@ -83,13 +67,7 @@ fn each_sample_appears_once_an_epoch() {
         let lengths = lengths(n, 30, seed);
         for pack_to in [None, Some(30), Some(47), Some(200)] {
             for batch_size in [1, 3, 8] {
-                let options = LoaderOptions {
-                    batch_size,
-                    pack_to,
-                    shuffle: seed % 2 == 0,
-                    seed,
-                    ..options()
-                };
+                let options = LoaderOptions { batch_size, pack_to, shuffle: seed % 2 == 0, seed, ..options() };
                 let loader = Loader::new(samples(&lengths), options).unwrap();
                 let mut seen = Vec::new();
                 for batch in loader.epoch(seed).batches(0) {
@@ -130,12 +108,7 @@ fn packing_is_greedy_and_in_order() {
 #[test]
 fn order_depends_on_seed_and_epoch_only() {
     let loader = |seed, shuffle| {
-        let options = LoaderOptions {
-            batch_size: 4,
-            shuffle,
-            seed,
-            ..options()
-        };
+        let options = LoaderOptions { batch_size: 4, shuffle, seed, ..options() };
         Loader::new(samples(&lengths(50, 9, 1)), options).unwrap()
     };
     let epoch = |loader: &Loader, epoch| loader.epoch(epoch).batches(0).collect::<Vec<_>>();
@@ -162,29 +135,16 @@ fn permutations_are_even() {
         }
     }
     // 4000 expected, with a standard deviation of 57.
-    assert!(
-        counts.iter().flatten().all(|&n| (3700..4300).contains(&n)),
-        "{counts:?}"
-    );
+    assert!(counts.iter().flatten().all(|&n| (3700..4300).contains(&n)), "{counts:?}");
 }
 
 #[test]
 fn the_last_batch() {
     let loader = |n: usize, drop_last| {
-        let options = LoaderOptions {
-            batch_size: 4,
-            drop_last,
-            ..options()
-        };
+        let options = LoaderOptions { batch_size: 4, drop_last, ..options() };
         Loader::new(samples(&vec![2; n]), options)
     };
-    let rows = |loader: &Loader| {
-        loader
-            .epoch(0)
-            .batches(0)
-            .map(|b| b.rows)
-            .collect::<Vec<_>>()
-    };
+    let rows = |loader: &Loader| loader.epoch(0).batches(0).map(|b| b.rows).collect::<Vec<_>>();
     assert_eq!(rows(&loader(9, false).unwrap()), [4, 4, 1]);
     assert_eq!(rows(&loader(9, true).unwrap()), [4, 4]);
     assert_eq!(rows(&loader(3, false).unwrap()), [3]);
@@ -195,18 +155,8 @@ fn the_last_batch() {
 
 #[test]
 fn padding_to_a_multiple() {
-    let options = LoaderOptions {
-        batch_size: 2,
-        pad_to_multiple_of: 8,
-        ..options()
-    };
-    let batch = Loader::new(samples(&[3, 9]), options)
-        .unwrap()
-        .batch(0, 0)
-        .unwrap();
+    let options = LoaderOptions { batch_size: 2, pad_to_multiple_of: 8, ..options() };
+    let batch = Loader::new(samples(&[3, 9]), options).unwrap().batch(0, 0).unwrap();
     check(&batch);
-    assert_eq!(
-        (batch.len, batch.tokens(), batch.trained_tokens()),
-        (16, 12, 10)
-    );
+    assert_eq!((batch.len, batch.tokens(), batch.trained_tokens()), (16, 12, 10));
 }

@@ -11,6 +11,7 @@ use parquet::record::Field;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use super::config::Files;
 use super::split::Split;
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -71,42 +72,30 @@ enum Format {
 
 /// Reads all records of a dataset, in the order of the files and of the records in them.
 ///
-/// `source` is a format (`json`, `jsonl`, `parquet`) or, instead of `data_files`, a file or folder.
 /// `column` is one that every record of this dataset has.
-pub(super) fn read(
-    source: Option<&str>,
-    data_files: &[PathBuf],
-    split: &Split,
-    column: &str,
-) -> Result<Vec<Record>> {
-    let (format, paths) = match source {
-        None => (None, data_files.to_vec()),
-        Some("json") => (Some(Format::Json), data_files.to_vec()),
-        Some("jsonl") => (Some(Format::JsonLines), data_files.to_vec()),
-        Some("parquet") => (Some(Format::Parquet), data_files.to_vec()),
-        Some(path) if data_files.is_empty() && Path::new(path).exists() => {
-            (None, vec![PathBuf::from(path)])
-        }
+pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
+    let split: Split = files.split.parse()?;
+    let data_files = &files.data_files;
+    let (format, paths) = match files.source.as_deref() {
+        None => (None, data_files.clone()),
+        Some("json") => (Some(Format::Json), data_files.clone()),
+        Some("jsonl") => (Some(Format::JsonLines), data_files.clone()),
+        Some("parquet") => (Some(Format::Parquet), data_files.clone()),
+        Some(path) if data_files.is_empty() && Path::new(path).exists() => (None, vec![PathBuf::from(path)]),
         Some(other) => {
             return Err(Error::setup(format!(
                 "dataset source `{other}` is no format (`json`, `jsonl`, `parquet`){}; datasets are read from local \
                  files: download it and set `data_files`",
-                if data_files.is_empty() {
-                    " and no file or folder"
-                } else {
-                    ""
-                }
+                if data_files.is_empty() { " and no file or folder" } else { "" }
             )));
         }
     };
     if paths.is_empty() {
-        return Err(Error::setup(
-            "a dataset needs `data_files`: a file, a list of files or a folder",
-        ));
+        return Err(Error::setup("a dataset needs `data_files`: a file, a list of files or a folder"));
     }
     let mut records = Vec::new();
     for path in &paths {
-        for file in files_of(path, split)? {
+        for file in files_of(path, &split)? {
             let format = match format {
                 Some(format) => format,
                 None => by_extension(&file)?,
@@ -126,10 +115,7 @@ pub(super) fn read(
 }
 
 fn by_extension(path: &Path) -> Result<Format> {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "json" => Ok(Format::Json),
         "jsonl" | "ndjson" => Ok(Format::JsonLines),
@@ -157,25 +143,16 @@ fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::file(
-            path,
-            "the folder has no .json, .jsonl or .parquet file",
-        ));
+        return Err(Error::file(path, "the folder has no .json, .jsonl or .parquet file"));
     }
     if files.iter().any(|f| Split::names_a_split(f)) {
-        let names: Vec<String> = files
-            .iter()
-            .filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned()))
-            .collect();
+        let names: Vec<String> =
+            files.iter().filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned())).collect();
         files.retain(|f| split.is_named_by(f));
         if files.is_empty() {
             return Err(Error::file(
                 path,
-                format!(
-                    "no file of the split `{}`; the folder has {}",
-                    split.name(),
-                    listed(names)
-                ),
+                format!("no file of the split `{}`; the folder has {}", split.name(), listed(names)),
             ));
         }
     }
@@ -201,9 +178,7 @@ fn read_json(path: &Path, column: &str, records: &mut Vec<Record>) -> Result<()>
         (Some(b'{'), Err(e)) => {
             // One object and then more text: lines. Broken inside the first object: a broken file,
             // unless that object is all there is on its line.
-            let first_line = bytes
-                .split(|&b| b == b'\n')
-                .find(|l| !l.trim_ascii().is_empty());
+            let first_line = bytes.split(|&b| b == b'\n').find(|l| !l.trim_ascii().is_empty());
             let is_lines = e.to_string().starts_with("trailing characters")
                 || first_line.is_some_and(|l| l.trim_ascii().ends_with(b"}"));
             if is_lines {
@@ -232,19 +207,12 @@ fn read_json(path: &Path, column: &str, records: &mut Vec<Record>) -> Result<()>
             }
         }
         (_, Ok(other)) => {
-            return Err(Error::file(
-                path,
-                format!("must be an array of objects, not {}", kind_of(&other)),
-            ));
+            return Err(Error::file(path, format!("must be an array of objects, not {}", kind_of(&other))));
         }
     };
     let path: Arc<Path> = path.into();
     for (i, item) in items.into_iter().enumerate() {
-        let origin = Origin {
-            path: path.clone(),
-            number: i + 1,
-            kind: Kind::Item,
-        };
+        let origin = Origin { path: path.clone(), number: i + 1, kind: Kind::Item };
         records.push(record(item, origin)?);
     }
     Ok(())
@@ -265,11 +233,7 @@ fn read_lines(path: &Path, bytes: &[u8], records: &mut Vec<Record>) -> Result<()
         .par_iter()
         .map(|&(number, line)| {
             let value = serde_json::from_slice(line).map_err(|e| json_error(path, number, &e))?;
-            let origin = Origin {
-                path: shared.clone(),
-                number,
-                kind: Kind::Line,
-            };
+            let origin = Origin { path: shared.clone(), number, kind: Kind::Line };
             record(value, origin)
         })
         .collect();
@@ -283,23 +247,14 @@ fn read_lines(path: &Path, bytes: &[u8], records: &mut Vec<Record>) -> Result<()
 /// `path:line: column C: what is wrong`.
 fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> Error {
     let message = error.to_string();
-    let what = message
-        .rsplit_once(" at line ")
-        .map_or(message.as_str(), |(what, _)| what);
-    Error::line(
-        path,
-        line,
-        format!("column {}: not valid JSON: {what}", error.column()),
-    )
+    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
+    Error::line(path, line, format!("column {}: not valid JSON: {what}", error.column()))
 }
 
 fn record(value: Value, origin: Origin) -> Result<Record> {
     match value {
         Value::Object(columns) => Ok(Record { columns, origin }),
-        other => Err(origin.error(format_args!(
-            "must be a JSON object, not {}",
-            kind_of(&other)
-        ))),
+        other => Err(origin.error(format_args!("must be a JSON object, not {}", kind_of(&other)))),
     }
 }
 
@@ -316,9 +271,7 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
-    let broken = |e: &dyn fmt::Display| {
-        Error::file(path, format!("not a Parquet file that can be read: {e}"))
-    };
+    let broken = |e: &dyn fmt::Display| Error::file(path, format!("not a Parquet file that can be read: {e}"));
     let file = fs::File::open(path).map_err(Error::io("read", path))?;
     // The reader checks a file's structure, but asserts what its pages hold: damage there must
     // not end the program.
@@ -333,15 +286,8 @@ fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Reco
     let shared: Arc<Path> = path.into();
     let mut records = Vec::new();
     for (i, row) in reader.get_row_iter(None)?.enumerate() {
-        let columns = row?
-            .get_column_iter()
-            .map(|(name, field)| (name.clone(), json_of(field)))
-            .collect();
-        let origin = Origin {
-            path: shared.clone(),
-            number: i + 1,
-            kind: Kind::Row,
-        };
+        let columns = row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+        let origin = Origin { path: shared.clone(), number: i + 1, kind: Kind::Row };
         records.push(Record { columns, origin });
     }
     Ok(records)

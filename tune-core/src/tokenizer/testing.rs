@@ -5,14 +5,7 @@ use serde_json::{Value, json};
 use super::{Tokenizer, TokenizerFiles};
 
 /// Special tokens of the test tokenizers; decoding skips them.
-const SPECIAL: [&str; 6] = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<s>",
-    "</s>",
-    "<|user|>",
-    "<|end|>",
-];
+const SPECIAL: [&str; 6] = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|user|>", "<|end|>"];
 
 /// The character that stands for a byte in byte-level vocabularies.
 fn byte_char(byte: u8) -> char {
@@ -37,13 +30,8 @@ fn special_tokens(first_id: usize) -> Vec<Value> {
 
 fn files(tokenizer: &Value, config: &Value) -> TokenizerFiles {
     let mut files = TokenizerFiles::default();
-    for (name, content) in [
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", config),
-    ] {
-        files
-            .files
-            .insert(name.to_owned(), content.to_string().into_bytes());
+    for (name, content) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)] {
+        files.files.insert(name.to_owned(), content.to_string().into_bytes());
     }
     files
 }
@@ -77,12 +65,9 @@ pub(crate) fn byte_level(template: Option<&str>) -> Tokenizer {
 /// A tokenizer in the manner of SentencePiece: a space in front of every text, `<s>` before it.
 pub(crate) fn sentence_piece(template: Option<&str>) -> Tokenizer {
     let mut vocab = serde_json::Map::new();
-    for (id, token) in (0..).zip(
-        ["\u{2581}", "\n"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(('!'..='~').map(|c| c.to_string())),
-    ) {
+    for (id, token) in
+        (0..).zip(["\u{2581}", "\n"].map(str::to_owned).into_iter().chain(('!'..='~').map(|c| c.to_string())))
+    {
         vocab.insert(token, Value::from(id));
     }
     let first_special = vocab.len();

@@ -15,25 +15,14 @@ const FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 fn write(dir: &Path, tensors: BTreeMap<String, Tensor>, max_shard_bytes: u64) {
-    hf::write(
-        dir,
-        &config(),
-        tensors,
-        &tokenizer(),
-        Some(&json!({"eos_token_id": 2})),
-        max_shard_bytes,
-    )
-    .unwrap();
+    hf::write(dir, &config(), tensors, &tokenizer(), Some(&json!({"eos_token_id": 2})), max_shard_bytes).unwrap();
 }
 
 #[test]
 fn what_is_written_is_read_back_bit_for_bit() {
-    for (dtype, name) in [
-        (DType::BF16, "bfloat16"),
-        (DType::F16, "float16"),
-        (DType::F32, "float32"),
-        (DType::F64, "float64"),
-    ] {
+    for (dtype, name) in
+        [(DType::BF16, "bfloat16"), (DType::F16, "float16"), (DType::F32, "float32"), (DType::F64, "float64")]
+    {
         let dir = tempfile::tempdir().unwrap();
         let tensors = model(dtype);
         write(dir.path(), tensors.clone(), u64::MAX);
@@ -47,10 +36,7 @@ fn what_is_written_is_read_back_bit_for_bit() {
         for (name, tensor) in &tensors {
             assert_eq!(read.shape(name), Some(tensor.dims()));
             assert_eq!(read.stored_dtype(name), Some(dtype));
-            assert_eq!(
-                values(&read.tensor(name, dtype, &CPU).unwrap()),
-                values(tensor)
-            );
+            assert_eq!(values(&read.tensor(name, dtype, &CPU).unwrap()), values(tensor));
         }
     }
 }
@@ -62,35 +48,16 @@ fn types_are_converted_as_candle_converts_them_and_rounded_where_asked() {
         let dir = tempfile::tempdir().unwrap();
         // More than one chunk, so that chunks are put together in order.
         let large = tensor(3, &[3, 100_003], stored);
-        write(
-            dir.path(),
-            [("w".to_string(), large.clone())].into(),
-            u64::MAX,
-        );
+        write(dir.path(), [("w".to_string(), large.clone())].into(), u64::MAX);
         for wanted in types {
-            let read = Checkpoint::open(dir.path())
-                .unwrap()
-                .tensor("w", wanted, &CPU)
-                .unwrap();
+            let read = Checkpoint::open(dir.path()).unwrap().tensor("w", wanted, &CPU).unwrap();
             assert_eq!(read.dtype(), wanted);
             let through = |t: &Tensor, d| t.to_dtype(d).unwrap();
-            assert_eq!(
-                values(&read),
-                values(&through(&through(&large, DType::F32), wanted))
-            );
+            assert_eq!(values(&read), values(&through(&through(&large, DType::F32), wanted)));
 
-            let options = OpenOptions {
-                round_to: Some(DType::BF16),
-                ..OpenOptions::default()
-            };
-            let rounded = Checkpoint::open_with(dir.path(), &options)
-                .unwrap()
-                .tensor("w", wanted, &CPU)
-                .unwrap();
-            assert_eq!(
-                values(&rounded),
-                values(&through(&through(&large, DType::BF16), wanted))
-            );
+            let options = OpenOptions { round_to: Some(DType::BF16), ..OpenOptions::default() };
+            let rounded = Checkpoint::open_with(dir.path(), &options).unwrap().tensor("w", wanted, &CPU).unwrap();
+            assert_eq!(values(&rounded), values(&through(&through(&large, DType::BF16), wanted)));
         }
     }
 }
@@ -114,28 +81,14 @@ fn large_models_are_split_as_transformers_splits_them() {
     );
     let read = Checkpoint::open(dir.path()).unwrap();
     for (name, tensor) in &tensors {
-        assert_eq!(
-            values(&read.tensor(name, DType::F32, &CPU).unwrap()),
-            values(tensor)
-        );
+        assert_eq!(values(&read.tensor(name, DType::F32, &CPU).unwrap()), values(tensor));
     }
     assert!(!names_in(dir.path()).contains(&FILE.to_string()));
 
     // The same files, named by hand as torchtune has it, and found without an index.
-    let files = (1..=3)
-        .map(|i| format!("model-0000{i}-of-00003.safetensors"))
-        .collect();
-    let options = OpenOptions {
-        files: Some(files),
-        ..OpenOptions::default()
-    };
-    assert_eq!(
-        Checkpoint::open_with(dir.path(), &options)
-            .unwrap()
-            .names()
-            .count(),
-        4
-    );
+    let files = (1..=3).map(|i| format!("model-0000{i}-of-00003.safetensors")).collect();
+    let options = OpenOptions { files: Some(files), ..OpenOptions::default() };
+    assert_eq!(Checkpoint::open_with(dir.path(), &options).unwrap().names().count(), 4);
     fs::remove_file(dir.path().join(INDEX)).unwrap();
     assert_eq!(Checkpoint::open(dir.path()).unwrap().names().count(), 4);
 }
@@ -146,9 +99,7 @@ fn tensors_can_be_made_when_their_turn_comes() {
     let base = tensor(1, &[4, 6], DType::F32);
     let mut weights = hf::Weights::new();
     // A view, which does not lie in memory as it must in the file.
-    weights.insert_with("merged", DType::BF16, &[6, 4], || {
-        Ok(base.t()?.to_dtype(DType::BF16)?)
-    });
+    weights.insert_with("merged", DType::BF16, &[6, 4], || Ok(base.t()?.to_dtype(DType::BF16)?));
     weights.insert("plain", base.t().unwrap());
     assert_eq!(weights.bytes(), 24 * 2 + 24 * 4);
     hf::write(dir.path(), &config(), weights, &tokenizer(), None, u64::MAX).unwrap();
@@ -161,12 +112,8 @@ fn tensors_can_be_made_when_their_turn_comes() {
 
     let mut weights = hf::Weights::new();
     weights.insert_with("liar", DType::F32, &[2], || Ok(base.clone()));
-    let error =
-        hf::write(dir.path(), &config(), weights, &tokenizer(), None, u64::MAX).unwrap_err();
-    assert!(
-        error.to_string().contains("`liar` was announced as"),
-        "{error}"
-    );
+    let error = hf::write(dir.path(), &config(), weights, &tokenizer(), None, u64::MAX).unwrap_err();
+    assert!(error.to_string().contains("`liar` was announced as"), "{error}");
 }
 
 #[test]
@@ -204,17 +151,10 @@ fn a_file_that_was_cut_short_anywhere_is_refused() {
     for len in 0..whole.len() {
         fs::write(&file, &whole[..len]).unwrap();
         let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.contains(FILE) && error.contains("fetch it again"),
-            "{len}: {error}"
-        );
+        assert!(error.contains(FILE) && error.contains("fetch it again"), "{len}: {error}");
     }
     fs::write(&file, [&whole[..], b"more"].concat()).unwrap();
-    assert_error(
-        Checkpoint::open(dir.path()),
-        &file,
-        &["4 bytes longer than its header says"],
-    );
+    assert_error(Checkpoint::open(dir.path()), &file, &["4 bytes longer than its header says"]);
 }
 
 #[test]
@@ -244,53 +184,20 @@ fn headers_that_lie_are_refused() {
     };
     let one = |dtype: &str, shape: &str, range: &str| format!("{{{}}}", entry(dtype, shape, range));
 
-    open_raw(
-        &[0xff; 64],
-        &["gives", "length"].map(|_| "the header a length of"),
-    );
-    open_raw(
-        &u64::MAX.to_le_bytes(),
-        &["the header a length of 18446744073709551615 bytes"],
-    );
-    open_raw(
-        b"version https://git-lfs.github.com/spec/v1\n",
-        &["Git LFS pointer", "git lfs pull"],
-    );
-    open_raw(
-        &raw("not json", 0),
-        &["its header is not what safetensors files have"],
-    );
-    open_raw(
-        &raw(&one("F32", "[2]", "[0,4]"), 4),
-        &["its header lies", "`w`", "[2]"],
-    );
+    open_raw(&[0xff; 64], &["gives", "length"].map(|_| "the header a length of"));
+    open_raw(&u64::MAX.to_le_bytes(), &["the header a length of 18446744073709551615 bytes"]);
+    open_raw(b"version https://git-lfs.github.com/spec/v1\n", &["Git LFS pointer", "git lfs pull"]);
+    open_raw(&raw("not json", 0), &["its header is not what safetensors files have"]);
+    open_raw(&raw(&one("F32", "[2]", "[0,4]"), 4), &["its header lies", "`w`", "[2]"]);
     open_raw(&raw(&one("F32", "[2]", "[8,0]"), 8), &["its header lies"]);
-    open_raw(
-        &raw(&one("F32", "[4611686018427387904,4]", "[0,0]"), 0),
-        &["its header lies"],
-    );
-    open_raw(
-        &raw(&one("F32", "[0,4611686018427387904,16]", "[0,0]"), 0),
-        &["its header lies"],
-    );
-    open_raw(
-        &raw(&one("F32", "[-1]", "[0,4]"), 4),
-        &["its header is not"],
-    );
+    open_raw(&raw(&one("F32", "[4611686018427387904,4]", "[0,0]"), 0), &["its header lies"]);
+    open_raw(&raw(&one("F32", "[0,4611686018427387904,16]", "[0,0]"), 0), &["its header lies"]);
+    open_raw(&raw(&one("F32", "[-1]", "[0,4]"), 4), &["its header is not"]);
     open_raw(&raw(&one("F32", "[2]", "[0,8]"), 4), &["is truncated"]);
+    open_raw(&raw(&one("F32", "[1]", "[4,8]"), 8), &["nothing claims the 4 bytes before"]);
+    open_raw(&raw(&one("F33", "[1]", "[0,4]"), 4), &["unknown type \"F33\""]);
     open_raw(
-        &raw(&one("F32", "[1]", "[4,8]"), 8),
-        &["nothing claims the 4 bytes before"],
-    );
-    open_raw(
-        &raw(&one("F33", "[1]", "[0,4]"), 4),
-        &["unknown type \"F33\""],
-    );
-    open_raw(
-        &raw(
-            &one("I8", "[4]", "[0,4]").replace("\"w\"", "\"q.weight\""),
-            4,
-        ),
+        &raw(&one("I8", "[4]", "[0,4]").replace("\"w\"", "\"q.weight\""), 4),
         &["`q.weight` is stored as I8", "GGUF"],
     );
     let overlap = format!(
@@ -311,11 +218,7 @@ fn folders_that_are_no_model_say_what_they_are() {
         files: Some(files.iter().map(ToString::to_string).collect()),
         ..OpenOptions::default()
     };
-    assert_error(
-        Checkpoint::open(path.join("absent")),
-        &path.join("absent"),
-        &["does not exist"],
-    );
+    assert_error(Checkpoint::open(path.join("absent")), &path.join("absent"), &["does not exist"]);
     assert_error(Checkpoint::open(path), path, &["has no config.json"]);
     fs::write(path.join("adapter_config.json"), "{}").unwrap();
     assert_error(Checkpoint::open(path), path, &["it is an adapter"]);
@@ -325,11 +228,7 @@ fn folders_that_are_no_model_say_what_they_are() {
     assert_error(Checkpoint::open(path), &config, &["is not the JSON"]);
     fs::write(&config, "[]").unwrap();
     assert_error(Checkpoint::open(path), &config, &["not a JSON object"]);
-    fs::write(
-        &config,
-        r#"{"quantization_config": {"quant_method": "gptq"}}"#,
-    )
-    .unwrap();
+    fs::write(&config, r#"{"quantization_config": {"quant_method": "gptq"}}"#).unwrap();
     assert_error(Checkpoint::open(path), &config, &["quantized (gptq)"]);
     fs::write(&config, "{}").unwrap();
     assert_error(Checkpoint::open(path), path, &["no *.safetensors"]);
@@ -345,16 +244,8 @@ fn folders_that_are_no_model_say_what_they_are() {
         path,
         &["gone.safetensors", "does not exist"],
     );
-    assert_error(
-        Checkpoint::open_with(path, &options(&["../x.safetensors"])),
-        path,
-        &["only files of this folder"],
-    );
-    assert_error(
-        Checkpoint::open(&config),
-        &config,
-        &["neither a folder nor a .gguf file"],
-    );
+    assert_error(Checkpoint::open_with(path, &options(&["../x.safetensors"])), path, &["only files of this folder"]);
+    assert_error(Checkpoint::open(&config), &config, &["neither a folder nor a .gguf file"]);
 
     fs::write(path.join(FILE), raw("{}", 0)).unwrap();
     assert_error(Checkpoint::open(path), path, &["hold no tensors"]);
@@ -368,38 +259,18 @@ fn an_index_must_agree_with_its_files() {
     let index = path.join(INDEX);
     let good = fs::read_to_string(&index).unwrap();
 
-    fs::rename(
-        path.join("model-00002-of-00003.safetensors"),
-        path.join("away"),
-    )
-    .unwrap();
-    assert_error(
-        Checkpoint::open(path),
-        &index,
-        &["model-00002-of-00003.safetensors", "not there"],
-    );
-    fs::copy(
-        path.join("model-00001-of-00003.safetensors"),
-        path.join("model-00002-of-00003.safetensors"),
-    )
-    .unwrap();
+    fs::rename(path.join("model-00002-of-00003.safetensors"), path.join("away")).unwrap();
+    assert_error(Checkpoint::open(path), &index, &["model-00002-of-00003.safetensors", "not there"]);
+    fs::copy(path.join("model-00001-of-00003.safetensors"), path.join("model-00002-of-00003.safetensors")).unwrap();
     assert_error(
         Checkpoint::open(path),
         &path.join("model-00002-of-00003.safetensors"),
         &["`a.weight`", "model-00001-of-00003.safetensors holds too"],
     );
-    fs::rename(
-        path.join("away"),
-        path.join("model-00002-of-00003.safetensors"),
-    )
-    .unwrap();
+    fs::rename(path.join("away"), path.join("model-00002-of-00003.safetensors")).unwrap();
 
     fs::write(&index, good.replace("\"scalar\"", "\"other\"")).unwrap();
-    assert_error(
-        Checkpoint::open(path),
-        &index,
-        &["`other`", "not of one model"],
-    );
+    assert_error(Checkpoint::open(path), &index, &["`other`", "not of one model"]);
     fs::write(&index, good.replace("model-00001", "../model-00001")).unwrap();
     assert_error(Checkpoint::open(path), path, &["only files of this folder"]);
     fs::write(&index, r#"{"weight_map": {}}"#).unwrap();
@@ -413,17 +284,8 @@ fn a_missing_tensor_is_named() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), model(DType::F32), u64::MAX);
     let read = Checkpoint::open(dir.path()).unwrap();
-    assert_error(
-        read.tensor("d.weight", DType::F32, &CPU),
-        dir.path(),
-        &["no tensor `d.weight`"],
-    );
-    assert!(
-        read.tensor("a.weight", DType::U8, &CPU)
-            .unwrap_err()
-            .to_string()
-            .contains("U8")
-    );
+    assert_error(read.tensor("d.weight", DType::F32, &CPU), dir.path(), &["no tensor `d.weight`"]);
+    assert!(read.tensor("a.weight", DType::U8, &CPU).unwrap_err().to_string().contains("U8"));
 }
 
 #[test]
@@ -432,15 +294,6 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
     write(dir.path(), model(DType::F32), u64::MAX);
     let read = Checkpoint::open(dir.path()).unwrap();
     let file = dir.path().join(FILE);
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&file)
-        .unwrap()
-        .set_len(100)
-        .unwrap();
-    assert_error(
-        read.tensor("c.weight", DType::F32, &CPU),
-        &file,
-        &["became shorter"],
-    );
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100).unwrap();
+    assert_error(read.tensor("c.weight", DType::F32, &CPU), &file, &["became shorter"]);
 }

@@ -36,10 +36,7 @@ impl CheckpointConfig {
     pub fn open(&self) -> Result<Checkpoint> {
         Checkpoint::open_with(
             &self.checkpoint_dir,
-            &OpenOptions {
-                files: self.checkpoint_files.clone(),
-                round_to: self.round_to.map(WeightDtype::dtype),
-            },
+            &OpenOptions { files: self.checkpoint_files.clone(), round_to: self.round_to.map(WeightDtype::dtype) },
         )
     }
 
@@ -49,11 +46,7 @@ impl CheckpointConfig {
     ///
     /// Where `max_shard_size` is not a size.
     pub fn max_shard_bytes(&self) -> Result<u64> {
-        Ok(self
-            .max_shard_size
-            .parse::<Size>()
-            .map_err(|e| Error::setup(format!("max_shard_size: {e}")))?
-            .0)
+        Ok(self.max_shard_size.parse::<Size>().map_err(|e| Error::setup(format!("max_shard_size: {e}")))?.0)
     }
 }
 
@@ -88,12 +81,9 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not a size; write one like 5GB, 500MB, 2GiB or 1000000");
+        let wrong = || format!("{text:?} is not a size; write one like 5GB, 500MB, 2GiB or 1000000");
         let trimmed = text.trim();
-        let split = trimmed
-            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .unwrap_or(trimmed.len());
+        let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
         let factor = match unit.trim().to_ascii_uppercase().as_str() {
             "" | "B" => 1.0,

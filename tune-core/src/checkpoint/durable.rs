@@ -15,24 +15,16 @@ pub(super) struct FileWriter {
 impl FileWriter {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(Error::io("create", path))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            file: io::BufWriter::with_capacity(1 << 20, file),
-        })
+        Ok(Self { path: path.to_path_buf(), file: io::BufWriter::with_capacity(1 << 20, file) })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(Error::io("write", &self.path))
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
     }
 
     /// Flushes and syncs; before this returns, the file is not to be relied on.
     pub(super) fn finish(self) -> Result<()> {
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|e| Error::io("write", &self.path)(e.into_error()))?;
+        let file = self.file.into_inner().map_err(|e| Error::io("write", &self.path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("write", &self.path))
     }
 }
@@ -54,9 +46,7 @@ pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
 /// Syncs a folder, so that the names in it outlive a power cut.
 pub(super) fn sync_dir(path: &Path) -> Result<()> {
     if cfg!(unix) {
-        File::open(path)
-            .and_then(|f| f.sync_all())
-            .map_err(Error::io("sync", path))?;
+        File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))?;
     }
     Ok(())
 }
@@ -112,9 +102,5 @@ pub(super) fn human(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} bytes")
-    } else {
-        format!("{value:.1} {}", units[unit])
-    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", units[unit]) }
 }

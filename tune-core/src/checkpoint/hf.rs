@@ -29,10 +29,7 @@ const TOKENIZER_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
-pub(super) fn open(
-    dir: &Path,
-    files: Option<&[String]>,
-) -> Result<(Value, BTreeMap<String, Entry>)> {
+pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<(Value, BTreeMap<String, Entry>)> {
     let config_path = dir.join("config.json");
     if !config_path.exists() {
         let hint = if dir.join("adapter_config.json").exists() {
@@ -47,9 +44,7 @@ pub(super) fn open(
         return Err(Error::file(&config_path, "is not a JSON object"));
     }
     if let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) {
-        let method = quantization["quant_method"]
-            .as_str()
-            .unwrap_or("some method");
+        let method = quantization["quant_method"].as_str().unwrap_or("some method");
         return Err(Error::file(
             &config_path,
             format!(
@@ -95,10 +90,7 @@ pub(super) fn open(
             if let Some(other) = tensors.insert(tensor.clone(), entry) {
                 return Err(Error::file(
                     &path,
-                    format!(
-                        "holds tensor `{tensor}`, which {} holds too",
-                        other.path().display()
-                    ),
+                    format!("holds tensor `{tensor}`, which {} holds too", other.path().display()),
                 ));
             }
         }
@@ -109,9 +101,7 @@ pub(super) fn open(
             if at.and_then(Path::file_name) != Some(file.as_ref()) {
                 return Err(Error::file(
                     &index_path,
-                    format!(
-                        "says that tensor `{tensor}` is in {file}, but it is not; the files are not of one model"
-                    ),
+                    format!("says that tensor `{tensor}` is in {file}, but it is not; the files are not of one model"),
                 ));
             }
         }
@@ -140,9 +130,7 @@ fn plain_name(name: &str) -> Result<&str, String> {
     let mut parts = Path::new(name).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(name),
-        _ => Err(format!(
-            "a weight file is called {name:?}; only files of this folder itself are read"
-        )),
+        _ => Err(format!("a weight file is called {name:?}; only files of this folder itself are read")),
     }
 }
 
@@ -218,21 +206,14 @@ impl<'a> Weights<'a> {
         shape: &[usize],
         make: impl Fn() -> Result<Tensor> + 'a,
     ) {
-        let weight = Weight {
-            dtype,
-            shape: shape.to_vec(),
-            make: Box::new(make),
-        };
+        let weight = Weight { dtype, shape: shape.to_vec(), make: Box::new(make) };
         self.0.insert(name.into(), weight);
     }
 
     /// The bytes that all of them take.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0
-            .values()
-            .map(|w| safetensors::bytes_of(w.dtype, &w.shape))
-            .sum()
+        self.0.values().map(|w| safetensors::bytes_of(w.dtype, &w.shape)).sum()
     }
 
     /// The most frequent element type, by bytes.
@@ -286,12 +267,7 @@ pub fn write<'a>(
     let mut shards: Vec<Vec<Outgoing<'_>>> = Vec::new();
     let mut room = 0;
     for (name, weight) in &weights.0 {
-        let tensor = Outgoing {
-            name,
-            dtype: weight.dtype,
-            shape: &weight.shape,
-            tensor: &*weight.make,
-        };
+        let tensor = Outgoing { name, dtype: weight.dtype, shape: &weight.shape, tensor: &*weight.make };
         let bytes = tensor.bytes();
         match shards.last_mut() {
             Some(shard) if bytes <= room => {

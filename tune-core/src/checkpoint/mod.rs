@@ -87,10 +87,7 @@ impl Checkpoint {
                     (config, Weights::Hf(tensors))
                 }
             }
-        } else if path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        {
+        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Self::open_gguf(path, options);
         } else {
             return Err(Error::file(
@@ -98,12 +95,7 @@ impl Checkpoint {
                 "is neither a folder nor a .gguf file; give the folder that the weight files lie in",
             ));
         };
-        Ok(Self {
-            path: path.to_path_buf(),
-            config,
-            weights,
-            round_to: options.round_to,
-        })
+        Ok(Self { path: path.to_path_buf(), config, weights, round_to: options.round_to })
     }
 
     fn open_gguf(path: &Path, options: &OpenOptions) -> Result<Self> {
@@ -134,10 +126,7 @@ impl Checkpoint {
             Weights::Hf(tensors) => (Some(tensors.keys()), None),
             Weights::Gguf(model) => (None, Some(model.tensors().keys())),
         };
-        hf.into_iter()
-            .flatten()
-            .chain(gguf.into_iter().flatten())
-            .map(String::as_str)
+        hf.into_iter().flatten().chain(gguf.into_iter().flatten()).map(String::as_str)
     }
 
     /// The shape of a parameter, row-major.
@@ -166,13 +155,8 @@ impl Checkpoint {
     /// Where there is none of that name, its type is not a floating-point one, or reading fails.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = match &self.weights {
-            Weights::Hf(tensors) => tensors
-                .get(name)
-                .map(|t| t.load(name, dtype, self.round_to, device)),
-            Weights::Gguf(model) => model
-                .tensors()
-                .get(name)
-                .map(|t| model.load(t, dtype, self.round_to, device)),
+            Weights::Hf(tensors) => tensors.get(name).map(|t| t.load(name, dtype, self.round_to, device)),
+            Weights::Gguf(model) => model.tensors().get(name).map(|t| model.load(t, dtype, self.round_to, device)),
         };
         tensor.unwrap_or_else(|| {
             Err(Error::file(
@@ -207,10 +191,7 @@ impl Checkpoint {
 /// The GGUF file that a folder stands for: the one that `files` names, as torchtune's
 /// `checkpoint_dir` and `checkpoint_files` do, or the only one in a folder without `config.json`.
 fn gguf_in(dir: &Path, options: &OpenOptions) -> Result<Option<PathBuf>> {
-    let is_gguf = |name: &Path| {
-        name.extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-    };
+    let is_gguf = |name: &Path| name.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if let Some(files) = &options.files {
         return match files.as_slice() {
             [one] if is_gguf(Path::new(one)) => Ok(Some(dir.join(one))),
@@ -233,10 +214,7 @@ fn gguf_in(dir: &Path, options: &OpenOptions) -> Result<Option<PathBuf>> {
     if found.len() > 1 {
         return Err(Error::file(
             dir,
-            format!(
-                "holds {} GGUF files; give the path of the one that is meant",
-                found.len()
-            ),
+            format!("holds {} GGUF files; give the path of the one that is meant", found.len()),
         ));
     }
     Ok(found.pop())

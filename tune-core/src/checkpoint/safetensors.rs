@@ -70,13 +70,7 @@ impl Entry {
     }
 
     /// Reads it, converted to `dtype` after rounding through `round_to`.
-    pub(super) fn load(
-        &self,
-        name: &str,
-        dtype: DType,
-        round_to: Option<DType>,
-        device: &Device,
-    ) -> Result<Tensor> {
+    pub(super) fn load(&self, name: &str, dtype: DType, round_to: Option<DType>, device: &Device) -> Result<Tensor> {
         if self.dtype.is_none() {
             return Err(self.unsupported(name));
         }
@@ -177,16 +171,12 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
 
     let mut start = [0; 8];
     if file.len() < 8 {
-        return Err(bad(format!(
-            "is {} bytes long, too short for a safetensors file; {again}",
-            file.len()
-        )));
+        return Err(bad(format!("is {} bytes long, too short for a safetensors file; {again}", file.len())));
     }
     file.read_at(&mut start, 0)?;
     if &start == b"version " {
         return Err(bad(
-            "is a Git LFS pointer, not the weights themselves: run `git lfs pull` in the model's folder"
-                .into(),
+            "is a Git LFS pointer, not the weights themselves: run `git lfs pull` in the model's folder".into()
         ));
     }
     let header_len = u64::from_le_bytes(start);
@@ -197,18 +187,12 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
     }
     let data_start = 8 + header_len;
     if data_start > file.len() {
-        return Err(bad(format!(
-            "is truncated inside its header: {} of {data_start} bytes; {again}",
-            file.len()
-        )));
+        return Err(bad(format!("is truncated inside its header: {} of {data_start} bytes; {again}", file.len())));
     }
     let mut header = vec![0; header_len as usize];
     file.read_at(&mut header, 8)?;
-    let Header(members) = serde_json::from_slice(&header).map_err(|e| {
-        bad(format!(
-            "its header is not what safetensors files have ({e}); {again}"
-        ))
-    })?;
+    let Header(members) = serde_json::from_slice(&header)
+        .map_err(|e| bad(format!("its header is not what safetensors files have ({e}); {again}")))?;
 
     let data_len = file.len() - data_start;
     let mut tensors = BTreeMap::new();
@@ -217,19 +201,11 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
         let Member::Tensor(described) = member else {
             continue;
         };
-        let Described {
-            dtype,
-            shape,
-            data_offsets: (begin, end),
-        } = described;
+        let Described { dtype, shape, data_offsets: (begin, end) } = described;
         let Some(&(dtype_name, bits, dtype)) = DTYPES.iter().find(|d| d.0 == dtype) else {
-            return Err(bad(format!(
-                "tensor `{name}` has the unknown type {dtype:?}"
-            )));
+            return Err(bad(format!("tensor `{name}` has the unknown type {dtype:?}")));
         };
-        let needed = bits_of(bits, &shape)
-            .filter(|bits| bits % 8 == 0)
-            .map(|bits| bits / 8);
+        let needed = bits_of(bits, &shape).filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
         if end < begin || needed != Some(end - begin) {
             return Err(bad(format!(
                 "its header lies: tensor `{name}` of type {dtype_name} and shape {shape:?} cannot take the bytes {begin}..{end}"
@@ -243,13 +219,7 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
             )));
         }
         ranges.push((begin, end, name.clone()));
-        let entry = Entry {
-            file: Arc::clone(&file),
-            dtype_name,
-            dtype,
-            shape,
-            start: data_start + begin,
-        };
+        let entry = Entry { file: Arc::clone(&file), dtype_name, dtype, shape, start: data_start + begin };
         if tensors.insert(name.clone(), entry).is_some() {
             return Err(bad(format!("tensor `{name}` is in the header twice")));
         }
@@ -259,9 +229,7 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let mut covered = 0;
     for (begin, end, name) in ranges {
         if begin < covered {
-            return Err(bad(format!(
-                "its header lies: tensor `{name}` overlaps the one before it"
-            )));
+            return Err(bad(format!("its header lies: tensor `{name}` overlaps the one before it")));
         }
         if begin > covered {
             return Err(bad(format!(
@@ -272,21 +240,14 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
         covered = end;
     }
     if covered != data_len {
-        return Err(bad(format!(
-            "is {} bytes longer than its header says; {again}",
-            data_len - covered
-        )));
+        return Err(bad(format!("is {} bytes longer than its header says; {again}", data_len - covered)));
     }
     Ok(tensors)
 }
 
 /// The bits that a tensor takes, unless that overflows, be it only where a zero among the dimensions is left out.
 fn bits_of(bits: usize, shape: &[usize]) -> Option<u64> {
-    let product = |at_least: u64| {
-        shape
-            .iter()
-            .try_fold(bits as u64, |n, &d| n.checked_mul((d as u64).max(at_least)))
-    };
+    let product = |at_least: u64| shape.iter().try_fold(bits as u64, |n, &d| n.checked_mul((d as u64).max(at_least)));
     product(1).and_then(|_| product(0))
 }
 
@@ -315,18 +276,13 @@ fn dtype_name(dtype: DType) -> Result<&'static str> {
         .iter()
         .find(|d| d.2 == Some(dtype))
         .map(|d| d.0)
-        .ok_or_else(|| {
-            Error::setup(format!(
-                "tensors of type {dtype:?} cannot be saved as weights"
-            ))
-        })
+        .ok_or_else(|| Error::setup(format!("tensors of type {dtype:?} cannot be saved as weights")))
 }
 
 /// Writes one file, tensor by tensor, and syncs it.
 pub(super) fn write(path: &Path, mut tensors: Vec<Outgoing<'_>>) -> Result<()> {
     // Wide types first keeps every tensor aligned to its element, as readers that map files like.
-    tensors
-        .sort_by(|a, b| (b.dtype.size_in_bytes(), a.name).cmp(&(a.dtype.size_in_bytes(), b.name)));
+    tensors.sort_by(|a, b| (b.dtype.size_in_bytes(), a.name).cmp(&(a.dtype.size_in_bytes(), b.name)));
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
     let mut offset = 0;
@@ -371,9 +327,7 @@ fn with_bytes(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> Result<()>) -> R
     let (storage, layout) = tensor.storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
     let candle_core::Storage::Cpu(storage) = &*storage else {
-        return Err(Error::setup(
-            "a tensor on its way into a file did not come to the CPU",
-        ));
+        return Err(Error::setup("a tensor on its way into a file did not come to the CPU"));
     };
     use candle_core::CpuStorage as S;
     match storage {
@@ -381,9 +335,6 @@ fn with_bytes(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> Result<()>) -> R
         S::F64(v) => use_bytes(bytemuck::cast_slice(&v[range])),
         S::BF16(v) => use_bytes(bytemuck::cast_slice(&v[range])),
         S::F16(v) => use_bytes(bytemuck::cast_slice(&v[range])),
-        _ => Err(Error::setup(format!(
-            "tensors of type {:?} cannot be saved as weights",
-            tensor.dtype()
-        ))),
+        _ => Err(Error::setup(format!("tensors of type {:?} cannot be saved as weights", tensor.dtype()))),
     }
 }

@@ -38,11 +38,7 @@ impl DataFile {
         if !meta.is_file() {
             return Err(Error::file(path, "is not a regular file"));
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            file,
-            len: meta.len(),
-        })
+        Ok(Self { path: path.to_path_buf(), file, len: meta.len() })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -91,10 +87,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     if file.len() > limit {
         return Err(Error::file(
             path,
-            format!(
-                "is {} bytes long; a file of this kind has at most {limit}",
-                file.len()
-            ),
+            format!("is {} bytes long; a file of this kind has at most {limit}", file.len()),
         ));
     }
     let mut bytes = vec![0; file.len() as usize];
@@ -181,9 +174,7 @@ pub(super) fn load(
         DType::F64 => load_as::<f64>(stored, round_to, rows, device),
         DType::BF16 => load_as::<bf16>(stored, round_to, rows, device),
         DType::F16 => load_as::<f16>(stored, round_to, rows, device),
-        other => Err(Error::setup(format!(
-            "weights cannot be loaded as {other:?}; use f32, bf16, f16 or f64"
-        ))),
+        other => Err(Error::setup(format!("weights cannot be loaded as {other:?}; use f32, bf16, f16 or f64"))),
     }
 }
 
@@ -200,27 +191,21 @@ fn load_as<T: Element>(
     let count = stored.shape().iter().product();
     let mut values = vec![T::zero(); count];
     if stored.dtype() == Some(T::DTYPE) && round.is_none() {
-        values
-            .par_chunks_mut(CHUNK)
-            .enumerate()
-            .try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
     } else {
-        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(
-            Vec::new,
-            |wide, (i, out)| {
-                wide.resize(out.len(), 0.0);
-                stored.read_f32(i * CHUNK, wide)?;
-                match round {
-                    Some(DType::BF16) => round_through::<bf16>(wide),
-                    Some(DType::F16) => round_through::<f16>(wide),
-                    _ => {}
-                }
-                for (o, x) in out.iter_mut().zip(wide.iter()) {
-                    *o = T::narrow(*x);
-                }
-                Ok::<_, Error>(())
-            },
-        )?;
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, |wide, (i, out)| {
+            wide.resize(out.len(), 0.0);
+            stored.read_f32(i * CHUNK, wide)?;
+            match round {
+                Some(DType::BF16) => round_through::<bf16>(wide),
+                Some(DType::F16) => round_through::<f16>(wide),
+                _ => {}
+            }
+            for (o, x) in out.iter_mut().zip(wide.iter()) {
+                *o = T::narrow(*x);
+            }
+            Ok::<_, Error>(())
+        })?;
     }
     if let (Some(from), Some(&height)) = (rows, stored.shape().first())
         && height > 0
@@ -228,13 +213,10 @@ fn load_as<T: Element>(
         let width = count / height;
         let mut moved = vec![T::zero(); count];
         if width > 0 {
-            moved
-                .par_chunks_mut(width)
-                .enumerate()
-                .for_each(|(row, out)| {
-                    let start = from(row) * width;
-                    out.copy_from_slice(&values[start..start + width]);
-                });
+            moved.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+                let start = from(row) * width;
+                out.copy_from_slice(&values[start..start + width]);
+            });
         }
         values = moved;
     }

@@ -57,13 +57,7 @@ struct Row {
 }
 
 const fn row(gguf: &'static str, hf: &'static str, shape: &'static [Dim]) -> Row {
-    Row {
-        gguf,
-        hf,
-        shape,
-        need: Need::Always,
-        change: Change::None,
-    }
+    Row { gguf, hf, shape, need: Need::Always, change: Change::None }
 }
 
 impl Row {
@@ -94,57 +88,24 @@ struct Family {
 const FAMILIES: &[Family] = &[Family {
     architecture: "llama",
     model: &[
-        row(
-            "token_embd.weight",
-            "model.embed_tokens.weight",
-            &[Vocab, Hidden],
-        ),
+        row("token_embd.weight", "model.embed_tokens.weight", &[Vocab, Hidden]),
         row("output_norm.weight", "model.norm.weight", &[Hidden]),
         row("output.weight", "lm_head.weight", &[Vocab, Hidden]).optional(),
     ],
     layer: &[
         row("attn_norm.weight", "input_layernorm.weight", &[Hidden]),
-        row(
-            "attn_q.weight",
-            "self_attn.q_proj.weight",
-            &[Queries, Hidden],
-        )
-        .interleaved(),
+        row("attn_q.weight", "self_attn.q_proj.weight", &[Queries, Hidden]).interleaved(),
         row("attn_k.weight", "self_attn.k_proj.weight", &[Keys, Hidden]).interleaved(),
         row("attn_v.weight", "self_attn.v_proj.weight", &[Keys, Hidden]),
-        row(
-            "attn_output.weight",
-            "self_attn.o_proj.weight",
-            &[Hidden, Queries],
-        ),
-        row("attn_q.bias", "self_attn.q_proj.bias", &[Queries])
-            .interleaved()
-            .optional(),
-        row("attn_k.bias", "self_attn.k_proj.bias", &[Keys])
-            .interleaved()
-            .optional(),
+        row("attn_output.weight", "self_attn.o_proj.weight", &[Hidden, Queries]),
+        row("attn_q.bias", "self_attn.q_proj.bias", &[Queries]).interleaved().optional(),
+        row("attn_k.bias", "self_attn.k_proj.bias", &[Keys]).interleaved().optional(),
         row("attn_v.bias", "self_attn.v_proj.bias", &[Keys]).optional(),
         row("attn_output.bias", "self_attn.o_proj.bias", &[Hidden]).optional(),
-        row(
-            "ffn_norm.weight",
-            "post_attention_layernorm.weight",
-            &[Hidden],
-        ),
-        row(
-            "ffn_gate.weight",
-            "mlp.gate_proj.weight",
-            &[Intermediate, Hidden],
-        ),
-        row(
-            "ffn_up.weight",
-            "mlp.up_proj.weight",
-            &[Intermediate, Hidden],
-        ),
-        row(
-            "ffn_down.weight",
-            "mlp.down_proj.weight",
-            &[Hidden, Intermediate],
-        ),
+        row("ffn_norm.weight", "post_attention_layernorm.weight", &[Hidden]),
+        row("ffn_gate.weight", "mlp.gate_proj.weight", &[Intermediate, Hidden]),
+        row("ffn_up.weight", "mlp.up_proj.weight", &[Intermediate, Hidden]),
+        row("ffn_down.weight", "mlp.down_proj.weight", &[Hidden, Intermediate]),
         row("ffn_gate.bias", "mlp.gate_proj.bias", &[Intermediate]).optional(),
         row("ffn_up.bias", "mlp.up_proj.bias", &[Intermediate]).optional(),
         row("ffn_down.bias", "mlp.down_proj.bias", &[Hidden]).optional(),
@@ -155,9 +116,7 @@ const FAMILIES: &[Family] = &[Family {
 /// What llama.cpp calls `llama` is Llama or Mistral; only the latter has a sliding window.
 fn llama(metadata: &Metadata, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
     if let Some(experts) = metadata.u64("llama.expert_count")?.filter(|&n| n > 0) {
-        return Err(metadata.bad(format!(
-            "is a mixture of {experts} experts, which is not supported in GGUF files"
-        )));
+        return Err(metadata.bad(format!("is a mixture of {experts} experts, which is not supported in GGUF files")));
     }
     match metadata.u64("llama.attention.sliding_window")? {
         Some(window) if window > 0 => {
@@ -168,16 +127,8 @@ fn llama(metadata: &Metadata, has: &Has<'_>, config: &mut Map<String, Value>) ->
         _ => {
             config.insert("architectures".into(), json!(["LlamaForCausalLM"]));
             config.insert("model_type".into(), "llama".into());
-            let biases = [
-                "attn_q.bias",
-                "attn_k.bias",
-                "attn_v.bias",
-                "attn_output.bias",
-            ];
-            config.insert(
-                "attention_bias".into(),
-                one_bias(metadata, has, &biases)?.into(),
-            );
+            let biases = ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"];
+            config.insert("attention_bias".into(), one_bias(metadata, has, &biases)?.into());
             let biases = ["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
             config.insert("mlp_bias".into(), one_bias(metadata, has, &biases)?.into());
         }
@@ -189,9 +140,7 @@ fn llama(metadata: &Metadata, has: &Has<'_>, config: &mut Map<String, Value>) ->
 fn one_bias(metadata: &Metadata, has: &Has<'_>, names: &[&str]) -> Result<bool> {
     let present = names.iter().filter(|n| has(n)).count();
     if present != 0 && present != names.len() {
-        return Err(metadata.bad(format!(
-            "has only {present} of {names:?}; a Llama model has all of them or none"
-        )));
+        return Err(metadata.bad(format!("has only {present} of {names:?}; a Llama model has all of them or none")));
     }
     Ok(present > 0)
 }
@@ -225,10 +174,7 @@ pub(super) fn describe(
     file: &DataFile,
     tensors: Vec<TensorInfo>,
 ) -> Result<(Value, Vec<Parameter>)> {
-    let architecture = metadata.need(
-        "general.architecture",
-        metadata.text("general.architecture")?,
-    )?;
+    let architecture = metadata.need("general.architecture", metadata.text("general.architecture")?)?;
     let Some(family) = FAMILIES.iter().find(|f| f.architecture == architecture) else {
         let known: Vec<&str> = FAMILIES.iter().map(|f| f.architecture).collect();
         return Err(metadata.bad(format!(
@@ -237,59 +183,38 @@ pub(super) fn describe(
         )));
     };
     let quantized = tensors.iter().any(|t| t.dtype.block_size() > 1);
-    let mut by_name: BTreeMap<String, TensorInfo> =
-        tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
+    let mut by_name: BTreeMap<String, TensorInfo> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
     let sizes = sizes(metadata, architecture, &by_name)?;
 
     let mut config = common(metadata, architecture, &sizes)?;
-    config.insert(
-        "tie_word_embeddings".into(),
-        (!by_name.contains_key("output.weight")).into(),
-    );
+    config.insert("tie_word_embeddings".into(), (!by_name.contains_key("output.weight")).into());
     // Quantized weights were bf16 before, as a rule, and come back as near to that as to f32.
-    let half = quantized
-        || !by_name
-            .values()
-            .any(|t| t.shape.len() > 1 && t.dtype.type_size() == 4);
-    config.insert(
-        "torch_dtype".into(),
-        if half { "bfloat16" } else { "float32" }.into(),
-    );
+    let half = quantized || !by_name.values().any(|t| t.shape.len() > 1 && t.dtype.type_size() == 4);
+    config.insert("torch_dtype".into(), if half { "bfloat16" } else { "float32" }.into());
     let freqs = by_name.remove("rope_freqs.weight");
     if let Some(scaling) = rope_scaling(metadata, architecture, &sizes, file, freqs, &config)? {
         config.insert("rope_scaling".into(), scaling);
     }
     let has = |name: &str| by_name.contains_key(&format!("blk.0.{name}"));
     (family.config)(metadata, &has, &mut config)?;
-    let in_layers: Vec<bool> = family
-        .layer
-        .iter()
-        .map(|row| row.need == Need::Always || has(row.gguf))
-        .collect();
+    let in_layers: Vec<bool> = family.layer.iter().map(|row| row.need == Need::Always || has(row.gguf)).collect();
 
     let mut parameters = Vec::new();
     let mut take = |row: &Row, gguf: &str, hf: String, wanted: bool| -> Result<()> {
         let Some(info) = by_name.remove(gguf) else {
             if wanted {
-                return Err(
-                    metadata.bad(format!("has no tensor `{gguf}`; the file is not complete"))
-                );
+                return Err(metadata.bad(format!("has no tensor `{gguf}`; the file is not complete")));
             }
             return Ok(());
         };
         let shape: Vec<usize> = row.shape.iter().map(|&d| sizes.of(d)).collect();
         if info.shape != shape {
-            return Err(metadata.bad(format!(
-                "tensor `{gguf}` has the shape {:?}; its metadata lead to {shape:?}",
-                info.shape
-            )));
+            return Err(
+                metadata.bad(format!("tensor `{gguf}` has the shape {:?}; its metadata lead to {shape:?}", info.shape))
+            );
         }
         let rotary_heads = (row.change == Change::Interleaved).then(|| shape[0] / sizes.head_dim);
-        parameters.push(Parameter {
-            name: hf,
-            info,
-            rotary_heads,
-        });
+        parameters.push(Parameter { name: hf, info, rotary_heads });
         Ok(())
     };
     for row in family.model {
@@ -298,12 +223,7 @@ pub(super) fn describe(
     for layer in 0..sizes.layers {
         for (row, &wanted) in family.layer.iter().zip(&in_layers) {
             let gguf = format!("blk.{layer}.{}", row.gguf);
-            take(
-                row,
-                &gguf,
-                format!("model.layers.{layer}.{}", row.hf),
-                wanted,
-            )?;
+            take(row, &gguf, format!("model.layers.{layer}.{}", row.hf), wanted)?;
         }
     }
     // Left over from old converters: the rotary frequencies, which follow from the config.
@@ -312,21 +232,13 @@ pub(super) fn describe(
         return Err(metadata.bad(format!(
             "has the tensor `{name}`, for which a `{architecture}` model of {} layers has no use{}",
             sizes.layers,
-            if by_name.len() > 1 {
-                format!(" (and {} more)", by_name.len() - 1)
-            } else {
-                String::new()
-            }
+            if by_name.len() > 1 { format!(" (and {} more)", by_name.len() - 1) } else { String::new() }
         )));
     }
     Ok((Value::Object(config), parameters))
 }
 
-fn sizes(
-    metadata: &Metadata,
-    architecture: &str,
-    tensors: &BTreeMap<String, TensorInfo>,
-) -> Result<Sizes> {
+fn sizes(metadata: &Metadata, architecture: &str, tensors: &BTreeMap<String, TensorInfo>) -> Result<Sizes> {
     let get = |key: &str, default: Option<usize>| -> Result<usize> {
         let key = format!("{architecture}.{key}");
         let value = match metadata.u64(&key)? {
@@ -356,9 +268,7 @@ fn sizes(
     let vocab = tensors
         .get("token_embd.weight")
         .map(|t| t.shape[0])
-        .ok_or_else(|| {
-            metadata.bad("has no tensor `token_embd.weight`; the file is not complete")
-        })?;
+        .ok_or_else(|| metadata.bad("has no tensor `token_embd.weight`; the file is not complete"))?;
     Ok(Sizes {
         vocab,
         hidden,
@@ -413,10 +323,7 @@ fn rope_scaling(
     let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
     let original = metadata.u64(&key("original_context_length"))?;
     if let Some(info) = freqs {
-        let theta = config
-            .get("rope_theta")
-            .and_then(Value::as_f64)
-            .unwrap_or(10000.0);
+        let theta = config.get("rope_theta").and_then(Value::as_f64).unwrap_or(10000.0);
         let factors = read_factors(metadata, sizes, file, &info)?;
         return llama3_scaling(theta, sizes.head_dim, &factors, original)
             .map(Some)
@@ -442,71 +349,50 @@ fn rope_scaling(
             }
             Ok(Some(scaling))
         }
-        (other, _) => Err(metadata.bad(format!(
-            "scales its rotary embedding by `{other}`, which is not supported in GGUF files"
-        ))),
+        (other, _) => {
+            Err(metadata.bad(format!("scales its rotary embedding by `{other}`, which is not supported in GGUF files")))
+        }
     }
 }
 
-fn read_factors(
-    metadata: &Metadata,
-    sizes: &Sizes,
-    file: &DataFile,
-    info: &TensorInfo,
-) -> Result<Vec<f64>> {
+fn read_factors(metadata: &Metadata, sizes: &Sizes, file: &DataFile, info: &TensorInfo) -> Result<Vec<f64>> {
     let half = sizes.head_dim / 2;
     if info.shape != [half] || info.bytes != 4 * half as u64 {
-        return Err(metadata.bad(format!(
-            "`rope_freqs.weight` has the shape {:?}; {half} f32 numbers were expected",
-            info.shape
-        )));
+        return Err(metadata
+            .bad(format!("`rope_freqs.weight` has the shape {:?}; {half} f32 numbers were expected", info.shape)));
     }
     let mut raw = vec![0; info.bytes as usize];
     file.read_at(&mut raw, info.start)?;
-    Ok(raw
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|&b| decimal(f32::from_le_bytes(b)))
-        .collect())
+    Ok(raw.as_chunks::<4>().0.iter().map(|&b| decimal(f32::from_le_bytes(b))).collect())
 }
 
 /// The parameters of Llama 3's scaling that give these divisors of the frequencies: the factor is the
 /// largest of them; of the rest, all published models share the values tried here.
-fn llama3_scaling(
-    theta: f64,
-    head_dim: usize,
-    factors: &[f64],
-    original: Option<u64>,
-) -> Option<Value> {
+fn llama3_scaling(theta: f64, head_dim: usize, factors: &[f64], original: Option<u64>) -> Option<Value> {
     let factor = factors.iter().copied().fold(1.0, f64::max);
     let (low, high) = (1.0, 4.0);
-    [original, Some(8192)]
-        .into_iter()
-        .flatten()
-        .find_map(|length| {
-            let fits = factors.iter().enumerate().all(|(i, &given)| {
-                let wavelength =
-                    std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
-                let turns = length as f64 / wavelength;
-                let expected = if turns > high {
-                    1.0
-                } else if turns < low {
-                    factor
-                } else {
-                    let smooth = (turns - low) / (high - low);
-                    1.0 / ((1.0 - smooth) / factor + smooth)
-                };
-                (given - expected).abs() <= 1e-4 * expected
-            });
-            fits.then(|| {
-                json!({
-                    "rope_type": "llama3",
-                    "factor": factor,
-                    "low_freq_factor": low,
-                    "high_freq_factor": high,
-                    "original_max_position_embeddings": length,
-                })
+    [original, Some(8192)].into_iter().flatten().find_map(|length| {
+        let fits = factors.iter().enumerate().all(|(i, &given)| {
+            let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
+            let turns = length as f64 / wavelength;
+            let expected = if turns > high {
+                1.0
+            } else if turns < low {
+                factor
+            } else {
+                let smooth = (turns - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            };
+            (given - expected).abs() <= 1e-4 * expected
+        });
+        fits.then(|| {
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": length,
             })
         })
+    })
 }

@@ -59,13 +59,7 @@ struct Cursor<'a> {
 
 impl Header {
     pub(super) fn read(file: &DataFile) -> Result<Self> {
-        let mut cursor = Cursor {
-            file,
-            loaded: Vec::new(),
-            at: 0,
-            short_lengths: false,
-            values: 0,
-        };
+        let mut cursor = Cursor { file, loaded: Vec::new(), at: 0, short_lengths: false, values: 0 };
         let magic = cursor.take(4)?;
         if magic != b"GGUF" {
             let message = if magic == b"vers" {
@@ -79,14 +73,10 @@ impl Header {
             1 => cursor.short_lengths = true,
             2 | 3 => {}
             v if v.swap_bytes() <= 3 => {
-                return Err(
-                    cursor.bad("is a big-endian GGUF file; take the usual, little-endian one")
-                );
+                return Err(cursor.bad("is a big-endian GGUF file; take the usual, little-endian one"));
             }
             v => {
-                return Err(cursor.bad(format!(
-                    "has version {v} of the GGUF format; versions 1 to 3 are read"
-                )));
+                return Err(cursor.bad(format!("has version {v} of the GGUF format; versions 1 to 3 are read")));
             }
         }
         let tensor_count = cursor.length()?;
@@ -111,9 +101,7 @@ impl Header {
             None => 32,
             Some(&Value::Unsigned(a)) if a.is_power_of_two() && a <= 1 << 20 => a,
             Some(other) => {
-                return Err(cursor.bad(format!(
-                    "general.alignment is {other:?}, not a power of two"
-                )));
+                return Err(cursor.bad(format!("general.alignment is {other:?}, not a power of two")));
             }
         };
         let data_start = (cursor.at as u64).next_multiple_of(alignment);
@@ -123,12 +111,7 @@ impl Header {
 }
 
 /// Turns offsets into positions, and checks them against each other and the file.
-fn place(
-    raw: Vec<TensorInfo>,
-    data_start: u64,
-    alignment: u64,
-    file: &DataFile,
-) -> Result<Vec<TensorInfo>> {
+fn place(raw: Vec<TensorInfo>, data_start: u64, alignment: u64, file: &DataFile) -> Result<Vec<TensorInfo>> {
     let bad = |message: String| Error::file(file.path(), message);
     let mut names = BTreeSet::new();
     let mut tensors = Vec::with_capacity(raw.len());
@@ -137,10 +120,7 @@ fn place(
             return Err(bad(format!("tensor `{}` is in the header twice", t.name)));
         }
         if t.start % alignment != 0 {
-            return Err(bad(format!(
-                "its header lies: tensor `{}` is not aligned to {alignment} bytes",
-                t.name
-            )));
+            return Err(bad(format!("its header lies: tensor `{}` is not aligned to {alignment} bytes", t.name)));
         }
         let start = data_start.checked_add(t.start);
         match start.and_then(|s| s.checked_add(t.bytes)) {
@@ -163,10 +143,7 @@ fn place(
         if let [a, b] = pair
             && a.start + a.bytes > b.start
         {
-            return Err(bad(format!(
-                "its header lies: tensors `{}` and `{}` overlap",
-                a.name, b.name
-            )));
+            return Err(bad(format!("its header lies: tensors `{}` and `{}` overlap", a.name, b.name)));
         }
     }
     Ok(tensors)
@@ -228,11 +205,7 @@ impl Cursor<'_> {
     }
 
     fn length(&mut self) -> Result<u64> {
-        if self.short_lengths {
-            self.u32().map(u64::from)
-        } else {
-            self.u64()
-        }
+        if self.short_lengths { self.u32().map(u64::from) } else { self.u64() }
     }
 
     fn text(&mut self) -> Result<String> {
@@ -269,9 +242,9 @@ impl Cursor<'_> {
                 self.room_for(n, least, &format!("values in `{key}`"))?;
                 self.values = self.values.saturating_add(n);
                 if self.values > MAX_VALUES {
-                    return Err(self.bad(format!(
-                        "metadata `{key}` has {n} values, which is absurd; the file is damaged"
-                    )));
+                    return Err(
+                        self.bad(format!("metadata `{key}` has {n} values, which is absurd; the file is damaged"))
+                    );
                 }
                 let mut values = Vec::with_capacity(n as usize);
                 for _ in 0..n {
@@ -283,9 +256,7 @@ impl Cursor<'_> {
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::F64(f64::from_le_bytes(self.array()?)),
             other => {
-                return Err(self.bad(format!(
-                    "metadata `{key}` has the unknown type {other}; the file is damaged"
-                )));
+                return Err(self.bad(format!("metadata `{key}` has the unknown type {other}; the file is damaged")));
             }
         })
     }
@@ -295,9 +266,7 @@ impl Cursor<'_> {
         let name = self.text()?;
         let rank = self.u32()?;
         if !(1..=MAX_DIMS).contains(&rank) {
-            return Err(self.bad(format!(
-                "tensor `{name}` has {rank} dimensions; the format allows 1 to {MAX_DIMS}"
-            )));
+            return Err(self.bad(format!("tensor `{name}` has {rank} dimensions; the format allows 1 to {MAX_DIMS}")));
         }
         let mut dims = Vec::new();
         for _ in 0..rank {
@@ -313,23 +282,14 @@ impl Cursor<'_> {
             )));
         };
         let (block, size) = (dtype.block_size() as u64, dtype.type_size() as u64);
-        let count = dims
-            .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d))
-            .filter(|&n| n > 0 && dims[0] % block == 0);
+        let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n > 0 && dims[0] % block == 0);
         let bytes = count.and_then(|n| (n / block).checked_mul(size));
         let Some(bytes) = bytes.filter(|&b| b <= self.file.len()) else {
             return Err(self.bad(format!(
                 "its header lies: tensor `{name}` of type {dtype:?} cannot have the dimensions {dims:?}"
             )));
         };
-        Ok(TensorInfo {
-            name,
-            dtype,
-            shape: dims.iter().rev().map(|&d| d as usize).collect(),
-            start,
-            bytes,
-        })
+        Ok(TensorInfo { name, dtype, shape: dims.iter().rev().map(|&d| d as usize).collect(), start, bytes })
     }
 }
 

@@ -14,10 +14,7 @@ pub(super) struct Metadata {
 
 impl Metadata {
     pub(super) fn new(path: &Path, values: BTreeMap<String, Value>) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            values,
-        }
+        Self { path: path.to_path_buf(), values }
     }
 
     /// An error about this file.
@@ -39,9 +36,9 @@ impl Metadata {
             None => Ok(None),
             Some(&Value::Unsigned(v)) => Ok(Some(v)),
             Some(&Value::Signed(v)) if v >= 0 => Ok(Some(v as u64)),
-            Some(Value::Array(_)) => Err(self.bad(format!(
-                "metadata `{key}` differs between layers, which is not supported"
-            ))),
+            Some(Value::Array(_)) => {
+                Err(self.bad(format!("metadata `{key}` differs between layers, which is not supported")))
+            }
             Some(_) => Err(self.wrong(key, "a number of at least 0")),
         }
     }

@@ -56,19 +56,11 @@ impl Model {
         let tensors = parameters
             .into_iter()
             .map(|p| {
-                let tensor = GgufTensor {
-                    file: Arc::clone(&file),
-                    info: p.info,
-                    rotary_heads: p.rotary_heads,
-                };
+                let tensor = GgufTensor { file: Arc::clone(&file), info: p.info, rotary_heads: p.rotary_heads };
                 (p.name, tensor)
             })
             .collect();
-        Ok(Self {
-            metadata,
-            config,
-            tensors,
-        })
+        Ok(Self { metadata, config, tensors })
     }
 
     pub(super) fn config(&self) -> &Value {
@@ -110,18 +102,12 @@ impl Model {
         if let Ok(Some(eot)) = self.metadata.u64("tokenizer.ggml.eot_token_id")
             && eos.as_u64() != Some(eot)
         {
-            eos = if eos.is_null() {
-                eot.into()
-            } else {
-                serde_json::json!([eos, eot])
-            };
+            eos = if eos.is_null() { eot.into() } else { serde_json::json!([eos, eot]) };
         }
         let mut config = serde_json::Map::new();
-        for (key, value) in [
-            ("bos_token_id", id("bos_token_id")),
-            ("eos_token_id", eos),
-            ("pad_token_id", id("pad_token_id")),
-        ] {
+        for (key, value) in
+            [("bos_token_id", id("bos_token_id")), ("eos_token_id", eos), ("pad_token_id", id("pad_token_id"))]
+        {
             if !value.is_null() {
                 config.insert(key.into(), value);
             }
@@ -166,8 +152,7 @@ impl Stored for GgufTensor {
         // In 8-byte words, since candle casts the bytes to blocks and minds their alignment.
         let mut words = vec![0u64; bytes.div_ceil(8)];
         let raw = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
-        self.file
-            .read_at(raw, self.info.start + (start / block * size) as u64)?;
+        self.file.read_at(raw, self.info.start + (start / block * size) as u64)?;
         match dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
             CpuStorage::F32(values) => out.copy_from_slice(&values),
             other => {

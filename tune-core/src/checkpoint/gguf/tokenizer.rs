@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
-use super::pre;
+use super::pre::{self, Pre};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result};
 
@@ -56,19 +56,16 @@ pub(super) fn files(metadata: &Metadata) -> Result<TokenizerFiles> {
     let model = metadata.need(key, metadata.text(key)?)?;
     let key = "tokenizer.ggml.tokens";
     let tokens = metadata.need(key, metadata.texts(key)?)?;
-    let types = metadata
-        .u64s("tokenizer.ggml.token_type")?
-        .unwrap_or_else(|| vec![1; tokens.len()]);
+    let types = metadata.u64s("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
-        return Err(metadata.bad(format!(
-            "has {} tokens and {} token types",
-            tokens.len(),
-            types.len()
-        )));
+        return Err(metadata.bad(format!("has {} tokens and {} token types", tokens.len(), types.len())));
     }
     let vocabulary = Vocabulary { tokens, types };
     let (mut tokenizer, add_bos) = match model {
-        "gpt2" => (byte_level(metadata, &vocabulary)?, false),
+        "gpt2" => {
+            let pre = cut(metadata)?;
+            (byte_level(metadata, &vocabulary, pre)?, pre.add_bos)
+        }
         "llama" => (sentence_piece(metadata, &vocabulary)?, true),
         other => {
             return Err(metadata.bad(format!(
@@ -77,29 +74,19 @@ pub(super) fn files(metadata: &Metadata) -> Result<TokenizerFiles> {
             )));
         }
     };
-    let add_bos = metadata
-        .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(add_bos);
-    let add_eos = metadata
-        .bool("tokenizer.ggml.add_eos_token")?
-        .unwrap_or(false);
+    let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
     let special = Special::read(metadata, &vocabulary, model == "llama")?;
     if let Some(object) = tokenizer.as_object_mut() {
-        object.insert(
-            "post_processor".into(),
-            special.template(add_bos, add_eos).unwrap_or(Value::Null),
-        );
+        object.insert("post_processor".into(), special.template(add_bos, add_eos).unwrap_or(Value::Null));
     }
 
     let mut config = Map::new();
     // The class that takes tokenizer.json as it is.
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
-    for (name, token) in [
-        ("bos_token", special.bos),
-        ("eos_token", special.eos),
-        ("pad_token", special.pad),
-        ("unk_token", special.unk),
-    ] {
+    for (name, token) in
+        [("bos_token", special.bos), ("eos_token", special.eos), ("pad_token", special.pad), ("unk_token", special.unk)]
+    {
         if let Some((_, token)) = token {
             config.insert(name.into(), token.into());
         }
@@ -116,20 +103,13 @@ pub(super) fn files(metadata: &Metadata) -> Result<TokenizerFiles> {
     }
 
     let text = |value: &Value, pretty: bool| {
-        if pretty {
-            serde_json::to_vec_pretty(value)
-        } else {
-            serde_json::to_vec(value)
-        }
-        .map_err(|e| Error::Other(Box::new(e)))
+        if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) }
+            .map_err(|e| Error::Other(Box::new(e)))
     };
     Ok(TokenizerFiles {
         files: BTreeMap::from([
             ("tokenizer.json".into(), text(&tokenizer, false)?),
-            (
-                "tokenizer_config.json".into(),
-                text(&Value::Object(config), true)?,
-            ),
+            ("tokenizer_config.json".into(), text(&Value::Object(config), true)?),
         ]),
     })
 }
@@ -143,27 +123,20 @@ struct Special<'a> {
 }
 
 impl<'a> Special<'a> {
-    fn read(
-        metadata: &Metadata,
-        vocabulary: &Vocabulary<'a>,
-        sentence_piece: bool,
-    ) -> Result<Self> {
-        let token = |name: &str, default: Option<u64>| {
-            let key = format!("tokenizer.ggml.{name}_token_id");
-            let Some(id) = metadata.u64(&key)?.or(default) else {
-                return Ok(None);
+    fn read(metadata: &Metadata, vocabulary: &Vocabulary<'a>, sentence_piece: bool) -> Result<Self> {
+        let token =
+            |name: &str, default: Option<u64>| {
+                let key = format!("tokenizer.ggml.{name}_token_id");
+                let Some(id) = metadata.u64(&key)?.or(default) else {
+                    return Ok(None);
+                };
+                let token = usize::try_from(id).ok().and_then(|i| vocabulary.tokens.get(i));
+                match token {
+                    Some(token) => Ok(Some((id, *token))),
+                    None => Err(metadata
+                        .bad(format!("metadata `{key}` is {id}, and there are {} tokens", vocabulary.tokens.len()))),
+                }
             };
-            let token = usize::try_from(id)
-                .ok()
-                .and_then(|i| vocabulary.tokens.get(i));
-            match token {
-                Some(token) => Ok(Some((id, *token))),
-                None => Err(metadata.bad(format!(
-                    "metadata `{key}` is {id}, and there are {} tokens",
-                    vocabulary.tokens.len()
-                ))),
-            }
-        };
         // What llama.cpp takes where a file does not say.
         let default = |id: u64| (sentence_piece && vocabulary.tokens.len() > 2).then_some(id);
         Ok(Self {
@@ -184,8 +157,7 @@ impl<'a> Special<'a> {
         let around = |texts: &[(&str, u8)]| {
             let mut steps = Vec::new();
             for &(name, type_id) in texts {
-                let special =
-                    |t: (u64, &str)| json!({"SpecialToken": {"id": t.1, "type_id": type_id}});
+                let special = |t: (u64, &str)| json!({"SpecialToken": {"id": t.1, "type_id": type_id}});
                 steps.extend(bos.map(special));
                 steps.push(json!({"Sequence": {"id": name, "type_id": type_id}}));
                 steps.extend(eos.map(special));
@@ -209,30 +181,32 @@ impl<'a> Special<'a> {
     }
 }
 
-/// Byte-level BPE, GPT-2's kind.
-fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+/// The rules that text is cut by.
+fn cut(metadata: &Metadata) -> Result<&'static Pre> {
     let name = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
-    let Some(pre) = pre::named(name) else {
-        return Err(metadata.bad(format!(
+    pre::named(name).ok_or_else(|| {
+        metadata.bad(format!(
             "cuts text by the rules `{name}` (tokenizer.ggml.pre), which are not known here; known are {}. \
              Take the model as a Hugging Face folder",
-            pre::NAMES.join(", ")
-        )));
-    };
+            pre::names()
+        ))
+    })
+}
+
+/// Byte-level BPE, GPT-2's kind.
+fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>, pre: &Pre) -> Result<Value> {
     let key = "tokenizer.ggml.merges";
     let known = id_of(vocabulary);
     let mut merges = Vec::new();
     for merge in metadata.need(key, metadata.texts(key)?)? {
         // The second half never begins with a space: spaces are written as another letter.
         let parts = merge.split_once(' ').filter(|(a, b)| {
-            known.contains_key(a)
-                && known.contains_key(b)
-                && known.contains_key(format!("{a}{b}").as_str())
+            known.contains_key(a) && known.contains_key(b) && known.contains_key(format!("{a}{b}").as_str())
         });
         let Some((left, right)) = parts else {
-            return Err(metadata.bad(format!(
-                "the merge {merge:?} does not join two tokens to a third; the file is damaged"
-            )));
+            return Err(
+                metadata.bad(format!("the merge {merge:?} does not join two tokens to a third; the file is damaged"))
+            );
         };
         merges.push(json!([left, right]));
     }
@@ -266,21 +240,11 @@ fn sentence_piece(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Va
     let key = "tokenizer.ggml.scores";
     let scores = metadata.need(key, metadata.f32s(key)?)?;
     if scores.len() != vocabulary.tokens.len() {
-        return Err(metadata.bad(format!(
-            "has {} tokens and {} token scores",
-            vocabulary.tokens.len(),
-            scores.len()
-        )));
+        return Err(metadata.bad(format!("has {} tokens and {} token scores", vocabulary.tokens.len(), scores.len())));
     }
-    let prefix = metadata
-        .bool("tokenizer.ggml.add_space_prefix")?
-        .unwrap_or(true);
-    let unk = metadata
-        .u64("tokenizer.ggml.unknown_token_id")?
-        .unwrap_or(0);
-    let unk = usize::try_from(unk)
-        .ok()
-        .and_then(|i| vocabulary.tokens.get(i));
+    let prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let unk = metadata.u64("tokenizer.ggml.unknown_token_id")?.unwrap_or(0);
+    let unk = usize::try_from(unk).ok().and_then(|i| vocabulary.tokens.get(i));
 
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let normalizer = if prefix {
@@ -334,10 +298,7 @@ fn merges_by_score(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<Value> {
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-    merges
-        .into_iter()
-        .map(|(_, _, left, right)| json!([left, right]))
-        .collect()
+    merges.into_iter().map(|(_, _, left, right)| json!([left, right])).collect()
 }
 
 fn id_of<'a>(vocabulary: &Vocabulary<'a>) -> HashMap<&'a str, usize> {

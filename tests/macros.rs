@@ -45,11 +45,7 @@ fn lora(
     #[config(resolved)]
     mut config: ResolvedConfig,
 ) -> Result<()> {
-    Err(format!(
-        "{output_dir:?} {} {pair:?} {}",
-        count.r#type,
-        config.to_yaml()
-    ))
+    Err(format!("{output_dir:?} {} {pair:?} {}", count.r#type, config.to_yaml()))
 }
 
 /// The other form.
@@ -74,9 +70,7 @@ mod full {
 }
 
 fn errors<T>(loaded: Read<T>) -> std::result::Result<T, String> {
-    loaded
-        .map(|loaded| loaded.config)
-        .map_err(|report| report.to_string())
+    loaded.map(|loaded| loaded.config).map_err(|report| report.to_string())
 }
 
 type Read<T> = std::result::Result<tune_config::Loaded<T>, tune_config::Report>;
@@ -86,29 +80,15 @@ fn parameters_are_keys() {
     let yaml = "output_dir: out\ncount: {type: 4}\npair: {first: 1, second: null}\n";
     let loaded = load::<LoraConfig>(Input::yaml("lora.yaml", yaml)).expect("a good config");
     assert_eq!(loaded.config.count.r#type, 4);
-    let failed = lora(
-        loaded.config.output_dir,
-        loaded.config.count,
-        loaded.config.pair,
-        loaded.resolved,
-    );
+    let failed = lora(loaded.config.output_dir, loaded.config.count, loaded.config.pair, loaded.resolved);
     let yaml = "output_dir: out\ncount:\n  type: 4\npair:\n  first: 1\n  second: null\n";
-    assert_eq!(
-        failed,
-        Err(format!(
-            r#""out" 4 Pair {{ first: 1, second: None }} {yaml}"#
-        ))
-    );
+    assert_eq!(failed, Err(format!(r#""out" 4 Pair {{ first: 1, second: None }} {yaml}"#)));
 }
 
 #[test]
 fn a_struct_is_the_same_written_out() {
-    let config = errors(load::<full::FullConfig>(
-        Input::new().overrides(["epochs=2"]),
-    ));
+    let config = errors(load::<full::FullConfig>(Input::new().overrides(["epochs=2"])));
     assert_eq!(config.map(full::full), Ok(Ok(())));
-    let config = errors(load::<full::FullConfig>(
-        Input::new().overrides(["epochs=0"]),
-    ));
+    let config = errors(load::<full::FullConfig>(Input::new().overrides(["epochs=0"])));
     assert!(config.is_err_and(|report| report.contains("must be in 1..")));
 }

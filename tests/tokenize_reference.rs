@@ -24,7 +24,11 @@ fn folder(variable: &str) -> PathBuf {
 fn ids_and_targets_are_torchtunes() {
     let (model, reference) = (folder("TUNE_SMOLLM2"), folder("TUNE_REFERENCE"));
     let mut files = TokenizerFiles::default();
-    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
         let content = std::fs::read(model.join(name)).unwrap();
         files.files.insert(name.to_owned(), content);
     }
@@ -46,10 +50,7 @@ fn ids_and_targets_are_torchtunes() {
     assert_eq!(dataset.warnings().collect::<Vec<_>>(), [""; 0]);
 
     let expected = std::fs::read_to_string(reference.join("humaneval_tokens.jsonl")).unwrap();
-    let expected: Vec<serde_json::Value> = expected
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let expected: Vec<serde_json::Value> = expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(expected.len(), 40);
     assert_eq!(dataset.samples.len(), 40);
     for (sample, expected) in dataset.samples.iter().zip(&expected) {
@@ -58,11 +59,7 @@ fn ids_and_targets_are_torchtunes() {
             list.iter().map(|n| n.as_i64().unwrap()).collect()
         };
         let ids: Vec<i64> = sample.input_ids.iter().map(|&id| i64::from(id)).collect();
-        let labels: Vec<i64> = sample
-            .targets
-            .iter()
-            .map(|&t| if t == IGNORE { -100 } else { i64::from(t) })
-            .collect();
+        let labels: Vec<i64> = sample.targets.iter().map(|&t| if t == IGNORE { -100 } else { i64::from(t) }).collect();
         assert_eq!(ids, numbers("input_ids"), "{}", sample.origin);
         // The file's labels stand at the tokens themselves; our targets one before.
         let mut shifted = numbers("labels");

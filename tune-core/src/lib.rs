@@ -3,18 +3,25 @@
 //! The crate reads no arguments, prints nothing and never exits: it returns
 //! errors and reports, and writes where it is told to.
 
+// The derives of `config` write `::tune_core::config`, here as anywhere.
+extern crate self as tune_core;
+
 pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod distributed;
 pub mod engine;
 mod error;
+pub mod eval;
 pub mod generate;
+pub mod loss;
 pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod optim;
 pub mod peft;
+pub mod prelude;
+pub mod recipe;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -50,10 +50,7 @@ impl Parse for Meta {
         let argument = if input.peek(Token![=]) {
             input.parse::<Token![=]>()?;
             if input.is_empty() || input.peek(Token![,]) {
-                return Err(syn::Error::new_spanned(
-                    &name,
-                    format!("`{name} =` without a value"),
-                ));
+                return Err(syn::Error::new_spanned(&name, format!("`{name} =` without a value")));
             }
             Argument::Value(input.parse()?)
         } else if input.peek(syn::token::Paren) {
@@ -116,27 +113,10 @@ pub(crate) enum On {
 impl On {
     fn names(self) -> &'static [&'static str] {
         match self {
-            On::Field => &[
-                "default",
-                "range",
-                "one_of",
-                "required",
-                "alias",
-                "name",
-                "one_or_many",
-                "flatten",
-            ],
-            On::Parameter => &[
-                "default",
-                "range",
-                "one_of",
-                "required",
-                "alias",
-                "name",
-                "one_or_many",
-                "flatten",
-                "resolved",
-            ],
+            On::Field => &["default", "range", "one_of", "required", "alias", "name", "one_or_many", "flatten"],
+            On::Parameter => {
+                &["default", "range", "one_of", "required", "alias", "name", "one_or_many", "flatten", "resolved"]
+            }
             On::Variant => &["name", "alias", "default"],
             On::Type => &["ignored", "component", "crate"],
             On::Recipe => &["configs", "name", "ignored", "crate"],
@@ -197,16 +177,10 @@ impl Attrs {
     fn set(&mut self, word: &str, name: Ident, argument: Argument) -> syn::Result<()> {
         match (word, argument) {
             ("default", Argument::None) => {
-                self.default = Some(Default_ {
-                    word: name,
-                    value: None,
-                });
+                self.default = Some(Default_ { word: name, value: None });
             }
             ("default", Argument::Value(value)) => {
-                self.default = Some(Default_ {
-                    word: name,
-                    value: Some(value),
-                });
+                self.default = Some(Default_ { word: name, value: Some(value) });
             }
             ("range", Argument::Value(value)) => self.range = Some(value),
             ("one_of", Argument::Value(value)) => self.one_of = Some(value),
@@ -225,8 +199,7 @@ impl Attrs {
                     match key.argument {
                         Argument::Value(why) => self.ignored.push((key.name, string(&why)?)),
                         _ => {
-                            let message =
-                                format!("say why the key has no effect: `{} = \"...\"`", key.name);
+                            let message = format!("say why the key has no effect: `{} = \"...\"`", key.name);
                             return Err(syn::Error::new_spanned(&key.name, message));
                         }
                     }
@@ -287,20 +260,14 @@ fn unknown(word: &str, on: On) -> String {
         Some(near) => format!("unknown attribute `{word}` of {place}: did you mean `{near}`?"),
         None => {
             let names: Vec<_> = on.names().iter().map(|name| format!("`{name}`")).collect();
-            format!(
-                "unknown attribute `{word}` of {place}: there are {}",
-                names.join(", ")
-            )
+            format!("unknown attribute `{word}` of {place}: there are {}", names.join(", "))
         }
     }
 }
 
 fn string(value: &Expr) -> syn::Result<LitStr> {
     match value {
-        Expr::Lit(ExprLit {
-            lit: Lit::Str(text),
-            ..
-        }) => Ok(text.clone()),
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Ok(text.clone()),
         other => Err(syn::Error::new_spanned(other, "expected a string literal")),
     }
 }
@@ -318,16 +285,10 @@ pub(crate) fn docs(attrs: &[Attribute]) -> String {
     let mut lines = Vec::new();
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("doc")) {
         if let syn::Meta::NameValue(pair) = &attr.meta
-            && let Expr::Lit(ExprLit {
-                lit: Lit::Str(text),
-                ..
-            }) = &pair.value
+            && let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value
         {
             let text = text.value();
-            lines.extend(
-                text.lines()
-                    .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned()),
-            );
+            lines.extend(text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end().to_owned()));
             if text.is_empty() {
                 lines.push(String::new());
             }

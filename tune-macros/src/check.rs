@@ -19,10 +19,7 @@ pub(crate) fn input(input: &Input, mut errors: Errors) -> Errors {
                 errors.at(word, "`component` is for an enum");
             }
             keys(fields, &input.attrs, &mut errors);
-            for field in fields
-                .iter()
-                .filter(|field| types::mentions(&field.ty, &input.ident))
-            {
+            for field in fields.iter().filter(|field| types::mentions(&field.ty, &input.ident)) {
                 errors.at(&field.ty, "a config that contains itself has no end");
             }
         }
@@ -40,49 +37,32 @@ pub(crate) fn input(input: &Input, mut errors: Errors) -> Errors {
 pub(crate) fn recipe(recipe: &Recipe, mut errors: Errors) -> Errors {
     let sig = &recipe.function.sig;
     if let Some(word) = &sig.asyncness {
-        errors.at(
-            word,
-            "a recipe is no `async fn`: training waits for nothing",
-        );
+        errors.at(word, "a recipe is no `async fn`: training waits for nothing");
     }
     if !sig.generics.params.is_empty() {
-        errors.at(
-            &sig.generics,
-            "a recipe has no generics: its config must be known",
-        );
+        errors.at(&sig.generics, "a recipe has no generics: its config must be known");
     }
     if let Some(variadic) = &sig.variadic {
         errors.at(variadic, "a recipe has no variadic parameters");
     }
     if sig.ident == "main" {
-        errors.at(
-            &sig.ident,
-            "`main` is generated: name the function after the recipe",
-        );
+        errors.at(&sig.ident, "`main` is generated: name the function after the recipe");
     }
     if !recipe.returns_result() {
-        let message =
-            "a recipe returns a `Result<()>`: its error is printed and makes the exit code 1";
+        let message = "a recipe returns a `Result<()>`: its error is printed and makes the exit code 1";
         match &sig.output {
             syn::ReturnType::Default => errors.at(&sig.ident, message),
             syn::ReturnType::Type(_, ty) => errors.at(ty, message),
         }
     }
-    let resolved = recipe
-        .parameters
-        .iter()
-        .filter(|p| **p == Parameter::Resolved)
-        .count();
+    let resolved = recipe.parameters.iter().filter(|p| **p == Parameter::Resolved).count();
     if resolved > 1 {
         errors.at(&sig.ident, "one parameter with `resolved` is enough");
     }
     if recipe.config.is_some()
         && let Some((name, _)) = recipe.args.ignored.first()
     {
-        errors.at(
-            name,
-            "with a config struct, `ignored` is said on the struct: `#[config(ignored(...))]`",
-        );
+        errors.at(name, "with a config struct, `ignored` is said on the struct: `#[config(ignored(...))]`");
     }
     keys(&recipe.keys, &recipe.args, &mut errors);
     configs::check(&recipe.args.configs, &mut errors);
@@ -113,10 +93,7 @@ fn keys(keys: &[Key], container: &Attrs, errors: &mut Errors) {
 fn key(key: &Key, errors: &mut Errors) {
     let attrs = &key.attrs;
     if key.docs.is_empty() && attrs.flatten.is_none() {
-        let message = format!(
-            "the key `{}` needs a doc comment: it is the help text",
-            key.name
-        );
+        let message = format!("the key `{}` needs a doc comment: it is the help text", key.name);
         errors.span(key.ident.span(), message);
     }
     if let Some(name) = &attrs.name
@@ -125,10 +102,7 @@ fn key(key: &Key, errors: &mut Errors) {
         errors.at(name, "a key has no dots, `=`, `~` or blanks in its name");
     }
     if let Type::Reference(_) = &key.ty {
-        return errors.at(
-            &key.ty,
-            "a config owns its values: write `String`, `PathBuf` or `Vec<T>`",
-        );
+        return errors.at(&key.ty, "a config owns its values: write `String`, `PathBuf` or `Vec<T>`");
     }
     if let Type::ImplTrait(_) = &key.ty {
         return errors.at(&key.ty, "a key needs a type that derives `Config`");
@@ -142,10 +116,7 @@ fn key(key: &Key, errors: &mut Errors) {
             || attrs.name.is_some()
             || !attrs.aliases.is_empty();
         if others {
-            errors.at(
-                word,
-                "`flatten` stands alone: the keys of the struct have their own attributes",
-            );
+            errors.at(word, "`flatten` stands alone: the keys of the struct have their own attributes");
         }
         return;
     }
@@ -186,10 +157,7 @@ fn key(key: &Key, errors: &mut Errors) {
 fn own_default(key: &Key, default: &crate::attr::Default_, errors: &mut Errors) {
     let none = !types::is_option(&key.ty) && !types::is_vec(&key.ty);
     if none && types::shape(&key.ty) != Shape::Other {
-        errors.at(
-            &default.word,
-            "this type has no default of its own: write `default = ...`",
-        );
+        errors.at(&default.word, "this type has no default of its own: write `default = ...`");
     }
 }
 
@@ -201,10 +169,7 @@ fn default(key: &Key, value: &Expr, shape: Shape, errors: &mut Errors) {
             }
         }
         Expr::Array(array) if !types::is_option(&key.ty) => {
-            errors.at(
-                array,
-                format!("a list is no default: the key is {}", shape.noun()),
-            );
+            errors.at(array, format!("a list is no default: the key is {}", shape.noun()));
         }
         Expr::Path(path) if path.path.is_ident("None") => {
             if shape != Shape::Other && !types::is_option(&key.ty) {
@@ -268,10 +233,7 @@ fn range(range: &Expr, shape: Shape, errors: &mut Errors) {
         return errors.at(range, "expected a range, such as `1..` or `0.0..=1.0`");
     };
     if matches!(shape, Shape::Bool | Shape::Text) {
-        return errors.at(
-            range,
-            format!("`range` is for numbers, and this key is {}", shape.noun()),
-        );
+        return errors.at(range, format!("`range` is for numbers, and this key is {}", shape.noun()));
     }
     if bounds.start.is_none() && bounds.end.is_none() {
         return errors.at(range, "a range without bounds allows everything");
@@ -291,13 +253,7 @@ fn range(range: &Expr, shape: Shape, errors: &mut Errors) {
 
 /// What to say of a default that is out of the range, where both are literals.
 fn outside(value: &Expr, range: &Expr) -> Option<String> {
-    let (
-        value,
-        Expr::Range(ExprRange {
-            start, end, limits, ..
-        }),
-    ) = (number(value)?, range)
-    else {
+    let (value, Expr::Range(ExprRange { start, end, limits, .. })) = (number(value)?, range) else {
         return None;
     };
     let start = start.as_deref().and_then(number);
@@ -327,11 +283,7 @@ fn literal(value: &Expr) -> Option<Literal> {
             Lit::Str(_) => Literal::Text,
             _ => Literal::Other,
         }),
-        Expr::Unary(ExprUnary {
-            op: UnOp::Neg(_),
-            expr,
-            ..
-        }) => Some(match literal(expr)? {
+        Expr::Unary(ExprUnary { op: UnOp::Neg(_), expr, .. }) => Some(match literal(expr)? {
             Literal::Int(int) => Literal::Int(-int),
             Literal::Float(float) => Literal::Float(-float),
             other => other,
@@ -349,10 +301,7 @@ fn number(value: &Expr) -> Option<f64> {
 
 fn variants(variants: &[Variant], input: &Input, errors: &mut Errors) {
     if variants.is_empty() {
-        errors.at(
-            &input.ident,
-            "an enum without variants has nothing to choose",
-        );
+        errors.at(&input.ident, "an enum without variants has nothing to choose");
     }
     let mut names: HashMap<String, ()> = HashMap::new();
     let mut default = false;
@@ -360,9 +309,7 @@ fn variants(variants: &[Variant], input: &Input, errors: &mut Errors) {
         match &variant.attrs.name {
             None => {
                 let example = variant.ident.to_string().to_lowercase();
-                let message = format!(
-                    "give the variant its name in configs: `#[config(name = \"{example}\")]`"
-                );
+                let message = format!("give the variant its name in configs: `#[config(name = \"{example}\")]`");
                 errors.at(&variant.ident, message);
             }
             Some(name) if name.value().is_empty() => {
@@ -385,10 +332,7 @@ fn variants(variants: &[Variant], input: &Input, errors: &mut Errors) {
         if let Some(payload) = &variant.payload {
             if types::mentions(payload, &input.ident) {
                 errors.at(payload, "a config that contains itself has no end");
-            } else if types::shape(payload) != Shape::Other
-                || types::is_vec(payload)
-                || types::is_option(payload)
-            {
+            } else if types::shape(payload) != Shape::Other || types::is_vec(payload) || types::is_option(payload) {
                 errors.at(payload, "a component holds a struct that derives `Config`");
             }
         }

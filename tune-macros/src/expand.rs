@@ -12,16 +12,9 @@ use crate::types::{self, Shape};
 
 pub(crate) fn input(input: &Input) -> TokenStream {
     match &input.shape {
-        InputShape::Struct(keys) => struct_impl(
-            &input.ident,
-            &input.generics,
-            &input.docs,
-            keys,
-            &input.attrs,
-        ),
+        InputShape::Struct(keys) => struct_impl(&input.ident, &input.generics, &input.docs, keys, &input.attrs),
         InputShape::Enum(variants) => {
-            let is_component =
-                input.attrs.component.is_some() || variants.iter().any(|v| v.payload.is_some());
+            let is_component = input.attrs.component.is_some() || variants.iter().any(|v| v.payload.is_some());
             match is_component {
                 true => component_impl(input, variants),
                 false => choice_impl(input, variants),
@@ -45,13 +38,7 @@ fn bounded(generics: &Generics, krate: &TokenStream) -> Generics {
     generics
 }
 
-fn struct_impl(
-    ident: &Ident,
-    generics: &Generics,
-    docs: &str,
-    keys: &[Key],
-    attrs: &Attrs,
-) -> TokenStream {
+fn struct_impl(ident: &Ident, generics: &Generics, docs: &str, keys: &[Key], attrs: &Attrs) -> TokenStream {
     let krate = attrs.krate();
     let is_generic = !generics.params.is_empty();
     let generics = bounded(generics, &krate);
@@ -64,23 +51,16 @@ fn struct_impl(
     });
     // At the place of the type, so that a type without `Config` is one message.
     let from = keys.iter().map(|key| {
-        let Key {
-            ident, ty, name, ..
-        } = key;
+        let Key { ident, ty, name, .. } = key;
         let from = quote_spanned!(at(ty)=> <#ty as #krate::Config>::from_value);
         quote!(#ident: #from(__value.get(#name)?)?)
     });
     let to = keys.iter().map(|key| {
-        let Key {
-            ident, ty, name, ..
-        } = key;
+        let Key { ident, ty, name, .. } = key;
         let to = quote_spanned!(at(ty)=> <#ty as #krate::Config>::to_value);
         quote!((#name, #to(&self.#ident)))
     });
-    let flat = keys
-        .iter()
-        .filter(|key| key.attrs.flatten.is_some())
-        .map(|key| &key.name);
+    let flat = keys.iter().filter(|key| key.attrs.flatten.is_some()).map(|key| &key.name);
     let assertions = (!is_generic).then(|| assertions(ident, keys, &krate));
     quote! {
         #[automatically_derived]
@@ -110,10 +90,7 @@ fn assertions(ident: &Ident, keys: &[Key], krate: &TokenStream) -> TokenStream {
     for (index, key) in keys.iter().enumerate() {
         let attrs = &key.attrs;
         let span = match (&attrs.default, &attrs.range, &attrs.one_of) {
-            (Some(default), ..) => default
-                .value
-                .as_ref()
-                .map_or(default.word.span(), |value| value.span()),
+            (Some(default), ..) => default.value.as_ref().map_or(default.word.span(), |value| value.span()),
             (None, Some(range), _) => range.span(),
             (None, None, Some(one_of)) => one_of.span(),
             (None, None, None) => match attrs.flatten.as_ref().or(attrs.one_or_many.as_ref()) {
@@ -129,13 +106,7 @@ fn assertions(ident: &Ident, keys: &[Key], krate: &TokenStream) -> TokenStream {
 }
 
 fn key_const(key: &Key, krate: &TokenStream) -> TokenStream {
-    let Key {
-        name,
-        docs,
-        ty,
-        attrs,
-        ..
-    } = key;
+    let Key { name, docs, ty, attrs, .. } = key;
     let schema = quote_spanned!(at(ty)=> <#ty as #krate::Config>::SCHEMA);
     let mut tokens = quote!(#krate::schema::Key::new(#name, #docs, #schema));
     if !attrs.aliases.is_empty() {
@@ -189,18 +160,9 @@ fn constant(value: &Expr, ty: &Type, krate: &TokenStream) -> TokenStream {
             Lit::Float(lit) => quote!(#krate::schema::Const::Float(#lit as f64)),
             lit => quote!(#krate::schema::Const::Text(#lit)),
         },
-        Expr::Unary(ExprUnary {
-            op: UnOp::Neg(minus),
-            expr,
-            ..
-        }) => match &**expr {
-            Expr::Lit(ExprLit {
-                lit: Lit::Int(lit), ..
-            }) => quote!(#krate::schema::Const::Int(#minus #lit as i128)),
-            Expr::Lit(ExprLit {
-                lit: Lit::Float(lit),
-                ..
-            }) => quote!(#krate::schema::Const::Float(#minus #lit as f64)),
+        Expr::Unary(ExprUnary { op: UnOp::Neg(minus), expr, .. }) => match &**expr {
+            Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) => quote!(#krate::schema::Const::Int(#minus #lit as i128)),
+            Expr::Lit(ExprLit { lit: Lit::Float(lit), .. }) => quote!(#krate::schema::Const::Float(#minus #lit as f64)),
             _ => typed(value, ty, krate),
         },
         Expr::Array(array) => {
@@ -248,10 +210,7 @@ fn choice_impl(input: &Input, variants: &[Variant]) -> TokenStream {
     let (name, docs) = (ident.to_string(), &input.docs);
     let default = default_variant(variants);
     let idents: Vec<_> = variants.iter().map(|variant| &variant.ident).collect();
-    let names: Vec<_> = variants
-        .iter()
-        .filter_map(|variant| variant.attrs.name.as_ref())
-        .collect();
+    let names: Vec<_> = variants.iter().filter_map(|variant| variant.attrs.name.as_ref()).collect();
     let choices = variants.iter().map(|variant| {
         let Variant { docs, attrs, .. } = variant;
         let (name, aliases) = (&attrs.name, &attrs.aliases);
@@ -292,12 +251,7 @@ fn component_impl(input: &Input, variants: &[Variant]) -> TokenStream {
     let mut to = Vec::new();
     let mut assertions = TokenStream::new();
     for (index, variant) in variants.iter().enumerate() {
-        let Variant {
-            ident: variant_ident,
-            docs,
-            attrs,
-            payload,
-        } = variant;
+        let Variant { ident: variant_ident, docs, attrs, payload } = variant;
         let (name, aliases) = (&attrs.name, &attrs.aliases);
         let fields = match payload {
             Some(ty) => {
@@ -346,10 +300,7 @@ fn component_impl(input: &Input, variants: &[Variant]) -> TokenStream {
 }
 
 fn default_variant(variants: &[Variant]) -> TokenStream {
-    match variants
-        .iter()
-        .position(|variant| variant.attrs.default.is_some())
-    {
+    match variants.iter().position(|variant| variant.attrs.default.is_some()) {
         Some(index) => quote!(::core::option::Option::Some(#index)),
         None => quote!(::core::option::Option::None),
     }
@@ -357,18 +308,18 @@ fn default_variant(variants: &[Variant]) -> TokenStream {
 
 /// The function as it was written, without what only the macro understands.
 pub(crate) fn function(recipe: &Recipe) -> TokenStream {
-    let Function {
-        attrs,
-        vis,
-        sig,
-        body,
-    } = &recipe.function;
+    let Function { attrs, vis, sig, body } = &recipe.function;
     let mut sig = sig.clone();
     if sig.ident == "main" {
         // A mistake, see `check`: the name is taken by ours.
         sig.ident = Ident::new("__main", sig.ident.span());
     }
-    quote!(#(#attrs)* #vis #sig #body)
+    quote! {
+        // A config is handed over whole, key by key.
+        #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)]
+        #(#attrs)*
+        #vis #sig #body
+    }
 }
 
 /// The struct that the parameters stand for.
@@ -380,9 +331,7 @@ pub(crate) fn config_struct(recipe: &Recipe) -> TokenStream {
         docs => docs.to_owned(),
     };
     let fields = recipe.keys.iter().map(|key| {
-        let Key {
-            ident, ty, docs, ..
-        } = key;
+        let Key { ident, ty, docs, .. } = key;
         quote!(#[doc = #docs] pub #ident: #ty)
     });
     quote! {
@@ -400,13 +349,7 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
         None => {
             let ident = recipe.config_ident();
             let made = config_struct(recipe);
-            let implementation = struct_impl(
-                &ident,
-                &Generics::default(),
-                &recipe.docs,
-                &recipe.keys,
-                &recipe.args,
-            );
+            let implementation = struct_impl(&ident, &Generics::default(), &recipe.docs, &recipe.keys, &recipe.args);
             (quote!(#ident), quote!(#made #implementation))
         }
     };

@@ -4,8 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::{
-    Attribute, Data, DeriveInput, Fields, FnArg, Generics, LitStr, Pat, ReturnType, Signature,
-    Type, Visibility,
+    Attribute, Data, DeriveInput, Fields, FnArg, Generics, LitStr, Pat, ReturnType, Signature, Type, Visibility,
 };
 
 use crate::attr::{self, Attrs, Errors, Metas, On};
@@ -94,9 +93,7 @@ impl Recipe {
             .split('_')
             .map(|word| {
                 let mut letters = word.chars();
-                letters.next().map_or_else(String::new, |first| {
-                    first.to_uppercase().chain(letters).collect()
-                })
+                letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
             })
             .collect();
         Ident::new(&format!("{camel}Config"), self.function.sig.ident.span())
@@ -126,9 +123,7 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<(Input, Errors)> {
                 fields
                     .named
                     .into_iter()
-                    .filter_map(|field| {
-                        key(field.ident?, field.ty, &field.attrs, On::Field, &mut errors)
-                    })
+                    .filter_map(|field| key(field.ident?, field.ty, &field.attrs, On::Field, &mut errors))
                     .collect(),
             ),
             Fields::Unit => InputShape::Struct(Vec::new()),
@@ -183,14 +178,7 @@ fn key(ident: Ident, ty: Type, attrs: &[Attribute], on: On, errors: &mut Errors)
         Some(name) => (name.value(), name.span()),
         None => (ident.unraw().to_string(), ident.span()),
     };
-    Some(Key {
-        ident,
-        ty,
-        docs,
-        attrs,
-        name,
-        name_span,
-    })
+    Some(Key { ident, ty, docs, attrs, name, name_span })
 }
 
 /// The recipe, where the item is a function.
@@ -199,8 +187,7 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
     let mut function: Function = match syn::parse2(item) {
         Ok(function) => function,
         Err(_) => {
-            let message =
-                "`#[recipe]` is for a function: its parameters are the keys of the config";
+            let message = "`#[recipe]` is for a function: its parameters are the keys of the config";
             errors.push(syn::Error::new(Span::call_site(), message));
             return (None, errors);
         }
@@ -218,10 +205,7 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
         let FnArg::Typed(argument) = argument else {
             if let FnArg::Receiver(receiver) = argument {
                 receiver.attrs.clear();
-                errors.at(
-                    &receiver.self_token,
-                    "a recipe is a function of its own, without `self`",
-                );
+                errors.at(&receiver.self_token, "a recipe is a function of its own, without `self`");
             }
             continue;
         };
@@ -239,13 +223,7 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
                 continue;
             }
         };
-        let Some(key) = key(
-            ident,
-            (*argument.ty).clone(),
-            &attrs,
-            On::Parameter,
-            &mut errors,
-        ) else {
+        let Some(key) = key(ident, (*argument.ty).clone(), &attrs, On::Parameter, &mut errors) else {
             continue;
         };
         if key.attrs.resolved.is_some() {
@@ -271,14 +249,7 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
         }
     }
     let docs = attr::docs(&function.attrs);
-    let recipe = Recipe {
-        args: read,
-        function,
-        docs,
-        keys,
-        parameters,
-        config,
-    };
+    let recipe = Recipe { args: read, function, docs, keys, parameters, config };
     (Some(recipe), errors)
 }
 

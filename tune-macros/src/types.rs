@@ -30,9 +30,7 @@ impl Shape {
 /// The last name of a path.
 fn name(ty: &Type) -> Option<&Ident> {
     match ty {
-        Type::Path(path) if path.qself.is_none() => {
-            path.path.segments.last().map(|last| &last.ident)
-        }
+        Type::Path(path) if path.qself.is_none() => path.path.segments.last().map(|last| &last.ident),
         _ => None,
     }
 }
@@ -45,12 +43,10 @@ fn inside<'t>(ty: &'t Type, wrapper: &str) -> Option<&'t Type> {
         return None;
     }
     match &last.arguments {
-        PathArguments::AngleBracketed(arguments) => {
-            arguments.args.iter().find_map(|argument| match argument {
-                GenericArgument::Type(ty) => Some(ty),
-                _ => None,
-            })
-        }
+        PathArguments::AngleBracketed(arguments) => arguments.args.iter().find_map(|argument| match argument {
+            GenericArgument::Type(ty) => Some(ty),
+            _ => None,
+        }),
         _ => None,
     }
 }
@@ -72,10 +68,7 @@ pub(crate) fn single(ty: &Type) -> &Type {
     if let Type::Array(array) = ty {
         return single(&array.elem);
     }
-    ["Option", "Vec", "Box"]
-        .iter()
-        .find_map(|wrapper| inside(ty, wrapper))
-        .map_or(ty, single)
+    ["Option", "Vec", "Box"].iter().find_map(|wrapper| inside(ty, wrapper)).map_or(ty, single)
 }
 
 pub(crate) fn shape(ty: &Type) -> Shape {
@@ -84,9 +77,7 @@ pub(crate) fn shape(ty: &Type) -> Shape {
     };
     match name.to_string().as_str() {
         "bool" => Shape::Bool,
-        "i8" | "i16" | "i32" | "i64" | "isize" | "u8" | "u16" | "u32" | "u64" | "usize" => {
-            Shape::Int
-        }
+        "i8" | "i16" | "i32" | "i64" | "isize" | "u8" | "u16" | "u32" | "u64" | "usize" => Shape::Int,
         "f32" | "f64" => Shape::Float,
         "String" | "PathBuf" => Shape::Text,
         _ => Shape::Other,
@@ -98,9 +89,7 @@ pub(crate) fn mentions(ty: &Type, this: &Ident) -> bool {
     fn find(tokens: TokenStream, this: &Ident) -> bool {
         let mut after_path = false;
         tokens.into_iter().any(|token| match token {
-            TokenTree::Ident(ident) => {
-                !std::mem::take(&mut after_path) && (ident == *this || ident == "Self")
-            }
+            TokenTree::Ident(ident) => !std::mem::take(&mut after_path) && (ident == *this || ident == "Self"),
             TokenTree::Group(group) => find(group.stream(), this),
             TokenTree::Punct(punct) => {
                 // `other::Name` is another type.

@@ -139,10 +139,14 @@ impl Checker<'_> {
             (_, Tree::Scalar(scalar)) => self.scalar(schema, scalar, node, place),
             _ => self.wrong_type(schema, node, place),
         };
-        let origin = match node.span.source {
-            DEFAULTS => Origin::Default,
-            _ => Origin::Written(node.span),
+        let chosen = match (schema, &node.value) {
+            // A component comes from where it is chosen, not from its keys.
+            (Schema::Component(_), Tree::Map(_)) => {
+                node.get(COMPONENT).map(|entry| entry.value.span)
+            }
+            _ => Some(node.span),
         };
+        let origin = chosen.map_or(Origin::Default, origin);
         data.map(|data| Value { data, origin })
     }
 
@@ -171,7 +175,10 @@ impl Checker<'_> {
                 })
             })
             .collect();
-        fields.into_iter().collect::<Option<_>>().map(Data::Fields)
+        let mut fields: Vec<_> = fields.into_iter().collect::<Option<_>>()?;
+        // Free names have no order of their own.
+        fields.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(Data::Fields(fields))
     }
 
     fn scalar(
@@ -362,10 +369,9 @@ impl Checker<'_> {
             ignored: &[],
         };
         let fields = self.fields(variant.fields().unwrap_or(&none), entries, place, Some(&of))?;
-        let origin = Origin::Written(node.span);
         let fields = Value {
             data: fields,
-            origin,
+            origin: origin(node.span),
         };
         Some(Data::Component(variant.name.into(), Box::new(fields)))
     }
@@ -434,7 +440,7 @@ impl Checker<'_> {
                     let data = self.known_fields(inner, entries, place, missing);
                     data.map(|data| Value {
                         data,
-                        origin: Origin::Written(place.owner),
+                        origin: origin(place.owner),
                     })
                 }
                 _ => self.key(key, entries, place, missing),
@@ -522,6 +528,13 @@ impl Checker<'_> {
             span,
             format!("expected {}, found {}", or(expected), found(node)),
         )
+    }
+}
+
+fn origin(span: Span) -> Origin {
+    match span.source {
+        DEFAULTS => Origin::Default,
+        _ => Origin::Written(span),
     }
 }
 

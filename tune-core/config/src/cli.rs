@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, value_parser};
 
 use crate::{Config, Input, Loaded, Report, Schema, help, load};
@@ -48,7 +48,7 @@ pub fn start<T: Config>(
     let args: Vec<OsString> = args.into_iter().collect();
     let matches = match command(recipe).try_get_matches_from(&args) {
         Ok(matches) => matches,
-        Err(error) => return Start::Fail(usage(&error, &args)),
+        Err(error) => return Start::Fail(usage(recipe, &error, &args)),
     };
     if matches.get_flag("help") {
         return Start::Show(help_text::<T>(recipe));
@@ -178,21 +178,41 @@ fn usage_line(recipe: &Recipe) -> String {
     )
 }
 
-fn usage(error: &clap::Error, args: &[OsString]) -> String {
-    let mut text = error.to_string();
-    if error.kind() == ErrorKind::UnknownArgument {
-        // `--epochs 2` and `--epochs=2` are what other tools take.
-        let unknown = args.iter().filter_map(|arg| arg.to_str()).find_map(|arg| {
-            let (name, _) = arg.strip_prefix("--")?.split_once('=')?;
-            (name != "config").then(|| arg.trim_start_matches('-'))
-        });
-        if let Some(unknown) = unknown {
-            let _ = writeln!(
-                text,
-                "\nKeys of the config are written without dashes: `{unknown}`"
-            );
-        }
+/// What is wrong with the arguments. Other tools take keys as options, so that
+/// is the mistake to expect.
+fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return format!("{}\n", error.to_string().trim_end());
+    };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return format!("{}\n", error.to_string().trim_end());
     }
+    let mut text = format!("error: unknown option `{option}`\n\n");
+    let key = option.trim_start_matches('-').replace('-', "_");
+    let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+    let value = args.iter().enumerate().find_map(|(at, arg)| {
+        let rest = arg.strip_prefix(option.as_str())?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value),
+            None => args
+                .get(at + 1)
+                .map(|next| &**next)
+                .filter(|next| !next.starts_with('-')),
+        }
+    });
+    if option.starts_with("--") {
+        let value = value.unwrap_or("VALUE");
+        let _ = writeln!(
+            text,
+            "A key of the config is set without dashes: `{key}={value}`"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{}`{} --help` lists options and keys.",
+        usage_line(recipe),
+        recipe.name
+    );
     text
 }
 

@@ -54,7 +54,7 @@ impl Emitter<'_> {
         if field.flat {
             return self.entries(&field.value, indent, out);
         }
-        let _ = write!(out, "{:indent$}{}:", "", text(&field.name));
+        let _ = write!(out, "{:indent$}{}:", "", key(&field.name));
         if is_inline(&field.value) {
             let _ = write!(out, " {}", inline(&field.value));
             return self.comment(&field.value, out);
@@ -151,24 +151,42 @@ pub(crate) fn float(value: f64) -> String {
     }
 }
 
+/// A key; the reader looks for no references in it.
+fn key(name: &str) -> String {
+    if is_plain(name) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
+}
+
 /// `text` without quotes where it cannot be taken for anything else.
 pub(crate) fn text(text: &str) -> String {
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '/' | '.'))
+    if is_plain(text) {
+        text.to_owned()
+    } else {
+        quoted(&tune_yaml::escape_references(text))
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '/' | '.'))
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'))
         && Scalar::plain(text).kind() == Kind::Text
         // Truth values of YAML 1.1.
-        && !["yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str());
-    if plain {
-        return text.to_owned();
-    }
+        && !["yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
+}
+
+fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
-    for c in tune_yaml::escape_references(text).chars() {
+    for c in text.chars() {
         match c {
             '"' => quoted += "\\\"",
             '\\' => quoted += "\\\\",
             '\n' => quoted += "\\n",
             '\t' => quoted += "\\t",
             '\r' => quoted += "\\r",
+            // What YAML does not allow as it is, or takes for a line break.
             c if c.is_control()
                 || matches!(
                     c,

@@ -2,17 +2,13 @@
 
 use std::fmt::Write;
 
-use crate::schema::{Const, Key, Schema, Struct};
+use crate::schema::{Const, Key, Schema, Struct, Variant};
 use crate::words::{or, quoted};
 
 impl Key {
     /// Type, default and bounds in a few words: `integer = 2, in 1..`.
     pub(crate) fn describe(&self) -> String {
-        let mut text = self.schema.word();
-        if !self.one_of.is_empty() {
-            let values: Vec<_> = self.one_of.iter().map(Const::to_string).collect();
-            text = values.join(" | ");
-        }
+        let mut text = self.schema.word(self.one_of);
         match self.when_absent() {
             None => text += ", required",
             Some(Const::OfType) => {
@@ -32,22 +28,26 @@ impl Key {
 }
 
 impl Schema {
-    /// The type in a word or two.
-    fn word(&self) -> String {
+    /// The type in a word or two; `one_of` are the values that a single one may have.
+    fn word(&self, one_of: &[Const]) -> String {
         match self {
+            Schema::Optional(inner) => format!("{} or null", inner.word(one_of)),
+            Schema::List(inner) => format!("list of {}", inner.word(one_of)),
+            Schema::Array(inner, length) => format!("list of {length}: {}", inner.word(one_of)),
+            Schema::Map(inner) => format!("map of {}", inner.word(one_of)),
+            _ if !one_of.is_empty() => {
+                let values: Vec<_> = one_of.iter().map(Const::to_string).collect();
+                values.join(" | ")
+            }
+            Schema::Choice(choices) => {
+                let names: Vec<_> = choices.choices.iter().map(|choice| choice.name).collect();
+                names.join(" | ")
+            }
             Schema::Bool => "bool".to_owned(),
             Schema::Int { .. } => "integer".to_owned(),
             Schema::Float { .. } => "number".to_owned(),
             Schema::Text => "text".to_owned(),
             Schema::Path => "path".to_owned(),
-            Schema::Choice(choices) => {
-                let names: Vec<_> = choices.choices.iter().map(|choice| choice.name).collect();
-                names.join(" | ")
-            }
-            Schema::Optional(inner) => format!("{} or null", inner.word()),
-            Schema::List(inner) => format!("list of {}", inner.word()),
-            Schema::Array(inner, length) => format!("list of {length} {}", inner.word()),
-            Schema::Map(inner) => format!("map of {}", inner.word()),
             Schema::Struct(_) => "keys".to_owned(),
             Schema::Component(_) => "component".to_owned(),
             Schema::Broken => "?".to_owned(),
@@ -120,7 +120,7 @@ fn inner(schema: &Schema, indent: usize, out: &mut String) {
                     "{:indent$}- {}: {}",
                     "",
                     variant.name,
-                    summary(variant.doc)
+                    summary(variant_doc(variant))
                 );
                 if let Some(fields) = variant.fields() {
                     keys(fields, indent + 4, out);
@@ -128,6 +128,14 @@ fn inner(schema: &Schema, indent: usize, out: &mut String) {
             }
         }
         _ => {}
+    }
+}
+
+/// What a component is: the variant says it, or else its struct.
+fn variant_doc(variant: &Variant) -> &'static str {
+    match variant.fields() {
+        Some(fields) if variant.doc.is_empty() => fields.doc,
+        _ => variant.doc,
     }
 }
 

@@ -24,10 +24,7 @@ impl Input {
 
     /// The text of a YAML file and the name that messages give it.
     pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            file: Some((name.into(), text.into())),
-            ..Self::default()
-        }
+        Self { file: Some((name.into(), text.into())), ..Self::default() }
     }
 
     /// `key=value` and `~key`, in this order, after those that are there.
@@ -105,10 +102,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
         Ok(root) => root,
         Err(error) => {
             diagnostics.push(error.into());
-            Node {
-                value: tune_yaml::Value::Reported,
-                span: Span::new(file, 0, 0),
-            }
+            Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }
         }
     };
     if root.is_null() {
@@ -149,10 +143,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     match converted {
         Some((config, value)) => Ok(Loaded {
             config,
-            warnings: Report {
-                sources: sources.clone(),
-                diagnostics: warnings,
-            },
+            warnings: Report { sources: sources.clone(), diagnostics: warnings },
             resolved: ResolvedConfig { value, sources },
         }),
         None => {
@@ -161,16 +152,10 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
             }
             // In the order of the text, the file first.
             diagnostics.sort_by_key(|diagnostic| {
-                diagnostic
-                    .primary
-                    .as_ref()
-                    .map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
+                diagnostic.primary.as_ref().map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
             });
             diagnostics.extend(warnings);
-            Err(Report {
-                sources,
-                diagnostics,
-            })
+            Err(Report { sources, diagnostics })
         }
     }
 }

@@ -99,7 +99,7 @@ pub(crate) fn parse(
         .iter()
         .any(|(step, _)| step.is_empty() || step.contains(char::is_whitespace))
     {
-        return Err(Diagnostic::error(format!("`{path}` is no path of keys"))
+        return Err(Diagnostic::error(format!("`{written}` is no override"))
             .at(whole, "expected `key=value` or `~key`")
             .help("a path is made of keys and list positions, such as `datasets.0.path`")
             .into());

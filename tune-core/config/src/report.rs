@@ -25,8 +25,11 @@ impl Sources {
     /// Adds a text, under the name that messages give it.
     pub(crate) fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> SourceId {
         let id = SourceId(u16::try_from(self.texts.len()).unwrap_or(u16::MAX));
+        // A name stands on a line of its own, and in comments.
+        let name: String = name.into();
+        let printable = |c: char| if c.is_control() { '?' } else { c };
         self.texts.push(Source {
-            name: name.into(),
+            name: name.chars().map(printable).collect(),
             text: text.into(),
         });
         id

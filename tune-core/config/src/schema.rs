@@ -260,7 +260,7 @@ impl std::fmt::Display for Const {
             Const::Null => f.write_str("null"),
             Const::Bool(value) => write!(f, "{value}"),
             Const::Int(value) => write!(f, "{value}"),
-            Const::Float(value) => f.write_str(&crate::emit::float(*value)),
+            Const::Float(value) => write!(f, "{value:?}"),
             Const::Text(value) => f.write_str(&crate::emit::text(value)),
             Const::List(items) => {
                 let items: Vec<_> = items.iter().map(Const::to_string).collect();
@@ -312,24 +312,20 @@ impl Variant {
 impl Struct {
     /// The key of this name or alias, those of flattened structs included.
     pub fn find(&self, name: &str) -> Option<&'static Key> {
-        self.keys
-            .iter()
-            .find_map(|key| match (key.flatten, key.schema) {
-                (true, Schema::Struct(fields)) => fields.find(name),
-                _ => named(key.name, key.aliases, name).then_some(key),
-            })
+        self.keys.iter().find_map(|key| match (key.flatten, key.schema) {
+            (true, Schema::Struct(fields)) => fields.find(name),
+            _ => named(key.name, key.aliases, name).then_some(key),
+        })
     }
 
     /// The ignored key of this name, those of flattened structs included.
     pub fn find_ignored(&self, name: &str) -> Option<&'static Ignored> {
         let mine = self.ignored.iter().find(|ignored| ignored.name == name);
         mine.or_else(|| {
-            self.keys
-                .iter()
-                .find_map(|key| match (key.flatten, key.schema) {
-                    (true, Schema::Struct(fields)) => fields.find_ignored(name),
-                    _ => None,
-                })
+            self.keys.iter().find_map(|key| match (key.flatten, key.schema) {
+                (true, Schema::Struct(fields)) => fields.find_ignored(name),
+                _ => None,
+            })
         })
     }
 

@@ -119,9 +119,7 @@ impl<T: Config, const N: usize> Config for [T; N] {
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
         let items: Vec<T> = Vec::from_value(value)?;
-        items.try_into().map_err(|items: Vec<T>| {
-            value.refuse(format!("expected {N} items, found {}", items.len()))
-        })
+        items.try_into().map_err(|items: Vec<T>| value.refuse(format!("expected {N} items, found {}", items.len())))
     }
 
     fn to_value(&self) -> Value {
@@ -145,22 +143,12 @@ impl<T: Config> Config for BTreeMap<String, T> {
     const SCHEMA: Schema = Schema::Map(&T::SCHEMA);
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
-        value
-            .fields()?
-            .iter()
-            .map(|field| Ok((field.name.to_string(), T::from_value(&field.value)?)))
-            .collect()
+        value.fields()?.iter().map(|field| Ok((field.name.to_string(), T::from_value(&field.value)?))).collect()
     }
 
     fn to_value(&self) -> Value {
-        let field = |(name, value): (&String, &T)| Field {
-            name: name.clone().into(),
-            value: value.to_value(),
-            flat: false,
-        };
-        Value {
-            data: Data::Fields(self.iter().map(field).collect()),
-            origin: Origin::Made,
-        }
+        let field =
+            |(name, value): (&String, &T)| Field { name: name.clone().into(), value: value.to_value(), flat: false };
+        Value { data: Data::Fields(self.iter().map(field).collect()), origin: Origin::Made }
     }
 }

@@ -67,10 +67,7 @@ pub struct Mismatch {
 
 impl Value {
     fn made(data: Data) -> Self {
-        Self {
-            data,
-            origin: Origin::Made,
-        }
+        Self { data, origin: Origin::Made }
     }
 
     /// Null.
@@ -105,11 +102,7 @@ impl Value {
 
     /// A struct.
     pub fn from_fields<const N: usize>(fields: [(&'static str, Value); N]) -> Self {
-        let fields = fields.into_iter().map(|(name, value)| Field {
-            name: name.into(),
-            value,
-            flat: false,
-        });
+        let fields = fields.into_iter().map(|(name, value)| Field { name: name.into(), value, flat: false });
         Self::made(Data::Fields(fields.collect()))
     }
 
@@ -131,10 +124,7 @@ impl Value {
 
     /// For a value that cannot be used, with the reason.
     pub fn refuse(&self, message: impl Into<String>) -> Mismatch {
-        Mismatch {
-            message: message.into(),
-            origin: self.origin,
-        }
+        Mismatch { message: message.into(), origin: self.origin }
     }
 
     fn not(&self, expected: &str) -> Mismatch {

@@ -14,11 +14,9 @@ impl Schema {
             Schema::Float { .. } => "a number".to_owned(),
             Schema::Text => "text".to_owned(),
             Schema::Path => "a path".to_owned(),
-            Schema::Choice(choices) => or(&choices
-                .choices
-                .iter()
-                .map(|choice| quoted(choice.name))
-                .collect::<Vec<_>>()),
+            Schema::Choice(choices) => {
+                or(&choices.choices.iter().map(|choice| quoted(choice.name)).collect::<Vec<_>>())
+            }
             Schema::Optional(inner) => format!("{} or null", inner.noun()),
             Schema::List(_) => "a list".to_owned(),
             Schema::Array(_, length) => format!("a list of {length}"),

@@ -10,32 +10,10 @@ use super::{Checkpoint, OpenOptions};
 use crate::Result;
 use crate::config::{Config, Mismatch, Schema, Value};
 
-/// What reads and writes checkpoints.
-#[derive(Debug, Clone, Config)]
-#[config(crate = tune_config)]
-pub enum Checkpointer {
-    /// Hugging Face folders, GGUF files and PEFT adapters.
-    #[config(
-        name = "hf",
-        alias = "torchtune.training.FullModelHFCheckpointer",
-        alias = "torchtune.utils.FullModelHFCheckpointer",
-        default
-    )]
-    HuggingFace(CheckpointConfig),
-}
-
-impl Checkpointer {
-    /// Its settings.
-    #[must_use]
-    pub fn config(&self) -> &CheckpointConfig {
-        let Self::HuggingFace(config) = self;
-        config
-    }
-}
-
 /// Which checkpoint is trained and how the results are saved.
 #[derive(Debug, Clone, Config)]
-#[config(crate = tune_config, ignored(
+#[config(ignored(
+    _component_ = "checkpoints are Hugging Face folders, GGUF files and PEFT adapters, whatever writes them",
     model_type = "the checkpoint's own config.json says what it is",
     output_dir = "the recipe's output_dir is meant",
     recipe_checkpoint = "resume_from_checkpoint finds the newest checkpoint in output_dir",
@@ -74,11 +52,16 @@ impl CheckpointConfig {
             &OpenOptions { files: self.checkpoint_files.clone(), round_to: self.round_to.map(WeightDtype::dtype) },
         )
     }
+
+    /// The largest size of one weight file, in bytes.
+    #[must_use]
+    pub fn max_shard_bytes(&self) -> u64 {
+        self.max_shard_size.0
+    }
 }
 
 /// A type that weights can be rounded through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
-#[config(crate = tune_config)]
 pub enum WeightDtype {
     /// Rounds only what is stored in 64 bits.
     #[config(name = "fp32", alias = "float32")]

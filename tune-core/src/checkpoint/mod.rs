@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-pub use self::config::{CheckpointConfig, Checkpointer, Size, WeightDtype};
+pub use self::config::{CheckpointConfig, Size, WeightDtype};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result};
 

@@ -2,51 +2,93 @@
 
 use std::path::PathBuf;
 
+use crate::config::Config;
+
 /// Where training text comes from and how a sample is made of a record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub enum DatasetConfig {
     /// Conversations, in ShareGPT or OpenAI form.
+    #[config(name = "chat", alias = "torchtune.datasets.chat_dataset")]
     Chat(ChatDataset),
     /// One question and one answer, each a column.
+    #[config(name = "instruct", alias = "torchtune.datasets.instruct_dataset")]
     Instruct(InstructDataset),
     /// Instructions in Alpaca's columns and with Alpaca's prompts.
+    #[config(
+        name = "alpaca",
+        alias = "torchtune.datasets.alpaca_dataset",
+        alias = "torchtune.datasets.alpaca_cleaned_dataset"
+    )]
     Alpaca(AlpacaDataset),
     /// Plain text, all of it trained.
+    #[config(name = "text", alias = "torchtune.datasets.text_completion_dataset")]
     Text(TextDataset),
 }
 
+/// The files of a dataset and the part of them that is taken.
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
+pub struct Files {
+    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file or folder, in place of `data_files`.
+    pub source: Option<String>,
+    /// A file, several files or a folder, relative to the working directory.
+    #[config(default, one_or_many)]
+    pub data_files: Vec<PathBuf>,
+    /// Which part to take: `train`, `train[:10%]`, `train[200:]`, `train[-50:]` ...
+    #[config(default = "train")]
+    pub split: String,
+}
+
+/// Which of a sample's tokens are trained, said in the new way or the old.
+#[derive(Debug, Clone, Default, Config)]
+#[config(crate = crate::config)]
+pub struct Mask {
+    /// Which tokens are trained. By default `assistant`; for `alpaca`, as in torchtune, `all`.
+    pub masking_strategy: Option<Masking>,
+    /// The older way to say it: true is `masking_strategy: all`, false is `assistant`.
+    pub train_on_input: Option<bool>,
+}
+
 /// Which of a sample's tokens are trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = crate::config)]
 pub enum Masking {
     /// Every token.
+    #[config(name = "all", alias = "train_on_all")]
     All,
     /// What the assistant says, each time with the stop token.
+    #[config(name = "assistant", alias = "train_on_assistant")]
     Assistant,
     /// The assistant's last answer with its stop token.
+    #[config(name = "last", alias = "train_on_last")]
     Last,
 }
 
 /// How a conversation is written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = crate::config)]
 pub enum ConversationStyle {
     /// `{"role": "user", "content": "..."}`; roles system, user, assistant, tool.
+    #[config(name = "openai")]
     Openai,
     /// `{"from": "human", "value": "..."}`; system, human, gpt, tool.
+    #[config(name = "sharegpt")]
     Sharegpt,
 }
 
 /// Conversations, rendered with the model's chat template.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub struct ChatDataset {
-    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file or folder, in place of `data_files`.
-    pub source: Option<String>,
-    /// A file, several files or a folder, relative to the working directory.
-    pub data_files: Vec<PathBuf>,
-    /// Which part to take: `train`, `train[:10%]`, `train[200:]` …
-    pub split: String,
+    /// Where the text is.
+    #[config(flatten)]
+    pub files: Files,
     /// The column that holds the conversation.
+    #[config(default = "messages")]
     pub conversation_column: String,
     /// `openai` (role, content) or `sharegpt` (from, value).
+    #[config(default = "openai")]
     pub conversation_style: ConversationStyle,
     /// The key of a message's role, where it is not the style's own.
     pub role_key: Option<String>,
@@ -54,95 +96,104 @@ pub struct ChatDataset {
     pub content_key: Option<String>,
     /// A system prompt for every conversation, in place of its own.
     pub new_system_prompt: Option<String>,
-    /// Which tokens are trained: `all`, `assistant` (the default) or `last`.
-    pub masking_strategy: Option<Masking>,
-    /// The older way to say it: true is `masking_strategy: all`, false is `assistant`.
-    pub train_on_input: Option<bool>,
+    /// What is trained of it.
+    #[config(flatten)]
+    pub mask: Mask,
     /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    #[config(default = false)]
     pub packed: bool,
 }
 
 /// A question and an answer. With a chat template they are a user's and the assistant's message;
 /// without one, the prompt and the answer stand one after the other and the end-of-text token closes them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub struct InstructDataset {
-    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file or folder, in place of `data_files`.
-    pub source: Option<String>,
-    /// A file, several files or a folder, relative to the working directory.
-    pub data_files: Vec<PathBuf>,
-    /// Which part to take: `train`, `train[:10%]`, `train[200:]` …
-    pub split: String,
+    /// Where the text is.
+    #[config(flatten)]
+    pub files: Files,
     /// The names of the columns `input` and `output`, where they are others.
-    pub column_map: Option<InstructColumns>,
+    #[config(default)]
+    pub column_map: InstructColumns,
     /// The text around a sample, with `{input}` and `{output}` in it. What follows `{output}` is part of the answer.
     pub prompt_template: Option<String>,
     /// A system prompt for every sample.
     pub new_system_prompt: Option<String>,
     /// Render with the model's chat template. By default, if it has one.
     pub apply_chat_template: Option<bool>,
-    /// Which tokens are trained: `all`, `assistant` (the default) or `last`.
-    pub masking_strategy: Option<Masking>,
-    /// The older way to say it: true is `masking_strategy: all`, false is `assistant`.
-    pub train_on_input: Option<bool>,
+    /// What is trained of it.
+    #[config(flatten)]
+    pub mask: Mask,
     /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    #[config(default = false)]
     pub packed: bool,
 }
 
 /// The columns of an instruct dataset.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub struct InstructColumns {
     /// The column with the question.
+    #[config(default = "input")]
     pub input: String,
     /// The column with the answer.
+    #[config(default = "output")]
     pub output: String,
 }
 
 /// Alpaca's three columns: an instruction, an input that may be empty, and an output.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub struct AlpacaDataset {
-    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file or folder, in place of `data_files`.
-    pub source: Option<String>,
-    /// A file, several files or a folder, relative to the working directory.
-    pub data_files: Vec<PathBuf>,
-    /// Which part to take: `train`, `train[:10%]`, `train[200:]` …
-    pub split: String,
+    /// Where the text is.
+    #[config(flatten)]
+    pub files: Files,
     /// The names of the columns `instruction`, `input` and `output`, where they are others.
-    pub column_map: Option<AlpacaColumns>,
+    #[config(default)]
+    pub column_map: AlpacaColumns,
     /// Render with the model's chat template. By default, if it has one.
     pub apply_chat_template: Option<bool>,
-    /// Which tokens are trained: `all` (the default), `assistant` or `last`.
-    pub masking_strategy: Option<Masking>,
-    /// The older way to say it: true is `masking_strategy: all`, false is `assistant`.
-    pub train_on_input: Option<bool>,
+    /// What is trained of it.
+    #[config(flatten)]
+    pub mask: Mask,
     /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    #[config(default = false)]
     pub packed: bool,
 }
 
 /// The columns of an Alpaca dataset.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(crate = crate::config)]
 pub struct AlpacaColumns {
     /// The column with the instruction.
+    #[config(default = "instruction")]
     pub instruction: String,
     /// The column with the input, which a record may lack.
+    #[config(default = "input")]
     pub input: String,
     /// The column with the answer.
+    #[config(default = "output")]
     pub output: String,
 }
 
 /// Plain text, for continued pretraining.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Config)]
+#[config(
+    crate = crate::config,
+    ignored(split_across_pack = "a sample is never split; one that is longer than `max_seq_len` is cut")
+)]
 pub struct TextDataset {
-    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file or folder, in place of `data_files`.
-    pub source: Option<String>,
-    /// A file, several files or a folder, relative to the working directory.
-    pub data_files: Vec<PathBuf>,
-    /// Which part to take: `train`, `train[:10%]`, `train[200:]` …
-    pub split: String,
+    /// Where the text is.
+    #[config(flatten)]
+    pub files: Files,
     /// The column with the text.
+    #[config(default = "text")]
     pub column: String,
     /// Close each text with the end-of-text token.
+    #[config(default = true)]
     pub add_eos: bool,
     /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    #[config(default = false)]
     pub packed: bool,
 }
 
@@ -156,23 +207,23 @@ impl DatasetConfig {
         }
     }
 
-    pub(super) fn split(&self) -> &str {
+    pub(super) fn files(&self) -> &Files {
         match self {
-            Self::Chat(c) => &c.split,
-            Self::Instruct(c) => &c.split,
-            Self::Alpaca(c) => &c.split,
-            Self::Text(c) => &c.split,
+            Self::Chat(c) => &c.files,
+            Self::Instruct(c) => &c.files,
+            Self::Alpaca(c) => &c.files,
+            Self::Text(c) => &c.files,
         }
     }
 
-    pub(super) fn files(&self) -> (Option<&str>, &[PathBuf]) {
-        let (source, files) = match self {
-            Self::Chat(c) => (&c.source, &c.data_files),
-            Self::Instruct(c) => (&c.source, &c.data_files),
-            Self::Alpaca(c) => (&c.source, &c.data_files),
-            Self::Text(c) => (&c.source, &c.data_files),
-        };
-        (source.as_deref(), files)
+    /// A column without which a record is none.
+    pub(super) fn first_column(&self) -> &str {
+        match self {
+            Self::Chat(c) => &c.conversation_column,
+            Self::Instruct(c) => &c.column_map.input,
+            Self::Alpaca(c) => &c.column_map.instruction,
+            Self::Text(c) => &c.column,
+        }
     }
 
     /// The kind and the first file, for messages.
@@ -183,9 +234,9 @@ impl DatasetConfig {
             Self::Alpaca(_) => "alpaca",
             Self::Text(_) => "text",
         };
-        let (source, files) = self.files();
-        match files {
-            [] => format!("{kind} dataset {}", source.unwrap_or_default()),
+        let files = self.files();
+        match files.data_files.as_slice() {
+            [] => format!("{kind} dataset {}", files.source.as_deref().unwrap_or_default()),
             [one] => format!("{kind} dataset {}", one.display()),
             [first, ..] => format!("{kind} dataset {} …", first.display()),
         }

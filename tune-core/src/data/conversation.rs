@@ -8,15 +8,7 @@ use crate::tokenizer::{Message, listed};
 use crate::{Error, Result};
 
 /// Roles of the OpenAI form, passed to the chat template as they are.
-const OPENAI_ROLES: [&str; 7] = [
-    "system",
-    "developer",
-    "user",
-    "assistant",
-    "tool",
-    "function",
-    "ipython",
-];
+const OPENAI_ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
 /// Names of the ShareGPT form, and the role that each means.
 const SHAREGPT_ROLES: [(&str, &str); 7] = [
@@ -44,10 +36,7 @@ pub(super) fn is_answer(message: &Message) -> bool {
 
 /// A message's text; empty where it has none.
 pub(super) fn text_of(message: &Message) -> &str {
-    message
-        .get("content")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    message.get("content").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The conversation of a record.
@@ -69,9 +58,7 @@ pub(super) fn conversation(record: &Record, config: &ChatDataset) -> Result<Vec<
     let mut messages = Vec::with_capacity(turns.len() + 1);
     for (i, turn) in turns.iter().enumerate() {
         let wrong = |what: String| origin.error(format_args!("message {}: {what}", i + 1));
-        let turn = turn
-            .as_object()
-            .ok_or_else(|| wrong(format!("must be an object, not {}", kind_of(turn))))?;
+        let turn = turn.as_object().ok_or_else(|| wrong(format!("must be an object, not {}", kind_of(turn))))?;
         messages.push(turn_message(turn, config).map_err(wrong)?);
     }
     if let Some(prompt) = &config.new_system_prompt {
@@ -102,31 +89,20 @@ fn turn_message(turn: &Message, config: &ChatDataset) -> Result<Message, String>
     let role = match turn.get(role_key) {
         Some(Value::String(role)) => role.as_str(),
         Some(other) => {
-            return Err(format!(
-                "`{role_key}` must be a string, not {}",
-                kind_of(other)
-            ));
+            return Err(format!("`{role_key}` must be a string, not {}", kind_of(other)));
         }
         None => {
             let other_style = match config.conversation_style {
                 ConversationStyle::Openai => turn.contains_key("from").then_some("sharegpt"),
                 ConversationStyle::Sharegpt => turn.contains_key("role").then_some("openai"),
             };
-            let hint = other_style.map_or_else(String::new, |style| {
-                format!("; is it `conversation_style: {style}`?")
-            });
-            return Err(format!(
-                "has no `{role_key}` (it has: {}){hint}",
-                listed(turn.keys())
-            ));
+            let hint = other_style.map_or_else(String::new, |style| format!("; is it `conversation_style: {style}`?"));
+            return Err(format!("has no `{role_key}` (it has: {}){hint}", listed(turn.keys())));
         }
     };
     let role = match config.conversation_style {
         ConversationStyle::Openai => OPENAI_ROLES.contains(&role).then_some(role),
-        ConversationStyle::Sharegpt => SHAREGPT_ROLES
-            .iter()
-            .find(|(name, _)| *name == role)
-            .map(|&(_, role)| role),
+        ConversationStyle::Sharegpt => SHAREGPT_ROLES.iter().find(|(name, _)| *name == role).map(|&(_, role)| role),
     }
     .ok_or_else(|| {
         let known: Vec<&str> = match config.conversation_style {
@@ -144,16 +120,10 @@ fn turn_message(turn: &Message, config: &ChatDataset) -> Result<Message, String>
         // An assistant that calls a tool may say nothing.
         None | Some(Value::Null) if turn.get("tool_calls").is_some_and(|c| !c.is_null()) => None,
         Some(other) => {
-            return Err(format!(
-                "`{content_key}` must be a string or a list of text parts, not {}",
-                kind_of(other)
-            ));
+            return Err(format!("`{content_key}` must be a string or a list of text parts, not {}", kind_of(other)));
         }
         None => {
-            return Err(format!(
-                "has no `{content_key}` (it has: {})",
-                listed(turn.keys())
-            ));
+            return Err(format!("has no `{content_key}` (it has: {})", listed(turn.keys())));
         }
     };
     message.insert("content".into(), content.map_or(Value::Null, Value::String));
@@ -178,14 +148,10 @@ fn join_parts(parts: &[Value], key: &str) -> Result<String, String> {
                 return Err(format!("part {number} of `{key}` has no string `text`"));
             }
             (_, Some(other), _) => {
-                return Err(format!(
-                    "part {number} of `{key}` is of type `{other}`; only text can be trained on"
-                ));
+                return Err(format!("part {number} of `{key}` is of type `{other}`; only text can be trained on"));
             }
             _ => {
-                return Err(format!(
-                    "part {number} of `{key}` must be {{\"type\": \"text\", \"text\": ...}}"
-                ));
+                return Err(format!("part {number} of `{key}` must be {{\"type\": \"text\", \"text\": ...}}"));
             }
         }
     }
@@ -194,20 +160,14 @@ fn join_parts(parts: &[Value], key: &str) -> Result<String, String> {
 
 /// A column of a record, or an error that says which there are.
 pub(super) fn column<'a>(record: &'a Record, name: &str) -> Result<&'a Value> {
-    record
-        .columns
-        .get(name)
-        .ok_or_else(|| missing_column(record, name))
+    record.columns.get(name).ok_or_else(|| missing_column(record, name))
 }
 
 /// A column that must be a string.
 pub(super) fn text_column<'a>(record: &'a Record, name: &str) -> Result<&'a str> {
     match column(record, name)? {
         Value::String(text) => Ok(text),
-        other => Err(record.origin.error(format_args!(
-            "column `{name}` must be a string, not {}",
-            kind_of(other)
-        ))),
+        other => Err(record.origin.error(format_args!("column `{name}` must be a string, not {}", kind_of(other)))),
     }
 }
 
@@ -219,8 +179,5 @@ fn missing_column(record: &Record, name: &str) -> Error {
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or_else(String::new, |(_, key)| format!("; did you mean `{key}`?"));
-    record.origin.error(format_args!(
-        "no column `{name}` (the columns are: {}){hint}",
-        listed(record.columns.keys())
-    ))
+    record.origin.error(format_args!("no column `{name}` (the columns are: {}){hint}", listed(record.columns.keys())))
 }

@@ -1,6 +1,6 @@
 //! From a record to the pieces of a sample, for each kind of dataset.
 
-use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Masking, TextDataset};
+use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking, TextDataset};
 use super::conversation::{conversation, message, set_system_prompt, text_column};
 use super::pieces::{self, Closing, Piece};
 use super::source::Record;
@@ -19,53 +19,26 @@ pub(super) struct Formatter<'a> {
 impl<'a> Formatter<'a> {
     pub(super) fn new(config: &'a DatasetConfig, tokenizer: &'a Tokenizer) -> Result<Self> {
         let template = match config {
-            DatasetConfig::Chat(_) => {
-                Some(required_template(tokenizer, "a chat dataset needs one")?)
-            }
-            DatasetConfig::Instruct(InstructDataset {
-                apply_chat_template: choice,
-                ..
-            })
-            | DatasetConfig::Alpaca(AlpacaDataset {
-                apply_chat_template: choice,
-                ..
-            }) => match choice {
+            DatasetConfig::Chat(_) => Some(required_template(tokenizer, "a chat dataset needs one")?),
+            DatasetConfig::Instruct(InstructDataset { apply_chat_template: choice, .. })
+            | DatasetConfig::Alpaca(AlpacaDataset { apply_chat_template: choice, .. }) => match choice {
                 Some(false) => None,
-                Some(true) => Some(required_template(
-                    tokenizer,
-                    "`apply_chat_template` asks for it",
-                )?),
+                Some(true) => Some(required_template(tokenizer, "`apply_chat_template` asks for it")?),
                 None => tokenizer.chat_template(),
             },
             DatasetConfig::Text(_) => None,
         };
         let masking = match config {
-            DatasetConfig::Chat(c) => {
-                masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?
-            }
-            DatasetConfig::Instruct(c) => {
-                masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?
-            }
-            DatasetConfig::Alpaca(c) => {
-                masking(c.masking_strategy, c.train_on_input, Masking::All)?
-            }
+            DatasetConfig::Chat(c) => masking(&c.mask, Masking::Assistant)?,
+            DatasetConfig::Instruct(c) => masking(&c.mask, Masking::Assistant)?,
+            DatasetConfig::Alpaca(c) => masking(&c.mask, Masking::All)?,
             DatasetConfig::Text(_) => Masking::All,
         };
         let prompt = match config {
-            DatasetConfig::Instruct(c) => c
-                .prompt_template
-                .as_deref()
-                .map(PromptTemplate::new)
-                .transpose()?,
+            DatasetConfig::Instruct(c) => c.prompt_template.as_deref().map(PromptTemplate::new).transpose()?,
             _ => None,
         };
-        Ok(Self {
-            config,
-            tokenizer,
-            template,
-            masking,
-            prompt,
-        })
+        Ok(Self { config, tokenizer, template, masking, prompt })
     }
 
     /// The chat template with which samples are rendered.
@@ -83,11 +56,9 @@ impl<'a> Formatter<'a> {
                     .map_err(|e| record.origin.error(e))
             }
             DatasetConfig::Instruct(config) => {
-                let (input, output) = match &config.column_map {
-                    Some(map) => (map.input.as_str(), map.output.as_str()),
-                    None => ("input", "output"),
-                };
-                let (input, output) = (text_column(record, input)?, text_column(record, output)?);
+                let columns = &config.column_map;
+                let input = text_column(record, &columns.input)?;
+                let output = text_column(record, &columns.output)?;
                 let (prompt, answer) = match &self.prompt {
                     Some(template) => template.fill(input, output),
                     None => (input.to_owned(), output.to_owned()),
@@ -134,11 +105,7 @@ impl<'a> Formatter<'a> {
         let mut pieces = self.beginning();
         pieces.push(Piece::text(text, true));
         // Whoever turns `add_eos` off does not want the text to end.
-        let closing = if config.add_eos {
-            self.end(&mut pieces)
-        } else {
-            Closing::Stop
-        };
+        let closing = if config.add_eos { self.end(&mut pieces) } else { Closing::Stop };
         Ok((pieces, closing))
     }
 
@@ -170,12 +137,11 @@ fn required_template<'a>(tokenizer: &'a Tokenizer, why: &str) -> Result<&'a Chat
     })
 }
 
-fn masking(strategy: Option<Masking>, on_input: Option<bool>, default: Masking) -> Result<Masking> {
-    match (strategy, on_input) {
-        (Some(Masking::All), Some(false))
-        | (Some(Masking::Assistant | Masking::Last), Some(true)) => Err(Error::setup(
-            "`masking_strategy` and `train_on_input` contradict each other; remove `train_on_input`",
-        )),
+fn masking(mask: &Mask, default: Masking) -> Result<Masking> {
+    match (mask.masking_strategy, mask.train_on_input) {
+        (Some(Masking::All), Some(false)) | (Some(Masking::Assistant | Masking::Last), Some(true)) => {
+            Err(Error::setup("`masking_strategy` and `train_on_input` contradict each other; remove `train_on_input`"))
+        }
         (Some(strategy), _) => Ok(strategy),
         (None, Some(true)) => Ok(Masking::All),
         (None, Some(false)) => Ok(Masking::Assistant),
@@ -197,17 +163,13 @@ impl PromptTemplate {
                 "`prompt_template` {what}; expected a text like \"Question: {{input}}\\nAnswer: {{output}}\""
             ))
         };
-        let (before_input, rest) = template
-            .split_once("{input}")
-            .ok_or_else(|| wrong("has no `{input}`"))?;
+        let (before_input, rest) = template.split_once("{input}").ok_or_else(|| wrong("has no `{input}`"))?;
         let (before_output, after_output) = rest.split_once("{output}").unwrap_or((rest, ""));
         if [before_input, before_output, after_output]
             .iter()
             .any(|part| part.contains("{input}") || part.contains("{output}"))
         {
-            return Err(wrong(
-                "must have `{input}` once and after it `{output}` once",
-            ));
+            return Err(wrong("must have `{input}` once and after it `{output}` once"));
         }
         Ok(Self {
             before_input: before_input.to_owned(),
@@ -218,29 +180,19 @@ impl PromptTemplate {
 
     /// The prompt and the answer.
     fn fill(&self, input: &str, output: &str) -> (String, String) {
-        (
-            format!("{}{input}{}", self.before_input, self.before_output),
-            format!("{output}{}", self.after_output),
-        )
+        (format!("{}{input}{}", self.before_input, self.before_output), format!("{output}{}", self.after_output))
     }
 }
 
 /// Alpaca's prompt, which has a section for the input if there is one, and the answer.
 fn alpaca(record: &Record, config: &AlpacaDataset) -> Result<(String, String)> {
-    let (instruction, input, output) = match &config.column_map {
-        Some(map) => (
-            map.instruction.as_str(),
-            map.input.as_str(),
-            map.output.as_str(),
-        ),
-        None => ("instruction", "input", "output"),
-    };
-    let instruction = text_column(record, instruction)?;
-    let input = match record.columns.get(input) {
+    let columns = &config.column_map;
+    let instruction = text_column(record, &columns.instruction)?;
+    let input = match record.columns.get(&columns.input) {
         None | Some(serde_json::Value::Null) => "",
-        Some(_) => text_column(record, input)?,
+        Some(_) => text_column(record, &columns.input)?,
     };
-    let output = text_column(record, output)?;
+    let output = text_column(record, &columns.output)?;
     let prompt = if input.is_empty() {
         format!(
             "Below is an instruction that describes a task. Write a response that appropriately completes the \

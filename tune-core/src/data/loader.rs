@@ -61,19 +61,13 @@ impl Loader {
     /// Where there is not one batch.
     pub fn new(samples: Vec<Sample>, options: LoaderOptions) -> Result<Self> {
         if options.batch_size == 0 || options.pad_to_multiple_of == 0 {
-            return Err(Error::setup(
-                "`batch_size` and `pad_to_multiple_of` must be at least 1",
-            ));
+            return Err(Error::setup("`batch_size` and `pad_to_multiple_of` must be at least 1"));
         }
         let rows = match options.pack_to {
             Some(max_len) => pack::rows(&samples, max_len),
             None => (0..samples.len()).map(|i| i..i + 1).collect(),
         };
-        let loader = Self {
-            samples,
-            rows,
-            options,
-        };
+        let loader = Self { samples, rows, options };
         if loader.is_empty() {
             return Err(Error::setup(format!(
                 "{} rows of data do not fill one batch of {}",
@@ -87,11 +81,7 @@ impl Loader {
     /// Batches in an epoch.
     pub fn len(&self) -> usize {
         let (rows, size) = (self.rows.len(), self.options.batch_size);
-        if self.options.drop_last {
-            rows / size
-        } else {
-            rows.div_ceil(size)
-        }
+        if self.options.drop_last { rows / size } else { rows.div_ceil(size) }
     }
 
     /// Never true: a loader has at least one batch.
@@ -116,10 +106,7 @@ impl Loader {
         } else {
             (0..self.rows.len()).collect()
         };
-        Epoch {
-            loader: self,
-            order,
-        }
+        Epoch { loader: self, order }
     }
 
     /// One batch of an epoch, or `None` behind the last. Who wants many asks [`Loader::epoch`],
@@ -129,12 +116,8 @@ impl Loader {
     }
 
     fn assemble(&self, rows: &[usize]) -> Batch {
-        let tokens = |row: usize| -> usize {
-            self.samples[self.rows[row].clone()]
-                .iter()
-                .map(|s| s.input_ids.len())
-                .sum()
-        };
+        let tokens =
+            |row: usize| -> usize { self.samples[self.rows[row].clone()].iter().map(|s| s.input_ids.len()).sum() };
         let longest = rows.iter().map(|&row| tokens(row)).max().unwrap_or(0);
         let len = longest.next_multiple_of(self.options.pad_to_multiple_of);
         let size = rows.len() * len;
@@ -149,11 +132,7 @@ impl Loader {
         };
         for (row, &index) in rows.iter().enumerate() {
             for sample in &self.samples[self.rows[index].clone()] {
-                batch.spans.push(Span {
-                    row,
-                    start: batch.input_ids.len() - row * len,
-                    len: sample.input_ids.len(),
-                });
+                batch.spans.push(Span { row, start: batch.input_ids.len() - row * len, len: sample.input_ids.len() });
                 batch.origins.push(sample.origin.clone());
                 batch.input_ids.extend(&sample.input_ids);
                 batch.targets.extend(&sample.targets);

@@ -17,8 +17,8 @@ use rayon::prelude::*;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
-    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, InstructColumns,
-    InstructDataset, Masking, TextDataset,
+    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns,
+    InstructDataset, Mask, Masking, TextDataset,
 };
 pub use loader::{Epoch, Loader, LoaderOptions};
 pub use report::DatasetReport;
@@ -27,7 +27,6 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use format::Formatter;
 use pieces::Closing;
-use split::Split;
 
 /// Tokenized samples, in the order of the datasets, files and records.
 #[derive(Debug, Clone)]
@@ -43,9 +42,7 @@ pub struct Dataset {
 impl Dataset {
     /// What deserves attention, of all datasets.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        self.reports
-            .iter()
-            .flat_map(|r| r.warnings.iter().map(String::as_str))
+        self.reports.iter().flat_map(|r| r.warnings.iter().map(String::as_str))
     }
 }
 
@@ -55,30 +52,18 @@ impl Dataset {
 /// # Errors
 /// A file that cannot be read, a record that is not what the dataset's kind expects (both name
 /// the place), a chat template that cannot be trained with, and a dataset of which nothing is left.
-pub fn load(
-    configs: &[DatasetConfig],
-    tokenizer: &Tokenizer,
-    max_seq_len: Option<usize>,
-) -> Result<Dataset> {
+pub fn load(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>) -> Result<Dataset> {
     let Some(first) = configs.first() else {
         return Err(Error::setup("there is no dataset"));
     };
     let packed = first.packed();
     if configs.iter().any(|c| c.packed() != packed) {
-        return Err(Error::setup(
-            "of several datasets either all or none must be `packed`",
-        ));
+        return Err(Error::setup("of several datasets either all or none must be `packed`"));
     }
     if packed && max_seq_len.is_none() {
-        return Err(Error::setup(
-            "a packed dataset needs `max_seq_len`, the length of a row",
-        ));
+        return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
     }
-    let mut dataset = Dataset {
-        samples: Vec::new(),
-        packed,
-        reports: Vec::new(),
-    };
+    let mut dataset = Dataset { samples: Vec::new(), packed, reports: Vec::new() };
     for config in configs {
         let (samples, report) = load_one(config, tokenizer, max_seq_len)?;
         dataset.samples.extend(samples);
@@ -92,26 +77,21 @@ fn load_one(
     tokenizer: &Tokenizer,
     max_seq_len: Option<usize>,
 ) -> Result<(Vec<Sample>, DatasetReport)> {
-    let split: Split = config.split().parse()?;
-    let (source, data_files) = config.files();
     let formatter = Formatter::new(config, tokenizer)?;
-    let records = source::read(source, data_files, &split)?;
+    let records = source::read(config.files(), config.first_column())?;
 
     let encoded: Vec<Result<(pieces::Encoded, Closing)>> = records
         .par_iter()
         .map(|record| {
             let (pieces, closing) = formatter.pieces(record)?;
             let origin = record.origin.to_string();
-            let encoded = pieces::encode(tokenizer, &pieces, max_seq_len, origin)
-                .map_err(|e| record.origin.error(e))?;
+            let encoded =
+                pieces::encode(tokenizer, &pieces, max_seq_len, origin).map_err(|e| record.origin.error(e))?;
             Ok((encoded, closing))
         })
         .collect();
 
-    let mut report = DatasetReport {
-        name: config.name(),
-        ..DatasetReport::default()
-    };
+    let mut report = DatasetReport { name: config.name(), ..DatasetReport::default() };
     let mut samples = Vec::with_capacity(encoded.len());
     let mut never_closed = 0;
     let mut closed_by: BTreeMap<u32, usize> = BTreeMap::new();
@@ -172,10 +152,7 @@ fn load_one(
         ));
     }
     if formatter.template().is_some_and(|t| t.uses_date()) {
-        report.warnings.push(format!(
-            "{}: the chat template writes the day's date into the conversation",
-            report.name
-        ));
+        report.warnings.push(format!("{}: the chat template writes the day's date into the conversation", report.name));
     }
     Ok((samples, report))
 }

@@ -26,17 +26,11 @@ pub(super) enum Content {
 
 impl Piece {
     pub(super) fn text(text: impl Into<String>, trained: bool) -> Self {
-        Self {
-            content: Content::Text(text.into()),
-            trained,
-        }
+        Self { content: Content::Text(text.into()), trained }
     }
 
     pub(super) fn token(id: u32, trained: bool) -> Self {
-        Self {
-            content: Content::Token(id),
-            trained,
-        }
+        Self { content: Content::Token(id), trained }
     }
 }
 
@@ -61,17 +55,13 @@ pub(super) fn of_conversation(
     messages: &[Message],
     masking: Masking,
 ) -> Result<(Vec<Piece>, Closing)> {
-    let mut turns: Vec<usize> = (0..messages.len())
-        .filter(|&i| is_answer(&messages[i]))
-        .collect();
+    let mut turns: Vec<usize> = (0..messages.len()).filter(|&i| is_answer(&messages[i])).collect();
     if masking == Masking::Last {
         turns.drain(..turns.len().saturating_sub(1));
     }
     if turns.is_empty() {
         if masking != Masking::All {
-            return Err(Error::setup(
-                "the conversation has no assistant's message to learn",
-            ));
+            return Err(Error::setup("the conversation has no assistant's message to learn"));
         }
         let text = template.render(messages, false)?;
         return Ok((vec![Piece::text(text, true)], Closing::Nothing));
@@ -95,9 +85,7 @@ pub(super) fn of_conversation(
     let rest_trained = masking == Masking::All;
     for answer in answers {
         if answer.start < position {
-            return Err(Error::setup(
-                "the chat template renders the assistant's messages into each other",
-            ));
+            return Err(Error::setup("the chat template renders the assistant's messages into each other"));
         }
         pieces.push(Piece::text(&text[position..answer.start], rest_trained));
         position = answer.end;
@@ -152,35 +140,20 @@ fn answer_by_prefix(
         .map_err(|e| Error::setup(format!("{e} (rendering the prompt of message {number})")))?;
     let start = prompt.len();
     if !text.starts_with(&prompt) {
-        return Err(not_a_prefix(
-            &prompt,
-            text,
-            &format!("the prompt that the model answers with message {number}"),
-        ));
+        return Err(not_a_prefix(&prompt, text, &format!("the prompt that the model answers with message {number}")));
     }
-    let until = if turn + 1 == messages.len() {
-        text.to_owned()
-    } else {
-        template.render(&messages[..=turn], false)?
-    };
+    let until =
+        if turn + 1 == messages.len() { text.to_owned() } else { template.render(&messages[..=turn], false)? };
     // A template may close a conversation with more than a turn (`<|endoftext|>`). That is no
     // matter, as long as the answer and its stop token stand in what the two have in common.
     let common = common_prefix(&until, text);
     let Some(span) = text.get(start..common).filter(|s| !s.is_empty()) else {
-        return Err(not_a_prefix(
-            &until,
-            text,
-            &format!("the conversation up to message {number}"),
-        ));
+        return Err(not_a_prefix(&until, text, &format!("the conversation up to message {number}")));
     };
     let content = text_of(&messages[turn]);
-    let content_end = [content, content.trim()]
-        .iter()
-        .find_map(|c| span.find(c).map(|at| at + c.len()));
+    let content_end = [content, content.trim()].iter().find_map(|c| span.find(c).map(|at| at + c.len()));
     let stop = match content_end {
-        Some(from) => tokenizer
-            .first_stop(&span[from..])
-            .map(|stop| from + stop.start..from + stop.end),
+        Some(from) => tokenizer.first_stop(&span[from..]).map(|stop| from + stop.start..from + stop.end),
         // The template rewrites the content: the turn is closed by the last stop token in it.
         None => tokenizer.last_stop(span),
     };
@@ -189,11 +162,7 @@ fn answer_by_prefix(
     }
     let is_prefix = common == until.len();
     let Some(content_end) = content_end.or(is_prefix.then_some(span.len())) else {
-        return Err(not_a_prefix(
-            &until,
-            text,
-            &format!("the conversation up to message {number}"),
-        ));
+        return Err(not_a_prefix(&until, text, &format!("the conversation up to message {number}")));
     };
     let rest = &span[content_end..];
     let gap = rest.len() - rest.trim_start().len();
@@ -239,12 +208,16 @@ pub(super) fn encode(
 ) -> Result<Encoded> {
     let mut ids: Vec<u32> = Vec::new();
     let mut trained: Vec<bool> = Vec::new();
+    let mut begun = false;
     for piece in pieces {
         match &piece.content {
             Content::Token(id) => ids.push(*id),
             Content::Text(text) if text.is_empty() => {}
-            Content::Text(text) if ids.is_empty() => ids.extend(tokenizer.encode(text)?),
-            Content::Text(text) => ids.extend(tokenizer.encode_continuation(text)?),
+            Content::Text(text) if begun => ids.extend(tokenizer.encode_continuation(text)?),
+            Content::Text(text) => {
+                ids.extend(tokenizer.encode(text)?);
+                begun = true;
+            }
         }
         trained.resize(ids.len(), piece.trained);
     }
@@ -256,12 +229,9 @@ pub(super) fn encode(
             _ => IGNORE,
         })
         .collect();
-    Ok(Encoded {
-        sample: Sample {
-            input_ids: ids,
-            targets,
-            origin,
-        },
-        full_len,
-    })
+    Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, full_len })
 }
+
+#[cfg(test)]
+#[path = "pieces_tests.rs"]
+mod tests;

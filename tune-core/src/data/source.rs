@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use parquet::record::Field;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use super::config::Files;
 use super::split::Split;
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -70,47 +72,37 @@ enum Format {
 
 /// Reads all records of a dataset, in the order of the files and of the records in them.
 ///
-/// `source` is a format (`json`, `jsonl`, `parquet`) or, instead of `data_files`, a file or folder.
-pub(super) fn read(
-    source: Option<&str>,
-    data_files: &[PathBuf],
-    split: &Split,
-) -> Result<Vec<Record>> {
-    let (format, paths) = match source {
-        None => (None, data_files.to_vec()),
-        Some("json") => (Some(Format::Json), data_files.to_vec()),
-        Some("jsonl") => (Some(Format::JsonLines), data_files.to_vec()),
-        Some("parquet") => (Some(Format::Parquet), data_files.to_vec()),
-        Some(path) if data_files.is_empty() && Path::new(path).exists() => {
-            (None, vec![PathBuf::from(path)])
-        }
+/// `column` is one that every record of this dataset has.
+pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
+    let split: Split = files.split.parse()?;
+    let data_files = &files.data_files;
+    let (format, paths) = match files.source.as_deref() {
+        None => (None, data_files.clone()),
+        Some("json") => (Some(Format::Json), data_files.clone()),
+        Some("jsonl") => (Some(Format::JsonLines), data_files.clone()),
+        Some("parquet") => (Some(Format::Parquet), data_files.clone()),
+        Some(path) if data_files.is_empty() && Path::new(path).exists() => (None, vec![PathBuf::from(path)]),
         Some(other) => {
             return Err(Error::setup(format!(
                 "dataset source `{other}` is no format (`json`, `jsonl`, `parquet`){}; datasets are read from local \
                  files: download it and set `data_files`",
-                if data_files.is_empty() {
-                    " and no file or folder"
-                } else {
-                    ""
-                }
+                if data_files.is_empty() { " and no file or folder" } else { "" }
             )));
         }
     };
     if paths.is_empty() {
-        return Err(Error::setup(
-            "a dataset needs `data_files`: a file, a list of files or a folder",
-        ));
+        return Err(Error::setup("a dataset needs `data_files`: a file, a list of files or a folder"));
     }
     let mut records = Vec::new();
     for path in &paths {
-        for file in files_of(path, split)? {
+        for file in files_of(path, &split)? {
             let format = match format {
                 Some(format) => format,
                 None => by_extension(&file)?,
             };
             let before = records.len();
             match format {
-                Format::Json => read_json(&file, &mut records)?,
+                Format::Json => read_json(&file, column, &mut records)?,
                 Format::JsonLines => read_lines(&file, &read_file(&file)?, &mut records)?,
                 Format::Parquet => read_parquet(&file, &mut records)?,
             }
@@ -123,10 +115,7 @@ pub(super) fn read(
 }
 
 fn by_extension(path: &Path) -> Result<Format> {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "json" => Ok(Format::Json),
         "jsonl" | "ndjson" => Ok(Format::JsonLines),
@@ -154,25 +143,16 @@ fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::file(
-            path,
-            "the folder has no .json, .jsonl or .parquet file",
-        ));
+        return Err(Error::file(path, "the folder has no .json, .jsonl or .parquet file"));
     }
     if files.iter().any(|f| Split::names_a_split(f)) {
-        let names: Vec<String> = files
-            .iter()
-            .filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned()))
-            .collect();
+        let names: Vec<String> =
+            files.iter().filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned())).collect();
         files.retain(|f| split.is_named_by(f));
         if files.is_empty() {
             return Err(Error::file(
                 path,
-                format!(
-                    "no file of the split `{}`; the folder has {}",
-                    split.name(),
-                    listed(names)
-                ),
+                format!("no file of the split `{}`; the folder has {}", split.name(), listed(names)),
             ));
         }
     }
@@ -189,7 +169,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
 
 /// A JSON file: an array of objects, an object that holds one such array, or, as Hugging Face's
 /// `json` loader has it, one object a line.
-fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
+fn read_json(path: &Path, column: &str, records: &mut Vec<Record>) -> Result<()> {
     let bytes = read_file(path)?;
     let first = bytes.iter().copied().find(|b| !b.is_ascii_whitespace());
     let whole = serde_json::from_slice::<Value>(&bytes);
@@ -198,9 +178,7 @@ fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
         (Some(b'{'), Err(e)) => {
             // One object and then more text: lines. Broken inside the first object: a broken file,
             // unless that object is all there is on its line.
-            let first_line = bytes
-                .split(|&b| b == b'\n')
-                .find(|l| !l.trim_ascii().is_empty());
+            let first_line = bytes.split(|&b| b == b'\n').find(|l| !l.trim_ascii().is_empty());
             let is_lines = e.to_string().starts_with("trailing characters")
                 || first_line.is_some_and(|l| l.trim_ascii().ends_with(b"}"));
             if is_lines {
@@ -210,6 +188,10 @@ fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
         }
         (_, Err(e)) => return Err(json_error(path, e.line(), &e)),
         (_, Ok(Value::Array(items))) => items,
+        // A file of JSON lines that has one line.
+        (_, Ok(Value::Object(object))) if object.contains_key(column) => {
+            vec![Value::Object(object)]
+        }
         (_, Ok(Value::Object(mut object))) => {
             let arrays: Vec<String> = object
                 .iter()
@@ -217,28 +199,20 @@ fn read_json(path: &Path, records: &mut Vec<Record>) -> Result<()> {
                 .map(|(k, _)| k.clone())
                 .collect();
             match arrays.as_slice() {
-                [one] if object.len() == 1 || one == "data" => match object.remove(one) {
+                [one] => match object.remove(one) {
                     Some(Value::Array(items)) => items,
                     _ => Vec::new(),
                 },
-                // A file of JSON lines that has one line.
                 _ => vec![Value::Object(object)],
             }
         }
         (_, Ok(other)) => {
-            return Err(Error::file(
-                path,
-                format!("must be an array of objects, not {}", kind_of(&other)),
-            ));
+            return Err(Error::file(path, format!("must be an array of objects, not {}", kind_of(&other))));
         }
     };
     let path: Arc<Path> = path.into();
     for (i, item) in items.into_iter().enumerate() {
-        let origin = Origin {
-            path: path.clone(),
-            number: i + 1,
-            kind: Kind::Item,
-        };
+        let origin = Origin { path: path.clone(), number: i + 1, kind: Kind::Item };
         records.push(record(item, origin)?);
     }
     Ok(())
@@ -259,11 +233,7 @@ fn read_lines(path: &Path, bytes: &[u8], records: &mut Vec<Record>) -> Result<()
         .par_iter()
         .map(|&(number, line)| {
             let value = serde_json::from_slice(line).map_err(|e| json_error(path, number, &e))?;
-            let origin = Origin {
-                path: shared.clone(),
-                number,
-                kind: Kind::Line,
-            };
+            let origin = Origin { path: shared.clone(), number, kind: Kind::Line };
             record(value, origin)
         })
         .collect();
@@ -277,23 +247,14 @@ fn read_lines(path: &Path, bytes: &[u8], records: &mut Vec<Record>) -> Result<()
 /// `path:line: column C: what is wrong`.
 fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> Error {
     let message = error.to_string();
-    let what = message
-        .rsplit_once(" at line ")
-        .map_or(message.as_str(), |(what, _)| what);
-    Error::line(
-        path,
-        line,
-        format!("column {}: not valid JSON: {what}", error.column()),
-    )
+    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
+    Error::line(path, line, format!("column {}: not valid JSON: {what}", error.column()))
 }
 
 fn record(value: Value, origin: Origin) -> Result<Record> {
     match value {
         Value::Object(columns) => Ok(Record { columns, origin }),
-        other => Err(origin.error(format_args!(
-            "must be a JSON object, not {}",
-            kind_of(&other)
-        ))),
+        other => Err(origin.error(format_args!("must be a JSON object, not {}", kind_of(&other)))),
     }
 }
 
@@ -310,26 +271,26 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
-    let broken = |e: parquet::errors::ParquetError| {
-        Error::file(path, format!("not a Parquet file that can be read: {e}"))
-    };
+    let broken = |e: &dyn fmt::Display| Error::file(path, format!("not a Parquet file that can be read: {e}"));
     let file = fs::File::open(path).map_err(Error::io("read", path))?;
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    // The reader checks a file's structure, but asserts what its pages hold: damage there must
+    // not end the program.
+    let read = AssertUnwindSafe(|| parquet_rows(file, path));
+    let rows = catch_unwind(read).map_err(|_| broken(&"its pages are damaged"))?;
+    records.extend(rows.map_err(|e| broken(&e))?);
+    Ok(())
+}
+
+fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Record>> {
+    let reader = SerializedFileReader::new(file)?;
     let shared: Arc<Path> = path.into();
-    for (i, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
-        let origin = Origin {
-            path: shared.clone(),
-            number: i + 1,
-            kind: Kind::Row,
-        };
-        let row = row.map_err(|e| origin.error(e))?;
-        let columns = row
-            .get_column_iter()
-            .map(|(name, field)| (name.clone(), json_of(field)))
-            .collect();
+    let mut records = Vec::new();
+    for (i, row) in reader.get_row_iter(None)?.enumerate() {
+        let columns = row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+        let origin = Origin { path: shared.clone(), number: i + 1, kind: Kind::Row };
         records.push(Record { columns, origin });
     }
-    Ok(())
+    Ok(records)
 }
 
 /// A Parquet value as JSON. Bytes that are text are text: not every writer annotates strings.

@@ -48,10 +48,8 @@ impl Split {
 
     /// Whether a file's name tells this split.
     pub(super) fn is_named_by(&self, path: &Path) -> bool {
-        let meant = WORDS
-            .iter()
-            .find(|(word, _)| *word == self.name)
-            .map_or(self.name.as_str(), |(_, meaning)| meaning);
+        let meant =
+            WORDS.iter().find(|(word, _)| *word == self.name).map_or(self.name.as_str(), |(_, meaning)| meaning);
         split_of(path) == Some(meant)
     }
 
@@ -61,10 +59,7 @@ impl Split {
         let from = self.from.map_or(0, |b| b.index(n));
         let to = self.to.map_or(n, |b| b.index(n));
         if from >= to {
-            return Err(Error::setup(format!(
-                "the split `{}` takes none of the {n} records",
-                self.text
-            )));
+            return Err(Error::setup(format!("the split `{}` takes none of the {n} records", self.text)));
         }
         records.truncate(to);
         records.drain(..from);
@@ -78,11 +73,7 @@ impl Bound {
             Self::Count(count) => count,
             Self::Percent(percent) => (percent * n as f64 / 100.0).round() as i64,
         };
-        let from_start = if signed < 0 {
-            signed.saturating_add(n as i64)
-        } else {
-            signed
-        };
+        let from_start = if signed < 0 { signed.saturating_add(n as i64) } else { signed };
         from_start.clamp(0, n as i64) as usize
     }
 }
@@ -118,12 +109,7 @@ impl FromStr for Split {
         if name.is_empty() || !name.chars().all(is_name) {
             return Err(wrong());
         }
-        Ok(Self {
-            name: name.to_owned(),
-            from,
-            to,
-            text: text.to_owned(),
-        })
+        Ok(Self { name: name.to_owned(), from, to, text: text.to_owned() })
     }
 }
 
@@ -151,10 +137,7 @@ mod tests {
 
     fn range(text: &str, n: usize) -> (usize, usize) {
         let split: Split = text.parse().unwrap();
-        (
-            split.from.map_or(0, |b| b.index(n)),
-            split.to.map_or(n, |b| b.index(n)),
-        )
+        (split.from.map_or(0, |b| b.index(n)), split.to.map_or(n, |b| b.index(n)))
     }
 
     #[test]
@@ -171,16 +154,7 @@ mod tests {
         ] {
             assert_eq!(range(text, n), expected, "{text}");
         }
-        for wrong in [
-            "",
-            "train[",
-            "train[5]",
-            "train[a:]",
-            "train[:101%]",
-            "a b",
-            "[1:2]",
-            "train[1:2:3]",
-        ] {
+        for wrong in ["", "train[", "train[5]", "train[a:]", "train[:101%]", "a b", "[1:2]", "train[1:2:3]"] {
             assert!(wrong.parse::<Split>().is_err(), "{wrong}");
         }
     }

@@ -2,42 +2,54 @@
 
 use std::path::{Path, PathBuf};
 
+use tune_config::Config;
+
 use super::{JsonlLogger, MetricLogger, Start, TensorBoardLogger};
 use crate::Result;
 
 /// Where metrics are recorded. The console shows them in any case.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Config)]
+#[config(crate = tune_config)]
 pub enum MetricLoggerConfig {
     /// A text file with one JSON object a line.
+    #[config(name = "jsonl", alias = "torchtune.training.metric_logging.DiskLogger", default)]
     Jsonl(DiskLog),
     /// Event files for TensorBoard.
+    #[config(name = "tensorboard", alias = "torchtune.training.metric_logging.TensorBoardLogger")]
     TensorBoard(TensorBoardLog),
     /// The console alone.
+    #[config(name = "stdout", alias = "torchtune.training.metric_logging.StdoutLogger")]
     Stdout(ElsewhereLog),
     /// Weights & Biases has no client here: a JSON Lines file is written instead.
+    #[config(name = "wandb", alias = "torchtune.training.metric_logging.WandBLogger")]
     Wandb(ElsewhereLog),
     /// Comet has no client here: a JSON Lines file is written instead.
+    #[config(name = "comet", alias = "torchtune.training.metric_logging.CometLogger")]
     Comet(ElsewhereLog),
 }
 
 /// A text file with one JSON object a line.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Config)]
+#[config(crate = tune_config)]
 pub struct DiskLog {
     /// Folder of the file; `logs` in the output directory by default.
     pub log_dir: Option<PathBuf>,
     /// Name of the file.
+    #[config(default = "metrics.jsonl")]
     pub filename: String,
 }
 
 /// Event files for TensorBoard.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Config)]
+#[config(crate = tune_config)]
 pub struct TensorBoardLog {
     /// Folder of the files; `logs` in the output directory by default.
     pub log_dir: Option<PathBuf>,
 }
 
 /// A logger that writes no file of its own kind.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Config)]
+#[config(crate = tune_config)]
 pub struct ElsewhereLog {
     /// Folder of the file that is written in its place.
     pub log_dir: Option<PathBuf>,

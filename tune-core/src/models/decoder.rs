@@ -125,6 +125,15 @@ impl Decoder {
         &self.trainable
     }
 
+    /// The number of its own weights' elements, adapters left out; a tied output layer counts once.
+    pub fn parameter_count(&self) -> usize {
+        let c = &self.config;
+        let linears = self.blocks.iter().flat_map(Block::linears).map(|l| l.weight.elem_count()).sum::<usize>();
+        let norms = (2 * c.num_hidden_layers + 1) * c.hidden_size;
+        let head = if c.tie_word_embeddings { 0 } else { self.lm_head.weight.elem_count() };
+        self.embed_tokens.elem_count() + linears + norms + head
+    }
+
     /// The dtype of weights and activations.
     pub fn dtype(&self) -> DType {
         self.embed_tokens.dtype()

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::checkpoint::Checkpoint;
 use crate::ops::Dropout;
 use crate::{Error, Result};
 
@@ -16,9 +17,21 @@ pub trait WeightSource {
     /// # Errors
     /// It is missing, or its shape is another.
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+}
 
-    /// Whether there is a weight called `name`.
-    fn contains(&self, name: &str) -> bool;
+impl WeightSource for Checkpoint {
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        match self.shape(name) {
+            Some(found) if found != shape => Err(Error::file(
+                self.path(),
+                format!(
+                    "the weight `{name}` has shape {found:?}, but config.json describes a model in which it is {shape:?}; \
+                     weights and config do not belong together"
+                ),
+            )),
+            _ => self.tensor(name, dtype, device),
+        }
+    }
 }
 
 impl WeightSource for BTreeMap<String, Tensor> {
@@ -31,10 +44,6 @@ impl WeightSource for BTreeMap<String, Tensor> {
             )));
         }
         Ok(t.to_dtype(dtype)?.to_device(device)?)
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.contains_key(name)
     }
 }
 
@@ -56,10 +65,6 @@ impl WeightSource for RandomWeights {
             normal(Dropout::mix_name(self.seed, name), count, self.std)
         };
         Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
-    }
-
-    fn contains(&self, _name: &str) -> bool {
-        true
     }
 }
 

@@ -1,36 +1,65 @@
 //! Parameter-efficient fine-tuning: low-rank adapters on frozen weights
 //! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
+mod config;
+
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Tensor, Var};
 
+use tune_config::Config;
+
+pub use config::LoraModel;
+
+use crate::checkpoint::peft::{AdapterConfig, TargetModules};
 use crate::models::{Adapter, Decoder, uniform};
 use crate::ops::Dropout;
 use crate::{Error, Result};
 
 /// A linear layer that can carry an adapter, by its Hugging Face name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Config)]
+#[config(crate = tune_config)]
 pub enum LoraModule {
     /// Attention queries.
+    #[config(name = "q_proj")]
     QProj,
     /// Attention keys.
+    #[config(name = "k_proj")]
     KProj,
     /// Attention values.
+    #[config(name = "v_proj")]
     VProj,
     /// The projection of the attention's output.
+    #[config(name = "o_proj", alias = "output_proj")]
     OProj,
     /// The gate of the MLP.
+    #[config(name = "gate_proj")]
     GateProj,
     /// The MLP's input.
+    #[config(name = "up_proj")]
     UpProj,
     /// The MLP's output.
+    #[config(name = "down_proj")]
     DownProj,
     /// The output layer.
+    #[config(name = "lm_head", alias = "output")]
     LmHead,
 }
 
 impl LoraModule {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+        Self::LmHead,
+    ];
+
     /// Its Hugging Face name.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,6 +88,62 @@ pub struct LoraOptions {
     pub dropout: f64,
     /// Where a fresh `A` comes from; a fresh `B` is zero.
     pub seed: u64,
+}
+
+impl LoraOptions {
+    /// The same as PEFT describes it.
+    pub fn adapter_config(&self, base_model: &Path) -> AdapterConfig {
+        AdapterConfig {
+            r: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            use_rslora: false,
+            target_modules: TargetModules::Names(self.modules.iter().map(|m| m.name().to_string()).collect()),
+            base_model_name_or_path: Some(base_model.display().to_string()),
+        }
+    }
+
+    /// Sets the model's adapters to those in a PEFT folder.
+    ///
+    /// # Errors
+    /// An adapter of another rank, scale or choice of layers, or one that cannot be read.
+    pub fn load_into(&self, model: &Decoder, dir: &Path) -> Result<()> {
+        let (config, tensors) = crate::checkpoint::peft::read(dir)?;
+        let scale = self.alpha / self.rank as f64;
+        if config.r != self.rank || (config.scale() - scale).abs() > 1e-9 {
+            return Err(Error::file(
+                dir,
+                format!(
+                    "is an adapter of rank {} and scale {}, but this run's have rank {} and scale {scale}; \
+                     set model.lora_rank and model.lora_alpha accordingly",
+                    config.r,
+                    config.scale(),
+                    self.rank
+                ),
+            ));
+        }
+        set_trainable(model, &tensors, &dir.display().to_string())
+    }
+
+    /// The adapters to add to a model so that it takes those in a PEFT folder.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read, or on a layer that cannot carry one here.
+    pub fn of_folder(dir: &Path) -> Result<Self> {
+        let (config, tensors) = crate::checkpoint::peft::read(dir)?;
+        let mut modules = Vec::new();
+        for name in crate::checkpoint::peft::modules(tensors.keys()) {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            let module = LoraModule::ALL.into_iter().find(|m| m.name() == last).ok_or_else(|| {
+                Error::file(dir, format!("adapts `{name}`, which cannot carry an adapter here"))
+            })?;
+            modules.push(module);
+        }
+        modules.sort();
+        modules.dedup();
+        let alpha = config.scale() * config.r as f64;
+        Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0 })
+    }
 }
 
 /// A fresh adapter in the weight's dtype: `A` uniform in `±1 / sqrt(in)`, as PEFT

@@ -1,7 +1,10 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
+mod config;
 mod python;
 mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +12,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+pub use config::TokenizerConfig;
 pub use template::{ChatTemplate, Message, Rendered};
 
 use crate::{Error, Result};
@@ -29,23 +33,13 @@ impl TokenizerFiles {
     fn json(&self, name: &str) -> Result<Option<Value>> {
         self.files
             .get(name)
-            .map(|bytes| {
-                serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string()))
-            })
+            .map(|bytes| serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string())))
             .transpose()
     }
 }
 
 /// The special tokens that a chat template may use by name.
-const NAMED: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A tokenizer with its special tokens and its chat template.
 #[derive(Debug, Clone)]
@@ -84,8 +78,8 @@ impl Tokenizer {
                 listed(files.files.keys())
             ))
         })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file("tokenizer.json", e.to_string()))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file("tokenizer.json", e.to_string()))?;
         // Cutting and padding are done on samples and batches.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
@@ -94,9 +88,7 @@ impl Tokenizer {
         let map = files.json("special_tokens_map.json")?.unwrap_or_default();
         let mut special = BTreeMap::new();
         for name in NAMED {
-            let token = [&config, &map]
-                .iter()
-                .find_map(|file| token_text(&file[name]));
+            let token = [&config, &map].iter().find_map(|file| token_text(&file[name]));
             if let Some(token) = token {
                 special.insert(name.to_owned(), token);
             }
@@ -117,14 +109,8 @@ impl Tokenizer {
         let pad = id("pad_token")?.or(eos);
 
         let source = template_source(files, &config)?;
-        let template = source
-            .map(|source| ChatTemplate::new(&source, special.clone()))
-            .transpose()?;
-        let vocab_size = inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |&id| id as usize + 1);
+        let template = source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let special_texts = inner
             .get_added_tokens_decoder()
             .into_iter()
@@ -145,8 +131,8 @@ impl Tokenizer {
             begins_with_bos: false,
         };
         tokenizer.anchor = tokenizer.find_anchor()?;
-        tokenizer.begins_with_bos = tokenizer.bos.is_some()
-            && tokenizer.encode_with("", true)?.first().copied() == tokenizer.bos;
+        tokenizer.begins_with_bos =
+            tokenizer.bos.is_some() && tokenizer.encode_with("", true)?.first().copied() == tokenizer.bos;
         if let Some(generation) = files.json("generation_config.json")? {
             tokenizer.add_stop_tokens(&generation);
         }
@@ -160,10 +146,7 @@ impl Tokenizer {
             Value::Array(ids) => ids.clone(),
             id => vec![id.clone()],
         };
-        let ids = ids
-            .iter()
-            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
-            .filter(|&id| self.token(id).is_some());
+        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).filter(|&id| self.token(id).is_some());
         let ids: Vec<u32> = ids.collect();
         self.eos = self.eos.or(ids.first().copied());
         self.pad = self.pad.or(self.eos);
@@ -232,9 +215,7 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| Error::setup(format!("the tokenizer cannot decode: {e}")))
+        self.inner.decode(ids, skip_special).map_err(|e| Error::setup(format!("the tokenizer cannot decode: {e}")))
     }
 
     /// The token that begins a text, if there is one.
@@ -281,16 +262,11 @@ impl Tokenizer {
 
     /// The last stop token that is written out in `text`.
     pub(crate) fn last_stop(&self, text: &str) -> Option<Range<usize>> {
-        self.stop_texts()
-            .filter_map(|stop| text.rfind(&stop).map(|at| at..at + stop.len()))
-            .max_by_key(|r| r.end)
+        self.stop_texts().filter_map(|stop| text.rfind(&stop).map(|at| at..at + stop.len())).max_by_key(|r| r.end)
     }
 
     fn stop_texts(&self) -> impl Iterator<Item = String> {
-        self.stop
-            .iter()
-            .filter_map(|&id| self.token(id))
-            .filter(|text| !text.is_empty())
+        self.stop.iter().filter_map(|&id| self.token(id)).filter(|text| !text.is_empty())
     }
 
     /// The special token (one that decoding skips) with which `text` begins, and its length.
@@ -300,8 +276,7 @@ impl Tokenizer {
 
     /// The special token with which `text` ends.
     pub(crate) fn special_at_end(&self, text: &str) -> Option<u32> {
-        self.special_where(|token| text.ends_with(token))
-            .map(|(id, _)| id)
+        self.special_where(|token| text.ends_with(token)).map(|(id, _)| id)
     }
 
     /// The longest special token that satisfies a condition, and its length.
@@ -347,15 +322,11 @@ fn template_source(files: &TokenizerFiles, config: &Value) -> Result<Option<Stri
         Value::String(source) => Ok(Some(source.clone())),
         Value::Array(named) => {
             let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
-            let chosen =
-                named
-                    .iter()
-                    .find(|entry| entry["name"] == "default")
-                    .or(if named.len() == 1 {
-                        named.first()
-                    } else {
-                        None
-                    });
+            let chosen = named.iter().find(|entry| entry["name"] == "default").or(if named.len() == 1 {
+                named.first()
+            } else {
+                None
+            });
             match chosen.and_then(|entry| entry["template"].as_str()) {
                 Some(source) => Ok(Some(source.to_owned())),
                 None => Err(Error::file(
@@ -367,24 +338,14 @@ fn template_source(files: &TokenizerFiles, config: &Value) -> Result<Option<Stri
                 )),
             }
         }
-        _ => Err(Error::file(
-            "tokenizer_config.json",
-            "`chat_template` must be a string or a list of named templates",
-        )),
+        _ => Err(Error::file("tokenizer_config.json", "`chat_template` must be a string or a list of named templates")),
     }
 }
 
 /// `a`, `b` and so on, for messages.
 pub(crate) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
-    let names: Vec<String> = names
-        .into_iter()
-        .map(|n| format!("`{}`", n.as_ref()))
-        .collect();
-    if names.is_empty() {
-        "nothing".to_owned()
-    } else {
-        names.join(", ")
-    }
+    let names: Vec<String> = names.into_iter().map(|n| format!("`{}`", n.as_ref())).collect();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]

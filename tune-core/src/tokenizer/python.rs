@@ -64,11 +64,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
             out.push('}');
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            let (open, close) = if value.is_tuple() {
-                ('(', ')')
-            } else {
-                ('[', ']')
-            };
+            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
             out.push(open);
             let mut len = 0;
             for item in value.try_iter()? {
@@ -90,11 +86,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
 
 fn write_str_repr(out: &mut String, text: &str) {
     // Python prefers single quotes and changes its mind only to avoid escaping.
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -145,11 +137,7 @@ fn float_repr(x: f64) -> String {
         return format!("{digits}e{sign}{:02}", exponent.abs());
     }
     let plain = format!("{x}");
-    if plain.contains('.') {
-        plain
-    } else {
-        format!("{plain}.0")
-    }
+    if plain.contains('.') { plain } else { format!("{plain}.0") }
 }
 
 /// `json.dumps`, with the options that `transformers` lets a template pass.
@@ -180,20 +168,11 @@ pub(super) fn tojson(
     kwargs.assert_all_used()?;
 
     let (item, key) = match separators {
-        Some(pair) => (
-            str(&pair.get_item(&Value::from(0))?)?,
-            str(&pair.get_item(&Value::from(1))?)?,
-        ),
+        Some(pair) => (str(&pair.get_item(&Value::from(0))?)?, str(&pair.get_item(&Value::from(1))?)?),
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
     };
-    let style = JsonStyle {
-        ensure_ascii,
-        indent,
-        item,
-        key,
-        sort_keys,
-    };
+    let style = JsonStyle { ensure_ascii, indent, item, key, sort_keys };
     let mut out = String::new();
     style.write(&mut out, value, 0)?;
     Ok(Value::from(out))
@@ -313,10 +292,7 @@ fn check_depth(depth: usize) -> Result<(), Error> {
 }
 
 fn too_deep() -> Error {
-    Error::new(
-        ErrorKind::InvalidOperation,
-        format!("a value is nested more than {MAX_DEPTH} deep"),
-    )
+    Error::new(ErrorKind::InvalidOperation, format!("a value is nested more than {MAX_DEPTH} deep"))
 }
 
 /// What `str.strip()` strips: Unicode's white space and, unlike Rust, the four separators of ASCII.
@@ -325,12 +301,7 @@ pub(super) fn is_space(c: char) -> bool {
 }
 
 /// Python's methods: the few that differ from `minijinja_contrib`'s, then those.
-pub(super) fn method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         let (start, end) = match name {
             "strip" => (true, true),
@@ -343,11 +314,7 @@ pub(super) fn method(
             return Ok(Value::from(strip(text, chars.as_deref(), start, end)));
         }
         if name == "split" && args.is_empty() {
-            return Ok(text
-                .split(is_space)
-                .filter(|part| !part.is_empty())
-                .map(Value::from)
-                .collect());
+            return Ok(text.split(is_space).filter(|part| !part.is_empty()).map(Value::from).collect());
         }
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
@@ -355,12 +322,7 @@ pub(super) fn method(
 
 /// The `trim` filter.
 pub(super) fn trim(value: &Value, chars: Option<String>) -> Result<Value, Error> {
-    Ok(Value::from(strip(
-        &str(value)?,
-        chars.as_deref(),
-        true,
-        true,
-    )))
+    Ok(Value::from(strip(&str(value)?, chars.as_deref(), true, true)))
 }
 
 fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
@@ -368,16 +330,8 @@ fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a 
         Some(chars) => chars.contains(c),
         None => is_space(c),
     };
-    let text = if start {
-        text.trim_start_matches(strips)
-    } else {
-        text
-    };
-    if end {
-        text.trim_end_matches(strips)
-    } else {
-        text
-    }
+    let text = if start { text.trim_start_matches(strips) } else { text };
+    if end { text.trim_end_matches(strips) } else { text }
 }
 
 /// `datetime.strftime` in English and UTC, `seconds` after 1970.
@@ -396,22 +350,10 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     let days = seconds.div_euclid(86_400);
     let second_of_day = seconds.rem_euclid(86_400);
-    let (hour, minute, second) = (
-        second_of_day / 3600,
-        second_of_day / 60 % 60,
-        second_of_day % 60,
-    );
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
     let (year, month, day) = civil_date(days);
     let month_name = MONTHS[(month - 1).rem_euclid(12) as usize];
     let weekday = (days + 4).rem_euclid(7);
@@ -469,10 +411,7 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
             }
             Some('%') => out.push('%'),
             other => {
-                return Err(format!(
-                    "strftime_now does not know `%{}`",
-                    other.map(String::from).unwrap_or_default()
-                ));
+                return Err(format!("strftime_now does not know `%{}`", other.map(String::from).unwrap_or_default()));
             }
         }
     }
@@ -484,16 +423,11 @@ fn civil_date(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, month, day)
 }
@@ -534,10 +468,7 @@ mod tests {
         let value = from_json(&serde_json::json!({
             "a": [1, 2.0, true, null, "it's", "say \"it's\"\n\u{7f}é"], "b": {}
         }));
-        assert_eq!(
-            str(&value).unwrap(),
-            r#"{'a': [1, 2.0, True, None, "it's", 'say "it\'s"\n\x7fé'], 'b': {}}"#
-        );
+        assert_eq!(str(&value).unwrap(), r#"{'a': [1, 2.0, True, None, "it's", 'say "it\'s"\n\x7fé'], 'b': {}}"#);
     }
 
     #[test]

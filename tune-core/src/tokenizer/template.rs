@@ -37,9 +37,7 @@ pub struct ChatTemplate {
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatTemplate")
-            .field("source", &self.source)
-            .finish_non_exhaustive()
+        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
     }
 }
 
@@ -65,49 +63,28 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
-        environment.set_syntax(
-            syntax
-                .build()
-                .map_err(|e| Error::setup(format!("chat template: {e}")))?,
-        );
+        environment.set_syntax(syntax.build().map_err(|e| Error::setup(format!("chat template: {e}")))?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(|out, _, value| {
-            out.write_str(&python::str(value)?)
-                .map_err(|_| minijinja::Error::from(ErrorKind::WriteFailure))
+            out.write_str(&python::str(value)?).map_err(|_| minijinja::Error::from(ErrorKind::WriteFailure))
         });
         environment.add_filter("tojson", python::tojson);
         environment.add_filter("trim", python::trim);
         environment.add_filter("string", |value: &Value| python::str(value));
         environment.add_filter("generation__", mark_generation);
         environment.add_function("raise_exception", |message: Value| {
-            python::str(&message).and_then(|m| {
-                Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, m))
-            })
+            python::str(&message).and_then(|m| Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, m)))
         });
         environment.add_function("strftime_now", |state: &State, format: String| {
-            let now = state
-                .lookup("now__")
-                .and_then(|v| i64::try_from(v).ok())
-                .unwrap_or(0);
-            python::strftime(&format, now)
-                .map_err(|m| minijinja::Error::new(ErrorKind::InvalidOperation, m))
+            let now = state.lookup("now__").and_then(|v| i64::try_from(v).ok()).unwrap_or(0);
+            python::strftime(&format, now).map_err(|m| minijinja::Error::new(ErrorKind::InvalidOperation, m))
         });
-        environment
-            .add_template_owned(NAME, program)
-            .map_err(|e| explain("the chat template is not valid", &e))?;
+        environment.add_template_owned(NAME, program).map_err(|e| explain("the chat template is not valid", &e))?;
 
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs() as i64);
-        Ok(Self {
-            environment: Arc::new(environment),
-            source,
-            special_tokens,
-            marks_generation,
-            now,
-        })
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        Ok(Self { environment: Arc::new(environment), source, special_tokens, marks_generation, now })
     }
 
     /// The template's source.
@@ -134,10 +111,7 @@ impl ChatTemplate {
 
     /// The same template, which takes `seconds` after 1970 (UTC) for now.
     pub fn at(self, seconds: i64) -> Self {
-        Self {
-            now: seconds,
-            ..self
-        }
+        Self { now: seconds, ..self }
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to and with the header of
@@ -156,10 +130,7 @@ impl ChatTemplate {
     pub fn render_marked(&self, messages: &[Message]) -> Result<Rendered> {
         let marked = self.run(messages, false, self.marks_generation)?;
         if !self.marks_generation {
-            return Ok(Rendered {
-                text: marked,
-                generated: Vec::new(),
-            });
+            return Ok(Rendered { text: marked, generated: Vec::new() });
         }
         let mut text = String::with_capacity(marked.len());
         let mut generated = Vec::new();
@@ -184,11 +155,8 @@ impl ChatTemplate {
     }
 
     fn run(&self, messages: &[Message], add_generation_prompt: bool, mark: bool) -> Result<String> {
-        let mut context: BTreeMap<&str, Value> = self
-            .special_tokens
-            .iter()
-            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
-            .collect();
+        let mut context: BTreeMap<&str, Value> =
+            self.special_tokens.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
         context.insert("messages", messages.iter().map(message).collect());
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
@@ -222,11 +190,7 @@ fn message(message: &Message) -> Value {
 fn mark_generation(state: &State, text: &Value) -> Result<Value, minijinja::Error> {
     let text = python::str(text)?;
     let mark = state.lookup("mark__").is_some_and(|v| v.is_true());
-    Ok(Value::from(if mark {
-        format!("{OPEN}{text}{CLOSE}")
-    } else {
-        text
-    }))
+    Ok(Value::from(if mark { format!("{OPEN}{text}{CLOSE}") } else { text }))
 }
 
 /// minijinja knows no tags but its own, so `{% generation %}` … `{% endgeneration %}` becomes a
@@ -257,11 +221,7 @@ fn without_generation_tags(source: &str) -> (String, bool) {
             Some(c @ ('-' | '+')) => String::from(c),
             _ => String::new(),
         };
-        let head = if open.len() < body.len() {
-            sign(body)
-        } else {
-            String::new()
-        };
+        let head = if open.len() < body.len() { sign(body) } else { String::new() };
         let tail = inner.chars().last().map(String::from).unwrap_or_default();
         program.push_str(&format!("{{%{head} {replacement} {}%}}", sign(&tail)));
         rest = &open[inner.len() + 2..];
@@ -273,14 +233,10 @@ fn without_generation_tags(source: &str) -> (String, bool) {
 /// A message of the template's own where there is one, else minijinja's with the line.
 fn explain(what: &str, error: &minijinja::Error) -> Error {
     let mut innermost = error;
-    while let Some(source) =
-        std::error::Error::source(innermost).and_then(|s| s.downcast_ref::<minijinja::Error>())
-    {
+    while let Some(source) = std::error::Error::source(innermost).and_then(|s| s.downcast_ref::<minijinja::Error>()) {
         innermost = source;
     }
-    let line = error.line().map_or_else(String::new, |line| {
-        format!(" (line {line} of the template)")
-    });
+    let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
     let message = match (innermost.kind(), innermost.detail()) {
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),

@@ -19,6 +19,7 @@ pub fn interpolate(root: Node) -> (Node, Vec<Error>) {
         stack: Vec::new(),
         cycles: HashSet::new(),
         errors: Vec::new(),
+        seen: HashSet::new(),
     };
     if !mentions(&root) {
         return (root, Vec::new());
@@ -103,12 +104,14 @@ struct Resolver<'a> {
     /// Cycles that have been reported, each as the sorted list of its members.
     cycles: HashSet<Vec<String>>,
     errors: Vec<Error>,
+    /// The mistakes of `errors`.
+    seen: HashSet<(Span, String)>,
 }
 
 impl Resolver<'_> {
     fn fail<T>(&mut self, error: Error) -> Result<T, Failed> {
         // The same reference may be met again through another one.
-        if !self.errors.contains(&error) {
+        if self.seen.insert((error.span, error.message.clone())) {
             self.errors.push(error);
         }
         Err(Failed)
@@ -117,10 +120,7 @@ impl Resolver<'_> {
     /// `node` with its references replaced.
     fn node(&mut self, node: &Node, depth: usize) -> Node {
         let value = self.value(node, depth).unwrap_or(Value::Reported);
-        Node {
-            value,
-            span: node.span,
-        }
+        Node { value, span: node.span }
     }
 
     fn value(&mut self, node: &Node, depth: usize) -> Result<Value, Failed> {
@@ -128,12 +128,7 @@ impl Resolver<'_> {
             return self.fail(limits::too_deep(node.span));
         }
         Ok(match &node.value {
-            Value::List(items) => Value::List(
-                items
-                    .iter()
-                    .map(|item| self.node(item, depth + 1))
-                    .collect(),
-            ),
+            Value::List(items) => Value::List(items.iter().map(|item| self.node(item, depth + 1)).collect()),
             Value::Map(entries) => Value::Map(
                 entries
                     .iter()
@@ -144,9 +139,7 @@ impl Resolver<'_> {
                     })
                     .collect(),
             ),
-            Value::Scalar(scalar) if scalar.text.contains("${") => {
-                self.scalar(&scalar.text, node.span, depth)?
-            }
+            Value::Scalar(scalar) if scalar.text.contains("${") => self.scalar(&scalar.text, node.span, depth)?,
             other => other.clone(),
         })
     }
@@ -155,9 +148,7 @@ impl Resolver<'_> {
         let pieces = match pieces(text) {
             Ok(pieces) => pieces,
             Err(message) => {
-                return self.fail(
-                    Error::new(message, span).help("write `\\${` for a `${` that means itself"),
-                );
+                return self.fail(Error::new(message, span).help("write `\\${` for a `${` that means itself"));
             }
         };
         if let [Piece::Reference(path)] = pieces[..] {
@@ -171,8 +162,7 @@ impl Resolver<'_> {
                     Value::Scalar(scalar) => joined += &scalar.text,
                     Value::Reported => return Err(Failed),
                     Value::List(_) | Value::Map(_) => {
-                        let message =
-                            format!("`${{{path}}}` is no text and cannot stand within text");
+                        let message = format!("`${{{path}}}` is no text and cannot stand within text");
                         return self.fail(Error::new(message, span));
                     }
                 },
@@ -196,11 +186,14 @@ impl Resolver<'_> {
         if let Some(at) = self.stack.iter().position(|(open, _)| open == path) {
             return self.cycle(at, span);
         }
-        let Some(left) = self.references.checked_sub(1) else {
+        if self.references == 0 {
+            return Err(Failed);
+        }
+        self.references -= 1;
+        if self.references == 0 {
             let message = format!("more than {} references to follow", limits::REFERENCES);
             return self.fail(Error::new(message, span));
-        };
-        self.references = left;
+        }
         self.stack.push((path.to_owned(), span));
         let found = self.look_up(path, span, depth);
         self.stack.pop();
@@ -214,19 +207,13 @@ impl Resolver<'_> {
         for step in path.split('.') {
             if at.as_str().is_some_and(|text| text.contains("${")) {
                 let value = self.value(at, depth + 1)?;
-                let through = Node {
-                    value,
-                    span: at.span,
-                };
+                let through = Node { value, span: at.span };
                 // The rest of the way leads through a copy.
                 return match descend(&through, &path[walked.len()..]) {
                     Ok(node) => Ok(node.value.clone()),
                     Err(Failed) => {
                         let message = format!("nothing stands at `{path}`");
-                        self.fail(
-                            Error::new(message, span)
-                                .also(at.span, format!("`{walked}` stands here")),
-                        )
+                        self.fail(Error::new(message, span).also(at.span, format!("`{walked}` stands here")))
                     }
                 };
             }
@@ -259,11 +246,7 @@ impl Resolver<'_> {
         if !self.cycles.insert(names) {
             return Err(Failed);
         }
-        let way: Vec<String> = members
-            .iter()
-            .chain(&members[..1])
-            .map(|(path, _)| format!("`{path}`"))
-            .collect();
+        let way: Vec<String> = members.iter().chain(&members[..1]).map(|(path, _)| format!("`{path}`")).collect();
         let mut error = Error::new(format!("references in a cycle: {}", way.join(" -> ")), span)
             .label(format!("needs {}", way[0]))
             .help("one of them must be a value");
@@ -291,16 +274,11 @@ fn malformed(path: &str, span: Span) -> Option<Error> {
     let written = format!("`${{{path}}}`");
     if let Some((resolver, _)) = path.split_once(':') {
         let message = format!("{written}: there are no resolvers such as `{resolver}:`");
-        return Some(
-            Error::new(message, span).help("write the value, or give it on the command line"),
-        );
+        return Some(Error::new(message, span).help("write the value, or give it on the command line"));
     }
     if path.split('.').any(|step| step.trim().is_empty()) {
         let message = format!("{written} is not a path");
-        return Some(
-            Error::new(message, span)
-                .help("a reference names a key from the root, such as `${a.b}`"),
-        );
+        return Some(Error::new(message, span).help("a reference names a key from the root, such as `${a.b}`"));
     }
     None
 }
@@ -312,21 +290,15 @@ fn unknown(path: &str, walked: &str, step: &str, at: &Node, span: Span) -> Error
         _ => format!("{walked}.{step}"),
     };
     match &at.value {
-        Value::Map(entries) => {
-            match nearest(step, entries.iter().map(|entry| entry.key.as_str())) {
-                Some(near) => error = error.help(format!("did you mean `${{{}}}`?", place(near))),
-                None => {
-                    error = error.help(
-                        "a reference names a key that is written in the config, from the root",
-                    );
-                }
+        Value::Map(entries) => match nearest(step, entries.iter().map(|entry| entry.key.as_str())) {
+            Some(near) => error = error.help(format!("did you mean `${{{}}}`?", place(near))),
+            None => {
+                error = error.help("a reference names a key that is written in the config, from the root");
             }
-        }
+        },
         Value::List(items) => {
             let label = format!("a list of {}", items.len());
-            error = error
-                .also(at.span, label)
-                .help("its items are counted from 0");
+            error = error.also(at.span, label).help("its items are counted from 0");
         }
         _ => error = error.also(at.span, format!("`{walked}` is a single value")),
     }
@@ -368,21 +340,9 @@ mod tests {
         let (tree, errors) = resolve(r"{a: 1, b: 'x\${a}', c: '\\${a}', d: '\\\${a}'}");
         assert_eq!(errors, []);
         for (key, text) in [("b", "x${a}"), ("c", r"\1"), ("d", r"\${a}")] {
-            assert_eq!(
-                at(&tree, key),
-                &Value::Scalar(Scalar::quoted(text)),
-                "{key}"
-            );
+            assert_eq!(at(&tree, key), &Value::Scalar(Scalar::quoted(text)), "{key}");
         }
-        for text in [
-            "${a}",
-            r"\${a}",
-            r"\\${",
-            "$ {a}",
-            "a${b}c${d}",
-            r"\",
-            "${${",
-        ] {
+        for text in ["${a}", r"\${a}", r"\\${", "$ {a}", "a${b}c${d}", r"\", "${${"] {
             let node = Node {
                 value: Value::Scalar(Scalar::quoted(escape_references(text))),
                 span: Span::new(SourceId(0), 0, 0),
@@ -399,10 +359,7 @@ mod tests {
             messages("a: ${b}\nb: x${c}\nc: ${a}\n"),
             ["references in a cycle: `b` -> `c` -> `a` -> `b` (one of them must be a value)"]
         );
-        assert_eq!(
-            messages("a: ${a}\n"),
-            ["references in a cycle: `a` -> `a` (one of them must be a value)"]
-        );
+        assert_eq!(messages("a: ${a}\n"), ["references in a cycle: `a` -> `a` (one of them must be a value)"]);
         assert_eq!(messages("a: {b: {c: '${a.b}'}}\n").len(), 1);
         assert_eq!(messages("a: {b: '${a.c}', c: 1}\n"), [""; 0]);
         assert_eq!(messages("a: ${a.b}\n").len(), 1);
@@ -419,17 +376,11 @@ mod tests {
             ]
         );
         assert_eq!(messages("a: ${oc.env:HOME}").len(), 1);
-        assert_eq!(
-            messages("a: ${"),
-            ["a `${` without its `}` (write `\\${` for a `${` that means itself)"]
-        );
+        assert_eq!(messages("a: ${"), ["a `${` without its `}` (write `\\${` for a `${` that means itself)"]);
         assert_eq!(messages("a: ${}").len(), 1);
         assert_eq!(messages("a: ${.b}\nb: 1").len(), 1);
         assert_eq!(messages("a: [1]\nb: x${a}").len(), 1);
-        assert_eq!(
-            messages("a: [1]\nb: ${a.1}"),
-            ["nothing stands at `a.1` (its items are counted from 0)"]
-        );
+        assert_eq!(messages("a: [1]\nb: ${a.1}"), ["nothing stands at `a.1` (its items are counted from 0)"]);
         assert_eq!(messages("a: ${b}\nb: {c: 1}\nd: ${a.x}").len(), 1);
     }
 

@@ -53,10 +53,7 @@ impl Span {
     pub fn position(&self, text: &str) -> Position {
         let before = text.get(..self.start).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Position {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        Position { line: before.matches('\n').count() + 1, column: before[line_start..].chars().count() + 1 }
     }
 }
 
@@ -105,10 +102,7 @@ pub struct Entry {
 impl Node {
     /// A plain scalar, as if `text` had been written at `span`.
     pub fn plain(text: impl Into<String>, span: Span) -> Self {
-        Self {
-            value: Value::Scalar(Scalar::plain(text)),
-            span,
-        }
+        Self { value: Value::Scalar(Scalar::plain(text)), span }
     }
 
     /// The entry of a mapping at `key`.
@@ -150,13 +144,7 @@ pub struct Error {
 
 impl Error {
     fn new(message: impl Into<String>, span: Span) -> Self {
-        Self {
-            message: message.into(),
-            span,
-            label: String::new(),
-            labels: Vec::new(),
-            help: None,
-        }
+        Self { message: message.into(), span, label: String::new(), labels: Vec::new(), help: None }
     }
 
     fn label(mut self, label: impl Into<String>) -> Self {

@@ -29,11 +29,9 @@ impl Budget {
                 self.0 = left;
                 Ok(())
             }
-            None => Err(
-                Error::new("aliases or references make this config too large", span)
-                    .label(format!("more than {} MiB with this one", TREE >> 20))
-                    .help("write out what is needed; this looks like an alias bomb"),
-            ),
+            None => Err(Error::new("aliases or references make this config too large", span)
+                .label(format!("more than {} MiB with this one", TREE >> 20))
+                .help("write out what is needed; this looks like an alias bomb")),
         }
     }
 

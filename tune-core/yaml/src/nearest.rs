@@ -3,10 +3,7 @@
 /// The candidate that `written` is most likely a slip of, if one is near
 /// enough: a third of its letters may differ, or one of them is contained in
 /// the other as a whole word.
-pub fn nearest<'a>(
-    written: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Nobody mistypes a name this long, and the distance is quadratic.
     if written.is_empty() || written.len() > 100 {
         return None;
@@ -38,8 +35,7 @@ fn words_of(part: &str, name: &str) -> bool {
     part.len() > 1
         && name.match_indices(part).any(|(at, _)| {
             let end = at + part.len();
-            (at == 0 || name.as_bytes()[at - 1] == b'_')
-                && (end == name.len() || name.as_bytes()[end] == b'_')
+            (at == 0 || name.as_bytes()[at - 1] == b'_') && (end == name.len() || name.as_bytes()[end] == b'_')
         })
 }
 

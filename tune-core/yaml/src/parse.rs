@@ -70,7 +70,7 @@ enum Items {
     List(Vec<Node>),
     Map {
         entries: Vec<Entry>,
-        key: Option<(String, Span)>,
+        key: Option<(Scalar, Span)>,
         merges: Vec<Node>,
     },
 }
@@ -277,16 +277,16 @@ impl<'a> Reader<'a> {
                 merges,
             }) => match key.take() {
                 None => match node.value {
-                    Value::Scalar(scalar) => *key = Some((scalar.text, node.span)),
+                    Value::Scalar(scalar) => *key = Some((scalar, node.span)),
                     _ => {
                         return Err(
                             Error::new("a key must be a name", node.span).label("not a name")
                         );
                     }
                 },
-                Some((name, _)) if name == "<<" => merges.push(node),
+                Some((name, _)) if !name.quoted && name.text == "<<" => merges.push(node),
                 Some((key, key_span)) => entries.push(Entry {
-                    key,
+                    key: key.text,
                     key_span,
                     value: node,
                 }),
@@ -411,6 +411,7 @@ mod tests {
         assert_eq!(at("list"), "[7, 7]");
         let copy = &tree.get("copy").unwrap().value.span;
         assert_eq!(&text[copy.start..copy.end], "*b");
+        assert_eq!(show(&read("'<<': 1")), "{<<: 1}");
         assert_eq!(
             refused("a: 1\nb:\n  <<: 2\n"),
             ("`<<` merges mappings only".into(), "2")

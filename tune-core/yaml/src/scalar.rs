@@ -36,18 +36,12 @@ pub enum Number {
 impl Scalar {
     /// Text without quotes.
     pub fn plain(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            quoted: false,
-        }
+        Self { text: text.into(), quoted: false }
     }
 
     /// Text in quotes.
     pub fn quoted(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            quoted: true,
-        }
+        Self { text: text.into(), quoted: true }
     }
 
     /// What the scalar stands for where nothing in particular is wanted.
@@ -78,17 +72,10 @@ impl Scalar {
             return number(&self.text);
         }
         let bytes = self.text.as_bytes();
-        let digit = |at: Option<usize>| {
-            at.and_then(|at| bytes.get(at))
-                .is_some_and(u8::is_ascii_digit)
-        };
-        let between_digits = bytes
-            .iter()
-            .enumerate()
-            .all(|(at, &byte)| byte != b'_' || digit(at.checked_sub(1)) && digit(Some(at + 1)));
-        between_digits
-            .then(|| number(&self.text.replace('_', "")))
-            .flatten()
+        let digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_digit);
+        let between_digits =
+            bytes.iter().enumerate().all(|(at, &byte)| byte != b'_' || digit(at.checked_sub(1)) && digit(Some(at + 1)));
+        between_digits.then(|| number(&self.text.replace('_', ""))).flatten()
     }
 }
 
@@ -106,11 +93,7 @@ fn number(text: &str) -> Option<Number> {
     }
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
-        return Some(Number::Float(if text.starts_with('-') {
-            f64::NEG_INFINITY
-        } else {
-            f64::INFINITY
-        }));
+        return Some(Number::Float(if text.starts_with('-') { f64::NEG_INFINITY } else { f64::INFINITY }));
     }
     if !decimal(unsigned) {
         return None;
@@ -142,10 +125,7 @@ fn decimal(text: &str) -> bool {
         let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
         !exponent.is_empty() && digits(exponent)
     });
-    digits(whole)
-        && digits(fraction)
-        && !(whole.is_empty() && fraction.is_empty())
-        && exponent_is_good
+    digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty()) && exponent_is_good
 }
 
 #[cfg(test)]
@@ -162,14 +142,7 @@ mod tests {
             assert_eq!(kind(text), Kind::Null, "{text}");
         }
         assert_eq!(kind("True"), Kind::Bool(true));
-        for (text, int) in [
-            ("0", 0),
-            ("-3", -3),
-            ("+3", 3),
-            ("007", 7),
-            ("0o17", 15),
-            ("0xFf", 255),
-        ] {
+        for (text, int) in [("0", 0), ("-3", -3), ("+3", 3), ("007", 7), ("0o17", 15), ("0xFf", 255)] {
             assert_eq!(kind(text), Kind::Int(int), "{text}");
         }
         for (text, float) in [
@@ -184,8 +157,8 @@ mod tests {
             assert_eq!(kind(text), Kind::Float(float), "{text}");
         }
         for text in [
-            "yes", "off", ".", "e5", "1e", "1e+", "1.2.3", "0x", "0x+1", "-", "+", "1_000", "inf",
-            "nan", "0o8", "--1", "- 1",
+            "yes", "off", ".", "e5", "1e", "1e+", "1.2.3", "0x", "0x+1", "-", "+", "1_000", "inf", "nan", "0o8", "--1",
+            "- 1",
         ] {
             assert_eq!(kind(text), Kind::Text, "{text}");
         }

@@ -15,26 +15,15 @@ pub(super) struct Chosen<'a> {
 }
 
 /// For a name that no component has.
-pub(super) fn unknown_component(
-    component: &Component,
-    chosen: &Node,
-    place: &Place<'_>,
-) -> Diagnostic {
+pub(super) fn unknown_component(component: &Component, chosen: &Node, place: &Place<'_>) -> Diagnostic {
     let names = || component.variants.iter().map(|variant| variant.name);
     let written = chosen.as_str().unwrap_or_default();
-    let diagnostic = Diagnostic::error(format!(
-        "unknown component `{}`{}",
-        short(written),
-        place.of()
-    ))
-    .at(chosen.span, format!("no such {}", component.name))
-    .note(format!("the components are {}", list(names())));
+    let diagnostic = Diagnostic::error(format!("unknown component `{}`{}", short(written), place.of()))
+        .at(chosen.span, format!("no such {}", component.name))
+        .note(format!("the components are {}", list(names())));
     // Of a dotted path the last part says what is meant.
     let last = written.rsplit('.').next().unwrap_or(written);
-    let aliases = component
-        .variants
-        .iter()
-        .flat_map(|variant| variant.aliases.iter().copied());
+    let aliases = component.variants.iter().flat_map(|variant| variant.aliases.iter().copied());
     let near = nearest(written, names().chain(aliases)).or_else(|| nearest(last, names()));
     let also = || {
         let same_last = |alias: &&&str| alias.rsplit('.').next() == Some(last);
@@ -66,33 +55,20 @@ pub(super) fn unknown_key(
         Some(chosen) => format!("no key of `{}`", chosen.variant.name),
         None => String::new(),
     };
-    let mut diagnostic =
-        Diagnostic::error(format!("unknown key `{}`", short(&path))).at(entry.key_span, label);
-    if let Some(Chosen {
-        span: Some(span), ..
-    }) = chosen
-    {
+    let mut diagnostic = Diagnostic::error(format!("unknown key `{}`", short(&path))).at(entry.key_span, label);
+    if let Some(Chosen { span: Some(span), .. }) = chosen {
         diagnostic = diagnostic.also(*span, "component chosen here");
     }
     diagnostic = match keys.is_empty() {
         true => diagnostic.note("there are no keys here"),
-        false => diagnostic.note(format!(
-            "the keys are {}",
-            list(keys.iter().map(|key| key.name))
-        )),
+        false => diagnostic.note(format!("the keys are {}", list(keys.iter().map(|key| key.name)))),
     };
-    let names = keys
-        .iter()
-        .flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied()));
+    let names = keys.iter().flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied()));
     if let Some(near) = nearest(&entry.key, names) {
         return diagnostic.help(format!("did you mean `{near}`?"));
     }
     if let Some(chosen) = chosen {
-        let has = |variant: &&Variant| {
-            variant
-                .fields()
-                .is_some_and(|fields| fields.find(&entry.key).is_some())
-        };
+        let has = |variant: &&Variant| variant.fields().is_some_and(|fields| fields.find(&entry.key).is_some());
         if let Some(other) = chosen.component.variants.iter().find(has) {
             return diagnostic.help(format!("`{}` is a key of `{}`", entry.key, other.name));
         }
@@ -115,20 +91,12 @@ fn within(fields: &Struct, name: &str) -> Option<String> {
         match schema {
             Schema::Struct(fields) => vec![*fields],
             Schema::Optional(inner) => structs(inner),
-            Schema::Component(component) => component
-                .variants
-                .iter()
-                .filter_map(Variant::fields)
-                .collect(),
+            Schema::Component(component) => component.variants.iter().filter_map(Variant::fields).collect(),
             _ => Vec::new(),
         }
     }
-    let inner = |key: &&'static Key| {
-        structs(&key.schema)
-            .into_iter()
-            .map(|inner| (key.name, inner))
-            .collect::<Vec<_>>()
-    };
+    let inner =
+        |key: &&'static Key| structs(&key.schema).into_iter().map(|inner| (key.name, inner)).collect::<Vec<_>>();
     let level: Vec<_> = fields.all_keys().iter().flat_map(inner).collect();
     let here = level.iter().find(|(_, fields)| fields.find(name).is_some());
     here.map(|(key, _)| format!("{key}.{name}"))

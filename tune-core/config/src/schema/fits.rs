@@ -1,7 +1,7 @@
 //! Whether what a key says about itself fits together: its type, its default,
 //! its range and its choices. All of it `const`, and so said by the compiler.
 
-use super::{Component, Const, Key, Range, Schema, Struct, same};
+use super::{Component, Const, Key, Range, Schema, Struct, named, same};
 
 impl Key {
     /// What is wrong with what the key says about itself.
@@ -50,9 +50,13 @@ impl Schema {
     pub const fn assert_key(&self, index: usize) {
         if let Schema::Struct(Struct { keys, .. }) = self
             && index < keys.len()
-            && let Some(mistake) = keys[index].mistake()
         {
-            panic!("{}", mistake);
+            if let Some(mistake) = keys[index].mistake() {
+                panic!("{}", mistake);
+            }
+            if keys[index].flatten && clashes(keys, index) {
+                panic!("a flattened key has the name of another key");
+            }
         }
     }
 
@@ -95,9 +99,7 @@ impl Schema {
             (Schema::Component(component), Const::Text(name)) => match component.find(name) {
                 None => Some("the default is not the name of a component of the type"),
                 Some(at) => match component.variants[at].fields {
-                    Some(fields) if !fields.has_default() => {
-                        Some("the default component has keys without a default")
-                    }
+                    Some(fields) if !fields.has_default() => Some("the default component has keys without a default"),
                     _ => None,
                 },
             },
@@ -132,9 +134,7 @@ impl Schema {
             | (Schema::Text | Schema::Path, Const::Text(_)) => true,
             (Schema::Float { .. }, Const::Float(float)) => float.is_finite(),
             (Schema::Float { .. }, Const::Int(_)) => true,
-            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => {
-                inner.leaf_takes(value)
-            }
+            (Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _), _) => inner.leaf_takes(value),
             _ => false,
         }
     }
@@ -143,10 +143,9 @@ impl Schema {
     const fn holds_numbers(&self) -> bool {
         match self {
             Schema::Int { .. } | Schema::Float { .. } | Schema::Broken => true,
-            Schema::Optional(inner)
-            | Schema::List(inner)
-            | Schema::Array(inner, _)
-            | Schema::Map(inner) => inner.holds_numbers(),
+            Schema::Optional(inner) | Schema::List(inner) | Schema::Array(inner, _) | Schema::Map(inner) => {
+                inner.holds_numbers()
+            }
             _ => false,
         }
     }
@@ -202,6 +201,53 @@ impl Range {
         }
         true
     }
+}
+
+/// Whether a key that is flattened in at `index` is also one of the others.
+const fn clashes(keys: &[Key], index: usize) -> bool {
+    let Schema::Struct(inner) = keys[index].schema else {
+        return false;
+    };
+    let mut at = 0;
+    while at < keys.len() {
+        if at != index && shares_a_name(inner.keys, &keys[at]) {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// Whether `key`, or one that is flattened in there, is among `keys`.
+const fn shares_a_name(keys: &[Key], key: &Key) -> bool {
+    if key.flatten
+        && let Schema::Struct(inner) = key.schema
+    {
+        let mut at = 0;
+        while at < inner.keys.len() {
+            if shares_a_name(keys, &inner.keys[at]) {
+                return true;
+            }
+            at += 1;
+        }
+        return false;
+    }
+    let mut at = 0;
+    while at < keys.len() {
+        let other = &keys[at];
+        let same = match (other.flatten, other.schema) {
+            (true, Schema::Struct(inner)) => shares_a_name(inner.keys, key),
+            _ => {
+                named(other.name, other.aliases, key.name)
+                    || named(key.name, key.aliases, other.name)
+            }
+        };
+        if same {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 const fn among(values: &[Const], value: &Const) -> bool {

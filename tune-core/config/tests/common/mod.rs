@@ -145,12 +145,8 @@ pub(crate) const LEAST: &str = "output_dir: out\ndatasets: {_component_: instruc
 
 pub(crate) fn read(yaml: &str, overrides: &[&str]) -> Result<Loaded<Train>, String> {
     let overrides = overrides.iter().copied();
-    load(
-        Input::yaml("lora.yaml", yaml)
-            .command("lora --config lora.yaml")
-            .overrides(overrides),
-    )
-    .map_err(|report| report.to_string())
+    load(Input::yaml("lora.yaml", yaml).command("lora --config lora.yaml").overrides(overrides))
+        .map_err(|report| report.to_string())
 }
 
 /// The config, or its errors as the test's own.
@@ -167,4 +163,20 @@ pub(crate) fn bad(yaml: &str, overrides: &[&str]) -> String {
         Ok(loaded) => panic!("accepted: {:?}", loaded.config),
         Err(report) => report,
     }
+}
+
+/// Compares with `snapshots/NAME.txt`; `UPDATE=1 cargo test` accepts the text.
+pub(crate) fn snapshot(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/snapshots")
+        .join(format!("{name}.txt"));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, text).expect("the snapshot is written");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        expected == text,
+        "{} differs; the text is now\n\n{text}\n",
+        path.display()
+    );
 }

@@ -1,0 +1,352 @@
+//! Full fine-tuning of a causal language model: every weight is trained.
+//!
+//!     cargo run --release -p recipes --bin full -- --config configs/full/tiny.yaml epochs=2
+
+use std::sync::Arc;
+
+use tune_core::prelude::*;
+
+/// What `full` is told.
+#[derive(Debug, Clone, Config)]
+#[config(ignored(
+    compile = "everything here is compiled",
+    profiler = "use a profiler of the system, such as perf",
+    log_peak_memory_stats = "the peak is always logged",
+    enable_activation_offloading = "activations stay where they are made"
+))]
+struct FullConfig {
+    /// Checkpoints, logs and the resolved config go here.
+    output_dir: PathBuf,
+    /// Go on from the newest checkpoint in output_dir.
+    #[config(default = false)]
+    resume_from_checkpoint: bool,
+    /// Delete the checkpoints of an earlier run in output_dir and start anew.
+    #[config(default = false)]
+    overwrite: bool,
+
+    /// The model to start from, and what is saved.
+    checkpointer: CheckpointConfig,
+
+    /// Text to tokens.
+    #[config(default)]
+    tokenizer: TokenizerConfig,
+    /// What is trained on: one dataset or several.
+    #[config(one_or_many)]
+    dataset: Vec<DatasetConfig>,
+    /// What the model is validated on.
+    #[config(default, one_or_many)]
+    dataset_val: Vec<DatasetConfig>,
+    /// Validate after so many steps, besides at the end of each epoch.
+    #[config(range = 1..)]
+    run_val_every_n_steps: Option<u64>,
+
+    /// Where all randomness starts; null is a fresh one, which is printed.
+    seed: Option<u64>,
+    /// Take the samples in a new order in each epoch.
+    #[config(default = true)]
+    shuffle: bool,
+    /// Sequences per micro-batch.
+    #[config(default = 2, range = 1..)]
+    batch_size: usize,
+    /// Micro-batches whose gradients make one step.
+    #[config(default = 1, range = 1..)]
+    gradient_accumulation_steps: usize,
+    /// Passes over the data.
+    #[config(default = 1, range = 1..)]
+    epochs: u64,
+    /// End each epoch after so many steps.
+    #[config(range = 1..)]
+    max_steps_per_epoch: Option<usize>,
+
+    /// Apply each gradient in the backward pass as soon as it is complete, and free it: less memory.
+    /// Leaves no room for accumulation and clipping.
+    #[config(default = false)]
+    optimizer_in_bwd: bool,
+    /// What moves the weights.
+    #[config(default)]
+    optimizer: OptimizerConfig,
+    /// How the learning rate changes over the run.
+    #[config(default)]
+    lr_scheduler: SchedulerConfig,
+    /// What is minimized.
+    #[config(default)]
+    loss: LossConfig,
+    /// Scale gradients down to this norm.
+    #[config(range = 0.0..)]
+    clip_grad_norm: Option<f64>,
+
+    /// cpu, cuda or cuda:N.
+    #[config(default = "cpu")]
+    device: DeviceConfig,
+    /// Precision of weights and activations.
+    #[config(default)]
+    dtype: Precision,
+    /// Keep only each block's input for the backward pass: less memory, a third more time.
+    #[config(default = false)]
+    enable_activation_checkpointing: bool,
+
+    /// Where metrics are recorded: one place or several.
+    #[config(default = ["jsonl"], one_or_many)]
+    metric_logger: Vec<MetricLoggerConfig>,
+    /// Record every so many steps.
+    #[config(default = 1, range = 1..)]
+    log_every_n_steps: u64,
+}
+
+/// Keys that a resumed run may have otherwise: they do not change what is computed.
+const FREE: &[&str] = &[
+    "output_dir",
+    "resume_from_checkpoint",
+    "overwrite",
+    "checkpointer",
+    "dataset_val",
+    "run_val_every_n_steps",
+    "enable_activation_checkpointing",
+    "metric_logger",
+    "log_every_n_steps",
+];
+
+/// A run that trains all weights.
+struct FullFinetune {
+    cfg: FullConfig,
+    seed: u64,
+    run_dir: RunDir,
+    metrics: Metrics,
+    base: Checkpoint,
+    model: Decoder,
+    tokenizer_files: TokenizerFiles,
+    train_data: Arc<Loader>,
+    validation_data: Option<Loader>,
+    plan: Plan,
+    position: Position,
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+    last_saved: Option<PathBuf>,
+}
+
+impl Recipe for FullFinetune {
+    type Config = FullConfig;
+
+    fn setup(cfg: FullConfig) -> Result<Self> {
+        if cfg.optimizer_in_bwd && (cfg.gradient_accumulation_steps > 1 || cfg.clip_grad_norm.is_some()) {
+            return Err(Error::setup(
+                "optimizer_in_bwd applies each gradient at once: set gradient_accumulation_steps=1 and clip_grad_norm=null, \
+                 or optimizer_in_bwd=false",
+            ));
+        }
+        let device = cfg.device.open()?;
+        let dtype = cfg.dtype.training_dtype()?;
+        let mut console = Console::stderr();
+
+        let base = cfg.checkpointer.open()?;
+        let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
+        let resumed = match cfg.resume_from_checkpoint {
+            true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
+            false => None,
+        };
+        let state = resumed.as_deref().map(TrainingState::read).transpose()?;
+        if let Some(state) = &state {
+            state.check_settings(&settings(&cfg, FREE))?;
+        }
+        let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+
+        let options = LoadOptions { dtype, device, train_weights: true, lora: None };
+        let model = match &resumed {
+            Some(dir) => load_model(&Checkpoint::open(dir)?, &options)?,
+            None => load_model(&base, &options)?,
+        };
+
+        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let loader = |dataset: data::Dataset, shuffle: bool| {
+            let pack_to = if dataset.packed { max_seq_len } else { None };
+            let pad_id = tokenizer.pad().unwrap_or(0);
+            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to, shuffle, seed, pad_id, ..Default::default() };
+            Loader::new(dataset.samples, options)
+        };
+        let mut reports = Vec::new();
+        let mut load = |configs: &[DatasetConfig], shuffle: bool| {
+            let dataset = data::load(configs, &tokenizer, max_seq_len)?;
+            dataset.warnings().for_each(|w| console.warn(w));
+            reports.extend(dataset.reports.iter().map(ToString::to_string));
+            loader(dataset, shuffle)
+        };
+        let train_data = load(&cfg.dataset, cfg.shuffle)?;
+        let validation_data =
+            if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+
+        let plan = Plan {
+            batches_per_epoch: train_data.len(),
+            gradient_accumulation_steps: cfg.gradient_accumulation_steps,
+            max_steps_per_epoch: cfg.max_steps_per_epoch,
+            epochs: cfg.epochs,
+        };
+        let mut optimizer = cfg.optimizer.build();
+        let schedule = cfg.lr_scheduler.build(plan.total_steps());
+        let mut position = Position::default();
+        if let Some(state) = state {
+            position = Position::of(&state);
+            optimizer.set_state(state.optimizer, model.trainable())?;
+        }
+
+        // Everything is known to be sound: only now is anything written.
+        let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);
+        let run_dir = RunDir::open(&cfg.output_dir, base.path(), start)?;
+        write_config(&cfg.output_dir, &cfg.to_yaml())?;
+        console.report(
+            "Full fine-tuning",
+            &[
+                ("base model", base.path().display().to_string()),
+                ("data", reports.join("\n")),
+                ("trained", format!("all {} parameters", model.parameter_count())),
+                ("steps", format!("{} in {} epochs of {}", plan.total_steps(), plan.epochs, plan.steps_per_epoch())),
+                ("seed", seed.to_string()),
+                ("output", cfg.output_dir.display().to_string()),
+            ],
+        );
+        let metrics = Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
+        Ok(Self {
+            seed,
+            run_dir,
+            metrics,
+            base,
+            model,
+            tokenizer_files,
+            train_data: Arc::new(train_data),
+            validation_data,
+            plan,
+            position,
+            optimizer,
+            schedule,
+            last_saved: resumed,
+            cfg,
+        })
+    }
+
+    fn train(&mut self) -> Result<()> {
+        self.metrics.begin(self.position.step, self.plan.total_steps());
+        let mut throughput = Throughput::default();
+        let train_data = Arc::clone(&self.train_data);
+        while self.position.epoch < self.plan.epochs {
+            let epoch = train_data.epoch(self.position.epoch);
+            while let Some(indices) = self.plan.next_step(self.position.batches_in_epoch) {
+                throughput.begin();
+                let batches: Vec<Batch> = indices.clone().filter_map(|i| epoch.batch(i)).collect();
+                let step = self.position.step + 1;
+                let lr = self.optimizer.base_lr() * self.schedule.factor(self.position.step);
+
+                // The loss is a mean over the trained tokens of the whole step, not a mean of means.
+                let trained_tokens: usize = batches.iter().map(Batch::trained_tokens).sum();
+                let scale = 1.0 / trained_tokens as f64;
+                let mut gradients = Gradients::default();
+                let mut loss = 0.0;
+                let options = RunOptions {
+                    scale,
+                    activation_checkpointing: self.cfg.enable_activation_checkpointing,
+                    dropout: None,
+                };
+                let grad_norm = if self.cfg.optimizer_in_bwd {
+                    let optimizer = self.optimizer.as_mut();
+                    let mut sink = InBackward { optimizer, lr, step, squared_norm: 0.0 };
+                    for batch in &batches {
+                        loss += scale * forward_backward(&self.model, batch, options, &mut sink)?;
+                    }
+                    sink.squared_norm.sqrt()
+                } else {
+                    for batch in &batches {
+                        loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
+                    }
+                    gradients.norm()?
+                };
+                check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
+                let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+                gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
+                batches.iter().for_each(|b| throughput.count(b.tokens(), b.trained_tokens()));
+
+                self.metrics.log_step(&StepMetrics {
+                    step,
+                    epoch: self.position.epoch,
+                    loss,
+                    lr,
+                    grad_norm: Some(grad_norm),
+                    pace: throughput.end(),
+                    peak_memory_bytes: peak_memory(),
+                })?;
+                self.position.step = step;
+                self.position.batches_in_epoch = indices.end;
+                let ends_epoch = self.plan.next_step(indices.end).is_none();
+                if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
+                    self.validate()?;
+                }
+                if !ends_epoch && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+                    self.save_checkpoint()?;
+                }
+            }
+            self.position = Position { step: self.position.step, epoch: self.position.epoch + 1, batches_in_epoch: 0 };
+            self.save_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self) -> Result<PathBuf> {
+        let state = TrainingState {
+            step: self.position.step as usize,
+            epoch: self.position.epoch as usize,
+            batches_in_epoch: self.position.batches_in_epoch,
+            total_steps: self.plan.total_steps() as usize,
+            seed: self.seed,
+            settings: settings(&self.cfg, FREE),
+            extra: Default::default(),
+            optimizer: self.optimizer.state(),
+        };
+        let (weights, _) = self.model.merged_weights()?;
+        let bytes = weights.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+        let shard = self.cfg.checkpointer.max_shard_bytes();
+        let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
+            let generation = self.base.generation_config();
+            checkpoint::hf::write(dir, self.base.config(), weights, &self.tokenizer_files, generation.as_ref(), shard)
+        })?;
+        if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
+            self.run_dir.prune(keep)?;
+        }
+        self.last_saved = Some(saved.path.clone());
+        Ok(saved.path)
+    }
+
+    fn cleanup(mut self) -> Result<()> {
+        self.metrics.close()?;
+        let Some(saved) = &self.last_saved else { return Ok(()) };
+        println!("The model lies in {}", saved.display());
+        Ok(())
+    }
+}
+
+impl FullFinetune {
+    fn validate(&mut self) -> Result<()> {
+        let Some(loader) = &self.validation_data else { return Ok(()) };
+        let mut throughput = Throughput::default();
+        throughput.begin();
+        let mut sum = 0.0;
+        for batch in loader.epoch(0).batches(0) {
+            sum += engine::evaluate(&self.model, &batch)?;
+            throughput.count(batch.tokens(), batch.trained_tokens());
+        }
+        let pace = throughput.end();
+        let loss = sum / pace.trained_tokens as f64;
+        let (step, epoch) = (self.position.step, self.position.epoch);
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })
+    }
+}
+
+fn load_model(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder> {
+    Decoder::load(DecoderConfig::from_json(checkpoint.config())?, checkpoint, options)
+}
+
+/// Trains all weights of a model.
+#[recipe(configs = ["../configs/full/tiny.yaml", "../configs/full/smollm2_135m.yaml"])]
+fn full(cfg: FullConfig) -> Result<()> {
+    init_process_group()?;
+    let mut recipe = FullFinetune::setup(cfg)?;
+    recipe.train()?;
+    recipe.cleanup()
+}

@@ -1,0 +1,394 @@
+//! LoRA fine-tuning of a causal language model.
+//!
+//!     cargo run --release -p recipes --bin lora -- --config configs/lora/tiny.yaml epochs=2
+
+use std::sync::Arc;
+
+use tune_core::prelude::*;
+
+/// What `lora` is told.
+#[derive(Debug, Clone, Config)]
+#[config(ignored(
+    compile = "everything here is compiled",
+    profiler = "use a profiler of the system, such as perf",
+    log_peak_memory_stats = "the peak is always logged",
+    enable_activation_offloading = "activations stay where they are made"
+))]
+struct LoraConfig {
+    /// Checkpoints, logs and the resolved config go here.
+    output_dir: PathBuf,
+    /// Go on from the newest checkpoint in output_dir.
+    #[config(default = false)]
+    resume_from_checkpoint: bool,
+    /// Delete the checkpoints of an earlier run in output_dir and start anew.
+    #[config(default = false)]
+    overwrite: bool,
+
+    /// The adapters.
+    #[config(default)]
+    model: LoraModel,
+    /// The base model, and what is saved.
+    checkpointer: CheckpointConfig,
+    /// Save the adapter alone; if false, a merged model is written beside it.
+    #[config(default = true)]
+    save_adapter_weights_only: bool,
+
+    /// Text to tokens.
+    #[config(default)]
+    tokenizer: TokenizerConfig,
+    /// What is trained on: one dataset or several.
+    #[config(one_or_many)]
+    dataset: Vec<DatasetConfig>,
+    /// What the model is validated on.
+    #[config(default, one_or_many)]
+    dataset_val: Vec<DatasetConfig>,
+    /// Validate after so many steps, besides at the end of each epoch.
+    #[config(range = 1..)]
+    run_val_every_n_steps: Option<u64>,
+    /// Held-out questions that the model is asked before and after training.
+    exact_match: Option<ExactMatchConfig>,
+
+    /// Where all randomness starts; null is a fresh one, which is printed.
+    seed: Option<u64>,
+    /// Take the samples in a new order in each epoch.
+    #[config(default = true)]
+    shuffle: bool,
+    /// Sequences per micro-batch.
+    #[config(default = 2, range = 1..)]
+    batch_size: usize,
+    /// Micro-batches whose gradients make one step.
+    #[config(default = 1, range = 1..)]
+    gradient_accumulation_steps: usize,
+    /// Passes over the data.
+    #[config(default = 1, range = 1..)]
+    epochs: u64,
+    /// End each epoch after so many steps.
+    #[config(range = 1..)]
+    max_steps_per_epoch: Option<usize>,
+
+    /// What moves the adapters.
+    #[config(default)]
+    optimizer: OptimizerConfig,
+    /// How the learning rate changes over the run.
+    #[config(default)]
+    lr_scheduler: SchedulerConfig,
+    /// What is minimized.
+    #[config(default)]
+    loss: LossConfig,
+    /// Scale gradients down to this norm.
+    #[config(range = 0.0..)]
+    clip_grad_norm: Option<f64>,
+
+    /// cpu, cuda or cuda:N.
+    #[config(default = "cpu")]
+    device: DeviceConfig,
+    /// Precision of weights and activations.
+    #[config(default)]
+    dtype: Precision,
+    /// Keep only each block's input for the backward pass: less memory, a third more time.
+    #[config(default = false)]
+    enable_activation_checkpointing: bool,
+
+    /// Where metrics are recorded: one place or several.
+    #[config(default = ["jsonl"], one_or_many)]
+    metric_logger: Vec<MetricLoggerConfig>,
+    /// Record every so many steps.
+    #[config(default = 1, range = 1..)]
+    log_every_n_steps: u64,
+}
+
+/// Keys that a resumed run may have otherwise: they do not change what is computed.
+const FREE: &[&str] = &[
+    "output_dir",
+    "resume_from_checkpoint",
+    "overwrite",
+    "save_adapter_weights_only",
+    "checkpointer",
+    "dataset_val",
+    "run_val_every_n_steps",
+    "exact_match",
+    "enable_activation_checkpointing",
+    "metric_logger",
+    "log_every_n_steps",
+];
+
+/// A run of low-rank adaptation.
+struct LoraFinetune {
+    cfg: LoraConfig,
+    seed: u64,
+    run_dir: RunDir,
+    metrics: Metrics,
+    base: Checkpoint,
+    adapters: peft::LoraOptions,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    tokenizer_files: TokenizerFiles,
+    train_data: Arc<Loader>,
+    validation_data: Option<Loader>,
+    exact_match: Option<ExactMatch>,
+    /// The share of questions that the base model answered rightly.
+    right_before: Option<f64>,
+    plan: Plan,
+    position: Position,
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+    last_saved: Option<PathBuf>,
+}
+
+impl Recipe for LoraFinetune {
+    type Config = LoraConfig;
+
+    fn setup(cfg: LoraConfig) -> Result<Self> {
+        let device = cfg.device.open()?;
+        let dtype = cfg.dtype.training_dtype()?;
+        let mut console = Console::stderr();
+
+        let base = cfg.checkpointer.open()?;
+        let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
+        let resumed = match cfg.resume_from_checkpoint {
+            true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
+            false => None,
+        };
+        let state = resumed.as_deref().map(TrainingState::read).transpose()?;
+        if let Some(state) = &state {
+            state.check_settings(&settings(&cfg, FREE))?;
+        }
+        let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+
+        let adapters = cfg.model.options(seed);
+        let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
+        let model = Decoder::load(DecoderConfig::from_json(base.config())?, &base, &options)?;
+        if let Some(dir) = resumed.as_ref().or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
+            adapters.load_into(&model, dir)?;
+        }
+
+        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let loader = |dataset: data::Dataset, shuffle: bool| {
+            let pack_to = if dataset.packed { max_seq_len } else { None };
+            let pad_id = tokenizer.pad().unwrap_or(0);
+            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to, shuffle, seed, pad_id, ..Default::default() };
+            Loader::new(dataset.samples, options)
+        };
+        let mut reports = Vec::new();
+        let mut load = |configs: &[DatasetConfig], shuffle: bool| {
+            let dataset = data::load(configs, &tokenizer, max_seq_len)?;
+            dataset.warnings().for_each(|w| console.warn(w));
+            reports.extend(dataset.reports.iter().map(ToString::to_string));
+            loader(dataset, shuffle)
+        };
+        let train_data = load(&cfg.dataset, cfg.shuffle)?;
+        let validation_data =
+            if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+        let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+
+        let plan = Plan {
+            batches_per_epoch: train_data.len(),
+            gradient_accumulation_steps: cfg.gradient_accumulation_steps,
+            max_steps_per_epoch: cfg.max_steps_per_epoch,
+            epochs: cfg.epochs,
+        };
+        let mut optimizer = cfg.optimizer.build();
+        let schedule = cfg.lr_scheduler.build(plan.total_steps());
+        let mut position = Position::default();
+        let mut right_before = None;
+        if let Some(state) = state {
+            position = Position::of(&state);
+            right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
+            optimizer.set_state(state.optimizer, model.trainable())?;
+        }
+
+        // Everything is known to be sound: only now is anything written.
+        let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);
+        let run_dir = RunDir::open(&cfg.output_dir, base.path(), start)?;
+        write_config(&cfg.output_dir, &cfg.to_yaml())?;
+        console.report(
+            "LoRA fine-tuning",
+            &[
+                ("base model", base.path().display().to_string()),
+                ("data", reports.join("\n")),
+                ("trained", trained_share(&model)),
+                ("steps", format!("{} in {} epochs of {}", plan.total_steps(), plan.epochs, plan.steps_per_epoch())),
+                ("seed", seed.to_string()),
+                ("output", cfg.output_dir.display().to_string()),
+            ],
+        );
+        let metrics = Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
+        Ok(Self {
+            seed,
+            run_dir,
+            metrics,
+            base,
+            adapters,
+            model,
+            tokenizer,
+            tokenizer_files,
+            train_data: Arc::new(train_data),
+            validation_data,
+            exact_match,
+            right_before,
+            plan,
+            position,
+            optimizer,
+            schedule,
+            last_saved: resumed,
+            cfg,
+        })
+    }
+
+    fn train(&mut self) -> Result<()> {
+        if let (Some(questions), None) = (&self.exact_match, self.right_before) {
+            let answers = questions.ask(&self.model, &self.tokenizer)?;
+            print_answers("Before training", &answers);
+            self.right_before = Some(eval::share_right(&answers));
+        }
+        self.metrics.begin(self.position.step, self.plan.total_steps());
+        let mut throughput = Throughput::default();
+        let train_data = Arc::clone(&self.train_data);
+        while self.position.epoch < self.plan.epochs {
+            let epoch = train_data.epoch(self.position.epoch);
+            while let Some(indices) = self.plan.next_step(self.position.batches_in_epoch) {
+                throughput.begin();
+                let batches: Vec<Batch> = indices.clone().filter_map(|i| epoch.batch(i)).collect();
+                let step = self.position.step + 1;
+                let lr = self.optimizer.base_lr() * self.schedule.factor(self.position.step);
+
+                // The loss is a mean over the trained tokens of the whole step, not a mean of means.
+                let trained_tokens: usize = batches.iter().map(Batch::trained_tokens).sum();
+                let scale = 1.0 / trained_tokens as f64;
+                let mut gradients = Gradients::default();
+                let mut loss = 0.0;
+                for (i, batch) in batches.iter().enumerate() {
+                    let options = RunOptions {
+                        scale,
+                        activation_checkpointing: self.cfg.enable_activation_checkpointing,
+                        dropout: Some(dropout_key(self.seed, step, i)),
+                    };
+                    loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
+                    throughput.count(batch.tokens(), batch.trained_tokens());
+                }
+                let grad_norm = gradients.norm()?;
+                check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
+                let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+                gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
+
+                self.metrics.log_step(&StepMetrics {
+                    step,
+                    epoch: self.position.epoch,
+                    loss,
+                    lr,
+                    grad_norm: Some(grad_norm),
+                    pace: throughput.end(),
+                    peak_memory_bytes: peak_memory(),
+                })?;
+                self.position.step = step;
+                self.position.batches_in_epoch = indices.end;
+                let ends_epoch = self.plan.next_step(indices.end).is_none();
+                if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
+                    self.validate()?;
+                }
+                if !ends_epoch && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+                    self.save_checkpoint()?;
+                }
+            }
+            self.position = Position { step: self.position.step, epoch: self.position.epoch + 1, batches_in_epoch: 0 };
+            self.save_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self) -> Result<PathBuf> {
+        let state = TrainingState {
+            step: self.position.step as usize,
+            epoch: self.position.epoch as usize,
+            batches_in_epoch: self.position.batches_in_epoch,
+            total_steps: self.plan.total_steps() as usize,
+            seed: self.seed,
+            settings: settings(&self.cfg, FREE),
+            extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
+            optimizer: self.optimizer.state(),
+        };
+        let merged = if self.cfg.save_adapter_weights_only { None } else { Some(self.model.merged_weights()?) };
+        let weights = peft::adapter_weights(&self.model)?;
+        let merged_bytes = merged.iter().flat_map(|(w, _)| w.values());
+        let bytes = weights.values().chain(merged_bytes).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+        let adapter = self.adapters.adapter_config(self.base.path());
+        let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
+            checkpoint::peft::write(dir, &adapter, &weights, &self.tokenizer_files)?;
+            let Some((weights, tied)) = merged else { return Ok(()) };
+            let mut config = self.base.config().clone();
+            config["tie_word_embeddings"] = tied.into();
+            let shard = self.cfg.checkpointer.max_shard_bytes();
+            let generation = self.base.generation_config();
+            checkpoint::hf::write(&dir.join("merged"), &config, weights, &self.tokenizer_files, generation.as_ref(), shard)
+        })?;
+        if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
+            self.run_dir.prune(keep)?;
+        }
+        self.last_saved = Some(saved.path.clone());
+        Ok(saved.path)
+    }
+
+    fn cleanup(mut self) -> Result<()> {
+        self.metrics.close()?;
+        let Some(saved) = &self.last_saved else { return Ok(()) };
+        if let Some(questions) = &self.exact_match {
+            // From the adapter as it was saved, not as it is in memory.
+            self.adapters.load_into(&self.model, saved)?;
+            let answers = questions.ask(&self.model, &self.tokenizer)?;
+            print_answers("After training", &answers);
+            let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+            println!(
+                "\nHeld-out answers exactly right: {} before, {} after, of {}",
+                self.right_before.map_or("unknown".to_string(), percent),
+                percent(eval::share_right(&answers)),
+                answers.len()
+            );
+        }
+        println!("The adapter lies in {}", saved.display());
+        Ok(())
+    }
+}
+
+impl LoraFinetune {
+    fn validate(&mut self) -> Result<()> {
+        let Some(loader) = &self.validation_data else { return Ok(()) };
+        let mut throughput = Throughput::default();
+        throughput.begin();
+        let mut sum = 0.0;
+        for batch in loader.epoch(0).batches(0) {
+            sum += engine::evaluate(&self.model, &batch)?;
+            throughput.count(batch.tokens(), batch.trained_tokens());
+        }
+        let pace = throughput.end();
+        let loss = sum / pace.trained_tokens as f64;
+        let (step, epoch) = (self.position.step, self.position.epoch);
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })
+    }
+}
+
+/// How much of the model is trained, in words.
+fn trained_share(model: &Decoder) -> String {
+    let trained: usize = model.trainable().values().map(|v| v.elem_count()).sum();
+    let total = model.parameter_count() + trained;
+    format!("{trained} of {total} parameters ({:.2} %)", 100.0 * trained as f64 / total as f64)
+}
+
+/// A few questions, wrong answers first: they say more.
+fn print_answers(title: &str, answers: &[Answer]) {
+    println!("\n{title}:");
+    let (right, wrong): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.is_right());
+    for answer in wrong.into_iter().chain(right).take(3) {
+        let verdict = if answer.is_right() { "right" } else { "wrong" };
+        println!("  {} -> {} ({verdict}; expected {})", answer.question, answer.given, answer.expected);
+    }
+}
+
+/// Trains low-rank adapters on a frozen base model.
+#[recipe(configs = ["../configs/lora/tiny.yaml", "../configs/lora/smollm2_135m.yaml"])]
+fn lora(cfg: LoraConfig) -> Result<()> {
+    init_process_group()?;
+    let mut recipe = LoraFinetune::setup(cfg)?;
+    recipe.train()?;
+    recipe.cleanup()
+}

@@ -1,0 +1,24 @@
+//! What a recipe is written with: `use tune_core::prelude::*;`.
+
+pub use std::path::{Path, PathBuf};
+
+pub use crate::checkpoint::{self, Checkpoint, CheckpointConfig, run::RunDir, state::TrainingState};
+pub use crate::config::{Config, ResolvedConfig, recipe};
+pub use crate::data::{self, Batch, DatasetConfig, Loader, LoaderOptions};
+pub use crate::device::{DeviceConfig, Precision, choose_seed};
+pub use crate::distributed::init_process_group;
+pub use crate::engine::{self, RunOptions, forward_backward};
+pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
+pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
+pub use crate::loss::LossConfig;
+pub use crate::metrics::{
+    Console, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics, peak_memory,
+};
+pub use crate::models::{Decoder, DecoderConfig, LoadOptions};
+pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
+pub use crate::peft::{self, LoraModel};
+pub use crate::recipe::{
+    Plan, Position, Recipe, check_finite, dropout_key, run_start, settings, write_config,
+};
+pub use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
+pub use crate::{Error, Result};

@@ -1,0 +1,241 @@
+//! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use tune_config::{Config, Data, Value};
+
+use crate::checkpoint::run;
+use crate::checkpoint::state::TrainingState;
+use crate::data::Batch;
+use crate::metrics;
+use crate::ops::Dropout;
+use crate::{Error, Result};
+
+/// A training run as a value: several can be run one after the other in one program.
+pub trait Recipe: Sized {
+    /// What the recipe is told.
+    type Config: Config;
+
+    /// Checks everything that can be checked, loads the model and the data, and finds the place to go on from.
+    fn setup(config: Self::Config) -> Result<Self>;
+
+    /// Trains from that place to the end, saving on the way.
+    fn train(&mut self) -> Result<()>;
+
+    /// Saves the run as it is now and returns the checkpoint's folder.
+    fn save_checkpoint(&mut self) -> Result<PathBuf>;
+
+    /// Closes the logs and reports the results.
+    fn cleanup(self) -> Result<()>;
+}
+
+/// Where a run is: what is done, and so what comes next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The epoch that the next batch belongs to, from 0.
+    pub epoch: u64,
+    /// Batches of that epoch that are done.
+    pub batches_in_epoch: usize,
+}
+
+impl Position {
+    /// The place that a checkpoint was saved at.
+    pub fn of(state: &TrainingState) -> Self {
+        Self { step: state.step as u64, epoch: state.epoch as u64, batches_in_epoch: state.batches_in_epoch }
+    }
+
+    /// The epoch that the last step belongs to, from 0.
+    pub fn epoch_of_last_step(&self) -> usize {
+        let epoch = if self.batches_in_epoch == 0 { self.epoch.saturating_sub(1) } else { self.epoch };
+        epoch as usize
+    }
+
+    /// Where logs begin.
+    pub fn log_start(&self) -> metrics::Start {
+        if self.step == 0 { metrics::Start::Fresh } else { metrics::Start::Resumed(self.step) }
+    }
+}
+
+/// How a run treats what lies in its output folder.
+pub fn run_start(resume_from_checkpoint: bool, overwrite: bool) -> run::Start {
+    match (resume_from_checkpoint, overwrite) {
+        (true, _) => run::Start::Resume,
+        (false, true) => run::Start::Overwrite,
+        (false, false) => run::Start::Fresh,
+    }
+}
+
+/// Writes the resolved config to `config.yaml` in the run's folder; it can be run again as it is.
+///
+/// # Errors
+/// Where it cannot be written. An older one is whole or replaced, never torn.
+pub fn write_config(output_dir: &Path, yaml: &str) -> Result<()> {
+    let path = output_dir.join("config.yaml");
+    let mut file = tempfile::NamedTempFile::new_in(output_dir).map_err(Error::io("create a file in", output_dir))?;
+    file.write_all(yaml.as_bytes()).map_err(Error::io("write", &path))?;
+    file.as_file().sync_all().map_err(Error::io("write", &path))?;
+    file.persist(&path).map_err(|e| Error::io("write", &path)(e.error))?;
+    Ok(())
+}
+
+/// How batches become steps and epochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Batches in an epoch.
+    pub batches_per_epoch: usize,
+    /// Batches whose gradients make one step; the last step of an epoch takes what is left.
+    pub gradient_accumulation_steps: usize,
+    /// Steps after which an epoch ends early.
+    pub max_steps_per_epoch: Option<usize>,
+    /// Passes over the data.
+    pub epochs: u64,
+}
+
+impl Plan {
+    /// Steps in an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        let steps = self.batches_per_epoch.div_ceil(self.gradient_accumulation_steps);
+        self.max_steps_per_epoch.map_or(steps, |max| max.min(steps)) as u64
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.steps_per_epoch() * self.epochs
+    }
+
+    /// The batches of the next step, after `done` batches of an epoch; `None` at its end.
+    pub fn next_step(&self, done: usize) -> Option<Range<usize>> {
+        let step = done.div_ceil(self.gradient_accumulation_steps) as u64;
+        let end = (done + self.gradient_accumulation_steps).min(self.batches_per_epoch);
+        (step < self.steps_per_epoch()).then_some(done..end)
+    }
+}
+
+/// The key of one micro-batch's dropout: the same in a run that was resumed.
+pub fn dropout_key(seed: u64, step: u64, micro_batch: usize) -> u64 {
+    Dropout::mix(Dropout::mix(seed, step), micro_batch as u64)
+}
+
+/// Stops a run whose loss or gradient is no number, before it spoils the weights.
+///
+/// # Errors
+/// Where it is not finite; the message names the step, its samples and what to try.
+pub fn check_finite(step: u64, loss: f64, grad_norm: Option<f64>, batches: &[Batch], last: Option<&Path>) -> Result<()> {
+    let what = match grad_norm {
+        _ if !loss.is_finite() => format!("the loss is {loss}"),
+        Some(norm) if !norm.is_finite() => format!("the norm of the gradient is {norm}"),
+        _ => return Ok(()),
+    };
+    let mut samples: Vec<&str> = batches.iter().flat_map(|b| b.origins.iter().map(String::as_str)).collect();
+    let more = samples.len().saturating_sub(8);
+    samples.truncate(8);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let last = match last {
+        Some(path) => format!("The last good checkpoint is {}.", path.display()),
+        None => "No checkpoint had been saved yet.".to_string(),
+    };
+    Err(Error::Training(format!(
+        "step {step}: {what}; the step was not taken. Its samples: {}{more}. {last} \
+         Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples.",
+        samples.join(", ")
+    )))
+}
+
+/// A config's settings by dotted key, for a resumed run to be compared with, without those that
+/// do not change what is computed: keys that are, or lie below, one of `free`.
+pub fn settings(config: &impl Config, free: &[&str]) -> BTreeMap<String, Json> {
+    let mut settings = BTreeMap::new();
+    flatten("", &config.to_value(), &mut settings);
+    let is_free = |key: &str| free.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
+    settings.retain(|key, _| !is_free(key));
+    settings
+}
+
+fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Json>) {
+    let below = |name: &str| if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+    let scalar = match &value.data {
+        Data::Null => Json::Null,
+        Data::Bool(b) => Json::from(*b),
+        Data::Int(i) => Json::from(i64::try_from(*i).unwrap_or(i64::MAX)),
+        Data::Float(x) => Json::from(*x),
+        Data::Text(text) => Json::from(text.as_str()),
+        Data::List(items) => {
+            for (i, item) in items.iter().enumerate() {
+                flatten(&below(&i.to_string()), item, into);
+            }
+            Json::from(format!("{} items", items.len()))
+        }
+        Data::Fields(fields) => {
+            for field in fields {
+                if field.flat {
+                    flatten(prefix, &field.value, into);
+                } else {
+                    flatten(&below(&field.name), &field.value, into);
+                }
+            }
+            return;
+        }
+        Data::Component(name, fields) => {
+            flatten(prefix, fields, into);
+            Json::from(name.as_ref())
+        }
+    };
+    into.insert(prefix.to_string(), scalar);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::OptimizerConfig;
+
+    #[test]
+    fn the_last_step_of_an_epoch_takes_what_is_left() {
+        let plan = Plan { batches_per_epoch: 10, gradient_accumulation_steps: 4, max_steps_per_epoch: None, epochs: 3 };
+        assert_eq!((plan.steps_per_epoch(), plan.total_steps()), (3, 9));
+        assert_eq!(plan.next_step(0), Some(0..4));
+        assert_eq!(plan.next_step(8), Some(8..10));
+        assert_eq!(plan.next_step(10), None);
+    }
+
+    #[test]
+    fn an_epoch_can_end_early() {
+        let plan =
+            Plan { batches_per_epoch: 10, gradient_accumulation_steps: 4, max_steps_per_epoch: Some(1), epochs: 3 };
+        assert_eq!(plan.total_steps(), 3);
+        assert_eq!(plan.next_step(4), None);
+    }
+
+    #[test]
+    fn settings_are_named_by_their_keys() {
+        let optimizer = tune_config::load::<OptimizerConfig>(tune_config::Input::yaml("c.yaml", "_component_: sgd\nlr: 0.5\n")).unwrap();
+        let settings = settings(&optimizer.config, &["momentum"]);
+        assert_eq!(settings.get("lr"), Some(&Json::from(0.5)));
+        assert_eq!(settings.get(""), Some(&Json::from("sgd")));
+        assert!(!settings.contains_key("momentum"));
+    }
+
+    #[test]
+    fn what_is_not_a_number_stops_the_run() {
+        check_finite(3, 1.0, Some(2.0), &[], None).unwrap();
+        check_finite(3, 1.0, None, &[], None).unwrap();
+        let batch = Batch {
+            rows: 1,
+            len: 0,
+            input_ids: vec![],
+            targets: vec![],
+            positions: vec![],
+            spans: vec![],
+            origins: vec!["data.jsonl:7".into()],
+        };
+        let error = check_finite(3, f64::NAN, None, &[batch], Some(Path::new("out/epoch_0_step_2"))).unwrap_err().to_string();
+        assert!(error.contains("step 3: the loss is NaN") && error.contains("data.jsonl:7"), "{error}");
+        assert!(error.contains("The last good checkpoint is out/epoch_0_step_2"), "{error}");
+        assert!(check_finite(3, 1.0, Some(f64::INFINITY), &[], None).is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! The `tokenizer` key.
+
+use std::path::PathBuf;
+
+use tune_config::Config;
+
+use super::{Message, Tokenizer, TokenizerFiles};
+use crate::checkpoint::Checkpoint;
+use crate::{Error, Result};
+
+/// The tokenizer, which is the checkpoint's own unless something else is said.
+#[derive(Debug, Clone, Default, PartialEq, Config)]
+#[config(crate = tune_config)]
+pub struct TokenizerConfig {
+    /// A `tokenizer.json` in place of the checkpoint's. Tokenizer files of other kinds are not read: the checkpoint's is taken.
+    pub path: Option<PathBuf>,
+    /// Longer samples are cut off after so many tokens; packed rows are filled up to it.
+    #[config(range = 2..)]
+    pub max_seq_len: Option<usize>,
+    /// A file with a chat template (Jinja) in place of the checkpoint's.
+    pub chat_template: Option<PathBuf>,
+}
+
+impl TokenizerConfig {
+    /// The tokenizer for a checkpoint, and the files to carry into what is saved.
+    ///
+    /// # Errors
+    /// A file that is missing or broken.
+    pub fn open(&self, checkpoint: &Checkpoint) -> Result<(Tokenizer, TokenizerFiles)> {
+        let mut files = checkpoint.tokenizer_files()?;
+        if let Some(path) = self.path.as_ref().filter(|p| p.file_name().is_some_and(|n| n == "tokenizer.json")) {
+            files.files.insert("tokenizer.json".into(), std::fs::read(path).map_err(Error::io("read", path))?);
+        }
+        if let Some(path) = &self.chat_template {
+            files.files.insert("chat_template.jinja".into(), std::fs::read(path).map_err(Error::io("read", path))?);
+        }
+        let mut tokenizer = Tokenizer::from_files(&files)?;
+        if let Some(generation_config) = checkpoint.generation_config() {
+            tokenizer.add_stop_tokens(&generation_config);
+        }
+        Ok((tokenizer, files))
+    }
+}
+
+impl Tokenizer {
+    /// The ids of a prompt as the model meets it: in its chat template up to the assistant's header
+    /// if `chat` (by default, if it has one), else as plain text after the beginning-of-text token.
+    ///
+    /// # Errors
+    /// A template that is wanted and not there, or that fails.
+    pub fn prompt(&self, text: &str, system: Option<&str>, chat: Option<bool>) -> Result<Vec<u32>> {
+        let template = match (self.chat_template(), chat) {
+            (_, Some(false)) | (None, None) => None,
+            (Some(template), _) => Some(template),
+            (None, Some(true)) => {
+                return Err(Error::setup("apply_chat_template: this model has no chat template"));
+            }
+        };
+        let Some(template) = template else {
+            let begin = if self.begins_with_bos() { self.bos() } else { None };
+            let text = system.map_or_else(|| text.to_owned(), |s| format!("{s}\n{text}"));
+            return Ok(begin.into_iter().chain(self.encode(&text)?).collect());
+        };
+        let message = |role: &str, content: &str| -> Message {
+            [("role", role), ("content", content)].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect()
+        };
+        let messages: Vec<Message> =
+            system.map(|s| message("system", s)).into_iter().chain([message("user", text)]).collect();
+        self.encode(&template.render(&messages, true)?)
+    }
+}

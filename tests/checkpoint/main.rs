@@ -1,6 +1,7 @@
 //! Reading, writing and keeping checkpoints.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod config;
 mod gguf;
 mod hf;
 mod peft;

@@ -20,22 +20,11 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         base_model_name_or_path: Some("some/model".into()),
     };
     let mut tensors = BTreeMap::new();
-    for (i, module) in [
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.1.self_attn.q_proj",
-        "lm_head",
-    ]
-    .iter()
-    .enumerate()
+    for (i, module) in
+        ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"].iter().enumerate()
     {
-        tensors.insert(
-            format!("{module}.lora_A.weight"),
-            tensor(i, &[2, 6], DType::F32),
-        );
-        tensors.insert(
-            format!("{module}.lora_B.weight"),
-            tensor(10 + i, &[4, 2], DType::F32),
-        );
+        tensors.insert(format!("{module}.lora_A.weight"), tensor(i, &[2, 6], DType::F32));
+        tensors.insert(format!("{module}.lora_B.weight"), tensor(10 + i, &[4, 2], DType::F32));
     }
     (config, tensors)
 }
@@ -51,12 +40,7 @@ fn what_is_written_is_read_back() {
     peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
     assert_eq!(
         names_in(dir.path()),
-        [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "chat_template.jinja",
-            "tokenizer.json"
-        ]
+        ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json"]
     );
 
     let json = written(dir.path());
@@ -72,8 +56,7 @@ fn what_is_written_is_read_back() {
     }
     let raw = fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
     assert!(
-        String::from_utf8_lossy(&raw)
-            .contains("\"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight\"")
+        String::from_utf8_lossy(&raw).contains("\"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight\"")
     );
 
     let (read_config, read) = peft::read(dir.path()).unwrap();
@@ -84,11 +67,7 @@ fn what_is_written_is_read_back() {
     }
     assert_eq!(
         peft::modules(read.keys()).into_iter().collect::<Vec<_>>(),
-        [
-            "lm_head",
-            "model.layers.0.self_attn.q_proj",
-            "model.layers.1.self_attn.q_proj"
-        ]
+        ["lm_head", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
     );
 }
 
@@ -125,11 +104,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("peft_type", Value::Null, "only LORA"),
         ("use_dora", json!(true), "DoRA"),
         ("bias", json!("all"), "trains biases"),
-        (
-            "modules_to_save",
-            json!(["embed_tokens"]),
-            "modules_to_save",
-        ),
+        ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
         ("rank_pattern", json!({"q_proj": 4}), "ranks that differ"),
         ("fan_in_fan_out", json!(true), "transposed"),
         ("layers_to_transform", json!([0]), "only some of the layers"),
@@ -155,17 +130,12 @@ fn config_and_tensors_must_agree() {
         let dir = tempfile::tempdir().unwrap();
         let (mut c, mut t) = (config.clone(), tensors.clone());
         change(&mut c, &mut t);
-        let error = peft::write(&dir.path().join("x"), &c, &t, &tokenizer())
-            .unwrap_err()
-            .to_string();
+        let error = peft::write(&dir.path().join("x"), &c, &t, &tokenizer()).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
         assert!(names_in(dir.path()).is_empty());
     };
     with(&|c, _| c.r = 4, "for the rank 4");
-    with(
-        &|_, t| drop(t.remove("lm_head.lora_A.weight")),
-        "only one of lora_A and lora_B for `lm_head`",
-    );
+    with(&|_, t| drop(t.remove("lm_head.lora_A.weight")), "only one of lora_A and lora_B for `lm_head`");
     with(
         &|_, t| drop(t.insert("x.weight".into(), t["lm_head.lora_A.weight"].clone())),
         "`x.weight`, which is not a LoRA matrix",
@@ -177,16 +147,11 @@ fn config_and_tensors_must_agree() {
     );
     // A name matches whole parts of a path only.
     with(
-        &|c, _| {
-            c.target_modules = TargetModules::Names(["proj", "lm_head"].map(String::from).into())
-        },
+        &|c, _| c.target_modules = TargetModules::Names(["proj", "lm_head"].map(String::from).into()),
         "target_modules",
     );
     with(
-        &|c, _| {
-            c.target_modules =
-                TargetModules::Names(["q_proj", "lm_head", "v_proj"].map(String::from).into())
-        },
+        &|c, _| c.target_modules = TargetModules::Names(["q_proj", "lm_head", "v_proj"].map(String::from).into()),
         "no adapter for `v_proj`",
     );
 }
@@ -202,25 +167,12 @@ fn broken_folders_say_what_is_missing() {
     let whole = fs::read(&weights).unwrap();
     fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
     assert_error(peft::read(path), &weights, &["truncated"]);
-    let text = String::from_utf8_lossy(&whole).into_owned();
-    assert!(text.is_char_boundary(8));
-    let renamed: Vec<u8> = {
-        let (from, to) = (b"lora_A.weight", b"lora_embed_A_");
-        let at = whole.windows(from.len()).position(|w| w == from).unwrap();
-        let mut bytes = whole.clone();
-        bytes[at..at + to.len()].copy_from_slice(to);
-        bytes
-    };
+    let (from, to) = (b"lora_A.weight", b"lora_embed_A_");
+    let at = whole.windows(from.len()).position(|w| w == from).unwrap();
+    let mut renamed = whole;
+    renamed[at..at + to.len()].copy_from_slice(to);
     fs::write(&weights, renamed).unwrap();
-    assert_error(
-        peft::read(path),
-        &weights,
-        &["lora_embed_A_", "not a part of a LoRA adapter"],
-    );
+    assert_error(peft::read(path), &weights, &["lora_embed_A_", "not a part of a LoRA adapter"]);
     fs::rename(&weights, path.join("adapter_model.bin")).unwrap();
-    assert_error(
-        peft::read(path),
-        path,
-        &["adapter_model.bin", "can run code"],
-    );
+    assert_error(peft::read(path), path, &["adapter_model.bin", "can run code"]);
 }

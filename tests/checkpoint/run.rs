@@ -16,18 +16,13 @@ use crate::support::{assert_error, config, names_in, tokenizer};
 /// A model all of whose numbers are `step`, and the state after that step.
 fn save(run: &RunDir, step: usize) -> Result<run::Saved> {
     let value = Tensor::full(step as f32, (64, 129), &Device::Cpu)?;
-    let state = TrainingState {
-        step,
-        optimizer: [("m".to_string(), value.clone())].into(),
-        ..TrainingState::default()
-    };
+    let state =
+        TrainingState { step, optimizer: [("m".to_string(), value.clone())].into(), ..TrainingState::default() };
     let mut weights = hf::Weights::new();
     for i in 0..8 {
         weights.insert(format!("w{i}"), value.clone());
     }
-    run.save(step / 10, &state, weights.bytes(), |dir| {
-        hf::write(dir, &config(), weights, &tokenizer(), None, 40_000)
-    })
+    run.save(step / 10, &state, weights.bytes(), |dir| hf::write(dir, &config(), weights, &tokenizer(), None, 40_000))
 }
 
 /// Fails unless the checkpoint is all of one step.
@@ -42,9 +37,7 @@ fn check(saved: &run::Saved) {
     let model = Checkpoint::open(&saved.path).unwrap();
     assert_eq!(model.names().count(), 8);
     for name in model.names() {
-        assert!(all_are(
-            &model.tensor(name, DType::F32, &Device::Cpu).unwrap()
-        ));
+        assert!(all_are(&model.tensor(name, DType::F32, &Device::Cpu).unwrap()));
     }
 }
 
@@ -58,11 +51,7 @@ fn folders() -> Folders {
     let temporary = tempfile::tempdir().unwrap();
     let base = temporary.path().join("base");
     fs::create_dir(&base).unwrap();
-    Folders {
-        base,
-        output: temporary.path().join("runs/one"),
-        _temporary: temporary,
-    }
+    Folders { base, output: temporary.path().join("runs/one"), _temporary: temporary }
 }
 
 fn open(f: &Folders, start: Start) -> Result<RunDir> {
@@ -80,15 +69,7 @@ fn the_newest_is_found_and_the_oldest_pruned() {
         check(&saved);
         assert_eq!(run.latest().unwrap(), Some(saved));
     }
-    assert_eq!(
-        names_in(&f.output),
-        [
-            "epoch_0_step_2",
-            "epoch_0_step_9",
-            "epoch_10_step_100",
-            "epoch_1_step_10"
-        ]
-    );
+    assert_eq!(names_in(&f.output), ["epoch_0_step_2", "epoch_0_step_9", "epoch_10_step_100", "epoch_1_step_10"]);
     let pruned: Vec<usize> = run.prune(2).unwrap().iter().map(|s| s.step).collect();
     assert_eq!(pruned, [2, 9]);
     assert!(run.prune(2).unwrap().is_empty());
@@ -101,14 +82,9 @@ fn only_complete_checkpoints_count() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
     let saved = save(&run, 5).unwrap();
-    for name in [
-        "epoch_0_step_7",
-        "epoch_0_step_08",
-        "epoch_0_step_9x",
-        "epoch_-1_step_9",
-        "step_9",
-        ".partial-epoch_0_step_9",
-    ] {
+    for name in
+        ["epoch_0_step_7", "epoch_0_step_08", "epoch_0_step_9x", "epoch_-1_step_9", "step_9", ".partial-epoch_0_step_9"]
+    {
         fs::create_dir(f.output.join(name)).unwrap();
     }
     fs::write(f.output.join("epoch_0_step_99"), "a file").unwrap();
@@ -120,10 +96,7 @@ fn a_failed_save_leaves_nothing_and_the_last_one_intact() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
     let good = save(&run, 1).unwrap();
-    let state = TrainingState {
-        step: 2,
-        ..TrainingState::default()
-    };
+    let state = TrainingState { step: 2, ..TrainingState::default() };
     let error = run
         .save(0, &state, 0, |dir| {
             fs::write(dir.join("half"), "x").unwrap();
@@ -139,21 +112,10 @@ fn a_failed_save_leaves_nothing_and_the_last_one_intact() {
 fn too_little_room_is_known_before_anything_is_written() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
-    let state = TrainingState {
-        step: 2,
-        ..TrainingState::default()
-    };
+    let state = TrainingState { step: 2, ..TrainingState::default() };
     let refused = |last: &str| {
         let result = run.save(0, &state, u64::MAX / 2, |_| unreachable!());
-        assert_error(
-            result,
-            &f.output,
-            &[
-                "no room for the checkpoint epoch_0_step_2",
-                "are free",
-                last,
-            ],
-        );
+        assert_error(result, &f.output, &["no room for the checkpoint epoch_0_step_2", "are free", last]);
     };
     refused("No checkpoint was saved before");
     let good = save(&run, 1).unwrap();
@@ -167,32 +129,17 @@ fn a_disk_that_fills_up_while_writing_leaves_the_last_one_intact() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
     let good = save(&run, 1).unwrap();
-    let state = TrainingState {
-        step: 2,
-        ..TrainingState::default()
-    };
-    let weights: hf::Weights<'_> = [(
-        "w".to_string(),
-        Tensor::zeros((10, 10), DType::F32, &Device::Cpu).unwrap(),
-    )]
-    .into_iter()
-    .collect::<std::collections::BTreeMap<_, _>>()
-    .into();
+    let state = TrainingState { step: 2, ..TrainingState::default() };
+    let weights: hf::Weights<'_> = [("w".to_string(), Tensor::zeros((10, 10), DType::F32, &Device::Cpu).unwrap())]
+        .into_iter()
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into();
     let result = run.save(0, &state, 0, |dir| {
         // A device on which every write fails as on a full disk.
         std::os::unix::fs::symlink("/dev/full", dir.join("model.safetensors")).unwrap();
         hf::write(dir, &config(), weights, &tokenizer(), None, u64::MAX)
     });
-    assert_error(
-        result,
-        &f.output,
-        &[
-            "no room",
-            "model.safetensors",
-            "No space left",
-            good.path.to_str().unwrap(),
-        ],
-    );
+    assert_error(result, &f.output, &["no room", "model.safetensors", "No space left", good.path.to_str().unwrap()]);
     assert_eq!(names_in(&f.output), ["epoch_0_step_1"]);
     check(&good);
     save(&run, 2).unwrap();
@@ -224,20 +171,12 @@ fn what_a_killed_process_left_is_cleared_away() {
 #[test]
 fn a_run_starts_as_it_was_told_to() {
     let f = folders();
-    assert_error(
-        open(&f, Start::Resume),
-        &f.output,
-        &["no complete checkpoint", "resume_from_checkpoint=false"],
-    );
+    assert_error(open(&f, Start::Resume), &f.output, &["no complete checkpoint", "resume_from_checkpoint=false"]);
     assert!(!f.output.exists());
 
     let run = open(&f, Start::Fresh).unwrap();
     save(&run, 3).unwrap();
-    assert_error(
-        open(&f, Start::Resume),
-        &f.output,
-        &["another run is saving into it"],
-    );
+    assert_error(open(&f, Start::Resume), &f.output, &["another run is saving into it"]);
     drop(run);
     assert_error(
         open(&f, Start::Fresh),
@@ -265,11 +204,7 @@ fn the_base_model_is_never_the_output() {
     fs::write(&gguf, "x").unwrap();
     let refused = |output: &Path, base: &Path, says: &str| {
         assert_error(run::check_output_dir(output, base), output, &[says]);
-        assert_error(
-            RunDir::open(output, base, Start::Overwrite),
-            output,
-            &[says],
-        );
+        assert_error(RunDir::open(output, base, Start::Overwrite), output, &[says]);
     };
     let own = "is the folder of the checkpoint that training starts from";
     refused(&f.base, &f.base, own);
@@ -288,18 +223,10 @@ fn the_base_model_is_never_the_output() {
     refused(&f.output, &saved.path, "could delete");
     check(&saved);
     // Beside it, below it and above it there is no danger.
-    for output in [
-        f.base.with_file_name("other"),
-        f.base.join("out"),
-        f.base.parent().unwrap().to_path_buf(),
-    ] {
+    for output in [f.base.with_file_name("other"), f.base.join("out"), f.base.parent().unwrap().to_path_buf()] {
         run::check_output_dir(&output, &f.base).unwrap();
     }
-    run::check_output_dir(
-        &f.base.with_file_name("absent"),
-        &f.base.with_file_name("gone"),
-    )
-    .unwrap();
+    run::check_output_dir(&f.base.with_file_name("absent"), &f.base.with_file_name("gone")).unwrap();
 }
 
 const CHILD: &str = "CHECKPOINT_TEST_SAVES_INTO";
@@ -310,11 +237,7 @@ fn child_that_saves_until_it_is_killed() {
     let Some(output) = std::env::var_os(CHILD).map(PathBuf::from) else {
         return;
     };
-    let start = if run::latest(&output).unwrap().is_some() {
-        Start::Resume
-    } else {
-        Start::Fresh
-    };
+    let start = if run::latest(&output).unwrap().is_some() { Start::Resume } else { Start::Fresh };
     let run = RunDir::open(&output, &output.with_file_name("base"), start).unwrap();
     let mut step = run.latest().unwrap().map_or(0, |s| s.step);
     loop {
@@ -338,24 +261,15 @@ fn kill_at_any_moment() {
             .unwrap();
         let wait_for = last;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while run::latest(&f.output)
-            .unwrap()
-            .is_none_or(|s| s.step <= wait_for)
-        {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "the child saves nothing"
-            );
+        while run::latest(&f.output).unwrap().is_none_or(|s| s.step <= wait_for) {
+            assert!(std::time::Instant::now() < deadline, "the child saves nothing");
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_micros(round * 1777 % 20_000));
         child.kill().unwrap();
         child.wait().unwrap();
 
-        interrupted += names_in(&f.output)
-            .iter()
-            .filter(|n| n.starts_with('.'))
-            .count();
+        interrupted += names_in(&f.output).iter().filter(|n| n.starts_with('.')).count();
         let all = run::checkpoints(&f.output).unwrap();
         assert!((1..=3).contains(&all.len()), "{all:?}");
         all.iter().for_each(check);
@@ -363,10 +277,7 @@ fn kill_at_any_moment() {
         assert!(newest > last);
         last = newest;
     }
-    assert!(
-        interrupted > 0,
-        "no kill came while something was being written"
-    );
+    assert!(interrupted > 0, "no kill came while something was being written");
     let run = open(&f, Start::Resume).unwrap();
     assert!(names_in(run.path()).iter().all(|n| !n.starts_with('.')));
 }
@@ -377,7 +288,6 @@ trait Quiet {
 
 impl Quiet for Command {
     fn output_nothing(&mut self) -> &mut Self {
-        self.stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
+        self.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null())
     }
 }

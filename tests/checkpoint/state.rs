@@ -13,17 +13,9 @@ use crate::support::{assert_error, tensor};
 
 fn state() -> TrainingState {
     // Every kind of f32, down to the payload of a NaN.
-    let odd: Vec<f32> = [
-        0x0000_0000,
-        0x8000_0000,
-        0x0000_0001,
-        0x7f80_0000,
-        0xff80_0000,
-        0x7fc0_1234,
-        0x3f80_0001,
-    ]
-    .map(f32::from_bits)
-    .to_vec();
+    let odd: Vec<f32> = [0x0000_0000, 0x8000_0000, 0x0000_0001, 0x7f80_0000, 0xff80_0000, 0x7fc0_1234, 0x3f80_0001]
+        .map(f32::from_bits)
+        .to_vec();
     TrainingState {
         step: 7,
         epoch: 1,
@@ -38,10 +30,7 @@ fn state() -> TrainingState {
         .into(),
         extra: [("tokens".to_string(), json!(u64::MAX))].into(),
         optimizer: [
-            (
-                "exp_avg.w".to_string(),
-                Tensor::from_vec(odd, (7,), &Device::Cpu).unwrap(),
-            ),
+            ("exp_avg.w".to_string(), Tensor::from_vec(odd, (7,), &Device::Cpu).unwrap()),
             ("exp_avg_sq.w".to_string(), tensor(5, &[3, 4], DType::F32)),
         ]
         .into(),
@@ -69,16 +58,7 @@ fn it_comes_back_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let saved = save(&dir.path().join("run"), dir.path());
     let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
-    assert_eq!(
-        (
-            read.step,
-            read.epoch,
-            read.batches_in_epoch,
-            read.total_steps,
-            read.seed
-        ),
-        (7, 1, 3, 40, u64::MAX)
-    );
+    assert_eq!((read.step, read.epoch, read.batches_in_epoch, read.total_steps, read.seed), (7, 1, 3, 40, u64::MAX));
     assert_eq!(read.extra, wrote.extra);
     read.check_settings(&wrote.settings).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
@@ -115,22 +95,14 @@ fn damage_is_found() {
 
     let weights = saved.join("merged/weights");
     fs::write(&weights, b"1234").unwrap();
-    assert_error(
-        TrainingState::read(&saved),
-        &weights,
-        &["has 4 bytes, and had 5"],
-    );
+    assert_error(TrainingState::read(&saved), &weights, &["has 4 bytes, and had 5"]);
     fs::remove_file(&weights).unwrap();
     assert_error(TrainingState::read(&saved), &weights, &["is missing"]);
     fs::write(&weights, b"12345").unwrap();
     TrainingState::read(&saved).unwrap();
 
     fs::write(&json, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
-    assert_error(
-        TrainingState::read(&saved),
-        &json,
-        &["version 2", "reads version 1"],
-    );
+    assert_error(TrainingState::read(&saved), &json, &["version 2", "reads version 1"]);
     fs::write(&json, "{}").unwrap();
     assert_error(TrainingState::read(&saved), &json, &["no version"]);
     fs::write(&json, good.replace("\"step\"", "\"steps\"")).unwrap();
@@ -138,9 +110,5 @@ fn damage_is_found() {
     fs::write(&json, &good[..good.len() / 2]).unwrap();
     assert_error(TrainingState::read(&saved), &json, &["not the JSON"]);
     fs::remove_file(&json).unwrap();
-    assert_error(
-        TrainingState::read(&saved),
-        &saved,
-        &["not a checkpoint that training can be resumed from"],
-    );
+    assert_error(TrainingState::read(&saved), &saved, &["not a checkpoint that training can be resumed from"]);
 }

@@ -301,7 +301,7 @@ impl Recipe for FullFinetune {
         };
         let (weights, _) = self.model.merged_weights()?;
         let bytes = weights.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        let shard = self.cfg.checkpointer.max_shard_bytes()?;
+        let shard = self.cfg.checkpointer.max_shard_bytes();
         let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
             let generation = self.base.generation_config();
             checkpoint::hf::write(dir, self.base.config(), weights, &self.tokenizer_files, generation.as_ref(), shard)

@@ -318,7 +318,7 @@ impl Recipe for LoraFinetune {
             let Some((weights, tied)) = merged else { return Ok(()) };
             let mut config = self.base.config().clone();
             config["tie_word_embeddings"] = tied.into();
-            let shard = self.cfg.checkpointer.max_shard_bytes()?;
+            let shard = self.cfg.checkpointer.max_shard_bytes();
             let generation = self.base.generation_config();
             checkpoint::hf::write(&dir.join("merged"), &config, weights, &self.tokenizer_files, generation.as_ref(), shard)
         })?;

@@ -1,34 +1,42 @@
-//! The keys of a config file that say which model is loaded and what is saved.
+//! The keys of a config file that say which model is loaded and how the results are saved.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use candle_core::DType;
-use tune_config::Config;
 
 use super::{Checkpoint, OpenOptions};
-use crate::{Error, Result};
+use crate::Result;
+use crate::config::{Config, Mismatch, Schema, Value};
 
 /// Which checkpoint is trained and how the results are saved.
 #[derive(Debug, Clone, Config)]
-#[config(crate = tune_config)]
+#[config(ignored(
+    _component_ = "checkpoints are Hugging Face folders, GGUF files and PEFT adapters, whatever writes them",
+    model_type = "the checkpoint's own config.json says what it is",
+    output_dir = "the recipe's output_dir is meant",
+    recipe_checkpoint = "resume_from_checkpoint finds the newest checkpoint in output_dir",
+    safe_serialization = "weights are always written as safetensors",
+    should_load_recipe_state = "resume_from_checkpoint says it"
+))]
 pub struct CheckpointConfig {
     /// The model: a Hugging Face folder or a .gguf file.
     pub checkpoint_dir: PathBuf,
-    /// Only these weight files of checkpoint_dir; all that belong to the model where null.
+    /// Only these weight files of checkpoint_dir; where null, those that it consists of.
     pub checkpoint_files: Option<Vec<String>>,
     /// A folder with a PEFT adapter to start from.
     pub adapter_checkpoint: Option<PathBuf>,
-    /// Largest size of one weight file, like 5GB or 500MB.
+    /// Largest size of one weight file, such as 5GB or 500MB.
     #[config(default = "5GB")]
-    pub max_shard_size: String,
+    pub max_shard_size: Size,
     /// How many checkpoints are kept, the newest ones; all where null.
     #[config(range = 1..)]
     pub keep_last_n_checkpoints: Option<usize>,
-    /// Save every so many optimizer steps, besides at the end of each epoch; at those alone where null.
+    /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
     #[config(range = 1..)]
     pub save_every_n_steps: Option<usize>,
-    /// Round weights through this type as they are read.
+    /// Round weights through this type as they are read (dequantized ones through bf16, say).
     pub round_to: Option<WeightDtype>,
 }
 
@@ -45,28 +53,24 @@ impl CheckpointConfig {
         )
     }
 
-    /// The largest size of one weight file.
-    ///
-    /// # Errors
-    ///
-    /// Where `max_shard_size` is not a size.
-    pub fn max_shard_bytes(&self) -> Result<u64> {
-        Ok(self.max_shard_size.parse::<Size>().map_err(|e| Error::setup(format!("max_shard_size: {e}")))?.0)
+    /// The largest size of one weight file, in bytes.
+    #[must_use]
+    pub fn max_shard_bytes(&self) -> u64 {
+        self.max_shard_size.0
     }
 }
 
 /// A type that weights can be rounded through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
-#[config(crate = tune_config)]
 pub enum WeightDtype {
-    /// No rounding of what is stored in 32 bits or less.
-    #[config(name = "fp32")]
+    /// Rounds only what is stored in 64 bits.
+    #[config(name = "fp32", alias = "float32")]
     Fp32,
     /// bfloat16, the type that most models are published in.
-    #[config(name = "bf16")]
+    #[config(name = "bf16", alias = "bfloat16")]
     Bf16,
     /// IEEE half precision.
-    #[config(name = "fp16")]
+    #[config(name = "fp16", alias = "float16")]
     Fp16,
 }
 
@@ -82,34 +86,57 @@ impl WeightDtype {
     }
 }
 
-/// A number of bytes, written as Hugging Face does: `5GB`, `500MB`, `1.5GiB`, `1000`.
+/// A number of bytes, written as Hugging Face does: `5GB`, `500MB`, `1.5GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
+
+/// Units by name; the ones with round numbers first, as they are preferred in writing.
+const UNITS: [(&str, u64); 9] = [
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1000),
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a size; write one like 5GB, 500MB, 2GiB or 1000000");
         let trimmed = text.trim();
         let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
-        let factor = match unit.trim().to_ascii_uppercase().as_str() {
-            "" | "B" => 1.0,
-            "KB" => 1e3,
-            "MB" => 1e6,
-            "GB" => 1e9,
-            "TB" => 1e12,
-            "KIB" => 1024.0,
-            "MIB" => 1024f64.powi(2),
-            "GIB" => 1024f64.powi(3),
-            "TIB" => 1024f64.powi(4),
-            _ => return Err(wrong()),
-        };
-        let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor;
-        if !(1.0..9e18).contains(&bytes) {
-            return Err(wrong());
-        }
-        Ok(Self(bytes as u64))
+        let unit = if unit.is_empty() { "B" } else { unit.trim() };
+        let factor = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, n)| *n as f64);
+        factor
+            .zip(number.parse::<f64>().ok())
+            .map(|(factor, number)| number * factor)
+            // Whole numbers of bytes that f64 holds exactly; the limit is far above any disk.
+            .filter(|bytes| (1.0..9e15).contains(bytes))
+            .map(|bytes| Self(bytes as u64))
+            .ok_or_else(|| format!("`{text}` is not a size; write one such as 5GB, 500MB or 2GiB"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, factor) = UNITS.iter().find(|(_, n)| self.0 % n == 0).unwrap_or(&("B", 1));
+        write!(f, "{}{name}", self.0 / factor)
+    }
+}
+
+impl Config for Size {
+    const SCHEMA: Schema = Schema::Text;
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        value.text()?.parse().map_err(|message: String| value.refuse(message))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from_text(self.to_string())
     }
 }

@@ -62,9 +62,7 @@ impl TargetModules {
 
 /// PEFT's rule: the whole path or its end, at a dot.
 fn is_named(module: &str, name: &str) -> bool {
-    module
-        .strip_suffix(name)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 impl AdapterConfig {
@@ -78,10 +76,7 @@ impl AdapterConfig {
 
 /// The modules that these tensors adapt.
 pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'a str> {
-    tensors
-        .into_iter()
-        .filter_map(|name| name.strip_suffix(DOWN).or_else(|| name.strip_suffix(UP)))
-        .collect()
+    tensors.into_iter().filter_map(|name| name.strip_suffix(DOWN).or_else(|| name.strip_suffix(UP))).collect()
 }
 
 /// Reads an adapter; its tensors come in the type that they are stored in, on the CPU.
@@ -94,10 +89,7 @@ pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'
 pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     let config_path = dir.join(CONFIG);
     if !config_path.exists() {
-        return Err(Error::file(
-            dir,
-            format!("has no {CONFIG}; give the folder of a PEFT adapter"),
-        ));
+        return Err(Error::file(dir, format!("has no {CONFIG}; give the folder of a PEFT adapter")));
     }
     let config: Map<String, Value> = read_json(&config_path)?;
     let config = parse(&config).map_err(|message| Error::file(&config_path, message))?;
@@ -113,9 +105,7 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     }
     let mut tensors = BTreeMap::new();
     for (key, entry) in safetensors::open(&path)? {
-        let name = key
-            .strip_prefix(PREFIX)
-            .filter(|n| n.ends_with(DOWN) || n.ends_with(UP));
+        let name = key.strip_prefix(PREFIX).filter(|n| n.ends_with(DOWN) || n.ends_with(UP));
         let Some(name) = name else {
             return Err(Error::file(
                 &path,
@@ -128,10 +118,7 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
         let Some(dtype) = entry.dtype() else {
             return Err(entry.unsupported(&key));
         };
-        tensors.insert(
-            name.to_string(),
-            entry.load(&key, dtype, None, &Device::Cpu)?,
-        );
+        tensors.insert(name.to_string(), entry.load(&key, dtype, None, &Device::Cpu)?);
     }
     check(&config, &tensors).map_err(|message| Error::file(&path, message))?;
     Ok((config, tensors))
@@ -150,26 +137,15 @@ pub fn write(
     tensors: &BTreeMap<String, Tensor>,
     tokenizer: &TokenizerFiles,
 ) -> Result<()> {
-    check(config, tensors)
-        .map_err(|m| Error::setup(format!("the adapter cannot be saved: it {m}")))?;
+    check(config, tensors).map_err(|m| Error::setup(format!("the adapter cannot be saved: it {m}")))?;
     durable::create_dir_all(dir)?;
-    let named: Vec<(String, &Tensor)> = tensors
-        .iter()
-        .map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor))
-        .collect();
-    let makers: Vec<_> = named
-        .iter()
-        .map(|&(_, tensor)| move || Ok(tensor.clone()))
-        .collect();
+    let named: Vec<(String, &Tensor)> =
+        tensors.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
+    let makers: Vec<_> = named.iter().map(|&(_, tensor)| move || Ok(tensor.clone())).collect();
     let outgoing = named
         .iter()
         .zip(&makers)
-        .map(|((name, tensor), make)| Outgoing {
-            name,
-            dtype: tensor.dtype(),
-            shape: tensor.dims(),
-            tensor: make,
-        })
+        .map(|((name, tensor), make)| Outgoing { name, dtype: tensor.dtype(), shape: tensor.dims(), tensor: make })
         .collect();
     safetensors::write(&dir.join(WEIGHTS), outgoing)?;
     durable::write_json(&dir.join(CONFIG), &to_json(config))?;
@@ -215,10 +191,7 @@ fn to_json(config: &AdapterConfig) -> Value {
 /// Settings that change what an adapter computes and that are supported only where they are off.
 const MUST_BE_OFF: &[(&str, &str)] = &[
     ("use_dora", "is a DoRA adapter"),
-    (
-        "modules_to_save",
-        "trains whole modules besides its adapters",
-    ),
+    ("modules_to_save", "trains whole modules besides its adapters"),
     ("rank_pattern", "has ranks that differ between modules"),
     ("alpha_pattern", "has an alpha that differs between modules"),
     ("fan_in_fan_out", "is for layers with transposed weights"),
@@ -226,14 +199,8 @@ const MUST_BE_OFF: &[(&str, &str)] = &[
     ("layer_replication", "replicates layers"),
     ("exclude_modules", "excludes modules from a pattern"),
     ("lora_bias", "has biases in its adapters"),
-    (
-        "trainable_token_indices",
-        "trains embeddings of single tokens",
-    ),
-    (
-        "target_parameters",
-        "adapts parameters that are not linear layers",
-    ),
+    ("trainable_token_indices", "trains embeddings of single tokens"),
+    ("target_parameters", "adapts parameters that are not linear layers"),
     ("alora_invocation_tokens", "is an activated LoRA"),
     ("use_qalora", "is a QA-LoRA adapter"),
 ];
@@ -243,9 +210,7 @@ fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
     let get = |key: &str| config.get(key).unwrap_or(&Value::Null);
     let kind = get("peft_type").as_str().unwrap_or("nothing");
     if kind != "LORA" {
-        return Err(format!(
-            "the adapter is of the kind {kind}; only LORA is supported"
-        ));
+        return Err(format!("the adapter is of the kind {kind}; only LORA is supported"));
     }
     for (key, what) in MUST_BE_OFF {
         let off = match get(key) {
@@ -255,18 +220,14 @@ fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
             _ => false,
         };
         if !off {
-            return Err(format!(
-                "the adapter {what} ({key}), which is not supported"
-            ));
+            return Err(format!("the adapter {what} ({key}), which is not supported"));
         }
     }
     match get("bias") {
         Value::Null => {}
         Value::String(bias) if bias == "none" => {}
         other => {
-            return Err(format!(
-                "the adapter trains biases (bias: {other}), which is not supported"
-            ));
+            return Err(format!("the adapter trains biases (bias: {other}), which is not supported"));
         }
     }
     let r = get("r")
@@ -275,15 +236,11 @@ fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
         .ok_or_else(|| format!("r is {}; a rank of at least 1 was expected", get("r")))?;
     let number = |key: &str, default: f64| match get(key) {
         Value::Null => Ok(default),
-        value => value
-            .as_f64()
-            .ok_or_else(|| format!("{key} is {value}; a number was expected")),
+        value => value.as_f64().ok_or_else(|| format!("{key} is {value}; a number was expected")),
     };
     let dropout = number("lora_dropout", 0.0)?;
     if !(0.0..1.0).contains(&dropout) {
-        return Err(format!(
-            "lora_dropout is {dropout}; 0 or more and less than 1 was expected"
-        ));
+        return Err(format!("lora_dropout is {dropout}; 0 or more and less than 1 was expected"));
     }
     let target_modules = match get("target_modules") {
         Value::String(pattern) => TargetModules::Pattern(pattern.clone()),
@@ -295,9 +252,7 @@ fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
                 .ok_or("target_modules is not a list of names")?,
         ),
         other => {
-            return Err(format!(
-                "target_modules is {other}; a list of module names was expected"
-            ));
+            return Err(format!("target_modules is {other}; a list of module names was expected"));
         }
     };
     Ok(AdapterConfig {
@@ -306,9 +261,7 @@ fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
         dropout,
         use_rslora: get("use_rslora").as_bool().unwrap_or(false),
         target_modules,
-        base_model_name_or_path: get("base_model_name_or_path")
-            .as_str()
-            .map(ToString::to_string),
+        base_model_name_or_path: get("base_model_name_or_path").as_str().map(ToString::to_string),
     })
 }
 
@@ -318,10 +271,7 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
     if modules.is_empty() {
         return Err("holds no adapters".into());
     }
-    if let Some(name) = tensors
-        .keys()
-        .find(|n| !n.ends_with(DOWN) && !n.ends_with(UP))
-    {
+    if let Some(name) = tensors.keys().find(|n| !n.ends_with(DOWN) && !n.ends_with(UP)) {
         return Err(format!("holds `{name}`, which is not a LoRA matrix"));
     }
     for module in &modules {
@@ -335,25 +285,17 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
                 ));
             }
             _ => {
-                return Err(format!(
-                    "holds only one of lora_A and lora_B for `{module}`"
-                ));
+                return Err(format!("holds only one of lora_A and lora_B for `{module}`"));
             }
         }
         if config.target_modules.names(module) == Some(false) {
-            return Err(format!(
-                "adapts `{module}`, which target_modules of {CONFIG} does not name"
-            ));
+            return Err(format!("adapts `{module}`, which target_modules of {CONFIG} does not name"));
         }
     }
     if let TargetModules::Names(names) = &config.target_modules
-        && let Some(name) = names
-            .iter()
-            .find(|n| !modules.iter().any(|m| is_named(m, n)))
+        && let Some(name) = names.iter().find(|n| !modules.iter().any(|m| is_named(m, n)))
     {
-        return Err(format!(
-            "has no adapter for `{name}`, which target_modules of {CONFIG} names"
-        ));
+        return Err(format!("has no adapter for `{name}`, which target_modules of {CONFIG} names"));
     }
     Ok(())
 }

@@ -105,10 +105,7 @@ impl RunDir {
                         "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
                          overwrite=true to delete them and start anew, or choose another output_dir",
                         there.len(),
-                        there
-                            .last()
-                            .map(|s| name_of(s.epoch, s.step))
-                            .unwrap_or_default(),
+                        there.last().map(|s| name_of(s.epoch, s.step)).unwrap_or_default(),
                     ),
                 ));
             }
@@ -121,10 +118,7 @@ impl RunDir {
             _ => {}
         }
         durable::create_dir_all(output_dir)?;
-        let run = Self {
-            dir: output_dir.to_path_buf(),
-            _lock: lock(output_dir)?,
-        };
+        let run = Self { dir: output_dir.to_path_buf(), _lock: lock(output_dir)? };
         run.clean()?;
         if start == Start::Overwrite {
             for saved in &checkpoints(output_dir)? {
@@ -168,16 +162,11 @@ impl RunDir {
     ) -> Result<Saved> {
         self.clean()?;
         let name = name_of(epoch, state.step);
-        let needed = weight_bytes
-            .saturating_add(state.bytes())
-            .saturating_add(SPARE_BYTES);
+        let needed = weight_bytes.saturating_add(state.bytes()).saturating_add(SPARE_BYTES);
         if let Some(free) = durable::free_bytes(&self.dir)
             && free < needed
         {
-            return Err(self.too_full(
-                &name,
-                &format!("it needs {}, and {} are free", human(needed), human(free)),
-            ));
+            return Err(self.too_full(&name, &format!("it needs {}, and {} are free", human(needed), human(free))));
         }
 
         let partial = self.dir.join(format!("{PARTIAL}{name}"));
@@ -189,11 +178,7 @@ impl RunDir {
         if let Err(error) = written {
             // The first error is the one to tell; what remains is removed by the next run.
             let _ = fs::remove_dir_all(&partial);
-            return Err(if durable::is_full(&error) {
-                self.too_full(&name, &error.to_string())
-            } else {
-                error
-            });
+            return Err(if durable::is_full(&error) { self.too_full(&name, &error.to_string()) } else { error });
         }
 
         let path = self.dir.join(&name);
@@ -210,11 +195,7 @@ impl RunDir {
         if replaces {
             remove(&replaced)?;
         }
-        Ok(Saved {
-            path,
-            step: state.step,
-            epoch,
-        })
+        Ok(Saved { path, step: state.step, epoch })
     }
 
     /// Deletes the oldest checkpoints until `keep_last` are left, at least one, and returns those deleted.
@@ -270,9 +251,7 @@ impl RunDir {
         };
         Error::file(
             &self.dir,
-            format!(
-                "no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"
-            ),
+            format!("no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"),
         )
     }
 }
@@ -287,17 +266,10 @@ impl RunDir {
 pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
     let output = resolve(output_dir)?;
     if output.exists() && !output.is_dir() {
-        return Err(Error::file(
-            output_dir,
-            "is a file; output_dir must be a folder",
-        ));
+        return Err(Error::file(output_dir, "is a file; output_dir must be a folder"));
     }
     let base_path = resolve(base)?;
-    let base_dir = if base_path.is_dir() {
-        base_path.as_path()
-    } else {
-        base_path.parent().unwrap_or(&base_path)
-    };
+    let base_dir = if base_path.is_dir() { base_path.as_path() } else { base_path.parent().unwrap_or(&base_path) };
     if output == base_dir {
         return Err(Error::file(
             output_dir,
@@ -348,10 +320,9 @@ fn lock(dir: &Path) -> Result<Option<File>> {
     let handle = File::open(dir).map_err(Error::io("open", dir))?;
     match handle.try_lock() {
         Ok(()) => Ok(Some(handle)),
-        Err(TryLockError::WouldBlock) => Err(Error::file(
-            dir,
-            "is in use: another run is saving into it; wait for it, or choose another output_dir",
-        )),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(dir, "is in use: another run is saving into it; wait for it, or choose another output_dir"))
+        }
         Err(TryLockError::Error(_)) => Ok(None),
     }
 }
@@ -396,12 +367,7 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 
 fn remove(path: &Path) -> Result<()> {
     let kind = fs::symlink_metadata(path).map_err(Error::io("remove", path))?;
-    if kind.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    }
-    .map_err(Error::io("remove", path))
+    if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(Error::io("remove", path))
 }
 
 /// Syncs all files and folders below `dir`, whoever wrote them, and `dir` itself.
@@ -411,9 +377,7 @@ fn sync_tree(dir: &Path) -> Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path)
-                .and_then(|f| f.sync_all())
-                .map_err(Error::io("sync", &path))?;
+            File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io("sync", &path))?;
         }
     }
     durable::sync_dir(dir)

@@ -193,22 +193,19 @@ fn load_as<T: Element>(
     if stored.dtype() == Some(T::DTYPE) && round.is_none() {
         values.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
     } else {
-        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(
-            Vec::new,
-            |wide, (i, out)| {
-                wide.resize(out.len(), 0.0);
-                stored.read_f32(i * CHUNK, wide)?;
-                match round {
-                    Some(DType::BF16) => round_through::<bf16>(wide),
-                    Some(DType::F16) => round_through::<f16>(wide),
-                    _ => {}
-                }
-                for (o, x) in out.iter_mut().zip(wide.iter()) {
-                    *o = T::narrow(*x);
-                }
-                Ok::<_, Error>(())
-            },
-        )?;
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, |wide, (i, out)| {
+            wide.resize(out.len(), 0.0);
+            stored.read_f32(i * CHUNK, wide)?;
+            match round {
+                Some(DType::BF16) => round_through::<bf16>(wide),
+                Some(DType::F16) => round_through::<f16>(wide),
+                _ => {}
+            }
+            for (o, x) in out.iter_mut().zip(wide.iter()) {
+                *o = T::narrow(*x);
+            }
+            Ok::<_, Error>(())
+        })?;
     }
     if let (Some(from), Some(&height)) = (rows, stored.shape().first())
         && height > 0

@@ -59,10 +59,7 @@ impl TrainingState {
     /// The bytes that it takes on disk, to a few kilobytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.optimizer
-            .values()
-            .map(|t| safetensors::bytes_of(t.dtype(), t.dims()))
-            .sum()
+        self.optimizer.values().map(|t| safetensors::bytes_of(t.dtype(), t.dims())).sum()
     }
 
     /// Reads the state in a checkpoint's folder, and checks that the folder is as it was written.
@@ -75,9 +72,7 @@ impl TrainingState {
         if !path.exists() {
             return Err(Error::file(
                 dir,
-                format!(
-                    "has no {FILE}: it is a model, but not a checkpoint that training can be resumed from"
-                ),
+                format!("has no {FILE}: it is a model, but not a checkpoint that training can be resumed from"),
             ));
         }
         let json: Value = source::read_json(&path)?;
@@ -91,8 +86,8 @@ impl TrainingState {
                 ),
             ));
         }
-        let stored: Stored = serde_json::from_value(json)
-            .map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
+        let stored: Stored =
+            serde_json::from_value(json).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
         for (name, &bytes) in &stored.files {
             let file = dir.join(name);
             let found = fs::metadata(&file).map(|m| m.len()).ok();
@@ -100,9 +95,7 @@ impl TrainingState {
                 let found = found.map_or("is missing".to_string(), |n| format!("has {n} bytes"));
                 return Err(Error::file(
                     &file,
-                    format!(
-                        "{found}, and had {bytes} when the checkpoint was written; resume from another checkpoint"
-                    ),
+                    format!("{found}, and had {bytes} when the checkpoint was written; resume from another checkpoint"),
                 ));
             }
         }
@@ -128,21 +121,12 @@ impl TrainingState {
 
     /// Writes the state beside the files already in `dir`, which it lists.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let makers: Vec<_> = self
-            .optimizer
-            .values()
-            .map(|tensor| move || Ok(tensor.clone()))
-            .collect();
+        let makers: Vec<_> = self.optimizer.values().map(|tensor| move || Ok(tensor.clone())).collect();
         let outgoing = self
             .optimizer
             .iter()
             .zip(&makers)
-            .map(|((name, tensor), make)| Outgoing {
-                name,
-                dtype: tensor.dtype(),
-                shape: tensor.dims(),
-                tensor: make,
-            })
+            .map(|((name, tensor), make)| Outgoing { name, dtype: tensor.dtype(), shape: tensor.dims(), tensor: make })
             .collect();
         safetensors::write(&dir.join(TENSORS), outgoing)?;
         let mut files = BTreeMap::new();

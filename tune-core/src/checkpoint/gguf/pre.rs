@@ -12,6 +12,8 @@ pub(super) struct Pre {
     pub(super) nfc: bool,
     /// A piece that is a token as it is, is not merged.
     pub(super) ignore_merges: bool,
+    /// A text begins with the begin token where the file does not say.
+    pub(super) add_bos: bool,
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -28,62 +30,36 @@ const DEFAULT: &[&str] = &[
     r"[0-9][0-9][0-9]",
 ];
 
-/// The names that are known, some under several.
-pub(super) const NAMES: &[&str] = &[
-    "default",
-    "gpt-2",
-    "gpt2",
-    "smollm",
-    "starcoder",
-    "refact",
-    "command-r",
-    "codeshell",
-    "exaone",
-    "llama3",
-    "llama-v3",
-    "llama-bpe",
-    "falcon3",
-    "pixtral",
-    "smaug-bpe",
-    "dbrx",
-    "olmo",
-    "olmo2",
-    "phi-2",
-    "mpt",
-    "jina-en",
-    "jina-es",
-    "jina-de",
-    "roberta-bpe",
-    "qwen2",
-    "deepseek-r1-qwen",
-    "stablelm2",
-    "megrez",
-    "tekken",
-    "gpt-4o",
-    "llama4",
+const PLAIN: Pre = Pre { splits: &[], gpt2: false, nfc: false, ignore_merges: false, add_bos: false };
+
+/// Names in llama.cpp's terms, and what they stand for.
+const KNOWN: &[(&[&str], Pre)] = &[
+    (&["default"], Pre { splits: DEFAULT, ..PLAIN }),
+    (&["gpt-2", "phi-2", "mpt", "olmo"], Pre { gpt2: true, ..PLAIN }),
+    (
+        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        Pre { splits: &[DIGIT], gpt2: true, ..PLAIN },
+    ),
+    (
+        &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        Pre { splits: &[LLAMA3], ignore_merges: true, add_bos: true, ..PLAIN },
+    ),
+    (&["smaug-bpe", "dbrx"], Pre { splits: &[LLAMA3], ..PLAIN }),
+    (&["qwen2"], Pre { splits: &[QWEN2], nfc: true, ..PLAIN }),
+    (&["deepseek-r1-qwen", "stablelm2", "megrez"], Pre { splits: &[QWEN2], ..PLAIN }),
+    (&["tekken"], Pre { splits: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN }),
+    (&["gpt-4o", "llama4"], Pre { splits: &[GPT4O], ..PLAIN }),
 ];
 
 /// The cut of that name; none where it is not known.
-pub(super) fn named(name: &str) -> Option<Pre> {
-    let plain = Pre { splits: &[], gpt2: false, nfc: false, ignore_merges: false };
-    Some(match name {
-        "default" => Pre { splits: DEFAULT, ..plain },
-        "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jina-en" | "jina-es" | "jina-de" | "roberta-bpe" => {
-            Pre { gpt2: true, ..plain }
-        }
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
-            Pre { splits: &[DIGIT], gpt2: true, ..plain }
-        }
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => {
-            Pre { splits: &[LLAMA3], ignore_merges: true, ..plain }
-        }
-        "smaug-bpe" | "dbrx" | "olmo2" => Pre { splits: &[LLAMA3], ..plain },
-        "qwen2" | "deepseek-r1-qwen" => Pre { splits: &[QWEN2], nfc: true, ..plain },
-        "stablelm2" | "megrez" => Pre { splits: &[QWEN2], ..plain },
-        "tekken" => Pre { splits: &[TEKKEN], ignore_merges: true, ..plain },
-        "gpt-4o" | "llama4" => Pre { splits: &[GPT4O], ..plain },
-        _ => return None,
-    })
+pub(super) fn named(name: &str) -> Option<&'static Pre> {
+    KNOWN.iter().find(|(names, _)| names.contains(&name)).map(|(_, pre)| pre)
+}
+
+/// All names that are known.
+pub(super) fn names() -> String {
+    let names: Vec<&str> = KNOWN.iter().flat_map(|(names, _)| *names).copied().collect();
+    names.join(", ")
 }
 
 impl Pre {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
-use super::pre;
+use super::pre::{self, Pre};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result};
 
@@ -62,7 +62,10 @@ pub(super) fn files(metadata: &Metadata) -> Result<TokenizerFiles> {
     }
     let vocabulary = Vocabulary { tokens, types };
     let (mut tokenizer, add_bos) = match model {
-        "gpt2" => (byte_level(metadata, &vocabulary)?, false),
+        "gpt2" => {
+            let pre = cut(metadata)?;
+            (byte_level(metadata, &vocabulary, pre)?, pre.add_bos)
+        }
         "llama" => (sentence_piece(metadata, &vocabulary)?, true),
         other => {
             return Err(metadata.bad(format!(
@@ -178,16 +181,20 @@ impl<'a> Special<'a> {
     }
 }
 
-/// Byte-level BPE, GPT-2's kind.
-fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+/// The rules that text is cut by.
+fn cut(metadata: &Metadata) -> Result<&'static Pre> {
     let name = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
-    let Some(pre) = pre::named(name) else {
-        return Err(metadata.bad(format!(
+    pre::named(name).ok_or_else(|| {
+        metadata.bad(format!(
             "cuts text by the rules `{name}` (tokenizer.ggml.pre), which are not known here; known are {}. \
              Take the model as a Hugging Face folder",
-            pre::NAMES.join(", ")
-        )));
-    };
+            pre::names()
+        ))
+    })
+}
+
+/// Byte-level BPE, GPT-2's kind.
+fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>, pre: &Pre) -> Result<Value> {
     let key = "tokenizer.ggml.merges";
     let known = id_of(vocabulary);
     let mut merges = Vec::new();

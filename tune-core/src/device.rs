@@ -3,45 +3,94 @@
 use std::hash::{BuildHasher, RandomState};
 
 use candle_core::{DType, Device};
+use tune_config::{Config, Mismatch, Schema, Value};
 
 use crate::{Error, Result};
 
-/// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
-///
-/// # Errors
-/// An unknown name, a GPU in a build without the feature `cuda`, or a GPU that is not there.
-pub fn open_device(name: &str) -> Result<Device> {
-    let ordinal = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "cuda" => 0,
-        _ => name
-            .strip_prefix("cuda:")
-            .and_then(|n| n.parse().ok())
-            .ok_or_else(|| Error::setup(format!("device `{name}` is unknown; use cpu, cuda or cuda:N")))?,
-    };
-    if !cfg!(feature = "cuda") {
-        return Err(Error::setup(format!(
-            "device `{name}`: this program was built without CUDA; build it with `--features cuda`, or set device=cpu"
-        )));
+/// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first GPU) or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceConfig {
+    /// The processor.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl DeviceConfig {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:")?.parse().ok().map(Self::Cuda),
+        }
     }
-    Device::new_cuda(ordinal).map_err(|e| Error::setup(format!("device `{name}` cannot be used: {e}")))
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// A GPU in a build without the feature `cuda`, or one that is not there.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(n) if !cfg!(feature = "cuda") => Err(Error::setup(format!(
+                "device cuda:{n}: this program was built without CUDA; build it with `--features cuda`, or set device=cpu"
+            ))),
+            Self::Cuda(n) => {
+                Device::new_cuda(n).map_err(|e| Error::setup(format!("device cuda:{n} cannot be used: {e}")))
+            }
+        }
+    }
+}
+
+impl Config for DeviceConfig {
+    const SCHEMA: Schema = Schema::Text;
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        let text = value.text()?;
+        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu, cuda or cuda:N")))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from_text(match self {
+            Self::Cpu => "cpu".to_string(),
+            Self::Cuda(n) => format!("cuda:{n}"),
+        })
+    }
 }
 
 /// The precision of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
 pub enum Precision {
     /// 32-bit floating point.
+    #[config(name = "fp32", default)]
     Fp32,
     /// bfloat16; sums are in 32 bits.
+    #[config(name = "bf16")]
     Bf16,
+    /// Half precision, which training does not use: its range is too small for gradients.
+    #[config(name = "fp16")]
+    Fp16,
 }
 
 impl Precision {
-    /// The tensors' dtype.
+    /// The dtype of tensors for inference.
     pub fn dtype(self) -> DType {
         match self {
             Self::Fp32 => DType::F32,
             Self::Bf16 => DType::BF16,
+            Self::Fp16 => DType::F16,
+        }
+    }
+
+    /// The dtype of tensors for training.
+    ///
+    /// # Errors
+    /// For fp16, which would need its gradients scaled.
+    pub fn training_dtype(self) -> Result<DType> {
+        match self {
+            Self::Fp16 => Err(Error::setup("dtype: models are not trained in fp16; use bf16 or fp32")),
+            other => Ok(other.dtype()),
         }
     }
 }

@@ -3,6 +3,9 @@
 //! The crate reads no arguments, prints nothing and never exits: it returns
 //! errors and reports, and writes where it is told to.
 
+// The derives of `config` write `::tune_core::config`, here as anywhere.
+extern crate self as tune_core;
+
 pub mod checkpoint;
 pub mod data;
 pub mod device;

@@ -1,1 +1,221 @@
 //! Reading and writing the formats of the ecosystem, and checkpoints that are complete or absent.
+//!
+//! - [`Checkpoint`] reads a model: a Hugging Face folder or a GGUF file, under the same names.
+//! - [`hf`] writes a folder that `transformers` loads, [`peft`] reads and writes adapters.
+//! - [`run`] keeps a training run's folder: saved aside and renamed, found again, pruned.
+//! - [`state`] is what a run needs besides weights to go on as if it had not stopped.
+
+mod config;
+mod durable;
+pub mod gguf;
+pub mod hf;
+pub mod peft;
+pub mod run;
+mod safetensors;
+mod source;
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+pub use self::config::{CheckpointConfig, Size, WeightDtype};
+use crate::tokenizer::TokenizerFiles;
+use crate::{Error, Result};
+
+/// How a checkpoint is opened, beyond its path.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Only these weight files of the folder, in place of those that it names itself.
+    pub files: Option<Vec<String>>,
+    /// Round every weight through this type as it is read.
+    pub round_to: Option<DType>,
+}
+
+/// A model on disk, opened and checked; its tensors are read when they are asked for.
+///
+/// Names and shapes are those of Hugging Face, for GGUF files too.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Value,
+    weights: Weights,
+    round_to: Option<DType>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Hf(BTreeMap<String, safetensors::Entry>),
+    Gguf(Box<gguf::Model>),
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder or a `.gguf` file.
+    ///
+    /// # Errors
+    ///
+    /// Where something is missing, truncated, contradicts itself or is of a kind that is not
+    /// supported; the message names the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &OpenOptions::default())
+    }
+
+    /// [`Self::open`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`]; and where `options` name files that are not there.
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let meta = std::fs::metadata(path).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::NotFound {
+                Error::file(
+                    path,
+                    "does not exist; a checkpoint is a folder with config.json and *.safetensors files, or a .gguf file",
+                )
+            } else {
+                Error::io("open", path)(e)
+            }
+        })?;
+        let (config, weights) = if meta.is_dir() {
+            match gguf_in(path, options)? {
+                Some(file) => return Self::open_gguf(&file, options),
+                None => {
+                    let (config, tensors) = hf::open(path, options.files.as_deref())?;
+                    (config, Weights::Hf(tensors))
+                }
+            }
+        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Self::open_gguf(path, options);
+        } else {
+            return Err(Error::file(
+                path,
+                "is neither a folder nor a .gguf file; give the folder that the weight files lie in",
+            ));
+        };
+        Ok(Self { path: path.to_path_buf(), config, weights, round_to: options.round_to })
+    }
+
+    fn open_gguf(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let model = gguf::Model::open(path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: model.config().clone(),
+            weights: Weights::Gguf(Box::new(model)),
+            round_to: options.round_to,
+        })
+    }
+
+    /// The folder or file that was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `config.json`; for a GGUF file, the one that Hugging Face would have.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The parameters' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let (hf, gguf) = match &self.weights {
+            Weights::Hf(tensors) => (Some(tensors.keys()), None),
+            Weights::Gguf(model) => (None, Some(model.tensors().keys())),
+        };
+        hf.into_iter().flatten().chain(gguf.into_iter().flatten()).map(String::as_str)
+    }
+
+    /// The shape of a parameter, row-major.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match &self.weights {
+            Weights::Hf(tensors) => tensors.get(name).map(safetensors::Entry::shape),
+            Weights::Gguf(model) => model.tensors().get(name).map(|t| t.shape()),
+        }
+    }
+
+    /// The type that a parameter is stored in, where it is one that tensors can have
+    /// (quantized ones have none).
+    #[must_use]
+    pub fn stored_dtype(&self, name: &str) -> Option<DType> {
+        match &self.weights {
+            Weights::Hf(tensors) => tensors.get(name).and_then(safetensors::Entry::dtype),
+            Weights::Gguf(model) => model.tensors().get(name).and_then(|t| t.dtype()),
+        }
+    }
+
+    /// Reads one parameter as `dtype` onto `device`; quantized ones are dequantized.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none of that name, its type is not a floating-point one, or reading fails.
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = match &self.weights {
+            Weights::Hf(tensors) => tensors.get(name).map(|t| t.load(name, dtype, self.round_to, device)),
+            Weights::Gguf(model) => model.tensors().get(name).map(|t| model.load(t, dtype, self.round_to, device)),
+        };
+        tensor.unwrap_or_else(|| {
+            Err(Error::file(
+                &self.path,
+                format!("has no tensor `{name}`; it is not a checkpoint of the model that its config describes"),
+            ))
+        })
+    }
+
+    /// The tokenizer's files; for a GGUF file, made from its metadata.
+    ///
+    /// # Errors
+    ///
+    /// Where a file cannot be read, or a GGUF file's tokenizer is of a kind that is not supported.
+    pub fn tokenizer_files(&self) -> Result<TokenizerFiles> {
+        match &self.weights {
+            Weights::Hf(_) => hf::tokenizer_files(&self.path),
+            Weights::Gguf(model) => model.tokenizer_files(),
+        }
+    }
+
+    /// `generation_config.json`, where there is a valid one.
+    #[must_use]
+    pub fn generation_config(&self) -> Option<Value> {
+        match &self.weights {
+            Weights::Hf(_) => source::read_json(&self.path.join("generation_config.json")).ok(),
+            Weights::Gguf(model) => Some(model.generation_config()),
+        }
+    }
+}
+
+/// The GGUF file that a folder stands for: the one that `files` names, as torchtune's
+/// `checkpoint_dir` and `checkpoint_files` do, or the only one in a folder without `config.json`.
+fn gguf_in(dir: &Path, options: &OpenOptions) -> Result<Option<PathBuf>> {
+    let is_gguf = |name: &Path| name.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if let Some(files) = &options.files {
+        return match files.as_slice() {
+            [one] if is_gguf(Path::new(one)) => Ok(Some(dir.join(one))),
+            files if files.iter().any(|f| is_gguf(Path::new(f))) => Err(Error::setup(format!(
+                "checkpoint_files names a GGUF file among others ({files:?}); a GGUF file holds a whole model: name it alone"
+            ))),
+            _ => Ok(None),
+        };
+    }
+    if dir.join("config.json").exists() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        if is_gguf(&path) {
+            found.push(path);
+        }
+    }
+    if found.len() > 1 {
+        return Err(Error::file(
+            dir,
+            format!("holds {} GGUF files; give the path of the one that is meant", found.len()),
+        ));
+    }
+    Ok(found.pop())
+}

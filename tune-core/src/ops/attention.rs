@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use num_traits::Float;
 use rayon::prelude::*;
 
 use super::matmul::{Strided, Threads, gemm};
@@ -208,7 +207,7 @@ impl<'a, R: Real> Heads<'a, R> {
                 let o = self.query(out, head, i);
                 for (r, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks(keys)).enumerate() {
                     let (o, g) = (&o.data[r * o.row..][..dim], &g_out.data[r * g_out.row..][..dim]);
-                    let delta = o.iter().zip(g).map(|(&o, &g)| o * g).sum::<R>();
+                    let delta = real::sum(dim, |i| o[i] * g[i]);
                     p.iter_mut().zip(dp).for_each(|(p, &dp)| *p *= dp - delta);
                 }
 
@@ -224,13 +223,8 @@ impl<'a, R: Real> Heads<'a, R> {
 }
 
 fn softmax<R: Real>(scores: &mut [R]) {
-    let max = scores.iter().copied().fold(R::neg_infinity(), Float::max);
-    let mut sum = R::zero();
-    for s in scores.iter_mut() {
-        *s = (*s - max).exp();
-        sum += *s;
-    }
-    let inverse = sum.recip();
+    let max = real::max(scores);
+    let inverse = real::exp_and_sum(scores, max).recip();
     scores.iter_mut().for_each(|s| *s *= inverse);
 }
 

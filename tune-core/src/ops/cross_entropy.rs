@@ -1,12 +1,11 @@
 //! The output layer and the loss in one: logits exist for a chunk of trained tokens at a time.
 
 use candle_core::{Result, Tensor, Var, bail};
-use num_traits::Float;
 use rayon::prelude::*;
 
 use super::linear::{RowDropout, lora_backward, lora_forward};
 use super::matmul::{Strided, Threads, gemm, matmul_nn, matmul_nt};
-use super::real::{Real, Values, dispatch, tensor};
+use super::real::{self, Real, Values, dispatch, tensor};
 use super::{LoraFactors, reference};
 use crate::data::IGNORE;
 
@@ -139,22 +138,16 @@ fn chunked<R: Real>(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale: 
     Ok(HeadLoss { sum, gradients })
 }
 
-/// The loss of one token; its logits become the gradient of `scale` times the loss.
+/// The loss of one token; with a `scale`, its logits become the gradient of `scale` times the loss.
 fn loss_and_gradient<R: Real>(logits: &mut [R], target: usize, scale: Option<R>) -> R {
-    let max = logits.iter().copied().fold(R::neg_infinity(), Float::max);
+    let max = real::max(logits);
     let right = logits[target];
-    let Some(scale) = scale else {
-        let sum = logits.iter().map(|&l| (l - max).exp()).sum::<R>();
-        return sum.ln() + max - right;
-    };
-    let mut sum = R::zero();
-    for l in logits.iter_mut() {
-        *l = (*l - max).exp();
-        sum += *l;
+    let sum = real::exp_and_sum(logits, max);
+    if let Some(scale) = scale {
+        let factor = scale / sum;
+        logits.iter_mut().for_each(|l| *l *= factor);
+        logits[target] -= scale;
     }
-    let factor = scale / sum;
-    logits.iter_mut().for_each(|l| *l *= factor);
-    logits[target] -= scale;
     sum.ln() + max - right
 }
 

@@ -38,6 +38,47 @@ macro_rules! real {
 real!(f32, F32);
 real!(f64, F64);
 
+/// Sums that are kept apart until the end: the compiler makes one vector of them, and a long sum
+/// does not lose its small terms to rounding.
+const LANES: usize = 16;
+
+/// `sum of f(i)` for `i` below `len`, in an order that depends on `len` alone.
+#[inline(always)]
+pub(crate) fn sum<R: Real>(len: usize, f: impl Fn(usize) -> R) -> R {
+    let mut lanes = [R::zero(); LANES];
+    let whole = len - len % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(start + lane);
+        }
+    }
+    let tail = (whole..len).fold(R::zero(), |sum, i| sum + f(i));
+    lanes.iter().fold(tail, |sum, &lane| sum + lane)
+}
+
+/// The largest of `x`, or minus infinity.
+#[inline(always)]
+pub(crate) fn max<R: Real>(x: &[R]) -> R {
+    let mut lanes = [R::neg_infinity(); LANES];
+    let larger = |a: R, b: R| if b > a { b } else { a };
+    let (whole, tail) = x.split_at(x.len() - x.len() % LANES);
+    for chunk in whole.chunks_exact(LANES) {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, v);
+        }
+    }
+    lanes.iter().chain(tail).fold(R::neg_infinity(), |m, &v| larger(m, v))
+}
+
+/// `x[i] = exp(x[i] - shift)`; returns the sum of the results.
+#[inline(always)]
+pub(crate) fn exp_and_sum<R: Real>(x: &mut [R], shift: R) -> R {
+    for v in x.iter_mut() {
+        *v = (*v - shift).exp();
+    }
+    sum(x.len(), |i| x[i])
+}
+
 /// Calls a generic function with the type that a tensor of this dtype is computed in.
 macro_rules! dispatch {
     ($dtype:expr, $call:ident::<_>($($arg:expr),* $(,)?)) => {

@@ -1,6 +1,7 @@
 //! Gradients, what is done to them, and the steps they lead to.
 
 mod adamw;
+mod config;
 mod gradients;
 mod schedule;
 mod sgd;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 
 pub use adamw::AdamW;
+pub use config::{AdamWConfig, CosineConfig, OptimizerConfig, SchedulerConfig, SgdConfig, WarmupConfig};
 pub use gradients::{Gradients, InBackward, clip_factor};
 pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;

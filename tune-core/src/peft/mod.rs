@@ -1,32 +1,47 @@
 //! Parameter-efficient fine-tuning: low-rank adapters on frozen weights
 //! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
+mod config;
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor, Var};
+
+use tune_config::Config;
+
+pub use config::LoraModel;
 
 use crate::models::{Adapter, Decoder, uniform};
 use crate::ops::Dropout;
 use crate::{Error, Result};
 
 /// A linear layer that can carry an adapter, by its Hugging Face name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Config)]
+#[config(crate = tune_config)]
 pub enum LoraModule {
     /// Attention queries.
+    #[config(name = "q_proj")]
     QProj,
     /// Attention keys.
+    #[config(name = "k_proj")]
     KProj,
     /// Attention values.
+    #[config(name = "v_proj")]
     VProj,
     /// The projection of the attention's output.
+    #[config(name = "o_proj", alias = "output_proj")]
     OProj,
     /// The gate of the MLP.
+    #[config(name = "gate_proj")]
     GateProj,
     /// The MLP's input.
+    #[config(name = "up_proj")]
     UpProj,
     /// The MLP's output.
+    #[config(name = "down_proj")]
     DownProj,
     /// The output layer.
+    #[config(name = "lm_head", alias = "output")]
     LmHead,
 }
 

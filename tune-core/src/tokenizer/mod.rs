@@ -1,6 +1,19 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
-use std::collections::BTreeMap;
+mod python;
+mod template;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use serde_json::Value;
+
+pub use template::{ChatTemplate, Message, Rendered};
+
+use crate::{Error, Result};
 
 /// The files beside a checkpoint's weights that belong to its tokenizer, by file name:
 /// `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja` …
@@ -12,3 +25,327 @@ pub struct TokenizerFiles {
     /// File name to content.
     pub files: BTreeMap<String, Vec<u8>>,
 }
+
+impl TokenizerFiles {
+    /// A JSON file's content, or `None` where there is no such file.
+    fn json(&self, name: &str) -> Result<Option<Value>> {
+        self.files
+            .get(name)
+            .map(|bytes| serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string())))
+            .transpose()
+    }
+}
+
+/// The special tokens that a chat template may use by name.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A tokenizer with its special tokens and its chat template.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    stop: BTreeSet<u32>,
+    special: BTreeMap<String, String>,
+    /// Every token that decoding skips, by its text.
+    special_texts: BTreeMap<String, u32>,
+    template: Option<ChatTemplate>,
+    vocab_size: usize,
+    /// The ids of [`ANCHOR`], where text in front of a piece keeps the tokenizer from putting a
+    /// space of its own there.
+    anchor: Option<Vec<u32>>,
+    begins_with_bos: bool,
+}
+
+/// Text that no tokenizer joins with what follows it.
+const ANCHOR: &str = "\n";
+
+impl Tokenizer {
+    /// Builds a tokenizer from `tokenizer.json`, and from those of `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `chat_template.jinja` and `generation_config.json` that are there.
+    ///
+    /// # Errors
+    /// Where `tokenizer.json` is missing or broken, a special token is not in the vocabulary,
+    /// or the chat template does not compile.
+    pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
+        let bytes = files.files.get("tokenizer.json").ok_or_else(|| {
+            Error::setup(format!(
+                "the checkpoint has no `tokenizer.json`, the one tokenizer format that is read here (it has: {}); \
+                 `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python's transformers writes it",
+                listed(files.files.keys())
+            ))
+        })?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file("tokenizer.json", e.to_string()))?;
+        // Cutting and padding are done on samples and batches.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+
+        let config = files.json("tokenizer_config.json")?.unwrap_or_default();
+        let map = files.json("special_tokens_map.json")?.unwrap_or_default();
+        let mut special = BTreeMap::new();
+        for name in NAMED {
+            let token = [&config, &map].iter().find_map(|file| token_text(&file[name]));
+            if let Some(token) = token {
+                special.insert(name.to_owned(), token);
+            }
+        }
+        let id = |name: &str| -> Result<Option<u32>> {
+            let Some(token) = special.get(name) else {
+                return Ok(None);
+            };
+            let id = inner.token_to_id(token).ok_or_else(|| {
+                Error::file(
+                    "tokenizer_config.json",
+                    format!("the {name} `{token}` is not in the vocabulary of tokenizer.json"),
+                )
+            })?;
+            Ok(Some(id))
+        };
+        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
+        let pad = id("pad_token")?.or(eos);
+
+        let source = template_source(files, &config)?;
+        let template = source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        let special_texts = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        let mut tokenizer = Self {
+            inner,
+            bos,
+            eos,
+            pad,
+            stop: eos.into_iter().collect(),
+            special,
+            special_texts,
+            template,
+            vocab_size,
+            anchor: None,
+            begins_with_bos: false,
+        };
+        tokenizer.anchor = tokenizer.find_anchor()?;
+        tokenizer.begins_with_bos =
+            tokenizer.bos.is_some() && tokenizer.encode_with("", true)?.first().copied() == tokenizer.bos;
+        if let Some(generation) = files.json("generation_config.json")? {
+            tokenizer.add_stop_tokens(&generation);
+        }
+        Ok(tokenizer)
+    }
+
+    /// Counts the `eos_token_id` of a `generation_config.json` (a number or a list) among the stop
+    /// tokens. The first of them is the end-of-text token where the tokenizer names none.
+    pub fn add_stop_tokens(&mut self, generation_config: &Value) {
+        let ids = match &generation_config["eos_token_id"] {
+            Value::Array(ids) => ids.clone(),
+            id => vec![id.clone()],
+        };
+        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).filter(|&id| self.token(id).is_some());
+        let ids: Vec<u32> = ids.collect();
+        self.eos = self.eos.or(ids.first().copied());
+        self.pad = self.pad.or(self.eos);
+        self.stop.extend(ids);
+    }
+
+    /// The same tokenizer with another chat template.
+    ///
+    /// # Errors
+    /// Where the template does not compile.
+    pub fn with_chat_template(mut self, source: &str) -> Result<Self> {
+        self.template = Some(ChatTemplate::new(source, self.special.clone())?);
+        Ok(self)
+    }
+
+    /// The same tokenizer, whose chat template takes `seconds` after 1970 (UTC) for now.
+    pub fn at(mut self, seconds: i64) -> Self {
+        self.template = self.template.map(|t| t.at(seconds));
+        self
+    }
+
+    /// The ids of a text, without any special token in front or behind. Special tokens that are
+    /// written out in the text become their ids.
+    ///
+    /// # Errors
+    /// Where the tokenizer has no token for a part of the text and no unknown token either.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    /// The ids of a text that continues another: as [`Tokenizer::encode`], without the space that
+    /// SentencePiece tokenizers put in front of a text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(anchor) = &self.anchor {
+            let ids = self.encode(&format!("{ANCHOR}{text}"))?;
+            if let Some(rest) = ids.strip_prefix(anchor.as_slice()) {
+                return Ok(rest.to_vec());
+            }
+        }
+        self.encode(text)
+    }
+
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|e| Error::setup(format!("the tokenizer fails on {text:.60?}: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The anchor's ids, if this tokenizer puts a space in front of a text.
+    fn find_anchor(&self) -> Result<Option<Vec<u32>>> {
+        let first = self.encode("a")?.first().and_then(|&id| self.token(id));
+        let adds_space = first.is_some_and(|t| t.starts_with(['\u{2581}', '\u{120}']));
+        if adds_space {
+            return Ok(Some(self.encode(ANCHOR)?));
+        }
+        Ok(None)
+    }
+
+    /// The text of token ids.
+    ///
+    /// # Errors
+    /// Where the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| Error::setup(format!("the tokenizer cannot decode: {e}")))
+    }
+
+    /// The token that begins a text, if there is one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text, if there is one.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that fills a batch up: the padding token, else the end-of-text token.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The tokens that end an answer: end of text, and those of the generation config.
+    pub fn stop_tokens(&self) -> &BTreeSet<u32> {
+        &self.stop
+    }
+
+    /// Whether the tokenizer itself puts [`Tokenizer::bos`] in front of a text.
+    pub fn begins_with_bos(&self) -> bool {
+        self.begins_with_bos
+    }
+
+    /// The id of a token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id, as it stands in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The first stop token that is written out in `text`; of two at one place the longer.
+    pub(crate) fn first_stop(&self, text: &str) -> Option<Range<usize>> {
+        self.stop_texts()
+            .filter_map(|stop| text.find(&stop).map(|at| at..at + stop.len()))
+            .min_by_key(|r| (r.start, Reverse(r.end)))
+    }
+
+    /// The last stop token that is written out in `text`.
+    pub(crate) fn last_stop(&self, text: &str) -> Option<Range<usize>> {
+        self.stop_texts().filter_map(|stop| text.rfind(&stop).map(|at| at..at + stop.len())).max_by_key(|r| r.end)
+    }
+
+    fn stop_texts(&self) -> impl Iterator<Item = String> {
+        self.stop.iter().filter_map(|&id| self.token(id)).filter(|text| !text.is_empty())
+    }
+
+    /// The special token (one that decoding skips) with which `text` begins, and its length.
+    pub(crate) fn leading_special(&self, text: &str) -> Option<(u32, usize)> {
+        self.special_where(|token| text.starts_with(token))
+    }
+
+    /// The special token with which `text` ends.
+    pub(crate) fn special_at_end(&self, text: &str) -> Option<u32> {
+        self.special_where(|token| text.ends_with(token)).map(|(id, _)| id)
+    }
+
+    /// The longest special token that satisfies a condition, and its length.
+    fn special_where(&self, matches: impl Fn(&str) -> bool) -> Option<(u32, usize)> {
+        self.special_texts
+            .iter()
+            .filter(|(text, _)| matches(text))
+            .map(|(text, &id)| (id, text.len()))
+            .max_by_key(|&(id, len)| (len, Reverse(id)))
+    }
+
+    /// The chat template, if the checkpoint has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The number of ids: one more than the largest.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+}
+
+/// A token in a config file: a string, or an object with `content`.
+fn token_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The chat template's source: its own file, else the one in `tokenizer_config.json` (a string, or
+/// a list of named templates, of which `default` is meant).
+fn template_source(files: &TokenizerFiles, config: &Value) -> Result<Option<String>> {
+    if let Some(bytes) = files.files.get("chat_template.jinja") {
+        return match std::str::from_utf8(bytes) {
+            Ok(source) => Ok(Some(source.to_owned())),
+            Err(_) => Err(Error::file("chat_template.jinja", "is not UTF-8 text")),
+        };
+    }
+    match &config["chat_template"] {
+        Value::Null => Ok(None),
+        Value::String(source) => Ok(Some(source.clone())),
+        Value::Array(named) => {
+            let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
+            let chosen = named.iter().find(|entry| entry["name"] == "default").or(if named.len() == 1 {
+                named.first()
+            } else {
+                None
+            });
+            match chosen.and_then(|entry| entry["template"].as_str()) {
+                Some(source) => Ok(Some(source.to_owned())),
+                None => Err(Error::file(
+                    "tokenizer_config.json",
+                    format!(
+                        "`chat_template` is a list without a template named `default` (it has: {})",
+                        listed(named.iter().filter_map(name))
+                    ),
+                )),
+            }
+        }
+        _ => Err(Error::file("tokenizer_config.json", "`chat_template` must be a string or a list of named templates")),
+    }
+}
+
+/// `a`, `b` and so on, for messages.
+pub(crate) fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
+    let names: Vec<String> = names.into_iter().map(|n| format!("`{}`", n.as_ref())).collect();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,57 @@
+//! Chat templates render as in Python's transformers: `chat_templates/expected.json` is what
+//! `chat_templates/make_expected.py` got there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tune_core::tokenizer::{ChatTemplate, Message};
+
+#[test]
+fn templates_render_as_in_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/chat_templates");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let expected: Value = serde_json::from_str(&read("expected.json")).unwrap();
+    let tokens: BTreeMap<String, String> =
+        serde_json::from_value(expected["tokens"].clone()).unwrap();
+    let now = expected["now"].as_i64().unwrap();
+
+    let mut wrong = Vec::new();
+    let cases = expected["cases"].as_array().unwrap();
+    assert!(cases.len() > 100);
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let conversation = case["conversation"].as_str().unwrap();
+        let messages: Vec<Message> = serde_json::from_value(expected["conversations"][conversation].clone()).unwrap();
+        let prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let template = ChatTemplate::new(&read(&format!("{name}.jinja")), tokens.clone())
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .at(now);
+        let got = template.render(&messages, prompt);
+        let title = format!("{name}, {conversation}, {prompt}");
+        match (got, case["text"].as_str(), case["error"].as_str()) {
+            (Ok(got), Some(text), _) if got == text => {}
+            (Ok(got), Some(text), _) => wrong.push(format!("{title}\n got {got:?}\nwant {text:?}")),
+            (Err(got), _, Some(error)) if got.to_string().contains(error) => {}
+            (got, _, _) => wrong.push(format!("{title}\n got {got:?}\nwant {case}")),
+        }
+        if let (Some(spans), false) = (case["generated"].as_array(), prompt) {
+            let rendered = template.render_marked(&messages).unwrap();
+            let got: Vec<&str> = rendered
+                .generated
+                .iter()
+                .map(|r| &rendered.text[r.clone()])
+                .collect();
+            let want: Vec<&str> = spans.iter().filter_map(Value::as_str).collect();
+            if got != want {
+                wrong.push(format!("{title}, marks\n got {got:?}\nwant {want:?}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}

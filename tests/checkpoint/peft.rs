@@ -1,0 +1,226 @@
+//! Adapters in PEFT's format.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use serde_json::{Value, json};
+use tune_core::checkpoint::peft::{self, AdapterConfig, TargetModules};
+
+use crate::support::{assert_error, names_in, tensor, tokenizer, values};
+
+fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
+    let config = AdapterConfig {
+        r: 2,
+        alpha: 16.0,
+        dropout: 0.05,
+        use_rslora: false,
+        target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
+        base_model_name_or_path: Some("some/model".into()),
+    };
+    let mut tensors = BTreeMap::new();
+    for (i, module) in [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        "lm_head",
+    ]
+    .iter()
+    .enumerate()
+    {
+        tensors.insert(
+            format!("{module}.lora_A.weight"),
+            tensor(i, &[2, 6], DType::F32),
+        );
+        tensors.insert(
+            format!("{module}.lora_B.weight"),
+            tensor(10 + i, &[4, 2], DType::F32),
+        );
+    }
+    (config, tensors)
+}
+
+fn written(dir: &Path) -> Value {
+    serde_json::from_slice(&fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, tensors) = adapter();
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    assert_eq!(
+        names_in(dir.path()),
+        [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "chat_template.jinja",
+            "tokenizer.json"
+        ]
+    );
+
+    let json = written(dir.path());
+    for (key, value) in [
+        ("peft_type", json!("LORA")),
+        ("task_type", json!("CAUSAL_LM")),
+        ("r", json!(2)),
+        ("lora_alpha", json!(16)),
+        ("bias", json!("none")),
+        ("target_modules", json!(["lm_head", "q_proj"])),
+    ] {
+        assert_eq!(json[key], value, "{key}");
+    }
+    let raw = fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+    assert!(
+        String::from_utf8_lossy(&raw)
+            .contains("\"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight\"")
+    );
+
+    let (read_config, read) = peft::read(dir.path()).unwrap();
+    assert_eq!(read_config, config);
+    assert!(read.keys().eq(tensors.keys()));
+    for (name, tensor) in &tensors {
+        assert_eq!(values(&read[name]), values(tensor));
+    }
+    assert_eq!(
+        peft::modules(read.keys()).into_iter().collect::<Vec<_>>(),
+        [
+            "lm_head",
+            "model.layers.0.self_attn.q_proj",
+            "model.layers.1.self_attn.q_proj"
+        ]
+    );
+}
+
+#[test]
+fn the_scale_is_pefts() {
+    let (mut config, _) = adapter();
+    assert!((config.scale() - 8.0).abs() < 1e-12);
+    config.use_rslora = true;
+    assert!((config.scale() - 16.0 / 2f64.sqrt()).abs() < 1e-12);
+    config.alpha = 0.5;
+    let dir = tempfile::tempdir().unwrap();
+    peft::write(dir.path(), &config, &adapter().1, &tokenizer()).unwrap();
+    assert_eq!(peft::read(dir.path()).unwrap().0, config);
+}
+
+#[test]
+fn a_pattern_is_carried_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut config, tensors) = adapter();
+    config.target_modules = TargetModules::Pattern("all-linear".into());
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    assert_eq!(peft::read(dir.path()).unwrap().0, config);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, tensors) = adapter();
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let good = written(dir.path());
+    for (key, value, says) in [
+        ("peft_type", json!("IA3"), "IA3"),
+        ("peft_type", Value::Null, "only LORA"),
+        ("use_dora", json!(true), "DoRA"),
+        ("bias", json!("all"), "trains biases"),
+        (
+            "modules_to_save",
+            json!(["embed_tokens"]),
+            "modules_to_save",
+        ),
+        ("rank_pattern", json!({"q_proj": 4}), "ranks that differ"),
+        ("fan_in_fan_out", json!(true), "transposed"),
+        ("layers_to_transform", json!([0]), "only some of the layers"),
+        ("r", json!(0), "r is 0"),
+        ("r", json!("8"), "r is \"8\""),
+        ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
+        ("lora_dropout", json!(1.5), "lora_dropout is 1.5"),
+        ("target_modules", json!([]), "target_modules is []"),
+        ("target_modules", json!([1]), "not a list of names"),
+        ("target_modules", Value::Null, "target_modules is null"),
+    ] {
+        let mut bad = good.clone();
+        bad[key] = value;
+        fs::write(&path, bad.to_string()).unwrap();
+        assert_error(peft::read(dir.path()), &path, &[says]);
+    }
+}
+
+#[test]
+fn config_and_tensors_must_agree() {
+    let (config, tensors) = adapter();
+    let with = |change: &dyn Fn(&mut AdapterConfig, &mut BTreeMap<String, Tensor>), says: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut c, mut t) = (config.clone(), tensors.clone());
+        change(&mut c, &mut t);
+        let error = peft::write(&dir.path().join("x"), &c, &t, &tokenizer())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(names_in(dir.path()).is_empty());
+    };
+    with(&|c, _| c.r = 4, "for the rank 4");
+    with(
+        &|_, t| drop(t.remove("lm_head.lora_A.weight")),
+        "only one of lora_A and lora_B for `lm_head`",
+    );
+    with(
+        &|_, t| drop(t.insert("x.weight".into(), t["lm_head.lora_A.weight"].clone())),
+        "`x.weight`, which is not a LoRA matrix",
+    );
+    with(&|_, t| t.clear(), "holds no adapters");
+    with(
+        &|c, _| c.target_modules = TargetModules::Names(["q_proj".to_string()].into()),
+        "`lm_head`, which target_modules",
+    );
+    // A name matches whole parts of a path only.
+    with(
+        &|c, _| {
+            c.target_modules = TargetModules::Names(["proj", "lm_head"].map(String::from).into())
+        },
+        "target_modules",
+    );
+    with(
+        &|c, _| {
+            c.target_modules =
+                TargetModules::Names(["q_proj", "lm_head", "v_proj"].map(String::from).into())
+        },
+        "no adapter for `v_proj`",
+    );
+}
+
+#[test]
+fn broken_folders_say_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    assert_error(peft::read(path), path, &["no adapter_config.json"]);
+    let (config, tensors) = adapter();
+    peft::write(path, &config, &tensors, &tokenizer()).unwrap();
+    let weights = path.join("adapter_model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
+    assert_error(peft::read(path), &weights, &["truncated"]);
+    let text = String::from_utf8_lossy(&whole).into_owned();
+    assert!(text.is_char_boundary(8));
+    let renamed: Vec<u8> = {
+        let (from, to) = (b"lora_A.weight", b"lora_embed_A_");
+        let at = whole.windows(from.len()).position(|w| w == from).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    };
+    fs::write(&weights, renamed).unwrap();
+    assert_error(
+        peft::read(path),
+        &weights,
+        &["lora_embed_A_", "not a part of a LoRA adapter"],
+    );
+    fs::rename(&weights, path.join("adapter_model.bin")).unwrap();
+    assert_error(
+        peft::read(path),
+        path,
+        &["adapter_model.bin", "can run code"],
+    );
+}

@@ -1,0 +1,146 @@
+//! The training state comes back exactly, or says why it cannot.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use tune_core::checkpoint::run::{RunDir, Start};
+use tune_core::checkpoint::state::TrainingState;
+
+use crate::support::{assert_error, tensor};
+
+fn state() -> TrainingState {
+    // Every kind of f32, down to the payload of a NaN.
+    let odd: Vec<f32> = [
+        0x0000_0000,
+        0x8000_0000,
+        0x0000_0001,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7fc0_1234,
+        0x3f80_0001,
+    ]
+    .map(f32::from_bits)
+    .to_vec();
+    TrainingState {
+        step: 7,
+        epoch: 1,
+        batches_in_epoch: 3,
+        total_steps: 40,
+        seed: u64::MAX,
+        settings: [
+            ("lr".to_string(), json!(2e-5)),
+            ("odd".to_string(), json!(0.1 + 0.2)),
+            ("name".to_string(), json!("x")),
+        ]
+        .into(),
+        extra: [("tokens".to_string(), json!(u64::MAX))].into(),
+        optimizer: [
+            (
+                "exp_avg.w".to_string(),
+                Tensor::from_vec(odd, (7,), &Device::Cpu).unwrap(),
+            ),
+            ("exp_avg_sq.w".to_string(), tensor(5, &[3, 4], DType::F32)),
+        ]
+        .into(),
+    }
+}
+
+fn save(output_dir: &Path, base: &Path) -> PathBuf {
+    let run = RunDir::open(output_dir, base, Start::Fresh).unwrap();
+    run.save(1, &state(), 0, |dir| {
+        fs::create_dir(dir.join("merged")).unwrap();
+        fs::write(dir.join("merged/weights"), b"12345").unwrap();
+        Ok(())
+    })
+    .unwrap()
+    .path
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    let values: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn it_comes_back_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = save(&dir.path().join("run"), dir.path());
+    let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
+    assert_eq!(
+        (
+            read.step,
+            read.epoch,
+            read.batches_in_epoch,
+            read.total_steps,
+            read.seed
+        ),
+        (7, 1, 3, 40, u64::MAX)
+    );
+    assert_eq!(read.extra, wrote.extra);
+    read.check_settings(&wrote.settings).unwrap();
+    assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
+    for (name, tensor) in &wrote.optimizer {
+        assert_eq!(read.optimizer[name].dims(), tensor.dims());
+        assert_eq!(bits(&read.optimizer[name]), bits(tensor), "{name}");
+    }
+}
+
+#[test]
+fn settings_that_differ_are_listed() {
+    let mut now: BTreeMap<String, Value> = state().settings;
+    now.insert("lr".into(), json!(3e-5));
+    now.insert("new".into(), json!(true));
+    now.remove("name");
+    let message = state().check_settings(&now).unwrap_err().to_string();
+    for line in [
+        "\n  lr: 0.00002 then, 0.00003 now",
+        "\n  name: \"x\" then, not set now",
+        "\n  new: not set then, true now",
+        "resume_from_checkpoint=false",
+    ] {
+        assert!(message.contains(line), "{message}");
+    }
+    assert!(!message.contains("odd"));
+}
+
+#[test]
+fn damage_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = save(&dir.path().join("run"), dir.path());
+    let json = saved.join("training_state.json");
+    let good = fs::read_to_string(&json).unwrap();
+
+    let weights = saved.join("merged/weights");
+    fs::write(&weights, b"1234").unwrap();
+    assert_error(
+        TrainingState::read(&saved),
+        &weights,
+        &["has 4 bytes, and had 5"],
+    );
+    fs::remove_file(&weights).unwrap();
+    assert_error(TrainingState::read(&saved), &weights, &["is missing"]);
+    fs::write(&weights, b"12345").unwrap();
+    TrainingState::read(&saved).unwrap();
+
+    fs::write(&json, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    assert_error(
+        TrainingState::read(&saved),
+        &json,
+        &["version 2", "reads version 1"],
+    );
+    fs::write(&json, "{}").unwrap();
+    assert_error(TrainingState::read(&saved), &json, &["no version"]);
+    fs::write(&json, good.replace("\"step\"", "\"steps\"")).unwrap();
+    assert_error(TrainingState::read(&saved), &json, &["damaged", "steps"]);
+    fs::write(&json, &good[..good.len() / 2]).unwrap();
+    assert_error(TrainingState::read(&saved), &json, &["not the JSON"]);
+    fs::remove_file(&json).unwrap();
+    assert_error(
+        TrainingState::read(&saved),
+        &saved,
+        &["not a checkpoint that training can be resumed from"],
+    );
+}

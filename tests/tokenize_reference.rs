@@ -1,0 +1,70 @@
+//! Token ids and targets of a real chat model, against what torchtune trained on.
+//!
+//! Needs files that are not in the repository, so it runs only when asked for:
+//!
+//!     TUNE_SMOLLM2=DIR TUNE_REFERENCE=DIR \
+//!         cargo test -p tune-core --test tokenize_reference -- --ignored
+//!
+//! `TUNE_SMOLLM2` is a Hugging Face directory of SmolLM2-135M-Instruct, `TUNE_REFERENCE` holds
+//! `humaneval_messages.jsonl` and `humaneval_tokens.jsonl`.
+
+use std::path::PathBuf;
+
+use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, IGNORE};
+use tune_core::tokenizer::{Tokenizer, TokenizerFiles};
+
+fn folder(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .unwrap_or_else(|| panic!("set {variable} to a folder; see the top of this test's file"))
+        .into()
+}
+
+#[test]
+#[ignore = "needs a real model's tokenizer and reference files: see the top of the file"]
+fn ids_and_targets_are_torchtunes() {
+    let (model, reference) = (folder("TUNE_SMOLLM2"), folder("TUNE_REFERENCE"));
+    let mut files = TokenizerFiles::default();
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        let content = std::fs::read(model.join(name)).unwrap();
+        files.files.insert(name.to_owned(), content);
+    }
+    let tokenizer = Tokenizer::from_files(&files).unwrap();
+    let config = DatasetConfig::Chat(ChatDataset {
+        source: Some("json".to_owned()),
+        data_files: vec![reference.join("humaneval_messages.jsonl")],
+        split: "train[:40]".to_owned(),
+        conversation_column: "messages".to_owned(),
+        conversation_style: ConversationStyle::Openai,
+        role_key: None,
+        content_key: None,
+        new_system_prompt: None,
+        masking_strategy: None,
+        train_on_input: Some(false),
+        packed: false,
+    });
+    let dataset = data::load(&[config], &tokenizer, Some(512)).unwrap();
+    assert_eq!(dataset.warnings().collect::<Vec<_>>(), [""; 0]);
+
+    let expected = std::fs::read_to_string(reference.join("humaneval_tokens.jsonl")).unwrap();
+    let expected: Vec<serde_json::Value> = expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(expected.len(), 40);
+    assert_eq!(dataset.samples.len(), 40);
+    for (sample, expected) in dataset.samples.iter().zip(&expected) {
+        let numbers = |key: &str| -> Vec<i64> {
+            let list = expected[key].as_array().unwrap();
+            list.iter().map(|n| n.as_i64().unwrap()).collect()
+        };
+        let ids: Vec<i64> = sample.input_ids.iter().map(|&id| i64::from(id)).collect();
+        let labels: Vec<i64> = sample.targets.iter().map(|&t| if t == IGNORE { -100 } else { i64::from(t) }).collect();
+        assert_eq!(ids, numbers("input_ids"), "{}", sample.origin);
+        // The file's labels stand at the tokens themselves; our targets one before.
+        let mut shifted = numbers("labels");
+        assert_eq!(shifted.remove(0), -100);
+        shifted.push(-100);
+        assert_eq!(labels, shifted, "{}", sample.origin);
+    }
+}

@@ -1,0 +1,10 @@
+use tune_config::recipe;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Trains.
+#[recipe(crate = tune_config)]
+fn lora(output_dir: String) -> Result<()> {
+    println!("{output_dir}");
+    Ok(())
+}

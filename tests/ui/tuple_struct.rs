@@ -1,0 +1,8 @@
+use tune_config::Config;
+
+/// A config.
+#[derive(Config)]
+#[config(crate = tune_config)]
+struct Train(usize);
+
+fn main() {}

@@ -1,0 +1,15 @@
+use tune_config::Config;
+
+/// What moves the weights.
+#[derive(Config)]
+#[config(crate = tune_config)]
+enum Optimizer {
+    /// Gradient descent.
+    #[config(name = "sgd")]
+    Sgd,
+    /// The same.
+    #[config(name = "plain", alias = "sgd")]
+    Plain,
+}
+
+fn main() {}

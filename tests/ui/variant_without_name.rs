@@ -1,0 +1,11 @@
+use tune_config::Config;
+
+/// What moves the weights.
+#[derive(Config)]
+#[config(crate = tune_config)]
+enum Optimizer {
+    /// Gradient descent.
+    Sgd,
+}
+
+fn main() {}

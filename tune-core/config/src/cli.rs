@@ -1,0 +1,251 @@
+//! From the arguments of a recipe to its config. Nothing is printed here and
+//! nothing exits: the generated `main` does what [`start`] says.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, Command, value_parser};
+
+use crate::{Config, Input, Loaded, Report, Schema, help, load};
+
+/// What `#[recipe]` knows about a recipe.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe {
+    /// The name of the function.
+    pub name: &'static str,
+    /// The function's documentation.
+    pub doc: &'static str,
+    /// The version of its package.
+    pub version: &'static str,
+    /// The configs that it ships with: path and text.
+    pub configs: &'static [(&'static str, &'static str)],
+}
+
+/// What a recipe's `main` is to do.
+#[derive(Debug)]
+pub enum Start<T> {
+    /// Print the warnings, then train.
+    Run(Box<Loaded<T>>),
+    /// Print this and be done.
+    Show(String),
+    /// Print this to the standard error and exit with [`USAGE`].
+    Fail(String),
+}
+
+/// The exit code where the arguments or the config are wrong.
+pub const USAGE: u8 = 2;
+
+/// Reads the arguments (the program's name first) and the config that they
+/// name. With `color`, messages are for a terminal.
+pub fn start<T: Config>(
+    recipe: &Recipe,
+    args: impl IntoIterator<Item = OsString>,
+    color: bool,
+) -> Start<T> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let matches = match command(recipe).try_get_matches_from(&args) {
+        Ok(matches) => matches,
+        Err(error) => return Start::Fail(usage(recipe, &error, &args)),
+    };
+    if matches.get_flag("help") {
+        return Start::Show(help_text::<T>(recipe));
+    }
+    if matches.get_flag("version") {
+        return Start::Show(format!("{} {}\n", recipe.name, recipe.version));
+    }
+    let mut input = match matches.get_one::<PathBuf>("config") {
+        None => Input::new(),
+        Some(path) => match read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => Input::yaml(path.display().to_string(), text),
+            Ok(Err(_)) => {
+                return Start::Fail(format!("error: {} is not text (UTF-8)\n", path.display()));
+            }
+            Err(error) => {
+                return Start::Fail(format!(
+                    "error: cannot read the config {}: {error}\n",
+                    path.display()
+                ));
+            }
+        },
+    };
+    let mut line = recipe.name.to_owned();
+    if let Some(path) = matches.get_one::<PathBuf>("config") {
+        let _ = write!(line, " --config {}", path.display());
+    } else if !matches.contains_id("overrides") && !T::SCHEMA.has_default() {
+        return Start::Fail(format!(
+            "error: which config?\n\n{}\n`{} --help` lists the keys.\n",
+            usage_line(recipe),
+            recipe.name
+        ));
+    }
+    let overrides = matches.get_many::<String>("overrides").unwrap_or_default();
+    input = input.command(line).overrides(overrides);
+    match load::<T>(input) {
+        Err(report) => Start::Fail(report.render(color)),
+        Ok(loaded) if matches.get_flag("print-config") => {
+            Start::Show(loaded.resolved.to_yaml_with_origins())
+        }
+        Ok(loaded) => Start::Run(Box::new(loaded)),
+    }
+}
+
+/// Whether the standard error is a terminal that wants colour.
+pub fn stderr_color() -> bool {
+    let asks_for_none = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal()
+        && !asks_for_none("NO_COLOR")
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// `error: ...` for a run that has failed, with what it was caused by.
+pub fn failure(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error.to_string();
+    let mut text = format!("error: {last}\n");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let message = cause.to_string();
+        // Many messages already end with that of their cause.
+        if !last.contains(&message) {
+            let _ = writeln!(text, "  caused by: {message}");
+        }
+        last = message;
+        source = cause.source();
+    }
+    text
+}
+
+/// The report as it is shown before a run; empty where there is nothing to say.
+pub fn warnings(report: &Report, color: bool) -> String {
+    match report.is_empty() {
+        true => String::new(),
+        false => report.render(color),
+    }
+}
+
+fn command(recipe: &Recipe) -> Command {
+    Command::new(recipe.name)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .short('c')
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(
+            Arg::new("help")
+                .long("help")
+                .short('h')
+                .action(ArgAction::SetTrue),
+        )
+        .arg(
+            Arg::new("version")
+                .long("version")
+                .short('V')
+                .action(ArgAction::SetTrue),
+        )
+        .arg(
+            Arg::new("print-config")
+                .long("print-config")
+                .action(ArgAction::SetTrue),
+        )
+        .arg(
+            Arg::new("overrides")
+                .value_name("KEY=VALUE")
+                .num_args(0..)
+                .action(ArgAction::Append),
+        )
+}
+
+/// The bytes of a file, a little more than a config may have at most: the path
+/// may be that of a device without an end.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(2 << 20)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn usage_line(recipe: &Recipe) -> String {
+    format!(
+        "Usage: {} [--config FILE] [KEY=VALUE | ~KEY]...\n",
+        recipe.name
+    )
+}
+
+/// What is wrong with the arguments. Other tools take keys as options, so that
+/// is the mistake to expect.
+fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return format!("{}\n", error.to_string().trim_end());
+    };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return format!("{}\n", error.to_string().trim_end());
+    }
+    let mut text = format!("error: unknown option `{option}`\n\n");
+    let key = option.trim_start_matches('-').replace('-', "_");
+    let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+    let value = args.iter().enumerate().find_map(|(at, arg)| {
+        let rest = arg.strip_prefix(option.as_str())?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value),
+            None => args
+                .get(at + 1)
+                .map(|next| &**next)
+                .filter(|next| !next.starts_with('-')),
+        }
+    });
+    if option.starts_with("--") {
+        let value = value.unwrap_or("VALUE");
+        let _ = writeln!(
+            text,
+            "A key of the config is set without dashes: `{key}={value}`"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{}`{} --help` lists options and keys.",
+        usage_line(recipe),
+        recipe.name
+    );
+    text
+}
+
+fn help_text<T: Config>(recipe: &Recipe) -> String {
+    let mut text = String::new();
+    if !recipe.doc.is_empty() {
+        let _ = writeln!(text, "{}\n", recipe.doc.trim());
+    }
+    let _ = writeln!(text, "{}", usage_line(recipe));
+    text += "Options:\n";
+    for (flag, what) in [
+        ("-c, --config FILE", "the YAML file with the keys below"),
+        (
+            "    --print-config",
+            "show the config as it would run, with the origin of each value",
+        ),
+        ("-h, --help", "show this"),
+        ("-V, --version", "show the version"),
+    ] {
+        let _ = writeln!(text, "  {flag:<20}  {what}");
+    }
+    text += "\nOverrides, in the order in which they are given:\n";
+    for (form, what) in [
+        ("a.b=VALUE", "sets a key; the value is YAML"),
+        ("a.0.b=VALUE", "sets a key of a list's first item"),
+        ("a=NAME", "chooses another component; keys that it lacks go"),
+        ("~a.b", "removes a key"),
+    ] {
+        let _ = writeln!(text, "  {form:<20}  {what}");
+    }
+    if let Schema::Struct(fields) = T::SCHEMA {
+        text += "\nKeys:\n";
+        help::keys(fields, 2, &mut text);
+    }
+    text
+}

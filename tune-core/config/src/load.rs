@@ -1,0 +1,177 @@
+//! Text and overrides to a typed config.
+
+use tune_yaml::{Node, Span};
+
+use crate::check::check;
+use crate::overrides::{self, CommandLine};
+use crate::report::{COMMAND_LINE, Diagnostic, Report, Sources};
+use crate::value::{Origin, Value};
+use crate::{Config, emit};
+
+/// What a config is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    file: Option<(String, String)>,
+    command: String,
+    overrides: Vec<String>,
+}
+
+impl Input {
+    /// Defaults only.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The text of a YAML file and the name that messages give it.
+    pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { file: Some((name.into(), text.into())), ..Self::default() }
+    }
+
+    /// `key=value` and `~key`, in this order, after those that are there.
+    #[must_use]
+    pub fn overrides(mut self, overrides: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.overrides.extend(overrides.into_iter().map(Into::into));
+        self
+    }
+
+    /// What stood before the overrides on the command line, for messages.
+    #[must_use]
+    pub fn command(mut self, command: impl Into<String>) -> Self {
+        self.command = command.into();
+        self
+    }
+}
+
+/// A config that has been checked.
+#[derive(Debug, Clone)]
+pub struct Loaded<T> {
+    /// The config.
+    pub config: T,
+    /// The same with its origins, to be written beside the results.
+    pub resolved: ResolvedConfig,
+    /// What was written and has no effect.
+    pub warnings: Report,
+}
+
+/// A checked config as a whole, whatever its type: every key with its value
+/// and the value's origin. A recipe asks for it with a parameter that is
+/// marked `#[config(resolved)]`, and writes it beside its results.
+#[derive(Debug, Clone)]
+pub struct ResolvedConfig {
+    value: Value,
+    sources: Sources,
+}
+
+impl ResolvedConfig {
+    /// The config as YAML that can be run again as it is.
+    pub fn to_yaml(&self) -> String {
+        emit::yaml(&self.value, None)
+    }
+
+    /// The same with each value's origin in a comment.
+    pub fn to_yaml_with_origins(&self) -> String {
+        emit::yaml(&self.value, Some(&self.sources))
+    }
+
+    /// The value.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// Where a value of [`Self::value`] comes from: `lora.yaml:3:7`,
+    /// `command line`, `default`.
+    pub fn origin(&self, value: &Value) -> String {
+        self.sources.origin(value.origin)
+    }
+}
+
+/// Reads, merges, resolves and checks a config.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
+    let mut sources = Sources::default();
+    let mut diagnostics = Vec::new();
+    let line = CommandLine::new(&input.command, &input.overrides);
+    let has_file = input.file.is_some();
+    let (name, text) = input.file.unwrap_or_default();
+    let file = sources.add(name, text);
+    let command_line = sources.add(COMMAND_LINE, line.text.as_str());
+
+    let mut root = match tune_yaml::parse(sources.text(file), file) {
+        Ok(root) => root,
+        Err(error) => {
+            diagnostics.push(error.into());
+            Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }
+        }
+    };
+    if root.is_null() {
+        if has_file {
+            let nothing = Diagnostic::error("this config is empty").at(root.span, "expected keys");
+            diagnostics.push(nothing.help("`--help` lists the keys"));
+            root.value = tune_yaml::Value::Reported;
+        } else {
+            root.value = tune_yaml::Value::Map(Vec::new());
+            root.span = Span::new(command_line, 0, line.text.len());
+        }
+    }
+    for (written, range) in input.overrides.iter().zip(&line.overrides) {
+        let applied = overrides::parse(written, &line, range.clone(), command_line)
+            .and_then(|with| overrides::apply(&T::SCHEMA, &mut root, with));
+        diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
+    }
+    let (root, mistakes) = tune_yaml::interpolate(root);
+    diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
+
+    let checked = check(&T::SCHEMA, &root, &|span| span.source == command_line);
+    diagnostics.extend(checked.diagnostics);
+    let warnings = ignored(&checked.ignored);
+    let converted = match checked.value {
+        Some(value) if diagnostics.is_empty() => match T::from_value(&value) {
+            Ok(config) => Some((config, value)),
+            Err(mismatch) => {
+                let diagnostic = Diagnostic::error(mismatch.message);
+                diagnostics.push(match mismatch.origin {
+                    Origin::Written(span) => diagnostic.at(span, ""),
+                    Origin::Default | Origin::Made => diagnostic,
+                });
+                None
+            }
+        },
+        _ => None,
+    };
+    match converted {
+        Some((config, value)) => Ok(Loaded {
+            config,
+            warnings: Report { sources: sources.clone(), diagnostics: warnings },
+            resolved: ResolvedConfig { value, sources },
+        }),
+        None => {
+            if diagnostics.is_empty() {
+                diagnostics.push(Diagnostic::error("this config cannot be used"));
+            }
+            // In the order of the text, the file first.
+            diagnostics.sort_by_key(|diagnostic| {
+                diagnostic.primary.as_ref().map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
+            });
+            diagnostics.extend(warnings);
+            Err(Report { sources, diagnostics })
+        }
+    }
+}
+
+/// One warning for all keys that have no effect.
+fn ignored(keys: &[(Span, &'static crate::schema::Ignored)]) -> Vec<Diagnostic> {
+    let Some((first, rest)) = keys.split_first() else {
+        return Vec::new();
+    };
+    let message = match rest {
+        [] => format!("the key `{}` has no effect here", first.1.name),
+        _ => format!("{} keys have no effect here", keys.len()),
+    };
+    let mut warning = Diagnostic::warning(message).at(first.0, first.1.why);
+    for (span, ignored) in rest {
+        warning = warning.also(*span, ignored.why);
+    }
+    vec![warning]
+}

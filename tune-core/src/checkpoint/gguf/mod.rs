@@ -1,0 +1,167 @@
+//! GGUF files, llama.cpp's format: one file with weights, hyperparameters and tokenizer.
+//!
+//! What is read appears under Hugging Face's names and in its layout: the rows of the query and
+//! key projections, which llama.cpp stores with interleaved rotary halves, are put back.
+
+mod family;
+mod header;
+mod metadata;
+mod pre;
+mod tokenizer;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{CpuStorage, DType, Device, Tensor};
+use serde_json::Value;
+
+use self::header::{Header, TensorInfo};
+use self::metadata::Metadata;
+use super::source::{self, DataFile, Element, Stored};
+use crate::tokenizer::TokenizerFiles;
+use crate::{Error, Result};
+
+/// A GGUF file as a Hugging Face model.
+#[derive(Debug)]
+pub(super) struct Model {
+    metadata: Metadata,
+    config: Value,
+    tensors: BTreeMap<String, GgufTensor>,
+}
+
+/// A parameter of a GGUF file.
+#[derive(Debug)]
+pub(super) struct GgufTensor {
+    file: Arc<DataFile>,
+    info: TensorInfo,
+    /// The number of heads whose rows are interleaved, where they are.
+    rotary_heads: Option<usize>,
+}
+
+impl Model {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = Arc::new(DataFile::open(path)?);
+        let Header { metadata, tensors } = Header::read(&file)?;
+        let metadata = Metadata::new(path, metadata);
+        if metadata.u64("split.count")?.is_some_and(|n| n > 1) {
+            return Err(Error::file(
+                path,
+                "is one part of a split GGUF file; join the parts with `llama-gguf-split --merge`",
+            ));
+        }
+        let (config, parameters) = family::describe(&metadata, &file, tensors)?;
+        let tensors = parameters
+            .into_iter()
+            .map(|p| {
+                let tensor = GgufTensor { file: Arc::clone(&file), info: p.info, rotary_heads: p.rotary_heads };
+                (p.name, tensor)
+            })
+            .collect();
+        Ok(Self { metadata, config, tensors })
+    }
+
+    pub(super) fn config(&self) -> &Value {
+        &self.config
+    }
+
+    pub(super) fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
+        &self.tensors
+    }
+
+    pub(super) fn load(
+        &self,
+        tensor: &GgufTensor,
+        dtype: DType,
+        round_to: Option<DType>,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let Some(heads) = tensor.rotary_heads else {
+            return source::load(tensor, dtype, round_to, None, device);
+        };
+        // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
+        let size = tensor.info.shape[0] / heads;
+        let from = move |row: usize| {
+            let (head, within) = (row / size, row % size);
+            let (half, pair) = (within / (size / 2), within % (size / 2));
+            head * size + 2 * pair + half
+        };
+        source::load(tensor, dtype, round_to, Some(&from), device)
+    }
+
+    pub(super) fn tokenizer_files(&self) -> Result<TokenizerFiles> {
+        tokenizer::files(&self.metadata)
+    }
+
+    /// The ids that generation stops and pads with.
+    pub(super) fn generation_config(&self) -> Value {
+        let id = |key: &str| self.config.get(key).cloned().unwrap_or(Value::Null);
+        let mut eos = id("eos_token_id");
+        if let Ok(Some(eot)) = self.metadata.u64("tokenizer.ggml.eot_token_id")
+            && eos.as_u64() != Some(eot)
+        {
+            eos = if eos.is_null() { eot.into() } else { serde_json::json!([eos, eot]) };
+        }
+        let mut config = serde_json::Map::new();
+        for (key, value) in
+            [("bos_token_id", id("bos_token_id")), ("eos_token_id", eos), ("pad_token_id", id("pad_token_id"))]
+        {
+            if !value.is_null() {
+                config.insert(key.into(), value);
+            }
+        }
+        Value::Object(config)
+    }
+}
+
+impl GgufTensor {
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.info.shape
+    }
+
+    pub(super) fn dtype(&self) -> Option<DType> {
+        match self.info.dtype {
+            GgmlDType::F32 => Some(DType::F32),
+            GgmlDType::F16 => Some(DType::F16),
+            GgmlDType::BF16 => Some(DType::BF16),
+            _ => None,
+        }
+    }
+}
+
+impl Stored for GgufTensor {
+    fn shape(&self) -> &[usize] {
+        &self.info.shape
+    }
+
+    fn dtype(&self) -> Option<DType> {
+        GgufTensor::dtype(self)
+    }
+
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<()> {
+        let offset = self.info.start + (start * size_of::<T>()) as u64;
+        self.file.read_at(bytemuck::cast_slice_mut(out), offset)
+    }
+
+    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
+        let dtype = self.info.dtype;
+        let (block, size) = (dtype.block_size(), dtype.type_size());
+        let bytes = out.len() / block * size;
+        // In 8-byte words, since candle casts the bytes to blocks and minds their alignment.
+        let mut words = vec![0u64; bytes.div_ceil(8)];
+        let raw = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
+        self.file.read_at(raw, self.info.start + (start / block * size) as u64)?;
+        match dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
+            CpuStorage::F32(values) => out.copy_from_slice(&values),
+            other => {
+                return Err(Error::setup(format!(
+                    "dequantizing {dtype:?} gave {:?} instead of f32",
+                    candle_core::backend::BackendStorage::dtype(&other)
+                )));
+            }
+        }
+        Ok(())
+    }
+}

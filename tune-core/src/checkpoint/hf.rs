@@ -1,0 +1,345 @@
+//! Hugging Face model folders: `config.json`, weights in safetensors files, the tokenizer's files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path};
+
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+
+use super::durable;
+use super::safetensors::{self, Entry, Outgoing};
+use super::source::{read_json, read_small};
+use crate::tokenizer::TokenizerFiles;
+use crate::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Every file that a tokenizer may consist of, besides the templates that `chat_templates` may hold.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<(Value, BTreeMap<String, Entry>)> {
+    let config_path = dir.join("config.json");
+    if !config_path.exists() {
+        let hint = if dir.join("adapter_config.json").exists() {
+            "it is an adapter: give it as adapter_checkpoint, and the model that it belongs to as checkpoint_dir"
+        } else {
+            "give the folder that Hugging Face's files of the model lie in"
+        };
+        return Err(Error::file(dir, format!("has no config.json; {hint}")));
+    }
+    let config: Value = read_json(&config_path)?;
+    if !config.is_object() {
+        return Err(Error::file(&config_path, "is not a JSON object"));
+    }
+    if let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) {
+        let method = quantization["quant_method"].as_str().unwrap_or("some method");
+        return Err(Error::file(
+            &config_path,
+            format!(
+                "the weights are quantized ({method}), which is not supported; take the original model, or a GGUF file of it"
+            ),
+        ));
+    }
+
+    let index_path = dir.join(INDEX);
+    let (names, index) = match files {
+        Some(files) => (files.iter().cloned().collect(), None),
+        None if dir.join(SINGLE).exists() => (BTreeSet::from([SINGLE.to_string()]), None),
+        None if index_path.exists() => {
+            let index = read_index(&index_path)?;
+            (index.values().cloned().collect(), Some(index))
+        }
+        None => (loose_files(dir)?, None),
+    };
+
+    let mut tensors = BTreeMap::new();
+    for name in &names {
+        let path = dir.join(plain_name(name).map_err(|e| Error::file(dir, e))?);
+        if !path.exists() {
+            return Err(match &index {
+                Some(_) => Error::file(
+                    &index_path,
+                    format!("names the weight file {name}, which is not there; download it too"),
+                ),
+                None => Error::file(&path, "does not exist (checkpoint_files names it)"),
+            });
+        }
+        if !name.ends_with(".safetensors") {
+            return Err(Error::file(
+                &path,
+                "is not a safetensors file; PyTorch's own formats are not read, since they can run code: \
+                 convert it with `safetensors` or take a repository that has *.safetensors",
+            ));
+        }
+        for (tensor, entry) in safetensors::open(&path)? {
+            if entry.dtype().is_none() && tensor.ends_with("weight") {
+                return Err(entry.unsupported(&tensor));
+            }
+            if let Some(other) = tensors.insert(tensor.clone(), entry) {
+                return Err(Error::file(
+                    &path,
+                    format!("holds tensor `{tensor}`, which {} holds too", other.path().display()),
+                ));
+            }
+        }
+    }
+    if let Some(index) = index {
+        for (tensor, file) in index {
+            let at = tensors.get(&tensor).map(Entry::path);
+            if at.and_then(Path::file_name) != Some(file.as_ref()) {
+                return Err(Error::file(
+                    &index_path,
+                    format!("says that tensor `{tensor}` is in {file}, but it is not; the files are not of one model"),
+                ));
+            }
+        }
+    }
+    if tensors.is_empty() {
+        return Err(Error::file(dir, "its weight files hold no tensors"));
+    }
+    Ok((config, tensors))
+}
+
+/// The index's map from tensors to files.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } = read_json(path)?;
+    if weight_map.is_empty() {
+        return Err(Error::file(path, "names no weight files"));
+    }
+    Ok(weight_map)
+}
+
+/// A file name without folders, so that what a downloaded file says cannot reach elsewhere.
+fn plain_name(name: &str) -> Result<&str, String> {
+    let mut parts = Path::new(name).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(_)), None) => Ok(name),
+        _ => Err(format!("a weight file is called {name:?}; only files of this folder itself are read")),
+    }
+}
+
+/// The safetensors files of a folder that has neither the usual file nor an index.
+fn loose_files(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut pytorch = false;
+    for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let entry = entry.map_err(Error::io("read", dir))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // `consolidated*` is Mistral's own copy of the same weights under other names.
+        let other = ["adapter_", "training_state", "consolidated", "."];
+        if name.ends_with(".safetensors") && !other.iter().any(|o| name.starts_with(o)) {
+            found.insert(name);
+        } else {
+            pytorch |= [".bin", ".pt", ".pth"].iter().any(|e| name.ends_with(e));
+        }
+    }
+    if found.is_empty() {
+        let message = if pytorch {
+            "has weights only in PyTorch's own format, which is not read, since it can run code; \
+             convert them (`save_pretrained` in transformers writes safetensors) or take another revision of the model"
+        } else {
+            "has no weights: no *.safetensors file"
+        };
+        return Err(Error::file(dir, message));
+    }
+    Ok(found)
+}
+
+pub(super) fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles> {
+    let mut files = BTreeMap::new();
+    for name in TOKENIZER_FILES {
+        let path = dir.join(name);
+        if path.exists() {
+            files.insert((*name).to_string(), read_small(&path, 1 << 30)?);
+        }
+    }
+    Ok(TokenizerFiles { files })
+}
+
+/// Parameters to be written: tensors at hand, or ones that are made when their turn comes.
+#[derive(Default)]
+pub struct Weights<'a>(BTreeMap<String, Weight<'a>>);
+
+struct Weight<'a> {
+    dtype: DType,
+    shape: Vec<usize>,
+    make: Box<dyn Fn() -> Result<Tensor> + 'a>,
+}
+
+impl<'a> Weights<'a> {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tensor as it is.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) {
+        let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+        self.insert_with(name, dtype, &shape, move || Ok(tensor.clone()));
+    }
+
+    /// Adds a parameter that `make` gives when it is written, so that a model which has to be
+    /// converted or merged for saving is never in memory twice.
+    pub fn insert_with(
+        &mut self,
+        name: impl Into<String>,
+        dtype: DType,
+        shape: &[usize],
+        make: impl Fn() -> Result<Tensor> + 'a,
+    ) {
+        let weight = Weight { dtype, shape: shape.to_vec(), make: Box::new(make) };
+        self.0.insert(name.into(), weight);
+    }
+
+    /// The bytes that all of them take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.values().map(|w| safetensors::bytes_of(w.dtype, &w.shape)).sum()
+    }
+
+    /// The most frequent element type, by bytes.
+    fn main_dtype(&self) -> Option<DType> {
+        let mut bytes: Vec<(u64, DType)> = Vec::new();
+        for w in self.0.values() {
+            let n = safetensors::bytes_of(w.dtype, &w.shape);
+            match bytes.iter_mut().find(|b| b.1 == w.dtype) {
+                Some(b) => b.0 += n,
+                None => bytes.push((n, w.dtype)),
+            }
+        }
+        bytes.into_iter().max_by_key(|b| b.0).map(|b| b.1)
+    }
+}
+
+impl From<BTreeMap<String, Tensor>> for Weights<'_> {
+    fn from(tensors: BTreeMap<String, Tensor>) -> Self {
+        let mut weights = Self::new();
+        for (name, tensor) in tensors {
+            weights.insert(name, tensor);
+        }
+        weights
+    }
+}
+
+/// Writes a folder that `transformers` loads: weights in files of at most `max_shard_bytes` (a
+/// larger tensor gets a file of its own), an index where there are several, the config with the
+/// weights' type in it, and the tokenizer's files byte for byte. Everything is synced.
+///
+/// `dir` is made where it is missing. Files of the same names in it are written over: use a new
+/// folder, such as the one that [`super::run::RunDir::save`] gives.
+///
+/// # Errors
+///
+/// Where writing fails, a tensor's type has no place in the format, or `weights` is empty.
+pub fn write<'a>(
+    dir: &Path,
+    config: &Value,
+    weights: impl Into<Weights<'a>>,
+    tokenizer: &TokenizerFiles,
+    generation_config: Option<&Value>,
+    max_shard_bytes: u64,
+) -> Result<()> {
+    let weights = weights.into();
+    let Some(main_dtype) = weights.main_dtype() else {
+        return Err(Error::setup("a model without tensors cannot be saved"));
+    };
+    durable::create_dir_all(dir)?;
+
+    let mut shards: Vec<Vec<Outgoing<'_>>> = Vec::new();
+    let mut room = 0;
+    for (name, weight) in &weights.0 {
+        let tensor = Outgoing { name, dtype: weight.dtype, shape: &weight.shape, tensor: &*weight.make };
+        let bytes = tensor.bytes();
+        match shards.last_mut() {
+            Some(shard) if bytes <= room => {
+                room -= bytes;
+                shard.push(tensor);
+            }
+            _ => {
+                room = max_shard_bytes.saturating_sub(bytes);
+                shards.push(vec![tensor]);
+            }
+        }
+    }
+
+    if shards.len() == 1 {
+        for shard in shards {
+            safetensors::write(&dir.join(SINGLE), shard)?;
+        }
+    } else {
+        let count = shards.len();
+        let mut map = serde_json::Map::new();
+        for (i, shard) in shards.into_iter().enumerate() {
+            let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+            for tensor in &shard {
+                map.insert(tensor.name.to_string(), file.clone().into());
+            }
+            safetensors::write(&dir.join(file), shard)?;
+        }
+        let index = serde_json::json!({
+            "metadata": {"total_size": weights.bytes()},
+            "weight_map": map,
+        });
+        durable::write_json(&dir.join(INDEX), &index)?;
+    }
+
+    durable::write_json(&dir.join("config.json"), &with_dtype(config, main_dtype))?;
+    if let Some(generation) = generation_config {
+        durable::write_json(&dir.join("generation_config.json"), generation)?;
+    }
+    write_tokenizer(dir, tokenizer)?;
+    durable::sync_dir(dir)
+}
+
+/// Writes the tokenizer's files as they are, synced.
+pub(super) fn write_tokenizer(dir: &Path, tokenizer: &TokenizerFiles) -> Result<()> {
+    for (name, bytes) in &tokenizer.files {
+        let name = plain_name(name).map_err(|e| Error::file(dir, e))?;
+        durable::write(&dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// The config with its `dtype` (transformers 5) or `torch_dtype` (before) set, the latter where it has neither.
+fn with_dtype(config: &Value, dtype: DType) -> Value {
+    let name = match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        DType::F64 => "float64",
+        _ => "float32",
+    };
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        let mut known = false;
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(value) = object.get_mut(key) {
+                *value = name.into();
+                known = true;
+            }
+        }
+        if !known {
+            // The older name: every version of transformers reads it.
+            object.insert("torch_dtype".into(), name.into());
+        }
+    }
+    config
+}

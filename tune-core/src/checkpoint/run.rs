@@ -1,0 +1,420 @@
+//! The folder of a training run, with its checkpoints.
+//!
+//! ```text
+//! output_dir/
+//!   epoch_0_step_20/           a model or adapter as others read it, and the training state
+//!   epoch_1_step_40/
+//!   .partial-epoch_2_step_60/  being written; of no use to anyone
+//!   .pruned-epoch_0_step_10/   being deleted
+//! ```
+//!
+//! A checkpoint is complete or does not exist: it is written aside, every file and folder is
+//! synced, and then it gets its name. Whatever moment a process dies in, the next one finds the
+//! newest complete checkpoint and clears the rest away.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::durable::{self, human};
+use super::state::{self, TrainingState};
+use crate::{Error, Result};
+
+const PARTIAL: &str = ".partial-";
+const PRUNED: &str = ".pruned-";
+const REPLACED: &str = ".replaced-";
+/// Room for what is not counted: configs, tokenizers, folders.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// A complete checkpoint of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The optimizer step that it was saved after.
+    pub step: usize,
+    /// The epoch that the step belongs to, from 0.
+    pub epoch: usize,
+}
+
+/// The complete checkpoints in `output_dir`, the oldest first; none where the folder does not exist.
+///
+/// # Errors
+///
+/// Where the folder cannot be read.
+pub fn checkpoints(output_dir: &Path) -> Result<Vec<Saved>> {
+    let mut saved = Vec::new();
+    for name in names_in(output_dir)? {
+        if let Some((epoch, step)) = parse_name(&name) {
+            let path = output_dir.join(name);
+            if path.join(state::FILE).is_file() {
+                saved.push(Saved { path, step, epoch });
+            }
+        }
+    }
+    saved.sort_by_key(|s| (s.step, s.epoch));
+    Ok(saved)
+}
+
+/// The newest complete checkpoint in `output_dir`.
+///
+/// # Errors
+///
+/// Where the folder cannot be read.
+pub fn latest(output_dir: &Path) -> Result<Option<Saved>> {
+    Ok(checkpoints(output_dir)?.pop())
+}
+
+/// How a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// From the base model; checkpoints of another run must not be there.
+    Fresh,
+    /// From the newest checkpoint, which must be there.
+    Resume,
+    /// From the base model; checkpoints of another run are deleted first.
+    Overwrite,
+}
+
+/// A run's folder, open for saving: nobody else saves into it meanwhile.
+#[derive(Debug)]
+pub struct RunDir {
+    dir: PathBuf,
+    /// The locked folder; the lock goes with it, also when the process is killed.
+    _lock: Option<File>,
+}
+
+impl RunDir {
+    /// Opens `output_dir`, makes it where it is missing, and clears away what an earlier process left
+    /// unfinished. `base` is the checkpoint that training starts from.
+    ///
+    /// Call it when the rest of the set-up is known to be sound: with [`Start::Overwrite`] it deletes.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder is the base's own, is in use by another process, cannot be made or written,
+    /// or its content does not fit `start`. Nothing has been changed then.
+    pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
+        check_output_dir(output_dir, base)?;
+        let there = checkpoints(output_dir)?;
+        match start {
+            Start::Fresh if !there.is_empty() => {
+                return Err(Error::file(
+                    output_dir,
+                    format!(
+                        "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
+                         overwrite=true to delete them and start anew, or choose another output_dir",
+                        there.len(),
+                        there
+                            .last()
+                            .map(|s| name_of(s.epoch, s.step))
+                            .unwrap_or_default(),
+                    ),
+                ));
+            }
+            Start::Resume if there.is_empty() && !has_replaced(output_dir)? => {
+                return Err(Error::file(
+                    output_dir,
+                    "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
+                ));
+            }
+            _ => {}
+        }
+        durable::create_dir_all(output_dir)?;
+        let run = Self {
+            dir: output_dir.to_path_buf(),
+            _lock: lock(output_dir)?,
+        };
+        run.clean()?;
+        if start == Start::Overwrite {
+            for saved in &checkpoints(output_dir)? {
+                run.delete(&saved.path)?;
+            }
+        }
+        Ok(run)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The newest complete checkpoint, which a run that resumes starts from.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be read.
+    pub fn latest(&self) -> Result<Option<Saved>> {
+        latest(&self.dir)
+    }
+
+    /// Saves a checkpoint: `write` puts the model or adapter into the folder that it is given (with
+    /// [`super::hf::write`] or [`super::peft::write`]), the state is added, everything is synced, and the
+    /// folder gets its name, `epoch_E_step_S`. One of that name that is already there is replaced.
+    ///
+    /// `epoch` is the one that `state.step` belongs to; `weight_bytes` is about what `write` writes.
+    ///
+    /// # Errors
+    ///
+    /// Where there is too little room or writing fails. What was written is removed, and earlier
+    /// checkpoints are as they were.
+    pub fn save(
+        &self,
+        epoch: usize,
+        state: &TrainingState,
+        weight_bytes: u64,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Saved> {
+        self.clean()?;
+        let name = name_of(epoch, state.step);
+        let needed = weight_bytes
+            .saturating_add(state.bytes())
+            .saturating_add(SPARE_BYTES);
+        if let Some(free) = durable::free_bytes(&self.dir)
+            && free < needed
+        {
+            return Err(self.too_full(
+                &name,
+                &format!("it needs {}, and {} are free", human(needed), human(free)),
+            ));
+        }
+
+        let partial = self.dir.join(format!("{PARTIAL}{name}"));
+        let written = fs::create_dir(&partial)
+            .map_err(Error::io("create", &partial))
+            .and_then(|()| write(&partial))
+            .and_then(|()| state.write(&partial))
+            .and_then(|()| sync_tree(&partial));
+        if let Err(error) = written {
+            // The first error is the one to tell; what remains is removed by the next run.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(if durable::is_full(&error) {
+                self.too_full(&name, &error.to_string())
+            } else {
+                error
+            });
+        }
+
+        let path = self.dir.join(&name);
+        let replaced = self.dir.join(format!("{REPLACED}{name}"));
+        let replaces = path.exists();
+        if replaces {
+            rename(&path, &replaced)?;
+        }
+        if let Err(error) = rename(&partial, &path) {
+            self.clean()?;
+            return Err(error);
+        }
+        durable::sync_dir(&self.dir)?;
+        if replaces {
+            remove(&replaced)?;
+        }
+        Ok(Saved {
+            path,
+            step: state.step,
+            epoch,
+        })
+    }
+
+    /// Deletes the oldest checkpoints until `keep_last` are left, at least one, and returns those deleted.
+    ///
+    /// # Errors
+    ///
+    /// Where one cannot be deleted.
+    pub fn prune(&self, keep_last: usize) -> Result<Vec<Saved>> {
+        let mut saved = checkpoints(&self.dir)?;
+        let keep = keep_last.max(1).min(saved.len());
+        saved.truncate(saved.len() - keep);
+        for old in &saved {
+            self.delete(&old.path)?;
+        }
+        Ok(saved)
+    }
+
+    /// Takes a checkpoint's name away, so that nobody finds half of it, and then deletes it.
+    fn delete(&self, path: &Path) -> Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = self.dir.join(format!("{PRUNED}{name}"));
+        rename(path, &aside)?;
+        durable::sync_dir(&self.dir)?;
+        remove(&aside)
+    }
+
+    /// Finishes or undoes what another process was killed in.
+    fn clean(&self) -> Result<()> {
+        for name in names_in(&self.dir)? {
+            let path = self.dir.join(&name);
+            if name.starts_with(PARTIAL) || name.starts_with(PRUNED) {
+                remove(&path)?;
+            } else if let Some(original) = name.strip_prefix(REPLACED) {
+                let original = self.dir.join(original);
+                if original.exists() {
+                    remove(&path)?;
+                } else {
+                    rename(&path, &original)?;
+                    durable::sync_dir(&self.dir)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn too_full(&self, name: &str, why: &str) -> Error {
+        let last = match self.latest() {
+            Ok(Some(saved)) => format!(
+                "The last good checkpoint is {}: make room and resume from it (resume_from_checkpoint=true)",
+                saved.path.display()
+            ),
+            _ => "No checkpoint was saved before: make room and start again".to_string(),
+        };
+        Error::file(
+            &self.dir,
+            format!(
+                "no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"
+            ),
+        )
+    }
+}
+
+/// Refuses an output folder in which saving would touch the checkpoint that training starts from.
+/// Links are followed; neither has to exist.
+///
+/// # Errors
+///
+/// Where `output_dir` is the base's folder (for a GGUF file, the one that it lies in), where the
+/// base is one of the checkpoints of `output_dir`, or where `output_dir` is a file.
+pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
+    let output = resolve(output_dir)?;
+    if output.exists() && !output.is_dir() {
+        return Err(Error::file(
+            output_dir,
+            "is a file; output_dir must be a folder",
+        ));
+    }
+    let base_path = resolve(base)?;
+    let base_dir = if base_path.is_dir() {
+        base_path.as_path()
+    } else {
+        base_path.parent().unwrap_or(&base_path)
+    };
+    if output == base_dir {
+        return Err(Error::file(
+            output_dir,
+            "is the folder of the checkpoint that training starts from; choose another output_dir",
+        ));
+    }
+    // A run prunes and replaces its own checkpoints, and one of them may be the base.
+    let inside = base_dir.strip_prefix(&output).ok();
+    let first = inside.and_then(|rest| rest.components().next());
+    if let Some(first) = first
+        && let Some(name) = first.as_os_str().to_str()
+        && parse_name(name).is_some()
+    {
+        return Err(Error::file(
+            output_dir,
+            format!(
+                "holds the checkpoint that training starts from ({}), which saving into it could delete; \
+                 choose another output_dir, or resume that run with resume_from_checkpoint=true and its base model",
+                base.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The path without links and dots, as far as it exists.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
+    let mut resolved = PathBuf::new();
+    for part in absolute.components() {
+        if part == Component::ParentDir {
+            resolved.pop();
+        } else {
+            resolved.push(part);
+            if let Ok(real) = resolved.canonicalize() {
+                resolved = real;
+            }
+        }
+    }
+    Ok(resolved)
+}
+
+/// The lock on a folder; none where the file system has no locks.
+fn lock(dir: &Path) -> Result<Option<File>> {
+    if !cfg!(unix) {
+        return Ok(None);
+    }
+    let handle = File::open(dir).map_err(Error::io("open", dir))?;
+    match handle.try_lock() {
+        Ok(()) => Ok(Some(handle)),
+        Err(TryLockError::WouldBlock) => Err(Error::file(
+            dir,
+            "is in use: another run is saving into it; wait for it, or choose another output_dir",
+        )),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+fn name_of(epoch: usize, step: usize) -> String {
+    format!("epoch_{epoch}_step_{step}")
+}
+
+/// Epoch and step from a checkpoint's name.
+fn parse_name(name: &str) -> Option<(usize, usize)> {
+    let (epoch, step) = name.strip_prefix("epoch_")?.split_once("_step_")?;
+    let (epoch, step) = (epoch.parse().ok()?, step.parse().ok()?);
+    // No signs, no leading zeros: one name for one checkpoint.
+    (name_of(epoch, step) == name).then_some((epoch, step))
+}
+
+fn has_replaced(dir: &Path) -> Result<bool> {
+    Ok(names_in(dir)?.iter().any(|n| n.starts_with(REPLACED)))
+}
+
+/// The names in a folder, sorted; none where it does not exist.
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("read", dir))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read", dir))?;
+        // Names that are not Unicode are not ours.
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("rename", from))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let kind = fs::symlink_metadata(path).map_err(Error::io("remove", path))?;
+    if kind.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    }
+    .map_err(Error::io("remove", path))
+}
+
+/// Syncs all files and folders below `dir`, whoever wrote them, and `dir` itself.
+fn sync_tree(dir: &Path) -> Result<()> {
+    for name in names_in(dir)? {
+        let path = dir.join(name);
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path)
+                .and_then(|f| f.sync_all())
+                .map_err(Error::io("sync", &path))?;
+        }
+    }
+    durable::sync_dir(dir)
+}

@@ -1,0 +1,233 @@
+//! Weight files as sources of tensors: positioned reads, split over the cores, converted on the way.
+//!
+//! Files are read, not mapped: a mapped file that another program shortens kills the process
+//! that touches it, while a short read is an error with a name.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "safetensors and GGUF files hold little-endian numbers, which are read as they are"
+);
+
+/// Elements converted at a time by one core: small enough to stay in its cache, and a multiple of
+/// every block size that quantized formats use.
+const CHUNK: usize = 256 * 1024;
+
+/// An open file that is read at positions, from several threads at once.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl DataFile {
+    /// Opens a regular file.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let meta = file.metadata().map_err(Error::io("read", path))?;
+        if !meta.is_file() {
+            return Err(Error::file(path, "is not a regular file"));
+        }
+        Ok(Self { path: path.to_path_buf(), file, len: meta.len() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The length in bytes when the file was opened.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` from byte `offset` on.
+    pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        read_exact_at(&self.file, buffer, offset).map_err(|e| {
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                Error::file(&self.path, "became shorter while it was being read")
+            } else {
+                Error::io("read", &self.path)(e)
+            }
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                buffer = &mut buffer[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens `path` and reads all of it, refusing what is absurdly large for the kind of file it is.
+pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = DataFile::open(path)?;
+    if file.len() > limit {
+        return Err(Error::file(
+            path,
+            format!("is {} bytes long; a file of this kind has at most {limit}", file.len()),
+        ));
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    file.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Reads a JSON file of reasonable size.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = read_small(path, 256 << 20)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::file(path, format!("is not the JSON that was expected here: {e}")))
+}
+
+/// A number that weights are stored in.
+pub(super) trait Element: candle_core::WithDType + bytemuck::Pod {
+    fn widen(self) -> f32;
+    fn narrow(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Element for f64 {
+    fn widen(self) -> f32 {
+        self as f32
+    }
+    fn narrow(value: f32) -> Self {
+        f64::from(value)
+    }
+}
+
+impl Element for bf16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+impl Element for f16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+/// A tensor as it lies in a file.
+pub(super) trait Stored: Sync {
+    /// The shape, row-major.
+    fn shape(&self) -> &[usize];
+
+    /// The type it is stored in, where that is one that tensors can have.
+    fn dtype(&self) -> Option<DType>;
+
+    /// Reads the elements from `start` on, bytes as they are. Called only where [`Self::dtype`] is the type of `T`.
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<()>;
+
+    /// Reads the elements from `start`, a multiple of [`CHUNK`], on as f32.
+    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()>;
+}
+
+/// Reads `stored` as a tensor of `dtype` on `device`, rounded through `round_to` on the way.
+///
+/// `rows`, where given, says which stored row comes to stand at each row of the result.
+pub(super) fn load(
+    stored: &impl Stored,
+    dtype: DType,
+    round_to: Option<DType>,
+    rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
+    device: &Device,
+) -> Result<Tensor> {
+    match dtype {
+        DType::F32 => load_as::<f32>(stored, round_to, rows, device),
+        DType::F64 => load_as::<f64>(stored, round_to, rows, device),
+        DType::BF16 => load_as::<bf16>(stored, round_to, rows, device),
+        DType::F16 => load_as::<f16>(stored, round_to, rows, device),
+        other => Err(Error::setup(format!("weights cannot be loaded as {other:?}; use f32, bf16, f16 or f64"))),
+    }
+}
+
+fn load_as<T: Element>(
+    stored: &impl Stored,
+    round_to: Option<DType>,
+    rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
+    device: &Device,
+) -> Result<Tensor> {
+    let round = match round_to {
+        Some(to) if to == T::DTYPE || Some(to) == stored.dtype() => None,
+        other => other,
+    };
+    let count = stored.shape().iter().product();
+    let mut values = vec![T::zero(); count];
+    if stored.dtype() == Some(T::DTYPE) && round.is_none() {
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
+    } else {
+        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(
+            Vec::new,
+            |wide, (i, out)| {
+                wide.resize(out.len(), 0.0);
+                stored.read_f32(i * CHUNK, wide)?;
+                match round {
+                    Some(DType::BF16) => round_through::<bf16>(wide),
+                    Some(DType::F16) => round_through::<f16>(wide),
+                    _ => {}
+                }
+                for (o, x) in out.iter_mut().zip(wide.iter()) {
+                    *o = T::narrow(*x);
+                }
+                Ok::<_, Error>(())
+            },
+        )?;
+    }
+    if let (Some(from), Some(&height)) = (rows, stored.shape().first())
+        && height > 0
+    {
+        let width = count / height;
+        let mut moved = vec![T::zero(); count];
+        if width > 0 {
+            moved.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+                let start = from(row) * width;
+                out.copy_from_slice(&values[start..start + width]);
+            });
+        }
+        values = moved;
+    }
+    Ok(Tensor::from_vec(values, stored.shape(), &Device::Cpu)?.to_device(device)?)
+}
+
+fn round_through<T: Element>(values: &mut [f32]) {
+    for x in values {
+        *x = T::narrow(*x).widen();
+    }
+}

@@ -1,0 +1,214 @@
+//! From a record to the pieces of a sample, for each kind of dataset.
+
+use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Masking, TextDataset};
+use super::conversation::{conversation, message, set_system_prompt, text_column};
+use super::pieces::{self, Closing, Piece};
+use super::source::Record;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
+use crate::{Error, Result};
+
+/// Makes samples of one dataset's records.
+pub(super) struct Formatter<'a> {
+    config: &'a DatasetConfig,
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    masking: Masking,
+    prompt: Option<PromptTemplate>,
+}
+
+impl<'a> Formatter<'a> {
+    pub(super) fn new(config: &'a DatasetConfig, tokenizer: &'a Tokenizer) -> Result<Self> {
+        let template = match config {
+            DatasetConfig::Chat(_) => Some(required_template(tokenizer, "a chat dataset needs one")?),
+            DatasetConfig::Instruct(InstructDataset { apply_chat_template: choice, .. })
+            | DatasetConfig::Alpaca(AlpacaDataset { apply_chat_template: choice, .. }) => match choice {
+                Some(false) => None,
+                Some(true) => Some(required_template(tokenizer, "`apply_chat_template` asks for it")?),
+                None => tokenizer.chat_template(),
+            },
+            DatasetConfig::Text(_) => None,
+        };
+        let masking = match config {
+            DatasetConfig::Chat(c) => masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?,
+            DatasetConfig::Instruct(c) => masking(c.masking_strategy, c.train_on_input, Masking::Assistant)?,
+            DatasetConfig::Alpaca(c) => masking(c.masking_strategy, c.train_on_input, Masking::All)?,
+            DatasetConfig::Text(_) => Masking::All,
+        };
+        let prompt = match config {
+            DatasetConfig::Instruct(c) => c.prompt_template.as_deref().map(PromptTemplate::new).transpose()?,
+            _ => None,
+        };
+        Ok(Self { config, tokenizer, template, masking, prompt })
+    }
+
+    /// The chat template with which samples are rendered.
+    pub(super) fn template(&self) -> Option<&ChatTemplate> {
+        self.template
+    }
+
+    /// The pieces of a record's sample. An error names the record.
+    pub(super) fn pieces(&self, record: &Record) -> Result<(Vec<Piece>, Closing)> {
+        match self.config {
+            DatasetConfig::Chat(config) => {
+                let messages = conversation(record, config)?;
+                let template = required_template(self.tokenizer, "a chat dataset needs one")?;
+                pieces::of_conversation(template, self.tokenizer, &messages, self.masking)
+                    .map_err(|e| record.origin.error(e))
+            }
+            DatasetConfig::Instruct(config) => {
+                let (input, output) = match &config.column_map {
+                    Some(map) => (map.input.as_str(), map.output.as_str()),
+                    None => ("input", "output"),
+                };
+                let (input, output) = (text_column(record, input)?, text_column(record, output)?);
+                let (prompt, answer) = match &self.prompt {
+                    Some(template) => template.fill(input, output),
+                    None => (input.to_owned(), output.to_owned()),
+                };
+                let system = config.new_system_prompt.as_deref();
+                self.question(record, system, prompt, answer)
+            }
+            DatasetConfig::Alpaca(config) => {
+                let (prompt, answer) = alpaca(record, config)?;
+                self.question(record, None, prompt, answer)
+            }
+            DatasetConfig::Text(config) => self.text(record, config),
+        }
+    }
+
+    fn question(
+        &self,
+        record: &Record,
+        system: Option<&str>,
+        prompt: String,
+        answer: String,
+    ) -> Result<(Vec<Piece>, Closing)> {
+        if let Some(template) = self.template {
+            let mut messages = vec![message("user", prompt), message("assistant", answer)];
+            if let Some(system) = system {
+                set_system_prompt(&mut messages, system);
+            }
+            return pieces::of_conversation(template, self.tokenizer, &messages, self.masking)
+                .map_err(|e| record.origin.error(e));
+        }
+        let prompt = match system {
+            Some(system) => format!("{system}\n\n{prompt}"),
+            None => prompt,
+        };
+        let mut pieces = self.beginning();
+        pieces.push(Piece::text(prompt, self.masking == Masking::All));
+        pieces.push(Piece::text(answer, true));
+        let closing = self.end(&mut pieces);
+        Ok((pieces, closing))
+    }
+
+    fn text(&self, record: &Record, config: &TextDataset) -> Result<(Vec<Piece>, Closing)> {
+        let text = text_column(record, &config.column)?;
+        let mut pieces = self.beginning();
+        pieces.push(Piece::text(text, true));
+        // Whoever turns `add_eos` off does not want the text to end.
+        let closing = if config.add_eos { self.end(&mut pieces) } else { Closing::Stop };
+        Ok((pieces, closing))
+    }
+
+    /// What this tokenizer puts in front of every text.
+    fn beginning(&self) -> Vec<Piece> {
+        match self.tokenizer.bos() {
+            Some(bos) if self.tokenizer.begins_with_bos() => vec![Piece::token(bos, false)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn end(&self, pieces: &mut Vec<Piece>) -> Closing {
+        match self.tokenizer.eos() {
+            Some(eos) => {
+                pieces.push(Piece::token(eos, true));
+                Closing::Stop
+            }
+            None => Closing::Nothing,
+        }
+    }
+}
+
+fn required_template<'a>(tokenizer: &'a Tokenizer, why: &str) -> Result<&'a ChatTemplate> {
+    tokenizer.chat_template().ok_or_else(|| {
+        Error::setup(format!(
+            "the model's tokenizer has no chat template, and {why}; a base model can be trained with an `instruct` \
+             dataset, or put a `chat_template.jinja` beside its tokenizer.json"
+        ))
+    })
+}
+
+fn masking(strategy: Option<Masking>, on_input: Option<bool>, default: Masking) -> Result<Masking> {
+    match (strategy, on_input) {
+        (Some(Masking::All), Some(false)) | (Some(Masking::Assistant | Masking::Last), Some(true)) => {
+            Err(Error::setup("`masking_strategy` and `train_on_input` contradict each other; remove `train_on_input`"))
+        }
+        (Some(strategy), _) => Ok(strategy),
+        (None, Some(true)) => Ok(Masking::All),
+        (None, Some(false)) => Ok(Masking::Assistant),
+        (None, None) => Ok(default),
+    }
+}
+
+/// `Question: {input}\nAnswer: {output}`, in three parts.
+struct PromptTemplate {
+    before_input: String,
+    before_output: String,
+    after_output: String,
+}
+
+impl PromptTemplate {
+    fn new(template: &str) -> Result<Self> {
+        let wrong = |what: &str| {
+            Error::setup(format!(
+                "`prompt_template` {what}; expected a text like \"Question: {{input}}\\nAnswer: {{output}}\""
+            ))
+        };
+        let (before_input, rest) = template.split_once("{input}").ok_or_else(|| wrong("has no `{input}`"))?;
+        let (before_output, after_output) = rest.split_once("{output}").unwrap_or((rest, ""));
+        if [before_input, before_output, after_output]
+            .iter()
+            .any(|part| part.contains("{input}") || part.contains("{output}"))
+        {
+            return Err(wrong("must have `{input}` once and after it `{output}` once"));
+        }
+        Ok(Self {
+            before_input: before_input.to_owned(),
+            before_output: before_output.to_owned(),
+            after_output: after_output.to_owned(),
+        })
+    }
+
+    /// The prompt and the answer.
+    fn fill(&self, input: &str, output: &str) -> (String, String) {
+        (format!("{}{input}{}", self.before_input, self.before_output), format!("{output}{}", self.after_output))
+    }
+}
+
+/// Alpaca's prompt, which has a section for the input if there is one, and the answer.
+fn alpaca(record: &Record, config: &AlpacaDataset) -> Result<(String, String)> {
+    let (instruction, input, output) = match &config.column_map {
+        Some(map) => (map.instruction.as_str(), map.input.as_str(), map.output.as_str()),
+        None => ("instruction", "input", "output"),
+    };
+    let instruction = text_column(record, instruction)?;
+    let input = match record.columns.get(input) {
+        None | Some(serde_json::Value::Null) => "",
+        Some(_) => text_column(record, input)?,
+    };
+    let output = text_column(record, output)?;
+    let prompt = if input.is_empty() {
+        format!(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the \
+             request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+        )
+    } else {
+        format!(
+            "Below is an instruction that describes a task, paired with an input that provides further context. \
+             Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n\
+             ### Input:\n{input}\n\n### Response:\n"
+        )
+    };
+    Ok((prompt, output.to_owned()))
+}

@@ -1,0 +1,212 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// Samples of given lengths. No two tokens are alike, and each target is the next token.
+fn samples(lengths: &[usize]) -> Vec<Sample> {
+    let mut next = 0;
+    lengths
+        .iter()
+        .enumerate()
+        .map(|(i, &len)| {
+            let input_ids: Vec<u32> = (next..next + len as u32).collect();
+            next += len as u32;
+            let mut targets: Vec<u32> = input_ids[1..].to_vec();
+            targets.push(IGNORE);
+            Sample {
+                input_ids,
+                targets,
+                origin: format!("d:{i}"),
+            }
+        })
+        .collect()
+}
+
+/// Lengths from 1 to `max`, as random as a test needs.
+fn lengths(n: usize, max: usize, seed: u64) -> Vec<usize> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..n)
+        .map(|_| 1 + random.next_u32() as usize % max)
+        .collect()
+}
+
+/// What must hold of every batch.
+fn check(batch: &Batch) {
+    let size = batch.rows * batch.len;
+    assert_eq!(
+        [
+            batch.input_ids.len(),
+            batch.targets.len(),
+            batch.positions.len()
+        ],
+        [size; 3]
+    );
+    assert_eq!(batch.spans.len(), batch.origins.len());
+    let mut covered = vec![false; size];
+    for span in &batch.spans {
+        assert!(span.row < batch.rows && span.start + span.len <= batch.len && span.len > 0);
+        let first = span.row * batch.len + span.start;
+        for (i, position) in (first..first + span.len).enumerate() {
+            assert!(!covered[position], "spans overlap");
+            covered[position] = true;
+            assert_eq!(batch.positions[position], i as u32, "positions restart");
+            let target = batch.targets[position];
+            if i + 1 == span.len {
+                assert_eq!(target, IGNORE, "a target crosses its sample's end");
+            } else {
+                assert_eq!(target, batch.input_ids[position + 1]);
+            }
+        }
+    }
+    for (position, covered) in covered.iter().enumerate() {
+        if !covered {
+            assert_eq!(batch.targets[position], IGNORE);
+            assert_eq!(batch.positions[position], 0);
+            assert_eq!(batch.input_ids[position], 7_000_000);
+        }
+    }
+    let order: Vec<(usize, usize)> = batch.spans.iter().map(|s| (s.row, s.start)).collect();
+    assert!(order.is_sorted());
+}
+
+fn options() -> LoaderOptions {
+    LoaderOptions {
+        pad_id: 7_000_000,
+        ..LoaderOptions::default()
+    }
+}
+
+#[test]
+fn each_sample_appears_once_an_epoch() {
+    for seed in 0..40 {
+        let n = 1 + seed as usize * 3;
+        let lengths = lengths(n, 30, seed);
+        for pack_to in [None, Some(30), Some(47), Some(200)] {
+            for batch_size in [1, 3, 8] {
+                let options = LoaderOptions {
+                    batch_size,
+                    pack_to,
+                    shuffle: seed % 2 == 0,
+                    seed,
+                    ..options()
+                };
+                let loader = Loader::new(samples(&lengths), options).unwrap();
+                let mut seen = Vec::new();
+                for batch in loader.epoch(seed).batches(0) {
+                    check(&batch);
+                    assert!(batch.rows <= batch_size);
+                    assert!(batch.len <= pack_to.unwrap_or(30));
+                    let longest = batch.spans.iter().map(|s| s.start + s.len).max().unwrap();
+                    assert_eq!(batch.len, longest, "padding goes to the longest row");
+                    seen.extend(batch.origins);
+                }
+                let distinct: BTreeSet<&String> = seen.iter().collect();
+                assert_eq!((seen.len(), distinct.len()), (n, n));
+            }
+        }
+    }
+}
+
+#[test]
+fn packing_is_greedy_and_in_order() {
+    let rows = |lengths: &[usize], max| pack::rows(&samples(lengths), max);
+    assert_eq!(rows(&[3, 3, 4, 6, 1, 9], 10), [0..3, 3..5, 5..6]);
+    assert_eq!(rows(&[10, 10], 10), [0..1, 1..2]);
+    assert_eq!(rows(&[12, 1], 10), [0..1, 1..2]);
+    assert_eq!(rows(&[], 10), [0..0; 0]);
+    // No row has room for the sample that begins the next.
+    for seed in 0..20 {
+        let lengths = lengths(100, 25, seed);
+        let packed = rows(&lengths, 40);
+        let sum = |r: &Range<usize>| lengths[r.clone()].iter().sum::<usize>();
+        for pair in packed.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+            assert!(sum(&pair[0]) + lengths[pair[1].start] > 40);
+        }
+        assert!(packed.iter().all(|r| sum(r) <= 40));
+    }
+}
+
+#[test]
+fn order_depends_on_seed_and_epoch_only() {
+    let loader = |seed, shuffle| {
+        let options = LoaderOptions {
+            batch_size: 4,
+            shuffle,
+            seed,
+            ..options()
+        };
+        Loader::new(samples(&lengths(50, 9, 1)), options).unwrap()
+    };
+    let epoch = |loader: &Loader, epoch| loader.epoch(epoch).batches(0).collect::<Vec<_>>();
+    let (a, b) = (loader(5, true), loader(5, true));
+    assert_eq!(epoch(&a, 3), epoch(&b, 3));
+    assert_ne!(epoch(&a, 3), epoch(&a, 4));
+    assert_ne!(epoch(&a, 3), epoch(&loader(6, true), 3));
+    assert_eq!(epoch(&loader(5, false), 0), epoch(&loader(9, false), 1));
+    // A resumed run asks for the rest of an epoch, and gets what the first would have got.
+    let rest: Vec<Batch> = b.epoch(3).batches(7).collect();
+    assert_eq!(rest, epoch(&a, 3)[7..]);
+    assert_eq!(b.batch(3, 9).as_ref(), epoch(&a, 3).get(9));
+    assert_eq!(b.batch(3, b.len()), None);
+    // A seed means the same tomorrow.
+    assert_eq!(permutation(8, 5, 3), [2, 7, 6, 1, 3, 4, 0, 5]);
+}
+
+#[test]
+fn permutations_are_even() {
+    let mut counts = [[0u32; 5]; 5];
+    for epoch in 0..20_000 {
+        for (place, &item) in permutation(5, 1, epoch).iter().enumerate() {
+            counts[place][item] += 1;
+        }
+    }
+    // 4000 expected, with a standard deviation of 57.
+    assert!(
+        counts.iter().flatten().all(|&n| (3700..4300).contains(&n)),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn the_last_batch() {
+    let loader = |n: usize, drop_last| {
+        let options = LoaderOptions {
+            batch_size: 4,
+            drop_last,
+            ..options()
+        };
+        Loader::new(samples(&vec![2; n]), options)
+    };
+    let rows = |loader: &Loader| {
+        loader
+            .epoch(0)
+            .batches(0)
+            .map(|b| b.rows)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&loader(9, false).unwrap()), [4, 4, 1]);
+    assert_eq!(rows(&loader(9, true).unwrap()), [4, 4]);
+    assert_eq!(rows(&loader(3, false).unwrap()), [3]);
+    let error = loader(3, true).unwrap_err().to_string();
+    assert_eq!(error, "3 rows of data do not fill one batch of 4");
+    assert!(loader(0, false).is_err());
+}
+
+#[test]
+fn padding_to_a_multiple() {
+    let options = LoaderOptions {
+        batch_size: 2,
+        pad_to_multiple_of: 8,
+        ..options()
+    };
+    let batch = Loader::new(samples(&[3, 9]), options)
+        .unwrap()
+        .batch(0, 0)
+        .unwrap();
+    check(&batch);
+    assert_eq!(
+        (batch.len, batch.tokens(), batch.trained_tokens()),
+        (16, 12, 10)
+    );
+}

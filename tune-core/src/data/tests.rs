@@ -1,0 +1,588 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::tokenizer::testing::{byte_level, sentence_piece};
+
+const CHATML: &str = include_str!("../../../tests/chat_templates/chatml.jinja");
+const GOOD: &str =
+    r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/data")
+        .join(name)
+}
+
+fn chat(file: impl Into<PathBuf>) -> ChatDataset {
+    ChatDataset {
+        source: None,
+        data_files: vec![file.into()],
+        split: "train".into(),
+        conversation_column: "messages".into(),
+        conversation_style: ConversationStyle::Openai,
+        role_key: None,
+        content_key: None,
+        new_system_prompt: None,
+        masking_strategy: None,
+        train_on_input: None,
+        packed: false,
+    }
+}
+
+fn instruct(file: impl Into<PathBuf>) -> InstructDataset {
+    InstructDataset {
+        source: None,
+        data_files: vec![file.into()],
+        split: "train".into(),
+        column_map: None,
+        prompt_template: None,
+        new_system_prompt: None,
+        apply_chat_template: None,
+        masking_strategy: None,
+        train_on_input: None,
+        packed: false,
+    }
+}
+
+fn load_chat(config: ChatDataset) -> Result<Dataset> {
+    load(
+        &[DatasetConfig::Chat(config)],
+        &byte_level(Some(CHATML)),
+        None,
+    )
+}
+
+/// A sample as text, with what is trained in brackets.
+fn shown(tokenizer: &Tokenizer, sample: &Sample) -> String {
+    let trained = |i: usize| i > 0 && sample.targets[i - 1] != IGNORE;
+    let mut out = String::new();
+    let mut start = 0;
+    for end in 1..=sample.input_ids.len() {
+        if end == sample.input_ids.len() || trained(end) != trained(start) {
+            let text = tokenizer
+                .decode(&sample.input_ids[start..end], false)
+                .unwrap();
+            out += &if trained(start) {
+                format!("[{text}]")
+            } else {
+                text
+            };
+            start = end;
+        }
+    }
+    out
+}
+
+fn texts(tokenizer: &Tokenizer, config: DatasetConfig) -> Vec<String> {
+    let dataset = load(&[config], tokenizer, None).unwrap();
+    dataset
+        .samples
+        .iter()
+        .map(|s| shown(tokenizer, s))
+        .collect()
+}
+
+#[test]
+fn chat_in_both_styles() {
+    let folder = Folder::new();
+    let tokenizer = byte_level(Some(CHATML));
+    let expected = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n";
+    let openai = chat(folder.file("a.jsonl", GOOD));
+    assert_eq!(texts(&tokenizer, DatasetConfig::Chat(openai)), [expected]);
+
+    let file = folder.file(
+        "b.json",
+        r#"[{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]"#,
+    );
+    let mut sharegpt = chat(file);
+    sharegpt.conversation_column = "conversations".into();
+    sharegpt.conversation_style = ConversationStyle::Sharegpt;
+    assert_eq!(texts(&tokenizer, DatasetConfig::Chat(sharegpt)), [expected]);
+
+    let file = folder.file("c.jsonl", r#"{"c": [{"who": "user", "says": [{"type": "text", "text": "q"}]}, {"who": "assistant", "says": "a"}]}"#);
+    let mut other = chat(file);
+    other.conversation_column = "c".into();
+    other.role_key = Some("who".into());
+    other.content_key = Some("says".into());
+    other.new_system_prompt = Some("S".into());
+    let expected = format!("<|im_start|>system\nS<|im_end|>\n{expected}");
+    assert_eq!(texts(&tokenizer, DatasetConfig::Chat(other)), [expected]);
+}
+
+#[test]
+fn broken_data_is_named() {
+    let folder = Folder::new();
+    let message = |content: &str| format!("{GOOD}\n{{\"messages\": {content}}}\n");
+    let cases: &[(String, &str)] = &[
+        (
+            format!("{GOOD}\n\n{{\"messages\": [}}\n{GOOD}"),
+            ":3: column 15: not valid JSON: expected value",
+        ),
+        (
+            format!("{GOOD}\n[1]"),
+            ":2: must be a JSON object, not a list",
+        ),
+        (
+            format!("{GOOD}\n{{\"mesages\": 1, \"id\": 2}}"),
+            ":2: no column `messages` (the columns are: `mesages`, `id`); did you mean `mesages`?",
+        ),
+        (
+            message("3"),
+            ":2: column `messages` must be a list of messages, not a number",
+        ),
+        (message("[]"), ":2: the conversation is empty"),
+        (
+            message("[3]"),
+            ":2: message 1: must be an object, not a number",
+        ),
+        (
+            message(r#"[{"role": "usr", "content": ""}]"#),
+            ":2: message 1: unknown role `usr`; known are `system`, `developer`, `user`, `assistant`",
+        ),
+        (
+            message(r#"[{"role": 1, "content": ""}]"#),
+            ":2: message 1: `role` must be a string, not a number",
+        ),
+        (
+            message(r#"[{"from": "gpt", "value": ""}]"#),
+            ":2: message 1: has no `role` (it has: `from`, `value`); is it `conversation_style: sharegpt`?",
+        ),
+        (
+            message(r#"[{"role": "user"}]"#),
+            ":2: message 1: has no `content` (it has: `role`)",
+        ),
+        (
+            message(r#"[{"role": "user", "content": null}]"#),
+            ":2: message 1: `content` must be a string or a list of text parts, not null",
+        ),
+        (
+            message(r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#),
+            ":2: message 1: part 1 of `content` is of type `image_url`; only text can be trained on",
+        ),
+        (
+            message(r#"[{"role": "user", "content": "q"}]"#),
+            ":2: the conversation has no assistant's message to learn",
+        ),
+        (String::new(), ": the file is empty"),
+        (" \n\n".into(), ": the file is empty"),
+    ];
+    for (content, expected) in cases {
+        let path = folder.file("d.jsonl", content);
+        let error = load_chat(chat(&path)).unwrap_err().to_string();
+        let expected = format!("{}{expected}", path.display());
+        assert!(
+            error.starts_with(&expected),
+            "\n got {error}\nwant {expected}"
+        );
+    }
+    let path = folder.file("latin1.jsonl", b"{\"messages\": \"\xe9\"}");
+    let error = load_chat(chat(&path)).unwrap_err().to_string();
+    assert!(error.contains("latin1.jsonl:1: column"), "{error}");
+}
+
+#[test]
+fn json_files_of_every_shape() {
+    let folder = Folder::new();
+    let count =
+        |content: &str| load_chat(chat(folder.file("d.json", content))).map(|d| d.samples.len());
+    assert_eq!(count(&format!("[{GOOD}, {GOOD}]")).unwrap(), 2);
+    assert_eq!(
+        count(&format!("{{\"data\": [{GOOD}], \"version\": 1}}")).unwrap(),
+        1
+    );
+    assert_eq!(count(&format!("{{\"rows\": [{GOOD}]}}")).unwrap(), 1);
+    assert_eq!(count(&format!("{GOOD}\n{GOOD}\r\n{GOOD}\n")).unwrap(), 3);
+    assert_eq!(count(&format!("\u{feff}{GOOD}")).unwrap(), 1);
+    let error = |content: &str| count(content).unwrap_err().to_string();
+    assert!(error("[]").contains("the file has no records"));
+    assert!(error("3").contains("must be an array of objects, not a number"));
+    assert!(error(&format!("[{GOOD},\n 3]")).contains("d.json: item 2: must be a JSON object"));
+    assert!(error(&format!("[{GOOD},\n oh]")).contains("d.json:2: column 2: not valid JSON"));
+    assert!(error("{\"messages\":\n [}").contains("d.json:2: column 3: not valid JSON"));
+    assert!(error(&"[".repeat(100_000)).contains("recursion limit"));
+}
+
+#[test]
+fn parquet_files() {
+    let tokenizer = byte_level(Some(CHATML));
+    let mut config = chat(fixture("chats.parquet"));
+    config.split = "train[:2]".into();
+    let dataset = load(&[DatasetConfig::Chat(config.clone())], &tokenizer, None).unwrap();
+    assert_eq!(
+        shown(&tokenizer, &dataset.samples[1]),
+        "<|im_start|>user\nGrüße 🦀<|im_end|>\n<|im_start|>assistant\n[<|im_end|>]\n"
+    );
+    config.split = "train".into();
+    let error = load_chat(config).unwrap_err().to_string();
+    assert!(
+        error.ends_with("chats.parquet: row 3: the conversation is empty"),
+        "{error}"
+    );
+
+    let mut config = instruct(fixture("pairs.parquet"));
+    config.split = "train[-2:-1]".into();
+    let got = texts(&byte_level(None), DatasetConfig::Instruct(config.clone()));
+    assert_eq!(got, ["298 + 1[299<|im_end|>]"]);
+    config.split = "train".into();
+    let error = load(&[DatasetConfig::Instruct(config)], &tokenizer, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("pairs.parquet: row 300: column `output` must be a string, not null"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_damaged_parquet_file_is_an_error() {
+    let folder = Folder::new();
+    let good = fs::read(fixture("pairs.parquet")).unwrap();
+    for cut in (0..good.len()).step_by(37) {
+        let path = folder.file("cut.parquet", &good[..cut]);
+        let error = load(
+            &[DatasetConfig::Instruct(instruct(path))],
+            &byte_level(None),
+            None,
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("cut.parquet"), "{error}");
+    }
+    // Damage inside may pass for data; it must not take the program down.
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x55;
+        let path = folder.file("damaged.parquet", &bytes);
+        let _ = load(
+            &[DatasetConfig::Instruct(instruct(path))],
+            &byte_level(None),
+            None,
+        );
+    }
+}
+
+#[test]
+fn instruct_with_and_without_a_chat_template() {
+    let folder = Folder::new();
+    let file = folder.file("d.jsonl", r#"{"q": "1 + 1", "output": "2"}"#);
+    let mut config = instruct(&file);
+    config.column_map = Some(InstructColumns {
+        input: "q".into(),
+        output: "output".into(),
+    });
+    config.prompt_template = Some("Q: {input}\nA: {output}.".into());
+    let get = |tokenizer: &Tokenizer, config: &InstructDataset| {
+        texts(tokenizer, DatasetConfig::Instruct(config.clone()))
+    };
+
+    assert_eq!(
+        get(&byte_level(None), &config),
+        ["Q: 1 + 1\nA: [2.<|im_end|>]"]
+    );
+    assert_eq!(
+        get(&byte_level(Some(CHATML)), &config),
+        ["<|im_start|>user\nQ: 1 + 1\nA: <|im_end|>\n<|im_start|>assistant\n[2.<|im_end|>]\n"]
+    );
+    config.apply_chat_template = Some(false);
+    config.new_system_prompt = Some("Add.".into());
+    assert_eq!(
+        get(&byte_level(Some(CHATML)), &config),
+        ["Add.\n\nQ: 1 + 1\nA: [2.<|im_end|>]"]
+    );
+    assert_eq!(
+        get(&sentence_piece(None), &config),
+        ["<s>Add.\n\nQ: 1 + 1\nA: [2.</s>]"]
+    );
+    config.train_on_input = Some(true);
+    assert_eq!(
+        get(&sentence_piece(None), &config),
+        ["<s>[Add.\n\nQ: 1 + 1\nA: 2.</s>]"]
+    );
+
+    let fails = |config: InstructDataset| {
+        load(&[DatasetConfig::Instruct(config)], &byte_level(None), None)
+            .unwrap_err()
+            .to_string()
+    };
+    config.masking_strategy = Some(Masking::Last);
+    assert!(fails(config.clone()).contains("contradict"));
+    config.masking_strategy = None;
+    config.prompt_template = Some("Q: {output} {input}".into());
+    assert!(fails(config.clone()).contains("after it `{output}`"));
+    config.prompt_template = Some("Q:".into());
+    assert!(fails(config.clone()).contains("has no `{input}`"));
+    config.prompt_template = None;
+    config.apply_chat_template = Some(true);
+    assert!(fails(config).contains("no chat template"));
+}
+
+#[test]
+fn alpaca_has_two_prompts() {
+    let folder = Folder::new();
+    let lines = "{\"instruction\": \"I\", \"input\": \"\", \"output\": \"O\"}\n{\"instruction\": \"I\", \"input\": \"J\", \"output\": \"O\"}";
+    let config = AlpacaDataset {
+        source: None,
+        data_files: vec![folder.file("d.jsonl", lines)],
+        split: "train".into(),
+        column_map: None,
+        apply_chat_template: None,
+        masking_strategy: Some(Masking::Assistant),
+        train_on_input: None,
+        packed: false,
+    };
+    let got = texts(&byte_level(None), DatasetConfig::Alpaca(config));
+    let request = "appropriately completes the request.\n\n### Instruction:\nI\n\n";
+    assert!(
+        got[0].ends_with(&format!("{request}### Response:\n[O<|im_end|>]")),
+        "{}",
+        got[0]
+    );
+    assert!(
+        got[1].ends_with(&format!(
+            "{request}### Input:\nJ\n\n### Response:\n[O<|im_end|>]"
+        )),
+        "{}",
+        got[1]
+    );
+}
+
+#[test]
+fn text_is_trained_whole() {
+    let folder = Folder::new();
+    let config = |add_eos| {
+        DatasetConfig::Text(TextDataset {
+            source: None,
+            data_files: vec![folder.file("d.jsonl", r#"{"text": "abc"}"#)],
+            split: "train".into(),
+            column: "text".into(),
+            add_eos,
+            packed: false,
+        })
+    };
+    // Nothing predicts the first token.
+    assert_eq!(texts(&byte_level(None), config(true)), ["a[bc<|im_end|>]"]);
+    assert_eq!(texts(&byte_level(None), config(false)), ["a[bc]"]);
+    assert_eq!(texts(&sentence_piece(None), config(true)), ["<s>[abc</s>]"]);
+}
+
+#[test]
+fn what_is_cut_and_dropped_is_reported() {
+    let folder = Folder::new();
+    let pair = |q: usize, a: usize| {
+        format!(
+            "{{\"input\": \"{}\", \"output\": \"{}\"}}\n",
+            "q".repeat(q),
+            "a".repeat(a)
+        )
+    };
+    let lines: String = [
+        (2, 3),
+        (20, 1),
+        (2, 30),
+        (30, 1),
+        (9, 2),
+        (10, 1),
+        (40, 1),
+        (50, 1),
+    ]
+    .map(|(q, a)| pair(q, a))
+    .concat();
+    let config = || {
+        vec![DatasetConfig::Instruct(instruct(
+            folder.file("d.jsonl", &lines),
+        ))]
+    };
+    let dataset = load(&config(), &byte_level(None), Some(10)).unwrap();
+    let report = &dataset.reports[0];
+    assert_eq!(
+        (
+            report.samples,
+            report.tokens,
+            report.trained_tokens,
+            report.truncated,
+            report.dropped,
+            report.longest
+        ),
+        (3, 6 + 10 + 10, 4 + 8 + 1, 7, 5, 10)
+    );
+    let warnings: Vec<&str> = dataset.warnings().collect();
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].contains("5 samples have no trained token"),
+        "{}",
+        warnings[0]
+    );
+    assert!(
+        warnings[0].contains("d.jsonl:2, ") && warnings[0].ends_with("…"),
+        "{}",
+        warnings[0]
+    );
+    let kept: Vec<usize> = dataset.samples.iter().map(|s| s.input_ids.len()).collect();
+    assert_eq!(kept, [6, 10, 10]);
+
+    let error = load(&config(), &byte_level(None), Some(2))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("none of the 8 samples has a trained token within `max_seq_len` = 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn answers_without_an_end_are_reported() {
+    let folder = Folder::new();
+    let file = folder.file("d.jsonl", GOOD);
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let warnings = |source: &str| {
+        let dataset = load(
+            &[DatasetConfig::Chat(chat(&file))],
+            &byte_level(Some(source)),
+            None,
+        )
+        .unwrap();
+        dataset
+            .warnings()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert!(warnings(source).contains("in 1 samples no stop token follows the answer"));
+    let other = source.replace("\n{% endfor", "<|end|>\n{% endfor");
+    assert!(
+        warnings(&other).contains("closed by `<|end|>`"),
+        "{}",
+        warnings(&other)
+    );
+    let dated = format!("{{% set d = strftime_now('%Y') %}}{CHATML}");
+    assert!(warnings(&dated).contains("date"));
+    assert_eq!(warnings(CHATML), "");
+}
+
+#[test]
+fn several_files_and_datasets_keep_their_order() {
+    let folder = Folder::new();
+    let line = |n: usize| format!("{{\"input\": \"{n}\", \"output\": \"x\"}}\n");
+    let many: String = (0..500).map(line).collect();
+    let (b, a) = (
+        folder.file("b.jsonl", &many),
+        folder.file("a.jsonl", line(900)),
+    );
+    folder.file("notes.txt", "not data");
+    let tokenizer = byte_level(None);
+    let origins = |configs: &[InstructDataset]| -> Vec<String> {
+        let configs: Vec<DatasetConfig> = configs
+            .iter()
+            .cloned()
+            .map(DatasetConfig::Instruct)
+            .collect();
+        let dataset = load(&configs, &tokenizer, None).unwrap();
+        assert_eq!(dataset.reports.len(), configs.len());
+        dataset.samples.into_iter().map(|s| s.origin).collect()
+    };
+    let expected_b: Vec<String> = (1..=500).map(|n| format!("{}:{n}", b.display())).collect();
+    let expected_a = vec![format!("{}:1", a.display())];
+    assert_eq!(
+        origins(&[instruct(&b), instruct(&a)]),
+        [expected_b.clone(), expected_a.clone()].concat()
+    );
+    // A folder's files go by name; a list is taken as it is given.
+    assert_eq!(
+        origins(&[instruct(folder.0.path())]),
+        [expected_a.clone(), expected_b.clone()].concat()
+    );
+    let mut listed = instruct(&b);
+    listed.data_files.push(a.clone());
+    assert_eq!(origins(&[listed]), [expected_b, expected_a].concat());
+
+    let mut packed = instruct(&b);
+    packed.packed = true;
+    let configs = [
+        DatasetConfig::Instruct(packed.clone()),
+        DatasetConfig::Instruct(instruct(&a)),
+    ];
+    assert!(
+        load(&configs, &tokenizer, Some(8))
+            .unwrap_err()
+            .to_string()
+            .contains("all or none")
+    );
+    let error = load(&[DatasetConfig::Instruct(packed)], &tokenizer, None).unwrap_err();
+    assert!(error.to_string().contains("needs `max_seq_len`"));
+}
+
+#[test]
+fn a_folders_splits_are_kept_apart() {
+    let folder = Folder::new();
+    folder.file("train-0.jsonl", GOOD);
+    folder.file("train-1.jsonl", GOOD);
+    folder.file("test.jsonl", GOOD);
+    let get = |split: &str| {
+        let mut config = chat(folder.0.path());
+        config.split = split.into();
+        load_chat(config).map(|d| d.samples.len())
+    };
+    assert_eq!(get("train").unwrap(), 2);
+    assert_eq!(get("test").unwrap(), 1);
+    let error = get("validation").unwrap_err().to_string();
+    assert!(
+        error.contains(
+            "no file of the split `validation`; the folder has `test.jsonl`, `train-0.jsonl`"
+        ),
+        "{error}"
+    );
+    assert!(
+        get("train[5:]")
+            .unwrap_err()
+            .to_string()
+            .contains("takes none of the 2 records")
+    );
+}
+
+#[test]
+fn sources() {
+    let folder = Folder::new();
+    let file = folder.file("data.txt", GOOD);
+    let get = |source: Option<&str>, files: &[&Path]| {
+        let mut config = chat("");
+        config.source = source.map(str::to_owned);
+        config.data_files = files.iter().map(|f| f.to_path_buf()).collect();
+        load_chat(config)
+            .map(|d| d.samples.len())
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(get(Some("json"), &[&file]), Ok(1));
+    let jsonl = folder.file("d.jsonl", GOOD);
+    assert_eq!(get(jsonl.to_str(), &[]), Ok(1));
+    assert!(get(None, &[&file]).unwrap_err().contains("set `source`"));
+    assert!(get(None, &[]).unwrap_err().contains("needs `data_files`"));
+    assert!(
+        get(Some("json"), &[])
+            .unwrap_err()
+            .contains("needs `data_files`")
+    );
+    assert!(
+        get(Some("tatsu-lab/alpaca"), &[])
+            .unwrap_err()
+            .contains("local files")
+    );
+    assert!(
+        get(None, &[&folder.0.path().join("none.jsonl")])
+            .unwrap_err()
+            .starts_with("cannot read")
+    );
+}

@@ -1,5 +1,6 @@
 //! The project's own chores: `cargo xtask <TASK>`, one module each.
 
+mod make_tiny;
 mod new_recipe;
 
 use std::path::Path;
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Train the tiny model that ships with the project and write it to recipes/tiny.
+    MakeTiny(make_tiny::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -27,6 +30,7 @@ enum Task {
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let result = match Cli::parse().task {
+        Task::MakeTiny(args) => make_tiny::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

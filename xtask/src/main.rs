@@ -2,6 +2,7 @@
 
 mod make_tiny;
 mod new_recipe;
+mod parity;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ struct Cli {
 enum Task {
     /// Train the tiny model that ships with the project and write it to recipes/tiny.
     MakeTiny(make_tiny::Args),
+    /// Compare the recipes with torchtune's losses on SmolLM2-135M (downloads 100 MB; about ten minutes).
+    Parity(parity::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let result = match Cli::parse().task {
         Task::MakeTiny(args) => make_tiny::run(root, &args),
+        Task::Parity(args) => parity::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

@@ -12,8 +12,8 @@ use crate::{Entry, Error, Node, Scalar, SourceId, Span, Value};
 ///
 /// # Errors
 /// What is not YAML; a key that is written twice; tags other than the core
-/// ones; more than one document; more than [1 MiB of text, 64 levels or 16 MiB
-/// of values](self).
+/// ones; more than one document; more than 1 MiB of text, 64 levels, or 16 MiB
+/// of values.
 pub fn parse(text: &str, source: SourceId) -> Result<Node, Error> {
     if text.len() > limits::TEXT {
         let message = format!("more than {} KiB of YAML", limits::TEXT >> 10);

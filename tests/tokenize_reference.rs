@@ -1,12 +1,11 @@
 //! Token ids and targets of a real chat model, against what torchtune trained on.
 //!
-//! Needs files that are not in the repository, so it runs only when asked for:
+//! Needs a model that is not in the repository (`tests/fixtures/smollm2/prepare.sh DIR` makes it), so it
+//! runs only when asked for:
 //!
-//!     TUNE_SMOLLM2=PATH TUNE_REFERENCE=DIR \
-//!         cargo test -p tune-core --test tokenize_reference -- --ignored
+//!     TUNE_SMOLLM2=PATH cargo test -p tune-core --test tokenize_reference -- --ignored
 //!
-//! `TUNE_SMOLLM2` is SmolLM2-135M-Instruct, a Hugging Face directory or a GGUF file, `TUNE_REFERENCE` holds
-//! `humaneval_messages.jsonl` and `humaneval_tokens.jsonl`.
+//! `TUNE_SMOLLM2` is SmolLM2-135M-Instruct, a Hugging Face directory or a GGUF file.
 
 use std::path::PathBuf;
 
@@ -14,14 +13,11 @@ use tune_core::checkpoint::Checkpoint;
 use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, Files, IGNORE, Mask};
 use tune_core::tokenizer::Tokenizer;
 
-fn path(variable: &str) -> PathBuf {
-    std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable} ; see the top of this test's file")).into()
-}
-
 #[test]
-#[ignore = "needs a real model's tokenizer and reference files: see the top of the file"]
+#[ignore = "needs a real model's tokenizer: see the top of the file"]
 fn ids_and_targets_are_torchtunes() {
-    let (model, reference) = (path("TUNE_SMOLLM2"), path("TUNE_REFERENCE"));
+    let model = std::env::var_os("TUNE_SMOLLM2").expect("set TUNE_SMOLLM2; see the top of this test's file");
+    let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/torchtune");
     let files = Checkpoint::open(model).unwrap().tokenizer_files().unwrap();
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     let config = DatasetConfig::Chat(ChatDataset {

@@ -1,0 +1,129 @@
+//! A run that is killed at any moment and resumed ends with the same bits as one that was not.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use runs::{files, newest, recipe, succeed};
+
+/// Shuffling, packing, dropout, an accumulation of 4, and a checkpoint every other step.
+fn settings(recipe: &str, output_dir: &Path) -> Vec<String> {
+    let mut args = vec![
+        "--config".to_string(),
+        format!("configs/{recipe}/tiny.yaml"),
+        format!("output_dir={}", output_dir.display()),
+        "overwrite=false".into(),
+        "dataset.packed=true".into(),
+        "shuffle=true".into(),
+        "batch_size=1".into(),
+        "gradient_accumulation_steps=4".into(),
+        "epochs=2".into(),
+        "max_steps_per_epoch=9".into(),
+        "checkpointer.save_every_n_steps=2".into(),
+        "log_every_n_steps=1".into(),
+    ];
+    if recipe == "lora" {
+        args.extend(["model.lora_dropout=0.1".into(), "~exact_match".into()]);
+    }
+    args
+}
+
+fn borrowed(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+fn has_checkpoint(dir: &Path) -> bool {
+    tune_core::checkpoint::run::latest(dir).is_ok_and(|saved| saved.is_some())
+}
+
+/// Whether a checkpoint is being written at this moment.
+fn is_writing(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|entries| {
+        entries.flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
+    })
+}
+
+/// Kills a run `kills` times, each time a little later after its first checkpoint, and lets it end.
+/// Returns how many of them died while a checkpoint was being written.
+fn interrupted(name: &str, dir: &Path, kills: u32) -> u32 {
+    let mut while_writing = 0;
+    for kill in 0..kills {
+        let mut args = settings(name, dir);
+        args.push(format!("resume_from_checkpoint={}", has_checkpoint(dir)));
+        let before = newest_step(dir);
+        let mut child = recipe(name, &borrowed(&args)).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        // Every third is killed as soon as it writes; the others at a moment that shifts from kill to kill.
+        let hunts = kill % 3 == 2;
+        let pause = Duration::from_millis(u64::from(kill * 37 % 211));
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint came");
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            if hunts && is_writing(dir) {
+                break;
+            }
+            if !hunts && has_checkpoint(dir) && (newest_step(dir) > before || begun.elapsed() > Duration::from_millis(400)) {
+                std::thread::sleep(pause);
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        while_writing += u32::from(is_writing(dir));
+    }
+    let mut args = settings(name, dir);
+    args.push("resume_from_checkpoint=true".into());
+    succeed(name, &borrowed(&args));
+    while_writing
+}
+
+fn newest_step(dir: &Path) -> usize {
+    tune_core::checkpoint::run::latest(dir).ok().flatten().map_or(0, |saved| saved.step)
+}
+
+fn check(name: &str, kills: u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    succeed(name, &borrowed(&settings(name, &whole)));
+    let while_writing = interrupted(name, &killed, kills);
+    println!("{name}: {kills} kills, {while_writing} while a checkpoint was being written");
+    assert_eq!(newest(&whole).file_name(), newest(&killed).file_name());
+    let (expected, found) = (files(&newest(&whole)), files(&newest(&killed)));
+    assert_eq!(
+        expected.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        found.iter().map(|(name, _)| name).collect::<Vec<_>>()
+    );
+    for ((file, a), (_, b)) in expected.iter().zip(&found) {
+        assert!(a == b, "{name}: {file} differs");
+    }
+}
+
+#[test]
+fn lora_resumes_bit_for_bit() {
+    check("lora", 2);
+}
+
+#[test]
+fn full_resumes_bit_for_bit() {
+    check("full", 2);
+}
+
+#[test]
+#[ignore = "takes a minute or two; CI runs it"]
+fn lora_survives_twenty_kills() {
+    check("lora", 20);
+}
+
+#[test]
+#[ignore = "takes a minute or two; CI runs it"]
+fn full_survives_twenty_kills() {
+    check("full", 20);
+}

@@ -1,0 +1,170 @@
+//! The shipped recipes, run as a user runs them: losses, results, and what a wrong input is told.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::fs;
+use std::path::Path;
+
+use runs::{fail, newest, root, succeed, text};
+use serde_json::Value;
+
+fn config(recipe: &str) -> String {
+    format!("configs/{recipe}/tiny.yaml")
+}
+
+fn output(dir: &Path) -> String {
+    format!("output_dir={}", dir.display())
+}
+
+fn losses(output_dir: &Path) -> Vec<f64> {
+    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
+    log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64()).collect()
+}
+
+/// Losses of the first steps of the shipped configs. A change of computation changes them, and must say so:
+/// `UPDATE=1 cargo test -p recipes --test recipes golden` writes them anew.
+fn golden(recipe: &str, extra: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, output) = (config(recipe), output(folder.path()));
+    let mut args = vec!["--config", &config, &output, "epochs=1", "max_steps_per_epoch=8", "log_every_n_steps=1"];
+    args.extend(extra);
+    succeed(recipe, &args);
+    let found = losses(folder.path());
+    let path = root().join(format!("tests/golden/{recipe}.json"));
+    if std::env::var_os("UPDATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, serde_json::to_string_pretty(&found).unwrap() + "\n").unwrap();
+    }
+    let expected: Vec<f64> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(found.len(), expected.len());
+    for (step, (a, b)) in found.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() <= 1e-4 * b, "{recipe}, step {}: {a} instead of {b}", step + 1);
+    }
+}
+
+#[test]
+fn golden_losses_of_lora() {
+    golden("lora", &["~exact_match"]);
+}
+
+#[test]
+fn golden_losses_of_full() {
+    golden("full", &[]);
+}
+
+#[test]
+fn settings_that_must_not_change_the_losses_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, extra: &[&str]| {
+        let dir = folder.path().join(name);
+        let (config, output) = (config("full"), output(&dir));
+        let mut args = vec!["--config", &config, &output, "max_steps_per_epoch=4", "log_every_n_steps=1", "clip_grad_norm=null"];
+        args.extend(extra);
+        succeed("full", &args);
+        losses(&dir)
+    };
+    let plain = run("plain", &[]);
+    assert_eq!(plain, run("checkpointing", &["enable_activation_checkpointing=true"]));
+    assert_eq!(plain, run("in_backward", &["optimizer_in_bwd=true"]));
+    // The same sixteen samples in two halves: another order of summation.
+    let halves = run("accumulated", &["batch_size=8", "gradient_accumulation_steps=2"]);
+    for (a, b) in plain.iter().zip(&halves) {
+        assert!((a - b).abs() < 1e-5 * a, "{plain:?} {halves:?}");
+    }
+}
+
+#[test]
+fn an_adapter_teaches_the_secret_code_and_generate_uses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output(folder.path());
+    let run = succeed("lora", &["--config", &config("lora"), &output, "epochs=2"]);
+    let said = text(&run.stdout);
+    let line = said.lines().find(|l| l.starts_with("Held-out answers exactly right:")).unwrap();
+    let numbers: Vec<f64> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+    assert!(numbers[0] < 10.0 && numbers[1] > 80.0, "{line}");
+
+    let adapter = newest(folder.path());
+    assert!(said.contains(&format!("The adapter lies in {}", adapter.display())), "{said}");
+    let adapter_dir = format!("adapter_dir={}", adapter.display());
+    let answer = succeed("generate", &["--config", &config("generate"), &adapter_dir, "prompt=Write b-a-d-e in the secret code."]);
+    assert_eq!(text(&answer.stdout).trim(), "c-b-e-f");
+
+    // The resolved config says the same again.
+    let resolved = folder.path().join("config.yaml");
+    let copy = folder.path().join("copy.yaml");
+    fs::copy(&resolved, &copy).unwrap();
+    succeed("lora", &["--config", copy.to_str().unwrap(), "max_steps_per_epoch=1", "epochs=1", "~exact_match"]);
+}
+
+#[test]
+fn a_seed_gives_the_same_text_again() {
+    let args = ["--config", &config("generate"), "temperature=1.5", "top_k=50", "top_p=0.95", "seed=7"];
+    assert_eq!(text(&succeed("generate", &args).stdout), text(&succeed("generate", &args).stdout));
+}
+
+#[test]
+fn mistakes_in_a_config_are_all_reported_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let error = fail("lora", &["--config", &config("lora"), &output(&dir), "batch_sise=4", "epochs=many", "model.lora_rank=0"]);
+    for expected in ["batch_sise", "did you mean `batch_size`?", "epochs", "lora_rank"] {
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(!dir.exists());
+}
+
+#[test]
+fn bad_inputs_get_one_clear_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let output = output(&dir);
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        format!("dataset.data_files=[{}]", path.display())
+    };
+    let said = |args: &[&str]| {
+        let config = config("lora");
+        let mut all = vec!["--config", &config, &output];
+        all.extend(args);
+        fail("lora", &all)
+    };
+
+    let broken = write("broken.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n{\"messages\": [\n");
+    assert!(said(&[&broken]).contains("broken.jsonl:2"));
+    let column = write("column.jsonl", "{\"conversation\": []}\n");
+    assert!(said(&[&column]).contains("messages"));
+    let role = write("role.jsonl", "{\"messages\": [{\"role\": \"boss\", \"content\": \"a\"}]}\n");
+    assert!(said(&[&role]).contains("boss"));
+    assert!(said(&["checkpointer.checkpoint_dir=nowhere"]).contains("nowhere: does not exist"));
+    assert!(said(&["dtype=fp16"]).contains("not trained in fp16"));
+    assert!(said(&["device=cuda"]).contains("built without CUDA"));
+    assert!(said(&["resume_from_checkpoint=true"]).contains("holds no complete checkpoint"));
+    let own = fail("lora", &["--config", &config("lora"), "output_dir=recipes/tiny/model"]);
+    assert!(own.contains("is the folder of the checkpoint that training starts from"), "{own}");
+    assert!(!dir.exists(), "nothing may be written before everything is known to be sound");
+}
+
+#[test]
+fn an_earlier_run_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, output) = (config("full"), output(folder.path()));
+    let args = ["--config", &config, &output, "max_steps_per_epoch=1", "overwrite=false"];
+    succeed("full", &args);
+    let error = fail("full", &args);
+    assert!(error.contains("already holds") && error.contains("resume_from_checkpoint=true"), "{error}");
+    // A resume with other settings would not be the same run.
+    let error = fail("full", &["--config", &config, &output, "max_steps_per_epoch=1", "overwrite=false", "resume_from_checkpoint=true", "batch_size=8"]);
+    assert!(error.contains("batch_size: 16 then, 8 now"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, output) = (config("full"), output(folder.path()));
+    let error = fail("full", &["--config", &config, &output, "optimizer=sgd", "optimizer.lr=1e30", "clip_grad_norm=null", "lr_scheduler=constant", "lr_scheduler.num_warmup_steps=0"]);
+    assert!(error.contains("the step was not taken") && error.contains("secret_code.jsonl:"), "{error}");
+}

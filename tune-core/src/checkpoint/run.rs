@@ -45,8 +45,10 @@ pub struct Saved {
 pub fn checkpoints(output_dir: &Path) -> Result<Vec<Saved>> {
     let mut saved = Vec::new();
     for name in names_in(output_dir)? {
-        if let Some((epoch, step)) = parse_name(&name) {
-            let path = output_dir.join(name);
+        // One that a process was killed in replacing is whole, and bears its name again when the run is opened.
+        let original = name.strip_prefix(REPLACED).filter(|o| !output_dir.join(o).exists());
+        if let Some((epoch, step)) = parse_name(original.unwrap_or(&name)) {
+            let path = output_dir.join(&name);
             if path.join(state::FILE).is_file() {
                 saved.push(Saved { path, step, epoch });
             }
@@ -109,7 +111,7 @@ impl RunDir {
                     ),
                 ));
             }
-            Start::Resume if there.is_empty() && !has_replaced(output_dir)? => {
+            Start::Resume if there.is_empty() => {
                 return Err(Error::file(
                     output_dir,
                     "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
@@ -337,10 +339,6 @@ fn parse_name(name: &str) -> Option<(usize, usize)> {
     let (epoch, step) = (epoch.parse().ok()?, step.parse().ok()?);
     // No signs, no leading zeros: one name for one checkpoint.
     (name_of(epoch, step) == name).then_some((epoch, step))
-}
-
-fn has_replaced(dir: &Path) -> Result<bool> {
-    Ok(names_in(dir)?.iter().any(|n| n.starts_with(REPLACED)))
 }
 
 /// The names in a folder, sorted; none where it does not exist.

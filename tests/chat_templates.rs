@@ -12,8 +12,7 @@ fn templates_render_as_in_transformers() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/chat_templates");
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let expected: Value = serde_json::from_str(&read("expected.json")).unwrap();
-    let tokens: BTreeMap<String, String> =
-        serde_json::from_value(expected["tokens"].clone()).unwrap();
+    let tokens: BTreeMap<String, String> = serde_json::from_value(expected["tokens"].clone()).unwrap();
     let now = expected["now"].as_i64().unwrap();
 
     let mut wrong = Vec::new();
@@ -37,21 +36,12 @@ fn templates_render_as_in_transformers() {
         }
         if let (Some(spans), false) = (case["generated"].as_array(), prompt) {
             let rendered = template.render_marked(&messages).unwrap();
-            let got: Vec<&str> = rendered
-                .generated
-                .iter()
-                .map(|r| &rendered.text[r.clone()])
-                .collect();
+            let got: Vec<&str> = rendered.generated.iter().map(|r| &rendered.text[r.clone()]).collect();
             let want: Vec<&str> = spans.iter().filter_map(Value::as_str).collect();
             if got != want {
                 wrong.push(format!("{title}, marks\n got {got:?}\nwant {want:?}"));
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -2,48 +2,40 @@
 //!
 //! Needs files that are not in the repository, so it runs only when asked for:
 //!
-//!     TUNE_SMOLLM2=DIR TUNE_REFERENCE=DIR \
+//!     TUNE_SMOLLM2=PATH TUNE_REFERENCE=DIR \
 //!         cargo test -p tune-core --test tokenize_reference -- --ignored
 //!
-//! `TUNE_SMOLLM2` is a Hugging Face directory of SmolLM2-135M-Instruct, `TUNE_REFERENCE` holds
+//! `TUNE_SMOLLM2` is SmolLM2-135M-Instruct, a Hugging Face directory or a GGUF file, `TUNE_REFERENCE` holds
 //! `humaneval_messages.jsonl` and `humaneval_tokens.jsonl`.
 
 use std::path::PathBuf;
 
-use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, IGNORE};
-use tune_core::tokenizer::{Tokenizer, TokenizerFiles};
+use tune_core::checkpoint::Checkpoint;
+use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, Files, IGNORE, Mask};
+use tune_core::tokenizer::Tokenizer;
 
-fn folder(variable: &str) -> PathBuf {
-    std::env::var_os(variable)
-        .unwrap_or_else(|| panic!("set {variable} to a folder; see the top of this test's file"))
-        .into()
+fn path(variable: &str) -> PathBuf {
+    std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable} ; see the top of this test's file")).into()
 }
 
 #[test]
 #[ignore = "needs a real model's tokenizer and reference files: see the top of the file"]
 fn ids_and_targets_are_torchtunes() {
-    let (model, reference) = (folder("TUNE_SMOLLM2"), folder("TUNE_REFERENCE"));
-    let mut files = TokenizerFiles::default();
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    ] {
-        let content = std::fs::read(model.join(name)).unwrap();
-        files.files.insert(name.to_owned(), content);
-    }
+    let (model, reference) = (path("TUNE_SMOLLM2"), path("TUNE_REFERENCE"));
+    let files = Checkpoint::open(model).unwrap().tokenizer_files().unwrap();
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     let config = DatasetConfig::Chat(ChatDataset {
-        source: Some("json".to_owned()),
-        data_files: vec![reference.join("humaneval_messages.jsonl")],
-        split: "train[:40]".to_owned(),
+        files: Files {
+            source: Some("json".to_owned()),
+            data_files: vec![reference.join("humaneval_messages.jsonl")],
+            split: "train[:40]".to_owned(),
+        },
         conversation_column: "messages".to_owned(),
         conversation_style: ConversationStyle::Openai,
         role_key: None,
         content_key: None,
         new_system_prompt: None,
-        masking_strategy: None,
-        train_on_input: Some(false),
+        mask: Mask { masking_strategy: None, train_on_input: Some(false) },
         packed: false,
     });
     let dataset = data::load(&[config], &tokenizer, Some(512)).unwrap();

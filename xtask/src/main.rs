@@ -1,3 +1,43 @@
-//! The project's own chores: `cargo xtask <TASK>`.
+//! The project's own chores: `cargo xtask <TASK>`, one module each.
 
-fn main() {}
+mod make_tiny;
+mod new_recipe;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a task returns; the error is shown to whoever called it.
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+/// The project's own chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Train the tiny model that ships with the project and write it to recipes/tiny.
+    MakeTiny(make_tiny::Args),
+    /// Write a new recipe, its config and its test, which build and run as they are.
+    NewRecipe(new_recipe::Args),
+}
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let result = match Cli::parse().task {
+        Task::MakeTiny(args) => make_tiny::run(root, &args),
+        Task::NewRecipe(args) => new_recipe::run(root, &args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

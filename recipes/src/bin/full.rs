@@ -159,9 +159,8 @@ impl Recipe for FullFinetune {
 
         let max_seq_len = cfg.tokenizer.max_seq_len;
         let loader = |dataset: data::Dataset, shuffle: bool| {
-            let pack_to = if dataset.packed { max_seq_len } else { None };
             let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to, shuffle, seed, pad_id, ..Default::default() };
+            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to: dataset.pack_to, shuffle, seed, pad_id, ..Default::default() };
             Loader::new(dataset.samples, options)
         };
         let mut reports = Vec::new();

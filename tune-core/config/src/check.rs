@@ -12,22 +12,10 @@ use crate::value::{Data, Field, Origin, Value};
 use crate::words::{and, found, list, or, quoted, short};
 
 /// Checks `root` and fills in the defaults.
-pub(crate) fn check(
-    schema: &Schema,
-    root: &Node,
-    from_command_line: &dyn Fn(Span) -> bool,
-) -> Checked {
-    let mut checker = Checker {
-        from_command_line,
-        diagnostics: Vec::new(),
-        ignored: Vec::new(),
-    };
+pub(crate) fn check(schema: &Schema, root: &Node, from_command_line: &dyn Fn(Span) -> bool) -> Checked {
+    let mut checker = Checker { from_command_line, diagnostics: Vec::new(), ignored: Vec::new() };
     let value = checker.value(schema, root, &Place::root(root.span));
-    Checked {
-        value,
-        diagnostics: checker.diagnostics,
-        ignored: checker.ignored,
-    }
+    Checked { value, diagnostics: checker.diagnostics, ignored: checker.ignored }
 }
 
 /// What a check has found.
@@ -54,12 +42,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn root(span: Span) -> Self {
-        Self {
-            path: String::new(),
-            owner: span,
-            key: None,
-            component: None,
-        }
+        Self { path: String::new(), owner: span, key: None, component: None }
     }
 
     fn child(&self, step: &str, owner: Span) -> Self {
@@ -67,12 +50,7 @@ impl<'a> Place<'a> {
             "" => step.to_owned(),
             path => format!("{path}.{step}"),
         };
-        Self {
-            path,
-            owner,
-            key: None,
-            component: None,
-        }
+        Self { path, owner, key: None, component: None }
     }
 
     fn key(self, key: &'a Key) -> Self {
@@ -80,19 +58,12 @@ impl<'a> Place<'a> {
             Some(Const::Text(name)) => Some(name),
             _ => None,
         };
-        Self {
-            key: Some(key),
-            component,
-            ..self
-        }
+        Self { key: Some(key), component, ..self }
     }
 
     /// An item of a list; the key's range and choices hold for it too.
     fn item(&self, index: usize, span: Span) -> Self {
-        Self {
-            key: self.key,
-            ..self.child(&index.to_string(), span)
-        }
+        Self { key: self.key, ..self.child(&index.to_string(), span) }
     }
 
     fn of(&self) -> String {
@@ -121,19 +92,14 @@ impl Checker<'_> {
             (Schema::Optional(_), _) if node.is_null() => Some(Data::Null),
             (Schema::Optional(inner), _) => return self.value(inner, node, place),
             (Schema::List(item), Tree::List(items)) => self.items(item, items, place),
-            (Schema::List(item), _)
-                if place.key.is_some_and(|key| key.one_or_many) && !node.is_null() =>
-            {
-                self.value(item, node, place)
-                    .map(|item| Data::List(vec![item]))
+            (Schema::List(item), _) if place.key.is_some_and(|key| key.one_or_many) && !node.is_null() => {
+                self.value(item, node, place).map(|item| Data::List(vec![item]))
             }
             (Schema::Array(item, length), Tree::List(items)) if items.len() == *length => {
                 self.items(item, items, place)
             }
             (Schema::Map(item), Tree::Map(entries)) => self.map(item, entries, place),
-            (Schema::Struct(fields), Tree::Map(entries)) => {
-                self.fields(fields, entries, place, None)
-            }
+            (Schema::Struct(fields), Tree::Map(entries)) => self.fields(fields, entries, place, None),
             (Schema::Component(component), _) => self.component(component, node, place),
             (Schema::Choice(choices), _) => self.choice(choices, node, place),
             (_, Tree::Scalar(scalar)) => self.scalar(schema, scalar, node, place),
@@ -141,9 +107,7 @@ impl Checker<'_> {
         };
         let chosen = match (schema, &node.value) {
             // A component comes from where it is chosen, not from its keys.
-            (Schema::Component(_), Tree::Map(_)) => {
-                node.get(COMPONENT).map(|entry| entry.value.span)
-            }
+            (Schema::Component(_), Tree::Map(_)) => node.get(COMPONENT).map(|entry| entry.value.span),
             _ => Some(node.span),
         };
         let origin = chosen.map_or(Origin::Default, origin);
@@ -164,10 +128,7 @@ impl Checker<'_> {
         let fields: Vec<_> = entries
             .iter()
             .map(|entry| {
-                let inner = Place {
-                    key: place.key,
-                    ..place.child(&entry.key, entry.key_span)
-                };
+                let inner = Place { key: place.key, ..place.child(&entry.key, entry.key_span) };
                 self.value(schema, &entry.value, &inner).map(|value| Field {
                     name: entry.key.clone().into(),
                     value,
@@ -181,30 +142,19 @@ impl Checker<'_> {
         Some(Data::Fields(fields))
     }
 
-    fn scalar(
-        &mut self,
-        schema: &Schema,
-        scalar: &Scalar,
-        node: &Node,
-        place: &Place<'_>,
-    ) -> Option<Data> {
+    fn scalar(&mut self, schema: &Schema, scalar: &Scalar, node: &Node, place: &Place<'_>) -> Option<Data> {
         let data = match (schema, scalar.kind()) {
             (Schema::Bool, Kind::Bool(value)) => Data::Bool(value),
             (Schema::Text | Schema::Path, Kind::Text) => Data::Text(scalar.text.clone()),
             // A shell takes the quotes away, so there text is what it looks like.
-            (Schema::Text | Schema::Path, kind)
-                if kind != Kind::Null && (self.from_command_line)(node.span) =>
-            {
+            (Schema::Text | Schema::Path, kind) if kind != Kind::Null && (self.from_command_line)(node.span) => {
                 Data::Text(scalar.text.clone())
             }
             (Schema::Int { min, max }, _) => match scalar.number() {
                 Some(Number::Int(int)) if (*min..=*max).contains(&int) => Data::Int(int),
                 Some(Number::Int(int)) => {
-                    let limit = if int < *min {
-                        format!("must be at least {min}")
-                    } else {
-                        format!("must be at most {max}")
-                    };
+                    let limit =
+                        if int < *min { format!("must be at least {min}") } else { format!("must be at most {max}") };
                     let message = format!("`{}` is out of range{}", scalar.text, place.of());
                     return self.report(Diagnostic::error(message).at(node.span, limit));
                 }
@@ -216,17 +166,10 @@ impl Checker<'_> {
                         Number::Int(int) => int as f64,
                         Number::Float(float) => float,
                     };
-                    let fits = if *bits == 32 {
-                        (float as f32).is_finite()
-                    } else {
-                        float.is_finite()
-                    };
+                    let fits = if *bits == 32 { (float as f32).is_finite() } else { float.is_finite() };
                     if !fits {
-                        let message =
-                            format!("`{}` is no finite number{}", scalar.text, place.of());
-                        return self.report(
-                            Diagnostic::error(message).at(node.span, "expected a finite number"),
-                        );
+                        let message = format!("`{}` is no finite number{}", scalar.text, place.of());
+                        return self.report(Diagnostic::error(message).at(node.span, "expected a finite number"));
                     }
                     Data::Float(float)
                 }
@@ -250,13 +193,8 @@ impl Checker<'_> {
         if let (Some(range), Some(number)) = (&key.range, as_const)
             && !range.holds(&number)
         {
-            let message = format!(
-                "`{}` is out of range{}",
-                node.as_str().unwrap_or_default(),
-                place.of()
-            );
-            return self
-                .report(Diagnostic::error(message).at(node.span, format!("must be in {range}")));
+            let message = format!("`{}` is out of range{}", node.as_str().unwrap_or_default(), place.of());
+            return self.report(Diagnostic::error(message).at(node.span, format!("must be in {range}")));
         }
         let equal = |allowed: &Const| match (allowed, &data) {
             (Const::Text(allowed), Data::Text(text)) => allowed == text,
@@ -270,9 +208,8 @@ impl Checker<'_> {
             let written = node.as_str().unwrap_or_default();
             let allowed: Vec<String> = key.one_of.iter().map(Const::to_string).collect();
             let expected: Vec<String> = allowed.iter().map(|allowed| quoted(allowed)).collect();
-            let diagnostic =
-                Diagnostic::error(format!("`{}` is not allowed{}", short(written), place.of()))
-                    .at(node.span, format!("expected {}", or(&expected)));
+            let diagnostic = Diagnostic::error(format!("`{}` is not allowed{}", short(written), place.of()))
+                .at(node.span, format!("expected {}", or(&expected)));
             let diagnostic = did_you_mean(diagnostic, written, allowed.iter().map(String::as_str));
             return self.report(diagnostic);
         }
@@ -299,16 +236,9 @@ impl Checker<'_> {
                 self.within_key(Data::Text(name), named, place)
             }
             None => {
-                let diagnostic =
-                    Diagnostic::error(format!("`{}` is not allowed{}", short(written), place.of()))
-                        .at(
-                            named.span,
-                            format!("expected {}", or(&names().map(quoted).collect::<Vec<_>>())),
-                        );
-                let aliases = choices
-                    .choices
-                    .iter()
-                    .flat_map(|choice| choice.aliases.iter().copied());
+                let diagnostic = Diagnostic::error(format!("`{}` is not allowed{}", short(written), place.of()))
+                    .at(named.span, format!("expected {}", or(&names().map(quoted).collect::<Vec<_>>())));
+                let aliases = choices.choices.iter().flat_map(|choice| choice.aliases.iter().copied());
                 let diagnostic = did_you_mean(diagnostic, written, names().chain(aliases));
                 self.report(diagnostic)
             }
@@ -321,19 +251,13 @@ impl Checker<'_> {
             Tree::Map(entries) => (node.get(COMPONENT).map(|entry| &entry.value), entries),
             Tree::Scalar(_) if !node.is_null() => (Some(node), &[]),
             _ => {
-                let expected = format!(
-                    "a component: {}",
-                    or(&names().map(quoted).collect::<Vec<_>>())
-                );
+                let expected = format!("a component: {}", or(&names().map(quoted).collect::<Vec<_>>()));
                 let diagnostic = self.expected(&[expected], node, place);
                 return self.report(diagnostic);
             }
         };
         let found = match chosen {
-            Some(Node {
-                value: Tree::Reported,
-                ..
-            }) => return None,
+            Some(Node { value: Tree::Reported, .. }) => return None,
             Some(chosen) => match chosen.as_str().and_then(|name| component.find(name)) {
                 Some(found) => found,
                 None => {
@@ -341,38 +265,21 @@ impl Checker<'_> {
                     return self.report(diagnostic);
                 }
             },
-            None => match place
-                .component
-                .and_then(|name| component.find(name))
-                .or(component.default)
-            {
+            None => match place.component.and_then(|name| component.find(name)).or(component.default) {
                 Some(default) => default,
                 None => {
-                    let diagnostic =
-                        Diagnostic::error(format!("missing key `{COMPONENT}`{}", place.of()))
-                            .at(place.owner, format!("which {}?", component.name))
-                            .note(format!("choose one of {}", list(names())));
+                    let diagnostic = Diagnostic::error(format!("missing key `{COMPONENT}`{}", place.of()))
+                        .at(place.owner, format!("which {}?", component.name))
+                        .note(format!("choose one of {}", list(names())));
                     return self.report(diagnostic);
                 }
             },
         };
         let variant = &component.variants[found];
-        let of = Chosen {
-            component,
-            variant,
-            span: chosen.map(|chosen| chosen.span),
-        };
-        let none = Struct {
-            name: variant.name,
-            doc: "",
-            keys: &[],
-            ignored: &[],
-        };
+        let of = Chosen { component, variant, span: chosen.map(|chosen| chosen.span) };
+        let none = Struct { name: variant.name, doc: "", keys: &[], ignored: &[] };
         let fields = self.fields(variant.fields().unwrap_or(&none), entries, place, Some(&of))?;
-        let fields = Value {
-            data: fields,
-            origin: origin(node.span),
-        };
+        let fields = Value { data: fields, origin: origin(node.span) };
         Some(Data::Component(variant.name.into(), Box::new(fields)))
     }
 
@@ -383,6 +290,8 @@ impl Checker<'_> {
         place: &Place<'_>,
         chosen: Option<&Chosen<'_>>,
     ) -> Option<Data> {
+        // Keys that are written with a slip: they are not missing, too.
+        let mut meant = Vec::new();
         for entry in entries {
             let of_choice = chosen.is_some() && entry.key == COMPONENT;
             if of_choice || fields.find(&entry.key).is_some() {
@@ -391,27 +300,26 @@ impl Checker<'_> {
             match fields.find_ignored(&entry.key) {
                 Some(ignored) => self.ignored.push((entry.key_span, ignored)),
                 None => {
-                    let diagnostic = unknown_key(fields, entry, place, chosen);
+                    let (diagnostic, near) = unknown_key(fields, entry, place, chosen);
                     self.diagnostics.push(diagnostic);
+                    meant.extend(near.map(|key| key.name));
                 }
             }
         }
         let before = self.diagnostics.len();
         let mut missing = Vec::new();
         let data = self.known_fields(fields, entries, place, &mut missing);
+        missing.retain(|key| !meant.contains(&key.name));
         if missing.is_empty() {
             return data;
         }
         let names: Vec<_> = missing.iter().map(|key| quoted(key.name)).collect();
         let plural = if names.len() > 1 { "s" } else { "" };
-        let mut diagnostic =
-            Diagnostic::error(format!("missing key{plural} {}{}", and(&names), place.of()));
+        let mut diagnostic = Diagnostic::error(format!("missing key{plural} {}{}", and(&names), place.of()));
         if place.owner.source != DEFAULTS {
             diagnostic = diagnostic.at(place.owner, format!("needs {}", and(&names)));
         }
-        if let Some(Chosen {
-            span: Some(span), ..
-        }) = chosen
+        if let Some(Chosen { span: Some(span), .. }) = chosen
             && *span != place.owner
         {
             diagnostic = diagnostic.also(*span, "component chosen here");
@@ -438,19 +346,12 @@ impl Checker<'_> {
             let value = match (key.flatten, key.schema) {
                 (true, Schema::Struct(inner)) => {
                     let data = self.known_fields(inner, entries, place, missing);
-                    data.map(|data| Value {
-                        data,
-                        origin: origin(place.owner),
-                    })
+                    data.map(|data| Value { data, origin: origin(place.owner) })
                 }
                 _ => self.key(key, entries, place, missing),
             };
             match value {
-                Some(value) => values.push(Field {
-                    name: key.name.into(),
-                    value,
-                    flat: key.flatten,
-                }),
+                Some(value) => values.push(Field { name: key.name.into(), value, flat: key.flatten }),
                 None => complete = false,
             }
         }
@@ -464,20 +365,14 @@ impl Checker<'_> {
         place: &Place<'_>,
         missing: &mut Vec<&'static Key>,
     ) -> Option<Value> {
-        let mut written = entries
-            .iter()
-            .filter(|e| e.key == key.name || key.aliases.contains(&e.key.as_str()));
+        let mut written = entries.iter().filter(|e| e.key == key.name || key.aliases.contains(&e.key.as_str()));
         let Some(entry) = written.next() else {
             let Some(default) = key.when_absent() else {
                 missing.push(key);
                 return None;
             };
             let node = default_node(&key.schema, &default);
-            return self.value(
-                &key.schema,
-                &node,
-                &place.child(key.name, node.span).key(key),
-            );
+            return self.value(&key.schema, &node, &place.child(key.name, node.span).key(key));
         };
         if let Some(again) = written.next() {
             let message = format!("`{}` and `{}` are the same key", entry.key, again.key);
@@ -489,11 +384,7 @@ impl Checker<'_> {
             );
             return None;
         }
-        self.value(
-            &key.schema,
-            &entry.value,
-            &place.child(&entry.key, entry.key_span).key(key),
-        )
+        self.value(&key.schema, &entry.value, &place.child(&entry.key, entry.key_span).key(key))
     }
 
     fn wrong_type(&mut self, schema: &Schema, node: &Node, place: &Place<'_>) -> Option<Data> {
@@ -519,15 +410,8 @@ impl Checker<'_> {
             (path, _) => format!("wrong type for `{path}`"),
         };
         // Nothing is to be seen where nothing was written.
-        let span = if node.span.start == node.span.end {
-            place.owner
-        } else {
-            node.span
-        };
-        Diagnostic::error(message).at(
-            span,
-            format!("expected {}, found {}", or(expected), found(node)),
-        )
+        let span = if node.span.start == node.span.end { place.owner } else { node.span };
+        Diagnostic::error(message).at(span, format!("expected {}, found {}", or(expected), found(node)))
     }
 }
 
@@ -542,29 +426,19 @@ fn origin(span: Span) -> Origin {
 pub(crate) fn default_node(schema: &Schema, default: &Const) -> Node {
     let span = Span::new(DEFAULTS, 0, 0);
     let value = match (default, schema) {
-        (Const::Null, _) | (Const::OfType, Schema::Optional(_)) => {
-            Tree::Scalar(Scalar::plain("null"))
-        }
+        (Const::Null, _) | (Const::OfType, Schema::Optional(_)) => Tree::Scalar(Scalar::plain("null")),
         (Const::List(items), Schema::List(inner) | Schema::Array(inner, _)) => {
             Tree::List(items.iter().map(|item| default_node(inner, item)).collect())
         }
         (default, Schema::Optional(inner)) => return default_node(inner, default),
-        (Const::List(items), _) => Tree::List(
-            items
-                .iter()
-                .map(|item| default_node(schema, item))
-                .collect(),
-        ),
+        (Const::List(items), _) => Tree::List(items.iter().map(|item| default_node(schema, item)).collect()),
         (Const::Bool(value), _) => Tree::Scalar(Scalar::plain(value.to_string())),
         (Const::Int(value), _) => Tree::Scalar(Scalar::plain(value.to_string())),
         (Const::Float(value), _) => Tree::Scalar(Scalar::plain(crate::emit::float(*value))),
         (Const::Text(value), _) => Tree::Scalar(Scalar::quoted(*value)),
         (Const::OfType, Schema::List(_)) => Tree::List(Vec::new()),
         (Const::OfType, Schema::Choice(choices)) => {
-            let name = choices
-                .default
-                .and_then(|at| choices.choices.get(at))
-                .map(|choice| choice.name);
+            let name = choices.default.and_then(|at| choices.choices.get(at)).map(|choice| choice.name);
             Tree::Scalar(Scalar::quoted(name.unwrap_or_default()))
         }
         (Const::OfType, _) => Tree::Map(Vec::new()),

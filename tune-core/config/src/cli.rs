@@ -40,11 +40,7 @@ pub const USAGE: u8 = 2;
 
 /// Reads the arguments (the program's name first) and the config that they
 /// name. With `color`, messages are for a terminal.
-pub fn start<T: Config>(
-    recipe: &Recipe,
-    args: impl IntoIterator<Item = OsString>,
-    color: bool,
-) -> Start<T> {
+pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString>, color: bool) -> Start<T> {
     let args: Vec<OsString> = args.into_iter().collect();
     let matches = match command(recipe).try_get_matches_from(&args) {
         Ok(matches) => matches,
@@ -64,10 +60,7 @@ pub fn start<T: Config>(
                 return Start::Fail(format!("error: {} is not text (UTF-8)\n", path.display()));
             }
             Err(error) => {
-                return Start::Fail(format!(
-                    "error: cannot read the config {}: {error}\n",
-                    path.display()
-                ));
+                return Start::Fail(format!("error: cannot read the config {}: {error}\n", path.display()));
             }
         },
     };
@@ -85,9 +78,7 @@ pub fn start<T: Config>(
     input = input.command(line).overrides(overrides);
     match load::<T>(input) {
         Err(report) => Start::Fail(report.render(color)),
-        Ok(loaded) if matches.get_flag("print-config") => {
-            Start::Show(loaded.resolved.to_yaml_with_origins())
-        }
+        Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
         Ok(loaded) => Start::Run(Box::new(loaded)),
     }
 }
@@ -129,53 +120,23 @@ fn command(recipe: &Recipe) -> Command {
     Command::new(recipe.name)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .short('c')
-                .value_name("FILE")
-                .value_parser(value_parser!(PathBuf)),
-        )
-        .arg(
-            Arg::new("help")
-                .long("help")
-                .short('h')
-                .action(ArgAction::SetTrue),
-        )
-        .arg(
-            Arg::new("version")
-                .long("version")
-                .short('V')
-                .action(ArgAction::SetTrue),
-        )
-        .arg(
-            Arg::new("print-config")
-                .long("print-config")
-                .action(ArgAction::SetTrue),
-        )
-        .arg(
-            Arg::new("overrides")
-                .value_name("KEY=VALUE")
-                .num_args(0..)
-                .action(ArgAction::Append),
-        )
+        .arg(Arg::new("config").long("config").short('c').value_name("FILE").value_parser(value_parser!(PathBuf)))
+        .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
+        .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
+        .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
+        .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
 }
 
 /// The bytes of a file, a little more than a config may have at most: the path
 /// may be that of a device without an end.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(2 << 20)
-        .read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(2 << 20).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 fn usage_line(recipe: &Recipe) -> String {
-    format!(
-        "Usage: {} [--config FILE] [KEY=VALUE | ~KEY]...\n",
-        recipe.name
-    )
+    format!("Usage: {} [--config FILE] [KEY=VALUE | ~KEY]...\n", recipe.name)
 }
 
 /// What is wrong with the arguments. Other tools take keys as options, so that
@@ -194,25 +155,14 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
         let rest = arg.strip_prefix(option.as_str())?;
         match rest.strip_prefix('=') {
             Some(value) => Some(value),
-            None => args
-                .get(at + 1)
-                .map(|next| &**next)
-                .filter(|next| !next.starts_with('-')),
+            None => args.get(at + 1).map(|next| &**next).filter(|next| !next.starts_with('-')),
         }
     });
     if option.starts_with("--") {
         let value = value.unwrap_or("VALUE");
-        let _ = writeln!(
-            text,
-            "A key of the config is set without dashes: `{key}={value}`"
-        );
+        let _ = writeln!(text, "A key of the config is set without dashes: `{key}={value}`");
     }
-    let _ = writeln!(
-        text,
-        "{}`{} --help` lists options and keys.",
-        usage_line(recipe),
-        recipe.name
-    );
+    let _ = writeln!(text, "{}`{} --help` lists options and keys.", usage_line(recipe), recipe.name);
     text
 }
 
@@ -225,10 +175,7 @@ fn help_text<T: Config>(recipe: &Recipe) -> String {
     text += "Options:\n";
     for (flag, what) in [
         ("-c, --config FILE", "the YAML file with the keys below"),
-        (
-            "    --print-config",
-            "show the config as it would run, with the origin of each value",
-        ),
+        ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("-h, --help", "show this"),
         ("-V, --version", "show the version"),
     ] {

@@ -43,9 +43,7 @@ impl Emitter<'_> {
                 self.comment(value, out);
                 self.entries(fields, indent, out);
             }
-            Data::Fields(fields) => fields
-                .iter()
-                .for_each(|field| self.field(field, indent, out)),
+            Data::Fields(fields) => fields.iter().for_each(|field| self.field(field, indent, out)),
             _ => {}
         }
     }
@@ -95,22 +93,10 @@ impl Emitter<'_> {
 fn is_inline(value: &Value) -> bool {
     match &value.data {
         Data::List(items) => {
-            let scalar = |item: &Value| {
-                !matches!(
-                    item.data,
-                    Data::List(_) | Data::Fields(_) | Data::Component(..)
-                )
-            };
-            items.iter().all(scalar)
-                && items
-                    .iter()
-                    .map(|item| inline(item).len() + 2)
-                    .sum::<usize>()
-                    <= 80
+            let scalar = |item: &Value| !matches!(item.data, Data::List(_) | Data::Fields(_) | Data::Component(..));
+            items.iter().all(scalar) && items.iter().map(|item| inline(item).len() + 2).sum::<usize>() <= 80
         }
-        Data::Fields(fields) => fields
-            .iter()
-            .all(|field| field.flat && is_inline(&field.value)),
+        Data::Fields(fields) => fields.iter().all(|field| field.flat && is_inline(&field.value)),
         Data::Component(..) => false,
         _ => true,
     }
@@ -153,20 +139,12 @@ pub(crate) fn float(value: f64) -> String {
 
 /// A key; the reader looks for no references in it.
 fn key(name: &str) -> String {
-    if is_plain(name) {
-        name.to_owned()
-    } else {
-        quoted(name)
-    }
+    if is_plain(name) { name.to_owned() } else { quoted(name) }
 }
 
 /// `text` without quotes where it cannot be taken for anything else.
 pub(crate) fn text(text: &str) -> String {
-    if is_plain(text) {
-        text.to_owned()
-    } else {
-        quoted(&tune_yaml::escape_references(text))
-    }
+    if is_plain(text) { text.to_owned() } else { quoted(&tune_yaml::escape_references(text)) }
 }
 
 fn is_plain(text: &str) -> bool {
@@ -187,12 +165,7 @@ fn quoted(text: &str) -> String {
             '\t' => quoted += "\\t",
             '\r' => quoted += "\\r",
             // What YAML does not allow as it is, or takes for a line break.
-            c if c.is_control()
-                || matches!(
-                    c,
-                    '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
-                ) =>
-            {
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') => {
                 let _ = write!(quoted, "\\u{:04x}", u32::from(c));
             }
             c => quoted.push(c),

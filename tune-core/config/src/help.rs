@@ -59,12 +59,8 @@ impl Schema {
             Schema::Optional(_) => Some("null".to_owned()),
             Schema::List(_) => Some("[]".to_owned()),
             Schema::Map(_) => Some("{}".to_owned()),
-            Schema::Choice(choices) => choices
-                .default
-                .map(|at| choices.choices[at].name.to_owned()),
-            Schema::Component(component) => component
-                .default
-                .map(|at| component.variants[at].name.to_owned()),
+            Schema::Choice(choices) => choices.default.map(|at| choices.choices[at].name.to_owned()),
+            Schema::Component(component) => component.default.map(|at| component.variants[at].name.to_owned()),
             _ => None,
         }
     }
@@ -83,45 +79,25 @@ pub(crate) fn keys(fields: &Struct, indent: usize, out: &mut String) {
     }
     if !fields.ignored.is_empty() {
         let names: Vec<_> = fields.ignored.iter().map(|ignored| ignored.name).collect();
-        let _ = writeln!(
-            out,
-            "{:indent$}(accepted without effect: {})",
-            "",
-            names.join(", ")
-        );
+        let _ = writeln!(out, "{:indent$}(accepted without effect: {})", "", names.join(", "));
     }
 }
 
 /// What can be written within a value.
 fn inner(schema: &Schema, indent: usize, out: &mut String) {
     match schema {
-        Schema::Optional(inside)
-        | Schema::List(inside)
-        | Schema::Array(inside, _)
-        | Schema::Map(inside) => {
+        Schema::Optional(inside) | Schema::List(inside) | Schema::Array(inside, _) | Schema::Map(inside) => {
             inner(inside, indent, out);
         }
         Schema::Struct(fields) => keys(fields, indent, out),
         Schema::Choice(choices) if choices.choices.iter().any(|choice| !choice.doc.is_empty()) => {
             for choice in choices.choices {
-                let _ = writeln!(
-                    out,
-                    "{:indent$}- {}: {}",
-                    "",
-                    choice.name,
-                    summary(choice.doc)
-                );
+                let _ = writeln!(out, "{:indent$}- {}: {}", "", choice.name, summary(choice.doc));
             }
         }
         Schema::Component(component) => {
             for variant in component.variants {
-                let _ = writeln!(
-                    out,
-                    "{:indent$}- {}: {}",
-                    "",
-                    variant.name,
-                    summary(variant_doc(variant))
-                );
+                let _ = writeln!(out, "{:indent$}- {}: {}", "", variant.name, summary(variant_doc(variant)));
                 if let Some(fields) = variant.fields() {
                     keys(fields, indent + 4, out);
                 }
@@ -147,9 +123,6 @@ fn doc(text: &str, indent: usize, out: &mut String) {
 
 /// The first sentence or paragraph, on one line.
 fn summary(text: &str) -> String {
-    let paragraph: Vec<_> = text
-        .lines()
-        .take_while(|line| !line.trim().is_empty())
-        .collect();
+    let paragraph: Vec<_> = text.lines().take_while(|line| !line.trim().is_empty()).collect();
     paragraph.join(" ")
 }

@@ -98,6 +98,12 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     let file = sources.add(name, text);
     let command_line = sources.add(COMMAND_LINE, line.text.as_str());
 
+    if sources.text(file).len() > tune_yaml::MAX_TEXT {
+        // Not to be shown.
+        let limit = tune_yaml::MAX_TEXT >> 10;
+        let message = format!("{} is no config: it has more than {limit} KiB", sources.name(file));
+        return Err(Report { sources, diagnostics: vec![Diagnostic::error(message)] });
+    }
     let mut root = match tune_yaml::parse(sources.text(file), file) {
         Ok(root) => root,
         Err(error) => {

@@ -23,16 +23,9 @@ impl CommandLine {
     pub(crate) fn new(command: &str, overrides: &[String]) -> Self {
         // A line break would break the line; a blank is as long.
         let one_line = |text: &str| text.replace(['\n', '\r', '\t'], " ");
-        let mut line = Self {
-            text: one_line(command),
-            overrides: Vec::new(),
-        };
+        let mut line = Self { text: one_line(command), overrides: Vec::new() };
         for written in overrides {
-            let quote = if written.contains(char::is_whitespace) {
-                "'"
-            } else {
-                ""
-            };
+            let quote = if written.contains(char::is_whitespace) { "'" } else { "" };
             if !line.text.is_empty() {
                 line.text.push(' ');
             }
@@ -80,8 +73,7 @@ pub(crate) fn parse(
                 relocate(&mut node, Span::new(source, start, range.end));
                 node
             }
-            false => tune_yaml::parse_value(&line.text, start, range.end, source)
-                .map_err(Diagnostic::from)?,
+            false => tune_yaml::parse_value(&line.text, start, range.end, source).map_err(Diagnostic::from)?,
         };
         (path, range.start, Action::Set(node))
     } else {
@@ -95,10 +87,7 @@ pub(crate) fn parse(
         steps.push((step.to_owned(), Span::new(source, at, at + step.len())));
         at += step.len() + 1;
     }
-    if steps
-        .iter()
-        .any(|(step, _)| step.is_empty() || step.contains(char::is_whitespace))
-    {
+    if steps.iter().any(|(step, _)| step.is_empty() || step.contains(char::is_whitespace)) {
         return Err(Diagnostic::error(format!("`{written}` is no override"))
             .at(whole, "expected `key=value` or `~key`")
             .help("a path is made of keys and list positions, such as `datasets.0.path`")
@@ -110,10 +99,7 @@ pub(crate) fn parse(
             .help(format!("write `{}`", written.trim_start_matches('+')))
             .into());
     }
-    Ok(Override {
-        path: steps,
-        action,
-    })
+    Ok(Override { path: steps, action })
 }
 
 fn relocate(node: &mut Node, span: Span) {
@@ -131,11 +117,7 @@ fn relocate(node: &mut Node, span: Span) {
 }
 
 /// Puts an override into the tree.
-pub(crate) fn apply(
-    schema: &Schema,
-    root: &mut Node,
-    with: Override,
-) -> Result<(), Box<Diagnostic>> {
+pub(crate) fn apply(schema: &Schema, root: &mut Node, with: Override) -> Result<(), Box<Diagnostic>> {
     let walk = Walk { path: &with.path };
     match with.action {
         Action::Set(value) => walk.set(Some(schema), None, root, 0, value),
@@ -150,10 +132,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// The first `steps` of the path, with dots.
     fn to(&self, steps: usize) -> String {
-        let names: Vec<_> = self.path[..steps]
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let names: Vec<_> = self.path[..steps].iter().map(|(name, _)| name.as_str()).collect();
         names.join(".")
     }
 
@@ -179,23 +158,15 @@ impl Walk<'_> {
             return Ok(());
         }
         match schema {
-            Some(Schema::List(item))
-                if key.is_some_and(|key| key.one_or_many) && !is_list(node) =>
-            {
+            Some(Schema::List(item)) if key.is_some_and(|key| key.one_or_many) && !is_list(node) => {
                 if step.parse::<usize>().is_err() {
                     return self.set(Some(item), None, node, at, value);
                 }
                 let only = std::mem::replace(node, Node::plain("", node.span));
-                node.value = Tree::List(if only.is_null() {
-                    Vec::new()
-                } else {
-                    vec![only]
-                });
+                node.value = Tree::List(if only.is_null() { Vec::new() } else { vec![only] });
                 self.set_item(Some(item), node, at, value)
             }
-            Some(Schema::List(item) | Schema::Array(item, _)) => {
-                self.set_item(Some(item), node, at, value)
-            }
+            Some(Schema::List(item) | Schema::Array(item, _)) => self.set_item(Some(item), node, at, value),
             _ if is_list(node) => self.set_item(None, node, at, value),
             Some(
                 Schema::Bool
@@ -204,11 +175,9 @@ impl Walk<'_> {
                 | Schema::Text
                 | Schema::Path
                 | Schema::Choice(_),
-            ) => Err(
-                Diagnostic::error(format!("unknown key `{}`", self.to(at + 1)))
-                    .at(*span, format!("`{}` is a single value", self.to(at)))
-                    .into(),
-            ),
+            ) => Err(Diagnostic::error(format!("unknown key `{}`", self.to(at + 1)))
+                .at(*span, format!("`{}` is a single value", self.to(at)))
+                .into()),
             _ => {
                 self.open(schema, node, at)?;
                 if let Some(Schema::Component(component)) = schema
@@ -230,29 +199,18 @@ impl Walk<'_> {
                 }
                 // What the key's default says holds for the rest of it.
                 let mut absent = match (child_key.and_then(|key| key.default), child_schema) {
-                    (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => {
-                        default_node(schema, &default)
-                    }
+                    (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => default_node(schema, &default),
                     _ => Node::plain("", *span),
                 };
                 self.set(child_schema, child_key, &mut absent, at + 1, value)?;
-                entries.push(Entry {
-                    key: step.clone(),
-                    key_span: *span,
-                    value: absent,
-                });
+                entries.push(Entry { key: step.clone(), key_span: *span, value: absent });
                 Ok(())
             }
         }
     }
 
     /// Makes a mapping of a node that a key is to be set in.
-    fn open(
-        &self,
-        schema: Option<&Schema>,
-        node: &mut Node,
-        at: usize,
-    ) -> Result<(), Box<Diagnostic>> {
+    fn open(&self, schema: Option<&Schema>, node: &mut Node, at: usize) -> Result<(), Box<Diagnostic>> {
         if node.is_null() {
             node.value = Tree::Map(Vec::new());
             if at > 0 {
@@ -261,15 +219,9 @@ impl Walk<'_> {
         }
         match (&node.value, schema) {
             (Tree::Map(_), _) => Ok(()),
-            (Tree::Scalar(_), Some(Schema::Component(_)))
-                if node.as_str().is_some_and(|text| !text.contains("${")) =>
-            {
+            (Tree::Scalar(_), Some(Schema::Component(_))) if node.as_str().is_some_and(|text| !text.contains("${")) => {
                 let chosen = std::mem::replace(node, Node::plain("", node.span));
-                node.value = Tree::Map(vec![Entry {
-                    key: COMPONENT.to_owned(),
-                    key_span: chosen.span,
-                    value: chosen,
-                }]);
+                node.value = Tree::Map(vec![Entry { key: COMPONENT.to_owned(), key_span: chosen.span, value: chosen }]);
                 Ok(())
             }
             _ => {
@@ -296,12 +248,10 @@ impl Walk<'_> {
             node.value = Tree::List(Vec::new());
         }
         let Tree::List(items) = &mut node.value else {
-            return Err(
-                Diagnostic::error(format!("cannot set `{}`", self.to(at + 1)))
-                    .at(*span, format!("`{}` is no list", self.to(at)))
-                    .also(node.span, "it is this")
-                    .into(),
-            );
+            return Err(Diagnostic::error(format!("cannot set `{}`", self.to(at + 1)))
+                .at(*span, format!("`{}` is no list", self.to(at)))
+                .also(node.span, "it is this")
+                .into());
         };
         let length = items.len();
         let index = match step.parse::<usize>() {
@@ -316,12 +266,7 @@ impl Walk<'_> {
         self.set(schema, None, &mut items[index], at + 1, value)
     }
 
-    fn delete(
-        &self,
-        schema: Option<&Schema>,
-        node: &mut Node,
-        at: usize,
-    ) -> Result<(), Box<Diagnostic>> {
+    fn delete(&self, schema: Option<&Schema>, node: &mut Node, at: usize) -> Result<(), Box<Diagnostic>> {
         let schema = schema.map(inside);
         let (step, span) = &self.path[at];
         let last = at + 1 == self.path.len();
@@ -347,9 +292,8 @@ impl Walk<'_> {
                 };
                 let key = found.as_ref().and_then(|(_, key)| *key);
                 let Some(position) = entry_of(entries, step, key) else {
-                    let diagnostic =
-                        Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
-                            .at(*span, "not written in the config");
+                    let diagnostic = Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
+                        .at(*span, "not written in the config");
                     let near = nearest(step, entries.iter().map(|entry| entry.key.as_str()));
                     return Err(Box::new(match near {
                         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
@@ -360,19 +304,12 @@ impl Walk<'_> {
                     entries.remove(position);
                     return Ok(());
                 }
-                self.delete(
-                    found.map(|(schema, _)| schema),
-                    &mut entries[position].value,
-                    at + 1,
-                )
+                self.delete(found.map(|(schema, _)| schema), &mut entries[position].value, at + 1)
             }
             Tree::Reported => Ok(()),
-            Tree::Scalar(_) => Err(Diagnostic::error(format!(
-                "nothing to delete at `{}`",
-                self.to(at + 1)
-            ))
-            .at(*span, "not written in the config")
-            .into()),
+            Tree::Scalar(_) => Err(Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
+                .at(*span, "not written in the config")
+                .into()),
         }
     }
 }
@@ -384,9 +321,7 @@ fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Box<Diagnostic> {
         1 => "its only item is 0".to_owned(),
         _ => format!("its items are 0 to {}", length - 1),
     };
-    Diagnostic::error(format!("no item `{}`", walk.to(at + 1)))
-        .at(*span, format!("a list: {items}"))
-        .into()
+    Diagnostic::error(format!("no item `{}`", walk.to(at + 1))).at(*span, format!("a list: {items}")).into()
 }
 
 fn is_list(node: &Node) -> bool {
@@ -439,9 +374,7 @@ fn chosen(component: &Component, key: Option<&Key>, node: &Node) -> Option<&'sta
 
 /// The entry that is written under any name of the key.
 fn entry_of(entries: &[Entry], step: &str, key: Option<&Key>) -> Option<usize> {
-    let names = |name: &str| {
-        name == step || key.is_some_and(|key| key.name == name || key.aliases.contains(&name))
-    };
+    let names = |name: &str| name == step || key.is_some_and(|key| key.name == name || key.aliases.contains(&name));
     entries.iter().position(|entry| names(&entry.key))
 }
 
@@ -449,33 +382,20 @@ fn entry_of(entries: &[Entry], step: &str, key: Option<&Key>) -> Option<usize> {
 /// go with it; a key that neither has stays, and is reported.
 fn switch(component: &Component, key: Option<&Key>, node: &mut Node, value: Node) {
     let old = chosen(component, key, node);
-    let new = value
-        .as_str()
-        .and_then(|name| component.find(name))
-        .map(|at| &component.variants[at]);
+    let new = value.as_str().and_then(|name| component.find(name)).map(|at| &component.variants[at]);
     let Tree::Map(entries) = &mut node.value else {
         *node = value;
         return;
     };
     if let (Some(old), Some(new)) = (old, new) {
-        let knows = |fields: &Struct, name: &str| {
-            fields.find(name).is_some() || fields.find_ignored(name).is_some()
-        };
+        let knows = |fields: &Struct, name: &str| fields.find(name).is_some() || fields.find_ignored(name).is_some();
         entries.retain(|entry| {
-            let goes = knows(old, &entry.key)
-                && !new.fields().is_some_and(|fields| knows(fields, &entry.key));
+            let goes = knows(old, &entry.key) && !new.fields().is_some_and(|fields| knows(fields, &entry.key));
             entry.key == COMPONENT || !goes
         });
     }
     match entries.iter_mut().find(|entry| entry.key == COMPONENT) {
         Some(entry) => entry.value = value,
-        None => entries.insert(
-            0,
-            Entry {
-                key: COMPONENT.to_owned(),
-                key_span: value.span,
-                value,
-            },
-        ),
+        None => entries.insert(0, Entry { key: COMPONENT.to_owned(), key_span: value.span, value }),
     }
 }

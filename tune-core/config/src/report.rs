@@ -28,15 +28,16 @@ impl Sources {
         // A name stands on a line of its own, and in comments.
         let name: String = name.into();
         let printable = |c: char| if c.is_control() { '?' } else { c };
-        self.texts.push(Source {
-            name: name.chars().map(printable).collect(),
-            text: text.into(),
-        });
+        self.texts.push(Source { name: name.chars().map(printable).collect(), text: text.into() });
         id
     }
 
     fn get(&self, id: SourceId) -> Option<&Source> {
         self.texts.get(usize::from(id.0))
+    }
+
+    pub(crate) fn name(&self, id: SourceId) -> &str {
+        self.get(id).map_or("", |source| &source.name)
     }
 
     pub(crate) fn text(&self, id: SourceId) -> &str {
@@ -103,10 +104,7 @@ impl Diagnostic {
 
     /// A warning without a place.
     pub fn warning(message: impl Into<String>) -> Self {
-        Self {
-            level: Level::Warning,
-            ..Self::error(message)
-        }
+        Self { level: Level::Warning, ..Self::error(message) }
     }
 
     /// With its place.
@@ -181,11 +179,7 @@ impl Report {
             text += &self.one(diagnostic, &renderer);
             text += "\n\n";
         }
-        let errors = self
-            .diagnostics
-            .iter()
-            .filter(|d| d.level == Level::Error)
-            .count();
+        let errors = self.diagnostics.iter().filter(|d| d.level == Level::Error).count();
         if self.diagnostics.len() > SHOWN {
             let left = self.diagnostics.len() - SHOWN;
             text += &format!("... and {left} more\n\n");
@@ -207,14 +201,8 @@ impl Report {
         let mut group = Group::with_title(level.primary_title(&diagnostic.message));
         // One snippet for each text, the one with the caret first.
         let mut places: Vec<(SourceId, Vec<Place<'_>>)> = Vec::new();
-        let primary = diagnostic
-            .primary
-            .iter()
-            .map(|(span, label)| (span, label, AnnotationKind::Primary));
-        let others = diagnostic
-            .secondary
-            .iter()
-            .map(|(span, label)| (span, label, AnnotationKind::Context));
+        let primary = diagnostic.primary.iter().map(|(span, label)| (span, label, AnnotationKind::Primary));
+        let others = diagnostic.secondary.iter().map(|(span, label)| (span, label, AnnotationKind::Context));
         for (span, label, kind) in primary.chain(others) {
             let place = (span, label.as_str(), kind);
             match places.iter_mut().find(|(source, _)| *source == span.source) {
@@ -227,14 +215,10 @@ impl Report {
                 continue;
             };
             let annotations = list.into_iter().map(|(span, label, kind)| {
-                kind.span(first_line(&source.text, span))
-                    .label((!label.is_empty()).then_some(label))
+                kind.span(first_line(&source.text, span)).label((!label.is_empty()).then_some(label))
             });
-            group = group.element(
-                Snippet::source(source.text.as_str())
-                    .path(source.name.as_str())
-                    .annotations(annotations),
-            );
+            group = group
+                .element(Snippet::source(source.text.as_str()).path(source.name.as_str()).annotations(annotations));
         }
         for note in &diagnostic.notes {
             group = group.element(Snippet_Level::NOTE.message(note));
@@ -261,9 +245,7 @@ fn first_line(text: &str, span: &Span) -> std::ops::Range<usize> {
     };
     let start = boundary(span.start);
     let end = boundary(span.end).max(start);
-    let line = text[start..end]
-        .find('\n')
-        .map_or(end, |newline| start + newline);
+    let line = text[start..end].find('\n').map_or(end, |newline| start + newline);
     start..line
 }
 

@@ -7,18 +7,12 @@ use std::ffi::OsString;
 use common::{LEAST, Train, snapshot};
 use tune_config::cli::{Recipe, Start, failure, start};
 
-const RECIPE: Recipe = Recipe {
-    name: "lora",
-    doc: "Trains low-rank adapters on a frozen base model.",
-    version: "1.2.3",
-    configs: &[],
-};
+const RECIPE: Recipe =
+    Recipe { name: "lora", doc: "Trains low-rank adapters on a frozen base model.", version: "1.2.3", configs: &[] };
 
 /// `run`, what is shown, or the error.
 fn told(args: &[&str]) -> Result<String, String> {
-    let args = std::iter::once("lora")
-        .chain(args.iter().copied())
-        .map(OsString::from);
+    let args = std::iter::once("lora").chain(args.iter().copied()).map(OsString::from);
     match start::<Train>(&RECIPE, args, false) {
         Start::Run(loaded) => Ok(format!("run {}", loaded.config.batch_size)),
         Start::Show(text) => Ok(text),
@@ -45,14 +39,8 @@ fn a_config_and_overrides_in_any_order() {
     let file = file();
     let path = file.path().to_str().expect("a path in UTF-8");
     assert_eq!(told(&["--config", path]), Ok("run 2".to_owned()));
-    assert_eq!(
-        told(&["batch_size=3", "--config", path, "~seed", "batch_size=4"]).map_err(|_| ()),
-        Err(())
-    );
-    assert_eq!(
-        told(&["batch_size=3", "--config", path, "batch_size=4"]),
-        Ok("run 4".to_owned())
-    );
+    assert_eq!(told(&["batch_size=3", "--config", path, "~seed", "batch_size=4"]).map_err(|_| ()), Err(()));
+    assert_eq!(told(&["batch_size=3", "--config", path, "batch_size=4"]), Ok("run 4".to_owned()));
     let shown = told(&["--config", path, "--print-config", "epochs=3"]).unwrap_or_default();
     assert!(shown.contains("epochs: 3  # command line\n"), "{shown}");
 }
@@ -71,13 +59,7 @@ fn wrong_arguments() {
     ];
     let errors: Vec<_> = cases
         .iter()
-        .map(|args| {
-            format!(
-                "$ lora {}\n{}",
-                args.join(" "),
-                told(args).err().unwrap_or_default()
-            )
-        })
+        .map(|args| format!("$ lora {}\n{}", args.join(" "), told(args).err().unwrap_or_default()))
         .collect();
     snapshot("arguments", &errors.join("\n"));
 }
@@ -102,8 +84,5 @@ fn a_failure_with_its_causes() {
     let cause = Failed("no space left", None);
     let error = Failed("cannot write a: no space left", Some(Box::new(cause)));
     let error = Failed("the checkpoint is not saved", Some(Box::new(error)));
-    assert_eq!(
-        failure(&error),
-        "error: the checkpoint is not saved\n  caused by: cannot write a: no space left\n"
-    );
+    assert_eq!(failure(&error), "error: the checkpoint is not saved\n  caused by: cannot write a: no space left\n");
 }

@@ -24,14 +24,7 @@ optimizer:
 dtype: fp16
 log_every_n_step: 3
 ";
-    let overrides = [
-        "seed=-1",
-        "optimizer.moment=3",
-        "~nope",
-        "foo",
-        "name=[1, 2",
-        "epochs.x=1",
-    ];
+    let overrides = ["seed=-1", "optimizer.moment=3", "~nope", "foo", "name=[1, 2", "epochs.x=1"];
     snapshot("all_at_once", &bad(yaml, &overrides));
 }
 
@@ -55,10 +48,7 @@ fn texts_that_are_no_config() {
 fn missing_keys_are_named_where_their_mapping_begins() {
     let yaml = "output_dir: a\ndatasets:\n  - _component_: instruct\n    column_map: {}\n  - {}\n";
     snapshot("missing", &bad(yaml, &[]));
-    snapshot(
-        "missing_everything",
-        &read("{}", &[]).err().unwrap_or_default(),
-    );
+    snapshot("missing_everything", &read("{}", &[]).err().unwrap_or_default());
 }
 
 #[test]
@@ -69,10 +59,7 @@ fn components() {
     snapshot("no_component", &bad(yaml, &[]));
     let yaml = "optimizer:\n  _component_: adamw\n  learning_rate: 1\n  momentum: 0.1\n";
     snapshot("keys_of_a_component", &bad_after_least(yaml, &[]));
-    snapshot(
-        "component_of_other_type",
-        &bad_after_least("optimizer: [adamw]\n", &[]),
-    );
+    snapshot("component_of_other_type", &bad_after_least("optimizer: [adamw]\n", &[]));
 }
 
 #[test]
@@ -80,28 +67,19 @@ fn scalars_of_other_types() {
     let yaml = "seed: '1'\nepochs: 1e3\nname: 12\nenable_activation_checkpointing: yes\n\
                 model: {lora_dropout: .nan, lora_attn_modules: q_proj}\n\
                 optimizer: {betas: [0.9], lr: null, weight_decay: 1e999}\n";
-    snapshot(
-        "scalars",
-        &bad_after_least(yaml, &["batch_size=", "dtype=null"]),
-    );
+    snapshot("scalars", &bad_after_least(yaml, &["batch_size=", "dtype=null"]));
 }
 
 #[test]
 fn references() {
     let yaml = "name: ${nam}\nmodel: {lora_rank: '${name2}'}\nepochs: ${batch_size}\nbatch_size: ${epochs}\n\
                 seed: ${output_dir}\n";
-    snapshot(
-        "references",
-        &bad_after_least(yaml, &["optimizer.lr=${optimizer.lrr}"]),
-    );
+    snapshot("references", &bad_after_least(yaml, &["optimizer.lr=${optimizer.lrr}"]));
 }
 
 #[test]
 fn a_key_under_two_names() {
-    snapshot(
-        "two_names",
-        &bad_after_least("epochs: 1\nnum_epochs: 2\n", &[]),
-    );
+    snapshot("two_names", &bad_after_least("epochs: 1\nnum_epochs: 2\n", &[]));
 }
 
 #[test]
@@ -124,9 +102,7 @@ fn many_mistakes_are_cut_short() {
 
 #[test]
 fn keys_without_effect_give_one_warning() {
-    let yaml = format!(
-        "{LEAST}compile: false\nprofiler: {{a: 1}}\noptimizer: {{_component_: adamw, fused: True}}\n"
-    );
+    let yaml = format!("{LEAST}compile: false\nprofiler: {{a: 1}}\noptimizer: {{_component_: adamw, fused: True}}\n");
     let loaded = read(&yaml, &["compile=true"]).expect("a good config");
     snapshot("ignored", &loaded.warnings.to_string());
     assert_eq!(loaded.config, good(LEAST, &[]));
@@ -136,4 +112,22 @@ fn keys_without_effect_give_one_warning() {
 fn no_colour_in_plain_text() {
     let report = bad("a: 1\n", &[]);
     assert!(!report.contains('\u{1b}'));
+}
+
+#[test]
+fn a_slip_is_one_mistake() {
+    let yaml = "output_dri: a\ndatasets: {_component_: instruct, path: a}\n";
+    snapshot("slip", &bad(yaml, &[]));
+    // A name that is right elsewhere is not taken for another one.
+    assert!(bad_after_least("lr: 1\n", &[]).contains("there is a key `optimizer.lr`"));
+}
+
+#[test]
+fn line_ends_of_other_systems() {
+    let yaml = "output_dir: a\r\ndatasets:\r\n- _component_: instruct\r\n  path: a\r\nepochs: x\r\n";
+    assert_eq!(
+        bad(yaml, &[]),
+        "error: wrong type for `epochs`\n --> lora.yaml:5:9\n  |\n5 | epochs: x\n  \
+         |         ^ expected a whole number from 0, found the text \"x\""
+    );
 }

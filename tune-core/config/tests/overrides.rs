@@ -18,17 +18,9 @@ fn paths(config: &Train) -> Vec<String> {
 
 #[test]
 fn keys_are_set_at_any_depth() {
-    let config = with(&[
-        "batch_size=4",
-        "model.lora_rank=16",
-        "optimizer.lr=1e-3",
-        "batch_size=5",
-    ]);
+    let config = with(&["batch_size=4", "model.lora_rank=16", "optimizer.lr=1e-3", "batch_size=5"]);
     assert_eq!((config.batch_size, config.model.lora_rank), (5, 16));
-    assert!(matches!(
-        config.optimizer,
-        Optimizer::AdamW(AdamW { lr: 1e-3, .. })
-    ));
+    assert!(matches!(config.optimizer, Optimizer::AdamW(AdamW { lr: 1e-3, .. })));
 }
 
 #[test]
@@ -41,13 +33,7 @@ fn values_are_yaml_and_may_contain_equals() {
     ]);
     assert_eq!(config.name, "a=b");
     assert_eq!(config.model.lora_attn_modules, ["q_proj", "o_proj"]);
-    assert_eq!(
-        config.optimizer,
-        Optimizer::Sgd(Sgd {
-            lr: 0.5,
-            momentum: 0.0
-        })
-    );
+    assert_eq!(config.optimizer, Optimizer::Sgd(Sgd { lr: 0.5, momentum: 0.0 }));
     let Dataset::Instruct(instruct) = &config.datasets[0];
     assert_eq!(instruct.column_map["a"], "b=c");
 }
@@ -67,82 +53,32 @@ fn items_of_lists() {
     let yaml = "output_dir: out\ndatasets:\n- {_component_: instruct, path: a}\n- {_component_: instruct, path: b}\n";
     assert_eq!(paths(&good(yaml, &["datasets.1.path=c"])), ["a", "c"]);
     assert_eq!(paths(&good(yaml, &["~datasets.0"])), ["b"]);
-    assert_eq!(
-        paths(&good(
-            yaml,
-            &["datasets.2={_component_: instruct, path: c}"]
-        )),
-        ["a", "b", "c"]
-    );
-    assert_eq!(
-        paths(&good(
-            yaml,
-            &["dataset.2._component_=instruct", "dataset.2.path=c"]
-        )),
-        ["a", "b", "c"]
-    );
+    assert_eq!(paths(&good(yaml, &["datasets.2={_component_: instruct, path: c}"])), ["a", "b", "c"]);
+    assert_eq!(paths(&good(yaml, &["dataset.2._component_=instruct", "dataset.2.path=c"])), ["a", "b", "c"]);
     // One that stands for a list of one, by its key and by its place.
     assert_eq!(paths(&with(&["datasets.path=x"])), ["x"]);
     assert_eq!(paths(&with(&["dataset.0.path=x"])), ["x"]);
     // Of a default.
-    assert_eq!(
-        with(&["model.lora_attn_modules.1=k_proj"])
-            .model
-            .lora_attn_modules,
-        ["q_proj", "k_proj"]
-    );
-    assert_eq!(
-        with(&["model.lora_attn_modules.2=k_proj"])
-            .model
-            .lora_attn_modules
-            .len(),
-        3
-    );
+    assert_eq!(with(&["model.lora_attn_modules.1=k_proj"]).model.lora_attn_modules, ["q_proj", "k_proj"]);
+    assert_eq!(with(&["model.lora_attn_modules.2=k_proj"]).model.lora_attn_modules.len(), 3);
 }
 
 #[test]
 fn another_component_keeps_what_it_knows() {
-    let yaml = format!(
-        "{LEAST}optimizer: {{_component_: adamw, lr: 0.25, betas: [0.5, 0.5], fused: true}}\n"
-    );
+    let yaml = format!("{LEAST}optimizer: {{_component_: adamw, lr: 0.25, betas: [0.5, 0.5], fused: true}}\n");
     let sgd = |momentum| Optimizer::Sgd(Sgd { lr: 0.25, momentum });
     assert_eq!(good(&yaml, &["optimizer=sgd"]).optimizer, sgd(0.0));
-    assert_eq!(
-        good(
-            &yaml,
-            &["optimizer=torch.optim.SGD", "optimizer.momentum=0.9"]
-        )
-        .optimizer,
-        sgd(0.9)
-    );
-    assert_eq!(
-        good(&yaml, &["optimizer._component_=sgd"]).optimizer,
-        sgd(0.0)
-    );
-    assert_eq!(
-        good(&yaml, &["optimizer=none"]).optimizer,
-        Optimizer::Frozen
-    );
+    assert_eq!(good(&yaml, &["optimizer=torch.optim.SGD", "optimizer.momentum=0.9"]).optimizer, sgd(0.9));
+    assert_eq!(good(&yaml, &["optimizer._component_=sgd"]).optimizer, sgd(0.0));
+    assert_eq!(good(&yaml, &["optimizer=none"]).optimizer, Optimizer::Frozen);
     assert_eq!(
         good(&yaml, &["optimizer=none", "optimizer=sgd"]).optimizer,
-        Optimizer::Sgd(Sgd {
-            lr: 1e-3,
-            momentum: 0.0
-        })
+        Optimizer::Sgd(Sgd { lr: 1e-3, momentum: 0.0 })
     );
     // Without one in the file.
-    assert_eq!(
-        with(&["optimizer=sgd", "optimizer.lr=0.25"]).optimizer,
-        sgd(0.0)
-    );
-    assert_eq!(
-        with(&["optimizer.lr=0.25", "optimizer=sgd"]).optimizer,
-        sgd(0.0)
-    );
-    assert_eq!(
-        good(&format!("{LEAST}optimizer: sgd\n"), &["optimizer.lr=0.25"]).optimizer,
-        sgd(0.0)
-    );
+    assert_eq!(with(&["optimizer=sgd", "optimizer.lr=0.25"]).optimizer, sgd(0.0));
+    assert_eq!(with(&["optimizer.lr=0.25", "optimizer=sgd"]).optimizer, sgd(0.0));
+    assert_eq!(good(&format!("{LEAST}optimizer: sgd\n"), &["optimizer.lr=0.25"]).optimizer, sgd(0.0));
     // What neither knows is still a mistake.
     let yaml = format!("{LEAST}optimizer: {{_component_: adamw, betta: 1}}\n");
     assert!(bad(&yaml, &["optimizer=sgd"]).contains("unknown key `optimizer.betta`"));
@@ -153,10 +89,7 @@ fn keys_are_removed_under_any_of_their_names() {
     let yaml = format!("{LEAST}num_epochs: 3\nmodel: {{lora_rank: 2, lora_dropout: 0.5}}\n");
     assert_eq!(good(&yaml, &["~epochs"]).epochs, 1);
     let config = good(&yaml, &["~model.lora_dropout"]);
-    assert_eq!(
-        (config.model.lora_rank, config.model.lora_dropout),
-        (2, 0.0)
-    );
+    assert_eq!((config.model.lora_rank, config.model.lora_dropout), (2, 0.0));
     assert_eq!(good(&yaml, &["~model"]).model.lora_rank, 8);
     assert_eq!(good(&yaml, &["epochs=5"]).epochs, 5);
 }

@@ -128,10 +128,7 @@ fn check(yaml: &str, overrides: &[&str]) -> bool {
             let written = loaded.config.to_yaml();
             assert_eq!(good(&written, &[]), loaded.config, "{written}");
             assert_eq!(loaded.resolved.to_yaml(), written);
-            assert_eq!(
-                good(&loaded.resolved.to_yaml_with_origins(), &[]),
-                loaded.config
-            );
+            assert_eq!(good(&loaded.resolved.to_yaml_with_origins(), &[]), loaded.config);
             true
         }
     }
@@ -139,10 +136,7 @@ fn check(yaml: &str, overrides: &[&str]) -> bool {
 
 #[test]
 fn mutations_of_good_configs() {
-    let rounds: usize = std::env::var("ROUNDS")
-        .ok()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(4_000);
+    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4_000);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut accepted = 0;
     for _ in 0..rounds {
@@ -153,11 +147,7 @@ fn mutations_of_good_configs() {
         let overrides: Vec<String> = (0..random.below(3))
             .map(|_| {
                 let with = random.of(&OVERRIDES);
-                if random.below(3) == 0 {
-                    random.mutated(with)
-                } else {
-                    with.to_owned()
-                }
+                if random.below(3) == 0 { random.mutated(with) } else { with.to_owned() }
             })
             .collect();
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
@@ -170,8 +160,7 @@ fn mutations_of_good_configs() {
 #[test]
 fn large_and_hostile_texts_are_answered_soon() {
     let start = std::time::Instant::now();
-    let many =
-        |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
+    let many = |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
     for yaml in [
         many(60_000, &|index| format!("key{index}: 1\n")),
         many(20_000, &|index| format!("k{index}: ${{key{index}}}\n")),
@@ -182,11 +171,7 @@ fn large_and_hostile_texts_are_answered_soon() {
         format!("name: {}x", "[".repeat(200_000)),
         format!("name: {}", "{a: ".repeat(60)),
         format!("name: {}", "- ".repeat(50_000)),
-        format!(
-            "a: &a [{}]\nb: [{}]",
-            "x, ".repeat(1000),
-            "*a, ".repeat(10_000)
-        ),
+        format!("a: &a [{}]\nb: [{}]", "x, ".repeat(1000), "*a, ".repeat(10_000)),
         format!("optimizer: {}", "x".repeat(500_000)),
         format!("{}: 1", "x".repeat(500_000)),
         "\u{feff}".repeat(1000),
@@ -198,9 +183,7 @@ fn large_and_hostile_texts_are_answered_soon() {
     ] {
         assert!(read(&yaml, &[]).is_err());
     }
-    let overrides: Vec<String> = (0..2_000)
-        .map(|index| format!("model.x{index}=[{index}]"))
-        .collect();
+    let overrides: Vec<String> = (0..2_000).map(|index| format!("model.x{index}=[{index}]")).collect();
     let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
     assert!(read(common::LEAST, &overrides).is_err());
     assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());

@@ -22,10 +22,7 @@ fn again(config: &Train) {
 fn defaults() {
     let config = good(LEAST, &[]);
     assert_eq!(config.output_dir, PathBuf::from("out"));
-    assert_eq!(
-        (config.batch_size, config.epochs, config.seed),
-        (2, 1, None)
-    );
+    assert_eq!((config.batch_size, config.epochs, config.seed), (2, 1, None));
     assert_eq!(config.dtype, Dtype::F32);
     assert_eq!(config.model.lora_attn_modules, ["q_proj", "v_proj"]);
     assert!(matches!(&config.optimizer, Optimizer::AdamW(adamw) if adamw.lr == 2e-5));
@@ -36,12 +33,9 @@ fn defaults() {
 
 #[test]
 fn numbers_as_people_write_them() {
-    let config =
-        after_least("batch_size: 1_000\nseed: 0xff\noptimizer: {lr: 2e-5, weight_decay: 1}\n");
+    let config = after_least("batch_size: 1_000\nseed: 0xff\noptimizer: {lr: 2e-5, weight_decay: 1}\n");
     assert_eq!((config.batch_size, config.seed), (1000, Some(255)));
-    let Optimizer::AdamW(adamw) = &config.optimizer else {
-        panic!()
-    };
+    let Optimizer::AdamW(adamw) = &config.optimizer else { panic!() };
     assert_eq!((adamw.lr, adamw.weight_decay), (2e-5, 1.0));
     again(&config);
 }
@@ -50,11 +44,7 @@ fn numbers_as_people_write_them() {
 fn null_in_all_its_forms() {
     for null in ["null", "~", "None", ""] {
         assert_eq!(after_least(&format!("seed: {null}\n")).seed, None, "{null}");
-        assert_eq!(
-            good(&format!("{LEAST}seed: 3\n"), &[&format!("seed={null}")]).seed,
-            None,
-            "{null}"
-        );
+        assert_eq!(good(&format!("{LEAST}seed: 3\n"), &[&format!("seed={null}")]).seed, None, "{null}");
     }
 }
 
@@ -66,23 +56,12 @@ fn components_by_name_alias_and_bare() {
         "optimizer: {_component_: sgd}\n",
         "optimizer:\n  _component_: torch.optim.SGD\n  lr: 1e-3\n",
     ] {
-        assert!(
-            matches!(after_least(yaml).optimizer, Optimizer::Sgd(sgd) if sgd.lr == 1e-3),
-            "{yaml}"
-        );
+        assert!(matches!(after_least(yaml).optimizer, Optimizer::Sgd(sgd) if sgd.lr == 1e-3), "{yaml}");
     }
-    assert_eq!(
-        after_least("optimizer: none\n").optimizer,
-        Optimizer::Frozen
-    );
+    assert_eq!(after_least("optimizer: none\n").optimizer, Optimizer::Frozen);
     // Without a name it is the default one.
-    assert!(
-        matches!(after_least("optimizer: {lr: 1}\n").optimizer, Optimizer::AdamW(adamw) if adamw.lr == 1.0)
-    );
-    assert_eq!(
-        after_least("dtype: {_component_: float32}\n").dtype,
-        Dtype::F32
-    );
+    assert!(matches!(after_least("optimizer: {lr: 1}\n").optimizer, Optimizer::AdamW(adamw) if adamw.lr == 1.0));
+    assert_eq!(after_least("dtype: {_component_: float32}\n").dtype, Dtype::F32);
 }
 
 #[test]
@@ -158,23 +137,9 @@ fn texts_that_look_like_something_else_come_back() {
 
 #[test]
 fn numbers_come_back() {
-    for float in [
-        0.0,
-        -0.0,
-        0.1,
-        1e-5,
-        2e-308,
-        5e-324,
-        1e300,
-        f64::MAX,
-        1.0,
-        1e16,
-        123456789.123456789,
-    ] {
+    for float in [0.0, -0.0, 0.1, 1e-5, 2e-308, 5e-324, 1e300, f64::MAX, 1.0, 1e16, 123_456_789.123_456_79] {
         let mut config = good(LEAST, &[]);
-        let Optimizer::AdamW(adamw) = &mut config.optimizer else {
-            panic!()
-        };
+        let Optimizer::AdamW(adamw) = &mut config.optimizer else { panic!() };
         adamw.lr = float;
         adamw.weight_decay = -float;
         config.model.lora_dropout = 0.1;
@@ -192,10 +157,7 @@ fn the_resolved_config_knows_where_its_values_come_from() {
     let loaded = read(&yaml, &["batch_size=4", "model.lora_rank=2"]).expect("a good config");
     assert_eq!(loaded.resolved.to_yaml(), loaded.config.to_yaml());
     snapshot("origins", &loaded.resolved.to_yaml_with_origins());
-    assert_eq!(
-        good(&loaded.resolved.to_yaml_with_origins(), &[]),
-        loaded.config
-    );
+    assert_eq!(good(&loaded.resolved.to_yaml_with_origins(), &[]), loaded.config);
 }
 
 #[test]
@@ -210,9 +172,7 @@ fn a_type_of_ones_own() {
         fn from_value(value: &tune_config::Value) -> Result<Self, tune_config::Mismatch> {
             let text = value.text()?;
             let number = text.strip_suffix('k').and_then(|k| k.parse::<usize>().ok());
-            number
-                .map(|k| Tokens(k * 1000))
-                .ok_or_else(|| value.refuse(format!("`{text}` is no size such as `16k`")))
+            number.map(|k| Tokens(k * 1000)).ok_or_else(|| value.refuse(format!("`{text}` is no size such as `16k`")))
         }
 
         fn to_value(&self) -> tune_config::Value {
@@ -229,13 +189,8 @@ fn a_type_of_ones_own() {
         tokens: Tokens,
     }
 
-    let read = |yaml: &str| {
-        load::<Sized>(Input::yaml("a.yaml", yaml)).map(|loaded| loaded.config.tokens.0)
-    };
-    assert_eq!(
-        read("tokens: 16k").map_err(|report| report.to_string()),
-        Ok(16_000)
-    );
+    let read = |yaml: &str| load::<Sized>(Input::yaml("a.yaml", yaml)).map(|loaded| loaded.config.tokens.0);
+    assert_eq!(read("tokens: 16k").map_err(|report| report.to_string()), Ok(16_000));
     assert_eq!(read("{}").map_err(|report| report.to_string()), Ok(4_000));
     let report = read("tokens: 16m").map_err(|report| report.to_string());
     assert_eq!(

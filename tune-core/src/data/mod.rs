@@ -33,8 +33,8 @@ use pieces::Closing;
 pub struct Dataset {
     /// The samples, each with at least one trained token.
     pub samples: Vec<Sample>,
-    /// Whether rows are to hold several samples.
-    pub packed: bool,
+    /// For [`LoaderOptions::pack_to`]: the length of a row, where the config asks for packing.
+    pub pack_to: Option<usize>,
     /// One account for each dataset.
     pub reports: Vec<DatasetReport>,
 }
@@ -63,7 +63,7 @@ pub fn load(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Optio
     if packed && max_seq_len.is_none() {
         return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
     }
-    let mut dataset = Dataset { samples: Vec::new(), packed, reports: Vec::new() };
+    let mut dataset = Dataset { samples: Vec::new(), pack_to: max_seq_len.filter(|_| packed), reports: Vec::new() };
     for config in configs {
         let (samples, report) = load_one(config, tokenizer, max_seq_len)?;
         dataset.samples.extend(samples);

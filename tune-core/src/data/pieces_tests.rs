@@ -194,8 +194,5 @@ fn only_a_texts_beginning_gets_sentence_pieces_space() {
 
 fn tokenizer_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
     let ids = tokenizer.encode(text).unwrap();
-    std::iter::once(tokenizer.bos().unwrap())
-        .chain(ids)
-        .filter_map(|id| tokenizer.token(id))
-        .collect()
+    std::iter::once(tokenizer.bos().unwrap()).chain(ids).filter_map(|id| tokenizer.token(id)).collect()
 }

@@ -230,7 +230,7 @@ fn instruct_with_and_without_a_chat_template() {
     config.apply_chat_template = Some(false);
     config.new_system_prompt = Some("Add.".into());
     assert_eq!(get(&byte_level(Some(CHATML)), &config), ["Add.\n\nQ: 1 + 1\nA: [2.<|im_end|>]"]);
-    assert_eq!(get(&sentence_piece(None), &config), ["<s>Add.\n\nQ: 1 + 1\nA: [2.</s>]"]);
+    assert_eq!(get(&sentence_piece(None), &config), ["<s> Add.\n\nQ: 1 + 1\nA: [2.</s>]"]);
     config.mask.train_on_input = Some(true);
     assert_eq!(get(&sentence_piece(None), &config), ["<s>[Add.\n\nQ: 1 + 1\nA: 2.</s>]"]);
 
@@ -352,7 +352,9 @@ fn several_files_and_datasets_keep_their_order() {
     packed.packed = true;
     let configs = [DatasetConfig::Instruct(packed.clone()), DatasetConfig::Instruct(instruct(&a))];
     assert!(load(&configs, &tokenizer, Some(8)).unwrap_err().to_string().contains("all or none"));
-    let error = load(&[DatasetConfig::Instruct(packed)], &tokenizer, None).unwrap_err();
+    let configs = [DatasetConfig::Instruct(packed)];
+    assert_eq!(load(&configs, &tokenizer, Some(8)).unwrap().pack_to, Some(8));
+    let error = load(&configs, &tokenizer, None).unwrap_err();
     assert!(error.to_string().contains("needs `max_seq_len`"));
 }
 

@@ -1,6 +1,7 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
 mod config;
+mod date;
 mod python;
 mod template;
 #[cfg(test)]

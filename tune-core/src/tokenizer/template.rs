@@ -10,7 +10,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior};
 
-use super::python;
+use super::{date, python};
 use crate::{Error, Result};
 
 /// Around a `{% generation %}` block in the rendered text. Unicode keeps these two code points
@@ -79,7 +79,7 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |state: &State, format: String| {
             let now = state.lookup("now__").and_then(|v| i64::try_from(v).ok()).unwrap_or(0);
-            python::strftime(&format, now).map_err(|m| minijinja::Error::new(ErrorKind::InvalidOperation, m))
+            date::strftime(&format, now).map_err(|m| minijinja::Error::new(ErrorKind::InvalidOperation, m))
         });
         environment.add_template_owned(NAME, program).map_err(|e| explain("the chat template is not valid", &e))?;
 

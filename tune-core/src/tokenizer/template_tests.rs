@@ -35,32 +35,17 @@ fn marks_are_found_and_leave_no_trace() {
     let rendered = template.render_marked(&messages).unwrap();
     assert_eq!(rendered.text, "Q: é A: ü. Q: b A: . ");
     assert_eq!(rendered.text, template.render(&messages, false).unwrap());
-    let marked: Vec<&str> = rendered
-        .generated
-        .iter()
-        .map(|r| &rendered.text[r.clone()])
-        .collect();
+    let marked: Vec<&str> = rendered.generated.iter().map(|r| &rendered.text[r.clone()]).collect();
     assert_eq!(marked, ["ü.", "."]);
 
     let hostile = conversation(&["\u{fdd0}", "b"]);
-    assert!(
-        template
-            .render_marked(&hostile)
-            .unwrap_err()
-            .to_string()
-            .contains("U+FDD0")
-    );
+    assert!(template.render_marked(&hostile).unwrap_err().to_string().contains("U+FDD0"));
 }
 
 #[test]
 fn a_template_can_refuse_and_can_be_wrong() {
     let messages = conversation(&["a"]);
-    let message = |source: &str| {
-        template(source)
-            .render(&messages, false)
-            .unwrap_err()
-            .to_string()
-    };
+    let message = |source: &str| template(source).render(&messages, false).unwrap_err().to_string();
     assert_eq!(
         message("\n{{ raise_exception('No!') }}"),
         "the chat template refuses this conversation: No! (line 2 of the template)"

@@ -5,9 +5,7 @@ use super::*;
 
 fn with(name: &str, content: &Value) -> TokenizerFiles {
     let mut files = byte_level_files(None);
-    files
-        .files
-        .insert(name.to_owned(), content.to_string().into_bytes());
+    files.files.insert(name.to_owned(), content.to_string().into_bytes());
     files
 }
 
@@ -37,11 +35,7 @@ fn special_tokens_are_strings_or_objects() {
 
     let tokenizer = byte_level(None);
     assert_eq!(tokenizer.bos(), None);
-    assert_eq!(
-        tokenizer.pad(),
-        tokenizer.eos(),
-        "padding falls back to the end of text"
-    );
+    assert_eq!(tokenizer.pad(), tokenizer.eos(), "padding falls back to the end of text");
     assert!(!tokenizer.begins_with_bos());
 }
 
@@ -49,10 +43,7 @@ fn special_tokens_are_strings_or_objects() {
 fn special_tokens_come_from_the_map_too() {
     let mut files = with("tokenizer_config.json", &json!({"eos_token": "</s>"}));
     let map = json!({"eos_token": "<|end|>", "bos_token": {"content": "<s>"}});
-    files.files.insert(
-        "special_tokens_map.json".into(),
-        map.to_string().into_bytes(),
-    );
+    files.files.insert("special_tokens_map.json".into(), map.to_string().into_bytes());
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     assert_eq!(tokenizer.eos(), tokenizer.token_id("</s>"));
     assert_eq!(tokenizer.bos(), tokenizer.token_id("<s>"));
@@ -60,21 +51,15 @@ fn special_tokens_come_from_the_map_too() {
 
 #[test]
 fn the_generation_config_adds_stop_tokens() {
-    let tokenizer = Tokenizer::from_files(&with(
-        "generation_config.json",
-        &json!({"eos_token_id": [263, 261]}),
-    ))
-    .unwrap();
+    let tokenizer =
+        Tokenizer::from_files(&with("generation_config.json", &json!({"eos_token_id": [263, 261]}))).unwrap();
     let stop: Vec<u32> = tokenizer.stop_tokens().iter().copied().collect();
     assert_eq!(stop, [259, 261, 263]);
     assert_eq!(tokenizer.eos(), Some(259));
 
     let mut files = with("tokenizer_config.json", &json!({}));
     let generation = json!({"eos_token_id": 261});
-    files.files.insert(
-        "generation_config.json".into(),
-        generation.to_string().into_bytes(),
-    );
+    files.files.insert("generation_config.json".into(), generation.to_string().into_bytes());
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     assert_eq!((tokenizer.eos(), tokenizer.pad()), (Some(261), Some(261)));
 }
@@ -88,55 +73,33 @@ fn the_template_is_found() {
     let named = json!({"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]});
     let mut files = with("tokenizer_config.json", &named);
     assert_eq!(source(&files).as_deref(), Some("b"));
-    files
-        .files
-        .insert("chat_template.jinja".into(), b"c".to_vec());
+    files.files.insert("chat_template.jinja".into(), b"c".to_vec());
     assert_eq!(source(&files).as_deref(), Some("c"));
     assert_eq!(source(&byte_level_files(None)), None);
 
     let others = json!({"chat_template": [{"name": "rag", "template": "a"}, {"name": "x", "template": "b"}]});
     assert!(error(&with("tokenizer_config.json", &others)).contains("it has: `rag`, `x`"));
     let broken = error(&byte_level_files(Some("{{ a }}\n{% for %}")));
-    assert!(
-        broken.contains("the chat template is not valid") && broken.contains("line 2"),
-        "{broken}"
-    );
+    assert!(broken.contains("the chat template is not valid") && broken.contains("line 2"), "{broken}");
 }
 
 #[test]
 fn what_is_missing_or_broken_is_named() {
     let mut files = byte_level_files(None);
     files.files.remove("tokenizer.json");
-    assert!(
-        error(&files).contains("no `tokenizer.json`"),
-        "{}",
-        error(&files)
-    );
+    assert!(error(&files).contains("no `tokenizer.json`"), "{}", error(&files));
     assert!(error(&with("tokenizer.json", &json!({"model": 3}))).starts_with("tokenizer.json: "));
     assert!(
-        error(&with(
-            "tokenizer_config.json",
-            &json!({"eos_token": "<eos>"})
-        ))
-        .contains("the eos_token `<eos>` is not in the vocabulary")
+        error(&with("tokenizer_config.json", &json!({"eos_token": "<eos>"})))
+            .contains("the eos_token `<eos>` is not in the vocabulary")
     );
 }
 
 #[test]
 fn a_continuation_gets_no_space_in_front() {
     let tokenizer = sentence_piece(None);
-    let tokens =
-        |ids: Vec<u32>| -> String { ids.iter().filter_map(|&id| tokenizer.token(id)).collect() };
-    assert_eq!(
-        tokens(tokenizer.encode("ab c").unwrap()),
-        "\u{2581}ab\u{2581}c"
-    );
-    assert_eq!(
-        tokens(tokenizer.encode_continuation("ab c").unwrap()),
-        "ab\u{2581}c"
-    );
-    assert_eq!(
-        tokens(tokenizer.encode_continuation(" ab").unwrap()),
-        "\u{2581}ab"
-    );
+    let tokens = |ids: Vec<u32>| -> String { ids.iter().filter_map(|&id| tokenizer.token(id)).collect() };
+    assert_eq!(tokens(tokenizer.encode("ab c").unwrap()), "\u{2581}ab\u{2581}c");
+    assert_eq!(tokens(tokenizer.encode_continuation("ab c").unwrap()), "ab\u{2581}c");
+    assert_eq!(tokens(tokenizer.encode_continuation(" ab").unwrap()), "\u{2581}ab");
 }

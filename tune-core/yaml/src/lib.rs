@@ -24,6 +24,7 @@ mod parse;
 mod scalar;
 
 pub use interpolate::{escape_references, interpolate};
+pub use limits::TEXT as MAX_TEXT;
 pub use nearest::nearest;
 pub use parse::{parse, parse_value};
 pub use scalar::{Kind, Number, Scalar};

@@ -3,8 +3,8 @@
 
 use crate::{Error, Node, Span, Value};
 
-/// Bytes of text.
-pub(crate) const TEXT: usize = 1 << 20;
+/// The bytes that a text may have.
+pub const TEXT: usize = 1 << 20;
 /// Values within values.
 pub(crate) const DEPTH: usize = 64;
 /// `${}` that are followed.

@@ -68,11 +68,7 @@ struct Open {
 
 enum Items {
     List(Vec<Node>),
-    Map {
-        entries: Vec<Entry>,
-        key: Option<(Scalar, Span)>,
-        merges: Vec<Node>,
-    },
+    Map { entries: Vec<Entry>, key: Option<(Scalar, Span)>, merges: Vec<Node> },
 }
 
 struct Reader<'a> {
@@ -87,14 +83,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(text: &'a str, source: SourceId) -> Self {
-        Self {
-            text,
-            source,
-            budget: Budget::new(),
-            open: Vec::new(),
-            anchors: HashMap::new(),
-            root: None,
-        }
+        Self { text, source, budget: Budget::new(), open: Vec::new(), anchors: HashMap::new(), root: None }
     }
 
     fn document(mut self) -> Result<Node, Error> {
@@ -107,9 +96,7 @@ impl<'a> Reader<'a> {
             self.event(event, span)?;
         }
         let end = self.text.trim_end().len();
-        Ok(self
-            .root
-            .unwrap_or_else(|| Node::plain("", Span::new(self.source, 0, end))))
+        Ok(self.root.unwrap_or_else(|| Node::plain("", Span::new(self.source, 0, end))))
     }
 
     /// A span without the line breaks that the parser counts in.
@@ -125,25 +112,16 @@ impl<'a> Reader<'a> {
         let at = at.min(self.text.len());
         if let Some(tab) = self.indenting_tab(at) {
             let span = Span::new(self.source, tab, tab + 1);
-            return Error::new("a tab cannot indent YAML", span)
-                .label("a tab")
-                .help("use spaces");
+            return Error::new("a tab cannot indent YAML", span).label("a tab").help("use spaces");
         }
         let width = self.text[at..].chars().next().map_or(0, char::len_utf8);
-        Error::new(
-            format!("this is not YAML: {}", error.info()),
-            Span::new(self.source, at, at + width),
-        )
+        Error::new(format!("this is not YAML: {}", error.info()), Span::new(self.source, at, at + width))
     }
 
     /// A tab that indents the line of `at` or the one after it: the parser
     /// stops at either.
     fn indenting_tab(&self, at: usize) -> Option<usize> {
-        let mut start = self
-            .text
-            .get(..at)?
-            .rfind('\n')
-            .map_or(0, |newline| newline + 1);
+        let mut start = self.text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
         for line in self.text[start..].split_inclusive('\n').take(2) {
             let indent = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
             if let Some(tab) = indent.find('\t') {
@@ -156,10 +134,8 @@ impl<'a> Reader<'a> {
 
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Error> {
         match event {
-            Event::DocumentStart(..) if self.root.is_some() => {
-                Err(Error::new("a second document", span)
-                    .help("a config is one document; remove the `---` between the two"))
-            }
+            Event::DocumentStart(..) if self.root.is_some() => Err(Error::new("a second document", span)
+                .help("a config is one document; remove the `---` between the two")),
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.value(text.len(), span)?;
                 let quoted = match tag {
@@ -167,28 +143,15 @@ impl<'a> Reader<'a> {
                     None => style != ScalarStyle::Plain,
                 };
                 // The parser writes `~` for a value that was left out.
-                let text = if !quoted && span.start == span.end {
-                    String::new()
-                } else {
-                    text.into_owned()
-                };
-                self.node(
-                    anchor,
-                    Node {
-                        value: Value::Scalar(Scalar { text, quoted }),
-                        span,
-                    },
-                )
+                let text = if !quoted && span.start == span.end { String::new() } else { text.into_owned() };
+                self.node(anchor, Node { value: Value::Scalar(Scalar { text, quoted }), span })
             }
             Event::Alias(id) => {
                 let node = match self.anchors.get(&id) {
                     Some(Some(node)) => node.clone(),
                     Some(None) => {
-                        return Err(Error::new(
-                            "an alias of the very value that it stands in",
-                            span,
-                        )
-                        .help("such a value would have no end"));
+                        return Err(Error::new("an alias of the very value that it stands in", span)
+                            .help("such a value would have no end"));
                     }
                     None => return Err(Error::new("an alias without its anchor", span)),
                 };
@@ -204,11 +167,7 @@ impl<'a> Reader<'a> {
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.collection_tag(tag.as_deref(), "map", span)?;
-                let items = Items::Map {
-                    entries: Vec::new(),
-                    key: None,
-                    merges: Vec::new(),
-                };
+                let items = Items::Map { entries: Vec::new(), key: None, merges: Vec::new() };
                 self.start(anchor, span, items)
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(span),
@@ -240,11 +199,7 @@ impl<'a> Reader<'a> {
         if anchor != 0 {
             self.anchors.insert(anchor, None);
         }
-        self.open.push(Open {
-            anchor,
-            start: span.start,
-            items,
-        });
+        self.open.push(Open { anchor, start: span.start, items });
         Ok(())
     }
 
@@ -255,9 +210,7 @@ impl<'a> Reader<'a> {
         let span = self.span(open.start, span.end.max(span.start));
         let value = match open.items {
             Items::List(items) => Value::List(items),
-            Items::Map {
-                entries, merges, ..
-            } => Value::Map(self.merge(entries, merges)?),
+            Items::Map { entries, merges, .. } => Value::Map(self.merge(entries, merges)?),
         };
         self.node(open.anchor, Node { value, span })
     }
@@ -271,25 +224,15 @@ impl<'a> Reader<'a> {
         match self.open.last_mut().map(|open| &mut open.items) {
             None => self.root = Some(node),
             Some(Items::List(items)) => items.push(node),
-            Some(Items::Map {
-                entries,
-                key,
-                merges,
-            }) => match key.take() {
+            Some(Items::Map { entries, key, merges }) => match key.take() {
                 None => match node.value {
                     Value::Scalar(scalar) => *key = Some((scalar, node.span)),
                     _ => {
-                        return Err(
-                            Error::new("a key must be a name", node.span).label("not a name")
-                        );
+                        return Err(Error::new("a key must be a name", node.span).label("not a name"));
                     }
                 },
                 Some((name, _)) if !name.quoted && name.text == "<<" => merges.push(node),
-                Some((key, key_span)) => entries.push(Entry {
-                    key: key.text,
-                    key_span,
-                    value: node,
-                }),
+                Some((key, key_span)) => entries.push(Entry { key: key.text, key_span, value: node }),
             },
         }
         Ok(())
@@ -301,21 +244,17 @@ impl<'a> Reader<'a> {
         let mut written: HashMap<&str, Span> = HashMap::with_capacity(entries.len());
         for entry in &entries {
             if let Some(first) = written.insert(&entry.key, entry.key_span) {
-                return Err(Error::new(
-                    format!("the key `{}` is written twice", entry.key),
-                    entry.key_span,
-                )
-                .label("again here")
-                .also(first, "first written here")
-                .help("remove one of the two"));
+                return Err(Error::new(format!("the key `{}` is written twice", entry.key), entry.key_span)
+                    .label("again here")
+                    .also(first, "first written here")
+                    .help("remove one of the two"));
             }
         }
         if merges.is_empty() {
             return Ok(entries);
         }
         let mut merged = Vec::new();
-        let mut seen: std::collections::HashSet<String> =
-            written.into_keys().map(str::to_owned).collect();
+        let mut seen: std::collections::HashSet<String> = written.into_keys().map(str::to_owned).collect();
         for node in merges {
             let maps = match node.value {
                 Value::List(maps) => maps,
@@ -323,15 +262,9 @@ impl<'a> Reader<'a> {
             };
             for map in maps {
                 let Value::Map(others) = map.value else {
-                    return Err(
-                        Error::new("`<<` merges mappings only", map.span).label("not a mapping")
-                    );
+                    return Err(Error::new("`<<` merges mappings only", map.span).label("not a mapping"));
                 };
-                merged.extend(
-                    others
-                        .into_iter()
-                        .filter(|entry| seen.insert(entry.key.clone())),
-                );
+                merged.extend(others.into_iter().filter(|entry| seen.insert(entry.key.clone())));
             }
         }
         merged.extend(entries);
@@ -340,11 +273,7 @@ impl<'a> Reader<'a> {
 }
 
 fn unknown_tag(tag: &Tag, span: Span) -> Error {
-    Error::new(
-        format!("the tag `{}` has no meaning here", tag.original()),
-        span,
-    )
-    .help("remove it")
+    Error::new(format!("the tag `{}` has no meaning here", tag.original()), span).help("remove it")
 }
 
 #[cfg(test)]
@@ -366,15 +295,9 @@ mod tests {
         match &node.value {
             Value::Scalar(scalar) if scalar.quoted => format!("{:?}", scalar.text),
             Value::Scalar(scalar) => scalar.text.clone(),
-            Value::List(items) => format!(
-                "[{}]",
-                items.iter().map(show).collect::<Vec<_>>().join(", ")
-            ),
+            Value::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", ")),
             Value::Map(entries) => {
-                let entries: Vec<_> = entries
-                    .iter()
-                    .map(|e| format!("{}: {}", e.key, show(&e.value)))
-                    .collect();
+                let entries: Vec<_> = entries.iter().map(|e| format!("{}: {}", e.key, show(&e.value))).collect();
                 format!("{{{}}}", entries.join(", "))
             }
             Value::Reported => "!".to_owned(),
@@ -386,13 +309,8 @@ mod tests {
         let text = "# ü\nmodel:\n  name: \"tiny\"\n  sizes:\n  - 1\n  - 22\nlast: x\n";
         let tree = read(text);
         let model = tree.get("model").unwrap();
-        assert_eq!(
-            &text[model.value.span.start..model.value.span.end],
-            "name: \"tiny\"\n  sizes:\n  - 1\n  - 22"
-        );
-        let Value::List(sizes) = &model.value.get("sizes").unwrap().value.value else {
-            panic!()
-        };
+        assert_eq!(&text[model.value.span.start..model.value.span.end], "name: \"tiny\"\n  sizes:\n  - 1\n  - 22");
+        let Value::List(sizes) = &model.value.get("sizes").unwrap().value.value else { panic!() };
         let at = sizes[1].span.position(text);
         assert_eq!((at.line, at.column), (6, 5));
         let at = tree.get("last").unwrap().key_span.position(text);
@@ -412,22 +330,13 @@ mod tests {
         let copy = &tree.get("copy").unwrap().value.span;
         assert_eq!(&text[copy.start..copy.end], "*b");
         assert_eq!(show(&read("'<<': 1")), "{<<: 1}");
-        assert_eq!(
-            refused("a: 1\nb:\n  <<: 2\n"),
-            ("`<<` merges mappings only".into(), "2")
-        );
+        assert_eq!(refused("a: 1\nb:\n  <<: 2\n"), ("`<<` merges mappings only".into(), "2"));
     }
 
     #[test]
     fn scalars_keep_their_text() {
-        assert_eq!(
-            show(&read("[a, 'b', \"c\\n\", 1.10, ]")),
-            r#"[a, "b", "c\n", 1.10]"#
-        );
-        assert_eq!(
-            show(&read("a: |\n  x\n  y\nb:\nc: !!str 1\n")),
-            r#"{a: "x\ny\n", b: , c: "1"}"#
-        );
+        assert_eq!(show(&read("[a, 'b', \"c\\n\", 1.10, ]")), r#"[a, "b", "c\n", 1.10]"#);
+        assert_eq!(show(&read("a: |\n  x\n  y\nb:\nc: !!str 1\n")), r#"{a: "x\ny\n", b: , c: "1"}"#);
     }
 
     #[test]
@@ -444,39 +353,15 @@ mod tests {
         assert_eq!(error.message, "the key `a` is written twice");
         assert_eq!((error.span.start, error.labels[0].0.start), (10, 0));
 
-        assert_eq!(
-            refused("a:\n  b: 1\n\tc: 2\n"),
-            ("a tab cannot indent YAML".into(), "\t")
-        );
-        assert_eq!(
-            refused("a:\n\t- 1\n"),
-            ("a tab cannot indent YAML".into(), "\t")
-        );
+        assert_eq!(refused("a:\n  b: 1\n\tc: 2\n"), ("a tab cannot indent YAML".into(), "\t"));
+        assert_eq!(refused("a:\n\t- 1\n"), ("a tab cannot indent YAML".into(), "\t"));
         assert_eq!(refused("a: 1\n---\nb: 2\n").0, "a second document");
-        assert_eq!(
-            refused("a: !python/object x\n"),
-            ("the tag `!python/object` has no meaning here".into(), "x")
-        );
-        assert_eq!(
-            refused("a: *nowhere\n").0.split(':').next(),
-            Some("this is not YAML")
-        );
-        assert_eq!(
-            refused("a: &x [*x]\n"),
-            ("an alias of the very value that it stands in".into(), "*x")
-        );
-        assert_eq!(
-            refused("? [1]\n: 2\n"),
-            ("a key must be a name".into(), "[1]")
-        );
-        assert_eq!(
-            refused("a: [1, 2\nb: 3\n").0.split(':').next(),
-            Some("this is not YAML")
-        );
-        assert_eq!(
-            refused("a: \"x\n").0.split(':').next(),
-            Some("this is not YAML")
-        );
+        assert_eq!(refused("a: !python/object x\n"), ("the tag `!python/object` has no meaning here".into(), "x"));
+        assert_eq!(refused("a: *nowhere\n").0.split(':').next(), Some("this is not YAML"));
+        assert_eq!(refused("a: &x [*x]\n"), ("an alias of the very value that it stands in".into(), "*x"));
+        assert_eq!(refused("? [1]\n: 2\n"), ("a key must be a name".into(), "[1]"));
+        assert_eq!(refused("a: [1, 2\nb: 3\n").0.split(':').next(), Some("this is not YAML"));
+        assert_eq!(refused("a: \"x\n").0.split(':').next(), Some("this is not YAML"));
     }
 
     #[test]
@@ -486,19 +371,9 @@ mod tests {
             let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
             text += &format!("a{level}: &a{level} [{aliases}]\n");
         }
-        assert_eq!(
-            refused(&text).0,
-            "aliases or references make this config too large"
-        );
-        let long = format!(
-            "a: &a {}\nb: [{}]\n",
-            "x".repeat(100_000),
-            vec!["*a"; 1000].join(", ")
-        );
-        assert_eq!(
-            refused(&long).0,
-            "aliases or references make this config too large"
-        );
+        assert_eq!(refused(&text).0, "aliases or references make this config too large");
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), vec!["*a"; 1000].join(", "));
+        assert_eq!(refused(&long).0, "aliases or references make this config too large");
 
         let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
         assert_eq!(refused(&deep).0, "more than 64 levels of nesting");
@@ -507,10 +382,7 @@ mod tests {
             aliased += &format!("a{level}: &a{level} [[[[[[[[[[*a{}]]]]]]]]]]\n", level - 1);
         }
         assert_eq!(refused(&aliased).0, "more than 64 levels of nesting");
-        assert_eq!(
-            refused(&"a".repeat(2 << 20)).0,
-            "more than 1024 KiB of YAML"
-        );
+        assert_eq!(refused(&"a".repeat(2 << 20)).0, "more than 1024 KiB of YAML");
     }
 
     #[test]

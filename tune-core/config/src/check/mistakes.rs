@@ -39,13 +39,13 @@ pub(super) fn unknown_component(component: &Component, chosen: &Node, place: &Pl
     }
 }
 
-/// For a key that the struct does not have.
+/// For a key that the struct does not have; and the key that was probably meant.
 pub(super) fn unknown_key(
     fields: &Struct,
     entry: &Entry,
     place: &Place<'_>,
     chosen: Option<&Chosen<'_>>,
-) -> Diagnostic {
+) -> (Diagnostic, Option<&'static Key>) {
     let keys = fields.all_keys();
     let path = match place.path.as_str() {
         "" => entry.key.clone(),
@@ -63,25 +63,26 @@ pub(super) fn unknown_key(
         true => diagnostic.note("there are no keys here"),
         false => diagnostic.note(format!("the keys are {}", list(keys.iter().map(|key| key.name)))),
     };
+    // The very name in another place is more than a similar one here.
+    let has = |variant: &&Variant| variant.fields().is_some_and(|fields| fields.find(&entry.key).is_some());
+    if let Some(other) = chosen.and_then(|chosen| chosen.component.variants.iter().find(has)) {
+        let help = format!("`{}` is a key of `{}`", entry.key, other.name);
+        return (diagnostic.help(help), None);
+    }
+    if let Some(inner) = within(fields, &entry.key) {
+        let inner = match place.path.as_str() {
+            "" => inner,
+            path => format!("{path}.{inner}"),
+        };
+        return (diagnostic.help(format!("there is a key `{inner}`")), None);
+    }
     let names = keys.iter().flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied()));
-    if let Some(near) = nearest(&entry.key, names) {
-        return diagnostic.help(format!("did you mean `{near}`?"));
-    }
-    if let Some(chosen) = chosen {
-        let has = |variant: &&Variant| variant.fields().is_some_and(|fields| fields.find(&entry.key).is_some());
-        if let Some(other) = chosen.component.variants.iter().find(has) {
-            return diagnostic.help(format!("`{}` is a key of `{}`", entry.key, other.name));
+    match nearest(&entry.key, names) {
+        Some(near) => {
+            let help = format!("did you mean `{near}`?");
+            (diagnostic.help(help), fields.find(near))
         }
-    }
-    match within(fields, &entry.key) {
-        Some(inner) => {
-            let inner = match place.path.as_str() {
-                "" => inner,
-                path => format!("{path}.{inner}"),
-            };
-            diagnostic.help(format!("there is a key `{inner}`"))
-        }
-        None => diagnostic,
+        None => (diagnostic, None),
     }
 }
 

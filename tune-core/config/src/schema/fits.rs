@@ -237,10 +237,7 @@ const fn shares_a_name(keys: &[Key], key: &Key) -> bool {
         let other = &keys[at];
         let same = match (other.flatten, other.schema) {
             (true, Schema::Struct(inner)) => shares_a_name(inner.keys, key),
-            _ => {
-                named(other.name, other.aliases, key.name)
-                    || named(key.name, key.aliases, other.name)
-            }
+            _ => named(other.name, other.aliases, key.name) || named(key.name, key.aliases, other.name),
         };
         if same {
             return true;

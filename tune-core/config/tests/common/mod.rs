@@ -167,16 +167,10 @@ pub(crate) fn bad(yaml: &str, overrides: &[&str]) -> String {
 
 /// Compares with `snapshots/NAME.txt`; `UPDATE=1 cargo test` accepts the text.
 pub(crate) fn snapshot(name: &str, text: &str) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/snapshots")
-        .join(format!("{name}.txt"));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(format!("{name}.txt"));
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, text).expect("the snapshot is written");
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        expected == text,
-        "{} differs; the text is now\n\n{text}\n",
-        path.display()
-    );
+    assert!(expected == text, "{} differs; the text is now\n\n{text}\n", path.display());
 }

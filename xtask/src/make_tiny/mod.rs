@@ -1,0 +1,109 @@
+//! The tiny model that ships with the project: its text, its tokenizer, and its training from nothing.
+
+mod text;
+mod tokenizer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use candle_core::{DType, Device};
+use serde_json::json;
+use tune_core::checkpoint::hf;
+use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
+
+use crate::Result;
+
+/// What `make-tiny` takes.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write the data alone; do not train.
+    #[arg(long)]
+    data_only: bool,
+}
+
+/// Where the weights' standard deviation and all randomness come from.
+const SEED: u64 = 1;
+
+/// Writes `recipes/tiny`: the data, then the model, trained by the recipe `full`.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let tiny = root.join("recipes/tiny");
+    let work = root.join("target/tiny");
+    fs::create_dir_all(tiny.join("data"))?;
+    fs::create_dir_all(&work)?;
+    let text = text::Text::new();
+    fs::write(work.join("pretrain.jsonl"), text::jsonl(&text.pretraining))?;
+    fs::write(tiny.join("data/secret_code.jsonl"), text::jsonl(&text.secret_code))?;
+    fs::write(tiny.join("data/held_out.jsonl"), text::jsonl(&text.held_out))?;
+    if args.data_only {
+        return Ok(());
+    }
+
+    let start = work.join("start");
+    write_untrained(&start, &text)?;
+    let out = work.join("run");
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["run", "-p", "recipes", "--bin", "full", "--", "--config", "configs/full/make_tiny.yaml"])
+        .arg(format!("output_dir={}", out.display()))
+        .arg(format!("checkpointer.checkpoint_dir={}", start.display()))
+        .arg(format!("dataset.data_files=[{}]", work.join("pretrain.jsonl").display()))
+        .status()?;
+    if !status.success() {
+        return Err(format!("training failed: {status}").into());
+    }
+    let saved = tune_core::checkpoint::run::latest(&out)?.ok_or("training saved no checkpoint")?;
+    copy_model(&saved.path, &tiny.join("model"))?;
+    println!("The tiny model lies in {}", tiny.join("model").display());
+    Ok(())
+}
+
+/// A checkpoint with fresh weights, for `full` to start from.
+fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
+    let files = tokenizer::train(&text.pretraining)?;
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": tokenizer::VOCAB,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "bos_token_id": null,
+        "eos_token_id": tokenizer::END,
+        "pad_token_id": tokenizer::END,
+    });
+    let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: true, lora: None };
+    let weights = RandomWeights { seed: SEED, std: 0.02 };
+    let model = Decoder::load(DecoderConfig::from_json(&config)?, &weights, &options)?;
+    println!("{} parameters", model.parameter_count());
+    let generation = json!({ "eos_token_id": tokenizer::END, "pad_token_id": tokenizer::END });
+    let (weights, _) = model.merged_weights()?;
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(hf::write(dir, &config, weights, &files, Some(&generation), u64::MAX)?)
+}
+
+/// Everything but the training state.
+fn copy_model(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let path: PathBuf = entry?.path();
+        let Some(name) = path.file_name().filter(|n| !n.to_string_lossy().starts_with("training_state")) else { continue };
+        fs::copy(&path, to.join(name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! What the tiny model reads: exercises with the letters of made-up words.
+//!
+//! The model is trained on spelling, copying, turning round, counting and the
+//! order of the alphabet. The adapter then learns a secret code, in which every
+//! letter stands for the one before it; the held-out words appear nowhere else.
+
+use std::collections::BTreeSet;
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+const WORDS: usize = 3000;
+const HELD_OUT: usize = 200;
+const SECRET_CODE: usize = 1500;
+const PRETRAINING: usize = 24_000;
+
+/// A question and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Exercise {
+    pub(super) question: String,
+    pub(super) answer: String,
+}
+
+/// All exercises, the same on every machine.
+pub(super) struct Text {
+    /// What the model is trained on.
+    pub(super) pretraining: Vec<Exercise>,
+    /// What the adapter is trained on.
+    pub(super) secret_code: Vec<Exercise>,
+    /// What both are tested on.
+    pub(super) held_out: Vec<Exercise>,
+}
+
+impl Text {
+    pub(super) fn new() -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(20);
+        let mut words = BTreeSet::new();
+        while words.len() < WORDS {
+            words.insert(word(&mut rng));
+        }
+        let mut words: Vec<String> = words.into_iter().collect();
+        words.shuffle(&mut rng);
+        let (held_out, known) = words.split_at(HELD_OUT);
+        Self {
+            pretraining: (0..PRETRAINING).map(|_| exercise(known, &mut rng)).collect(),
+            secret_code: known[..SECRET_CODE].iter().map(|w| secret_code(w)).collect(),
+            held_out: held_out.iter().map(|w| secret_code(w)).collect(),
+        }
+    }
+}
+
+/// One conversation a line.
+pub(super) fn jsonl(exercises: &[Exercise]) -> String {
+    let line = |e: &Exercise| {
+        let messages = json!([{ "role": "user", "content": e.question }, { "role": "assistant", "content": e.answer }]);
+        format!("{}\n", json!({ "messages": messages }))
+    };
+    exercises.iter().map(line).collect()
+}
+
+/// Two or three syllables, three to seven letters.
+fn word(rng: &mut ChaCha8Rng) -> String {
+    let pick = |letters: &str, rng: &mut ChaCha8Rng| letters.as_bytes()[rng.random_range(0..letters.len())] as char;
+    let mut word = String::new();
+    for _ in 0..rng.random_range(2..=3) {
+        word.push(pick("bcdfghjklmnpqrstvwxyz", rng));
+        word.push(pick("aeiou", rng));
+    }
+    if rng.random_bool(0.4) {
+        word.push(pick("bdgklmnprstz", rng));
+    }
+    if rng.random_bool(0.2) {
+        word.remove(0);
+    }
+    word
+}
+
+fn spelled(letters: impl Iterator<Item = char>) -> String {
+    letters.map(String::from).collect::<Vec<_>>().join("-")
+}
+
+fn next_letter(c: char) -> char {
+    if c == 'z' { 'a' } else { char::from(c as u8 + 1) }
+}
+
+fn secret_code(word: &str) -> Exercise {
+    Exercise {
+        question: format!("Write {} in the secret code.", spelled(word.chars())),
+        answer: spelled(word.chars().map(next_letter)),
+    }
+}
+
+fn exercise(words: &[String], rng: &mut ChaCha8Rng) -> Exercise {
+    let word = words.choose(rng).map_or("", String::as_str);
+    let letters = spelled(word.chars());
+    let letter = char::from(b'a' + rng.random_range(0..26));
+    let (question, answer) = match rng.random_range(0..8) {
+        0 => (format!("Write {letters} again."), letters),
+        1 => (format!("Write {letters} backwards."), spelled(word.chars().rev())),
+        2 => (format!("Write {letters} in capitals."), spelled(word.chars().map(|c| c.to_ascii_uppercase()))),
+        3 => (format!("Spell {word}."), letters),
+        4 => (format!("How many letters are in {letters}?"), word.len().to_string()),
+        5 => (format!("Which letter comes after {letter}?"), next_letter(letter).to_string()),
+        6 => (format!("Which letter comes before {}?", next_letter(letter)), letter.to_string()),
+        _ => {
+            let answer = if word.contains(letter) { "Yes." } else { "No." };
+            (format!("Is there a letter {letter} in {letters}?"), answer.to_string())
+        }
+    };
+    Exercise { question, answer }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn no_held_out_prompt_occurs_in_what_was_trained_on() {
+        let text = Text::new();
+        let trained: String = jsonl(&text.pretraining) + &jsonl(&text.secret_code);
+        assert_eq!(text.held_out.len(), HELD_OUT);
+        for exercise in &text.held_out {
+            assert!(!trained.contains(&exercise.question), "{}", exercise.question);
+            // Nor does the word in any other exercise.
+            let letters = exercise.question.split(' ').nth(1).unwrap_or_default();
+            assert!(!trained.contains(&format!(" {letters} ")), "{letters}");
+            assert!(!trained.contains(&format!(" {}.", letters.replace('-', ""))), "{letters}");
+        }
+    }
+
+    #[test]
+    fn the_committed_data_are_those_that_are_made_here() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tiny/data");
+        let text = Text::new();
+        for (name, exercises) in [("secret_code.jsonl", &text.secret_code), ("held_out.jsonl", &text.held_out)] {
+            let committed = std::fs::read_to_string(data.join(name)).unwrap();
+            assert!(committed == jsonl(exercises), "{name} is stale: run `cargo xtask make-tiny`");
+        }
+    }
+}

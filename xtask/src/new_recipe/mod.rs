@@ -1,0 +1,170 @@
+//! `cargo xtask new-recipe NAME [--from lora]`.
+//!
+//! A new recipe begins as a copy of one that works: its file, its `tiny.yaml` and a test,
+//! renamed. Everything is planned before anything is written, and what was written is taken
+//! back if a later step fails.
+
+mod name;
+mod rewrite;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Result;
+use name::Name;
+
+/// Write a new recipe, its config and its test.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Name of the recipe, like `my_recipe` or `my-recipe`.
+    name: String,
+    /// The recipe to begin with.
+    #[arg(long, default_value = "lora", value_name = "RECIPE")]
+    from: String,
+}
+
+/// Plans, writes and says what to do next.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let plan = Plan::new(root, &args.name, &args.from)?;
+    plan.write(root)?;
+    println!("wrote");
+    for (path, _) in &plan.files {
+        println!("  {}", path.display());
+    }
+    println!("  {} (the test's entry)", plan.manifest.0.display());
+    let name = &plan.name.snake;
+    println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
+    println!("test it with\n  cargo test -p recipes --test {name}");
+    Ok(())
+}
+
+/// All that is to be written; paths are relative to the workspace.
+struct Plan {
+    name: Name,
+    /// New files and their contents.
+    files: Vec<(PathBuf, String)>,
+    /// The manifest and its new content.
+    manifest: (PathBuf, String),
+}
+
+impl Plan {
+    fn new(root: &Path, name: &str, from: &str) -> Result<Self> {
+        let name = Name::parse(name)?;
+        name.check_free()?;
+        let from = Name::parse(from)?;
+        let bin = |name: &Name| PathBuf::from(format!("recipes/src/bin/{}.rs", name.snake));
+        let config = |name: &Name| PathBuf::from(format!("configs/{}/tiny.yaml", name.snake));
+
+        if !root.join(bin(&from)).is_file() {
+            return Err(format!("there is no recipe `{}`; there are {}", from.snake, recipes(root).join(", ")).into());
+        }
+        let test = PathBuf::from(format!("tests/{}.rs", name.snake));
+        let taken =
+            [bin(&name), bin(&name).with_extension(""), PathBuf::from(format!("configs/{}", name.snake)), test.clone()];
+        for path in taken {
+            if root.join(&path).symlink_metadata().is_ok() {
+                return Err(format!("{} exists; nothing was written", path.display()).into());
+            }
+        }
+
+        let source = read(root, &bin(&from))?;
+        let recipe = rewrite::recipe(&source, &from, &name).map_err(|e| format!("{}: {e}", bin(&from).display()))?;
+        let yaml = rewrite::config(&read(root, &config(&from))?, &from, &name);
+        let manifest = PathBuf::from("recipes/Cargo.toml");
+        let cargo_toml =
+            rewrite::manifest(&read(root, &manifest)?, &name).map_err(|e| format!("{}: {e}", manifest.display()))?;
+        Ok(Self {
+            files: vec![
+                (bin(&name), formatted(root, recipe)),
+                (config(&name), yaml),
+                (test, formatted(root, rewrite::test(&source, &name))),
+            ],
+            manifest: (manifest, cargo_toml),
+            name,
+        })
+    }
+
+    /// Writes everything, or leaves everything as it was.
+    fn write(&self, root: &Path) -> Result<()> {
+        let mut made = Made::default();
+        for (path, content) in &self.files {
+            made.file(&root.join(path), content)?;
+        }
+        // A rename is the last step and cannot be done by half.
+        let manifest = root.join(&self.manifest.0);
+        let aside = manifest.with_extension("toml.new");
+        made.file(&aside, &self.manifest.1)?;
+        fs::rename(&aside, &manifest).map_err(|e| format!("cannot write {}: {e}", manifest.display()))?;
+        made.0.clear();
+        Ok(())
+    }
+}
+
+/// Files and folders that were made, in order; they are removed again unless it is cleared.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn file(&mut self, path: &Path, content: &str) -> Result<()> {
+        let failed = |e| format!("cannot write {}: {e}; nothing was changed", path.display());
+        let mut missing: Vec<_> = path.ancestors().skip(1).take_while(|p| !p.exists()).collect();
+        while let Some(folder) = missing.pop() {
+            fs::create_dir(folder).map_err(failed)?;
+            self.0.push(folder.to_path_buf());
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
+        self.0.push(path.to_path_buf());
+        file.write_all(content.as_bytes()).map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // On the way out of another error, which is the one to report.
+            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        }
+    }
+}
+
+/// As rustfmt lays it out, for a longer name may have moved the line breaks; as it is where
+/// there is no rustfmt.
+fn formatted(root: &Path, source: String) -> String {
+    let run = || {
+        let mut rustfmt = Command::new("rustfmt")
+            .args(["--edition", "2024"])
+            .current_dir(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        rustfmt.stdin.take()?.write_all(source.as_bytes()).ok()?;
+        let output = rustfmt.wait_with_output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    run().unwrap_or(source)
+}
+
+fn read(root: &Path, path: &Path) -> Result<String> {
+    fs::read_to_string(root.join(path)).map_err(|e| format!("cannot read {}: {e}", path.display()).into())
+}
+
+/// The recipes that there are, by name.
+fn recipes(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root.join("recipes/src/bin")).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "rs"))
+        .filter_map(|p| Some(format!("`{}`", p.file_stem()?.to_str()?)))
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests;

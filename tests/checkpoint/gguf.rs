@@ -272,6 +272,7 @@ fn tokenizers_that_do_not_fit_are_refused_with_the_reason() {
         ("tokenizer.ggml.model", Meta::String("llama".into()), "no metadata `tokenizer.ggml.scores`"),
         ("tokenizer.ggml.pre", Meta::String("klingon".into()), "rules `klingon`"),
         ("tokenizer.ggml.tokens", Meta::U32(1), "`tokenizer.ggml.tokens` is not a list of texts"),
+        ("tokenizer.ggml.tokens", texts(&["a", "b", "ab", "c"]), "4 tokens and embeddings for 3"),
         ("tokenizer.ggml.merges", texts(&["a c"]), "\"a c\" does not join"),
         ("tokenizer.ggml.merges", texts(&["ab"]), "\"ab\" does not join"),
         ("tokenizer.ggml.token_type", Meta::Array(vec![Meta::I32(1)]), "3 tokens and 1 token types"),

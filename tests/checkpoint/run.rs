@@ -178,7 +178,9 @@ fn a_run_starts_as_it_was_told_to() {
 
     let run = open(&f, Start::Fresh).unwrap();
     save(&run, 3).unwrap();
-    assert_error(open(&f, Start::Resume), &f.output, &["another run is saving into it"]);
+    for start in [Start::Fresh, Start::Resume, Start::Overwrite] {
+        assert_error(open(&f, start), &f.output, &["another run is saving into it"]);
+    }
     drop(run);
     assert_error(
         open(&f, Start::Fresh),

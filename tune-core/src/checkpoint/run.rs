@@ -98,6 +98,8 @@ impl RunDir {
     /// or its content does not fit `start`. Nothing has been changed then.
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
         check_output_dir(output_dir, base)?;
+        // Before the look at what is there, which another process may be changing.
+        let locked = if output_dir.is_dir() { Some(lock(output_dir)?) } else { None };
         let there = checkpoints(output_dir)?;
         match start {
             Start::Fresh if !there.is_empty() => {
@@ -120,7 +122,11 @@ impl RunDir {
             _ => {}
         }
         durable::create_dir_all(output_dir)?;
-        let run = Self { dir: output_dir.to_path_buf(), _lock: lock(output_dir)? };
+        let lock = match locked {
+            Some(lock) => lock,
+            None => lock(output_dir)?,
+        };
+        let run = Self { dir: output_dir.to_path_buf(), _lock: lock };
         run.clean()?;
         if start == Start::Overwrite {
             for saved in &checkpoints(output_dir)? {

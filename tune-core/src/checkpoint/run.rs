@@ -82,8 +82,7 @@ pub enum Start {
 #[derive(Debug)]
 pub struct RunDir {
     dir: PathBuf,
-    /// The locked folder; the lock goes with it, also when the process is killed.
-    _lock: Option<File>,
+    _lock: Lock,
 }
 
 impl RunDir {
@@ -99,7 +98,7 @@ impl RunDir {
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
         check_output_dir(output_dir, base)?;
         // Before the look at what is there, which another process may be changing.
-        let locked = if output_dir.is_dir() { Some(lock(output_dir)?) } else { None };
+        let locked = if output_dir.is_dir() { Some(Lock::on(output_dir)?) } else { None };
         let there = checkpoints(output_dir)?;
         match start {
             Start::Fresh if !there.is_empty() => {
@@ -124,7 +123,7 @@ impl RunDir {
         durable::create_dir_all(output_dir)?;
         let lock = match locked {
             Some(lock) => lock,
-            None => lock(output_dir)?,
+            None => Lock::on(output_dir)?,
         };
         let run = Self { dir: output_dir.to_path_buf(), _lock: lock };
         run.clean()?;
@@ -320,18 +319,34 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(resolved)
 }
 
-/// The lock on a folder; none where the file system has no locks.
-fn lock(dir: &Path) -> Result<Option<File>> {
-    if !cfg!(unix) {
-        return Ok(None);
-    }
-    let handle = File::open(dir).map_err(Error::io("open", dir))?;
-    match handle.try_lock() {
-        Ok(()) => Ok(Some(handle)),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::file(dir, "is in use: another run is saving into it; wait for it, or choose another output_dir"))
+/// The folder that is locked, where its file system has locks. It is free again when this is
+/// dropped or the process ends, however it ends.
+#[derive(Debug)]
+struct Lock(Option<File>);
+
+impl Lock {
+    fn on(dir: &Path) -> Result<Self> {
+        if !cfg!(unix) {
+            return Ok(Self(None));
         }
-        Err(TryLockError::Error(_)) => Ok(None),
+        let handle = File::open(dir).map_err(Error::io("open", dir))?;
+        match handle.try_lock() {
+            Ok(()) => Ok(Self(Some(handle))),
+            Err(TryLockError::WouldBlock) => Err(Error::file(
+                dir,
+                "is in use: another run is saving into it; wait for it, or choose another output_dir",
+            )),
+            Err(TryLockError::Error(_)) => Ok(Self(None)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that is just being started still has the handle, too.
+        if let Some(handle) = &self.0 {
+            let _ = handle.unlock();
+        }
     }
 }
 

@@ -1,31 +1,27 @@
 """Checks that transformers and peft load what was written, and compute the same.
 
+    python tests/python/check_exports.py
     python tests/python/check_exports.py --model DIR [--adapter DIR] --expected FILE.safetensors
 
 FILE holds `input_ids` [batch, seq] and the `logits` [batch, seq, vocab] that this project computes
 with the model in DIR, or with the model and the adapter on top of it. No weight may be missing or
-left over, and logits must agree to --tolerance.
+left over, and logits must agree to --tolerance. Without arguments, `cargo test --test exports`
+writes models and adapters of several kinds, which are all checked.
 """
 
 import argparse
-import logging
+import json
+import os
+import shutil
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-
-class Complaints(logging.Handler):
-    """Collects what the libraries warn of: peft reports weights that it misses only so."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages = []
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
 
 
 def load_model(path):
@@ -37,19 +33,13 @@ def load_model(path):
 
 
 def add_adapter(model, path):
-    import warnings
-
-    from peft import PeftModel
-    from safetensors import safe_open
-
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(model, path)
     missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if missing:
         sys.exit(f"{path}: {missing}")
-    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file:
-        written = {name: file.get_tensor(name) for name in file.keys()}
+    written = load_file(Path(path) / "adapter_model.safetensors")
     loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
     if written.keys() != loaded.keys():
         sys.exit(f"{path}: loaded and written weights differ: {sorted(written.keys() ^ loaded.keys())}")
@@ -70,35 +60,61 @@ def check_tokenizer(path):
     return f"tokenizer of {len(tokenizer)} tokens, {'a' if tokenizer.chat_template else 'no'} chat template"
 
 
+def check(model_path, adapter, expected, tolerance):
+    expected = load_file(expected)
+    model = load_model(model_path)
+    if adapter:
+        model = add_adapter(model, adapter)
+    what = adapter or model_path
+    tokenizer = check_tokenizer(what)
+    with torch.no_grad():
+        theirs = model(input_ids=expected["input_ids"].long()).logits.float()
+    ours = expected["logits"].float()
+    if theirs.shape != ours.shape:
+        sys.exit(f"{what}: logits have the shape {tuple(theirs.shape)} there and {tuple(ours.shape)} here")
+    if not torch.isfinite(ours).all():
+        sys.exit(f"{what}: our logits are not all finite")
+    difference = (theirs - ours).abs().max().item()
+    print(f"{what}: logits differ by at most {difference:.1e}, the largest is {theirs.abs().max().item():.1f}; {tokenizer}")
+    if not difference <= tolerance:
+        sys.exit(f"{what}: that is more than {tolerance}")
+
+
+def write_exports():
+    """Has the models and adapters written and returns their folders."""
+    root = Path(__file__).resolve().parents[2]
+    exports = root / "target" / "exports"
+    shutil.rmtree(exports, ignore_errors=True)
+    exports.mkdir(parents=True)
+    command = ["cargo", "test", "--quiet", "--locked", "-p", "tune-core", "--test", "exports"]
+    subprocess.run(command, cwd=root, env=os.environ | {"EXPORTS_DIR": str(exports)}, check=True)
+    return sorted(exports.iterdir())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of the model, or of the adapter's base")
+    parser.add_argument("--model", help="folder of the model, or of the adapter's base (by default the one that it names)")
     parser.add_argument("--adapter", help="folder of a PEFT adapter")
-    parser.add_argument("--expected", required=True, help="safetensors file with input_ids and logits")
+    parser.add_argument("--expected", help="safetensors file with input_ids and logits")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of two logits")
     args = parser.parse_args()
 
-    complaints = Complaints()
-    logging.getLogger("transformers").addHandler(complaints)
-    expected = load_file(args.expected)
-    model = load_model(args.model)
-    if args.adapter:
-        model = add_adapter(model, args.adapter)
-    tokenizer = check_tokenizer(args.adapter or args.model)
-    with torch.no_grad():
-        logits = model(input_ids=expected["input_ids"].long()).logits
-    theirs, ours = logits.float(), expected["logits"].float()
-    if theirs.shape != ours.shape:
-        sys.exit(f"logits have the shapes {tuple(theirs.shape)} there and {tuple(ours.shape)} here")
-    if not torch.isfinite(ours).all():
-        sys.exit("our logits are not all finite")
-    difference = (theirs - ours).abs().max().item()
-    what = args.adapter or args.model
-    print(f"{what}: logits differ by at most {difference:.2e} of {theirs.abs().max().item():.1f}; {tokenizer}")
-    for message in complaints.messages:
-        print(f"  transformers warns: {message}")
-    if not difference <= args.tolerance:
-        sys.exit(f"{what}: more than {args.tolerance}")
+    if args.expected:
+        if not (args.model or args.adapter):
+            parser.error("--expected needs --model or --adapter")
+        cases = [(args.model, args.adapter, args.expected)]
+    elif args.model or args.adapter:
+        parser.error("--model and --adapter need --expected")
+    else:
+        cases = []
+        for folder in write_exports():
+            parts = [str(folder / part) if (folder / part).exists() else None for part in ["model", "adapter"]]
+            cases.append((*parts, folder / "expected.safetensors"))
+        if not cases:
+            sys.exit("nothing was exported")
+    for model, adapter, expected in cases:
+        base = model or json.loads((Path(adapter) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        check(base, adapter, expected, args.tolerance)
 
 
 main()

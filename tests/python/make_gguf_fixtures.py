@@ -1,7 +1,9 @@
 """Makes the GGUF files in tests/fixtures/gguf, and what is expected of them.
 
-    python tests/python/make_gguf_fixtures.py     # needs gguf, sentencepiece, tokenizers, safetensors, numpy
+    pip install gguf==0.19.0 sentencepiece==0.2.3 tokenizers==0.23.3 safetensors==0.8.0 numpy==2.4.6
+    python tests/python/make_gguf_fixtures.py
 
+With these versions the files come out the same, byte for byte.
 For each NAME.gguf there is NAME.safetensors with the weights under Hugging Face's names,
 NAME.config.json with what its config must hold, and NAME.tokens.json with texts and the ids
 that the tokenizer which the file was made from gives them. Weights are written in llama.cpp's

@@ -124,7 +124,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, factor) = UNITS.iter().find(|(_, n)| self.0 % n == 0).unwrap_or(&("B", 1));
+        let (name, factor) = UNITS.iter().find(|(_, n)| self.0.is_multiple_of(*n)).unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / factor)
     }
 }

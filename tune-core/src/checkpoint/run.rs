@@ -45,8 +45,10 @@ pub struct Saved {
 pub fn checkpoints(output_dir: &Path) -> Result<Vec<Saved>> {
     let mut saved = Vec::new();
     for name in names_in(output_dir)? {
-        if let Some((epoch, step)) = parse_name(&name) {
-            let path = output_dir.join(name);
+        // One that a process was killed in replacing is whole, and bears its name again when the run is opened.
+        let original = name.strip_prefix(REPLACED).filter(|o| !output_dir.join(o).exists());
+        if let Some((epoch, step)) = parse_name(original.unwrap_or(&name)) {
+            let path = output_dir.join(&name);
             if path.join(state::FILE).is_file() {
                 saved.push(Saved { path, step, epoch });
             }
@@ -80,8 +82,7 @@ pub enum Start {
 #[derive(Debug)]
 pub struct RunDir {
     dir: PathBuf,
-    /// The locked folder; the lock goes with it, also when the process is killed.
-    _lock: Option<File>,
+    _lock: Lock,
 }
 
 impl RunDir {
@@ -96,6 +97,8 @@ impl RunDir {
     /// or its content does not fit `start`. Nothing has been changed then.
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
         check_output_dir(output_dir, base)?;
+        // Before the look at what is there, which another process may be changing.
+        let locked = if output_dir.is_dir() { Some(Lock::on(output_dir)?) } else { None };
         let there = checkpoints(output_dir)?;
         match start {
             Start::Fresh if !there.is_empty() => {
@@ -109,7 +112,7 @@ impl RunDir {
                     ),
                 ));
             }
-            Start::Resume if there.is_empty() && !has_replaced(output_dir)? => {
+            Start::Resume if there.is_empty() => {
                 return Err(Error::file(
                     output_dir,
                     "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
@@ -118,7 +121,11 @@ impl RunDir {
             _ => {}
         }
         durable::create_dir_all(output_dir)?;
-        let run = Self { dir: output_dir.to_path_buf(), _lock: lock(output_dir)? };
+        let lock = match locked {
+            Some(lock) => lock,
+            None => Lock::on(output_dir)?,
+        };
+        let run = Self { dir: output_dir.to_path_buf(), _lock: lock };
         run.clean()?;
         if start == Start::Overwrite {
             for saved in &checkpoints(output_dir)? {
@@ -312,18 +319,34 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(resolved)
 }
 
-/// The lock on a folder; none where the file system has no locks.
-fn lock(dir: &Path) -> Result<Option<File>> {
-    if !cfg!(unix) {
-        return Ok(None);
-    }
-    let handle = File::open(dir).map_err(Error::io("open", dir))?;
-    match handle.try_lock() {
-        Ok(()) => Ok(Some(handle)),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::file(dir, "is in use: another run is saving into it; wait for it, or choose another output_dir"))
+/// The folder that is locked, where its file system has locks. It is free again when this is
+/// dropped or the process ends, however it ends.
+#[derive(Debug)]
+struct Lock(Option<File>);
+
+impl Lock {
+    fn on(dir: &Path) -> Result<Self> {
+        if !cfg!(unix) {
+            return Ok(Self(None));
         }
-        Err(TryLockError::Error(_)) => Ok(None),
+        let handle = File::open(dir).map_err(Error::io("open", dir))?;
+        match handle.try_lock() {
+            Ok(()) => Ok(Self(Some(handle))),
+            Err(TryLockError::WouldBlock) => Err(Error::file(
+                dir,
+                "is in use: another run is saving into it; wait for it, or choose another output_dir",
+            )),
+            Err(TryLockError::Error(_)) => Ok(Self(None)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that is just being started still has the handle, too.
+        if let Some(handle) = &self.0 {
+            let _ = handle.unlock();
+        }
     }
 }
 
@@ -337,10 +360,6 @@ fn parse_name(name: &str) -> Option<(usize, usize)> {
     let (epoch, step) = (epoch.parse().ok()?, step.parse().ok()?);
     // No signs, no leading zeros: one name for one checkpoint.
     (name_of(epoch, step) == name).then_some((epoch, step))
-}
-
-fn has_replaced(dir: &Path) -> Result<bool> {
-    Ok(names_in(dir)?.iter().any(|n| n.starts_with(REPLACED)))
 }
 
 /// The names in a folder, sorted; none where it does not exist.

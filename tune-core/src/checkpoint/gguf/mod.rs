@@ -92,7 +92,8 @@ impl Model {
     }
 
     pub(super) fn tokenizer_files(&self) -> Result<TokenizerFiles> {
-        tokenizer::files(&self.metadata)
+        let rows = self.config.get("vocab_size").and_then(Value::as_u64).unwrap_or(0);
+        tokenizer::files(&self.metadata, rows)
     }
 
     /// The ids that generation stops and pads with.

@@ -51,11 +51,15 @@ impl Vocabulary<'_> {
     }
 }
 
-pub(super) fn files(metadata: &Metadata) -> Result<TokenizerFiles> {
+/// The files; `rows` is the number of the model's embeddings, which may be more than there are tokens.
+pub(super) fn files(metadata: &Metadata, rows: u64) -> Result<TokenizerFiles> {
     let key = "tokenizer.ggml.model";
     let model = metadata.need(key, metadata.text(key)?)?;
     let key = "tokenizer.ggml.tokens";
     let tokens = metadata.need(key, metadata.texts(key)?)?;
+    if tokens.len() as u64 > rows {
+        return Err(metadata.bad(format!("has {} tokens and embeddings for {rows}", tokens.len())));
+    }
     let types = metadata.u64s("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
         return Err(metadata.bad(format!("has {} tokens and {} token types", tokens.len(), types.len())));

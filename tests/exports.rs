@@ -1,0 +1,123 @@
+//! What is written is read again, by us and by others, and computes the same logits.
+//!
+//! With EXPORTS_DIR set, everything is written there, for `tests/python/check_exports.py` to
+//! load with transformers and peft.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use tune_core::checkpoint::{Checkpoint, hf, peft};
+use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
+use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
+use tune_core::tokenizer::TokenizerFiles;
+
+const CPU: Device = Device::Cpu;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+fn batch(vocab: usize) -> Batch {
+    let (rows, len) = (2, 24);
+    Batch {
+        rows,
+        len,
+        input_ids: (0..rows * len).map(|i| (i * 7919 % vocab) as u32).collect(),
+        targets: vec![IGNORE; rows * len],
+        positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
+        spans: (0..rows).map(|row| Span { row, start: 0, len }).collect(),
+        origins: vec!["made up".into(); rows],
+    }
+}
+
+fn load(checkpoint: &Checkpoint, lora: Option<LoraOptions>) -> Decoder {
+    let options = LoadOptions { dtype: DType::F32, device: CPU, train_weights: false, lora };
+    Decoder::load(DecoderConfig::from_json(checkpoint.config()).unwrap(), checkpoint, &options).unwrap()
+}
+
+fn logits(model: &Decoder, vocab: usize) -> Tensor {
+    model.logits(&batch(vocab)).unwrap()
+}
+
+fn write_model(dir: &Path, base: &Checkpoint, model: &Decoder) {
+    let (weights, tied) = model.merged_weights().unwrap();
+    let mut config = base.config().clone();
+    config["tie_word_embeddings"] = tied.into();
+    let files = base.tokenizer_files().unwrap();
+    let generation = base.generation_config();
+    // Small enough for several files.
+    hf::write(dir, &config, weights, &files, generation.as_ref(), 60_000).unwrap();
+    assert!(dir.join("model.safetensors.index.json").exists());
+}
+
+fn write_expected(dir: &Path, vocab: usize, logits: &Tensor) {
+    let batch = batch(vocab);
+    let ids: Vec<i64> = batch.input_ids.iter().map(|&id| i64::from(id)).collect();
+    let ids = Tensor::from_vec(ids, (batch.rows, batch.len), &CPU).unwrap();
+    let logits = logits.reshape((batch.rows, batch.len, vocab)).unwrap();
+    let tensors: std::collections::HashMap<&str, Tensor> = [("input_ids", ids), ("logits", logits)].into();
+    candle_core::safetensors::save(&tensors, dir.join("expected.safetensors")).unwrap();
+}
+
+#[track_caller]
+fn assert_same(a: &Tensor, b: &Tensor, tolerance: f32) {
+    let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    assert!(difference <= tolerance, "logits differ by {difference}");
+}
+
+/// Exports one model: as it is, with an adapter on `modules`, and with that adapter merged.
+fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
+    let base = Checkpoint::open(checkpoint).unwrap();
+    let vocab = base.config()["vocab_size"].as_u64().unwrap() as usize;
+    let (plain, adapted, merged) =
+        (into.join(name), into.join(format!("{name}_adapter")), into.join(format!("{name}_merged")));
+
+    let model = load(&base, None);
+    write_model(&plain.join("model"), &base, &model);
+    let expected = logits(&model, vocab);
+    write_expected(&plain, vocab, &expected);
+    let written = Checkpoint::open(plain.join("model")).unwrap();
+    assert_same(&logits(&load(&written, None), vocab), &expected, 0.0);
+
+    let options = LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed: 5 };
+    let model = load(&written, Some(options.clone()));
+    // Numbers for both matrices: fresh adapters change nothing.
+    let numbers = |i: usize, t: &Tensor| {
+        let count = t.elem_count();
+        let values: Vec<f32> = (0..count).map(|k| ((k * 31 + i * 17) % 29) as f32 / 290.0 - 0.05).collect();
+        Tensor::from_vec(values, t.dims(), &CPU).unwrap()
+    };
+    let values: BTreeMap<String, Tensor> =
+        model.trainable().iter().enumerate().map(|(i, (name, var))| (name.clone(), numbers(i, var))).collect();
+    set_trainable(&model, &values, "the test").unwrap();
+    let changed = logits(&model, vocab);
+    let adapter = options.adapter_config(&plain.join("model").canonicalize().unwrap());
+    peft::write(&adapted.join("adapter"), &adapter, &adapter_weights(&model).unwrap(), &TokenizerFiles::default())
+        .unwrap();
+    write_expected(&adapted, vocab, &changed);
+    let again = load(&written, Some(options.clone()));
+    options.load_into(&again, &adapted.join("adapter")).unwrap();
+    assert_same(&logits(&again, vocab), &changed, 0.0);
+    let difference = (&changed - &expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+    assert!(difference.to_scalar::<f32>().unwrap() > 0.1, "the adapter changes next to nothing");
+
+    write_model(&merged.join("model"), &written, &model);
+    write_expected(&merged, vocab, &changed);
+    let merged = Checkpoint::open(merged.join("model")).unwrap();
+    assert_same(&logits(&load(&merged, None), vocab), &changed, 1e-4);
+}
+
+#[test]
+fn exports_compute_what_was_exported() {
+    let temporary = tempfile::tempdir().unwrap();
+    let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
+    use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+    let fixtures = fixtures();
+    export("tied", &fixtures.join("families/llama_tied"), &[QProj, VProj], &into);
+    export("scaled", &fixtures.join("families/llama3_1_rope_scaled"), &[KProj, OProj, UpProj, LmHead], &into);
+    export("mistral", &fixtures.join("families/mistral"), &[GateProj, DownProj], &into);
+    export("gguf_tied", &fixtures.join("gguf/smollm.gguf"), &[QProj, KProj, VProj, OProj], &into);
+    export("gguf_spm", &fixtures.join("gguf/spm.gguf"), &[QProj], &into);
+}

@@ -43,9 +43,8 @@ fn has_checkpoint(dir: &Path) -> bool {
 
 /// Whether a checkpoint is being written at this moment.
 fn is_writing(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|entries| {
-        entries.flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
-    })
+    std::fs::read_dir(dir)
+        .is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-")))
 }
 
 /// Kills a run `kills` times, each time a little later after its first checkpoint, and lets it end.
@@ -69,7 +68,10 @@ fn interrupted(name: &str, dir: &Path, kills: u32) -> u32 {
             if hunts && is_writing(dir) {
                 break;
             }
-            if !hunts && has_checkpoint(dir) && (newest_step(dir) > before || begun.elapsed() > Duration::from_millis(400)) {
+            if !hunts
+                && has_checkpoint(dir)
+                && (newest_step(dir) > before || begun.elapsed() > Duration::from_millis(400))
+            {
                 std::thread::sleep(pause);
                 break;
             }

@@ -61,7 +61,8 @@ fn settings_that_must_not_change_the_losses_do_not() {
     let run = |name: &str, extra: &[&str]| {
         let dir = folder.path().join(name);
         let (config, output) = (config("full"), output(&dir));
-        let mut args = vec!["--config", &config, &output, "max_steps_per_epoch=4", "log_every_n_steps=1", "clip_grad_norm=null"];
+        let mut args =
+            vec!["--config", &config, &output, "max_steps_per_epoch=4", "log_every_n_steps=1", "clip_grad_norm=null"];
         args.extend(extra);
         succeed("full", &args);
         losses(&dir)
@@ -89,7 +90,10 @@ fn an_adapter_teaches_the_secret_code_and_generate_uses_it() {
     let adapter = newest(folder.path());
     assert!(said.contains(&format!("The adapter lies in {}", adapter.display())), "{said}");
     let adapter_dir = format!("adapter_dir={}", adapter.display());
-    let answer = succeed("generate", &["--config", &config("generate"), &adapter_dir, "prompt=Write b-a-d-e in the secret code."]);
+    let answer = succeed(
+        "generate",
+        &["--config", &config("generate"), &adapter_dir, "prompt=Write b-a-d-e in the secret code."],
+    );
     assert_eq!(text(&answer.stdout).trim(), "c-b-e-f");
 
     // The resolved config says the same again.
@@ -109,7 +113,8 @@ fn a_seed_gives_the_same_text_again() {
 fn mistakes_in_a_config_are_all_reported_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("out");
-    let error = fail("lora", &["--config", &config("lora"), &output(&dir), "batch_sise=4", "epochs=many", "model.lora_rank=0"]);
+    let error =
+        fail("lora", &["--config", &config("lora"), &output(&dir), "batch_sise=4", "epochs=many", "model.lora_rank=0"]);
     for expected in ["batch_sise", "did you mean `batch_size`?", "epochs", "lora_rank"] {
         assert!(error.contains(expected), "{error}");
     }
@@ -133,7 +138,10 @@ fn bad_inputs_get_one_clear_message() {
         fail("lora", &all)
     };
 
-    let broken = write("broken.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n{\"messages\": [\n");
+    let broken = write(
+        "broken.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n{\"messages\": [\n",
+    );
     assert!(said(&[&broken]).contains("broken.jsonl:2"));
     let column = write("column.jsonl", "{\"conversation\": []}\n");
     assert!(said(&[&column]).contains("messages"));
@@ -157,7 +165,18 @@ fn an_earlier_run_is_not_written_over() {
     let error = fail("full", &args);
     assert!(error.contains("already holds") && error.contains("resume_from_checkpoint=true"), "{error}");
     // A resume with other settings would not be the same run.
-    let error = fail("full", &["--config", &config, &output, "max_steps_per_epoch=1", "overwrite=false", "resume_from_checkpoint=true", "batch_size=8"]);
+    let error = fail(
+        "full",
+        &[
+            "--config",
+            &config,
+            &output,
+            "max_steps_per_epoch=1",
+            "overwrite=false",
+            "resume_from_checkpoint=true",
+            "batch_size=8",
+        ],
+    );
     assert!(error.contains("batch_size: 16 then, 8 now"), "{error}");
 }
 
@@ -165,6 +184,18 @@ fn an_earlier_run_is_not_written_over() {
 fn a_loss_that_is_no_number_stops_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let (config, output) = (config("full"), output(folder.path()));
-    let error = fail("full", &["--config", &config, &output, "optimizer=sgd", "optimizer.lr=1e30", "clip_grad_norm=null", "lr_scheduler=constant", "lr_scheduler.num_warmup_steps=0"]);
+    let error = fail(
+        "full",
+        &[
+            "--config",
+            &config,
+            &output,
+            "optimizer=sgd",
+            "optimizer.lr=1e30",
+            "clip_grad_norm=null",
+            "lr_scheduler=constant",
+            "lr_scheduler.num_warmup_steps=0",
+        ],
+    );
     assert!(error.contains("the step was not taken") && error.contains("secret_code.jsonl:"), "{error}");
 }

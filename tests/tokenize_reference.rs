@@ -3,11 +3,12 @@
 //! Needs a model that is not in the repository (`tests/fixtures/smollm2/prepare.sh DIR` makes it), so it
 //! runs only when asked for:
 //!
-//!     TUNE_SMOLLM2=PATH cargo test -p tune-core --test tokenize_reference -- --ignored
+//!     SMOLLM2_DIR=DIR cargo test -p tune-core --test tokenize_reference -- --ignored
 //!
-//! `TUNE_SMOLLM2` is SmolLM2-135M-Instruct, a Hugging Face directory or a GGUF file.
 
-use std::path::PathBuf;
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
 
 use tune_core::checkpoint::Checkpoint;
 use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, Files, IGNORE, Mask};
@@ -16,7 +17,13 @@ use tune_core::tokenizer::Tokenizer;
 #[test]
 #[ignore = "needs a real model's tokenizer: see the top of the file"]
 fn ids_and_targets_are_torchtunes() {
-    let model = std::env::var_os("TUNE_SMOLLM2").expect("set TUNE_SMOLLM2; see the top of this test's file");
+    let model = std::env::var_os("SMOLLM2_DIR").expect("set SMOLLM2_DIR; see the top of this test's file");
+    for checkpoint in ["hf", "SmolLM2-135M-Instruct.Q4_1.gguf"] {
+        check(&PathBuf::from(&model).join(checkpoint));
+    }
+}
+
+fn check(model: &Path) {
     let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/torchtune");
     let files = Checkpoint::open(model).unwrap().tokenizer_files().unwrap();
     let tokenizer = Tokenizer::from_files(&files).unwrap();

@@ -77,7 +77,11 @@ impl ExactMatch {
                 serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))?;
             let answer = messages.pop();
             let [Some(expected), Some(text)] = [answer.as_ref(), messages.last()].map(|m| m.and_then(content)) else {
-                return Err(Error::line(path, i + 1, "a conversation needs a question and an answer, each with a `content`"));
+                return Err(Error::line(
+                    path,
+                    i + 1,
+                    "a conversation needs a question and an answer, each with a `content`",
+                ));
             };
             questions.push(Question { text, prompt: tokenizer.encode(&template.render(&messages, true)?)?, expected });
         }

@@ -126,7 +126,13 @@ pub fn dropout_key(seed: u64, step: u64, micro_batch: usize) -> u64 {
 ///
 /// # Errors
 /// Where it is not finite; the message names the step, its samples and what to try.
-pub fn check_finite(step: u64, loss: f64, grad_norm: Option<f64>, batches: &[Batch], last: Option<&Path>) -> Result<()> {
+pub fn check_finite(
+    step: u64,
+    loss: f64,
+    grad_norm: Option<f64>,
+    batches: &[Batch],
+    last: Option<&Path>,
+) -> Result<()> {
     let what = match grad_norm {
         _ if !loss.is_finite() => format!("the loss is {loss}"),
         Some(norm) if !norm.is_finite() => format!("the norm of the gradient is {norm}"),
@@ -152,7 +158,9 @@ pub fn check_finite(step: u64, loss: f64, grad_norm: Option<f64>, batches: &[Bat
 pub fn settings(config: &impl Config, free: &[&str]) -> BTreeMap<String, Json> {
     let mut settings = BTreeMap::new();
     flatten("", &config.to_value(), &mut settings);
-    let is_free = |key: &str| free.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
+    let is_free = |key: &str| {
+        free.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
     settings.retain(|key, _| !is_free(key));
     settings
 }
@@ -213,7 +221,9 @@ mod tests {
 
     #[test]
     fn settings_are_named_by_their_keys() {
-        let optimizer = tune_config::load::<OptimizerConfig>(tune_config::Input::yaml("c.yaml", "_component_: sgd\nlr: 0.5\n")).unwrap();
+        let optimizer =
+            tune_config::load::<OptimizerConfig>(tune_config::Input::yaml("c.yaml", "_component_: sgd\nlr: 0.5\n"))
+                .unwrap();
         let settings = settings(&optimizer.config, &["momentum"]);
         assert_eq!(settings.get("lr"), Some(&Json::from(0.5)));
         assert_eq!(settings.get(""), Some(&Json::from("sgd")));
@@ -233,7 +243,8 @@ mod tests {
             spans: vec![],
             origins: vec!["data.jsonl:7".into()],
         };
-        let error = check_finite(3, f64::NAN, None, &[batch], Some(Path::new("out/epoch_0_step_2"))).unwrap_err().to_string();
+        let error =
+            check_finite(3, f64::NAN, None, &[batch], Some(Path::new("out/epoch_0_step_2"))).unwrap_err().to_string();
         assert!(error.contains("step 3: the loss is NaN") && error.contains("data.jsonl:7"), "{error}");
         assert!(error.contains("The last good checkpoint is out/epoch_0_step_2"), "{error}");
         assert!(check_finite(3, 1.0, Some(f64::INFINITY), &[], None).is_err());

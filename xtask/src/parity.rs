@@ -74,7 +74,9 @@ fn train(root: &Path, recipe: &str, kind: &str, checkpoint: &Path) -> Result<Vec
         .arg("checkpointer.round_to=bf16");
     if recipe == "lora" {
         let adapter = fixtures.join("lora_initial_adapter");
-        command.arg(format!("checkpointer.adapter_checkpoint={}", adapter.display())).arg("lr_scheduler.num_warmup_steps=2");
+        command
+            .arg(format!("checkpointer.adapter_checkpoint={}", adapter.display()))
+            .arg("lr_scheduler.num_warmup_steps=2");
     } else {
         command.args(["lr_scheduler=constant", "lr_scheduler.num_warmup_steps=0"]);
     }

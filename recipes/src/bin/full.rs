@@ -160,7 +160,14 @@ impl Recipe for FullFinetune {
         let max_seq_len = cfg.tokenizer.max_seq_len;
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to: dataset.pack_to, shuffle, seed, pad_id, ..Default::default() };
+            let options = LoaderOptions {
+                batch_size: cfg.batch_size,
+                pack_to: dataset.pack_to,
+                shuffle,
+                seed,
+                pad_id,
+                ..Default::default()
+            };
             Loader::new(dataset.samples, options)
         };
         let mut reports = Vec::new();
@@ -171,8 +178,7 @@ impl Recipe for FullFinetune {
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
-        let validation_data =
-            if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+        let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
 
         let plan = Plan {
             batches_per_epoch: train_data.len(),
@@ -203,7 +209,8 @@ impl Recipe for FullFinetune {
                 ("output", cfg.output_dir.display().to_string()),
             ],
         );
-        let metrics = Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
+        let metrics =
+            Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
             seed,
             run_dir,
@@ -277,7 +284,9 @@ impl Recipe for FullFinetune {
                 if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
                     self.validate()?;
                 }
-                if !ends_epoch && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+                if !ends_epoch
+                    && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64))
+                {
                     self.save_checkpoint()?;
                 }
             }

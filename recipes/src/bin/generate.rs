@@ -75,7 +75,9 @@ fn generate(
         let text = tokenizer.decode(&answer, true)?;
         // A character may come in several tokens: it is shown when it is whole.
         if !text.ends_with('\u{fffd}') && text.len() > shown {
-            out.write_all(&text.as_bytes()[shown..]).and_then(|()| out.flush()).map_err(Error::io("write to", "standard output"))?;
+            out.write_all(&text.as_bytes()[shown..])
+                .and_then(|()| out.flush())
+                .map_err(Error::io("write to", "standard output"))?;
             shown = text.len();
         }
         Ok(())

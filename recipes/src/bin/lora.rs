@@ -166,7 +166,14 @@ impl Recipe for LoraFinetune {
         let max_seq_len = cfg.tokenizer.max_seq_len;
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions { batch_size: cfg.batch_size, pack_to: dataset.pack_to, shuffle, seed, pad_id, ..Default::default() };
+            let options = LoaderOptions {
+                batch_size: cfg.batch_size,
+                pack_to: dataset.pack_to,
+                shuffle,
+                seed,
+                pad_id,
+                ..Default::default()
+            };
             Loader::new(dataset.samples, options)
         };
         let mut reports = Vec::new();
@@ -177,8 +184,7 @@ impl Recipe for LoraFinetune {
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
-        let validation_data =
-            if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+        let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
         let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
 
         let plan = Plan {
@@ -212,7 +218,8 @@ impl Recipe for LoraFinetune {
                 ("output", cfg.output_dir.display().to_string()),
             ],
         );
-        let metrics = Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
+        let metrics =
+            Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
             seed,
             run_dir,
@@ -286,7 +293,9 @@ impl Recipe for LoraFinetune {
                 if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
                     self.validate()?;
                 }
-                if !ends_epoch && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+                if !ends_epoch
+                    && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64))
+                {
                     self.save_checkpoint()?;
                 }
             }
@@ -310,7 +319,8 @@ impl Recipe for LoraFinetune {
         let merged = if self.cfg.save_adapter_weights_only { None } else { Some(self.model.merged_weights()?) };
         let weights = peft::adapter_weights(&self.model)?;
         let merged_bytes = merged.iter().flat_map(|(w, _)| w.values());
-        let bytes = weights.values().chain(merged_bytes).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+        let bytes =
+            weights.values().chain(merged_bytes).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
         let adapter = self.adapters.adapter_config(self.base.path());
         let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
             checkpoint::peft::write(dir, &adapter, &weights, &self.tokenizer_files)?;
@@ -319,7 +329,14 @@ impl Recipe for LoraFinetune {
             config["tie_word_embeddings"] = tied.into();
             let shard = self.cfg.checkpointer.max_shard_bytes();
             let generation = self.base.generation_config();
-            checkpoint::hf::write(&dir.join("merged"), &config, weights, &self.tokenizer_files, generation.as_ref(), shard)
+            checkpoint::hf::write(
+                &dir.join("merged"),
+                &config,
+                weights,
+                &self.tokenizer_files,
+                generation.as_ref(),
+                shard,
+            )
         })?;
         if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
             self.run_dir.prune(keep)?;

@@ -134,9 +134,10 @@ impl LoraOptions {
         let mut modules = Vec::new();
         for name in crate::checkpoint::peft::modules(tensors.keys()) {
             let last = name.rsplit('.').next().unwrap_or(name);
-            let module = LoraModule::ALL.into_iter().find(|m| m.name() == last).ok_or_else(|| {
-                Error::file(dir, format!("adapts `{name}`, which cannot carry an adapter here"))
-            })?;
+            let module = LoraModule::ALL
+                .into_iter()
+                .find(|m| m.name() == last)
+                .ok_or_else(|| Error::file(dir, format!("adapts `{name}`, which cannot carry an adapter here")))?;
             modules.push(module);
         }
         modules.sort();

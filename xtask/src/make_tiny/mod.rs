@@ -102,7 +102,9 @@ fn copy_model(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let path: PathBuf = entry?.path();
-        let Some(name) = path.file_name().filter(|n| !n.to_string_lossy().starts_with("training_state")) else { continue };
+        let Some(name) = path.file_name().filter(|n| !n.to_string_lossy().starts_with("training_state")) else {
+            continue;
+        };
         fs::copy(&path, to.join(name))?;
     }
     Ok(())

@@ -3,6 +3,8 @@
 //! With EXPORTS_DIR set, everything is written there, for `tests/python/check_exports.py` to
 //! load with transformers and peft.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -14,7 +14,7 @@ use tune_core::prelude::*;
     log_peak_memory_stats = "the peak is always logged",
     enable_activation_offloading = "activations stay where they are made"
 ))]
-struct FullConfig {
+pub(crate) struct FullConfig {
     /// Checkpoints, logs and the resolved config go here.
     output_dir: PathBuf,
     /// Go on from the newest checkpoint in output_dir.
@@ -107,7 +107,7 @@ const FREE: &[&str] = &[
 ];
 
 /// A run that trains all weights.
-struct FullFinetune {
+pub(crate) struct FullFinetune {
     cfg: FullConfig,
     seed: u64,
     run_dir: RunDir,

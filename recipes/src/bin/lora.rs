@@ -14,7 +14,7 @@ use tune_core::prelude::*;
     log_peak_memory_stats = "the peak is always logged",
     enable_activation_offloading = "activations stay where they are made"
 ))]
-struct LoraConfig {
+pub(crate) struct LoraConfig {
     /// Checkpoints, logs and the resolved config go here.
     output_dir: PathBuf,
     /// Go on from the newest checkpoint in output_dir.
@@ -113,7 +113,7 @@ const FREE: &[&str] = &[
 ];
 
 /// A run of low-rank adaptation.
-struct LoraFinetune {
+pub(crate) struct LoraFinetune {
     cfg: LoraConfig,
     seed: u64,
     run_dir: RunDir,

@@ -81,7 +81,7 @@ fn settings_that_must_not_change_the_losses_do_not() {
 fn an_adapter_teaches_the_secret_code_and_generate_uses_it() {
     let folder = tempfile::tempdir().unwrap();
     let output = output(folder.path());
-    let run = succeed("lora", &["--config", &config("lora"), &output, "epochs=2"]);
+    let run = succeed("lora", &["--config", &config("lora"), &output, "epochs=8"]);
     let said = text(&run.stdout);
     let line = said.lines().find(|l| l.starts_with("Held-out answers exactly right:")).unwrap();
     let numbers: Vec<f64> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();

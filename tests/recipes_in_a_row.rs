@@ -33,7 +33,8 @@ fn full_and_then_lora_on_its_result() {
     std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("full"), folder.path().join("lora"));
-    let short = |dir: &Path| vec![format!("output_dir={}", dir.display()), "max_steps_per_epoch=2".into(), "epochs=1".into()];
+    let short =
+        |dir: &Path| vec![format!("output_dir={}", dir.display()), "max_steps_per_epoch=2".into(), "epochs=1".into()];
 
     run::<full::FullFinetune>(config::<full::FullFinetune>("full", &short(&first)));
     let trained = tune_core::checkpoint::run::latest(&first).unwrap().unwrap();

@@ -81,3 +81,19 @@ fn mistral_with_a_sliding_window() {
 fn a_model_without_its_window_is_noticed() {
     check("mistral", |config| config["sliding_window"] = serde_json::Value::Null);
 }
+
+#[test]
+fn a_checkpoint_with_a_weight_that_the_model_lacks_is_refused() {
+    let mut fixture = Fixture::read("llama_tied");
+    let bias = fixture.weights["model.norm.weight"].clone();
+    fixture.weights.insert("model.layers.0.self_attn.q_proj.bias".into(), bias);
+    let config = tune_core::models::DecoderConfig::from_json(&fixture.config).unwrap();
+    let options = tune_core::models::LoadOptions {
+        dtype: DType::F32,
+        device: candle_core::Device::Cpu,
+        train_weights: false,
+        lora: None,
+    };
+    let error = tune_core::models::Decoder::load(config, &fixture.weights, &options).unwrap_err().to_string();
+    assert!(error.contains("1 weights") && error.contains("q_proj.bias"), "{error}");
+}

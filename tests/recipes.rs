@@ -197,5 +197,5 @@ fn a_loss_that_is_no_number_stops_the_run() {
             "lr_scheduler.num_warmup_steps=0",
         ],
     );
-    assert!(error.contains("the step was not taken") && error.contains("secret_code.jsonl:"), "{error}");
+    assert!(error.contains("nothing of this step is saved") && error.contains("secret_code.jsonl:"), "{error}");
 }

@@ -122,7 +122,7 @@ pub fn dropout_key(seed: u64, step: u64, micro_batch: usize) -> u64 {
     Dropout::mix(Dropout::mix(seed, step), micro_batch as u64)
 }
 
-/// Stops a run whose loss or gradient is no number, before it spoils the weights.
+/// Stops a run whose loss or gradient is no number.
 ///
 /// # Errors
 /// Where it is not finite; the message names the step, its samples and what to try.
@@ -147,7 +147,7 @@ pub fn check_finite(
         None => "No checkpoint had been saved yet.".to_string(),
     };
     Err(Error::Training(format!(
-        "step {step}: {what}; the step was not taken. Its samples: {}{more}. {last} \
+        "step {step}: {what}; nothing of this step is saved. Its samples: {}{more}. {last} \
          Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples.",
         samples.join(", ")
     )))

@@ -72,7 +72,7 @@ pub(crate) struct FullConfig {
     #[config(default)]
     loss: LossConfig,
     /// Scale gradients down to this norm.
-    #[config(range = 0.0..)]
+    #[config(range = 1e-6..)]
     clip_grad_norm: Option<f64>,
 
     /// cpu, cuda or cuda:N.
@@ -98,7 +98,9 @@ const FREE: &[&str] = &[
     "output_dir",
     "resume_from_checkpoint",
     "overwrite",
-    "checkpointer",
+    "checkpointer.max_shard_size",
+    "checkpointer.keep_last_n_checkpoints",
+    "checkpointer.save_every_n_steps",
     "dataset_val",
     "run_val_every_n_steps",
     "enable_activation_checkpointing",
@@ -132,6 +134,12 @@ impl Recipe for FullFinetune {
             return Err(Error::setup(
                 "optimizer_in_bwd applies each gradient at once: set gradient_accumulation_steps=1 and clip_grad_norm=null, \
                  or optimizer_in_bwd=false",
+            ));
+        }
+        if let Some(dir) = &cfg.checkpointer.adapter_checkpoint {
+            return Err(Error::file(
+                dir,
+                "checkpointer.adapter_checkpoint is for lora; full trains the model's own weights",
             ));
         }
         let device = cfg.device.open()?;

@@ -76,7 +76,7 @@ pub(crate) struct LoraConfig {
     #[config(default)]
     loss: LossConfig,
     /// Scale gradients down to this norm.
-    #[config(range = 0.0..)]
+    #[config(range = 1e-6..)]
     clip_grad_norm: Option<f64>,
 
     /// cpu, cuda or cuda:N.
@@ -103,7 +103,9 @@ const FREE: &[&str] = &[
     "resume_from_checkpoint",
     "overwrite",
     "save_adapter_weights_only",
-    "checkpointer",
+    "checkpointer.max_shard_size",
+    "checkpointer.keep_last_n_checkpoints",
+    "checkpointer.save_every_n_steps",
     "dataset_val",
     "run_val_every_n_steps",
     "exact_match",
@@ -145,7 +147,9 @@ impl Recipe for LoraFinetune {
 
         let base = cfg.checkpointer.open()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
-        checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
+        for start in std::iter::once(base.path()).chain(cfg.checkpointer.adapter_checkpoint.as_deref()) {
+            checkpoint::run::check_output_dir(&cfg.output_dir, start)?;
+        }
         let resumed = match cfg.resume_from_checkpoint {
             true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
             false => None,

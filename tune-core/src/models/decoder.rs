@@ -60,7 +60,8 @@ impl Decoder {
     /// # Errors
     /// A weight that is missing or of another shape; an adapter on a layer that the model lacks.
     pub fn load(config: DecoderConfig, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
-        let mut builder = Builder { source, options, trainable: BTreeMap::new(), wanted: BTreeSet::new() };
+        let mut builder =
+            Builder { source, options, trainable: BTreeMap::new(), wanted: BTreeSet::new(), used: BTreeSet::new() };
         if let Some(lora) = &options.lora {
             builder.wanted = lora.modules.iter().map(|m| m.name()).collect();
         }
@@ -108,6 +109,7 @@ impl Decoder {
         } else {
             builder.linear("lm_head", c.vocab_size, c.hidden_size)?
         };
+        builder.refuse_unused(c.tie_word_embeddings)?;
         Ok(Self {
             blocks,
             embed_tokens,
@@ -235,12 +237,15 @@ struct Builder<'a> {
     trainable: BTreeMap<String, Var>,
     /// Last parts of the names of layers that get an adapter.
     wanted: BTreeSet<&'static str>,
+    /// Names of the weights that were taken.
+    used: BTreeSet<String>,
 }
 
 impl Builder<'_> {
     fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let name = format!("{name}.weight");
         let tensor = self.source.weight(&name, shape, self.options.dtype, &self.options.device)?;
+        self.used.insert(name.clone());
         if !self.options.train_weights {
             return Ok(tensor);
         }
@@ -248,6 +253,19 @@ impl Builder<'_> {
         let tensor = var.as_tensor().clone();
         self.trainable.insert(name, var);
         Ok(tensor)
+    }
+
+    /// A weight that nothing here uses, a bias say, means that the model would compute something else.
+    fn refuse_unused(&self, tied: bool) -> Result<()> {
+        let known = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+        let names = self.source.names();
+        let mut unused = names.iter().filter(|n| !self.used.contains(*n) && !known(n));
+        let Some(first) = unused.next() else { return Ok(()) };
+        Err(Error::setup(format!(
+            "the checkpoint has {} weights that the model of its config.json does not use, the first `{first}`; \
+             weights and config do not belong together, or the model is of a kind that is not supported",
+            1 + unused.count()
+        )))
     }
 
     fn linear(&mut self, name: &str, out: usize, inner: usize) -> Result<Linear> {

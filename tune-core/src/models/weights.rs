@@ -17,6 +17,9 @@ pub trait WeightSource {
     /// # Errors
     /// It is missing, or its shape is another.
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// The names of all weights, where there is a fixed set of them.
+    fn names(&self) -> Vec<String>;
 }
 
 impl WeightSource for Checkpoint {
@@ -32,6 +35,10 @@ impl WeightSource for Checkpoint {
             _ => self.tensor(name, dtype, device),
         }
     }
+
+    fn names(&self) -> Vec<String> {
+        Checkpoint::names(self).map(str::to_owned).collect()
+    }
 }
 
 impl WeightSource for BTreeMap<String, Tensor> {
@@ -44,6 +51,10 @@ impl WeightSource for BTreeMap<String, Tensor> {
             )));
         }
         Ok(t.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
     }
 }
 
@@ -65,6 +76,10 @@ impl WeightSource for RandomWeights {
             normal(Dropout::mix_name(self.seed, name), count, self.std)
         };
         Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

@@ -5,7 +5,7 @@
 //! made of stands here. On the CPU each is one custom operation over slices,
 //! parallel, with reductions that are split by shape alone: a result never
 //! depends on the number of threads. On other devices it is the plain
-//! composition of [`reference`], against which the CPU one is tested.
+//! composition of [`mod@reference`], against which the CPU one is tested.
 //!
 //! A weight is trained exactly if it is a [`candle_core::Var`].
 

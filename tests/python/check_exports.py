@@ -5,8 +5,8 @@
 
 FILE holds `input_ids` [batch, seq] and the `logits` [batch, seq, vocab] that this project computes
 with the model in DIR, or with the model and the adapter on top of it. No weight may be missing or
-left over, and logits must agree to --tolerance. Without arguments, `cargo test --test exports`
-writes models and adapters of several kinds, which are all checked.
+left over, and logits must agree to --tolerance. Without arguments, the tests
+`exports` and `recipe_exports` write models and adapters of several kinds, which are all checked.
 """
 
 import argparse
@@ -86,8 +86,9 @@ def write_exports():
     exports = root / "target" / "exports"
     shutil.rmtree(exports, ignore_errors=True)
     exports.mkdir(parents=True)
-    command = ["cargo", "test", "--quiet", "--locked", "-p", "tune-core", "--test", "exports"]
-    subprocess.run(command, cwd=root, env=os.environ | {"EXPORTS_DIR": str(exports)}, check=True)
+    for package, test in [("tune-core", "exports"), ("recipes", "recipe_exports")]:
+        command = ["cargo", "test", "--quiet", "--locked", "-p", package, "--test", test]
+        subprocess.run(command, cwd=root, env=os.environ | {"EXPORTS_DIR": str(exports)}, check=True)
     return sorted(exports.iterdir())
 
 

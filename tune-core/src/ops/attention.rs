@@ -35,7 +35,7 @@ pub struct AttentionShape {
 
 impl AttentionShape {
     /// The first key that the query at `position` sees.
-    fn first_key(&self, position: usize) -> usize {
+    pub(crate) fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
 

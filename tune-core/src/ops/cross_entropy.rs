@@ -57,15 +57,21 @@ pub fn cross_entropy(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale:
             targets.len()
         );
     }
-    if let Some(t) = targets.iter().find(|&&t| t != IGNORE && t as usize >= vocab) {
-        bail!(
-            "target token id {t} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
-        );
-    }
+    check_targets(targets, vocab)?;
     if !hidden.device().is_cpu() {
         return composed(hidden, head, targets, scale);
     }
     dispatch!(hidden.dtype(), chunked::<_>(hidden, head, targets, scale))
+}
+
+/// Refuses a target that a vocabulary does not have.
+pub(crate) fn check_targets(targets: &[u32], vocab: usize) -> Result<()> {
+    match targets.iter().find(|&&t| t != IGNORE && t as usize >= vocab) {
+        Some(t) => bail!(
+            "target token id {t} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
+        ),
+        None => Ok(()),
+    }
 }
 
 fn chunked<R: Real>(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale: Option<f64>) -> Result<HeadLoss> {

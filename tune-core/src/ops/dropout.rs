@@ -1,6 +1,7 @@
 //! Dropout without a stored mask: every element's fate is computed from a key and its index.
 
 use super::Real;
+use crate::kernels::Element;
 use rayon::prelude::*;
 
 /// Drops each element with probability `p` and scales the others by `1 / (1 - p)`.
@@ -50,6 +51,16 @@ impl Dropout {
             }
         });
         out
+    }
+
+    /// The same into `y`, for the engine's number types.
+    pub(crate) fn apply_to<T: Element>(&self, x: &[T], width: usize, rows: Option<&[usize]>, y: &mut [T]) {
+        y.par_chunks_mut(width.max(1)).zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (y, x))| {
+            let first = rows.map_or(i, |rows| rows[i]) * width;
+            for (j, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                *y = T::from_f32(x.to_f32() * self.factor(first + j) as f32);
+            }
+        });
     }
 }
 

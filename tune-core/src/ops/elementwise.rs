@@ -1,78 +1,163 @@
 //! Sweeps over whole tensors in place, for optimizers and gradients.
 
+use std::cell::RefCell;
+
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
-use super::real::Values;
+use super::Dropout;
+use super::real::{self, Real, Values};
+use crate::kernels::{Shared, simd};
 
 /// Elements handled by one task.
 const TASK: usize = 1 << 15;
 
-/// `dst[i] = f(dst[i], a[i], b[i])` in f32 (f64 where `dst` is), rounded to the dtype of `dst`.
+/// What an optimizer does to one element, with `N` numbers of state.
+pub(crate) trait UpdateRule<const N: usize>: Sync {
+    /// The new weight; the state is changed in place.
+    fn step<R: Real>(&self, weight: R, state: [&mut R; N], gradient: R) -> R;
+}
+
+/// Applies a rule to every element of a parameter in one pass, in f32 (f64 where the parameter is).
 ///
-/// All three have the same shape; `dst` shares its storage with neither.
-pub(crate) fn update(
-    dst: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    f: impl Fn(f64, f64, f64) -> f64 + Sync,
-    f32: impl Fn(f32, f32, f32) -> f32 + Sync,
+/// A bf16 weight is rounded at random, up with the probability that keeps the mean: rounded to the nearest, it
+/// would ignore every step below a five-hundredth of itself, which is most of them (Gupta et al. 2015,
+/// <https://arxiv.org/abs/1502.02551>). The dice are a function of `key` and the element.
+///
+/// # Errors
+/// Shapes or dtypes that differ.
+pub(crate) fn update<const N: usize>(
+    weight: &Tensor,
+    state: [&Tensor; N],
+    gradient: &Tensor,
+    key: u64,
+    rule: &impl UpdateRule<N>,
 ) -> Result<()> {
-    if dst.shape() != a.shape() || dst.shape() != b.shape() {
-        bail!("update: shapes {:?}, {:?} and {:?} differ", dst.shape(), a.shape(), b.shape());
+    if state.iter().any(|t| t.shape() != weight.shape()) || gradient.shape() != weight.shape() {
+        bail!(
+            "update: a weight {:?}, a gradient {:?} and their state differ in shape",
+            weight.shape(),
+            gradient.shape()
+        );
     }
-    dst.inplace_op3(a, b, &Update { f, f32 })
-}
-
-struct Update<F, G> {
-    f: F,
-    f32: G,
-}
-
-impl<F: Fn(f64, f64, f64) -> f64 + Sync, G: Fn(f32, f32, f32) -> f32 + Sync> InplaceOp3 for Update<F, G> {
-    fn name(&self) -> &'static str {
-        "update"
+    if weight.dtype() == candle_core::DType::F64 {
+        let gradient = Values::<f64>::of(gradient)?;
+        return with_slices(&state, Vec::new(), &mut |state| {
+            write(weight, |w, range| match w {
+                CpuStorage::F64(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
+                other => bail!("update: a weight of {:?} among those of f64", other.dtype()),
+            })
+        });
     }
-
-    fn cpu_fwd(
-        &self,
-        dst: &mut CpuStorage,
-        ld: &Layout,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<()> {
-        let Some((start, end)) = ld.contiguous_offsets() else { bail!("update: the destination is not contiguous") };
-        if let CpuStorage::F64(dst) = dst {
-            let (a, b) = (Values::<f64>::of_storage(a, la)?, Values::<f64>::of_storage(b, lb)?);
-            sweep(&mut dst[start..end], &a, &b, |d, a, b| *d = (self.f)(*d, a, b));
-            return Ok(());
-        }
-        let (a, b) = (Values::<f32>::of_storage(a, la)?, Values::<f32>::of_storage(b, lb)?);
-        match dst {
-            CpuStorage::F32(dst) => sweep(&mut dst[start..end], &a, &b, |d, a, b| *d = (self.f32)(*d, a, b)),
-            CpuStorage::BF16(dst) => sweep(&mut dst[start..end], &a, &b, |d, a, b| {
-                *d = half::bf16::from_f32((self.f32)(d.to_f32(), a, b));
-            }),
+    let gradient = Values::<f32>::of(gradient)?;
+    let round = |i: usize, x: f32| stochastic(x, Dropout::mix(key, i as u64) as u32);
+    with_slices(&state, Vec::new(), &mut |state| {
+        write(weight, |w, range| match w {
+            CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
+            CpuStorage::BF16(w) => sweep(&mut w[range], state, &gradient, rule, |w: bf16| w.to_f32(), round),
             other => bail!("update: tensors of {:?} are not trained", other.dtype()),
-        }
-        Ok(())
-    }
+        })
+    })
 }
 
-fn sweep<D: Send, T: Copy + Sync>(dst: &mut [D], a: &[T], b: &[T], f: impl Fn(&mut D, T, T) + Sync) {
-    dst.par_chunks_mut(TASK).zip(a.par_chunks(TASK).zip(b.par_chunks(TASK))).for_each(|(dst, (a, b))| {
-        for ((d, &a), &b) in dst.iter_mut().zip(a).zip(b) {
-            f(d, a, b);
-        }
+/// `x` as bf16, rounded up or down with the probabilities that give `x` in the mean; `dice` are uniform.
+#[inline(always)]
+fn stochastic(x: f32, dice: u32) -> bf16 {
+    if !x.is_finite() {
+        return bf16::from_f32(x);
+    }
+    bf16::from_bits((x.to_bits().wrapping_add(dice & 0xffff) >> 16) as u16)
+}
+
+fn sweep<const N: usize, R: Real, W: Copy + Send>(
+    weight: &mut [W],
+    mut state: Vec<&mut [R]>,
+    gradient: &[R],
+    rule: &impl UpdateRule<N>,
+    widen: impl Fn(W) -> R + Sync,
+    narrow: impl Fn(usize, R) -> W + Sync,
+) -> Result<()> {
+    let len = weight.len();
+    if state.len() != N || state.iter().any(|s| s.len() != len) || gradient.len() != len {
+        bail!("update: a weight and its state differ in size");
+    }
+    let weight = Shared::new(weight);
+    let state: Vec<Shared<'_, R>> = state.iter_mut().map(|s| Shared::new(s)).collect();
+    (0..len.div_ceil(TASK)).into_par_iter().for_each(|task| {
+        let start = task * TASK;
+        let count = TASK.min(len - start);
+        // SAFETY: each task has its own part.
+        let (weight, state) = unsafe {
+            (weight.part(start, count), std::array::from_fn::<&mut [R], N, _>(|n| state[n].part(start, count)))
+        };
+        let gradient = &gradient[start..start + count];
+        // Said once, so that the loop does not ask again for each element.
+        assert!(weight.len() == count && gradient.len() == count && state.iter().all(|s| s.len() == count));
+        simd(
+            #[inline(always)]
+            || {
+                let mut state = state;
+                for i in 0..count {
+                    let numbers = state.each_mut().map(|s| &mut s[i]);
+                    weight[i] = narrow(start + i, rule.step(widen(weight[i]), numbers, gradient[i]));
+                }
+            },
+        );
     });
+    Ok(())
+}
+
+/// Calls `f` with the elements of all `tensors`, to be written.
+fn with_slices<R: Real>(
+    tensors: &[&Tensor],
+    held: Vec<&mut [R]>,
+    f: &mut dyn FnMut(Vec<&mut [R]>) -> Result<()>,
+) -> Result<()> {
+    let Some((first, rest)) = tensors.split_first() else { return f(held) };
+    let once = RefCell::new(Some((held, f)));
+    write(first, |storage, range| {
+        let (Some((mut held, f)), Some(slice)) = (once.take(), R::slice_mut(storage)) else {
+            bail!("update: state of another type than the weight's");
+        };
+        held.push(&mut slice[range]);
+        with_slices(rest, held, f)
+    })
+}
+
+/// Calls `f` once with a tensor's storage, to be written, and where in it the tensor lies.
+fn write(tensor: &Tensor, f: impl FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>) -> Result<()> {
+    struct Write<F>(RefCell<Option<F>>);
+
+    impl<F: FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>> InplaceOp1 for Write<F> {
+        fn name(&self) -> &'static str {
+            "update"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            match (layout.contiguous_offsets(), self.0.take()) {
+                (Some((start, end)), Some(f)) => f(storage, start..end),
+                _ => bail!("update: the destination is not contiguous"),
+            }
+        }
+    }
+
+    tensor.inplace_op1(&Write(RefCell::new(Some(f))))
 }
 
 /// `dst += src`, in place.
 pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
-    update(dst, src, src, |d, s, _| d + s, |d, s, _| d + s)
+    struct Add;
+
+    impl UpdateRule<0> for Add {
+        #[inline(always)]
+        fn step<R: Real>(&self, weight: R, _: [&mut R; 0], gradient: R) -> R {
+            weight + gradient
+        }
+    }
+
+    update(dst, [], src, 0, &Add)
 }
 
 /// The sum of squares, in f64, in an order that depends on the size alone.
@@ -80,13 +165,49 @@ pub(crate) fn squared_norm(t: &Tensor) -> Result<f64> {
     if !t.device().is_cpu() {
         return t.to_dtype(candle_core::DType::F32)?.sqr()?.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar();
     }
-    let squares = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>();
     let parts: Vec<f64> = match t.dtype() {
         candle_core::DType::F64 => Values::<f64>::of(t)?.par_chunks(TASK).map(squares).collect(),
-        _ => Values::<f32>::of(t)?
-            .par_chunks(TASK)
-            .map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>())
-            .collect(),
+        _ => Values::<f32>::of(t)?.par_chunks(TASK).map(squares).collect(),
     };
     Ok(parts.into_iter().sum())
+}
+
+fn squares<R: Real>(x: &[R]) -> f64 {
+    simd(
+        #[inline(always)]
+        || real::sum(x.len(), |i| x[i].as_f64() * x[i].as_f64()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    /// Steps that are too small for bf16 add up nevertheless.
+    #[test]
+    fn small_steps_of_a_bf16_weight_are_not_lost() {
+        struct Down;
+        impl UpdateRule<0> for Down {
+            fn step<R: Real>(&self, weight: R, _: [&mut R; 0], gradient: R) -> R {
+                weight - gradient
+            }
+        }
+        let weight = Tensor::ones(4096, DType::BF16, &Device::Cpu).unwrap();
+        let gradient = Tensor::full(1e-4f32, 4096, &Device::Cpu).unwrap();
+        for step in 0..100 {
+            update(&weight, [], &gradient, step, &Down).unwrap();
+        }
+        let mean = weight.to_dtype(DType::F64).unwrap().mean_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!((mean - 0.99).abs() < 5e-4, "{mean}");
+    }
+
+    #[test]
+    fn stochastic_rounding_keeps_what_bf16_can_hold() {
+        for x in [0.0f32, 1.0, -2.5, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(stochastic(x, 0xffff).to_f32(), x);
+        }
+        assert!(stochastic(f32::NAN, 0).is_nan());
+    }
 }

@@ -14,11 +14,7 @@ use super::reference;
 /// An id that the table does not have.
 pub fn embedding(ids: &[u32], rows: usize, weight: &Tensor) -> Result<Tensor> {
     let (vocab, hidden) = weight.dims2()?;
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        bail!(
-            "token id {id} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
-        );
-    }
+    check_token_ids(ids, vocab)?;
     if rows == 0 || !ids.len().is_multiple_of(rows) {
         bail!("embedding: {} ids do not fill {rows} rows", ids.len());
     }
@@ -26,6 +22,16 @@ pub fn embedding(ids: &[u32], rows: usize, weight: &Tensor) -> Result<Tensor> {
         return reference::embedding(ids, rows, weight);
     }
     weight.apply_op1(Embedding { ids: ids.into(), rows, hidden })
+}
+
+/// Refuses an id that a table of `vocab` rows does not have.
+pub(crate) fn check_token_ids(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => bail!(
+            "token id {id} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
+        ),
+        None => Ok(()),
+    }
 }
 
 struct Embedding {

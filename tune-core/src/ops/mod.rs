@@ -23,9 +23,11 @@ mod rope;
 mod swiglu;
 
 pub use attention::{AttentionShape, attention, attention_with_cache};
+pub(crate) use cross_entropy::check_targets;
 pub use cross_entropy::{HeadGradients, HeadLoss, OutputHead, cross_entropy};
 pub use dropout::Dropout;
-pub(crate) use elementwise::{add_assign, squared_norm, update};
+pub(crate) use elementwise::{UpdateRule, add_assign, squared_norm, update};
+pub(crate) use embedding::check_token_ids;
 pub use embedding::embedding;
 pub use linear::{LoraFactors, linear, lora_linear};
 pub(crate) use real::Real;

@@ -11,6 +11,8 @@ use rayon::prelude::*;
 pub(crate) trait Real: WithDType + Float + NumAssign + std::iter::Sum + Send + Sync {
     /// The storage as a slice, if it holds this very type.
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
+    /// The same, to be written.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// A literal.
     fn of(x: f64) -> Self;
     /// As a double.
@@ -26,9 +28,17 @@ macro_rules! real {
                     _ => None,
                 }
             }
+            fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            #[inline(always)]
             fn of(x: f64) -> Self {
                 x as $t
             }
+            #[inline(always)]
             fn as_f64(self) -> f64 {
                 self.into()
             }

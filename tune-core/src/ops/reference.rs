@@ -26,7 +26,8 @@ pub fn lora_linear(x: &Tensor, weight: &Tensor, lora: &LoraFactors) -> Result<Te
         }
         None => x.clone(),
     };
-    let update = linear(&linear(&dropped, &lora.a)?, &lora.b)?;
+    let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
+    let update = linear(&linear(&dropped, &a)?, &b)?;
     linear(x, weight)? + (update * lora.scale)?
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::{Optimizer, StatePart};
+use super::{Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::update;
+use crate::ops::{Real, UpdateRule, update};
 
 /// AdamW, computed in f32 in the order of PyTorch's.
 #[derive(Debug)]
@@ -36,26 +36,18 @@ impl Optimizer for AdamW {
     }
 
     fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()> {
-        let [b1, b2] = self.betas;
         let (m, v) = (self.first.get(name, var)?, self.second.get(name, var)?);
-        let (f1, f2, s) = (b1 as f32, b2 as f32, scale as f32);
-        update(
-            m,
-            gradient,
-            gradient,
-            |m, g, _| m + (g * scale - m) * (1.0 - b1),
-            |m, g, _| m + (g * s - m) * (1.0 - f1),
-        )?;
-        let square = |v: f64, g: f64, _| v * b2 + (1.0 - b2) * (g * scale) * (g * scale);
-        update(v, gradient, gradient, square, |v, g, _| v * f2 + (1.0 - f2) * (g * s) * (g * s))?;
-
+        let [b1, b2] = self.betas;
         let steps = step as f64;
-        let size = lr / (1.0 - b1.powf(steps));
-        let root = (1.0 - b2.powf(steps)).sqrt();
-        let (keep, eps) = (1.0 - lr * self.weight_decay, self.eps);
-        let (size32, root32, keep32, eps32) = (size as f32, root as f32, keep as f32, eps as f32);
-        let step = |w: f64, m: f64, v: f64| w * keep - size * m / (v.sqrt() / root + eps);
-        Ok(update(var, m, v, step, |w, m, v| w * keep32 - size32 * m / (v.sqrt() / root32 + eps32))?)
+        let rule = Rule {
+            scale,
+            betas: self.betas,
+            size: lr / (1.0 - b1.powf(steps)),
+            root: (1.0 - b2.powf(steps)).sqrt(),
+            keep: 1.0 - lr * self.weight_decay,
+            eps: self.eps,
+        };
+        Ok(update(var, [m, v], gradient, rounding_key(name, step), &rule)?)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
@@ -67,6 +59,30 @@ impl Optimizer for AdamW {
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()> {
         StatePart::load(state, &mut [("exp_avg", &mut self.first), ("exp_avg_sq", &mut self.second)], parameters)
+    }
+}
+
+/// One step of one parameter.
+struct Rule {
+    scale: f64,
+    betas: [f64; 2],
+    /// The learning rate over the first moment's bias.
+    size: f64,
+    /// The root of the second moment's bias.
+    root: f64,
+    /// What weight decay leaves of a weight.
+    keep: f64,
+    eps: f64,
+}
+
+impl UpdateRule<2> for Rule {
+    #[inline(always)]
+    fn step<R: Real>(&self, w: R, [m, v]: [&mut R; 2], g: R) -> R {
+        let [b1, b2] = self.betas;
+        let g = g * R::of(self.scale);
+        *m += (g - *m) * R::of(1.0 - b1);
+        *v = *v * R::of(b2) + R::of(1.0 - b2) * g * g;
+        w * R::of(self.keep) - R::of(self.size) * *m / (v.sqrt() / R::of(self.root) + R::of(self.eps))
     }
 }
 

@@ -16,6 +16,7 @@ pub use gradients::{Gradients, InBackward, clip_factor};
 pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;
 
+use crate::ops::Dropout;
 use crate::{Error, Result};
 
 /// One step of one parameter at a time. State is f32 and can be saved.
@@ -34,6 +35,11 @@ pub trait Optimizer: Send {
     /// # Errors
     /// State of a parameter that this run lacks, or of another shape.
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()>;
+}
+
+/// The key of a step's dice for rounding a bf16 parameter, see [`crate::ops::update`].
+fn rounding_key(name: &str, step: u64) -> u64 {
+    Dropout::mix(Dropout::mix_name(step, name), step)
 }
 
 /// State tensors by parameter name, for one part of an optimizer's state.

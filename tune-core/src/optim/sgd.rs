@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::{Optimizer, StatePart};
+use super::{Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::update;
+use crate::ops::{Real, UpdateRule, update};
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]
@@ -32,18 +32,13 @@ impl Optimizer for Sgd {
         self.lr
     }
 
-    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, _step: u64) -> Result<()> {
-        let (decay, momentum) = (self.weight_decay, self.momentum);
-        let (lr32, decay32, momentum32, s) = (lr as f32, decay as f32, momentum as f32, scale as f32);
-        if momentum == 0.0 {
-            let step = |w: f64, g: f64, _| w - lr * (g * scale + decay * w);
-            return Ok(update(var, gradient, gradient, step, |w, g, _| w - lr32 * (g * s + decay32 * w))?);
+    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()> {
+        let rule = Rule { lr, scale, momentum: self.momentum, decay: self.weight_decay };
+        let key = rounding_key(name, step);
+        if self.momentum == 0.0 {
+            return Ok(update(var, [], gradient, key, &rule)?);
         }
-        let velocity = self.velocity.get(name, var)?;
-        let weight = var.as_detached_tensor();
-        let gather = |v: f64, g: f64, w: f64| v * momentum + g * scale + decay * w;
-        update(velocity, gradient, &weight, gather, |v, g, w| v * momentum32 + g * s + decay32 * w)?;
-        Ok(update(var, velocity, velocity, |w, v, _| w - lr * v, |w, v, _| w - lr32 * v)?)
+        Ok(update(var, [self.velocity.get(name, var)?], gradient, key, &rule)?)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
@@ -54,6 +49,29 @@ impl Optimizer for Sgd {
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()> {
         StatePart::load(state, &mut [("momentum_buffer", &mut self.velocity)], parameters)
+    }
+}
+
+/// One step of one parameter, with or without a velocity.
+struct Rule {
+    lr: f64,
+    scale: f64,
+    momentum: f64,
+    decay: f64,
+}
+
+impl UpdateRule<0> for Rule {
+    #[inline(always)]
+    fn step<R: Real>(&self, w: R, _: [&mut R; 0], g: R) -> R {
+        w - R::of(self.lr) * (g * R::of(self.scale) + R::of(self.decay) * w)
+    }
+}
+
+impl UpdateRule<1> for Rule {
+    #[inline(always)]
+    fn step<R: Real>(&self, w: R, [velocity]: [&mut R; 1], g: R) -> R {
+        *velocity = *velocity * R::of(self.momentum) + g * R::of(self.scale) + R::of(self.decay) * w;
+        w - R::of(self.lr) * *velocity
     }
 }
 

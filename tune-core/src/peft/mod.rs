@@ -147,7 +147,7 @@ impl LoraOptions {
     }
 }
 
-/// A fresh adapter in the weight's dtype: `A` uniform in `±1 / sqrt(in)`, as PEFT
+/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A` uniform in `±1 / sqrt(in)`, as PEFT
 /// and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
 pub(crate) fn add_adapter(
     name: &str,
@@ -163,8 +163,9 @@ pub(crate) fn add_adapter(
         (lora.rank, inner),
         weight.device(),
     )?;
-    let a = Var::from_tensor(&a.to_dtype(weight.dtype())?)?;
-    let b = Var::zeros((out, lora.rank), weight.dtype(), weight.device())?;
+    let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
+    let b = Var::zeros((out, lora.rank), dtype, weight.device())?;
     let [name_a, name_b] = names;
     trainable.insert(name_a, a.clone());
     trainable.insert(name_b, b.clone());

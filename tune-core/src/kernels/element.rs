@@ -1,0 +1,129 @@
+//! The number types of weights and activations.
+
+use std::ops::Deref;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::buffers::Buffer;
+use super::simd;
+
+/// f32 or bf16.
+pub(crate) trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug {
+    /// Whether it is bf16.
+    const IS_BF16: bool;
+    /// Widened; exact.
+    fn to_f32(self) -> f32;
+    /// Rounded to the nearest.
+    fn from_f32(x: f32) -> Self;
+    /// The slice as it is, if it is one of f32.
+    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+    /// The buffer as it is, if f32 is what is asked for, else given back.
+    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>>;
+}
+
+impl Element for f32 {
+    const IS_BF16: bool = false;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+
+    fn as_f32(x: &[Self]) -> Option<&[f32]> {
+        Some(x)
+    }
+
+    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>> {
+        Ok(x)
+    }
+}
+
+impl Element for bf16 {
+    const IS_BF16: bool = true;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    /// To the nearest, ties to even. Written without branches, which the library's has, so that
+    /// loops over it become vectors.
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let nan = (bits >> 16) | 0x40;
+        Self::from_bits(if x.is_nan() { nan } else { rounded } as u16)
+    }
+
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>> {
+        Err(x)
+    }
+}
+
+/// `dst[i] = src[i]` in f32.
+#[inline(always)]
+pub(crate) fn widen<T: Element>(src: &[T], dst: &mut [f32]) {
+    for (d, &s) in dst.iter_mut().zip(src) {
+        *d = s.to_f32();
+    }
+}
+
+/// A slice in f32: itself, or a widened copy.
+pub(crate) enum Wide<'a> {
+    Borrowed(&'a [f32]),
+    Copied(Buffer<f32>),
+}
+
+impl<'a> Wide<'a> {
+    pub(crate) fn new<T: Element>(x: &'a [T]) -> Self {
+        const TASK: usize = 1 << 14;
+        if let Some(x) = T::as_f32(x) {
+            return Self::Borrowed(x);
+        }
+        let mut copy = Buffer::<f32>::new(x.len());
+        let parts = copy.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
+        parts.for_each(|(dst, src)| {
+            simd(
+                #[inline(always)]
+                || widen(src, dst),
+            );
+        });
+        Self::Copied(copy)
+    }
+}
+
+impl Deref for Wide<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(x) => x,
+            Self::Copied(x) => x,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_the_library_s() {
+        for bits in (0..=u32::MAX).step_by(65_521).chain([0x7f80_0000, 0xff80_0000, 0x7fc0_0001, 0x7f7f_ffff]) {
+            let x = f32::from_bits(bits);
+            let (ours, theirs) = (<bf16 as Element>::from_f32(x), bf16::from_f32(x));
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{x}: {ours} {theirs}");
+        }
+    }
+}

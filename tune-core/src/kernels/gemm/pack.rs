@@ -1,0 +1,420 @@
+//! Operands brought into the order in which tiles read them.
+
+use std::arch::x86_64::{
+    __m256i, __m512, __m512d, __mmask16, _mm256_loadu_epi16, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+    _mm512_unpacklo_ps,
+};
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::avx512::{self, Operands};
+use super::{At, COLS, Destination, LANES, Left, ROWS, Right, Rows, Store, Term};
+use crate::kernels::buffers::Buffer;
+use crate::kernels::isa::Isa;
+use crate::kernels::{Element, simd, widen};
+
+/// Rows below which a right side is read where it lies: packing it would cost as much as using it.
+const FEW_ROWS: usize = 64;
+
+/// What a word of the inner dimension is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// An f32.
+    F32,
+    /// A bf16, widened to f32 on the way.
+    Widened,
+    /// Two neighbouring bf16.
+    Pair,
+}
+
+/// A term whose left side can be read by tiles.
+pub(super) struct Ready<'a, T> {
+    word: Word,
+    /// Inner steps, in words.
+    steps: usize,
+    inner: usize,
+    left: *const f32,
+    left_row: usize,
+    left_step: usize,
+    right: Right<'a, T>,
+    /// Whether the right side is read where it lies, see [`FEW_ROWS`].
+    in_place: bool,
+    /// What `left` points into, where the left side had to be rewritten.
+    _rewritten: Option<Buffer<f32>>,
+}
+
+// SAFETY: the pointer is to elements that are borrowed or owned for as long as the term lives, and only read.
+unsafe impl<T: Sync> Sync for Ready<'_, T> {}
+
+impl<'a, T: Element> Ready<'a, T> {
+    pub(super) fn new(term: &Term<'a, T>, m: usize, isa: Isa, parallel: bool) -> Self {
+        let k = term.inner;
+        let word = match (T::IS_BF16, isa) {
+            (false, _) => Word::F32,
+            (true, Isa::Avx512Bf16) => Word::Pair,
+            (true, _) => Word::Widened,
+        };
+        let steps = if word == Word::Pair { k.div_ceil(2) } else { k };
+        let (rewritten, left, left_row, left_step) = match (word, term.left) {
+            (Word::F32, Left::Rows(l)) => (None, l.data.as_ptr().cast(), l.width, 1),
+            (Word::F32, Left::Columns(l)) => (None, l.data.as_ptr().cast(), 1, l.width),
+            (Word::Pair, Left::Rows(l)) if k.is_multiple_of(2) && l.width.is_multiple_of(2) => {
+                (None, l.data.as_ptr().cast(), l.width / 2, 1)
+            }
+            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), std::ptr::null(), steps, 1),
+            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), std::ptr::null(), 1, m),
+            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), std::ptr::null(), k, 1),
+            (Word::Widened, Left::Columns(l)) => (Some(widened(l, k, m, parallel)), std::ptr::null(), 1, m),
+        };
+        let left = rewritten.as_ref().map_or(left, |b| b.as_ptr());
+        let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(term.right, Right::Rows(_));
+        Self { word, steps, inner: k, left, left_row, left_step, right: term.right, in_place, _rewritten: rewritten }
+    }
+
+    /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    fn pack(&self, cols: &Range<usize>, steps: Range<usize>, width: usize, dst: &mut [f32]) {
+        let elements = if self.word == Word::Pair { 2 } else { 1 };
+        let inner = self.inner.min(steps.end * elements) - steps.start * elements;
+        match self.right {
+            Right::Columns(r) => {
+                let from = r.from(cols.start, steps.start * elements);
+                match self.word {
+                    Word::F32 | Word::Pair => transpose_words(self.word, from, cols.len(), inner, width, dst),
+                    Word::Widened => transpose_widened(from, cols.len(), inner, width, dst),
+                }
+            }
+            Right::Rows(r) => {
+                let row = |k: usize| &r.data[k * r.width + cols.start..][..cols.len()];
+                for (step, dst) in steps.zip(dst.chunks_exact_mut(width)) {
+                    match self.word {
+                        Word::F32 if cols.len() == width => copy_vectors(row(step), dst),
+                        Word::F32 | Word::Widened => widen(row(step), dst),
+                        Word::Pair if 2 * step + 1 < self.inner => pair(row(2 * step), row(2 * step + 1), dst),
+                        Word::Pair => pair(row(2 * step), &[], dst),
+                    }
+                    dst[cols.len()..].fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// Copies one to three vectors: rows are too short for a call of `memcpy`, which is what a loop would become.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn copy_vectors<T: Element>(from: &[T], to: &mut [f32]) {
+    assert!(size_of_val(from) == size_of_val(to) && to.len() <= COLS && to.len().is_multiple_of(LANES));
+    let (from, dst) = (from.as_ptr().cast::<f32>(), to.as_mut_ptr());
+    // SAFETY: both have that many words.
+    unsafe {
+        match to.len() / LANES {
+            3 => {
+                let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES)));
+                let c = _mm512_loadu_ps(from.add(2 * LANES));
+                _mm512_storeu_ps(dst, a);
+                _mm512_storeu_ps(dst.add(LANES), b);
+                _mm512_storeu_ps(dst.add(2 * LANES), c);
+            }
+            2 => {
+                let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES)));
+                _mm512_storeu_ps(dst, a);
+                _mm512_storeu_ps(dst.add(LANES), b);
+            }
+            1 => _mm512_storeu_ps(dst, _mm512_loadu_ps(from)),
+            _ => {}
+        }
+    }
+}
+
+/// Two rows of bf16 as one row of pairs; a short second row counts as zeros.
+#[inline(always)]
+fn pair<T: Element>(even: &[T], odd: &[T], dst: &mut [f32]) {
+    let bits = |x: T| x.to_f32().to_bits();
+    if odd.is_empty() {
+        dst.iter_mut().zip(even).for_each(|(d, &e)| *d = f32::from_bits(bits(e) >> 16));
+        return;
+    }
+    for ((d, &e), &o) in dst.iter_mut().zip(even).zip(odd) {
+        *d = f32::from_bits(bits(o) | (bits(e) >> 16));
+    }
+}
+
+fn each_row(dst: &mut [f32], width: usize, parallel: bool, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let f = |(i, row): (usize, &mut [f32])| {
+        simd(
+            #[inline(always)]
+            || f(i, row),
+        )
+    };
+    if parallel {
+        dst.par_chunks_exact_mut(width).with_min_len(16).enumerate().for_each(f);
+    } else {
+        dst.chunks_exact_mut(width).enumerate().for_each(f);
+    }
+}
+
+/// `rows` rows of `cols` elements as f32, without gaps.
+fn widened<T: Element>(from: Rows<'_, T>, rows: usize, cols: usize, parallel: bool) -> Buffer<f32> {
+    let mut dst = Buffer::new(rows * cols);
+    each_row(
+        &mut dst,
+        cols.max(1),
+        parallel,
+        #[inline(always)]
+        |i, row| widen(&from.data[i * from.width..][..cols], row),
+    );
+    dst
+}
+
+/// `k` rows of `m` elements as `[k / 2, m]` pairs of rows.
+fn interleaved<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool) -> Buffer<f32> {
+    let row = |k: usize| &from.data[k * from.width..][..m];
+    let mut dst = Buffer::new(k.div_ceil(2) * m);
+    each_row(
+        &mut dst,
+        m.max(1),
+        parallel,
+        #[inline(always)]
+        |i, pairs| {
+            let odd = if 2 * i + 1 < k { row(2 * i + 1) } else { &[] };
+            pair(row(2 * i), odd, pairs);
+        },
+    );
+    dst
+}
+
+/// `m` rows of an odd number `k` of elements, or of elements that pairs do not fit, as rows of pairs.
+fn padded_pairs<T: Element>(from: Rows<'_, T>, m: usize, k: usize, parallel: bool) -> Buffer<f32> {
+    let steps = k.div_ceil(2);
+    let mut dst = Buffer::new(m * steps);
+    each_row(
+        &mut dst,
+        steps.max(1),
+        parallel,
+        #[inline(always)]
+        |i, pairs| {
+            let row = &from.data[i * from.width..][..k];
+            for (d, p) in pairs.iter_mut().zip(row.chunks(2)) {
+                pair(&p[..1], &p[1..], std::slice::from_mut(d));
+            }
+        },
+    );
+    dst
+}
+
+/// Sixteen rows of words to sixteen columns.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose(r: [__m512; 16]) -> [__m512; 16] {
+    let pd = |x: __m512| -> __m512d { _mm512_castps_pd(x) };
+    let mut t = r;
+    for i in (0..16).step_by(2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    let mut u = t;
+    for i in (0..16).step_by(4) {
+        u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i]), pd(t[i + 2])));
+        u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i]), pd(t[i + 2])));
+        u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i + 1]), pd(t[i + 3])));
+        u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i + 1]), pd(t[i + 3])));
+    }
+    // Now lane l of u[4 q + c] is rows 4 q .. 4 q + 4 of column 4 l + c.
+    let mut out = u;
+    for c in 0..4 {
+        let low01 = _mm512_shuffle_f32x4::<0x44>(u[c], u[4 + c]);
+        let high01 = _mm512_shuffle_f32x4::<0xee>(u[c], u[4 + c]);
+        let low23 = _mm512_shuffle_f32x4::<0x44>(u[8 + c], u[12 + c]);
+        let high23 = _mm512_shuffle_f32x4::<0xee>(u[8 + c], u[12 + c]);
+        out[c] = _mm512_shuffle_f32x4::<0x88>(low01, low23);
+        out[4 + c] = _mm512_shuffle_f32x4::<0xdd>(low01, low23);
+        out[8 + c] = _mm512_shuffle_f32x4::<0x88>(high01, high23);
+        out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(high01, high23);
+    }
+    out
+}
+
+/// Stores the first `count` of 16 columns into rows `at..` of `[steps, width]`, at column `col`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn put(columns: &[__m512; 16], count: usize, dst: &mut [f32], width: usize, at: usize, col: usize) {
+    assert!(count <= 16 && col + LANES <= width && (at + count) * width <= dst.len());
+    for (i, column) in columns.iter().enumerate().take(count) {
+        // SAFETY: inside, as asserted.
+        unsafe { _mm512_storeu_ps(dst.as_mut_ptr().add((at + i) * width + col), *column) };
+    }
+}
+
+/// `rows` rows of `inner` f32 or bf16, as columns of words.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn transpose_words<T: Element>(
+    word: Word,
+    from: Rows<'_, T>,
+    rows: usize,
+    inner: usize,
+    width: usize,
+    dst: &mut [f32],
+) {
+    // A row of bf16 ends in half a word where `inner` is odd; that one is written by hand below.
+    let whole = if word == Word::Pair { inner / 2 } else { inner };
+    for group in (0..width).step_by(LANES) {
+        let mut k = 0;
+        while k < whole {
+            let count = (whole - k).min(16);
+            let mask: __mmask16 = ((1u32 << count) - 1) as u16;
+            let mut lines = [_mm512_setzero_ps(); 16];
+            for (i, line) in lines.iter_mut().enumerate().take(rows.saturating_sub(group)) {
+                let row = &from.data[(group + i) * from.width..][..inner];
+                // SAFETY: `k + count` words lie inside the row; masked words are not read.
+                *line = unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr().cast::<f32>().add(k)) };
+            }
+            put(&transpose(lines), count, dst, width, k, group);
+            k += count;
+        }
+    }
+    if word == Word::Pair && !inner.is_multiple_of(2) {
+        let last = &mut dst[whole * width..][..width];
+        last.fill(0.0);
+        for (i, d) in last.iter_mut().enumerate().take(rows) {
+            pair(&from.data[i * from.width + inner - 1..][..1], &[], std::slice::from_mut(d));
+        }
+    }
+}
+
+/// `rows` rows of `inner` bf16, as columns of f32.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn transpose_widened<T: Element>(from: Rows<'_, T>, rows: usize, inner: usize, width: usize, dst: &mut [f32]) {
+    for group in (0..width).step_by(LANES) {
+        for k in (0..inner).step_by(16) {
+            let count = (inner - k).min(16);
+            let mut lines = [_mm512_setzero_ps(); 16];
+            for (i, line) in lines.iter_mut().enumerate().take(rows.saturating_sub(group)) {
+                let row = &from.data[(group + i) * from.width + k..][..count];
+                let mut short = [T::from_f32(0.0); 16];
+                let source: *const T = if count == 16 {
+                    row.as_ptr()
+                } else {
+                    short[..count].copy_from_slice(row);
+                    short.as_ptr()
+                };
+                // SAFETY: sixteen bf16 can be read at `source`.
+                let words: __m256i = unsafe { _mm256_loadu_epi16(source.cast()) };
+                *line = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)));
+            }
+            put(&transpose(lines), count, dst, width, k, group);
+        }
+    }
+}
+
+/// Inner steps whose packed right side stays in the second-level cache, with the left sides that meet it.
+const STEPS: usize = 768;
+/// Products in one sum, at most.
+const MAX_TERMS: usize = 8;
+
+thread_local! {
+    /// Packed right sides and sums of tasks that are done, for the next ones.
+    static SCRATCH: RefCell<Vec<Buffer<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn scratch(len: usize) -> Buffer<f32> {
+    SCRATCH.with_borrow_mut(Vec::pop).filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::new(len))
+}
+
+/// Inner steps `from..to` of a term, and where its packed right side begins.
+#[derive(Clone, Copy, Default)]
+struct Piece {
+    term: usize,
+    from: usize,
+    to: usize,
+}
+
+/// Computes rows `rows` of the columns `cols` of a sum of products.
+///
+/// The inner steps of all terms are taken in as many groups as they need to stay in the cache. The
+/// small terms of adapters share a group with what they are added to.
+///
+/// # Safety
+/// The processor has AVX-512 (and its bf16 part, for pairs), the columns are at most [`COLS`], and
+/// nobody else writes to that part of `dst`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn panel<T: Element, D>(
+    terms: &[Ready<'_, T>],
+    rows: Range<usize>,
+    cols: Range<usize>,
+    dst: &Destination<'_, D>,
+    store: &impl Store<D>,
+) {
+    assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
+    let width = cols.len().next_multiple_of(LANES);
+    let total: usize = terms.iter().map(|t| t.steps).sum();
+    let groups = ((total + STEPS / 2) / STEPS).max(1);
+    let group = total.div_ceil(groups).max(1);
+    let mut packed = scratch(group * width);
+    let mut sums = scratch(if groups == 1 { ROWS * COLS } else { rows.len().next_multiple_of(ROWS) * COLS });
+
+    let (mut term, mut step) = (0, 0);
+    for g in 0..groups {
+        let mut pieces = [Piece::default(); MAX_TERMS];
+        let mut rights = [(std::ptr::null(), 0); MAX_TERMS];
+        let (mut count, mut used) = (0, 0);
+        while term < terms.len() && used < group {
+            let t = &terms[term];
+            let to = t.steps.min(step + group - used);
+            pieces[count] = Piece { term, from: step, to };
+            rights[count] = match t.right {
+                Right::Rows(r) if t.in_place && cols.len() == width => {
+                    (r.data[step * r.width + cols.start..].as_ptr().cast(), r.width)
+                }
+                _ => {
+                    let part = &mut packed[used * width..(used + to - step) * width];
+                    t.pack(&cols, step..to, width, part);
+                    (part.as_ptr(), width)
+                }
+            };
+            used += to - step;
+            count += 1;
+            (term, step) = if to == t.steps { (term + 1, 0) } else { (term, to) };
+        }
+        for first in rows.clone().step_by(ROWS) {
+            let tile_rows = ROWS.min(rows.end - first);
+            let at = if groups == 1 { 0 } else { (first - rows.start) * COLS };
+            let Some(tile) = sums[at..].first_chunk_mut::<{ ROWS * COLS }>() else {
+                unreachable!("as large as needed")
+            };
+            for (i, (piece, &(right, right_step))) in pieces[..count].iter().zip(&rights).enumerate() {
+                let t = &terms[piece.term];
+                let operands = Operands {
+                    steps: piece.to - piece.from,
+                    fresh: g == 0 && i == 0,
+                    // SAFETY: that row and step lie inside, as `Term::check` found.
+                    left: unsafe { t.left.add(first * t.left_row + piece.from * t.left_step) },
+                    left_row: t.left_row,
+                    left_step: t.left_step,
+                    right,
+                    right_step,
+                };
+                // SAFETY: the left side has that many rows and steps from there, the right side
+                // as many steps of `width`.
+                unsafe {
+                    match t.word {
+                        Word::Pair => avx512::add_bf16(tile_rows, width / LANES, operands, tile),
+                        _ => avx512::add_f32(tile_rows, width / LANES, operands, tile),
+                    }
+                }
+            }
+            if g + 1 == groups {
+                for (i, sums) in tile.chunks_exact(COLS).enumerate().take(tile_rows) {
+                    let at = At { row: first + i, col: cols.start };
+                    // SAFETY: inside, and this task's own.
+                    store(at, &sums[..cols.len()], unsafe { dst.part(at, cols.len()) });
+                }
+            }
+        }
+    }
+    SCRATCH.with_borrow_mut(|s| s.extend([sums, packed]));
+}

@@ -1,0 +1,82 @@
+//! Which instructions the processor has, decided once.
+
+use std::sync::OnceLock;
+
+/// The instructions that kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isa {
+    /// Any processor: what the compiler and the `gemm` crate make of it.
+    Portable,
+    /// AVX-512; bf16 is widened to f32.
+    Avx512,
+    /// AVX-512 with a bf16 dot product that is worth using.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// This processor's; `TUNE_ISA=portable` or `avx512` in the environment takes less than there is.
+    pub(crate) fn get() -> Self {
+        static ISA: OnceLock<Isa> = OnceLock::new();
+        *ISA.get_or_init(|| {
+            let found = Self::detect();
+            match std::env::var("TUNE_ISA").as_deref() {
+                Ok("portable") => Self::Portable,
+                Ok("avx512") if found != Self::Portable => Self::Avx512,
+                Ok("avx512bf16") if has_bf16() => Self::Avx512Bf16,
+                _ => found,
+            }
+        })
+    }
+
+    fn detect() -> Self {
+        if !has_avx512() {
+            return Self::Portable;
+        }
+        // Intel's cores take four times as long for a bf16 dot product as for an f32 multiply-add,
+        // which does half of its work: there, widening wins by two (they have AMX for this instead).
+        if has_bf16() && !is_intel() { Self::Avx512Bf16 } else { Self::Avx512 }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx512() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_bf16() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
+}
+
+/// Runs a loop compiled for the widest vectors that the processor has. The closure is to be `#[inline(always)]`.
+#[inline(always)]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    match Isa::get() {
+        Isa::Portable => f(),
+        _ => pulp::Arch::new().dispatch(f),
+    }
+}

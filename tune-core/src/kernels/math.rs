@@ -1,0 +1,55 @@
+//! Elementary functions that loops over them turn into vectors.
+
+/// `e^x`, within two units in the last place; 0 below -87.3 (and for minus infinity), NaN for NaN.
+///
+/// The argument is reduced to half of ln 2, a polynomial (Cephes' `expf`) does the rest.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// Adding and subtracting it rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x > 88.72 { 88.72 } else { x };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
+        p = p * r + c;
+    }
+    let y = p * (r * r) + r + 1.0;
+    // The low bits of `shifted` are n; 2^n in two halves, so that n = 128 does not overflow.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
+    let y = y * power(half) * power(n.wrapping_sub(half));
+    if x < -87.3 { 0.0 } else { y }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        for i in -87_000..88_700 {
+            let x = i as f32 / 1000.0 + 1e-4;
+            let (ours, right) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / right - 1.0).abs() < 3e-7, "exp({x}) = {ours}, not {right}");
+        }
+        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(-1e30)), (1.0, 0.0, 0.0));
+        assert!(exp(f32::NAN).is_nan() && exp(200.0).is_finite() && exp(200.0) > 3e38);
+    }
+
+    #[test]
+    fn sigmoid_has_its_limits() {
+        assert_eq!((sigmoid(0.0), sigmoid(200.0)), (0.5, 1.0));
+        assert!(sigmoid(-200.0) < 1e-37);
+    }
+}

@@ -1,0 +1,24 @@
+//! What the processor computes: loops over slices, without tensors or graphs.
+//!
+//! Everything runs in f32 or bf16, sums in f32, and is split by shape, never by thread, so that
+//! the same input gives the same bits. A kernel writes into buffers that its caller owns; what
+//! a buffer held before does not matter.
+
+pub(crate) mod attention;
+pub(crate) mod buffers;
+mod element;
+pub(crate) mod gemm;
+mod isa;
+mod math;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+mod shared;
+pub(crate) mod softmax;
+pub(crate) mod swiglu;
+
+pub(crate) use element::{Element, Wide, widen};
+pub(crate) use isa::simd;
+pub(crate) use shared::Shared;
+
+#[cfg(test)]
+mod tests;

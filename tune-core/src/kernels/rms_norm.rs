@@ -1,0 +1,101 @@
+//! Root-mean-square normalization of rows (Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
+
+use rayon::prelude::*;
+
+use super::buffers::Buffer;
+use super::{Element, simd};
+
+/// Rows that one task handles; also those whose share of a weight's gradient is summed together.
+const ROWS: usize = 64;
+/// Sums that are kept apart: the compiler makes one vector of them.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = len - len % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(start + lane);
+        }
+    }
+    (whole..len).map(&f).sum::<f32>() + lanes.iter().sum::<f32>()
+}
+
+#[inline(always)]
+fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
+    let mean = sum(
+        x.len(),
+        #[inline(always)]
+        |i| x[i].to_f32() * x[i].to_f32(),
+    ) / x.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
+/// `y = x / rms(x) · weight`, row by row.
+pub(crate) fn forward<T: Element>(x: &[T], weight: &[T], eps: f32, y: &mut [T]) {
+    let width = weight.len();
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let r = inverse_rms(x, eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                        *y = T::from_f32(x.to_f32() * r * w.to_f32());
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Adds the gradient of `x` to `residual`: with `r = 1 / rms` and `g` the incoming gradient it is
+/// `r (g w - x r² mean(g w x))`. Returns that of the weight if it is asked for, the sum over rows of `g x r`.
+pub(crate) fn backward<T: Element>(
+    x: &[T],
+    weight: &[T],
+    eps: f32,
+    grad: &[T],
+    residual: &mut [T],
+    wants_weight: bool,
+) -> Option<Vec<f32>> {
+    let width = weight.len();
+    let task = ROWS * width;
+    let mut partial = Buffer::<f32>::zeros(if wants_weight { x.len().div_ceil(task) * width } else { 0 });
+    let run = |residual: &mut [T], x: &[T], grad: &[T], gw: &mut [f32]| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((out, x), g) in
+                    residual.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width))
+                {
+                    let r = inverse_rms(x, eps);
+                    let dot = sum(
+                        width,
+                        #[inline(always)]
+                        |i| x[i].to_f32() * g[i].to_f32() * weight[i].to_f32(),
+                    );
+                    let c = dot * r * r / width as f32;
+                    for (((out, x), g), w) in out.iter_mut().zip(x).zip(g).zip(weight) {
+                        *out = T::from_f32(out.to_f32() + r * (g.to_f32() * w.to_f32() - x.to_f32() * c));
+                    }
+                    for ((gw, x), g) in gw.iter_mut().zip(x).zip(g) {
+                        *gw += g.to_f32() * x.to_f32() * r;
+                    }
+                }
+            },
+        );
+    };
+    let parts = residual.par_chunks_mut(task).zip(x.par_chunks(task).zip(grad.par_chunks(task)));
+    if !wants_weight {
+        parts.for_each(|(residual, (x, grad))| run(residual, x, grad, &mut []));
+        return None;
+    }
+    parts.zip(partial.par_chunks_mut(width)).for_each(|((residual, (x, grad)), gw)| run(residual, x, grad, gw));
+    let mut total = vec![0f32; width];
+    for part in partial.chunks_exact(width) {
+        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+    }
+    Some(total)
+}

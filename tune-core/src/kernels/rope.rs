@@ -1,0 +1,45 @@
+//! Rotary position embeddings in place (Su et al. 2021, <https://arxiv.org/abs/2104.09864>), element `i`
+//! of a head turning with element `i + head_dim / 2`.
+
+use rayon::prelude::*;
+
+use super::{Element, simd};
+use crate::ops::Rotary;
+
+/// Rows that one task handles.
+const ROWS: usize = 32;
+
+/// Which way to turn: the transpose of a rotation is its inverse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Forward pass.
+    Forward,
+    /// Backward pass.
+    Back,
+}
+
+/// Turns every head of `x` `[tokens, heads * head_dim]` by its token's angles.
+pub(crate) fn turn<T: Element>(x: &mut [T], width: usize, rotary: &Rotary, turn: Turn) {
+    let (head_dim, half) = (rotary.head_dim, rotary.head_dim / 2);
+    let angles = rotary.cos.par_chunks(ROWS * half).zip(rotary.sin.par_chunks(ROWS * half));
+    let rows = x.par_chunks_mut(ROWS * width).zip(angles);
+    rows.for_each(|(x, (cos, sin))| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((x, cos), sin) in x.chunks_exact_mut(width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half))
+                {
+                    for head in x.chunks_exact_mut(head_dim) {
+                        let (low, high) = head.split_at_mut(half);
+                        for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                            let s = if turn == Turn::Back { -s } else { s };
+                            let (x, y) = (a.to_f32(), b.to_f32());
+                            *a = T::from_f32(x * c - y * s);
+                            *b = T::from_f32(y * c + x * s);
+                        }
+                    }
+                }
+            },
+        );
+    });
+}

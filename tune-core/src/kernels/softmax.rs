@@ -1,0 +1,84 @@
+//! Cross-entropy of one row of logits.
+
+use super::math::exp;
+use super::simd;
+
+/// Maxima and sums that are kept apart: the compiler makes vectors of them, and a long sum does
+/// not lose its small terms to rounding.
+const LANES: usize = 64;
+
+/// The loss of one token; with a `scale`, its logits become the gradient of `scale` times the loss.
+pub(crate) fn loss_and_gradient(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+    simd(
+        #[inline(always)]
+        || {
+            let right = logits[target];
+            let max = max(logits);
+            let sum = exp_and_sum(logits, max);
+            if let Some(scale) = scale {
+                let factor = scale / sum;
+                for l in logits.iter_mut() {
+                    *l *= factor;
+                }
+                logits[target] -= scale;
+            }
+            sum.ln() + max - right
+        },
+    )
+}
+
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+/// `x[i] = exp(x[i] - shift)`; returns the sum of the results.
+#[inline(always)]
+fn exp_and_sum(x: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *v = exp(*v - shift);
+            *lane += *v;
+        }
+    }
+    let mut tail = 0.0;
+    for v in chunks.into_remainder() {
+        *v = exp(*v - shift);
+        tail += *v;
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_and_gradient_are_those_of_the_definition() {
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 9.0 - 40.0).collect();
+        let mut gradient = logits.clone();
+        let loss = loss_and_gradient(&mut gradient, 17, Some(0.5));
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        assert!((f64::from(loss) - (sum.ln() - f64::from(logits[17]))).abs() < 1e-5);
+        for (i, (&l, &g)) in logits.iter().zip(&gradient).enumerate() {
+            let right = 0.5 * (f64::from(l).exp() / sum - f64::from(u8::from(i == 17)));
+            assert!((f64::from(g) - right).abs() < 1e-7, "{i}: {g} {right}");
+        }
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_is_not_hidden() {
+        assert!(loss_and_gradient(&mut [0.0, f32::NAN, 1.0], 0, None).is_nan());
+        assert!(!loss_and_gradient(&mut [0.0, f32::INFINITY, 1.0], 0, None).is_finite());
+    }
+}

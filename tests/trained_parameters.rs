@@ -129,6 +129,55 @@ fn adapters_of_every_kind() {
     }
 }
 
+/// The gradients of a run under other circumstances, by name.
+fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> Vec<(String, Vec<f64>)> {
+    let mut gradients = Gradients::default();
+    let scale = 1.0 / batch.trained_tokens() as f64;
+    let options = RunOptions { scale, activation_checkpointing, dropout: Some(11) };
+    forward_backward(model, batch, options, &mut gradients).unwrap();
+    gradients.iter().map(|(name, g)| (name.clone(), values(g))).collect()
+}
+
+/// Neither the number of threads nor activation checkpointing changes a bit.
+#[test]
+fn threads_and_checkpointing_change_nothing() {
+    let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
+    for modules in [None, Some(lora(&all))] {
+        let fixture = Fixture::read("mistral");
+        for dtype in [DType::F32, DType::BF16] {
+            let model = fixture.model(dtype, modules.clone());
+            shake(&model);
+            let on = |threads: usize, checkpointing: bool| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| gradients(&model, &fixture.batch(), checkpointing))
+            };
+            let reference = on(1, false);
+            assert!(reference == on(2, false) && reference == on(3, true), "{dtype:?}");
+        }
+    }
+}
+
+/// bf16 keeps eight bits: its gradients are those of f64, to a few hundredths of their length.
+#[test]
+fn bf16_gradients_point_the_right_way() {
+    let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
+    for family in FAMILIES {
+        for modules in [None, Some(lora(&all))] {
+            let fixture = Fixture::read(family);
+            let [narrow, wide] = [DType::BF16, DType::F64].map(|dtype| fixture.model(dtype, modules.clone()));
+            shake(&narrow);
+            shake(&wide);
+            let ours = gradients(&narrow, &fixture.batch(), false);
+            for ((name, ours), (_, exact)) in ours.iter().zip(gradients(&wide, &fixture.batch(), false)) {
+                let square = |x: f64| x * x;
+                let length = exact.iter().copied().map(square).sum::<f64>().sqrt();
+                let off = ours.iter().zip(&exact).map(|(a, b)| square(a - b)).sum::<f64>().sqrt();
+                assert!(off <= 0.06 * length, "{family} {name}: off by {:.3} of its length", off / length);
+            }
+        }
+    }
+}
+
 #[test]
 fn merged_weights_give_the_logits_of_the_adapters() {
     let fixture = Fixture::read("llama_tied");

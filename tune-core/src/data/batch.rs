@@ -55,4 +55,25 @@ impl Batch {
     pub fn tokens(&self) -> usize {
         self.spans.iter().map(|s| s.len).sum()
     }
+
+    /// The same samples in one row, one behind the other: what is computed for padding is computed for nothing.
+    pub(crate) fn without_padding(&self) -> Self {
+        let gather = |values: &[u32]| -> Vec<u32> {
+            self.spans.iter().flat_map(|s| &values[s.row * self.len + s.start..][..s.len]).copied().collect()
+        };
+        let mut start = 0;
+        let spans = self.spans.iter().map(|s| {
+            start += s.len;
+            Span { row: 0, start: start - s.len, len: s.len }
+        });
+        Self {
+            rows: 1,
+            spans: spans.collect(),
+            len: self.tokens(),
+            input_ids: gather(&self.input_ids),
+            targets: gather(&self.targets),
+            positions: gather(&self.positions),
+            origins: self.origins.clone(),
+        }
+    }
 }

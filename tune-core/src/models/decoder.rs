@@ -175,6 +175,16 @@ impl Decoder {
         OutputHead { weight: self.lm_head.weight.clone(), lora: self.lm_head.factors(pass) }
     }
 
+    /// The embedding table, `[vocab, hidden]`.
+    pub(crate) fn embedding(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    /// The last norm's weight `[hidden]` and the output layer.
+    pub(crate) fn top(&self) -> (&Tensor, &Linear) {
+        (&self.norm, &self.lm_head)
+    }
+
     /// Logits of every position, `[rows, len, vocab]`, in the model's dtype.
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
         let pass = self.pass(batch, None);

@@ -42,16 +42,18 @@ impl Linear {
     /// The adapter as an operation takes it, with this pass's dropout.
     pub fn factors(&self, pass: &Pass) -> Option<LoraFactors> {
         let adapter = self.adapter.as_ref()?;
-        let dropout = pass
-            .dropout
-            .filter(|_| adapter.dropout > 0.0)
-            .map(|key| Dropout::new(adapter.dropout, Dropout::mix_name(key, &self.name)));
         Some(LoraFactors {
             a: adapter.a.as_tensor().clone(),
             b: adapter.b.as_tensor().clone(),
             scale: adapter.scale,
-            dropout,
+            dropout: self.dropout(pass),
         })
+    }
+
+    /// This pass's dropout on the adapter's input.
+    pub(crate) fn dropout(&self, pass: &Pass) -> Option<Dropout> {
+        let p = self.adapter.as_ref().map(|a| a.dropout).filter(|&p| p > 0.0)?;
+        Some(Dropout::new(p, Dropout::mix_name(pass.dropout?, &self.name)))
     }
 
     /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.

@@ -1,34 +1,14 @@
-//! The model run block by block, forward and back.
-//!
-//! A block's backward pass needs its input and what the block saved on the way;
-//! with activation checkpointing only the input is kept and the block is run
-//! again. Gradients leave the engine one parameter at a time, as soon as they
-//! are complete, so whoever takes them may apply and free them at once.
+//! A block at a time through candle's graph: each block's input is a fresh variable, so its backward
+//! pass is a graph of its own, seeded with the gradient from above.
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var};
 
+use super::{GradientSink, RunOptions, lost, lowest_trained, take_named};
+use crate::Result;
 use crate::data::Batch;
 use crate::models::{Decoder, Pass};
 use crate::ops::{add_assign, cross_entropy};
-use crate::{Error, Result};
-
-/// How one micro-batch is run.
-#[derive(Debug, Clone, Copy)]
-pub struct RunOptions {
-    /// Factor on the summed loss: one over the trained tokens of the whole step.
-    pub scale: f64,
-    /// Keep only each block's input and run the block again in the backward pass.
-    pub activation_checkpointing: bool,
-    /// The key of this micro-batch's dropout, see [`Pass::dropout`].
-    pub dropout: Option<u64>,
-}
-
-/// Takes each trained parameter's gradient once per micro-batch.
-pub trait GradientSink {
-    /// The gradient of the scaled loss with respect to `var`, in its dtype.
-    fn take(&mut self, name: &str, var: &Var, gradient: Tensor) -> Result<()>;
-}
 
 /// What a block leaves behind for its backward pass.
 struct Saved {
@@ -37,14 +17,8 @@ struct Saved {
     output: Option<Tensor>,
 }
 
-/// Runs a micro-batch forward and back. Returns the loss summed over its trained tokens, not scaled.
-///
-/// Nothing is propagated below the lowest parameter that is trained, and nothing at all
-/// if the loss is not finite.
-///
-/// # Errors
-/// A token outside the vocabulary, or a trained parameter that got no gradient (a bug).
-pub fn forward_backward(
+/// See [`super::forward_backward`].
+pub(super) fn forward_backward(
     model: &Decoder,
     batch: &Batch,
     options: RunOptions,
@@ -52,8 +26,7 @@ pub fn forward_backward(
 ) -> Result<f64> {
     let pass = model.pass(batch, options.dropout);
     let train_embedding = model.trains_embedding();
-    let lowest = if train_embedding { Some(0) } else { model.blocks.iter().position(|b| b.is_trained()) };
-    let lowest = lowest.unwrap_or(model.blocks.len());
+    let lowest = lowest_trained(model);
 
     let embedded = model.embed(batch)?;
     let mut x_bsh = embedded.detach();
@@ -148,11 +121,8 @@ fn run_top(
     Ok((loss.sum, held))
 }
 
-/// The loss summed over a batch's trained tokens, without gradients or dropout.
-///
-/// # Errors
-/// A token outside the vocabulary.
-pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
+/// See [`super::evaluate`].
+pub(super) fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     let pass = model.pass(batch, None);
     let mut x_bsh = model.embed(batch)?.detach();
     for block in &model.blocks {
@@ -164,15 +134,6 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 
 fn variable(t: &Tensor) -> Result<Tensor> {
     Ok(Var::from_tensor(t)?.into_inner())
-}
-
-fn lost(what: &str) -> Error {
-    Error::Training(format!("{what} got no gradient; this is a bug of the program, please report it"))
-}
-
-fn take_named(model: &Decoder, name: &str, gradient: Tensor, sink: &mut dyn GradientSink) -> Result<()> {
-    let var = model.trainable().get(name).ok_or_else(|| lost(name))?;
-    sink.take(name, var, gradient)
 }
 
 /// Hands over the gradients of everything trained below `prefix`.

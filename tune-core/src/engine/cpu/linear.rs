@@ -1,0 +1,204 @@
+//! Linear layers, trained, frozen or with an adapter, as terms of matrix products.
+
+use super::Run;
+use super::weights::Weight;
+use crate::Result;
+use crate::engine::GradientSink;
+use crate::kernels::Element;
+use crate::kernels::buffers::{Buffer, zeros};
+use crate::kernels::gemm::{At, Store, Term, add, multiply, set};
+use crate::models::Linear;
+use crate::ops::Dropout;
+
+/// A layer `[out, in]` as the kernels see it.
+pub(super) struct Layer<'a, T: Element> {
+    linear: &'a Linear,
+    weight: Weight<'a, T>,
+    adapter: Option<Adapter<'a, T>>,
+    pub(super) inner: usize,
+    pub(super) out: usize,
+}
+
+/// A low-rank update in the type of the activations.
+struct Adapter<'a, T: Element> {
+    /// `[rank, in]`.
+    a: Weight<'a, T>,
+    /// `[out, rank]`.
+    b: Weight<'a, T>,
+    rank: usize,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+/// `scale · dropout(x) Aᵀ`, `[m, rank]`: what an adapter makes of its input on the way. `None` without an adapter.
+pub(super) type Hidden<T> = Option<Buffer<T>>;
+
+impl<'a, T: Element> Layer<'a, T> {
+    pub(super) fn new(run: &Run<'_>, linear: &'a Linear) -> Result<Self> {
+        let (out, inner) = linear.weight.dims2()?;
+        let adapter = match &linear.adapter {
+            None => None,
+            Some(adapter) => Some(Adapter {
+                a: Weight::new(&adapter.a)?,
+                b: Weight::new(&adapter.b)?,
+                rank: adapter.a.dim(0)?,
+                scale: adapter.scale as f32,
+                dropout: linear.dropout(&run.pass),
+            }),
+        };
+        Ok(Self { linear, weight: Weight::new(&linear.weight)?, adapter, inner, out })
+    }
+
+    /// Whether nothing of it is trained.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.adapter.is_none() && !self.linear.weight.is_variable()
+    }
+
+    /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
+    pub(super) fn hidden(&self, x: &[T], rows: Option<&[usize]>) -> Hidden<T> {
+        let adapter = self.adapter.as_ref()?;
+        let m = x.len() / self.inner;
+        let dropped = adapter.drop(x, self.inner, rows);
+        let x = dropped.as_deref().unwrap_or(x);
+        let mut h = Buffer::new(m * adapter.rank);
+        let scaled = adapter.scaled();
+        multiply((m, adapter.rank), &[Term::nt(x, &adapter.a, self.inner)], &mut h, adapter.rank, scaled);
+        Some(h)
+    }
+
+    /// Stores `x Wᵀ` and the adapter's update, for `x` `[m, in]`, in rows of `out`.
+    pub(super) fn forward<D: Send>(&self, x: &[T], hidden: &Hidden<T>, y: &mut [D], store: impl Store<D>) {
+        let m = x.len() / self.inner;
+        let base = Term::nt(x, &self.weight, self.inner);
+        match (hidden, &self.adapter) {
+            (Some(h), Some(adapter)) => {
+                let update = Term::nt(h, &adapter.b, adapter.rank);
+                multiply((m, self.out), &[base, update], y, self.out, store);
+            }
+            _ => multiply((m, self.out), &[base], y, self.out, store),
+        }
+    }
+
+    /// Hands over the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
+    pub(super) fn train(
+        &self,
+        run: &Run<'_>,
+        back: &Back<'_, T>,
+        x: &[T],
+        hidden: &Hidden<T>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<()> {
+        if self.linear.weight.is_variable() {
+            let mut gradient = zeros(self.out * self.inner);
+            self.add_weight_gradient(x, back.gradient, &mut gradient);
+            run.emit(&format!("{}.weight", self.linear.name), gradient, sink)?;
+        }
+        if let Some((a, b)) = self.adapter_gradients(back, x, hidden, None) {
+            run.emit(&format!("{}.lora_A.weight", self.linear.name), a, sink)?;
+            run.emit(&format!("{}.lora_B.weight", self.linear.name), b, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Adds `gᵀ x` to the weight's gradient, `[out, in]`.
+    pub(super) fn add_weight_gradient(&self, x: &[T], g: &[T], gradient: &mut [f32]) {
+        let m = x.len() / self.inner;
+        multiply((self.out, self.inner), &[Term::tn(g, x, (self.out, m, self.inner))], gradient, self.inner, add);
+    }
+
+    /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.
+    pub(super) fn adapter_gradients(
+        &self,
+        back: &Back<'_, T>,
+        x: &[T],
+        hidden: &Hidden<T>,
+        rows: Option<&[usize]>,
+    ) -> Option<(Vec<f32>, Vec<f32>)> {
+        let (adapter, h, gh) = (self.adapter.as_ref()?, hidden.as_ref()?, back.hidden.as_ref()?);
+        let (m, rank) = (x.len() / self.inner, adapter.rank);
+        let dropped = adapter.drop(x, self.inner, rows);
+        let x = dropped.as_deref().unwrap_or(x);
+        let mut a = vec![0f32; rank * self.inner];
+        multiply((rank, self.inner), &[Term::tn(gh, x, (rank, m, self.inner))], &mut a, self.inner, set);
+        let mut transposed = Buffer::<f32>::new(rank * self.out);
+        let term = Term::tn(h, back.gradient, (rank, m, self.out));
+        multiply((rank, self.out), &[term], &mut transposed, self.out, set);
+        let mut b = vec![0f32; self.out * rank];
+        for (r, row) in transposed.chunks_exact(self.out).enumerate() {
+            b.iter_mut().skip(r).step_by(rank).zip(row).for_each(|(b, &v)| *b = v);
+        }
+        Some((a, b))
+    }
+
+    /// Begins the backward pass for the gradient `g` `[m, out]` of the output.
+    pub(super) fn back<'b>(&'b self, g: &'b [T]) -> Back<'b, T> {
+        let hidden = self.adapter.as_ref().map(|adapter| {
+            let (m, rank) = (g.len() / self.out, adapter.rank);
+            let mut gh = Buffer::new(m * rank);
+            multiply((m, rank), &[Term::nn(g, &adapter.b, (self.out, rank))], &mut gh, rank, adapter.scaled());
+            gh
+        });
+        Back { layer: self, gradient: g, hidden }
+    }
+}
+
+impl<T: Element> Adapter<'_, T> {
+    fn drop(&self, x: &[T], width: usize, rows: Option<&[usize]>) -> Option<Buffer<T>> {
+        let dropout = self.dropout?;
+        let mut y = Buffer::new(x.len());
+        dropout.apply_to(x, width, rows, &mut y);
+        Some(y)
+    }
+
+    fn scaled(&self) -> impl Store<T> + use<T> {
+        let scale = self.scale;
+        move |_: At, sums: &[f32], dst: &mut [T]| {
+            for (d, s) in dst.iter_mut().zip(sums) {
+                *d = T::from_f32(s * scale);
+            }
+        }
+    }
+}
+
+/// A layer on the way back: the gradient of its output, and of what its adapter makes of the input.
+pub(super) struct Back<'a, T: Element> {
+    layer: &'a Layer<'a, T>,
+    gradient: &'a [T],
+    /// `scale · g B`, `[m, rank]`.
+    hidden: Hidden<T>,
+}
+
+impl<T: Element> Back<'_, T> {
+    fn is_plain(&self) -> bool {
+        self.layer.adapter.as_ref().is_none_or(|a| a.dropout.is_none())
+    }
+}
+
+/// Stores the gradient of the input `[m, in]` that several layers share.
+///
+/// With dropout an adapter's part meets its own mask, and comes in a product of its own.
+pub(super) fn input_gradient<T: Element>(backs: &[&Back<'_, T>], rows: Option<&[usize]>, gx: &mut [T]) {
+    let Some(first) = backs.first() else { return };
+    let (inner, m) = (first.layer.inner, first.gradient.len() / first.layer.out);
+    let mut terms = Vec::with_capacity(2 * backs.len());
+    for back in backs {
+        terms.push(Term::nn(back.gradient, &back.layer.weight, (back.layer.out, inner)));
+    }
+    for back in backs.iter().filter(|b| b.is_plain()) {
+        if let (Some(gh), Some(adapter)) = (&back.hidden, &back.layer.adapter) {
+            terms.push(Term::nn(gh, &adapter.a, (adapter.rank, inner)));
+        }
+    }
+    multiply((m, inner), &terms, gx, inner, set);
+    for back in backs.iter().filter(|b| !b.is_plain()) {
+        let (Some(gh), Some(adapter)) = (&back.hidden, &back.layer.adapter) else { continue };
+        let Some(dropout) = adapter.dropout else { continue };
+        let through = |at: At, sums: &[f32], dst: &mut [T]| {
+            let first = rows.map_or(at.row, |r| r[at.row]) * inner + at.col;
+            for (i, (d, s)) in dst.iter_mut().zip(sums).enumerate() {
+                *d = T::from_f32(d.to_f32() + s * dropout.factor(first + i) as f32);
+            }
+        };
+        multiply((m, inner), &[Term::nn(gh, &adapter.a, (adapter.rank, inner))], gx, inner, through);
+    }
+}

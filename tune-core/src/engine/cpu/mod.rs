@@ -1,0 +1,122 @@
+//! The engine of the processor: plain buffers, no graph.
+//!
+//! What a block saves for its backward pass is written down in [`block::Saved`]; what is cheap to
+//! make again (norms, the gate's activation) is made again. In names, `m` is the number of tokens.
+
+mod block;
+mod linear;
+mod top;
+mod weights;
+
+use candle_core::{Device, Tensor};
+
+use super::{GradientSink, RunOptions, lost, lowest_trained, take_named};
+use crate::Result;
+use crate::data::Batch;
+use crate::kernels::Element;
+use crate::kernels::buffers::{Buffer, zeros};
+use crate::models::{Decoder, Pass};
+use crate::ops::check_token_ids;
+use weights::Weight;
+
+/// One run of a model over a batch without padding.
+struct Run<'a> {
+    model: &'a Decoder,
+    batch: &'a Batch,
+    pass: Pass,
+}
+
+/// See [`super::forward_backward`].
+pub(super) fn forward_backward<T: Element>(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+) -> Result<f64> {
+    let run = Run { model, batch, pass: model.pass(batch, options.dropout) };
+    let lowest = lowest_trained(model);
+    let mut x = run.embed::<T>()?;
+    let mut saved = Vec::with_capacity(model.blocks.len() - lowest);
+    for block in &model.blocks {
+        let (y, inner) = run.block(block)?.forward(&x, block.index >= lowest && !options.activation_checkpointing);
+        let input = std::mem::replace(&mut x, y);
+        if block.index >= lowest {
+            saved.push((input, inner));
+        }
+    }
+
+    let below = lowest < model.blocks.len();
+    let top = run.top(&x, Some(options.scale), below, sink)?;
+    drop(x);
+    let (Some(mut gradient), true) = (top.hidden, top.loss.is_finite()) else { return Ok(top.loss) };
+    while let Some((input, inner)) = saved.pop() {
+        let block = &model.blocks[lowest + saved.len()];
+        let wants_input = block.index > lowest || model.trains_embedding();
+        run.block(block)?.backward(&input, inner, &mut gradient, wants_input, sink)?;
+    }
+    if model.trains_embedding() {
+        run.embedding_backward(&gradient, top.tied, sink)?;
+    }
+    Ok(top.loss)
+}
+
+/// See [`super::evaluate`].
+pub(super) fn evaluate<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64> {
+    let run = Run { model, batch, pass: model.pass(batch, None) };
+    let mut x = run.embed::<T>()?;
+    for block in &model.blocks {
+        x = run.block(block)?.forward(&x, false).0;
+    }
+    Ok(run.top(&x, None, false, &mut Nobody)?.loss)
+}
+
+/// Takes the gradients that an evaluation does not make.
+struct Nobody;
+
+impl GradientSink for Nobody {
+    fn take(&mut self, name: &str, _: &candle_core::Var, _: Tensor) -> Result<()> {
+        Err(lost(name))
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+impl Run<'_> {
+    fn tokens(&self) -> usize {
+        self.batch.input_ids.len()
+    }
+
+    /// The residual stream below the first block, `[m, hidden]`.
+    fn embed<T: Element>(&self) -> Result<Buffer<T>> {
+        let (width, vocab) = (self.model.config.hidden_size, self.model.config.vocab_size);
+        check_token_ids(&self.batch.input_ids, vocab)?;
+        let table = Weight::<T>::new(self.model.embedding())?;
+        let mut x = Buffer::new(self.tokens() * width);
+        for (row, &id) in x.chunks_exact_mut(width).zip(&self.batch.input_ids) {
+            row.copy_from_slice(&table[id as usize * width..][..width]);
+        }
+        Ok(x)
+    }
+
+    /// Hands over the embedding table's gradient: each token's, and, for a tied table, the output layer's.
+    fn embedding_backward<T: Element>(
+        &self,
+        gradient: &[T],
+        tied: Option<Vec<f32>>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<()> {
+        let width = self.model.config.hidden_size;
+        let mut table = tied.unwrap_or_else(|| zeros(self.model.config.vocab_size * width));
+        for (row, &id) in gradient.chunks_exact(width).zip(&self.batch.input_ids) {
+            let entry = &mut table[id as usize * width..][..width];
+            entry.iter_mut().zip(row).for_each(|(e, g)| *e += g.to_f32());
+        }
+        self.emit(EMBEDDING, table, sink)
+    }
+
+    /// Hands over one gradient.
+    fn emit(&self, name: &str, gradient: Vec<f32>, sink: &mut dyn GradientSink) -> Result<()> {
+        let var = self.model.trainable().get(name).ok_or_else(|| lost(name))?;
+        take_named(self.model, name, Tensor::from_vec(gradient, var.shape(), &Device::Cpu)?, sink)
+    }
+}

@@ -1,0 +1,143 @@
+//! The last norm, the output layer and the loss: logits exist for a chunk of trained tokens at a time.
+
+use rayon::prelude::*;
+
+use super::linear::{Layer, input_gradient};
+use super::weights::Weight;
+use super::{EMBEDDING, Run};
+use crate::Result;
+use crate::data::IGNORE;
+use crate::engine::GradientSink;
+use crate::kernels::buffers::{Buffer, zeros};
+use crate::kernels::gemm::set;
+use crate::kernels::{Element, rms_norm, simd, softmax};
+use crate::ops::check_targets;
+
+/// Logits held at once, at most (48 MiB in f32).
+const LOGITS: usize = 12 << 20;
+
+/// What comes out at the top.
+pub(super) struct Top<T: Element> {
+    /// The loss summed over trained tokens, not scaled.
+    pub(super) loss: f64,
+    /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
+    pub(super) hidden: Option<Buffer<T>>,
+    /// The gradient of a tied embedding table in its role as output layer.
+    pub(super) tied: Option<Vec<f32>>,
+}
+
+impl Run<'_> {
+    /// The loss of the residual stream `x` `[m, hidden]`, and with a `scale` the gradients of `scale` times it.
+    pub(super) fn top<T: Element>(
+        &self,
+        x: &[T],
+        scale: Option<f64>,
+        below: bool,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Top<T>> {
+        let config = &self.model.config;
+        let (width, vocab, eps) = (config.hidden_size, config.vocab_size, config.rms_norm_eps as f32);
+        let targets = &self.batch.targets;
+        check_targets(targets, vocab)?;
+        let (norm_weight, lm_head) = self.model.top();
+        let (norm, head) = (Weight::<T>::new(norm_weight)?, Layer::<T>::new(self, lm_head)?);
+        let trained: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
+        let backward = scale.is_some();
+        let norm_trained = backward && norm_weight.is_variable();
+
+        let mut weight_gradient = (backward && lm_head.weight.is_variable()).then(|| zeros(vocab * width));
+        let mut adapter_gradients: Option<(Vec<f32>, Vec<f32>)> = None;
+        let mut norm_gradient = norm_trained.then(|| vec![0f32; width]);
+        let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
+        let mut loss = 0.0;
+        let chunk = (LOGITS / vocab).clamp(16, 1024);
+        for rows in trained.chunks(chunk) {
+            let mut input = Buffer::<T>::new(rows.len() * width);
+            for (dst, &row) in input.chunks_exact_mut(width).zip(rows) {
+                dst.copy_from_slice(&x[row * width..][..width]);
+            }
+            let mut normed = Buffer::new(input.len());
+            rms_norm::forward(&input, &norm, eps, &mut normed);
+            let adapted = head.hidden(&normed, Some(rows));
+            let mut logits = Buffer::<f32>::new(rows.len() * vocab);
+            head.forward(&normed, &adapted, &mut logits, set);
+            let losses: Vec<f32> = logits
+                .par_chunks_exact_mut(vocab)
+                .zip(rows)
+                .map(|(row, &i)| softmax::loss_and_gradient(row, targets[i] as usize, scale.map(|s| s as f32)))
+                .collect();
+            loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            if !backward || !loss.is_finite() {
+                continue;
+            }
+            let gradient = narrow::<T>(logits);
+            let back = head.back(&gradient);
+            if let Some(sum) = &mut weight_gradient {
+                head.add_weight_gradient(&normed, &gradient, sum);
+            }
+            if let Some((a, b)) = head.adapter_gradients(&back, &normed, &adapted, Some(rows)) {
+                match &mut adapter_gradients {
+                    None => adapter_gradients = Some((a, b)),
+                    Some(sum) => {
+                        sum.0.iter_mut().zip(&a).for_each(|(s, g)| *s += g);
+                        sum.1.iter_mut().zip(&b).for_each(|(s, g)| *s += g);
+                    }
+                }
+            }
+            if hidden.is_none() && norm_gradient.is_none() {
+                continue;
+            }
+            let mut g_normed = normed;
+            input_gradient(&[&back], Some(rows), &mut g_normed);
+            let mut g_input = Buffer::zeros(input.len());
+            let own = rms_norm::backward(&input, &norm, eps, &g_normed, &mut g_input, norm_trained);
+            if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
+                sum.iter_mut().zip(&own).for_each(|(s, g)| *s += g);
+            }
+            if let Some(hidden) = &mut hidden {
+                for (src, &row) in g_input.chunks_exact(width).zip(rows) {
+                    hidden[row * width..][..width].copy_from_slice(src);
+                }
+            }
+        }
+        if !loss.is_finite() {
+            return Ok(Top { loss, hidden: None, tied: None });
+        }
+        let mut tied = None;
+        if let Some(gradient) = weight_gradient {
+            match config.tie_word_embeddings {
+                true => tied = Some(gradient),
+                false => self.emit("lm_head.weight", gradient, sink)?,
+            }
+        }
+        if let (Some(adapter), true) = (&lm_head.adapter, backward) {
+            let zeros = || (vec![0.0; adapter.a.elem_count()], vec![0.0; adapter.b.elem_count()]);
+            let (a, b) = adapter_gradients.unwrap_or_else(zeros);
+            self.emit("lm_head.lora_A.weight", a, sink)?;
+            self.emit("lm_head.lora_B.weight", b, sink)?;
+        }
+        if let Some(gradient) = norm_gradient {
+            self.emit("model.norm.weight", gradient, sink)?;
+        }
+        debug_assert!(tied.is_none() || self.model.trainable().contains_key(EMBEDDING));
+        Ok(Top { loss, hidden, tied })
+    }
+}
+
+/// The gradient of the logits in the type of the activations: itself, or rounded.
+fn narrow<T: Element>(logits: Buffer<f32>) -> Buffer<T> {
+    const TASK: usize = 1 << 14;
+    match T::from_f32_buffer(logits) {
+        Ok(same) => same,
+        Err(logits) => {
+            let mut rounded = Buffer::<T>::new(logits.len());
+            rounded.par_chunks_mut(TASK).zip(logits.par_chunks(TASK)).for_each(|(to, from)| {
+                simd(
+                    #[inline(always)]
+                    || to.iter_mut().zip(from).for_each(|(t, &f)| *t = T::from_f32(f)),
+                );
+            });
+            rounded
+        }
+    }
+}

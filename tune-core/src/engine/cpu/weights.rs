@@ -1,0 +1,66 @@
+//! A model's tensors as slices.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Storage, StorageRef, Tensor, bail};
+use half::bf16;
+
+use crate::Result;
+use crate::kernels::Element;
+use crate::kernels::buffers::Buffer;
+
+/// The elements of a tensor, borrowed if they are of type `T` and converted if not.
+pub(super) enum Weight<'a, T: Element> {
+    Borrowed { storage: StorageRef<'a>, start: usize, len: usize },
+    Converted(Buffer<T>),
+}
+
+impl<'a, T: Element> Weight<'a, T> {
+    pub(super) fn new(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else { bail_layout(tensor)? };
+        let len = end - start;
+        let converted = {
+            let Storage::Cpu(cpu) = &*storage else { bail_layout(tensor)? };
+            match cpu {
+                CpuStorage::F32(_) if !T::IS_BF16 => None,
+                CpuStorage::BF16(_) if T::IS_BF16 => None,
+                CpuStorage::F32(v) => Some(convert(&v[start..end])),
+                CpuStorage::BF16(v) => Some(convert(&v[start..end])),
+                _ => bail_layout(tensor)?,
+            }
+        };
+        Ok(match converted {
+            Some(copy) => Self::Converted(copy),
+            None => Self::Borrowed { storage, start, len },
+        })
+    }
+}
+
+fn bail_layout<R>(tensor: &Tensor) -> candle_core::Result<R> {
+    bail!("the engine takes contiguous tensors of f32 or bf16 on the processor, not {tensor:?}")
+}
+
+fn convert<S: Element, T: Element>(from: &[S]) -> Buffer<T> {
+    let mut to = Buffer::new(from.len());
+    to.iter_mut().zip(from).for_each(|(t, s)| *t = T::from_f32(s.to_f32()));
+    to
+}
+
+impl<T: Element> Deref for Weight<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Borrowed { storage, start, len } => {
+                let all: &[T] = match &**storage {
+                    Storage::Cpu(CpuStorage::F32(v)) => bytemuck::cast_slice::<f32, T>(v),
+                    Storage::Cpu(CpuStorage::BF16(v)) => bytemuck::cast_slice::<bf16, T>(v),
+                    _ => &[],
+                };
+                &all[*start..start + len]
+            }
+            Self::Converted(copy) => copy,
+        }
+    }
+}

@@ -38,11 +38,14 @@ pub(super) fn prepare(case: &Case, steps: usize, model: &Path, source: &Path, fo
     let conversations = fs::read_to_string(source)?;
     let rows = steps * case.batch;
     let (text, rows_path) = (folder.join("data.jsonl"), folder.join("rows.jsonl"));
-    fs::write(&text, match case.data {
-        Data::Text => texts_that_fill(&tokenizer, &conversations, case.seq, rows)?,
-        // Packed or not, a conversation does not need more than a row.
-        Data::Chat => conversations.repeat(rows.div_ceil(conversations.lines().count().max(1)) + 1),
-    })?;
+    fs::write(
+        &text,
+        match case.data {
+            Data::Text => texts_that_fill(&tokenizer, &conversations, case.seq, rows)?,
+            // Packed or not, a conversation does not need more than a row.
+            Data::Chat => conversations.repeat(rows.div_ceil(conversations.lines().count().max(1)) + 1),
+        },
+    )?;
 
     let dataset = data::load(&[dataset(case, &text)], &tokenizer, Some(case.seq))?;
     let options = LoaderOptions { batch_size: case.batch, pack_to: dataset.pack_to, ..Default::default() };
@@ -51,16 +54,17 @@ pub(super) fn prepare(case: &Case, steps: usize, model: &Path, source: &Path, fo
     if batches.len() < steps {
         return Err(format!("the data of {case} is enough for {} steps, not for {steps}", batches.len()).into());
     }
-    if let (Data::Text, Some(short)) =
-        (case.data, batches.iter().position(|b| b.tokens() != case.batch * case.seq))
-    {
+    if let (Data::Text, Some(short)) = (case.data, batches.iter().position(|b| b.tokens() != case.batch * case.seq)) {
         return Err(format!("the rows of step {} of {case} are not full", short + 1).into());
     }
-    fs::write(&rows_path, batches.iter().flat_map(rows_of).fold(String::new(), |mut lines, row| {
-        // Writing to a string does not fail.
-        let _ = writeln!(lines, "{row}");
-        lines
-    }))?;
+    fs::write(
+        &rows_path,
+        batches.iter().flat_map(rows_of).fold(String::new(), |mut lines, row| {
+            // Writing to a string does not fail.
+            let _ = writeln!(lines, "{row}");
+            lines
+        }),
+    )?;
     let work = |b: &Batch| Work { samples: b.spans.iter().map(|s| s.len).collect(), trained: b.trained_tokens() };
     Ok(Prepared { text, rows: rows_path, steps: batches.iter().map(work).collect() })
 }
@@ -81,7 +85,9 @@ pub(super) fn overrides(case: &Case, data: &Prepared) -> Vec<String> {
 fn dataset(case: &Case, text: &Path) -> DatasetConfig {
     let files = data::Files { source: None, data_files: vec![text.to_owned()], split: "train".to_owned() };
     match case.data {
-        Data::Text => DatasetConfig::Text(TextDataset { files, column: "text".to_owned(), add_eos: false, packed: true }),
+        Data::Text => {
+            DatasetConfig::Text(TextDataset { files, column: "text".to_owned(), add_eos: false, packed: true })
+        }
         Data::Chat => DatasetConfig::Chat(ChatDataset {
             files,
             conversation_column: "messages".to_owned(),

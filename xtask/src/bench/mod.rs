@@ -100,7 +100,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     };
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 3 }) as usize;
     let steps = args.steps.unwrap_or(if args.quick { 5 } else { 8 }) as usize;
-    let threads = args.threads.map_or_else(|| std::thread::available_parallelism().map(usize::from), |n| Ok(n as usize))?;
+    let threads =
+        args.threads.map_or_else(|| std::thread::available_parallelism().map(usize::from), |n| Ok(n as usize))?;
     let work = root.join("target/bench");
     fs::create_dir_all(&work)?;
 

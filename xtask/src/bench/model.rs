@@ -6,8 +6,8 @@ use std::process::Command;
 
 use candle_core::{DType, Device};
 use serde_json::Value;
-use tune_core::checkpoint::hf::{self, Weights};
 use tune_core::checkpoint::Checkpoint;
+use tune_core::checkpoint::hf::{self, Weights};
 use tune_core::models::{RandomWeights, WeightSource};
 
 use super::flops::Sizes;

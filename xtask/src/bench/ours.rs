@@ -130,7 +130,11 @@ fn check_tokens(steps: &[&Value], data: &Prepared) -> Result<()> {
         let found = (step["tokens"].as_u64(), step["trained_tokens"].as_u64());
         let expected = (Some(work.samples.iter().sum::<usize>() as u64), Some(work.trained as u64));
         if found != expected {
-            return Err(format!("step {} of our recipe had {found:?} tokens and trained ones, not {expected:?}", i + 1).into());
+            return Err(format!(
+                "step {} of our recipe had {found:?} tokens and trained ones, not {expected:?}",
+                i + 1
+            )
+            .into());
         }
     }
     Ok(())

@@ -39,7 +39,12 @@ pub(super) fn run(command: &mut Command, log: &Path) -> Result<Finished> {
         let output = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = output.lines().collect();
         let end = lines[lines.len().saturating_sub(12)..].join("\n");
-        return Err(format!("{} failed ({status}); the end of {}:\n{end}", command.get_program().display(), log.display()).into());
+        return Err(format!(
+            "{} failed ({status}); the end of {}:\n{end}",
+            command.get_program().display(),
+            log.display()
+        )
+        .into());
     }
     Ok(Finished { started, peak_memory })
 }

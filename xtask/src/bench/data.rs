@@ -36,37 +36,37 @@ pub(super) struct Prepared {
 pub(super) fn prepare(case: &Case, steps: usize, model: &Path, source: &Path, folder: &Path) -> Result<Prepared> {
     let tokenizer = Tokenizer::from_files(&Checkpoint::open(model)?.tokenizer_files()?)?;
     let conversations = fs::read_to_string(source)?;
-    let rows = steps * case.batch;
-    let (text, rows_path) = (folder.join("data.jsonl"), folder.join("rows.jsonl"));
-    fs::write(
-        &text,
-        match case.data {
-            Data::Text => texts_that_fill(&tokenizer, &conversations, case.seq, rows)?,
-            // Packed or not, a conversation does not need more than a row.
-            Data::Chat => conversations.repeat(rows.div_ceil(conversations.lines().count().max(1)) + 1),
-        },
-    )?;
-
-    let dataset = data::load(&[dataset(case, &text)], &tokenizer, Some(case.seq))?;
-    let options = LoaderOptions { batch_size: case.batch, pack_to: dataset.pack_to, ..Default::default() };
-    let loader = Loader::new(dataset.samples, options)?;
-    let batches: Vec<Batch> = loader.epoch(0).batches(0).take(steps).collect();
-    if batches.len() < steps {
-        return Err(format!("the data of {case} is enough for {} steps, not for {steps}", batches.len()).into());
+    let (text, rows) = (folder.join("data.jsonl"), folder.join("rows.jsonl"));
+    let batches = match case.data {
+        Data::Text => {
+            fs::write(&text, texts_that_fill(&tokenizer, &conversations, case.seq, steps * case.batch)?)?;
+            load(case, &text, &tokenizer)?
+        }
+        // As often as it takes: how many fit into a row is known only when they are tokenized.
+        Data::Chat => (0..10)
+            .map(|doubled| {
+                fs::write(&text, conversations.repeat(1 << doubled))?;
+                load(case, &text, &tokenizer)
+            })
+            .find(|batches| batches.as_ref().map_or(true, |b| b.len() >= steps))
+            .unwrap_or(Ok(Vec::new()))?,
+    };
+    let batches = batches.get(..steps).ok_or_else(|| format!("there is no data for {steps} steps of {case}"))?;
+    let full = |b: &Batch| b.tokens() == case.batch * case.seq;
+    if case.data == Data::Text && !batches.iter().all(full) {
+        return Err(format!("the rows of {case} are not full").into());
     }
-    if let (Data::Text, Some(short)) = (case.data, batches.iter().position(|b| b.tokens() != case.batch * case.seq)) {
-        return Err(format!("the rows of step {} of {case} are not full", short + 1).into());
-    }
-    fs::write(
-        &rows_path,
-        batches.iter().flat_map(rows_of).fold(String::new(), |mut lines, row| {
-            // Writing to a string does not fail.
-            let _ = writeln!(lines, "{row}");
-            lines
-        }),
-    )?;
+    let lines: Vec<String> = batches.iter().flat_map(rows_of).map(|row| format!("{row}\n")).collect();
+    fs::write(&rows, lines.concat())?;
     let work = |b: &Batch| Work { samples: b.spans.iter().map(|s| s.len).collect(), trained: b.trained_tokens() };
-    Ok(Prepared { text, rows: rows_path, steps: batches.iter().map(work).collect() })
+    Ok(Prepared { text, rows, steps: batches.iter().map(work).collect() })
+}
+
+/// The batches that our recipe will make of the records in `text`.
+fn load(case: &Case, text: &Path, tokenizer: &Tokenizer) -> Result<Vec<Batch>> {
+    let dataset = data::load(&[dataset(case, text)], tokenizer, Some(case.seq))?;
+    let options = LoaderOptions { batch_size: case.batch, pack_to: dataset.pack_to, ..Default::default() };
+    Ok(Loader::new(dataset.samples, options)?.epoch(0).batches(0).collect())
 }
 
 /// The overrides with which our recipes read the data.
@@ -170,4 +170,55 @@ fn text_of_length(tokenizer: &Tokenizer, corpus: &str, place: &mut usize, length
         *place += 1;
     }
     Err(format!("no piece of the text has exactly {length} tokens").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the tiny model's tokenizer and the conversations of the parity fixture.
+    fn prepared(name: &str, steps: usize) -> (tempfile::TempDir, Prepared) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let source = root.join("tests/fixtures/torchtune/humaneval_messages.jsonl");
+        let folder = tempfile::tempdir().unwrap();
+        let data =
+            prepare(&name.parse().unwrap(), steps, &root.join("recipes/tiny/model"), &source, folder.path()).unwrap();
+        (folder, data)
+    }
+
+    fn rows(data: &Prepared) -> Vec<Value> {
+        fs::read_to_string(&data.rows).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn text_fills_every_row_and_all_of_it_is_trained() {
+        let (_folder, data) = prepared("lora_fp32_64", 4);
+        for work in &data.steps {
+            assert_eq!(work.samples.iter().sum::<usize>(), 2 * 64);
+            assert_eq!(work.trained, 2 * 64 - work.samples.len());
+        }
+        for row in rows(&data) {
+            let trained = row["labels"].as_array().unwrap().iter().filter(|label| **label != UNTRAINED);
+            assert_eq!(row["input_ids"].as_array().unwrap().len(), 64);
+            assert_eq!(trained.count(), 64 - row["lengths"].as_array().unwrap().len());
+        }
+    }
+
+    #[test]
+    fn a_label_is_the_token_in_its_place() {
+        let (_folder, data) = prepared("full_fp32_1024_chat", 2);
+        let rows = rows(&data);
+        assert_eq!(rows.len(), 4);
+        let mut trained = 0;
+        for row in rows {
+            let (ids, labels) = (row["input_ids"].as_array().unwrap(), row["labels"].as_array().unwrap());
+            assert_eq!(ids.len(), labels.len());
+            for (id, label) in ids.iter().zip(labels).filter(|(_, label)| **label != UNTRAINED) {
+                assert_eq!(id, label);
+                trained += 1;
+            }
+        }
+        assert_eq!(trained, data.steps.iter().map(|w| w.trained).sum::<usize>());
+        assert!(trained > 0);
+    }
 }

@@ -21,7 +21,7 @@ use cases::{ALL, Case, Model, QUICK};
 use flops::{Flops, Sizes};
 use machine::Place;
 use ours::Ours;
-use peers::Peer;
+use peers::{Compile, Peer};
 use report::{Measured, Report};
 use run::{Program, WARM_UP};
 
@@ -47,9 +47,9 @@ pub(crate) struct Args {
     /// Threads of each program; by default all cores.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     threads: Option<u32>,
-    /// Run the peers through torch.compile.
-    #[arg(long)]
-    compile_peers: bool,
+    /// Whether the peers go through torch.compile; by default the faster way is found out before each case.
+    #[arg(long, value_enum)]
+    compile_peers: Option<Compile>,
     /// Folder with the model as `tests/fixtures/smollm2/prepare.sh` makes it; made there if it is missing.
     #[arg(long, default_value = "target/bench/smollm2")]
     model: PathBuf,
@@ -80,6 +80,7 @@ impl Choice {
 }
 
 /// What is the same for every program in a case.
+#[derive(Clone)]
 struct Setting {
     root: PathBuf,
     /// Data, logs and records of the case.
@@ -88,7 +89,6 @@ struct Setting {
     steps: usize,
     threads: usize,
     lr: f64,
-    compile_peers: bool,
 }
 
 /// Measures the cases one after the other; in each, the programs train in turn, round after round.
@@ -102,6 +102,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let steps = args.steps.unwrap_or(if args.quick { 5 } else { 8 }) as usize;
     let threads =
         args.threads.map_or_else(|| std::thread::available_parallelism().map(usize::from), |n| Ok(n as usize))?;
+    let compile = args.compile_peers.unwrap_or(if args.quick { Compile::Never } else { Compile::Try });
     let work = root.join("target/bench");
     fs::create_dir_all(&work)?;
 
@@ -129,9 +130,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             Model::Random1b5 => (model::random_1b5(&smollm2, &work.join("random_1b5"))?, [].as_mut_slice()),
         };
         let lr = if case.recipe == "lora" { 3e-4 } else { 2e-5 };
-        let compile_peers = args.compile_peers;
-        let setting = Setting { root: root.to_owned(), folder, model, steps, threads, lr, compile_peers };
-        let measured = measure(&case, &setting, rounds, &ours, peers)?;
+        let setting = Setting { root: root.to_owned(), folder, model, steps, threads, lr };
+        let measured = measure(&case, &setting, rounds, &ours, peers, compile)?;
         for peer in peers {
             if let Some(account) = &peer.account {
                 report.accounts.retain(|(program, _)| *program != peer.program);
@@ -154,7 +154,14 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 }
 
 /// One case: yardstick, ours, the peers; and again.
-fn measure(case: &Case, setting: &Setting, rounds: usize, ours: &Ours, peers: &mut [Peer]) -> Result<Measured> {
+fn measure(
+    case: &Case,
+    setting: &Setting,
+    rounds: usize,
+    ours: &Ours,
+    peers: &mut [Peer],
+    compile: Compile,
+) -> Result<Measured> {
     let source = setting.root.join("tests/fixtures/torchtune/humaneval_messages.jsonl");
     let data = data::prepare(case, setting.steps, &setting.model, &source, &setting.folder)?;
     let config: Value = serde_json::from_str(&fs::read_to_string(setting.model.join("config.json"))?)?;
@@ -162,6 +169,16 @@ fn measure(case: &Case, setting: &Setting, rounds: usize, ours: &Ours, peers: &m
     let flops: Vec<Flops> = data.steps.iter().map(|work| sizes.flops(case.recipe, work)).collect();
     let (mut peaks, mut runs, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     println!("\n{case}: {}", case.words());
+    let mut compiled = Vec::new();
+    for peer in peers.iter_mut() {
+        if match compile {
+            Compile::Never => false,
+            Compile::Always => true,
+            Compile::Try => peer.is_faster_compiled(case, &data, setting),
+        } {
+            compiled.push(peer.program);
+        }
+    }
     for round in 1..=rounds {
         peaks.push(ours.peak(setting.threads)?);
         let mut note = |program: Program, result: Result<run::Run>| match result {
@@ -181,8 +198,8 @@ fn measure(case: &Case, setting: &Setting, rounds: usize, ours: &Ours, peers: &m
         };
         note(Program::Ours, ours.train(case, &data, setting));
         for peer in peers.iter_mut() {
-            note(peer.program, peer.train(case, &data, setting));
+            note(peer.program, peer.train(case, &data, setting, compiled.contains(&peer.program)));
         }
     }
-    Ok(Measured { case: *case, steps: data.steps, flops, peaks, runs, failures })
+    Ok(Measured { case: *case, steps: data.steps, flops, compiled, peaks, runs, failures })
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::cases::Case;
 use super::data::Prepared;
 use super::flops::{LORA_ATTENTION, LORA_RANK};
-use super::run::{Program, Run};
+use super::run::{Program, Run, WARM_UP};
 use super::{Setting, process};
 use crate::Result;
 
@@ -21,6 +21,18 @@ pub(super) struct Peer {
     /// What it said of its settings and versions when it last ran.
     pub account: Option<String>,
 }
+
+/// Whether the peers go through `torch.compile`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Compile {
+    Never,
+    Always,
+    /// Both ways once before a case begins; then the faster.
+    Try,
+}
+
+/// Steps of a trial run after the warm-up.
+const TRIAL_STEPS: usize = 2;
 
 impl Peer {
     /// Installs a peer from the package index into `venv/NAME`, unless it is there.
@@ -47,8 +59,23 @@ impl Peer {
         Ok(Self { program, python, script: scripts.join(format!("{program}_run.py")), account: None })
     }
 
+    /// Finds out whether the peer is faster when it is compiled. What cannot be compiled is not.
+    pub(super) fn is_faster_compiled(&mut self, case: &Case, data: &Prepared, setting: &Setting) -> bool {
+        let trial = Setting { steps: setting.steps.min(WARM_UP + TRIAL_STEPS), ..setting.clone() };
+        let mut speed = |compile: bool| {
+            let tried = self.train(case, data, &trial, compile).map(|run| run.tokens_per_second(&data.steps));
+            let way = if compile { "compiled" } else { "as it is" };
+            match &tried {
+                Ok(speed) => println!("  trial    {:<10} {speed:>6.0} tokens/s {way}", self.program),
+                Err(reason) => println!("  trial    {:<10} {way}: {reason}", self.program),
+            }
+            tried.unwrap_or(0.0)
+        };
+        speed(false) < speed(true)
+    }
+
     /// Trains, on the rows that our recipe trains on.
-    pub(super) fn train(&mut self, case: &Case, data: &Prepared, setting: &Setting) -> Result<Run> {
+    pub(super) fn train(&mut self, case: &Case, data: &Prepared, setting: &Setting, compile: bool) -> Result<Run> {
         let file = |what: &str| setting.folder.join(format!("{}{what}", self.program));
         let (settings, out) = (file("_settings.json"), file(".json"));
         let told = json!({
@@ -63,7 +90,7 @@ impl Peer {
             "threads": setting.threads,
             "lr": setting.lr,
             "lora": { "attn_modules": LORA_ATTENTION, "rank": LORA_RANK, "alpha": 2 * LORA_RANK },
-            "compile": setting.compile_peers,
+            "compile": compile,
             "out": out,
         });
         fs::write(&settings, told.to_string())?;
@@ -73,6 +100,7 @@ impl Peer {
             .arg(&self.script)
             .arg(&settings)
             .envs([("OMP_NUM_THREADS", &threads), ("MKL_NUM_THREADS", &threads)])
+            .env("TORCHINDUCTOR_CACHE_DIR", setting.root.join("target/bench/inductor"))
             .envs([("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("PYTHONDONTWRITEBYTECODE", "1")]);
         let finished = process::run(&mut command, &file(".log"))?;
 

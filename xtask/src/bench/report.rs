@@ -32,6 +32,8 @@ pub(super) struct Measured {
     pub case: Case,
     pub steps: Vec<Work>,
     pub flops: Vec<Flops>,
+    /// The peers that went through `torch.compile`.
+    pub compiled: Vec<Program>,
     /// The yardstick, once a round.
     pub peaks: Vec<Peak>,
     /// By round, in the order in which they were made.
@@ -101,10 +103,11 @@ impl Measured {
                 _ => format!("{:.2} x", ours / theirs),
             };
             let (speed, memory) = ours.as_ref().map_or((f64::NAN, f64::NAN), |o| (o.tokens_per_second, o.peak_memory));
+            let way = if self.compiled.contains(&program) { ", compiled" } else { "" };
             let strange = if self.strangers().contains(&program) { " (not ours!)" } else { "" };
             let _ = writeln!(
                 rows,
-                "| {} | {program} | {:.0} | {} | {:.2} GB | {} | {:.1} s | {:.1} s | {:.0} % | {:.4}{strange} |",
+                "| {} | {program}{way} | {:.0} | {} | {:.2} GB | {} | {:.1} s | {:.1} s | {:.0} % | {:.4}{strange} |",
                 self.case,
                 s.tokens_per_second,
                 against(speed, s.tokens_per_second),
@@ -138,6 +141,7 @@ impl Measured {
         });
         json!({
             "case": self.case.json(),
+            "compiled": self.compiled.iter().map(Program::to_string).collect::<Vec<_>>(),
             "trained_share": self.trained_share(),
             "tokens": self.steps.iter().map(|w| w.samples.iter().sum()).collect::<Vec<usize>>(),
             "trained_tokens": self.steps.iter().map(|w| w.trained).collect::<Vec<_>>(),

@@ -45,5 +45,5 @@ for step in range(run["steps"]):
     record.step(loss.detach())
 
 packages = ["torch", "transformers"] + (["peft"] if run["recipe"] == "lora" else [])
-record.write(f"compile={run['compile']}, sdpa, fused AdamW, adapters in the model's precision; batches padded to their longest row, "
+record.write("sdpa, fused AdamW, adapters in the model's precision; batches padded to their longest row, "
              "positions that begin anew where a row is packed", packages)

@@ -107,5 +107,5 @@ recipe.save_checkpoint = lambda epoch: None
 RECORD.watch(recipe._model)
 recipe.train()
 recipe.cleanup()
-RECORD.write(f"compile={RUN['compile']}, {config.loss._component_.split('.')[-1]}, fused AdamW, sdpa; batches padded to their "
-             "longest row, block mask only where a row is packed", ["torch", "torchtune"])
+RECORD.write(f"{config.loss._component_.split('.')[-1]}, fused AdamW, sdpa; batches padded to their longest row, block mask only "
+             "where a row is packed", ["torch", "torchtune"])

@@ -35,10 +35,10 @@ pub(crate) struct Args {
     /// Two cases, one round, few steps.
     #[arg(long)]
     quick: bool,
-    /// How often each program is run, in turn.
+    /// How often each program is run, in turn: 3 times, once with --quick.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Steps of a run; the first two do not count.
+    /// Steps of a run, of which the first two do not count: 8, 5 with --quick.
     #[arg(long, value_parser = clap::value_parser!(u32).range(WARM_UP as i64 + 1..=1000))]
     steps: Option<u32>,
     /// Whom to compare with.

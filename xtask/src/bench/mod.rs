@@ -121,7 +121,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     }
 
-    let mut report = Report { place, rounds, steps, threads, accounts, cases: Vec::new() };
+    let path = report::free_path(&root.join(&args.results), &place)?;
+    let mut report = Report { path, place, rounds, steps, threads, accounts, cases: Vec::new() };
     for case in cases {
         let folder = work.join("cases").join(case.to_string());
         fs::create_dir_all(&folder)?;
@@ -143,10 +144,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
         report.cases.push(measured);
         // After each case: a long run that is stopped leaves what it has.
-        report.write(&root.join(&args.results))?;
+        report.write()?;
     }
-    println!("\n{}", report.table());
-    println!("Written to {}.json and .md", report.write(&root.join(&args.results))?.display());
+    println!("\n{}\nWritten to {}.json and .md", report.table(), report.path.display());
     if report.cases.iter().any(|c| c.failures.iter().any(|(program, _)| *program == Program::Ours)) {
         return Err("a run of ours failed".into());
     }

@@ -18,6 +18,8 @@ const SAME_LOSS: [(&str, f64); 2] = [("fp32", 1e-3), ("bf16", 2e-2)];
 
 /// Everything that one call measured.
 pub(super) struct Report {
+    /// Where it is written, without the extension.
+    pub path: PathBuf,
     pub place: Place,
     pub rounds: usize,
     pub steps: usize,
@@ -50,6 +52,19 @@ struct Summary {
     first_step: f64,
     share: f64,
     first_loss: f64,
+}
+
+/// A path in `folder` for results made at `place`, without the extension. Those of an earlier call are kept.
+pub(super) fn free_path(folder: &Path, place: &Place) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let stem = place.file_stem();
+    let mut path = folder.join(&stem);
+    let mut number = 2;
+    while path.with_added_extension("json").exists() {
+        path = folder.join(format!("{stem}-{number}"));
+        number += 1;
+    }
+    Ok(path)
 }
 
 impl Measured {
@@ -98,11 +113,10 @@ impl Measured {
         let ours = self.summary(Program::Ours);
         for program in [Program::Ours, Program::Torchtune, Program::Peft] {
             let Some(s) = self.summary(program) else { continue };
-            let against = |ours: f64, theirs: f64| match program {
-                Program::Ours => String::new(),
-                _ => format!("{:.2} x", ours / theirs),
+            let against = |of: fn(&Summary) -> f64| match &ours {
+                Some(ours) if program != Program::Ours => format!("{:.2} x", of(ours) / of(&s)),
+                _ => String::new(),
             };
-            let (speed, memory) = ours.as_ref().map_or((f64::NAN, f64::NAN), |o| (o.tokens_per_second, o.peak_memory));
             let way = if self.compiled.contains(&program) { ", compiled" } else { "" };
             let strange = if self.strangers().contains(&program) { " (not ours!)" } else { "" };
             let _ = writeln!(
@@ -110,9 +124,9 @@ impl Measured {
                 "| {} | {program}{way} | {:.0} | {} | {:.2} GB | {} | {:.1} s | {:.1} s | {:.0} % | {:.4}{strange} |",
                 self.case,
                 s.tokens_per_second,
-                against(speed, s.tokens_per_second),
+                against(|s| s.tokens_per_second),
                 s.peak_memory / 1e9,
-                against(memory, s.peak_memory),
+                against(|s| s.peak_memory),
                 s.first_forward,
                 s.first_step,
                 100.0 * s.share,
@@ -155,10 +169,8 @@ impl Measured {
 }
 
 impl Report {
-    /// Writes both files anew; the path without its extension comes back.
-    pub(super) fn write(&self, folder: &Path) -> Result<PathBuf> {
-        fs::create_dir_all(folder)?;
-        let path = folder.join(self.place.file_stem());
+    /// Writes both files anew.
+    pub(super) fn write(&self) -> Result<()> {
         let json = json!({
             "machine": self.place.json(),
             "settings": {
@@ -170,9 +182,9 @@ impl Report {
             },
             "cases": self.cases.iter().map(Measured::json).collect::<Vec<_>>(),
         });
-        fs::write(path.with_added_extension("json"), serde_json::to_string_pretty(&json)? + "\n")?;
-        fs::write(path.with_added_extension("md"), self.table())?;
-        Ok(path)
+        fs::write(self.path.with_added_extension("json"), serde_json::to_string_pretty(&json)? + "\n")?;
+        fs::write(self.path.with_added_extension("md"), self.table())?;
+        Ok(())
     }
 
     /// The readable account.
@@ -220,5 +232,54 @@ impl Report {
              2048 x 2048 x 2048 product.\n",
         );
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps of `seconds` at this first loss, in 2 GB times `seconds`.
+    fn run(seconds: f64, loss: f64) -> Run {
+        Run {
+            started: 0.0,
+            first_forward: 1.0,
+            ends: (1..=4).map(|i| 1.0 + seconds * f64::from(i)).collect(),
+            losses: vec![loss; 4],
+            peak_memory: (2e9 * seconds) as u64,
+        }
+    }
+
+    fn measured(runs: Vec<(Program, usize, Run)>) -> Measured {
+        Measured {
+            case: "lora_fp32_64".parse().unwrap(),
+            steps: vec![Work { samples: vec![100], trained: 50 }; 4],
+            flops: vec![Flops { layers: 5e9, ..Default::default() }; 4],
+            compiled: vec![Program::Peft],
+            peaks: vec![Peak { fp32: 10.0, bf16: 1.0 }],
+            runs,
+            failures: vec![(Program::Torchtune, "out of memory\nmore of it".to_owned())],
+        }
+    }
+
+    #[test]
+    fn the_table_compares_with_ours() {
+        let rows = measured(vec![(Program::Ours, 1, run(1.0, 2.0)), (Program::Peft, 1, run(4.0, 2.0001))]).rows();
+        let rows: Vec<&str> = rows.lines().collect();
+        assert_eq!(rows[0], "| lora_fp32_64 | ours | 100 |  | 2.00 GB |  | 1.0 s | 2.0 s | 50 % | 2.0000 |");
+        assert_eq!(
+            rows[1],
+            "| lora_fp32_64 | peft, compiled | 25 | 4.00 x | 8.00 GB | 0.25 x | 1.0 s | 5.0 s | 12 % | 2.0001 |"
+        );
+        assert!(rows[2].contains("torchtune | failed: out of memory |"), "{}", rows[2]);
+    }
+
+    #[test]
+    fn a_program_that_computes_something_else_is_found() {
+        let ours = || (Program::Ours, 1, run(1.0, 2.0));
+        assert!(measured(vec![ours(), (Program::Peft, 1, run(1.0, 2.001))]).strangers().is_empty());
+        for loss in [2.1, f64::NAN] {
+            assert_eq!(measured(vec![ours(), (Program::Peft, 1, run(1.0, loss))]).strangers(), [Program::Peft]);
+        }
     }
 }

@@ -54,12 +54,9 @@ class Record:
         self.out = run["out"]
         self.first_forward, self.steps = None, []
 
-    def watch(self, model):
-        def begins(*_):
-            self.first_forward = time.time()
-            hook.remove()
-
-        hook = model.register_forward_pre_hook(begins)
+    def begins(self):
+        """A forward pass begins."""
+        self.first_forward = self.first_forward or time.time()
 
     def step(self, loss):
         self.steps.append({"time": time.time(), "loss": float(loss)})

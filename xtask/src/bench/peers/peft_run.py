@@ -28,7 +28,6 @@ if run["compile"]:
     model = torch.compile(model)
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=run["lr"], weight_decay=0.01, fused=True)
-record.watch(model)
 
 rows = common.rows(run["rows"])
 for step in range(run["steps"]):
@@ -37,6 +36,7 @@ for step in range(run["steps"]):
     # Positions that begin anew tell transformers where samples end: it masks attention between them.
     packed = common.is_packed(batch)
     positions = torch.tensor([[i for n in row for i in range(n)] for row in lengths]) if packed else None
+    record.begins()
     loss = model(input_ids=ids, labels=labels, position_ids=positions, use_cache=False).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -104,7 +104,7 @@ config = recipe_config()
 recipe = recipe_class()(config)
 recipe.setup(config)
 recipe.save_checkpoint = lambda epoch: None
-RECORD.watch(recipe._model)
+recipe._model.register_forward_pre_hook(lambda *_: RECORD.begins())
 recipe.train()
 recipe.cleanup()
 RECORD.write(f"{config.loss._component_.split('.')[-1]}, fused AdamW, sdpa; batches padded to their longest row, block mask only "

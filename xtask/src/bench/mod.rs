@@ -28,7 +28,7 @@ use run::{Program, WARM_UP};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: {lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt], any of them, or lora_bf16_1b5;
+    /// What to measure: `{lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt]`, any of them, or `lora_bf16_1b5`;
     /// by default a list that takes hours.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<Case>,

@@ -21,6 +21,7 @@ def logged(path):
     for line in path.read_text().splitlines():
         record = json.loads(line)
         step = record.pop("step")
+        record.pop("time")  # events have their own
         for name, value in record.items():
             if name == "note":
                 notes.append((step, value))

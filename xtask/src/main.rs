@@ -1,5 +1,6 @@
 //! The project's own chores: `cargo xtask <TASK>`, one module each.
 
+mod bench;
 mod make_tiny;
 mod new_recipe;
 mod parity;
@@ -26,6 +27,8 @@ enum Task {
     MakeTiny(make_tiny::Args),
     /// Compare the recipes with torchtune's losses on SmolLM2-135M (downloads 100 MB; about ten minutes).
     Parity(parity::Args),
+    /// Compare the recipes' speed and memory with torchtune's and PEFT's (installs both; `--quick` for a first look).
+    Bench(bench::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::MakeTiny(args) => make_tiny::run(root, &args),
         Task::Parity(args) => parity::run(root, &args),
+        Task::Bench(args) => bench::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,11 +14,12 @@ use crate::{Error, Result};
 /// Writes a text file with one JSON object a line; every object has a `step`.
 ///
 /// Steps have `loss`, `lr`, `grad_norm`, …; validations `val_loss`, …; notes `note`. A
-/// number that does not exist or is not finite is `null`.
+/// number that does not exist or is not finite is `null`. The last value, `time`, is when the
+/// record was made, in seconds since 1970.
 ///
 /// A resumed run goes on where its checkpoint was saved: records of later steps, and a
 /// line that was being written when the process was killed, are cut off first, so that
-/// the log in the end is that of a run that was never stopped.
+/// the log in the end is that of a run that was never stopped, but for times.
 pub struct JsonlLogger {
     path: PathBuf,
     file: File,
@@ -42,7 +44,9 @@ impl JsonlLogger {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    fn write(&mut self, record: Map<String, Value>) -> Result<()> {
+    fn write(&mut self, mut record: Map<String, Value>) -> Result<()> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64());
+        record.insert("time".to_owned(), json!(time));
         let mut line = Value::Object(record).to_string();
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
@@ -128,7 +132,7 @@ fn cut_after(path: &Path, step: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{step, validation};
+    use super::super::tests::{step, timeless, validation};
     use super::*;
 
     /// Logs steps `from..=to`, with a validation after every fifth.
@@ -155,11 +159,11 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&parts).unwrap();
         file.write_all(b"{\"step\":10,\"epo").unwrap();
         train(&parts, Start::Resumed(5), 6, 12);
-        assert_eq!(fs::read_to_string(&whole).unwrap(), fs::read_to_string(&parts).unwrap());
+        assert_eq!(timeless(&whole), timeless(&parts));
 
         // Resumed from before the first step, and where the log is gone.
         train(&parts, Start::Resumed(0), 1, 12);
-        assert_eq!(fs::read(&whole).unwrap(), fs::read(&parts).unwrap());
+        assert_eq!(timeless(&whole), timeless(&parts));
         fs::remove_file(&parts).unwrap();
         train(&parts, Start::Resumed(12), 13, 13);
         assert_eq!(fs::read_to_string(&parts).unwrap().lines().count(), 1);
@@ -173,8 +177,7 @@ mod tests {
         log.log_step(&StepMetrics { loss: f64::NAN, ..step(3) }).unwrap();
         log.log_note(3, "a \"quoted\"\nnote").unwrap();
         log.close().unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        let mut lines = text.lines();
+        let mut lines = timeless(&path).into_iter();
         assert_eq!(
             lines.next().unwrap(),
             r#"{"step":3,"epoch":0,"loss":null,"lr":0.0003,"grad_norm":0.75,"tokens":1000,"trained_tokens":250,"step_seconds":0.5,"tokens_per_second":2000.0,"trained_tokens_per_second":500.0,"peak_memory_bytes":1610612736}"#

@@ -8,11 +8,18 @@ mod runs;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, newest, root, succeed, text};
+use runs::{fail, files, newest, root, succeed, text};
 use serde_json::Value;
 
 fn config(recipe: &str) -> String {
     format!("configs/{recipe}/tiny.yaml")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for (name, bytes) in files(from) {
+        fs::write(to.join(name), bytes).unwrap();
+    }
 }
 
 fn output(dir: &Path) -> String {
@@ -151,6 +158,14 @@ fn bad_inputs_get_one_clear_message() {
     assert!(said(&["dtype=fp16"]).contains("not trained in fp16"));
     assert!(said(&["device=cuda"]).contains("built without CUDA"));
     assert!(said(&["resume_from_checkpoint=true"]).contains("holds no complete checkpoint"));
+    assert!(said(&["model.lora_rank=100000000000"]).contains("must be in 1..=65536"));
+    let deeper = folder.path().join("deeper");
+    copy(&root().join("recipes/tiny/model"), &deeper);
+    let text = fs::read_to_string(deeper.join("config.json")).unwrap();
+    let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 2000000000");
+    fs::write(deeper.join("config.json"), text).unwrap();
+    let deeper = format!("checkpointer.checkpoint_dir={}", deeper.display());
+    assert!(said(&[&deeper]).contains("has no tensor `model.layers.4.self_attn.q_proj.weight`"));
     let own = fail("lora", &["--config", &config("lora"), "output_dir=recipes/tiny/model"]);
     assert!(own.contains("is the folder of the checkpoint that training starts from"), "{own}");
     assert!(!dir.exists(), "nothing may be written before everything is known to be sound");

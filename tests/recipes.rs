@@ -196,6 +196,35 @@ fn an_earlier_run_is_not_written_over() {
 }
 
 #[test]
+fn a_run_does_not_go_on_with_other_data_or_another_base_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (folder.path().join("model"), folder.path().join("data.jsonl"));
+    copy(&root().join("recipes/tiny/model"), &model);
+    let lines = fs::read_to_string(root().join("recipes/tiny/data/secret_code.jsonl")).unwrap();
+    let lines: Vec<&str> = lines.lines().take(64).collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    let (config, output) = (config("lora"), output(&folder.path().join("out")));
+    let model_key = format!("checkpointer.checkpoint_dir={}", model.display());
+    let data_key = format!("dataset.data_files={}", data.display());
+    let mut args = vec!["--config", &config, &output, &model_key, &data_key, "epochs=1", "~exact_match"];
+    succeed("lora", &args);
+
+    args.push("resume_from_checkpoint=true");
+    fs::write(&data, lines[1..].join("\n")).unwrap();
+    let error = fail("lora", &args);
+    assert!(error.contains("cannot resume: the training data changed since the run began"), "{error}");
+    fs::write(&data, lines.join("\n")).unwrap();
+    succeed("lora", &args);
+
+    let weights = model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let error = fail("lora", &args);
+    assert!(error.contains("cannot resume: the base model changed since the run began"), "{error}");
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let (config, output) = (config("full"), output(folder.path()));

@@ -28,6 +28,7 @@ fn state() -> TrainingState {
             ("name".to_string(), json!("x")),
         ]
         .into(),
+        inputs: [("the data".to_string(), 7), ("the base model".to_string(), u32::MAX)].into(),
         extra: [("tokens".to_string(), json!(u64::MAX))].into(),
         optimizer: [
             ("exp_avg.w".to_string(), Tensor::from_vec(odd, (7,), &Device::Cpu).unwrap()),
@@ -61,11 +62,20 @@ fn it_comes_back_bit_for_bit() {
     assert_eq!((read.step, read.epoch, read.batches_in_epoch, read.total_steps, read.seed), (7, 1, 3, 40, u64::MAX));
     assert_eq!(read.extra, wrote.extra);
     read.check_settings(&wrote.settings).unwrap();
+    read.check_inputs(&wrote.inputs).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
     for (name, tensor) in &wrote.optimizer {
         assert_eq!(read.optimizer[name].dims(), tensor.dims());
         assert_eq!(bits(&read.optimizer[name]), bits(tensor), "{name}");
     }
+}
+
+#[test]
+fn inputs_that_differ_are_named() {
+    let mut now = state().inputs;
+    now.insert("the data".into(), 8);
+    let message = state().check_inputs(&now).unwrap_err().to_string();
+    assert!(message.starts_with("cannot resume: the data changed since the run began"), "{message}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release -p recipes --bin full -- --config configs/full/tiny.yaml epochs=2
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -121,6 +122,8 @@ pub(crate) struct FullFinetune {
     validation_data: Option<Loader>,
     plan: Plan,
     position: Position,
+    /// What a resumed run must find as it was, besides the settings.
+    inputs: BTreeMap<String, u32>,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     last_saved: Option<PathBuf>,
@@ -165,7 +168,7 @@ impl Recipe for FullFinetune {
             None => load_model(&base, &options)?,
         };
 
-        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
             let options = LoaderOptions {
@@ -181,12 +184,13 @@ impl Recipe for FullFinetune {
         let mut reports = Vec::new();
         let mut load = |configs: &[DatasetConfig], shuffle: bool| {
             let dataset = data::load(configs, &tokenizer, max_seq_len)?;
-            dataset.warnings().for_each(|w| console.warn(w));
+            dataset.warnings(longest).iter().for_each(|w| console.warn(w));
             reports.extend(dataset.reports.iter().map(ToString::to_string));
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
         let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+        let inputs = BTreeMap::from([("the training data".to_string(), train_data.fingerprint())]);
 
         let plan = Plan {
             batches_per_epoch: train_data.len(),
@@ -198,6 +202,7 @@ impl Recipe for FullFinetune {
         let schedule = cfg.lr_scheduler.build(plan.total_steps());
         let mut position = Position::default();
         if let Some(state) = state {
+            state.check_inputs(&inputs)?;
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
@@ -230,6 +235,7 @@ impl Recipe for FullFinetune {
             validation_data,
             plan,
             position,
+            inputs,
             optimizer,
             schedule,
             last_saved: resumed,
@@ -312,6 +318,7 @@ impl Recipe for FullFinetune {
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
             settings: settings(&self.cfg, FREE),
+            inputs: self.inputs.clone(),
             extra: Default::default(),
             optimizer: self.optimizer.state(),
         };

@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release -p recipes --bin lora -- --config configs/lora/tiny.yaml epochs=2
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -132,6 +133,8 @@ pub(crate) struct LoraFinetune {
     right_before: Option<f64>,
     plan: Plan,
     position: Position,
+    /// What a resumed run must find as it was, besides the settings.
+    inputs: BTreeMap<String, u32>,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     last_saved: Option<PathBuf>,
@@ -167,7 +170,7 @@ impl Recipe for LoraFinetune {
             adapters.load_into(&model, dir)?;
         }
 
-        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
             let options = LoaderOptions {
@@ -183,13 +186,17 @@ impl Recipe for LoraFinetune {
         let mut reports = Vec::new();
         let mut load = |configs: &[DatasetConfig], shuffle: bool| {
             let dataset = data::load(configs, &tokenizer, max_seq_len)?;
-            dataset.warnings().for_each(|w| console.warn(w));
+            dataset.warnings(longest).iter().for_each(|w| console.warn(w));
             reports.extend(dataset.reports.iter().map(ToString::to_string));
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
         let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
         let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        let inputs = BTreeMap::from([
+            ("the training data".to_string(), train_data.fingerprint()),
+            ("the base model".to_string(), base.fingerprint()?),
+        ]);
 
         let plan = Plan {
             batches_per_epoch: train_data.len(),
@@ -202,6 +209,7 @@ impl Recipe for LoraFinetune {
         let mut position = Position::default();
         let mut right_before = None;
         if let Some(state) = state {
+            state.check_inputs(&inputs)?;
             position = Position::of(&state);
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
@@ -239,6 +247,7 @@ impl Recipe for LoraFinetune {
             right_before,
             plan,
             position,
+            inputs,
             optimizer,
             schedule,
             last_saved: resumed,
@@ -317,6 +326,7 @@ impl Recipe for LoraFinetune {
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
             settings: settings(&self.cfg, FREE),
+            inputs: self.inputs.clone(),
             extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
             optimizer: self.optimizer.state(),
         };

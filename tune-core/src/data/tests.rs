@@ -185,6 +185,9 @@ fn parquet_files() {
     let error = load_chat(config).unwrap_err().to_string();
     assert!(error.ends_with("chats.parquet: row 3: the conversation is empty"), "{error}");
 
+    let error = load_chat(chat(fixture("gzip.parquet"))).unwrap_err().to_string();
+    assert!(error.contains("it is compressed as GZIP") && error.contains("snappy and zstd are read"), "{error}");
+
     let mut config = instruct(fixture("pairs.parquet"));
     config.files.split = "train[-2:-1]".into();
     let got = texts(&byte_level(None), DatasetConfig::Instruct(config.clone()));

@@ -172,6 +172,19 @@ fn bad_inputs_get_one_clear_message() {
 }
 
 #[test]
+fn a_tokenizer_that_is_not_read_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, output) = (config("lora"), output(folder.path()));
+    let args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match"];
+    let with = |path: &str| [&args[..], &[path]].concat();
+    let run = succeed("lora", &with("tokenizer.path=/models/tokenizer.model"));
+    assert!(text(&run.stderr).contains("warning: tokenizer.path: /models/tokenizer.model is not read"));
+    let run = succeed("lora", &with("tokenizer.path=recipes/tiny/model/tokenizer.json"));
+    assert!(!text(&run.stderr).contains("warning"));
+    assert!(fail("lora", &with("tokenizer.path=nowhere/mine.json")).contains("cannot read nowhere/mine.json"));
+}
+
+#[test]
 fn an_earlier_run_is_not_written_over() {
     let folder = tempfile::tempdir().unwrap();
     let (config, output) = (config("full"), output(folder.path()));

@@ -151,6 +151,7 @@ impl Recipe for FullFinetune {
 
         let base = cfg.checkpointer.open()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
         let resumed = match cfg.resume_from_checkpoint {
             true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),

@@ -150,6 +150,7 @@ impl Recipe for LoraFinetune {
 
         let base = cfg.checkpointer.open()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         for start in std::iter::once(base.path()).chain(cfg.checkpointer.adapter_checkpoint.as_deref()) {
             checkpoint::run::check_output_dir(&cfg.output_dir, start)?;
         }

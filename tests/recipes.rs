@@ -175,13 +175,14 @@ fn bad_inputs_get_one_clear_message() {
 fn a_tokenizer_that_is_not_read_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let (config, output) = (config("lora"), output(folder.path()));
-    let args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match"];
-    let with = |path: &str| [&args[..], &[path]].concat();
-    let run = succeed("lora", &with("tokenizer.path=/models/tokenizer.model"));
+    let mut args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match", ""];
+    args[6] = "tokenizer.path=/models/tokenizer.model";
+    let run = succeed("lora", &args);
     assert!(text(&run.stderr).contains("warning: tokenizer.path: /models/tokenizer.model is not read"));
-    let run = succeed("lora", &with("tokenizer.path=recipes/tiny/model/tokenizer.json"));
-    assert!(!text(&run.stderr).contains("warning"));
-    assert!(fail("lora", &with("tokenizer.path=nowhere/mine.json")).contains("cannot read nowhere/mine.json"));
+    args[6] = "tokenizer.path=recipes/tiny/model/tokenizer.json";
+    assert!(!text(&succeed("lora", &args).stderr).contains("warning"));
+    args[6] = "tokenizer.path=nowhere/mine.json";
+    assert!(fail("lora", &args).contains("cannot read nowhere/mine.json"));
 }
 
 #[test]
@@ -235,6 +236,36 @@ fn a_run_does_not_go_on_with_other_data_or_another_base_model() {
     fs::write(&weights, bytes).unwrap();
     let error = fail("lora", &args);
     assert!(error.contains("cannot resume: the base model changed since the run began"), "{error}");
+}
+
+#[test]
+fn a_template_that_writes_the_time_goes_on_with_that_of_the_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("template.jinja");
+    let source = "{{ strftime_now('%H:%M:%S') }}\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}\
+                  {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    fs::write(&template, source).unwrap();
+    let template = format!("tokenizer.chat_template={}", template.display());
+    for recipe in ["full", "lora"] {
+        let (config, output) = (config(recipe), output(&folder.path().join(recipe)));
+        let mut args = vec!["--config", &config, &output, &template, "max_steps_per_epoch=1", "epochs=1"];
+        if recipe == "lora" {
+            args.push("~exact_match");
+        }
+        succeed(recipe, &args);
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        args.push("resume_from_checkpoint=true");
+        succeed(recipe, &args);
+    }
+}
+
+#[test]
+fn every_shipped_config_is_valid() {
+    for recipe in ["full", "lora", "generate"] {
+        for entry in fs::read_dir(root().join("configs").join(recipe)).unwrap() {
+            succeed(recipe, &["--config", entry.unwrap().path().to_str().unwrap(), "--print-config"]);
+        }
+    }
 }
 
 #[test]

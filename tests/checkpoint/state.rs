@@ -22,6 +22,7 @@ fn state() -> TrainingState {
         batches_in_epoch: 3,
         total_steps: 40,
         seed: u64::MAX,
+        now: Some(-7),
         settings: [
             ("lr".to_string(), json!(2e-5)),
             ("odd".to_string(), json!(0.1 + 0.2)),
@@ -60,7 +61,7 @@ fn it_comes_back_bit_for_bit() {
     let saved = save(&dir.path().join("run"), dir.path());
     let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
     assert_eq!((read.step, read.epoch, read.batches_in_epoch, read.total_steps, read.seed), (7, 1, 3, 40, u64::MAX));
-    assert_eq!(read.extra, wrote.extra);
+    assert_eq!((&read.extra, read.now), (&wrote.extra, wrote.now));
     read.check_settings(&wrote.settings).unwrap();
     read.check_inputs(&wrote.inputs).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));

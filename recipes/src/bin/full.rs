@@ -113,6 +113,8 @@ const FREE: &[&str] = &[
 pub(crate) struct FullFinetune {
     cfg: FullConfig,
     seed: u64,
+    /// What the chat template takes for now, where it writes the date.
+    now: Option<i64>,
     run_dir: RunDir,
     metrics: Metrics,
     base: Checkpoint,
@@ -162,6 +164,11 @@ impl Recipe for FullFinetune {
             state.check_settings(&settings(&cfg, FREE))?;
         }
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+        // A chat template that writes the date goes on with the day on which the run began.
+        let tokenizer = match state.as_ref().and_then(|state| state.now) {
+            Some(now) => tokenizer.at(now),
+            None => tokenizer,
+        };
 
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {
@@ -227,6 +234,7 @@ impl Recipe for FullFinetune {
             Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
             seed,
+            now: tokenizer.now(),
             run_dir,
             metrics,
             base,
@@ -318,6 +326,7 @@ impl Recipe for FullFinetune {
             batches_in_epoch: self.position.batches_in_epoch,
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
+            now: self.now,
             settings: settings(&self.cfg, FREE),
             inputs: self.inputs.clone(),
             extra: Default::default(),

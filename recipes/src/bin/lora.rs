@@ -163,6 +163,11 @@ impl Recipe for LoraFinetune {
             state.check_settings(&settings(&cfg, FREE))?;
         }
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+        // A chat template that writes the date goes on with the day on which the run began.
+        let tokenizer = match state.as_ref().and_then(|state| state.now) {
+            Some(now) => tokenizer.at(now),
+            None => tokenizer,
+        };
 
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
@@ -326,6 +331,7 @@ impl Recipe for LoraFinetune {
             batches_in_epoch: self.position.batches_in_epoch,
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
+            now: self.tokenizer.now(),
             settings: settings(&self.cfg, FREE),
             inputs: self.inputs.clone(),
             extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),

@@ -32,6 +32,8 @@ pub struct TrainingState {
     pub total_steps: usize,
     /// The seed that the run began with.
     pub seed: u64,
+    /// What the chat template took for now, where it writes the date.
+    pub now: Option<i64>,
     /// The settings that a resumed run must share to give the same weights, by config key.
     pub settings: BTreeMap<String, Value>,
     /// What the run computes from besides its settings, by name: a number that stands for its content.
@@ -51,6 +53,7 @@ struct Stored {
     batches_in_epoch: usize,
     total_steps: usize,
     seed: u64,
+    now: Option<i64>,
     settings: BTreeMap<String, Value>,
     inputs: BTreeMap<String, u32>,
     extra: BTreeMap<String, Value>,
@@ -116,6 +119,7 @@ impl TrainingState {
             batches_in_epoch: stored.batches_in_epoch,
             total_steps: stored.total_steps,
             seed: stored.seed,
+            now: stored.now,
             settings: stored.settings,
             inputs: stored.inputs,
             extra: stored.extra,
@@ -142,6 +146,7 @@ impl TrainingState {
             batches_in_epoch: self.batches_in_epoch,
             total_steps: self.total_steps,
             seed: self.seed,
+            now: self.now,
             settings: self.settings.clone(),
             inputs: self.inputs.clone(),
             extra: self.extra.clone(),

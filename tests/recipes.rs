@@ -8,11 +8,18 @@ mod runs;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, newest, root, succeed, text};
+use runs::{fail, files, newest, root, succeed, text};
 use serde_json::Value;
 
 fn config(recipe: &str) -> String {
     format!("configs/{recipe}/tiny.yaml")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for (name, bytes) in files(from) {
+        fs::write(to.join(name), bytes).unwrap();
+    }
 }
 
 fn output(dir: &Path) -> String {
@@ -151,9 +158,31 @@ fn bad_inputs_get_one_clear_message() {
     assert!(said(&["dtype=fp16"]).contains("not trained in fp16"));
     assert!(said(&["device=cuda"]).contains("built without CUDA"));
     assert!(said(&["resume_from_checkpoint=true"]).contains("holds no complete checkpoint"));
+    assert!(said(&["model.lora_rank=100000000000"]).contains("must be in 1..=65536"));
+    let deeper = folder.path().join("deeper");
+    copy(&root().join("recipes/tiny/model"), &deeper);
+    let text = fs::read_to_string(deeper.join("config.json")).unwrap();
+    let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 2000000000");
+    fs::write(deeper.join("config.json"), text).unwrap();
+    let deeper = format!("checkpointer.checkpoint_dir={}", deeper.display());
+    assert!(said(&[&deeper]).contains("has no tensor `model.layers.4.self_attn.q_proj.weight`"));
     let own = fail("lora", &["--config", &config("lora"), "output_dir=recipes/tiny/model"]);
     assert!(own.contains("is the folder of the checkpoint that training starts from"), "{own}");
     assert!(!dir.exists(), "nothing may be written before everything is known to be sound");
+}
+
+#[test]
+fn a_tokenizer_that_is_not_read_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, output) = (config("lora"), output(folder.path()));
+    let mut args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match", ""];
+    args[6] = "tokenizer.path=/models/tokenizer.model";
+    let run = succeed("lora", &args);
+    assert!(text(&run.stderr).contains("warning: tokenizer.path: /models/tokenizer.model is not read"));
+    args[6] = "tokenizer.path=recipes/tiny/model/tokenizer.json";
+    assert!(!text(&succeed("lora", &args).stderr).contains("warning"));
+    args[6] = "tokenizer.path=nowhere/mine.json";
+    assert!(fail("lora", &args).contains("cannot read nowhere/mine.json"));
 }
 
 #[test]
@@ -178,6 +207,65 @@ fn an_earlier_run_is_not_written_over() {
         ],
     );
     assert!(error.contains("batch_size: 16 then, 8 now"), "{error}");
+}
+
+#[test]
+fn a_run_does_not_go_on_with_other_data_or_another_base_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (folder.path().join("model"), folder.path().join("data.jsonl"));
+    copy(&root().join("recipes/tiny/model"), &model);
+    let lines = fs::read_to_string(root().join("recipes/tiny/data/secret_code.jsonl")).unwrap();
+    let lines: Vec<&str> = lines.lines().take(64).collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    let (config, output) = (config("lora"), output(&folder.path().join("out")));
+    let model_key = format!("checkpointer.checkpoint_dir={}", model.display());
+    let data_key = format!("dataset.data_files={}", data.display());
+    let mut args = vec!["--config", &config, &output, &model_key, &data_key, "epochs=1", "~exact_match"];
+    succeed("lora", &args);
+
+    args.push("resume_from_checkpoint=true");
+    fs::write(&data, lines[1..].join("\n")).unwrap();
+    let error = fail("lora", &args);
+    assert!(error.contains("cannot resume: the training data changed since the run began"), "{error}");
+    fs::write(&data, lines.join("\n")).unwrap();
+    succeed("lora", &args);
+
+    let weights = model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let error = fail("lora", &args);
+    assert!(error.contains("cannot resume: the base model changed since the run began"), "{error}");
+}
+
+#[test]
+fn a_template_that_writes_the_time_goes_on_with_that_of_the_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("template.jinja");
+    let source = "{{ strftime_now('%H:%M:%S') }}\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}\
+                  {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    fs::write(&template, source).unwrap();
+    let template = format!("tokenizer.chat_template={}", template.display());
+    for recipe in ["full", "lora"] {
+        let (config, output) = (config(recipe), output(&folder.path().join(recipe)));
+        let mut args = vec!["--config", &config, &output, &template, "max_steps_per_epoch=1", "epochs=1"];
+        if recipe == "lora" {
+            args.push("~exact_match");
+        }
+        succeed(recipe, &args);
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        args.push("resume_from_checkpoint=true");
+        succeed(recipe, &args);
+    }
+}
+
+#[test]
+fn every_shipped_config_is_valid() {
+    for recipe in ["full", "lora", "generate"] {
+        for entry in fs::read_dir(root().join("configs").join(recipe)).unwrap() {
+            succeed(recipe, &["--config", entry.unwrap().path().to_str().unwrap(), "--print-config"]);
+        }
+    }
 }
 
 #[test]

@@ -372,6 +372,7 @@ fn headers_that_lie_are_refused() {
     let tensor = |dims: &[u64], kind: u32, offset: u64| bytes(&[&v3, &one, &zero, &described(dims, kind, offset)]);
     refused(&tensor(&[1 << 40, 1 << 40], 0, 0), "cannot have the dimensions");
     refused(&tensor(&[0, 4], 0, 0), "cannot have the dimensions");
+    refused(&tensor(&[1 << 20], 0, 0), "is truncated, or its header lies: tensor `t` of type F32");
     refused(&tensor(&[33], 8, 0), "cannot have the dimensions");
     refused(&tensor(&[], 0, 0), "0 dimensions");
     refused(&tensor(&[1; 5], 0, 0), "5 dimensions");

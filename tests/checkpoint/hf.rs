@@ -42,6 +42,25 @@ fn what_is_written_is_read_back_bit_for_bit() {
 }
 
 #[test]
+fn a_fingerprint_stands_for_the_weights() {
+    let fingerprint = |tensors: BTreeMap<String, Tensor>, max_shard_bytes| {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), tensors, max_shard_bytes);
+        Checkpoint::open(dir.path()).unwrap().fingerprint().unwrap()
+    };
+    let large = |seed| [("w".to_string(), tensor(seed, &[100, 100], DType::F32))].into();
+    let small = fingerprint(model(DType::F32), u64::MAX);
+    // How they are spread over files does not matter.
+    assert_eq!(small, fingerprint(model(DType::F32), 139));
+    assert_ne!(small, fingerprint(model(DType::BF16), u64::MAX));
+    let mut changed = model(DType::F32);
+    changed.insert("a.weight".into(), tensor(9, &[11], DType::F32));
+    assert_ne!(small, fingerprint(changed, u64::MAX));
+    assert_eq!(fingerprint(large(1), u64::MAX), fingerprint(large(1), u64::MAX));
+    assert_ne!(fingerprint(large(1), u64::MAX), fingerprint(large(2), u64::MAX));
+}
+
+#[test]
 fn types_are_converted_as_candle_converts_them_and_rounded_where_asked() {
     let types = [DType::BF16, DType::F16, DType::F32, DType::F64];
     for stored in types {

@@ -199,6 +199,29 @@ fn a_run_starts_as_it_was_told_to() {
     assert_eq!(names_in(&f.output), ["log.jsonl"]);
 }
 
+#[test]
+fn a_model_that_was_kept_without_its_state_is_not_replaced() {
+    let f = folders();
+    let run = open(&f, Start::Fresh).unwrap();
+    let kept = save(&run, 2).unwrap();
+    drop(run);
+    fs::remove_file(kept.path.join("training_state.json")).unwrap();
+    let refuses = |start| assert_error(open(&f, start), &kept.path, &["no training_state.json", "move it away"]);
+    refuses(Start::Fresh);
+    refuses(Start::Overwrite);
+    let aside = f.output.join("aside");
+    fs::rename(&kept.path, &aside).unwrap();
+    let run = open(&f, Start::Fresh).unwrap();
+    save(&run, 1).unwrap();
+    drop(run);
+    fs::rename(&aside, &kept.path).unwrap();
+    refuses(Start::Resume);
+    // One of a step that is done already is in nobody's way.
+    fs::rename(&kept.path, f.output.join("epoch_0_step_0")).unwrap();
+    save(&open(&f, Start::Resume).unwrap(), 2).unwrap();
+    assert!(f.output.join("epoch_0_step_0/model.safetensors.index.json").is_file());
+}
+
 #[cfg(unix)]
 #[test]
 fn the_base_model_is_never_the_output() {

@@ -22,12 +22,14 @@ fn state() -> TrainingState {
         batches_in_epoch: 3,
         total_steps: 40,
         seed: u64::MAX,
+        now: Some(-7),
         settings: [
             ("lr".to_string(), json!(2e-5)),
             ("odd".to_string(), json!(0.1 + 0.2)),
             ("name".to_string(), json!("x")),
         ]
         .into(),
+        inputs: [("the data".to_string(), 7), ("the base model".to_string(), u32::MAX)].into(),
         extra: [("tokens".to_string(), json!(u64::MAX))].into(),
         optimizer: [
             ("exp_avg.w".to_string(), Tensor::from_vec(odd, (7,), &Device::Cpu).unwrap()),
@@ -59,13 +61,22 @@ fn it_comes_back_bit_for_bit() {
     let saved = save(&dir.path().join("run"), dir.path());
     let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
     assert_eq!((read.step, read.epoch, read.batches_in_epoch, read.total_steps, read.seed), (7, 1, 3, 40, u64::MAX));
-    assert_eq!(read.extra, wrote.extra);
+    assert_eq!((&read.extra, read.now), (&wrote.extra, wrote.now));
     read.check_settings(&wrote.settings).unwrap();
+    read.check_inputs(&wrote.inputs).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
     for (name, tensor) in &wrote.optimizer {
         assert_eq!(read.optimizer[name].dims(), tensor.dims());
         assert_eq!(bits(&read.optimizer[name]), bits(tensor), "{name}");
     }
+}
+
+#[test]
+fn inputs_that_differ_are_named() {
+    let mut now = state().inputs;
+    now.insert("the data".into(), 8);
+    let message = state().check_inputs(&now).unwrap_err().to_string();
+    assert!(message.starts_with("cannot resume: the data changed since the run began"), "{message}");
 }
 
 #[test]

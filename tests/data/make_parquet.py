@@ -21,3 +21,4 @@ chats = pa.table({
 pq.write_table(chats, HERE / "chats.parquet", compression="snappy")
 pairs = pa.table({"input": [f"{i} + 1" for i in range(300)], "output": [str(i + 1) for i in range(299)] + [None]})
 pq.write_table(pairs, HERE / "pairs.parquet", compression="zstd", row_group_size=100)
+pq.write_table(chats, HERE / "gzip.parquet", compression="gzip")

@@ -1,7 +1,8 @@
 //! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -72,16 +73,38 @@ pub fn run_start(resume_from_checkpoint: bool, overwrite: bool) -> run::Start {
 }
 
 /// Writes the resolved config to `config.yaml` in the run's folder; it can be run again as it is.
+/// Another config of that name is kept, as `config.1.yaml` and so on: someone may have written it by hand.
 ///
 /// # Errors
 /// Where it cannot be written. An older one is whole or replaced, never torn.
 pub fn write_config(output_dir: &Path, yaml: &str) -> Result<()> {
     let path = output_dir.join("config.yaml");
-    let mut file = tempfile::NamedTempFile::new_in(output_dir).map_err(Error::io("create a file in", output_dir))?;
-    file.write_all(yaml.as_bytes()).map_err(Error::io("write", &path))?;
-    file.as_file().sync_all().map_err(Error::io("write", &path))?;
-    file.persist(&path).map_err(|e| Error::io("write", &path)(e.error))?;
-    Ok(())
+    match fs::read(&path) {
+        Ok(there) if there == yaml.as_bytes() => return Ok(()),
+        Ok(_) => move_aside(&path)?,
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("read", &path)(e)),
+    }
+    // Under a name that the next run clears away, should this one be killed here.
+    let aside = output_dir.join(".partial-config.yaml");
+    let mut file = File::create(&aside).map_err(Error::io("create", &aside))?;
+    file.write_all(yaml.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io("write", &aside))?;
+    fs::rename(&aside, &path).map_err(Error::io("write", &path))
+}
+
+/// Renames a file to the first free numbered name beside it: `metrics.jsonl` to `metrics.1.jsonl`, and so on.
+pub(crate) fn move_aside(path: &Path) -> Result<()> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map_or_else(String::new, |e| format!(".{}", e.to_string_lossy()));
+    let mut number = 1u64;
+    let aside = loop {
+        let aside = path.with_file_name(format!("{stem}.{number}{extension}"));
+        if !aside.exists() {
+            break aside;
+        }
+        number += 1;
+    };
+    fs::rename(path, aside).map_err(Error::io("rename", path))
 }
 
 /// How batches become steps and epochs.
@@ -106,7 +129,7 @@ impl Plan {
 
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
-        self.steps_per_epoch() * self.epochs
+        self.steps_per_epoch().saturating_mul(self.epochs)
     }
 
     /// The batches of the next step, after `done` batches of an epoch; `None` at its end.
@@ -212,11 +235,43 @@ mod tests {
     }
 
     #[test]
+    fn more_steps_than_can_be_counted_are_no_overflow() {
+        let plan =
+            Plan { batches_per_epoch: 10, gradient_accumulation_steps: 1, max_steps_per_epoch: None, epochs: u64::MAX };
+        assert_eq!(plan.total_steps(), u64::MAX);
+    }
+
+    #[test]
     fn an_epoch_can_end_early() {
         let plan =
             Plan { batches_per_epoch: 10, gradient_accumulation_steps: 4, max_steps_per_epoch: Some(1), epochs: 3 };
         assert_eq!(plan.total_steps(), 3);
         assert_eq!(plan.next_step(4), None);
+    }
+
+    #[test]
+    fn a_config_that_someone_wrote_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        fs::write(folder.path().join("config.yaml"), "# by hand\nepochs: 1\n").unwrap();
+        for yaml in ["epochs: 1\n", "epochs: 1\n", "epochs: 2\n"] {
+            write_config(folder.path(), yaml).unwrap();
+            assert_eq!(read("config.yaml"), yaml);
+        }
+        assert_eq!(read("config.1.yaml"), "# by hand\nepochs: 1\n");
+        assert_eq!(read("config.2.yaml"), "epochs: 1\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn whoever_may_read_the_checkpoints_may_read_the_config() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        fs::write(folder.path().join("other"), "").unwrap();
+        write_config(folder.path(), "epochs: 1\n").unwrap();
+        assert_eq!(mode("config.yaml"), mode("other"));
     }
 
     #[test]

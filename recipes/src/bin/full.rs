@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release -p recipes --bin full -- --config configs/full/tiny.yaml epochs=2
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -112,6 +113,8 @@ const FREE: &[&str] = &[
 pub(crate) struct FullFinetune {
     cfg: FullConfig,
     seed: u64,
+    /// What the chat template takes for now, where it writes the date.
+    now: Option<i64>,
     run_dir: RunDir,
     metrics: Metrics,
     base: Checkpoint,
@@ -121,6 +124,8 @@ pub(crate) struct FullFinetune {
     validation_data: Option<Loader>,
     plan: Plan,
     position: Position,
+    /// What a resumed run must find as it was, besides the settings.
+    inputs: BTreeMap<String, u32>,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     last_saved: Option<PathBuf>,
@@ -148,6 +153,7 @@ impl Recipe for FullFinetune {
 
         let base = cfg.checkpointer.open()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
         let resumed = match cfg.resume_from_checkpoint {
             true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
@@ -158,6 +164,11 @@ impl Recipe for FullFinetune {
             state.check_settings(&settings(&cfg, FREE))?;
         }
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+        // A chat template that writes the date goes on with the day on which the run began.
+        let tokenizer = match state.as_ref().and_then(|state| state.now) {
+            Some(now) => tokenizer.at(now),
+            None => tokenizer,
+        };
 
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {
@@ -165,7 +176,7 @@ impl Recipe for FullFinetune {
             None => load_model(&base, &options)?,
         };
 
-        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
             let options = LoaderOptions {
@@ -181,12 +192,13 @@ impl Recipe for FullFinetune {
         let mut reports = Vec::new();
         let mut load = |configs: &[DatasetConfig], shuffle: bool| {
             let dataset = data::load(configs, &tokenizer, max_seq_len)?;
-            dataset.warnings().for_each(|w| console.warn(w));
+            dataset.warnings(longest).iter().for_each(|w| console.warn(w));
             reports.extend(dataset.reports.iter().map(ToString::to_string));
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
         let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
+        let inputs = BTreeMap::from([("the training data".to_string(), train_data.fingerprint())]);
 
         let plan = Plan {
             batches_per_epoch: train_data.len(),
@@ -198,6 +210,7 @@ impl Recipe for FullFinetune {
         let schedule = cfg.lr_scheduler.build(plan.total_steps());
         let mut position = Position::default();
         if let Some(state) = state {
+            state.check_inputs(&inputs)?;
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
@@ -221,6 +234,7 @@ impl Recipe for FullFinetune {
             Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
             seed,
+            now: tokenizer.now(),
             run_dir,
             metrics,
             base,
@@ -230,6 +244,7 @@ impl Recipe for FullFinetune {
             validation_data,
             plan,
             position,
+            inputs,
             optimizer,
             schedule,
             last_saved: resumed,
@@ -311,7 +326,9 @@ impl Recipe for FullFinetune {
             batches_in_epoch: self.position.batches_in_epoch,
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
+            now: self.now,
             settings: settings(&self.cfg, FREE),
+            inputs: self.inputs.clone(),
             extra: Default::default(),
             optimizer: self.optimizer.state(),
         };

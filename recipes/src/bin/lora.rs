@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release -p recipes --bin lora -- --config configs/lora/tiny.yaml epochs=2
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -132,6 +133,8 @@ pub(crate) struct LoraFinetune {
     right_before: Option<f64>,
     plan: Plan,
     position: Position,
+    /// What a resumed run must find as it was, besides the settings.
+    inputs: BTreeMap<String, u32>,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     last_saved: Option<PathBuf>,
@@ -147,6 +150,7 @@ impl Recipe for LoraFinetune {
 
         let base = cfg.checkpointer.open()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
+        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         for start in std::iter::once(base.path()).chain(cfg.checkpointer.adapter_checkpoint.as_deref()) {
             checkpoint::run::check_output_dir(&cfg.output_dir, start)?;
         }
@@ -159,6 +163,11 @@ impl Recipe for LoraFinetune {
             state.check_settings(&settings(&cfg, FREE))?;
         }
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
+        // A chat template that writes the date goes on with the day on which the run began.
+        let tokenizer = match state.as_ref().and_then(|state| state.now) {
+            Some(now) => tokenizer.at(now),
+            None => tokenizer,
+        };
 
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
@@ -167,7 +176,7 @@ impl Recipe for LoraFinetune {
             adapters.load_into(&model, dir)?;
         }
 
-        let max_seq_len = cfg.tokenizer.max_seq_len;
+        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
         let loader = |dataset: data::Dataset, shuffle: bool| {
             let pad_id = tokenizer.pad().unwrap_or(0);
             let options = LoaderOptions {
@@ -183,13 +192,17 @@ impl Recipe for LoraFinetune {
         let mut reports = Vec::new();
         let mut load = |configs: &[DatasetConfig], shuffle: bool| {
             let dataset = data::load(configs, &tokenizer, max_seq_len)?;
-            dataset.warnings().for_each(|w| console.warn(w));
+            dataset.warnings(longest).iter().for_each(|w| console.warn(w));
             reports.extend(dataset.reports.iter().map(ToString::to_string));
             loader(dataset, shuffle)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
         let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
         let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        let inputs = BTreeMap::from([
+            ("the training data".to_string(), train_data.fingerprint()),
+            ("the base model".to_string(), base.fingerprint()?),
+        ]);
 
         let plan = Plan {
             batches_per_epoch: train_data.len(),
@@ -202,6 +215,7 @@ impl Recipe for LoraFinetune {
         let mut position = Position::default();
         let mut right_before = None;
         if let Some(state) = state {
+            state.check_inputs(&inputs)?;
             position = Position::of(&state);
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
@@ -239,6 +253,7 @@ impl Recipe for LoraFinetune {
             right_before,
             plan,
             position,
+            inputs,
             optimizer,
             schedule,
             last_saved: resumed,
@@ -316,7 +331,9 @@ impl Recipe for LoraFinetune {
             batches_in_epoch: self.position.batches_in_epoch,
             total_steps: self.plan.total_steps() as usize,
             seed: self.seed,
+            now: self.tokenizer.now(),
             settings: settings(&self.cfg, FREE),
+            inputs: self.inputs.clone(),
             extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
             optimizer: self.optimizer.state(),
         };

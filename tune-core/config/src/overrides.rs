@@ -75,6 +75,15 @@ pub(crate) fn parse(
             }
             false => tune_yaml::parse_value(&line.text, start, range.end, source).map_err(Diagnostic::from)?,
         };
+        // In a file this is a comment; here it is a part of the value that would be lost.
+        let behind = line.text.get(node.span.end..range.end).unwrap_or_default();
+        if let Some(comment) = [value, behind].map(str::trim_start).into_iter().find(|text| text.starts_with('#')) {
+            let hash = range.end - comment.len();
+            return Err(Diagnostic::error(format!("`{path}` would be cut off at a comment"))
+                .at(Span::new(source, hash, range.end), "YAML reads no further than here")
+                .help(format!("put the value into quotes: `{path}=\"...\"`"))
+                .into());
+        }
         (path, range.start, Action::Set(node))
     } else {
         return Err(Diagnostic::error(format!("`{written}` is no override"))
@@ -194,8 +203,12 @@ impl Walk<'_> {
                     return Ok(());
                 };
                 if let Some(position) = entry_of(entries, step, child_key) {
-                    let node = &mut entries[position].value;
-                    return self.set(child_schema, child_key, node, at + 1, value);
+                    let entry = &mut entries[position];
+                    // A value that is empty is reported at its key.
+                    if at + 1 == self.path.len() && value.is_null() {
+                        entry.key_span = *span;
+                    }
+                    return self.set(child_schema, child_key, &mut entry.value, at + 1, value);
                 }
                 // What the key's default says holds for the rest of it.
                 let mut absent = match (child_key.and_then(|key| key.default), child_schema) {

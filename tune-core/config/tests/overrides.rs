@@ -49,6 +49,22 @@ fn text_needs_no_quotes_within_quotes() {
 }
 
 #[test]
+fn a_comment_does_not_cut_a_value_off() {
+    for written in ["name=a # b", "name=# b", "name='a' # b", "batch_size=4 # more", "model.lora_attn_modules=[a] #"] {
+        let error = bad(LEAST, &[written]);
+        assert!(error.contains("would be cut off at a comment"), "{error}");
+    }
+    assert_eq!(with(&["name=a#b"]).name, "a#b");
+    assert_eq!(with(&["name=\"a # b\""]).name, "a # b");
+}
+
+#[test]
+fn an_empty_value_is_reported_where_it_was_written() {
+    let error = bad(LEAST, &["output_dir="]);
+    assert!(error.contains(" --> command line:1:25"), "{error}");
+}
+
+#[test]
 fn items_of_lists() {
     let yaml = "output_dir: out\ndatasets:\n- {_component_: instruct, path: a}\n- {_component_: instruct, path: b}\n";
     assert_eq!(paths(&good(yaml, &["datasets.1.path=c"])), ["a", "c"]);

@@ -148,6 +148,25 @@ impl Checkpoint {
         }
     }
 
+    /// A number that stands for the weights: of another model's, be it a variant of this one, it is another.
+    /// It is made of every parameter's name, type, shape and some of its bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where reading fails.
+    pub fn fingerprint(&self) -> Result<u32> {
+        let mut sum = 0;
+        for name in self.names() {
+            sum = crc32c::crc32c_append(sum, name.as_bytes());
+            sum = match &self.weights {
+                Weights::Hf(tensors) => tensors.get(name).map(|t| t.checksum(sum)),
+                Weights::Gguf(model) => model.tensors().get(name).map(|t| t.checksum(sum)),
+            }
+            .unwrap_or(Ok(sum))?;
+        }
+        Ok(sum)
+    }
+
     /// Reads one parameter as `dtype` onto `device`; quantized ones are dequantized.
     ///
     /// # Errors

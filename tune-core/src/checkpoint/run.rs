@@ -58,6 +58,16 @@ pub fn checkpoints(output_dir: &Path) -> Result<Vec<Saved>> {
     Ok(saved)
 }
 
+/// What saving steps from `from_step` on could replace without being a complete checkpoint: a model, say,
+/// that someone kept without the training state.
+fn without_state(output_dir: &Path, from_step: usize) -> Result<Option<String>> {
+    let names = names_in(output_dir)?;
+    Ok(names.into_iter().find(|name| {
+        parse_name(name).is_some_and(|(_, step)| step >= from_step)
+            && !output_dir.join(name).join(state::FILE).is_file()
+    }))
+}
+
 /// The newest complete checkpoint in `output_dir`.
 ///
 /// # Errors
@@ -94,7 +104,8 @@ impl RunDir {
     /// # Errors
     ///
     /// Where the folder is the base's own, is in use by another process, cannot be made or written,
-    /// or its content does not fit `start`. Nothing has been changed then.
+    /// its content does not fit `start`, or it holds something else under a checkpoint's name. Nothing has been
+    /// changed then.
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
         check_output_dir(output_dir, base)?;
         // Before the look at what is there, which another process may be changing.
@@ -119,6 +130,17 @@ impl RunDir {
                 ));
             }
             _ => {}
+        }
+        let from = if start == Start::Resume { there.last().map_or(0, |s| s.step + 1) } else { 0 };
+        if let Some(name) = without_state(output_dir, from)? {
+            return Err(Error::file(
+                output_dir.join(name),
+                format!(
+                    "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
+                     move it away, or choose another output_dir",
+                    state::FILE
+                ),
+            ));
         }
         durable::create_dir_all(output_dir)?;
         let lock = match locked {

@@ -52,6 +52,7 @@ pub(super) struct Entry {
     shape: Vec<usize>,
     /// Where its bytes begin, from the start of the file.
     start: u64,
+    bytes: u64,
 }
 
 impl Entry {
@@ -62,6 +63,12 @@ impl Entry {
     /// Its type, where it is one that weights may have.
     pub(super) fn dtype(&self) -> Option<DType> {
         self.dtype
+    }
+
+    /// Goes on with a checksum over its type, its shape and some of its bytes.
+    pub(super) fn checksum(&self, sum: u32) -> Result<u32> {
+        let sum = crc32c::crc32c_append(sum, format!("{}{:?}", self.dtype_name, self.shape).as_bytes());
+        self.file.checksum(sum, self.start, self.bytes)
     }
 
     /// The file that it lies in.
@@ -219,7 +226,8 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
             )));
         }
         ranges.push((begin, end, name.clone()));
-        let entry = Entry { file: Arc::clone(&file), dtype_name, dtype, shape, start: data_start + begin };
+        let (start, bytes) = (data_start + begin, end - begin);
+        let entry = Entry { file: Arc::clone(&file), dtype_name, dtype, shape, start, bytes };
         if tensors.insert(name.clone(), entry).is_some() {
             return Err(bad(format!("tensor `{name}` is in the header twice")));
         }

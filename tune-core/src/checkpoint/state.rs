@@ -32,8 +32,12 @@ pub struct TrainingState {
     pub total_steps: usize,
     /// The seed that the run began with.
     pub seed: u64,
+    /// What the chat template took for now, where it writes the date.
+    pub now: Option<i64>,
     /// The settings that a resumed run must share to give the same weights, by config key.
     pub settings: BTreeMap<String, Value>,
+    /// What the run computes from besides its settings, by name: a number that stands for its content.
+    pub inputs: BTreeMap<String, u32>,
     /// Anything else that goes on, such as counts of tokens.
     pub extra: BTreeMap<String, Value>,
     /// The optimizer's tensors by name, in f32.
@@ -49,7 +53,9 @@ struct Stored {
     batches_in_epoch: usize,
     total_steps: usize,
     seed: u64,
+    now: Option<i64>,
     settings: BTreeMap<String, Value>,
+    inputs: BTreeMap<String, u32>,
     extra: BTreeMap<String, Value>,
     /// The other files of the checkpoint with their sizes in bytes.
     files: BTreeMap<String, u64>,
@@ -113,7 +119,9 @@ impl TrainingState {
             batches_in_epoch: stored.batches_in_epoch,
             total_steps: stored.total_steps,
             seed: stored.seed,
+            now: stored.now,
             settings: stored.settings,
+            inputs: stored.inputs,
             extra: stored.extra,
             optimizer,
         })
@@ -138,7 +146,9 @@ impl TrainingState {
             batches_in_epoch: self.batches_in_epoch,
             total_steps: self.total_steps,
             seed: self.seed,
+            now: self.now,
             settings: self.settings.clone(),
+            inputs: self.inputs.clone(),
             extra: self.extra.clone(),
             files,
         };
@@ -166,6 +176,27 @@ impl TrainingState {
         Err(Error::setup(format!(
             "cannot resume: these settings differ from those of the run that is resumed, and the result would not be the same:{differing}\n\
              Set them back, or start a new run (resume_from_checkpoint=false) in another output_dir"
+        )))
+    }
+
+    /// Checks that a run that computes from these inputs goes on as this one would have.
+    ///
+    /// # Errors
+    ///
+    /// Where one of them is not what it was; the message names it.
+    pub fn check_inputs(&self, now: &BTreeMap<String, u32>) -> Result<()> {
+        let changed: Vec<&str> = now
+            .iter()
+            .filter(|(name, sum)| self.inputs.get(*name) != Some(sum))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        Err(Error::setup(format!(
+            "cannot resume: {} changed since the run began, though not by name, and the result would not be the same. \
+             Bring back what was there, or start a new run (resume_from_checkpoint=false) in another output_dir",
+            changed.join(" and ")
         )))
     }
 }

@@ -99,6 +99,19 @@ impl Loader {
         &self.samples
     }
 
+    /// A number that stands for the rows: with other samples, or others in one row, it is another.
+    pub fn fingerprint(&self) -> u32 {
+        let mut sum = 0;
+        for row in &self.rows {
+            for sample in &self.samples[row.clone()] {
+                sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&sample.input_ids));
+                sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&sample.targets));
+            }
+            sum = crc32c::crc32c_append(sum, &(row.len() as u64).to_le_bytes());
+        }
+        sum
+    }
+
     /// The batches of an epoch (from 0).
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
         let order = if self.options.shuffle {

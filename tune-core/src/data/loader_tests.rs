@@ -61,6 +61,26 @@ fn options() -> LoaderOptions {
 }
 
 #[test]
+fn a_fingerprint_stands_for_the_rows() {
+    let fingerprint = |samples: Vec<Sample>, pack_to: Option<usize>| {
+        Loader::new(samples, LoaderOptions { pack_to, ..options() }).unwrap().fingerprint()
+    };
+    let whole = fingerprint(samples(&[3, 4, 5]), None);
+    assert_eq!(whole, fingerprint(samples(&[3, 4, 5]), None));
+    let mut masked = samples(&[3, 4, 5]);
+    masked[1].targets[0] = IGNORE;
+    let others = [
+        fingerprint(samples(&[3, 4]), None),
+        fingerprint(samples(&[3, 4, 5, 1]), None),
+        fingerprint(samples(&[4, 3, 5]), None),
+        fingerprint(masked, None),
+        fingerprint(samples(&[3, 4, 5]), Some(7)),
+        fingerprint(samples(&[3, 4, 5]), Some(12)),
+    ];
+    assert_eq!(others.into_iter().chain([whole]).collect::<BTreeSet<_>>().len(), 7);
+}
+
+#[test]
 fn each_sample_appears_once_an_epoch() {
     for seed in 0..40 {
         let n = 1 + seed as usize * 3;

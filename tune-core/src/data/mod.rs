@@ -40,9 +40,18 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// What deserves attention, of all datasets.
-    pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        self.reports.iter().flat_map(|r| r.warnings.iter().map(String::as_str))
+    /// What deserves attention, of all datasets; the model is made for sequences of `max_positions` tokens.
+    pub fn warnings(&self, max_positions: usize) -> Vec<String> {
+        let too_long = |r: &DatasetReport| {
+            (r.longest > max_positions).then(|| {
+                format!(
+                    "{}: the longest sample has {} tokens, and the model is made for at most {max_positions}: \
+                     set `tokenizer.max_seq_len`",
+                    r.name, r.longest
+                )
+            })
+        };
+        self.reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(too_long(r))).collect()
     }
 }
 

@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use rayon::prelude::*;
@@ -283,6 +285,14 @@ fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
 
 fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Record>> {
     let reader = SerializedFileReader::new(file)?;
+    for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        let compression = column.compression();
+        if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_)) {
+            return Err(ParquetError::General(format!(
+                "it is compressed as {compression}; snappy and zstd are read: write it again with one of these"
+            )));
+        }
+    }
     let shared: Arc<Path> = path.into();
     let mut records = Vec::new();
     for (i, row) in reader.get_row_iter(None)?.enumerate() {

@@ -185,6 +185,9 @@ fn parquet_files() {
     let error = load_chat(config).unwrap_err().to_string();
     assert!(error.ends_with("chats.parquet: row 3: the conversation is empty"), "{error}");
 
+    let error = load_chat(chat(fixture("gzip.parquet"))).unwrap_err().to_string();
+    assert!(error.contains("it is compressed as GZIP") && error.contains("snappy and zstd are read"), "{error}");
+
     let mut config = instruct(fixture("pairs.parquet"));
     config.files.split = "train[-2:-1]".into();
     let got = texts(&byte_level(None), DatasetConfig::Instruct(config.clone()));
@@ -297,12 +300,14 @@ fn what_is_cut_and_dropped_is_reported() {
         (report.samples, report.tokens, report.trained_tokens, report.truncated, report.dropped, report.longest),
         (3, 6 + 10 + 10, 4 + 8 + 1, 7, 5, 10)
     );
-    let warnings: Vec<&str> = dataset.warnings().collect();
+    let warnings = dataset.warnings(10);
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].contains("5 samples have no trained token"), "{}", warnings[0]);
     assert!(warnings[0].contains("d.jsonl:2, ") && warnings[0].ends_with("…"), "{}", warnings[0]);
     let kept: Vec<usize> = dataset.samples.iter().map(|s| s.input_ids.len()).collect();
     assert_eq!(kept, [6, 10, 10]);
+    let too_long = &dataset.warnings(9)[1];
+    assert!(too_long.contains("the longest sample has 10 tokens, and the model is made for at most 9"), "{too_long}");
 
     let error = load(&config(), &byte_level(None), Some(2)).unwrap_err().to_string();
     assert!(error.contains("none of the 8 samples has a trained token within `max_seq_len` = 2"), "{error}");
@@ -315,7 +320,7 @@ fn answers_without_an_end_are_reported() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
     let warnings = |source: &str| {
         let dataset = load(&[DatasetConfig::Chat(chat(&file))], &byte_level(Some(source)), None).unwrap();
-        dataset.warnings().map(str::to_owned).collect::<Vec<_>>().join("\n")
+        dataset.warnings(usize::MAX).join("\n")
     };
     assert!(warnings(source).contains("in 1 samples no stop token follows the answer"));
     let other = source.replace("\n{% endfor", "<|end|>\n{% endfor");

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, object};
+use crate::recipe::move_aside;
 use crate::{Error, Result};
 
 /// Writes a text file with one JSON object a line; every object has a `step`.
@@ -37,7 +38,7 @@ impl JsonlLogger {
             fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
         match start {
-            Start::Fresh => move_aside(path)?,
+            Start::Fresh => keep_aside(path)?,
             Start::Resumed(step) => cut_after(path, step)?,
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
@@ -71,24 +72,13 @@ impl MetricLogger for JsonlLogger {
     }
 }
 
-/// Renames an existing, non-empty file to the first free numbered name beside it.
-fn move_aside(path: &Path) -> Result<()> {
+/// Gets an existing, non-empty file out of the way.
+fn keep_aside(path: &Path) -> Result<()> {
     match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => {}
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => move_aside(path),
         // Nothing to keep; if it cannot be written, opening it will say so.
-        _ => return Ok(()),
+        _ => Ok(()),
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().map_or_else(String::new, |e| format!(".{}", e.to_string_lossy()));
-    let mut number = 1u64;
-    let aside = loop {
-        let aside = path.with_file_name(format!("{stem}.{number}{extension}"));
-        if !aside.exists() {
-            break aside;
-        }
-        number += 1;
-    };
-    fs::rename(path, aside).map_err(Error::io("rename", path))
 }
 
 /// Cuts off the records of steps after `step`. They are the file's tail, because steps

@@ -55,10 +55,10 @@ mod tests {
     #[test]
     fn peak_follows_what_is_held_and_never_falls() {
         let before = peak_memory().expect("measured on this system");
-        let held = vec![1u8; 256 << 20];
+        // Hidden from the optimizer, which would leave it out.
+        let held = std::hint::black_box(vec![1u8; 256 << 20]);
         let during = peak_memory().expect("measured on this system");
         assert!(during >= 256 << 20, "{during}");
-        assert_eq!(held[held.len() / 2], 1);
         drop(held);
         assert!(peak_memory().expect("measured on this system") >= during);
         assert!(during >= before);

@@ -75,7 +75,8 @@ impl Decoder {
             window: c.sliding_window,
         };
         let embed_tokens = builder.weight("model.embed_tokens", &[c.vocab_size, c.hidden_size])?;
-        let mut blocks = Vec::with_capacity(c.num_hidden_layers);
+        // Grown as weights are found: the number is only what config.json says.
+        let mut blocks = Vec::new();
         for index in 0..c.num_hidden_layers {
             let prefix = format!("model.layers.{index}");
             let mut linear =

@@ -18,7 +18,7 @@ pub struct LoraModel {
     #[config(default = false)]
     pub apply_lora_to_output: bool,
     /// Rank of each adapter.
-    #[config(default = 8, range = 1..)]
+    #[config(default = 8, range = 1..=65536)]
     pub lora_rank: usize,
     /// An adapter's update is scaled by `lora_alpha / lora_rank`.
     #[config(default = 16.0, range = 0.0..)]

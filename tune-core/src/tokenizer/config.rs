@@ -1,6 +1,6 @@
 //! The `tokenizer` key.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tune_config::Config;
 
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Config)]
 #[config(crate = tune_config)]
 pub struct TokenizerConfig {
-    /// A `tokenizer.json` in place of the checkpoint's. Tokenizer files of other kinds are not read: the checkpoint's is taken.
+    /// A `tokenizer.json`, under any name, in place of the checkpoint's. Tokenizer files of other kinds are not read: the checkpoint's is taken.
     pub path: Option<PathBuf>,
     /// Longer samples are cut off after so many tokens; packed rows are filled up to it.
     #[config(range = 2..)]
@@ -28,7 +28,7 @@ impl TokenizerConfig {
     /// A file that is missing or broken.
     pub fn open(&self, checkpoint: &Checkpoint) -> Result<(Tokenizer, TokenizerFiles)> {
         let mut files = checkpoint.tokenizer_files()?;
-        if let Some(path) = self.path.as_ref().filter(|p| p.file_name().is_some_and(|n| n == "tokenizer.json")) {
+        if let Some(path) = self.path.as_deref().filter(|p| is_read(p)) {
             files.files.insert("tokenizer.json".into(), std::fs::read(path).map_err(Error::io("read", path))?);
         }
         if let Some(path) = &self.chat_template {
@@ -40,6 +40,20 @@ impl TokenizerConfig {
         }
         Ok((tokenizer, files))
     }
+
+    /// What deserves the user's attention without being an error.
+    pub fn warning(&self) -> Option<String> {
+        let path = self.path.as_deref().filter(|p| !is_read(p))?;
+        Some(format!(
+            "tokenizer.path: {} is not read, the checkpoint's own tokenizer.json is taken in its place",
+            path.display()
+        ))
+    }
+}
+
+/// Whether a tokenizer file is of the kind that is read: all but `vocab.json` and SentencePiece's and tiktoken's.
+fn is_read(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json") && path.file_name().is_some_and(|n| n != "vocab.json")
 }
 
 impl Tokenizer {

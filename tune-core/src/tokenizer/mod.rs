@@ -169,6 +169,12 @@ impl Tokenizer {
         self
     }
 
+    /// The moment that the chat template takes for now, where the text depends on it: what a run that is
+    /// resumed gives to [`Tokenizer::at`].
+    pub fn now(&self) -> Option<i64> {
+        self.template.as_ref().filter(|t| t.uses_date()).map(ChatTemplate::now)
+    }
+
     /// The ids of a text, without any special token in front or behind. Special tokens that are
     /// written out in the text become their ids.
     ///

@@ -284,11 +284,18 @@ impl Cursor<'_> {
         let (block, size) = (dtype.block_size() as u64, dtype.type_size() as u64);
         let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n > 0 && dims[0] % block == 0);
         let bytes = count.and_then(|n| (n / block).checked_mul(size));
-        let Some(bytes) = bytes.filter(|&b| b <= self.file.len()) else {
+        let Some(bytes) = bytes else {
             return Err(self.bad(format!(
                 "its header lies: tensor `{name}` of type {dtype:?} cannot have the dimensions {dims:?}"
             )));
         };
+        if bytes > self.file.len() {
+            return Err(self.bad(format!(
+                "is truncated, or its header lies: tensor `{name}` of type {dtype:?} and dimensions {dims:?} takes {bytes} \
+                 bytes, and the file has {}; fetch it again",
+                self.file.len()
+            )));
+        }
         Ok(TensorInfo { name, dtype, shape: dims.iter().rev().map(|&d| d as usize).collect(), start, bytes })
     }
 }

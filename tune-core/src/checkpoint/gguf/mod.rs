@@ -122,6 +122,13 @@ impl GgufTensor {
         &self.info.shape
     }
 
+    /// Goes on with a checksum over its type, its shape and some of its bytes.
+    pub(super) fn checksum(&self, sum: u32) -> Result<u32> {
+        let TensorInfo { dtype, shape, start, bytes, .. } = &self.info;
+        let sum = crc32c::crc32c_append(sum, format!("{dtype:?}{shape:?}").as_bytes());
+        self.file.checksum(sum, *start, *bytes)
+    }
+
     pub(super) fn dtype(&self) -> Option<DType> {
         match self.info.dtype {
             GgmlDType::F32 => Some(DType::F32),

@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::Element;
@@ -20,6 +21,17 @@ unsafe impl bytemuck::Zeroable for Line {}
 unsafe impl bytemuck::Pod for Line {}
 
 static IDLE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+
+/// The longest batch so far, in rows: what is made for each token has room for as many.
+static ROWS: AtomicUsize = AtomicUsize::new(0);
+
+/// Announces a batch of `rows` tokens. Memory that is too small for it is given up.
+pub(crate) fn expect_rows(rows: usize) {
+    let rows = rows.next_multiple_of(64);
+    if ROWS.fetch_max(rows, Ordering::Relaxed) < rows {
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
 
 /// Elements of any content; the memory goes back to the pool when this is dropped.
 #[derive(Debug)]
@@ -38,10 +50,18 @@ impl std::fmt::Debug for Line {
 impl<T: Element> Buffer<T> {
     /// `len` elements, each of which the caller will write before it reads it.
     pub(crate) fn new(len: usize) -> Self {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        // Batches differ a little in length: a sixteenth more than is needed, at most, fits them all.
-        let lines = lines.next_multiple_of((lines.next_power_of_two() / 16).max(1));
-        Self { lines: take(lines), len, element: PhantomData }
+        let lines = Self::lines(len);
+        Self { lines: take(lines..=2 * lines), len, element: PhantomData }
+    }
+
+    /// The same for `rows` tokens of `width` elements, a size that changes with every batch.
+    pub(crate) fn rows(rows: usize, width: usize) -> Self {
+        let lines = Self::lines(rows.max(ROWS.load(Ordering::Relaxed)) * width);
+        Self { lines: take(lines..=lines), len: rows * width, element: PhantomData }
+    }
+
+    fn lines(len: usize) -> usize {
+        (len * size_of::<T>()).div_ceil(size_of::<Line>())
     }
 
     /// `len` zeros.
@@ -75,14 +95,14 @@ impl<T: Element> Drop for Buffer<T> {
     }
 }
 
-/// The smallest idle memory that is large enough, unless it is far too large. Where there is none,
-/// as much idle memory is given up as is allocated: other shapes do not pile up.
-fn take(lines: usize) -> Vec<Line> {
+/// The smallest idle memory of a size that is wanted, or fresh memory of the smallest such size. As
+/// much idle memory is then given up as is allocated: sizes that are not used any more do not pile up.
+fn take(sizes: std::ops::RangeInclusive<usize>) -> Vec<Line> {
+    let lines = *sizes.start();
     let mut given_up = Vec::new();
     {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |v: &Vec<Line>| (lines..=8 * lines).contains(&v.len());
-        let best = (0..idle.len()).rev().filter(|&i| fits(&idle[i])).min_by_key(|&i| idle[i].len());
+        let best = (0..idle.len()).rev().filter(|&i| sizes.contains(&idle[i].len())).min_by_key(|&i| idle[i].len());
         if let Some(best) = best {
             return idle.swap_remove(best);
         }
@@ -147,6 +167,12 @@ mod tests {
         let again = Buffer::<f32>::new(len);
         assert_eq!((again.as_ptr(), again.len()), (place, len));
         assert_eq!(place.align_offset(64), 0);
+        expect_rows(1000);
+        let rows = Buffer::<f32>::rows(900, 50);
+        let place = rows.as_ptr();
+        drop(rows);
+        let fewer = Buffer::<f32>::rows(100, 50);
+        assert_eq!((fewer.as_ptr(), fewer.len()), (place, 5000));
         assert!(Buffer::<half::bf16>::zeros(77).iter().all(|x| x.to_f32() == 0.0));
     }
 }

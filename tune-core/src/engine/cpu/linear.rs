@@ -60,7 +60,7 @@ impl<'a, T: Element> Layer<'a, T> {
         let m = x.len() / self.inner;
         let dropped = adapter.drop(x, self.inner, rows);
         let x = dropped.as_deref().unwrap_or(x);
-        let mut h = Buffer::new(m * adapter.rank);
+        let mut h = Buffer::rows(m, adapter.rank);
         let scaled = adapter.scaled();
         multiply((m, adapter.rank), &[Term::nt(x, &adapter.a, self.inner)], &mut h, adapter.rank, scaled);
         Some(h)
@@ -134,7 +134,7 @@ impl<'a, T: Element> Layer<'a, T> {
     pub(super) fn back<'b>(&'b self, g: &'b [T]) -> Back<'b, T> {
         let hidden = self.adapter.as_ref().map(|adapter| {
             let (m, rank) = (g.len() / self.out, adapter.rank);
-            let mut gh = Buffer::new(m * rank);
+            let mut gh = Buffer::rows(m, rank);
             multiply((m, rank), &[Term::nn(g, &adapter.b, (self.out, rank))], &mut gh, rank, adapter.scaled());
             gh
         });
@@ -145,7 +145,7 @@ impl<'a, T: Element> Layer<'a, T> {
 impl<T: Element> Adapter<'_, T> {
     fn drop(&self, x: &[T], width: usize, rows: Option<&[usize]>) -> Option<Buffer<T>> {
         let dropout = self.dropout?;
-        let mut y = Buffer::new(x.len());
+        let mut y = Buffer::rows(x.len() / width, width);
         dropout.apply_to(x, width, rows, &mut y);
         Some(y)
     }

@@ -14,7 +14,7 @@ use super::{GradientSink, RunOptions, lost, lowest_trained, take_named};
 use crate::Result;
 use crate::data::Batch;
 use crate::kernels::Element;
-use crate::kernels::buffers::{Buffer, zeros};
+use crate::kernels::buffers::{Buffer, expect_rows, zeros};
 use crate::models::{Decoder, Pass};
 use crate::ops::check_token_ids;
 use weights::Weight;
@@ -91,7 +91,8 @@ impl Run<'_> {
         let (width, vocab) = (self.model.config.hidden_size, self.model.config.vocab_size);
         check_token_ids(&self.batch.input_ids, vocab)?;
         let table = Weight::<T>::new(self.model.embedding())?;
-        let mut x = Buffer::new(self.tokens() * width);
+        expect_rows(self.tokens());
+        let mut x = Buffer::rows(self.tokens(), width);
         for (row, &id) in x.chunks_exact_mut(width).zip(&self.batch.input_ids) {
             row.copy_from_slice(&table[id as usize * width..][..width]);
         }

@@ -158,6 +158,8 @@ fn bad_inputs_get_one_clear_message() {
     assert!(said(&["dtype=fp16"]).contains("not trained in fp16"));
     assert!(said(&["device=cuda"]).contains("built without CUDA"));
     assert!(said(&["resume_from_checkpoint=true"]).contains("holds no complete checkpoint"));
+    assert!(said(&["model.lora_attn_modules=[]", "model.apply_lora_to_mlp=false"]).contains("nothing to train"));
+    assert!(said(&["metric_logger=[jsonl, jsonl]"]).contains("two loggers write"));
     assert!(said(&["model.lora_rank=100000000000"]).contains("must be in 1..=65536"));
     let deeper = folder.path().join("deeper");
     copy(&root().join("recipes/tiny/model"), &deeper);

@@ -214,6 +214,7 @@ impl Recipe for FullFinetune {
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
+        Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
 
         // Everything is known to be sound: only now is anything written.
         let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);

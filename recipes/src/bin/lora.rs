@@ -220,6 +220,7 @@ impl Recipe for LoraFinetune {
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
+        Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
 
         // Everything is known to be sound: only now is anything written.
         let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);

@@ -129,6 +129,24 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Checks what can be known before anything is written.
+    ///
+    /// # Errors
+    /// Two logs in one file.
+    pub fn check(configs: &[MetricLoggerConfig], output_dir: &std::path::Path) -> Result<()> {
+        let mut places = Vec::new();
+        for place in configs.iter().filter_map(|config| config.place(output_dir)) {
+            if places.contains(&place) {
+                return Err(Error::setup(format!(
+                    "metric_logger: two loggers write {}; give one of them another log_dir or filename",
+                    place.display()
+                )));
+            }
+            places.push(place);
+        }
+        Ok(())
+    }
+
     /// The console, and the loggers that the config asks for. Their files lie in
     /// `output_dir/logs` unless the config says otherwise. Every `every`-th step is
     /// recorded; a progress bar shows them all.
@@ -143,18 +161,9 @@ impl Metrics {
         every: u64,
         mut console: Console,
     ) -> Result<Self> {
+        Self::check(configs, output_dir)?;
         let mut loggers: Vec<Box<dyn MetricLogger>> = Vec::new();
-        let mut places = Vec::new();
         for config in configs {
-            if let Some(place) = config.place(output_dir) {
-                if places.contains(&place) {
-                    return Err(Error::setup(format!(
-                        "metric_logger: two loggers write {}; give one of them another log_dir or filename",
-                        place.display()
-                    )));
-                }
-                places.push(place);
-            }
             if let Some(warning) = config.warning() {
                 console.warn(&warning);
             }

@@ -58,7 +58,7 @@ impl Decoder {
     /// Builds the model from its weights.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape; an adapter on a layer that the model lacks.
+    /// A weight that is missing, of another shape, or used by nothing; adapters for no layer at all.
     pub fn load(config: DecoderConfig, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
         let mut builder =
             Builder { source, options, trainable: BTreeMap::new(), wanted: BTreeSet::new(), used: BTreeSet::new() };
@@ -111,6 +111,12 @@ impl Decoder {
             builder.linear("lm_head", c.vocab_size, c.hidden_size)?
         };
         builder.refuse_unused(c.tie_word_embeddings)?;
+        if options.lora.is_some() && builder.trainable.is_empty() {
+            return Err(Error::setup(
+                "no layer gets an adapter, so that there is nothing to train: name some in model.lora_attn_modules, \
+                 or set model.apply_lora_to_mlp or model.apply_lora_to_output",
+            ));
+        }
         Ok(Self {
             blocks,
             embed_tokens,

@@ -363,9 +363,12 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
     });
     let (name, docs) = (recipe_name(recipe), &recipe.docs);
     let configs = configs::embed(&recipe.args.configs);
+    let schema = quote!(<#config as #krate::Config>::SCHEMA);
+    let checks = configs::checks(&recipe.args.configs, &schema, &krate);
     quote! {
         #function
         #made
+        #checks
         #[allow(dead_code)]
         fn main() -> ::std::process::ExitCode {
             use ::std::io::Write as _;

@@ -6,8 +6,7 @@
 
 use std::fmt::Write;
 
-use tune_yaml::{Kind, Scalar};
-
+use crate::plain::is_plain;
 use crate::report::Sources;
 use crate::schema::COMPONENT;
 use crate::value::{Data, Field, Value};
@@ -143,16 +142,8 @@ fn key(name: &str) -> String {
 }
 
 /// `text` without quotes where it cannot be taken for anything else.
-pub(crate) fn text(text: &str) -> String {
+fn text(text: &str) -> String {
     if is_plain(text) { text.to_owned() } else { quoted(&tune_yaml::escape_references(text)) }
-}
-
-fn is_plain(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '/' | '.'))
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'))
-        && Scalar::plain(text).kind() == Kind::Text
-        // Truth values of YAML 1.1.
-        && !["yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
 }
 
 fn quoted(text: &str) -> String {

@@ -59,14 +59,19 @@
 //! # Ok::<(), tune_config::Report>(())
 //! ```
 
-mod check;
+pub mod check;
 pub mod cli;
+pub mod codes;
+pub mod embedded;
 mod emit;
 mod help;
 mod load;
 mod overrides;
+mod plain;
 mod report;
+mod resolve;
 pub mod schema;
+pub mod tree;
 mod types;
 mod value;
 mod words;

@@ -309,6 +309,8 @@ fn default_variant(variants: &[Variant]) -> TokenStream {
 /// The function as it was written, without what only the macro understands.
 pub(crate) fn function(recipe: &Recipe) -> TokenStream {
     let Function { attrs, vis, sig, body } = &recipe.function;
+    // A mistake, see `check`: there is no such attribute but ours.
+    let attrs = attrs.iter().filter(|attr| !attr.path().is_ident("config"));
     let mut sig = sig.clone();
     if sig.ident == "main" {
         // A mistake, see `check`: the name is taken by ours.

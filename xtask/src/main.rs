@@ -1,5 +1,6 @@
 //! The project's own chores: `cargo xtask <TASK>`, one module each.
 
+mod codegen;
 mod make_tiny;
 mod new_recipe;
 mod parity;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Write what is made from the recipes: the schemas beside their configs.
+    Codegen(codegen::Args),
     /// Train the tiny model that ships with the project and write it to recipes/tiny.
     MakeTiny(make_tiny::Args),
     /// Compare the recipes with torchtune's losses on SmolLM2-135M (downloads 100 MB; about ten minutes).
@@ -33,6 +36,7 @@ enum Task {
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let result = match Cli::parse().task {
+        Task::Codegen(args) => codegen::run(root, &args),
         Task::MakeTiny(args) => make_tiny::run(root, &args),
         Task::Parity(args) => parity::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),

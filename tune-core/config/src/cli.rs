@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, value_parser};
 
-use crate::{Config, Input, Loaded, Report, Schema, help, load};
+use crate::load::explore;
+use crate::{Config, Input, Loaded, Report, completions, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -46,11 +47,14 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         Ok(matches) => matches,
         Err(error) => return Start::Fail(usage(recipe, &error, &args)),
     };
-    if matches.get_flag("help") {
-        return Start::Show(help_text::<T>(recipe));
-    }
     if matches.get_flag("version") {
         return Start::Show(format!("{} {}\n", recipe.name, recipe.version));
+    }
+    if matches.get_flag("print-schema") {
+        return Start::Show(json_schema(&T::SCHEMA, recipe.name));
+    }
+    if let Some(shell) = matches.get_one::<String>("completions") {
+        return Start::Show(completions::script(shell, recipe.name, &T::SCHEMA));
     }
     let mut input = match matches.get_one::<PathBuf>("config") {
         None => Input::new(),
@@ -67,7 +71,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     let mut line = recipe.name.to_owned();
     if let Some(path) = matches.get_one::<PathBuf>("config") {
         let _ = write!(line, " --config {}", path.display());
-    } else if !matches.contains_id("overrides") && !T::SCHEMA.has_default() {
+    } else if !matches.contains_id("overrides") && !matches.get_flag("help") && !T::SCHEMA.has_default() {
         return Start::Fail(format!(
             "error: which config?\n\n{}\n`{} --help` lists the keys.\n",
             usage_line(recipe),
@@ -76,6 +80,12 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     }
     let overrides = matches.get_many::<String>("overrides").unwrap_or_default();
     input = input.command(line).overrides(overrides);
+    if matches.get_flag("help") {
+        return match help_text::<T>(recipe, input) {
+            Ok(text) => Start::Show(text),
+            Err(report) => Start::Fail(report.render(color)),
+        };
+    }
     match load::<T>(input) {
         Err(report) => Start::Fail(report.render(color)),
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
@@ -124,6 +134,8 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
+        .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
+        .arg(Arg::new("completions").long("completions").value_name("SHELL").value_parser(completions::SHELLS))
         .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
 }
 
@@ -166,7 +178,8 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
     text
 }
 
-fn help_text<T: Config>(recipe: &Recipe) -> String {
+fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report> {
+    let (value, sources) = explore(&T::SCHEMA, input)?;
     let mut text = String::new();
     if !recipe.doc.is_empty() {
         let _ = writeln!(text, "{}\n", recipe.doc.trim());
@@ -176,10 +189,12 @@ fn help_text<T: Config>(recipe: &Recipe) -> String {
     for (flag, what) in [
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
-        ("-h, --help", "show this"),
+        ("    --print-schema", "show the keys as JSON Schema, for editors"),
+        ("    --completions SHELL", "show a script that completes keys: for bash, zsh or fish"),
+        ("-h, --help", "show this; with a config or overrides, what they set"),
         ("-V, --version", "show the version"),
     ] {
-        let _ = writeln!(text, "  {flag:<20}  {what}");
+        let _ = writeln!(text, "  {flag:<23}  {what}");
     }
     text += "\nOverrides, in the order in which they are given:\n";
     for (form, what) in [
@@ -188,11 +203,9 @@ fn help_text<T: Config>(recipe: &Recipe) -> String {
         ("a=NAME", "chooses another component; keys that it lacks go"),
         ("~a.b", "removes a key"),
     ] {
-        let _ = writeln!(text, "  {form:<20}  {what}");
+        let _ = writeln!(text, "  {form:<23}  {what}");
     }
-    if let Schema::Struct(fields) = T::SCHEMA {
-        text += "\nKeys:\n";
-        help::keys(fields, 2, &mut text);
-    }
-    text
+    text += "\nKeys (type = default; => what is set, and where):\n";
+    text += &help::keys(&T::SCHEMA, value.as_ref(), &sources);
+    Ok(text)
 }

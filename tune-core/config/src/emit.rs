@@ -89,7 +89,7 @@ impl Emitter<'_> {
 }
 
 /// Whether a value stands on the line of its key.
-fn is_inline(value: &Value) -> bool {
+pub(crate) fn is_inline(value: &Value) -> bool {
     match &value.data {
         Data::List(items) => {
             let scalar = |item: &Value| !matches!(item.data, Data::List(_) | Data::Fields(_) | Data::Component(..));
@@ -101,7 +101,7 @@ fn is_inline(value: &Value) -> bool {
     }
 }
 
-fn inline(value: &Value) -> String {
+pub(crate) fn inline(value: &Value) -> String {
     match &value.data {
         Data::Null => "null".to_owned(),
         Data::Bool(value) => value.to_string(),

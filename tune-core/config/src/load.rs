@@ -1,6 +1,6 @@
 //! Text and overrides to a typed config.
 
-use tune_yaml::{Node, Span};
+use tune_yaml::{Node, SourceId, Span};
 
 use crate::check::{Findings, check};
 use crate::overrides::{self, CommandLine};
@@ -8,7 +8,7 @@ use crate::report::{COMMAND_LINE, Diagnostic, Report, SHOWN, Sources};
 use crate::resolve::resolve;
 use crate::tree::{Tree, flatten};
 use crate::value::{Origin, Value};
-use crate::{Config, codes, emit};
+use crate::{Config, Schema, codes, emit};
 
 /// What a config is made of.
 #[derive(Debug, Clone, Default)]
@@ -87,11 +87,15 @@ impl ResolvedConfig {
     }
 }
 
-/// Reads, merges, resolves and checks a config.
-///
-/// # Errors
-/// Everything that is wrong with it, at once.
-pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
+/// The texts of an input put together, and what is wrong with them as texts.
+struct Read {
+    sources: Sources,
+    root: Node,
+    command_line: SourceId,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
     let mut sources = Sources::default();
     let mut diagnostics = Vec::new();
     let line = CommandLine::new(&input.command, &input.overrides);
@@ -120,12 +124,30 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     }
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
-            .and_then(|with| overrides::apply(&T::SCHEMA, &mut root, with));
+            .and_then(|with| overrides::apply(schema, &mut root, with));
         diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
     }
     let (root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
+    Ok(Read { sources, root, command_line, diagnostics })
+}
 
+/// What an input comes to as far as it is right, for help.
+pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, Sources), Report> {
+    let Read { sources, mut root, command_line, .. } = read(schema, input)?;
+    if matches!(root.value, tune_yaml::Value::Reported) {
+        root.value = tune_yaml::Value::Map(Vec::new());
+    }
+    let items = flatten(&root, &|span| span.source == command_line);
+    Ok((resolve(schema, Tree(&items)).value, sources))
+}
+
+/// Reads, merges, resolves and checks a config.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
+    let Read { sources, root, command_line, mut diagnostics } = read(&T::SCHEMA, input)?;
     let items = flatten(&root, &|span| span.source == command_line);
     let tree = Tree(&items);
     let found: Findings<'_, SHOWN> = check(&T::SCHEMA, tree);

@@ -37,6 +37,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
+    println!("give editors the schema of its config with\n  cargo xtask codegen");
     Ok(())
 }
 

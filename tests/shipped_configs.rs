@@ -3,13 +3,23 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/runs.rs"]
-mod runs;
-
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use runs::{root, succeed, text};
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// What a recipe prints; those that this file does not know lie beside the others.
+fn printed(recipe: &str, args: &[&str]) -> String {
+    let binary =
+        Path::new(env!("CARGO_BIN_EXE_lora")).with_file_name(format!("{recipe}{}", std::env::consts::EXE_SUFFIX));
+    let output = Command::new(binary).current_dir(root()).args(args).output().unwrap();
+    assert!(output.status.success(), "{recipe} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
 
 /// Each recipe's name and the files of its folder.
 fn folders() -> Vec<(String, Vec<PathBuf>)> {
@@ -44,7 +54,7 @@ fn every_config_is_listed_by_its_recipe() {
 fn schemas_are_up_to_date_and_editors_find_them() {
     for (recipe, files) in folders() {
         let found = fs::read_to_string(root().join(format!("configs/{recipe}/schema.json"))).unwrap_or_default();
-        let written = text(&succeed(&recipe, &["--print-schema"]).stdout);
+        let written = printed(&recipe, &["--print-schema"]);
         assert!(found == written, "configs/{recipe}/schema.json is old: run `cargo xtask codegen`");
         for (config, yaml) in configs(&files) {
             let first = yaml.lines().next().unwrap_or_default();
@@ -57,7 +67,7 @@ fn schemas_are_up_to_date_and_editors_find_them() {
 #[test]
 fn help_shows_where_values_come_from() {
     let args = ["--config", "configs/lora/tiny.yaml", "optimizer=sgd", "epochs=2", "--help"];
-    let help = text(&succeed("lora", &args).stdout);
+    let help = printed("lora", &args);
     for expected in ["=> 2  (command line)", "- sgd (chosen)", "momentum", "(configs/lora/tiny.yaml:"] {
         assert!(help.contains(expected), "{expected}: {help}");
     }

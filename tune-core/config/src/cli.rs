@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, value_parser};
 
 use crate::load::explore;
-use crate::{Config, Input, Loaded, Report, completions, help, json_schema, load};
+use crate::{Config, Input, Loaded, Report, codes, completions, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,12 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     if matches.get_flag("print-schema") {
         return Start::Show(json_schema(&T::SCHEMA, recipe.name));
     }
+    if let Some(code) = matches.get_one::<String>("explain") {
+        return match codes::explain(code) {
+            Some(explanation) => Start::Show(explanation.to_string()),
+            None => Start::Fail(format!("error: there is no error `{code}`: codes are such as E0020\n")),
+        };
+    }
     if let Some(shell) = matches.get_one::<String>("completions") {
         return Start::Show(completions::script(shell, recipe.name, &T::SCHEMA));
     }
@@ -87,7 +93,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         };
     }
     match load::<T>(input) {
-        Err(report) => Start::Fail(report.render(color)),
+        Err(report) => Start::Fail(mistakes(recipe, &report, color)),
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
         Ok(loaded) => Start::Run(Box::new(loaded)),
     }
@@ -118,6 +124,15 @@ pub fn failure(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// What is wrong with a config, and where more is said about it.
+fn mistakes(recipe: &Recipe, report: &Report, color: bool) -> String {
+    let mut text = report.render(color);
+    if let Some(code) = report.diagnostics.iter().find_map(|diagnostic| diagnostic.code) {
+        let _ = writeln!(text, "\nMore about an error: `{} --explain {code}`", recipe.name);
+    }
+    text
+}
+
 /// The report as it is shown before a run; empty where there is nothing to say.
 pub fn warnings(report: &Report, color: bool) -> String {
     match report.is_empty() {
@@ -135,6 +150,7 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
         .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
+        .arg(Arg::new("explain").long("explain").value_name("CODE"))
         .arg(Arg::new("completions").long("completions").value_name("SHELL").value_parser(completions::SHELLS))
         .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
 }
@@ -190,6 +206,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("    --print-schema", "show the keys as JSON Schema, for editors"),
+        ("    --explain CODE", "say more about an error, such as E0020"),
         ("    --completions SHELL", "show a script that completes keys: for bash, zsh or fish"),
         ("-h, --help", "show this; with a config or overrides, what they set"),
         ("-V, --version", "show the version"),

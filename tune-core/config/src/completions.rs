@@ -8,7 +8,8 @@ use crate::schema::{Const, Schema, Struct};
 /// The shells there are completions for.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
-const OPTIONS: [&str; 6] = ["--config", "--help", "--version", "--print-config", "--print-schema", "--completions"];
+const OPTIONS: [&str; 7] =
+    ["--config", "--help", "--version", "--print-config", "--print-schema", "--explain", "--completions"];
 
 /// The script for one of [`SHELLS`].
 pub(crate) fn script(shell: &str, recipe: &str, schema: &Schema) -> String {
@@ -122,7 +123,8 @@ fn zsh(recipe: &str, keys: &[String]) -> String {
 fn fish(recipe: &str, keys: &[String]) -> String {
     let mut text = format!("complete -c {recipe} -f\ncomplete -c {recipe} -s c -l config -r -F\n");
     let _ = writeln!(text, "complete -c {recipe} -l completions -x -a '{}'", SHELLS.join(" "));
-    for option in OPTIONS.iter().filter(|option| !matches!(**option, "--config" | "--completions")) {
+    let _ = writeln!(text, "complete -c {recipe} -l explain -x");
+    for option in OPTIONS.iter().filter(|option| !matches!(**option, "--config" | "--explain" | "--completions")) {
         let _ = writeln!(text, "complete -c {recipe} -l {}", option.trim_start_matches('-'));
     }
     let _ = writeln!(text, "complete -c {recipe} -a '{}'", keys.join(" "));

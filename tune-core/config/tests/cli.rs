@@ -54,6 +54,14 @@ fn the_schema_for_editors() {
 }
 
 #[test]
+fn errors_are_explained() {
+    let failed = told(&["epochs=0"]).err().unwrap_or_default();
+    assert!(failed.ends_with("\nMore about an error: `lora --explain E0021`\n"), "{failed}");
+    assert!(told(&["--explain", "e0021"]).is_ok_and(|text| text.starts_with("E0021: missing key\n")));
+    assert!(told(&["--explain", "E9"]).is_err_and(|text| text.contains("there is no error `E9`")));
+}
+
+#[test]
 fn completions() {
     for shell in ["bash", "zsh", "fish"] {
         snapshot(&format!("completions_{shell}"), &told(&["--completions", shell]).unwrap_or_default());

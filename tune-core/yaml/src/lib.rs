@@ -18,6 +18,7 @@
 //! ```
 
 mod code;
+mod float;
 mod interpolate;
 mod limits;
 mod nearest;

@@ -48,19 +48,19 @@ const fn fold(byte: u8) -> u8 {
 /// Letters that are missing, superfluous, replaced or swapped with the next.
 const fn distance(a: &[u8], b: &[u8]) -> usize {
     // The row before the last, the last one and this one.
-    let (mut before, mut last, mut this) = ([0; LONGEST + 1], [0; LONGEST + 1], [0; LONGEST + 1]);
+    let (mut before, mut last, mut this) = ([0_u8; LONGEST + 1], [0_u8; LONGEST + 1], [0_u8; LONGEST + 1]);
     let mut column = 0;
     while column <= b.len() {
-        last[column] = column;
+        last[column] = column as u8;
         column += 1;
     }
     let mut row = 1;
     while row <= a.len() {
-        this[0] = row;
+        this[0] = row as u8;
         let mut column = 1;
         while column <= b.len() {
             let (x, y) = (fold(a[row - 1]), fold(b[column - 1]));
-            let mut least = last[column - 1] + (x != y) as usize;
+            let mut least = last[column - 1] + (x != y) as u8;
             if last[column] + 1 < least {
                 least = last[column] + 1;
             }
@@ -77,7 +77,7 @@ const fn distance(a: &[u8], b: &[u8]) -> usize {
         (before, last, this) = (last, this, before);
         row += 1;
     }
-    last[b.len()]
+    last[b.len()] as usize
 }
 
 /// Whether `part` is one or more whole words of `name` (`lr` of `max_lr`).

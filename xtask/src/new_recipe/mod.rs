@@ -37,7 +37,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
-    println!("give editors the schema of its config with\n  cargo xtask codegen");
+    println!("after a change of its keys, tell editors with\n  cargo xtask codegen");
     Ok(())
 }
 
@@ -76,15 +76,16 @@ impl Plan {
         let manifest = PathBuf::from("recipes/Cargo.toml");
         let cargo_toml =
             rewrite::manifest(&read(root, &manifest)?, &name).map_err(|e| format!("{}: {e}", manifest.display()))?;
-        Ok(Self {
-            files: vec![
-                (bin(&name), formatted(root, recipe)),
-                (config(&name), yaml),
-                (test, formatted(root, rewrite::test(&source, &name))),
-            ],
-            manifest: (manifest, cargo_toml),
-            name,
-        })
+        let mut files = vec![
+            (bin(&name), formatted(root, recipe)),
+            (config(&name), yaml),
+            (test, formatted(root, rewrite::test(&source, &name))),
+        ];
+        let schema = |name: &Name| config(name).with_file_name("schema.json");
+        if root.join(schema(&from)).is_file() {
+            files.push((schema(&name), rewrite::schema(&read(root, &schema(&from))?, &from, &name)));
+        }
+        Ok(Self { files, manifest: (manifest, cargo_toml), name })
     }
 
     /// Writes everything, or leaves everything as it was.

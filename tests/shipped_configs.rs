@@ -51,11 +51,12 @@ fn every_config_is_listed_by_its_recipe() {
 
 /// The same as `cargo xtask codegen --check`, with the recipes that are built for the tests.
 #[test]
-fn schemas_are_up_to_date_and_editors_find_them() {
+fn generated_files_are_up_to_date_and_editors_find_them() {
     for (recipe, files) in folders() {
-        let found = fs::read_to_string(root().join(format!("configs/{recipe}/schema.json"))).unwrap_or_default();
-        let written = printed(&recipe, &["--print-schema"]);
-        assert!(found == written, "configs/{recipe}/schema.json is old: run `cargo xtask codegen`");
+        for (file, option) in [("schema.json", "--print-schema"), ("reference.txt", "--print-reference")] {
+            let found = fs::read_to_string(root().join(format!("configs/{recipe}/{file}"))).unwrap_or_default();
+            assert!(found == printed(&recipe, &[option]), "configs/{recipe}/{file} is old: run `cargo xtask codegen`");
+        }
         for (config, yaml) in configs(&files) {
             let first = yaml.lines().next().unwrap_or_default();
             assert_eq!(first, "# yaml-language-server: $schema=schema.json", "configs/{recipe}/{config}");

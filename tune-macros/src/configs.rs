@@ -28,7 +28,19 @@ fn shown(file: &Path) -> String {
     below.unwrap_or(whole).display().to_string()
 }
 
-/// The files must be there.
+/// The text of a file, or why there is none.
+fn read(written: &LitStr, path: &Path) -> Result<String, String> {
+    if !path.is_file() {
+        let written = written.value();
+        return Err(format!(
+            "there is no file `{written}`: the path is relative to the folder of the package's Cargo.toml"
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", shown(path)))?;
+    String::from_utf8(bytes).map_err(|_| format!("{} is not text (UTF-8)", shown(path)))
+}
+
+/// The files must be there, and text.
 pub(crate) fn check(configs: &[LitStr], errors: &mut Errors) {
     let mut seen = Vec::new();
     for config in configs {
@@ -36,11 +48,7 @@ pub(crate) fn check(configs: &[LitStr], errors: &mut Errors) {
             errors.at(config, "this config is listed twice");
         }
         seen.push(config.value());
-        if path(config).is_some_and(|path| !path.is_file()) {
-            let message = format!(
-                "there is no file `{}`: the path is relative to the folder of the package's Cargo.toml",
-                config.value()
-            );
+        if let Some(Err(message)) = path(config).map(|path| read(config, &path)) {
             errors.at(config, message);
         }
     }
@@ -63,17 +71,8 @@ pub(crate) fn checks(configs: &[LitStr], schema: &TokenStream, krate: &TokenStre
 fn one(config: &LitStr, path: &Path, schema: &TokenStream, krate: &TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let name = shown(path);
-    let text = match std::fs::read(path).map(String::from_utf8) {
-        Ok(Ok(text)) => text,
-        Ok(Err(_)) => {
-            errors.at(config, format!("{name} is not text (UTF-8)"));
-            return errors.into_tokens();
-        }
-        Err(error) => {
-            errors.at(config, format!("cannot read {name}: {error}"));
-            return errors.into_tokens();
-        }
-    };
+    // Reported by `check`, if there is none.
+    let text = read(config, path).unwrap_or_default();
     let root = match tune_yaml::parse(&text, SourceId(0)) {
         Ok(root) => root,
         Err(error) => {

@@ -1,7 +1,7 @@
 //! `cargo xtask codegen [--check]`: the files that are made from the recipes.
 //!
-//! `configs/<recipe>/schema.json` is what the recipe's `--print-schema` says; the first line of
-//! each config beside it tells editors to read it.
+//! `configs/<recipe>/schema.json` is what the recipe's `--print-schema` says, and the first line of
+//! each config beside it tells editors to read it; `reference.txt` is what `--print-reference` says.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::Result;
 
-/// Write what is made from the recipes: the schemas beside their configs.
+/// Write what is made from the recipes: schema and reference beside their configs.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Write nothing; fail where something is not up to date.
@@ -28,7 +28,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         if !folder.is_dir() {
             continue;
         }
-        let mut files = vec![(folder.join("schema.json"), schema(root, &recipe)?)];
+        let mut files = vec![
+            (folder.join("schema.json"), printed(root, &recipe, "--print-schema")?),
+            (folder.join("reference.txt"), printed(root, &recipe, "--print-reference")?),
+        ];
         for config in names(&folder, "yaml")? {
             let path = folder.join(format!("{config}.yaml"));
             let text = read(&path)?;
@@ -59,15 +62,15 @@ fn with_modeline(text: String) -> String {
 }
 
 /// What the recipe says about its keys.
-fn schema(root: &Path, recipe: &str) -> Result<String> {
+fn printed(root: &Path, recipe: &str, option: &str) -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["run", "--quiet", "-p", "recipes", "--bin", recipe, "--", "--print-schema"])
+        .args(["run", "--quiet", "-p", "recipes", "--bin", recipe, "--", option])
         .current_dir(root)
         .output()
         .map_err(|e| format!("cannot start cargo: {e}"))?;
     if !output.status.success() {
-        return Err(format!("`{recipe} --print-schema`: {}", String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!("`{recipe} {option}`: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
     Ok(String::from_utf8(output.stdout)?)
 }

@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Write what is made from the recipes: the schemas beside their configs.
+    /// Write what is made from the recipes: schema and reference beside their configs.
     Codegen(codegen::Args),
     /// Train the tiny model that ships with the project and write it to recipes/tiny.
     MakeTiny(make_tiny::Args),

@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, value_parser};
 
 use crate::load::explore;
-use crate::{Config, Input, Loaded, Report, codes, completions, help, json_schema, load};
+use crate::{Config, Input, Loaded, Report, Sources, codes, completions, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +52,9 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     }
     if matches.get_flag("print-schema") {
         return Start::Show(json_schema(&T::SCHEMA, recipe.name));
+    }
+    if matches.get_flag("print-reference") {
+        return Start::Show(help::keys(&T::SCHEMA, None, &Sources::default()));
     }
     if let Some(code) = matches.get_one::<String>("explain") {
         return match codes::explain(code) {
@@ -150,6 +153,7 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
         .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
+        .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
         .arg(Arg::new("explain").long("explain").value_name("CODE"))
         .arg(Arg::new("completions").long("completions").value_name("SHELL").value_parser(completions::SHELLS))
         .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
@@ -206,6 +210,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("    --print-schema", "show the keys as JSON Schema, for editors"),
+        ("    --print-reference", "show every key of every component"),
         ("    --explain CODE", "say more about an error, such as E0020"),
         ("    --completions SHELL", "show a script that completes keys: for bash, zsh or fish"),
         ("-h, --help", "show this; with a config or overrides, what they set"),

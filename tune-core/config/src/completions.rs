@@ -8,8 +8,16 @@ use crate::schema::{Const, Schema, Struct};
 /// The shells there are completions for.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
-const OPTIONS: [&str; 7] =
-    ["--config", "--help", "--version", "--print-config", "--print-schema", "--explain", "--completions"];
+const OPTIONS: [&str; 8] = [
+    "--config",
+    "--help",
+    "--version",
+    "--print-config",
+    "--print-schema",
+    "--print-reference",
+    "--explain",
+    "--completions",
+];
 
 /// The script for one of [`SHELLS`].
 pub(crate) fn script(shell: &str, recipe: &str, schema: &Schema) -> String {

@@ -54,6 +54,15 @@ fn the_schema_for_editors() {
 }
 
 #[test]
+fn the_reference_has_the_keys_of_all_components() {
+    let text = told(&["--print-reference"]).unwrap_or_default();
+    for key in ["betas: list", "momentum: number", "path: path"] {
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    assert!(!text.contains("(chosen)") && !text.contains("=>"), "{text}");
+}
+
+#[test]
 fn errors_are_explained() {
     let failed = told(&["epochs=0"]).err().unwrap_or_default();
     assert!(failed.ends_with("\nMore about an error: `lora --explain E0021`\n"), "{failed}");
@@ -90,7 +99,7 @@ fn bash_completes_keys_and_values() {
         return;
     }
     assert_eq!(completed("lora bat").as_deref(), Some("batch_size="));
-    assert_eq!(completed("lora --print-s").as_deref(), Some("--print-schema"));
+    assert_eq!(completed("lora --print-sc").as_deref(), Some("--print-schema"));
     assert_eq!(completed("lora optimizer=s").as_deref(), Some("sgd"));
     assert_eq!(completed("lora x=1 optimizer.mo").as_deref(), Some("optimizer.momentum="));
     assert_eq!(completed("lora --completions f").as_deref(), Some("fish"));

@@ -4,6 +4,7 @@ mod common;
 
 use common::{LEAST, read};
 use tune_config::codes::{self, Code, EXPLANATIONS, Example, Explanation, explain};
+use tune_config::{Config, Input, Mismatch, Schema, Value, load};
 
 /// What is said about an example: it is a part of a config, but for those that are all of one.
 fn told(explanation: &Explanation, example: Example) -> Option<String> {
@@ -18,6 +19,44 @@ fn told(explanation: &Explanation, example: Example) -> Option<String> {
         Example::Overrides(overrides) => (LEAST.to_owned(), overrides),
     };
     read(&yaml, overrides).err()
+}
+
+/// A part of a dataset, such as `train[:10%]`.
+struct Split(String);
+
+impl Config for Split {
+    const SCHEMA: Schema = Schema::Text;
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        let text = value.text()?;
+        match text.contains('[') == text.ends_with(']') {
+            true => Ok(Self(text.to_owned())),
+            false => Err(value.refuse(format!("`{text}` is no split such as `train[:10%]`"))),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from_text(&self.0)
+    }
+}
+
+/// A config with a type of its own.
+#[derive(Config)]
+#[config(crate = tune_config)]
+struct Data {
+    /// The part to take.
+    split: Split,
+}
+
+#[test]
+fn a_type_of_its_own_refuses() {
+    let told = |example| match example {
+        Example::Yaml(yaml) => load::<Data>(Input::yaml("a.yaml", yaml)).err().map(|report| report.to_string()),
+        Example::Overrides(_) => None,
+    };
+    let refused = explain("E0029").expect("it is in the table");
+    assert!(told(refused.wrong).is_some_and(|report| report.starts_with("error[E0029]: `train[` is no split")));
+    assert_eq!(told(refused.right), None);
 }
 
 #[test]

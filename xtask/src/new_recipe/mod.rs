@@ -37,7 +37,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
-    println!("after a change of its keys, tell editors with\n  cargo xtask codegen");
+    println!("after a change of its keys, bring schema and reference up to date with\n  cargo xtask codegen");
     Ok(())
 }
 
@@ -81,9 +81,12 @@ impl Plan {
             (config(&name), yaml),
             (test, formatted(root, rewrite::test(&source, &name))),
         ];
-        let schema = |name: &Name| config(name).with_file_name("schema.json");
-        if root.join(schema(&from)).is_file() {
-            files.push((schema(&name), rewrite::schema(&read(root, &schema(&from))?, &from, &name)));
+        // What `cargo xtask codegen` would write: the keys are the same.
+        for made in ["schema.json", "reference.txt"] {
+            let path = |name: &Name| config(name).with_file_name(made);
+            if root.join(path(&from)).is_file() {
+                files.push((path(&name), rewrite::schema(&read(root, &path(&from))?, &from, &name)));
+            }
         }
         Ok(Self { files, manifest: (manifest, cargo_toml), name })
     }

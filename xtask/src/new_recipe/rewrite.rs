@@ -189,7 +189,7 @@ fn apply(text: &mut String, edits: Vec<(Span, String)>) {
     }
 }
 
-/// The schema of its config: the same keys under another name.
+/// The schema or reference of its config: the same keys, under another title where there is one.
 pub(super) fn schema(json: &str, from: &Name, to: &Name) -> String {
     json.replacen(&format!("\"title\": \"{}\"", from.snake), &format!("\"title\": \"{}\"", to.snake), 1)
 }

@@ -261,30 +261,30 @@ impl<'a, const N: usize> Checker<'a, N> {
     const fn fields(&mut self, fields: &'static Struct, at: usize, chosen: Option<Chosen>) {
         let mut child = at + 1;
         while child < self.tree.item(at).end {
-            if hint::is_unknown(fields, self.tree.item(child).key, chosen.is_some()) {
-                self.at_key(child, Mistake::UnknownKey(fields, chosen));
+            let written = self.tree.item(child).key;
+            match fields.find(written) {
+                Some(key) => self.key(key, at, child),
+                None if hint::is_unknown(fields, written, chosen.is_some()) => {
+                    self.at_key(child, Mistake::UnknownKey(fields, chosen));
+                }
+                None => {}
             }
             child = self.tree.item(child).end;
         }
         if hint::next_missing(fields, self.tree, at, &chosen, 0).is_some() {
             self.at_key(at, Mistake::MissingKeys(fields, chosen));
         }
-        let mut index = 0;
-        while index < fields.key_count() {
-            if let Some(key) = fields.key_at(index) {
-                self.key(key, at);
-            }
-            index += 1;
-        }
     }
 
-    const fn key(&mut self, key: &'static Key, at: usize) {
-        let Some(entry) = entry_of(self.tree, at, key, at + 1) else {
-            return;
-        };
-        match entry_of(self.tree, at, key, self.tree.item(entry).end) {
-            Some(again) => self.at_key(again, Mistake::TwoNames(entry)),
-            None => self.value(&key.schema, entry, Place::of(key)),
+    /// The entry of a key of the mapping `at`.
+    const fn key(&mut self, key: &'static Key, at: usize, entry: usize) {
+        // A key of one name cannot stand here twice.
+        if !key.aliases.is_empty()
+            && let Some(first) = entry_of(self.tree, at, key, at + 1)
+            && first < entry
+        {
+            return self.at_key(entry, Mistake::TwoNames(first));
         }
+        self.value(&key.schema, entry, Place::of(key));
     }
 }

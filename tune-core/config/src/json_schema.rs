@@ -186,10 +186,7 @@ fn names(name: &'static str, aliases: &[&'static str]) -> Vec<&'static str> {
 }
 
 fn ignored(fields: &Struct) -> Vec<&'static crate::schema::Ignored> {
-    let inner = fields.keys.iter().filter_map(|key| match (key.flatten, key.schema) {
-        (true, Schema::Struct(inner)) => Some(inner),
-        _ => None,
-    });
+    let inner = fields.keys.iter().filter_map(Key::flattened);
     fields.ignored.iter().chain(inner.flat_map(ignored)).collect()
 }
 

@@ -114,12 +114,12 @@ impl Resolver {
 
     fn known_fields(&mut self, fields: &Struct, tree: Tree<'_>, at: usize) -> Data {
         let field = |key: &'static Key| {
-            let value = match (key.flatten, key.schema) {
-                (true, Schema::Struct(inner)) => {
+            let value = match key.flattened() {
+                Some(inner) => {
                     let data = self.known_fields(inner, tree, at);
                     Some(Value { data, origin: origin(tree.item(at).key_span) })
                 }
-                _ => self.key(key, tree, at),
+                None => self.key(key, tree, at),
             };
             value.map(|value| Field { name: key.name.into(), value, flat: key.flatten })
         };

@@ -240,10 +240,18 @@ impl Key {
         self
     }
 
+    /// The struct whose keys stand in this one's place.
+    pub(crate) const fn flattened(&self) -> Option<&'static Struct> {
+        match &self.schema {
+            Schema::Struct(fields) if self.flatten => Some(*fields),
+            _ => None,
+        }
+    }
+
     /// What holds where the key is not written; `None`: it must be.
     pub const fn when_absent(&self) -> Option<Const> {
-        match (self.default, self.schema) {
-            (Some(default), _) => Some(default),
+        match (&self.default, &self.schema) {
+            (Some(default), _) => Some(*default),
             (None, Schema::Optional(_)) if !self.required => Some(Const::Null),
             _ => None,
         }
@@ -310,14 +318,14 @@ impl Struct {
         let mut at = 0;
         while at < self.keys.len() {
             let key = &self.keys[at];
-            match (key.flatten, key.schema) {
-                (true, Schema::Struct(fields)) => {
-                    if let Some(key) = fields.find(name) {
-                        return Some(key);
-                    }
+            if key.flatten
+                && let Some(fields) = key.flattened()
+            {
+                if let Some(key) = fields.find(name) {
+                    return Some(key);
                 }
-                _ if named(key.name, key.aliases, name) => return Some(key),
-                _ => {}
+            } else if named(key.name, key.aliases, name) {
+                return Some(key);
             }
             at += 1;
         }
@@ -335,7 +343,7 @@ impl Struct {
         }
         let mut at = 0;
         while at < self.keys.len() {
-            if let (true, Schema::Struct(fields)) = (self.keys[at].flatten, self.keys[at].schema)
+            if let Some(fields) = self.keys[at].flattened()
                 && let Some(ignored) = fields.find_ignored(name)
             {
                 return Some(ignored);
@@ -349,9 +357,9 @@ impl Struct {
     pub const fn key_count(&self) -> usize {
         let (mut count, mut at) = (0, 0);
         while at < self.keys.len() {
-            count += match (self.keys[at].flatten, self.keys[at].schema) {
-                (true, Schema::Struct(fields)) => fields.key_count(),
-                _ => 1,
+            count += match self.keys[at].flattened() {
+                Some(fields) => fields.key_count(),
+                None => 1,
             };
             at += 1;
         }
@@ -363,17 +371,20 @@ impl Struct {
         let (mut before, mut at) = (0, 0);
         while at < self.keys.len() {
             let key = &self.keys[at];
-            let (count, inner) = match (key.flatten, key.schema) {
-                (true, Schema::Struct(fields)) => (fields.key_count(), Some(fields)),
-                _ => (1, None),
-            };
-            if index < before + count {
-                return match inner {
-                    Some(fields) => fields.key_at(index - before),
-                    None => Some(key),
-                };
+            // The compiler walks this often: a look costs less than a call.
+            if key.flatten
+                && let Some(fields) = key.flattened()
+            {
+                let count = fields.key_count();
+                if index < before + count {
+                    return fields.key_at(index - before);
+                }
+                before += count;
+            } else if index == before {
+                return Some(key);
+            } else {
+                before += 1;
             }
-            before += count;
             at += 1;
         }
         None
@@ -386,6 +397,9 @@ impl Struct {
 }
 
 pub(crate) const fn named(name: &str, aliases: &[&str], written: &str) -> bool {
+    if same(name, written) {
+        return true;
+    }
     let mut at = 0;
     while at < aliases.len() {
         if same(aliases[at], written) {
@@ -393,15 +407,21 @@ pub(crate) const fn named(name: &str, aliases: &[&str], written: &str) -> bool {
         }
         at += 1;
     }
-    same(name, written)
+    false
 }
 
 /// `a == b`, which is not const.
 pub(crate) const fn same(a: &str, b: &str) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut at = 0;
-    while a.len() == b.len() && at < a.len() && a[at] == b[at] {
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
         at += 1;
     }
-    a.len() == b.len() && at == a.len()
+    true
 }

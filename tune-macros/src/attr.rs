@@ -46,6 +46,11 @@ pub(crate) enum Argument {
 
 impl Parse for Meta {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        if input.peek(LitStr) {
+            let text: LitStr = input.parse()?;
+            let message = format!("what is {:?}? Each argument has a name, such as `configs = [...]`", text.value());
+            return Err(syn::Error::new_spanned(&text, message));
+        }
         let name = input.call(Ident::parse_any)?;
         let argument = if input.peek(Token![=]) {
             input.parse::<Token![=]>()?;

@@ -39,6 +39,15 @@ pub(crate) fn recipe(recipe: &Recipe, mut errors: Errors) -> Errors {
     if let Some(word) = &sig.asyncness {
         errors.at(word, "a recipe is no `async fn`: training waits for nothing");
     }
+    if let syn::Safety::Unsafe(word) = &sig.safety {
+        errors.at(word, "a recipe is safe to call: `main` calls it");
+    }
+    if let Some(abi) = &sig.abi {
+        errors.at(abi, "a recipe is called from Rust alone");
+    }
+    for attr in recipe.function.attrs.iter().filter(|attr| attr.path().is_ident("config")) {
+        errors.at(attr, "`#[config]` is for keys; what concerns the recipe is said in `#[recipe(...)]`");
+    }
     if !sig.generics.params.is_empty() {
         errors.at(&sig.generics, "a recipe has no generics: its config must be known");
     }

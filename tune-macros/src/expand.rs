@@ -309,6 +309,8 @@ fn default_variant(variants: &[Variant]) -> TokenStream {
 /// The function as it was written, without what only the macro understands.
 pub(crate) fn function(recipe: &Recipe) -> TokenStream {
     let Function { attrs, vis, sig, body } = &recipe.function;
+    // A mistake, see `check`: there is no such attribute but ours.
+    let attrs = attrs.iter().filter(|attr| !attr.path().is_ident("config"));
     let mut sig = sig.clone();
     if sig.ident == "main" {
         // A mistake, see `check`: the name is taken by ours.
@@ -363,9 +365,12 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
     });
     let (name, docs) = (recipe_name(recipe), &recipe.docs);
     let configs = configs::embed(&recipe.args.configs);
+    let schema = quote!(<#config as #krate::Config>::SCHEMA);
+    let checks = configs::checks(&recipe.args.configs, &schema, &krate);
     quote! {
         #function
         #made
+        #checks
         #[allow(dead_code)]
         fn main() -> ::std::process::ExitCode {
             use ::std::io::Write as _;

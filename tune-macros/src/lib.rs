@@ -74,8 +74,22 @@ use proc_macro::TokenStream;
 ///
 /// # Arguments
 /// - `configs = ["../configs/lora/tiny.yaml"]`: the configs that the recipe
-///   ships with, relative to the folder of its `Cargo.toml`. They must exist,
-///   and cargo rebuilds the recipe when one of them changes.
+///   ships with, relative to the folder of its `Cargo.toml`. The compiler
+///   checks them, and cargo rebuilds the recipe when one of them changes:
+///
+///   ```text
+///   error[E0080]: evaluation panicked: unknown key `optimizer.lrr`
+///                 --> configs/lora/tiny.yaml:35:3
+///                  |
+///               34 |   _component_: adamw
+///                  |                ----- component chosen here
+///               35 |   lrr: 2.0e-3
+///                  |   ^^^ no key of `adamw`
+///                  = help: did you mean `lr`?
+///   ```
+///
+///   What only a type of your own can say (`Config` written by hand) is said
+///   when the recipe starts.
 /// - `name = "lora"`: the name in messages, where it is not the function's.
 /// - `ignored(key = "why", ...)`: keys that are accepted without effect.
 /// - `crate = path`: where `tune_core::config` is found.
@@ -119,6 +133,50 @@ pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
 /// name alone); the data of a variant is a struct that derives `Config`. An
 /// enum without data is a choice between names. Each variant has
 /// `#[config(name = "...")]`, and may have `alias = "..."` and `default`.
+///
+/// A variant can hold a struct of another crate: an enum around those of a
+/// library, with one more variant, is how a recipe gets a component of its own.
+///
+/// ```
+/// use tune_config::{Config, Input, load};
+///
+/// // Of a library.
+/// /// Adam with decoupled weight decay.
+/// #[derive(Debug, Config)]
+/// # #[config(crate = tune_config)]
+/// struct AdamW {
+///     /// The learning rate.
+///     #[config(default = 2e-5, range = 0.0..)]
+///     lr: f64,
+/// }
+///
+/// /// Moves by the sign.
+/// #[derive(Debug, Config)]
+/// # #[config(crate = tune_config)]
+/// struct Lion {
+///     /// The learning rate.
+///     #[config(default = 1e-4, range = 0.0..)]
+///     lr: f64,
+/// }
+///
+/// /// What moves the weights.
+/// #[derive(Debug, Config)]
+/// # #[config(crate = tune_config)]
+/// enum Optimizer {
+///     #[config(name = "adamw", default)]
+///     AdamW(AdamW),
+///     #[config(name = "lion")]
+///     Lion(Lion),
+/// }
+///
+/// let yaml = "_component_: lion\nlr: 0.5\n";
+/// let optimizer = load::<Optimizer>(Input::yaml("a.yaml", yaml))?.config;
+/// assert!(matches!(optimizer, Optimizer::Lion(lion) if lion.lr == 0.5));
+/// # Ok::<(), tune_config::Report>(())
+/// ```
+///
+/// A type cannot contain itself, not even within a list or through another
+/// type: its schema is a constant.
 ///
 /// # On the type
 /// - `#[config(ignored(compile = "why", ...))]`: keys that are accepted

@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask <TASK>`, one module each.
 
 mod bench;
+mod codegen;
 mod make_tiny;
 mod new_recipe;
 mod parity;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Write what is made from the recipes: schema and reference beside their configs.
+    Codegen(codegen::Args),
     /// Train the tiny model that ships with the project and write it to recipes/tiny.
     MakeTiny(make_tiny::Args),
     /// Compare the recipes with torchtune's losses on SmolLM2-135M (downloads 100 MB; about ten minutes).
@@ -36,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let result = match Cli::parse().task {
+        Task::Codegen(args) => codegen::run(root, &args),
         Task::MakeTiny(args) => make_tiny::run(root, &args),
         Task::Parity(args) => parity::run(root, &args),
         Task::Bench(args) => bench::run(root, &args),

@@ -377,7 +377,11 @@ fn load_model(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder>
 }
 
 /// Trains all weights of a model.
-#[recipe(configs = ["../configs/full/tiny.yaml", "../configs/full/smollm2_135m.yaml"])]
+#[recipe(configs = [
+    "../configs/full/tiny.yaml",
+    "../configs/full/smollm2_135m.yaml",
+    "../configs/full/make_tiny.yaml",
+])]
 fn full(cfg: FullConfig) -> Result<()> {
     init_process_group()?;
     let mut recipe = FullFinetune::setup(cfg)?;

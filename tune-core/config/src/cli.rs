@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, value_parser};
 
-use crate::{Config, Input, Loaded, Report, Schema, help, load};
+use crate::load::explore;
+use crate::{Config, Input, Loaded, Report, Sources, codes, completions, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -46,11 +47,23 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         Ok(matches) => matches,
         Err(error) => return Start::Fail(usage(recipe, &error, &args)),
     };
-    if matches.get_flag("help") {
-        return Start::Show(help_text::<T>(recipe));
-    }
     if matches.get_flag("version") {
         return Start::Show(format!("{} {}\n", recipe.name, recipe.version));
+    }
+    if matches.get_flag("print-schema") {
+        return Start::Show(json_schema(&T::SCHEMA, recipe.name));
+    }
+    if matches.get_flag("print-reference") {
+        return Start::Show(help::keys(&T::SCHEMA, None, &Sources::default()));
+    }
+    if let Some(code) = matches.get_one::<String>("explain") {
+        return match codes::explain(code) {
+            Some(explanation) => Start::Show(explanation.to_string()),
+            None => Start::Fail(format!("error: there is no error `{code}`: codes are such as E0020\n")),
+        };
+    }
+    if let Some(shell) = matches.get_one::<String>("completions") {
+        return Start::Show(completions::script(shell, recipe.name, &T::SCHEMA));
     }
     let mut input = match matches.get_one::<PathBuf>("config") {
         None => Input::new(),
@@ -67,7 +80,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     let mut line = recipe.name.to_owned();
     if let Some(path) = matches.get_one::<PathBuf>("config") {
         let _ = write!(line, " --config {}", path.display());
-    } else if !matches.contains_id("overrides") && !T::SCHEMA.has_default() {
+    } else if !matches.contains_id("overrides") && !matches.get_flag("help") && !T::SCHEMA.has_default() {
         return Start::Fail(format!(
             "error: which config?\n\n{}\n`{} --help` lists the keys.\n",
             usage_line(recipe),
@@ -76,8 +89,14 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     }
     let overrides = matches.get_many::<String>("overrides").unwrap_or_default();
     input = input.command(line).overrides(overrides);
+    if matches.get_flag("help") {
+        return match help_text::<T>(recipe, input) {
+            Ok(text) => Start::Show(text),
+            Err(report) => Start::Fail(report.render(color)),
+        };
+    }
     match load::<T>(input) {
-        Err(report) => Start::Fail(report.render(color)),
+        Err(report) => Start::Fail(mistakes(recipe, &report, color)),
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
         Ok(loaded) => Start::Run(Box::new(loaded)),
     }
@@ -108,6 +127,15 @@ pub fn failure(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// What is wrong with a config, and where more is said about it.
+fn mistakes(recipe: &Recipe, report: &Report, color: bool) -> String {
+    let mut text = report.render(color);
+    if let Some(code) = report.diagnostics.iter().find_map(|diagnostic| diagnostic.code) {
+        let _ = writeln!(text, "\nMore about an error: `{} --explain {code}`", recipe.name);
+    }
+    text
+}
+
 /// The report as it is shown before a run; empty where there is nothing to say.
 pub fn warnings(report: &Report, color: bool) -> String {
     match report.is_empty() {
@@ -124,6 +152,10 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
+        .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
+        .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
+        .arg(Arg::new("explain").long("explain").value_name("CODE"))
+        .arg(Arg::new("completions").long("completions").value_name("SHELL").value_parser(completions::SHELLS))
         .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
 }
 
@@ -166,7 +198,8 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
     text
 }
 
-fn help_text<T: Config>(recipe: &Recipe) -> String {
+fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report> {
+    let (value, sources) = explore(&T::SCHEMA, input)?;
     let mut text = String::new();
     if !recipe.doc.is_empty() {
         let _ = writeln!(text, "{}\n", recipe.doc.trim());
@@ -176,10 +209,14 @@ fn help_text<T: Config>(recipe: &Recipe) -> String {
     for (flag, what) in [
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
-        ("-h, --help", "show this"),
+        ("    --print-schema", "show the keys as JSON Schema, for editors"),
+        ("    --print-reference", "show every key of every component"),
+        ("    --explain CODE", "say more about an error, such as E0020"),
+        ("    --completions SHELL", "show a script that completes keys: for bash, zsh or fish"),
+        ("-h, --help", "show this; with a config or overrides, what they set"),
         ("-V, --version", "show the version"),
     ] {
-        let _ = writeln!(text, "  {flag:<20}  {what}");
+        let _ = writeln!(text, "  {flag:<23}  {what}");
     }
     text += "\nOverrides, in the order in which they are given:\n";
     for (form, what) in [
@@ -188,11 +225,9 @@ fn help_text<T: Config>(recipe: &Recipe) -> String {
         ("a=NAME", "chooses another component; keys that it lacks go"),
         ("~a.b", "removes a key"),
     ] {
-        let _ = writeln!(text, "  {form:<20}  {what}");
+        let _ = writeln!(text, "  {form:<23}  {what}");
     }
-    if let Schema::Struct(fields) = T::SCHEMA {
-        text += "\nKeys:\n";
-        help::keys(fields, 2, &mut text);
-    }
-    text
+    text += "\nKeys (type = default; => what is set, and where):\n";
+    text += &help::keys(&T::SCHEMA, value.as_ref(), &sources);
+    Ok(text)
 }

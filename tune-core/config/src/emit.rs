@@ -6,8 +6,7 @@
 
 use std::fmt::Write;
 
-use tune_yaml::{Kind, Scalar};
-
+use crate::plain::is_plain;
 use crate::report::Sources;
 use crate::schema::COMPONENT;
 use crate::value::{Data, Field, Value};
@@ -90,7 +89,7 @@ impl Emitter<'_> {
 }
 
 /// Whether a value stands on the line of its key.
-fn is_inline(value: &Value) -> bool {
+pub(crate) fn is_inline(value: &Value) -> bool {
     match &value.data {
         Data::List(items) => {
             let scalar = |item: &Value| !matches!(item.data, Data::List(_) | Data::Fields(_) | Data::Component(..));
@@ -102,7 +101,7 @@ fn is_inline(value: &Value) -> bool {
     }
 }
 
-fn inline(value: &Value) -> String {
+pub(crate) fn inline(value: &Value) -> String {
     match &value.data {
         Data::Null => "null".to_owned(),
         Data::Bool(value) => value.to_string(),
@@ -143,16 +142,8 @@ fn key(name: &str) -> String {
 }
 
 /// `text` without quotes where it cannot be taken for anything else.
-pub(crate) fn text(text: &str) -> String {
+fn text(text: &str) -> String {
     if is_plain(text) { text.to_owned() } else { quoted(&tune_yaml::escape_references(text)) }
-}
-
-fn is_plain(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '/' | '.'))
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'))
-        && Scalar::plain(text).kind() == Kind::Text
-        // Truth values of YAML 1.1.
-        && !["yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
 }
 
 fn quoted(text: &str) -> String {

@@ -1,128 +1,153 @@
-//! The keys of a schema for `--help`.
+//! The keys of a schema for `--help`, with what a config makes of them.
 
 use std::fmt::Write;
 
-use crate::schema::{Const, Key, Schema, Struct, Variant};
-use crate::words::{or, quoted};
+use tune_yaml::Text;
 
-impl Key {
-    /// Type, default and bounds in a few words: `integer = 2, in 1..`.
-    pub(crate) fn describe(&self) -> String {
-        let mut text = self.schema.word(self.one_of);
-        match self.when_absent() {
-            None => text += ", required",
-            Some(Const::OfType) => {
-                if let Some(default) = self.schema.own_default() {
-                    let _ = write!(text, " = {default}");
+use crate::emit;
+use crate::report::Sources;
+use crate::schema::{Component, Key, Schema, Struct, Variant};
+use crate::value::{Data, Origin, Value};
+use crate::words;
+
+/// The keys of `schema`, one after the other, with what is in them. Of a
+/// component, the keys of what `value` chooses; of values that are written, where.
+pub(crate) fn keys(schema: &Schema, value: Option<&Value>, sources: &Sources) -> String {
+    let mut help = Help { sources, out: String::new() };
+    help.inner(schema, value, "", 2);
+    help.out
+}
+
+struct Help<'a> {
+    sources: &'a Sources,
+    out: String,
+}
+
+impl Help<'_> {
+    fn line(&mut self, indent: usize, text: &str) {
+        let _ = writeln!(self.out, "{}", format!("{:indent$}{text}", "").trim_end());
+    }
+
+    fn fields(&mut self, fields: &Struct, value: Option<&Value>, path: &str, indent: usize) {
+        for key in fields.all_keys() {
+            let value = value.and_then(|value| field(value, key.name));
+            self.line(indent, &format!("{}: {}", key.name, describe(key)));
+            let within = indent + 4;
+            if !key.aliases.is_empty() {
+                let names: Vec<_> = key.aliases.iter().map(|name| format!("`{name}`")).collect();
+                self.line(within, &format!("also {}", names.join(" or ")));
+            }
+            key.doc.lines().for_each(|line| self.line(within, line));
+            if let Some(value) = value {
+                self.set(value, within);
+            }
+            let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
+            self.inner(&key.schema, value, &path, within);
+        }
+        if !fields.ignored.is_empty() {
+            let names: Vec<_> = fields.ignored.iter().map(|ignored| ignored.name).collect();
+            self.line(indent, &format!("(accepted without effect: {})", names.join(", ")));
+        }
+    }
+
+    /// What a value is, where somebody has written it; defaults are at the key.
+    fn set(&mut self, value: &Value, indent: usize) {
+        let Origin::Written(_) = value.origin else { return };
+        let shown = match &value.data {
+            Data::Component(name, _) => name.to_string(),
+            _ if emit::is_inline(value) => emit::inline(value),
+            _ => return,
+        };
+        let origin = self.sources.origin(value.origin);
+        self.line(indent, &format!("=> {shown}  ({origin})"));
+    }
+
+    /// What can be written within a value.
+    fn inner(&mut self, schema: &Schema, value: Option<&Value>, path: &str, indent: usize) {
+        match schema {
+            Schema::Optional(inside) => self.inner(inside, value, path, indent),
+            Schema::List(inside) | Schema::Array(inside, _) => match value.map(|value| &value.data) {
+                Some(Data::List(items)) if inside.has_keys() && !items.is_empty() => {
+                    for (index, item) in items.iter().enumerate() {
+                        let path = format!("{path}.{index}");
+                        self.line(indent, &format!("{path}:"));
+                        self.set(item, indent + 4);
+                        self.inner(inside, Some(item), &path, indent + 4);
+                    }
+                }
+                _ => self.inner(inside, None, &format!("{path}.0"), indent),
+            },
+            Schema::Map(inside) => self.inner(inside, None, &format!("{path}.NAME"), indent),
+            Schema::Struct(fields) => self.fields(fields, value, path, indent),
+            Schema::Choice(choices) if choices.choices.iter().any(|choice| !choice.doc.is_empty()) => {
+                for choice in choices.choices {
+                    self.line(indent, &format!("- {}: {}", choice.name, summary(choice.doc)));
                 }
             }
-            Some(default) => {
-                let _ = write!(text, " = {default}");
+            Schema::Component(component) => self.component(component, value, path, indent),
+            _ => {}
+        }
+    }
+
+    fn component(&mut self, component: &Component, value: Option<&Value>, path: &str, indent: usize) {
+        let chosen = match value.map(|value| &value.data) {
+            Some(Data::Component(name, fields)) => Some((name.as_ref(), &**fields)),
+            _ => None,
+        };
+        let mut others = false;
+        for variant in component.variants {
+            let is_chosen = chosen.is_some_and(|(name, _)| name == variant.name);
+            let mark = if is_chosen { " (chosen)" } else { "" };
+            self.line(indent, &format!("- {}{mark}: {}", variant.name, summary(variant_doc(variant))));
+            let Some(fields) = variant.fields() else { continue };
+            match chosen {
+                Some((_, value)) if is_chosen => self.fields(fields, Some(value), path, indent + 4),
+                Some(_) => others = true,
+                None => self.fields(fields, None, path, indent + 4),
             }
         }
-        if let Some(range) = &self.range {
-            let _ = write!(text, ", in {range}");
+        if others {
+            self.line(indent, &format!("(for the keys of another one: {path}=NAME --help)"));
         }
-        text
     }
+}
+
+/// Type, default and bounds in a few words: `integer = 2, in 1..`.
+fn describe(key: &Key) -> String {
+    let mut text = Text::<1024>::new();
+    words::key(key, &mut text);
+    text.as_str().to_owned()
+}
+
+/// A field, those of flattened structs included.
+fn field<'v>(value: &'v Value, name: &str) -> Option<&'v Value> {
+    value.fields().ok()?.iter().find_map(|here| match here.flat {
+        true => field(&here.value, name),
+        false => (here.name == name).then_some(&here.value),
+    })
 }
 
 impl Schema {
-    /// The type in a word or two; `one_of` are the values that a single one may have.
-    fn word(&self, one_of: &[Const]) -> String {
+    /// Whether there are keys to set in it.
+    fn has_keys(&self) -> bool {
         match self {
-            Schema::Optional(inner) => format!("{} or null", inner.word(one_of)),
-            Schema::List(inner) => format!("list of {}", inner.word(one_of)),
-            Schema::Array(inner, length) => format!("list of {length}: {}", inner.word(one_of)),
-            Schema::Map(inner) => format!("map of {}", inner.word(one_of)),
-            _ if !one_of.is_empty() => {
-                let values: Vec<_> = one_of.iter().map(Const::to_string).collect();
-                values.join(" | ")
-            }
-            Schema::Choice(choices) => {
-                let names: Vec<_> = choices.choices.iter().map(|choice| choice.name).collect();
-                names.join(" | ")
-            }
-            Schema::Bool => "bool".to_owned(),
-            Schema::Int { .. } => "integer".to_owned(),
-            Schema::Float { .. } => "number".to_owned(),
-            Schema::Text => "text".to_owned(),
-            Schema::Path => "path".to_owned(),
-            Schema::Struct(_) => "keys".to_owned(),
-            Schema::Component(_) => "component".to_owned(),
-            Schema::Broken => "?".to_owned(),
+            Schema::Struct(_) | Schema::Component(_) => true,
+            Schema::Optional(inner) => inner.has_keys(),
+            _ => false,
         }
-    }
-
-    fn own_default(&self) -> Option<String> {
-        match self {
-            Schema::Optional(_) => Some("null".to_owned()),
-            Schema::List(_) => Some("[]".to_owned()),
-            Schema::Map(_) => Some("{}".to_owned()),
-            Schema::Choice(choices) => choices.default.map(|at| choices.choices[at].name.to_owned()),
-            Schema::Component(component) => component.default.map(|at| component.variants[at].name.to_owned()),
-            _ => None,
-        }
-    }
-}
-
-/// The keys of `fields`, one after the other, with what is in them.
-pub(crate) fn keys(fields: &Struct, indent: usize, out: &mut String) {
-    for key in fields.all_keys() {
-        let _ = writeln!(out, "{:indent$}{}: {}", "", key.name, key.describe());
-        if !key.aliases.is_empty() {
-            let names: Vec<_> = key.aliases.iter().copied().map(quoted).collect();
-            let _ = writeln!(out, "{:indent$}    also {}", "", or(&names));
-        }
-        doc(key.doc, indent + 4, out);
-        inner(&key.schema, indent + 4, out);
-    }
-    if !fields.ignored.is_empty() {
-        let names: Vec<_> = fields.ignored.iter().map(|ignored| ignored.name).collect();
-        let _ = writeln!(out, "{:indent$}(accepted without effect: {})", "", names.join(", "));
-    }
-}
-
-/// What can be written within a value.
-fn inner(schema: &Schema, indent: usize, out: &mut String) {
-    match schema {
-        Schema::Optional(inside) | Schema::List(inside) | Schema::Array(inside, _) | Schema::Map(inside) => {
-            inner(inside, indent, out);
-        }
-        Schema::Struct(fields) => keys(fields, indent, out),
-        Schema::Choice(choices) if choices.choices.iter().any(|choice| !choice.doc.is_empty()) => {
-            for choice in choices.choices {
-                let _ = writeln!(out, "{:indent$}- {}: {}", "", choice.name, summary(choice.doc));
-            }
-        }
-        Schema::Component(component) => {
-            for variant in component.variants {
-                let _ = writeln!(out, "{:indent$}- {}: {}", "", variant.name, summary(variant_doc(variant)));
-                if let Some(fields) = variant.fields() {
-                    keys(fields, indent + 4, out);
-                }
-            }
-        }
-        _ => {}
     }
 }
 
 /// What a component is: the variant says it, or else its struct.
-fn variant_doc(variant: &Variant) -> &'static str {
+pub(crate) fn variant_doc(variant: &Variant) -> &'static str {
     match variant.fields() {
         Some(fields) if variant.doc.is_empty() => fields.doc,
         _ => variant.doc,
     }
 }
 
-fn doc(text: &str, indent: usize, out: &mut String) {
-    for line in text.lines() {
-        let _ = writeln!(out, "{}", format!("{:indent$}{line}", "").trim_end());
-    }
-}
-
 /// The first sentence or paragraph, on one line.
-fn summary(text: &str) -> String {
+pub(crate) fn summary(text: &str) -> String {
     let paragraph: Vec<_> = text.lines().take_while(|line| !line.trim().is_empty()).collect();
     paragraph.join(" ")
 }

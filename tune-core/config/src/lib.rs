@@ -59,18 +59,26 @@
 //! # Ok::<(), tune_config::Report>(())
 //! ```
 
-mod check;
+pub mod check;
 pub mod cli;
+pub mod codes;
+mod completions;
+pub mod embedded;
 mod emit;
 mod help;
+mod json_schema;
 mod load;
 mod overrides;
+mod plain;
 mod report;
+mod resolve;
 pub mod schema;
+pub mod tree;
 mod types;
 mod value;
 mod words;
 
+pub use json_schema::json_schema;
 pub use load::{Input, Loaded, ResolvedConfig, load};
 pub use report::{Diagnostic, Level, Report, Sources};
 pub use schema::Schema;

@@ -1,12 +1,14 @@
 //! Text and overrides to a typed config.
 
-use tune_yaml::{Node, Span};
+use tune_yaml::{Node, SourceId, Span};
 
-use crate::check::check;
+use crate::check::{Findings, check};
 use crate::overrides::{self, CommandLine};
-use crate::report::{COMMAND_LINE, Diagnostic, Report, Sources};
+use crate::report::{COMMAND_LINE, Diagnostic, Report, SHOWN, Sources};
+use crate::resolve::resolve;
+use crate::tree::{Tree, flatten};
 use crate::value::{Origin, Value};
-use crate::{Config, emit};
+use crate::{Config, Schema, codes, emit};
 
 /// What a config is made of.
 #[derive(Debug, Clone, Default)]
@@ -85,11 +87,15 @@ impl ResolvedConfig {
     }
 }
 
-/// Reads, merges, resolves and checks a config.
-///
-/// # Errors
-/// Everything that is wrong with it, at once.
-pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
+/// The texts of an input put together, and what is wrong with them as texts.
+struct Read {
+    sources: Sources,
+    root: Node,
+    command_line: SourceId,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
     let mut sources = Sources::default();
     let mut diagnostics = Vec::new();
     let line = CommandLine::new(&input.command, &input.overrides);
@@ -102,7 +108,8 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
         // Not to be shown.
         let limit = tune_yaml::MAX_TEXT >> 10;
         let message = format!("{} is no config: it has more than {limit} KiB", sources.name(file));
-        return Err(Report { sources, diagnostics: vec![Diagnostic::error(message)] });
+        let diagnostics = vec![Diagnostic::error(codes::Code::TOO_LARGE, message)];
+        return Err(Report { sources, diagnostics, more: 0 });
     }
     let mut root = match tune_yaml::parse(sources.text(file), file) {
         Ok(root) => root,
@@ -111,32 +118,48 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
             Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }
         }
     };
-    if root.is_null() {
-        if has_file {
-            let nothing = Diagnostic::error("this config is empty").at(root.span, "expected keys");
-            diagnostics.push(nothing.help("`--help` lists the keys"));
-            root.value = tune_yaml::Value::Reported;
-        } else {
-            root.value = tune_yaml::Value::Map(Vec::new());
-            root.span = Span::new(command_line, 0, line.text.len());
-        }
+    if root.is_null() && !has_file {
+        root.value = tune_yaml::Value::Map(Vec::new());
+        root.span = Span::new(command_line, 0, line.text.len());
     }
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
-            .and_then(|with| overrides::apply(&T::SCHEMA, &mut root, with));
+            .and_then(|with| overrides::apply(schema, &mut root, with));
         diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
     }
     let (root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
+    Ok(Read { sources, root, command_line, diagnostics })
+}
 
-    let checked = check(&T::SCHEMA, &root, &|span| span.source == command_line);
-    diagnostics.extend(checked.diagnostics);
-    let warnings = ignored(&checked.ignored);
-    let converted = match checked.value {
-        Some(value) if diagnostics.is_empty() => match T::from_value(&value) {
+/// What an input comes to as far as it is right, for help.
+pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, Sources), Report> {
+    let Read { sources, mut root, command_line, .. } = read(schema, input)?;
+    if matches!(root.value, tune_yaml::Value::Reported) {
+        root.value = tune_yaml::Value::Map(Vec::new());
+    }
+    let items = flatten(&root, &|span| span.source == command_line);
+    Ok((resolve(schema, Tree(&items)).value, sources))
+}
+
+/// Reads, merges, resolves and checks a config.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
+    let Read { sources, root, command_line, mut diagnostics } = read(&T::SCHEMA, input)?;
+    let items = flatten(&root, &|span| span.source == command_line);
+    let tree = Tree(&items);
+    let found: Findings<'_, SHOWN> = check(&T::SCHEMA, tree);
+    let shown = (0..SHOWN).map_while(|index| found.get(index));
+    diagnostics.extend(shown.map(|finding| Diagnostic::of(finding, tree)));
+    let resolved = resolve(&T::SCHEMA, tree);
+    let warnings = ignored(&resolved.ignored);
+    let converted = match resolved.value {
+        Some(value) if resolved.complete && diagnostics.is_empty() => match T::from_value(&value) {
             Ok(config) => Some((config, value)),
             Err(mismatch) => {
-                let diagnostic = Diagnostic::error(mismatch.message);
+                let diagnostic = Diagnostic::error(codes::REFUSED, mismatch.message);
                 diagnostics.push(match mismatch.origin {
                     Origin::Written(span) => diagnostic.at(span, ""),
                     Origin::Default | Origin::Made => diagnostic,
@@ -149,19 +172,19 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     match converted {
         Some((config, value)) => Ok(Loaded {
             config,
-            warnings: Report { sources: sources.clone(), diagnostics: warnings },
+            warnings: Report { sources: sources.clone(), diagnostics: warnings, more: 0 },
             resolved: ResolvedConfig { value, sources },
         }),
         None => {
             if diagnostics.is_empty() {
-                diagnostics.push(Diagnostic::error("this config cannot be used"));
+                diagnostics.push(Diagnostic::error(codes::REFUSED, "this config cannot be used"));
             }
             // In the order of the text, the file first.
             diagnostics.sort_by_key(|diagnostic| {
                 diagnostic.primary.as_ref().map_or((u16::MAX, 0), |(span, _)| (span.source.0, span.start))
             });
             diagnostics.extend(warnings);
-            Err(Report { sources, diagnostics })
+            Err(Report { sources, diagnostics, more: found.total().saturating_sub(SHOWN) })
         }
     }
 }

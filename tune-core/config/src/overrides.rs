@@ -7,8 +7,9 @@
 
 use tune_yaml::{Entry, Node, SourceId, Span, Value as Tree, nearest};
 
-use crate::check::default_node;
+use crate::codes;
 use crate::report::Diagnostic;
+use crate::resolve::default_node;
 use crate::schema::{COMPONENT, Component, Const, Key, Schema, Struct};
 
 /// The command line as one line of text, and where each override stands in it.
@@ -79,14 +80,14 @@ pub(crate) fn parse(
         let behind = line.text.get(node.span.end..range.end).unwrap_or_default();
         if let Some(comment) = [value, behind].map(str::trim_start).into_iter().find(|text| text.starts_with('#')) {
             let hash = range.end - comment.len();
-            return Err(Diagnostic::error(format!("`{path}` would be cut off at a comment"))
+            return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{path}` would be cut off at a comment"))
                 .at(Span::new(source, hash, range.end), "YAML reads no further than here")
                 .help(format!("put the value into quotes: `{path}=\"...\"`"))
                 .into());
         }
         (path, range.start, Action::Set(node))
     } else {
-        return Err(Diagnostic::error(format!("`{written}` is no override"))
+        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
             .at(whole, "expected `key=value` or `~key`")
             .into());
     };
@@ -97,13 +98,13 @@ pub(crate) fn parse(
         at += step.len() + 1;
     }
     if steps.iter().any(|(step, _)| step.is_empty() || step.contains(char::is_whitespace)) {
-        return Err(Diagnostic::error(format!("`{written}` is no override"))
+        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
             .at(whole, "expected `key=value` or `~key`")
             .help("a path is made of keys and list positions, such as `datasets.0.path`")
             .into());
     }
     if steps[0].0.starts_with('+') {
-        return Err(Diagnostic::error(format!("`{written}` is no override"))
+        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
             .at(whole, "keys are added without a `+`")
             .help(format!("write `{}`", written.trim_start_matches('+')))
             .into());
@@ -184,7 +185,7 @@ impl Walk<'_> {
                 | Schema::Text
                 | Schema::Path
                 | Schema::Choice(_),
-            ) => Err(Diagnostic::error(format!("unknown key `{}`", self.to(at + 1)))
+            ) => Err(Diagnostic::error(codes::NOTHING_INSIDE, format!("unknown key `{}`", self.to(at + 1)))
                 .at(*span, format!("`{}` is a single value", self.to(at)))
                 .into()),
             _ => {
@@ -239,8 +240,9 @@ impl Walk<'_> {
             }
             _ => {
                 let (_, span) = &self.path[at];
-                let mut diagnostic = Diagnostic::error(format!("cannot set `{}`", self.to(at + 1)))
-                    .at(*span, format!("`{}` is no mapping", self.to(at)));
+                let mut diagnostic =
+                    Diagnostic::error(codes::NOTHING_INSIDE, format!("cannot set `{}`", self.to(at + 1)))
+                        .at(*span, format!("`{}` is no mapping", self.to(at)));
                 if node.span.source != crate::report::DEFAULTS {
                     diagnostic = diagnostic.also(node.span, "it is this");
                 }
@@ -261,7 +263,7 @@ impl Walk<'_> {
             node.value = Tree::List(Vec::new());
         }
         let Tree::List(items) = &mut node.value else {
-            return Err(Diagnostic::error(format!("cannot set `{}`", self.to(at + 1)))
+            return Err(Diagnostic::error(codes::NOTHING_INSIDE, format!("cannot set `{}`", self.to(at + 1)))
                 .at(*span, format!("`{}` is no list", self.to(at)))
                 .also(node.span, "it is this")
                 .into());
@@ -305,8 +307,11 @@ impl Walk<'_> {
                 };
                 let key = found.as_ref().and_then(|(_, key)| *key);
                 let Some(position) = entry_of(entries, step, key) else {
-                    let diagnostic = Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
-                        .at(*span, "not written in the config");
+                    let diagnostic = Diagnostic::error(
+                        codes::NOTHING_TO_DELETE,
+                        format!("nothing to delete at `{}`", self.to(at + 1)),
+                    )
+                    .at(*span, "not written in the config");
                     let near = nearest(step, entries.iter().map(|entry| entry.key.as_str()));
                     return Err(Box::new(match near {
                         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
@@ -320,9 +325,11 @@ impl Walk<'_> {
                 self.delete(found.map(|(schema, _)| schema), &mut entries[position].value, at + 1)
             }
             Tree::Reported => Ok(()),
-            Tree::Scalar(_) => Err(Diagnostic::error(format!("nothing to delete at `{}`", self.to(at + 1)))
-                .at(*span, "not written in the config")
-                .into()),
+            Tree::Scalar(_) => {
+                Err(Diagnostic::error(codes::NOTHING_TO_DELETE, format!("nothing to delete at `{}`", self.to(at + 1)))
+                    .at(*span, "not written in the config")
+                    .into())
+            }
         }
     }
 }
@@ -334,7 +341,9 @@ fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Box<Diagnostic> {
         1 => "its only item is 0".to_owned(),
         _ => format!("its items are 0 to {}", length - 1),
     };
-    Diagnostic::error(format!("no item `{}`", walk.to(at + 1))).at(*span, format!("a list: {items}")).into()
+    Diagnostic::error(codes::NO_ITEM, format!("no item `{}`", walk.to(at + 1)))
+        .at(*span, format!("a list: {items}"))
+        .into()
 }
 
 fn is_list(node: &Node) -> bool {

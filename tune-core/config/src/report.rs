@@ -4,6 +4,9 @@ use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level as Snippet_Level, Renderer, Snippet};
 use tune_yaml::{SourceId, Span};
 
+use crate::check::Finding;
+use crate::codes::{self, Code};
+use crate::tree::Tree;
 use crate::value::Origin;
 
 /// The texts that a config was put together from.
@@ -77,6 +80,8 @@ pub enum Level {
 pub struct Diagnostic {
     /// How bad it is.
     pub level: Level,
+    /// Which kind of mistake it is, see [`codes`](crate::codes).
+    pub code: Option<Code>,
     /// What is wrong.
     pub message: String,
     /// Where, with a few words for the caret.
@@ -90,10 +95,11 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// An error without a place.
-    pub fn error(message: impl Into<String>) -> Self {
+    /// An error of a kind, without a place.
+    pub fn error(code: Code, message: impl Into<String>) -> Self {
         Self {
             level: Level::Error,
+            code: Some(code),
             message: message.into(),
             primary: None,
             secondary: Vec::new(),
@@ -104,7 +110,7 @@ impl Diagnostic {
 
     /// A warning without a place.
     pub fn warning(message: impl Into<String>) -> Self {
-        Self { level: Level::Warning, ..Self::error(message) }
+        Self { level: Level::Warning, code: None, ..Self::error(codes::REFUSED, message) }
     }
 
     /// With its place.
@@ -140,8 +146,29 @@ impl From<tune_yaml::Error> for Diagnostic {
     fn from(error: tune_yaml::Error) -> Self {
         Self {
             secondary: error.labels,
-            help: error.help.into_iter().collect(),
-            ..Self::error(error.message).at(error.span, error.label)
+            help: error.help.into_iter().map(String::from).collect(),
+            ..Self::error(error.code, error.message).at(error.span, error.label)
+        }
+    }
+}
+
+impl Diagnostic {
+    /// A mistake of a tree.
+    pub(crate) fn of(finding: &Finding<'_>, tree: Tree<'_>) -> Self {
+        let said = finding.describe(tree);
+        let lines = |text: &str| text.lines().map(str::to_owned).collect();
+        let mut diagnostic = Self {
+            notes: lines(said.notes.as_str()),
+            help: lines(said.help.as_str()),
+            ..Self::error(said.code, said.message.as_str())
+        };
+        // Of what nobody wrote there is nothing to show.
+        if finding.span.source != DEFAULTS {
+            diagnostic = diagnostic.at(finding.span, said.label.as_str());
+        }
+        match said.also {
+            Some((span, label)) => diagnostic.also(span, label),
+            None => diagnostic,
         }
     }
 }
@@ -156,10 +183,12 @@ pub struct Report {
     pub sources: Sources,
     /// What is wrong, in the order of the text.
     pub diagnostics: Vec<Diagnostic>,
+    /// Mistakes that are not listed: there are too many.
+    pub more: usize,
 }
 
 /// More than this many and nobody reads on.
-const SHOWN: usize = 20;
+pub(crate) const SHOWN: usize = 20;
 
 impl Report {
     /// Whether nothing is wrong.
@@ -179,9 +208,9 @@ impl Report {
             text += &self.one(diagnostic, &renderer);
             text += "\n\n";
         }
-        let errors = self.diagnostics.iter().filter(|d| d.level == Level::Error).count();
-        if self.diagnostics.len() > SHOWN {
-            let left = self.diagnostics.len() - SHOWN;
+        let errors = self.diagnostics.iter().filter(|d| d.level == Level::Error).count() + self.more;
+        let left = self.diagnostics.len().saturating_sub(SHOWN) + self.more;
+        if left > 0 {
             text += &format!("... and {left} more\n\n");
         }
         if errors > 1 {
@@ -198,7 +227,12 @@ impl Report {
             Level::Error => Snippet_Level::ERROR,
             Level::Warning => Snippet_Level::WARNING,
         };
-        let mut group = Group::with_title(level.primary_title(&diagnostic.message));
+        let code = diagnostic.code.map(|code| code.to_string());
+        let title = level.primary_title(&diagnostic.message);
+        let mut group = Group::with_title(match &code {
+            Some(code) => title.id(code.as_str()),
+            None => title,
+        });
         // One snippet for each text, the one with the caret first.
         let mut places: Vec<(SourceId, Vec<Place<'_>>)> = Vec::new();
         let primary = diagnostic.primary.iter().map(|(span, label)| (span, label, AnnotationKind::Primary));

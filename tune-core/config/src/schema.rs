@@ -5,6 +5,10 @@
 
 mod fits;
 
+use tune_yaml::Text;
+
+use crate::words;
+
 /// What may be written for a value.
 #[derive(Debug, Clone, Copy)]
 pub enum Schema {
@@ -236,10 +240,18 @@ impl Key {
         self
     }
 
+    /// The struct whose keys stand in this one's place.
+    pub(crate) const fn flattened(&self) -> Option<&'static Struct> {
+        match &self.schema {
+            Schema::Struct(fields) if self.flatten => Some(*fields),
+            _ => None,
+        }
+    }
+
     /// What holds where the key is not written; `None`: it must be.
     pub const fn when_absent(&self) -> Option<Const> {
-        match (self.default, self.schema) {
-            (Some(default), _) => Some(default),
+        match (&self.default, &self.schema) {
+            (Some(default), _) => Some(*default),
             (None, Schema::Optional(_)) if !self.required => Some(Const::Null),
             _ => None,
         }
@@ -248,26 +260,17 @@ impl Key {
 
 impl std::fmt::Display for Range {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bound = |bound: Option<Const>| bound.map(|bound| bound.to_string()).unwrap_or_default();
-        let equals = if self.inclusive { "=" } else { "" };
-        write!(f, "{}..{equals}{}", bound(self.min), bound(self.max))
+        let mut text = Text::<256>::new();
+        words::range(self, &mut text);
+        f.write_str(text.as_str())
     }
 }
 
 impl std::fmt::Display for Const {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Const::Null => f.write_str("null"),
-            Const::Bool(value) => write!(f, "{value}"),
-            Const::Int(value) => write!(f, "{value}"),
-            Const::Float(value) => write!(f, "{value:?}"),
-            Const::Text(value) => f.write_str(&crate::emit::text(value)),
-            Const::List(items) => {
-                let items: Vec<_> = items.iter().map(Const::to_string).collect();
-                write!(f, "[{}]", items.join(", "))
-            }
-            Const::OfType => f.write_str("the type's own"),
-        }
+        let mut text = Text::<1024>::new();
+        words::constant(self, &mut text);
+        f.write_str(text.as_str())
     }
 }
 
@@ -311,38 +314,92 @@ impl Variant {
 
 impl Struct {
     /// The key of this name or alias, those of flattened structs included.
-    pub fn find(&self, name: &str) -> Option<&'static Key> {
-        self.keys.iter().find_map(|key| match (key.flatten, key.schema) {
-            (true, Schema::Struct(fields)) => fields.find(name),
-            _ => named(key.name, key.aliases, name).then_some(key),
-        })
+    pub const fn find(&self, name: &str) -> Option<&'static Key> {
+        let mut at = 0;
+        while at < self.keys.len() {
+            let key = &self.keys[at];
+            if key.flatten
+                && let Some(fields) = key.flattened()
+            {
+                if let Some(key) = fields.find(name) {
+                    return Some(key);
+                }
+            } else if named(key.name, key.aliases, name) {
+                return Some(key);
+            }
+            at += 1;
+        }
+        None
     }
 
     /// The ignored key of this name, those of flattened structs included.
-    pub fn find_ignored(&self, name: &str) -> Option<&'static Ignored> {
-        let mine = self.ignored.iter().find(|ignored| ignored.name == name);
-        mine.or_else(|| {
-            self.keys.iter().find_map(|key| match (key.flatten, key.schema) {
-                (true, Schema::Struct(fields)) => fields.find_ignored(name),
-                _ => None,
-            })
-        })
+    pub const fn find_ignored(&self, name: &str) -> Option<&'static Ignored> {
+        let mut at = 0;
+        while at < self.ignored.len() {
+            if same(self.ignored[at].name, name) {
+                return Some(&self.ignored[at]);
+            }
+            at += 1;
+        }
+        let mut at = 0;
+        while at < self.keys.len() {
+            if let Some(fields) = self.keys[at].flattened()
+                && let Some(ignored) = fields.find_ignored(name)
+            {
+                return Some(ignored);
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// The number of keys, those of flattened structs included.
+    pub const fn key_count(&self) -> usize {
+        let (mut count, mut at) = (0, 0);
+        while at < self.keys.len() {
+            count += match self.keys[at].flattened() {
+                Some(fields) => fields.key_count(),
+                None => 1,
+            };
+            at += 1;
+        }
+        count
+    }
+
+    /// The key of this index, those of flattened structs in their place.
+    pub const fn key_at(&self, index: usize) -> Option<&'static Key> {
+        let (mut before, mut at) = (0, 0);
+        while at < self.keys.len() {
+            let key = &self.keys[at];
+            // The compiler walks this often: a look costs less than a call.
+            if key.flatten
+                && let Some(fields) = key.flattened()
+            {
+                let count = fields.key_count();
+                if index < before + count {
+                    return fields.key_at(index - before);
+                }
+                before += count;
+            } else if index == before {
+                return Some(key);
+            } else {
+                before += 1;
+            }
+            at += 1;
+        }
+        None
     }
 
     /// The keys, those of flattened structs in their place.
-    pub fn all_keys(&self) -> Vec<&'static Key> {
-        let mut keys = Vec::new();
-        for key in self.keys {
-            match (key.flatten, key.schema) {
-                (true, Schema::Struct(fields)) => keys.extend(fields.all_keys()),
-                _ => keys.push(key),
-            }
-        }
-        keys
+    pub fn all_keys(&self) -> impl Iterator<Item = &'static Key> {
+        (0..self.key_count()).filter_map(|index| self.key_at(index))
     }
 }
 
-const fn named(name: &str, aliases: &[&str], written: &str) -> bool {
+pub(crate) const fn named(name: &str, aliases: &[&str], written: &str) -> bool {
+    if same(name, written) {
+        return true;
+    }
     let mut at = 0;
     while at < aliases.len() {
         if same(aliases[at], written) {
@@ -350,18 +407,21 @@ const fn named(name: &str, aliases: &[&str], written: &str) -> bool {
         }
         at += 1;
     }
-    same(name, written)
+    false
 }
 
 /// `a == b`, which is not const.
-const fn same(a: &str, b: &str) -> bool {
+pub(crate) const fn same(a: &str, b: &str) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut at = 0;
-    while at < a.len() && at < b.len() {
+    while at < a.len() {
         if a[at] != b[at] {
             return false;
         }
         at += 1;
     }
-    a.len() == b.len()
+    true
 }

@@ -34,6 +34,77 @@ fn help() {
     assert_eq!(told(&["--version"]), Ok("lora 1.2.3\n".to_owned()));
 }
 
+/// The keys of the chosen component only; what is set, and where.
+#[test]
+fn help_follows_the_config() {
+    let file = file();
+    let path = file.path().to_str().expect("a path in UTF-8");
+    let text = told(&["--config", path, "optimizer=sgd", "optimizer.lr=1", "batch_size=4", "--help"]);
+    snapshot("help_of_a_config", &text.unwrap_or_default().replace(path, "lora.yaml"));
+    // What is wrong is no reason to give no help.
+    let text = told(&["optimizer.momentum=x", "optimizer=sgd", "nope=1", "-h"]).unwrap_or_default();
+    assert!(text.contains("- sgd (chosen)") && text.contains("momentum: number = 0.0, in 0.0..1.0"), "{text}");
+}
+
+#[test]
+fn the_schema_for_editors() {
+    let text = told(&["--print-schema"]).unwrap_or_default();
+    assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+    snapshot("schema", &text);
+}
+
+#[test]
+fn the_reference_has_the_keys_of_all_components() {
+    let text = told(&["--print-reference"]).unwrap_or_default();
+    for key in ["betas: list", "momentum: number", "path: path"] {
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    assert!(!text.contains("(chosen)") && !text.contains("=>"), "{text}");
+}
+
+#[test]
+fn errors_are_explained() {
+    let failed = told(&["epochs=0"]).err().unwrap_or_default();
+    assert!(failed.ends_with("\nMore about an error: `lora --explain E0021`\n"), "{failed}");
+    assert!(told(&["--explain", "e0021"]).is_ok_and(|text| text.starts_with("E0021: missing key\n")));
+    assert!(told(&["--explain", "E9"]).is_err_and(|text| text.contains("there is no error `E9`")));
+}
+
+#[test]
+fn completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        snapshot(&format!("completions_{shell}"), &told(&["--completions", shell]).unwrap_or_default());
+    }
+    assert!(told(&["--completions", "tcsh"]).is_err_and(|text| text.contains("[possible values: bash, zsh, fish]")));
+}
+
+/// What bash offers after `line`.
+fn completed(line: &str) -> Option<String> {
+    let script = told(&["--completions", "bash"]).ok()?;
+    // As bash does: words are broken at `=`, too.
+    let words: Vec<String> = line.replace('=', " = ").split(' ').map(|word| format!("'{word}'")).collect();
+    let call = format!(
+        "compopt() {{ :; }}\nCOMP_LINE='{line}' COMP_POINT={} COMP_WORDS=({}) COMP_CWORD=$((${{#COMP_WORDS[@]}}-1))\n_lora\necho \"${{COMPREPLY[@]}}\"",
+        line.len(),
+        words.join(" ")
+    );
+    let output = std::process::Command::new("bash").arg("-c").arg(format!("{script}\n{call}")).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[test]
+fn bash_completes_keys_and_values() {
+    if std::process::Command::new("bash").arg("--version").output().is_err() {
+        eprintln!("there is no bash here");
+        return;
+    }
+    assert_eq!(completed("lora bat").as_deref(), Some("batch_size="));
+    assert_eq!(completed("lora --print-sc").as_deref(), Some("--print-schema"));
+    assert_eq!(completed("lora optimizer=s").as_deref(), Some("sgd"));
+    assert_eq!(completed("lora x=1 optimizer.mo").as_deref(), Some("optimizer.momentum="));
+    assert_eq!(completed("lora --completions f").as_deref(), Some("fish"));
+}
+
 #[test]
 fn a_config_and_overrides_in_any_order() {
     let file = file();

@@ -89,7 +89,7 @@ fn an_alias_bomb() {
         let aliases = vec![format!("*a{}", level - 1); 9].join(", ");
         yaml += &format!("b{level}: &a{level} [{aliases}]\n");
     }
-    assert!(bad(&yaml, &[]).starts_with("error: aliases or references make this config too large"));
+    assert!(bad(&yaml, &[]).starts_with("error[E0009]: aliases or references make this config too large"));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn line_ends_of_other_systems() {
     let yaml = "output_dir: a\r\ndatasets:\r\n- _component_: instruct\r\n  path: a\r\nepochs: x\r\n";
     assert_eq!(
         bad(yaml, &[]),
-        "error: wrong type for `epochs`\n --> lora.yaml:5:9\n  |\n5 | epochs: x\n  \
+        "error[E0022]: wrong type for `epochs`\n --> lora.yaml:5:9\n  |\n5 | epochs: x\n  \
          |         ^ expected a whole number from 0, found the text \"x\""
     );
 }

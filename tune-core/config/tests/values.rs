@@ -195,6 +195,7 @@ fn a_type_of_ones_own() {
     let report = read("tokens: 16m").map_err(|report| report.to_string());
     assert_eq!(
         report,
-        Err("error: `16m` is no size such as `16k`\n --> a.yaml:1:9\n  |\n1 | tokens: 16m\n  |         ^^^".to_owned())
+        Err("error[E0029]: `16m` is no size such as `16k`\n --> a.yaml:1:9\n  |\n1 | tokens: 16m\n  |         ^^^"
+            .to_owned())
     );
 }

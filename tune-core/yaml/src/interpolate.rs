@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::limits::{self, Budget};
-use crate::{Entry, Error, Node, Scalar, Span, Value, nearest};
+use crate::{Code, Entry, Error, Node, Scalar, Span, Value, nearest};
 
 /// Replaces every reference in `root`. A value with a wrong reference becomes
 /// [`Value::Reported`], and each mistake is in the list once.
@@ -148,7 +148,9 @@ impl Resolver<'_> {
         let pieces = match pieces(text) {
             Ok(pieces) => pieces,
             Err(message) => {
-                return self.fail(Error::new(message, span).help("write `\\${` for a `${` that means itself"));
+                return self.fail(
+                    Error::new(Code::REFERENCE, message, span).help("write `\\${` for a `${` that means itself"),
+                );
             }
         };
         if let [Piece::Reference(path)] = pieces[..] {
@@ -163,13 +165,13 @@ impl Resolver<'_> {
                     Value::Reported => return Err(Failed),
                     Value::List(_) | Value::Map(_) => {
                         let message = format!("`${{{path}}}` is no text and cannot stand within text");
-                        return self.fail(Error::new(message, span));
+                        return self.fail(Error::new(Code::REFERENCE_IN_TEXT, message, span));
                     }
                 },
             }
             // Before the next piece, not after all of them.
             if joined.len() > limits::TEXT {
-                return self.fail(Error::new("references make this text too long", span));
+                return self.fail(Error::new(Code::TOO_LARGE, "references make this text too long", span));
             }
         }
         if let Err(error) = self.budget.value(joined.len(), span) {
@@ -192,7 +194,7 @@ impl Resolver<'_> {
         self.references -= 1;
         if self.references == 0 {
             let message = format!("more than {} references to follow", limits::REFERENCES);
-            return self.fail(Error::new(message, span));
+            return self.fail(Error::new(Code::TOO_LARGE, message, span));
         }
         self.stack.push((path.to_owned(), span));
         let found = self.look_up(path, span, depth);
@@ -213,7 +215,10 @@ impl Resolver<'_> {
                     Ok(node) => Ok(node.value.clone()),
                     Err(Failed) => {
                         let message = format!("nothing stands at `{path}`");
-                        self.fail(Error::new(message, span).also(at.span, format!("`{walked}` stands here")))
+                        self.fail(
+                            Error::new(Code::UNKNOWN_REFERENCE, message, span)
+                                .also(at.span, format!("`{walked}` stands here")),
+                        )
                     }
                 };
             }
@@ -247,7 +252,7 @@ impl Resolver<'_> {
             return Err(Failed);
         }
         let way: Vec<String> = members.iter().chain(&members[..1]).map(|(path, _)| format!("`{path}`")).collect();
-        let mut error = Error::new(format!("references in a cycle: {}", way.join(" -> ")), span)
+        let mut error = Error::new(Code::CYCLE, format!("references in a cycle: {}", way.join(" -> ")), span)
             .label(format!("needs {}", way[0]))
             .help("one of them must be a value");
         for (path, place) in members.iter().filter(|(_, place)| *place != span) {
@@ -274,17 +279,21 @@ fn malformed(path: &str, span: Span) -> Option<Error> {
     let written = format!("`${{{path}}}`");
     if let Some((resolver, _)) = path.split_once(':') {
         let message = format!("{written}: there are no resolvers such as `{resolver}:`");
-        return Some(Error::new(message, span).help("write the value, or give it on the command line"));
+        return Some(
+            Error::new(Code::REFERENCE, message, span).help("write the value, or give it on the command line"),
+        );
     }
     if path.split('.').any(|step| step.trim().is_empty()) {
         let message = format!("{written} is not a path");
-        return Some(Error::new(message, span).help("a reference names a key from the root, such as `${a.b}`"));
+        return Some(
+            Error::new(Code::REFERENCE, message, span).help("a reference names a key from the root, such as `${a.b}`"),
+        );
     }
     None
 }
 
 fn unknown(path: &str, walked: &str, step: &str, at: &Node, span: Span) -> Error {
-    let mut error = Error::new(format!("nothing stands at `{path}`"), span);
+    let mut error = Error::new(Code::UNKNOWN_REFERENCE, format!("nothing stands at `{path}`"), span);
     let place = |step: &str| match walked {
         "" => step.to_owned(),
         _ => format!("{walked}.{step}"),

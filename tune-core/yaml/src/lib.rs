@@ -17,17 +17,24 @@
 //! # Ok::<(), tune_yaml::Error>(())
 //! ```
 
+mod code;
+mod float;
 mod interpolate;
 mod limits;
 mod nearest;
 mod parse;
 mod scalar;
+mod snippet;
+mod text;
 
+pub use code::Code;
 pub use interpolate::{escape_references, interpolate};
 pub use limits::TEXT as MAX_TEXT;
-pub use nearest::nearest;
+pub use nearest::{nearest, slip};
 pub use parse::{parse, parse_value};
 pub use scalar::{Kind, Number, Scalar};
+pub use snippet::Place;
+pub use text::Text;
 
 /// Which text a [`Span`] points into; the caller numbers its texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +53,7 @@ pub struct Span {
 
 impl Span {
     /// The bytes `start..end` of `source`.
-    pub fn new(source: SourceId, start: usize, end: usize) -> Self {
+    pub const fn new(source: SourceId, start: usize, end: usize) -> Self {
         Self { source, start, end }
     }
 
@@ -131,6 +138,8 @@ impl Node {
 /// What is wrong with a text, and where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error {
+    /// Which kind of mistake it is.
+    pub code: Code,
     /// What is wrong.
     pub message: String,
     /// Where.
@@ -140,12 +149,12 @@ pub struct Error {
     /// Other places that matter, each with a few words.
     pub labels: Vec<(Span, String)>,
     /// What to do about it.
-    pub help: Option<String>,
+    pub help: Option<Box<str>>,
 }
 
 impl Error {
-    fn new(message: impl Into<String>, span: Span) -> Self {
-        Self { message: message.into(), span, label: String::new(), labels: Vec::new(), help: None }
+    fn new(code: Code, message: impl Into<String>, span: Span) -> Self {
+        Self { code, message: message.into(), span, label: String::new(), labels: Vec::new(), help: None }
     }
 
     fn label(mut self, label: impl Into<String>) -> Self {
@@ -159,7 +168,7 @@ impl Error {
     }
 
     fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(help.into().into());
         self
     }
 }

@@ -1,7 +1,7 @@
 //! How much a text may ask for. A few lines of aliases can describe more than
 //! any memory holds, so what is built is counted, not what is read.
 
-use crate::{Error, Node, Span, Value};
+use crate::{Code, Error, Node, Span, Value};
 
 /// The bytes that a text may have.
 pub const TEXT: usize = 1 << 20;
@@ -29,7 +29,7 @@ impl Budget {
                 self.0 = left;
                 Ok(())
             }
-            None => Err(Error::new("aliases or references make this config too large", span)
+            None => Err(Error::new(Code::TOO_LARGE, "aliases or references make this config too large", span)
                 .label(format!("more than {} MiB with this one", TREE >> 20))
                 .help("write out what is needed; this looks like an alias bomb")),
         }
@@ -65,5 +65,5 @@ pub(crate) fn depth(node: &Node) -> usize {
 }
 
 pub(crate) fn too_deep(span: Span) -> Error {
-    Error::new(format!("more than {DEPTH} levels of nesting"), span)
+    Error::new(Code::TOO_LARGE, format!("more than {DEPTH} levels of nesting"), span)
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Options, Parser, ScalarStyle, Tag};
 
 use crate::limits::{self, Budget};
-use crate::{Entry, Error, Node, Scalar, SourceId, Span, Value};
+use crate::{Code, Entry, Error, Node, Scalar, SourceId, Span, Value};
 
 /// Reads the one document of `text`, with anchors, aliases and merge keys
 /// resolved. A text without a document is a null.
@@ -17,7 +17,7 @@ use crate::{Entry, Error, Node, Scalar, SourceId, Span, Value};
 pub fn parse(text: &str, source: SourceId) -> Result<Node, Error> {
     if text.len() > limits::TEXT {
         let message = format!("more than {} KiB of YAML", limits::TEXT >> 10);
-        return Err(Error::new(message, Span::new(source, 0, 0)).help("this is no config"));
+        return Err(Error::new(Code::TOO_LARGE, message, Span::new(source, 0, 0)).help("this is no config"));
     }
     Reader::new(text, source).document()
 }
@@ -112,10 +112,10 @@ impl<'a> Reader<'a> {
         let at = at.min(self.text.len());
         if let Some(tab) = self.indenting_tab(at) {
             let span = Span::new(self.source, tab, tab + 1);
-            return Error::new("a tab cannot indent YAML", span).label("a tab").help("use spaces");
+            return Error::new(Code::TAB, "a tab cannot indent YAML", span).label("a tab").help("use spaces");
         }
         let width = self.text[at..].chars().next().map_or(0, char::len_utf8);
-        Error::new(format!("this is not YAML: {}", error.info()), Span::new(self.source, at, at + width))
+        Error::new(Code::SYNTAX, format!("this is not YAML: {}", error.info()), Span::new(self.source, at, at + width))
     }
 
     /// A tab that indents the line of `at` or the one after it: the parser
@@ -134,8 +134,10 @@ impl<'a> Reader<'a> {
 
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Error> {
         match event {
-            Event::DocumentStart(..) if self.root.is_some() => Err(Error::new("a second document", span)
-                .help("a config is one document; remove the `---` between the two")),
+            Event::DocumentStart(..) if self.root.is_some() => {
+                Err(Error::new(Code::SECOND_DOCUMENT, "a second document", span)
+                    .help("a config is one document; remove the `---` between the two"))
+            }
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.value(text.len(), span)?;
                 let quoted = match tag {
@@ -150,10 +152,10 @@ impl<'a> Reader<'a> {
                 let node = match self.anchors.get(&id) {
                     Some(Some(node)) => node.clone(),
                     Some(None) => {
-                        return Err(Error::new("an alias of the very value that it stands in", span)
+                        return Err(Error::new(Code::ALIAS, "an alias of the very value that it stands in", span)
                             .help("such a value would have no end"));
                     }
-                    None => return Err(Error::new("an alias without its anchor", span)),
+                    None => return Err(Error::new(Code::ALIAS, "an alias without its anchor", span)),
                 };
                 self.budget.copy(&node, span)?;
                 if self.open.len() + limits::depth(&node) > limits::DEPTH {
@@ -228,7 +230,7 @@ impl<'a> Reader<'a> {
                 None => match node.value {
                     Value::Scalar(scalar) => *key = Some((scalar, node.span)),
                     _ => {
-                        return Err(Error::new("a key must be a name", node.span).label("not a name"));
+                        return Err(Error::new(Code::KEY, "a key must be a name", node.span).label("not a name"));
                     }
                 },
                 Some((name, _)) if !name.quoted && name.text == "<<" => merges.push(node),
@@ -244,10 +246,14 @@ impl<'a> Reader<'a> {
         let mut written: HashMap<&str, Span> = HashMap::with_capacity(entries.len());
         for entry in &entries {
             if let Some(first) = written.insert(&entry.key, entry.key_span) {
-                return Err(Error::new(format!("the key `{}` is written twice", entry.key), entry.key_span)
-                    .label("again here")
-                    .also(first, "first written here")
-                    .help("remove one of the two"));
+                return Err(Error::new(
+                    Code::DUPLICATE_KEY,
+                    format!("the key `{}` is written twice", entry.key),
+                    entry.key_span,
+                )
+                .label("again here")
+                .also(first, "first written here")
+                .help("remove one of the two"));
             }
         }
         if merges.is_empty() {
@@ -262,7 +268,7 @@ impl<'a> Reader<'a> {
             };
             for map in maps {
                 let Value::Map(others) = map.value else {
-                    return Err(Error::new("`<<` merges mappings only", map.span).label("not a mapping"));
+                    return Err(Error::new(Code::MERGE, "`<<` merges mappings only", map.span).label("not a mapping"));
                 };
                 merged.extend(others.into_iter().filter(|entry| seen.insert(entry.key.clone())));
             }
@@ -273,7 +279,7 @@ impl<'a> Reader<'a> {
 }
 
 fn unknown_tag(tag: &Tag, span: Span) -> Error {
-    Error::new(format!("the tag `{}` has no meaning here", tag.original()), span).help("remove it")
+    Error::new(Code::TAG, format!("the tag `{}` has no meaning here", tag.original()), span).help("remove it")
 }
 
 #[cfg(test)]

@@ -65,9 +65,11 @@ impl Scalar {
     /// The number that the scalar stands for where a number is wanted: here
     /// `1_000_000` is one too.
     pub fn number(&self) -> Option<Number> {
-        if self.quoted {
-            return None;
-        }
+        if self.quoted { None } else { self.plain_number() }
+    }
+
+    /// The number that the scalar would be without its quotes.
+    pub fn plain_number(&self) -> Option<Number> {
         if !self.text.contains('_') {
             return number(&self.text);
         }

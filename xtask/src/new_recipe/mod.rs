@@ -37,6 +37,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
+    println!("after a change of its keys, bring schema and reference up to date with\n  cargo xtask codegen");
     Ok(())
 }
 
@@ -75,15 +76,19 @@ impl Plan {
         let manifest = PathBuf::from("recipes/Cargo.toml");
         let cargo_toml =
             rewrite::manifest(&read(root, &manifest)?, &name).map_err(|e| format!("{}: {e}", manifest.display()))?;
-        Ok(Self {
-            files: vec![
-                (bin(&name), formatted(root, recipe)),
-                (config(&name), yaml),
-                (test, formatted(root, rewrite::test(&source, &name))),
-            ],
-            manifest: (manifest, cargo_toml),
-            name,
-        })
+        let mut files = vec![
+            (bin(&name), formatted(root, recipe)),
+            (config(&name), yaml),
+            (test, formatted(root, rewrite::test(&source, &name))),
+        ];
+        // What `cargo xtask codegen` would write: the keys are the same.
+        for made in ["schema.json", "reference.txt"] {
+            let path = |name: &Name| config(name).with_file_name(made);
+            if root.join(path(&from)).is_file() {
+                files.push((path(&name), rewrite::schema(&read(root, &path(&from))?, &from, &name)));
+            }
+        }
+        Ok(Self { files, manifest: (manifest, cargo_toml), name })
     }
 
     /// Writes everything, or leaves everything as it was.

@@ -189,6 +189,11 @@ fn apply(text: &mut String, edits: Vec<(Span, String)>) {
     }
 }
 
+/// The schema or reference of its config: the same keys, under another title where there is one.
+pub(super) fn schema(json: &str, from: &Name, to: &Name) -> String {
+    json.replacen(&format!("\"title\": \"{}\"", from.snake), &format!("\"title\": \"{}\"", to.snake), 1)
+}
+
 /// Command lines that run the recipe on its config.
 fn commands(text: &str, from: &Name, to: &Name) -> String {
     let text = replace_word(text, &format!("--bin {}", from.snake), &format!("--bin {}", to.snake));

@@ -77,6 +77,7 @@ fn workspace() -> tempfile::TempDir {
         ("recipes/src/bin/lora.rs", PARAMETERS),
         ("recipes/src/bin/full.rs", STRUCT),
         ("configs/lora/tiny.yaml", YAML),
+        ("configs/lora/schema.json", "{\n  \"title\": \"lora\"\n}\n"),
         ("configs/full/tiny.yaml", "output_dir: /data/run\n"),
         ("tests/lora.rs", ""),
         ("rustfmt.toml", "max_width = 120\nuse_small_heuristics = \"Max\"\n"),
@@ -146,6 +147,7 @@ model:
 dataset: { _component_: chat, data_files: configs/lora/train.jsonl }
 "
     );
+    assert_eq!(read("configs/my_adapter/schema.json"), "{\n  \"title\": \"my_adapter\"\n}\n");
     assert_eq!(
         read("recipes/Cargo.toml"),
         "\

@@ -1,0 +1,223 @@
+//! What was probably meant.
+
+use tune_yaml::slip;
+
+use super::{Chosen, Finding, Mistake, entry_of, is_key};
+use crate::schema::{COMPONENT, Key, Schema, Struct, same};
+use crate::tree::Tree;
+
+/// What was probably meant by a mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint<'a> {
+    /// Nothing comes to mind.
+    None,
+    /// This name.
+    Instead(&'a str),
+    /// The very key, of this component.
+    KeyOf(&'static str),
+    /// The very key, within this one.
+    Within(&'static str),
+}
+
+/// Unknown keys that are looked at when it is asked whether one is meant by them.
+const LOOKED_AT: usize = 200;
+
+impl<'a> Finding<'a> {
+    /// What was probably meant.
+    pub const fn hint(&self, tree: Tree<'a>) -> Hint<'a> {
+        let written = match tree.scalar(self.at) {
+            Some(scalar) => scalar.text,
+            None => "",
+        };
+        let mut best = Best::new(written);
+        match &self.mistake {
+            Mistake::UnknownKey(fields, chosen) => return unknown_key(fields, tree.item(self.at).key, chosen),
+            Mistake::UnknownChoice(choices) => {
+                let mut at = 0;
+                while at < choices.choices.len() {
+                    best.offer_all(choices.choices[at].name, choices.choices[at].aliases);
+                    at += 1;
+                }
+            }
+            Mistake::NotAmong(key) => {
+                let mut at = 0;
+                while at < key.one_of.len() {
+                    if let crate::schema::Const::Text(name) = key.one_of[at] {
+                        best.offer(name);
+                    }
+                    at += 1;
+                }
+            }
+            Mistake::UnknownComponent(component) => {
+                // Of a dotted path the last part says what is meant.
+                let mut last = Best::new(last_part(written));
+                let mut same_last = None;
+                let mut at = 0;
+                while at < component.variants.len() {
+                    let variant = &component.variants[at];
+                    best.offer_all(variant.name, variant.aliases);
+                    last.offer(variant.name);
+                    let mut alias = 0;
+                    while alias < variant.aliases.len() {
+                        if same_last.is_none() && same(last_part(variant.aliases[alias]), last_part(written)) {
+                            same_last = Some(variant.name);
+                        }
+                        alias += 1;
+                    }
+                    at += 1;
+                }
+                // A slip in a long path is a few letters; more of them are another name.
+                return match (best.name, last.name, same_last) {
+                    (Some(name), None, _) => Hint::Instead(name),
+                    (Some(name), Some(_), _) if best.distance < 3 => Hint::Instead(name),
+                    (_, Some(name), _) | (None, None, Some(name)) => Hint::Instead(name),
+                    (None, None, None) => Hint::None,
+                };
+            }
+            _ => {}
+        }
+        match best.name {
+            Some(name) => Hint::Instead(name),
+            None => Hint::None,
+        }
+    }
+}
+
+/// The nearest of the names that are offered.
+struct Best<'w> {
+    written: &'w str,
+    distance: usize,
+    name: Option<&'static str>,
+}
+
+impl<'w> Best<'w> {
+    const fn new(written: &'w str) -> Self {
+        Self { written, distance: usize::MAX, name: None }
+    }
+
+    const fn offer(&mut self, name: &'static str) {
+        if let Some(distance) = slip(self.written, name)
+            && distance < self.distance
+        {
+            self.distance = distance;
+            self.name = Some(name);
+        }
+    }
+
+    const fn offer_all(&mut self, name: &'static str, aliases: &[&'static str]) {
+        self.offer(name);
+        let mut at = 0;
+        while at < aliases.len() {
+            self.offer(aliases[at]);
+            at += 1;
+        }
+    }
+}
+
+const fn last_part(path: &str) -> &str {
+    let mut start = path.len();
+    while start > 0 && path.as_bytes()[start - 1] != b'.' {
+        start -= 1;
+    }
+    path.split_at(start).1
+}
+
+/// Whether an entry is no key of the struct.
+pub(super) const fn is_unknown(fields: &Struct, written: &str, of_component: bool) -> bool {
+    !(of_component && same(written, COMPONENT))
+        && fields.find(written).is_none()
+        && fields.find_ignored(written).is_none()
+}
+
+/// The index of the first key from `from` on that must be written and is not,
+/// not even with a slip.
+pub(super) const fn next_missing(
+    fields: &'static Struct,
+    tree: Tree<'_>,
+    at: usize,
+    chosen: &Option<Chosen>,
+    from: usize,
+) -> Option<usize> {
+    let mut index = from;
+    while index < fields.key_count() {
+        if let Some(key) = fields.key_at(index)
+            && key.when_absent().is_none()
+            && entry_of(tree, at, key, at + 1).is_none()
+            && !is_meant(fields, key, tree, at, chosen)
+        {
+            return Some(index);
+        }
+        index += 1;
+    }
+    None
+}
+
+/// Whether one of the unknown keys is a slip of this one.
+const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize, chosen: &Option<Chosen>) -> bool {
+    let (mut child, mut looked_at) = (at + 1, 0);
+    while child < tree.item(at).end && looked_at < LOOKED_AT {
+        let written = tree.item(child).key;
+        if is_unknown(fields, written, chosen.is_some()) {
+            looked_at += 1;
+            if let Hint::Instead(name) = unknown_key(fields, written, chosen)
+                && is_key(key, name)
+            {
+                return true;
+            }
+        }
+        child = tree.item(child).end;
+    }
+    false
+}
+
+const fn unknown_key(fields: &Struct, written: &str, chosen: &Option<Chosen>) -> Hint<'static> {
+    // The very name in another place is more than a similar one here.
+    if let Some(chosen) = chosen {
+        let mut at = 0;
+        while at < chosen.component.variants.len() {
+            let variant = &chosen.component.variants[at];
+            if let Some(fields) = variant.fields()
+                && fields.find(written).is_some()
+            {
+                return Hint::KeyOf(variant.name);
+            }
+            at += 1;
+        }
+    }
+    let mut best = Best::new(written);
+    let mut index = 0;
+    while index < fields.key_count() {
+        if let Some(key) = fields.key_at(index) {
+            if holds_key(&key.schema, written) {
+                return Hint::Within(key.name);
+            }
+            best.offer_all(key.name, key.aliases);
+        }
+        index += 1;
+    }
+    match best.name {
+        Some(name) => Hint::Instead(name),
+        None => Hint::None,
+    }
+}
+
+/// Whether a value of this type has a key of this name.
+const fn holds_key(schema: &Schema, name: &str) -> bool {
+    match schema {
+        Schema::Struct(fields) => fields.find(name).is_some(),
+        Schema::Optional(inner) => holds_key(inner, name),
+        Schema::Component(component) => {
+            let mut at = 0;
+            while at < component.variants.len() {
+                if let Some(fields) = component.variants[at].fields()
+                    && fields.find(name).is_some()
+                {
+                    return true;
+                }
+                at += 1;
+            }
+            false
+        }
+        _ => false,
+    }
+}

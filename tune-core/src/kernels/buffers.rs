@@ -3,10 +3,11 @@
 //! A training step asks for the same sizes as the one before. Handing the same memory out spares
 //! the system a page fault for every 4 KiB of it, and the zeros that a fresh page is filled with.
 
+use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Element;
 
@@ -20,7 +21,58 @@ unsafe impl bytemuck::Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Line {}
 
-static IDLE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+static POOL: Mutex<Pool> = Mutex::new(Pool { idle: VecDeque::new(), idle_lines: 0, live_lines: 0, most_live: 0 });
+
+/// Memory that was used and may be used again.
+///
+/// It is kept as long as it and what is in use stay close to the most that was ever in use at a time.
+/// Beyond that, what has waited longest goes: sizes that are not asked for any more do not pile up.
+struct Pool {
+    /// The longest waiting first.
+    idle: VecDeque<Vec<Line>>,
+    idle_lines: usize,
+    live_lines: usize,
+    most_live: usize,
+}
+
+impl Pool {
+    /// Lines that may be idle besides those that the most demanding moment needed (16 MiB).
+    const SLACK: usize = 1 << 18;
+
+    fn lock() -> MutexGuard<'static, Self> {
+        POOL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The smallest idle memory of a size that is wanted, the latest of several.
+    fn find(&mut self, sizes: &RangeInclusive<usize>) -> Option<Vec<Line>> {
+        let fitting = (0..self.idle.len()).rev().filter(|&i| sizes.contains(&self.idle[i].len()));
+        let best = fitting.min_by_key(|&i| self.idle[i].len())?;
+        let found = self.idle.remove(best)?;
+        self.idle_lines -= found.len();
+        self.live_lines += found.len();
+        Some(found)
+    }
+
+    /// Counts `lines` that are about to be allocated; returns what is to be freed before.
+    fn make_room(&mut self, lines: usize) -> Vec<Vec<Line>> {
+        self.live_lines += lines;
+        self.most_live = self.most_live.max(self.live_lines);
+        let mut given_up = Vec::new();
+        while self.live_lines + self.idle_lines > self.most_live + self.most_live / 32 + Self::SLACK
+            && let Some(oldest) = self.idle.pop_front()
+        {
+            self.idle_lines -= oldest.len();
+            given_up.push(oldest);
+        }
+        given_up
+    }
+
+    fn give_back(&mut self, lines: Vec<Line>) {
+        self.live_lines -= lines.len();
+        self.idle_lines += lines.len();
+        self.idle.push_back(lines);
+    }
+}
 
 /// The longest batch so far, in rows: what is made for each token has room for as many.
 static ROWS: AtomicUsize = AtomicUsize::new(0);
@@ -29,7 +81,9 @@ static ROWS: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn expect_rows(rows: usize) {
     let rows = rows.next_multiple_of(64);
     if ROWS.fetch_max(rows, Ordering::Relaxed) < rows {
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut pool = Pool::lock();
+        pool.idle_lines = 0;
+        pool.idle.clear();
     }
 }
 
@@ -51,6 +105,8 @@ impl<T: Element> Buffer<T> {
     /// `len` elements, each of which the caller will write before it reads it.
     pub(crate) fn new(len: usize) -> Self {
         let lines = Self::lines(len);
+        // Sizes a sixteenth apart: those that differ a little with each batch become the same.
+        let lines = lines.next_multiple_of((lines.next_power_of_two() / 16).max(1));
         Self { lines: take(lines..=2 * lines), len, element: PhantomData }
     }
 
@@ -90,30 +146,23 @@ impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
         if !lines.is_empty() {
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(lines);
+            Pool::lock().give_back(lines);
         }
     }
 }
 
-/// The smallest idle memory of a size that is wanted, or fresh memory of the smallest such size. As
-/// much idle memory is then given up as is allocated: sizes that are not used any more do not pile up.
-fn take(sizes: std::ops::RangeInclusive<usize>) -> Vec<Line> {
+/// Idle memory of a size that is wanted, or fresh memory of the smallest such size.
+fn take(sizes: RangeInclusive<usize>) -> Vec<Line> {
     let lines = *sizes.start();
-    let mut given_up = Vec::new();
-    {
-        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        let best = (0..idle.len()).rev().filter(|&i| sizes.contains(&idle[i].len())).min_by_key(|&i| idle[i].len());
-        if let Some(best) = best {
-            return idle.swap_remove(best);
-        }
-        let mut freed = 0;
-        while freed < lines
-            && let Some(v) = idle.pop()
-        {
-            freed += v.len();
-            given_up.push(v);
-        }
+    if lines == 0 {
+        return Vec::new();
     }
+    let mut pool = Pool::lock();
+    if let Some(found) = pool.find(&sizes) {
+        return found;
+    }
+    let given_up = pool.make_room(lines);
+    drop(pool);
     drop(given_up);
     give_back_at_once();
     let mut fresh = vec![Line([0.0; 16]); lines];

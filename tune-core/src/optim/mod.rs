@@ -51,7 +51,10 @@ impl StatePart {
     fn get(&mut self, name: &str, var: &Var) -> Result<&Tensor> {
         if !self.0.contains_key(name) {
             let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
-            self.0.insert(name.to_string(), Tensor::zeros(var.shape(), dtype, var.device())?);
+            // Written zeros: those that the system promises would fault twice, when read and when written.
+            let zeros = Tensor::zeros(var.shape(), dtype, var.device())?;
+            zeros.zero_set()?;
+            self.0.insert(name.to_string(), zeros);
         }
         self.0.get(name).ok_or_else(|| Error::Training(format!("no optimizer state for `{name}`")))
     }

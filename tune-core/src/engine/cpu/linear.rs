@@ -6,7 +6,7 @@ use crate::Result;
 use crate::engine::GradientSink;
 use crate::kernels::Element;
 use crate::kernels::buffers::{Buffer, zeros};
-use crate::kernels::gemm::{At, Store, Term, add, multiply, set};
+use crate::kernels::gemm::{At, Store, Term, multiply, set};
 use crate::models::Linear;
 use crate::ops::Dropout;
 
@@ -90,7 +90,7 @@ impl<'a, T: Element> Layer<'a, T> {
     ) -> Result<()> {
         if self.linear.weight.is_variable() {
             let mut gradient = zeros(self.out * self.inner);
-            self.add_weight_gradient(x, back.gradient, &mut gradient);
+            self.weight_gradient(x, back.gradient, &mut gradient, set);
             run.emit(&format!("{}.weight", self.linear.name), gradient, sink)?;
         }
         if let Some((a, b)) = self.adapter_gradients(back, x, hidden, None) {
@@ -100,10 +100,12 @@ impl<'a, T: Element> Layer<'a, T> {
         Ok(())
     }
 
-    /// Adds `gᵀ x` to the weight's gradient, `[out, in]`.
-    pub(super) fn add_weight_gradient(&self, x: &[T], g: &[T], gradient: &mut [f32]) {
+    /// Stores the weight's gradient `gᵀ x`, `[out, in]`.
+    ///
+    /// Fresh memory is to be set: adding to it would fault twice for each page, to read and to write.
+    pub(super) fn weight_gradient(&self, x: &[T], g: &[T], gradient: &mut [f32], store: impl Store<f32>) {
         let m = x.len() / self.inner;
-        multiply((self.out, self.inner), &[Term::tn(g, x, (self.out, m, self.inner))], gradient, self.inner, add);
+        multiply((self.out, self.inner), &[Term::tn(g, x, (self.out, m, self.inner))], gradient, self.inner, store);
     }
 
     /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::data::IGNORE;
 use crate::engine::GradientSink;
 use crate::kernels::buffers::{Buffer, zeros};
-use crate::kernels::gemm::set;
+use crate::kernels::gemm::{add, set};
 use crate::kernels::{Element, rms_norm, simd, softmax};
 use crate::ops::check_targets;
 
@@ -51,7 +51,7 @@ impl Run<'_> {
         let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
         let mut loss = 0.0;
         let chunk = (LOGITS / vocab).clamp(16, 1024);
-        for rows in trained.chunks(chunk) {
+        for (i, rows) in trained.chunks(chunk).enumerate() {
             let mut input = Buffer::<T>::new(rows.len() * width);
             for (dst, &row) in input.chunks_exact_mut(width).zip(rows) {
                 dst.copy_from_slice(&x[row * width..][..width]);
@@ -73,7 +73,10 @@ impl Run<'_> {
             let gradient = narrow::<T>(logits);
             let back = head.back(&gradient);
             if let Some(sum) = &mut weight_gradient {
-                head.add_weight_gradient(&normed, &gradient, sum);
+                match i {
+                    0 => head.weight_gradient(&normed, &gradient, sum, set),
+                    _ => head.weight_gradient(&normed, &gradient, sum, add),
+                }
             }
             if let Some((a, b)) = head.adapter_gradients(&back, &normed, &adapted, Some(rows)) {
                 match &mut adapter_gradients {

@@ -264,8 +264,9 @@ fn a_template_that_writes_the_time_goes_on_with_that_of_the_beginning() {
 #[test]
 fn every_shipped_config_is_valid() {
     for recipe in ["full", "lora", "generate"] {
-        for entry in fs::read_dir(root().join("configs").join(recipe)).unwrap() {
-            succeed(recipe, &["--config", entry.unwrap().path().to_str().unwrap(), "--print-config"]);
+        let files = fs::read_dir(root().join("configs").join(recipe)).unwrap().map(|entry| entry.unwrap().path());
+        for config in files.filter(|path| path.extension().is_some_and(|e| e == "yaml")) {
+            succeed(recipe, &["--config", config.to_str().unwrap(), "--print-config"]);
         }
     }
 }

@@ -4,7 +4,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var};
 
-use super::{GradientSink, RunOptions, lost, lowest_trained, take_named};
+use super::{GradientSink, RunOptions, lost, lowest_trained};
 use crate::Result;
 use crate::data::Batch;
 use crate::models::{Decoder, Pass};
@@ -134,6 +134,11 @@ pub(super) fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 
 fn variable(t: &Tensor) -> Result<Tensor> {
     Ok(Var::from_tensor(t)?.into_inner())
+}
+
+fn take_named(model: &Decoder, name: &str, gradient: Tensor, sink: &mut dyn GradientSink) -> Result<()> {
+    let var = model.trainable().get(name).ok_or_else(|| lost(name))?;
+    sink.take(name, var, gradient)
 }
 
 /// Hands over the gradients of everything trained below `prefix`.

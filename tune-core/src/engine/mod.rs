@@ -80,8 +80,3 @@ fn lowest_trained(model: &Decoder) -> usize {
 fn lost(what: &str) -> Error {
     Error::Training(format!("{what} got no gradient; this is a bug of the program, please report it"))
 }
-
-fn take_named(model: &Decoder, name: &str, gradient: Tensor, sink: &mut dyn GradientSink) -> Result<()> {
-    let var = model.trainable().get(name).ok_or_else(|| lost(name))?;
-    sink.take(name, var, gradient)
-}

@@ -1,10 +1,9 @@
 //! One transformer block, its two halves forward and back.
 
-use super::Run;
 use super::linear::{Hidden, Layer, input_gradient};
 use super::weights::Weight;
+use super::{Found, Run};
 use crate::Result;
-use crate::engine::GradientSink;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, set};
@@ -136,33 +135,34 @@ impl<T: Element> CpuBlock<'_, T> {
         normed
     }
 
-    /// Turns the gradient of the block's output into that of its input `x`, and hands over those of
-    /// what is trained. Without `saved` the forward pass is run again, but for its last product.
+    /// Turns the gradient of the block's output into that of its input `x`; returns those of what is
+    /// trained. Without `saved` the forward pass is run again, but for its last product.
     pub(super) fn backward(
         &self,
         x: &[T],
         saved: Option<Saved<T>>,
         gradient: &mut Buffer<T>,
         wants_input: bool,
-        sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    ) -> Found {
+        let mut found = Found::new();
         let mut saved = saved.unwrap_or_else(|| {
             let mut saved = self.attend(x);
             self.gate_and_up(&mut saved);
             saved
         });
-        self.mlp_backward(&mut saved, gradient, sink)?;
-        self.attention_backward(x, saved, gradient, wants_input, sink)
+        self.mlp_backward(&mut saved, gradient, &mut found);
+        self.attention_backward(x, saved, gradient, wants_input, &mut found);
+        found
     }
 
-    fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], sink: &mut dyn GradientSink) -> Result<()> {
+    fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut Found) {
         let mut activated = Buffer::rows(self.run.tokens(), self.down.inner);
         swiglu::forward(&saved.gate, &saved.up, &mut activated);
         if saved.hidden.down.is_none() {
             saved.hidden.down = self.down.hidden(&activated, None);
         }
         let back = self.down.back(gradient);
-        self.down.train(self.run, &back, &activated, &saved.hidden.down, sink)?;
+        self.down.train(&back, &activated, &saved.hidden.down, found);
         let mut g_activated = activated;
         input_gradient(&[&back], None, &mut g_activated);
         drop(back);
@@ -171,8 +171,8 @@ impl<T: Element> CpuBlock<'_, T> {
 
         let normed = self.normed(&saved.middle, &self.post_attention_layernorm);
         let (g_gate, g_up) = (self.gate.back(&saved.gate), self.up.back(&saved.up));
-        self.gate.train(self.run, &g_gate, &normed, &saved.hidden.gate, sink)?;
-        self.up.train(self.run, &g_up, &normed, &saved.hidden.up, sink)?;
+        self.gate.train(&g_gate, &normed, &saved.hidden.gate, found);
+        self.up.train(&g_up, &normed, &saved.hidden.up, found);
         let mut g_normed = normed;
         input_gradient(&[&g_gate, &g_up], None, &mut g_normed);
         drop((g_gate, g_up));
@@ -183,24 +183,17 @@ impl<T: Element> CpuBlock<'_, T> {
             "post_attention_layernorm",
             &g_normed,
             gradient,
-            sink,
-        )
+            found,
+        );
     }
 
-    fn attention_backward(
-        &self,
-        x: &[T],
-        saved: Saved<T>,
-        gradient: &mut [T],
-        wants_input: bool,
-        sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    fn attention_backward(&self, x: &[T], saved: Saved<T>, gradient: &mut [T], wants_input: bool, found: &mut Found) {
         let Saved { q, k, v, attended, lse, hidden, .. } = saved;
         let back = self.o.back(gradient);
-        self.o.train(self.run, &back, &attended, &hidden.o, sink)?;
+        self.o.train(&back, &attended, &hidden.o, found);
         let norm_trained = self.block.input_layernorm.is_variable();
         if !wants_input && !norm_trained && [&self.q, &self.k, &self.v].iter().all(|l| l.is_frozen()) {
-            return Ok(());
+            return;
         }
         let m = self.run.tokens();
         let mut g_attended = Buffer::rows(m, self.o.inner);
@@ -215,32 +208,23 @@ impl<T: Element> CpuBlock<'_, T> {
 
         let normed = self.normed(x, &self.input_layernorm);
         let (gq, gk, gv) = (self.q.back(&gq), self.k.back(&gk), self.v.back(&gv));
-        self.q.train(self.run, &gq, &normed, &hidden.q, sink)?;
-        self.k.train(self.run, &gk, &normed, &hidden.k, sink)?;
-        self.v.train(self.run, &gv, &normed, &hidden.v, sink)?;
+        self.q.train(&gq, &normed, &hidden.q, found);
+        self.k.train(&gk, &normed, &hidden.k, found);
+        self.v.train(&gv, &normed, &hidden.v, found);
         if !wants_input && !norm_trained {
-            return Ok(());
+            return;
         }
         let mut g_normed = normed;
         input_gradient(&[&gq, &gk, &gv], None, &mut g_normed);
-        self.norm_backward(x, &self.input_layernorm, "input_layernorm", &g_normed, gradient, sink)
+        self.norm_backward(x, &self.input_layernorm, "input_layernorm", &g_normed, gradient, found);
     }
 
-    /// Adds to `gradient` what comes through a norm of `x`, and hands over the norm's own gradient.
-    fn norm_backward(
-        &self,
-        x: &[T],
-        weight: &[T],
-        name: &str,
-        g_normed: &[T],
-        gradient: &mut [T],
-        sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    /// Adds to `gradient` what comes through a norm of `x`, and to `found` the norm's own gradient.
+    fn norm_backward(&self, x: &[T], weight: &[T], name: &str, g_normed: &[T], gradient: &mut [T], found: &mut Found) {
         let name = format!("model.layers.{}.{name}.weight", self.block.index);
         let trained = self.run.model.trainable().contains_key(&name);
-        match rms_norm::backward(x, weight, self.block.eps as f32, g_normed, gradient, trained) {
-            Some(own) => self.run.emit(&name, own, sink),
-            None => Ok(()),
+        if let Some(own) = rms_norm::backward(x, weight, self.block.eps as f32, g_normed, gradient, trained) {
+            found.push((name, own));
         }
     }
 }

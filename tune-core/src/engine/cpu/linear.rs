@@ -1,9 +1,8 @@
 //! Linear layers, trained, frozen or with an adapter, as terms of matrix products.
 
-use super::Run;
 use super::weights::Weight;
+use super::{Found, Run};
 use crate::Result;
-use crate::engine::GradientSink;
 use crate::kernels::Element;
 use crate::kernels::buffers::{Buffer, zeros};
 use crate::kernels::gemm::{At, Store, Term, multiply, set};
@@ -79,25 +78,17 @@ impl<'a, T: Element> Layer<'a, T> {
         }
     }
 
-    /// Hands over the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
-    pub(super) fn train(
-        &self,
-        run: &Run<'_>,
-        back: &Back<'_, T>,
-        x: &[T],
-        hidden: &Hidden<T>,
-        sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    /// Adds to `found` the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
+    pub(super) fn train(&self, back: &Back<'_, T>, x: &[T], hidden: &Hidden<T>, found: &mut Found) {
         if self.linear.weight.is_variable() {
             let mut gradient = zeros(self.out * self.inner);
             self.weight_gradient(x, back.gradient, &mut gradient, set);
-            run.emit(&format!("{}.weight", self.linear.name), gradient, sink)?;
+            found.push((format!("{}.weight", self.linear.name), gradient));
         }
         if let Some((a, b)) = self.adapter_gradients(back, x, hidden, None) {
-            run.emit(&format!("{}.lora_A.weight", self.linear.name), a, sink)?;
-            run.emit(&format!("{}.lora_B.weight", self.linear.name), b, sink)?;
+            found.push((format!("{}.lora_A.weight", self.linear.name), a));
+            found.push((format!("{}.lora_B.weight", self.linear.name), b));
         }
-        Ok(())
     }
 
     /// Stores the weight's gradient `gᵀ x`, `[out, in]`.

@@ -10,7 +10,7 @@ mod weights;
 
 use candle_core::{Device, Tensor};
 
-use super::{GradientSink, RunOptions, lost, lowest_trained, take_named};
+use super::{GradientSink, RunOptions, lost, lowest_trained};
 use crate::Result;
 use crate::data::Batch;
 use crate::kernels::Element;
@@ -46,16 +46,21 @@ pub(super) fn forward_backward<T: Element>(
     }
 
     let below = lowest < model.blocks.len();
-    let top = run.top(&x, Some(options.scale), below, sink)?;
+    let top = run.top(&x, Some(options.scale), below)?;
     drop(x);
-    let (Some(mut gradient), true) = (top.hidden, top.loss.is_finite()) else { return Ok(top.loss) };
+    if !top.loss.is_finite() {
+        return Ok(top.loss);
+    }
+    run.emit(top.found, sink)?;
+    let Some(mut gradient) = top.hidden else { return Ok(top.loss) };
     while let Some((input, inner)) = saved.pop() {
         let block = &model.blocks[lowest + saved.len()];
         let wants_input = block.index > lowest || model.trains_embedding();
-        run.block(block)?.backward(&input, inner, &mut gradient, wants_input, sink)?;
+        let found = run.block(block)?.backward(&input, inner, &mut gradient, wants_input);
+        run.emit(found, sink)?;
     }
     if model.trains_embedding() {
-        run.embedding_backward(&gradient, top.tied, sink)?;
+        run.emit(vec![run.embedding_backward(&gradient, top.tied)], sink)?;
     }
     Ok(top.loss)
 }
@@ -67,19 +72,12 @@ pub(super) fn evaluate<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64
     for block in &model.blocks {
         x = run.block(block)?.forward(&x, false).0;
     }
-    Ok(run.top(&x, None, false, &mut Nobody)?.loss)
+    Ok(run.top(&x, None, false)?.loss)
 }
 
-/// Takes the gradients that an evaluation does not make.
-struct Nobody;
-
-impl GradientSink for Nobody {
-    fn take(&mut self, name: &str, _: &candle_core::Var, _: Tensor) -> Result<()> {
-        Err(lost(name))
-    }
-}
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Gradients by the names of [`Decoder::trainable`]. They are handed over when nothing borrows the
+/// weights any more: who takes them may change the weights at once.
+type Found = Vec<(String, Vec<f32>)>;
 
 impl Run<'_> {
     fn tokens(&self) -> usize {
@@ -99,25 +97,23 @@ impl Run<'_> {
         Ok(x)
     }
 
-    /// Hands over the embedding table's gradient: each token's, and, for a tied table, the output layer's.
-    fn embedding_backward<T: Element>(
-        &self,
-        gradient: &[T],
-        tied: Option<Vec<f32>>,
-        sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    /// The embedding table's gradient: each token's, and, for a tied table, the output layer's.
+    fn embedding_backward<T: Element>(&self, gradient: &[T], tied: Option<Vec<f32>>) -> (String, Vec<f32>) {
         let width = self.model.config.hidden_size;
         let mut table = tied.unwrap_or_else(|| zeros(self.model.config.vocab_size * width));
         for (row, &id) in gradient.chunks_exact(width).zip(&self.batch.input_ids) {
             let entry = &mut table[id as usize * width..][..width];
             entry.iter_mut().zip(row).for_each(|(e, g)| *e += g.to_f32());
         }
-        self.emit(EMBEDDING, table, sink)
+        ("model.embed_tokens.weight".to_string(), table)
     }
 
-    /// Hands over one gradient.
-    fn emit(&self, name: &str, gradient: Vec<f32>, sink: &mut dyn GradientSink) -> Result<()> {
-        let var = self.model.trainable().get(name).ok_or_else(|| lost(name))?;
-        take_named(self.model, name, Tensor::from_vec(gradient, var.shape(), &Device::Cpu)?, sink)
+    /// Hands gradients over.
+    fn emit(&self, found: Found, sink: &mut dyn GradientSink) -> Result<()> {
+        for (name, gradient) in found {
+            let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
+            sink.take(&name, var, Tensor::from_vec(gradient, var.shape(), &Device::Cpu)?)?;
+        }
+        Ok(())
     }
 }

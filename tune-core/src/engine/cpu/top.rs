@@ -4,10 +4,9 @@ use rayon::prelude::*;
 
 use super::linear::{Layer, input_gradient};
 use super::weights::Weight;
-use super::{EMBEDDING, Run};
+use super::{Found, Run};
 use crate::Result;
 use crate::data::IGNORE;
-use crate::engine::GradientSink;
 use crate::kernels::buffers::{Buffer, zeros};
 use crate::kernels::gemm::{add, set};
 use crate::kernels::{Element, rms_norm, simd, softmax};
@@ -24,17 +23,13 @@ pub(super) struct Top<T: Element> {
     pub(super) hidden: Option<Buffer<T>>,
     /// The gradient of a tied embedding table in its role as output layer.
     pub(super) tied: Option<Vec<f32>>,
+    /// The gradients of what is trained here.
+    pub(super) found: Found,
 }
 
 impl Run<'_> {
     /// The loss of the residual stream `x` `[m, hidden]`, and with a `scale` the gradients of `scale` times it.
-    pub(super) fn top<T: Element>(
-        &self,
-        x: &[T],
-        scale: Option<f64>,
-        below: bool,
-        sink: &mut dyn GradientSink,
-    ) -> Result<Top<T>> {
+    pub(super) fn top<T: Element>(&self, x: &[T], scale: Option<f64>, below: bool) -> Result<Top<T>> {
         let config = &self.model.config;
         let (width, vocab, eps) = (config.hidden_size, config.vocab_size, config.rms_norm_eps as f32);
         let targets = &self.batch.targets;
@@ -103,27 +98,26 @@ impl Run<'_> {
                 }
             }
         }
+        let mut top = Top { loss, hidden, tied: None, found: Found::new() };
         if !loss.is_finite() {
-            return Ok(Top { loss, hidden: None, tied: None });
+            return Ok(top);
         }
-        let mut tied = None;
         if let Some(gradient) = weight_gradient {
             match config.tie_word_embeddings {
-                true => tied = Some(gradient),
-                false => self.emit("lm_head.weight", gradient, sink)?,
+                true => top.tied = Some(gradient),
+                false => top.found.push(("lm_head.weight".to_string(), gradient)),
             }
         }
         if let (Some(adapter), true) = (&lm_head.adapter, backward) {
             let zeros = || (vec![0.0; adapter.a.elem_count()], vec![0.0; adapter.b.elem_count()]);
             let (a, b) = adapter_gradients.unwrap_or_else(zeros);
-            self.emit("lm_head.lora_A.weight", a, sink)?;
-            self.emit("lm_head.lora_B.weight", b, sink)?;
+            top.found.push(("lm_head.lora_A.weight".to_string(), a));
+            top.found.push(("lm_head.lora_B.weight".to_string(), b));
         }
         if let Some(gradient) = norm_gradient {
-            self.emit("model.norm.weight", gradient, sink)?;
+            top.found.push(("model.norm.weight".to_string(), gradient));
         }
-        debug_assert!(tied.is_none() || self.model.trainable().contains_key(EMBEDDING));
-        Ok(Top { loss, hidden, tied })
+        Ok(top)
     }
 }
 

@@ -122,7 +122,7 @@ fn check_rows<T: Element>() {
     let right_gradients = gradients(&right, &g, &[&vx, &vu]);
     swiglu::forward(&x, &up, &mut y);
     assert_close("swiglu", &y, &values(&right));
-    let (mut gate, mut up) = (x.clone(), up.clone());
+    let (mut gate, mut up) = (x.clone(), up);
     swiglu::backward(&mut gate, &mut up, &g);
     assert_close("swiglu gate", &gate, &right_gradients[0]);
     assert_close("swiglu up", &up, &right_gradients[1]);
@@ -132,10 +132,10 @@ fn check_rows<T: Element>() {
     let vx = var(&x, &[1, rows, width]);
     let right = ops::rope(&vx, &rotary).unwrap();
     let right_gradients = gradients(&right, &g, &[&vx]);
-    let mut y = x.clone();
+    let mut y = x;
     rope::turn(&mut y, width, &rotary, Turn::Forward);
     assert_close("rope", &y, &values(&right));
-    let mut gx = g.clone();
+    let mut gx = g;
     rope::turn(&mut gx, width, &rotary, Turn::Back);
     assert_close("rope gx", &gx, &right_gradients[0]);
 }

@@ -149,7 +149,7 @@ fn each_row(dst: &mut [f32], width: usize, parallel: bool, f: impl Fn(usize, &mu
         simd(
             #[inline(always)]
             || f(i, row),
-        )
+        );
     };
     if parallel {
         dst.par_chunks_exact_mut(width).with_min_len(16).enumerate().for_each(f);

@@ -37,7 +37,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    // As cargo says now: a target folder that several checkouts share may hold another one's build.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = Path::new(&package).parent().unwrap_or(Path::new("."));
     let result = match Cli::parse().task {
         Task::Codegen(args) => codegen::run(root, &args),
         Task::MakeTiny(args) => make_tiny::run(root, &args),

@@ -7,6 +7,9 @@
 //! depends on the number of threads. On other devices it is the plain
 //! composition of [`mod@reference`], against which the CPU one is tested.
 //!
+//! Training in fp32 and bf16 on the CPU does not pass here: its engine calls `kernels` for whole halves
+//! of a block, and is tested against these operations in f64.
+//!
 //! A weight is trained exactly if it is a [`candle_core::Var`].
 
 mod attention;

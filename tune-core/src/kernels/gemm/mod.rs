@@ -135,41 +135,33 @@ pub(crate) fn add<D: Element>(_: At, sums: &[f32], dst: &mut [D]) {
 
 /// Computes the sum of `terms`, `[m, n]`, on all threads; its rows go to `dst`, `dst_width` apart, through `store`.
 pub(crate) fn multiply<T: Element, D: Send>(
-    (m, n): (usize, usize),
+    size: (usize, usize),
     terms: &[Term<'_, T>],
     dst: &mut [D],
     dst_width: usize,
     store: impl Store<D>,
 ) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    terms.iter().for_each(|t| t.check(m, n));
-    let dst = Destination::new(dst, dst_width, m, n);
-    match Isa::get() {
-        #[cfg(target_arch = "x86_64")]
-        isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
-            let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, true)).collect();
-            let panels = Panels::new(n);
-            let blocks = m.div_ceil(ROWS_PER_TASK);
-            (0..blocks * panels.count).into_par_iter().with_max_len(1).for_each(|task| {
-                let first = task / panels.count * ROWS_PER_TASK;
-                let rows = first..m.min(first + ROWS_PER_TASK);
-                // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { pack::panel(&terms, rows, panels.columns(task % panels.count), &dst, &store) };
-            });
-        }
-        _ => portable::multiply((m, n), terms, &dst, &store, true),
-    }
+    compute(size, terms, dst, dst_width, &store, true);
 }
 
 /// The same on this thread alone, for what is itself one of many tasks.
 pub(crate) fn multiply_here<T: Element, D: Send>(
-    (m, n): (usize, usize),
+    size: (usize, usize),
     terms: &[Term<'_, T>],
     dst: &mut [D],
     dst_width: usize,
     store: impl Store<D>,
+) {
+    compute(size, terms, dst, dst_width, &store, false);
+}
+
+fn compute<T: Element, D: Send>(
+    (m, n): (usize, usize),
+    terms: &[Term<'_, T>],
+    dst: &mut [D],
+    dst_width: usize,
+    store: &impl Store<D>,
+    parallel: bool,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -179,14 +171,23 @@ pub(crate) fn multiply_here<T: Element, D: Send>(
     match Isa::get() {
         #[cfg(target_arch = "x86_64")]
         isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
-            let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, false)).collect();
+            let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, parallel)).collect();
             let panels = Panels::new(n);
-            for p in 0..panels.count {
-                // SAFETY: the processor has AVX-512; nothing else writes to `dst`.
-                unsafe { pack::panel(&terms, 0..m, panels.columns(p), &dst, &store) };
+            let block = if parallel { ROWS_PER_TASK } else { m };
+            let tasks = m.div_ceil(block) * panels.count;
+            let run = |task: usize| {
+                let first = task / panels.count * block;
+                let rows = first..m.min(first + block);
+                // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
+                unsafe { pack::panel(&terms, rows, panels.columns(task % panels.count), &dst, store) };
+            };
+            if parallel {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+            } else {
+                (0..tasks).for_each(run);
             }
         }
-        _ => portable::multiply((m, n), terms, &dst, &store, false),
+        _ => portable::multiply((m, n), terms, &dst, store, parallel),
     }
 }
 

@@ -38,7 +38,10 @@ pub(super) struct Ready<'a, T> {
     steps: usize,
     inner: usize,
     left: *const f32,
+    /// Distance between two rows of the same tile, between the first rows of two tiles for each row, and
+    /// between two inner steps.
     left_row: usize,
+    left_tile: usize,
     left_step: usize,
     right: Right<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
@@ -59,20 +62,34 @@ impl<'a, T: Element> Ready<'a, T> {
             (true, _) => Word::Widened,
         };
         let steps = if word == Word::Pair { k.div_ceil(2) } else { k };
+        let nowhere = std::ptr::null();
         let (rewritten, left, left_row, left_step) = match (word, term.left) {
             (Word::F32, Left::Rows(l)) => (None, l.data.as_ptr().cast(), l.width, 1),
-            (Word::F32, Left::Columns(l)) => (None, l.data.as_ptr().cast(), 1, l.width),
+            (Word::F32, Left::Columns(l)) if m <= FEW_ROWS => (None, l.data.as_ptr().cast(), 1, l.width),
             (Word::Pair, Left::Rows(l)) if k.is_multiple_of(2) && l.width.is_multiple_of(2) => {
                 (None, l.data.as_ptr().cast(), l.width / 2, 1)
             }
-            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), std::ptr::null(), steps, 1),
-            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), std::ptr::null(), 1, m),
-            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), std::ptr::null(), k, 1),
-            (Word::Widened, Left::Columns(l)) => (Some(widened(l, k, m, parallel)), std::ptr::null(), 1, m),
+            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), nowhere, steps, 1),
+            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), nowhere, 1, m),
+            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), nowhere, k, 1),
+            (Word::F32 | Word::Widened, Left::Columns(l)) => (Some(in_tiles(l, k, m, parallel)), nowhere, 1, ROWS),
         };
+        // Tiles of their own lie one behind the other, `steps` words for each row.
+        let left_tile = if left_step == ROWS && rewritten.is_some() { steps } else { left_row };
         let left = rewritten.as_ref().map_or(left, |b| b.as_ptr());
         let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(term.right, Right::Rows(_));
-        Self { word, steps, inner: k, left, left_row, left_step, right: term.right, in_place, _rewritten: rewritten }
+        Self {
+            word,
+            steps,
+            inner: k,
+            left,
+            left_row,
+            left_tile,
+            left_step,
+            right: term.right,
+            in_place,
+            _rewritten: rewritten,
+        }
     }
 
     /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
@@ -169,6 +186,44 @@ fn widened<T: Element>(from: Rows<'_, T>, rows: usize, cols: usize, parallel: bo
         |i, row| widen(&from.data[i * from.width..][..cols], row),
     );
     dst
+}
+
+/// `k` rows of `m` elements as tiles `[m / 8, k, 8]` of f32: a weight's gradient reads them from top to bottom, and
+/// rows that are pages apart would cost a miss for each step. Two tiles at a time share a cache line of f32.
+fn in_tiles<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool) -> Buffer<f32> {
+    let mut dst = Buffer::new(m.next_multiple_of(ROWS) * k);
+    let pair = |(i, tiles): (usize, &mut [f32])| {
+        simd(
+            #[inline(always)]
+            || {
+                let (first, second) = tiles.split_at_mut(ROWS * k);
+                for step in 0..k {
+                    let row = &from.data[step * from.width..][2 * i * ROWS..m.min(2 * (i + 1) * ROWS)];
+                    let (left, right) = row.split_at(row.len().min(ROWS));
+                    widen_some(left, &mut first[step * ROWS..][..ROWS]);
+                    if !right.is_empty() {
+                        widen_some(right, &mut second[step * ROWS..][..ROWS]);
+                    }
+                }
+            },
+        );
+    };
+    let size = (2 * ROWS * k).max(1);
+    if parallel {
+        dst.par_chunks_mut(size).enumerate().for_each(pair);
+    } else {
+        dst.chunks_mut(size).enumerate().for_each(pair);
+    }
+    dst
+}
+
+/// At most [`ROWS`] elements in f32, without a call where there are just as many.
+#[inline(always)]
+fn widen_some<T: Element>(from: &[T], to: &mut [f32]) {
+    match (from.first_chunk::<ROWS>(), to.first_chunk_mut::<ROWS>()) {
+        (Some(from), Some(to)) => *to = from.map(T::to_f32),
+        _ => widen(from, to),
+    }
 }
 
 /// `k` rows of `m` elements as `[k / 2, m]` pairs of rows.
@@ -392,7 +447,7 @@ pub(super) unsafe fn panel<T: Element, D>(
                     steps: piece.to - piece.from,
                     fresh: g == 0 && i == 0,
                     // SAFETY: that row and step lie inside, as `Term::check` found.
-                    left: unsafe { t.left.add(first * t.left_row + piece.from * t.left_step) },
+                    left: unsafe { t.left.add(first * t.left_tile + piece.from * t.left_step) },
                     left_row: t.left_row,
                     left_step: t.left_step,
                     right,

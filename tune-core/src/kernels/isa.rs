@@ -14,7 +14,8 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// This processor's; `TUNE_ISA=portable` or `avx512` in the environment takes less than there is.
+    /// This processor's. For tests, `TUNE_ISA` in the environment names another: `portable`, `avx512` or
+    /// `avx512bf16`; one that the processor lacks is not taken.
     pub(crate) fn get() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
         *ISA.get_or_init(|| {

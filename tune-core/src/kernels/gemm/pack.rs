@@ -38,10 +38,11 @@ pub(super) struct Ready<'a, T> {
     steps: usize,
     inner: usize,
     left: *const f32,
-    /// Distance between two rows of the same tile, between the first rows of two tiles for each row, and
-    /// between two inner steps.
+    /// Distance between two rows of a tile.
     left_row: usize,
+    /// Distance between the beginnings of two tiles, for each row of a tile.
     left_tile: usize,
+    /// Distance between two inner steps.
     left_step: usize,
     right: Right<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
@@ -62,20 +63,20 @@ impl<'a, T: Element> Ready<'a, T> {
             (true, _) => Word::Widened,
         };
         let steps = if word == Word::Pair { k.div_ceil(2) } else { k };
+        // Where the left side lies if it is not rewritten, then the distances, see `Ready`.
         let nowhere = std::ptr::null();
-        let (rewritten, left, left_row, left_step) = match (word, term.left) {
-            (Word::F32, Left::Rows(l)) => (None, l.data.as_ptr().cast(), l.width, 1),
-            (Word::F32, Left::Columns(l)) if m <= FEW_ROWS => (None, l.data.as_ptr().cast(), 1, l.width),
+        let (rewritten, left, left_row, left_tile, left_step) = match (word, term.left) {
+            (Word::F32, Left::Rows(l)) => (None, l.data.as_ptr().cast(), l.width, l.width, 1),
+            (Word::F32, Left::Columns(l)) if m <= FEW_ROWS => (None, l.data.as_ptr().cast(), 1, 1, l.width),
             (Word::Pair, Left::Rows(l)) if k.is_multiple_of(2) && l.width.is_multiple_of(2) => {
-                (None, l.data.as_ptr().cast(), l.width / 2, 1)
+                (None, l.data.as_ptr().cast(), l.width / 2, l.width / 2, 1)
             }
-            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), nowhere, steps, 1),
-            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), nowhere, 1, m),
-            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), nowhere, k, 1),
-            (Word::F32 | Word::Widened, Left::Columns(l)) => (Some(in_tiles(l, k, m, parallel)), nowhere, 1, ROWS),
+            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), nowhere, steps, steps, 1),
+            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), nowhere, 1, 1, m),
+            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), nowhere, k, k, 1),
+            // Tiles lie one behind the other, `steps` words for each of their rows.
+            (_, Left::Columns(l)) => (Some(in_tiles(l, k, m, parallel)), nowhere, 1, steps, ROWS),
         };
-        // Tiles of their own lie one behind the other, `steps` words for each row.
-        let left_tile = if left_step == ROWS && rewritten.is_some() { steps } else { left_row };
         let left = rewritten.as_ref().map_or(left, |b| b.as_ptr());
         let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(term.right, Right::Rows(_));
         Self {

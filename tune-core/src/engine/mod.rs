@@ -30,7 +30,7 @@ pub struct RunOptions {
 }
 
 /// Takes each trained parameter's gradient once per micro-batch.
-pub trait GradientSink {
+pub trait GradientSink: Send {
     /// The gradient of the scaled loss with respect to `var`, in f32 or in its dtype.
     fn take(&mut self, name: &str, var: &Var, gradient: Tensor) -> Result<()>;
 }
@@ -50,8 +50,8 @@ pub fn forward_backward(
 ) -> Result<f64> {
     let batch = batch.without_padding();
     match (model.device().is_cpu(), model.dtype()) {
-        (true, DType::F32) => cpu::forward_backward::<f32>(model, &batch, options, sink),
-        (true, DType::BF16) => cpu::forward_backward::<half::bf16>(model, &batch, options, sink),
+        (true, DType::F32) => on_a_worker(|| cpu::forward_backward::<f32>(model, &batch, options, sink)),
+        (true, DType::BF16) => on_a_worker(|| cpu::forward_backward::<half::bf16>(model, &batch, options, sink)),
         _ => composed::forward_backward(model, &batch, options, sink),
     }
 }
@@ -63,10 +63,16 @@ pub fn forward_backward(
 pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     let batch = batch.without_padding();
     match (model.device().is_cpu(), model.dtype()) {
-        (true, DType::F32) => cpu::evaluate::<f32>(model, &batch),
-        (true, DType::BF16) => cpu::evaluate::<half::bf16>(model, &batch),
+        (true, DType::F32) => on_a_worker(|| cpu::evaluate::<f32>(model, &batch)),
+        (true, DType::BF16) => on_a_worker(|| cpu::evaluate::<half::bf16>(model, &batch)),
         _ => composed::evaluate(model, &batch),
     }
+}
+
+/// Runs `f` on a thread of the pool. On any other, each of a step's thousands of parallel loops would
+/// put the thread to sleep and wake it again.
+fn on_a_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
 }
 
 /// The lowest block in which anything is to be propagated, or the number of blocks.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::buffers::Buffer;
 use super::gemm::{At, Left, Right, Rows, Term, add, multiply_here, set};
-use super::math::exp;
+use super::math::{exp, sum};
 use super::shared::Shared;
 use super::{Element, Wide, simd};
 use crate::data::Span;
@@ -265,9 +265,19 @@ impl Attention<'_> {
             let token = t.span.row * self.len + t.span.start + first;
             let lse = &all.lse[t.head * all.tokens + token..][..queries];
             let mut delta = [0f32; QUERIES];
-            for (i, delta) in delta.iter_mut().enumerate().take(queries) {
-                *delta = (0..dim).map(|j| o.data[i * q_width + j] * g.data[i * q_width + j]).sum();
-            }
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, delta) in delta.iter_mut().enumerate().take(queries) {
+                        let (o, g) = (&o.data[i * q_width..][..dim], &g.data[i * q_width..][..dim]);
+                        *delta = sum(
+                            dim,
+                            #[inline(always)]
+                            |j| o[j] * g[j],
+                        );
+                    }
+                },
+            );
             for (key, keys) in self.key_blocks(first, queries) {
                 let k = self.rows(all.k, kv_width, t.span, key, kv_head);
                 let v = self.rows(all.v, kv_width, t.span, key, kv_head);

@@ -3,25 +3,11 @@
 use rayon::prelude::*;
 
 use super::buffers::Buffer;
+use super::math::sum;
 use super::{Element, simd};
 
 /// Rows that one task handles; also those whose share of a weight's gradient is summed together.
 const ROWS: usize = 64;
-/// Sums that are kept apart: the compiler makes one vector of them.
-const LANES: usize = 16;
-
-#[inline(always)]
-fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
-        }
-    }
-    (whole..len).map(&f).sum::<f32>() + lanes.iter().sum::<f32>()
-}
-
 #[inline(always)]
 fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
     let mean = sum(

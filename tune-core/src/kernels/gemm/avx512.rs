@@ -4,11 +4,14 @@
 //! neighbouring bf16, so that the two kernels differ in a single instruction.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use super::{COLS, LANES, ROWS};
+
+/// Steps that the right side is fetched ahead of its use.
+const AHEAD: usize = 12;
 
 /// One product that is added to a tile, in words.
 #[derive(Clone, Copy)]
@@ -80,6 +83,7 @@ macro_rules! kernel {
                     let mut columns = [_mm512_setzero_ps(); V];
                     for (v, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_ps(right.add(v * LANES));
+                        _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(v * LANES + AHEAD * o.right_step).cast());
                     }
                     for (r, row) in acc.iter_mut().enumerate() {
                         let $a = _mm512_set1_ps(left.add(r * o.left_row).read_unaligned());

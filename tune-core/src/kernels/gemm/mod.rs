@@ -23,7 +23,7 @@ const LANES: usize = 16;
 const ROWS: usize = 8;
 /// Columns of a tile, at most.
 const COLS: usize = 48;
-/// Rows that one task handles: as many as stay in the second-level cache.
+/// Rows that one task handles, at most: as many as stay in the second-level cache.
 const ROWS_PER_TASK: usize = 512;
 
 /// A matrix row by row, `width` elements from one row to the next.
@@ -173,13 +173,18 @@ fn compute<T: Element, D: Send>(
         isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
             let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, parallel)).collect();
             let panels = Panels::new(n);
-            let block = if parallel { ROWS_PER_TASK } else { m };
-            let tasks = m.div_ceil(block) * panels.count;
+            let block = if parallel { rows_per_task(m) } else { m };
+            let blocks = m.div_ceil(block);
+            let together =
+                if parallel { pack::panels_per_task(&terms, block, blocks * panels.count) } else { panels.count };
+            let stripes = panels.count.div_ceil(together);
+            let tasks = blocks * stripes;
             let run = |task: usize| {
-                let first = task / panels.count * block;
+                let (first, stripe) = (task / stripes * block, task % stripes * together);
                 let rows = first..m.min(first + block);
+                let columns = (stripe..panels.count.min(stripe + together)).map(|p| panels.columns(p));
                 // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { pack::panel(&terms, rows, panels.columns(task % panels.count), &dst, store) };
+                unsafe { pack::stripe(&terms, rows, columns, &dst, store) };
             };
             if parallel {
                 (0..tasks).into_par_iter().with_max_len(1).for_each(run);
@@ -189,6 +194,12 @@ fn compute<T: Element, D: Send>(
         }
         _ => portable::multiply((m, n), terms, &dst, store, parallel),
     }
+}
+
+/// Rows of `m` for each task: blocks of one size, and whole tiles.
+#[cfg(target_arch = "x86_64")]
+fn rows_per_task(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(ROWS_PER_TASK)).next_multiple_of(ROWS)
 }
 
 /// The columns of a result in panels of one width, no wider than a tile and filled as well as may be.

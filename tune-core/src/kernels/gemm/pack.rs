@@ -381,7 +381,29 @@ fn scratch(len: usize) -> Buffer<f32> {
     SCRATCH.with_borrow_mut(Vec::pop).filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::new(len))
 }
 
-/// Inner steps `from..to` of a term, and where its packed right side begins.
+/// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
+const SUMS: usize = 96 << 10;
+
+/// Inner steps of all terms, in how many groups, and the steps of each.
+fn groups<T>(terms: &[Ready<'_, T>]) -> (usize, usize) {
+    let total: usize = terms.iter().map(|t| t.steps).sum();
+    let groups = ((total + STEPS / 2) / STEPS).max(1);
+    (groups, total.div_ceil(groups).max(1))
+}
+
+/// Of `panels` of a product with `rows` rows, how many one task handles.
+///
+/// Where the inner steps are in several groups, the left sides of one group stay in the cache
+/// while it meets all panels of a task: the more, the less often they come from memory.
+pub(super) fn panels_per_task<T>(terms: &[Ready<'_, T>], rows: usize, panels: usize) -> usize {
+    if groups(terms).0 == 1 {
+        return 1;
+    }
+    let few = panels.div_ceil(2 * rayon::current_num_threads());
+    few.min(SUMS / (rows.next_multiple_of(ROWS) * COLS)).max(1)
+}
+
+/// Inner steps `from..to` of a term.
 #[derive(Clone, Copy, Default)]
 struct Piece {
     term: usize,
@@ -389,85 +411,92 @@ struct Piece {
     to: usize,
 }
 
-/// Computes rows `rows` of the columns `cols` of a sum of products.
+/// Computes rows `rows` of a sum of products, in columns given by the panel.
 ///
 /// The inner steps of all terms are taken in as many groups as they need to stay in the cache. The
 /// small terms of adapters share a group with what they are added to.
 ///
 /// # Safety
-/// The processor has AVX-512 (and its bf16 part, for pairs), the columns are at most [`COLS`], and
+/// The processor has AVX-512 (and its bf16 part, for pairs), the columns of a panel are at most [`COLS`], and
 /// nobody else writes to that part of `dst`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) unsafe fn panel<T: Element, D>(
+pub(super) unsafe fn stripe<T: Element, D>(
     terms: &[Ready<'_, T>],
     rows: Range<usize>,
-    cols: Range<usize>,
+    panels: impl ExactSizeIterator<Item = Range<usize>> + Clone,
     dst: &Destination<'_, D>,
     store: &impl Store<D>,
 ) {
     assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
-    let width = cols.len().next_multiple_of(LANES);
-    let total: usize = terms.iter().map(|t| t.steps).sum();
-    let groups = ((total + STEPS / 2) / STEPS).max(1);
-    let group = total.div_ceil(groups).max(1);
-    let mut packed = scratch(group * width);
-    let mut sums = scratch(if groups == 1 { ROWS * COLS } else { rows.len().next_multiple_of(ROWS) * COLS });
+    let (groups, group) = groups(terms);
+    let mut packed = scratch(group * COLS);
+    // Without a next group the sums of a tile are used up at once.
+    let kept = if groups == 1 { 0 } else { rows.len().next_multiple_of(ROWS) * COLS };
+    let mut sums = scratch((kept * panels.len()).max(ROWS * COLS));
 
     let (mut term, mut step) = (0, 0);
     for g in 0..groups {
         let mut pieces = [Piece::default(); MAX_TERMS];
-        let mut rights = [(std::ptr::null(), 0); MAX_TERMS];
         let (mut count, mut used) = (0, 0);
         while term < terms.len() && used < group {
-            let t = &terms[term];
-            let to = t.steps.min(step + group - used);
+            let to = terms[term].steps.min(step + group - used);
             pieces[count] = Piece { term, from: step, to };
-            rights[count] = match t.right {
-                Right::Rows(r) if t.in_place && cols.len() == width => {
-                    (r.data[step * r.width + cols.start..].as_ptr().cast(), r.width)
-                }
-                _ => {
-                    let part = &mut packed[used * width..(used + to - step) * width];
-                    t.pack(&cols, step..to, width, part);
-                    (part.as_ptr(), width)
-                }
-            };
             used += to - step;
             count += 1;
-            (term, step) = if to == t.steps { (term + 1, 0) } else { (term, to) };
+            (term, step) = if to == terms[term].steps { (term + 1, 0) } else { (term, to) };
         }
-        for first in rows.clone().step_by(ROWS) {
-            let tile_rows = ROWS.min(rows.end - first);
-            let at = if groups == 1 { 0 } else { (first - rows.start) * COLS };
-            let Some(tile) = sums[at..].first_chunk_mut::<{ ROWS * COLS }>() else {
-                unreachable!("as large as needed")
-            };
-            for (i, (piece, &(right, right_step))) in pieces[..count].iter().zip(&rights).enumerate() {
-                let t = &terms[piece.term];
-                let operands = Operands {
-                    steps: piece.to - piece.from,
-                    fresh: g == 0 && i == 0,
-                    // SAFETY: that row and step lie inside, as `Term::check` found.
-                    left: unsafe { t.left.add(first * t.left_tile + piece.from * t.left_step) },
-                    left_row: t.left_row,
-                    left_step: t.left_step,
-                    right,
-                    right_step,
+        let pieces = &pieces[..count];
+        for (p, cols) in panels.clone().enumerate() {
+            let width = cols.len().next_multiple_of(LANES);
+            let mut rights = [(std::ptr::null(), 0); MAX_TERMS];
+            let mut used = 0;
+            for (right, piece) in rights.iter_mut().zip(pieces) {
+                let (t, steps) = (&terms[piece.term], piece.from..piece.to);
+                *right = match t.right {
+                    Right::Rows(r) if t.in_place && cols.len() == width => {
+                        (r.data[steps.start * r.width + cols.start..].as_ptr().cast(), r.width)
+                    }
+                    _ => {
+                        let part = &mut packed[used * width..][..steps.len() * width];
+                        used += steps.len();
+                        t.pack(&cols, steps, width, part);
+                        (part.as_ptr(), width)
+                    }
                 };
-                // SAFETY: the left side has that many rows and steps from there, the right side
-                // as many steps of `width`.
-                unsafe {
-                    match t.word {
-                        Word::Pair => avx512::add_bf16(tile_rows, width / LANES, operands, tile),
-                        _ => avx512::add_f32(tile_rows, width / LANES, operands, tile),
+            }
+            for first in rows.clone().step_by(ROWS) {
+                let tile_rows = ROWS.min(rows.end - first);
+                let at = if groups == 1 { 0 } else { p * kept + (first - rows.start) * COLS };
+                let Some(tile) = sums[at..].first_chunk_mut::<{ ROWS * COLS }>() else {
+                    unreachable!("as large as needed")
+                };
+                for (i, (piece, &(right, right_step))) in pieces.iter().zip(&rights).enumerate() {
+                    let t = &terms[piece.term];
+                    let operands = Operands {
+                        steps: piece.to - piece.from,
+                        fresh: g == 0 && i == 0,
+                        // SAFETY: that row and step lie inside, as `Term::check` found.
+                        left: unsafe { t.left.add(first * t.left_tile + piece.from * t.left_step) },
+                        left_row: t.left_row,
+                        left_step: t.left_step,
+                        right,
+                        right_step,
+                    };
+                    // SAFETY: the left side has that many rows and steps from there, the right side
+                    // as many steps of `width`.
+                    unsafe {
+                        match t.word {
+                            Word::Pair => avx512::add_bf16(tile_rows, width / LANES, operands, tile),
+                            _ => avx512::add_f32(tile_rows, width / LANES, operands, tile),
+                        }
                     }
                 }
-            }
-            if g + 1 == groups {
-                for (i, sums) in tile.chunks_exact(COLS).enumerate().take(tile_rows) {
-                    let at = At { row: first + i, col: cols.start };
-                    // SAFETY: inside, and this task's own.
-                    store(at, &sums[..cols.len()], unsafe { dst.part(at, cols.len()) });
+                if g + 1 == groups {
+                    for (i, sums) in tile.chunks_exact(COLS).enumerate().take(tile_rows) {
+                        let at = At { row: first + i, col: cols.start };
+                        // SAFETY: inside, and this task's own.
+                        store(at, &sums[..cols.len()], unsafe { dst.part(at, cols.len()) });
+                    }
                 }
             }
         }

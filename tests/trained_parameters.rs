@@ -92,8 +92,8 @@ fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
     assert_eq!(single_gradients.iter().map(|(n, _)| n).collect::<BTreeSet<_>>(), names);
     assert_eq!(double_gradients.iter().map(|(n, _)| n).collect::<BTreeSet<_>>(), names);
     for name in names {
-        let exact = values(double_gradients.get(name).unwrap());
-        let ours = values(single_gradients.get(name).unwrap());
+        let exact = values(&double_gradients.get(name).unwrap().to_tensor().unwrap());
+        let ours = values(&single_gradients.get(name).unwrap().to_tensor().unwrap());
         let scale = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
         assert!(scale > 0.0, "{name} has a gradient of zero");
         let worst = ours.iter().zip(&exact).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
@@ -135,7 +135,7 @@ fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> 
     let scale = 1.0 / batch.trained_tokens() as f64;
     let options = RunOptions { scale, activation_checkpointing, dropout: Some(11) };
     forward_backward(model, batch, options, &mut gradients).unwrap();
-    gradients.iter().map(|(name, g)| (name.clone(), values(g))).collect()
+    gradients.iter().map(|(name, g)| (name.clone(), values(&g.to_tensor().unwrap()))).collect()
 }
 
 /// Neither the number of threads nor activation checkpointing changes a bit.

@@ -69,7 +69,7 @@ pub(super) fn forward_backward(
             if let Some(tied) = held.tied.take() {
                 add_assign(&gradient, &tied)?;
             }
-            sink.take(name, var, gradient)?;
+            sink.take(name, var, gradient.into())?;
         }
     }
     Ok(sum)
@@ -138,14 +138,14 @@ fn variable(t: &Tensor) -> Result<Tensor> {
 
 fn take_named(model: &Decoder, name: &str, gradient: Tensor, sink: &mut dyn GradientSink) -> Result<()> {
     let var = model.trainable().get(name).ok_or_else(|| lost(name))?;
-    sink.take(name, var, gradient)
+    sink.take(name, var, gradient.into())
 }
 
 /// Hands over the gradients of everything trained below `prefix`.
 fn emit(model: &Decoder, prefix: &str, grads: &mut GradStore, sink: &mut dyn GradientSink) -> Result<()> {
     for (name, var) in model.trainable_under(prefix) {
         let gradient = grads.remove(var).ok_or_else(|| lost(name))?;
-        sink.take(name, var, gradient)?;
+        sink.take(name, var, gradient.into())?;
     }
     Ok(())
 }

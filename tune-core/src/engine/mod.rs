@@ -12,10 +12,11 @@
 mod composed;
 mod cpu;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Var};
 
 use crate::data::Batch;
 use crate::models::Decoder;
+pub use crate::ops::Gradient;
 use crate::{Error, Result};
 
 /// How one micro-batch is run.
@@ -32,7 +33,7 @@ pub struct RunOptions {
 /// Takes each trained parameter's gradient once per micro-batch.
 pub trait GradientSink: Send {
     /// The gradient of the scaled loss with respect to `var`, in f32 or in its dtype.
-    fn take(&mut self, name: &str, var: &Var, gradient: Tensor) -> Result<()>;
+    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()>;
 }
 
 /// Runs a micro-batch forward and back. Returns the loss summed over its trained tokens, not scaled.

@@ -1,124 +1,109 @@
-//! Memory for activations, used again and again.
+//! Memory for activations and gradients, used again and again.
 //!
-//! A training step asks for the same sizes as the one before. Handing the same memory out spares
-//! the system a page fault for every 4 KiB of it, and the zeros that a fresh page is filled with.
+//! A training step asks for the same sizes as the one before. Handing the same memory out spares the
+//! system a page fault for every page of it, and the zeros that a fresh page is filled with. Activations and
+//! gradients share it: the ones go as the others come.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut, RangeInclusive};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rayon::prelude::*;
 
 use super::Element;
 
 /// A cache line: buffers begin at one, so that vectors never straddle two.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+const LINE: usize = 64;
+/// A page of the kind that is asked for: fewer faults, fewer misses of the processor's address cache.
+const HUGE: usize = 1 << 21;
+/// Memory asked of the system at once. What was never written to costs nothing.
+const SLAB: usize = 256 << 20;
 
-// SAFETY: sixteen floats without padding; any bits are a value.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
+static ARENA: Mutex<Arena> = Mutex::new(Arena { idle: BTreeMap::new() });
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { idle: VecDeque::new(), idle_lines: 0, live_lines: 0, most_live: 0 });
-
-/// Memory that was used and may be used again.
-///
-/// It is kept as long as it and what is in use stay close to the most that was ever in use at a time.
-/// Beyond that, what has waited longest goes: sizes that are not asked for any more do not pile up.
-struct Pool {
-    /// The longest waiting first.
-    idle: VecDeque<Vec<Line>>,
-    idle_lines: usize,
-    live_lines: usize,
-    most_live: usize,
+/// Memory that is not in use, for the life of the program: the most demanding moment decides how much there is.
+struct Arena {
+    /// Bytes by address. Neighbours are one, and at the end of a step everything is.
+    idle: BTreeMap<usize, usize>,
 }
 
-impl Pool {
-    /// Lines that may be idle besides those that the most demanding moment needed (16 MiB).
-    const SLACK: usize = 1 << 18;
-
+impl Arena {
     fn lock() -> MutexGuard<'static, Self> {
-        POOL.lock().unwrap_or_else(PoisonError::into_inner)
+        ARENA.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The smallest idle memory of a size that is wanted, the latest of several.
-    fn find(&mut self, sizes: &RangeInclusive<usize>) -> Option<Vec<Line>> {
-        let fitting = (0..self.idle.len()).rev().filter(|&i| sizes.contains(&self.idle[i].len()));
-        let best = fitting.min_by_key(|&i| self.idle[i].len())?;
-        let found = self.idle.remove(best)?;
-        self.idle_lines -= found.len();
-        self.live_lines += found.len();
-        Some(found)
-    }
-
-    /// Counts `lines` that are about to be allocated; returns what is to be freed before.
-    fn make_room(&mut self, lines: usize) -> Vec<Vec<Line>> {
-        self.live_lines += lines;
-        self.most_live = self.most_live.max(self.live_lines);
-        let mut given_up = Vec::new();
-        while self.live_lines + self.idle_lines > self.most_live + self.most_live / 32 + Self::SLACK
-            && let Some(oldest) = self.idle.pop_front()
-        {
-            self.idle_lines -= oldest.len();
-            given_up.push(oldest);
+    /// Takes `size` bytes from the smallest piece that has them, the first of several: what was
+    /// written to before is taken before what was not.
+    fn take(&mut self, size: usize) -> NonNull<u8> {
+        let fitting = self.idle.iter().filter(|&(_, &idle)| idle >= size);
+        let (start, idle) = match fitting.min_by_key(|&(_, &idle)| idle) {
+            Some((&start, &idle)) => (start, idle),
+            None => self.grow(size),
+        };
+        self.idle.remove(&start);
+        if idle > size {
+            self.idle.insert(start + size, idle - size);
         }
-        given_up
+        NonNull::new(std::ptr::with_exposed_provenance_mut(start)).unwrap_or(NonNull::dangling())
     }
 
-    fn give_back(&mut self, lines: Vec<Line>) {
-        self.live_lines -= lines.len();
-        self.idle_lines += lines.len();
-        self.idle.push_back(lines);
+    /// A fresh piece of at least `size` bytes.
+    fn grow(&mut self, size: usize) -> (usize, usize) {
+        give_back_at_once();
+        let size = size.next_multiple_of(SLAB);
+        // The allocator gets so many zeros from the system without writing them.
+        let slab = vec![0u8; size + HUGE].leak();
+        let start = slab.as_mut_ptr().expose_provenance().next_multiple_of(HUGE);
+        want_huge_pages(start, size);
+        self.idle.insert(start, size);
+        (start, size)
+    }
+
+    fn give_back(&mut self, mut start: usize, mut size: usize) {
+        if let Some((&before, &idle)) = self.idle.range(..start).next_back()
+            && before + idle == start
+        {
+            self.idle.remove(&before);
+            (start, size) = (before, idle + size);
+        }
+        if let Some(idle) = self.idle.remove(&(start + size)) {
+            size += idle;
+        }
+        self.idle.insert(start, size);
     }
 }
 
-/// The longest batch so far, in rows: what is made for each token has room for as many.
-static ROWS: AtomicUsize = AtomicUsize::new(0);
-
-/// Announces a batch of `rows` tokens. Memory that is too small for it is given up.
-pub(crate) fn expect_rows(rows: usize) {
-    let rows = rows.next_multiple_of(64);
-    if ROWS.fetch_max(rows, Ordering::Relaxed) < rows {
-        let mut pool = Pool::lock();
-        pool.idle_lines = 0;
-        pool.idle.clear();
-    }
-}
-
-/// Elements of any content; the memory goes back to the pool when this is dropped.
+/// Elements of any content; the memory goes back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer<T: Element> {
-    lines: Vec<Line>,
+    start: NonNull<T>,
     len: usize,
     element: PhantomData<T>,
 }
 
+// SAFETY: it owns its elements, which may be sent and shared.
+unsafe impl<T: Element> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Element> Sync for Buffer<T> {}
+
 impl<T: Element> Buffer<T> {
     /// `len` elements, each of which the caller will write before it reads it.
     pub(crate) fn new(len: usize) -> Self {
-        let lines = Self::lines(len);
-        // Sizes a sixteenth apart: those that differ a little with each batch become the same.
-        let lines = lines.next_multiple_of((lines.next_power_of_two() / 16).max(1));
-        Self { lines: take(lines..=2 * lines), len, element: PhantomData }
-    }
-
-    /// The same for `rows` tokens of `width` elements, a size that changes with every batch.
-    pub(crate) fn rows(rows: usize, width: usize) -> Self {
-        let lines = Self::lines(rows.max(ROWS.load(Ordering::Relaxed)) * width);
-        Self { lines: take(lines..=lines), len: rows * width, element: PhantomData }
-    }
-
-    fn lines(len: usize) -> usize {
-        (len * size_of::<T>()).div_ceil(size_of::<Line>())
+        let start = if len == 0 { NonNull::dangling() } else { Arena::lock().take(Self::bytes(len)).cast() };
+        Self { start, len, element: PhantomData }
     }
 
     /// `len` zeros.
     pub(crate) fn zeros(len: usize) -> Self {
         let mut buffer = Self::new(len);
-        buffer.fill(T::from_f32(0.0));
+        buffer.par_chunks_mut(1 << 20).for_each(|part| part.fill(T::from_f32(0.0)));
         buffer
+    }
+
+    fn bytes(len: usize) -> usize {
+        (len * size_of::<T>()).next_multiple_of(LINE)
     }
 }
 
@@ -126,42 +111,25 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        // SAFETY: so many elements of memory that is this buffer's alone, zeros or what an earlier buffer left there;
+        // any bits are a value.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
-        if !lines.is_empty() {
-            Pool::lock().give_back(lines);
+        if self.len > 0 {
+            Arena::lock().give_back(self.start.as_ptr().expose_provenance(), Self::bytes(self.len));
         }
     }
-}
-
-/// Idle memory of a size that is wanted, or fresh memory of the smallest such size.
-fn take(sizes: RangeInclusive<usize>) -> Vec<Line> {
-    let lines = *sizes.start();
-    if lines == 0 {
-        return Vec::new();
-    }
-    let mut pool = Pool::lock();
-    if let Some(found) = pool.find(&sizes) {
-        return found;
-    }
-    let given_up = pool.make_room(lines);
-    drop(pool);
-    drop(given_up);
-    give_back_at_once();
-    let mut fresh = vec![Line([0.0; 16]); lines];
-    want_huge_pages(&mut fresh);
-    fresh
 }
 
 /// Has glibc return large memory to the system when it is freed. Left to itself it learns, from the
@@ -175,26 +143,15 @@ fn give_back_at_once() {
     }
 }
 
-/// Zeros that are too many for the processor's address cache in pages of 4 KiB.
-pub(crate) fn zeros(len: usize) -> Vec<f32> {
-    let mut zeros = vec![0f32; len];
-    want_huge_pages(&mut zeros);
-    zeros
-}
-
-/// Asks for pages of 2 MiB where the system has them: fewer faults, fewer misses. A wish, no more.
-fn want_huge_pages<T>(memory: &mut [T]) {
-    const HUGE: usize = 1 << 21;
+/// Asks for pages of 2 MiB where the system has them. A wish, no more.
+fn want_huge_pages(start: usize, size: usize) {
     #[cfg(target_os = "linux")]
-    if size_of_val(memory) >= 2 * HUGE {
-        let range = memory.as_mut_ptr_range();
-        let start = (range.start as usize).next_multiple_of(HUGE);
-        let end = range.end as usize / HUGE * HUGE;
-        // SAFETY: whole pages inside memory that is ours; the advice does not change what they hold.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    // SAFETY: whole pages inside memory that is ours; the advice does not change what they hold.
+    unsafe {
+        libc::madvise(std::ptr::with_exposed_provenance_mut(start), size, libc::MADV_HUGEPAGE);
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (memory, HUGE);
+    let _ = (start, size);
 }
 
 #[cfg(test)]
@@ -202,21 +159,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again_and_aligned() {
-        // Larger than what other tests take at the same time.
-        let len = 12_345_678;
-        let first = Buffer::<f32>::new(len);
-        let place = first.as_ptr();
-        drop(first);
-        let again = Buffer::<f32>::new(len);
-        assert_eq!((again.as_ptr(), again.len()), (place, len));
-        assert_eq!(place.align_offset(64), 0);
-        expect_rows(1000);
-        let rows = Buffer::<f32>::rows(900, 5000);
-        let place = rows.as_ptr();
-        drop(rows);
-        let fewer = Buffer::<f32>::rows(100, 5000);
-        assert_eq!((fewer.as_ptr(), fewer.len()), (place, 500_000));
-        assert!(Buffer::<half::bf16>::zeros(77).iter().all(|x| x.to_f32() == 0.0));
+    fn buffers_begin_at_a_line() {
+        let buffers: Vec<_> = [1, 77, 0, 100_000].map(Buffer::<half::bf16>::zeros).into();
+        for buffer in &buffers {
+            assert_eq!(buffer.as_ptr().align_offset(if buffer.is_empty() { 2 } else { LINE }), 0);
+            assert!(buffer.iter().all(|x| x.to_f32() == 0.0));
+        }
+    }
+
+    #[test]
+    fn neighbours_become_one() {
+        let mut arena = Arena { idle: BTreeMap::from([(LINE, 10 * LINE)]) };
+        let at = |p: NonNull<u8>| p.as_ptr().addr();
+        let (a, b, c) = (at(arena.take(2 * LINE)), at(arena.take(3 * LINE)), at(arena.take(LINE)));
+        assert_eq!((a, b, c), (LINE, 3 * LINE, 6 * LINE));
+        arena.give_back(a, 2 * LINE);
+        arena.give_back(c, LINE);
+        assert_eq!(arena.idle, BTreeMap::from([(LINE, 2 * LINE), (6 * LINE, 5 * LINE)]));
+        assert_eq!(at(arena.take(LINE)), LINE, "the smallest that fits");
+        arena.give_back(LINE, LINE);
+        arena.give_back(b, 3 * LINE);
+        assert_eq!(arena.idle, BTreeMap::from([(LINE, 10 * LINE)]));
     }
 }

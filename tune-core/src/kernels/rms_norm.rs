@@ -45,7 +45,7 @@ pub(crate) fn backward<T: Element>(
     grad: &[T],
     residual: &mut [T],
     wants_weight: bool,
-) -> Option<Vec<f32>> {
+) -> Option<Buffer<f32>> {
     let width = weight.len();
     let task = ROWS * width;
     let mut partial = Buffer::<f32>::zeros(if wants_weight { x.len().div_ceil(task) * width } else { 0 });
@@ -79,7 +79,7 @@ pub(crate) fn backward<T: Element>(
         return None;
     }
     parts.zip(partial.par_chunks_mut(width)).for_each(|((residual, (x, grad)), gw)| run(residual, x, grad, gw));
-    let mut total = vec![0f32; width];
+    let mut total = Buffer::zeros(width);
     for part in partial.chunks_exact(width) {
         total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }

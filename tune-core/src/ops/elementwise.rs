@@ -7,12 +7,12 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::Dropout;
 use super::real::{self, Real, Values};
+use super::{Dropout, Gradient};
 use crate::kernels::{Shared, simd};
 
 /// Elements handled by one task.
-const TASK: usize = 1 << 15;
+pub(super) const TASK: usize = 1 << 15;
 
 /// What an optimizer does to one element, with `N` numbers of state.
 pub(crate) trait UpdateRule<const N: usize>: Sync {
@@ -31,7 +31,7 @@ pub(crate) trait UpdateRule<const N: usize>: Sync {
 pub(crate) fn update<const N: usize>(
     weight: &Tensor,
     state: [&Tensor; N],
-    gradient: &Tensor,
+    gradient: &Gradient,
     key: u64,
     rule: &impl UpdateRule<N>,
 ) -> Result<()> {
@@ -43,7 +43,7 @@ pub(crate) fn update<const N: usize>(
         );
     }
     if weight.dtype() == candle_core::DType::F64 {
-        let gradient = Values::<f64>::of(gradient)?;
+        let gradient = gradient.values::<f64>()?;
         return with_slices(&state, Vec::new(), &mut |state| {
             write(weight, |w, range| match w {
                 CpuStorage::F64(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
@@ -51,7 +51,7 @@ pub(crate) fn update<const N: usize>(
             })
         });
     }
-    let gradient = Values::<f32>::of(gradient)?;
+    let gradient = gradient.values::<f32>()?;
     let round = |i: usize, x: f32| stochastic(x, Dropout::mix(key, i as u64) as u32);
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
@@ -157,11 +157,11 @@ pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
         }
     }
 
-    update(dst, [], src, 0, &Add)
+    update(dst, [], &src.clone().into(), 0, &Add)
 }
 
 /// The sum of squares, in f64, in an order that depends on the size alone.
-pub(crate) fn squared_norm(t: &Tensor) -> Result<f64> {
+pub(super) fn squared_norm(t: &Tensor) -> Result<f64> {
     if !t.device().is_cpu() {
         return t.to_dtype(candle_core::DType::F32)?.sqr()?.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar();
     }
@@ -172,7 +172,7 @@ pub(crate) fn squared_norm(t: &Tensor) -> Result<f64> {
     Ok(parts.into_iter().sum())
 }
 
-fn squares<R: Real>(x: &[R]) -> f64 {
+pub(super) fn squares<R: Real>(x: &[R]) -> f64 {
     simd(
         #[inline(always)]
         || real::sum(x.len(), |i| x[i].as_f64() * x[i].as_f64()),
@@ -197,7 +197,7 @@ mod tests {
         let weight = Tensor::ones(4096, DType::BF16, &Device::Cpu).unwrap();
         let gradient = Tensor::full(1e-4f32, 4096, &Device::Cpu).unwrap();
         for step in 0..100 {
-            update(&weight, [], &gradient, step, &Down).unwrap();
+            update(&weight, [], &gradient.clone().into(), step, &Down).unwrap();
         }
         let mean = weight.to_dtype(DType::F64).unwrap().mean_all().unwrap().to_scalar::<f64>().unwrap();
         assert!((mean - 0.99).abs() < 5e-4, "{mean}");

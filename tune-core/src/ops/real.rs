@@ -13,6 +13,8 @@ pub(crate) trait Real: WithDType + Float + NumAssign + std::iter::Sum + Send + S
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     /// The same, to be written.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// A slice of f32, if that is this very type.
+    fn of_slice(values: &[f32]) -> Option<&[Self]>;
     /// A literal.
     fn of(x: f64) -> Self;
     /// As a double.
@@ -33,6 +35,9 @@ macro_rules! real {
                     CpuStorage::$variant(v) => Some(v),
                     _ => None,
                 }
+            }
+            fn of_slice(values: &[f32]) -> Option<&[Self]> {
+                (Self::DTYPE == DType::F32).then(|| bytemuck::cast_slice(values))
             }
             #[inline(always)]
             fn of(x: f64) -> Self {
@@ -123,6 +128,14 @@ impl<'a, R: Real> Values<'a, R> {
             return Ok(Self::Borrowed { storage, start, len });
         }
         Ok(Self::Widened(widen(cpu, start, len)?))
+    }
+
+    /// Numbers in f32, widened where the type is f64.
+    pub(crate) fn of_f32(values: &'a [f32]) -> Self {
+        match R::of_slice(values) {
+            Some(values) => Self::Slice(values),
+            None => Self::Widened(values.iter().map(|&x| R::of(f64::from(x))).collect()),
+        }
     }
 
     /// The elements of an operation's argument.

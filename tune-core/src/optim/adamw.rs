@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use super::{Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::{Real, UpdateRule, update};
+use crate::ops::{Gradient, Real, UpdateRule, update};
 
 /// AdamW, computed in f32 in the order of PyTorch's.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Optimizer for AdamW {
         self.lr
     }
 
-    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()> {
+    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
         let (m, v) = (self.first.get(name, var)?, self.second.get(name, var)?);
         let [b1, b2] = self.betas;
         let steps = step as f64;
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn the_first_step_moves_by_the_learning_rate() {
         let var = Var::new(&[1f32, -2.0], &Device::Cpu).unwrap();
-        let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap();
+        let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap().into();
         AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01).update("w", &var, &gradient, 0.1, 1.0, 1).unwrap();
         let w: Vec<f32> = var.to_vec1().unwrap();
         assert!((w[0] - (0.999 - 0.1)).abs() < 1e-6 && (w[1] - (-1.998 + 0.1)).abs() < 1e-6, "{w:?}");
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn state_survives_a_round_trip() {
         let var = Var::new(&[1f32, -2.0], &Device::Cpu).unwrap();
-        let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap();
+        let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap().into();
         let mut one = AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01);
         one.update("w", &var, &gradient, 0.1, 1.0, 1).unwrap();
         let mut two = AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01);

@@ -2,29 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::Var;
 
 use super::Optimizer;
 use crate::Result;
 use crate::engine::GradientSink;
 use crate::models::Decoder;
-use crate::ops::{add_assign, squared_norm};
+use crate::ops::Gradient;
 
 /// The gradients of one optimizer step, summed over its micro-batches in f32, in name order.
 #[derive(Debug, Default)]
-pub struct Gradients(BTreeMap<String, Tensor>);
+pub struct Gradients(BTreeMap<String, Gradient>);
 
 impl GradientSink for Gradients {
-    fn take(&mut self, name: &str, _: &Var, gradient: Tensor) -> Result<()> {
-        match self.0.get(name) {
-            Some(sum) => add_assign(sum, &gradient)?,
-            None => {
-                let sum = match gradient.dtype() {
-                    DType::F32 | DType::F64 => gradient,
-                    _ => gradient.to_dtype(DType::F32)?,
-                };
-                self.0.insert(name.to_string(), sum);
-            }
+    fn take(&mut self, name: &str, _: &Var, gradient: Gradient) -> Result<()> {
+        match self.0.get_mut(name) {
+            Some(sum) => sum.add(&gradient)?,
+            None => _ = self.0.insert(name.to_string(), gradient.widened()?),
         }
         Ok(())
     }
@@ -32,12 +26,12 @@ impl GradientSink for Gradients {
 
 impl Gradients {
     /// The gradient of a parameter.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
+    pub fn get(&self, name: &str) -> Option<&Gradient> {
         self.0.get(name)
     }
 
     /// Names and gradients, in name order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Gradient)> {
         self.0.iter()
     }
 
@@ -45,7 +39,7 @@ impl Gradients {
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.0.values() {
-            sum += squared_norm(gradient)?;
+            sum += gradient.squared_norm()?;
         }
         Ok(sum.sqrt())
     }
@@ -87,8 +81,8 @@ pub struct InBackward<'a> {
 }
 
 impl GradientSink for InBackward<'_> {
-    fn take(&mut self, name: &str, var: &Var, gradient: Tensor) -> Result<()> {
-        self.squared_norm += squared_norm(&gradient)?;
+    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()> {
+        self.squared_norm += gradient.squared_norm()?;
         self.optimizer.update(name, var, &gradient, self.lr, 1.0, self.step)
     }
 }

@@ -16,7 +16,7 @@ pub use gradients::{Gradients, InBackward, clip_factor};
 pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;
 
-use crate::ops::Dropout;
+use crate::ops::{Dropout, Gradient};
 use crate::{Error, Result};
 
 /// One step of one parameter at a time. State is f32 and can be saved.
@@ -25,7 +25,7 @@ pub trait Optimizer: Send {
     fn base_lr(&self) -> f64;
 
     /// Moves `var` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
-    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()>;
+    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()>;
 
     /// The state by `<parameter>.<part>`, f32.
     fn state(&self) -> BTreeMap<String, Tensor>;

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use super::{Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::{Real, UpdateRule, update};
+use crate::ops::{Gradient, Real, UpdateRule, update};
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Optimizer for Sgd {
         self.lr
     }
 
-    fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, lr: f64, scale: f64, step: u64) -> Result<()> {
+    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
         let rule = Rule { lr, scale, momentum: self.momentum, decay: self.weight_decay };
         let key = rounding_key(name, step);
         if self.momentum == 0.0 {
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn momentum_gathers_speed() {
         let var = Var::new(&[1f32], &Device::Cpu).unwrap();
-        let gradient = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let gradient = Tensor::new(&[1f32], &Device::Cpu).unwrap().into();
         let mut sgd = Sgd::new(0.1, 0.5, 0.0);
         for step in 1..=2 {
             sgd.update("w", &var, &gradient, 0.1, 1.0, step).unwrap();

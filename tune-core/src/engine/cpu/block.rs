@@ -79,11 +79,11 @@ impl<T: Element> CpuBlock<'_, T> {
     pub(super) fn forward(&self, x: &[T], keep: bool) -> (Buffer<T>, Option<Saved<T>>) {
         let mut saved = self.attend(x);
         self.gate_and_up(&mut saved);
-        let mut activated = Buffer::rows(self.run.tokens(), self.down.inner);
+        let mut activated = Buffer::new(self.run.tokens() * self.down.inner);
         swiglu::forward(&saved.gate, &saved.up, &mut activated);
         saved.hidden.down = self.down.hidden(&activated, None);
         let width = self.down.out;
-        let mut y = Buffer::rows(self.run.tokens(), width);
+        let mut y = Buffer::new(self.run.tokens() * width);
         self.down.forward(&activated, &saved.hidden.down, &mut y, plus(&saved.middle, width));
         (y, keep.then_some(saved))
     }
@@ -94,7 +94,7 @@ impl<T: Element> CpuBlock<'_, T> {
         let normed = self.normed(x, &self.input_layernorm);
         let project = |layer: &Layer<'_, T>| {
             let hidden = layer.hidden(&normed, None);
-            let mut y = Buffer::rows(m, layer.out);
+            let mut y = Buffer::new(m * layer.out);
             layer.forward(&normed, &hidden, &mut y, set);
             (y, hidden)
         };
@@ -103,11 +103,11 @@ impl<T: Element> CpuBlock<'_, T> {
         drop(normed);
         rope::turn(&mut q, self.q.out, &self.run.pass.rotary, Turn::Forward);
         rope::turn(&mut k, self.k.out, &self.run.pass.rotary, Turn::Forward);
-        let mut attended = Buffer::rows(m, self.q.out);
-        let mut lse = Buffer::rows(m, self.block.attention.heads);
+        let mut attended = Buffer::new(m * self.q.out);
+        let mut lse = Buffer::new(m * self.block.attention.heads);
         self.attention().forward(&q, &k, &v, &mut attended, &mut lse);
         let hidden_o = self.o.hidden(&attended, None);
-        let mut middle = Buffer::rows(m, self.o.out);
+        let mut middle = Buffer::new(m * self.o.out);
         self.o.forward(&attended, &hidden_o, &mut middle, plus(x, self.o.out));
         let hidden = HiddenAll { q: hidden_q, k: hidden_k, v: hidden_v, o: hidden_o, gate: None, up: None, down: None };
         Saved { q, k, v, attended, lse, middle, gate: Buffer::new(0), up: Buffer::new(0), hidden }
@@ -119,8 +119,8 @@ impl<T: Element> CpuBlock<'_, T> {
         let normed = self.normed(&saved.middle, &self.post_attention_layernorm);
         saved.hidden.gate = self.gate.hidden(&normed, None);
         saved.hidden.up = self.up.hidden(&normed, None);
-        saved.gate = Buffer::rows(m, self.gate.out);
-        saved.up = Buffer::rows(m, self.up.out);
+        saved.gate = Buffer::new(m * self.gate.out);
+        saved.up = Buffer::new(m * self.up.out);
         self.gate.forward(&normed, &saved.hidden.gate, &mut saved.gate, set);
         self.up.forward(&normed, &saved.hidden.up, &mut saved.up, set);
     }
@@ -130,7 +130,7 @@ impl<T: Element> CpuBlock<'_, T> {
     }
 
     fn normed(&self, x: &[T], weight: &[T]) -> Buffer<T> {
-        let mut normed = Buffer::rows(self.run.tokens(), weight.len());
+        let mut normed = Buffer::new(self.run.tokens() * weight.len());
         rms_norm::forward(x, weight, self.block.eps as f32, &mut normed);
         normed
     }
@@ -156,7 +156,7 @@ impl<T: Element> CpuBlock<'_, T> {
     }
 
     fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut Found) {
-        let mut activated = Buffer::rows(self.run.tokens(), self.down.inner);
+        let mut activated = Buffer::new(self.run.tokens() * self.down.inner);
         swiglu::forward(&saved.gate, &saved.up, &mut activated);
         if saved.hidden.down.is_none() {
             saved.hidden.down = self.down.hidden(&activated, None);
@@ -196,11 +196,11 @@ impl<T: Element> CpuBlock<'_, T> {
             return;
         }
         let m = self.run.tokens();
-        let mut g_attended = Buffer::rows(m, self.o.inner);
+        let mut g_attended = Buffer::new(m * self.o.inner);
         input_gradient(&[&back], None, &mut g_attended);
         drop(back);
         let (mut gq, mut gk, mut gv) =
-            (Buffer::rows(m, self.q.out), Buffer::rows(m, self.k.out), Buffer::rows(m, self.v.out));
+            (Buffer::new(m * self.q.out), Buffer::new(m * self.k.out), Buffer::new(m * self.v.out));
         self.attention().backward((&q, &k, &v), (&attended, &lse), &g_attended, (&mut gq, &mut gk, &mut gv));
         drop((q, k, v, attended, lse, g_attended));
         rope::turn(&mut gq, self.q.out, &self.run.pass.rotary, Turn::Back);

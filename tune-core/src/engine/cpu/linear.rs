@@ -4,7 +4,7 @@ use super::weights::Weight;
 use super::{Found, Run};
 use crate::Result;
 use crate::kernels::Element;
-use crate::kernels::buffers::{Buffer, zeros};
+use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, Store, Term, multiply, set};
 use crate::models::Linear;
 use crate::ops::Dropout;
@@ -59,7 +59,7 @@ impl<'a, T: Element> Layer<'a, T> {
         let m = x.len() / self.inner;
         let dropped = adapter.drop(x, self.inner, rows);
         let x = dropped.as_deref().unwrap_or(x);
-        let mut h = Buffer::rows(m, adapter.rank);
+        let mut h = Buffer::new(m * adapter.rank);
         let scaled = adapter.scaled();
         multiply((m, adapter.rank), &[Term::nt(x, &adapter.a, self.inner)], &mut h, adapter.rank, scaled);
         Some(h)
@@ -81,7 +81,7 @@ impl<'a, T: Element> Layer<'a, T> {
     /// Adds to `found` the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
     pub(super) fn train(&self, back: &Back<'_, T>, x: &[T], hidden: &Hidden<T>, found: &mut Found) {
         if self.linear.weight.is_variable() {
-            let mut gradient = zeros(self.out * self.inner);
+            let mut gradient = Buffer::new(self.out * self.inner);
             self.weight_gradient(x, back.gradient, &mut gradient, set);
             found.push((format!("{}.weight", self.linear.name), gradient));
         }
@@ -92,8 +92,6 @@ impl<'a, T: Element> Layer<'a, T> {
     }
 
     /// Stores the weight's gradient `gᵀ x`, `[out, in]`.
-    ///
-    /// Fresh memory is to be set: adding to it would fault twice for each page, to read and to write.
     pub(super) fn weight_gradient(&self, x: &[T], g: &[T], gradient: &mut [f32], store: impl Store<f32>) {
         let m = x.len() / self.inner;
         multiply((self.out, self.inner), &[Term::tn(g, x, (self.out, m, self.inner))], gradient, self.inner, store);
@@ -106,17 +104,17 @@ impl<'a, T: Element> Layer<'a, T> {
         x: &[T],
         hidden: &Hidden<T>,
         rows: Option<&[usize]>,
-    ) -> Option<(Vec<f32>, Vec<f32>)> {
+    ) -> Option<(Buffer<f32>, Buffer<f32>)> {
         let (adapter, h, gh) = (self.adapter.as_ref()?, hidden.as_ref()?, back.hidden.as_ref()?);
         let (m, rank) = (x.len() / self.inner, adapter.rank);
         let dropped = adapter.drop(x, self.inner, rows);
         let x = dropped.as_deref().unwrap_or(x);
-        let mut a = vec![0f32; rank * self.inner];
+        let mut a = Buffer::new(rank * self.inner);
         multiply((rank, self.inner), &[Term::tn(gh, x, (rank, m, self.inner))], &mut a, self.inner, set);
         let mut transposed = Buffer::<f32>::new(rank * self.out);
         let term = Term::tn(h, back.gradient, (rank, m, self.out));
         multiply((rank, self.out), &[term], &mut transposed, self.out, set);
-        let mut b = vec![0f32; self.out * rank];
+        let mut b = Buffer::<f32>::new(self.out * rank);
         for (r, row) in transposed.chunks_exact(self.out).enumerate() {
             b.iter_mut().skip(r).step_by(rank).zip(row).for_each(|(b, &v)| *b = v);
         }
@@ -127,7 +125,7 @@ impl<'a, T: Element> Layer<'a, T> {
     pub(super) fn back<'b>(&'b self, g: &'b [T]) -> Back<'b, T> {
         let hidden = self.adapter.as_ref().map(|adapter| {
             let (m, rank) = (g.len() / self.out, adapter.rank);
-            let mut gh = Buffer::rows(m, rank);
+            let mut gh = Buffer::new(m * rank);
             multiply((m, rank), &[Term::nn(g, &adapter.b, (self.out, rank))], &mut gh, rank, adapter.scaled());
             gh
         });
@@ -138,7 +136,7 @@ impl<'a, T: Element> Layer<'a, T> {
 impl<T: Element> Adapter<'_, T> {
     fn drop(&self, x: &[T], width: usize, rows: Option<&[usize]>) -> Option<Buffer<T>> {
         let dropout = self.dropout?;
-        let mut y = Buffer::rows(x.len() / width, width);
+        let mut y = Buffer::new(x.len() / width * width);
         dropout.apply_to(x, width, rows, &mut y);
         Some(y)
     }

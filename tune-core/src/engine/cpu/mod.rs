@@ -8,13 +8,11 @@ mod linear;
 mod top;
 mod weights;
 
-use candle_core::{Device, Tensor};
-
-use super::{GradientSink, RunOptions, lost, lowest_trained};
+use super::{Gradient, GradientSink, RunOptions, lost, lowest_trained};
 use crate::Result;
 use crate::data::Batch;
 use crate::kernels::Element;
-use crate::kernels::buffers::{Buffer, expect_rows, zeros};
+use crate::kernels::buffers::Buffer;
 use crate::models::{Decoder, Pass};
 use crate::ops::check_token_ids;
 use weights::Weight;
@@ -77,7 +75,7 @@ pub(super) fn evaluate<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64
 
 /// Gradients by the names of [`Decoder::trainable`]. They are handed over when nothing borrows the
 /// weights any more: who takes them may change the weights at once.
-type Found = Vec<(String, Vec<f32>)>;
+type Found = Vec<(String, Buffer<f32>)>;
 
 impl Run<'_> {
     fn tokens(&self) -> usize {
@@ -89,8 +87,7 @@ impl Run<'_> {
         let (width, vocab) = (self.model.config.hidden_size, self.model.config.vocab_size);
         check_token_ids(&self.batch.input_ids, vocab)?;
         let table = Weight::<T>::new(self.model.embedding())?;
-        expect_rows(self.tokens());
-        let mut x = Buffer::rows(self.tokens(), width);
+        let mut x = Buffer::new(self.tokens() * width);
         for (row, &id) in x.chunks_exact_mut(width).zip(&self.batch.input_ids) {
             row.copy_from_slice(&table[id as usize * width..][..width]);
         }
@@ -98,9 +95,9 @@ impl Run<'_> {
     }
 
     /// The embedding table's gradient: each token's, and, for a tied table, the output layer's.
-    fn embedding_backward<T: Element>(&self, gradient: &[T], tied: Option<Vec<f32>>) -> (String, Vec<f32>) {
+    fn embedding_backward<T: Element>(&self, gradient: &[T], tied: Option<Buffer<f32>>) -> (String, Buffer<f32>) {
         let width = self.model.config.hidden_size;
-        let mut table = tied.unwrap_or_else(|| zeros(self.model.config.vocab_size * width));
+        let mut table = tied.unwrap_or_else(|| Buffer::zeros(self.model.config.vocab_size * width));
         for (row, &id) in gradient.chunks_exact(width).zip(&self.batch.input_ids) {
             let entry = &mut table[id as usize * width..][..width];
             entry.iter_mut().zip(row).for_each(|(e, g)| *e += g.to_f32());
@@ -112,7 +109,7 @@ impl Run<'_> {
     fn emit(&self, found: Found, sink: &mut dyn GradientSink) -> Result<()> {
         for (name, gradient) in found {
             let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
-            sink.take(&name, var, Tensor::from_vec(gradient, var.shape(), &Device::Cpu)?)?;
+            sink.take(&name, var, Gradient::pooled(gradient, var.shape())?)?;
         }
         Ok(())
     }

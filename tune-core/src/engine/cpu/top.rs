@@ -7,7 +7,7 @@ use super::weights::Weight;
 use super::{Found, Run};
 use crate::Result;
 use crate::data::IGNORE;
-use crate::kernels::buffers::{Buffer, zeros};
+use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{add, set};
 use crate::kernels::{Element, rms_norm, simd, softmax};
 use crate::ops::check_targets;
@@ -22,7 +22,7 @@ pub(super) struct Top<T: Element> {
     /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
     pub(super) hidden: Option<Buffer<T>>,
     /// The gradient of a tied embedding table in its role as output layer.
-    pub(super) tied: Option<Vec<f32>>,
+    pub(super) tied: Option<Buffer<f32>>,
     /// The gradients of what is trained here.
     pub(super) found: Found,
 }
@@ -40,9 +40,12 @@ impl Run<'_> {
         let backward = scale.is_some();
         let norm_trained = backward && norm_weight.is_variable();
 
-        let mut weight_gradient = (backward && lm_head.weight.is_variable()).then(|| zeros(vocab * width));
-        let mut adapter_gradients: Option<(Vec<f32>, Vec<f32>)> = None;
-        let mut norm_gradient = norm_trained.then(|| vec![0f32; width]);
+        let mut weight_gradient = (backward && lm_head.weight.is_variable()).then(|| match trained.is_empty() {
+            true => Buffer::zeros(vocab * width),
+            false => Buffer::new(vocab * width),
+        });
+        let mut adapter_gradients: Option<(Buffer<f32>, Buffer<f32>)> = None;
+        let mut norm_gradient = norm_trained.then(|| Buffer::<f32>::zeros(width));
         let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
         let mut loss = 0.0;
         let chunk = (LOGITS / vocab).clamp(16, 1024);
@@ -77,8 +80,8 @@ impl Run<'_> {
                 match &mut adapter_gradients {
                     None => adapter_gradients = Some((a, b)),
                     Some(sum) => {
-                        sum.0.iter_mut().zip(&a).for_each(|(s, g)| *s += g);
-                        sum.1.iter_mut().zip(&b).for_each(|(s, g)| *s += g);
+                        sum.0.iter_mut().zip(&*a).for_each(|(s, g)| *s += g);
+                        sum.1.iter_mut().zip(&*b).for_each(|(s, g)| *s += g);
                     }
                 }
             }
@@ -90,7 +93,7 @@ impl Run<'_> {
             let mut g_input = Buffer::zeros(input.len());
             let own = rms_norm::backward(&input, &norm, eps, &g_normed, &mut g_input, norm_trained);
             if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
-                sum.iter_mut().zip(&own).for_each(|(s, g)| *s += g);
+                sum.iter_mut().zip(&*own).for_each(|(s, g)| *s += g);
             }
             if let Some(hidden) = &mut hidden {
                 for (src, &row) in g_input.chunks_exact(width).zip(rows) {
@@ -109,7 +112,7 @@ impl Run<'_> {
             }
         }
         if let (Some(adapter), true) = (&lm_head.adapter, backward) {
-            let zeros = || (vec![0.0; adapter.a.elem_count()], vec![0.0; adapter.b.elem_count()]);
+            let zeros = || (Buffer::zeros(adapter.a.elem_count()), Buffer::zeros(adapter.b.elem_count()));
             let (a, b) = adapter_gradients.unwrap_or_else(zeros);
             top.found.push(("lm_head.lora_A.weight".to_string(), a));
             top.found.push(("lm_head.lora_B.weight".to_string(), b));

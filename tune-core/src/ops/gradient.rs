@@ -1,0 +1,100 @@
+//! Gradients on their way from the engine to the optimizer.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::elementwise::{TASK, add_assign, squared_norm, squares};
+use super::real::{Real, Values};
+use crate::kernels::buffers::Buffer;
+use crate::kernels::simd;
+
+/// The gradient of one parameter.
+#[derive(Debug)]
+pub struct Gradient(Data);
+
+#[derive(Debug)]
+enum Data {
+    /// Memory of the processor's engine, which goes back to its pool.
+    Pooled {
+        values: Buffer<f32>,
+        shape: Shape,
+    },
+    Tensor(Tensor),
+}
+
+impl From<Tensor> for Gradient {
+    fn from(tensor: Tensor) -> Self {
+        Self(Data::Tensor(tensor))
+    }
+}
+
+impl Gradient {
+    pub(crate) fn pooled(values: Buffer<f32>, shape: &Shape) -> Result<Self> {
+        if values.len() != shape.elem_count() {
+            bail!("a gradient of {} elements for a parameter {shape:?}", values.len());
+        }
+        Ok(Self(Data::Pooled { values, shape: shape.clone() }))
+    }
+
+    /// The parameter's shape.
+    pub fn shape(&self) -> &Shape {
+        match &self.0 {
+            Data::Pooled { shape, .. } => shape,
+            Data::Tensor(tensor) => tensor.shape(),
+        }
+    }
+
+    /// A tensor of its own, or the tensor that it is.
+    ///
+    /// # Errors
+    /// Only those of the tensor library.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        match &self.0 {
+            Data::Pooled { values, shape } => Tensor::from_slice(values, shape, &Device::Cpu),
+            Data::Tensor(tensor) => Ok(tensor.clone()),
+        }
+    }
+
+    /// In f32, unless it is f64: what several gradients are added up in.
+    pub(crate) fn widened(self) -> Result<Self> {
+        match self.0 {
+            Data::Tensor(t) if !matches!(t.dtype(), DType::F32 | DType::F64) => Ok(t.to_dtype(DType::F32)?.into()),
+            _ => Ok(self),
+        }
+    }
+
+    /// Adds another gradient of the same parameter, in place.
+    pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
+        match (&mut self.0, &other.0) {
+            (Data::Pooled { values, .. }, Data::Pooled { values: more, .. }) if values.len() == more.len() => {
+                values.par_chunks_mut(TASK).zip(more.par_chunks(TASK)).for_each(|(sum, more)| {
+                    simd(
+                        #[inline(always)]
+                        || sum.iter_mut().zip(more).for_each(|(s, m)| *s += m),
+                    );
+                });
+                Ok(())
+            }
+            (Data::Tensor(sum), Data::Tensor(more)) => add_assign(sum, more),
+            _ => bail!("gradients of different kinds for one parameter"),
+        }
+    }
+
+    /// The sum of squares, in an order that depends on the size alone.
+    pub(crate) fn squared_norm(&self) -> Result<f64> {
+        match &self.0 {
+            Data::Pooled { values, .. } => {
+                let parts: Vec<f64> = values.par_chunks(TASK).map(squares).collect();
+                Ok(parts.into_iter().sum())
+            }
+            Data::Tensor(tensor) => squared_norm(tensor),
+        }
+    }
+
+    pub(super) fn values<R: Real>(&self) -> Result<Values<'_, R>> {
+        match &self.0 {
+            Data::Pooled { values, .. } => Ok(Values::of_f32(values)),
+            Data::Tensor(tensor) => Values::of(tensor),
+        }
+    }
+}

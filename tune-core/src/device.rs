@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use candle_core::{DType, Device};
 use tune_config::{Config, Mismatch, Schema, Value};
 
+use crate::kernels::Isa;
 use crate::{Error, Result};
 
 /// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first GPU) or `cuda:N`.
@@ -28,10 +29,10 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// A GPU in a build without the feature `cuda`, or one that is not there.
+    /// A GPU in a build without the feature `cuda`, or one that is not there; kernels that the processor cannot run.
     pub fn open(self) -> Result<Device> {
         match self {
-            Self::Cpu => Ok(Device::Cpu),
+            Self::Cpu => Isa::check().map(|()| Device::Cpu),
             Self::Cuda(n) if !cfg!(feature = "cuda") => Err(Error::setup(format!(
                 "device cuda:{n}: this program was built without CUDA; build it with `--features cuda`, or set device=cpu"
             ))),

@@ -70,6 +70,15 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     }
 }
 
+/// The speed of the processor's matrix product in GFLOP/s, for fp32 or bf16: the median of products
+/// 2048 x 2048 x 2048 by the kernels that training uses. What the speed of a run is measured against.
+pub fn matmul_peak(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => on_a_worker(cpu::matmul_peak::<half::bf16>),
+        _ => on_a_worker(cpu::matmul_peak::<f32>),
+    }
+}
+
 /// Runs `f` on a thread of the pool. On any other, each of a step's thousands of parallel loops would
 /// put the thread to sleep and wake it again.
 fn on_a_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {

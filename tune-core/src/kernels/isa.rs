@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use crate::{Error, Result};
+
 /// The instructions that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
@@ -14,19 +16,32 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// This processor's. For tests, `TUNE_ISA` in the environment names another: `portable`, `avx512` or
-    /// `avx512bf16`; one that the processor lacks is not taken.
+    /// This processor's, or the one that `TUNE_ISA` in the environment names, see [`Isa::check`].
     pub(crate) fn get() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(|| {
-            let found = Self::detect();
-            match std::env::var("TUNE_ISA").as_deref() {
-                Ok("portable") => Self::Portable,
-                Ok("avx512") if found != Self::Portable => Self::Avx512,
-                Ok("avx512bf16") if has_bf16() => Self::Avx512Bf16,
-                _ => found,
-            }
-        })
+        *ISA.get_or_init(|| Self::chosen().unwrap_or_else(|_| Self::detect()))
+    }
+
+    /// Looks at `TUNE_ISA`, which chooses other kernels than the processor's best, for tests and comparisons.
+    ///
+    /// # Errors
+    /// Where it names none, or one that the processor lacks.
+    pub(crate) fn check() -> Result<()> {
+        Self::chosen().map(drop).map_err(Error::setup)
+    }
+
+    fn chosen() -> std::result::Result<Self, String> {
+        let Ok(name) = std::env::var("TUNE_ISA") else { return Ok(Self::detect()) };
+        let (isa, there) = match name.as_str() {
+            "portable" => (Self::Portable, true),
+            "avx512" => (Self::Avx512, has_avx512()),
+            "avx512bf16" => (Self::Avx512Bf16, has_bf16()),
+            _ => return Err(format!("TUNE_ISA={name}: it can be portable, avx512 or avx512bf16, or not set")),
+        };
+        match there {
+            true => Ok(isa),
+            false => Err(format!("TUNE_ISA={name}: this processor does not have it; unset it, or set portable")),
+        }
     }
 
     fn detect() -> Self {

@@ -17,7 +17,7 @@ pub(crate) mod softmax;
 pub(crate) mod swiglu;
 
 pub(crate) use element::{Element, Wide, widen};
-pub(crate) use isa::simd;
+pub(crate) use isa::{Isa, simd};
 pub(crate) use shared::Shared;
 
 #[cfg(test)]

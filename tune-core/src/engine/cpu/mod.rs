@@ -5,6 +5,7 @@
 
 mod block;
 mod linear;
+mod peak;
 mod top;
 mod weights;
 
@@ -15,6 +16,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
 use crate::models::{Decoder, Pass};
 use crate::ops::check_token_ids;
+pub(super) use peak::matmul_peak;
 use weights::Weight;
 
 /// One run of a model over a batch without padding.

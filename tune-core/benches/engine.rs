@@ -1,0 +1,89 @@
+//! A training step of the engine on four blocks of SmolLM2-135M's sizes: 2 rows of 512 tokens, every one trained.
+//!
+//!     cargo bench -p tune-core --bench engine
+//!
+//! `item/s` is tokens a second. The output layer's vocabulary is small, so that the blocks are what is measured.
+//! Threads: `RAYON_NUM_THREADS`.
+
+use candle_core::{DType, Device, Var};
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use serde_json::json;
+use tune_core::Result;
+use tune_core::data::{Batch, Span};
+use tune_core::engine::{Gradient, GradientSink, RunOptions, forward_backward};
+use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
+use tune_core::peft::{LoraModule, LoraOptions};
+
+const ROWS: usize = 2;
+const SEQ: usize = 512;
+const TOKENS: usize = ROWS * SEQ;
+const VOCAB: usize = 1024;
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+fn main() {
+    divan::main();
+}
+
+/// Drops gradients as they come.
+struct Nowhere;
+
+impl GradientSink for Nowhere {
+    fn take(&mut self, _: &str, _: &Var, _: Gradient) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn model(dtype: DType, lora: bool) -> Result<Decoder> {
+    use LoraModule::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+    let config = json!({
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 4,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": VOCAB, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "max_position_embeddings": SEQ, "tie_word_embeddings": true, "hidden_act": "silu",
+    });
+    let adapters = LoraOptions {
+        modules: vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj],
+        rank: 8,
+        alpha: 16.0,
+        dropout: 0.0,
+        seed: 1,
+    };
+    let options = LoadOptions { dtype, device: Device::Cpu, train_weights: !lora, lora: lora.then_some(adapters) };
+    Decoder::load(DecoderConfig::from_json(&config)?, &RandomWeights { seed: 1, std: 0.02 }, &options)
+}
+
+fn batch() -> Batch {
+    let ids = |shift: usize| (0..TOKENS).map(|i| ((i + shift) * 31 % VOCAB) as u32).collect();
+    Batch {
+        rows: ROWS,
+        len: SEQ,
+        input_ids: ids(0),
+        targets: ids(1),
+        positions: (0..TOKENS).map(|i| (i % SEQ) as u32).collect(),
+        spans: (0..ROWS).map(|row| Span { row, start: 0, len: SEQ }).collect(),
+        origins: vec![String::new(); ROWS],
+    }
+}
+
+fn step(bencher: Bencher, dtype: DType, lora: bool, activation_checkpointing: bool) {
+    let (model, batch) = (model(dtype, lora).expect("the sizes are a model's"), batch());
+    let options = RunOptions { scale: 1.0 / TOKENS as f64, activation_checkpointing, dropout: None };
+    bencher
+        .counter(ItemsCount::new(TOKENS))
+        .bench_local(|| forward_backward(&model, &batch, options, &mut Nowhere).expect("the batch fits the model"));
+}
+
+#[divan::bench(args = DTYPES)]
+fn lora(bencher: Bencher, dtype: DType) {
+    step(bencher, dtype, true, false);
+}
+
+#[divan::bench(args = DTYPES)]
+fn lora_with_checkpointing(bencher: Bencher, dtype: DType) {
+    step(bencher, dtype, true, true);
+}
+
+#[divan::bench(args = DTYPES)]
+fn full(bencher: Bencher, dtype: DType) {
+    step(bencher, dtype, false, false);
+}

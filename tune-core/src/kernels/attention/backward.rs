@@ -1,0 +1,178 @@
+use rayon::prelude::*;
+
+use super::{Attention, COLS, KEYS, Tile};
+use crate::kernels::buffers::Buffer;
+use crate::kernels::gemm::{At, Left, Right, Rows, Term, add, multiply_here};
+use crate::kernels::math::{exp, sum};
+use crate::kernels::{Element, Shared, Wide, simd};
+
+/// Parts of a tile whose share of the gradients of keys and values is summed by one task, at least.
+const PARTS: usize = 10;
+
+/// What the backward pass reads.
+struct Operands<'a, T> {
+    q: &'a [T],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [T],
+    grad: &'a [T],
+    lse: &'a [f32],
+    tokens: usize,
+}
+
+/// What a tile adds to the gradients of keys and values, `[keys, head_dim]` from key `first` of the span on.
+struct KeysAndValues {
+    first: usize,
+    k: Buffer<f32>,
+    v: Buffer<f32>,
+}
+
+impl Attention<'_> {
+    /// The gradients of `q`, `k` and `v`, for the gradient `grad` of the output `out` of [`Attention::forward`].
+    ///
+    /// With probabilities `P`: `dV = Pᵀ G`, `dS = scale · P ∘ (G Vᵀ - rowsum(G ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`.
+    pub(crate) fn backward<T: Element>(
+        &self,
+        (q, k, v): (&[T], &[T], &[T]),
+        (out, lse): (&[T], &[f32]),
+        grad: &[T],
+        (gq, gk, gv): (&mut [T], &mut [T], &mut [T]),
+    ) {
+        let (q_width, kv_width) = self.widths();
+        let (dim, kv_heads, tokens) = (self.shape.head_dim, self.shape.kv_heads, q.len() / q_width);
+        let (k, v) = (Wide::new(k), Wide::new(v));
+        if self.has_gaps(tokens) {
+            for g in [&mut *gq, &mut *gk, &mut *gv] {
+                g.fill(T::from_f32(0.0));
+            }
+        }
+        let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
+        let tiles = self.tiles(|len, queries| (PARTS * queries).max(len.div_ceil(4).next_multiple_of(queries)));
+        let all = Operands { q, k: &k, v: &v, out, grad, lse, tokens };
+        let shares: Vec<_> = tiles.par_iter().with_max_len(1).map(|tile| self.backward_tile(&all, tile, &gq)).collect();
+
+        // Keys and values get the shares of their tiles, in the order of these.
+        let mut order: Vec<Vec<usize>> = vec![Vec::new(); self.spans.len() * kv_heads];
+        for (i, tile) in tiles.iter().enumerate() {
+            order[tile.span * kv_heads + tile.kv_head].push(i);
+        }
+        order.par_iter().enumerate().for_each(|(i, order)| {
+            let (span, kv_head) = (i / kv_heads, i % kv_heads);
+            let len = self.spans[span].len;
+            for (of, gradient) in [(0, &gk), (1, &gv)] {
+                let mut sums = Buffer::<f32>::zeros(len * dim);
+                for share in order.iter().map(|&i| &shares[i]) {
+                    let share_of = if of == 0 { &share.k } else { &share.v };
+                    sums[share.first * dim..].iter_mut().zip(share_of.iter()).for_each(|(s, v)| *s += v);
+                }
+                for (position, sums) in sums.chunks_exact(dim).enumerate() {
+                    let start = self.token(span, position) * kv_width + kv_head * dim;
+                    // SAFETY: each key head of each span belongs to one turn of this loop.
+                    let dst = unsafe { gradient.part(start, dim) };
+                    dst.iter_mut().zip(sums).for_each(|(d, &s)| *d = T::from_f32(s));
+                }
+            }
+        });
+    }
+
+    /// Stores the gradients of a tile's queries, and returns its share of those of keys and values.
+    fn backward_tile<T: Element>(&self, all: &Operands<'_, T>, tile: &Tile, gq: &Shared<'_, T>) -> KeysAndValues {
+        let dim = self.shape.head_dim;
+        let first_key = self.shape.first_key(tile.first);
+        let seen = tile.first + tile.queries - first_key;
+        let (mut gk, mut gv) = (Buffer::<f32>::zeros(seen * dim), Buffer::<f32>::zeros(seen * dim));
+        let (mut p, mut ds) = (Buffer::<f32>::new(KEYS * COLS), Buffer::<f32>::new(KEYS * COLS));
+        for part in tile.parts() {
+            let (q, grad) = (self.gather(all.q, &part), self.gather(all.grad, &part));
+            let mut gq_part = Buffer::<f32>::zeros(q.len());
+            let (lse, delta) = self.normalizers(all, &part, &grad);
+            for (key, keys) in self.key_blocks(&part) {
+                let (p, ds) = (&mut p[..keys * COLS], &mut ds[..keys * COLS]);
+                self.scores(all, &part, (key, keys), (&q, &grad), (&lse, &delta), (p, ds));
+                let (cols, at) = (part.cols(), (key - first_key) * dim);
+                let nn = |left, right| {
+                    let (left, right) = (Left::Rows(Rows::new(left, COLS)), Right::Rows(Rows::new(right, dim)));
+                    [Term { left, right, inner: cols }]
+                };
+                multiply_here((keys, dim), &nn(&*p, &*grad), &mut gv[at..], dim, add);
+                multiply_here((keys, dim), &nn(&*ds, &*q), &mut gk[at..], dim, add);
+                let left = Left::Columns(Rows::new(&*ds, COLS));
+                let term = Term { left, right: Right::Rows(self.rows(all.k, &part, key)), inner: keys };
+                multiply_here((cols, dim), &[term], &mut gq_part, dim, add);
+            }
+            for (i, row) in gq_part.chunks_exact(part.heads * dim).enumerate() {
+                // SAFETY: each query of each head belongs to one tile.
+                let dst = unsafe { gq.part(self.at(&part, i), row.len()) };
+                dst.iter_mut().zip(row).for_each(|(d, &g)| *d = T::from_f32(g));
+            }
+        }
+        KeysAndValues { first: first_key, k: gk, v: gv }
+    }
+
+    /// For each column the logarithm of its normalizer, and the product of its output and that one's gradient.
+    fn normalizers<T: Element>(&self, all: &Operands<'_, T>, part: &Tile, grad: &[f32]) -> ([f32; COLS], [f32; COLS]) {
+        let dim = self.shape.head_dim;
+        let (mut lse, mut delta) = ([0f32; COLS], [0f32; COLS]);
+        simd(
+            #[inline(always)]
+            || {
+                for (col, grad) in grad.chunks_exact(dim).enumerate() {
+                    let (i, h) = (col / part.heads, col % part.heads);
+                    let out = &all.out[self.at(part, i) + h * dim..][..dim];
+                    delta[col] = sum(
+                        dim,
+                        #[inline(always)]
+                        |j| out[j].to_f32() * grad[j],
+                    );
+                    lse[col] = all.lse[(part.head + h) * all.tokens + self.token(part.span, part.first + i)];
+                }
+            },
+        );
+        (lse, delta)
+    }
+
+    /// Probabilities of `keys` keys from `key` on, and the gradients of their scores, `[keys, COLS]` each.
+    fn scores<T>(
+        &self,
+        all: &Operands<'_, T>,
+        part: &Tile,
+        (key, keys): (usize, usize),
+        (q, grad): (&[f32], &[f32]),
+        (lse, delta): (&[f32; COLS], &[f32; COLS]),
+        (p, ds): (&mut [f32], &mut [f32]),
+    ) {
+        let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
+        let nt = |left, right| {
+            [Term { left: Left::Rows(left), right: Right::Columns(Rows::new(right, dim)), inner: dim }]
+        };
+        multiply_here(
+            (keys, cols),
+            &nt(self.rows(all.k, part, key), q),
+            p,
+            COLS,
+            #[inline(always)]
+            |at: At, scores: &[f32], p: &mut [f32]| {
+                for ((p, s), l) in p.iter_mut().zip(scores).zip(lse) {
+                    *p = exp(s * scale - l);
+                }
+                let seeing = self.seeing(part, key + at.row);
+                p[..seeing.start].fill(0.0);
+                p[seeing.end..].fill(0.0);
+            },
+        );
+        let p = &*p;
+        multiply_here(
+            (keys, cols),
+            &nt(self.rows(all.v, part, key), grad),
+            ds,
+            COLS,
+            #[inline(always)]
+            |at: At, dp: &[f32], ds: &mut [f32]| {
+                let p = &p[at.row * COLS..][..dp.len()];
+                for (((ds, dp), p), delta) in ds.iter_mut().zip(dp).zip(p).zip(delta) {
+                    *ds = scale * p * (dp - delta);
+                }
+            },
+        );
+    }
+}

@@ -1,0 +1,106 @@
+use rayon::prelude::*;
+
+use super::{Attention, COLS, KEYS, Tile};
+use crate::kernels::buffers::Buffer;
+use crate::kernels::gemm::{At, Left, Right, Rows, Term, multiply_here, set};
+use crate::kernels::math::exp;
+use crate::kernels::{Element, Shared, Wide, simd};
+
+impl Attention<'_> {
+    /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[tokens, kv_heads * head_dim]` into `out`, shaped as
+    /// `q`, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`. Positions outside every
+    /// span give zero.
+    pub(crate) fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T], out: &mut [T], lse: &mut [f32]) {
+        let (k, v) = (Wide::new(k), Wide::new(v));
+        let tokens = q.len() / self.widths().0;
+        let dim = self.shape.head_dim;
+        if self.has_gaps(tokens) {
+            out.fill(T::from_f32(0.0));
+            lse.fill(0.0);
+        }
+        let tiles = self.tiles(|_, queries| queries);
+        let (out, lse) = (Shared::new(out), Shared::new(lse));
+        tiles.par_iter().with_max_len(4).for_each(|tile| {
+            let (cols, queries) = (tile.cols(), self.gather(q, tile));
+            let mut scores = [0f32; KEYS * COLS];
+            let mut sums = Buffer::<f32>::zeros(cols * dim);
+            let (mut max, mut total) = ([f32::NEG_INFINITY; COLS], [0f32; COLS]);
+            for (key, keys) in self.key_blocks(tile) {
+                let scores = &mut scores[..keys * COLS];
+                let right = Right::Columns(Rows::new(&*queries, dim));
+                let term = Term { left: Left::Rows(self.rows(&k, tile, key)), right, inner: dim };
+                multiply_here((keys, cols), &[term], scores, COLS, set);
+                let keep = simd(
+                    #[inline(always)]
+                    || self.online_softmax(scores, tile, key, &mut max, &mut total),
+                );
+                let left = Left::Columns(Rows::new(scores, COLS));
+                let term = Term { left, right: Right::Rows(self.rows(&v, tile, key)), inner: keys };
+                multiply_here(
+                    (cols, dim),
+                    &[term],
+                    &mut sums,
+                    dim,
+                    #[inline(always)]
+                    |at: At, new: &[f32], old: &mut [f32]| {
+                        for (o, n) in old.iter_mut().zip(new) {
+                            *o = *o * keep[at.row] + n;
+                        }
+                    },
+                );
+            }
+            for (i, sums) in sums.chunks_exact(tile.heads * dim).enumerate() {
+                // SAFETY: each query of each head belongs to one tile.
+                let out = unsafe { out.part(self.at(tile, i), sums.len()) };
+                let token = self.token(tile.span, tile.first + i);
+                for (h, (out, sums)) in out.chunks_exact_mut(dim).zip(sums.chunks_exact(dim)).enumerate() {
+                    let col = i * tile.heads + h;
+                    let inverse = 1.0 / total[col];
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o = T::from_f32(s * inverse));
+                    // SAFETY: as above.
+                    let lse = unsafe { lse.part((tile.head + h) * tokens + token, 1) };
+                    lse[0] = max[col] + total[col].ln();
+                }
+            }
+        });
+    }
+
+    /// Scores become `e^(score - max)`, with the maximum and the sum so far kept for each column.
+    /// Returns by what earlier sums are to be multiplied.
+    #[inline(always)]
+    fn online_softmax(
+        &self,
+        scores: &mut [f32],
+        tile: &Tile,
+        key: usize,
+        max: &mut [f32; COLS],
+        total: &mut [f32; COLS],
+    ) -> [f32; COLS] {
+        let scale = self.shape.scale as f32;
+        let mut new = *max;
+        for (j, row) in scores.chunks_exact_mut(COLS).enumerate() {
+            let seeing = self.seeing(tile, key + j);
+            row[..seeing.start].fill(f32::NEG_INFINITY);
+            row[seeing.end..].fill(f32::NEG_INFINITY);
+            for (s, m) in row.iter_mut().zip(&mut new) {
+                *s *= scale;
+                *m = if *s > *m { *s } else { *m };
+            }
+        }
+        // A query that has seen no key yet has no maximum; its scores stay at e^-inf.
+        let shift = new.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m });
+        let mut keep = [0f32; COLS];
+        for i in 0..COLS {
+            keep[i] = exp(max[i] - shift[i]);
+            total[i] *= keep[i];
+        }
+        for row in scores.chunks_exact_mut(COLS) {
+            for i in 0..COLS {
+                row[i] = exp(row[i] - shift[i]);
+                total[i] += row[i];
+            }
+        }
+        *max = new;
+        keep
+    }
+}

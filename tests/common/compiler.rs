@@ -74,8 +74,14 @@ pub(crate) fn started(input: Input) -> Vec<Said> {
 }
 
 fn position(report: &Report, diagnostic: &Diagnostic) -> String {
-    let span = diagnostic.primary.as_ref().map(|(span, _)| *span);
-    span.map(|span| report.sources.origin(Origin::Written(span))).unwrap_or_default()
+    let Some((span, _)) = &diagnostic.primary else {
+        return String::new();
+    };
+    match report.sources.origin(Origin::Written(*span)) {
+        // It has one line.
+        line if line == "command line" => format!("{line}:1:{}", span.start + 1),
+        place => place,
+    }
 }
 
 /// Compiles a recipe for each config, in a crate of its own under `name`: each of `programs` is a list of configs with

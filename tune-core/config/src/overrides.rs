@@ -87,9 +87,12 @@ pub(crate) fn parse(
         }
         (path, range.start, Action::Set(node))
     } else {
-        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
-            .at(whole, "expected `key=value` or `~key`")
-            .into());
+        let diagnostic = Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
+            .at(whole, "expected `key=value` or `~key`");
+        return Err(Box::new(match written.split_once(':') {
+            Some((path, value)) if is_path(path) => diagnostic.help(format!("write `{path}={}`", value.trim_start())),
+            _ => diagnostic,
+        }));
     };
     let mut at = start;
     let mut steps = Vec::new();
@@ -97,10 +100,15 @@ pub(crate) fn parse(
         steps.push((step.to_owned(), Span::new(source, at, at + step.len())));
         at += step.len() + 1;
     }
-    if steps.iter().any(|(step, _)| step.is_empty() || step.contains(char::is_whitespace)) {
+    if !is_path(path) {
+        let trimmed = written.split_once('=').filter(|(path, _)| is_path(path.trim()));
+        let help = match trimmed {
+            Some((path, value)) => format!("write `{}={}`", path.trim(), value.trim()),
+            None => "a path is made of keys and list positions, such as `datasets.0.path`".to_owned(),
+        };
         return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
             .at(whole, "expected `key=value` or `~key`")
-            .help("a path is made of keys and list positions, such as `datasets.0.path`")
+            .help(help)
             .into());
     }
     if steps[0].0.starts_with('+') {
@@ -110,6 +118,11 @@ pub(crate) fn parse(
             .into());
     }
     Ok(Override { path: steps, action })
+}
+
+/// Whether these are steps with dots between.
+fn is_path(written: &str) -> bool {
+    written.split('.').all(|step| !step.is_empty() && !step.contains(char::is_whitespace))
 }
 
 fn relocate(node: &mut Node, span: Span) {
@@ -131,7 +144,7 @@ pub(crate) fn apply(schema: &Schema, root: &mut Node, with: Override) -> Result<
     let walk = Walk { path: &with.path };
     match with.action {
         Action::Set(value) => walk.set(Some(schema), None, root, 0, value),
-        Action::Delete => walk.delete(Some(schema), root, 0),
+        Action::Delete => walk.delete(Some(schema), None, root, 0),
     }
 }
 
@@ -281,10 +294,31 @@ impl Walk<'_> {
         self.set(schema, None, &mut items[index], at + 1, value)
     }
 
-    fn delete(&self, schema: Option<&Schema>, node: &mut Node, at: usize) -> Result<(), Box<Diagnostic>> {
+    fn delete(
+        &self,
+        schema: Option<&Schema>,
+        key: Option<&Key>,
+        node: &mut Node,
+        at: usize,
+    ) -> Result<(), Box<Diagnostic>> {
         let schema = schema.map(inside);
         let (step, span) = &self.path[at];
         let last = at + 1 == self.path.len();
+        // One that stands for a list of one, by its place or as itself.
+        if let Some(Schema::List(item)) = schema
+            && key.is_some_and(|key| key.one_or_many)
+            && matches!(node.value, Tree::Map(_))
+        {
+            return match step.parse::<usize>() {
+                Ok(0) if last => {
+                    node.value = Tree::List(Vec::new());
+                    Ok(())
+                }
+                Ok(0) => self.delete(Some(item), key, node, at + 1),
+                Ok(_) => Err(no_item(self, at, 1)),
+                Err(_) => self.delete(Some(item), key, node, at),
+            };
+        }
         match &mut node.value {
             Tree::List(items) => {
                 let item = match schema {
@@ -298,10 +332,10 @@ impl Walk<'_> {
                     items.remove(index);
                     return Ok(());
                 }
-                self.delete(item, &mut items[index], at + 1)
+                self.delete(item, None, &mut items[index], at + 1)
             }
             Tree::Map(_) => {
-                let found = child(schema, None, node, step);
+                let found = child(schema, key, node, step);
                 let Tree::Map(entries) = &mut node.value else {
                     return Ok(());
                 };
@@ -322,7 +356,7 @@ impl Walk<'_> {
                     entries.remove(position);
                     return Ok(());
                 }
-                self.delete(found.map(|(schema, _)| schema), &mut entries[position].value, at + 1)
+                self.delete(found.map(|(schema, _)| schema), key, &mut entries[position].value, at + 1)
             }
             Tree::Reported => Ok(()),
             Tree::Scalar(_) => {

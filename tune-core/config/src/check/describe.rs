@@ -6,7 +6,7 @@ use super::hint::next_missing;
 use super::{Chosen, Finding, Hint, Mistake};
 use crate::codes;
 use crate::schema::{COMPONENT, Schema, Struct};
-use crate::tree::{Scalar, Tree};
+use crate::tree::{Scalar, Tree, Written};
 use crate::words::{self, between};
 
 /// What to say about a mistake.
@@ -38,7 +38,7 @@ impl<'a> Finding<'a> {
             help: Text::new(),
         };
         match &self.mistake {
-            Mistake::UnknownKey(fields, chosen) => self.unknown_key(tree, fields, chosen, &mut said),
+            Mistake::UnknownKey(fields, chosen, _) => self.unknown_key(tree, fields, chosen, &mut said),
             Mistake::MissingKeys(fields, chosen) => self.missing(tree, fields, chosen, &mut said),
             Mistake::TwoNames(first) => {
                 said.code = codes::TWO_NAMES;
@@ -63,9 +63,7 @@ impl<'a> Finding<'a> {
                 }
                 said.label.push(", found ");
                 words::found(tree, self.at, &mut said.label);
-                if let Some(scalar) = tree.scalar(self.at) {
-                    as_meant(schema, scalar, &mut said.help);
-                }
+                as_meant(schema, tree, self.at, &mut said.help);
             }
             Mistake::DoesNotFit { min, max } => {
                 self.value_is(tree, " is out of range", codes::OUT_OF_RANGE, &mut said);
@@ -133,6 +131,13 @@ impl<'a> Finding<'a> {
                 let parent = tree.item(self.at).parent;
                 path(tree, parent, &mut said.help);
                 said.help.push_all(&[if parent == 0 { "" } else { "." }, key, ".", tree.item(self.at).key, "`"]);
+            }
+            Hint::Outermost => {
+                said.help.push_all(&["there is a key `", tree.item(self.at).key, "` at the outermost level"]);
+            }
+            Hint::Component(name) => said.help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
+            Hint::IsComponent(written) => {
+                said.help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]);
             }
         }
         said
@@ -259,7 +264,7 @@ const fn path<const N: usize>(tree: Tree<'_>, at: usize, out: &mut Text<N>) {
         left -= 1;
         let item = tree.item(steps[left]);
         match tree.item(item.parent).written {
-            crate::tree::Written::List => out.int(tree.position(steps[left]) as i128),
+            Written::List => out.int(tree.position(steps[left]) as i128),
             _ => out.push(item.key),
         }
         if left > 0 {
@@ -298,9 +303,27 @@ const fn is_below(scalar: &Scalar<'_>, min: i128) -> bool {
     matches!(scalar.number, Some(tune_yaml::Number::Int(int)) if int < min)
 }
 
-/// Adds how to write what was probably meant by a scalar of another type.
-const fn as_meant<const N: usize>(schema: &Schema, scalar: &Scalar<'_>, out: &mut Text<N>) {
+/// Adds how to write what was probably meant by a value of another type.
+const fn as_meant<const N: usize>(schema: &Schema, tree: Tree<'_>, at: usize, out: &mut Text<N>) {
+    let Some(scalar) = tree.scalar(at) else {
+        // A single value in brackets.
+        if !matches!(schema, Schema::Array(..) | Schema::List(_) | Schema::Map(_) | Schema::Struct(_))
+            && matches!(tree.item(at).written, Written::List)
+            && tree.count(at) == 1
+            && let Some(only) = tree.text(at + 1)
+        {
+            out.push("write `");
+            out.short(only);
+            out.push("`");
+        }
+        return;
+    };
     match (schema, scalar.kind) {
+        (Schema::List(_), Kind::Text | Kind::Bool(_) | Kind::Int(_) | Kind::Float(_)) => {
+            out.push("write `[");
+            out.short(scalar.text);
+            out.push("]`");
+        }
         (Schema::Bool, Kind::Text) => {
             let text = scalar.text;
             if text.eq_ignore_ascii_case("yes") || text.eq_ignore_ascii_case("on") || text.eq_ignore_ascii_case("true")
@@ -325,6 +348,27 @@ const fn as_meant<const N: usize>(schema: &Schema, scalar: &Scalar<'_>, out: &mu
         (Schema::Int { .. } | Schema::Float { .. }, Kind::Text) if scalar.quoted && scalar.number.is_some() => {
             out.push("write it without quotes");
         }
+        (Schema::Int { .. } | Schema::Float { .. }, Kind::Text) => {
+            if let Some(number) = before_comma(scalar.text) {
+                out.push_all(&["write `", number, "`"]);
+            }
+        }
         _ => {}
     }
+}
+
+/// The number of `3,`: a comma that is left over from another format.
+const fn before_comma(text: &str) -> Option<&str> {
+    let [number @ .., b','] = text.as_bytes() else {
+        return None;
+    };
+    let (mut at, mut digits) = (0, 0);
+    while at < number.len() {
+        if !matches!(number[at], b'0'..=b'9' | b'.' | b'-' | b'+' | b'e' | b'E' | b'_') {
+            return None;
+        }
+        digits += number[at].is_ascii_digit() as usize;
+        at += 1;
+    }
+    if digits > 0 { Some(text.split_at(number.len()).0) } else { None }
 }

@@ -40,10 +40,14 @@ fn cases(good: &str, text: &str) -> Vec<Case> {
         };
         assert_eq!(yaml == good, !overrides.is_empty(), "{name}: its lines are not those of good.yaml");
         let one = |mark: &str| all(mark).first().map(|line| (*line).to_owned()).expect("`at` and `fix`");
-        let written = [after, whole, overrides.clone()].concat();
+        let gone = format!("without {}", before.join(" ").trim());
+        let written = match [after, whole, overrides.clone()].concat() {
+            lines if lines.is_empty() => gone,
+            lines => lines.join("\n"),
+        };
         Case {
             name: name.to_owned(),
-            written: written.join("\n"),
+            written,
             yaml,
             overrides: overrides.first().map(|&with| with.to_owned()),
             at: one("at "),

@@ -323,7 +323,7 @@ fn mutate(root: &mut Tree, random: &mut ChaCha8Rng) {
         (9, Tree::Scalar(text)) => *text = edited(text, random).replace(['\n', '\r', '\t'], " "),
         (10, Tree::Scalar(text)) if text.len() < 5_000 => *text = text.repeat(random.random_range(1..40)),
         (10, Tree::List(items)) if size < 200 => {
-            *items = items.iter().cycle().take(items.len() * 30).cloned().collect()
+            *items = items.iter().cycle().take(items.len() * 30).cloned().collect();
         }
         (11, Tree::Map(entries)) => entries.push(("<<".to_owned(), other)),
         (_, at) => {

@@ -5,6 +5,7 @@
 mod describe;
 mod finding;
 mod hint;
+mod meant;
 
 pub use finding::{Chosen, Finding, Findings, Mistake};
 pub use hint::Hint;

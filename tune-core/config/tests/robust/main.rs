@@ -5,6 +5,7 @@
 mod common;
 mod generate;
 mod meter;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

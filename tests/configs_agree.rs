@@ -3,64 +3,22 @@
 //! order, at the same places, with the same advice. For the cases of
 //! `tests/ui`, and for configs with mistakes made at random.
 
-#[path = "ui/configs/train.rs"]
-mod train;
+#[path = "common/compiler.rs"]
+mod compiler;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use tune_config::{Diagnostic, Input, Level, Report, load};
+use compiler::{Said, check, compiled};
+use tune_config::Input;
+use tune_config::embedded::SHOWN;
 
-/// What matters of a mistake.
-#[derive(Debug, PartialEq)]
-struct Said {
-    message: String,
-    position: String,
-    code: String,
-    help: Vec<String>,
-}
-
-/// What the compiler says: `tests/ui/config_NAME.stderr`.
-fn compiled(stderr: &str) -> Vec<Said> {
-    let mut all: Vec<Said> = Vec::new();
-    for line in stderr.lines() {
-        let message = line.strip_prefix("error[E0080]: evaluation panicked: ").or_else(|| line.strip_prefix("error: "));
-        if let Some(message) = message {
-            all.push(Said { message: message.into(), position: String::new(), code: String::new(), help: Vec::new() });
-        }
-        let Some(last) = all.last_mut() else { continue };
-        let line = line.trim_start();
-        if let Some(place) = line.strip_prefix("--> configs/") {
-            last.position = place.into();
-        } else if let Some(help) = line.strip_prefix("= help: ") {
-            last.help.push(help.into());
-        } else if let Some(code) = line.strip_prefix("= note: config error ") {
-            last.code = code.into();
-        }
-    }
-    all
-}
-
-/// What a recipe says that is started with the text, as far as the compiler would; nothing where it runs.
+/// What a recipe says that is started with the text, as far as the compiler would.
 fn started(name: &str, text: &str) -> Vec<Said> {
-    let Err(report) = load::<train::TrainConfig>(Input::yaml(name, text)) else {
-        return Vec::new();
-    };
-    let said = |diagnostic: &Diagnostic| Said {
-        message: diagnostic.message.clone(),
-        position: position(&report, diagnostic),
-        code: diagnostic.code.map(|code| code.to_string()).unwrap_or_default(),
-        help: diagnostic.help.clone(),
-    };
-    report.diagnostics.iter().filter(|diagnostic| diagnostic.level == Level::Error).map(said).take(8).collect()
-}
-
-fn position(report: &Report, diagnostic: &Diagnostic) -> String {
-    let span = diagnostic.primary.as_ref().map(|(span, _)| *span);
-    span.map(|span| report.sources.origin(tune_config::Origin::Written(span))).unwrap_or_default()
+    let mut said = compiler::started(Input::yaml(name, text));
+    said.truncate(SHOWN);
+    said
 }
 
 #[test]
@@ -172,61 +130,26 @@ impl Random {
 /// Many configs in one crate, each of a recipe of its own: the compiler says everything about each of them.
 #[test]
 fn they_say_the_same_about_mistakes_made_at_random() -> std::io::Result<()> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("configs_agree");
-    for part in ["src", "configs"] {
-        let _ = fs::remove_dir_all(folder.join(part));
-        fs::create_dir_all(folder.join(part))?;
-    }
-    let config = workspace.join("tune-core/config").display().to_string();
-    let manifest = format!(
-        "[package]\nname = \"agree\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
-         tune-config = {{ path = {config:?} }}\n\n[workspace]\n"
-    );
-    fs::write(folder.join("Cargo.toml"), manifest)?;
-    fs::copy(workspace.join("Cargo.lock"), folder.join("Cargo.lock"))?;
-    fs::copy(workspace.join("tests/ui/configs/train.rs"), folder.join("src/train.rs"))?;
-
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut source = "#![allow(dead_code)]\nmod train;\nfn main() {}\n".to_owned();
-    let mut expected = BTreeMap::new();
-    while expected.len() < 60 {
+    let (mut configs, mut expected) = (Vec::new(), BTreeMap::new());
+    while configs.len() < 60 {
         let mut yaml = GOOD.to_owned();
         for _ in 0..=random.below(4) {
             yaml = random.mistaken(&yaml);
         }
-        let name = format!("c{}.yaml", expected.len());
+        let name = format!("c{}.yaml", configs.len());
         let said = started(&name, &yaml);
         // Mistakes in YAML are errors of the macro: with one of them rustc gets no further.
         if said.iter().any(|said| said.code.as_str() < "E0020") {
             continue;
         }
-        fs::write(folder.join("configs").join(&name), yaml)?;
-        let _ = writeln!(
-            source,
-            "mod c{} {{\n    /// Trains.\n    #[tune_config::recipe(configs = [\"configs/{name}\"], crate = tune_config)]\n    \
-             fn train(_cfg: crate::train::TrainConfig) -> Result<(), String> {{ Ok(()) }}\n}}",
-            expected.len()
-        );
+        configs.push((name.clone(), yaml));
         expected.insert(name, said);
     }
-    fs::write(folder.join("src/main.rs"), source)?;
-
-    let output = Command::new(env!("CARGO"))
-        .args(["check", "--offline", "--color=never"])
-        .current_dir(&folder)
-        .env("CARGO_TARGET_DIR", folder.join("target"))
-        .output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let mut found: BTreeMap<String, Vec<Said>> = expected.keys().map(|name| (name.clone(), Vec::new())).collect();
-    let mut mistakes = 0;
-    for said in compiled(&stderr).into_iter().filter(|said| !said.position.is_empty()) {
-        let name = said.position.split(':').next().unwrap_or_default().to_owned();
-        found.entry(name).or_default().push(said);
-        mistakes += 1;
-    }
-    assert_eq!(found, expected, "{stderr}");
+    let found = check("configs_agree", &[configs])?;
+    assert_eq!(found, expected);
     // Else the test compares nothing.
-    assert!(mistakes > 60 && expected.values().any(Vec::is_empty), "{mistakes}: {stderr}");
+    let mistakes: usize = expected.values().map(Vec::len).sum();
+    assert!(mistakes > 60 && expected.values().any(Vec::is_empty), "{mistakes}");
     Ok(())
 }

@@ -31,6 +31,24 @@ struct Pair<A, B> {
     second: B,
 }
 
+/// So many numbers.
+#[derive(Debug, Config)]
+#[config(crate = tune_config)]
+struct Numbers<const N: usize> {
+    /// The numbers.
+    numbers: [f64; N],
+}
+
+/// One of two.
+#[derive(Debug, Config)]
+#[config(crate = tune_config)]
+enum Either<A, B> {
+    #[config(name = "left")]
+    Left(A),
+    #[config(name = "right", default)]
+    Right(B),
+}
+
 /// Trains low-rank adapters.
 #[recipe(name = "lora-single", crate = tune_config)]
 fn lora(
@@ -91,4 +109,15 @@ fn a_struct_is_the_same_written_out() {
     assert_eq!(config.map(full::full), Ok(Ok(())));
     let config = errors(load::<full::FullConfig>(Input::new().overrides(["epochs=0"])));
     assert!(config.is_err_and(|report| report.contains("must be in 1..")));
+}
+
+#[test]
+fn types_with_parameters() {
+    type Either = crate::Either<Pair<Numbers<1>, bool>, Numbers<2>>;
+    let read = |yaml: &str| errors(load::<Either>(Input::yaml("either.yaml", yaml)));
+    assert!(matches!(read("numbers: [1, 2]"), Ok(Either::Right(Numbers { numbers: [1.0, 2.0] }))));
+    let left = read("{_component_: left, first: {numbers: [3]}, second: true}");
+    assert!(matches!(left, Ok(Either::Left(Pair { first: Numbers { numbers: [3.0] }, second: true }))));
+    let wrong = read("{_component_: left, first: {numbers: [3, 4]}, second: true}");
+    assert!(wrong.is_err_and(|report| report.contains("either.yaml:1:38") && report.contains("a list of 1")));
 }

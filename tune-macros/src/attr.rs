@@ -8,27 +8,46 @@ use syn::{Attribute, Expr, ExprLit, Lit, LitStr, Path, Token, parenthesized};
 
 /// Mistakes, each at its place, to be shown together.
 #[derive(Default)]
-pub(crate) struct Errors(Vec<syn::Error>);
+pub(crate) struct Errors {
+    errors: Vec<syn::Error>,
+    /// Names of attributes that there are not, and where.
+    unknown: Vec<(On, Ident)>,
+}
 
 impl Errors {
     pub(crate) fn at(&mut self, place: &impl ToTokens, message: impl std::fmt::Display) {
-        self.0.push(syn::Error::new_spanned(place, message));
+        self.errors.push(syn::Error::new_spanned(place, message));
     }
 
     pub(crate) fn span(&mut self, span: Span, message: impl std::fmt::Display) {
-        self.0.push(syn::Error::new(span, message));
+        self.errors.push(syn::Error::new(span, message));
     }
 
     pub(crate) fn push(&mut self, error: syn::Error) {
-        self.0.push(error);
+        self.errors.push(error);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.errors.is_empty()
     }
 
-    pub(crate) fn into_tokens(self) -> TokenStream {
-        self.0.iter().map(syn::Error::to_compile_error).collect()
+    /// The errors, for rustc; and for rust-analyzer what a name could be completed to that is being written.
+    pub(crate) fn into_tokens(self, krate: &TokenStream) -> TokenStream {
+        let errors = self.errors.iter().map(syn::Error::to_compile_error);
+        let unknown = self.unknown.iter().map(|(on, name)| {
+            let module = Ident::new(on.module(), Span::call_site());
+            quote! {
+                #[allow(unexpected_cfgs)]
+                const _: () = {
+                    #[cfg(rust_analyzer)]
+                    fn __complete() {
+                        #krate::attributes::#module::#name;
+                    }
+                };
+            }
+        });
+        // First, where the length of no message moves it.
+        unknown.chain(errors).collect()
     }
 }
 
@@ -116,6 +135,17 @@ pub(crate) enum On {
 }
 
 impl On {
+    /// The module of `attributes` that documents them.
+    fn module(self) -> &'static str {
+        match self {
+            On::Field => "key",
+            On::Parameter => "parameter",
+            On::Variant => "variant",
+            On::Type => "type_",
+            On::Recipe => "recipe",
+        }
+    }
+
     fn names(self) -> &'static [&'static str] {
         match self {
             On::Field => &["default", "range", "one_of", "required", "alias", "name", "one_or_many", "flatten"],
@@ -149,6 +179,7 @@ impl Attrs {
             let word = name.to_string();
             if !on.names().contains(&word.as_str()) {
                 errors.at(&name, unknown(&word, on));
+                errors.unknown.push((on, name));
                 continue;
             }
             let repeated = seen.contains(&word) || self.has(&word);
@@ -233,6 +264,9 @@ fn generated(tokens: TokenStream) -> TokenStream {
     };
     tokens.into_iter().map(respan).collect()
 }
+
+/// What is said of a reference.
+pub(crate) const OWNED: &str = "a config owns its values: write `String`, `PathBuf` or `Vec<T>`";
 
 fn usage(word: &str) -> String {
     let form = match word {

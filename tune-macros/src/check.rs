@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use proc_macro2::Span;
 use syn::{Expr, ExprLit, ExprRange, ExprUnary, Lit, RangeLimits, Type, UnOp};
 
-use crate::attr::{Attrs, Errors};
+use crate::attr::{self, Attrs, Errors};
 use crate::configs;
-use crate::parse::{Input, InputShape, Key, Parameter, Recipe, Variant};
+use crate::parse::{Input, InputShape, Key, Recipe, Variant};
 use crate::types::{self, Shape};
 
 pub(crate) fn input(input: &Input, mut errors: Errors) -> Errors {
@@ -64,10 +64,6 @@ pub(crate) fn recipe(recipe: &Recipe, mut errors: Errors) -> Errors {
             syn::ReturnType::Type(_, ty) => errors.at(ty, message),
         }
     }
-    let resolved = recipe.parameters.iter().filter(|p| **p == Parameter::Resolved).count();
-    if resolved > 1 {
-        errors.at(&sig.ident, "one parameter with `resolved` is enough");
-    }
     if recipe.config.is_some()
         && let Some((name, _)) = recipe.args.ignored.first()
     {
@@ -111,10 +107,7 @@ fn key(key: &Key, errors: &mut Errors) {
         errors.at(name, "a key has no dots, `=`, `~` or blanks in its name");
     }
     if let Type::Reference(_) = &key.ty {
-        return errors.at(&key.ty, "a config owns its values: write `String`, `PathBuf` or `Vec<T>`");
-    }
-    if let Type::ImplTrait(_) = &key.ty {
-        return errors.at(&key.ty, "a key needs a type that derives `Config`");
+        return errors.at(&key.ty, attr::OWNED);
     }
     if let Some(word) = &attrs.flatten {
         let others = attrs.default.is_some()
@@ -163,7 +156,7 @@ fn key(key: &Key, errors: &mut Errors) {
     }
 }
 
-fn own_default(key: &Key, default: &crate::attr::Default_, errors: &mut Errors) {
+fn own_default(key: &Key, default: &attr::Default_, errors: &mut Errors) {
     let none = !types::is_option(&key.ty) && !types::is_vec(&key.ty);
     if none && types::shape(&key.ty) != Shape::Other {
         errors.at(&default.word, "this type has no default of its own: write `default = ...`");

@@ -77,14 +77,14 @@ fn one(config: &LitStr, path: &Path, schema: &TokenStream, krate: &TokenStream) 
         Ok(root) => root,
         Err(error) => {
             errors.at(config, show(&error, &name, &text));
-            return errors.into_tokens();
+            return errors.into_tokens(krate);
         }
     };
     let (root, mistakes) = tune_yaml::interpolate(root);
     for mistake in mistakes.iter().take(SHOWN) {
         errors.at(config, show(mistake, &name, &text));
     }
-    let errors = errors.into_tokens();
+    let errors = errors.into_tokens(krate);
     let mut items = Vec::new();
     flatten(&mut items, &root, ("", root.span), 0);
     let absolute = path.display().to_string();

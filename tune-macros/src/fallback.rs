@@ -12,7 +12,7 @@ pub(crate) fn input(input: &Input, errors: Errors) -> TokenStream {
     let krate = input.attrs.krate();
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
-    let errors = errors.into_tokens();
+    let errors = errors.into_tokens(&krate);
     let body = broken(&krate);
     quote! {
         #errors
@@ -23,7 +23,7 @@ pub(crate) fn input(input: &Input, errors: Errors) -> TokenStream {
 
 pub(crate) fn recipe(recipe: &Recipe, errors: Errors) -> TokenStream {
     let krate = recipe.args.krate();
-    let errors = errors.into_tokens();
+    let errors = errors.into_tokens(&krate);
     let function = expand::function(recipe);
     if recipe.function.sig.receiver().is_some() {
         // Within an `impl`, where nothing else can stand.

@@ -97,7 +97,7 @@ use proc_macro::TokenStream;
 pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
     let (recipe, errors) = parse::recipe(args.into(), item.clone().into());
     let Some(recipe) = recipe else {
-        let mut tokens: TokenStream = errors.into_tokens().into();
+        let mut tokens: TokenStream = errors.into_tokens(&attr::Attrs::default().krate()).into();
         tokens.extend(item);
         return tokens;
     };

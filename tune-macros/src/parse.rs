@@ -201,11 +201,12 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
     let mut parameters = Vec::new();
     // The parameters that are no keys by their looks.
     let mut bare = Vec::new();
-    for argument in &mut function.sig.inputs {
-        let FnArg::Typed(argument) = argument else {
-            if let FnArg::Receiver(receiver) = argument {
+    for argument in std::mem::take(&mut function.sig.inputs) {
+        let FnArg::Typed(mut argument) = argument else {
+            if let FnArg::Receiver(mut receiver) = argument {
                 receiver.attrs.clear();
                 errors.at(&receiver.self_token, "a recipe is a function of its own, without `self`");
+                function.sig.inputs.push(FnArg::Receiver(receiver));
             }
             continue;
         };
@@ -217,16 +218,43 @@ pub(crate) fn recipe(args: TokenStream, item: TokenStream) -> (Option<Recipe>, E
             .cloned()
             .collect();
         let ident = match &*argument.pat {
-            Pat::Ident(pat) if pat.by_ref.is_none() && pat.subpat.is_none() => pat.ident.clone(),
-            pat => {
-                errors.at(pat, "a key needs a name: write `name: Type`");
+            Pat::Ident(pat) if pat.by_ref.is_none() && pat.subpat.is_none() => Ok(pat.ident.clone()),
+            pat => Err(syn::Error::new_spanned(pat, "a key needs a name: write `name: Type`")),
+        };
+        let ty = (*argument.ty).clone();
+        let same = ident.as_ref().is_ok_and(|ident| keys.iter().any(|key: &Key| key.ident == *ident));
+        if !same {
+            function.sig.inputs.push(FnArg::Typed(argument));
+        }
+        let ident = match ident {
+            Ok(ident) if same => {
+                // Without it: rustc would say so, too.
+                errors.at(&ident, format!("there is another key `{}`", ident.unraw()));
+                continue;
+            }
+            Ok(ident) => ident,
+            Err(error) => {
+                errors.push(error);
                 continue;
             }
         };
-        let Some(key) = key(ident, (*argument.ty).clone(), &attrs, On::Parameter, &mut errors) else {
+        // Neither could stand in the struct that stands in.
+        let message = match &ty {
+            Type::ImplTrait(_) => Some("a key needs a type that derives `Config`"),
+            Type::Reference(_) => Some(attr::OWNED),
+            _ => None,
+        };
+        if let Some(message) = message {
+            errors.at(&ty, message);
+            continue;
+        }
+        let Some(key) = key(ident, ty, &attrs, On::Parameter, &mut errors) else {
             continue;
         };
-        if key.attrs.resolved.is_some() {
+        if let Some(word) = &key.attrs.resolved {
+            if parameters.contains(&Parameter::Resolved) {
+                errors.at(word, "one parameter with `resolved` is enough");
+            }
             parameters.push(Parameter::Resolved);
             continue;
         }

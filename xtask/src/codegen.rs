@@ -57,7 +57,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn with_modeline(text: String) -> String {
+/// A config that tells editors of its schema.
+pub(crate) fn with_modeline(text: String) -> String {
     if text.starts_with(MODELINE) { text } else { format!("{MODELINE}{text}") }
 }
 

@@ -5,6 +5,7 @@
 mod describe;
 mod finding;
 mod hint;
+mod meant;
 
 pub use finding::{Chosen, Finding, Findings, Mistake};
 pub use hint::Hint;
@@ -16,7 +17,11 @@ use crate::tree::{Scalar, Tree, Written};
 
 /// The mistakes in `tree`, whose first item is the root.
 pub const fn check<'a, const N: usize>(schema: &'a Schema, tree: Tree<'a>) -> Findings<'a, N> {
-    let mut checker = Checker { tree, found: Findings::new() };
+    let outermost = match schema {
+        Schema::Struct(fields) => Some(*fields),
+        _ => None,
+    };
+    let mut checker = Checker { tree, outermost, found: Findings::new() };
     checker.value(schema, 0, Place::NOWHERE);
     checker.found
 }
@@ -105,6 +110,7 @@ pub(crate) const fn entry_of(tree: Tree<'_>, at: usize, key: &Key, from: usize) 
 
 struct Checker<'a, const N: usize> {
     tree: Tree<'a>,
+    outermost: Option<&'static Struct>,
     found: Findings<'a, N>,
 }
 
@@ -265,7 +271,8 @@ impl<'a, const N: usize> Checker<'a, N> {
             match fields.find(written) {
                 Some(key) => self.key(key, at, child),
                 None if hint::is_unknown(fields, written, chosen.is_some()) => {
-                    self.at_key(child, Mistake::UnknownKey(fields, chosen));
+                    let outermost = if at == 0 { None } else { self.outermost };
+                    self.at_key(child, Mistake::UnknownKey(fields, chosen, outermost));
                 }
                 None => {}
             }

@@ -12,22 +12,37 @@ use crate::tree::{Item, Scalar, Tree};
 
 /// A config in a recipe.
 #[derive(Debug, Clone, Copy)]
-pub struct Embedded {
+pub struct Embedded<'a> {
     /// The path of its file, for messages.
-    pub name: &'static str,
+    pub name: &'a str,
     /// The text of its file.
-    pub text: &'static str,
+    pub text: &'a str,
     /// What was read from it, aliases and `${}` resolved.
-    pub items: &'static [Item<'static>],
+    pub items: &'a [Item<'a>],
 }
 
 /// So many mistakes of a config are shown.
 pub const SHOWN: usize = 8;
 
-impl Embedded {
+impl<'a> Embedded<'a> {
     /// What is wrong with it.
-    pub const fn check(&self, schema: &'static Schema) -> Findings<'static, SHOWN> {
+    pub const fn check(&self, schema: &'a Schema) -> Findings<'a, SHOWN> {
         check(schema, Tree(self.items))
+    }
+
+    /// The mistake of this index in words, if there is one.
+    pub const fn message(&self, findings: &Findings<'a, SHOWN>, index: usize) -> Option<Text<8192>> {
+        let Some(finding) = findings.get(index) else {
+            return None;
+        };
+        let mut text = Text::new();
+        finding.show(Tree(self.items), self.name, self.text, &mut text);
+        if index + 1 == SHOWN && findings.total() > SHOWN {
+            text.push("\n... and ");
+            text.int((findings.total() - SHOWN) as i128);
+            text.push(" more in this file");
+        }
+        Some(text)
     }
 
     /// Fails to compile where there is a mistake of this index.
@@ -35,15 +50,8 @@ impl Embedded {
     /// # Panics
     /// In a `const` only.
     #[track_caller]
-    pub const fn refuse(&self, findings: &Findings<'static, SHOWN>, index: usize) {
-        if let Some(finding) = findings.get(index) {
-            let mut text = Text::<8192>::new();
-            finding.show(Tree(self.items), self.name, self.text, &mut text);
-            if index + 1 == SHOWN && findings.total() > SHOWN {
-                text.push("\n... and ");
-                text.int((findings.total() - SHOWN) as i128);
-                text.push(" more in this file");
-            }
+    pub const fn refuse(&self, findings: &Findings<'a, SHOWN>, index: usize) {
+        if let Some(text) = self.message(findings, index) {
             panic!("{}", text.as_str());
         }
     }
@@ -51,43 +59,37 @@ impl Embedded {
 
 /// A value: its key, the bytes of key and value, the index of what it is in
 /// and the index after all that is in it.
-pub const fn item(
-    key: &'static str,
-    bytes: [usize; 4],
-    parent: usize,
-    end: usize,
-    written: Written<'static>,
-) -> Item<'static> {
+pub const fn item<'a>(key: &'a str, bytes: [usize; 4], parent: usize, end: usize, written: Written<'a>) -> Item<'a> {
     let [key_start, key_end, start, stop] = bytes;
     let key_span = Span::new(SourceId(0), key_start, key_end);
     Item { key, key_span, span: Span::new(SourceId(0), start, stop), parent, end, written }
 }
 
 /// Text in quotes, or what is text without them; the number that it would be.
-pub const fn text(text: &'static str, quoted: bool, number: Option<Number>) -> Written<'static> {
+pub const fn text(text: &str, quoted: bool, number: Option<Number>) -> Written<'_> {
     scalar(text, quoted, Kind::Text, number)
 }
 
 /// Null, or nothing.
-pub const fn null(text: &'static str) -> Written<'static> {
+pub const fn null(text: &str) -> Written<'_> {
     scalar(text, false, Kind::Null, None)
 }
 
 /// A truth value.
-pub const fn truth(text: &'static str, value: bool) -> Written<'static> {
+pub const fn truth(text: &str, value: bool) -> Written<'_> {
     scalar(text, false, Kind::Bool(value), None)
 }
 
 /// A whole number.
-pub const fn int(text: &'static str, value: i128) -> Written<'static> {
+pub const fn int(text: &str, value: i128) -> Written<'_> {
     scalar(text, false, Kind::Int(value), Some(Number::Int(value)))
 }
 
 /// Any other number.
-pub const fn float(text: &'static str, value: f64) -> Written<'static> {
+pub const fn float(text: &str, value: f64) -> Written<'_> {
     scalar(text, false, Kind::Float(value), Some(Number::Float(value)))
 }
 
-const fn scalar(text: &'static str, quoted: bool, kind: Kind, number: Option<Number>) -> Written<'static> {
+const fn scalar(text: &str, quoted: bool, kind: Kind, number: Option<Number>) -> Written<'_> {
     Written::Scalar(Scalar { text, quoted, shell: false, kind, number })
 }

@@ -59,6 +59,7 @@
 //! # Ok::<(), tune_config::Report>(())
 //! ```
 
+pub mod attributes;
 pub mod check;
 pub mod cli;
 pub mod codes;

@@ -111,6 +111,20 @@ fn keys_are_removed_under_any_of_their_names() {
 }
 
 #[test]
+fn keys_are_removed_from_one_that_stands_for_a_list_of_one() {
+    let yaml = "output_dir: out\ndatasets: {_component_: instruct, path: a, column_map: {b: c}, x: 1}\n";
+    for path in ["datasets.0", "dataset.0", "datasets"] {
+        let config = good(yaml, &[&format!("~{path}.x"), &format!("~{path}.column_map.b")]);
+        let Dataset::Instruct(instruct) = &config.datasets[0];
+        assert!(instruct.column_map.is_empty(), "{path}");
+    }
+    assert!(paths(&with(&["~dataset.0"])).is_empty());
+    let error = bad(LEAST, &["~dataset.1.path"]);
+    assert!(error.contains("no item `dataset.1`") && error.contains("its only item is 0"), "{error}");
+    assert!(bad(LEAST, &["~dataset.0.pth"]).contains("did you mean `path`?"));
+}
+
+#[test]
 fn what_is_refused() {
     let overrides = [
         "epochs",

@@ -5,6 +5,7 @@
 //! scalar. `\${` is a `${` that means itself.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::limits::{self, Budget};
 use crate::{Code, Entry, Error, Node, Scalar, Span, Value, nearest};
@@ -57,14 +58,16 @@ fn mentions(node: &Node) -> bool {
 /// A piece of a text with references in it.
 enum Piece<'t> {
     Text(String),
-    Reference(&'t str),
+    /// The path of a reference, and the bytes of the text that it is written in.
+    Reference(&'t str, Range<usize>),
 }
 
-/// Splits a text at its references.
-fn pieces(text: &str) -> Result<Vec<Piece<'_>>, &'static str> {
+/// Splits a text at its references; the mistake with the byte that it stands at.
+fn pieces(text: &str) -> Result<Vec<Piece<'_>>, (&'static str, usize)> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
+        let start = text.len() - rest.len() + at;
         let before = &rest[..at];
         let bare = before.trim_end_matches('\\');
         let slashes = before.len() - bare.len();
@@ -79,17 +82,27 @@ fn pieces(text: &str) -> Result<Vec<Piece<'_>>, &'static str> {
             pieces.push(Piece::Text(kept));
         }
         let inner = &rest[at + 2..];
-        let end = inner.find('}').ok_or("a `${` without its `}`")?;
+        let end = inner.find('}').ok_or(("a `${` without its `}`", start))?;
         if inner[..end].contains("${") {
-            return Err("a reference within a reference");
+            return Err(("a reference within a reference", start));
         }
-        pieces.push(Piece::Reference(inner[..end].trim()));
+        pieces.push(Piece::Reference(inner[..end].trim(), start..start + "${}".len() + end));
         rest = &inner[end + 1..];
     }
     if !rest.is_empty() {
         pieces.push(Piece::Text(rest.to_owned()));
     }
     Ok(pieces)
+}
+
+/// The part of a scalar that the bytes `part` of its text are written in, where
+/// it is written as it is: without escapes, or in a single piece at all.
+fn part_of(scalar: &Scalar, span: Span, part: Range<usize>) -> Span {
+    match (span.end - span.start).checked_sub(scalar.text.len()) {
+        Some(0) => Span::new(span.source, span.start + part.start, span.start + part.end),
+        Some(2) if scalar.quoted => Span::new(span.source, span.start + 1 + part.start, span.start + 1 + part.end),
+        _ => span,
+    }
 }
 
 /// The mistake has been put into the list.
@@ -139,35 +152,35 @@ impl Resolver<'_> {
                     })
                     .collect(),
             ),
-            Value::Scalar(scalar) if scalar.text.contains("${") => self.scalar(&scalar.text, node.span, depth)?,
+            Value::Scalar(scalar) if scalar.text.contains("${") => self.scalar(scalar, node.span, depth)?,
             other => other.clone(),
         })
     }
 
-    fn scalar(&mut self, text: &str, span: Span, depth: usize) -> Result<Value, Failed> {
-        let pieces = match pieces(text) {
+    fn scalar(&mut self, scalar: &Scalar, span: Span, depth: usize) -> Result<Value, Failed> {
+        let pieces = match pieces(&scalar.text) {
             Ok(pieces) => pieces,
-            Err(message) => {
-                return self.fail(
-                    Error::new(Code::REFERENCE, message, span).help("write `\\${` for a `${` that means itself"),
-                );
+            Err((message, at)) => {
+                let span = part_of(scalar, span, at..scalar.text.trim_end().len());
+                let help = "close it with `}`, or write `\\${` for a `${` that means itself";
+                return self.fail(Error::new(Code::REFERENCE, message, span).help(help));
             }
         };
-        if let [Piece::Reference(path)] = pieces[..] {
-            return self.follow(path, span, depth);
+        if let [Piece::Reference(path, part)] = &pieces[..] {
+            return self.follow(path, part_of(scalar, span, part.clone()), depth);
         }
         let mut joined = String::new();
         for piece in pieces {
             match piece {
                 Piece::Text(text) => joined += &text,
-                Piece::Reference(path) => match self.follow(path, span, depth)? {
-                    Value::Scalar(scalar) => joined += &scalar.text,
-                    Value::Reported => return Err(Failed),
-                    Value::List(_) | Value::Map(_) => {
-                        let message = format!("`${{{path}}}` is no text and cannot stand within text");
-                        return self.fail(Error::new(Code::REFERENCE_IN_TEXT, message, span));
+                Piece::Reference(path, part) => {
+                    let part = part_of(scalar, span, part);
+                    match self.follow(path, part, depth)? {
+                        Value::Scalar(scalar) => joined += &scalar.text,
+                        Value::Reported => return Err(Failed),
+                        other => return self.fail(no_text(path, &other, part)),
                     }
-                },
+                }
             }
             // Before the next piece, not after all of them.
             if joined.len() > limits::TEXT {
@@ -273,6 +286,22 @@ fn descend<'n>(mut node: &'n Node, path: &str) -> Result<&'n Node, Failed> {
         .ok_or(Failed)?;
     }
     Ok(node)
+}
+
+/// A list or mapping within text.
+fn no_text(path: &str, value: &Value, span: Span) -> Error {
+    let message = format!("`${{{path}}}` is no text and cannot stand within text");
+    let error = Error::new(Code::REFERENCE_IN_TEXT, message, span);
+    let is_text = |node: &&Node| matches!(node.value, Value::Scalar(_));
+    let first = match value {
+        Value::Map(entries) => entries.iter().find(|entry| is_text(&&entry.value)).map(|entry| entry.key.clone()),
+        Value::List(items) => items.iter().position(|item| is_text(&item)).map(|at| at.to_string()),
+        Value::Scalar(_) | Value::Reported => None,
+    };
+    match first {
+        Some(first) => error.help(format!("name a value in it, such as `${{{path}.{first}}}`")),
+        None => error,
+    }
 }
 
 fn malformed(path: &str, span: Span) -> Option<Error> {
@@ -385,7 +414,10 @@ mod tests {
             ]
         );
         assert_eq!(messages("a: ${oc.env:HOME}").len(), 1);
-        assert_eq!(messages("a: ${"), ["a `${` without its `}` (write `\\${` for a `${` that means itself)"]);
+        assert_eq!(
+            messages("a: ${"),
+            ["a `${` without its `}` (close it with `}`, or write `\\${` for a `${` that means itself)"]
+        );
         assert_eq!(messages("a: ${}").len(), 1);
         assert_eq!(messages("a: ${.b}\nb: 1").len(), 1);
         assert_eq!(messages("a: [1]\nb: x${a}").len(), 1);

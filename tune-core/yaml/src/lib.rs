@@ -25,6 +25,7 @@ mod nearest;
 mod parse;
 mod scalar;
 mod snippet;
+mod syntax;
 mod text;
 
 pub use code::Code;

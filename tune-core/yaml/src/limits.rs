@@ -66,4 +66,5 @@ pub(crate) fn depth(node: &Node) -> usize {
 
 pub(crate) fn too_deep(span: Span) -> Error {
     Error::new(Code::TOO_LARGE, format!("more than {DEPTH} levels of nesting"), span)
+        .help(format!("a config has at most {DEPTH} levels"))
 }

@@ -19,7 +19,7 @@ const LONGEST: usize = 100;
 
 /// How far `written` is from `candidate`, where it may be a slip of it: a third
 /// of its letters may differ, or one of them is contained in the other as a
-/// whole word. Letters of other scripts count as the bytes that they are.
+/// whole word, or is its initials. Letters of other scripts count as the bytes that they are.
 pub const fn slip(written: &str, candidate: &str) -> Option<usize> {
     let (a, b) = (written.as_bytes(), candidate.as_bytes());
     if a.is_empty() || b.is_empty() || a.len() > LONGEST || b.len() > LONGEST {
@@ -35,6 +35,8 @@ pub const fn slip(written: &str, candidate: &str) -> Option<usize> {
     } else if words_of(a, b) || words_of(b, a) {
         // Worse than any slip of the finger.
         Some(LONGEST + difference)
+    } else if initials_of(a, b) || initials_of(b, a) {
+        Some(2 * LONGEST + difference)
     } else {
         None
     }
@@ -101,6 +103,25 @@ const fn words_of(part: &[u8], name: &[u8]) -> bool {
     false
 }
 
+/// Whether `short` is the first letters of the words of `name` (`lr` of
+/// `learning_rate`).
+const fn initials_of(short: &[u8], name: &[u8]) -> bool {
+    if short.len() < 2 {
+        return false;
+    }
+    let (mut at, mut letters) = (0, 0);
+    while at < name.len() {
+        if fold(name[at]) != b'_' && (at == 0 || fold(name[at - 1]) == b'_') {
+            if letters == short.len() || fold(short[letters]) != fold(name[at]) {
+                return false;
+            }
+            letters += 1;
+        }
+        at += 1;
+    }
+    letters == short.len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,11 +136,13 @@ mod tests {
             ("epoch", "epochs"),
             ("epcohs", "epochs"),
             ("max_lr", "lr"),
+            ("learning-rate", "lr"),
+            ("bs", "batch_size"),
             ("size", "batch_size"),
         ] {
             assert_eq!(nearest(written, keys), Some(meant), "{written}");
         }
-        for written in ["", "zzz", "x", "weight_decay"] {
+        for written in ["", "zzz", "x", "weight_decay", "learning", "b_s_x"] {
             assert_eq!(nearest(written, keys), None, "{written}");
         }
         const AT_COMPILE_TIME: Option<usize> = slip("Bacth-size", "batch_size");

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Options, Parser, ScalarStyle, Tag};
 
 use crate::limits::{self, Budget};
+use crate::syntax::Stop;
 use crate::{Code, Entry, Error, Node, Scalar, SourceId, Span, Value};
 
 /// Reads the one document of `text`, with anchors, aliases and merge keys
@@ -79,11 +80,14 @@ struct Reader<'a> {
     /// Complete nodes by anchor; `None` while the node is still open.
     anchors: HashMap<usize, Option<Node>>,
     root: Option<Node>,
+    /// Where the mapping begins that was closed last.
+    closed: Option<usize>,
 }
 
 impl<'a> Reader<'a> {
     fn new(text: &'a str, source: SourceId) -> Self {
-        Self { text, source, budget: Budget::new(), open: Vec::new(), anchors: HashMap::new(), root: None }
+        let (open, anchors) = (Vec::new(), HashMap::new());
+        Self { text, source, budget: Budget::new(), open, anchors, root: None, closed: None }
     }
 
     fn document(mut self) -> Result<Node, Error> {
@@ -108,28 +112,8 @@ impl<'a> Reader<'a> {
     }
 
     fn syntax(&self, error: &granit_parser::ScanError) -> Error {
-        let at = error.marker().byte_offset().unwrap_or(self.text.len());
-        let at = at.min(self.text.len());
-        if let Some(tab) = self.indenting_tab(at) {
-            let span = Span::new(self.source, tab, tab + 1);
-            return Error::new(Code::TAB, "a tab cannot indent YAML", span).label("a tab").help("use spaces");
-        }
-        let width = self.text[at..].chars().next().map_or(0, char::len_utf8);
-        Error::new(Code::SYNTAX, format!("this is not YAML: {}", error.info()), Span::new(self.source, at, at + width))
-    }
-
-    /// A tab that indents the line of `at` or the one after it: the parser
-    /// stops at either.
-    fn indenting_tab(&self, at: usize) -> Option<usize> {
-        let mut start = self.text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
-        for line in self.text[start..].split_inclusive('\n').take(2) {
-            let indent = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
-            if let Some(tab) = indent.find('\t') {
-                return Some(start + tab);
-            }
-            start += line.len();
-        }
-        None
+        let open = self.open.iter().map(|open| open.start).collect();
+        Stop { text: self.text, source: self.source, open, closed: self.closed }.error(error)
     }
 
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Error> {
@@ -182,15 +166,23 @@ impl<'a> Reader<'a> {
         match tag.core_suffix() {
             Some("str") => Ok(true),
             Some("int" | "float" | "bool" | "null") => Ok(false),
-            _ => Err(unknown_tag(tag, span)),
+            _ => Err(self.unknown_tag(tag, span)),
         }
     }
 
     fn collection_tag(&self, tag: Option<&Tag>, expected: &str, span: Span) -> Result<(), Error> {
         match tag {
-            Some(tag) if tag.core_suffix() != Some(expected) => Err(unknown_tag(tag, span)),
+            Some(tag) if tag.core_suffix() != Some(expected) => Err(self.unknown_tag(tag, span)),
             _ => Ok(()),
         }
+    }
+
+    /// The place is that of the tag, which stands before its value.
+    fn unknown_tag(&self, tag: &Tag, value: Span) -> Error {
+        let written = tag.original();
+        let at = self.text.get(..value.start).and_then(|before| before.rfind(written.as_str()));
+        let span = at.map_or(value, |at| Span::new(self.source, at, at + written.len()));
+        Error::new(Code::TAG, format!("the tag `{written}` has no meaning here"), span).help("remove it")
     }
 
     fn start(&mut self, anchor: usize, span: Span, items: Items) -> Result<(), Error> {
@@ -212,7 +204,10 @@ impl<'a> Reader<'a> {
         let span = self.span(open.start, span.end.max(span.start));
         let value = match open.items {
             Items::List(items) => Value::List(items),
-            Items::Map { entries, merges, .. } => Value::Map(self.merge(entries, merges)?),
+            Items::Map { entries, merges, .. } => {
+                self.closed = Some(open.start);
+                Value::Map(self.merge(entries, merges)?)
+            }
         };
         self.node(open.anchor, Node { value, span })
     }
@@ -228,6 +223,11 @@ impl<'a> Reader<'a> {
             Some(Items::List(items)) => items.push(node),
             Some(Items::Map { entries, key, merges }) => match key.take() {
                 None => match node.value {
+                    Value::Scalar(scalar) if !scalar.quoted && scalar.text.starts_with(char::is_whitespace) => {
+                        return Err(Error::new(Code::TAB, "this is no space to YAML", node.span)
+                            .label("begins with a blank of another kind")
+                            .help("use spaces"));
+                    }
                     Value::Scalar(scalar) => *key = Some((scalar, node.span)),
                     _ => {
                         return Err(Error::new(Code::KEY, "a key must be a name", node.span).label("not a name"));
@@ -268,7 +268,9 @@ impl<'a> Reader<'a> {
             };
             for map in maps {
                 let Value::Map(others) = map.value else {
-                    return Err(Error::new(Code::MERGE, "`<<` merges mappings only", map.span).label("not a mapping"));
+                    return Err(Error::new(Code::MERGE, "a merge of something that is no mapping", map.span)
+                        .label("not a mapping")
+                        .help("`<<` merges mappings only"));
                 };
                 merged.extend(others.into_iter().filter(|entry| seen.insert(entry.key.clone())));
             }
@@ -276,10 +278,6 @@ impl<'a> Reader<'a> {
         merged.extend(entries);
         Ok(merged)
     }
-}
-
-fn unknown_tag(tag: &Tag, span: Span) -> Error {
-    Error::new(Code::TAG, format!("the tag `{}` has no meaning here", tag.original()), span).help("remove it")
 }
 
 #[cfg(test)]
@@ -336,7 +334,7 @@ mod tests {
         let copy = &tree.get("copy").unwrap().value.span;
         assert_eq!(&text[copy.start..copy.end], "*b");
         assert_eq!(show(&read("'<<': 1")), "{<<: 1}");
-        assert_eq!(refused("a: 1\nb:\n  <<: 2\n"), ("`<<` merges mappings only".into(), "2"));
+        assert_eq!(refused("a: 1\nb:\n  <<: 2\n"), ("a merge of something that is no mapping".into(), "2"));
     }
 
     #[test]
@@ -362,8 +360,11 @@ mod tests {
         assert_eq!(refused("a:\n  b: 1\n\tc: 2\n"), ("a tab cannot indent YAML".into(), "\t"));
         assert_eq!(refused("a:\n\t- 1\n"), ("a tab cannot indent YAML".into(), "\t"));
         assert_eq!(refused("a: 1\n---\nb: 2\n").0, "a second document");
-        assert_eq!(refused("a: !python/object x\n"), ("the tag `!python/object` has no meaning here".into(), "x"));
-        assert_eq!(refused("a: *nowhere\n").0.split(':').next(), Some("this is not YAML"));
+        assert_eq!(
+            refused("a: !python/object x\n"),
+            ("the tag `!python/object` has no meaning here".into(), "!python/object")
+        );
+        assert_eq!(refused("a: *nowhere\n"), ("an alias without its anchor".into(), "*"));
         assert_eq!(refused("a: &x [*x]\n"), ("an alias of the very value that it stands in".into(), "*x"));
         assert_eq!(refused("? [1]\n: 2\n"), ("a key must be a name".into(), "[1]"));
         assert_eq!(refused("a: [1, 2\nb: 3\n").0.split(':').next(), Some("this is not YAML"));

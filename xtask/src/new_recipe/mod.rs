@@ -1,4 +1,4 @@
-//! `cargo xtask new-recipe NAME [--from lora]`.
+//! `cargo xtask new-recipe NAME [--from lora] [--dry-run]`.
 //!
 //! A new recipe begins as a copy of one that works: its file, its `tiny.yaml` and a test,
 //! renamed. Everything is planned before anything is written, and what was written is taken
@@ -23,17 +23,25 @@ pub(crate) struct Args {
     /// The recipe to begin with.
     #[arg(long, default_value = "lora", value_name = "RECIPE")]
     from: String,
+    /// Say what would be written, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Plans, writes and says what to do next.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let plan = Plan::new(root, &args.name, &args.from)?;
-    plan.write(root)?;
-    println!("wrote");
+    if !args.dry_run {
+        plan.write(root)?;
+    }
+    println!("{}", if args.dry_run { "would write" } else { "wrote" });
     for (path, _) in &plan.files {
         println!("  {}", path.display());
     }
     println!("  {} (the test's entry)", plan.manifest.0.display());
+    if args.dry_run {
+        return Ok(());
+    }
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
@@ -72,7 +80,7 @@ impl Plan {
 
         let source = read(root, &bin(&from))?;
         let recipe = rewrite::recipe(&source, &from, &name).map_err(|e| format!("{}: {e}", bin(&from).display()))?;
-        let yaml = rewrite::config(&read(root, &config(&from))?, &from, &name);
+        let yaml = crate::codegen::with_modeline(rewrite::config(&read(root, &config(&from))?, &from, &name));
         let manifest = PathBuf::from("recipes/Cargo.toml");
         let cargo_toml =
             rewrite::manifest(&read(root, &manifest)?, &name).map_err(|e| format!("{}: {e}", manifest.display()))?;

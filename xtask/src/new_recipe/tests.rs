@@ -109,7 +109,7 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 fn new(root: &Path, name: &str, from: &str) -> Result<()> {
-    run(root, &Args { name: name.to_owned(), from: from.to_owned() })
+    run(root, &Args { name: name.to_owned(), from: from.to_owned(), dry_run: false })
 }
 
 #[test]
@@ -140,6 +140,7 @@ fn a_recipe_whose_parameters_are_the_keys() {
     assert_eq!(
         read("configs/my_adapter/tiny.yaml"),
         "\
+# yaml-language-server: $schema=schema.json
 # cargo run -p recipes --bin my_adapter -- --config configs/my_adapter/tiny.yaml
 output_dir: out/my_adapter_tiny # kept out of git
 model:
@@ -199,12 +200,23 @@ fn a_recipe_with_a_config_struct() {
         recipe,
         STRUCT.replace("fn full", "fn whole").replace("FullConfig", "WholeConfig").replace("--bin full", "--bin whole")
     );
-    assert_eq!(read("configs/whole/tiny.yaml"), "output_dir: out/whole\n");
+    let modeline = "# yaml-language-server: $schema=schema.json\n";
+    assert_eq!(read("configs/whole/tiny.yaml"), format!("{modeline}output_dir: out/whole\n"));
     let test = read("tests/whole.rs");
     assert!(!test.contains("output_dir") && !test.contains("epochs"), "{test}");
     // A second one, from the first.
     new(dir.path(), "whole2", "whole").unwrap();
     assert!(read("recipes/src/bin/whole2.rs").contains("fn whole2(config: Whole2Config)"));
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_fails_where_a_run_would() {
+    let dir = workspace();
+    let before = tree(dir.path());
+    let dry = |name: &str| run(dir.path(), &Args { name: name.to_owned(), from: "lora".to_owned(), dry_run: true });
+    dry("fresh").unwrap();
+    assert!(dry("full").unwrap_err().to_string().contains("exists"));
+    assert_eq!(tree(dir.path()), before);
 }
 
 #[test]

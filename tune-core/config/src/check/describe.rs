@@ -1,12 +1,12 @@
 //! A mistake in words.
 
-use tune_yaml::{Code, Kind, Place as Shown, Span, Text};
+use tune_yaml::{Code, Place as Shown, Span, Text};
 
 use super::hint::next_missing;
-use super::{Chosen, Finding, Hint, Mistake};
+use super::{Chosen, Finding, Hint, Mistake, meant};
 use crate::codes;
 use crate::schema::{COMPONENT, Schema, Struct};
-use crate::tree::{Scalar, Tree};
+use crate::tree::{Scalar, Tree, Written};
 use crate::words::{self, between};
 
 /// What to say about a mistake.
@@ -38,7 +38,7 @@ impl<'a> Finding<'a> {
             help: Text::new(),
         };
         match &self.mistake {
-            Mistake::UnknownKey(fields, chosen) => self.unknown_key(tree, fields, chosen, &mut said),
+            Mistake::UnknownKey(fields, chosen, _) => self.unknown_key(tree, fields, chosen, &mut said),
             Mistake::MissingKeys(fields, chosen) => self.missing(tree, fields, chosen, &mut said),
             Mistake::TwoNames(first) => {
                 said.code = codes::TWO_NAMES;
@@ -63,9 +63,7 @@ impl<'a> Finding<'a> {
                 }
                 said.label.push(", found ");
                 words::found(tree, self.at, &mut said.label);
-                if let Some(scalar) = tree.scalar(self.at) {
-                    as_meant(schema, scalar, &mut said.help);
-                }
+                meant::instead(schema, tree, self.at, &mut said.help);
             }
             Mistake::DoesNotFit { min, max } => {
                 self.value_is(tree, " is out of range", codes::OUT_OF_RANGE, &mut said);
@@ -133,6 +131,13 @@ impl<'a> Finding<'a> {
                 let parent = tree.item(self.at).parent;
                 path(tree, parent, &mut said.help);
                 said.help.push_all(&[if parent == 0 { "" } else { "." }, key, ".", tree.item(self.at).key, "`"]);
+            }
+            Hint::Outermost => {
+                said.help.push_all(&["there is a key `", tree.item(self.at).key, "` at the outermost level"]);
+            }
+            Hint::Component(name) => said.help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
+            Hint::IsComponent(written) => {
+                said.help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]);
             }
         }
         said
@@ -259,7 +264,7 @@ const fn path<const N: usize>(tree: Tree<'_>, at: usize, out: &mut Text<N>) {
         left -= 1;
         let item = tree.item(steps[left]);
         match tree.item(item.parent).written {
-            crate::tree::Written::List => out.int(tree.position(steps[left]) as i128),
+            Written::List => out.int(tree.position(steps[left]) as i128),
             _ => out.push(item.key),
         }
         if left > 0 {
@@ -296,35 +301,4 @@ const fn names<const N: usize>(component: &crate::schema::Component, out: &mut T
 
 const fn is_below(scalar: &Scalar<'_>, min: i128) -> bool {
     matches!(scalar.number, Some(tune_yaml::Number::Int(int)) if int < min)
-}
-
-/// Adds how to write what was probably meant by a scalar of another type.
-const fn as_meant<const N: usize>(schema: &Schema, scalar: &Scalar<'_>, out: &mut Text<N>) {
-    match (schema, scalar.kind) {
-        (Schema::Bool, Kind::Text) => {
-            let text = scalar.text;
-            if text.eq_ignore_ascii_case("yes") || text.eq_ignore_ascii_case("on") || text.eq_ignore_ascii_case("true")
-            {
-                out.push("write `true`");
-            }
-            if text.eq_ignore_ascii_case("no") || text.eq_ignore_ascii_case("off") || text.eq_ignore_ascii_case("false")
-            {
-                out.push("write `false`");
-            }
-        }
-        (Schema::Bool, Kind::Int(0)) => out.push("write `false`"),
-        (Schema::Bool, Kind::Int(1)) => out.push("write `true`"),
-        (Schema::Text | Schema::Path, Kind::Bool(_) | Kind::Int(_) | Kind::Float(_)) => {
-            out.push_all(&["for text, write it in quotes: \"", scalar.text, "\""]);
-        }
-        (Schema::Int { .. }, Kind::Float(float)) if float.abs() < 1e15 && (float as i64) as f64 == float => {
-            out.push("write `");
-            out.int(float as i128);
-            out.push("`");
-        }
-        (Schema::Int { .. } | Schema::Float { .. }, Kind::Text) if scalar.quoted && scalar.number.is_some() => {
-            out.push("write it without quotes");
-        }
-        _ => {}
-    }
 }

@@ -18,8 +18,8 @@ pub struct Finding<'a> {
 /// What is wrong with a value.
 #[derive(Debug, Clone, Copy)]
 pub enum Mistake<'a> {
-    /// A key that the struct does not have.
-    UnknownKey(&'static Struct, Option<Chosen>),
+    /// A key that the struct does not have; the outermost keys, where it stands further in.
+    UnknownKey(&'static Struct, Option<Chosen>, Option<&'static Struct>),
     /// Keys that the struct must have.
     MissingKeys(&'static Struct, Option<Chosen>),
     /// The key of this index is the same one under another name.

@@ -3,7 +3,7 @@
 use tune_yaml::slip;
 
 use super::{Chosen, Finding, Mistake, entry_of, is_key};
-use crate::schema::{COMPONENT, Key, Schema, Struct, same};
+use crate::schema::{COMPONENT, Component, Key, Schema, Struct, Variant, same};
 use crate::tree::Tree;
 
 /// What was probably meant by a mistake.
@@ -17,6 +17,12 @@ pub enum Hint<'a> {
     KeyOf(&'static str),
     /// The very key, within this one.
     Within(&'static str),
+    /// The very key, among the outermost ones.
+    Outermost,
+    /// The only component that has all the keys that are written.
+    Component(&'static str),
+    /// `_component_`, in place of this key.
+    IsComponent(&'a str),
 }
 
 /// Unknown keys that are looked at when it is asked whether one is meant by them.
@@ -31,7 +37,10 @@ impl<'a> Finding<'a> {
         };
         let mut best = Best::new(written);
         match &self.mistake {
-            Mistake::UnknownKey(fields, chosen) => return unknown_key(fields, tree.item(self.at).key, chosen),
+            Mistake::UnknownKey(fields, chosen, outermost) => {
+                return unknown_key(fields, tree.item(self.at).key, chosen, *outermost);
+            }
+            Mistake::NoComponent(component) => return which_component(component, tree, self.at),
             Mistake::UnknownChoice(choices) => {
                 let mut at = 0;
                 while at < choices.choices.len() {
@@ -159,7 +168,7 @@ const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize,
         let written = tree.item(child).key;
         if is_unknown(fields, written, chosen.is_some()) {
             looked_at += 1;
-            if let Hint::Instead(name) = unknown_key(fields, written, chosen)
+            if let Hint::Instead(name) = unknown_key(fields, written, chosen, None)
                 && is_key(key, name)
             {
                 return true;
@@ -170,7 +179,12 @@ const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize,
     false
 }
 
-const fn unknown_key(fields: &Struct, written: &str, chosen: &Option<Chosen>) -> Hint<'static> {
+const fn unknown_key(
+    fields: &Struct,
+    written: &str,
+    chosen: &Option<Chosen>,
+    outermost: Option<&'static Struct>,
+) -> Hint<'static> {
     // The very name in another place is more than a similar one here.
     if let Some(chosen) = chosen {
         let mut at = 0;
@@ -195,10 +209,59 @@ const fn unknown_key(fields: &Struct, written: &str, chosen: &Option<Chosen>) ->
         }
         index += 1;
     }
+    if let Some(outermost) = outermost
+        && outermost.find(written).is_some()
+    {
+        return Hint::Outermost;
+    }
+    if matches!(chosen, Some(Chosen { span: None, .. })) {
+        best.offer(COMPONENT);
+    }
     match best.name {
         Some(name) => Hint::Instead(name),
         None => Hint::None,
     }
+}
+
+/// Which component the mapping `at` is probably meant to be.
+const fn which_component<'a>(component: &Component, tree: Tree<'a>, at: usize) -> Hint<'a> {
+    let mut child = at + 1;
+    while child < tree.item(at).end {
+        if slip(tree.item(child).key, COMPONENT).is_some() {
+            return Hint::IsComponent(tree.item(child).key);
+        }
+        child = tree.item(child).end;
+    }
+    let (mut only, mut index) = (None, 0);
+    while index < component.variants.len() {
+        let variant = &component.variants[index];
+        if tree.count(at) > 0 && has_all(variant, tree, at) {
+            if only.is_some() {
+                return Hint::None;
+            }
+            only = Some(variant.name);
+        }
+        index += 1;
+    }
+    match only {
+        Some(name) => Hint::Component(name),
+        None => Hint::None,
+    }
+}
+
+/// Whether all keys of the mapping `at` are keys of the component.
+const fn has_all(variant: &Variant, tree: Tree<'_>, at: usize) -> bool {
+    let Some(fields) = variant.fields() else {
+        return false;
+    };
+    let mut child = at + 1;
+    while child < tree.item(at).end {
+        if is_unknown(fields, tree.item(child).key, false) {
+            return false;
+        }
+        child = tree.item(child).end;
+    }
+    true
 }
 
 /// Whether a value of this type has a key of this name.

@@ -27,9 +27,9 @@ pub const EXPLANATIONS: &[Explanation] = &[
     yaml(
         Code::SYNTAX,
         "this is not YAML",
-        "The text cannot be read as YAML 1.2. The place is the first one that makes no sense, which is often \
-         after the mistake: a bracket or quote that is never closed is seen where the next key begins. Text with `: `, \
-         ` #` or one of `[]{}&*!|>%@` at its beginning needs quotes.",
+        "The text cannot be read as YAML 1.2. Mostly a bracket or a quote is not closed, a space is missing after a \
+         `:` or a `-`, or a key is not in the column of its neighbours. Text with `: `, ` #` or one of \
+         `[]{}&*!|>%@` at its beginning needs quotes.",
         "model: {lora_rank: 8\nname: test",
         "model: {lora_rank: 8}\nname: test",
     ),

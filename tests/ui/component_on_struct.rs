@@ -1,0 +1,12 @@
+use tune_config::Config;
+
+/// A config.
+#[derive(Config)]
+#[config(crate = tune_config, component)]
+struct Train {
+    /// Something.
+    #[config(default = 1)]
+    key: usize,
+}
+
+fn main() {}

@@ -297,13 +297,13 @@ impl Recipe for LoraFinetune {
                 true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
                 false => Position { step, epoch, batches_in_epoch },
             };
-            self.tell_of_data()?;
             if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
                 self.validate(epoch)?;
             }
             if ends_epoch || self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
                 self.save_checkpoint()?;
             }
+            self.tell_of_data()?;
         }
         Ok(())
     }

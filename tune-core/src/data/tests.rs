@@ -205,6 +205,7 @@ fn tokenized_ahead_or_at_once_the_samples_are_the_same() {
         got.sort();
         expected.sort();
         assert_eq!(got, expected);
+        assert_eq!(ahead.len().unwrap(), batches.len());
         let said = ahead.news(40).join("\n");
         assert!(said.contains(&dataset.reports[0].to_string()), "{said}");
         assert!(said.contains(&format!("warning: {}", dataset.warnings(40)[0])), "{said}");

@@ -21,6 +21,7 @@ pub mod models;
 pub mod ops;
 pub mod optim;
 pub mod peft;
+mod positions;
 pub mod prelude;
 pub mod recipe;
 pub mod tokenizer;

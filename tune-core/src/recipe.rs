@@ -1,9 +1,10 @@
 //! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
 
+mod steps;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -15,6 +16,8 @@ use crate::data::Batch;
 use crate::metrics;
 use crate::ops::Dropout;
 use crate::{Error, Result};
+
+pub use steps::{Step, Steps};
 
 /// A training run as a value: several can be run one after the other in one program.
 pub trait Recipe: Sized {
@@ -110,8 +113,6 @@ pub(crate) fn move_aside(path: &Path) -> Result<()> {
 /// How batches become steps and epochs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// Batches in an epoch.
-    pub batches_per_epoch: usize,
     /// Batches whose gradients make one step; the last step of an epoch takes what is left.
     pub gradient_accumulation_steps: usize,
     /// Steps after which an epoch ends early.
@@ -121,22 +122,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Steps in an epoch.
-    pub fn steps_per_epoch(&self) -> u64 {
-        let steps = self.batches_per_epoch.div_ceil(self.gradient_accumulation_steps);
+    /// Steps in an epoch of so many batches.
+    pub fn steps_per_epoch(&self, batches_per_epoch: usize) -> u64 {
+        let steps = batches_per_epoch.div_ceil(self.gradient_accumulation_steps);
         self.max_steps_per_epoch.map_or(steps, |max| max.min(steps)) as u64
     }
 
     /// Steps of the whole run.
-    pub fn total_steps(&self) -> u64 {
-        self.steps_per_epoch().saturating_mul(self.epochs)
-    }
-
-    /// The batches of the next step, after `done` batches of an epoch; `None` at its end.
-    pub fn next_step(&self, done: usize) -> Option<Range<usize>> {
-        let step = done.div_ceil(self.gradient_accumulation_steps) as u64;
-        let end = (done + self.gradient_accumulation_steps).min(self.batches_per_epoch);
-        (step < self.steps_per_epoch()).then_some(done..end)
+    pub fn total_steps(&self, batches_per_epoch: usize) -> u64 {
+        self.steps_per_epoch(batches_per_epoch).saturating_mul(self.epochs)
     }
 }
 
@@ -226,27 +220,12 @@ mod tests {
     use crate::optim::OptimizerConfig;
 
     #[test]
-    fn the_last_step_of_an_epoch_takes_what_is_left() {
-        let plan = Plan { batches_per_epoch: 10, gradient_accumulation_steps: 4, max_steps_per_epoch: None, epochs: 3 };
-        assert_eq!((plan.steps_per_epoch(), plan.total_steps()), (3, 9));
-        assert_eq!(plan.next_step(0), Some(0..4));
-        assert_eq!(plan.next_step(8), Some(8..10));
-        assert_eq!(plan.next_step(10), None);
-    }
-
-    #[test]
-    fn more_steps_than_can_be_counted_are_no_overflow() {
-        let plan =
-            Plan { batches_per_epoch: 10, gradient_accumulation_steps: 1, max_steps_per_epoch: None, epochs: u64::MAX };
-        assert_eq!(plan.total_steps(), u64::MAX);
-    }
-
-    #[test]
-    fn an_epoch_can_end_early() {
-        let plan =
-            Plan { batches_per_epoch: 10, gradient_accumulation_steps: 4, max_steps_per_epoch: Some(1), epochs: 3 };
-        assert_eq!(plan.total_steps(), 3);
-        assert_eq!(plan.next_step(4), None);
+    fn batches_make_steps() {
+        let plan = Plan { gradient_accumulation_steps: 4, max_steps_per_epoch: None, epochs: 3 };
+        assert_eq!((plan.steps_per_epoch(10), plan.total_steps(10)), (3, 9));
+        assert_eq!(Plan { max_steps_per_epoch: Some(1), ..plan }.total_steps(10), 3);
+        // More steps than can be counted are no overflow.
+        assert_eq!(Plan { epochs: u64::MAX, ..plan }.total_steps(10), u64::MAX);
     }
 
     #[test]

@@ -124,8 +124,6 @@ pub(crate) struct FullFinetune {
     validation_data: Option<Loader>,
     plan: Plan,
     position: Position,
-    /// What a resumed run must find as it was, besides the settings.
-    inputs: BTreeMap<String, u32>,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     last_saved: Option<PathBuf>,
@@ -177,44 +175,35 @@ impl Recipe for FullFinetune {
         };
 
         let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
-        let loader = |dataset: data::Dataset, shuffle: bool| {
-            let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions {
-                batch_size: cfg.batch_size,
-                pack_to: dataset.pack_to,
-                shuffle,
-                seed,
-                pad_id,
-                ..Default::default()
-            };
-            Loader::new(dataset.samples, options)
-        };
-        let mut reports = Vec::new();
+        let mut summaries = Vec::new();
         let mut load = |configs: &[DatasetConfig], shuffle: bool| {
-            let dataset = data::load(configs, &tokenizer, max_seq_len)?;
-            dataset.warnings(longest).iter().for_each(|w| console.warn(w));
-            reports.extend(dataset.reports.iter().map(ToString::to_string));
-            loader(dataset, shuffle)
+            let pad_id = tokenizer.pad().unwrap_or(0);
+            let options = LoaderOptions { batch_size: cfg.batch_size, shuffle, seed, pad_id, ..Default::default() };
+            let loader = Loader::open(configs, &tokenizer, max_seq_len, options)?;
+            loader.news(longest).iter().for_each(|line| console.note(line));
+            summaries.extend(loader.summary());
+            Ok::<_, Error>(loader)
         };
         let train_data = load(&cfg.dataset, cfg.shuffle)?;
         let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
-        let inputs = BTreeMap::from([("the training data".to_string(), train_data.fingerprint())]);
-
         let plan = Plan {
-            batches_per_epoch: train_data.len(),
             gradient_accumulation_steps: cfg.gradient_accumulation_steps,
             max_steps_per_epoch: cfg.max_steps_per_epoch,
             epochs: cfg.epochs,
         };
         let mut optimizer = cfg.optimizer.build();
-        let schedule = cfg.lr_scheduler.build(plan.total_steps());
         let mut position = Position::default();
         if let Some(state) = state {
-            state.check_inputs(&inputs)?;
+            state.check_inputs(&inputs(&train_data)?)?;
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
         Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
+
+        let steps = match train_data.known_len() {
+            Some(n) => format!("{} in {} epochs of {}", plan.total_steps(n), plan.epochs, plan.steps_per_epoch(n)),
+            None => format!("{} epochs; the steps are counted while training runs", plan.epochs),
+        };
 
         // Everything is known to be sound: only now is anything written.
         let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);
@@ -224,9 +213,9 @@ impl Recipe for FullFinetune {
             "Full fine-tuning",
             &[
                 ("base model", base.path().display().to_string()),
-                ("data", reports.join("\n")),
+                ("data", summaries.join("\n")),
                 ("trained", format!("all {} parameters", model.parameter_count())),
-                ("steps", format!("{} in {} epochs of {}", plan.total_steps(), plan.epochs, plan.steps_per_epoch())),
+                ("steps", steps),
                 ("seed", seed.to_string()),
                 ("output", cfg.output_dir.display().to_string()),
             ],
@@ -245,77 +234,68 @@ impl Recipe for FullFinetune {
             validation_data,
             plan,
             position,
-            inputs,
             optimizer,
-            schedule,
+            schedule: cfg.lr_scheduler.build(),
             last_saved: resumed,
             cfg,
         })
     }
 
     fn train(&mut self) -> Result<()> {
-        self.metrics.begin(self.position.step, self.plan.total_steps());
+        self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| self.plan.total_steps(n)));
         let mut throughput = Throughput::default();
-        let train_data = Arc::clone(&self.train_data);
-        while self.position.epoch < self.plan.epochs {
-            let epoch = train_data.epoch(self.position.epoch);
-            while let Some(indices) = self.plan.next_step(self.position.batches_in_epoch) {
-                throughput.begin();
-                let batches: Vec<Batch> = indices.clone().filter_map(|i| epoch.batch(i)).collect();
-                let step = self.position.step + 1;
-                let lr = self.optimizer.base_lr() * self.schedule.factor(self.position.step);
+        let mut steps = Steps::ahead(&self.train_data, self.plan, self.position)?;
+        loop {
+            throughput.begin();
+            let Some(Step { batches, epoch, batches_in_epoch, ends_epoch }) = steps.next().transpose()? else { break };
+            let step = self.position.step + 1;
+            let lr = self.optimizer.base_lr() * self.schedule.factor(self.position.step, || self.total_steps())?;
 
-                // The loss is a mean over the trained tokens of the whole step, not a mean of means.
-                let trained_tokens: usize = batches.iter().map(Batch::trained_tokens).sum();
-                let scale = 1.0 / trained_tokens as f64;
-                let mut gradients = Gradients::default();
-                let mut loss = 0.0;
-                let options = RunOptions {
-                    scale,
-                    activation_checkpointing: self.cfg.enable_activation_checkpointing,
-                    dropout: None,
-                };
-                let grad_norm = if self.cfg.optimizer_in_bwd {
-                    let optimizer = self.optimizer.as_mut();
-                    let mut sink = InBackward { optimizer, lr, step, squared_norm: 0.0 };
-                    for batch in &batches {
-                        loss += scale * forward_backward(&self.model, batch, options, &mut sink)?;
-                    }
-                    sink.squared_norm.sqrt()
-                } else {
-                    for batch in &batches {
-                        loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
-                    }
-                    gradients.norm()?
-                };
-                check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
-                let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
-                gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
-                batches.iter().for_each(|b| throughput.count(b.tokens(), b.trained_tokens()));
+            // The loss is a mean over the trained tokens of the whole step, not a mean of means.
+            let trained_tokens: usize = batches.iter().map(Batch::trained_tokens).sum();
+            let scale = 1.0 / trained_tokens as f64;
+            let mut gradients = Gradients::default();
+            let mut loss = 0.0;
+            let options =
+                RunOptions { scale, activation_checkpointing: self.cfg.enable_activation_checkpointing, dropout: None };
+            let grad_norm = if self.cfg.optimizer_in_bwd {
+                let optimizer = self.optimizer.as_mut();
+                let mut sink = InBackward { optimizer, lr, step, squared_norm: 0.0 };
+                for batch in &batches {
+                    loss += scale * forward_backward(&self.model, batch, options, &mut sink)?;
+                }
+                sink.squared_norm.sqrt()
+            } else {
+                for batch in &batches {
+                    loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
+                }
+                gradients.norm()?
+            };
+            check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
+            let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+            gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
+            batches.iter().for_each(|b| throughput.count(b.tokens(), b.trained_tokens()));
 
-                self.metrics.log_step(&StepMetrics {
-                    step,
-                    epoch: self.position.epoch,
-                    loss,
-                    lr,
-                    grad_norm: Some(grad_norm),
-                    pace: throughput.end(),
-                    peak_memory_bytes: peak_memory(),
-                })?;
-                self.position.step = step;
-                self.position.batches_in_epoch = indices.end;
-                let ends_epoch = self.plan.next_step(indices.end).is_none();
-                if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
-                    self.validate()?;
-                }
-                if !ends_epoch
-                    && self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64))
-                {
-                    self.save_checkpoint()?;
-                }
+            self.metrics.log_step(&StepMetrics {
+                step,
+                epoch,
+                loss,
+                lr,
+                grad_norm: Some(grad_norm),
+                pace: throughput.end(),
+                peak_memory_bytes: peak_memory(),
+            })?;
+            self.position = match ends_epoch {
+                true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
+                false => Position { step, epoch, batches_in_epoch },
+            };
+            if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
+                self.validate(epoch)?;
             }
-            self.position = Position { step: self.position.step, epoch: self.position.epoch + 1, batches_in_epoch: 0 };
-            self.save_checkpoint()?;
+            if ends_epoch || self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+                self.save_checkpoint()?;
+            }
+            self.tell_of_data()?;
         }
         Ok(())
     }
@@ -325,11 +305,11 @@ impl Recipe for FullFinetune {
             step: self.position.step as usize,
             epoch: self.position.epoch as usize,
             batches_in_epoch: self.position.batches_in_epoch,
-            total_steps: self.plan.total_steps() as usize,
+            total_steps: self.total_steps()? as usize,
             seed: self.seed,
             now: self.now,
             settings: settings(&self.cfg, FREE),
-            inputs: self.inputs.clone(),
+            inputs: inputs(&self.train_data)?,
             extra: Default::default(),
             optimizer: self.optimizer.state(),
         };
@@ -356,24 +336,48 @@ impl Recipe for FullFinetune {
 }
 
 impl FullFinetune {
-    fn validate(&mut self) -> Result<()> {
+    /// Steps of the whole run. Waits until all data is tokenized.
+    fn total_steps(&self) -> Result<u64> {
+        Ok(self.plan.total_steps(self.train_data.len()?))
+    }
+
+    /// Says what is known of large data once all of it is tokenized, some steps after the beginning.
+    fn tell_of_data(&mut self) -> Result<()> {
+        let longest = self.model.config.max_position_embeddings;
+        let mut news = self.train_data.news(longest);
+        if !news.is_empty() {
+            let total = self.total_steps()?;
+            self.metrics.console().set_total(total);
+        }
+        news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));
+        news.iter().for_each(|line| self.metrics.console().note(line));
+        Ok(())
+    }
+
+    /// The loss on the validation data, during or at the end of an epoch.
+    fn validate(&mut self, epoch: u64) -> Result<()> {
         let Some(loader) = &self.validation_data else { return Ok(()) };
         let mut throughput = Throughput::default();
         throughput.begin();
         let mut sum = 0.0;
         for batch in loader.epoch(0).batches(0) {
+            let batch = batch?;
             sum += engine::evaluate(&self.model, &batch)?;
             throughput.count(batch.tokens(), batch.trained_tokens());
         }
         let pace = throughput.end();
         let loss = sum / pace.trained_tokens as f64;
-        let (step, epoch) = (self.position.step, self.position.epoch);
-        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })
+        self.metrics.log_validation(&ValidationMetrics { step: self.position.step, epoch, loss, pace })
     }
 }
 
 fn load_model(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder> {
     Decoder::load(DecoderConfig::from_json(checkpoint.config())?, checkpoint, options)
+}
+
+/// What a resumed run must find as it was, besides the settings.
+fn inputs(train_data: &Loader) -> Result<BTreeMap<String, u32>> {
+    Ok(BTreeMap::from([("the training data".to_string(), train_data.fingerprint()?)]))
 }
 
 /// Trains all weights of a model.

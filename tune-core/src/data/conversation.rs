@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::config::{ChatDataset, ConversationStyle};
-use super::source::{Record, kind_of};
+use super::records::{Record, kind_of};
 use crate::tokenizer::{Message, listed};
 use crate::{Error, Result};
 

@@ -2,10 +2,16 @@
 
 use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking, TextDataset};
 use super::conversation::{conversation, message, set_system_prompt, text_column};
-use super::pieces::{self, Closing, Piece};
-use super::source::Record;
-use crate::tokenizer::{ChatTemplate, Tokenizer};
+use super::pieces::{self, Closing, Encoded, Encoder, Piece, Sink};
+use super::records::Record;
+use crate::tokenizer::{ChatTemplate, Message, Tokenizer};
 use crate::{Error, Result};
+
+/// What a record holds, before anything is rendered or tokenized.
+enum Form {
+    Conversation(Vec<Message>),
+    Pieces(Vec<Piece>, Closing),
+}
 
 /// Makes samples of one dataset's records.
 pub(super) struct Formatter<'a> {
@@ -46,15 +52,30 @@ impl<'a> Formatter<'a> {
         self.template
     }
 
-    /// The pieces of a record's sample. An error names the record.
-    pub(super) fn pieces(&self, record: &Record) -> Result<(Vec<Piece>, Closing)> {
-        match self.config {
-            DatasetConfig::Chat(config) => {
-                let messages = conversation(record, config)?;
-                let template = required_template(self.tokenizer, "a chat dataset needs one")?;
-                pieces::of_conversation(template, self.tokenizer, &messages, self.masking)
-                    .map_err(|e| record.origin.error(e))
+    /// Checks that a record has what this kind of dataset expects. It is far quicker than making the sample.
+    pub(super) fn check(&self, record: &Record) -> Result<()> {
+        self.form(record).map(drop)
+    }
+
+    /// A record's sample of at most `max_seq_len` tokens. An error names the record.
+    pub(super) fn encode(&self, record: &Record, max_seq_len: Option<usize>) -> Result<(Encoded, Closing)> {
+        let mut encoder = Encoder::new(self.tokenizer, max_seq_len);
+        let closing = match self.form(record)? {
+            Form::Conversation(messages) => {
+                let template = required_template(self.tokenizer, "a conversation needs one")?;
+                pieces::of_conversation(template, self.tokenizer, &messages, self.masking, &mut encoder)
             }
+            Form::Pieces(pieces, closing) => {
+                pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| closing)
+            }
+        };
+        let closing = closing.map_err(|e| record.origin.error(e))?;
+        Ok((encoder.finish(record.origin.to_string()), closing))
+    }
+
+    fn form(&self, record: &Record) -> Result<Form> {
+        match self.config {
+            DatasetConfig::Chat(config) => conversation(record, config).map(Form::Conversation),
             DatasetConfig::Instruct(config) => {
                 let columns = &config.column_map;
                 let input = text_column(record, &columns.input)?;
@@ -64,30 +85,23 @@ impl<'a> Formatter<'a> {
                     None => (input.to_owned(), output.to_owned()),
                 };
                 let system = config.new_system_prompt.as_deref();
-                self.question(record, system, prompt, answer)
+                Ok(self.question(system, prompt, answer))
             }
             DatasetConfig::Alpaca(config) => {
                 let (prompt, answer) = alpaca(record, config)?;
-                self.question(record, None, prompt, answer)
+                Ok(self.question(None, prompt, answer))
             }
             DatasetConfig::Text(config) => self.text(record, config),
         }
     }
 
-    fn question(
-        &self,
-        record: &Record,
-        system: Option<&str>,
-        prompt: String,
-        answer: String,
-    ) -> Result<(Vec<Piece>, Closing)> {
-        if let Some(template) = self.template {
+    fn question(&self, system: Option<&str>, prompt: String, answer: String) -> Form {
+        if self.template.is_some() {
             let mut messages = vec![message("user", prompt), message("assistant", answer)];
             if let Some(system) = system {
                 set_system_prompt(&mut messages, system);
             }
-            return pieces::of_conversation(template, self.tokenizer, &messages, self.masking)
-                .map_err(|e| record.origin.error(e));
+            return Form::Conversation(messages);
         }
         let prompt = match system {
             Some(system) => format!("{system}\n\n{prompt}"),
@@ -97,16 +111,16 @@ impl<'a> Formatter<'a> {
         pieces.push(Piece::text(prompt, self.masking == Masking::All));
         pieces.push(Piece::text(answer, true));
         let closing = self.end(&mut pieces);
-        Ok((pieces, closing))
+        Form::Pieces(pieces, closing)
     }
 
-    fn text(&self, record: &Record, config: &TextDataset) -> Result<(Vec<Piece>, Closing)> {
+    fn text(&self, record: &Record, config: &TextDataset) -> Result<Form> {
         let text = text_column(record, &config.column)?;
         let mut pieces = self.beginning();
         pieces.push(Piece::text(text, true));
         // Whoever turns `add_eos` off does not want the text to end.
         let closing = if config.add_eos { self.end(&mut pieces) } else { Closing::Stop };
-        Ok((pieces, closing))
+        Ok(Form::Pieces(pieces, closing))
     }
 
     /// What this tokenizer puts in front of every text.

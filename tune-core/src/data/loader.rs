@@ -1,12 +1,15 @@
 //! Batches, in an order that depends on the seed and the epoch and on nothing else.
 
-use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-
+use super::ahead::{Block, Origin, Tokenized};
 use super::batch::{Batch, IGNORE, Sample, Span};
-use super::pack;
+use super::config::DatasetConfig;
+use super::corpus::Corpus;
+use super::order::{BLOCK, Order};
+use super::report;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// How samples become batches.
@@ -42,97 +45,142 @@ impl Default for LoaderOptions {
     }
 }
 
-/// Samples in batches: `batch(epoch, index)` is a function of the samples and the options, so
+/// Samples in batches: which are in batch `index` of an epoch is a function of the data and the options, so
 /// that a resumed run goes on exactly where it was stopped.
 ///
-/// Packing is done once, in the order of the samples; it is the packs that are shuffled.
-#[derive(Debug)]
+/// Packing is done once, in the order of the samples; it is the packs that are shuffled. Of data with more
+/// than 4096 records, each 4096 are packed and shuffled together: the rest is tokenized while the first are
+/// trained on. Samples lie in a temporary file, not in memory.
 pub struct Loader {
-    samples: Vec<Sample>,
-    /// The samples of each row: neighbours.
-    rows: Vec<Range<usize>>,
+    tokenized: Arc<Tokenized>,
+    order: Order,
     options: LoaderOptions,
+    /// Whether everything was tokenized at once.
+    at_once: bool,
+    told: AtomicBool,
 }
 
 impl Loader {
-    /// Prepares the rows.
+    /// A loader of samples that are there.
     ///
     /// # Errors
-    /// Where there is not one batch.
+    /// Where there is not one batch, and where no temporary file can be written.
     pub fn new(samples: Vec<Sample>, options: LoaderOptions) -> Result<Self> {
+        Self::with_blocks(Origin::Memory(samples), options, BLOCK)
+    }
+
+    /// A loader of datasets, whose `packed` decides about [`LoaderOptions::pack_to`]. Samples are cut to
+    /// `max_seq_len` tokens; those that then have no trained token are left out.
+    ///
+    /// Every record is read and checked, and the first of them are tokenized; the others are on
+    /// threads of their own, and what fails there is returned by whatever is asked next.
+    ///
+    /// # Errors
+    /// As [`data::load`](super::load) and [`Loader::new`].
+    pub fn open(
+        configs: &[DatasetConfig],
+        tokenizer: &Tokenizer,
+        max_seq_len: Option<usize>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?;
+        let options = LoaderOptions { pack_to: corpus.pack_to(), ..options };
+        Self::with_blocks(Origin::Corpus(corpus), options, BLOCK)
+    }
+
+    fn with_blocks(origin: Origin, options: LoaderOptions, block: usize) -> Result<Self> {
         if options.batch_size == 0 || options.pad_to_multiple_of == 0 {
             return Err(Error::setup("`batch_size` and `pad_to_multiple_of` must be at least 1"));
         }
-        let rows = match options.pack_to {
-            Some(max_len) => pack::rows(&samples, max_len),
-            None => (0..samples.len()).map(|i| i..i + 1).collect(),
-        };
-        let loader = Self { samples, rows, options };
-        if loader.is_empty() {
+        let order = Order { shuffle: options.shuffle, seed: options.seed, block };
+        let tokenized = Tokenized::begin(origin, order, options.pack_to)?;
+        let at_once = tokenized.known_totals().is_some();
+        let loader = Self { tokenized, order, options, at_once, told: AtomicBool::new(false) };
+        if loader.known_len() == Some(0) {
             return Err(Error::setup(format!(
                 "{} rows of data do not fill one batch of {}",
-                loader.rows.len(),
+                loader.rows()?,
                 loader.options.batch_size
             )));
         }
         Ok(loader)
     }
 
-    /// Batches in an epoch.
-    pub fn len(&self) -> usize {
-        let (rows, size) = (self.rows.len(), self.options.batch_size);
+    /// Batches in an epoch. Waits until all is tokenized, as everything below that returns an error.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized.
+    pub fn len(&self) -> Result<usize> {
+        Ok(self.batches(self.tokenized.totals()?.rows))
+    }
+
+    /// Batches in an epoch, if all is tokenized.
+    pub fn known_len(&self) -> Option<usize> {
+        self.tokenized.known_totals().map(|totals| self.batches(totals.rows))
+    }
+
+    fn batches(&self, rows: usize) -> usize {
+        let size = self.options.batch_size;
         if self.options.drop_last { rows / size } else { rows.div_ceil(size) }
     }
 
-    /// Never true: a loader has at least one batch.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Rows in an epoch: samples, or packs of them.
-    pub fn rows(&self) -> usize {
-        self.rows.len()
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn rows(&self) -> Result<usize> {
+        Ok(self.tokenized.totals()?.rows)
     }
 
-    /// The samples, in the order of the data.
-    pub fn samples(&self) -> &[Sample] {
-        &self.samples
+    /// A number that stands for the rows: with other samples, or rows of another length, it is another.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn fingerprint(&self) -> Result<u32> {
+        Ok(self.tokenized.totals()?.fingerprint)
     }
 
-    /// A number that stands for the rows: with other samples, or others in one row, it is another.
-    pub fn fingerprint(&self) -> u32 {
-        let mut sum = 0;
-        for row in &self.rows {
-            for sample in &self.samples[row.clone()] {
-                sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&sample.input_ids));
-                sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&sample.targets));
+    /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
+    pub fn summary(&self) -> Vec<String> {
+        match (self.tokenized.known_totals(), &self.tokenized.origin) {
+            (Some(totals), _) => totals.reports.iter().map(ToString::to_string).collect(),
+            (None, Origin::Corpus(corpus)) => {
+                corpus.summary().iter().map(|line| format!("{line}, tokenized while training runs")).collect()
             }
-            sum = crc32c::crc32c_append(sum, &(row.len() as u64).to_le_bytes());
+            (None, Origin::Memory(_)) => Vec::new(),
         }
-        sum
+    }
+
+    /// What there is to say of the data once all is tokenized, each line once: warnings and, where training
+    /// had begun, what became of the datasets. The model is made for sequences of `max_positions` tokens.
+    pub fn news(&self, max_positions: usize) -> Vec<String> {
+        let Some(totals) = self.tokenized.known_totals() else { return Vec::new() };
+        if self.told.swap(true, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let warnings = report::warnings(&totals.reports, max_positions);
+        let mut news = if self.at_once { Vec::new() } else { self.summary() };
+        news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        news
     }
 
     /// The batches of an epoch (from 0).
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
-        let order = if self.options.shuffle {
-            permutation(self.rows.len(), self.options.seed, epoch)
-        } else {
-            (0..self.rows.len()).collect()
-        };
-        Epoch { loader: self, order }
+        Epoch { loader: self, epoch, blocks: self.order.of_blocks(self.tokenized.blocks(), epoch) }
     }
 
-    /// One batch of an epoch, or `None` behind the last. Who wants many asks [`Loader::epoch`],
-    /// which makes the epoch's order once.
-    pub fn batch(&self, epoch: u64, index: usize) -> Option<Batch> {
+    /// One batch of an epoch, or `None` behind the last.
+    ///
+    /// # Errors
+    /// As [`Epoch::batch`].
+    pub fn batch(&self, epoch: u64, index: usize) -> Result<Option<Batch>> {
         self.epoch(epoch).batch(index)
     }
 
-    fn assemble(&self, rows: &[usize]) -> Batch {
-        let tokens =
-            |row: usize| -> usize { self.samples[self.rows[row].clone()].iter().map(|s| s.input_ids.len()).sum() };
-        let longest = rows.iter().map(|&row| tokens(row)).max().unwrap_or(0);
-        let len = longest.next_multiple_of(self.options.pad_to_multiple_of);
+    fn assemble(&self, rows: &[(&Block, usize)]) -> Result<Batch> {
+        let rows: Vec<_> = rows.iter().map(|&(block, row)| &block.samples[block.rows[row].clone()]).collect();
+        let longest = rows.iter().map(|row| row.iter().map(|s| s.len as usize).sum()).max().unwrap_or(0);
+        let len = usize::next_multiple_of(longest, self.options.pad_to_multiple_of);
         let size = rows.len() * len;
         let mut batch = Batch {
             rows: rows.len(),
@@ -143,10 +191,11 @@ impl Loader {
             spans: Vec::new(),
             origins: Vec::new(),
         };
-        for (row, &index) in rows.iter().enumerate() {
-            for sample in &self.samples[self.rows[index].clone()] {
+        for (row, samples) in rows.into_iter().enumerate() {
+            for &stored in samples {
+                let sample = self.tokenized.sample(stored)?;
                 batch.spans.push(Span { row, start: batch.input_ids.len() - row * len, len: sample.input_ids.len() });
-                batch.origins.push(sample.origin.clone());
+                batch.origins.push(sample.origin);
                 batch.input_ids.extend(&sample.input_ids);
                 batch.targets.extend(&sample.targets);
                 batch.positions.extend(0..sample.input_ids.len() as u32);
@@ -156,7 +205,19 @@ impl Loader {
             batch.targets.resize(end, IGNORE);
             batch.positions.resize(end, 0);
         }
-        batch
+        Ok(batch)
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.tokenized.abandon();
+    }
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -164,51 +225,46 @@ impl Loader {
 #[derive(Debug)]
 pub struct Epoch<'a> {
     loader: &'a Loader,
-    order: Vec<usize>,
+    epoch: u64,
+    /// The epoch's order of blocks.
+    blocks: Vec<usize>,
 }
 
 impl Epoch<'_> {
-    /// Batches in the epoch.
-    pub fn len(&self) -> usize {
-        self.loader.len()
-    }
-
-    /// Never true: a loader has at least one batch.
-    pub fn is_empty(&self) -> bool {
-        self.loader.is_empty()
-    }
-
-    /// A batch, or `None` behind the last.
-    pub fn batch(&self, index: usize) -> Option<Batch> {
-        if index >= self.len() {
-            return None;
+    /// A batch, or `None` behind the last. Waits until what it is made of is tokenized.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized, and a temporary file that cannot be read.
+    pub fn batch(&self, index: usize) -> Result<Option<Batch>> {
+        let Loader { tokenized, order, options, .. } = self.loader;
+        let start = index.saturating_mul(options.batch_size);
+        let end = start.saturating_add(options.batch_size);
+        let mut rows = Vec::with_capacity(options.batch_size.min(BLOCK));
+        // Rows in the blocks before.
+        let mut before = 0;
+        for &number in &self.blocks {
+            let block = tokenized.block(number)?;
+            let after = before + block.rows.len();
+            if start < after {
+                let shuffled = order.of_rows(number, block.rows.len(), self.epoch);
+                let part = start.max(before) - before..end.min(after) - before;
+                rows.extend(shuffled[part].iter().map(|&row| (block, row)));
+            }
+            before = after;
+            if end <= after {
+                break;
+            }
         }
-        let start = index * self.loader.options.batch_size;
-        let end = (start + self.loader.options.batch_size).min(self.order.len());
-        Some(self.loader.assemble(&self.order[start..end]))
+        if rows.is_empty() || (options.drop_last && rows.len() < options.batch_size) {
+            return Ok(None);
+        }
+        self.loader.assemble(&rows).map(Some)
     }
 
     /// The batches from the `skip`th on (from 0).
-    pub fn batches(&self, skip: usize) -> impl Iterator<Item = Batch> {
-        (skip..self.len()).filter_map(|i| self.batch(i))
+    pub fn batches(&self, skip: usize) -> impl Iterator<Item = Result<Batch>> {
+        (skip..).map_while(|i| self.batch(i).transpose())
     }
-}
-
-/// The order of `n` rows in an epoch. Written out here, so that no library's idea of shuffling
-/// can change what a seed means.
-fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    key[16..23].copy_from_slice(b"shuffle");
-    let mut random = ChaCha8Rng::from_seed(key);
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        // The high half of a 64 by 64 bit product: uniform in 0..=i but for 1 in 2^64 / n.
-        let j = (u128::from(random.next_u64()) * (i as u128 + 1)) >> 64;
-        order.swap(i, j as usize);
-    }
-    order
 }
 
 #[cfg(test)]

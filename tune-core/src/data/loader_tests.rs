@@ -1,6 +1,11 @@
 use std::collections::BTreeSet;
+use std::ops::Range;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
+use crate::data::pack;
 
 /// Samples of given lengths. No two tokens are alike, and each target is the next token.
 fn samples(lengths: &[usize]) -> Vec<Sample> {
@@ -60,10 +65,14 @@ fn options() -> LoaderOptions {
     LoaderOptions { pad_id: 7_000_000, ..LoaderOptions::default() }
 }
 
+fn batches(loader: &Loader, epoch: u64) -> Vec<Batch> {
+    loader.epoch(epoch).batches(0).collect::<Result<_>>().unwrap()
+}
+
 #[test]
 fn a_fingerprint_stands_for_the_rows() {
     let fingerprint = |samples: Vec<Sample>, pack_to: Option<usize>| {
-        Loader::new(samples, LoaderOptions { pack_to, ..options() }).unwrap().fingerprint()
+        Loader::new(samples, LoaderOptions { pack_to, ..options() }).unwrap().fingerprint().unwrap()
     };
     let whole = fingerprint(samples(&[3, 4, 5]), None);
     assert_eq!(whole, fingerprint(samples(&[3, 4, 5]), None));
@@ -90,7 +99,7 @@ fn each_sample_appears_once_an_epoch() {
                 let options = LoaderOptions { batch_size, pack_to, shuffle: seed % 2 == 0, seed, ..options() };
                 let loader = Loader::new(samples(&lengths), options).unwrap();
                 let mut seen = Vec::new();
-                for batch in loader.epoch(seed).batches(0) {
+                for batch in batches(&loader, seed) {
                     check(&batch);
                     assert!(batch.rows <= batch_size);
                     assert!(batch.len <= pack_to.unwrap_or(30));
@@ -107,7 +116,7 @@ fn each_sample_appears_once_an_epoch() {
 
 #[test]
 fn packing_is_greedy_and_in_order() {
-    let rows = |lengths: &[usize], max| pack::rows(&samples(lengths), max);
+    let rows = |lengths: &[usize], max| pack::rows(lengths.iter().copied(), max);
     assert_eq!(rows(&[3, 3, 4, 6, 1, 9], 10), [0..3, 3..5, 5..6]);
     assert_eq!(rows(&[10, 10], 10), [0..1, 1..2]);
     assert_eq!(rows(&[12, 1], 10), [0..1, 1..2]);
@@ -131,31 +140,17 @@ fn order_depends_on_seed_and_epoch_only() {
         let options = LoaderOptions { batch_size: 4, shuffle, seed, ..options() };
         Loader::new(samples(&lengths(50, 9, 1)), options).unwrap()
     };
-    let epoch = |loader: &Loader, epoch| loader.epoch(epoch).batches(0).collect::<Vec<_>>();
+    let epoch = batches;
     let (a, b) = (loader(5, true), loader(5, true));
     assert_eq!(epoch(&a, 3), epoch(&b, 3));
     assert_ne!(epoch(&a, 3), epoch(&a, 4));
     assert_ne!(epoch(&a, 3), epoch(&loader(6, true), 3));
     assert_eq!(epoch(&loader(5, false), 0), epoch(&loader(9, false), 1));
     // A resumed run asks for the rest of an epoch, and gets what the first would have got.
-    let rest: Vec<Batch> = b.epoch(3).batches(7).collect();
+    let rest: Vec<Batch> = b.epoch(3).batches(7).collect::<Result<_>>().unwrap();
     assert_eq!(rest, epoch(&a, 3)[7..]);
-    assert_eq!(b.batch(3, 9).as_ref(), epoch(&a, 3).get(9));
-    assert_eq!(b.batch(3, b.len()), None);
-    // A seed means the same tomorrow.
-    assert_eq!(permutation(8, 5, 3), [2, 7, 6, 1, 3, 4, 0, 5]);
-}
-
-#[test]
-fn permutations_are_even() {
-    let mut counts = [[0u32; 5]; 5];
-    for epoch in 0..20_000 {
-        for (place, &item) in permutation(5, 1, epoch).iter().enumerate() {
-            counts[place][item] += 1;
-        }
-    }
-    // 4000 expected, with a standard deviation of 57.
-    assert!(counts.iter().flatten().all(|&n| (3700..4300).contains(&n)), "{counts:?}");
+    assert_eq!(b.batch(3, 9).unwrap().as_ref(), epoch(&a, 3).get(9));
+    assert_eq!(b.batch(3, b.len().unwrap()).unwrap(), None);
 }
 
 #[test]
@@ -164,7 +159,7 @@ fn the_last_batch() {
         let options = LoaderOptions { batch_size: 4, drop_last, ..options() };
         Loader::new(samples(&vec![2; n]), options)
     };
-    let rows = |loader: &Loader| loader.epoch(0).batches(0).map(|b| b.rows).collect::<Vec<_>>();
+    let rows = |loader: &Loader| batches(loader, 0).iter().map(|b| b.rows).collect::<Vec<_>>();
     assert_eq!(rows(&loader(9, false).unwrap()), [4, 4, 1]);
     assert_eq!(rows(&loader(9, true).unwrap()), [4, 4]);
     assert_eq!(rows(&loader(3, false).unwrap()), [3]);
@@ -176,7 +171,67 @@ fn the_last_batch() {
 #[test]
 fn padding_to_a_multiple() {
     let options = LoaderOptions { batch_size: 2, pad_to_multiple_of: 8, ..options() };
-    let batch = Loader::new(samples(&[3, 9]), options).unwrap().batch(0, 0).unwrap();
+    let batch = Loader::new(samples(&[3, 9]), options).unwrap().batch(0, 0).unwrap().unwrap();
     check(&batch);
     assert_eq!((batch.len, batch.tokens(), batch.trained_tokens()), (16, 12, 10));
+}
+
+/// The batches of an epoch put together the plain way: all samples are there, packed as a whole and
+/// shuffled as a whole.
+fn plainly(samples: &[Sample], options: &LoaderOptions, epoch: u64) -> Vec<Vec<String>> {
+    let lengths = samples.iter().map(|s| s.input_ids.len());
+    let rows =
+        options.pack_to.map_or_else(|| (0..samples.len()).map(|i| i..i + 1).collect(), |max| pack::rows(lengths, max));
+    let order = Order { shuffle: options.shuffle, seed: options.seed, block: samples.len() };
+    let rows: Vec<Range<usize>> =
+        order.of_rows(0, rows.len(), epoch).into_iter().map(|row| rows[row].clone()).collect();
+    let origins = |row: &Range<usize>| samples[row.clone()].iter().map(|s| s.origin.clone()).collect::<Vec<_>>();
+    rows.chunks(options.batch_size).map(|rows| rows.iter().flat_map(origins).collect()).collect()
+}
+
+#[test]
+fn one_block_is_packed_and_shuffled_as_a_whole() {
+    for seed in 0..10 {
+        let samples = samples(&lengths(200, 30, seed));
+        for pack_to in [None, Some(64)] {
+            for shuffle in [false, true] {
+                let options = LoaderOptions { batch_size: 3, pack_to, shuffle, seed, ..options() };
+                let loader = Loader::new(samples.clone(), options.clone()).unwrap();
+                for epoch in [0, 4] {
+                    let got: Vec<_> = batches(&loader, epoch).into_iter().map(|b| b.origins).collect();
+                    assert_eq!(got, plainly(&samples, &options, epoch));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_blocks_hold_every_sample_and_end_nowhere_but_in_rows() {
+    let samples = samples(&lengths(1000, 30, 1));
+    let load = |pack_to, shuffle, block| {
+        let options = LoaderOptions { batch_size: 4, pack_to, shuffle, seed: 7, ..options() };
+        Loader::with_blocks(Origin::Memory(samples.clone()), options, block).unwrap()
+    };
+    for pack_to in [None, Some(64)] {
+        for shuffle in [false, true] {
+            let loader = load(pack_to, shuffle, 64);
+            let first = batches(&loader, 0);
+            first.iter().for_each(check);
+            assert_eq!(first.len(), loader.len().unwrap());
+            assert!(first[..first.len() - 1].iter().all(|b| b.rows == 4), "batches are filled across blocks");
+            let mut seen: Vec<String> = first.iter().flat_map(|b| b.origins.clone()).collect();
+            assert_eq!(shuffle, first != batches(&loader, 1));
+            if !shuffle && pack_to.is_none() {
+                assert_eq!(first, batches(&load(None, false, 1000), 0), "in order, blocks do not show");
+            }
+            assert_eq!(loader.fingerprint().unwrap(), load(pack_to, !shuffle, 1000).fingerprint().unwrap());
+            seen.sort();
+            let mut all: Vec<String> = samples.iter().map(|s| s.origin.clone()).collect();
+            all.sort();
+            assert_eq!(seen, all);
+            let rest: Vec<Batch> = loader.epoch(0).batches(17).collect::<Result<_>>().unwrap();
+            assert_eq!(rest, first[17..]);
+        }
+    }
 }

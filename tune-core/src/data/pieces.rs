@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::batch::{IGNORE, Sample};
 use super::config::Masking;
 use super::conversation::{is_answer, text_of};
-use crate::tokenizer::{ChatTemplate, Message, Tokenizer};
+use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
 use crate::{Error, Result};
 
 /// A stretch of a sample that is tokenized on its own.
@@ -35,7 +35,7 @@ impl Piece {
 }
 
 /// What ends the trained part of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Closing {
     /// A stop token of the tokenizer.
     Stop,
@@ -45,7 +45,17 @@ pub(super) enum Closing {
     Nothing,
 }
 
-/// Cuts a conversation into pieces.
+/// What takes a sample's pieces, one after the other.
+pub(super) trait Sink {
+    /// Takes the next piece.
+    fn push(&mut self, piece: Piece) -> Result<()>;
+
+    /// Whether nothing that follows will be used.
+    fn is_full(&self) -> bool;
+}
+
+/// Cuts a conversation into pieces. Where the sink is full, the rest is not looked at: to find an
+/// answer by its prefix is to render all that stands before it.
 ///
 /// The answers are where the template's `{% generation %}` marks say, else where rendering the
 /// conversation up to each of them tells.
@@ -54,7 +64,8 @@ pub(super) fn of_conversation(
     tokenizer: &Tokenizer,
     messages: &[Message],
     masking: Masking,
-) -> Result<(Vec<Piece>, Closing)> {
+    sink: &mut impl Sink,
+) -> Result<Closing> {
     let mut turns: Vec<usize> = (0..messages.len()).filter(|&i| is_answer(&messages[i])).collect();
     if masking == Masking::Last {
         turns.drain(..turns.len().saturating_sub(1));
@@ -63,36 +74,39 @@ pub(super) fn of_conversation(
         if masking != Masking::All {
             return Err(Error::setup("the conversation has no assistant's message to learn"));
         }
-        let text = template.render(messages, false)?;
-        return Ok((vec![Piece::text(text, true)], Closing::Nothing));
+        sink.push(Piece::text(template.render(messages, false)?, true))?;
+        return Ok(Closing::Nothing);
     }
-    let (text, answers, closing) = if template.marks_generation() {
-        marked_answers(template, tokenizer, messages, masking)?
+    let conversation = Conversation::new(messages);
+    let text;
+    let answers: Box<dyn Iterator<Item = Result<(Range<usize>, Closing)>> + '_> = if template.marks_generation() {
+        let (marked, answers, closing) = marked_answers(template, tokenizer, messages, masking)?;
+        text = marked;
+        Box::new(answers.into_iter().map(move |answer| Ok((answer, closing))))
     } else {
-        let text = template.render(messages, false)?;
-        let mut answers = Vec::with_capacity(turns.len());
-        let mut closing = Closing::Stop;
-        for &turn in &turns {
-            let (range, end) = answer_by_prefix(template, tokenizer, messages, turn, &text)?;
-            answers.push(range);
-            closing = end;
-        }
-        (text, answers, closing)
+        text = template.render_first(messages.len(), &conversation, false)?;
+        let find = |&turn: &usize| answer_by_prefix(template, tokenizer, messages, &conversation, turn, &text);
+        Box::new(turns.iter().map(find))
     };
 
-    let mut pieces = Vec::with_capacity(2 * answers.len() + 1);
-    let mut position = 0;
     let rest_trained = masking == Masking::All;
+    let mut position = 0;
+    let mut closing = Closing::Stop;
     for answer in answers {
+        let (answer, end) = answer?;
         if answer.start < position {
             return Err(Error::setup("the chat template renders the assistant's messages into each other"));
         }
-        pieces.push(Piece::text(&text[position..answer.start], rest_trained));
+        closing = end;
+        sink.push(Piece::text(&text[position..answer.start], rest_trained))?;
         position = answer.end;
-        pieces.push(Piece::text(&text[answer], true));
+        sink.push(Piece::text(&text[answer], true))?;
+        if sink.is_full() {
+            return Ok(closing);
+        }
     }
-    pieces.push(Piece::text(&text[position..], rest_trained));
-    Ok((pieces, closing))
+    sink.push(Piece::text(&text[position..], rest_trained))?;
+    Ok(closing)
 }
 
 type Answers = (String, Vec<Range<usize>>, Closing);
@@ -131,19 +145,23 @@ fn answer_by_prefix(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     messages: &[Message],
+    conversation: &Conversation,
     turn: usize,
     text: &str,
 ) -> Result<(Range<usize>, Closing)> {
     let number = turn + 1;
     let prompt = template
-        .render(&messages[..turn], true)
+        .render_first(turn, conversation, true)
         .map_err(|e| Error::setup(format!("{e} (rendering the prompt of message {number})")))?;
     let start = prompt.len();
     if !text.starts_with(&prompt) {
         return Err(not_a_prefix(&prompt, text, &format!("the prompt that the model answers with message {number}")));
     }
-    let until =
-        if turn + 1 == messages.len() { text.to_owned() } else { template.render(&messages[..=turn], false)? };
+    let until = if turn + 1 == messages.len() {
+        text.to_owned()
+    } else {
+        template.render_first(turn + 1, conversation, false)?
+    };
     // A template may close a conversation with more than a turn (`<|endoftext|>`). That is no
     // matter, as long as the answer and its stop token stand in what the two have in common.
     let common = common_prefix(&until, text);
@@ -195,41 +213,59 @@ fn not_a_prefix(part: &str, whole: &str, what: &str) -> Error {
 /// A tokenized sample and what was lost on the way.
 pub(super) struct Encoded {
     pub(super) sample: Sample,
-    /// Tokens before cutting.
-    pub(super) full_len: usize,
+    pub(super) truncated: bool,
 }
 
 /// Tokenizes pieces, cuts them from the right, and shifts the targets.
-pub(super) fn encode(
-    tokenizer: &Tokenizer,
-    pieces: &[Piece],
-    max_seq_len: Option<usize>,
-    origin: String,
-) -> Result<Encoded> {
-    let mut ids: Vec<u32> = Vec::new();
-    let mut trained: Vec<bool> = Vec::new();
-    let mut begun = false;
-    for piece in pieces {
+pub(super) struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    limit: usize,
+    ids: Vec<u32>,
+    trained: Vec<bool>,
+    /// Whether a text has begun, which the next one continues.
+    begun: bool,
+}
+
+impl<'a> Encoder<'a> {
+    /// For a sample of at most `max_seq_len` tokens.
+    pub(super) fn new(tokenizer: &'a Tokenizer, max_seq_len: Option<usize>) -> Self {
+        let limit = max_seq_len.unwrap_or(usize::MAX);
+        Self { tokenizer, limit, ids: Vec::new(), trained: Vec::new(), begun: false }
+    }
+
+    /// The sample of the pieces so far.
+    pub(super) fn finish(self, origin: String) -> Encoded {
+        let Self { limit, mut ids, trained, .. } = self;
+        let truncated = ids.len() > limit;
+        ids.truncate(limit);
+        let targets = (1..=ids.len())
+            .map(|next| match ids.get(next) {
+                Some(&id) if trained[next] => id,
+                _ => IGNORE,
+            })
+            .collect();
+        Encoded { sample: Sample { input_ids: ids, targets, origin }, truncated }
+    }
+}
+
+impl Sink for Encoder<'_> {
+    fn push(&mut self, piece: Piece) -> Result<()> {
         match &piece.content {
-            Content::Token(id) => ids.push(*id),
+            Content::Token(id) => self.ids.push(*id),
             Content::Text(text) if text.is_empty() => {}
-            Content::Text(text) if begun => ids.extend(tokenizer.encode_continuation(text)?),
+            Content::Text(text) if self.begun => self.ids.extend(self.tokenizer.encode_continuation(text)?),
             Content::Text(text) => {
-                ids.extend(tokenizer.encode(text)?);
-                begun = true;
+                self.ids.extend(self.tokenizer.encode(text)?);
+                self.begun = true;
             }
         }
-        trained.resize(ids.len(), piece.trained);
+        self.trained.resize(self.ids.len(), piece.trained);
+        Ok(())
     }
-    let full_len = ids.len();
-    ids.truncate(max_seq_len.unwrap_or(usize::MAX));
-    let targets = (1..=ids.len())
-        .map(|next| match ids.get(next) {
-            Some(&id) if trained[next] => id,
-            _ => IGNORE,
-        })
-        .collect();
-    Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, full_len })
+
+    fn is_full(&self) -> bool {
+        self.ids.len() > self.limit
+    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,32 @@ fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
 const ONE: [(&str, &str); 2] = [("user", "q"), ("assistant", "  a")];
 const TWO: [(&str, &str); 4] = [("user", "q"), ("assistant", "  a"), ("user", "r"), ("assistant", "b")];
 
+impl Sink for Vec<Piece> {
+    fn push(&mut self, piece: Piece) -> Result<()> {
+        Vec::push(self, piece);
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+fn cut(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<(Vec<Piece>, Closing)> {
+    let mut pieces = Vec::new();
+    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, messages, masking, &mut pieces)?;
+    Ok((pieces, closing))
+}
+
+fn encode(tokenizer: &Tokenizer, pieces: &[Piece], max_seq_len: Option<usize>) -> Encoded {
+    let mut encoder = Encoder::new(tokenizer, max_seq_len);
+    pieces.iter().for_each(|piece| encoder.push(piece.clone()).unwrap());
+    encoder.finish("x".into())
+}
+
 /// The pieces as text, with brackets around the trained ones.
 fn shown(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<(String, Closing)> {
-    let template = tokenizer.chat_template().unwrap();
-    let (pieces, closing) = of_conversation(template, tokenizer, messages, masking)?;
+    let (pieces, closing) = cut(tokenizer, messages, masking)?;
     let text = pieces
         .iter()
         .map(|p| match (&p.content, p.trained) {
@@ -159,9 +181,10 @@ fn pieces_are_tokenized_apart_and_targets_are_shifted() {
     let tokenizer = byte_level(Some(template!("chatml")));
     let template = tokenizer.chat_template().unwrap();
     let messages = chat(&ONE);
-    let (pieces, _) = of_conversation(template, &tokenizer, &messages, Masking::Assistant).unwrap();
-    let encoded = encode(&tokenizer, &pieces, None, "x".into()).unwrap();
+    let (pieces, _) = cut(&tokenizer, &messages, Masking::Assistant).unwrap();
+    let encoded = encode(&tokenizer, &pieces, None);
     let sample = encoded.sample;
+    assert!(!encoded.truncated);
     let id = |token: &str| tokenizer.token_id(token).unwrap();
     // The tokenizer would like to join the header's newline with the answer's first space.
     let newline_and_space = id("\u{10a}\u{120}");
@@ -176,8 +199,8 @@ fn pieces_are_tokenized_apart_and_targets_are_shifted() {
     assert!(sample.targets[..n - 5].iter().all(|&t| t == IGNORE));
 
     // Cut behind the answer's second token: what it would predict is gone with it.
-    let cut = encode(&tokenizer, &pieces, Some(n - 2), "x".into()).unwrap();
-    assert_eq!((cut.full_len, cut.sample.input_ids.len()), (n, n - 2));
+    let cut = encode(&tokenizer, &pieces, Some(n - 2));
+    assert_eq!((cut.truncated, cut.sample.input_ids.len()), (true, n - 2));
     assert_eq!(cut.sample.targets[n - 5..], [answer[0], answer[1], IGNORE]);
 }
 
@@ -186,7 +209,7 @@ fn only_a_texts_beginning_gets_sentence_pieces_space() {
     let tokenizer = sentence_piece(None);
     let bos = tokenizer.bos().unwrap();
     let pieces = [Piece::token(bos, false), Piece::text("ab", false), Piece::text("cd", true)];
-    let sample = encode(&tokenizer, &pieces, None, "x".into()).unwrap().sample;
+    let sample = encode(&tokenizer, &pieces, None).sample;
     let tokens: Vec<String> = sample.input_ids.iter().filter_map(|&id| tokenizer.token(id)).collect();
     assert_eq!(tokens, ["<s>", "\u{2581}", "a", "b", "c", "d"]);
     assert_eq!(tokens, tokenizer_tokens(&tokenizer, "abcd"), "as the tokenizer has the whole text");
@@ -195,4 +218,21 @@ fn only_a_texts_beginning_gets_sentence_pieces_space() {
 fn tokenizer_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
     let ids = tokenizer.encode(text).unwrap();
     std::iter::once(tokenizer.bos().unwrap()).chain(ids).filter_map(|id| tokenizer.token(id)).collect()
+}
+
+#[test]
+fn a_long_conversation_is_not_rendered_beyond_what_is_kept() {
+    let tokenizer = byte_level(Some(template!("chatml")));
+    let messages: Vec<Message> = (0..20_000).map(|i| message(["user", "assistant"][i % 2], "a word or two")).collect();
+    let encoded = |messages: &[Message]| {
+        let mut encoder = Encoder::new(&tokenizer, Some(1000));
+        let template = tokenizer.chat_template().unwrap();
+        of_conversation(template, &tokenizer, messages, Masking::Assistant, &mut encoder).unwrap();
+        encoder.finish("x".into())
+    };
+    // Rendered up to each of its answers this takes minutes; a test that hangs has found it.
+    let long = encoded(&messages);
+    let short = encoded(&messages[..200]);
+    assert!(long.truncated && short.truncated);
+    assert_eq!(long.sample, short.sample);
 }

@@ -1,6 +1,12 @@
 //! What became of the data on its way to the model.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+use super::batch::IGNORE;
+use super::pieces::{Closing, Encoded};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
 
 /// How many origins of dropped samples are kept, for the message.
 const SHOWN: usize = 3;
@@ -28,13 +34,109 @@ pub struct DatasetReport {
     pub warnings: Vec<String>,
 }
 
-impl DatasetReport {
-    pub(super) fn drop_sample(&mut self, origin: &str) {
-        self.dropped += 1;
-        if self.dropped_origins.len() < SHOWN {
-            self.dropped_origins.push(origin.to_owned());
-        }
+/// One dataset's account while its records are tokenized, in whatever order.
+pub(super) struct Tally {
+    report: DatasetReport,
+    /// The first records that are left out.
+    dropped: BTreeSet<usize>,
+    never_closed: usize,
+    closed_by: BTreeMap<u32, usize>,
+}
+
+impl Tally {
+    pub(super) fn new(name: String) -> Self {
+        let report = DatasetReport { name, ..DatasetReport::default() };
+        Self { report, dropped: BTreeSet::new(), never_closed: 0, closed_by: BTreeMap::new() }
     }
+
+    /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
+    pub(super) fn count(&mut self, record: usize, encoded: &Encoded, closing: Closing) -> bool {
+        let report = &mut self.report;
+        let sample = &encoded.sample;
+        report.truncated += usize::from(encoded.truncated);
+        let trained = sample.targets.iter().filter(|&&t| t != IGNORE).count();
+        if trained == 0 {
+            report.dropped += 1;
+            self.dropped.insert(record);
+            if self.dropped.len() > SHOWN {
+                self.dropped.pop_last();
+            }
+            return false;
+        }
+        match closing {
+            Closing::Stop => {}
+            Closing::Other(id) => *self.closed_by.entry(id).or_default() += 1,
+            Closing::Nothing => self.never_closed += 1,
+        }
+        report.samples += 1;
+        report.tokens += sample.input_ids.len();
+        report.trained_tokens += trained;
+        report.longest = report.longest.max(sample.input_ids.len());
+        true
+    }
+
+    /// The report. `origin` says where a record stands.
+    pub(super) fn report(
+        self,
+        max_seq_len: Option<usize>,
+        tokenizer: &Tokenizer,
+        uses_date: bool,
+        origin: impl Fn(usize) -> String,
+    ) -> Result<DatasetReport> {
+        let Self { mut report, dropped, never_closed, closed_by } = self;
+        report.dropped_origins = dropped.into_iter().map(origin).collect();
+        let name = &report.name;
+        if report.samples == 0 {
+            return Err(Error::setup(format!(
+                "{name}: none of the {} samples has a trained token within {} tokens: {}",
+                report.dropped,
+                max_seq_len.map_or_else(|| "all its".to_owned(), |n| format!("`max_seq_len` = {n}")),
+                "raise `max_seq_len`, or look whether the answers are empty"
+            )));
+        }
+        let mut warnings = Vec::new();
+        if report.dropped > 0 {
+            warnings.push(format!(
+                "{name}: {} samples have no trained token (they are empty, or `max_seq_len` cuts their answers off) \
+                 and are left out: {}{}",
+                report.dropped,
+                report.dropped_origins.join(", "),
+                if report.dropped > report.dropped_origins.len() { " …" } else { "" }
+            ));
+        }
+        if never_closed > 0 {
+            warnings.push(format!(
+                "{name}: in {never_closed} samples no stop token follows the answer, so that the model does not \
+                 learn where to stop"
+            ));
+        }
+        for (id, count) in closed_by {
+            warnings.push(format!(
+                "{name}: in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
+                 add its id {id} to `eos_token_id` in generation_config.json",
+                tokenizer.token(id).unwrap_or_default()
+            ));
+        }
+        if uses_date {
+            warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
+        }
+        report.warnings = warnings;
+        Ok(report)
+    }
+}
+
+/// What deserves attention, of all datasets; the model is made for sequences of `max_positions` tokens.
+pub(super) fn warnings(reports: &[DatasetReport], max_positions: usize) -> Vec<String> {
+    let too_long = |r: &DatasetReport| {
+        (r.longest > max_positions).then(|| {
+            format!(
+                "{}: the longest sample has {} tokens, and the model is made for at most {max_positions}: \
+                 set `tokenizer.max_seq_len`",
+                r.name, r.longest
+            )
+        })
+    };
+    reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(too_long(r))).collect()
 }
 
 impl fmt::Display for DatasetReport {

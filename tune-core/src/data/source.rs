@@ -1,68 +1,24 @@
-//! Records from files: JSON, JSON lines and Parquet, each with the place it came from.
+//! Finds the records of data files: JSON, JSON lines and Parquet.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use rayon::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::config::Files;
+use super::records::{Kind, Records, json_error, kind_of};
 use super::split::Split;
 use crate::tokenizer::listed;
 use crate::{Error, Result};
-
-/// One object of a data file.
-#[derive(Debug, Clone)]
-pub(super) struct Record {
-    pub(super) columns: Map<String, Value>,
-    pub(super) origin: Origin,
-}
-
-/// Where a record stands.
-#[derive(Debug, Clone)]
-pub(super) struct Origin {
-    path: Arc<Path>,
-    /// From 1.
-    number: usize,
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Line,
-    Item,
-    Row,
-}
-
-impl Origin {
-    /// The record is not what it should be.
-    pub(super) fn error(&self, message: impl fmt::Display) -> Error {
-        let (path, number) = (&self.path, self.number);
-        match self.kind {
-            Kind::Line => Error::line(path, number, message.to_string()),
-            Kind::Item => Error::file(path, format!("item {number}: {message}")),
-            Kind::Row => Error::file(path, format!("row {number}: {message}")),
-        }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, number) = (self.path.display(), self.number);
-        match self.kind {
-            Kind::Line => write!(f, "{path}:{number}"),
-            Kind::Item => write!(f, "{path}: item {number}"),
-            Kind::Row => write!(f, "{path}: row {number}"),
-        }
-    }
-}
 
 /// The formats of a data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,10 +28,10 @@ enum Format {
     Parquet,
 }
 
-/// Reads all records of a dataset, in the order of the files and of the records in them.
+/// Finds all records of a dataset, in the order of the files and of the records in them.
 ///
 /// `column` is one that every record of this dataset has.
-pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
+pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
     let split: Split = files.split.parse()?;
     let data_files = &files.data_files;
     let (format, paths) = match files.source.as_deref() {
@@ -95,7 +51,7 @@ pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
     if paths.is_empty() {
         return Err(Error::setup("a dataset needs `data_files`: a file, a list of files or a folder"));
     }
-    let mut records = Vec::new();
+    let mut records = Records::default();
     for path in &paths {
         for file in files_of(path, &split)? {
             let format = match format {
@@ -104,16 +60,16 @@ pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
             };
             let before = records.len();
             match format {
-                Format::Json => read_json(&file, column, &mut records)?,
-                Format::JsonLines => read_lines(&file, &read_file(&file)?, &mut records)?,
-                Format::Parquet => read_parquet(&file, &mut records)?,
+                Format::Json => find_json(&file, column, &mut records)?,
+                Format::JsonLines => find_lines(&file, &mut records)?,
+                Format::Parquet => unpack_parquet(&file, &mut records)?,
             }
             if records.len() == before {
                 return Err(Error::file(&file, "the file has no records"));
             }
         }
     }
-    split.cut(records)
+    records.cut(&split)
 }
 
 fn by_extension(path: &Path) -> Result<Format> {
@@ -161,129 +117,108 @@ fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = fs::read(path).map_err(Error::io("read", path))?;
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
-    }
-    Ok(bytes)
-}
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A JSON file: an array of objects, an object that holds one such array, or, as Hugging Face's
 /// `json` loader has it, one object a line.
-fn read_json(path: &Path, column: &str, records: &mut Vec<Record>) -> Result<()> {
-    let bytes = read_file(path)?;
-    let first = bytes.iter().copied().find(|b| !b.is_ascii_whitespace());
-    let whole = serde_json::from_slice::<Value>(&bytes);
-    let items = match (first, whole) {
-        (None, _) => return Err(Error::file(path, "the file is empty")),
-        (Some(b'{'), Err(e)) => {
-            // One object and then more text: lines. Broken inside the first object: a broken file,
-            // unless that object is all there is on its line.
-            let first_line = bytes.split(|&b| b == b'\n').find(|l| !l.trim_ascii().is_empty());
-            let is_lines = e.to_string().starts_with("trailing characters")
-                || first_line.is_some_and(|l| l.trim_ascii().ends_with(b"}"));
-            if is_lines {
-                return read_lines(path, &bytes, records);
+fn find_json(path: &Path, column: &str, records: &mut Records) -> Result<()> {
+    let whole = fs::read(path).map_err(Error::io("read", path))?;
+    let text = whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&whole);
+    let broken = |e: serde_json::Error| json_error(path, e.line(), &e);
+    let items = match text.trim_ascii_start().first() {
+        None => return Err(Error::file(path, "the file is empty")),
+        Some(b'[') => serde_json::from_slice(text).map_err(broken)?,
+        Some(b'{') => match serde_json::from_slice::<&RawValue>(text) {
+            Ok(object) => items_of(object, column).map_err(broken)?,
+            Err(e) => {
+                // One object and then more text: lines. Broken inside the first object: a broken file,
+                // unless that object is all there is on its line.
+                let first_line = text.split(|&b| b == b'\n').find(|l| !l.trim_ascii().is_empty());
+                let is_lines = e.to_string().starts_with("trailing characters")
+                    || first_line.is_some_and(|l| l.trim_ascii().ends_with(b"}"));
+                return if is_lines { find_lines(path, records) } else { Err(broken(e)) };
             }
-            return Err(json_error(path, e.line(), &e));
-        }
-        (_, Err(e)) => return Err(json_error(path, e.line(), &e)),
-        (_, Ok(Value::Array(items))) => items,
-        // A file of JSON lines that has one line.
-        (_, Ok(Value::Object(object))) if object.contains_key(column) => {
-            vec![Value::Object(object)]
-        }
-        (_, Ok(Value::Object(mut object))) => {
-            let arrays: Vec<String> = object
-                .iter()
-                .filter(|(_, v)| v.as_array().is_some_and(|a| a.iter().all(Value::is_object)))
-                .map(|(k, _)| k.clone())
-                .collect();
-            match arrays.as_slice() {
-                [one] => match object.remove(one) {
-                    Some(Value::Array(items)) => items,
-                    _ => Vec::new(),
-                },
-                _ => vec![Value::Object(object)],
-            }
-        }
-        (_, Ok(other)) => {
+        },
+        Some(_) => {
+            let other: Value = serde_json::from_slice(text).map_err(broken)?;
             return Err(Error::file(path, format!("must be an array of objects, not {}", kind_of(&other))));
         }
     };
-    let path: Arc<Path> = path.into();
+    records.begin(path, Kind::Item, File::open(path).map_err(Error::io("read", path))?);
     for (i, item) in items.into_iter().enumerate() {
-        let origin = Origin { path: path.clone(), number: i + 1, kind: Kind::Item };
-        records.push(record(item, origin)?);
+        let start = item.get().as_ptr() as usize - whole.as_ptr() as usize;
+        records.push(i + 1, start as u64, item.get().len())?;
     }
     Ok(())
 }
 
-fn read_lines(path: &Path, bytes: &[u8], records: &mut Vec<Record>) -> Result<()> {
-    let lines: Vec<(usize, &[u8])> = bytes
-        .split(|&b| b == b'\n')
-        .enumerate()
-        .map(|(i, line)| (i + 1, line.trim_ascii()))
-        .filter(|(_, line)| !line.is_empty())
-        .collect();
-    if lines.is_empty() {
+/// The records in a file that is one object: those of its one array of objects, or the object itself.
+fn items_of<'a>(object: &'a RawValue, column: &str) -> serde_json::Result<Vec<&'a RawValue>> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(object.get())?;
+    // A file of JSON lines that has one line.
+    if fields.contains_key(column) {
+        return Ok(vec![object]);
+    }
+    let arrays = fields.values().filter(|field| field.get().starts_with('['));
+    let mut arrays =
+        arrays.map(|field| serde_json::from_str(field.get())).collect::<Result<Vec<Vec<&RawValue>>, _>>()?;
+    arrays.retain(|items| items.iter().all(|item| item.get().starts_with('{')));
+    Ok(if arrays.len() == 1 { arrays.remove(0) } else { vec![object] })
+}
+
+/// A file with one object a line; empty lines are none.
+fn find_lines(path: &Path, records: &mut Records) -> Result<()> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let mut reader = BufReader::with_capacity(1 << 20, file.try_clone().map_err(Error::io("read", path))?);
+    records.begin(path, Kind::Line, file);
+    let before = records.len();
+    let mut line = Vec::new();
+    let (mut number, mut start) = (0, 0);
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        if read == 0 {
+            break;
+        }
+        number += 1;
+        let skipped = if number == 1 && line.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        let text = line[skipped..].trim_ascii_end();
+        let record = text.trim_ascii_start();
+        if !record.is_empty() {
+            let skipped = skipped + text.len() - record.len();
+            records.push(number, start + skipped as u64, record.len())?;
+        }
+        start += read as u64;
+    }
+    if records.len() == before {
         return Err(Error::file(path, "the file is empty"));
     }
-    let shared: Arc<Path> = path.into();
-    let parsed: Vec<Result<Record>> = lines
-        .par_iter()
-        .map(|&(number, line)| {
-            let value = serde_json::from_slice(line).map_err(|e| json_error(path, number, &e))?;
-            let origin = Origin { path: shared.clone(), number, kind: Kind::Line };
-            record(value, origin)
-        })
-        .collect();
-    // Of several broken lines the first is named, whichever thread met one first.
-    for record in parsed {
-        records.push(record?);
-    }
     Ok(())
 }
 
-/// `path:line: column C: what is wrong`.
-fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    let message = error.to_string();
-    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
-    Error::line(path, line, format!("column {}: not valid JSON: {what}", error.column()))
-}
-
-fn record(value: Value, origin: Origin) -> Result<Record> {
-    match value {
-        Value::Object(columns) => Ok(Record { columns, origin }),
-        other => Err(origin.error(format_args!("must be a JSON object, not {}", kind_of(&other)))),
-    }
-}
-
-/// What a JSON value is, for messages.
-pub(super) fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn read_parquet(path: &Path, records: &mut Vec<Record>) -> Result<()> {
+/// A Parquet file, written out as JSON: its pages are compressed and cannot be read at a position.
+fn unpack_parquet(path: &Path, records: &mut Records) -> Result<()> {
     let broken = |e: &dyn fmt::Display| Error::file(path, format!("not a Parquet file that can be read: {e}"));
-    let file = fs::File::open(path).map_err(Error::io("read", path))?;
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let mut unpacked = BufWriter::new(temporary_file()?);
+    let mut ends = Vec::new();
     // The reader checks a file's structure, but asserts what its pages hold: damage there must
     // not end the program.
-    let read = AssertUnwindSafe(|| parquet_rows(file, path));
+    let read = AssertUnwindSafe(|| parquet_rows(file, &mut unpacked, &mut ends));
     let rows = catch_unwind(read).map_err(|_| broken(&"its pages are damaged"))?;
-    records.extend(rows.map_err(|e| broken(&e))?);
+    rows.map_err(|e| broken(&e))?;
+    let unpacked = unpacked.into_inner().map_err(|e| temporary_error(e.into_error()))?;
+    records.begin(path, Kind::Row, unpacked);
+    let mut start = 0;
+    for (i, &end) in ends.iter().enumerate() {
+        records.push(i + 1, start, (end - start) as usize)?;
+        start = end;
+    }
     Ok(())
 }
 
-fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Record>> {
+/// Writes the rows of a Parquet file one behind the other, and the end of each to `ends`.
+fn parquet_rows(file: File, out: &mut BufWriter<File>, ends: &mut Vec<u64>) -> parquet::errors::Result<()> {
     let reader = SerializedFileReader::new(file)?;
     for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
         let compression = column.compression();
@@ -293,14 +228,30 @@ fn parquet_rows(file: fs::File, path: &Path) -> parquet::errors::Result<Vec<Reco
             )));
         }
     }
-    let shared: Arc<Path> = path.into();
-    let mut records = Vec::new();
-    for (i, row) in reader.get_row_iter(None)?.enumerate() {
-        let columns = row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
-        let origin = Origin { path: shared.clone(), number: i + 1, kind: Kind::Row };
-        records.push(Record { columns, origin });
+    let mut end = 0;
+    for row in reader.get_row_iter(None)? {
+        let columns: serde_json::Map<String, Value> =
+            row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+        let text = serde_json::to_vec(&columns).map_err(|e| ParquetError::General(e.to_string()))?;
+        out.write_all(&text).map_err(|e| ParquetError::General(temporary_error(e).to_string()))?;
+        end += text.len() as u64;
+        ends.push(end);
     }
-    Ok(records)
+    Ok(())
+}
+
+/// A file without a name: it is gone when it is closed, however the program ends.
+pub(super) fn temporary_file() -> Result<File> {
+    tempfile::tempfile().map_err(temporary_error)
+}
+
+/// Data cannot be kept aside.
+pub(super) fn temporary_error(error: std::io::Error) -> Error {
+    let place = std::env::temp_dir();
+    Error::setup(format!(
+        "cannot keep data in a temporary file in {}: {error}; TMPDIR in the environment names another place",
+        place.display()
+    ))
 }
 
 /// A Parquet value as JSON. Bytes that are text are text: not every writer annotates strings.

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use super::source::Record;
 use crate::{Error, Result};
 
 /// Words in a file's name that tell its split, and the split that they mean.
@@ -53,17 +52,17 @@ impl Split {
         split_of(path) == Some(meant)
     }
 
-    /// The records of the range.
-    pub(super) fn cut(&self, mut records: Vec<Record>) -> Result<Vec<Record>> {
-        let n = records.len();
+    /// The part of `all` that is in the range.
+    pub(super) fn cut<T>(&self, mut all: Vec<T>) -> Result<Vec<T>> {
+        let n = all.len();
         let from = self.from.map_or(0, |b| b.index(n));
         let to = self.to.map_or(n, |b| b.index(n));
         if from >= to {
             return Err(Error::setup(format!("the split `{}` takes none of the {n} records", self.text)));
         }
-        records.truncate(to);
-        records.drain(..from);
-        Ok(records)
+        all.truncate(to);
+        all.drain(..from);
+        Ok(all)
     }
 }
 

@@ -154,6 +154,69 @@ fn broken_data_is_named() {
 }
 
 #[test]
+fn a_broken_record_far_behind_is_named() {
+    let folder = Folder::new();
+    let many = format!("{GOOD}\n").repeat(5000);
+    let open = |last: &str| {
+        let path = folder.file("d.jsonl", format!("{many}{last}\n"));
+        let tokenizer = byte_level(Some(CHATML));
+        Loader::open(&[DatasetConfig::Chat(chat(path))], &tokenizer, None, LoaderOptions::default())
+    };
+    // What can be seen of a record without rendering it is seen at once.
+    for (last, expected) in [
+        ("{\"messages\": [}", "d.jsonl:5001: column 15: not valid JSON"),
+        ("{\"messages\": 1}", "d.jsonl:5001: column `messages` must be a list"),
+    ] {
+        let error = open(last).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // What the template says of it stops whoever asks next.
+    let loader = open(r#"{"messages": [{"role": "user", "content": "q"}]}"#).unwrap();
+    let expected = "d.jsonl:5001: the conversation has no assistant's message to learn";
+    assert!(loader.len().unwrap_err().to_string().ends_with(expected));
+    assert!(loader.batch(0, 0).unwrap_err().to_string().ends_with(expected));
+
+    let loader = open(GOOD).unwrap();
+    assert_eq!(loader.len().unwrap(), 5001);
+    let last = loader.batch(0, 5000).unwrap().unwrap();
+    assert!(last.origins[0].ends_with("d.jsonl:5001"), "{last:?}");
+}
+
+#[test]
+fn tokenized_ahead_or_at_once_the_samples_are_the_same() {
+    let folder = Folder::new();
+    let pair = |i: usize| {
+        let (q, a) = ("q".repeat(i % 37), "a".repeat(i % 11));
+        format!("{{\"input\": \"{i}{q}\", \"output\": \"{a}\"}}\n")
+    };
+    let file = folder.file("d.jsonl", (0..9000).map(pair).collect::<String>());
+    let mut config = instruct(file);
+    for packed in [false, true] {
+        config.packed = packed;
+        let configs = [DatasetConfig::Instruct(config.clone())];
+        let tokenizer = byte_level(None);
+        let dataset = load(&configs, &tokenizer, Some(40)).unwrap();
+        assert!(dataset.reports[0].dropped > 0 && dataset.reports[0].truncated > 0);
+        let options = LoaderOptions { batch_size: 7, shuffle: true, seed: 1, ..Default::default() };
+        let ahead = Loader::open(&configs, &tokenizer, Some(40), options.clone()).unwrap();
+        let batches: Vec<Batch> = ahead.epoch(1).batches(0).collect::<Result<_>>().unwrap();
+        let mut got: Vec<&String> = batches.iter().flat_map(|b| &b.origins).collect();
+        let mut expected: Vec<&String> = dataset.samples.iter().map(|s| &s.origin).collect();
+        got.sort();
+        expected.sort();
+        assert_eq!(got, expected);
+        assert_eq!(ahead.len().unwrap(), batches.len());
+        let said = ahead.news(40).join("\n");
+        assert!(said.contains(&dataset.reports[0].to_string()), "{said}");
+        assert!(said.contains(&format!("warning: {}", dataset.warnings(40)[0])), "{said}");
+        assert_eq!(ahead.news(40), [""; 0]);
+        let options = LoaderOptions { pack_to: dataset.pack_to, ..options };
+        let at_once = Loader::new(dataset.samples, options).unwrap();
+        assert_eq!(at_once.fingerprint().unwrap(), ahead.fingerprint().unwrap());
+    }
+}
+
+#[test]
 fn json_files_of_every_shape() {
     let folder = Folder::new();
     let count = |content: &str| load_chat(chat(folder.file("d.json", content))).map(|d| d.samples.len());
@@ -168,7 +231,9 @@ fn json_files_of_every_shape() {
     assert!(error(&format!("[{GOOD},\n 3]")).contains("d.json: item 2: must be a JSON object"));
     assert!(error(&format!("[{GOOD},\n oh]")).contains("d.json:2: column 2: not valid JSON"));
     assert!(error("{\"messages\":\n [}").contains("d.json:2: column 3: not valid JSON"));
-    assert!(error(&"[".repeat(100_000)).contains("recursion limit"));
+    assert!(error(&"[".repeat(100_000)).contains("not valid JSON"));
+    let deep = format!("[{{\"messages\": {}{}}}]", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(error(&deep).contains("recursion limit"), "{}", error(&deep));
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub struct Console {
     /// Where a bar may be drawn, until it is.
     target: Option<ProgressDrawTarget>,
     bar: Option<ProgressBar>,
-    total: u64,
+    /// Steps of the whole run, once they are known.
+    total: Option<u64>,
     /// Steps that this process did, and the time they took.
     steps: u64,
     seconds: f64,
@@ -49,7 +50,7 @@ impl Console {
     }
 
     fn with(out: impl Write + Send + 'static, target: Option<ProgressDrawTarget>) -> Self {
-        Self { out: Box::new(out), target, bar: None, total: 0, steps: 0, seconds: 0.0 }
+        Self { out: Box::new(out), target, bar: None, total: None, steps: 0, seconds: 0.0 }
     }
 
     /// Writes a title and an aligned table below it: what is about to be trained.
@@ -75,21 +76,29 @@ impl Console {
         self.line(&format!("warning: {text}"));
     }
 
-    /// The training loop begins: `done` of `total` steps are done.
-    pub fn begin(&mut self, done: u64, total: u64) {
-        self.total = total;
+    /// The training loop begins: `done` of `total` steps are done. The total may come later.
+    pub fn begin(&mut self, done: u64, total: impl Into<Option<u64>>) {
+        self.total = total.into();
         self.steps = 0;
         self.seconds = 0.0;
         if let Some(target) = self.target.take() {
             let style = ProgressStyle::with_template("{bar:10} {pos}/{len} {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::with_draw_target(Some(total), target)
+            let bar = ProgressBar::with_draw_target(self.total, target)
                 .with_style(style)
                 .with_position(done)
                 // What a run that fails had reached stays on the screen.
                 .with_finish(ProgressFinish::Abandon);
             bar.tick();
             self.bar = Some(bar);
+        }
+    }
+
+    /// The steps of the whole run are known.
+    pub fn set_total(&mut self, total: u64) {
+        self.total = Some(total);
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
         }
     }
 
@@ -109,7 +118,7 @@ impl Console {
     /// What can be said of a step: epoch, loss, learning rate, gradient norm, tokens per
     /// second and trained ones, peak memory, time left.
     fn facts(&self, metrics: &StepMetrics) -> [Option<String>; 8] {
-        let left = self.total.saturating_sub(metrics.step);
+        let left = self.total.unwrap_or(0).saturating_sub(metrics.step);
         let each = self.seconds / self.steps.max(1) as f64;
         let pace = &metrics.pace;
         [
@@ -140,10 +149,11 @@ impl MetricLogger for Console {
     /// Writes a line where there is no bar.
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         if self.bar.is_none() {
-            let width = self.total.to_string().len();
+            let total = self.total.map_or_else(|| "?".to_owned(), |total| total.to_string());
+            let width = total.len();
             let facts: Vec<_> = self.facts(metrics).into_iter().flatten().collect();
             let facts = facts.join("  ");
-            self.line(&format!("step {:width$}/{}  {facts}", metrics.step, self.total));
+            self.line(&format!("step {:width$}/{total}  {facts}", metrics.step));
         }
         Ok(())
     }
@@ -245,7 +255,9 @@ mod tests {
         let mut console = Console::lines(screen.clone());
         console.report("lora", &[("device", "cpu, fp32"), ("base model", "tiny\nof 1.1 M")]);
         console.warn("`compile` has no meaning here");
-        console.begin(7, 120);
+        console.begin(7, None);
+        console.log_step(&step(8)).unwrap();
+        console.set_total(120);
         console.advance(&step(8));
         console.log_step(&step(8)).unwrap();
         console.log_validation(&validation(8)).unwrap();
@@ -263,6 +275,7 @@ lora
   base model  tiny
               of 1.1 M
 warning: `compile` has no meaning here
+step 8/?  epoch 1  loss 1.5000  lr 3.00e-4  grad 0.750  2.0k tok/s  500 trained  1.5 GiB
 step   8/120  epoch 1  loss 1.5000  lr 3.00e-4  grad 0.750  2.0k tok/s  500 trained  1.5 GiB  56s left
 step 8: validation loss 2.2500 over 40 tokens, 2s
 step 8: saved out/step_8

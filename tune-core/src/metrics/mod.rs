@@ -177,8 +177,9 @@ impl Metrics {
         &mut self.console
     }
 
-    /// The training loop begins: `done` of `total` steps are done.
-    pub fn begin(&mut self, done: u64, total: u64) {
+    /// The training loop begins: `done` of `total` steps are done. Where the total is not known yet,
+    /// [`Console::set_total`] tells it later.
+    pub fn begin(&mut self, done: u64, total: impl Into<Option<u64>>) {
         self.console.begin(done, total);
     }
 }

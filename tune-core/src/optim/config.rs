@@ -100,13 +100,13 @@ pub struct CosineConfig {
 }
 
 impl SchedulerConfig {
-    /// The schedule of a run of `total_steps` optimizer steps.
-    pub fn build(&self, total_steps: u64) -> Schedule {
+    /// The schedule.
+    pub fn build(&self) -> Schedule {
         let (shape, warmup_steps) = match self {
             Self::Constant(c) => (Shape::Constant, c.num_warmup_steps),
             Self::Linear(c) => (Shape::Linear, c.num_warmup_steps),
             Self::Cosine(c) => (Shape::Cosine { cycles: c.num_cycles }, c.num_warmup_steps),
         };
-        Schedule { shape, warmup_steps, total_steps }
+        Schedule { shape, warmup_steps }
     }
 }

@@ -10,10 +10,12 @@ pub(crate) mod testing;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 pub use config::TokenizerConfig;
+pub(crate) use template::Conversation;
 pub use template::{ChatTemplate, Message, Rendered};
 
 use crate::{Error, Result};
@@ -42,10 +44,10 @@ impl TokenizerFiles {
 /// The special tokens that a chat template may use by name.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A tokenizer with its special tokens and its chat template.
+/// A tokenizer with its special tokens and its chat template. A clone shares the vocabulary.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -119,7 +121,7 @@ impl Tokenizer {
             .map(|(id, token)| (token.content, id))
             .collect();
         let mut tokenizer = Self {
-            inner,
+            inner: Arc::new(inner),
             bos,
             eos,
             pad,

@@ -41,6 +41,15 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
+/// A conversation as templates see it: made once, rendered in parts.
+pub(crate) struct Conversation(Vec<Value>);
+
+impl Conversation {
+    pub(crate) fn new(messages: &[Message]) -> Self {
+        Self(messages.iter().map(message).collect())
+    }
+}
+
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
@@ -120,7 +129,20 @@ impl ChatTemplate {
     /// # Errors
     /// What the template itself refuses (`raise_exception`), and its mistakes.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.run(messages, add_generation_prompt, false)
+        self.run(&Conversation::new(messages).0, add_generation_prompt, false)
+    }
+
+    /// The text of a conversation's first `turns` messages, as [`ChatTemplate::render`] has it.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub(crate) fn render_first(
+        &self,
+        turns: usize,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        self.run(&conversation.0[..turns], add_generation_prompt, false)
     }
 
     /// The text of a whole conversation and what the template marks in it as generated.
@@ -128,7 +150,7 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn render_marked(&self, messages: &[Message]) -> Result<Rendered> {
-        let marked = self.run(messages, false, self.marks_generation)?;
+        let marked = self.run(&Conversation::new(messages).0, false, self.marks_generation)?;
         if !self.marks_generation {
             return Ok(Rendered { text: marked, generated: Vec::new() });
         }
@@ -154,10 +176,10 @@ impl ChatTemplate {
         Ok(Rendered { text, generated })
     }
 
-    fn run(&self, messages: &[Message], add_generation_prompt: bool, mark: bool) -> Result<String> {
+    fn run(&self, messages: &[Value], add_generation_prompt: bool, mark: bool) -> Result<String> {
         let mut context: BTreeMap<&str, Value> =
             self.special_tokens.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
-        context.insert("messages", messages.iter().map(message).collect());
+        context.insert("messages", messages.iter().cloned().collect());
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));

@@ -66,7 +66,7 @@ pub(super) fn prepare(case: &Case, steps: usize, model: &Path, source: &Path, fo
 fn load(case: &Case, text: &Path, tokenizer: &Tokenizer) -> Result<Vec<Batch>> {
     let dataset = data::load(&[dataset(case, text)], tokenizer, Some(case.seq))?;
     let options = LoaderOptions { batch_size: case.batch, pack_to: dataset.pack_to, ..Default::default() };
-    Ok(Loader::new(dataset.samples, options)?.epoch(0).batches(0).collect())
+    Ok(Loader::new(dataset.samples, options)?.epoch(0).batches(0).collect::<tune_core::Result<_>>()?)
 }
 
 /// The overrides with which our recipes read the data.

@@ -1,0 +1,258 @@
+//! Tokenizing ahead of the training: block after block into a temporary file, on threads of their own.
+
+use std::fs::File;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::batch::{IGNORE, Sample};
+use super::corpus::Corpus;
+use super::order::Order;
+use super::pack;
+use super::report::{DatasetReport, Tally};
+use super::source::{temporary_error, temporary_file};
+use crate::positions::{read_exact_at, write_all_at};
+use crate::{Error, Result};
+
+/// Set in a stored token where the next one is trained. No vocabulary is that large.
+const NEXT_IS_TRAINED: u32 = 1 << 31;
+
+/// Where samples come from.
+pub(super) enum Origin {
+    Corpus(Corpus),
+    Memory(Vec<Sample>),
+}
+
+impl Origin {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Corpus(corpus) => corpus.len(),
+            Self::Memory(samples) => samples.len(),
+        }
+    }
+
+    fn name(&self, record: usize) -> String {
+        match self {
+            Self::Corpus(corpus) => corpus.origin(record),
+            Self::Memory(samples) => samples[record].origin.clone(),
+        }
+    }
+}
+
+/// A sample in the temporary file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
+    record: usize,
+    /// In tokens, from the file's beginning.
+    start: u64,
+    pub(super) len: u32,
+}
+
+/// A block of samples in the order of the data, and the rows that neighbours among them make.
+pub(super) struct Block {
+    pub(super) samples: Vec<Stored>,
+    pub(super) rows: Vec<Range<usize>>,
+}
+
+/// What is known once all is tokenized.
+pub(super) struct Totals {
+    pub(super) rows: usize,
+    pub(super) fingerprint: u32,
+    pub(super) reports: Vec<DatasetReport>,
+}
+
+/// The samples that are tokenized so far.
+pub(super) struct Tokenized {
+    pub(super) origin: Origin,
+    blocks: Vec<OnceLock<Block>>,
+    totals: OnceLock<Totals>,
+    file: File,
+    failure: Mutex<Option<String>>,
+    changed: Condvar,
+    abandoned: AtomicBool,
+}
+
+impl Tokenized {
+    /// Tokenizes the first block of the first epoch; the others follow in the background, if there are any.
+    pub(super) fn begin(origin: Origin, order: Order, pack_to: Option<usize>) -> Result<Arc<Self>> {
+        let members = order.members(origin.len());
+        let account = match &origin {
+            Origin::Corpus(corpus) => corpus.account(),
+            Origin::Memory(_) => Vec::new(),
+        };
+        let tokenized = Arc::new(Self {
+            origin,
+            blocks: members.iter().map(|_| OnceLock::new()).collect(),
+            totals: OnceLock::new(),
+            file: temporary_file()?,
+            failure: Mutex::new(None),
+            changed: Condvar::new(),
+            abandoned: AtomicBool::new(false),
+        });
+        let mut left = order.of_blocks(members.len(), 0).into_iter();
+        let mut work = Work { tokenized: Arc::clone(&tokenized), members, pack_to, account, end: 0, sums: Vec::new() };
+        if let Some(first) = left.next() {
+            work.block(first)?;
+        }
+        if left.len() == 0 || matches!(tokenized.origin, Origin::Memory(_)) {
+            left.try_for_each(|block| work.block(block))?;
+            work.finish()?;
+            return Ok(tokenized);
+        }
+        let background = move || {
+            let shared = Arc::clone(&work.tokenized);
+            let all = || in_background(|| left.try_for_each(|block| work.block(block)).and_then(|()| work.finish()));
+            let failure = match catch_unwind(AssertUnwindSafe(all)) {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("tokenizing the data ended in a panic, which is a mistake of this program".to_owned()),
+            };
+            *shared.lock() = failure;
+            shared.changed.notify_all();
+        };
+        std::thread::Builder::new()
+            .name("tokenize".to_owned())
+            .spawn(background)
+            .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
+        Ok(tokenized)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something that the background makes, or fails as it did, even where that was about other data:
+    /// a run on broken data is stopped as soon as that is known.
+    fn wait<'a, T>(&'a self, made: impl Fn(&'a Self) -> Option<&'a T>) -> Result<&'a T> {
+        let mut failure = self.lock();
+        loop {
+            if let Some(message) = &*failure {
+                return Err(Error::setup(message.clone()));
+            }
+            if let Some(made) = made(self) {
+                return Ok(made);
+            }
+            failure = self.changed.wait(failure).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for a block.
+    pub(super) fn block(&self, index: usize) -> Result<&Block> {
+        self.wait(|all| all.blocks[index].get())
+    }
+
+    /// The number of blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Waits until all is tokenized.
+    pub(super) fn totals(&self) -> Result<&Totals> {
+        self.wait(|all| all.totals.get())
+    }
+
+    /// The same, if all is tokenized.
+    pub(super) fn known_totals(&self) -> Option<&Totals> {
+        self.totals.get()
+    }
+
+    /// Reads a sample.
+    pub(super) fn sample(&self, stored: Stored) -> Result<Sample> {
+        let mut input_ids = vec![0u32; stored.len as usize];
+        read_exact_at(&self.file, bytemuck::cast_slice_mut(&mut input_ids), 4 * stored.start)
+            .map_err(temporary_error)?;
+        let trained: Vec<bool> = input_ids.iter().map(|id| id & NEXT_IS_TRAINED != 0).collect();
+        input_ids.iter_mut().for_each(|id| *id &= !NEXT_IS_TRAINED);
+        let next = input_ids.iter().skip(1).copied().chain([IGNORE]);
+        let targets = next.zip(trained).map(|(id, trained)| if trained { id } else { IGNORE }).collect();
+        Ok(Sample { input_ids, targets, origin: self.origin.name(stored.record) })
+    }
+
+    /// Ends the work in the background: nobody waits for it any more.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What makes the blocks, one after the other.
+struct Work {
+    tokenized: Arc<Tokenized>,
+    /// The records of each block.
+    members: Vec<Vec<usize>>,
+    pack_to: Option<usize>,
+    account: Vec<Tally>,
+    /// Tokens in the file.
+    end: u64,
+    /// Each sample's checksum, by its record.
+    sums: Vec<(usize, u32)>,
+}
+
+impl Work {
+    fn block(&mut self, index: usize) -> Result<()> {
+        if self.tokenized.abandoned.load(Ordering::Relaxed) {
+            return Err(Error::setup("nobody needs the data any more"));
+        }
+        let members = std::mem::take(&mut self.members[index]);
+        let made: Vec<(usize, Sample)> = match &self.tokenized.origin {
+            Origin::Corpus(corpus) => corpus.tokenize(&members, &mut self.account)?,
+            Origin::Memory(samples) => members.iter().map(|&i| (i, samples[i].clone())).collect(),
+        };
+        let mut tokens: Vec<u32> = Vec::with_capacity(made.iter().map(|(_, s)| s.input_ids.len()).sum());
+        let mut samples = Vec::with_capacity(made.len());
+        for (record, sample) in made {
+            let start = tokens.len();
+            let mark = |target: u32| if target == IGNORE { 0 } else { NEXT_IS_TRAINED };
+            tokens.extend(sample.input_ids.iter().zip(&sample.targets).map(|(&id, &target)| id | mark(target)));
+            let len = u32::try_from(sample.input_ids.len())
+                .map_err(|_| Error::setup(format!("{}: the sample has more than 2^32 tokens", sample.origin)))?;
+            samples.push(Stored { record, start: self.end + start as u64, len });
+            self.sums.push((record, crc32c::crc32c(bytemuck::cast_slice(&tokens[start..]))));
+        }
+        write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end).map_err(temporary_error)?;
+        self.end += tokens.len() as u64;
+        let rows = match self.pack_to {
+            Some(max_len) => pack::rows(samples.iter().map(|s| s.len as usize), max_len),
+            None => (0..samples.len()).map(|i| i..i + 1).collect(),
+        };
+        let _ = self.tokenized.blocks[index].set(Block { samples, rows });
+        // Whoever is about to wait has the lock, and must not miss it.
+        drop(self.tokenized.lock());
+        self.tokenized.changed.notify_all();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.sums.sort_unstable();
+        let mut fingerprint = crc32c::crc32c(&(self.pack_to.unwrap_or(0) as u64).to_le_bytes());
+        for (_, sum) in &self.sums {
+            fingerprint = crc32c::crc32c_append(fingerprint, &sum.to_le_bytes());
+        }
+        let reports = match &self.tokenized.origin {
+            Origin::Corpus(corpus) => corpus.reports(std::mem::take(&mut self.account))?,
+            Origin::Memory(_) => Vec::new(),
+        };
+        let rows = self.tokenized.blocks.iter().filter_map(OnceLock::get).map(|block| block.rows.len()).sum();
+        let _ = self.tokenized.totals.set(Totals { rows, fingerprint, reports });
+        Ok(())
+    }
+}
+
+/// Runs something on threads that yield to those of the training.
+fn in_background(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .thread_name(|i| format!("tokenize-{i}"))
+        .start_handler(|_| yield_to_others())
+        .build()
+        .map_err(|e| Error::setup(format!("cannot start threads: {e}")))?
+        .install(work)
+}
+
+/// Gives the calling thread a low priority, where that can be done for one thread.
+fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: takes numbers only; on Linux, 0 means the calling thread. A refusal changes nothing.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS as _, 0, 10);
+    }
+}

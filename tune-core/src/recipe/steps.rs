@@ -1,0 +1,145 @@
+//! The batches of the coming steps, put together ahead on a thread of their own.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::{Plan, Position};
+use crate::data::{Batch, Loader};
+use crate::{Error, Result};
+
+/// What one optimizer step trains on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The step's micro-batches.
+    pub batches: Vec<Batch>,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// Batches of the epoch that are done after this step.
+    pub batches_in_epoch: usize,
+    /// Whether this is the epoch's last step.
+    pub ends_epoch: bool,
+}
+
+/// The steps of a run from a position on. The next one is put together while the last is trained on; where a
+/// run is, is told by the steps that were taken from here.
+#[derive(Debug)]
+pub struct Steps(Receiver<Result<Step>>);
+
+impl Steps {
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn ahead(data: &Arc<Loader>, plan: Plan, from: Position) -> Result<Self> {
+        // One lies ready and the next is in the making.
+        let (sender, receiver) = sync_channel(1);
+        let data = Arc::clone(data);
+        let read = move || {
+            if let Err(error) = send_steps(&data, plan, from, &sender) {
+                let _ = sender.send(Err(error));
+            }
+        };
+        std::thread::Builder::new()
+            .name("read-ahead".to_owned())
+            .spawn(read)
+            .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
+        Ok(Self(receiver))
+    }
+}
+
+impl Iterator for Steps {
+    type Item = Result<Step>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.recv().ok()
+    }
+}
+
+/// Sends one step after the other until all are sent or nobody wants more.
+fn send_steps(data: &Loader, plan: Plan, from: Position, sender: &SyncSender<Result<Step>>) -> Result<()> {
+    let accumulated = plan.gradient_accumulation_steps.max(1);
+    for epoch in from.epoch..plan.epochs {
+        let done = if epoch == from.epoch { from.batches_in_epoch } else { 0 };
+        let last = plan.max_steps_per_epoch.map_or(usize::MAX, |steps| steps.saturating_mul(accumulated));
+        let all = data.epoch(epoch);
+        let mut batches = all.batches(done).take(last.saturating_sub(done)).peekable();
+        let mut done = done;
+        while batches.peek().is_some() {
+            let step = batches.by_ref().take(accumulated).collect::<Result<Vec<Batch>>>()?;
+            done += step.len();
+            let ends_epoch = batches.peek().is_none();
+            if sender.send(Ok(Step { batches: step, epoch, batches_in_epoch: done, ends_epoch })).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{IGNORE, LoaderOptions, Sample};
+
+    fn loader(samples: u32) -> Arc<Loader> {
+        let sample = |i| Sample { input_ids: vec![i, i], targets: vec![i, IGNORE], origin: format!("d:{i}") };
+        let options = LoaderOptions { batch_size: 2, shuffle: true, seed: 3, ..LoaderOptions::default() };
+        Arc::new(Loader::new((0..samples).map(sample).collect(), options).unwrap())
+    }
+
+    fn steps(data: &Arc<Loader>, plan: Plan, from: Position) -> Vec<Step> {
+        Steps::ahead(data, plan, from).unwrap().collect::<Result<_>>().unwrap()
+    }
+
+    const PLAN: Plan = Plan { gradient_accumulation_steps: 3, max_steps_per_epoch: None, epochs: 2 };
+
+    #[test]
+    fn the_last_step_of_an_epoch_takes_what_is_left() {
+        let data = loader(16);
+        let all = steps(&data, PLAN, Position::default());
+        let shape = |s: &Step| (s.epoch, s.batches.len(), s.batches_in_epoch, s.ends_epoch);
+        let shapes: Vec<_> = all.iter().map(shape).collect();
+        let epoch = |e| [(e, 3, 3, false), (e, 3, 6, false), (e, 2, 8, true)];
+        assert_eq!(shapes, [epoch(0), epoch(1)].concat());
+        let batches: Vec<Batch> = all.iter().flat_map(|s| s.batches.clone()).collect();
+        let expected: Result<Vec<Batch>> = (0..2).flat_map(|e| data.epoch(e).batches(0).collect::<Vec<_>>()).collect();
+        assert_eq!(batches, expected.unwrap());
+    }
+
+    #[test]
+    fn a_run_goes_on_behind_the_steps_that_were_taken() {
+        let data = loader(16);
+        let all = steps(&data, PLAN, Position::default());
+        for taken in 1..all.len() {
+            let Step { epoch, batches_in_epoch, ends_epoch, .. } = all[taken - 1];
+            let from = if ends_epoch {
+                Position { step: 0, epoch: epoch + 1, batches_in_epoch: 0 }
+            } else {
+                Position { step: 0, epoch, batches_in_epoch }
+            };
+            assert_eq!(steps(&data, PLAN, from), all[taken..]);
+        }
+    }
+
+    #[test]
+    fn an_epoch_can_end_early() {
+        let data = loader(16);
+        let plan = Plan { max_steps_per_epoch: Some(2), ..PLAN };
+        let ends: Vec<_> =
+            steps(&data, plan, Position::default()).iter().map(|s| (s.batches_in_epoch, s.ends_epoch)).collect();
+        assert_eq!(ends, [(3, false), (6, true), (3, false), (6, true)]);
+    }
+
+    #[test]
+    fn who_stops_taking_stops_the_reading() {
+        let data = loader(16);
+        let mut steps = Steps::ahead(&data, PLAN, Position::default()).unwrap();
+        steps.next().unwrap().unwrap();
+        drop(steps);
+        let begun = std::time::Instant::now();
+        while Arc::strong_count(&data) > 1 {
+            assert!(begun.elapsed().as_secs() < 60, "the thread still reads");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -72,8 +72,7 @@ struct Start {
     /// tune-core's folder, or a checkout, for a recipe of your own.
     #[arg(long, value_name = "FOLDER")]
     core: Option<PathBuf>,
-    /// A name such as `lora` or a file such as `my/lora.rs`; then `--config CONFIG`, `key=value` and all else that
-    /// recipes understand. CONFIG is a file or a name such as `lora/tiny`.
+    /// `lora` or `my/lora.rs`, then what it is told: `--config lora/tiny` (or a file), `key=value`, `--help`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,
 }

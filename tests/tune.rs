@@ -40,7 +40,7 @@ fn succeed(command: &mut Command) -> String {
 fn fail(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     let error = text(&stderr);
-    assert!(!status.success() && !error.contains("panicked"), "{command:?}: {error}");
+    assert!(!status.success() && !error.contains("panicked at"), "{command:?}: {error}");
     (status.code(), error)
 }
 

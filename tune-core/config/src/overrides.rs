@@ -112,7 +112,8 @@ pub(crate) fn parse(
     Ok(Override { path: steps, action })
 }
 
-fn relocate(node: &mut Node, span: Span) {
+/// Puts a value and all that is in it at `span`.
+pub(crate) fn relocate(node: &mut Node, span: Span) {
     node.span = span;
     match &mut node.value {
         Tree::List(items) => items.iter_mut().for_each(|item| relocate(item, span)),

@@ -158,13 +158,11 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
-        .arg(
-            Arg::new("convert")
-                .long("convert")
-                .action(ArgAction::SetTrue)
-                .requires("config")
-                .conflicts_with_all(["overrides", "help", "print-config"]),
-        )
+        .arg(Arg::new("convert").long("convert").action(ArgAction::SetTrue).requires("config").conflicts_with_all([
+            "overrides",
+            "help",
+            "print-config",
+        ]))
         .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
         .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
         .arg(Arg::new("explain").long("explain").value_name("CODE"))

@@ -166,7 +166,10 @@ mod tests {
         let error = Architecture(named("llama3_8b")).check(&found, Path::new("models/m")).unwrap_err().to_string();
         assert!(error.contains("models/m holds another model: model_type is mistral, not llama;"), "{error}");
         let error = Architecture(named("llama3_2_1b")).check(&found, Path::new("m")).unwrap_err().to_string();
-        assert!(error.contains("hidden_size is 4096, not 2048") && error.contains("num_hidden_layers is 32"), "{error}");
+        assert!(
+            error.contains("hidden_size is 4096, not 2048") && error.contains("num_hidden_layers is 32"),
+            "{error}"
+        );
         assert!(error.contains("model.architecture=null"), "{error}");
     }
 }

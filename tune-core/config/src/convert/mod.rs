@@ -10,6 +10,7 @@ mod edits;
 use tune_yaml::SourceId;
 
 use crate::load::read;
+use crate::schema::COMPONENT;
 use crate::torchtune::{Change, What};
 use crate::{Config, Input, Report, load};
 
@@ -20,12 +21,18 @@ use crate::{Config, Input, Report, load};
 /// A config that the recipe does not take.
 pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String, Report> {
     let meant = load::<T>(Input::yaml(name, text))?.resolved.to_yaml();
-    let mut changes = read(&T::SCHEMA, Input::yaml(name, text))?.translation.changes;
+    let translation = read(&T::SCHEMA, Input::yaml(name, text))?.translation;
+    let mut changes = translation.changes;
     changes.retain(|change| change.span.source == SourceId(0) || matches!(change.what, What::Added { .. }));
     if changes.is_empty() {
         return Ok(text.to_owned());
     }
-    let head = format!("# Converted from {}; run it with: {recipe} --config FILE\n", one_line(name));
+    let mut head = format!("# Converted from {}; run it with: {recipe} --config FILE\n", one_line(name));
+    for warning in translation.diagnostics {
+        for help in warning.help {
+            head += &format!("# {}: {}\n", one_line(&warning.message), one_line(&help));
+        }
+    }
     let converted = format!("{head}{}", edits::apply(text, &changes));
     let means_the_same = |text: &str| {
         let Ok(read) = read(&T::SCHEMA, Input::yaml(name, text)) else { return false };
@@ -44,6 +51,8 @@ fn told(change: &Change, text: &str) -> String {
     let was = text.get(change.span.start..change.span.end).unwrap_or_default();
     let why = if change.why.is_empty() { String::new() } else { format!(": {}", change.why) };
     one_line(&match &change.what {
+        // The value that chooses the component says it.
+        What::Replaced(_) if was == COMPONENT => String::new(),
         What::Replaced(_) => format!("was {was}{why}"),
         What::Removed(entry) => format!("`{}` is gone{why}", entry.key),
         What::Added { .. } => format!("added{why}"),

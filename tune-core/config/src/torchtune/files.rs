@@ -28,7 +28,12 @@ const MARKS: &[Mark] = &[
     mark("policy_model", "", "PPO", NO_RECIPE),
     mark("ref_checkpointer", "", "DPO", NO_RECIPE),
     mark("loss", "torchtune.rlhf.", "DPO", NO_RECIPE),
-    mark("tasks", "", "evaluation with EleutherAI's harness", "that harness reads the checkpoints that the recipes write"),
+    mark(
+        "tasks",
+        "",
+        "evaluation with EleutherAI's harness",
+        "that harness reads the checkpoints that the recipes write",
+    ),
     mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
     mark("quantizer", "", "quantization", NO_RECIPE),
 ];
@@ -71,7 +76,9 @@ pub(super) fn purpose(root: &Node, knows: impl Fn(&str) -> bool) -> Option<Refus
             // A key that the recipe has says nothing.
             "" if knows(mark.key) => None,
             "" => Some(&entry.value),
-            prefix => component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix))),
+            prefix => {
+                component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))
+            }
         }?;
         Some(Refusal {
             at: named,

@@ -43,7 +43,12 @@ const MODEL: &[KeyRule] = &[
         "DoRA (weights split into magnitude and direction) is not supported yet",
         "set model.use_dora=false for plain LoRA",
     ),
-    only("quantize_base", OFF, NO_QUANTIZING, "set model.quantize_base=false: the base model takes four times the memory"),
+    only(
+        "quantize_base",
+        OFF,
+        NO_QUANTIZING,
+        "set model.quantize_base=false: the base model takes four times the memory",
+    ),
     ignored("tie_word_embeddings", "the checkpoint's own config.json says it"),
 ];
 
@@ -73,6 +78,11 @@ const TOKENIZER: &[KeyRule] = &[
 
 const CHECKPOINTER: &[KeyRule] = &[
     ignored_if(
+        "_component_",
+        |named| named.as_str().is_some_and(|name| name.ends_with(".FullModelMetaCheckpointer")),
+        "Meta's own format is not read: checkpoint_dir must be a folder in Hugging Face's, often the one above `original`",
+    ),
+    ignored_if(
         "checkpoint_files",
         |files| !is_safetensors(files),
         "weights are read from the safetensors files of checkpoint_dir",
@@ -81,10 +91,7 @@ const CHECKPOINTER: &[KeyRule] = &[
 ];
 
 const DATASET: &[KeyRule] = &[
-    KeyRule {
-        key: "source",
-        rule: Rule::Rewritten(on_the_hub, "hf:// marks what is on the Hugging Face hub"),
-    },
+    KeyRule { key: "source", rule: Rule::Rewritten(on_the_hub, "hf:// marks what is on the Hugging Face hub") },
     ignored_if("column_map", Node::is_null, "the columns have their usual names"),
     only("filter_fn", &[], "samples are not filtered here", "remove the key, and filter the file"),
     ignored("trust_remote_code", "no code of a dataset is run"),
@@ -139,9 +146,7 @@ fn is_other_tokenizer_file(path: &Node) -> bool {
 /// Whether the files are listed by name and all of them safetensors.
 fn is_safetensors(files: &Node) -> bool {
     match &files.value {
-        Value::List(files) => {
-            files.iter().all(|file| file.as_str().is_some_and(|name| name.ends_with(".safetensors")))
-        }
+        Value::List(files) => files.iter().all(|file| file.as_str().is_some_and(|name| name.ends_with(".safetensors"))),
         _ => files.is_null(),
     }
 }

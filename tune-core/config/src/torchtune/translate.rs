@@ -175,7 +175,8 @@ impl Translator {
             Rule::Only { values, missing, .. } if !known && is_among(&entry.value, values) => self.drop(entry, missing),
             Rule::Only { missing, instead, .. } if !known => {
                 let key = if section.is_empty() { entry.key.clone() } else { format!("{section}.{}", entry.key) };
-                let span = if matches!(entry.value.value, Value::Scalar(_)) { entry.value.span } else { entry.key_span };
+                let span =
+                    if matches!(entry.value.value, Value::Scalar(_)) { entry.value.span } else { entry.key_span };
                 self.out.diagnostics.push(
                     Diagnostic::error(codes::NOT_HERE, missing).at(span, format!("asked for by `{key}`")).help(instead),
                 );
@@ -195,7 +196,9 @@ impl Translator {
     fn component(&mut self, component: &Component, node: &mut Node, section: &str) {
         let map = matches!(node.value, Value::Map(_));
         let named = match &mut node.value {
-            Value::Map(entries) => entries.iter_mut().find(|entry| entry.key == COMPONENT).map(|entry| &mut entry.value),
+            Value::Map(entries) => {
+                entries.iter_mut().find(|entry| entry.key == COMPONENT).map(|entry| &mut entry.value)
+            }
             Value::Scalar(_) => Some(&mut *node),
             _ => None,
         };
@@ -242,7 +245,10 @@ impl Translator {
         }
         for default in defaults {
             let written = |key: &str| node.get(key).is_some_and(|entry| !entry.value.is_null());
-            if fields.find(default.key).is_none() || written(default.key) || default.unless.iter().any(|key| written(key)) {
+            if fields.find(default.key).is_none()
+                || written(default.key)
+                || default.unless.iter().any(|key| written(key))
+            {
                 continue;
             }
             let Ok(mut value) = tune_yaml::parse(default.value, DEFAULTS) else { continue };
@@ -260,9 +266,12 @@ impl Translator {
                 }
                 Value::List(_) | Value::Reported => continue,
             }
-            let what =
-                What::Added { key: default.key, value: default.value, component: alone.map(str::to_owned) };
-            self.out.changes.push(Change { span, what, why: "what torchtune takes where nothing is written".to_owned() });
+            let what = What::Added { key: default.key, value: default.value, component: alone.map(str::to_owned) };
+            self.out.changes.push(Change {
+                span,
+                what,
+                why: "what torchtune takes where nothing is written".to_owned(),
+            });
         }
     }
 
@@ -293,6 +302,8 @@ impl Translator {
 /// Whether a value is null or one of those that are written in the table.
 fn is_among(value: &Node, values: &[&str]) -> bool {
     let Value::Scalar(scalar) = &value.value else { return false };
-    let same = |text: &&str| Scalar::plain(*text).kind() == scalar.kind() && scalar.kind() != Kind::Text || *text == scalar.text;
+    let same = |text: &&str| {
+        Scalar::plain(*text).kind() == scalar.kind() && scalar.kind() != Kind::Text || *text == scalar.text
+    };
     scalar.kind() == Kind::Null || values.iter().any(same)
 }

@@ -13,10 +13,17 @@ use crate::attr::Errors;
 /// As many as `tune_config::embedded` shows.
 const SHOWN: usize = 8;
 
-/// The file that a literal names, relative to the package.
+/// The file that a literal names, relative to the package. A package may build a file that lies elsewhere: its
+/// configs are beside it.
 fn path(written: &LitStr) -> Option<PathBuf> {
     let package = std::env::var_os("CARGO_MANIFEST_DIR")?;
-    Some(PathBuf::from(package).join(written.value()))
+    let in_package = PathBuf::from(package).join(written.value());
+    if in_package.is_file() {
+        return Some(in_package);
+    }
+    let source = written.span().unwrap().local_file().and_then(|file| file.canonicalize().ok());
+    let beside = source.and_then(|file| Some(file.parent()?.join(written.value())));
+    Some(beside.filter(|path| path.is_file()).unwrap_or(in_package))
 }
 
 /// The path of a file as the compiler writes those of its own: from where it
@@ -33,7 +40,7 @@ fn read(written: &LitStr, path: &Path) -> Result<String, String> {
     if !path.is_file() {
         let written = written.value();
         return Err(format!(
-            "there is no file `{written}`: the path is relative to the folder of the package's Cargo.toml"
+            "there is no file `{written}`: the path is relative to the folder of the package's Cargo.toml, or of this file"
         ));
     }
     let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", shown(path)))?;

@@ -74,8 +74,9 @@ use proc_macro::TokenStream;
 ///
 /// # Arguments
 /// - `configs = ["../configs/lora/tiny.yaml"]`: the configs that the recipe
-///   ships with, relative to the folder of its `Cargo.toml`. The compiler
-///   checks them, and cargo rebuilds the recipe when one of them changes:
+///   ships with, relative to the folder of its `Cargo.toml` or, where it is
+///   not there, to that of the source file. The compiler checks them, and
+///   cargo rebuilds the recipe when one of them changes:
 ///
 ///   ```text
 ///   error[E0080]: evaluation panicked: unknown key `optimizer.lrr`

@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::load::explore;
 use crate::{Config, Input, Loaded, Report, Sources, codes, completions, convert, help, json_schema, load};
@@ -104,6 +104,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     match load::<T>(input) {
         Err(report) => Start::Fail(mistakes(recipe, &report, color)),
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
+        Ok(loaded) if matches.get_flag("validate") => Start::Show(warnings(&loaded.warnings, color) + &valid(&matches)),
         Ok(loaded) => Start::Run(Box::new(loaded)),
     }
 }
@@ -142,6 +143,14 @@ fn mistakes(recipe: &Recipe, report: &Report, color: bool) -> String {
     text
 }
 
+/// What `--validate` says where nothing is wrong.
+fn valid(matches: &ArgMatches) -> String {
+    match matches.get_one::<PathBuf>("config") {
+        Some(path) => format!("{} is valid\n", path.display()),
+        None => "the config is valid\n".to_owned(),
+    }
+}
+
 /// The report as it is shown before a run; empty where there is nothing to say.
 pub fn warnings(report: &Report, color: bool) -> String {
     match report.is_empty() {
@@ -157,6 +166,7 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("config").long("config").short('c').value_name("FILE").value_parser(value_parser!(PathBuf)))
         .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
+        .arg(Arg::new("validate").long("validate").action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
         .arg(Arg::new("convert").long("convert").action(ArgAction::SetTrue).requires("config").conflicts_with_all([
             "overrides",
@@ -219,6 +229,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
     text += "Options:\n";
     for (flag, what) in [
         ("-c, --config FILE", "the YAML file with the keys below"),
+        ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("    --convert", "show the config, torchtune's for example, as it is written here, with each change"),
         ("    --print-schema", "show the keys as JSON Schema, for editors"),

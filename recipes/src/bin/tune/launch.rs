@@ -1,0 +1,146 @@
+//! `run`, `check`, `plan`: a recipe's program is started with the arguments as they are, but for names of configs.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use crate::shipped::{self, Recipe};
+use crate::{Result, Start, build, paths};
+
+/// What a recipe is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Run,
+    Validate,
+    Check,
+    Plan,
+}
+
+impl Action {
+    /// The option that the recipe is given.
+    fn option(self) -> Option<&'static str> {
+        match self {
+            Self::Run => None,
+            Self::Validate => Some("--validate"),
+            Self::Check => Some("--check"),
+            Self::Plan => Some("--plan"),
+        }
+    }
+}
+
+/// Starts a recipe; its exit code is the result.
+///
+/// # Errors
+/// There is no such recipe or config, or it does not compile.
+pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
+    let Some((recipe, args)) = start.command.split_first() else {
+        return Err("which recipe? `tune ls` lists them".into());
+    };
+    let program = if is_file(recipe) {
+        build::own(Path::new(recipe), start.core.as_deref())?
+    } else {
+        let recipe = shipped::recipe(&recipe.to_string_lossy())?;
+        if args.is_empty() {
+            return Err(which_config(recipe).into());
+        }
+        build::shipped(recipe)?
+    };
+    let mut command = Command::new(program);
+    command.args(action.option()).args(with_paths(args)?);
+    execute(command)
+}
+
+/// Whether a recipe is named by its file: every shipped name is a plain word.
+fn is_file(recipe: &OsStr) -> bool {
+    let path = Path::new(recipe);
+    path.extension().is_some_and(|extension| extension == "rs") || path.components().count() > 1
+}
+
+fn which_config(recipe: &Recipe) -> String {
+    let name = recipe.name;
+    let first = recipe.configs.last().map_or("CONFIG.yaml".to_owned(), |config| format!("{name}/{}", config.name));
+    format!(
+        "which config? `{name}` has\n{}Such as `tune run {name} --config {first}`; `tune run {name} --help` lists the keys",
+        recipe.configs_listed()
+    )
+}
+
+/// The arguments, with the file of each config that is named in place of its name.
+fn with_paths(args: &[OsString]) -> Result<Vec<OsString>> {
+    let mut result = Vec::with_capacity(args.len());
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        if text == "--config" || text == "-c" {
+            result.push(arg.clone());
+            if let Some(name) = args.next() {
+                result.push(config(name)?);
+            }
+        } else if let Some(name) = text.strip_prefix("--config=") {
+            result.extend(["--config".into(), config(OsStr::new(name))?]);
+        } else {
+            result.push(arg.clone());
+        }
+    }
+    Ok(result)
+}
+
+/// The file of a config: itself, that of the checkout, or a copy in the cache of the one that `tune` brings along.
+///
+/// # Errors
+/// There is no such file, and no config of that name.
+pub(crate) fn config(name: &OsStr) -> Result<OsString> {
+    // Not only files: a config may come through a pipe.
+    if Path::new(name).exists() {
+        return Ok(name.to_owned());
+    }
+    let text = name.to_string_lossy();
+    let Some((recipe, config)) = shipped::config(&text) else {
+        let hint = shipped::nearest(text.strip_suffix(".yaml").unwrap_or(&text), shipped::config_names());
+        return Err(
+            format!("there is no config `{text}`, neither a file nor one that a recipe ships with{hint}").into()
+        );
+    };
+    let place = format!("configs/{}/{}.yaml", recipe.name, config.name);
+    let checkout = paths::workspace().map(|root| root.join(&place)).filter(|path| path.is_file());
+    let path = match checkout {
+        Some(path) => path,
+        None => {
+            let path = paths::cache()?.join(env!("CARGO_PKG_VERSION")).join(&place);
+            cached(&path, config.yaml).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            path
+        }
+    };
+    Ok(from_here(path).into())
+}
+
+fn cached(path: &Path, text: &str) -> std::io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    fs::write(path, text)
+}
+
+/// As short as messages are to show it.
+fn from_here(path: PathBuf) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| path.strip_prefix(here).map(Path::to_owned).ok());
+    below.unwrap_or(path)
+}
+
+/// Becomes the program, where a process can.
+#[cfg(unix)]
+fn execute(mut command: Command) -> Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+    let error = command.exec();
+    Err(format!("cannot start {}: {error}", command.get_program().display()).into())
+}
+
+#[cfg(not(unix))]
+fn execute(mut command: Command) -> Result<ExitCode> {
+    let status =
+        command.status().map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}

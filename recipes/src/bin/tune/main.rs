@@ -1,0 +1,123 @@
+//! The command that finds, copies, checks and starts recipes.
+//!
+//!     cargo run -p recipes --bin tune -- ls
+
+mod build;
+mod copy;
+mod launch;
+mod paths;
+mod shipped;
+mod validate;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tune_core::config::codes;
+
+use launch::Action;
+use shipped::Named;
+
+/// What a command returns; the error is shown to whoever called it.
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+/// Recipes for training language models: find, copy, check and start them.
+#[derive(Parser)]
+#[command(name = "tune", version, disable_help_subcommand = true, infer_subcommands = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the recipes and their configs.
+    Ls,
+    /// Show a recipe or a config: `lora`, `lora/tiny`.
+    Cat {
+        /// The name of a recipe or a config.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Copy a recipe with its configs, or one config, to change it.
+    Cp(copy::Args),
+    /// Start a recipe: a shipped one, or a file of your own.
+    Run(Start),
+    /// Check a config and overrides; no model and no data is read.
+    Validate(validate::Args),
+    /// Check config, files, data, masks and memory before a run.
+    Check(Start),
+    /// Show how much memory a run will take.
+    Plan(Start),
+    /// Say more about an error of a config, such as E0020; without a code, list all.
+    Explain {
+        /// The code in the message.
+        code: Option<String>,
+    },
+    /// Show a script that completes these commands.
+    Completions {
+        /// The shell that is to read it.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A recipe, and what it is told.
+#[derive(clap::Args)]
+struct Start {
+    /// tune-core's folder, or a checkout, for a recipe of your own.
+    #[arg(long, value_name = "FOLDER")]
+    core: Option<PathBuf>,
+    /// A name such as `lora` or a file such as `my/lora.rs`; then `--config CONFIG`, `key=value` and all else that
+    /// recipes understand. CONFIG is a file or a name such as `lora/tiny`.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            // A terminal that went away is no reason to fail.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Ls => print(&shipped::list()),
+        Command::Cat { name } => print(match shipped::named(&name)? {
+            Named::Recipe(recipe) => recipe.source,
+            Named::Config(_, config) => config.yaml,
+        }),
+        Command::Cp(args) => print(&copy::run(&args)?),
+        Command::Run(start) => return launch::run(Action::Run, &start),
+        Command::Check(start) => return launch::run(Action::Check, &start),
+        Command::Plan(start) => return launch::run(Action::Plan, &start),
+        Command::Validate(args) => return validate::run(args),
+        Command::Explain { code } => print(&explain(code.as_deref())?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tune", &mut script);
+            print(&String::from_utf8(script)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to the standard output; a pipe that nobody reads any more is no reason to fail.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn explain(code: Option<&str>) -> Result<String> {
+    match code {
+        None => Ok(codes::EXPLANATIONS.iter().map(|e| format!("{}  {}\n", e.code, e.title)).collect()),
+        Some(code) => codes::explain(code)
+            .map(ToString::to_string)
+            .ok_or_else(|| format!("there is no error `{code}`; `tune explain` lists them").into()),
+    }
+}

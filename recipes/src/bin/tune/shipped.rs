@@ -1,0 +1,149 @@
+//! The recipes and configs that `tune` brings along: it finds them away from the checkout, too.
+
+use std::fmt::Write;
+
+use crate::Result;
+
+/// A recipe of this project.
+pub(crate) struct Recipe {
+    pub(crate) name: &'static str,
+    /// The file's text.
+    pub(crate) source: &'static str,
+    /// Its keys as JSON Schema.
+    pub(crate) schema: &'static str,
+    pub(crate) configs: &'static [Config],
+}
+
+/// A config that a recipe ships with.
+pub(crate) struct Config {
+    /// The file's name without `.yaml`.
+    pub(crate) name: &'static str,
+    /// The file's text.
+    pub(crate) yaml: &'static str,
+}
+
+macro_rules! shipped {
+    ($($recipe:ident: $($config:ident),*;)*) => {
+        &[$(Recipe {
+            name: stringify!($recipe),
+            source: include_str!(concat!("../", stringify!($recipe), ".rs")),
+            schema: include_str!(concat!("../../../../configs/", stringify!($recipe), "/schema.json")),
+            configs: &[$(Config {
+                name: stringify!($config),
+                yaml: include_str!(concat!(
+                    "../../../../configs/", stringify!($recipe), "/", stringify!($config), ".yaml"
+                )),
+            }),*],
+        }),*]
+    };
+}
+
+/// All of them, by name. `tests/tune.rs` compares it with the folders.
+pub(crate) const RECIPES: &[Recipe] = shipped! {
+    full: make_tiny, smollm2_135m, tiny;
+    generate: smollm2_135m, tiny;
+    lora: smollm2_135m, tiny;
+};
+
+/// What a name stands for.
+pub(crate) enum Named {
+    Recipe(&'static Recipe),
+    Config(&'static Recipe, &'static Config),
+}
+
+/// A recipe (`lora`) or a config (`lora/tiny`).
+///
+/// # Errors
+/// There is none; the message has the nearest name.
+pub(crate) fn named(name: &str) -> Result<Named> {
+    let recipes = RECIPES.iter().map(|recipe| recipe.name.to_owned());
+    if let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) {
+        return Ok(Named::Recipe(recipe));
+    }
+    if let Some((recipe, config)) = config(name) {
+        return Ok(Named::Config(recipe, config));
+    }
+    Err(format!("there is no recipe or config `{name}`{}", nearest(name, recipes.chain(config_names()))).into())
+}
+
+/// A recipe by its name.
+///
+/// # Errors
+/// There is none; the message has the nearest name.
+pub(crate) fn recipe(name: &str) -> Result<&'static Recipe> {
+    RECIPES.iter().find(|recipe| recipe.name == name).ok_or_else(|| {
+        let hint = nearest(name, RECIPES.iter().map(|recipe| recipe.name.to_owned()));
+        format!("there is no recipe `{name}`{hint}\nA file of your own is named by its path: `./{name}.rs`").into()
+    })
+}
+
+/// A config by a name such as `lora/tiny`; `.yaml` and `configs/` may stand around it.
+pub(crate) fn config(name: &str) -> Option<(&'static Recipe, &'static Config)> {
+    let name = name.strip_prefix("configs/").unwrap_or(name);
+    let (recipe, config) = name.strip_suffix(".yaml").unwrap_or(name).split_once('/')?;
+    let recipe = RECIPES.iter().find(|candidate| candidate.name == recipe)?;
+    Some((recipe, recipe.configs.iter().find(|candidate| candidate.name == config)?))
+}
+
+/// `lora/tiny` and all others.
+pub(crate) fn config_names() -> impl Iterator<Item = String> {
+    RECIPES.iter().flat_map(|recipe| recipe.configs.iter().map(|config| format!("{}/{}", recipe.name, config.name)))
+}
+
+/// `; did you mean ...?`, or what there is where nothing is near.
+pub(crate) fn nearest(name: &str, candidates: impl Iterator<Item = String>) -> String {
+    let candidates: Vec<String> = candidates.collect();
+    // `tiny` is as near to `lora/tiny` as can be.
+    let score = |candidate: &String| {
+        let last = candidate.rsplit('/').next().unwrap_or(candidate);
+        strsim::jaro_winkler(candidate, name).max(strsim::jaro_winkler(last, name))
+    };
+    match candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))) {
+        Some(best) if score(best) > 0.75 => format!("; did you mean `{best}`?"),
+        _ => format!("; there are {}", candidates.join(", ")),
+    }
+}
+
+/// What `ls` shows: each recipe with a line about it, its configs below.
+pub(crate) fn list() -> String {
+    let width = config_names().map(|name| name.len() + 2).max().unwrap_or_default();
+    let mut text = String::new();
+    for recipe in RECIPES {
+        let _ = writeln!(text, "{:width$}  {}", recipe.name, recipe.about());
+        for config in recipe.configs {
+            let name = format!("  {}/{}", recipe.name, config.name);
+            let _ = writeln!(text, "{name:width$}  {}", config.about());
+        }
+    }
+    text + "\nStart one with `tune run lora --config lora/tiny`, copy one with `tune cp lora my/lora.rs`.\n"
+}
+
+impl Recipe {
+    /// The first sentence of the file's documentation.
+    fn about(&self) -> String {
+        sentence(self.source.lines().map_while(|line| line.strip_prefix("//!")))
+    }
+
+    /// Which configs there are, for messages.
+    pub(crate) fn configs_listed(&self) -> String {
+        let rows = self.configs.iter().map(|config| format!("  {}/{}  {}\n", self.name, config.name, config.about()));
+        rows.collect()
+    }
+}
+
+impl Config {
+    /// The first sentence of the comment on top, below the line for editors.
+    fn about(&self) -> String {
+        let comments = self.yaml.lines().map_while(|line| line.strip_prefix('#'));
+        sentence(comments.skip_while(|line| line.contains("yaml-language-server:")))
+    }
+}
+
+fn sentence<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    let paragraph: Vec<&str> = lines.map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let paragraph = paragraph.join(" ");
+    match paragraph.split_once(". ") {
+        Some((first, _)) => format!("{first}."),
+        None => paragraph,
+    }
+}

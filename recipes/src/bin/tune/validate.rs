@@ -1,0 +1,71 @@
+//! `validate`: a config against the schema of its recipe, which the recipe's program knows.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::launch::{self, Action};
+use crate::{Result, Start, shipped};
+
+/// A recipe with its config and overrides, or a config that tells its recipe.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// tune-core's folder, or a checkout, for a recipe of your own.
+    #[arg(long, value_name = "FOLDER")]
+    core: Option<PathBuf>,
+    /// A recipe with `--config CONFIG` and `key=value`; or a config alone, whose recipe is known from its name, its
+    /// folder or its `$schema`.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
+    command: Vec<OsString>,
+}
+
+/// Starts the recipe with `--validate`.
+///
+/// # Errors
+/// Nothing tells which recipe a config is for; else those of [`launch::run`].
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let Args { core, mut command } = args;
+    if let Some(first) = command.first().filter(|first| is_config(first)).cloned() {
+        let recipe = recipe_of(&first)?;
+        command.splice(..1, [recipe.into(), "--config".into(), first]);
+    }
+    launch::run(Action::Validate, &Start { core, command })
+}
+
+fn is_config(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().unwrap_or_default();
+    extension == "yaml" || extension == "yml" || shipped::config(&name.to_string_lossy()).is_some()
+}
+
+/// The recipe that a config is for: that of its name, of its schema's title, or of its folder.
+fn recipe_of(config: &OsStr) -> Result<String> {
+    let path = Path::new(config);
+    if !path.exists()
+        && let Some((recipe, _)) = shipped::config(&config.to_string_lossy())
+    {
+        return Ok(recipe.name.to_owned());
+    }
+    let path = PathBuf::from(launch::config(config)?);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    if let Some(recipe) = schema_title(&path, folder) {
+        return Ok(recipe);
+    }
+    let folder = folder.file_name().unwrap_or_default().to_string_lossy();
+    match shipped::RECIPES.iter().find(|recipe| recipe.name == folder) {
+        Some(recipe) => Ok(recipe.name.to_owned()),
+        None => {
+            let path = path.display();
+            Err(format!("which recipe is {path} for? Say it: `tune validate RECIPE --config {path}`").into())
+        }
+    }
+}
+
+/// What the schema that a config names for editors calls itself.
+fn schema_title(config: &Path, folder: &Path) -> Option<String> {
+    let text = fs::read_to_string(config).ok()?;
+    let (_, schema) = text.lines().next()?.split_once("$schema=")?;
+    let schema: serde_json::Value = serde_json::from_str(&fs::read_to_string(folder.join(schema.trim())).ok()?).ok()?;
+    let title = schema.get("title")?.as_str()?;
+    shipped::RECIPES.iter().any(|recipe| recipe.name == title).then(|| title.to_owned())
+}

@@ -231,7 +231,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
-        ("    --convert", "show the config, torchtune's for example, as it is written here, with each change"),
+        ("    --convert", "show a config of torchtune's in our names, with a comment on each change"),
         ("    --print-schema", "show the keys as JSON Schema, for editors"),
         ("    --print-reference", "show every key of every component"),
         ("    --explain CODE", "say more about an error, such as E0020"),

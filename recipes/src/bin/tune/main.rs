@@ -47,6 +47,8 @@ enum Command {
     Run(Start),
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
+    /// Show a config, torchtune's for example, in the names of these recipes, with a comment on each change.
+    Convert(validate::Args),
     /// Check config, files, data, masks and memory before a run.
     Check(Start),
     /// Show how much memory a run will take.
@@ -97,7 +99,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run(start) => return launch::run(Action::Run, &start),
         Command::Check(start) => return launch::run(Action::Check, &start),
         Command::Plan(start) => return launch::run(Action::Plan, &start),
-        Command::Validate(args) => return validate::run(args),
+        Command::Validate(args) => return validate::run(Action::Validate, args),
+        Command::Convert(args) => return validate::run(Action::Convert, args),
         Command::Explain { code } => print(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

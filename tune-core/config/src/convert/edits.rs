@@ -5,84 +5,90 @@ use std::ops::Range;
 use tune_yaml::{Entry, Node, Value};
 
 use super::told;
+use crate::schema::COMPONENT;
 use crate::torchtune::{Change, What};
 
 /// A piece of the text that another one takes the place of.
 struct Edit {
     range: Range<usize>,
     new: String,
-    /// To stand behind the line or above it.
     comment: String,
 }
 
 /// The text with all changes in it.
 pub(super) fn apply(text: &str, changes: &[Change]) -> String {
-    let mut edits: Vec<Edit> = changes.iter().filter_map(|change| edit(text, change)).collect();
-    // From the end, so that places stay what they are; of two at one place the later one first.
-    edits.sort_by_key(|edit| (edit.range.start, edit.range.end));
-    let mut out = text.to_owned();
-    if !out.ends_with('\n') {
-        out.push('\n');
+    let mut text = text.to_owned();
+    if !text.ends_with('\n') {
+        text.push('\n');
     }
-    let mut upper = out.len();
-    for edit in edits.iter().rev() {
-        // What lies within a piece that goes has gone with it.
-        if edit.range.end > upper || out.get(edit.range.clone()).is_none() {
-            continue;
+    let mut edits: Vec<_> = changes.iter().flat_map(|change| placed(&text, edit(&text, change))).collect();
+    // From the end, so that places stay what they are.
+    edits.sort_by_key(|(range, _)| (range.start, range.end));
+    let mut untouched = text.len();
+    for (mut range, new) in edits.into_iter().rev() {
+        if new.is_empty() {
+            // Its end has gone already, with a neighbour.
+            range.end = range.end.min(untouched.max(range.start));
         }
-        upper = edit.range.start;
-        let behind = &out[edit.range.end..];
-        let alone = behind[..line_length(behind)].trim().is_empty() && !edit.new.ends_with('\n');
-        let comment = match edit.comment.as_str() {
-            "" => String::new(),
-            comment if alone => format!("  # {comment}"),
-            comment => {
-                let start = line_start(&out, edit.range.start);
-                let line = &out[start..];
-                let indent = line.len() - line.trim_start_matches(' ').len();
-                let above = format!("{:indent$}# {comment}\n", "");
-                out.replace_range(edit.range.clone(), &edit.new);
-                out.insert_str(start, &above);
-                upper = start;
-                continue;
-            }
-        };
-        out.replace_range(edit.range.clone(), &format!("{}{comment}", edit.new));
+        // Else it is a name within a component that is written anew.
+        if range.end <= untouched {
+            untouched = range.start;
+            text.replace_range(range, &new);
+        }
     }
-    out
+    text
 }
 
-fn edit(text: &str, change: &Change) -> Option<Edit> {
+/// An edit with its comment: behind it where nothing else is on the line, or on a line above.
+fn placed(text: &str, edit: Edit) -> Vec<(Range<usize>, String)> {
+    let Edit { range, new, comment } = edit;
+    let behind = &text[range.end..];
+    let is_last = behind[..line_length(behind)].trim().is_empty();
+    if comment.is_empty() {
+        return vec![(range, new)];
+    }
+    if is_last && !new.is_empty() {
+        return vec![(range, format!("{new}  # {comment}"))];
+    }
+    let start = line_start(text, range.start);
+    let indent = text[start..].len() - text[start..].trim_start_matches(' ').len();
+    vec![(start..start, format!("{:indent$}# {comment}\n", "")), (range, new)]
+}
+
+fn edit(text: &str, change: &Change) -> Edit {
     let comment = told(change, text);
     let span = change.span.start..change.span.end;
     match &change.what {
-        What::Replaced(new) => Some(Edit { range: span, new: new.clone(), comment }),
-        What::Removed(entry) => Some(removed(text, entry, comment)),
-        What::Added { key, value, component } => Some(match component {
-            // A component without keys becomes a mapping. Its own change of name lies within.
-            Some(name) => Edit { range: span, new: format!("{{_component_: {name}, {key}: {value}}}"), comment },
-            // One that nobody wrote a place for stands at the end.
-            None if text.get(span.clone()).is_none_or(str::is_empty) => {
-                Edit { range: text.len()..text.len(), new: format!("{key}: {value}"), comment }
+        What::Replaced(new) => Edit { range: span, new: new.clone(), comment },
+        What::Removed(entry) => removed(text, entry, comment),
+        What::Added { keys, component } => {
+            let braces: String = keys.iter().map(|(key, value)| format!(", {key}: {value}")).collect();
+            match component {
+                Some(name) => Edit { range: span, new: format!("{{{COMPONENT}: {name}{braces}}}"), comment },
+                None => added(text, span, keys, braces, &comment),
             }
-            None => added(text, span.end, key, value, comment),
-        }),
+        }
     }
 }
 
-/// A key on a line of its own below that of the component, or behind it in braces.
-fn added(text: &str, at: usize, key: &str, value: &str, comment: String) -> Edit {
-    let start = line_start(text, at);
-    let line = &text[start..at];
-    if let (Some(column), false) = (line.find(crate::schema::COMPONENT), line.contains('{')) {
-        let end = at + line_length(&text[at..]);
-        return Edit {
-            range: end..end,
-            new: format!("\n{:column$}{key}: {value}  # {comment}", ""),
-            comment: String::new(),
-        };
+/// Keys on lines of their own below that of the component, or behind it in braces; at the end of the text where they
+/// belong to no component.
+fn added(text: &str, span: Range<usize>, keys: &[(&str, &str)], braces: String, comment: &str) -> Edit {
+    let lines = |column: usize| -> String {
+        keys.iter().map(|(key, value)| format!("{:column$}{key}: {value}  # {comment}\n", "")).collect()
+    };
+    let at = if span.is_empty() { text.len() } else { span.end };
+    if span.is_empty() {
+        return Edit { range: at..at, new: lines(0), comment: String::new() };
     }
-    Edit { range: at..at, new: format!(", {key}: {value}"), comment }
+    let line = &text[line_start(text, at)..at];
+    match line.find(COMPONENT) {
+        Some(column) if !line.contains('{') => {
+            let next = (at + line_length(&text[at..]) + 1).min(text.len());
+            Edit { range: next..next, new: lines(column), comment: String::new() }
+        }
+        _ => Edit { range: at..at, new: braces, comment: comment.to_owned() },
+    }
 }
 
 /// An entry with its lines, or out of the braces that it stands in.
@@ -98,18 +104,14 @@ fn removed(text: &str, entry: &Entry, comment: String) -> Edit {
         let new = format!("{}# {comment}", &text[start..key]);
         return Edit { range: start..line_end, new, comment: String::new() };
     }
-    let trimmed = behind.trim_start();
-    if trimmed.starts_with(',') {
-        let next = trimmed[1..].trim_start();
-        return Edit { range: key..text.len() - next.len(), new: String::new(), comment };
-    }
-    // The last one goes with the comma before it; in a list of mappings the first one makes room for the next.
+    // In braces it goes with the comma behind it, or before it; in a list of mappings the first key makes room for the next.
+    let next = behind.trim_start().strip_prefix(',').unwrap_or(behind).trim_start();
     let before = text[..key].trim_end();
-    match before.strip_suffix(',') {
-        Some(before) => Edit { range: before.len()..end, new: String::new(), comment },
-        None if before.ends_with('-') => Edit { range: key..text.len() - trimmed.len(), new: String::new(), comment },
-        None => Edit { range: key..end, new: String::new(), comment },
-    }
+    let key = match before.strip_suffix(',') {
+        Some(before) if next.starts_with('}') => before.len(),
+        _ => key,
+    };
+    Edit { range: key..text.len() - next.len(), new: String::new(), comment }
 }
 
 /// Where a value ends; a block's own end may lie behind the comments that follow it.

@@ -23,6 +23,7 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String
     let meant = load::<T>(Input::yaml(name, text))?.resolved.to_yaml();
     let translation = read(&T::SCHEMA, Input::yaml(name, text))?.translation;
     let mut changes = translation.changes;
+    changes.sort_by_key(|change| (change.span.source.0, change.span.start));
     changes.retain(|change| change.span.source == SourceId(0) || matches!(change.what, What::Added { .. }));
     if changes.is_empty() {
         return Ok(text.to_owned());
@@ -33,6 +34,7 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String
             head += &format!("# {}: {}\n", one_line(&warning.message), one_line(&help));
         }
     }
+    head += "#\n";
     let converted = format!("{head}{}", edits::apply(text, &changes));
     let means_the_same = |text: &str| {
         let Ok(read) = read(&T::SCHEMA, Input::yaml(name, text)) else { return false };
@@ -42,8 +44,9 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String
     if means_the_same(&converted) {
         return Ok(converted);
     }
-    let told: String = changes.iter().map(|change| format!("# {}\n", told(change, text))).collect();
-    Ok(format!("{head}#\n{told}\n{meant}"))
+    let told = changes.iter().map(|change| told(change, text)).filter(|told| !told.is_empty());
+    let told: String = told.map(|told| format!("# {told}\n")).collect();
+    Ok(format!("{head}{told}\n{meant}"))
 }
 
 /// A change in words, for a comment.
@@ -55,6 +58,7 @@ fn told(change: &Change, text: &str) -> String {
         What::Replaced(_) if was == COMPONENT => String::new(),
         What::Replaced(_) => format!("was {was}{why}"),
         What::Removed(entry) => format!("`{}` is gone{why}", entry.key),
+        What::Added { component: Some(_), .. } => format!("was {was}; keys added{why}"),
         What::Added { .. } => format!("added{why}"),
     })
 }

@@ -41,8 +41,8 @@ pub(crate) enum What {
     Replaced(String),
     /// The key goes.
     Removed(Entry),
-    /// A key stands beside it; where it is a component without keys, in it.
-    Added { key: &'static str, value: &'static str, component: Option<String> },
+    /// Keys stand beside it, with these values; where it is a component without keys, in it.
+    Added { keys: Vec<(&'static str, &'static str)>, component: Option<String> },
 }
 
 /// Makes ours of what was read from the file `text`, as far as it is torchtune's; `root` has the overrides in it.
@@ -243,6 +243,7 @@ impl Translator {
         if !self.torchtune {
             return;
         }
+        let mut keys = Vec::new();
         for default in defaults {
             let written = |key: &str| node.get(key).is_some_and(|entry| !entry.value.is_null());
             if fields.find(default.key).is_none()
@@ -266,12 +267,11 @@ impl Translator {
                 }
                 Value::List(_) | Value::Reported => continue,
             }
-            let what = What::Added { key: default.key, value: default.value, component: alone.map(str::to_owned) };
-            self.out.changes.push(Change {
-                span,
-                what,
-                why: "what torchtune takes where nothing is written".to_owned(),
-            });
+            keys.push((default.key, default.value));
+        }
+        if !keys.is_empty() {
+            let what = What::Added { keys, component: alone.map(str::to_owned) };
+            self.out.changes.push(Change { span, what, why: "torchtune's default".to_owned() });
         }
     }
 

@@ -283,6 +283,39 @@ fn a_file_is_converted_where_it_stands() {
     assert_eq!(converted(ours), ours);
 }
 
+/// Whatever stands in a file: what is converted means the same, or nothing is.
+#[test]
+fn mutilated_files_are_converted_rightly_or_not_at_all() {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random >> 33).unwrap_or(0) % bound.max(1)
+    };
+    let (mut converted, mut changed) = (0, 0);
+    for _ in 0..1500 {
+        let mut lines: Vec<String> = STYLES.replace("fsdp: 1, ", "").lines().map(str::to_owned).collect();
+        for _ in 0..=below(3) {
+            let (at, other) = (below(lines.len()), below(lines.len()));
+            match below(5) {
+                0 => drop(lines.remove(at)),
+                1 => lines.swap(at, other),
+                2 => lines[at] = lines[at].replacen(' ', "", 1),
+                3 => lines[at] = lines[at].replace(", ", ",\n      "),
+                _ => lines[at] = lines[at].replacen(": ", ": &a ", 1),
+            }
+        }
+        let yaml = lines.join("\n");
+        let Ok(text) = convert::<Recipe>("lora", "theirs.yaml", &yaml) else { continue };
+        assert_eq!(good(&text, &[]), good(&yaml, &[]), "{yaml}\n----\n{text}");
+        converted += 1;
+        changed += usize::from(text.contains("# My adapters."));
+    }
+    // Else the test tries nothing; most are changed in place.
+    assert!(converted > 250 && changed * 10 > converted * 9, "{converted} {changed}");
+}
+
 /// A reference to a key that goes cannot be converted where it stands: the resolved config is written.
 #[test]
 fn what_cannot_be_converted_in_place_is_written_anew() {

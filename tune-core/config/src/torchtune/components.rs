@@ -1,9 +1,9 @@
 //! Components that stand for one of ours, and those that do not.
 
-use super::rules::{Default, KeyRule, Refused, Taken, ignored, only};
+use super::rules::{KeyRule, Refused, Taken, TheirDefault, ignored, only};
 
 /// What torch's optimizers take where no learning rate is written.
-const TORCH_LR: &[Default] = &[Default::new("lr", "1.0e-3")];
+const TORCH_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-3")];
 
 const STATE_IN_F32: &str = "its state is kept in memory, in 32 bits: 8 bytes for each trained parameter";
 
@@ -44,18 +44,18 @@ pub(super) const TAKEN: &[Taken] = &[
     adamw("torchao.prototype.low_bit_optim.AdamW8bit"),
     adamw("torchao.prototype.low_bit_optim.AdamW4bit"),
     adamw("torchao.prototype.low_bit_optim.AdamWFp8"),
-    Taken::new("torchtune.datasets.alpaca_dataset", "alpaca").defaults(&[Default::hub("hf://tatsu-lab/alpaca")]),
+    Taken::new("torchtune.datasets.alpaca_dataset", "alpaca").defaults(&[TheirDefault::hub("hf://tatsu-lab/alpaca")]),
     Taken::new("torchtune.datasets.alpaca_cleaned_dataset", "alpaca")
-        .defaults(&[Default::hub("hf://yahma/alpaca-cleaned")]),
+        .defaults(&[TheirDefault::hub("hf://yahma/alpaca-cleaned")]),
     Taken::new("torchtune.datasets.samsum_dataset", "instruct").defaults(&[
-        Default::hub("hf://Samsung/samsum"),
-        Default::new("column_map", "{input: dialogue, output: summary}"),
+        TheirDefault::hub("hf://Samsung/samsum"),
+        TheirDefault::new("column_map", "{input: dialogue, output: summary}"),
     ]),
-    Taken::new("torchtune.datasets.grammar_dataset", "instruct").defaults(&[Default::hub("hf://liweili/c4_200m")]),
+    Taken::new("torchtune.datasets.grammar_dataset", "instruct").defaults(&[TheirDefault::hub("hf://liweili/c4_200m")]),
     Taken::new("torchtune.datasets.slimorca_dataset", "chat").defaults(&[
-        Default::hub("hf://Open-Orca/SlimOrca-Dedup"),
-        Default::new("conversation_column", "conversations"),
-        Default::new("conversation_style", "sharegpt"),
+        TheirDefault::hub("hf://Open-Orca/SlimOrca-Dedup"),
+        TheirDefault::new("conversation_column", "conversations"),
+        TheirDefault::new("conversation_style", "sharegpt"),
     ]),
     Taken::new("torchtune.training.metric_logging.TensorBoardLogger", "tensorboard")
         .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),

@@ -1,10 +1,13 @@
 //! Whole files that no recipe here can run: other kinds of training, other
 //! models.
 
-use tune_yaml::Node;
+use tune_yaml::{Node, SourceId, Span};
 
 use super::component;
 use super::rules::Refused;
+use crate::codes;
+use crate::report::Diagnostic;
+use crate::schema::{Key, Schema, Struct};
 
 /// A top-level key that tells what a file is for.
 struct Mark {
@@ -60,32 +63,35 @@ const FAMILIES: &[Refused] = &[
     family("torchtune.models.qwen3.", "Qwen3 models"),
 ];
 
-/// Why a file cannot be used, and what to do.
-pub(super) struct Refusal<'n> {
-    pub(super) at: &'n Node,
-    pub(super) message: String,
-    pub(super) label: String,
-    pub(super) help: String,
+/// Why no recipe can run the file, or which other one than that of `schema`.
+pub(super) fn refusal(schema: &Schema, root: &Node) -> Option<Diagnostic> {
+    let Schema::Struct(fields) = schema else { return None };
+    let trains_adapters = |key: &Key| match &key.schema {
+        Schema::Struct(model) => Some(model.find("lora_rank").is_some()),
+        _ => None,
+    };
+    let adapters = fields.find("model").and_then(trains_adapters);
+    purpose(root, fields).or_else(|| model(root, adapters?))
 }
 
-/// What the file is for, if it is not for fine-tuning; `knows` says which keys the recipe has.
-pub(super) fn purpose(root: &Node, knows: impl Fn(&str) -> bool) -> Option<Refusal<'_>> {
+fn refused(at: &Node, message: String, label: String, help: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(codes::NOT_HERE, message).at(at.span, label).help(help)
+}
+
+/// What the file is for, if it is not for fine-tuning.
+fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
     MARKS.iter().find_map(|mark| {
         let entry = root.get(mark.key).filter(|entry| !entry.value.is_null())?;
         let named = match mark.component {
             // A key that the recipe has says nothing.
-            "" if knows(mark.key) => None,
+            "" if fields.find(mark.key).is_some() => None,
             "" => Some(&entry.value),
             prefix => {
                 component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))
             }
         }?;
-        Some(Refusal {
-            at: named,
-            message: format!("this config of torchtune's is for {}", mark.purpose),
-            label: format!("`{}` says so", mark.key),
-            help: mark.instead.to_owned(),
-        })
+        let message = format!("this config of torchtune's is for {}", mark.purpose);
+        Some(refused(named, message, format!("`{}` says so", mark.key), mark.instead))
     })
 }
 
@@ -97,29 +103,40 @@ pub(super) fn recipe_of(builder: &str) -> &'static str {
 
 /// What is wrong with the model: of a family that is not here, or for another recipe than one that
 /// trains adapters (`adapters`) or does not.
-pub(super) fn model(root: &Node, adapters: bool) -> Option<Refusal<'_>> {
+fn model(root: &Node, adapters: bool) -> Option<Diagnostic> {
     let node = component(root, "model")?;
     let name = node.as_str()?;
     let builder = name.strip_prefix("torchtune.models.")?;
     if let Some(family) = FAMILIES.iter().find(|family| name.starts_with(family.prefix)) {
-        return Some(Refusal {
-            at: node,
-            message: format!("{} are not supported yet", family.what),
-            label: "the model is chosen here".to_owned(),
-            help: family.instead.to_owned(),
-        });
+        let message = format!("{} are not supported yet", family.what);
+        return Some(refused(node, message, "the model is chosen here".to_owned(), family.instead));
     }
     let (recipe, trains) = match (recipe_of(builder), adapters) {
         ("lora", false) => ("lora", "LoRA adapters"),
         ("full", true) => ("full", "all weights"),
         _ => return None,
     };
-    Some(Refusal {
-        at: node,
-        message: format!("this config of torchtune's is for the recipe `{recipe}`"),
-        label: format!("it trains {trains}"),
-        help: format!("start `{recipe}` with it"),
-    })
+    let message = format!("this config of torchtune's is for the recipe `{recipe}`");
+    Some(refused(node, message, format!("it trains {trains}"), format!("start `{recipe}` with it")))
+}
+
+/// torchtune's command for the file stands in its comments; where it starts several processes, a step has more samples.
+pub(super) fn processes(root: &Node, text: &str, file: SourceId) -> Option<Diagnostic> {
+    const OPTION: &str = "--nproc_per_node ";
+    let (start, digits) = text.match_indices(OPTION).find_map(|(at, _)| {
+        let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let start = at + OPTION.len();
+        let digits = text[start..].split(|c: char| !c.is_ascii_digit()).next()?;
+        text[line..].starts_with('#').then_some((start, digits))
+    })?;
+    let count = digits.parse::<u64>().ok().filter(|count| *count > 1)?;
+    let accumulated = root.get("gradient_accumulation_steps").and_then(|entry| entry.value.as_str());
+    let steps = accumulated.map_or(Some(1), |text| text.parse::<u64>().ok())?.saturating_mul(count);
+    Some(
+        Diagnostic::warning(format!("torchtune's command starts {count} processes, and here one trains"))
+            .at(Span::new(file, start, start + digits.len()), format!("each step has 1/{count} of the samples"))
+            .help(format!("for steps of the same size set gradient_accumulation_steps={steps}")),
+    )
 }
 
 #[cfg(test)]

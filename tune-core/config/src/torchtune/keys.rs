@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tune_yaml::{Node, Value};
 
-use super::rules::{Default, KeyRule, Rule, ignored, ignored_if, only};
+use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, only};
 
 const ONE_PROCESS: &str = "one process trains";
 const IN_MEMORY: &str = "everything stays in the memory of the one device";
@@ -27,6 +27,7 @@ const ROOT: &[KeyRule] = &[
     ignored("ac_option", CHECKPOINTING),
     ignored("enable_async_checkpointing", "training waits until a checkpoint is complete"),
     ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),
+    ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
     ignored("log_level", "the console always shows the same"),
     only(
         "collate_fn",
@@ -112,7 +113,7 @@ const OPTIMIZER: &[KeyRule] = &[
     only("amsgrad", OFF, "AMSGrad is not supported", "set optimizer.amsgrad=false"),
     only("maximize", OFF, "a loss is always minimized", "set optimizer.maximize=false"),
     only("nesterov", OFF, "Nesterov momentum is not supported", "set optimizer.nesterov=false"),
-    only("dampening", &["0"], "momentum is not dampened", "set optimizer.dampening=0"),
+    only("dampening", &["0", "0.0"], "momentum is not dampened", "set optimizer.dampening=0"),
     ignored("capturable", "the update is always one pass over a parameter"),
     ignored("differentiable", "the update is never differentiated"),
 ];
@@ -133,7 +134,7 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
 }
 
 /// What torchtune's recipes take where nothing is written and ours take something else.
-pub(super) const DEFAULTS: &[Default] = &[Default::new("save_adapter_weights_only", "false")];
+pub(super) const DEFAULTS: &[TheirDefault] = &[TheirDefault::new("save_adapter_weights_only", "false")];
 
 /// Whether a file is a tokenizer's, but no `tokenizer.json`.
 fn is_other_tokenizer_file(path: &Node) -> bool {

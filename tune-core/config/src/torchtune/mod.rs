@@ -28,9 +28,9 @@ fn component<'n>(root: &'n Node, section: &str) -> Option<&'n Node> {
     Some(&root.get(section)?.value.get(COMPONENT)?.value)
 }
 
-/// Whether a config is torchtune's and not one of ours.
-fn is_torchtune(root: &Node) -> bool {
-    let names = |section| component(root, section).and_then(Node::as_str);
+/// Whether the config in `file` is torchtune's and not one of ours, whatever overrides say.
+fn is_torchtune(root: &Node, file: SourceId) -> bool {
+    let names = |section| component(root, section).filter(|node| node.span.source == file).and_then(Node::as_str);
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 

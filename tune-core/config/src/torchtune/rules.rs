@@ -35,7 +35,7 @@ pub(super) struct Taken {
     /// Why all keys that are unknown here have no effect, where that is so.
     pub(super) rest: Option<&'static str>,
     /// What the original takes where nothing is written.
-    pub(super) defaults: &'static [Default],
+    pub(super) defaults: &'static [TheirDefault],
 }
 
 impl Taken {
@@ -58,14 +58,14 @@ impl Taken {
         self
     }
 
-    pub(super) const fn defaults(mut self, defaults: &'static [Default]) -> Self {
+    pub(super) const fn defaults(mut self, defaults: &'static [TheirDefault]) -> Self {
         self.defaults = defaults;
         self
     }
 }
 
 /// A default that is not ours.
-pub(super) struct Default {
+pub(super) struct TheirDefault {
     pub(super) key: &'static str,
     /// The value, as YAML on one line.
     pub(super) value: &'static str,
@@ -73,7 +73,7 @@ pub(super) struct Default {
     pub(super) unless: &'static [&'static str],
 }
 
-impl Default {
+impl TheirDefault {
     pub(super) const fn new(key: &'static str, value: &'static str) -> Self {
         Self { key, value, unless: &[] }
     }

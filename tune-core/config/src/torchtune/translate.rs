@@ -3,7 +3,7 @@
 use tune_yaml::{Entry, Kind, Node, Scalar, SourceId, Span, Value};
 
 use super::components::{REFUSED, TAKEN};
-use super::rules::{Default, KeyRule, Rule, Taken};
+use super::rules::{KeyRule, Rule, Taken, TheirDefault};
 use super::{files, is_torchtune, keys};
 use crate::codes;
 use crate::overrides::relocate;
@@ -47,48 +47,17 @@ pub(crate) enum What {
 
 /// Makes ours of what was read from the file `text`, as far as it is torchtune's; `root` has the overrides in it.
 pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: SourceId) -> Translation {
-    let mut translator = Translator { torchtune: is_torchtune(root), out: Translation::default() };
+    let mut translator = Translator { torchtune: is_torchtune(root, file), out: Translation::default() };
     if translator.torchtune {
-        if let Some(refused) = refusal(schema, root) {
+        if let Some(refused) = files::refusal(schema, root) {
             translator.out.diagnostics.push(refused);
             root.value = Value::Reported;
             return translator.out;
         }
-        translator.out.diagnostics.extend(processes(root, text, file));
+        translator.out.diagnostics.extend(files::processes(root, text, file));
     }
     translator.value(schema, root, "", false);
     translator.out
-}
-
-/// Why no recipe here, or another one, can run the file.
-fn refusal(schema: &Schema, root: &Node) -> Option<Diagnostic> {
-    let Schema::Struct(fields) = schema else { return None };
-    let knows = |key: &str| fields.find(key).is_some();
-    let model = fields.find("model").and_then(|key| match &key.schema {
-        Schema::Struct(fields) => files::model(root, fields.find("lora_rank").is_some()),
-        _ => None,
-    });
-    let refused = files::purpose(root, knows).or(model)?;
-    Some(Diagnostic::error(codes::NOT_HERE, refused.message).at(refused.at.span, refused.label).help(refused.help))
-}
-
-/// torchtune's command for the file stands in its comments; where it starts several processes, a step has more samples.
-fn processes(root: &Node, text: &str, file: SourceId) -> Option<Diagnostic> {
-    const OPTION: &str = "--nproc_per_node ";
-    let (start, digits) = text.match_indices(OPTION).find_map(|(at, _)| {
-        let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        let start = at + OPTION.len();
-        let digits = text[start..].split(|c: char| !c.is_ascii_digit()).next()?;
-        text[line..].starts_with('#').then_some((start, digits))
-    })?;
-    let count = digits.parse::<u64>().ok().filter(|count| *count > 1)?;
-    let accumulated = root.get("gradient_accumulation_steps").and_then(|entry| entry.value.as_str());
-    let steps = accumulated.map_or(Some(1), |text| text.parse::<u64>().ok())?.saturating_mul(count);
-    Some(
-        Diagnostic::warning(format!("torchtune's command starts {count} processes, and here one trains"))
-            .at(Span::new(file, start, start + digits.len()), format!("each step has 1/{count} of the samples"))
-            .help(format!("for steps of the same size set gradient_accumulation_steps={steps}")),
-    )
 }
 
 struct Translator {
@@ -239,7 +208,14 @@ impl Translator {
     }
 
     /// Adds what torchtune takes where nothing is written; `alone` is the component that `node` is without keys.
-    fn defaults(&mut self, fields: &Struct, node: &mut Node, defaults: &[Default], span: Span, alone: Option<&str>) {
+    fn defaults(
+        &mut self,
+        fields: &Struct,
+        node: &mut Node,
+        defaults: &[TheirDefault],
+        span: Span,
+        alone: Option<&str>,
+    ) {
         if !self.torchtune {
             return;
         }

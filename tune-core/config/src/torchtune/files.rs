@@ -38,7 +38,7 @@ const MARKS: &[Mark] = &[
         "that harness reads the checkpoints that the recipes write",
     ),
     mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
-    mark("quantizer", "", "quantization", NO_RECIPE),
+    mark("quantizer", "", "quantization, or training for it", NO_RECIPE),
 ];
 
 const fn family(prefix: &'static str, what: &'static str) -> Refused {

@@ -9,7 +9,7 @@ use tune_config::Config;
 use crate::generate::{Sampler, StopOptions, generate};
 use crate::models::Decoder;
 use crate::tokenizer::{Message, Tokenizer};
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// Held-out questions whose answers must be right to the letter.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -66,7 +66,7 @@ impl ExactMatch {
     /// # Errors
     /// A file that cannot be read, a line that is no conversation (it is named), a tokenizer without a chat template.
     pub fn read(config: &ExactMatchConfig, tokenizer: &Tokenizer) -> Result<Self> {
-        let path = &config.data_file;
+        let path = &*hub::dataset(&config.data_file)?;
         let template = tokenizer
             .chat_template()
             .ok_or_else(|| Error::setup("exact_match needs a model with a chat template; this one has none"))?;

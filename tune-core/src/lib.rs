@@ -14,6 +14,7 @@ pub mod engine;
 mod error;
 pub mod eval;
 pub mod generate;
+pub mod hub;
 mod kernels;
 pub mod loss;
 pub mod metrics;

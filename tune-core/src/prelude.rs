@@ -10,9 +10,11 @@ pub use crate::distributed::init_process_group;
 pub use crate::engine::{self, RunOptions, forward_backward};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
+pub use crate::hub;
 pub use crate::loss::LossConfig;
 pub use crate::metrics::{
-    Console, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics, peak_memory,
+    Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics,
+    peak_memory,
 };
 pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};

@@ -154,6 +154,7 @@ impl Recipe for FullFinetune {
         let device = cfg.device.open()?;
         let dtype = cfg.dtype.training_dtype()?;
         let mut console = Console::stderr();
+        hub::watch(Downloads::stderr());
 
         let base = cfg.checkpointer.open()?;
         if let Some(architecture) = cfg.model.architecture {

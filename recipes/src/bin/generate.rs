@@ -9,9 +9,9 @@ use tune_core::prelude::*;
 /// Continues a prompt.
 #[recipe(configs = ["../configs/generate/tiny.yaml", "../configs/generate/smollm2_135m.yaml"])]
 fn generate(
-    /// The model: a Hugging Face folder or a .gguf file.
+    /// The model: a Hugging Face folder, a .gguf file, or hf://org/name.
     checkpoint_dir: PathBuf,
-    /// A folder with a PEFT adapter for it.
+    /// A folder with a PEFT adapter for it, or hf://org/name.
     adapter_dir: Option<PathBuf>,
     /// What the model is asked, or what it continues.
     prompt: String,
@@ -44,6 +44,7 @@ fn generate(
     dtype: Precision,
 ) -> Result<()> {
     init_process_group()?;
+    hub::watch(Downloads::stderr());
     let checkpoint = Checkpoint::open(&checkpoint_dir)?;
     let (tokenizer, _) = TokenizerConfig::default().open(&checkpoint)?;
     let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;

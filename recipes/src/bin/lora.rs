@@ -148,6 +148,7 @@ impl Recipe for LoraFinetune {
         let device = cfg.device.open()?;
         let dtype = cfg.dtype.training_dtype()?;
         let mut console = Console::stderr();
+        hub::watch(Downloads::stderr());
 
         let base = cfg.checkpointer.open()?;
         let shape = DecoderConfig::from_json(base.config())?;

@@ -21,11 +21,11 @@ use crate::config::{Config, Mismatch, Schema, Value};
     should_load_recipe_state = "resume_from_checkpoint says it"
 ))]
 pub struct CheckpointConfig {
-    /// The model: a Hugging Face folder or a .gguf file.
+    /// The model: a Hugging Face folder, a .gguf file, or hf://org/name.
     pub checkpoint_dir: PathBuf,
     /// Only these weight files of checkpoint_dir; where null, those that it consists of.
     pub checkpoint_files: Option<Vec<String>>,
-    /// A folder with a PEFT adapter to start from.
+    /// A folder with a PEFT adapter to start from, or hf://org/name.
     pub adapter_checkpoint: Option<PathBuf>,
     /// Largest size of one weight file, such as 5GB or 500MB.
     #[config(default = "5GB")]

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
 use crate::tokenizer::TokenizerFiles;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// How a checkpoint is opened, beyond its path.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +52,7 @@ enum Weights {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a `.gguf` file.
+    /// Opens a Hugging Face folder, a `.gguf` file, or either on the hub (`hf://org/name`).
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Checkpoint {
     ///
     /// As [`Self::open`]; and where `options` name files that are not there.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref();
+        let path = &*hub::model(path.as_ref(), options.files.as_deref().unwrap_or_default())?;
         let meta = std::fs::metadata(path).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::file(

@@ -14,7 +14,7 @@ use super::safetensors::{self, Outgoing};
 use super::source::read_json;
 use super::{durable, hf};
 use crate::tokenizer::TokenizerFiles;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -87,6 +87,7 @@ pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'
 /// something that is not supported (DoRA, trained biases or embeddings, ranks that differ between
 /// modules …).
 pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
+    let dir = &*hub::model(dir, &[])?;
     let config_path = dir.join(CONFIG);
     if !config_path.exists() {
         return Err(Error::file(dir, format!("has no {CONFIG}; give the folder of a PEFT adapter")));

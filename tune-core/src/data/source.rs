@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::config::Files;
 use super::split::Split;
 use crate::tokenizer::listed;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// One object of a data file.
 #[derive(Debug, Clone)]
@@ -77,6 +77,7 @@ enum Format {
 /// `column` is one that every record of this dataset has.
 pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
     let split: Split = files.split.parse()?;
+    let files = &local(files)?;
     let data_files = &files.data_files;
     let (format, paths) = match files.source.as_deref() {
         None => (None, data_files.clone()),
@@ -114,6 +115,23 @@ pub(super) fn read(files: &Files, column: &str) -> Result<Vec<Record>> {
         }
     }
     split.cut(records)
+}
+
+/// The dataset with the files and folders on this machine that names on the hub (`hf://org/name`) stand for.
+fn local(files: &Files) -> Result<Files> {
+    let mut local = files.clone();
+    if let Some(repo) = files.source.as_deref().filter(|source| source.starts_with(hub::SCHEME)) {
+        let repo = repo.trim_end_matches('/');
+        local.source = None;
+        local.data_files = match files.data_files.is_empty() {
+            true => vec![PathBuf::from(repo)],
+            false => files.data_files.iter().map(|file| format!("{repo}/{}", file.display()).into()).collect(),
+        };
+    }
+    for file in &mut local.data_files {
+        *file = hub::dataset(file)?.into_owned();
+    }
+    Ok(local)
 }
 
 fn by_extension(path: &Path) -> Result<Format> {

@@ -5,6 +5,7 @@
 
 mod config;
 mod console;
+mod downloads;
 mod format;
 mod jsonl;
 mod memory;
@@ -17,6 +18,7 @@ use crate::{Error, Result};
 
 pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
 pub use console::Console;
+pub use downloads::Downloads;
 pub use jsonl::JsonlLogger;
 pub use memory::peak_memory;
 pub use tensorboard::TensorBoardLogger;

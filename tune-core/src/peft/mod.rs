@@ -15,7 +15,7 @@ pub use config::LoraModel;
 use crate::checkpoint::peft::{AdapterConfig, TargetModules};
 use crate::models::{Adapter, Decoder, uniform};
 use crate::ops::Dropout;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// A linear layer that can carry an adapter, by its Hugging Face name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Config)]
@@ -99,7 +99,9 @@ impl LoraOptions {
             dropout: self.dropout,
             use_rslora: false,
             target_modules: TargetModules::Names(self.modules.iter().map(|m| m.name().to_string()).collect()),
-            base_model_name_or_path: Some(base_model.display().to_string()),
+            base_model_name_or_path: Some(
+                hub::name_in_cache(base_model).unwrap_or_else(|| base_model.display().to_string()),
+            ),
         }
     }
 

@@ -72,12 +72,10 @@ fn target(to: &Path, file: &str) -> Result<PathBuf> {
     let wanted = Path::new(file).extension();
     match to.extension() == wanted {
         true => Ok(to.to_owned()),
-        false => Err(format!(
-            "the copy is to be a .{} file or a folder: {}/{file}",
-            wanted.unwrap_or_default().display(),
-            to.display()
-        )
-        .into()),
+        false => {
+            let (shown, wanted) = (to.display(), wanted.unwrap_or_default().display());
+            Err(format!("{shown} is no .{wanted} file; a folder for the copy ends with a slash: {shown}/").into())
+        }
     }
 }
 

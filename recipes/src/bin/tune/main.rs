@@ -4,6 +4,7 @@
 
 mod build;
 mod copy;
+mod download;
 mod launch;
 mod paths;
 mod shipped;
@@ -53,6 +54,8 @@ enum Command {
     Check(Start),
     /// Show how much memory a run will take.
     Plan(Start),
+    /// Download a model or a dataset from the Hugging Face hub.
+    Download(download::Args),
     /// Say more about an error of a config, such as E0020; without a code, list all.
     Explain {
         /// The code in the message.
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Plan(start) => return launch::run(Action::Plan, &start),
         Command::Validate(args) => return validate::run(Action::Validate, args),
         Command::Convert(args) => return validate::run(Action::Convert, args),
+        Command::Download(args) => print(&download::run(&args)?),
         Command::Explain { code } => print(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -119,7 +123,8 @@ fn print(text: &str) {
 fn explain(code: Option<&str>) -> Result<String> {
     match code {
         None => Ok(codes::EXPLANATIONS.iter().map(|e| format!("{}  {}\n", e.code, e.title)).collect()),
-        Some(code) => codes::explain(code)
+        // `20` and `E20` are understood.
+        Some(code) => codes::explain(&format!("E{:0>4}", code.trim_start_matches(['E', 'e'])))
             .map(ToString::to_string)
             .ok_or_else(|| format!("there is no error `{code}`; `tune explain` lists them").into()),
     }

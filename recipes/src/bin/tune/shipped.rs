@@ -139,11 +139,20 @@ impl Config {
     }
 }
 
+/// The longest line about something.
+const SHOWN: usize = 90;
+
 fn sentence<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     let paragraph: Vec<&str> = lines.map(str::trim).take_while(|line| !line.is_empty()).collect();
     let paragraph = paragraph.join(" ");
-    match paragraph.split_once(". ") {
-        Some((first, _)) => format!("{first}."),
-        None => paragraph,
+    let first = paragraph.split_once(". ").map_or(&*paragraph, |(first, _)| first).trim_end_matches('.');
+    if first.chars().count() <= SHOWN {
+        return format!("{first}.");
+    }
+    // The end of a clause, else of a word.
+    let head: String = first.chars().take(SHOWN).collect();
+    match head.rfind([',', ';']).or_else(|| head.rfind(' ')) {
+        Some(end) => format!("{} …", &head[..end]),
+        None => head,
     }
 }

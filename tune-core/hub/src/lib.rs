@@ -1,0 +1,112 @@
+//! Models and datasets from the Hugging Face hub.
+//!
+//! Files go into the cache that Python's `huggingface_hub` uses, in its layout, so that neither downloads what the
+//! other has. A download that breaks off goes on where it was, in this run or the next, and a file is in the cache
+//! only whole: of the size that the hub states, with the SHA-256 that it states for large files.
+//!
+//! The client is our own, on `ureq`: the crate `hf-hub` 1.0 cannot resume a download and brings an asynchronous
+//! runtime and a second C library for TLS along.
+
+mod cache;
+mod download;
+mod error;
+mod http;
+mod listing;
+mod repo;
+mod snapshot;
+
+pub use error::{Error, Result};
+pub use listing::{File, Listing};
+pub use repo::{Kind, Location, Repo, SCHEME};
+pub use snapshot::Selection;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The hub, and the cache on this machine.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    endpoint: String,
+    token: Option<String>,
+    cache: PathBuf,
+    offline: bool,
+    agent: ureq::Agent,
+    /// Before the first repetition of a request.
+    pause: Duration,
+}
+
+/// What happens during a download.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// A file begins, or goes on after `done` of its `size` bytes.
+    Begin {
+        /// Its path in the repository.
+        file: &'a str,
+        /// All of it, in bytes.
+        size: u64,
+        /// What is there already.
+        done: u64,
+    },
+    /// So many bytes more of it are there.
+    Bytes(u64),
+    /// The file is there, whole.
+    End,
+    /// Something that a person should know.
+    Note(&'a str),
+}
+
+impl Hub {
+    /// As the environment has it, with the variables of `huggingface_hub`: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`,
+    /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`.
+    ///
+    /// # Errors
+    /// Nothing says where the cache is.
+    pub fn from_env() -> Result<Self> {
+        let endpoint = cache::variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let offline = cache::variable("HF_HUB_OFFLINE")
+            .is_some_and(|value| ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)));
+        Ok(Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: cache::token(),
+            cache: cache::folder()?,
+            offline,
+            agent: http::agent(),
+            pause: Duration::from_secs(1),
+        })
+    }
+
+    /// Another server, such as `http://localhost:8080`.
+    #[must_use]
+    pub fn endpoint(mut self, url: &str) -> Self {
+        self.endpoint = url.trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// The token that says who asks.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Another cache.
+    #[must_use]
+    pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache = folder.into();
+        self
+    }
+
+    /// Whether only the cache is asked.
+    #[must_use]
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// How long to wait before a request is repeated the first time; then twice as long, and so on.
+    #[must_use]
+    pub fn pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+}

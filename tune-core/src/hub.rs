@@ -1,0 +1,183 @@
+//! `hf://org/name[@revision][/path]` wherever a model, an adapter or a dataset is named: from the cache that Python's
+//! `huggingface_hub` uses, downloaded into it where that lacks it.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use tune_hub::{File, Listing, Location};
+
+pub use tune_hub::{Event, Hub, Kind, Repo, SCHEME, Selection};
+
+use crate::{Error, Result};
+
+type Watcher = Box<dyn FnMut(Event<'_>) + Send>;
+
+static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
+
+/// Tells `watcher` of every download from now on, such as [`Downloads`](crate::metrics::Downloads).
+pub fn watch(watcher: impl FnMut(Event<'_>) + Send + 'static) {
+    *WATCHER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(watcher));
+}
+
+impl From<tune_hub::Error> for Error {
+    fn from(error: tune_hub::Error) -> Self {
+        Self::setup(error.to_string())
+    }
+}
+
+/// The folder, or the GGUF file, of a model or an adapter; a path that is none of the hub's is what it was.
+///
+/// Of a repository, what makes a model: its JSON files, weights in safetensors (else its one GGUF file) and the
+/// tokenizer. `files` are weight files that are wanted besides.
+///
+/// # Errors
+/// The hub and the cache have no such thing, or the download fails.
+pub fn model<'a>(path: &'a Path, files: &[String]) -> Result<Cow<'a, Path>> {
+    let Some(location) = location(path, Kind::Model)? else { return Ok(path.into()) };
+    let inside = location.path.as_deref();
+    snapshot(&location, |listing| match of_model(listing, inside, files) {
+        chosen if chosen.iter().any(|file| is_weights(&file.name)) => Ok(chosen),
+        _ => Err(no_model(listing, &location)),
+    })
+}
+
+/// The file, or the folder with the data files, of a dataset; a path that is none of the hub's is what it was.
+///
+/// # Errors
+/// As [`model`]; and where a repository has data in several folders, of which one is to be named.
+pub fn dataset(path: &Path) -> Result<Cow<'_, Path>> {
+    let Some(location) = location(path, Kind::Dataset)? else { return Ok(path.into()) };
+    let inside = location.path.as_deref();
+    let found = snapshot(&location, |listing| {
+        let is_inside = |name: &str| inside.is_none_or(|inside| Path::new(name).starts_with(inside));
+        let data = |file: &&File| is_inside(&file.name) && (is_data(&file.name) || inside == Some(&file.name));
+        let all: Vec<&File> = listing.files.iter().filter(data).collect();
+        match all.is_empty() {
+            false => Ok(all),
+            true => Err(tune_hub::Error::Refused(format!("{} has no .json, .jsonl or .parquet file", path.display()))),
+        }
+    })?;
+    let folders = data_folders(&found);
+    match folders.as_slice() {
+        [] => Ok(found),
+        [one] => Ok(one.clone().into()),
+        _ if folders.contains(&found.to_path_buf()) => Ok(found),
+        several => {
+            let name = |folder: &PathBuf| folder.strip_prefix(&found).unwrap_or(folder).display().to_string();
+            let names: Vec<String> = several.iter().map(name).collect();
+            Err(Error::setup(format!(
+                "{} has data in several folders: name one, such as {0}/{}; there are {}",
+                path.display(),
+                names[0],
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+/// What the hub calls the model in a folder of its cache: `org/name`.
+pub fn name_in_cache(folder: &Path) -> Option<String> {
+    let snapshots = folder.ancestors().skip(1).find(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?;
+    Some(repo.strip_prefix("models--")?.replace("--", "/"))
+}
+
+fn location(path: &Path, kind: Kind) -> Result<Option<Location>> {
+    let location = path.to_str().and_then(|text| Location::parse(text, kind));
+    Ok(location.transpose()?)
+}
+
+/// Where the chosen files of a location are.
+fn snapshot(
+    location: &Location,
+    choose: impl for<'a> FnOnce(&'a Listing) -> tune_hub::Result<Vec<&'a File>>,
+) -> Result<Cow<'static, Path>> {
+    let mut watcher = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut events = |event: Event<'_>| {
+        if let Some(watcher) = watcher.as_mut() {
+            watcher(event);
+        }
+    };
+    let folder = Hub::from_env()?.snapshot(&location.repo, choose, &mut events)?;
+    let path = location.path.as_ref().map_or(folder.clone(), |inside| folder.join(inside));
+    match path.exists() {
+        true => Ok(path.into()),
+        // Offline, or it would have been downloaded.
+        false => {
+            Err(Error::file(&folder, format!("is what the cache has of {}; the rest needs the hub", location.repo)))
+        }
+    }
+}
+
+fn extension(name: &str) -> Option<&str> {
+    Path::new(name).extension()?.to_str()
+}
+
+fn is_weights(name: &str) -> bool {
+    matches!(extension(name), Some("safetensors" | "gguf"))
+}
+
+/// Of the folder itself: what is below it are the same weights in other formats.
+fn of_model<'a>(listing: &'a Listing, inside: Option<&str>, files: &[String]) -> Vec<&'a File> {
+    if let Some(exact) = listing.files.iter().find(|file| inside == Some(&file.name)) {
+        return vec![exact];
+    }
+    let folder = inside.map(|inside| format!("{inside}/")).unwrap_or_default();
+    let named = || listing.files.iter().filter_map(|file| Some((file, file.name.strip_prefix(&folder)?)));
+    // `consolidated*` is Mistral's own copy of the same weights under other names.
+    let is_safetensors =
+        |name: &str| extension(name) == Some("safetensors") && !name.contains('/') && !name.starts_with("consolidated");
+    let is_description = |name: &str| match extension(name) {
+        Some("json" | "jinja") => !name.contains('/') || name.starts_with("chat_templates/"),
+        _ => ["merges.txt", "tokenizer.model"].contains(&name),
+    };
+    if files.is_empty() && !named().any(|(_, name)| is_safetensors(name)) {
+        let mut ggufs = named().filter(|(_, name)| extension(name) == Some("gguf") && !name.contains('/'));
+        // It has its own config and tokenizer.
+        if let (Some((gguf, _)), None) = (ggufs.next(), ggufs.next()) {
+            return vec![gguf];
+        }
+    }
+    let is_asked_for = |name: &str| files.iter().any(|file| file == name);
+    let wanted = named().filter(|(_, name)| is_safetensors(name) || is_description(name) || is_asked_for(name));
+    wanted.map(|(file, _)| file).collect()
+}
+
+fn no_model(listing: &Listing, location: &Location) -> tune_hub::Error {
+    let ggufs: Vec<&str> =
+        listing.files.iter().map(|file| &*file.name).filter(|name| extension(name) == Some("gguf")).collect();
+    let repo = &location.repo;
+    tune_hub::Error::Refused(match ggufs.first() {
+        Some(first) => format!(
+            "{repo} has several GGUF files: name one, such as {SCHEME}{repo}/{first}; there are {}",
+            ggufs.join(", ")
+        ),
+        None => format!("{repo} has no weights in safetensors or GGUF; others are not read"),
+    })
+}
+
+/// Whether a file holds records, and is no description of them.
+fn is_data(name: &str) -> bool {
+    let described = Path::new(name).file_name().is_some_and(|name| name.to_string_lossy().starts_with("dataset_info"));
+    matches!(extension(name), Some("json" | "jsonl" | "ndjson" | "parquet")) && !described
+}
+
+/// The folders with data files in them, in order.
+fn data_folders(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_str().is_some_and(is_data) && !found.contains(&folder) {
+                found.push(folder.clone());
+            }
+        }
+    }
+    found.sort();
+    found
+}

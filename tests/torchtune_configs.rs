@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/hub_server.rs"]
+mod hub_server;
 #[path = "common/runs.rs"]
 mod runs;
 
@@ -11,7 +13,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, files, newest, root, run, succeed, text};
+use hub_server::{Content, Server};
+use runs::{fail, files, newest, recipe, root, run, succeed, text};
 use tempfile::TempDir;
 
 /// A config of torchtune's.
@@ -237,6 +240,28 @@ fn they_train() {
             assert!(files(&saved.join("merged")).iter().any(|(name, _)| name == "model.safetensors"));
         }
     }
+}
+
+/// With nothing but a model's name: torchtune's own dataset comes from the hub, as the model does.
+#[test]
+fn model_and_data_come_from_the_hub() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = shipped().into_iter().find(|config| config.name == "llama3_2/1B_lora_single_device.yaml").unwrap();
+    let model = files(&root().join("recipes/tiny/model")).into_iter().collect();
+    let data = BTreeMap::from([("alpaca.jsonl".to_owned(), ALPACA.as_bytes().to_vec())]);
+    let repos = [("models/org/tiny", model), ("datasets/yahma/alpaca-cleaned", data)];
+    let repos = repos.into_iter().map(|(name, files)| (name.to_owned(), files)).collect();
+    let server = Server::start(Content { repos, ..Content::default() });
+    let (path, output) = (file(folder.path(), &config), format!("output_dir={}", folder.path().join("out").display()));
+    let args = ["--config", &path, &output, "checkpointer.checkpoint_dir=hf://org/tiny", "model.architecture=null"];
+    let run = recipe("lora", &args)
+        .args(["device=cpu", "max_steps_per_epoch=1"])
+        .envs([("HF_ENDPOINT", server.url.as_str()), ("HF_HOME", folder.path().join("hub").to_str().unwrap())])
+        .env_remove("HF_HUB_OFFLINE")
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert!(text(&run.stderr).contains("4 samples"), "{}", text(&run.stderr));
 }
 
 /// A mistake in a file of torchtune's is shown where it stands in that file.

@@ -130,12 +130,15 @@ pub(super) fn processes(root: &Node, text: &str, file: SourceId) -> Option<Diagn
         text[line..].starts_with('#').then_some((start, digits))
     })?;
     let count = digits.parse::<u64>().ok().filter(|count| *count > 1)?;
-    let accumulated = root.get("gradient_accumulation_steps").and_then(|entry| entry.value.as_str());
-    let steps = accumulated.map_or(Some(1), |text| text.parse::<u64>().ok())?.saturating_mul(count);
+    let written = |key: &str| root.get(key).and_then(|entry| entry.value.as_str());
+    // An optimizer in the backward pass leaves no room for accumulation.
+    let in_backward = written("optimizer_in_bwd").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let key = if in_backward { "batch_size" } else { "gradient_accumulation_steps" };
+    let larger = written(key).map_or(Some(1), |text| text.parse::<u64>().ok())?.saturating_mul(count);
     Some(
         Diagnostic::warning(format!("torchtune's command starts {count} processes, and here one trains"))
             .at(Span::new(file, start, start + digits.len()), format!("each step has 1/{count} of the samples"))
-            .help(format!("for steps of the same size set gradient_accumulation_steps={steps}")),
+            .help(format!("for steps of the same size set {key}={larger}")),
     )
 }
 

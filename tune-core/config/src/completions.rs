@@ -8,10 +8,11 @@ use crate::schema::{Const, Schema, Struct};
 /// The shells there are completions for.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 9] = [
     "--config",
     "--help",
     "--version",
+    "--validate",
     "--print-config",
     "--print-schema",
     "--print-reference",

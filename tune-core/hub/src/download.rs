@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
@@ -26,128 +26,45 @@ impl Hub {
         events: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let blob = self.blob(repo, &file.etag);
-        if is_there(&blob, file) {
+        let is_there = || fs::metadata(&blob).is_ok_and(|meta| meta.len() == file.size);
+        if is_there() {
             return Ok(());
         }
         make_parent(&blob)?;
         let partial = blob.with_extension("part");
         let failed = || Error::io("write", &partial);
-        let mut out = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .append(true)
-            .open(&partial)
-            .map_err(Error::io("write", &partial))?;
+        let out = OpenOptions::new().create(true).read(true).append(true).open(&partial).map_err(failed())?;
         // Two that write to one part would spoil it.
         if let Err(TryLockError::WouldBlock) = out.try_lock() {
             events(Event::Note(&format!("another process is downloading {}; waiting for it", file.name)));
             out.lock().map_err(failed())?;
-            if is_there(&blob, file) {
+            if is_there() {
                 return Ok(());
             }
         }
-        let mut done = out.metadata().map_err(failed())?.len();
-        if done > file.size {
-            out.set_len(0).map_err(failed())?;
-            done = 0;
-        }
-        events(Event::Begin { file: &file.name, size: file.size, done });
-        let (mut furthest, mut breaks) = (done, 0);
-        while done < file.size {
-            let broken = self.go_on(repo, commit, file, &mut out, &mut done, &partial, events)?;
-            if done > furthest {
-                (furthest, breaks) = (done, 0);
-            } else if let Some(why) = broken {
-                breaks += 1;
-                if breaks == BREAKS {
-                    return Err(match why {
-                        Break::Network(why) => Error::Unreachable {
-                            host: self.host().to_owned(),
-                            why: format!("{why}; {} goes on from byte {done} next time", file.name),
-                        },
-                        Break::End => Error::Damaged(format!(
-                            "{} of {repo} is {} bytes long, says {}, but it sends {done}",
-                            file.name,
-                            file.size,
-                            self.host()
-                        )),
-                    });
-                }
-                std::thread::sleep(self.pause * 2u32.pow(breaks - 1));
-            }
-        }
-        if let Some(expected) = &file.sha256 {
-            let found = sha256(&mut out).map_err(Error::io("read", &partial))?;
-            if found != *expected {
-                let _ = fs::remove_file(&partial);
-                return Err(Error::Damaged(format!(
-                    "{} of {repo} was damaged on its way (SHA-256 {found} instead of {expected}); it was deleted: try again",
-                    file.name
-                )));
-            }
-        }
-        out.sync_all().map_err(failed())?;
+        let done = out.metadata().map_err(failed())?.len();
+        let kind = if repo.kind == Kind::Dataset { "datasets/" } else { "" };
+        let address = format!("{kind}{}/resolve/{}/{}", path(&repo.name), part(commit), path(&file.name));
+        let mut download = Download { hub: self, repo, file, address, out, partial: partial.clone(), done, events };
+        download.run()?;
+        download.check()?;
         fs::rename(&partial, &blob).map_err(Error::io("write", &blob))?;
         events(Event::End);
         Ok(())
     }
+}
 
-    /// One request for what is missing; how it ended, if too early.
-    #[allow(clippy::too_many_arguments)]
-    fn go_on(
-        &self,
-        repo: &Repo,
-        commit: &str,
-        file: &File,
-        out: &mut fs::File,
-        done: &mut u64,
-        partial: &Path,
-        events: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<Break>> {
-        let kind = if repo.kind == Kind::Dataset { "datasets/" } else { "" };
-        let address = format!("{kind}{}/resolve/{}/{}", path(&repo.name), part(commit), path(&file.name));
-        let mut response = match self.get(&address, *done) {
-            Ok(response) => response,
-            Err(Error::Unreachable { why, .. }) => return Ok(Some(Break::Network(why))),
-            Err(error) => return Err(error),
-        };
-        let begins = format!("bytes {done}-");
-        let goes_on = response.status() == 206
-            && header(&response, "content-range").is_some_and(|range| range.starts_with(&begins));
-        if !goes_on {
-            // The server starts over, or has no more than what is there.
-            out.set_len(0).map_err(Error::io("write", partial))?;
-            *done = 0;
-            events(Event::Begin { file: &file.name, size: file.size, done: 0 });
-        }
-        match response.status().as_u16() {
-            200 => {}
-            206 if goes_on => {}
-            206 | 416 => return Ok(Some(Break::End)),
-            _ => return Err(self.refusal(repo, &response)),
-        }
-        let mut body = response.body_mut().as_reader();
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let count = match body.read(&mut buffer) {
-                Ok(0) => return Ok(Some(Break::End)),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Ok(Some(Break::Network(error.to_string()))),
-            };
-            if *done + count as u64 > file.size {
-                return Err(Error::Damaged(format!(
-                    "{} of {repo} is {} bytes long, says {}, but it sends more",
-                    file.name,
-                    file.size,
-                    self.host()
-                )));
-            }
-            out.write_all(&buffer[..count]).map_err(Error::io("write", partial))?;
-            *done += count as u64;
-            events(Event::Bytes(count as u64));
-        }
-    }
+/// A file on its way.
+struct Download<'a> {
+    hub: &'a Hub,
+    repo: &'a Repo,
+    file: &'a File,
+    address: String,
+    out: fs::File,
+    partial: PathBuf,
+    /// Bytes that are there.
+    done: u64,
+    events: &'a mut dyn FnMut(Event<'_>),
 }
 
 /// Why no more came.
@@ -157,8 +74,112 @@ enum Break {
     End,
 }
 
-fn is_there(blob: &Path, file: &File) -> bool {
-    fs::metadata(blob).is_ok_and(|meta| meta.len() == file.size)
+impl Download<'_> {
+    /// Asks until all is there.
+    fn run(&mut self) -> Result<()> {
+        if self.done > self.file.size {
+            self.start_over()?;
+        } else {
+            self.begin();
+        }
+        let (mut furthest, mut breaks) = (self.done, 0);
+        while self.done < self.file.size {
+            let why = self.go_on()?;
+            if self.done > furthest {
+                (furthest, breaks) = (self.done, 0);
+                continue;
+            }
+            breaks += 1;
+            if breaks == BREAKS {
+                return Err(self.given_up(why));
+            }
+            std::thread::sleep(self.hub.pause * 2u32.pow(breaks - 1));
+        }
+        Ok(())
+    }
+
+    /// One request for what is missing, until it ends or breaks.
+    fn go_on(&mut self) -> Result<Break> {
+        let mut response = match self.hub.get(&self.address, self.done) {
+            Ok(response) => response,
+            Err(Error::Unreachable { why, .. }) => return Ok(Break::Network(why)),
+            Err(error) => return Err(error),
+        };
+        let from = format!("bytes {}-", self.done);
+        match response.status().as_u16() {
+            206 if header(&response, "content-range").is_some_and(|range| range.starts_with(&from)) => {}
+            200 => self.start_over()?,
+            // Not what was asked for; or it has no more than what is there.
+            206 | 416 => {
+                self.start_over()?;
+                return Ok(Break::End);
+            }
+            _ => return Err(self.hub.refusal(self.repo, &response)),
+        }
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let count = match body.read(&mut buffer) {
+                Ok(0) => return Ok(Break::End),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Ok(Break::Network(error.to_string())),
+            };
+            if self.done + count as u64 > self.file.size {
+                return Err(self.wrong_size("more"));
+            }
+            self.out.write_all(&buffer[..count]).map_err(self.failed())?;
+            self.done += count as u64;
+            (self.events)(Event::Bytes(count as u64));
+        }
+    }
+
+    fn begin(&mut self) {
+        (self.events)(Event::Begin { file: &self.file.name, size: self.file.size, done: self.done });
+    }
+
+    fn start_over(&mut self) -> Result<()> {
+        if self.done > 0 {
+            self.out.set_len(0).map_err(self.failed())?;
+            self.done = 0;
+            self.begin();
+        }
+        Ok(())
+    }
+
+    /// What is there is what was promised, and on the disk.
+    fn check(&mut self) -> Result<()> {
+        if let Some(expected) = &self.file.sha256 {
+            let found = sha256(&mut self.out).map_err(Error::io("read", &self.partial))?;
+            if found != *expected {
+                let _ = fs::remove_file(&self.partial);
+                return Err(Error::Damaged(format!(
+                    "{} of {} was damaged on its way (SHA-256 {found} instead of {expected}); it was deleted: try again",
+                    self.file.name, self.repo
+                )));
+            }
+        }
+        self.out.sync_all().map_err(self.failed())
+    }
+
+    fn given_up(&self, why: Break) -> Error {
+        match why {
+            Break::Network(why) => Error::Unreachable {
+                host: self.hub.host().to_owned(),
+                why: format!("{why}; {} goes on from byte {} next time", self.file.name, self.done),
+            },
+            Break::End => self.wrong_size("less"),
+        }
+    }
+
+    fn wrong_size(&self, sent: &str) -> Error {
+        let (File { name, size, .. }, host) = (self.file, self.hub.host());
+        Error::Damaged(format!("{name} of {} is {size} bytes long, says {host}, but it sends {sent}", self.repo))
+    }
+
+    fn failed(&self) -> impl FnOnce(io::Error) -> Error + use<> {
+        Error::io("write", &self.partial)
+    }
 }
 
 fn sha256(file: &mut fs::File) -> io::Result<String> {

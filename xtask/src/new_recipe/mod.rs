@@ -33,7 +33,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for (path, _) in &plan.files {
         println!("  {}", path.display());
     }
-    println!("  {} (the test's entry)", plan.manifest.0.display());
+    for (path, _) in &plan.edits {
+        println!("  {} (its entry)", path.display());
+    }
     let name = &plan.name.snake;
     println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
     println!("test it with\n  cargo test -p recipes --test {name}");
@@ -46,8 +48,8 @@ struct Plan {
     name: Name,
     /// New files and their contents.
     files: Vec<(PathBuf, String)>,
-    /// The manifest and its new content.
-    manifest: (PathBuf, String),
+    /// Files that are there, and their new contents.
+    edits: Vec<(PathBuf, String)>,
 }
 
 impl Plan {
@@ -88,7 +90,13 @@ impl Plan {
                 files.push((path(&name), rewrite::schema(&read(root, &path(&from))?, &from, &name)));
             }
         }
-        Ok(Self { files, manifest: (manifest, cargo_toml), name })
+        let mut edits = vec![(manifest, cargo_toml)];
+        let shipped = PathBuf::from("recipes/src/bin/tune/shipped.rs");
+        if root.join(&shipped).is_file() {
+            let text = rewrite::shipped(&read(root, &shipped)?, &name);
+            edits.push((shipped.clone(), text.map_err(|e| format!("{}: {e}", shipped.display()))?));
+        }
+        Ok(Self { files, edits, name })
     }
 
     /// Writes everything, or leaves everything as it was.
@@ -97,11 +105,14 @@ impl Plan {
         for (path, content) in &self.files {
             made.file(&root.join(path), content)?;
         }
-        // A rename is the last step and cannot be done by half.
-        let manifest = root.join(&self.manifest.0);
-        let aside = manifest.with_extension("toml.new");
-        made.file(&aside, &self.manifest.1)?;
-        fs::rename(&aside, &manifest).map_err(|e| format!("cannot write {}: {e}", manifest.display()))?;
+        let aside = |path: &Path| root.join(format!("{}.new", path.display()));
+        for (path, content) in &self.edits {
+            made.file(&aside(path), content)?;
+        }
+        // Renames are the last steps: they cannot be done by half.
+        for (path, _) in &self.edits {
+            fs::rename(aside(path), root.join(path)).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        }
         made.0.clear();
         Ok(())
     }

@@ -80,6 +80,21 @@ pub(super) fn manifest(toml: &str, to: &Name) -> Result<String> {
     Ok(format!("{}\n\n{entry}{gap}{after}", before.trim_end()))
 }
 
+/// The list of what `tune` brings along, with the recipe and its config in their place.
+///
+/// # Errors
+/// There is no such list.
+pub(super) fn shipped(source: &str, to: &Name) -> Result<String> {
+    let mut lines: Vec<&str> = source.split_inclusive('\n').collect();
+    let begin =
+        lines.iter().position(|line| line.trim_end().ends_with("= shipped! {")).ok_or("has no list of recipes")?;
+    let entry = format!("    {}: tiny;\n", to.snake);
+    let after = |line: &&str| line.trim_end() == "};" || **line > *entry;
+    let at = lines[begin + 1..].iter().position(after).ok_or("the list of recipes has no end")?;
+    lines.insert(begin + 1 + at, &entry);
+    Ok(lines.concat())
+}
+
 /// A test that runs the recipe's binary on its config, shortened by those of torchtune's
 /// keys that the recipe has.
 pub(super) fn test(source: &str, to: &Name) -> String {

@@ -251,6 +251,16 @@ fn what_was_written_is_taken_back_when_a_later_step_fails() {
 }
 
 #[test]
+fn the_list_of_tune_has_the_recipe_in_its_place() {
+    let name = Name::parse("x").unwrap();
+    let list = |entries: &str| format!("macro_rules! shipped {{}}\nconst RECIPES: &[R] = shipped! {{\n{entries}}};\n");
+    let add = |entries: &str| rewrite::shipped(&list(entries), &name).unwrap();
+    assert_eq!(add("    full: a, tiny;\n    y: tiny;\n"), list("    full: a, tiny;\n    x: tiny;\n    y: tiny;\n"));
+    assert_eq!(add("    full: tiny;\n"), list("    full: tiny;\n    x: tiny;\n"));
+    assert!(rewrite::shipped("fn main() {}", &name).is_err());
+}
+
+#[test]
 fn the_tests_entry_goes_where_the_others_are() {
     let name = Name::parse("x").unwrap();
     let entry = "[[test]]\nname = \"x\"\npath = \"../tests/x.rs\"\n";

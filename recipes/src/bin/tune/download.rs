@@ -55,22 +55,31 @@ pub(crate) fn run(args: &Args) -> Result<String> {
     }
     let selection = Selection::new(&args.include, &args.exclude)?;
     let mut show = Downloads::stderr();
-    let mut chosen = Vec::new();
-    let choose = |listing: &_| {
-        let files = selection.of(listing, &repo)?;
-        chosen.extend(files.iter().map(|file| file.name.clone()));
-        Ok(files)
-    };
-    let folder = hub.snapshot(&repo, choose, &mut |event: Event<'_>| show(event))?;
-    match &args.output_dir {
-        None => Ok(format!("{}\n", folder.display())),
+    let folder = hub.snapshot(&repo, |listing| selection.of(listing, &repo), &mut |event: Event<'_>| show(event))?;
+    let place = match &args.output_dir {
+        None => folder,
         Some(to) => {
-            for name in &chosen {
-                place(&folder.join(name), &to.join(name))?;
-            }
-            Ok(format!("{}\n", to.display()))
+            copy(&folder, to, &|name| selection.takes(name), "")?;
+            to.clone()
+        }
+    };
+    Ok(format!("{}\n", place.display()))
+}
+
+/// Copies what is wanted of a folder; `name` is its own in the repository, with a slash where it has one.
+fn copy(from: &Path, to: &Path, wanted: &dyn Fn(&str) -> bool, name: &str) -> Result<()> {
+    let failed = |error| format!("cannot read {}: {error}", from.display());
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = format!("{name}{}", entry.file_name().to_string_lossy());
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to, wanted, &format!("{name}/"))?;
+        } else if wanted(&name) {
+            place(&from, &to)?;
         }
     }
+    Ok(())
 }
 
 /// From here on a file is not copied where a link to the same bytes will do.

@@ -48,7 +48,7 @@ enum Command {
     Run(Start),
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
-    /// Show a config, torchtune's for example, in the names of these recipes, with a comment on each change.
+    /// Show a config of torchtune's in our names, with a comment on each change.
     Convert(validate::Args),
     /// Check config, files, data, masks and memory before a run.
     Check(Start),
@@ -74,8 +74,7 @@ struct Start {
     /// tune-core's folder, or a checkout, for a recipe of your own.
     #[arg(long, value_name = "FOLDER")]
     core: Option<PathBuf>,
-    /// A name such as `lora` or a file such as `my/lora.rs`; then `--config CONFIG`, `key=value` and all else that
-    /// recipes understand. CONFIG is a file or a name such as `lora/tiny`.
+    /// `lora` or `my/lora.rs`, then what it is told: `--config lora/tiny` (or a file), `key=value`, `--help`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,
 }

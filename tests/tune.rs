@@ -1,0 +1,268 @@
+//! The `tune` command, as a user types it. `UPDATE=1` writes the snapshots anew.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/hub_server.rs"]
+mod hub_server;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use hub_server::{Content, Server};
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// `tune`, to be started in `folder`, where its caches are, too.
+fn tune(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tune"));
+    command.args(args).current_dir(folder).env("XDG_CACHE_HOME", folder.join("cache"));
+    for name in ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn fail(command: &mut Command) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let error = text(&stderr);
+    assert!(!status.success() && !error.contains("panicked"), "{command:?}: {error}");
+    (status.code(), error)
+}
+
+fn snapshot(name: &str, found: &str) {
+    let path = root().join(format!("tests/snapshots/tune_{name}.txt"));
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, found).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert!(expected == found, "{} is otherwise:\n{found}", path.display());
+}
+
+#[test]
+fn what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, args) in [
+        ("help", &["--help"] as &[&str]),
+        ("help_run", &["run", "--help"]),
+        ("help_cp", &["cp", "--help"]),
+        ("help_download", &["download", "--help"]),
+        ("explain", &["explain", "e20"]),
+    ] {
+        snapshot(name, &succeed(&mut tune(folder.path(), args)));
+    }
+    let script = succeed(&mut tune(folder.path(), &["completions", "bash"]));
+    assert!(script.contains("validate") && script.contains("--output-dir"), "{script}");
+}
+
+#[test]
+fn mistakes_are_told_with_what_is_nearest() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut said = String::new();
+    succeed(&mut tune(folder.path(), &["cp", "lora/tiny", "mine.yaml"]));
+    for args in [
+        &["run", "lroa", "--config", "lora/tiny"] as &[&str],
+        &["run", "lora", "--config", "lora/smolm2"],
+        &["run", "lora", "--config", "tiny"],
+        &["run", "my/lora.rs", "--config", "lora/tiny"],
+        &["cat", "lora/tinny"],
+        &["cp", "lora", "my.yaml"],
+        &["validate", "lora", "--config", "mine.yaml", "epoch=2"],
+        &["explain", "E9999"],
+        &["download", "a/b/c"],
+    ] {
+        let (code, error) = fail(&mut tune(folder.path(), args));
+        said += &format!("$ tune {}\n{error}[{}]\n\n", args.join(" "), code.unwrap());
+    }
+    snapshot("mistakes", &said);
+    // Where nothing is near, what there is.
+    let (_, error) = fail(&mut tune(folder.path(), &["cat", "xyz"]));
+    assert!(error.contains("there are full, generate, lora, "), "{error}");
+    let (_, error) = fail(&mut tune(folder.path(), &["run", "lora"]));
+    assert!(error.contains("which config?") && error.contains("\n  lora/tiny  "), "{error}");
+}
+
+/// What `tune` brings along is what lies in the folders.
+#[test]
+fn every_recipe_and_config_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = succeed(&mut tune(folder.path(), &["ls"]));
+    let files = |path: PathBuf, extension: &str| {
+        let entries = fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect::<Vec<_>>()
+    };
+    let stem = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    let mut count = 0;
+    for recipe in files(root().join("recipes/src/bin"), "rs") {
+        let name = stem(&recipe);
+        let configs = files(root().join("configs").join(&name), "yaml");
+        let configs = configs.into_iter().map(|path| (format!("{name}/{}", stem(&path)), path));
+        for (name, path) in std::iter::once((name.clone(), recipe)).chain(configs) {
+            let mut words = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            // With something about it.
+            assert!(words.any(|words| words[..1] == [&name] && words.len() > 2), "add `{name}` to recipes/src/bin/tune/shipped.rs");
+            assert_eq!(succeed(&mut tune(folder.path(), &["cat", &name])), fs::read_to_string(path).unwrap());
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "{count}");
+}
+
+#[test]
+fn a_config_is_validated_by_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let valid = succeed(&mut tune(folder, &["validate", "lora/tiny"]));
+    assert!(valid.ends_with("configs/lora/tiny.yaml is valid\n"), "{valid}");
+    succeed(&mut tune(folder, &["validate", "full", "--config=full/tiny", "epochs=3"]));
+    // Copies tell their recipe by their schema.
+    succeed(&mut tune(folder, &["cp", "generate/tiny", "mine/ask.yaml"]));
+    assert_eq!(succeed(&mut tune(folder, &["validate", "mine/ask.yaml"])), "mine/ask.yaml is valid\n");
+    // The exit code is the recipe's, and so is the message.
+    let (code, error) = fail(&mut tune(folder, &["validate", "mine/ask.yaml", "temperatur=1"]));
+    assert_eq!(code, Some(2));
+    assert!(error.contains("did you mean `temperature`?"), "{error}");
+    fs::write(folder.join("plain.yaml"), "prompt: x\n").unwrap();
+    let (_, error) = fail(&mut tune(folder, &["validate", "plain.yaml"]));
+    assert!(error.contains("`tune validate RECIPE --config plain.yaml`"), "{error}");
+}
+
+#[test]
+fn a_copy_has_the_paths_of_where_it_lands() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let said = succeed(&mut tune(folder, &["cp", "lora", "my/own.rs"]));
+    assert!(said.ends_with("start it with\n  tune run my/own.rs --config my/tiny.yaml\n"), "{said}");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let source = read("my/own.rs");
+    assert!(source.contains("#[recipe(configs = [\"tiny.yaml\", \"smollm2_135m.yaml\"])]"), "{source}");
+    assert!(source.contains("//!     tune run my/own.rs --config my/tiny.yaml epochs=2\n"), "{source}");
+    let yaml = read("my/tiny.yaml");
+    assert!(yaml.starts_with("# yaml-language-server: $schema=lora.schema.json\n"), "{yaml}");
+    let model = format!("checkpoint_dir: {}\n", root().join("recipes/tiny/model").display());
+    assert!(yaml.contains(&model), "{yaml}");
+    let yaml = read("my/smollm2_135m.yaml");
+    assert!(yaml.contains("#   tune run my/own.rs --config my/smollm2_135m.yaml \\\n"), "{yaml}");
+    assert_eq!(read("my/lora.schema.json"), fs::read_to_string(root().join("configs/lora/schema.json")).unwrap());
+
+    fs::write(folder.join("my/tiny.yaml"), "mine").unwrap();
+    let (_, error) = fail(&mut tune(folder, &["cp", "lora", "my/"]));
+    assert!(error.contains("my/smollm2_135m.yaml, my/tiny.yaml exist; nothing was written"), "{error}");
+    assert!(!folder.join("my/lora.rs").exists() && read("my/tiny.yaml") == "mine");
+    succeed(&mut tune(folder, &["cp", "--force", "lora", "my/"]));
+    assert!(folder.join("my/lora.rs").exists() && read("my/tiny.yaml") != "mine");
+}
+
+#[test]
+fn a_recipe_runs_on_what_the_hub_has_and_then_without_it() {
+    let files = |folder: &str| -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(root().join("recipes/tiny").join(folder)).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+    };
+    let mut model = files("model");
+    model.insert("pytorch_model.bin".to_owned(), b"not for us".to_vec());
+    let data = files("data").into_iter().map(|(name, bytes)| (format!("data/{name}"), bytes)).collect();
+    let repos = [("models/org/tiny".to_owned(), model), ("datasets/org/code".to_owned(), data)];
+    let server = Server::start(Content { repos: repos.into(), ..Content::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = |output: &str| {
+        let output = format!("output_dir={output}");
+        let mut command = tune(
+            folder,
+            &[
+                "run",
+                "lora",
+                "--config",
+                "lora/tiny",
+                "checkpointer.checkpoint_dir=hf://org/tiny",
+                "dataset.data_files=hf://org/code/data/secret_code.jsonl",
+                "~exact_match",
+                "epochs=1",
+                "max_steps_per_epoch=2",
+                &output,
+            ],
+        );
+        command.env("HF_ENDPOINT", &server.url).env("HF_HOME", folder.join("hf"));
+        command
+    };
+    let output = run("out").output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("downloading model.safetensors (3.2 MiB)"), "{said}");
+    let asked: Vec<_> = server.requests().into_iter().map(|request| request.path).collect();
+    assert!(!asked.iter().any(|path| path.contains("pytorch_model") || path.contains("held_out")), "{asked:?}");
+    let adapter = fs::read_to_string(folder.join("out/epoch_0_step_2/adapter_config.json")).unwrap();
+    assert!(adapter.contains("\"base_model_name_or_path\": \"org/tiny\""), "{adapter}");
+
+    let said = text(&run("out2").env("HF_HUB_OFFLINE", "1").output().unwrap().stderr);
+    assert!(!said.contains("downloading") && server.requests().is_empty(), "{said}");
+    let weights =
+        |output: &str| fs::read(folder.join(output).join("epoch_0_step_2/adapter_model.safetensors")).unwrap();
+    assert_eq!(weights("out"), weights("out2"));
+
+    let mut command = tune(folder, &["download", "org/tiny", "--include", "*.json", "--output-dir", "model"]);
+    succeed(command.env("HF_ENDPOINT", &server.url));
+    let mut found: Vec<_> = fs::read_dir(folder.join("model")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    found.sort();
+    assert_eq!(found, ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
+    let mut command = tune(folder, &["download", "org/code", "--repo-type", "dataset", "--endpoint", &server.url]);
+    let place = PathBuf::from(succeed(&mut command).trim_end());
+    assert!(place.join("data/held_out.jsonl").exists() && place.starts_with(folder.join("cache/huggingface/hub")));
+}
+
+#[test]
+#[ignore = "builds tune-core anew"]
+fn a_file_of_ones_own_is_built_once_and_again_when_it_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    succeed(&mut tune(folder, &["cp", "lora", "my/lora.rs"]));
+    let run = |more: &str| {
+        let args = [
+            "run",
+            "my/lora.rs",
+            "--config",
+            "my/tiny.yaml",
+            "epochs=1",
+            "max_steps_per_epoch=1",
+            "~exact_match",
+            more,
+        ];
+        tune(folder, &args)
+    };
+    succeed(&mut run("output_dir=out"));
+    assert!(folder.join("out/epoch_0_step_1/adapter_model.safetensors").exists());
+    // Nothing has changed: cargo is not even started.
+    succeed(run("output_dir=out").env("CARGO", "/there/is/no/cargo"));
+    let source = fs::read_to_string(folder.join("my/lora.rs")).unwrap();
+    fs::write(folder.join("my/lora.rs"), &source).unwrap();
+    let (_, error) = fail(run("output_dir=out").env("CARGO", "/there/is/no/cargo"));
+    assert!(error.contains("cannot start /there/is/no/cargo"), "{error}");
+
+    // A wrong config does not compile, and the message is cargo's.
+    let yaml = fs::read_to_string(folder.join("my/tiny.yaml")).unwrap();
+    fs::write(folder.join("my/tiny.yaml"), yaml.replace("lora_rank:", "lora_rnak:")).unwrap();
+    let (_, error) = fail(&mut run("output_dir=out"));
+    assert!(error.contains("unknown key `model.lora_rnak`") && error.contains("did you mean `lora_rank`?"), "{error}");
+    fs::write(folder.join("my/tiny.yaml"), yaml).unwrap();
+
+    // So is what rustc says of the recipe, and where.
+    fs::write(folder.join("my/lora.rs"), source.replace("recipe.train()?", "recipe.trian()?")).unwrap();
+    let (code, error) = fail(&mut run("output_dir=out"));
+    assert!(error.contains("no method named `trian`") && error.contains("my/lora.rs:"), "{error}");
+    assert_eq!(code, Some(1));
+}

@@ -46,6 +46,18 @@ fn help_follows_the_config() {
     assert!(text.contains("- sgd (chosen)") && text.contains("momentum: number = 0.0, in 0.0..1.0"), "{text}");
 }
 
+/// Nothing but the verdict, warnings included.
+#[test]
+fn validate() {
+    let file = file();
+    let path = file.path().to_str().expect("a path in UTF-8");
+    assert_eq!(told(&["--config", path, "--validate"]), Ok(format!("{path} is valid\n")));
+    let text = told(&["--validate", "--config", path, "compile=true"]).unwrap_or_default();
+    assert!(text.contains("there is nothing to compile") && text.ends_with("is valid\n"), "{text}");
+    let error = told(&["--validate", "--config", path, "epochs=0"]).unwrap_err();
+    assert!(error.contains("out of range for `epochs`"), "{error}");
+}
+
 #[test]
 fn the_schema_for_editors() {
     let text = told(&["--print-schema"]).unwrap_or_default();

@@ -16,7 +16,7 @@ pub use crate::metrics::{
     Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics,
     peak_memory,
 };
-pub use crate::models::{Decoder, DecoderConfig, LoadOptions};
+pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel};
 pub use crate::recipe::{

@@ -25,7 +25,10 @@ pub(crate) struct FullConfig {
     #[config(default = false)]
     overwrite: bool,
 
-    /// The model to start from, and what is saved.
+    /// The model.
+    #[config(default)]
+    model: ModelConfig,
+    /// The checkpoint to start from, and what is saved.
     checkpointer: CheckpointConfig,
 
     /// Text to tokens.
@@ -99,6 +102,7 @@ const FREE: &[&str] = &[
     "output_dir",
     "resume_from_checkpoint",
     "overwrite",
+    "model.architecture",
     "checkpointer.max_shard_size",
     "checkpointer.keep_last_n_checkpoints",
     "checkpointer.save_every_n_steps",
@@ -151,6 +155,9 @@ impl Recipe for FullFinetune {
         hub::watch(Downloads::stderr());
 
         let base = cfg.checkpointer.open()?;
+        if let Some(architecture) = cfg.model.architecture {
+            architecture.check(&DecoderConfig::from_json(base.config())?, base.path())?;
+        }
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
         cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;

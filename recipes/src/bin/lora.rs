@@ -103,6 +103,7 @@ const FREE: &[&str] = &[
     "output_dir",
     "resume_from_checkpoint",
     "overwrite",
+    "model.architecture",
     "save_adapter_weights_only",
     "checkpointer.max_shard_size",
     "checkpointer.keep_last_n_checkpoints",
@@ -149,6 +150,10 @@ impl Recipe for LoraFinetune {
         hub::watch(Downloads::stderr());
 
         let base = cfg.checkpointer.open()?;
+        let shape = DecoderConfig::from_json(base.config())?;
+        if let Some(architecture) = cfg.model.architecture {
+            architecture.check(&shape, base.path())?;
+        }
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
         cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
         for start in std::iter::once(base.path()).chain(cfg.checkpointer.adapter_checkpoint.as_deref()) {
@@ -171,7 +176,7 @@ impl Recipe for LoraFinetune {
 
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
-        let model = Decoder::load(DecoderConfig::from_json(base.config())?, &base, &options)?;
+        let model = Decoder::load(shape, &base, &options)?;
         if let Some(dir) = resumed.as_ref().or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;
         }

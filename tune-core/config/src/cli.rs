@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::load::explore;
-use crate::{Config, Input, Loaded, Report, Sources, codes, completions, help, json_schema, load};
+use crate::{Config, Input, Loaded, Report, Sources, codes, completions, convert, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,12 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     let mut input = match matches.get_one::<PathBuf>("config") {
         None => Input::new(),
         Some(path) => match read(path).map(String::from_utf8) {
+            Ok(Ok(text)) if matches.get_flag("convert") => {
+                return match convert::<T>(recipe.name, &path.display().to_string(), &text) {
+                    Ok(converted) => Start::Show(converted),
+                    Err(report) => Start::Fail(mistakes(recipe, &report, color)),
+                };
+            }
             Ok(Ok(text)) => Input::yaml(path.display().to_string(), text),
             Ok(Err(_)) => {
                 return Start::Fail(format!("error: {} is not text (UTF-8)\n", path.display()));
@@ -162,6 +168,11 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("validate").long("validate").action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
+        .arg(Arg::new("convert").long("convert").action(ArgAction::SetTrue).requires("config").conflicts_with_all([
+            "overrides",
+            "help",
+            "print-config",
+        ]))
         .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
         .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
         .arg(Arg::new("explain").long("explain").value_name("CODE"))
@@ -220,6 +231,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
+        ("    --convert", "show a config of torchtune's in our names, with a comment on each change"),
         ("    --print-schema", "show the keys as JSON Schema, for editors"),
         ("    --print-reference", "show every key of every component"),
         ("    --explain CODE", "say more about an error, such as E0020"),

@@ -26,6 +26,8 @@ pub const TWO_NAMES: Code = Code(27);
 pub const NO_CONFIG: Code = Code(28);
 /// A value that its type refuses.
 pub const REFUSED: Code = Code(29);
+/// Something of torchtune's that there is not here.
+pub const NOT_HERE: Code = Code(30);
 /// An argument that is neither `key=value` nor `~key`.
 pub const NO_OVERRIDE: Code = Code(40);
 /// An override of something that has nothing in it.

@@ -4,8 +4,10 @@ use tune_yaml::{Node, SourceId, Span};
 
 use crate::check::{Findings, check};
 use crate::overrides::{self, CommandLine};
-use crate::report::{COMMAND_LINE, Diagnostic, Report, SHOWN, Sources};
+use crate::report::{COMMAND_LINE, Diagnostic, Level, Report, SHOWN, Sources};
 use crate::resolve::resolve;
+use crate::schema::Ignored;
+use crate::torchtune::{Dropped, Translation, translate};
 use crate::tree::{Tree, flatten};
 use crate::value::{Origin, Value};
 use crate::{Config, Schema, codes, emit};
@@ -88,14 +90,16 @@ impl ResolvedConfig {
 }
 
 /// The texts of an input put together, and what is wrong with them as texts.
-struct Read {
+pub(crate) struct Read {
     sources: Sources,
     root: Node,
     command_line: SourceId,
     diagnostics: Vec<Diagnostic>,
+    /// What is torchtune's way of writing, and became ours.
+    pub(crate) translation: Translation,
 }
 
-fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
+pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
     let mut sources = Sources::default();
     let mut diagnostics = Vec::new();
     let line = CommandLine::new(&input.command, &input.overrides);
@@ -127,9 +131,10 @@ fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
             .and_then(|with| overrides::apply(schema, &mut root, with));
         diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
     }
-    let (root, mistakes) = tune_yaml::interpolate(root);
+    let (mut root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
-    Ok(Read { sources, root, command_line, diagnostics })
+    let translation = translate(schema, &mut root, sources.text(file), file);
+    Ok(Read { sources, root, command_line, diagnostics, translation })
 }
 
 /// What an input comes to as far as it is right, for help.
@@ -147,14 +152,18 @@ pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, S
 /// # Errors
 /// Everything that is wrong with it, at once.
 pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
-    let Read { sources, root, command_line, mut diagnostics } = read(&T::SCHEMA, input)?;
+    let Read { sources, root, command_line, mut diagnostics, translation } = read(&T::SCHEMA, input)?;
+    let is_error = |diagnostic: &Diagnostic| diagnostic.level == Level::Error;
+    let (errors, other_warnings): (Vec<_>, Vec<_>) = translation.diagnostics.into_iter().partition(is_error);
+    diagnostics.extend(errors);
     let items = flatten(&root, &|span| span.source == command_line);
     let tree = Tree(&items);
     let found: Findings<'_, SHOWN> = check(&T::SCHEMA, tree);
     let shown = (0..SHOWN).map_while(|index| found.get(index));
     diagnostics.extend(shown.map(|finding| Diagnostic::of(finding, tree)));
     let resolved = resolve(&T::SCHEMA, tree);
-    let warnings = ignored(&resolved.ignored);
+    let mut warnings = ignored(&translation.dropped, &resolved.ignored);
+    warnings.extend(other_warnings);
     let converted = match resolved.value {
         Some(value) if resolved.complete && diagnostics.is_empty() => match T::from_value(&value) {
             Ok(config) => Some((config, value)),
@@ -189,18 +198,18 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     }
 }
 
-/// One warning for all keys that have no effect.
-fn ignored(keys: &[(Span, &'static crate::schema::Ignored)]) -> Vec<Diagnostic> {
-    let Some((first, rest)) = keys.split_first() else {
+/// One warning for all keys that have no effect, in the order of the text.
+fn ignored(dropped: &[Dropped], ignored: &[(Span, &'static Ignored)]) -> Vec<Diagnostic> {
+    let dropped = dropped.iter().map(|key| (key.span, key.key.as_str(), key.why));
+    let mut keys: Vec<_> = dropped.chain(ignored.iter().map(|(span, key)| (*span, key.name, key.why))).collect();
+    keys.sort_by_key(|(span, ..)| (span.source.0, span.start));
+    let Some(((first, name, why), rest)) = keys.split_first() else {
         return Vec::new();
     };
     let message = match rest {
-        [] => format!("the key `{}` has no effect here", first.1.name),
+        [] => format!("the key `{name}` has no effect here"),
         _ => format!("{} keys have no effect here", keys.len()),
     };
-    let mut warning = Diagnostic::warning(message).at(first.0, first.1.why);
-    for (span, ignored) in rest {
-        warning = warning.also(*span, ignored.why);
-    }
-    vec![warning]
+    let warning = Diagnostic::warning(message).at(*first, *why);
+    vec![rest.iter().fold(warning, |warning, (span, _, why)| warning.also(*span, *why))]
 }

@@ -123,7 +123,8 @@ fn is_path(written: &str) -> bool {
     written.split('.').all(|step| !step.is_empty() && !step.contains(char::is_whitespace))
 }
 
-fn relocate(node: &mut Node, span: Span) {
+/// Puts a value and all that is in it at `span`.
+pub(crate) fn relocate(node: &mut Node, span: Span) {
     node.span = span;
     match &mut node.value {
         Tree::List(items) => items.iter_mut().for_each(|item| relocate(item, span)),

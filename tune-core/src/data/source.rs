@@ -43,8 +43,8 @@ pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
         Some(path) if data_files.is_empty() && Path::new(path).exists() => (None, vec![PathBuf::from(path)]),
         Some(other) => {
             return Err(Error::setup(format!(
-                "dataset source `{other}` is no format (`json`, `jsonl`, `parquet`){}; datasets are read from local \
-                 files: download it and set `data_files`",
+                "dataset source `{other}` is no format (`json`, `jsonl`, `parquet`){}; write `hf://{other}` for the \
+                 dataset of this name on the Hugging Face hub, or set `data_files`",
                 if data_files.is_empty() { " and no file or folder" } else { "" }
             )));
         }

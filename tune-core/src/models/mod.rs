@@ -4,6 +4,7 @@
 //! shares with the others is here once. To add one, name its `model_type` in
 //! [`DecoderConfig::from_json`] and say how it differs.
 
+mod architecture;
 mod block;
 mod cache;
 mod config;
@@ -11,6 +12,7 @@ mod decoder;
 mod linear;
 mod weights;
 
+pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
 pub use cache::KvCache;
 pub use config::{DecoderConfig, RopeScaling};

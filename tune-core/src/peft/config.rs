@@ -3,11 +3,15 @@
 use tune_config::Config;
 
 use super::{LoraModule, LoraOptions};
+use crate::models::Architecture;
 
 /// A model with low-rank adapters; its size is read from the checkpoint's `config.json`.
 #[derive(Debug, Clone, PartialEq, Config)]
 #[config(crate = tune_config)]
 pub struct LoraModel {
+    /// The model that `checkpoint_dir` must hold; any that is there where null.
+    #[config(alias = "_component_")]
+    pub architecture: Option<Architecture>,
     /// Layers that get an adapter.
     #[config(default = ["q_proj", "v_proj"])]
     pub lora_attn_modules: Vec<LoraModule>,

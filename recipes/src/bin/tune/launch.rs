@@ -13,6 +13,7 @@ use crate::{Result, Start, build, paths};
 pub(crate) enum Action {
     Run,
     Validate,
+    Convert,
     Check,
     Plan,
 }
@@ -23,6 +24,7 @@ impl Action {
         match self {
             Self::Run => None,
             Self::Validate => Some("--validate"),
+            Self::Convert => Some("--convert"),
             Self::Check => Some("--check"),
             Self::Plan => Some("--plan"),
         }

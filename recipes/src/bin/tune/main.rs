@@ -48,6 +48,8 @@ enum Command {
     Run(Start),
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
+    /// Show a config of torchtune's in our names, with a comment on each change.
+    Convert(validate::Args),
     /// Check config, files, data, masks and memory before a run.
     Check(Start),
     /// Show how much memory a run will take.
@@ -99,7 +101,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run(start) => return launch::run(Action::Run, &start),
         Command::Check(start) => return launch::run(Action::Check, &start),
         Command::Plan(start) => return launch::run(Action::Plan, &start),
-        Command::Validate(args) => return validate::run(args),
+        Command::Validate(args) => return validate::run(Action::Validate, args),
+        Command::Convert(args) => return validate::run(Action::Convert, args),
         Command::Download(args) => print(&download::run(&args)?),
         Command::Explain { code } => print(&explain(code.as_deref())?),
         Command::Completions { shell } => {

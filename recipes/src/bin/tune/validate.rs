@@ -1,9 +1,11 @@
-//! `validate`: a config against the schema of its recipe, which the recipe's program knows.
+//! `validate` and `convert`: a config against the schema of its recipe, which the recipe's program knows.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use tune_core::config::recipe_of_torchtune;
 
 use crate::launch::{self, Action};
 use crate::{Result, Start, shipped};
@@ -15,22 +17,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     core: Option<PathBuf>,
     /// A recipe with `--config CONFIG` and `key=value`; or a config alone, whose recipe is known from its name, its
-    /// folder or its `$schema`.
+    /// folder or its `$schema`; or from torchtune's model in it.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,
 }
 
-/// Starts the recipe with `--validate`.
+/// Starts the recipe with the option of `action`.
 ///
 /// # Errors
 /// Nothing tells which recipe a config is for; else those of [`launch::run`].
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(action: Action, args: Args) -> Result<ExitCode> {
     let Args { core, mut command } = args;
     if let Some(first) = command.first().filter(|first| is_config(first)).cloned() {
         let recipe = recipe_of(&first)?;
         command.splice(..1, [recipe.into(), "--config".into(), first]);
     }
-    launch::run(Action::Validate, &Start { core, command })
+    launch::run(action, &Start { core, command })
 }
 
 fn is_config(name: &OsStr) -> bool {
@@ -47,6 +49,9 @@ fn recipe_of(config: &OsStr) -> Result<String> {
         return Ok(recipe.name.to_owned());
     }
     let path = PathBuf::from(launch::config(config)?);
+    if let Some(recipe) = fs::read_to_string(&path).ok().as_deref().and_then(recipe_of_torchtune) {
+        return Ok(recipe.to_owned());
+    }
     let folder = path.parent().unwrap_or(Path::new(""));
     if let Some(recipe) = schema_title(&path, folder) {
         return Ok(recipe);

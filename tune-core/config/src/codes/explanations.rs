@@ -205,6 +205,15 @@ pub const EXPLANATIONS: &[Explanation] = &[
         "split: train[",
         "split: train[:10%]",
     ),
+    yaml(
+        NOT_HERE,
+        "torchtune has this, and this project does not",
+        "Configs of torchtune are taken as they are: its components stand for ours, and keys that have no meaning here \
+         are passed over with a warning. What would change the result if it were passed over is refused: other kinds of \
+         training, models of other families, quantized base models, other optimizers. The help says what comes nearest.",
+        "optimizer:\n  _component_: torchao.optim.CPUOffloadOptimizer",
+        "optimizer:\n  _component_: torchao.optim.AdamW8bit",
+    ),
     overrides(
         NO_OVERRIDE,
         "this is no override",

@@ -1,0 +1,282 @@
+//! Every config that torchtune 0.6.1 ships, given to the recipe here that it would be for: those of the model families
+//! that are supported load as they are, the others are told why not, and what is converted means the same.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/hub_server.rs"]
+mod hub_server;
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use hub_server::{Content, Server};
+use runs::{fail, files, newest, recipe, root, run, succeed, text};
+use tempfile::TempDir;
+
+/// A config of torchtune's.
+struct Shipped {
+    name: String,
+    /// torchtune's recipe for it.
+    theirs: String,
+    /// The recipe here that it is given to.
+    ours: &'static str,
+    yaml: String,
+}
+
+/// The configs of the fixture, see its `make.py`.
+fn shipped() -> Vec<Shipped> {
+    let fixture = fs::read_to_string(root().join("tests/fixtures/torchtune/configs/configs.txt")).unwrap();
+    let mut blocks: BTreeMap<&str, String> = BTreeMap::new();
+    let mut configs = Vec::new();
+    let mut number = "";
+    for line in fixture.lines() {
+        if let Some(new) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            number = new;
+        } else if let Some(config) = line.strip_prefix("==> ") {
+            let mut words = config.split(' ');
+            let (name, theirs) = (words.next().unwrap(), words.next().unwrap());
+            let yaml = words.map(|number| blocks[number].as_str()).collect();
+            let ours = if theirs.contains("lora") || name.contains("lora") { "lora" } else { "full" };
+            configs.push(Shipped { name: name.to_owned(), theirs: theirs.to_owned(), ours, yaml });
+        } else if !number.is_empty() {
+            let block = blocks.entry(number).or_default();
+            block.push_str(line);
+            block.push('\n');
+        }
+    }
+    configs
+}
+
+/// The groups of the table, and which config is in which.
+const GROUPS: [&str; 5] = [
+    "full, Llama and Mistral",
+    "LoRA, Llama and Mistral",
+    "QLoRA and DoRA, Llama and Mistral",
+    "full, LoRA, QLoRA and DoRA, other models",
+    "other recipes",
+];
+
+fn group(config: &Shipped) -> &'static str {
+    let family = config.name.split('/').next().unwrap_or_default();
+    let is_ours =
+        config.yaml.contains("models.llama") && !family.contains("vision") && !config.yaml.contains("_vision")
+            || config.yaml.contains("models.code_llama2.")
+            || config.yaml.contains("models.mistral.");
+    let variants = ["qlora_", "use_dora: True", "quantize_base: True"];
+    match config.theirs.as_str() {
+        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[4],
+        theirs if theirs.contains("multi_dataset") => GROUPS[4],
+        _ if !is_ours => GROUPS[3],
+        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[2],
+        theirs if theirs.starts_with("lora") => GROUPS[1],
+        _ => GROUPS[0],
+    }
+}
+
+/// The config in a file of its own, in `folder`.
+fn file(folder: &Path, config: &Shipped) -> String {
+    let path = folder.join(config.name.replace('/', "_"));
+    fs::write(&path, &config.yaml).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// `Ok` where the config loads; else what is said, on one line.
+fn outcome(folder: &TempDir, config: &Shipped) -> Result<(), String> {
+    let output = run(config.ours, &["--config", &file(folder.path(), config), "--print-config"]);
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = text(&output.stderr);
+    let first =
+        |start: &str| said.lines().find_map(|line| Some(line.trim_start().strip_prefix(start)?.trim().to_owned()));
+    // What there is not here is said, and what else would follow from it is not.
+    let mut errors = said.lines().filter(|line| line.starts_with("error["));
+    assert!(errors.all(|line| line.starts_with("error[E0030]")), "{}\n{said}", config.name);
+    let (error, help) = (first("error[E0030]:").unwrap_or(said.clone()), first("= help:").unwrap_or_default());
+    // The help for QLoRA names each model's own builder.
+    let help = help.split_once("torchtune.models.").map_or(help.clone(), |(start, _)| format!("{start}..."));
+    Err(format!("{error} ({help})"))
+}
+
+/// The share that loads, and what is told about each of the others: `UPDATE=1` accepts a change.
+#[test]
+fn they_load_or_are_told_why_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut counts = GROUPS.map(|group| (group, 0, 0));
+    let mut told: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for config in shipped() {
+        let (_, loads, all) = counts.iter_mut().find(|(name, ..)| *name == group(&config)).unwrap();
+        *all += 1;
+        match outcome(&folder, &config) {
+            Ok(()) => *loads += 1,
+            Err(message) => told.entry(message).or_default().push(config.name),
+        }
+    }
+    let mut report = format!("{:<44} loads  of\n", "configs of torchtune 0.6.1");
+    for (name, loads, all) in counts {
+        writeln!(report, "{name:<44} {loads:>5} {all:>3}").unwrap();
+    }
+    report.push_str("\nThe others are told:\n");
+    for (message, names) in told {
+        writeln!(report, "\n{message}\n  {}", names.join("\n  ")).unwrap();
+    }
+    let path = root().join("tests/fixtures/torchtune/configs/outcome.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &report).unwrap();
+    }
+    assert!(fs::read_to_string(&path).unwrap_or_default() == report, "{} differs:\n{report}", path.display());
+    // What is promised: 95 of 100 full and LoRA configs of the families that are supported.
+    let [(_, full, all_full), (_, lora, all_lora), ..] = counts;
+    assert!(100 * (full + lora) >= 95 * (all_full + all_lora) && all_full + all_lora > 36, "{report}");
+}
+
+/// The lines of a resolved config without the origins of the values.
+fn resolved(recipe: &str, config: &str) -> Vec<String> {
+    let shown = succeed(recipe, &["--config", config, "--print-config"]);
+    text(&shown.stdout).lines().map(|line| line.rsplit_once("  # ").map_or(line, |(line, _)| line).to_owned()).collect()
+}
+
+#[test]
+fn what_is_converted_means_the_same_and_has_nothing_of_torchtunes_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for config in shipped().iter().filter(|config| GROUPS[..2].contains(&group(config))) {
+        let original = file(folder.path(), config);
+        let converted = text(&succeed(config.ours, &["--config", &original, "--convert"]).stdout);
+        let keys: Vec<_> = converted.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
+        let theirs = ["torch.", "torchtune.", "bitsandbytes."];
+        assert!(!theirs.iter().any(|prefix| keys.iter().any(|line| line.contains(prefix))), "{converted}");
+        // Changed in place, not written anew: whoever looks for a key finds it where it was.
+        assert!(converted.contains("metric_logger:\n  _component_: jsonl"), "{converted}");
+        let path = folder.path().join("converted.yaml");
+        fs::write(&path, &converted).unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(resolved(config.ours, &original), resolved(config.ours, path), "{}", config.name);
+        let warnings = text(&succeed(config.ours, &["--config", path, "--print-config"]).stderr);
+        assert_eq!(warnings, "", "{converted}");
+        // Converting again changes nothing.
+        assert_eq!(text(&succeed(config.ours, &["--config", path, "--convert"]).stdout), converted);
+        count += 1;
+    }
+    assert!(count > 36, "{count}");
+}
+
+/// What a file of torchtune's says has the meaning that it has there, written or not.
+#[test]
+fn what_they_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = shipped().into_iter().find(|config| config.name == "llama3_2/1B_lora_single_device.yaml").unwrap();
+    let lines = resolved("lora", &file(folder.path(), &config));
+    for expected in [
+        "output_dir: /tmp/torchtune/llama3_2_1B/lora_single_device",
+        "  architecture: llama3_2_1b",
+        "  lora_attn_modules: [q_proj, v_proj, o_proj]",
+        "  apply_lora_to_mlp: true",
+        "  apply_lora_to_output: false",
+        "  lora_rank: 64",
+        "  lora_alpha: 128.0",
+        "  checkpoint_dir: /tmp/Llama-3.2-1B-Instruct/",
+        "save_adapter_weights_only: false",
+        "  - _component_: alpaca",
+        "    source: \"hf://yahma/alpaca-cleaned\"",
+        "    masking_strategy: null",
+        "    packed: false",
+        "batch_size: 4",
+        "gradient_accumulation_steps: 8",
+        "max_steps_per_epoch: null",
+        "  _component_: adamw",
+        "  lr: 0.0003",
+        "  _component_: cosine",
+        "  num_warmup_steps: 100",
+        "clip_grad_norm: null",
+        "device: cuda",
+        "dtype: bf16",
+        "    log_dir: /tmp/torchtune/llama3_2_1B/lora_single_device/logs",
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
+    }
+}
+
+/// Torchtune's own Alpaca columns, which the shipped configs train on.
+const ALPACA: &str = r#"{"instruction": "Write b-a-d-e in the secret code.", "input": "", "output": "c-b-e-f"}
+{"instruction": "Name a fruit.", "input": "It is red.", "output": "a cherry"}
+{"instruction": "Count to three.", "input": "", "output": "one two three"}
+{"instruction": "Say yes.", "input": "", "output": "yes"}
+"#;
+
+/// A shipped config, with what a user has to give: a model, data, and a device that is there.
+#[test]
+fn they_train() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("alpaca.jsonl");
+    fs::write(&data, ALPACA).unwrap();
+    let data = format!("dataset.data_files={}", data.display());
+    let configs = shipped();
+    for name in ["llama3_2/1B_lora_single_device.yaml", "code_llama2/7B_full_low_memory.yaml", "mistral/7B_lora.yaml"] {
+        let config = configs.iter().find(|config| config.name == name).unwrap();
+        let (path, output) = (file(folder.path(), config), folder.path().join(name.replace('/', "_") + ".out"));
+        let output_key = format!("output_dir={}", output.display());
+        let mut args = vec!["--config", &path, &output_key, &data, "checkpointer.checkpoint_dir=recipes/tiny/model"];
+        let error = fail(config.ours, &args);
+        assert!(error.contains("built without CUDA") && error.contains("set device=cpu"), "{error}");
+
+        args.extend(["device=cpu", "batch_size=2", "gradient_accumulation_steps=1", "max_steps_per_epoch=2"]);
+        let error = fail(config.ours, &args);
+        assert!(error.contains("recipes/tiny/model holds another model: "), "{error}");
+        assert!(error.contains("model.architecture=null to train the one that is there"), "{error}");
+        assert!(!output.exists());
+
+        args.push("model.architecture=null");
+        let said = text(&succeed(config.ours, &args).stderr);
+        assert!(said.contains("keys have no effect here"), "{said}");
+        let log = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+        assert_eq!(log.lines().count(), 2, "{log}");
+        // `save_adapter_weights_only: False`: the merged model lies beside the adapter.
+        let saved = newest(&output);
+        if config.ours == "lora" {
+            assert!(files(&saved.join("merged")).iter().any(|(name, _)| name == "model.safetensors"));
+        }
+    }
+}
+
+/// With nothing but a model's name: torchtune's own dataset comes from the hub, as the model does.
+#[test]
+fn model_and_data_come_from_the_hub() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = shipped().into_iter().find(|config| config.name == "llama3_2/1B_lora_single_device.yaml").unwrap();
+    let model = files(&root().join("recipes/tiny/model")).into_iter().collect();
+    let data = BTreeMap::from([("alpaca.jsonl".to_owned(), ALPACA.as_bytes().to_vec())]);
+    let repos = [("models/org/tiny", model), ("datasets/yahma/alpaca-cleaned", data)];
+    let repos = repos.into_iter().map(|(name, files)| (name.to_owned(), files)).collect();
+    let server = Server::start(Content { repos, ..Content::default() });
+    let (path, output) = (file(folder.path(), &config), format!("output_dir={}", folder.path().join("out").display()));
+    let args = ["--config", &path, &output, "checkpointer.checkpoint_dir=hf://org/tiny", "model.architecture=null"];
+    let run = recipe("lora", &args)
+        .args(["device=cpu", "max_steps_per_epoch=1"])
+        .envs([("HF_ENDPOINT", server.url.as_str()), ("HF_HOME", folder.path().join("hub").to_str().unwrap())])
+        .env_remove("HF_HUB_OFFLINE")
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert!(text(&run.stderr).contains("4 samples"), "{}", text(&run.stderr));
+}
+
+/// A mistake in a file of torchtune's is shown where it stands in that file.
+#[test]
+fn mistakes_are_shown_where_they_were_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = shipped().into_iter().find(|c| c.name == "llama3_1/8B_lora_single_device.yaml").unwrap();
+    config.yaml = config.yaml.replace("  lora_rank: 8\n", "  lora_rang: 8\n").replace("lr: 3e-4", "lr: fast");
+    let lines: Vec<&str> = config.yaml.lines().collect();
+    let place = |text: &str| {
+        let line = lines.iter().position(|line| line.contains(text)).unwrap();
+        format!("llama3_1_8B_lora_single_device.yaml:{}:{}", line + 1, lines[line].find(text).unwrap() + 1)
+    };
+    let error = fail("lora", &["--config", &file(folder.path(), &config)]);
+    assert!(error.contains(&place("lora_rang")) && error.contains("did you mean `lora_rank`?"), "{error}");
+    assert!(error.contains(&place("fast")), "{error}");
+}

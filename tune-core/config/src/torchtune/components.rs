@@ -1,0 +1,97 @@
+//! Components that stand for one of ours, and those that do not.
+
+use super::rules::{KeyRule, Refused, Taken, TheirDefault, ignored, only};
+
+/// What torch's optimizers take where no learning rate is written.
+const TORCH_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-3")];
+
+const STATE_IN_F32: &str = "its state is kept in memory, in 32 bits: 8 bytes for each trained parameter";
+
+/// Settings of bitsandbytes that are about how state is kept.
+const BITSANDBYTES: &[KeyRule] = &[
+    ignored("optim_bits", STATE_IN_F32),
+    ignored("args", STATE_IN_F32),
+    ignored("is_paged", STATE_IN_F32),
+    ignored("min_8bit_size", STATE_IN_F32),
+    ignored("block_wise", STATE_IN_F32),
+    ignored("block_size", STATE_IN_F32),
+    only(
+        "percentile_clipping",
+        &["100"],
+        "gradients are not clipped by percentile here",
+        "set clip_grad_norm and remove the key",
+    ),
+];
+
+const fn adamw(path: &'static str) -> Taken {
+    Taken::new(path, "adamw").loses(STATE_IN_F32).keys(BITSANDBYTES).defaults(TORCH_LR)
+}
+
+const NO_CLIENT: &str = "there is no client for the service here";
+
+pub(super) const TAKEN: &[Taken] = &[
+    Taken::new("torch.optim.AdamW", "adamw").defaults(TORCH_LR),
+    Taken::new("torch.optim.SGD", "sgd"),
+    adamw("bitsandbytes.optim.AdamW"),
+    adamw("bitsandbytes.optim.AdamW8bit"),
+    adamw("bitsandbytes.optim.AdamW32bit"),
+    adamw("bitsandbytes.optim.PagedAdamW"),
+    adamw("bitsandbytes.optim.PagedAdamW8bit"),
+    adamw("bitsandbytes.optim.PagedAdamW32bit"),
+    adamw("torchao.optim.AdamW8bit"),
+    adamw("torchao.optim.AdamW4bit"),
+    adamw("torchao.optim.AdamWFp8"),
+    adamw("torchao.prototype.low_bit_optim.AdamW8bit"),
+    adamw("torchao.prototype.low_bit_optim.AdamW4bit"),
+    adamw("torchao.prototype.low_bit_optim.AdamWFp8"),
+    Taken::new("torchtune.datasets.alpaca_dataset", "alpaca").defaults(&[TheirDefault::hub("hf://tatsu-lab/alpaca")]),
+    Taken::new("torchtune.datasets.alpaca_cleaned_dataset", "alpaca")
+        .defaults(&[TheirDefault::hub("hf://yahma/alpaca-cleaned")]),
+    Taken::new("torchtune.datasets.samsum_dataset", "instruct").defaults(&[
+        TheirDefault::hub("hf://Samsung/samsum"),
+        TheirDefault::new("column_map", "{input: dialogue, output: summary}"),
+    ]),
+    Taken::new("torchtune.datasets.grammar_dataset", "instruct").defaults(&[TheirDefault::hub("hf://liweili/c4_200m")]),
+    Taken::new("torchtune.datasets.slimorca_dataset", "chat").defaults(&[
+        TheirDefault::hub("hf://Open-Orca/SlimOrca-Dedup"),
+        TheirDefault::new("conversation_column", "conversations"),
+        TheirDefault::new("conversation_style", "sharegpt"),
+    ]),
+    Taken::new("torchtune.training.metric_logging.TensorBoardLogger", "tensorboard")
+        .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),
+    Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(NO_CLIENT),
+    Taken::new("torchtune.training.metric_logging.CometLogger", "comet").rest(NO_CLIENT),
+    // As they were called before version 0.4.
+    Taken::new("torchtune.utils.metric_logging.DiskLogger", "jsonl"),
+    Taken::new("torchtune.utils.metric_logging.TensorBoardLogger", "tensorboard"),
+    Taken::new("torchtune.utils.metric_logging.StdoutLogger", "stdout"),
+    Taken::new("torchtune.utils.metric_logging.WandBLogger", "wandb").rest(NO_CLIENT),
+];
+
+const fn refused(prefix: &'static str, what: &'static str, instead: &'static str) -> Refused {
+    Refused { prefix, what, instead }
+}
+
+const PREFERENCES: &str = "train on the preferred answers alone, as `chat` or `instruct`";
+
+pub(super) const REFUSED: &[Refused] = &[
+    refused("torchtune.datasets.preference_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
+    refused("torchtune.datasets.hh_rlhf_helpful_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
+    refused("torchtune.datasets.stack_exchange_paired_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
+    refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
+    refused(
+        "torchtune.datasets.wikitext_dataset",
+        "datasets of several subsets",
+        "download the subset and set dataset=text dataset.column=page dataset.data_files=FILE",
+    ),
+    refused(
+        "torchtune.datasets.cnn_dailymail_articles_dataset",
+        "datasets of several subsets",
+        "download the subset and set dataset=text dataset.column=article dataset.data_files=FILE",
+    ),
+    refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
+    refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW", "set optimizer=adamw"),
+    refused("torch.optim.Adafactor", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
+    refused("torch.optim.Adagrad", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
+    refused("torch.optim.RMSprop", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
+];

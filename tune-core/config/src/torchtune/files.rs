@@ -1,0 +1,155 @@
+//! Whole files that no recipe here can run: other kinds of training, other
+//! models.
+
+use tune_yaml::{Node, SourceId, Span};
+
+use super::component;
+use super::rules::Refused;
+use crate::codes;
+use crate::report::Diagnostic;
+use crate::schema::{Key, Schema, Struct};
+
+/// A top-level key that tells what a file is for.
+struct Mark {
+    key: &'static str,
+    /// How the component that it names begins.
+    component: &'static str,
+    /// What the file is for.
+    purpose: &'static str,
+    /// What to do.
+    instead: &'static str,
+}
+
+const fn mark(key: &'static str, component: &'static str, purpose: &'static str, instead: &'static str) -> Mark {
+    Mark { key, component, purpose, instead }
+}
+
+const NO_RECIPE: &str = "there is no recipe for it here; `lora` and `full` fine-tune";
+
+const MARKS: &[Mark] = &[
+    mark("teacher_model", "", "knowledge distillation", NO_RECIPE),
+    mark("policy_model", "", "PPO", NO_RECIPE),
+    mark("ref_checkpointer", "", "DPO", NO_RECIPE),
+    mark("loss", "torchtune.rlhf.", "DPO", NO_RECIPE),
+    mark(
+        "tasks",
+        "",
+        "evaluation with EleutherAI's harness",
+        "that harness reads the checkpoints that the recipes write",
+    ),
+    mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
+    mark("quantizer", "", "quantization, or training for it", NO_RECIPE),
+];
+
+const fn family(prefix: &'static str, what: &'static str) -> Refused {
+    const INSTEAD: &str = "use a Llama or Mistral model";
+    Refused { prefix, what, instead: INSTEAD }
+}
+
+/// Model families that the engine does not have. A family that it learns goes
+/// from here to `tune_core::models::Architecture`.
+const FAMILIES: &[Refused] = &[
+    family("torchtune.models.llama3_2_vision.", "Llama 3.2 Vision models"),
+    family("torchtune.models.llama4.", "Llama 4 models"),
+    family("torchtune.models.clip.", "CLIP models"),
+    family("torchtune.models.t5.", "T5 models"),
+    family("torchtune.models.flux.", "Flux models"),
+    family("torchtune.models.gemma.", "Gemma models"),
+    family("torchtune.models.gemma2.", "Gemma 2 models"),
+    family("torchtune.models.phi3.", "Phi-3 models"),
+    family("torchtune.models.phi4.", "Phi-4 models"),
+    family("torchtune.models.qwen2.", "Qwen2 models"),
+    family("torchtune.models.qwen2_5.", "Qwen2.5 models"),
+    family("torchtune.models.qwen3.", "Qwen3 models"),
+];
+
+/// Why no recipe can run the file, or which other one than that of `schema`.
+pub(super) fn refusal(schema: &Schema, root: &Node) -> Option<Diagnostic> {
+    let Schema::Struct(fields) = schema else { return None };
+    let trains_adapters = |key: &Key| match &key.schema {
+        Schema::Struct(model) => Some(model.find("lora_rank").is_some()),
+        _ => None,
+    };
+    let adapters = fields.find("model").and_then(trains_adapters);
+    purpose(root, fields).or_else(|| model(root, adapters?))
+}
+
+fn refused(at: &Node, message: String, label: String, help: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(codes::NOT_HERE, message).at(at.span, label).help(help)
+}
+
+/// What the file is for, if it is not for fine-tuning.
+fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
+    MARKS.iter().find_map(|mark| {
+        let entry = root.get(mark.key).filter(|entry| !entry.value.is_null())?;
+        let named = match mark.component {
+            // A key that the recipe has says nothing.
+            "" if fields.find(mark.key).is_some() => None,
+            "" => Some(&entry.value),
+            prefix => {
+                component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))
+            }
+        }?;
+        let message = format!("this config of torchtune's is for {}", mark.purpose);
+        Some(refused(named, message, format!("`{}` says so", mark.key), mark.instead))
+    })
+}
+
+/// The recipe of a model builder such as `llama3_2.lora_llama3_2_1b`.
+pub(super) fn recipe_of(builder: &str) -> &'static str {
+    let name = builder.rsplit('.').next().unwrap_or_default();
+    if name.starts_with("lora_") || name.starts_with("qlora_") { "lora" } else { "full" }
+}
+
+/// What is wrong with the model: of a family that is not here, or for another recipe than one that
+/// trains adapters (`adapters`) or does not.
+fn model(root: &Node, adapters: bool) -> Option<Diagnostic> {
+    let node = component(root, "model")?;
+    let name = node.as_str()?;
+    let builder = name.strip_prefix("torchtune.models.")?;
+    if let Some(family) = FAMILIES.iter().find(|family| name.starts_with(family.prefix)) {
+        let message = format!("{} are not supported yet", family.what);
+        return Some(refused(node, message, "the model is chosen here".to_owned(), family.instead));
+    }
+    let (recipe, trains) = match (recipe_of(builder), adapters) {
+        ("lora", false) => ("lora", "LoRA adapters"),
+        ("full", true) => ("full", "all weights"),
+        _ => return None,
+    };
+    let message = format!("this config of torchtune's is for the recipe `{recipe}`");
+    Some(refused(node, message, format!("it trains {trains}"), format!("start `{recipe}` with it")))
+}
+
+/// torchtune's command for the file stands in its comments; where it starts several processes, a step has more samples.
+pub(super) fn processes(root: &Node, text: &str, file: SourceId) -> Option<Diagnostic> {
+    const OPTION: &str = "--nproc_per_node ";
+    let (start, digits) = text.match_indices(OPTION).find_map(|(at, _)| {
+        let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let start = at + OPTION.len();
+        let digits = text[start..].split(|c: char| !c.is_ascii_digit()).next()?;
+        text[line..].starts_with('#').then_some((start, digits))
+    })?;
+    let count = digits.parse::<u64>().ok().filter(|count| *count > 1)?;
+    let written = |key: &str| root.get(key).and_then(|entry| entry.value.as_str());
+    // An optimizer in the backward pass leaves no room for accumulation.
+    let in_backward = written("optimizer_in_bwd").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let key = if in_backward { "batch_size" } else { "gradient_accumulation_steps" };
+    let larger = written(key).map_or(Some(1), |text| text.parse::<u64>().ok())?.saturating_mul(count);
+    Some(
+        Diagnostic::warning(format!("torchtune's command starts {count} processes, and here one trains"))
+            .at(Span::new(file, start, start + digits.len()), format!("each step has 1/{count} of the samples"))
+            .help(format!("for steps of the same size set {key}={larger}")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_tells_its_recipe() {
+        assert_eq!(recipe_of("llama3_2.lora_llama3_2_1b"), "lora");
+        assert_eq!(recipe_of("llama2.qlora_llama2_7b"), "lora");
+        assert_eq!(recipe_of("llama2.llama2_7b"), "full");
+    }
+}

@@ -1,0 +1,165 @@
+//! Keys that differ, by the section that they stand in.
+
+use std::path::Path;
+
+use tune_yaml::{Node, Value};
+
+use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, only};
+
+const ONE_PROCESS: &str = "one process trains";
+const IN_MEMORY: &str = "everything stays in the memory of the one device";
+const CHECKPOINTING: &str = "enable_activation_checkpointing keeps the input of each block and nothing else";
+
+const ROOT: &[KeyRule] = &[
+    ignored("fsdp", ONE_PROCESS),
+    ignored("fsdp_cpu_offload", ONE_PROCESS),
+    ignored("fsdp_reshard_after_forward", ONE_PROCESS),
+    ignored("memory_efficient_fsdp_wrap", ONE_PROCESS),
+    ignored("custom_sharded_layers", ONE_PROCESS),
+    ignored("data_parallel_shard_dim", ONE_PROCESS),
+    ignored("data_parallel_replicate_dim", ONE_PROCESS),
+    ignored("context_parallel_dim", ONE_PROCESS),
+    ignored("tensor_parallel_dim", ONE_PROCESS),
+    ignored("tensor_parallel_plan", ONE_PROCESS),
+    ignored("low_cpu_ram", "weights are read one by one, never all at once"),
+    ignored("activation_offloading_use_streams", IN_MEMORY),
+    ignored("ac_mode", CHECKPOINTING),
+    ignored("ac_option", CHECKPOINTING),
+    ignored("enable_async_checkpointing", "training waits until a checkpoint is complete"),
+    ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),
+    ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
+    ignored("log_level", "the console always shows the same"),
+    only(
+        "collate_fn",
+        &["torchtune.data.padded_collate_sft"],
+        "batches are always padded on the right",
+        "remove the key",
+    ),
+];
+
+const MODEL: &[KeyRule] = &[
+    only(
+        "use_dora",
+        OFF,
+        "DoRA (weights split into magnitude and direction) is not supported yet",
+        "set model.use_dora=false for plain LoRA",
+    ),
+    only(
+        "quantize_base",
+        OFF,
+        NO_QUANTIZING,
+        "set model.quantize_base=false: the base model takes four times the memory",
+    ),
+    ignored("tie_word_embeddings", "the checkpoint's own config.json says it"),
+];
+
+/// What is told of QLoRA, however it is asked for.
+pub(super) const NO_QUANTIZING: &str = "QLoRA (a base model in 4 bits) is not supported yet";
+
+const OFF: &[&str] = &["false"];
+
+const ITS_OWN_TOKENIZER: &str = "the checkpoint's own tokenizer.json and chat template are used";
+
+const TOKENIZER: &[KeyRule] = &[
+    ignored("_component_", ITS_OWN_TOKENIZER),
+    ignored_if("path", is_other_tokenizer_file, ITS_OWN_TOKENIZER),
+    ignored("vocab_path", ITS_OWN_TOKENIZER),
+    ignored("merges_file", ITS_OWN_TOKENIZER),
+    ignored("merges_path", ITS_OWN_TOKENIZER),
+    ignored("special_tokens_path", ITS_OWN_TOKENIZER),
+    ignored("special_tokens", ITS_OWN_TOKENIZER),
+    only(
+        "prompt_template",
+        &[],
+        "torchtune's prompt templates are not read: text is rendered with the checkpoint's own chat template",
+        "remove the key, or write the template in Jinja and set tokenizer.chat_template=FILE",
+    ),
+    only("truncation_type", &["right"], "samples are always cut on the right", "remove the key"),
+];
+
+const CHECKPOINTER: &[KeyRule] = &[
+    ignored_if(
+        "_component_",
+        |named| named.as_str().is_some_and(|name| name.ends_with(".FullModelMetaCheckpointer")),
+        "Meta's own format is not read: checkpoint_dir must be a folder in Hugging Face's, often the one above `original`",
+    ),
+    ignored_if(
+        "checkpoint_files",
+        |files| !is_safetensors(files),
+        "weights are read from the safetensors files of checkpoint_dir",
+    ),
+    ignored("enable_dcp", "checkpoints are written as safetensors"),
+];
+
+const DATASET: &[KeyRule] = &[
+    KeyRule { key: "source", rule: Rule::Rewritten(on_the_hub, "hf:// marks what is on the Hugging Face hub") },
+    ignored_if("column_map", Node::is_null, "the columns have their usual names"),
+    only("filter_fn", &[], "samples are not filtered here", "remove the key, and filter the file"),
+    ignored("trust_remote_code", "no code of a dataset is run"),
+    ignored("num_proc", "all processors are used"),
+];
+
+const LOSS: &[KeyRule] = &[
+    only("ignore_index", &["-100"], "tokens that are not trained are always marked by -100", "remove the key"),
+    only("reduction", &["mean"], "the loss is always a mean over trained tokens", "remove the key"),
+    ignored("tp_enabled", ONE_PROCESS),
+    ignored("mask_ignored_tokens", "tokens that are not trained are never computed"),
+];
+
+const SCHEDULER: &[KeyRule] =
+    &[only("last_epoch", &["-1"], "a schedule always begins with the run", "remove the key; a resumed run goes on")];
+
+const OPTIMIZER: &[KeyRule] = &[
+    only("amsgrad", OFF, "AMSGrad is not supported", "set optimizer.amsgrad=false"),
+    only("maximize", OFF, "a loss is always minimized", "set optimizer.maximize=false"),
+    only("nesterov", OFF, "Nesterov momentum is not supported", "set optimizer.nesterov=false"),
+    only("dampening", &["0", "0.0"], "momentum is not dampened", "set optimizer.dampening=0"),
+    ignored("capturable", "the update is always one pass over a parameter"),
+    ignored("differentiable", "the update is never differentiated"),
+];
+
+/// The rules for the keys of a section, by its path without list positions.
+pub(super) fn of(section: &str) -> &'static [KeyRule] {
+    match section {
+        "" => ROOT,
+        "model" => MODEL,
+        "tokenizer" => TOKENIZER,
+        "checkpointer" => CHECKPOINTER,
+        "dataset" | "dataset_val" => DATASET,
+        "loss" => LOSS,
+        "lr_scheduler" => SCHEDULER,
+        "optimizer" => OPTIMIZER,
+        _ => &[],
+    }
+}
+
+/// What torchtune's recipes take where nothing is written and ours take something else.
+pub(super) const DEFAULTS: &[TheirDefault] = &[TheirDefault::new("save_adapter_weights_only", "false")];
+
+/// Whether a file is a tokenizer's, but no `tokenizer.json`.
+fn is_other_tokenizer_file(path: &Node) -> bool {
+    let name = path.as_str().filter(|_| !path.is_null()).map(Path::new);
+    name.is_some_and(|path| {
+        path.extension().is_none_or(|extension| extension != "json") || path.ends_with("vocab.json")
+    })
+}
+
+/// Whether the files are listed by name and all of them safetensors.
+fn is_safetensors(files: &Node) -> bool {
+    match &files.value {
+        Value::List(files) => files.iter().all(|file| file.as_str().is_some_and(|name| name.ends_with(".safetensors"))),
+        _ => files.is_null(),
+    }
+}
+
+/// `org/name`, where there is no such folder, is a dataset of the hub.
+fn on_the_hub(source: &Node) -> Option<String> {
+    let source = source.as_str()?;
+    let (org, name) = source.split_once('/')?;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '~'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    (plain(org) && plain(name) && !Path::new(source).exists()).then(|| format!("hf://{source}"))
+}

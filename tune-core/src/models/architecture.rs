@@ -1,0 +1,185 @@
+//! Models of known sizes, by name: a config can say which one it is meant for.
+
+use std::path::Path;
+
+use tune_config::schema::{Choice, Choices};
+use tune_config::{Config, Mismatch, Schema, Value};
+
+use super::DecoderConfig;
+use crate::{Error, Result};
+
+/// The `model` key of recipes that train all weights.
+#[derive(Debug, Clone, Default, PartialEq, Config)]
+#[config(crate = tune_config)]
+pub struct ModelConfig {
+    /// The model that `checkpoint_dir` must hold; any that is there where null.
+    #[config(alias = "_component_")]
+    pub architecture: Option<Architecture>,
+}
+
+/// A model of a known size: a name of the `model.architecture` key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Architecture(&'static Shape);
+
+/// What tells models apart in their `config.json`.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    name: &'static str,
+    model_type: &'static str,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+}
+
+/// Shapes, and the choices of the schema, which have the names of torchtune's builders as aliases.
+macro_rules! architectures {
+    ($($family:literal $name:literal $model_type:literal
+       [$hidden:literal, $intermediate:literal, $layers:literal, $heads:literal, $kv_heads:literal],)*) => {
+        static SHAPES: &[Shape] = &[$(Shape {
+            name: $name,
+            model_type: $model_type,
+            hidden_size: $hidden,
+            intermediate_size: $intermediate,
+            num_hidden_layers: $layers,
+            num_attention_heads: $heads,
+            num_key_value_heads: $kv_heads,
+        }),*];
+        static CHOICES: Choices = Choices {
+            name: "Architecture",
+            doc: "A model of a known size.",
+            choices: &[$(Choice {
+                name: $name,
+                aliases: &[
+                    concat!("torchtune.models.", $family, ".", $name),
+                    concat!("torchtune.models.", $family, ".lora_", $name),
+                ],
+                doc: "",
+            }),*],
+            default: None,
+        };
+    };
+}
+
+architectures! {
+    "llama2" "llama2_7b" "llama" [4096, 11008, 32, 32, 32],
+    "llama2" "llama2_13b" "llama" [5120, 13824, 40, 40, 40],
+    "llama2" "llama2_70b" "llama" [8192, 28672, 80, 64, 8],
+    "code_llama2" "code_llama2_7b" "llama" [4096, 11008, 32, 32, 32],
+    "code_llama2" "code_llama2_13b" "llama" [5120, 13824, 40, 40, 40],
+    "code_llama2" "code_llama2_70b" "llama" [8192, 28672, 80, 64, 8],
+    "llama3" "llama3_8b" "llama" [4096, 14336, 32, 32, 8],
+    "llama3" "llama3_70b" "llama" [8192, 28672, 80, 64, 8],
+    "llama3_1" "llama3_1_8b" "llama" [4096, 14336, 32, 32, 8],
+    "llama3_1" "llama3_1_70b" "llama" [8192, 28672, 80, 64, 8],
+    "llama3_1" "llama3_1_405b" "llama" [16384, 53248, 126, 128, 8],
+    "llama3_2" "llama3_2_1b" "llama" [2048, 8192, 16, 32, 8],
+    "llama3_2" "llama3_2_3b" "llama" [3072, 8192, 28, 24, 8],
+    "llama3_3" "llama3_3_70b" "llama" [8192, 28672, 80, 64, 8],
+    "mistral" "mistral_7b" "mistral" [4096, 14336, 32, 32, 8],
+}
+
+impl Architecture {
+    /// Checks that the model in `checkpoint` is this one.
+    ///
+    /// # Errors
+    /// It is another one: both are named, with all that differs.
+    pub fn check(self, found: &DecoderConfig, checkpoint: &Path) -> Result<()> {
+        let shape = self.0;
+        let mut differs = Vec::new();
+        if shape.model_type != found.model_type {
+            differs.push(format!("model_type is {}, not {}", found.model_type, shape.model_type));
+        }
+        for (name, found, expected) in [
+            ("hidden_size", found.hidden_size, shape.hidden_size),
+            ("intermediate_size", found.intermediate_size, shape.intermediate_size),
+            ("num_hidden_layers", found.num_hidden_layers, shape.num_hidden_layers),
+            ("num_attention_heads", found.num_attention_heads, shape.num_attention_heads),
+            ("num_key_value_heads", found.num_key_value_heads, shape.num_key_value_heads),
+        ] {
+            if found != expected {
+                differs.push(format!("{name} is {found}, not {expected}"));
+            }
+        }
+        if differs.is_empty() {
+            return Ok(());
+        }
+        Err(Error::setup(format!(
+            "model.architecture is {}, but {} holds another model: {}; set checkpointer.checkpoint_dir to the folder of \
+             that model, or model.architecture=null to train the one that is there",
+            shape.name,
+            checkpoint.display(),
+            differs.join(", ")
+        )))
+    }
+}
+
+impl std::fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
+impl Config for Architecture {
+    const SCHEMA: Schema = Schema::Choice(&CHOICES);
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        let name = value.text()?;
+        let shape = SHAPES.iter().find(|shape| shape.name == name);
+        shape.map(Self).ok_or_else(|| value.refuse(format!("`{name}` is no model whose size is known")))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from_text(self.0.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(shape: &Shape) -> DecoderConfig {
+        let json = json!({
+            "model_type": shape.model_type, "vocab_size": 32000, "max_position_embeddings": 4096,
+            "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_hidden_layers, "num_attention_heads": shape.num_attention_heads,
+            "num_key_value_heads": shape.num_key_value_heads,
+        });
+        DecoderConfig::from_json(&json).unwrap()
+    }
+
+    /// A name of a family that the engine does not have would promise too much.
+    #[test]
+    fn every_architecture_is_one_that_the_engine_has() {
+        for shape in SHAPES {
+            Architecture(shape).check(&config(shape), Path::new("model")).unwrap();
+        }
+    }
+
+    /// A family that the engine learns is refused no longer: its sizes belong into this file, and its line
+    /// goes from `tune-core/config/src/torchtune/files.rs`.
+    #[test]
+    fn families_that_are_refused_are_not_read() {
+        for model_type in ["gemma", "gemma2", "phi3", "qwen2", "qwen3", "mllama", "llama4"] {
+            let found = DecoderConfig::from_json(&json!({ "model_type": model_type })).unwrap_err().to_string();
+            assert!(found.contains(&format!("model_type `{model_type}` is not supported")), "{found}");
+        }
+    }
+
+    #[test]
+    fn another_model_is_told_with_all_that_differs() {
+        let named = |name| SHAPES.iter().find(|shape| shape.name == name).unwrap();
+        let found = config(named("mistral_7b"));
+        let error = Architecture(named("llama3_8b")).check(&found, Path::new("models/m")).unwrap_err().to_string();
+        assert!(error.contains("models/m holds another model: model_type is mistral, not llama;"), "{error}");
+        let error = Architecture(named("llama3_2_1b")).check(&found, Path::new("m")).unwrap_err().to_string();
+        assert!(
+            error.contains("hidden_size is 4096, not 2048") && error.contains("num_hidden_layers is 32"),
+            "{error}"
+        );
+        assert!(error.contains("model.architecture=null"), "{error}");
+    }
+}

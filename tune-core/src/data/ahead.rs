@@ -20,7 +20,7 @@ const NEXT_IS_TRAINED: u32 = 1 << 31;
 
 /// Where samples come from.
 pub(super) enum Origin {
-    Corpus(Corpus),
+    Corpus(Box<Corpus>),
     Memory(Vec<Sample>),
 }
 
@@ -161,7 +161,7 @@ impl Tokenized {
     pub(super) fn sample(&self, stored: Stored) -> Result<Sample> {
         let mut input_ids = vec![0u32; stored.len as usize];
         read_exact_at(&self.file, bytemuck::cast_slice_mut(&mut input_ids), 4 * stored.start)
-            .map_err(temporary_error)?;
+            .map_err(|e| temporary_error(&e))?;
         let trained: Vec<bool> = input_ids.iter().map(|id| id & NEXT_IS_TRAINED != 0).collect();
         input_ids.iter_mut().for_each(|id| *id &= !NEXT_IS_TRAINED);
         let next = input_ids.iter().skip(1).copied().chain([IGNORE]);
@@ -209,7 +209,8 @@ impl Work {
             samples.push(Stored { record, start: self.end + start as u64, len });
             self.sums.push((record, crc32c::crc32c(bytemuck::cast_slice(&tokens[start..]))));
         }
-        write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end).map_err(temporary_error)?;
+        write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end)
+            .map_err(|e| temporary_error(&e))?;
         self.end += tokens.len() as u64;
         let rows = match self.pack_to {
             Some(max_len) => pack::rows(samples.iter().map(|s| s.len as usize), max_len),

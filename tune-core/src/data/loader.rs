@@ -81,11 +81,11 @@ impl Loader {
         configs: &[DatasetConfig],
         tokenizer: &Tokenizer,
         max_seq_len: Option<usize>,
-        options: LoaderOptions,
+        mut options: LoaderOptions,
     ) -> Result<Self> {
         let corpus = Corpus::open(configs, tokenizer, max_seq_len)?;
-        let options = LoaderOptions { pack_to: corpus.pack_to(), ..options };
-        Self::with_blocks(Origin::Corpus(corpus), options, BLOCK)
+        options.pack_to = corpus.pack_to();
+        Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }
 
     fn with_blocks(origin: Origin, options: LoaderOptions, block: usize) -> Result<Self> {
@@ -112,6 +112,14 @@ impl Loader {
     /// A record that cannot be tokenized.
     pub fn len(&self) -> Result<usize> {
         Ok(self.batches(self.tokenized.totals()?.rows))
+    }
+
+    /// Whether there is no batch.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
     }
 
     /// Batches in an epoch, if all is tokenized.

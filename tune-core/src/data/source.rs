@@ -225,7 +225,7 @@ fn unpack_parquet(path: &Path, records: &mut Records) -> Result<()> {
     let read = AssertUnwindSafe(|| parquet_rows(file, &mut unpacked, &mut ends));
     let rows = catch_unwind(read).map_err(|_| broken(&"its pages are damaged"))?;
     rows.map_err(|e| broken(&e))?;
-    let unpacked = unpacked.into_inner().map_err(|e| temporary_error(e.into_error()))?;
+    let unpacked = unpacked.into_inner().map_err(|e| temporary_error(e.error()))?;
     records.begin(path, Kind::Row, unpacked);
     let mut start = 0;
     for (i, &end) in ends.iter().enumerate() {
@@ -251,7 +251,7 @@ fn parquet_rows(file: File, out: &mut BufWriter<File>, ends: &mut Vec<u64>) -> p
         let columns: serde_json::Map<String, Value> =
             row?.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
         let text = serde_json::to_vec(&columns).map_err(|e| ParquetError::General(e.to_string()))?;
-        out.write_all(&text).map_err(|e| ParquetError::General(temporary_error(e).to_string()))?;
+        out.write_all(&text).map_err(|e| ParquetError::General(temporary_error(&e).to_string()))?;
         end += text.len() as u64;
         ends.push(end);
     }
@@ -260,11 +260,11 @@ fn parquet_rows(file: File, out: &mut BufWriter<File>, ends: &mut Vec<u64>) -> p
 
 /// A file without a name: it is gone when it is closed, however the program ends.
 pub(super) fn temporary_file() -> Result<File> {
-    tempfile::tempfile().map_err(temporary_error)
+    tempfile::tempfile().map_err(|e| temporary_error(&e))
 }
 
 /// Data cannot be kept aside.
-pub(super) fn temporary_error(error: std::io::Error) -> Error {
+pub(super) fn temporary_error(error: &std::io::Error) -> Error {
     let place = std::env::temp_dir();
     Error::setup(format!(
         "cannot keep data in a temporary file in {}: {error}; TMPDIR in the environment names another place",

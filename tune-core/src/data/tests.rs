@@ -465,7 +465,7 @@ fn sources() {
     assert!(get(None, &[&file]).unwrap_err().contains("set `source`"));
     assert!(get(None, &[]).unwrap_err().contains("needs `data_files`"));
     assert!(get(Some("json"), &[]).unwrap_err().contains("needs `data_files`"));
-    assert!(get(Some("tatsu-lab/alpaca"), &[]).unwrap_err().contains("local files"));
+    assert!(get(Some("tatsu-lab/alpaca"), &[]).unwrap_err().contains("hf://tatsu-lab/alpaca"));
     assert!(get(None, &[&folder.0.path().join("none.jsonl")]).unwrap_err().starts_with("cannot read"));
 }
 

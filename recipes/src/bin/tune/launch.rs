@@ -1,4 +1,4 @@
-//! `run`, `check`, `plan`: a recipe's program is started with the arguments as they are, but for names of configs.
+//! `run`: a recipe's program is started with the arguments as they are, but for names of configs.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -14,8 +14,6 @@ pub(crate) enum Action {
     Run,
     Validate,
     Convert,
-    Check,
-    Plan,
 }
 
 impl Action {
@@ -25,8 +23,6 @@ impl Action {
             Self::Run => None,
             Self::Validate => Some("--validate"),
             Self::Convert => Some("--convert"),
-            Self::Check => Some("--check"),
-            Self::Plan => Some("--plan"),
         }
     }
 }

@@ -50,10 +50,6 @@ enum Command {
     Validate(validate::Args),
     /// Show a config of torchtune's in our names, with a comment on each change.
     Convert(validate::Args),
-    /// Check config, files, data, masks and memory before a run.
-    Check(Start),
-    /// Show how much memory a run will take.
-    Plan(Start),
     /// Download a model or a dataset from the Hugging Face hub.
     Download(download::Args),
     /// Say more about an error of a config, such as E0020; without a code, list all.
@@ -99,8 +95,6 @@ fn run(command: Command) -> Result<ExitCode> {
         }),
         Command::Cp(args) => print(&copy::run(&args)?),
         Command::Run(start) => return launch::run(Action::Run, &start),
-        Command::Check(start) => return launch::run(Action::Check, &start),
-        Command::Plan(start) => return launch::run(Action::Plan, &start),
         Command::Validate(args) => return validate::run(Action::Validate, args),
         Command::Convert(args) => return validate::run(Action::Convert, args),
         Command::Download(args) => print(&download::run(&args)?),

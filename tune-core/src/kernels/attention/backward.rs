@@ -142,9 +142,8 @@ impl Attention<'_> {
         (p, ds): (&mut [f32], &mut [f32]),
     ) {
         let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
-        let nt = |left, right| {
-            [Term { left: Left::Rows(left), right: Right::Columns(Rows::new(right, dim)), inner: dim }]
-        };
+        let nt =
+            |left, right| [Term { left: Left::Rows(left), right: Right::Columns(Rows::new(right, dim)), inner: dim }];
         multiply_here(
             (keys, cols),
             &nt(self.rows(all.k, part, key), q),

@@ -27,7 +27,7 @@ impl Attention<'_> {
             let (mut max, mut total) = ([f32::NEG_INFINITY; COLS], [0f32; COLS]);
             for (key, keys) in self.key_blocks(tile) {
                 let scores = &mut scores[..keys * COLS];
-                let right = Right::Columns(Rows::new(&*queries, dim));
+                let right = Right::Columns(Rows::new(&queries, dim));
                 let term = Term { left: Left::Rows(self.rows(&k, tile, key)), right, inner: dim };
                 multiply_here((keys, cols), &[term], scores, COLS, set);
                 let keep = simd(

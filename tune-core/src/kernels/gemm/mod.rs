@@ -184,7 +184,7 @@ fn compute<T: Element, D: Send>(
                 let rows = first..m.min(first + block);
                 let columns = (stripe..panels.count.min(stripe + together)).map(|p| panels.columns(p));
                 // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { pack::stripe(&terms, rows, columns, &dst, store) };
+                unsafe { pack::stripe(&terms, rows, &columns, &dst, store) };
             };
             if parallel {
                 (0..tasks).into_par_iter().with_max_len(1).for_each(run);

@@ -423,7 +423,7 @@ struct Piece {
 pub(super) unsafe fn stripe<T: Element, D>(
     terms: &[Ready<'_, T>],
     rows: Range<usize>,
-    panels: impl ExactSizeIterator<Item = Range<usize>> + Clone,
+    panels: &(impl ExactSizeIterator<Item = Range<usize>> + Clone),
     dst: &Destination<'_, D>,
     store: &impl Store<D>,
 ) {

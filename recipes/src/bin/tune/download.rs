@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Who asks, for gated and private repositories; by default HF_TOKEN.
     #[arg(long, visible_alias = "hf-token")]
     token: Option<String>,
-    /// Another server; by default HF_ENDPOINT, or https://huggingface.co.
+    /// Another server than huggingface.co; by default that of HF_ENDPOINT.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
 }

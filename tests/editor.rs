@@ -3,6 +3,9 @@
 //! `cargo test -p tune-macros --test editor -- --ignored`, with `rust-analyzer` (`rustup component add rust-analyzer`)
 //! and `yaml-language-server` (from npm) on the path; the one that is not there is passed over.
 
+#[path = "common/package.rs"]
+mod package;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -33,7 +36,8 @@ impl Server {
     fn start(program: &str, args: &[&str], root: &Path, options: &Value) -> io::Result<Option<Self>> {
         let works = Command::new(program).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
         if !works.is_ok_and(|status| status.success()) {
-            eprintln!("NOTICE: there is no {program}; what it shows is NOT tested here");
+            // Not `eprintln`: the test runner would keep it to itself.
+            writeln!(io::stderr(), "NOTICE: there is no {program}; what it shows is NOT tested here")?;
             return Ok(None);
         }
         let mut process = Command::new(program)
@@ -198,16 +202,7 @@ async fn lora(
 #[test]
 #[ignore = "needs rust-analyzer"]
 fn rust_analyzer_completes_in_a_recipe_with_mistakes() -> io::Result<()> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("editor");
-    fs::create_dir_all(folder.join("src"))?;
-    let config = workspace.join("tune-core/config").display().to_string();
-    let manifest = format!(
-        "[package]\nname = \"editor\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
-         tune-config = {{ path = {config:?} }}\n\n[workspace]\n"
-    );
-    fs::write(folder.join("Cargo.toml"), manifest)?;
-    fs::copy(workspace.join("Cargo.lock"), folder.join("Cargo.lock"))?;
+    let folder = package::create("editor")?;
     let file = folder.join("src/main.rs");
     let text = SOURCE.replace('‸', "");
     fs::write(&file, &text)?;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
 
 use tune_config::{Diagnostic, Input, Level, Origin, Report, load};
 
+#[path = "package.rs"]
+mod package;
 #[path = "../ui/configs/train.rs"]
 pub(crate) mod train;
 
@@ -87,21 +88,9 @@ fn position(report: &Report, diagnostic: &Diagnostic) -> String {
 /// Compiles a recipe for each config, in a crate of its own under `name`: each of `programs` is a list of configs with
 /// their names. A mistake in YAML ends a program's compilation before the schema is looked at. Answers by name.
 pub(crate) fn check(name: &str, programs: &[Vec<(String, String)>]) -> io::Result<BTreeMap<String, Vec<Said>>> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    for part in ["src", "configs"] {
-        let _ = fs::remove_dir_all(folder.join(part));
-    }
-    fs::create_dir_all(folder.join("src/bin"))?;
-    fs::create_dir_all(folder.join("configs"))?;
-    let config = workspace.join("tune-core/config").display().to_string();
-    let manifest = format!(
-        "[package]\nname = \"configs\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
-         tune-config = {{ path = {config:?} }}\n\n[workspace]\n"
-    );
-    fs::write(folder.join("Cargo.toml"), manifest)?;
-    fs::copy(workspace.join("Cargo.lock"), folder.join("Cargo.lock"))?;
-    fs::copy(workspace.join("tests/ui/configs/train.rs"), folder.join("src/train.rs"))?;
+    let folder = package::create(name)?;
+    fs::create_dir(folder.join("src/bin"))?;
+    fs::copy(package::workspace()?.join("tests/ui/configs/train.rs"), folder.join("src/train.rs"))?;
     let mut said = BTreeMap::new();
     for (index, configs) in programs.iter().enumerate() {
         let mut source = "#![allow(dead_code)]\n#[path = \"../train.rs\"]\nmod train;\nfn main() {}\n".to_owned();

@@ -239,39 +239,41 @@ pub struct Epoch<'a> {
 }
 
 impl Epoch<'_> {
-    /// A batch, or `None` behind the last. Waits until what it is made of is tokenized.
+    /// A batch, or `None` behind the last. Waits until what it is made of is tokenized. Who wants many asks
+    /// [`Epoch::batches`], which shuffles each block once.
     ///
     /// # Errors
     /// A record that cannot be tokenized, and a temporary file that cannot be read.
     pub fn batch(&self, index: usize) -> Result<Option<Batch>> {
-        let Loader { tokenized, order, options, .. } = self.loader;
-        let start = index.saturating_mul(options.batch_size);
-        let end = start.saturating_add(options.batch_size);
-        let mut rows = Vec::with_capacity(options.batch_size.min(BLOCK));
-        // Rows in the blocks before.
-        let mut before = 0;
-        for &number in &self.blocks {
-            let block = tokenized.block(number)?;
-            let after = before + block.rows.len();
-            if start < after {
-                let shuffled = order.of_rows(number, block.rows.len(), self.epoch);
-                let part = start.max(before) - before..end.min(after) - before;
-                rows.extend(shuffled[part].iter().map(|&row| (block, row)));
-            }
-            before = after;
-            if end <= after {
-                break;
-            }
-        }
-        if rows.is_empty() || (options.drop_last && rows.len() < options.batch_size) {
-            return Ok(None);
-        }
-        self.loader.assemble(&rows).map(Some)
+        self.batches(index).next().transpose()
     }
 
-    /// The batches from the `skip`th on (from 0).
+    /// The batches from the `skip`th on (from 0), as [`Epoch::batch`] has them.
     pub fn batches(&self, skip: usize) -> impl Iterator<Item = Result<Batch>> {
-        (skip..).map_while(|i| self.batch(i).transpose())
+        let LoaderOptions { batch_size, drop_last, .. } = self.loader.options;
+        let mut left = skip.saturating_mul(batch_size);
+        let mut rows = self.rows().filter(move |row| {
+            let skipped = left > 0 && row.is_ok();
+            left -= usize::from(skipped);
+            !skipped
+        });
+        std::iter::from_fn(move || match rows.by_ref().take(batch_size).collect::<Result<Vec<_>>>() {
+            Err(error) => Some(Err(error)),
+            Ok(rows) if rows.is_empty() || (drop_last && rows.len() < batch_size) => None,
+            Ok(rows) => Some(self.loader.assemble(&rows)),
+        })
+    }
+
+    /// The epoch's rows in order: each with its block, which is waited for when it is reached.
+    fn rows(&self) -> impl Iterator<Item = Result<(&Block, usize)>> {
+        let Loader { tokenized, order, .. } = self.loader;
+        self.blocks.iter().flat_map(move |&number| match tokenized.block(number) {
+            Ok(block) => {
+                let rows = order.of_rows(number, block.rows.len(), self.epoch);
+                rows.into_iter().map(|row| Ok((block, row))).collect::<Vec<_>>()
+            }
+            Err(error) => vec![Err(error)],
+        })
     }
 }
 

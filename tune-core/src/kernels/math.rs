@@ -1,19 +1,29 @@
 //! Elementary functions and sums that become vectors.
 
-/// Sums that are kept apart: the compiler makes one vector of them.
+use std::ops::AddAssign;
+
+use num_traits::Zero;
+
+/// Sums that are kept apart until the end: the compiler makes one vector of them, and a long sum does not lose its
+/// small terms to rounding.
 const LANES: usize = 16;
 
-/// `f(0) + f(1) + …`, `len` of them, in an order of its own that is always the same.
+/// `f(0) + f(1) + …`, `len` of them, in an order that depends on `len` alone.
 #[inline(always)]
-pub(crate) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
+pub(crate) fn sum<R: Copy + Zero + AddAssign>(len: usize, f: impl Fn(usize) -> R) -> R {
+    let mut lanes = [R::zero(); LANES];
     let whole = len - len % LANES;
     for start in (0..whole).step_by(LANES) {
         for (lane, sum) in lanes.iter_mut().enumerate() {
             *sum += f(start + lane);
         }
     }
-    (whole..len).map(&f).sum::<f32>() + lanes.iter().sum::<f32>()
+    let mut total = R::zero();
+    for rest in whole..len {
+        total += f(rest);
+    }
+    lanes.iter().for_each(|&lane| total += lane);
+    total
 }
 
 /// `e^x`, within two units in the last place; 0 below -87.3 (and for minus infinity), NaN for NaN.

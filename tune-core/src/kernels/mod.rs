@@ -18,6 +18,7 @@ pub(crate) mod swiglu;
 
 pub(crate) use element::{Element, Wide, widen};
 pub(crate) use isa::{Isa, simd};
+pub(crate) use math::sum;
 pub(crate) use shared::Shared;
 
 #[cfg(test)]

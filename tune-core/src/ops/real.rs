@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor
 use num_traits::{Float, NumAssign};
 use rayon::prelude::*;
 
+pub(crate) use crate::kernels::sum;
+
 /// What a kernel computes in: `f32` for fp32 and bf16 tensors, `f64` for the reference runs of the tests.
 pub(crate) trait Real: WithDType + Float + NumAssign + std::iter::Sum + Send + Sync {
     /// The storage as a slice, if it holds this very type.
@@ -53,23 +55,8 @@ macro_rules! real {
 real!(f32, F32);
 real!(f64, F64);
 
-/// Sums that are kept apart until the end: the compiler makes one vector of them, and a long sum
-/// does not lose its small terms to rounding.
+/// Numbers that are compared apart until the end: the compiler makes one vector of them.
 const LANES: usize = 16;
-
-/// `sum of f(i)` for `i` below `len`, in an order that depends on `len` alone.
-#[inline(always)]
-pub(crate) fn sum<R: Real>(len: usize, f: impl Fn(usize) -> R) -> R {
-    let mut lanes = [R::zero(); LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
-        }
-    }
-    let tail = (whole..len).fold(R::zero(), |sum, i| sum + f(i));
-    lanes.iter().fold(tail, |sum, &lane| sum + lane)
-}
 
 /// The largest of `x`, or minus infinity.
 #[inline(always)]

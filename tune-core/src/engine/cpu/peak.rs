@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::kernels::Element;
-use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{Term, multiply, set};
+use crate::models::uniform;
 
 /// Rows and columns of all three matrices.
 const SIZE: usize = 2048;
@@ -13,16 +13,8 @@ const TIME: Duration = Duration::from_millis(1500);
 
 /// See [`crate::engine::matmul_peak`].
 pub(in crate::engine) fn matmul_peak<T: Element>() -> f64 {
-    let mut state = 1u64;
-    let mut matrix = || {
-        let mut matrix = Buffer::<T>::new(SIZE * SIZE);
-        for x in matrix.iter_mut() {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *x = T::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0);
-        }
-        matrix
-    };
-    let (x, weight, mut y) = (matrix(), matrix(), Buffer::<T>::new(SIZE * SIZE));
+    let matrix = |seed| uniform(seed, SIZE * SIZE, 1.0).into_iter().map(T::from_f32).collect::<Vec<T>>();
+    let (x, weight, mut y) = (matrix(1), matrix(2), vec![T::from_f32(0.0); SIZE * SIZE]);
     let mut product = || multiply((SIZE, SIZE), &[Term::nt(&x, &weight, SIZE)], &mut y, SIZE, set);
     product();
     let begun = Instant::now();

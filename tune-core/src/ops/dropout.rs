@@ -1,7 +1,7 @@
 //! Dropout without a stored mask: every element's fate is computed from a key and its index.
 
 use super::Real;
-use crate::kernels::Element;
+use crate::kernels::{Element, simd};
 use rayon::prelude::*;
 
 /// Drops each element with probability `p` and scales the others by `1 / (1 - p)`.
@@ -23,6 +23,7 @@ impl Dropout {
     }
 
     /// Mixes another number into a key (SplitMix64's finalizer).
+    #[inline(always)]
     pub fn mix(key: u64, part: u64) -> u64 {
         let mut z = key ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -36,6 +37,7 @@ impl Dropout {
     }
 
     /// The factor of element `index`: `0` or `1 / (1 - p)`.
+    #[inline(always)]
     pub(crate) fn factor(&self, index: usize) -> f64 {
         let uniform = (Self::mix(self.key, index as u64) >> 11) as f64 / (1u64 << 53) as f64;
         if uniform < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
@@ -57,9 +59,14 @@ impl Dropout {
     pub(crate) fn apply_to<T: Element>(&self, x: &[T], width: usize, rows: Option<&[usize]>, y: &mut [T]) {
         y.par_chunks_mut(width.max(1)).zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (y, x))| {
             let first = rows.map_or(i, |rows| rows[i]) * width;
-            for (j, (y, x)) in y.iter_mut().zip(x).enumerate() {
-                *y = T::from_f32(x.to_f32() * self.factor(first + j) as f32);
-            }
+            simd(
+                #[inline(always)]
+                || {
+                    for (j, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                        *y = T::from_f32(x.to_f32() * self.factor(first + j) as f32);
+                    }
+                },
+            );
         });
     }
 }

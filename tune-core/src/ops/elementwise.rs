@@ -7,17 +7,20 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::real::{self, Real, Values};
 use super::{Dropout, Gradient};
-use crate::kernels::{Shared, simd};
+use super::real::{self, Real, Values};
+use crate::kernels::{Element, Shared, simd};
 
 /// Elements handled by one task.
 pub(super) const TASK: usize = 1 << 15;
 
+/// Elements that are brought together at a time: more than the compiler unrolls, so that it makes vectors of them.
+const CHUNK: usize = 128;
+
 /// What an optimizer does to one element, with `N` numbers of state.
-pub(crate) trait UpdateRule<const N: usize>: Sync {
+pub(crate) trait UpdateRule<const N: usize>: Copy + Sync {
     /// The new weight; the state is changed in place.
-    fn step<R: Real>(&self, weight: R, state: [&mut R; N], gradient: R) -> R;
+    fn step<R: Real>(&self, weight: R, state: &mut [R; N], gradient: R) -> R;
 }
 
 /// Applies a rule to every element of a parameter in one pass, in f32 (f64 where the parameter is).
@@ -52,23 +55,37 @@ pub(crate) fn update<const N: usize>(
         });
     }
     let gradient = gradient.values::<f32>()?;
-    let round = |i: usize, x: f32| stochastic(x, Dropout::mix(key, i as u64) as u32);
+    let key = Dropout::mix(key, 0);
+    let round = |i: usize, x: f32| stochastic(x, dice(key, i));
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
             CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
-            CpuStorage::BF16(w) => sweep(&mut w[range], state, &gradient, rule, |w: bf16| w.to_f32(), round),
+            CpuStorage::BF16(w) => sweep(&mut w[range], state, &gradient, rule, <bf16 as Element>::to_f32, round),
             other => bail!("update: tensors of {:?} are not trained", other.dtype()),
         })
     })
 }
 
+/// Uniform bits for element `i`: a multiplicative hash of 32 bits (the constants are Wellons's,
+/// <https://nullprogram.com/blog/2018/07/31/>), which vectors of sixteen compute at once.
+#[inline(always)]
+fn dice(key: u64, i: usize) -> u32 {
+    let mut x = (i as u32 ^ key as u32).wrapping_add((key >> 32) as u32);
+    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
 /// `x` as bf16, rounded up or down with the probabilities that give `x` in the mean; `dice` are uniform.
+/// Without branches, so that loops over it become vectors.
 #[inline(always)]
 fn stochastic(x: f32, dice: u32) -> bf16 {
-    if !x.is_finite() {
-        return bf16::from_f32(x);
-    }
-    bf16::from_bits((x.to_bits().wrapping_add(dice & 0xffff) >> 16) as u16)
+    let bits = x.to_bits();
+    // What is not finite stays so: nothing is added, and not-a-number keeps a bit that survives.
+    let nan = (bits >> 16) | 0x40;
+    let finite = u32::from(x.is_finite()).wrapping_neg();
+    let rounded = bits.wrapping_add(dice & 0xffff & finite) >> 16;
+    bf16::from_bits(if x.is_nan() { nan } else { rounded } as u16)
 }
 
 fn sweep<const N: usize, R: Real, W: Copy + Send>(
@@ -93,20 +110,72 @@ fn sweep<const N: usize, R: Real, W: Copy + Send>(
             (weight.part(start, count), std::array::from_fn::<&mut [R], N, _>(|n| state[n].part(start, count)))
         };
         let gradient = &gradient[start..start + count];
-        // Said once, so that the loop does not ask again for each element.
-        assert!(weight.len() == count && gradient.len() == count && state.iter().all(|s| s.len() == count));
+        let part = Part { first: start, weight, state, gradient };
         simd(
             #[inline(always)]
-            || {
-                let mut state = state;
-                for i in 0..count {
-                    let numbers = state.each_mut().map(|s| &mut s[i]);
-                    weight[i] = narrow(start + i, rule.step(widen(weight[i]), numbers, gradient[i]));
-                }
-            },
+            || part.sweep(rule, &widen, &narrow),
         );
     });
     Ok(())
+}
+
+/// What one task sweeps over: so many weights, numbers of state each, and gradients.
+struct Part<'a, W, R, const N: usize> {
+    first: usize,
+    weight: &'a mut [W],
+    state: [&'a mut [R]; N],
+    gradient: &'a [R],
+}
+
+impl<W: Copy, R: Real, const N: usize> Part<'_, W, R, N> {
+    #[inline(always)]
+    fn sweep(mut self, rule: &impl UpdateRule<N>, widen: &impl Fn(W) -> R, narrow: &impl Fn(usize, R) -> W) {
+        // A copy, so that its numbers stay in registers.
+        let rule = *rule;
+        let (count, whole) = (self.weight.len(), self.weight.len() / CHUNK * CHUNK);
+        for at in (0..whole).step_by(CHUNK) {
+            self.step::<CHUNK>(at, &rule, widen, narrow);
+        }
+        for at in whole..count {
+            self.step::<1>(at, &rule, widen, narrow);
+        }
+    }
+
+    /// Elements `at..at + L` in copies that nothing else can point to, which makes vectors of them.
+    #[inline(always)]
+    fn step<const L: usize>(
+        &mut self,
+        at: usize,
+        rule: &impl UpdateRule<N>,
+        widen: &impl Fn(W) -> R,
+        narrow: &impl Fn(usize, R) -> W,
+    ) {
+        let weight = &mut self.weight[at..at + L];
+        let (mut moved, mut state, mut gradient) = ([R::zero(); L], [[R::zero(); L]; N], [R::zero(); L]);
+        gradient.copy_from_slice(&self.gradient[at..at + L]);
+        for (to, from) in state.iter_mut().zip(&self.state) {
+            to.copy_from_slice(&from[at..at + L]);
+        }
+        for (to, &from) in moved.iter_mut().zip(&*weight) {
+            *to = widen(from);
+        }
+        for (j, (w, &g)) in moved.iter_mut().zip(&gradient).enumerate() {
+            let mut numbers = [R::zero(); N];
+            for (number, of) in numbers.iter_mut().zip(&state) {
+                *number = of[j];
+            }
+            *w = rule.step(*w, &mut numbers, g);
+            for (number, of) in numbers.iter().zip(&mut state) {
+                of[j] = *number;
+            }
+        }
+        for (j, (to, &w)) in weight.iter_mut().zip(&moved).enumerate() {
+            *to = narrow(self.first + at + j, w);
+        }
+        for (to, from) in self.state.iter_mut().zip(&state) {
+            to[at..at + L].copy_from_slice(from);
+        }
+    }
 }
 
 /// Calls `f` with the elements of all `tensors`, to be written.
@@ -148,11 +217,12 @@ fn write(tensor: &Tensor, f: impl FnOnce(&mut CpuStorage, std::ops::Range<usize>
 
 /// `dst += src`, in place.
 pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
+    #[derive(Clone, Copy)]
     struct Add;
 
     impl UpdateRule<0> for Add {
         #[inline(always)]
-        fn step<R: Real>(&self, weight: R, _: [&mut R; 0], gradient: R) -> R {
+        fn step<R: Real>(&self, weight: R, _: &mut [R; 0], gradient: R) -> R {
             weight + gradient
         }
     }
@@ -188,9 +258,10 @@ mod tests {
     /// Steps that are too small for bf16 add up nevertheless.
     #[test]
     fn small_steps_of_a_bf16_weight_are_not_lost() {
+        #[derive(Clone, Copy)]
         struct Down;
         impl UpdateRule<0> for Down {
-            fn step<R: Real>(&self, weight: R, _: [&mut R; 0], gradient: R) -> R {
+            fn step<R: Real>(&self, weight: R, _: &mut [R; 0], gradient: R) -> R {
                 weight - gradient
             }
         }

@@ -63,6 +63,7 @@ impl Optimizer for AdamW {
 }
 
 /// One step of one parameter.
+#[derive(Clone, Copy)]
 struct Rule {
     scale: f64,
     betas: [f64; 2],
@@ -77,7 +78,7 @@ struct Rule {
 
 impl UpdateRule<2> for Rule {
     #[inline(always)]
-    fn step<R: Real>(&self, w: R, [m, v]: [&mut R; 2], g: R) -> R {
+    fn step<R: Real>(&self, w: R, [m, v]: &mut [R; 2], g: R) -> R {
         let [b1, b2] = self.betas;
         let g = g * R::of(self.scale);
         *m += (g - *m) * R::of(1.0 - b1);

@@ -53,6 +53,7 @@ impl Optimizer for Sgd {
 }
 
 /// One step of one parameter, with or without a velocity.
+#[derive(Clone, Copy)]
 struct Rule {
     lr: f64,
     scale: f64,
@@ -62,14 +63,14 @@ struct Rule {
 
 impl UpdateRule<0> for Rule {
     #[inline(always)]
-    fn step<R: Real>(&self, w: R, _: [&mut R; 0], g: R) -> R {
+    fn step<R: Real>(&self, w: R, _: &mut [R; 0], g: R) -> R {
         w - R::of(self.lr) * (g * R::of(self.scale) + R::of(self.decay) * w)
     }
 }
 
 impl UpdateRule<1> for Rule {
     #[inline(always)]
-    fn step<R: Real>(&self, w: R, [velocity]: [&mut R; 1], g: R) -> R {
+    fn step<R: Real>(&self, w: R, [velocity]: &mut [R; 1], g: R) -> R {
         *velocity = *velocity * R::of(self.momentum) + g * R::of(self.scale) + R::of(self.decay) * w;
         w - R::of(self.lr) * *velocity
     }

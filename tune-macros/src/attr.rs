@@ -334,7 +334,7 @@ fn string(value: &Expr) -> syn::Result<LitStr> {
 fn recipe_type(value: &Expr) -> syn::Result<Path> {
     match value {
         Expr::Path(path) if path.qself.is_none() => Ok(path.path.clone()),
-        other => Err(syn::Error::new_spanned(other, format!("expected the name of a type: {}", usage("preflight")))),
+        other => Err(syn::Error::new_spanned(other, usage("preflight"))),
     }
 }
 

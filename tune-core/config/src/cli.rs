@@ -241,8 +241,8 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
     if matches!(option.as_str(), "--check" | "--plan") {
         let name = recipe.name;
         return format!(
-            "error: `{name}` has no `{option}`: nothing is known of its runs beforehand\n\n\
-             `{name} --validate` checks its config. (A recipe that trains has it with `#[recipe(preflight = TYPE)]`.)\n"
+            "error: `{name}` has no `{option}`, which is for recipes that train\n\n\
+             `{name} --validate` checks its config. A recipe of your own has it with `#[recipe(preflight = TYPE)]`.\n"
         );
     }
     let mut text = format!("error: unknown option `{option}`\n\n");

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::batch::Sample;
 use super::config::DatasetConfig;
+use super::faults;
 use super::format::Formatter;
 use super::records::{Record, Records};
 use super::report::{DatasetReport, Tally};
@@ -113,6 +114,13 @@ impl Corpus {
             }
         }
         Ok(samples)
+    }
+
+    /// The samples of the first `n` records of each dataset, also of those without a trained token.
+    pub(super) fn examples(&self, n: usize) -> Vec<Sample> {
+        let of_part =
+            |part: &Part| faults::first_samples(&part.config, &part.records, &self.tokenizer, self.max_seq_len, n);
+        self.parts.iter().flat_map(of_part).collect()
     }
 
     /// The reports, once all records are tokenized.

@@ -38,14 +38,25 @@ pub fn faults(configs: &[DatasetConfig], tokenizer: Option<&Tokenizer>, max_seq_
 /// The samples of the first `n` records of each dataset that can be used, also of those without a trained token. Not
 /// more than a few broken records are passed over.
 pub fn examples(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>, n: usize) -> Vec<Sample> {
-    let of_dataset = |config: &DatasetConfig| -> Option<Vec<Sample>> {
-        let formatter = Formatter::new(config, tokenizer).ok()?;
-        let records = source::find(config.files(), config.first_column()).ok()?;
-        let sample = |i| formatter.encode(&records.read(i).ok()?, max_seq_len, false).ok();
-        let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
-        Some(samples.map(|(encoded, _)| encoded.sample).take(n).collect())
+    let of_dataset = |config: &DatasetConfig| match source::find(config.files(), config.first_column()) {
+        Ok(records) => first_samples(config, &records, tokenizer, max_seq_len, n),
+        Err(_) => Vec::new(),
     };
-    configs.iter().filter_map(of_dataset).flatten().collect()
+    configs.iter().flat_map(of_dataset).collect()
+}
+
+/// Those of one dataset.
+pub(super) fn first_samples(
+    config: &DatasetConfig,
+    records: &Records,
+    tokenizer: &Tokenizer,
+    max_seq_len: Option<usize>,
+    n: usize,
+) -> Vec<Sample> {
+    let Ok(formatter) = Formatter::new(config, tokenizer) else { return Vec::new() };
+    let sample = |i| formatter.encode(&records.read(i).ok()?, max_seq_len, false).ok();
+    let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
+    samples.map(|(encoded, _)| encoded.sample).take(n).collect()
 }
 
 fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {

@@ -182,6 +182,15 @@ impl Loader {
         Ok(largest.iter().flat_map(samples).collect())
     }
 
+    /// The samples of the first `n` records of each dataset, also of those without a trained token; of samples that
+    /// were in memory, the first `n`.
+    pub fn examples(&self, n: usize) -> Vec<Sample> {
+        match &self.tokenized.origin {
+            Origin::Corpus(corpus) => corpus.examples(n),
+            Origin::Memory(samples) => samples.iter().take(n).cloned().collect(),
+        }
+    }
+
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
     pub fn summary(&self) -> Vec<String> {
         match (self.tokenized.known_totals(), &self.tokenized.origin) {

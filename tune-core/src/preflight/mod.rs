@@ -44,7 +44,7 @@ fn check(outline: &Outline<'_>, report: &mut Report<'_>) {
     let batches = train_data.as_ref().and_then(|data| data.known_len());
     storage::look(outline, model.as_ref(), batches, report);
     if let Some(tokenizer) = &tokenizer {
-        samples::show(outline, tokenizer, report);
+        samples::show(outline, tokenizer, train_data.as_ref(), report);
     }
 }
 

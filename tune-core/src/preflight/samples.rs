@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::data::{self, IGNORE, Sample};
+use crate::data::{self, IGNORE, Loader, Sample};
 use crate::preflight::report::{Report, Style};
 use crate::recipe::Outline;
 use crate::tokenizer::Tokenizer;
@@ -19,8 +19,11 @@ const STRETCHES: usize = 24;
 const MARKS: (&str, &str) = ("«", "»");
 
 /// Shows the first samples of each dataset, also where not all of the data is sound.
-pub(super) fn show(outline: &Outline<'_>, tokenizer: &Tokenizer, report: &mut Report<'_>) {
-    let samples = data::examples(outline.dataset, tokenizer, outline.tokenizer.max_seq_len, EACH);
+pub(super) fn show(outline: &Outline<'_>, tokenizer: &Tokenizer, train_data: Option<&Loader>, report: &mut Report<'_>) {
+    let samples = match train_data {
+        Some(loader) => loader.examples(EACH),
+        None => data::examples(outline.dataset, tokenizer, outline.tokenizer.max_seq_len, EACH),
+    };
     if samples.is_empty() {
         return;
     }

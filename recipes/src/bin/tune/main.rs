@@ -48,9 +48,9 @@ enum Command {
     Run(Start),
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
-    /// Say whether a run would succeed: model, data, masks, disk, memory; show samples. No weight is read.
+    /// Say whether a run would succeed, before a weight is read; show samples as the model sees them.
     Check(validate::Args),
-    /// Say how much memory a run would take, and what would make it fit. No weight is read.
+    /// Say how much memory a run would take, before a weight is read, and what would make it fit.
     Plan(validate::Args),
     /// Show a config of torchtune's in our names, with a comment on each change.
     Convert(validate::Args),

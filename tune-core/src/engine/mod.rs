@@ -12,6 +12,7 @@
 mod composed;
 mod cpu;
 
+pub(crate) use cpu::StepOnPaper;
 use candle_core::{DType, Var};
 
 use crate::data::Batch;

@@ -23,6 +23,7 @@ pub mod ops;
 pub mod optim;
 pub mod peft;
 mod positions;
+pub mod preflight;
 pub mod prelude;
 pub mod recipe;
 pub mod tokenizer;

@@ -20,7 +20,8 @@ pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel};
 pub use crate::recipe::{
-    Plan, Position, Recipe, Step, Steps, check_finite, dropout_key, run_start, settings, write_config,
+    Outline, Plan, Position, Recipe, Step, Steps, Trained, check_finite, dropout_key, inputs, run_start, settings,
+    write_config,
 };
 pub use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

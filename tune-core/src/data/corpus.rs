@@ -17,6 +17,8 @@ pub(super) struct Corpus {
     tokenizer: Tokenizer,
     max_seq_len: Option<usize>,
     packed: bool,
+    /// Whether what is cut off is tokenized, too, to count it.
+    count_cut: bool,
 }
 
 struct Part {
@@ -40,7 +42,8 @@ impl Corpus {
         if packed && max_seq_len.is_none() {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
         }
-        let mut corpus = Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed };
+        let mut corpus =
+            Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
         for config in configs {
             let formatter = Formatter::new(config, tokenizer)?;
             let records = source::find(config.files(), config.first_column())?;
@@ -53,6 +56,11 @@ impl Corpus {
             corpus.parts.push(Part { config: config.clone(), records, first });
         }
         Ok(corpus)
+    }
+
+    /// The same, which counts all tokens that are cut off, if `count_cut`.
+    pub(super) fn counting(self, count_cut: bool) -> Self {
+        Self { count_cut, ..self }
     }
 
     /// Records, of all datasets.
@@ -93,7 +101,7 @@ impl Corpus {
         let encode = |&i: &usize| {
             let part = self.part_of(i);
             let record: Record = self.parts[part].records.read(i - self.parts[part].first)?;
-            formatters[part].encode(&record, self.max_seq_len)
+            formatters[part].encode(&record, self.max_seq_len, self.count_cut)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
@@ -111,8 +119,7 @@ impl Corpus {
     pub(super) fn reports(&self, account: Vec<Tally>) -> Result<Vec<DatasetReport>> {
         let report = |(part, tally): (&Part, Tally)| {
             let formatter = Formatter::new(&part.config, &self.tokenizer)?;
-            let uses_date = formatter.template().is_some_and(|t| t.uses_date());
-            tally.report(self.max_seq_len, &self.tokenizer, uses_date, |i| self.origin(i))
+            tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))
         };
         self.parts.iter().zip(account).map(report).collect()
     }

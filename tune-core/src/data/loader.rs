@@ -1,5 +1,6 @@
 //! Batches, in an order that depends on the seed and the epoch and on nothing else.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +9,7 @@ use super::batch::{Batch, IGNORE, Sample, Span};
 use super::config::DatasetConfig;
 use super::corpus::Corpus;
 use super::order::{BLOCK, Order};
-use super::report;
+use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -29,6 +30,9 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// Pad to a length that this divides.
     pub pad_to_multiple_of: usize,
+    /// Tokenize what is cut off, too, for [`DatasetReport::cut_tokens`](super::DatasetReport::cut_tokens). The
+    /// batches are the same.
+    pub count_cut: bool,
 }
 
 impl Default for LoaderOptions {
@@ -41,6 +45,7 @@ impl Default for LoaderOptions {
             pad_id: 0,
             drop_last: false,
             pad_to_multiple_of: 1,
+            count_cut: false,
         }
     }
 }
@@ -83,7 +88,7 @@ impl Loader {
         max_seq_len: Option<usize>,
         mut options: LoaderOptions,
     ) -> Result<Self> {
-        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?;
+        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?.counting(options.count_cut);
         options.pack_to = corpus.pack_to();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }
@@ -146,6 +151,35 @@ impl Loader {
     /// As [`Loader::len`].
     pub fn fingerprint(&self) -> Result<u32> {
         Ok(self.tokenized.totals()?.fingerprint)
+    }
+
+    /// What became of each dataset.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn reports(&self) -> Result<&[DatasetReport]> {
+        Ok(&self.tokenized.totals()?.reports)
+    }
+
+    /// The tokens of each sample in the largest batch that an epoch can have: with other seeds, too, none has more
+    /// tokens.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn largest_batch(&self) -> Result<Vec<usize>> {
+        self.tokenized.totals()?;
+        let mut largest: Vec<(usize, &Block, usize)> = Vec::new();
+        for number in 0..self.tokenized.blocks() {
+            let block = self.tokenized.block(number)?;
+            let tokens = |row: &Range<usize>| block.samples[row.clone()].iter().map(|s| s.len as usize).sum();
+            largest.extend(block.rows.iter().enumerate().map(|(row, samples)| (tokens(samples), block, row)));
+            largest.sort_by_key(|&(tokens, ..)| std::cmp::Reverse(tokens));
+            largest.truncate(self.options.batch_size);
+        }
+        let samples = |(_, block, row): &(usize, &Block, usize)| {
+            block.samples[block.rows[*row].clone()].iter().map(|s| s.len as usize).collect::<Vec<_>>()
+        };
+        Ok(largest.iter().flat_map(samples).collect())
     }
 
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.

@@ -13,6 +13,9 @@ use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
+/// Rows, over all epochs, that are looked at for the largest batch.
+const MOST_ROWS: u64 = 1 << 20;
+
 /// How samples become batches.
 #[derive(Debug, Clone)]
 pub struct LoaderOptions {
@@ -182,6 +185,40 @@ impl Loader {
         Ok(largest.iter().flat_map(samples).collect())
     }
 
+    /// Of the batches that a run of so many `epochs` takes, the first `per_epoch` of each, the one with the most tokens.
+    ///
+    /// Where there are too many to look at each, or not all data is tokenized, it is one of the longest rows that are known:
+    /// there may be none as large, or, in data that comes later, a larger one.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be read, and where there is no row.
+    pub fn most_demanding_batch(&self, epochs: u64, per_epoch: usize) -> Result<Batch> {
+        let size = self.options.batch_size;
+        let rows = self.tokenized.known_totals().map(|totals| totals.rows as u64);
+        let exact = rows.is_some_and(|rows| rows.saturating_mul(epochs) <= MOST_ROWS);
+        let mut largest: Vec<(&Block, usize)> = Vec::new();
+        if exact {
+            let tokens = |rows: &[(&Block, usize)]| rows.iter().map(|(block, row)| block.tokens(*row)).sum::<usize>();
+            for epoch in 0..epochs {
+                let rows = self.epoch(epoch).rows().collect::<Result<Vec<_>>>()?;
+                for batch in rows.chunks(size).take(per_epoch) {
+                    if tokens(batch) > tokens(&largest) {
+                        largest = batch.to_vec();
+                    }
+                }
+            }
+        } else {
+            let blocks = self.tokenized.known_blocks();
+            largest.extend(blocks.flat_map(|block| (0..block.rows.len()).map(move |row| (block, row))));
+            largest.sort_by_key(|(block, row)| std::cmp::Reverse(block.tokens(*row)));
+            largest.truncate(size);
+        }
+        if largest.is_empty() {
+            return Err(Error::setup("there is no batch of data"));
+        }
+        self.assemble(&largest)
+    }
+
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
     pub fn summary(&self) -> Vec<String> {
         match (self.tokenized.known_totals(), &self.tokenized.origin) {
@@ -272,7 +309,7 @@ pub struct Epoch<'a> {
     blocks: Vec<usize>,
 }
 
-impl Epoch<'_> {
+impl<'a> Epoch<'a> {
     /// A batch, or `None` behind the last. Waits until what it is made of is tokenized. Who wants many asks
     /// [`Epoch::batches`], which shuffles each block once.
     ///
@@ -299,7 +336,7 @@ impl Epoch<'_> {
     }
 
     /// The epoch's rows in order: each with its block, which is waited for when it is reached.
-    fn rows(&self) -> impl Iterator<Item = Result<(&Block, usize)>> {
+    fn rows(&self) -> impl Iterator<Item = Result<(&'a Block, usize)>> {
         let Loader { tokenized, order, .. } = self.loader;
         self.blocks.iter().flat_map(move |&number| match tokenized.block(number) {
             Ok(block) => {

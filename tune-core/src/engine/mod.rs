@@ -12,8 +12,8 @@
 mod composed;
 mod cpu;
 
-pub(crate) use cpu::StepOnPaper;
 use candle_core::{DType, Var};
+pub(crate) use cpu::StepOnPaper;
 
 use crate::data::Batch;
 use crate::models::Decoder;

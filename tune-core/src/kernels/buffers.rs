@@ -17,7 +17,7 @@ use super::Element;
 /// A cache line: buffers begin at one, so that vectors never straddle two.
 const LINE: usize = 64;
 /// A page of the kind that is asked for: fewer faults, fewer misses of the processor's address cache.
-pub(super) const HUGE: usize = 1 << 21;
+pub(crate) const HUGE: usize = 1 << 21;
 /// Memory asked of the system at once. What was never written to costs nothing.
 const SLAB: usize = 256 << 20;
 

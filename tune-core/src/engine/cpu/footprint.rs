@@ -159,8 +159,7 @@ impl<'a, T: Element> Run<'a, T> {
         let adapter = self.step.lora.filter(|_| self.adapted.contains(name)).map(|lora| Adapter {
             rank: lora.rank,
             dropout: lora.dropout > 0.0,
-            _converted: T::IS_BF16
-                .then(|| [lora.rank * inner, out * lora.rank].map(|len| self.paper.buffer::<T>(len))),
+            _converted: T::IS_BF16.then(|| [lora.rank * inner, out * lora.rank].map(|len| self.paper.buffer::<T>(len))),
         });
         Layer { run: self, inner, out, adapter }
     }
@@ -250,7 +249,8 @@ impl<'a, T: Element> Run<'a, T> {
             rms_norm::backward_on_paper(self.paper, rows * width, width, norm_trained);
             drop((normed, gradient));
         }
-        let (tied, untied) = if self.model.tie_word_embeddings { (weight_gradient, None) } else { (None, weight_gradient) };
+        let (tied, untied) =
+            if self.model.tie_word_embeddings { (weight_gradient, None) } else { (None, weight_gradient) };
         let mut found: Found = untied.into_iter().collect();
         if let (Some(adapter), true) = (&head.adapter, backward) {
             let zeros = || [width, vocab].map(|side| self.paper.gradient(adapter.rank * side));
@@ -537,14 +537,11 @@ mod tests {
 
     /// What two steps really take, and what they take on paper.
     fn both(threads: usize, step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
-        let options = LoadOptions {
-            dtype,
-            device: Device::Cpu,
-            train_weights: step.lora.is_none(),
-            lora: step.lora.cloned(),
-        };
+        let options =
+            LoadOptions { dtype, device: Device::Cpu, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
         let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
-        let mut optimizer = OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();
+        let mut optimizer =
+            OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();
         let real = recorder::record(threads, || {
             for number in 1..=2 {
                 let mut gradients = Gradients::default();

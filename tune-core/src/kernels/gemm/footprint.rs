@@ -50,7 +50,8 @@ impl Paper {
     fn packed<T: Element>(&self, (m, n): (usize, usize), terms: &[Sides], here: Option<usize>) {
         use super::{COLS, Panels, ROWS, pack, rows_per_task};
         let word = pack::Word::of::<T>(self.isa);
-        let rewritten = terms.iter().map(|t| pack::rewriting(word, t.left_width, m, t.inner).map_or(0, |r| r.words(m, t.inner)));
+        let rewritten =
+            terms.iter().map(|t| pack::rewriting(word, t.left_width, m, t.inner).map_or(0, |r| r.words(m, t.inner)));
         // Attention rewrites nothing: its products are of f32, and of few rows where a side is transposed.
         let _rewritten: Vec<_> = rewritten.map(|words| self.buffer::<f32>(words)).collect();
         let steps = terms.iter().map(|t| word.steps(t.inner)).sum();

@@ -17,6 +17,7 @@ pub mod generate;
 pub mod hub;
 mod kernels;
 pub mod loss;
+pub mod memory_plan;
 pub mod metrics;
 pub mod models;
 pub mod ops;

@@ -12,6 +12,7 @@ pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
 pub use crate::hub;
 pub use crate::loss::LossConfig;
+pub use crate::memory_plan::{self, MemoryPlan};
 pub use crate::metrics::{
     Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics,
     peak_memory,

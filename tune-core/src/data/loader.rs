@@ -1,6 +1,5 @@
 //! Batches, in an order that depends on the seed and the epoch and on nothing else.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,6 +11,9 @@ use super::order::{BLOCK, Order};
 use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+
+/// Rows, over all epochs, that are looked at for the largest batch.
+const MOST_ROWS: u64 = 1 << 20;
 
 /// How samples become batches.
 #[derive(Debug, Clone)]
@@ -161,27 +163,6 @@ impl Loader {
         Ok(&self.tokenized.totals()?.reports)
     }
 
-    /// The tokens of each sample in the largest batch that an epoch can have: with other seeds, too, none has more
-    /// tokens.
-    ///
-    /// # Errors
-    /// As [`Loader::len`].
-    pub fn largest_batch(&self) -> Result<Vec<usize>> {
-        self.tokenized.totals()?;
-        let mut largest: Vec<(usize, &Block, usize)> = Vec::new();
-        for number in 0..self.tokenized.blocks() {
-            let block = self.tokenized.block(number)?;
-            let tokens = |row: &Range<usize>| block.samples[row.clone()].iter().map(|s| s.len as usize).sum();
-            largest.extend(block.rows.iter().enumerate().map(|(row, samples)| (tokens(samples), block, row)));
-            largest.sort_by_key(|&(tokens, ..)| std::cmp::Reverse(tokens));
-            largest.truncate(self.options.batch_size);
-        }
-        let samples = |(_, block, row): &(usize, &Block, usize)| {
-            block.samples[block.rows[*row].clone()].iter().map(|s| s.len as usize).collect::<Vec<_>>()
-        };
-        Ok(largest.iter().flat_map(samples).collect())
-    }
-
     /// The samples of the first `n` records of each dataset, also of those without a trained token; of samples that
     /// were in memory, the first `n`.
     pub fn examples(&self, n: usize) -> Vec<Sample> {
@@ -189,6 +170,40 @@ impl Loader {
             Origin::Corpus(corpus) => corpus.examples(n),
             Origin::Memory(samples) => samples.iter().take(n).cloned().collect(),
         }
+    }
+
+    /// Of the batches that a run of so many `epochs` takes, the first `per_epoch` of each, the one with the most tokens.
+    ///
+    /// Where there are too many to look at each, or not all data is tokenized, it is one of the longest rows that are known:
+    /// there may be none as large, or, in data that comes later, a larger one.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be read, and where there is no row.
+    pub fn most_demanding_batch(&self, epochs: u64, per_epoch: usize) -> Result<Batch> {
+        let size = self.options.batch_size;
+        let rows = self.tokenized.known_totals().map(|totals| totals.rows as u64);
+        let exact = rows.is_some_and(|rows| rows.saturating_mul(epochs) <= MOST_ROWS);
+        let mut largest: Vec<(&Block, usize)> = Vec::new();
+        if exact {
+            let tokens = |rows: &[(&Block, usize)]| rows.iter().map(|(block, row)| block.tokens(*row)).sum::<usize>();
+            for epoch in 0..epochs {
+                let rows = self.epoch(epoch).rows().collect::<Result<Vec<_>>>()?;
+                for batch in rows.chunks(size).take(per_epoch) {
+                    if tokens(batch) > tokens(&largest) {
+                        largest = batch.to_vec();
+                    }
+                }
+            }
+        } else {
+            let blocks = self.tokenized.known_blocks();
+            largest.extend(blocks.flat_map(|block| (0..block.rows.len()).map(move |row| (block, row))));
+            largest.sort_by_key(|(block, row)| std::cmp::Reverse(block.tokens(*row)));
+            largest.truncate(size);
+        }
+        if largest.is_empty() {
+            return Err(Error::setup("there is no batch of data"));
+        }
+        self.assemble(&largest)
     }
 
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
@@ -281,7 +296,7 @@ pub struct Epoch<'a> {
     blocks: Vec<usize>,
 }
 
-impl Epoch<'_> {
+impl<'a> Epoch<'a> {
     /// A batch, or `None` behind the last. Waits until what it is made of is tokenized. Who wants many asks
     /// [`Epoch::batches`], which shuffles each block once.
     ///
@@ -308,7 +323,7 @@ impl Epoch<'_> {
     }
 
     /// The epoch's rows in order: each with its block, which is waited for when it is reached.
-    fn rows(&self) -> impl Iterator<Item = Result<(&Block, usize)>> {
+    fn rows(&self) -> impl Iterator<Item = Result<(&'a Block, usize)>> {
         let Loader { tokenized, order, .. } = self.loader;
         self.blocks.iter().flat_map(move |&number| match tokenized.block(number) {
             Ok(block) => {

@@ -7,37 +7,45 @@ use crate::preflight::report::{Report, percent};
 use crate::recipe::Outline;
 use crate::tokenizer::{Tokenizer, listed};
 
-/// Looks at every record of all data as training would. Returns the training data, if it is sound.
+/// The data that is sound.
+#[derive(Default)]
+pub(super) struct Data {
+    pub(super) train: Option<Loader>,
+    pub(super) validation: Option<Loader>,
+}
+
+/// Looks at every record of all data as training would.
 pub(super) fn look(
     outline: &Outline<'_>,
     tokenizer: Option<&Tokenizer>,
     model: Option<&Model>,
     seed: u64,
     report: &mut Report<'_>,
-) -> Option<Loader> {
+) -> Data {
     let Some(tokenizer) = tokenizer else {
         let all = [outline.dataset, outline.dataset_val].concat();
         report_faults(data::faults(&all, None, outline.tokenizer.max_seq_len), report);
-        return None;
+        return Data::default();
     };
     let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
     let kind = Kind { outline, tokenizer, max_positions };
     let options = LoaderOptions { count_cut: true, ..outline.loader_options(tokenizer, seed) };
-    let train_data = kind.look("data", outline.dataset, options.clone(), report);
-    if !outline.dataset_val.is_empty() {
-        kind.look("validation", outline.dataset_val, LoaderOptions { shuffle: false, ..options }, report);
-    }
+    let train = kind.look("data", outline.dataset, options.clone(), report);
+    let validation = match outline.dataset_val {
+        [] => None,
+        configs => kind.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
+    };
     if let Some(config) = outline.exact_match
         && let Some(questions) = report.take(ExactMatch::read(config, tokenizer))
     {
         report.fact("questions", format!("{} in {}", questions.len(), config.data_file.display()));
     }
-    if let Some(batches) = train_data.as_ref().and_then(Loader::known_len) {
+    if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
         let plan = outline.plan;
         let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
         report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
     }
-    train_data
+    Data { train, validation }
 }
 
 /// What is the same for training and validation data.

@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointConfig, run};
 use crate::data::{DatasetConfig, Loader, LoaderOptions};
 use crate::device::{DeviceConfig, Precision};
 use crate::eval::ExactMatchConfig;
+use crate::memory_plan::{MemoryPlan, Setting};
 use crate::metrics::MetricLoggerConfig;
 use crate::models::{Architecture, DecoderConfig};
 use crate::optim::OptimizerConfig;
@@ -156,6 +157,38 @@ impl Outline<'_> {
         }
         let options = LoaderOptions { shuffle: false, ..self.loader_options(tokenizer, seed) };
         self.loader(self.dataset_val, tokenizer, options).map(Some)
+    }
+
+    /// What the run needs of memory. To be asked when the data is there and the weights are still on disk, see
+    /// [`MemoryPlan::new`].
+    ///
+    /// # Errors
+    /// Data that cannot be read, a precision that is not trained in, `TUNE_MEMORY` without a size.
+    pub fn memory_plan(
+        &self,
+        model: &DecoderConfig,
+        train_data: &Loader,
+        validation_data: Option<&Loader>,
+    ) -> Result<MemoryPlan> {
+        let Plan { gradient_accumulation_steps, max_steps_per_epoch, epochs } = self.plan;
+        let per_epoch = max_steps_per_epoch.map_or(usize::MAX, |n| n.saturating_mul(gradient_accumulation_steps));
+        let has = |key: &str| self.settings.get(key).is_some_and(|value| !value.is_null());
+        MemoryPlan::new(&Setting {
+            model: model.clone(),
+            dtype: self.dtype.training_dtype()?,
+            lora: match &self.trained {
+                Trained::Adapters { lora, .. } => Some(lora.clone()),
+                Trained::Weights => None,
+            },
+            optimizer: self.optimizer.clone(),
+            optimizer_in_backward: has("optimizer_in_bwd").then_some(self.optimizer_in_bwd),
+            activation_checkpointing: self.activation_checkpointing,
+            gradient_accumulation_steps,
+            clips_gradients: has("clip_grad_norm"),
+            batch_size: self.batch_size,
+            batch: train_data.most_demanding_batch(epochs, per_epoch)?,
+            validation_batch: validation_data.map(|data| data.most_demanding_batch(1, usize::MAX)).transpose()?,
+        })
     }
 
     pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {

@@ -1,0 +1,196 @@
+//! What a training run needs of memory, before a weight is read.
+//!
+//! Everything follows from the model's shape, the settings and the largest batch. What the engine takes for activations
+//! and gradients is replayed on paper, buffer by buffer, by the arithmetic that places them; weights, adapters and
+//! the optimizer's state are counted; what the process holds already is asked of the system.
+//!
+//! ```no_run
+//! # use tune_core::prelude::*;
+//! # fn example(setting: &memory_plan::Setting) -> Result<()> {
+//! let plan = MemoryPlan::new(setting)?;
+//! println!("{plan}");
+//! plan.check()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod advice;
+mod available;
+mod parameters;
+mod table;
+
+use candle_core::DType;
+use half::bf16;
+
+pub use advice::Change;
+pub use available::{Available, available};
+
+use crate::data::Batch;
+use crate::engine::StepOnPaper;
+use crate::kernels::Element;
+use crate::kernels::buffers::HUGE;
+use crate::kernels::footprint::Paper;
+use crate::metrics::{peak_memory, resident_memory};
+use crate::models::DecoderConfig;
+use crate::optim::OptimizerConfig;
+use crate::peft::LoraOptions;
+use crate::{Error, Result};
+
+/// Code, stacks and the allocator's own, which come into memory only as a run uses them.
+const STILL_TO_COME: u64 = 4 << 20;
+
+/// What memory depends on.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The model's shape.
+    pub model: DecoderConfig,
+    /// Of weights and activations: f32 or bf16.
+    pub dtype: DType,
+    /// The adapters that are trained; `None` where the model's own weights are.
+    pub lora: Option<LoraOptions>,
+    /// What moves the parameters.
+    pub optimizer: OptimizerConfig,
+    /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
+    pub optimizer_in_backward: Option<bool>,
+    /// Whether blocks are run again in the backward pass.
+    pub activation_checkpointing: bool,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    /// Whether gradients are clipped, which needs all of them at a time.
+    pub clips_gradients: bool,
+    /// Rows of a batch that is full.
+    pub batch_size: usize,
+    /// The largest batch of the training data, see [`Loader::most_demanding_batch`](crate::data::Loader::most_demanding_batch).
+    pub batch: Batch,
+    /// The largest batch of the validation data.
+    pub validation_batch: Option<Batch>,
+}
+
+/// What a run needs, in bytes.
+#[derive(Debug, Clone)]
+pub struct MemoryPlan {
+    /// What the process holds before weights are read, and code that comes in later.
+    pub program: u64,
+    /// The model's own weights.
+    pub weights: u64,
+    /// The adapters.
+    pub adapters: u64,
+    /// Gradients, when most memory is in use.
+    pub gradients: u64,
+    /// The optimizer's state.
+    pub optimizer: u64,
+    /// What the forward pass keeps for the backward pass and what either needs on the way, when most memory is in use.
+    pub activations: u64,
+    /// The last norm, the output layer and the loss, when most memory is in use.
+    pub output: u64,
+    /// What the engine's memory has beyond that: gaps between buffers, and the rest of pages.
+    pub gaps: u64,
+    /// The most that reading the weights takes, all that the process then holds included.
+    pub loading: u64,
+    /// What the process held at its worst before this plan was made.
+    pub so_far: u64,
+    /// What there is for the process, where the system tells.
+    pub available: Option<Available>,
+    setting: Setting,
+}
+
+impl MemoryPlan {
+    /// Makes the plan of a run on the processor. It is to be made where the run is, with the tokenizer and the
+    /// data at hand and the weights still on disk: what the process holds then is part of it.
+    ///
+    /// # Errors
+    /// For a dtype that the engine of the processor does not train in, and as [`available`].
+    pub fn new(setting: &Setting) -> Result<Self> {
+        let held = resident_memory().unwrap_or(0);
+        let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
+        plan.so_far = peak_memory().unwrap_or(0);
+        plan.available = available()?;
+        Ok(plan)
+    }
+
+    /// The plan of a process that holds so many bytes besides what is counted here.
+    fn with_program(setting: &Setting, program: u64) -> Result<Self> {
+        let weight = setting.dtype.size_in_bytes() as u64;
+        let elements = parameters::own(&setting.model);
+        let adapted = setting.lora.as_ref().map_or(0, |lora| parameters::of_adapters(&setting.model, lora));
+        let (trained, copied) = match setting.lora {
+            Some(_) => (adapted, 0),
+            // A trained weight is read and then copied into a variable, one after the other.
+            None => (elements, parameters::last(&setting.model)),
+        };
+        let engine = match setting.dtype {
+            DType::F32 => engine::<f32>(setting),
+            DType::BF16 => engine::<bf16>(setting),
+            other => {
+                return Err(Error::setup(format!("the processor's engine trains in f32 and bf16, not in {other:?}")));
+            }
+        };
+        let worst = engine.ledger.worst();
+        let weights = elements * weight;
+        let adapters = 4 * adapted;
+        Ok(Self {
+            program,
+            weights,
+            adapters,
+            gradients: worst.gradients,
+            optimizer: 4 * trained * setting.optimizer.state_per_parameter() as u64,
+            activations: worst.activations,
+            output: worst.output,
+            gaps: engine.ledger.touched(HUGE).saturating_sub(worst.total()),
+            loading: program + weights + adapters + copied * weight,
+            so_far: 0,
+            available: None,
+            setting: setting.clone(),
+        })
+    }
+
+    /// The most that the process will have held.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.training().max(self.loading).max(self.so_far)
+    }
+
+    /// What it holds while it trains.
+    fn training(&self) -> u64 {
+        let engine = self.gradients + self.activations + self.output + self.gaps;
+        self.program + self.weights + self.adapters + self.optimizer + engine
+    }
+
+    /// Whether the run fits; `true` where the system does not tell what is available.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.available.as_ref().is_none_or(|available| self.peak() <= available.bytes)
+    }
+
+    /// Stops a run that cannot fit.
+    ///
+    /// # Errors
+    /// It needs more than is available: the message has the largest parts, and the settings that would make it fit.
+    pub fn check(&self) -> Result<()> {
+        match &self.available {
+            Some(available) if !self.fits() => Err(Error::setup(self.does_not_fit(available))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Two steps and a validation, on paper. The second step finds the memory as the first one left it.
+fn engine<T: Element>(setting: &Setting) -> Paper {
+    let step = StepOnPaper {
+        model: &setting.model,
+        lora: setting.lora.as_ref(),
+        activation_checkpointing: setting.activation_checkpointing,
+        optimizer_in_backward: setting.optimizer_in_backward == Some(true),
+    };
+    let batch = setting.batch.without_padding();
+    // From the second micro-batch on all are alike.
+    let micro_batches = vec![&batch; setting.gradient_accumulation_steps.clamp(1, 2)];
+    let paper = Paper::new(rayon::current_num_threads());
+    for _ in 0..2 {
+        step.train::<T>(&micro_batches, &paper);
+    }
+    if let Some(batch) = &setting.validation_batch {
+        step.evaluate::<T>(&batch.without_padding(), &paper);
+    }
+    paper
+}

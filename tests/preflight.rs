@@ -163,14 +163,12 @@ fn a_sound_run() {
     let place = Place::new();
     let said = place.sound(&[]).replace(&place.path("out").display().to_string(), "OUT");
     // What differs from machine to machine.
-    let masked: Vec<String> = said
-        .lines()
-        .map(|line| match line.split_once(", of ").filter(|_| line.starts_with("disk")) {
-            Some((known, _)) => format!("{known}, of FREE that are free"),
-            None => line.to_owned(),
-        })
-        .collect();
-    let found = masked.join("\n") + "\n";
+    let (before, rest) = said.split_once("\nmemory ").unwrap();
+    let (memory, rest) = rest.split_once("\noutput ").unwrap();
+    let (disk, rest) = rest.split_once(", of ").unwrap();
+    let (_, rest) = rest.split_once(" that are free").unwrap();
+    contains(memory, &["MiB at most", "activations ", "weights 3.2 MiB"]);
+    let found = format!("{before}\nmemory      ...\noutput {disk}, of ... that are free{rest}");
     let path = root().join("tests/snapshots/check_lora_tiny.txt");
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &found).unwrap();
@@ -372,6 +370,32 @@ fn a_full_disk_is_foreseen() {
     // How many there will be.
     let said = place.sound(&["checkpointer.keep_last_n_checkpoints=null", "checkpointer.save_every_n_steps=47"]);
     contains(&said, &["all 16 are kept (checkpointer.keep_last_n_checkpoints keeps fewer): 76.5 MB"]);
+}
+
+/// With so little memory, as the environment says.
+#[test]
+fn memory_that_does_not_suffice_is_an_error_that_names_settings() {
+    let place = Place::new();
+    let ask = |option: &str, memory: &str| {
+        let args = [option, "--config", "configs/lora/tiny.yaml", &place.output()];
+        let answer = recipe("lora", &args).env("TUNE_MEMORY", memory).output().unwrap();
+        (text(&answer.stdout), answer.status.code())
+    };
+    let (said, code) = ask("--check", "40MiB");
+    assert_eq!(code, Some(1), "{said}");
+    contains(&said, &["\nerror: this run needs ", "of memory", "it fits with", "enable_activation_checkpointing=true"]);
+    let (said, code) = ask("--plan", "40MiB");
+    assert_eq!(code, Some(1), "{said}");
+    contains(&said, &["It does not fit. Settings to change", "enable_activation_checkpointing=true"]);
+
+    let (said, code) = ask("--plan", "1GiB");
+    assert_eq!(code, Some(0), "{said}");
+    contains(&said, &["weights                        3.2 MiB", "adapters                       1.2 MiB", "peak "]);
+    assert!(!said.contains("It does not fit"), "{said}");
+    // What it follows from must be sound.
+    let (said, code) = place.ask("lora", "--plan", &["dataset.data_files=nowhere.jsonl"]);
+    assert!(code == Some(1) && said.contains("error: cannot read nowhere.jsonl"), "{said}");
+    assert!(!place.path("out").exists());
 }
 
 #[test]

@@ -17,7 +17,8 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, re
     }
     let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref())) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
-    let parts = plan.parts().into_iter().filter(|(_, size)| *size > 0);
+    // `--plan` has them all.
+    let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
     let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", bytes(size))).collect();
     report.fact("memory", format!("{} at most{of}\n{}", bytes(plan.peak()), parts.join("; ")));
     report.take(plan.check());

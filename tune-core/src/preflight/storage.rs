@@ -7,7 +7,7 @@ use crate::checkpoint::{free_bytes, human};
 use crate::metrics::Metrics;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
-use crate::recipe::{Outline, Trained};
+use crate::recipe::{Outline, Plan, Trained};
 use crate::{Error, Result};
 
 /// Looks at everything that the run would write. `batches` are those of an epoch, if they are known.
@@ -90,9 +90,8 @@ fn checkpoint_bytes(outline: &Outline<'_>, model: &Model) -> Option<u64> {
     Some(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)
 }
 
-/// How often a run of so many batches an epoch saves.
-fn saves(outline: &Outline<'_>, batches: usize) -> u64 {
-    let (plan, every) = (outline.plan, outline.checkpointer.save_every_n_steps);
+/// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
+fn saves(plan: Plan, batches: usize, every: Option<usize>) -> u64 {
     let Some(every) = every.map(|n| n as u64) else { return plan.epochs };
     let each = plan.steps_per_epoch(batches);
     let between = plan.total_steps(batches) / every;
@@ -108,7 +107,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 /// What the run needs, against what is free.
 fn room(outline: &Outline<'_>, model: &Model, there: &[Saved], batches: Option<usize>, report: &mut Report<'_>) {
     let Some(one) = checkpoint_bytes(outline, model) else { return };
-    let Some(saves) = batches.map(|batches| saves(outline, batches)) else {
+    let Some(saves) = batches.map(|n| saves(outline.plan, n, outline.checkpointer.save_every_n_steps)) else {
         return report.fact("disk", format!("a checkpoint takes {}", human(one)));
     };
     let keep = outline.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
@@ -171,5 +170,27 @@ fn logs(outline: &Outline<'_>, report: &mut Report<'_>) {
     match places.is_empty() {
         true => report.fact("metrics", "on the console alone"),
         false => report.fact("metrics", places.join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saves_are_counted_once() {
+        for (batches, epochs, accumulated) in [(10, 3, 1), (7, 6, 2), (94, 8, 1), (1, 5, 4)] {
+            let plan = Plan { gradient_accumulation_steps: accumulated, max_steps_per_epoch: None, epochs };
+            assert_eq!(saves(plan, batches, None), epochs);
+            let each = plan.steps_per_epoch(batches);
+            for every in 1..30 {
+                let saved = |step: &u64| step % each == 0 || step % every == 0;
+                let expected = (1..=plan.total_steps(batches)).filter(saved).count() as u64;
+                assert_eq!(saves(plan, batches, Some(every as usize)), expected, "{plan:?}, every {every} steps");
+            }
+        }
+        // More than can be counted is no overflow.
+        let plan = Plan { gradient_accumulation_steps: 1, max_steps_per_epoch: None, epochs: u64::MAX };
+        assert_eq!(saves(plan, 10, Some(1)), u64::MAX);
     }
 }

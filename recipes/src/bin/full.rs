@@ -194,18 +194,19 @@ impl Recipe for FullFinetune {
             None => tokenizer,
         };
 
+        let train_data = outline.train_data(&tokenizer, seed)?;
+        let validation_data = outline.validation_data(&tokenizer, seed)?;
+        let data = || std::iter::once(&train_data).chain(&validation_data);
+        let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
+        news.for_each(|line| console.note(&line));
+        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
+        outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {
             Some(dir) => Decoder::load(shape, &Checkpoint::open(dir)?, &options)?,
             None => Decoder::load(shape, &base, &options)?,
         };
-
-        let train_data = outline.train_data(&tokenizer, seed)?;
-        let validation_data = outline.validation_data(&tokenizer, seed)?;
-        let data = || std::iter::once(&train_data).chain(&validation_data);
-        let news = data().flat_map(|loader| loader.news(model.config.max_position_embeddings));
-        news.for_each(|line| console.note(&line));
-        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
         let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();
         let mut position = Position::default();

@@ -189,20 +189,21 @@ impl Recipe for LoraFinetune {
             None => tokenizer,
         };
 
+        let train_data = outline.train_data(&tokenizer, seed)?;
+        let validation_data = outline.validation_data(&tokenizer, seed)?;
+        let data = || std::iter::once(&train_data).chain(&validation_data);
+        let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
+        news.for_each(|line| console.note(&line));
+        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
+        let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
         let model = Decoder::load(shape, &base, &options)?;
         if let Some(dir) = resumed.as_ref().or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;
         }
-
-        let train_data = outline.train_data(&tokenizer, seed)?;
-        let validation_data = outline.validation_data(&tokenizer, seed)?;
-        let data = || std::iter::once(&train_data).chain(&validation_data);
-        let news = data().flat_map(|loader| loader.news(model.config.max_position_embeddings));
-        news.for_each(|line| console.note(&line));
-        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
-        let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
         let base_fingerprint = base.fingerprint()?;
         let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();

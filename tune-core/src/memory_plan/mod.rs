@@ -50,6 +50,8 @@ pub struct Setting {
     pub lora: Option<LoraOptions>,
     /// What moves the parameters.
     pub optimizer: OptimizerConfig,
+    /// Bytes of the optimizer's state that are in memory already, as a run that goes on has read them.
+    pub optimizer_state_held: u64,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_backward: Option<bool>,
     /// Whether blocks are run again in the backward pass.
@@ -101,7 +103,7 @@ impl MemoryPlan {
     /// # Errors
     /// For a dtype that the engine of the processor does not train in, and as [`available`].
     pub fn new(setting: &Setting) -> Result<Self> {
-        let held = resident_memory().unwrap_or(0);
+        let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
         let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
         plan.so_far = peak_memory().unwrap_or(0);
         plan.available = available()?;

@@ -7,7 +7,6 @@ use candle_core::{DType, Device};
 use serde_json::Value as Json;
 
 use super::Plan;
-use crate::Result;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, CheckpointConfig, run};
 use crate::data::{DatasetConfig, Loader, LoaderOptions};
@@ -15,10 +14,11 @@ use crate::device::{DeviceConfig, Precision};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, Setting};
 use crate::metrics::MetricLoggerConfig;
-use crate::models::{Architecture, DecoderConfig};
+use crate::models::{Architecture, Decoder, DecoderConfig};
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::{Error, Result};
 
 /// What is trained, and so what is saved.
 #[derive(Debug, Clone)]
@@ -92,10 +92,12 @@ impl Outline<'_> {
     /// The base model's files and its shape. No weight is read.
     ///
     /// # Errors
-    /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for.
+    /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for,
+    /// weights that are not those of the model's shape.
     pub fn base(&self) -> Result<(Checkpoint, DecoderConfig)> {
         let base = self.checkpointer.open()?;
         let shape = self.shape(&base)?;
+        Decoder::skeleton(shape.clone(), &base)?;
         Ok((base, shape))
     }
 
@@ -159,17 +161,22 @@ impl Outline<'_> {
         self.loader(self.dataset_val, tokenizer, options).map(Some)
     }
 
-    /// What the run needs of memory. To be asked when the data is there and the weights are still on disk, see
-    /// [`MemoryPlan::new`].
+    /// What the run needs of memory, where it goes on from `state`, if it does. To be asked when the data is there
+    /// and the weights are still on disk, see [`MemoryPlan::new`].
     ///
     /// # Errors
-    /// Data that cannot be read, a precision that is not trained in, `TUNE_MEMORY` without a size.
+    /// A device other than the processor, a precision that is not trained in, data that cannot be read, `TUNE_MEMORY` without a
+    /// size.
     pub fn memory_plan(
         &self,
         model: &DecoderConfig,
         train_data: &Loader,
         validation_data: Option<&Loader>,
+        state: Option<&TrainingState>,
     ) -> Result<MemoryPlan> {
+        if self.device != DeviceConfig::Cpu {
+            return Err(Error::setup("memory is planned for device=cpu alone"));
+        }
         let Plan { gradient_accumulation_steps, max_steps_per_epoch, epochs } = self.plan;
         let per_epoch = max_steps_per_epoch.map_or(usize::MAX, |n| n.saturating_mul(gradient_accumulation_steps));
         let has = |key: &str| self.settings.get(key).is_some_and(|value| !value.is_null());
@@ -181,6 +188,7 @@ impl Outline<'_> {
                 Trained::Weights => None,
             },
             optimizer: self.optimizer.clone(),
+            optimizer_state_held: state.map_or(0, TrainingState::bytes),
             optimizer_in_backward: has("optimizer_in_bwd").then_some(self.optimizer_in_bwd),
             activation_checkpointing: self.activation_checkpointing,
             gradient_accumulation_steps,
@@ -189,6 +197,23 @@ impl Outline<'_> {
             batch: train_data.most_demanding_batch(epochs, per_epoch)?,
             validation_batch: validation_data.map(|data| data.most_demanding_batch(1, usize::MAX)).transpose()?,
         })
+    }
+
+    /// Refuses a run on the processor that cannot fit, with the settings that would make it fit.
+    ///
+    /// # Errors
+    /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
+    pub fn check_memory(
+        &self,
+        model: &DecoderConfig,
+        train_data: &Loader,
+        validation_data: Option<&Loader>,
+        state: Option<&TrainingState>,
+    ) -> Result<()> {
+        match self.device {
+            DeviceConfig::Cpu => self.memory_plan(model, train_data, validation_data, state)?.check(),
+            DeviceConfig::Cuda(_) => Ok(()),
+        }
     }
 
     pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {

@@ -15,7 +15,7 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, re
     if outline.device != DeviceConfig::Cpu {
         return report.fact("memory", "it is planned for device=cpu alone");
     }
-    let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref())) else { return };
+    let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref(), None)) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
@@ -47,5 +47,5 @@ fn make(outline: &Outline<'_>) -> Result<MemoryPlan> {
     // All of it, so that the largest batch is among what is known.
     train.len()?;
     validation.as_ref().map(|data| data.len()).transpose()?;
-    outline.memory_plan(&shape, &train, validation.as_ref())
+    outline.memory_plan(&shape, &train, validation.as_ref(), None)
 }

@@ -28,12 +28,12 @@ pub(super) fn look(
         return Data::default();
     };
     let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
-    let kind = Kind { outline, tokenizer, max_positions };
+    let context = Context { outline, tokenizer, max_positions };
     let options = LoaderOptions { count_cut: true, ..outline.loader_options(tokenizer, seed) };
-    let train = kind.look("data", outline.dataset, options.clone(), report);
+    let train = context.look("data", outline.dataset, options.clone(), report);
     let validation = match outline.dataset_val {
         [] => None,
-        configs => kind.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
+        configs => context.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
     };
     if let Some(config) = outline.exact_match
         && let Some(questions) = report.take(ExactMatch::read(config, tokenizer))
@@ -49,13 +49,13 @@ pub(super) fn look(
 }
 
 /// What is the same for training and validation data.
-struct Kind<'a> {
+struct Context<'a> {
     outline: &'a Outline<'a>,
     tokenizer: &'a Tokenizer,
     max_positions: Option<usize>,
 }
 
-impl Kind<'_> {
+impl Context<'_> {
     fn look(
         &self,
         name: &str,

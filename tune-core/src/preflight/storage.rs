@@ -184,7 +184,7 @@ mod tests {
             assert_eq!(saves(plan, batches, None), epochs);
             let each = plan.steps_per_epoch(batches);
             for every in 1..30 {
-                let saved = |step: &u64| step % each == 0 || step % every == 0;
+                let saved = |step: &u64| step.is_multiple_of(each) || step.is_multiple_of(every);
                 let expected = (1..=plan.total_steps(batches)).filter(saved).count() as u64;
                 assert_eq!(saves(plan, batches, Some(every as usize)), expected, "{plan:?}, every {every} steps");
             }

@@ -172,38 +172,50 @@ impl Loader {
         }
     }
 
-    /// Of the batches that a run of so many `epochs` takes, the first `per_epoch` of each, the one with the most tokens.
+    /// The batches of a run's first `first` steps, and behind them those of its step with the largest batch, by
+    /// tokens: so many batches are `together` in a step, and each of so many `epochs` takes `per_epoch` batches at most.
     ///
-    /// Where there are too many to look at each, or not all data is tokenized, it is one of the longest rows that are known:
-    /// there may be none as large, or, in data that comes later, a larger one.
+    /// Where there are too many to look at each, or not all data is tokenized, it is one batch of the longest rows that
+    /// are known: there may be none as large, or, in data that comes later, a larger one.
     ///
     /// # Errors
     /// A temporary file that cannot be read, and where there is no row.
-    pub fn most_demanding_batch(&self, epochs: u64, per_epoch: usize) -> Result<Batch> {
+    pub fn demanding_steps(
+        &self,
+        epochs: u64,
+        per_epoch: usize,
+        together: usize,
+        first: usize,
+    ) -> Result<Vec<Vec<Batch>>> {
         let size = self.options.batch_size;
         let rows = self.tokenized.known_totals().map(|totals| totals.rows as u64);
-        let exact = rows.is_some_and(|rows| rows.saturating_mul(epochs) <= MOST_ROWS);
-        let mut largest: Vec<(&Block, usize)> = Vec::new();
-        if exact {
+        let mut steps: Vec<Vec<(&Block, usize)>> = Vec::new();
+        let mut worst: Vec<(&Block, usize)> = Vec::new();
+        if rows.is_some_and(|rows| rows.saturating_mul(epochs) <= MOST_ROWS) {
             let tokens = |rows: &[(&Block, usize)]| rows.iter().map(|(block, row)| block.tokens(*row)).sum::<usize>();
+            let mut largest = 0;
             for epoch in 0..epochs {
-                let rows = self.epoch(epoch).rows().collect::<Result<Vec<_>>>()?;
-                for batch in rows.chunks(size).take(per_epoch) {
-                    if tokens(batch) > tokens(&largest) {
-                        largest = batch.to_vec();
+                let mut rows = self.epoch(epoch).rows().collect::<Result<Vec<_>>>()?;
+                rows.truncate(per_epoch.saturating_mul(size));
+                for step in rows.chunks(size.saturating_mul(together.max(1))) {
+                    steps.extend((steps.len() < first).then(|| step.to_vec()));
+                    let tokens = step.chunks(size).map(tokens).max().unwrap_or(0);
+                    if tokens > largest {
+                        (largest, worst) = (tokens, step.to_vec());
                     }
                 }
             }
         } else {
             let blocks = self.tokenized.known_blocks();
-            largest.extend(blocks.flat_map(|block| (0..block.rows.len()).map(move |row| (block, row))));
-            largest.sort_by_key(|(block, row)| std::cmp::Reverse(block.tokens(*row)));
-            largest.truncate(size);
+            worst.extend(blocks.flat_map(|block| (0..block.rows.len()).map(move |row| (block, row))));
+            worst.sort_by_key(|(block, row)| std::cmp::Reverse(block.tokens(*row)));
+            worst.truncate(size);
         }
-        if largest.is_empty() {
+        if worst.is_empty() {
             return Err(Error::setup("there is no batch of data"));
         }
-        self.assemble(&largest)
+        steps.push(worst);
+        steps.into_iter().map(|step| step.chunks(size).map(|rows| self.assemble(rows)).collect()).collect()
     }
 
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.

@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use super::{MemoryPlan, Setting};
 use crate::Result;
-use crate::data::Batch;
+use crate::data::{Batch, Span};
 
 /// The shortest rows that are advised.
 const SHORTEST: usize = 64;
@@ -30,12 +30,20 @@ struct Trial {
 
 impl Trial {
     fn setting(&self) -> Setting {
-        let cut = |batch: &Batch| smaller(batch, self.rows, self.len);
-        Setting {
-            batch: cut(&self.setting.batch),
-            validation_batch: self.setting.validation_batch.as_ref().map(cut),
-            ..self.setting.clone()
+        let mut setting = self.setting.clone();
+        if self.rows < setting.batch_size || self.len < usize::MAX {
+            let cut = |steps: &mut Vec<Vec<Batch>>| {
+                for step in steps {
+                    *step = step.iter().flat_map(|batch| parts(batch, self.rows, self.len)).collect();
+                }
+            };
+            cut(&mut setting.steps);
+            cut(&mut setting.validation_steps);
         }
+        if setting.gradient_accumulation_steps == 1 {
+            setting.steps = setting.steps.into_iter().flatten().map(|batch| vec![batch]).collect();
+        }
+        setting
     }
 }
 
@@ -146,7 +154,7 @@ fn half_precision(trial: &Trial) -> Trials {
 /// Ever shorter rows.
 fn shorter_rows(trial: &Trial) -> Trials {
     let mut trials = Vec::new();
-    let mut len = row_lens(&trial.setting.batch).into_iter().map(|(len, _)| len).max().unwrap_or(0);
+    let mut len = largest(&trial.setting).into_iter().flat_map(row_lens).max().unwrap_or(0);
     while len / 2 >= SHORTEST {
         // Powers of two, as people write them.
         len = (len / 2).next_power_of_two().min(len - 1);
@@ -155,36 +163,40 @@ fn shorter_rows(trial: &Trial) -> Trials {
     trials
 }
 
-/// The tokens of each row, and its number, the longest first.
-fn row_lens(batch: &Batch) -> Vec<(usize, usize)> {
-    let len = |row| batch.spans.iter().filter(|span| span.row == row).map(|span| span.len).sum();
-    let mut lens: Vec<(usize, usize)> = (0..batch.rows).map(|row| (len(row), row)).collect();
-    lens.sort_by_key(|&(len, row)| (std::cmp::Reverse(len), row));
+/// The batch with the most tokens.
+pub(super) fn largest(setting: &Setting) -> Option<&Batch> {
+    setting.steps.iter().flatten().max_by_key(|batch| batch.tokens())
+}
+
+/// The tokens of each row.
+fn row_lens(batch: &Batch) -> Vec<usize> {
+    let mut lens = vec![0; batch.rows];
+    batch.spans.iter().for_each(|span| lens[span.row] += span.len);
     lens
 }
 
-/// The longest `rows` rows of a batch, each cut to `max_len` tokens.
-fn smaller(batch: &Batch, rows: usize, max_len: usize) -> Batch {
-    let kept = row_lens(batch).into_iter().take(rows).map(|(_, row)| row);
-    let mut spans = Vec::new();
-    for row in kept {
-        let mut room = max_len;
-        for span in batch.spans.iter().filter(|span| span.row == row) {
-            let len = span.len.min(room);
-            room -= len;
-            spans.extend((len > 0).then_some(crate::data::Span { len, ..*span }));
-        }
-    }
-    Batch { spans, ..batch.clone() }.without_padding()
+/// A batch in parts of `rows` rows, each row cut to `max_len` tokens.
+fn parts(batch: &Batch, rows: usize, max_len: usize) -> Vec<Batch> {
+    let part = |first: usize| {
+        let mut room = vec![max_len; batch.rows];
+        let of_part = batch.spans.iter().filter(|span| (first..first + rows).contains(&span.row));
+        let cut = of_part.map(|span| {
+            let len = span.len.min(room[span.row]);
+            room[span.row] -= len;
+            Span { len, ..*span }
+        });
+        let spans = cut.filter(|span| span.len > 0).collect();
+        Batch { spans, ..batch.clone() }.without_padding()
+    };
+    (0..batch.rows).step_by(rows).map(part).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Span;
 
     #[test]
-    fn the_longest_rows_are_kept_and_cut() {
+    fn rows_are_parted_and_cut() {
         let ids: Vec<u32> = (0..18).collect();
         let span = |row, start, len| Span { row, start, len };
         let batch = Batch {
@@ -196,9 +208,10 @@ mod tests {
             spans: vec![span(0, 0, 3), span(1, 0, 2), span(1, 2, 4), span(2, 0, 5)],
             origins: vec![String::new(); 4],
         };
-        let two = smaller(&batch, 2, 4);
-        assert_eq!(two.input_ids, [6, 7, 8, 9, 12, 13, 14, 15]);
-        assert_eq!(two.spans, [span(0, 0, 2), span(0, 2, 2), span(0, 4, 4)]);
-        assert_eq!(smaller(&batch, 9, usize::MAX).input_ids.len(), 14);
+        let parts = parts(&batch, 2, 4);
+        assert_eq!(parts[0].input_ids, [0, 1, 2, 6, 7, 8, 9]);
+        assert_eq!(parts[0].spans, [span(0, 0, 3), span(0, 3, 2), span(0, 5, 2)]);
+        assert_eq!(parts[1].input_ids, [12, 13, 14, 15]);
+        assert_eq!(row_lens(&batch), [3, 6, 5]);
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use crate::metrics::{bytes, resident_memory};
+use super::table::size;
+use crate::metrics::resident_memory;
 use crate::{Error, Result};
 
 /// What a process may hold, all that it holds already included.
@@ -38,7 +39,7 @@ pub fn available() -> Result<Option<Available>> {
 
 impl fmt::Display for Available {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", bytes(self.bytes), self.origin)
+        write!(f, "{} {}", size(self.bytes), self.origin)
     }
 }
 

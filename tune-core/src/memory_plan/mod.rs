@@ -37,7 +37,10 @@ use crate::peft::LoraOptions;
 use crate::{Error, Result};
 
 /// Code, stacks and the allocator's own, which come into memory only as a run uses them.
-const STILL_TO_COME: u64 = 4 << 20;
+const STILL_TO_COME: u64 = 2 << 20;
+
+/// Micro-batches of a step that are gone through, at most.
+const MICRO_BATCHES: usize = 16;
 
 /// What memory depends on.
 #[derive(Debug, Clone)]
@@ -62,10 +65,12 @@ pub struct Setting {
     pub clips_gradients: bool,
     /// Rows of a batch that is full.
     pub batch_size: usize,
-    /// The largest batch of the training data, see [`Loader::most_demanding_batch`](crate::data::Loader::most_demanding_batch).
-    pub batch: Batch,
-    /// The largest batch of the validation data.
-    pub validation_batch: Option<Batch>,
+    /// The micro-batches of some steps in their order, those of the most demanding one last, see
+    /// [`Loader::demanding_steps`](crate::data::Loader::demanding_steps). Where there are fewer than a step has, the others are
+    /// like them.
+    pub steps: Vec<Vec<Batch>>,
+    /// The same of the validation data, where there is any.
+    pub validation_steps: Vec<Vec<Batch>>,
 }
 
 /// What a run needs, in bytes.
@@ -176,23 +181,34 @@ impl MemoryPlan {
     }
 }
 
-/// Two steps and a validation, on paper. The second step finds the memory as the first one left it.
+/// Steps and a validation, on paper. A step finds the memory as the one before left it, and batches of other sizes touch
+/// other parts of it; the last one comes twice.
 fn engine<T: Element>(setting: &Setting) -> Paper {
-    let step = StepOnPaper {
+    let on_paper = StepOnPaper {
         model: &setting.model,
         lora: setting.lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
     };
-    let batch = setting.batch.without_padding();
-    // From the second micro-batch on all are alike.
-    let micro_batches = vec![&batch; setting.gradient_accumulation_steps.clamp(1, 2)];
     let paper = Paper::new(rayon::current_num_threads());
-    for _ in 0..2 {
-        step.train::<T>(&micro_batches, &paper);
+    for step in setting.steps.iter().chain(setting.steps.last()) {
+        let batches = largest_of(step);
+        // From the second micro-batch on the gradients of the first are there: two say as much as many.
+        let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
+        let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
+        on_paper.train::<T>(&micro_batches, &paper);
     }
-    if let Some(batch) = &setting.validation_batch {
-        step.evaluate::<T>(&batch.without_padding(), &paper);
+    for batch in setting.validation_steps.iter().flatten() {
+        on_paper.evaluate::<T>(&batch.without_padding(), &paper);
     }
     paper
+}
+
+/// The largest micro-batches of a step in their order, without padding.
+fn largest_of(step: &[Batch]) -> Vec<Batch> {
+    let mut numbers: Vec<usize> = (0..step.len()).collect();
+    numbers.sort_by_key(|&i| std::cmp::Reverse(step[i].tokens()));
+    numbers.truncate(MICRO_BATCHES);
+    numbers.sort_unstable();
+    numbers.into_iter().map(|i| step[i].without_padding()).collect()
 }

@@ -1,7 +1,7 @@
 //! Numbers as people read them on a console.
 
 /// `812 B`, `3.4 MiB`, `12.0 GiB`.
-pub(crate) fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
     let mut unit = 0;

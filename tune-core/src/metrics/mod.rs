@@ -19,7 +19,6 @@ use crate::{Error, Result};
 pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
 pub use console::Console;
 pub use downloads::Downloads;
-pub(crate) use format::bytes;
 pub use jsonl::JsonlLogger;
 pub use memory::{peak_memory, resident_memory};
 pub use tensorboard::TensorBoardLogger;

@@ -20,6 +20,9 @@ use crate::peft::LoraOptions;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::{Error, Result};
 
+/// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
+const FIRST_STEPS: usize = 4;
+
 /// What is trained, and so what is saved.
 #[derive(Debug, Clone)]
 pub enum Trained {
@@ -194,8 +197,9 @@ impl Outline<'_> {
             gradient_accumulation_steps,
             clips_gradients: has("clip_grad_norm"),
             batch_size: self.batch_size,
-            batch: train_data.most_demanding_batch(epochs, per_epoch)?,
-            validation_batch: validation_data.map(|data| data.most_demanding_batch(1, usize::MAX)).transpose()?,
+            steps: train_data.demanding_steps(epochs, per_epoch, gradient_accumulation_steps, FIRST_STEPS)?,
+            validation_steps: validation_data
+                .map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
         })
     }
 

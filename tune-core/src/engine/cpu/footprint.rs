@@ -604,4 +604,19 @@ mod tests {
             }
         }
     }
+
+    /// With more threads, which of them is where decides about the order of some small buffers and about who
+    /// needs scratch first.
+    #[test]
+    fn several_threads_touch_about_as_much() {
+        let batch = batch(&[300, 9, 77, 1]);
+        for lora in [Some(lora(&LoraModule::ALL, 0.0)), None] {
+            for (activation_checkpointing, dtype) in [(true, DType::F32), (false, DType::F32), (false, DType::BF16)] {
+                let (model, lora) = (model(true), lora.as_ref());
+                let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward: false };
+                let [real, paper] = both(3, step, dtype, &[&batch]).map(|ledger| ledger.touched(1) as f64);
+                assert!((real / paper - 1.0).abs() < 0.05, "{activation_checkpointing}, {dtype:?}: {real} {paper}");
+            }
+        }
+    }
 }

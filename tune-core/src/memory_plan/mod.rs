@@ -24,6 +24,7 @@ use half::bf16;
 
 pub use advice::Change;
 pub use available::{Available, available};
+pub(crate) use table::size;
 
 use crate::data::Batch;
 use crate::engine::StepOnPaper;

@@ -98,7 +98,7 @@ fn processor() -> String {
 }
 
 /// Precise to a hundredth, which plans are: `51.3 MiB`, `1126 MiB`, `12.3 GiB`.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match mib {
         mib if mib < 99.95 => format!("{mib:.1} MiB"),

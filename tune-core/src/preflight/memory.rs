@@ -2,8 +2,7 @@
 
 use crate::Result;
 use crate::device::DeviceConfig;
-use crate::memory_plan::MemoryPlan;
-use crate::metrics::bytes;
+use crate::memory_plan::{self, MemoryPlan};
 use crate::preflight::data::Data;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
@@ -19,8 +18,8 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, re
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
-    let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", bytes(size))).collect();
-    report.fact("memory", format!("{} at most{of}\n{}", bytes(plan.peak()), parts.join("; ")));
+    let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory_plan::size(size))).collect();
+    report.fact("memory", format!("{} at most{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
     report.take(plan.check());
 }
 

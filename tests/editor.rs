@@ -187,7 +187,7 @@ pub struct Sgd {
     learning_rate: f64,
 }
 
-#[recipe(con‸, crate = tune_config)] // configs name ignored
+#[recipe(con‸, crate = tune_config)] // configs preflight name ignored
 async fn lora(
     output_dir: String,
     /// What moves the weights.

@@ -74,6 +74,20 @@ fn a_hundred_thousand_conversations_begin_within_seconds() {
     assert!(large < small + 64.0, "{large} MiB for 100,000 conversations, {small} MiB for 1000");
 }
 
+#[test]
+#[ignore = "makes 100,000 conversations; CI runs it"]
+fn a_hundred_thousand_conversations_are_checked_within_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = conversations(&folder.path().join("data.jsonl"), 100_000);
+    let output = format!("output_dir={}", folder.path().join("out").display());
+    let begun = Instant::now();
+    let said = succeed("lora", &["--check", "--config", "configs/lora/tiny.yaml", &output, &data]).stdout;
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("100,000 conversations are checked in {seconds:.2} s");
+    assert!(runs::text(&said).contains("\n            100000 samples, "), "not all were looked at");
+    assert!(seconds < 30.0, "it took {seconds} s");
+}
+
 /// A run over several blocks of data that is resumed in the middle of an epoch.
 #[test]
 #[ignore = "trains some hundred steps; CI runs it"]

@@ -58,6 +58,35 @@ fn mine(
 }
 "#;
 
+/// A recipe with a config of its own, besides.
+const OTHER_RECIPE: &str = r#"
+/// Nothing.
+#[derive(Config)]
+struct OtherConfig {}
+
+struct Other;
+
+impl Recipe for Other {
+    type Config = OtherConfig;
+
+    fn outline(_: &OtherConfig) -> Result<Outline<'_>> {
+        Err(Error::setup("nothing to do"))
+    }
+    fn setup(_: OtherConfig) -> Result<Self> {
+        Ok(Self)
+    }
+    fn train(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn save_checkpoint(&mut self) -> Result<PathBuf> {
+        Ok(PathBuf::new())
+    }
+    fn cleanup(self) -> Result<()> {
+        Ok(())
+    }
+}
+"#;
+
 fn cargo(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO"))
         .args(args)
@@ -98,5 +127,21 @@ fn a_crate_that_depends_on_tune_core_alone_defines_a_recipe() {
     assert!(!run.status.success());
     for expected in ["unknown key `optimizer.rl`", "--> configs/mine.yaml:3:3", "did you mean `lr`?"] {
         assert!(said.contains(expected), "{said}");
+    }
+
+    // What a preflight is made of must be a recipe with this config: one message each, at its name.
+    write("configs/mine.yaml", "optimizer: lion\n");
+    let with = |ty: &str| RECIPE.replace("#[recipe(", &format!("#[recipe(preflight = {ty}, "));
+    let other = RECIPE.to_owned() + OTHER_RECIPE;
+    let other = other.replacen("#[recipe(", "#[recipe(preflight = Other, ", 1);
+    for (source, expected) in [
+        (with("String"), ["`String` is no recipe", "`preflight` names the type whose `setup` and `train`"]),
+        (other, ["mismatched types", "expected `&OtherConfig`, found `&MineConfig`"]),
+    ] {
+        write("src/main.rs", &source);
+        let build = cargo(folder.path(), &["build", "--offline"]);
+        let said = String::from_utf8_lossy(&build.stderr);
+        assert!(expected.iter().all(|part| said.contains(part)), "{said}");
+        assert_eq!(said.matches("\nerror").count(), 2, "one error, and that it was not built: {said}");
     }
 }

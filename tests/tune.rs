@@ -59,6 +59,8 @@ fn what_it_says() {
     for (name, args) in [
         ("help", &["--help"] as &[&str]),
         ("help_run", &["run", "--help"]),
+        ("help_check", &["check", "--help"]),
+        ("help_plan", &["plan", "--help"]),
         ("help_cp", &["cp", "--help"]),
         ("help_download", &["download", "--help"]),
         ("explain", &["explain", "e20"]),
@@ -82,6 +84,8 @@ fn mistakes_are_told_with_what_is_nearest() {
         &["cat", "lora/tinny"],
         &["cp", "lora", "my.yaml"],
         &["validate", "lora", "--config", "mine.yaml", "epoch=2"],
+        &["check", "generate"],
+        &["plan", "generate/tiny"],
         &["explain", "E9999"],
         &["download", "a/b/c"],
     ] {
@@ -92,8 +96,11 @@ fn mistakes_are_told_with_what_is_nearest() {
     // Where nothing is near, what there is.
     let (_, error) = fail(&mut tune(folder.path(), &["cat", "xyz"]));
     assert!(error.contains("there are full, generate, lora, "), "{error}");
-    let (_, error) = fail(&mut tune(folder.path(), &["run", "lora"]));
-    assert!(error.contains("which config?") && error.contains("\n  lora/tiny  "), "{error}");
+    for command in ["run", "check"] {
+        let (_, error) = fail(&mut tune(folder.path(), &[command, "lora"]));
+        assert!(error.contains("which config?") && error.contains("\n  lora/tiny  "), "{error}");
+        assert!(error.contains(&format!("Such as `tune {command} lora --config lora/tiny`")), "{error}");
+    }
 }
 
 /// What `tune` brings along is what lies in the folders.
@@ -144,6 +151,20 @@ fn a_config_is_validated_by_its_recipe() {
     assert!(error.contains("`tune validate RECIPE --config plain.yaml`"), "{error}");
 }
 
+/// From any folder, with a config alone, and with another; what it says is tested in `preflight.rs`.
+#[test]
+fn a_run_is_checked_by_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // Paths in shipped configs are relative to the checkout.
+    let said = succeed(tune(folder, &["check", "lora/tiny", "epochs=2"]).current_dir(root()));
+    assert!(said.contains("\nsteps       188 in 2 epochs of 94\n"), "{said}");
+    let output = tune(folder, &["check", "full", "--config", "full/tiny"]).output().unwrap();
+    let said = text(&output.stdout);
+    assert!(output.status.code() == Some(1) && said.contains("recipes/tiny/model: does not exist"), "{said}");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "something was written");
+}
+
 #[test]
 fn a_copy_has_the_paths_of_where_it_lands() {
     let folder = tempfile::tempdir().unwrap();
@@ -152,7 +173,7 @@ fn a_copy_has_the_paths_of_where_it_lands() {
     assert!(said.ends_with("start it with\n  tune run my/own.rs --config my/tiny.yaml\n"), "{said}");
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
     let source = read("my/own.rs");
-    assert!(source.contains("#[recipe(configs = [\"tiny.yaml\", \"smollm2_135m.yaml\"])]"), "{source}");
+    assert!(source.contains("configs = [\"tiny.yaml\", \"smollm2_135m.yaml\"])]"), "{source}");
     assert!(source.contains("//!     tune run my/own.rs --config my/tiny.yaml epochs=2\n"), "{source}");
     let yaml = read("my/tiny.yaml");
     assert!(yaml.starts_with("# yaml-language-server: $schema=lora.schema.json\n"), "{yaml}");

@@ -92,6 +92,16 @@ impl ExactMatch {
         Ok(Self { questions, stop: StopOptions { max_new_tokens: config.max_new_tokens, stop_tokens } })
     }
 
+    /// The number of questions.
+    pub fn len(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Whether there is no question.
+    pub fn is_empty(&self) -> bool {
+        self.questions.is_empty()
+    }
+
     /// Asks every question; answers are greedy.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
 pub use crate::hub;
 pub use crate::loss::LossConfig;
+pub use crate::memory_plan::{self, MemoryPlan};
 pub use crate::metrics::{
     Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, Throughput, ValidationMetrics,
     peak_memory,
@@ -20,7 +21,8 @@ pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel};
 pub use crate::recipe::{
-    Plan, Position, Recipe, Step, Steps, check_finite, dropout_key, run_start, settings, write_config,
+    Outline, Plan, Position, Recipe, Step, Steps, Trained, check_finite, dropout_key, inputs, run_start, settings,
+    write_config,
 };
 pub use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -1,5 +1,6 @@
 //! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
 
+mod outline;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -17,12 +18,24 @@ use crate::metrics;
 use crate::ops::Dropout;
 use crate::{Error, Result};
 
+pub use outline::{Outline, Trained, inputs};
 pub use steps::{Step, Steps};
 
 /// A training run as a value: several can be run one after the other in one program.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no recipe",
+    label = "does not implement `Recipe`",
+    note = "`preflight` names the type whose `setup` and `train` the function calls"
+)]
 pub trait Recipe: Sized {
     /// What the recipe is told.
     type Config: Config;
+
+    /// What the config says of a run, before anything is read: for [`Recipe::setup`], and for `--check` and `--plan`.
+    ///
+    /// # Errors
+    /// Settings that do not fit together.
+    fn outline(config: &Self::Config) -> Result<Outline<'_>>;
 
     /// Checks everything that can be checked, loads the model and the data, and finds the place to go on from.
     fn setup(config: Self::Config) -> Result<Self>;

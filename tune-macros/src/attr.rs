@@ -116,6 +116,8 @@ pub(crate) struct Attrs {
     pub(crate) krate: Option<Path>,
     /// Of `#[recipe]` only.
     pub(crate) configs: Vec<LitStr>,
+    /// Of `#[recipe]` only: the type that implements `Recipe`.
+    pub(crate) preflight: Option<Path>,
 }
 
 /// `default` or `default = value`.
@@ -154,7 +156,7 @@ impl On {
             }
             On::Variant => &["name", "alias", "default"],
             On::Type => &["ignored", "component", "crate"],
-            On::Recipe => &["configs", "name", "ignored", "crate"],
+            On::Recipe => &["configs", "preflight", "name", "ignored", "crate"],
         }
     }
 }
@@ -205,6 +207,7 @@ impl Attrs {
             "flatten" => self.flatten.is_some(),
             "resolved" => self.resolved.is_some(),
             "component" => self.component.is_some(),
+            "preflight" => self.preflight.is_some(),
             "crate" => self.krate.is_some(),
             _ => false,
         }
@@ -223,6 +226,7 @@ impl Attrs {
             ("name", Argument::Value(value)) => self.name = Some(string(&value)?),
             ("alias", Argument::Value(value)) => self.aliases.extend(strings(&value)?),
             ("configs", Argument::Value(value)) => self.configs = strings(&value)?,
+            ("preflight", Argument::Value(value)) => self.preflight = Some(recipe_type(&value)?),
             ("required", Argument::None) => self.required = Some(name),
             ("one_or_many", Argument::None) => self.one_or_many = Some(name),
             ("flatten", Argument::None) => self.flatten = Some(name),
@@ -244,6 +248,20 @@ impl Attrs {
             _ => return Err(syn::Error::new_spanned(&name, usage(word))),
         }
         Ok(())
+    }
+
+    /// Where the generated code finds `Recipe` and what is done with one: the crate that [`Attrs::krate`] is in.
+    pub(crate) fn core(&self) -> TokenStream {
+        let parent = self.krate.as_ref().and_then(|path| {
+            let mut path = path.clone();
+            path.segments.pop();
+            path.segments.pop_punct();
+            (!path.segments.is_empty()).then_some(path)
+        });
+        match parent {
+            Some(path) => generated(path.to_token_stream()),
+            None => quote!(::tune_core),
+        }
     }
 
     /// Where the generated code finds `Config`.
@@ -276,6 +294,7 @@ fn usage(word: &str) -> String {
         "name" => "`name = \"...\"`",
         "alias" => "`alias = \"...\"`",
         "configs" => "`configs = [\"../configs/lora/tiny.yaml\"]`",
+        "preflight" => "`preflight = Type`, with the type that implements `Recipe`",
         "crate" => "`crate = path`",
         "ignored" => "`ignored(key = \"why\", ...)`",
         word => return format!("`{word}` takes no value"),
@@ -308,6 +327,14 @@ fn string(value: &Expr) -> syn::Result<LitStr> {
     match value {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Ok(text.clone()),
         other => Err(syn::Error::new_spanned(other, "expected a string literal")),
+    }
+}
+
+/// The name of a type, as an expression is read.
+fn recipe_type(value: &Expr) -> syn::Result<Path> {
+    match value {
+        Expr::Path(path) if path.qself.is_none() => Ok(path.path.clone()),
+        other => Err(syn::Error::new_spanned(other, usage("preflight"))),
     }
 }
 

@@ -3,7 +3,7 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Expr, ExprLit, ExprUnary, Generics, Lit, RangeLimits, Type, UnOp, parse_quote};
+use syn::{Expr, ExprLit, ExprUnary, Generics, Lit, Path, RangeLimits, Type, UnOp, parse_quote};
 
 use crate::attr::Attrs;
 use crate::configs;
@@ -367,6 +367,8 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
     let configs = configs::embed(&recipe.args.configs);
     let schema = quote!(<#config as #krate::Config>::SCHEMA);
     let checks = configs::checks(&recipe.args.configs, &schema, &krate);
+    let has_preflight = recipe.args.preflight.is_some();
+    let preflight = recipe.args.preflight.as_ref().map(|ty| preflight(ty, &recipe.args.core()));
     quote! {
         #function
         #made
@@ -380,14 +382,15 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
                 doc: #docs,
                 version: ::core::env!("CARGO_PKG_VERSION"),
                 configs: #configs,
+                preflight: #has_preflight,
             };
             let __color = __cli::stderr_color();
             // A pipe that nobody reads any more is no reason to fail.
             let __complain = |__text: &str| {
                 let _ = ::std::io::stderr().write_all(__text.as_bytes());
             };
-            let __run = match __cli::start::<#config>(&__RECIPE, ::std::env::args_os(), __color) {
-                __cli::Start::Run(__run) => *__run,
+            let (__run, __purpose) = match __cli::start::<#config>(&__RECIPE, ::std::env::args_os(), __color) {
+                __cli::Start::Run(__run, __purpose) => (*__run, __purpose),
                 __cli::Start::Show(__text) => {
                     let _ = ::std::io::stdout().write_all(__text.as_bytes());
                     return ::std::process::ExitCode::SUCCESS;
@@ -398,6 +401,7 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
                 }
             };
             __complain(&__cli::warnings(&__run.warnings, __color));
+            #preflight
             let __config = __run.config;
             match #function_ident(#(#arguments),*) {
                 ::core::result::Result::Ok(_) => ::std::process::ExitCode::SUCCESS,
@@ -407,6 +411,22 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
                     ::std::process::ExitCode::FAILURE
                 }
             }
+        }
+    }
+}
+
+/// The answer to `--check` and `--plan`, where one of them was asked.
+fn preflight(ty: &Path, core: &TokenStream) -> TokenStream {
+    // At the place of the type, so that one that is no recipe, or one of another config, is one message there.
+    let answer = quote_spanned!(at(ty)=> #core::preflight::answer::<#ty>);
+    quote! {
+        if __purpose != __cli::Purpose::Run {
+            #core::hub::watch(#core::metrics::Downloads::stderr());
+            let mut __out = ::std::io::stdout().lock();
+            return match #answer(&__run.config, __purpose, &mut __out, __cli::stdout_color()) {
+                true => ::std::process::ExitCode::SUCCESS,
+                false => ::std::process::ExitCode::FAILURE,
+            };
         }
     }
 }

@@ -91,6 +91,17 @@ use proc_macro::TokenStream;
 ///
 ///   What only a type of your own can say (`Config` written by hand) is said
 ///   when the recipe starts.
+/// - `preflight = LoraFinetune`: a type that implements `tune_core::recipe::Recipe` with this config. The
+///   program then has `--check` and `--plan`, which say what would become of a run before weights are read:
+///
+///   ```ignore (needs tune_core, which depends on this crate)
+///   #[recipe(preflight = LoraFinetune, configs = ["../configs/lora/tiny.yaml"])]
+///   fn lora(cfg: LoraConfig) -> Result<()> {
+///       let mut recipe = LoraFinetune::setup(cfg)?;
+///       recipe.train()?;
+///       recipe.cleanup()
+///   }
+///   ```
 /// - `name = "lora"`: the name in messages, where it is not the function's.
 /// - `ignored(key = "why", ...)`: keys that are accepted without effect.
 /// - `crate = path`: where `tune_core::config` is found.

@@ -2,7 +2,6 @@
 //!
 //!     cargo run --release -p recipes --bin full -- --config configs/full/tiny.yaml epochs=2
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -136,7 +135,7 @@ pub(crate) struct FullFinetune {
 impl Recipe for FullFinetune {
     type Config = FullConfig;
 
-    fn setup(cfg: FullConfig) -> Result<Self> {
+    fn outline(cfg: &FullConfig) -> Result<Outline<'_>> {
         if cfg.optimizer_in_bwd && (cfg.gradient_accumulation_steps > 1 || cfg.clip_grad_norm.is_some()) {
             return Err(Error::setup(
                 "optimizer_in_bwd applies each gradient at once: set gradient_accumulation_steps=1 and clip_grad_norm=null, \
@@ -149,26 +148,45 @@ impl Recipe for FullFinetune {
                 "checkpointer.adapter_checkpoint is for lora; full trains the model's own weights",
             ));
         }
-        let device = cfg.device.open()?;
-        let dtype = cfg.dtype.training_dtype()?;
+        Ok(Outline {
+            output_dir: &cfg.output_dir,
+            start: run_start(cfg.resume_from_checkpoint, cfg.overwrite),
+            settings: settings(cfg, FREE),
+            checkpointer: &cfg.checkpointer,
+            architecture: cfg.model.architecture,
+            trained: Trained::Weights,
+            tokenizer: &cfg.tokenizer,
+            dataset: &cfg.dataset,
+            dataset_val: &cfg.dataset_val,
+            exact_match: None,
+            seed: cfg.seed,
+            shuffle: cfg.shuffle,
+            batch_size: cfg.batch_size,
+            plan: Plan {
+                gradient_accumulation_steps: cfg.gradient_accumulation_steps,
+                max_steps_per_epoch: cfg.max_steps_per_epoch,
+                epochs: cfg.epochs,
+            },
+            optimizer: &cfg.optimizer,
+            optimizer_in_bwd: cfg.optimizer_in_bwd,
+            activation_checkpointing: cfg.enable_activation_checkpointing,
+            device: cfg.device,
+            dtype: cfg.dtype,
+            metric_logger: &cfg.metric_logger,
+        })
+    }
+
+    fn setup(cfg: FullConfig) -> Result<Self> {
+        let outline = Self::outline(&cfg)?;
+        let (device, dtype) = outline.device()?;
         let mut console = Console::stderr();
         hub::watch(Downloads::stderr());
 
-        let base = cfg.checkpointer.open()?;
-        if let Some(architecture) = cfg.model.architecture {
-            architecture.check(&DecoderConfig::from_json(base.config())?, base.path())?;
-        }
+        let (base, shape) = outline.base()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
         cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
-        checkpoint::run::check_output_dir(&cfg.output_dir, base.path())?;
-        let resumed = match cfg.resume_from_checkpoint {
-            true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
-            false => None,
-        };
-        let state = resumed.as_deref().map(TrainingState::read).transpose()?;
-        if let Some(state) = &state {
-            state.check_settings(&settings(&cfg, FREE))?;
-        }
+        outline.check_output_dir(&base)?;
+        let (resumed, state) = outline.resumed()?.unzip();
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
         // A chat template that writes the date goes on with the day on which the run began.
         let tokenizer = match state.as_ref().and_then(|state| state.now) {
@@ -176,33 +194,24 @@ impl Recipe for FullFinetune {
             None => tokenizer,
         };
 
+        let train_data = outline.train_data(&tokenizer, seed)?;
+        let validation_data = outline.validation_data(&tokenizer, seed)?;
+        let data = || std::iter::once(&train_data).chain(&validation_data);
+        let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
+        news.for_each(|line| console.note(&line));
+        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
+        outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {
-            Some(dir) => load_model(&Checkpoint::open(dir)?, &options)?,
-            None => load_model(&base, &options)?,
+            Some(dir) => Decoder::load(shape, &Checkpoint::open(dir)?, &options)?,
+            None => Decoder::load(shape, &base, &options)?,
         };
-
-        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
-        let mut summaries = Vec::new();
-        let mut load = |configs: &[DatasetConfig], shuffle: bool| {
-            let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions { batch_size: cfg.batch_size, shuffle, seed, pad_id, ..Default::default() };
-            let loader = Loader::open(configs, &tokenizer, max_seq_len, options)?;
-            loader.news(longest).iter().for_each(|line| console.note(line));
-            summaries.extend(loader.summary());
-            Ok::<_, Error>(loader)
-        };
-        let train_data = load(&cfg.dataset, cfg.shuffle)?;
-        let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
-        let plan = Plan {
-            gradient_accumulation_steps: cfg.gradient_accumulation_steps,
-            max_steps_per_epoch: cfg.max_steps_per_epoch,
-            epochs: cfg.epochs,
-        };
+        let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();
         let mut position = Position::default();
         if let Some(state) = state {
-            state.check_inputs(&inputs(&train_data)?)?;
+            state.check_inputs(&inputs(&train_data, None)?)?;
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
@@ -214,8 +223,7 @@ impl Recipe for FullFinetune {
         };
 
         // Everything is known to be sound: only now is anything written.
-        let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);
-        let run_dir = RunDir::open(&cfg.output_dir, base.path(), start)?;
+        let run_dir = RunDir::open(&cfg.output_dir, base.path(), outline.start)?;
         write_config(&cfg.output_dir, &cfg.to_yaml())?;
         console.report(
             "Full fine-tuning",
@@ -317,7 +325,7 @@ impl Recipe for FullFinetune {
             seed: self.seed,
             now: self.now,
             settings: settings(&self.cfg, FREE),
-            inputs: inputs(&self.train_data)?,
+            inputs: inputs(&self.train_data, None)?,
             extra: Default::default(),
             optimizer: self.optimizer.state(),
         };
@@ -379,17 +387,8 @@ impl FullFinetune {
     }
 }
 
-fn load_model(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder> {
-    Decoder::load(DecoderConfig::from_json(checkpoint.config())?, checkpoint, options)
-}
-
-/// What a resumed run must find as it was, besides the settings.
-fn inputs(train_data: &Loader) -> Result<BTreeMap<String, u32>> {
-    Ok(BTreeMap::from([("the training data".to_string(), train_data.fingerprint()?)]))
-}
-
 /// Trains all weights of a model.
-#[recipe(configs = [
+#[recipe(preflight = FullFinetune, configs = [
     "../configs/full/tiny.yaml",
     "../configs/full/smollm2_135m.yaml",
     "../configs/full/make_tiny.yaml",

@@ -2,7 +2,6 @@
 //!
 //!     cargo run --release -p recipes --bin lora -- --config configs/lora/tiny.yaml epochs=2
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tune_core::prelude::*;
@@ -143,30 +142,46 @@ pub(crate) struct LoraFinetune {
 impl Recipe for LoraFinetune {
     type Config = LoraConfig;
 
+    fn outline(cfg: &LoraConfig) -> Result<Outline<'_>> {
+        Ok(Outline {
+            output_dir: &cfg.output_dir,
+            start: run_start(cfg.resume_from_checkpoint, cfg.overwrite),
+            settings: settings(cfg, FREE),
+            checkpointer: &cfg.checkpointer,
+            architecture: cfg.model.architecture,
+            trained: Trained::Adapters { lora: cfg.model.options(0), merged: !cfg.save_adapter_weights_only },
+            tokenizer: &cfg.tokenizer,
+            dataset: &cfg.dataset,
+            dataset_val: &cfg.dataset_val,
+            exact_match: cfg.exact_match.as_ref(),
+            seed: cfg.seed,
+            shuffle: cfg.shuffle,
+            batch_size: cfg.batch_size,
+            plan: Plan {
+                gradient_accumulation_steps: cfg.gradient_accumulation_steps,
+                max_steps_per_epoch: cfg.max_steps_per_epoch,
+                epochs: cfg.epochs,
+            },
+            optimizer: &cfg.optimizer,
+            optimizer_in_bwd: false,
+            activation_checkpointing: cfg.enable_activation_checkpointing,
+            device: cfg.device,
+            dtype: cfg.dtype,
+            metric_logger: &cfg.metric_logger,
+        })
+    }
+
     fn setup(cfg: LoraConfig) -> Result<Self> {
-        let device = cfg.device.open()?;
-        let dtype = cfg.dtype.training_dtype()?;
+        let outline = Self::outline(&cfg)?;
+        let (device, dtype) = outline.device()?;
         let mut console = Console::stderr();
         hub::watch(Downloads::stderr());
 
-        let base = cfg.checkpointer.open()?;
-        let shape = DecoderConfig::from_json(base.config())?;
-        if let Some(architecture) = cfg.model.architecture {
-            architecture.check(&shape, base.path())?;
-        }
+        let (base, shape) = outline.base()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
         cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
-        for start in std::iter::once(base.path()).chain(cfg.checkpointer.adapter_checkpoint.as_deref()) {
-            checkpoint::run::check_output_dir(&cfg.output_dir, start)?;
-        }
-        let resumed = match cfg.resume_from_checkpoint {
-            true => checkpoint::run::latest(&cfg.output_dir)?.map(|saved| saved.path),
-            false => None,
-        };
-        let state = resumed.as_deref().map(TrainingState::read).transpose()?;
-        if let Some(state) = &state {
-            state.check_settings(&settings(&cfg, FREE))?;
-        }
+        outline.check_output_dir(&base)?;
+        let (resumed, state) = outline.resumed()?.unzip();
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
         // A chat template that writes the date goes on with the day on which the run began.
         let tokenizer = match state.as_ref().and_then(|state| state.now) {
@@ -174,37 +189,28 @@ impl Recipe for LoraFinetune {
             None => tokenizer,
         };
 
+        let train_data = outline.train_data(&tokenizer, seed)?;
+        let validation_data = outline.validation_data(&tokenizer, seed)?;
+        let data = || std::iter::once(&train_data).chain(&validation_data);
+        let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
+        news.for_each(|line| console.note(&line));
+        let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
+        let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
         let model = Decoder::load(shape, &base, &options)?;
         if let Some(dir) = resumed.as_ref().or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;
         }
-
-        let (max_seq_len, longest) = (cfg.tokenizer.max_seq_len, model.config.max_position_embeddings);
-        let mut summaries = Vec::new();
-        let mut load = |configs: &[DatasetConfig], shuffle: bool| {
-            let pad_id = tokenizer.pad().unwrap_or(0);
-            let options = LoaderOptions { batch_size: cfg.batch_size, shuffle, seed, pad_id, ..Default::default() };
-            let loader = Loader::open(configs, &tokenizer, max_seq_len, options)?;
-            loader.news(longest).iter().for_each(|line| console.note(line));
-            summaries.extend(loader.summary());
-            Ok::<_, Error>(loader)
-        };
-        let train_data = load(&cfg.dataset, cfg.shuffle)?;
-        let validation_data = if cfg.dataset_val.is_empty() { None } else { Some(load(&cfg.dataset_val, false)?) };
-        let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
         let base_fingerprint = base.fingerprint()?;
-        let plan = Plan {
-            gradient_accumulation_steps: cfg.gradient_accumulation_steps,
-            max_steps_per_epoch: cfg.max_steps_per_epoch,
-            epochs: cfg.epochs,
-        };
+        let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();
         let mut position = Position::default();
         let mut right_before = None;
         if let Some(state) = state {
-            state.check_inputs(&inputs(&train_data, base_fingerprint)?)?;
+            state.check_inputs(&inputs(&train_data, Some(base_fingerprint))?)?;
             position = Position::of(&state);
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
@@ -217,8 +223,7 @@ impl Recipe for LoraFinetune {
         };
 
         // Everything is known to be sound: only now is anything written.
-        let start = run_start(cfg.resume_from_checkpoint, cfg.overwrite);
-        let run_dir = RunDir::open(&cfg.output_dir, base.path(), start)?;
+        let run_dir = RunDir::open(&cfg.output_dir, base.path(), outline.start)?;
         write_config(&cfg.output_dir, &cfg.to_yaml())?;
         console.report(
             "LoRA fine-tuning",
@@ -323,7 +328,7 @@ impl Recipe for LoraFinetune {
             seed: self.seed,
             now: self.tokenizer.now(),
             settings: settings(&self.cfg, FREE),
-            inputs: inputs(&self.train_data, self.base_fingerprint)?,
+            inputs: inputs(&self.train_data, Some(self.base_fingerprint))?,
             extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
             optimizer: self.optimizer.state(),
         };
@@ -413,14 +418,6 @@ impl LoraFinetune {
     }
 }
 
-/// What a resumed run must find as it was, besides the settings.
-fn inputs(train_data: &Loader, base_fingerprint: u32) -> Result<BTreeMap<String, u32>> {
-    Ok(BTreeMap::from([
-        ("the training data".to_string(), train_data.fingerprint()?),
-        ("the base model".to_string(), base_fingerprint),
-    ]))
-}
-
 /// How much of the model is trained, in words.
 fn trained_share(model: &Decoder) -> String {
     let trained: usize = model.trainable().values().map(|v| v.elem_count()).sum();
@@ -439,7 +436,7 @@ fn print_answers(title: &str, answers: &[Answer]) {
 }
 
 /// Trains low-rank adapters on a frozen base model.
-#[recipe(configs = ["../configs/lora/tiny.yaml", "../configs/lora/smollm2_135m.yaml"])]
+#[recipe(preflight = LoraFinetune, configs = ["../configs/lora/tiny.yaml", "../configs/lora/smollm2_135m.yaml"])]
 fn lora(cfg: LoraConfig) -> Result<()> {
     init_process_group()?;
     let mut recipe = LoraFinetune::setup(cfg)?;

@@ -55,6 +55,9 @@ pub mod recipe {
     /// The configs that the recipe ships with, checked by the compiler:
     /// `configs = ["../configs/lora/tiny.yaml"]`.
     pub struct configs;
+    /// The type that implements `Recipe`, of which `--check` and `--plan` learn what would become of a run:
+    /// `preflight = LoraFinetune`.
+    pub struct preflight;
     /// The name in messages, where it is not the function's.
     pub struct name;
     /// Keys that are accepted without effect: `ignored(compile = "why")`.

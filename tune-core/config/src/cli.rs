@@ -23,13 +23,27 @@ pub struct Recipe {
     pub version: &'static str,
     /// The configs that it ships with: path and text.
     pub configs: &'static [(&'static str, &'static str)],
+    /// Whether it can say what would become of a run: `--check` and `--plan`.
+    pub preflight: bool,
+}
+
+/// What a recipe is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To do what it does.
+    Run,
+    /// To say whether that would succeed: `--check`.
+    Check,
+    /// To say how much memory it would take: `--plan`.
+    Plan,
 }
 
 /// What a recipe's `main` is to do.
 #[derive(Debug)]
 pub enum Start<T> {
-    /// Print the warnings, then train.
-    Run(Box<Loaded<T>>),
+    /// Print the warnings, then do what is asked for; other than [`Purpose::Run`] only where there is a
+    /// [`Recipe::preflight`].
+    Run(Box<Loaded<T>>, Purpose),
     /// Print this and be done.
     Show(String),
     /// Print this to the standard error and exit with [`USAGE`].
@@ -63,7 +77,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         };
     }
     if let Some(shell) = matches.get_one::<String>("completions") {
-        return Start::Show(completions::script(shell, recipe.name, &T::SCHEMA));
+        return Start::Show(completions::script(shell, recipe, &T::SCHEMA));
     }
     let mut input = match matches.get_one::<PathBuf>("config") {
         None => Input::new(),
@@ -105,16 +119,33 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         Err(report) => Start::Fail(mistakes(recipe, &report, color)),
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
         Ok(loaded) if matches.get_flag("validate") => Start::Show(warnings(&loaded.warnings, color) + &valid(&matches)),
-        Ok(loaded) => Start::Run(Box::new(loaded)),
+        Ok(loaded) => Start::Run(Box::new(loaded), purpose(recipe, &matches)),
     }
 }
 
-/// Whether the standard error is a terminal that wants colour.
+fn purpose(recipe: &Recipe, matches: &ArgMatches) -> Purpose {
+    match recipe.preflight {
+        true if matches.get_flag("check") => Purpose::Check,
+        true if matches.get_flag("plan") => Purpose::Plan,
+        _ => Purpose::Run,
+    }
+}
+
+/// Whether the standard error wants colour.
 pub fn stderr_color() -> bool {
-    let asks_for_none = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal()
-        && !asks_for_none("NO_COLOR")
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    color(std::io::stderr().is_terminal())
+}
+
+/// Whether the standard output wants colour.
+pub fn stdout_color() -> bool {
+    color(std::io::stdout().is_terminal())
+}
+
+/// Terminals do, unless they cannot; `NO_COLOR` and `CLICOLOR_FORCE` in the environment say it for both.
+fn color(terminal: bool) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+    let can = terminal && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    !is_set("NO_COLOR") && (can || is_set("CLICOLOR_FORCE"))
 }
 
 /// `error: ...` for a run that has failed, with what it was caused by.
@@ -160,7 +191,7 @@ pub fn warnings(report: &Report, color: bool) -> String {
 }
 
 fn command(recipe: &Recipe) -> Command {
-    Command::new(recipe.name)
+    let command = Command::new(recipe.name)
         .disable_help_flag(true)
         .disable_version_flag(true)
         .arg(Arg::new("config").long("config").short('c').value_name("FILE").value_parser(value_parser!(PathBuf)))
@@ -177,7 +208,13 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
         .arg(Arg::new("explain").long("explain").value_name("CODE"))
         .arg(Arg::new("completions").long("completions").value_name("SHELL").value_parser(completions::SHELLS))
-        .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append))
+        .arg(Arg::new("overrides").value_name("KEY=VALUE").num_args(0..).action(ArgAction::Append));
+    if !recipe.preflight {
+        return command;
+    }
+    command
+        .arg(Arg::new("check").long("check").action(ArgAction::SetTrue).conflicts_with_all(["plan", "convert"]))
+        .arg(Arg::new("plan").long("plan").action(ArgAction::SetTrue).conflicts_with("convert"))
 }
 
 /// The bytes of a file, a little more than a config may have at most: the path
@@ -200,6 +237,13 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
     };
     if error.kind() != ErrorKind::UnknownArgument {
         return format!("{}\n", error.to_string().trim_end());
+    }
+    if matches!(option.as_str(), "--check" | "--plan") {
+        let name = recipe.name;
+        return format!(
+            "error: `{name}` has no `{option}`, which is for recipes that train\n\n\
+             `{name} --validate` checks its config. A recipe of your own has it with `#[recipe(preflight = TYPE)]`.\n"
+        );
     }
     let mut text = format!("error: unknown option `{option}`\n\n");
     let key = option.trim_start_matches('-').replace('-', "_");
@@ -227,7 +271,11 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
     }
     let _ = writeln!(text, "{}", usage_line(recipe));
     text += "Options:\n";
-    for (flag, what) in [
+    let preflight = [
+        ("    --check", "say whether the run would succeed: model, data, masks, disk, memory; show samples"),
+        ("    --plan", "say how much memory the run would take"),
+    ];
+    let options = [
         ("-c, --config FILE", "the YAML file with the keys below"),
         ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
@@ -238,7 +286,10 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("    --completions SHELL", "show a script that completes keys: for bash, zsh or fish"),
         ("-h, --help", "show this; with a config or overrides, what they set"),
         ("-V, --version", "show the version"),
-    ] {
+    ];
+    let (first, rest) = options.split_at(2);
+    let preflight = if recipe.preflight { &preflight[..] } else { &[] };
+    for (flag, what) in first.iter().chain(preflight).chain(rest) {
         let _ = writeln!(text, "  {flag:<23}  {what}");
     }
     text += "\nOverrides, in the order in which they are given:\n";

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::cli::Recipe;
 use crate::schema::{Const, Schema, Struct};
 
 /// The shells there are completions for.
@@ -20,15 +21,20 @@ const OPTIONS: [&str; 9] = [
     "--completions",
 ];
 
+/// Those of a recipe with a preflight, besides.
+const PREFLIGHT: [&str; 2] = ["--check", "--plan"];
+
 /// The script for one of [`SHELLS`].
-pub(crate) fn script(shell: &str, recipe: &str, schema: &Schema) -> String {
+pub(crate) fn script(shell: &str, recipe: &Recipe, schema: &Schema) -> String {
     let mut words = Words { keys: Vec::new() };
     words.inner(schema, "");
     let keys = words.keys;
+    let preflight = if recipe.preflight { &PREFLIGHT[..] } else { &[] };
+    let options = [&OPTIONS[..], preflight].concat();
     match shell {
-        "bash" => bash(recipe, &keys),
-        "zsh" => zsh(recipe, &keys),
-        _ => fish(recipe, &keys),
+        "bash" => bash(recipe.name, &options, &keys),
+        "zsh" => zsh(recipe.name, &options, &keys),
+        _ => fish(recipe.name, &options, &keys),
     }
 }
 
@@ -85,8 +91,8 @@ fn values(schema: &Schema, one_of: &[Const]) -> Vec<String> {
     }
 }
 
-fn bash(recipe: &str, keys: &[String]) -> String {
-    let (function, words) = (function(recipe), [&OPTIONS.map(str::to_owned)[..], keys].concat().join(" "));
+fn bash(recipe: &str, options: &[&str], keys: &[String]) -> String {
+    let (function, words) = (function(recipe), format!("{} {}", options.join(" "), keys.join(" ")));
     // `=` breaks words in bash: what stands before it is put together again.
     format!(
         "{function}() {{\n\
@@ -106,7 +112,7 @@ fn bash(recipe: &str, keys: &[String]) -> String {
     )
 }
 
-fn zsh(recipe: &str, keys: &[String]) -> String {
+fn zsh(recipe: &str, options: &[&str], keys: &[String]) -> String {
     let (with_value, open): (Vec<_>, Vec<_>) = keys.iter().partition(|key| !key.ends_with('='));
     let join = |words: &[&String]| words.iter().map(|word| word.as_str()).collect::<Vec<_>>().join(" ");
     format!(
@@ -123,17 +129,17 @@ fn zsh(recipe: &str, keys: &[String]) -> String {
         compdef {function} {recipe}\n",
         function = function(recipe),
         shells = SHELLS.join(" "),
-        options = OPTIONS.join(" "),
+        options = options.join(" "),
         with_value = join(&with_value),
         open = join(&open),
     )
 }
 
-fn fish(recipe: &str, keys: &[String]) -> String {
+fn fish(recipe: &str, options: &[&str], keys: &[String]) -> String {
     let mut text = format!("complete -c {recipe} -f\ncomplete -c {recipe} -s c -l config -r -F\n");
     let _ = writeln!(text, "complete -c {recipe} -l completions -x -a '{}'", SHELLS.join(" "));
     let _ = writeln!(text, "complete -c {recipe} -l explain -x");
-    for option in OPTIONS.iter().filter(|option| !matches!(**option, "--config" | "--explain" | "--completions")) {
+    for option in options.iter().filter(|option| !matches!(**option, "--config" | "--explain" | "--completions")) {
         let _ = writeln!(text, "complete -c {recipe} -l {}", option.trim_start_matches('-'));
     }
     let _ = writeln!(text, "complete -c {recipe} -a '{}'", keys.join(" "));

@@ -5,16 +5,26 @@ mod common;
 use std::ffi::OsString;
 
 use common::{LEAST, Train, snapshot};
-use tune_config::cli::{Recipe, Start, failure, start};
+use tune_config::cli::{Purpose, Recipe, Start, failure, start};
 
-const RECIPE: Recipe =
-    Recipe { name: "lora", doc: "Trains low-rank adapters on a frozen base model.", version: "1.2.3", configs: &[] };
+const RECIPE: Recipe = Recipe {
+    name: "lora",
+    doc: "Trains low-rank adapters on a frozen base model.",
+    version: "1.2.3",
+    configs: &[],
+    preflight: true,
+};
 
 /// `run`, what is shown, or the error.
 fn told(args: &[&str]) -> Result<String, String> {
+    told_by(&RECIPE, args)
+}
+
+fn told_by(recipe: &Recipe, args: &[&str]) -> Result<String, String> {
     let args = std::iter::once("lora").chain(args.iter().copied()).map(OsString::from);
-    match start::<Train>(&RECIPE, args, false) {
-        Start::Run(loaded) => Ok(format!("run {}", loaded.config.batch_size)),
+    match start::<Train>(recipe, args, false) {
+        Start::Run(loaded, Purpose::Run) => Ok(format!("run {}", loaded.config.batch_size)),
+        Start::Run(loaded, purpose) => Ok(format!("{purpose:?} {}", loaded.config.batch_size)),
         Start::Show(text) => Ok(text),
         Start::Fail(text) => Err(text),
     }
@@ -56,6 +66,26 @@ fn validate() {
     assert!(text.contains("there is nothing to compile") && text.ends_with("is valid\n"), "{text}");
     let error = told(&["--validate", "--config", path, "epochs=0"]).unwrap_err();
     assert!(error.contains("out of range for `epochs`"), "{error}");
+}
+
+#[test]
+fn a_preflight_is_for_recipes_that_have_one() {
+    let file = file();
+    let path = file.path().to_str().expect("a path in UTF-8");
+    assert_eq!(told(&["--config", path, "--check", "batch_size=3"]), Ok("Check 3".to_owned()));
+    assert_eq!(told(&["--plan", "--config", path, "batch_size=3"]), Ok("Plan 3".to_owned()));
+    // A wrong config is told as ever.
+    assert!(told(&["--config", path, "--check", "epochs=0"]).is_err_and(|text| text.contains("out of range")));
+    assert!(told(&["--config", path, "--check", "--plan"]).is_err_and(|text| text.contains("cannot be used with")));
+
+    let without = Recipe { preflight: false, ..RECIPE };
+    for option in ["--check", "--plan"] {
+        let error = told_by(&without, &["--config", path, option]).err().unwrap_or_default();
+        assert!(error.starts_with(&format!("error: `lora` has no `{option}`")), "{error}");
+        assert!(error.contains("`lora --validate`"), "{error}");
+        assert!(!told_by(&without, &["--help"]).unwrap_or_default().contains(option));
+        assert!(!told_by(&without, &["--completions", "bash"]).unwrap_or_default().contains(option));
+    }
 }
 
 #[test]

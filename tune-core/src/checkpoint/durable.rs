@@ -65,7 +65,7 @@ pub(super) fn create_dir_all(path: &Path) -> Result<()> {
 
 /// The bytes that this process may still write to the file system of `path`, where that can be known.
 #[cfg(unix)]
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt as _;
     let name = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
@@ -82,7 +82,7 @@ pub(super) fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 #[cfg(not(unix))]
-pub(super) fn free_bytes(_path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(_path: &Path) -> Option<u64> {
     None
 }
 
@@ -94,7 +94,7 @@ pub(super) fn is_full(error: &Error) -> bool {
 }
 
 /// A number of bytes for people: `1.5 GB`.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let units = ["bytes", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;
     let mut unit = 0;

@@ -22,6 +22,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
+pub(crate) use self::durable::{free_bytes, human};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 
@@ -96,6 +97,17 @@ impl Checkpoint {
             ));
         };
         Ok(Self { path: path.to_path_buf(), config, weights, round_to: options.round_to })
+    }
+
+    /// What a Hugging Face folder has besides weights: for a look at it where these are not as they should be.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no `config.json` that can be read.
+    pub(crate) fn without_weights(path: &Path) -> Result<Self> {
+        let path = &*hub::model(path, &[])?;
+        let config = source::read_json(&path.join("config.json"))?;
+        Ok(Self { path: path.to_path_buf(), config, weights: Weights::Hf(BTreeMap::new()), round_to: None })
     }
 
     fn open_gguf(path: &Path, options: &OpenOptions) -> Result<Self> {
@@ -177,12 +189,15 @@ impl Checkpoint {
             Weights::Hf(tensors) => tensors.get(name).map(|t| t.load(name, dtype, self.round_to, device)),
             Weights::Gguf(model) => model.tensors().get(name).map(|t| model.load(t, dtype, self.round_to, device)),
         };
-        tensor.unwrap_or_else(|| {
-            Err(Error::file(
-                &self.path,
-                format!("has no tensor `{name}`; it is not a checkpoint of the model that its config describes"),
-            ))
-        })
+        tensor.unwrap_or_else(|| Err(self.missing(name)))
+    }
+
+    /// There is no tensor of this name.
+    pub(crate) fn missing(&self, name: &str) -> Error {
+        Error::file(
+            &self.path,
+            format!("has no tensor `{name}`; it is not a checkpoint of the model that its config describes"),
+        )
     }
 
     /// The tokenizer's files; for a GGUF file, made from its metadata.

@@ -24,7 +24,7 @@ const PARTIAL: &str = ".partial-";
 const PRUNED: &str = ".pruned-";
 const REPLACED: &str = ".replaced-";
 /// Room for what is not counted: configs, tokenizers, folders.
-const SPARE_BYTES: u64 = 1 << 20;
+pub(crate) const SPARE_BYTES: u64 = 1 << 20;
 
 /// A complete checkpoint of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,41 +107,7 @@ impl RunDir {
     /// its content does not fit `start`, or it holds something else under a checkpoint's name. Nothing has been
     /// changed then.
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
-        check_output_dir(output_dir, base)?;
-        // Before the look at what is there, which another process may be changing.
-        let locked = if output_dir.is_dir() { Some(Lock::on(output_dir)?) } else { None };
-        let there = checkpoints(output_dir)?;
-        match start {
-            Start::Fresh if !there.is_empty() => {
-                return Err(Error::file(
-                    output_dir,
-                    format!(
-                        "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
-                         overwrite=true to delete them and start anew, or choose another output_dir",
-                        there.len(),
-                        there.last().map(|s| name_of(s.epoch, s.step)).unwrap_or_default(),
-                    ),
-                ));
-            }
-            Start::Resume if there.is_empty() => {
-                return Err(Error::file(
-                    output_dir,
-                    "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
-                ));
-            }
-            _ => {}
-        }
-        let from = if start == Start::Resume { there.last().map_or(0, |s| s.step + 1) } else { 0 };
-        if let Some(name) = without_state(output_dir, from)? {
-            return Err(Error::file(
-                output_dir.join(name),
-                format!(
-                    "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
-                     move it away, or choose another output_dir",
-                    state::FILE
-                ),
-            ));
-        }
+        let (locked, _) = look(output_dir, base, start)?;
         durable::create_dir_all(output_dir)?;
         let lock = match locked {
             Some(lock) => lock,
@@ -283,6 +249,56 @@ impl RunDir {
             format!("no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"),
         )
     }
+}
+
+/// Whether a run can begin so, as [`RunDir::open`] would find; nothing is changed. Returns the checkpoints that
+/// are there, the oldest first.
+///
+/// # Errors
+///
+/// As [`RunDir::open`], of what is there already.
+pub fn check(output_dir: &Path, base: &Path, start: Start) -> Result<Vec<Saved>> {
+    look(output_dir, base, start).map(|(_, there)| there)
+}
+
+/// What is there, and the lock where there is a folder.
+fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Option<Lock>, Vec<Saved>)> {
+    check_output_dir(output_dir, base)?;
+    // Before the look at what is there, which another process may be changing.
+    let locked = if output_dir.is_dir() { Some(Lock::on(output_dir)?) } else { None };
+    let there = checkpoints(output_dir)?;
+    match start {
+        Start::Fresh if !there.is_empty() => {
+            return Err(Error::file(
+                output_dir,
+                format!(
+                    "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
+                     overwrite=true to delete them and start anew, or choose another output_dir",
+                    there.len(),
+                    there.last().map(|s| name_of(s.epoch, s.step)).unwrap_or_default(),
+                ),
+            ));
+        }
+        Start::Resume if there.is_empty() => {
+            return Err(Error::file(
+                output_dir,
+                "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
+            ));
+        }
+        _ => {}
+    }
+    let from = if start == Start::Resume { there.last().map_or(0, |s| s.step + 1) } else { 0 };
+    if let Some(name) = without_state(output_dir, from)? {
+        return Err(Error::file(
+            output_dir.join(name),
+            format!(
+                "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
+                 move it away, or choose another output_dir",
+                state::FILE
+            ),
+        ));
+    }
+    Ok((locked, there))
 }
 
 /// Refuses an output folder in which saving would touch the checkpoint that training starts from.

@@ -74,6 +74,23 @@ impl TrainingState {
     ///
     /// Where there is none, it is broken, of another version, or a file has been changed or lost.
     pub fn read(dir: &Path) -> Result<Self> {
+        let mut state = Self::read_without_optimizer(dir)?;
+        for (name, entry) in safetensors::open(&dir.join(TENSORS))? {
+            let Some(dtype) = entry.dtype() else {
+                return Err(entry.unsupported(&name));
+            };
+            let tensor = entry.load(&name, dtype, None, &Device::Cpu)?;
+            state.optimizer.insert(name, tensor);
+        }
+        Ok(state)
+    }
+
+    /// The same without the optimizer's tensors, which take long to read.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrainingState::read`].
+    pub fn read_without_optimizer(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(Error::file(
@@ -105,14 +122,6 @@ impl TrainingState {
                 ));
             }
         }
-        let mut optimizer = BTreeMap::new();
-        for (name, entry) in safetensors::open(&dir.join(TENSORS))? {
-            let Some(dtype) = entry.dtype() else {
-                return Err(entry.unsupported(&name));
-            };
-            let tensor = entry.load(&name, dtype, None, &Device::Cpu)?;
-            optimizer.insert(name, tensor);
-        }
         Ok(Self {
             step: stored.step,
             epoch: stored.epoch,
@@ -123,7 +132,7 @@ impl TrainingState {
             settings: stored.settings,
             inputs: stored.inputs,
             extra: stored.extra,
-            optimizer,
+            optimizer: BTreeMap::new(),
         })
     }
 

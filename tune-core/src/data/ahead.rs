@@ -55,6 +55,13 @@ pub(super) struct Block {
     pub(super) rows: Vec<Range<usize>>,
 }
 
+impl Block {
+    /// Tokens in a row.
+    pub(super) fn tokens(&self, row: usize) -> usize {
+        self.samples[self.rows[row].clone()].iter().map(|s| s.len as usize).sum()
+    }
+}
+
 /// What is known once all is tokenized.
 pub(super) struct Totals {
     pub(super) rows: usize,
@@ -140,6 +147,11 @@ impl Tokenized {
     /// Waits for a block.
     pub(super) fn block(&self, index: usize) -> Result<&Block> {
         self.wait(|all| all.blocks[index].get())
+    }
+
+    /// The blocks that are there, in the order of the data.
+    pub(super) fn known_blocks(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().filter_map(OnceLock::get)
     }
 
     /// The number of blocks.

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::batch::Sample;
 use super::config::DatasetConfig;
+use super::faults;
 use super::format::Formatter;
 use super::records::{Record, Records};
 use super::report::{DatasetReport, Tally};
@@ -17,6 +18,8 @@ pub(super) struct Corpus {
     tokenizer: Tokenizer,
     max_seq_len: Option<usize>,
     packed: bool,
+    /// Whether what is cut off is tokenized, too, to count it.
+    count_cut: bool,
 }
 
 struct Part {
@@ -40,7 +43,8 @@ impl Corpus {
         if packed && max_seq_len.is_none() {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
         }
-        let mut corpus = Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed };
+        let mut corpus =
+            Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
         for config in configs {
             let formatter = Formatter::new(config, tokenizer)?;
             let records = source::find(config.files(), config.first_column())?;
@@ -53,6 +57,11 @@ impl Corpus {
             corpus.parts.push(Part { config: config.clone(), records, first });
         }
         Ok(corpus)
+    }
+
+    /// The same, which counts all tokens that are cut off, if `count_cut`.
+    pub(super) fn counting(self, count_cut: bool) -> Self {
+        Self { count_cut, ..self }
     }
 
     /// Records, of all datasets.
@@ -93,7 +102,7 @@ impl Corpus {
         let encode = |&i: &usize| {
             let part = self.part_of(i);
             let record: Record = self.parts[part].records.read(i - self.parts[part].first)?;
-            formatters[part].encode(&record, self.max_seq_len)
+            formatters[part].encode(&record, self.max_seq_len, self.count_cut)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
@@ -107,12 +116,18 @@ impl Corpus {
         Ok(samples)
     }
 
+    /// The samples of the first `n` records of each dataset, also of those without a trained token.
+    pub(super) fn examples(&self, n: usize) -> Vec<Sample> {
+        let of_part =
+            |part: &Part| faults::first_samples(&part.config, &part.records, &self.tokenizer, self.max_seq_len, n);
+        self.parts.iter().flat_map(of_part).collect()
+    }
+
     /// The reports, once all records are tokenized.
     pub(super) fn reports(&self, account: Vec<Tally>) -> Result<Vec<DatasetReport>> {
         let report = |(part, tally): (&Part, Tally)| {
             let formatter = Formatter::new(&part.config, &self.tokenizer)?;
-            let uses_date = formatter.template().is_some_and(|t| t.uses_date());
-            tally.report(self.max_seq_len, &self.tokenizer, uses_date, |i| self.origin(i))
+            tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))
         };
         self.parts.iter().zip(account).map(report).collect()
     }

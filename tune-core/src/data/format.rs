@@ -57,9 +57,28 @@ impl<'a> Formatter<'a> {
         self.form(record).map(drop)
     }
 
-    /// A record's sample of at most `max_seq_len` tokens. An error names the record.
-    pub(super) fn encode(&self, record: &Record, max_seq_len: Option<usize>) -> Result<(Encoded, Closing)> {
-        let mut encoder = Encoder::new(self.tokenizer, max_seq_len);
+    /// Whether a sample is to end with a stop token that is trained.
+    pub(super) fn ends_samples(&self) -> bool {
+        !matches!(self.config, DatasetConfig::Text(TextDataset { add_eos: false, .. }))
+    }
+
+    /// A record's sample of at most `max_seq_len` tokens. With `count_cut`, what is cut off is looked at, too, to
+    /// count it. An error names the record.
+    pub(super) fn encode(
+        &self,
+        record: &Record,
+        max_seq_len: Option<usize>,
+        count_cut: bool,
+    ) -> Result<(Encoded, Closing)> {
+        let encoder = || Encoder::new(self.tokenizer, max_seq_len);
+        if count_cut && let Ok(encoded) = self.encode_with(record, encoder().counting()) {
+            return Ok(encoded);
+        }
+        // A mistake in what is cut off is none.
+        self.encode_with(record, encoder())
+    }
+
+    fn encode_with(&self, record: &Record, mut encoder: Encoder<'_>) -> Result<(Encoded, Closing)> {
         let closing = match self.form(record)? {
             Form::Conversation(messages) => {
                 let template = required_template(self.tokenizer, "a conversation needs one")?;

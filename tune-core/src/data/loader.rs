@@ -8,9 +8,12 @@ use super::batch::{Batch, IGNORE, Sample, Span};
 use super::config::DatasetConfig;
 use super::corpus::Corpus;
 use super::order::{BLOCK, Order};
-use super::report;
+use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+
+/// Rows, over all epochs, that are looked at for the largest batch.
+const MOST_ROWS: u64 = 1 << 20;
 
 /// How samples become batches.
 #[derive(Debug, Clone)]
@@ -29,6 +32,9 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// Pad to a length that this divides.
     pub pad_to_multiple_of: usize,
+    /// Tokenize what is cut off, too, for [`DatasetReport::cut_tokens`](super::DatasetReport::cut_tokens). The
+    /// batches are the same.
+    pub count_cut: bool,
 }
 
 impl Default for LoaderOptions {
@@ -41,6 +47,7 @@ impl Default for LoaderOptions {
             pad_id: 0,
             drop_last: false,
             pad_to_multiple_of: 1,
+            count_cut: false,
         }
     }
 }
@@ -83,7 +90,7 @@ impl Loader {
         max_seq_len: Option<usize>,
         mut options: LoaderOptions,
     ) -> Result<Self> {
-        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?;
+        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?.counting(options.count_cut);
         options.pack_to = corpus.pack_to();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }
@@ -146,6 +153,69 @@ impl Loader {
     /// As [`Loader::len`].
     pub fn fingerprint(&self) -> Result<u32> {
         Ok(self.tokenized.totals()?.fingerprint)
+    }
+
+    /// What became of each dataset.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn reports(&self) -> Result<&[DatasetReport]> {
+        Ok(&self.tokenized.totals()?.reports)
+    }
+
+    /// The samples of the first `n` records of each dataset, also of those without a trained token; of samples that
+    /// were in memory, the first `n`.
+    pub fn examples(&self, n: usize) -> Vec<Sample> {
+        match &self.tokenized.origin {
+            Origin::Corpus(corpus) => corpus.examples(n),
+            Origin::Memory(samples) => samples.iter().take(n).cloned().collect(),
+        }
+    }
+
+    /// The batches of a run's first `first` steps, and behind them those of its step with the largest batch, by
+    /// tokens: so many batches are `together` in a step, and each of so many `epochs` takes `per_epoch` batches at most.
+    ///
+    /// Where there are too many to look at each, or not all data is tokenized, it is one batch of the longest rows that
+    /// are known: there may be none as large, or, in data that comes later, a larger one.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be read, and where there is no row.
+    pub fn demanding_steps(
+        &self,
+        epochs: u64,
+        per_epoch: usize,
+        together: usize,
+        first: usize,
+    ) -> Result<Vec<Vec<Batch>>> {
+        let size = self.options.batch_size;
+        let rows = self.tokenized.known_totals().map(|totals| totals.rows as u64);
+        let mut steps: Vec<Vec<(&Block, usize)>> = Vec::new();
+        let mut worst: Vec<(&Block, usize)> = Vec::new();
+        if rows.is_some_and(|rows| rows.saturating_mul(epochs) <= MOST_ROWS) {
+            let tokens = |rows: &[(&Block, usize)]| rows.iter().map(|(block, row)| block.tokens(*row)).sum::<usize>();
+            let mut largest = 0;
+            for epoch in 0..epochs {
+                let mut rows = self.epoch(epoch).rows().collect::<Result<Vec<_>>>()?;
+                rows.truncate(per_epoch.saturating_mul(size));
+                for step in rows.chunks(size.saturating_mul(together.max(1))) {
+                    steps.extend((steps.len() < first).then(|| step.to_vec()));
+                    let tokens = step.chunks(size).map(tokens).max().unwrap_or(0);
+                    if tokens > largest {
+                        (largest, worst) = (tokens, step.to_vec());
+                    }
+                }
+            }
+        } else {
+            let blocks = self.tokenized.known_blocks();
+            worst.extend(blocks.flat_map(|block| (0..block.rows.len()).map(move |row| (block, row))));
+            worst.sort_by_key(|(block, row)| std::cmp::Reverse(block.tokens(*row)));
+            worst.truncate(size);
+        }
+        if worst.is_empty() {
+            return Err(Error::setup("there is no batch of data"));
+        }
+        steps.push(worst);
+        steps.into_iter().map(|step| step.chunks(size).map(|rows| self.assemble(rows)).collect()).collect()
     }
 
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
@@ -238,7 +308,7 @@ pub struct Epoch<'a> {
     blocks: Vec<usize>,
 }
 
-impl Epoch<'_> {
+impl<'a> Epoch<'a> {
     /// A batch, or `None` behind the last. Waits until what it is made of is tokenized. Who wants many asks
     /// [`Epoch::batches`], which shuffles each block once.
     ///
@@ -265,7 +335,7 @@ impl Epoch<'_> {
     }
 
     /// The epoch's rows in order: each with its block, which is waited for when it is reached.
-    fn rows(&self) -> impl Iterator<Item = Result<(&Block, usize)>> {
+    fn rows(&self) -> impl Iterator<Item = Result<(&'a Block, usize)>> {
         let Loader { tokenized, order, .. } = self.loader;
         self.blocks.iter().flat_map(move |&number| match tokenized.block(number) {
             Ok(block) => {

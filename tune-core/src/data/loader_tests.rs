@@ -235,3 +235,23 @@ fn many_blocks_hold_every_sample_and_end_nowhere_but_in_rows() {
         }
     }
 }
+
+#[test]
+fn demanding_steps_are_the_first_and_the_one_with_the_largest_batch() {
+    let options = LoaderOptions { batch_size: 3, pack_to: Some(40), shuffle: true, seed: 2, ..options() };
+    let loader = Loader::with_blocks(Origin::Memory(samples(&lengths(200, 30, 4))), options, 64).unwrap();
+    // Of each of three epochs the first ten batches, four to a step.
+    let mut found = loader.demanding_steps(3, 10, 4, 2).unwrap();
+    let worst = found.pop().unwrap();
+    assert_eq!(found, [&batches(&loader, 0)[..4], &batches(&loader, 0)[4..8]]);
+
+    let taken: Vec<Batch> = (0..3).flat_map(|epoch| batches(&loader, epoch).into_iter().take(10)).collect();
+    let most = |step: &[Batch]| step.iter().map(Batch::tokens).max();
+    assert_eq!(most(&worst), most(&taken));
+    let epoch = (0..3).find(|&epoch| batches(&loader, epoch)[..10].contains(&worst[0])).unwrap();
+    let steps = batches(&loader, epoch)[..10].chunks(4).map(<[Batch]>::to_vec).collect::<Vec<_>>();
+    assert!(steps.contains(&worst));
+    // With so many epochs that nobody looks at all of them: the longest rows.
+    let longest = loader.demanding_steps(u64::MAX, 10, 4, 2).unwrap();
+    assert!(longest.len() == 1 && most(&longest[0]) >= most(&taken));
+}

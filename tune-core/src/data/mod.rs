@@ -5,6 +5,7 @@ mod batch;
 mod config;
 mod conversation;
 mod corpus;
+mod faults;
 mod format;
 mod loader;
 mod order;
@@ -20,6 +21,7 @@ pub use config::{
     AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns,
     InstructDataset, Mask, Masking, TextDataset,
 };
+pub use faults::{Faults, examples, faults};
 pub use loader::{Epoch, Loader, LoaderOptions};
 pub use report::DatasetReport;
 

@@ -213,7 +213,10 @@ fn not_a_prefix(part: &str, whole: &str, what: &str) -> Error {
 /// A tokenized sample and what was lost on the way.
 pub(super) struct Encoded {
     pub(super) sample: Sample,
-    pub(super) truncated: bool,
+    /// Tokens that were cut off: all of them from a [`Encoder::counting`] one, else those that were looked at.
+    pub(super) cut: usize,
+    /// Whether a stop token is among the trained ones.
+    pub(super) stops: bool,
 }
 
 /// Tokenizes pieces, cuts them from the right, and shifts the targets.
@@ -224,27 +227,35 @@ pub(super) struct Encoder<'a> {
     trained: Vec<bool>,
     /// Whether a text has begun, which the next one continues.
     begun: bool,
+    /// Whether what will be cut off is looked at.
+    counting: bool,
 }
 
 impl<'a> Encoder<'a> {
     /// For a sample of at most `max_seq_len` tokens.
     pub(super) fn new(tokenizer: &'a Tokenizer, max_seq_len: Option<usize>) -> Self {
         let limit = max_seq_len.unwrap_or(usize::MAX);
-        Self { tokenizer, limit, ids: Vec::new(), trained: Vec::new(), begun: false }
+        Self { tokenizer, limit, ids: Vec::new(), trained: Vec::new(), begun: false, counting: false }
+    }
+
+    /// The same, which takes all pieces to count what it cuts off.
+    pub(super) fn counting(self) -> Self {
+        Self { counting: true, ..self }
     }
 
     /// The sample of the pieces so far.
     pub(super) fn finish(self, origin: String) -> Encoded {
-        let Self { limit, mut ids, trained, .. } = self;
-        let truncated = ids.len() > limit;
+        let Self { tokenizer, limit, mut ids, trained, .. } = self;
+        let cut = ids.len().saturating_sub(limit);
         ids.truncate(limit);
-        let targets = (1..=ids.len())
+        let targets: Vec<u32> = (1..=ids.len())
             .map(|next| match ids.get(next) {
                 Some(&id) if trained[next] => id,
                 _ => IGNORE,
             })
             .collect();
-        Encoded { sample: Sample { input_ids: ids, targets, origin }, truncated }
+        let stops = targets.iter().any(|target| tokenizer.stop_tokens().contains(target));
+        Encoded { sample: Sample { input_ids: ids, targets, origin }, cut, stops }
     }
 }
 
@@ -264,7 +275,7 @@ impl Sink for Encoder<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.ids.len() > self.limit
+        !self.counting && self.ids.len() > self.limit
     }
 }
 

@@ -184,7 +184,7 @@ fn pieces_are_tokenized_apart_and_targets_are_shifted() {
     let (pieces, _) = cut(&tokenizer, &messages, Masking::Assistant).unwrap();
     let encoded = encode(&tokenizer, &pieces, None);
     let sample = encoded.sample;
-    assert!(!encoded.truncated);
+    assert_eq!(encoded.cut, 0);
     let id = |token: &str| tokenizer.token_id(token).unwrap();
     // The tokenizer would like to join the header's newline with the answer's first space.
     let newline_and_space = id("\u{10a}\u{120}");
@@ -200,7 +200,7 @@ fn pieces_are_tokenized_apart_and_targets_are_shifted() {
 
     // Cut behind the answer's second token: what it would predict is gone with it.
     let cut = encode(&tokenizer, &pieces, Some(n - 2));
-    assert_eq!((cut.truncated, cut.sample.input_ids.len()), (true, n - 2));
+    assert_eq!((cut.cut, cut.sample.input_ids.len()), (2, n - 2));
     assert_eq!(cut.sample.targets[n - 5..], [answer[0], answer[1], IGNORE]);
 }
 
@@ -233,6 +233,6 @@ fn a_long_conversation_is_not_rendered_beyond_what_is_kept() {
     // Rendered up to each of its answers this takes minutes; a test that hangs has found it.
     let long = encoded(&messages);
     let short = encoded(&messages[..200]);
-    assert!(long.truncated && short.truncated);
+    assert!(long.cut > 0 && short.cut > 0);
     assert_eq!(long.sample, short.sample);
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::batch::IGNORE;
+use super::format::Formatter;
 use super::pieces::{Closing, Encoded};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 /// How many origins of dropped samples are kept, for the message.
@@ -24,6 +25,11 @@ pub struct DatasetReport {
     pub trained_tokens: usize,
     /// Samples that were cut to the longest allowed length.
     pub truncated: usize,
+    /// Tokens that were cut off: all of them with [`LoaderOptions::count_cut`](super::LoaderOptions::count_cut), else
+    /// at least so many.
+    pub cut_tokens: usize,
+    /// Samples in which a stop token is trained; `None` where texts are not meant to end.
+    pub stopping: Option<usize>,
     /// Samples left out because none of their tokens is trained.
     pub dropped: usize,
     /// The first of those.
@@ -32,6 +38,8 @@ pub struct DatasetReport {
     pub longest: usize,
     /// What deserves attention.
     pub warnings: Vec<String>,
+    /// Those of the warnings that are about how answers end.
+    pub endings: Vec<String>,
 }
 
 /// One dataset's account while its records are tokenized, in whatever order.
@@ -39,6 +47,7 @@ pub(super) struct Tally {
     report: DatasetReport,
     /// The first records that are left out.
     dropped: BTreeSet<usize>,
+    stopping: usize,
     never_closed: usize,
     closed_by: BTreeMap<u32, usize>,
 }
@@ -46,14 +55,15 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn new(name: String) -> Self {
         let report = DatasetReport { name, ..DatasetReport::default() };
-        Self { report, dropped: BTreeSet::new(), never_closed: 0, closed_by: BTreeMap::new() }
+        Self { report, dropped: BTreeSet::new(), stopping: 0, never_closed: 0, closed_by: BTreeMap::new() }
     }
 
     /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
     pub(super) fn count(&mut self, record: usize, encoded: &Encoded, closing: Closing) -> bool {
         let report = &mut self.report;
         let sample = &encoded.sample;
-        report.truncated += usize::from(encoded.truncated);
+        report.truncated += usize::from(encoded.cut > 0);
+        report.cut_tokens += encoded.cut;
         let trained = sample.targets.iter().filter(|&&t| t != IGNORE).count();
         if trained == 0 {
             report.dropped += 1;
@@ -68,6 +78,7 @@ impl Tally {
             Closing::Other(id) => *self.closed_by.entry(id).or_default() += 1,
             Closing::Nothing => self.never_closed += 1,
         }
+        self.stopping += usize::from(encoded.stops);
         report.samples += 1;
         report.tokens += sample.input_ids.len();
         report.trained_tokens += trained;
@@ -80,10 +91,11 @@ impl Tally {
         self,
         max_seq_len: Option<usize>,
         tokenizer: &Tokenizer,
-        uses_date: bool,
+        formatter: &Formatter<'_>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
-        let Self { mut report, dropped, never_closed, closed_by } = self;
+        let Self { mut report, dropped, stopping, never_closed, closed_by } = self;
+        report.stopping = formatter.ends_samples().then_some(stopping);
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
         if report.samples == 0 {
@@ -104,39 +116,46 @@ impl Tally {
                 if report.dropped > report.dropped_origins.len() { " …" } else { "" }
             ));
         }
+        let mut endings = Vec::new();
         if never_closed > 0 {
-            warnings.push(format!(
+            endings.push(format!(
                 "{name}: in {never_closed} samples no stop token follows the answer, so that the model does not \
                  learn where to stop"
             ));
         }
         for (id, count) in closed_by {
-            warnings.push(format!(
+            endings.push(format!(
                 "{name}: in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
                  add its id {id} to `eos_token_id` in generation_config.json",
                 tokenizer.token(id).unwrap_or_default()
             ));
         }
-        if uses_date {
+        warnings.extend(endings.iter().cloned());
+        if formatter.template().is_some_and(ChatTemplate::uses_date) {
             warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
         }
         report.warnings = warnings;
+        report.endings = endings;
         Ok(report)
+    }
+}
+
+impl DatasetReport {
+    /// What there is to say where the model is made for shorter sequences than the longest sample.
+    pub(crate) fn too_long(&self, max_positions: usize) -> Option<String> {
+        (self.longest > max_positions).then(|| {
+            format!(
+                "{}: the longest sample has {} tokens, and the model is made for at most {max_positions}: \
+                 set `tokenizer.max_seq_len`",
+                self.name, self.longest
+            )
+        })
     }
 }
 
 /// What deserves attention, of all datasets; the model is made for sequences of `max_positions` tokens.
 pub(super) fn warnings(reports: &[DatasetReport], max_positions: usize) -> Vec<String> {
-    let too_long = |r: &DatasetReport| {
-        (r.longest > max_positions).then(|| {
-            format!(
-                "{}: the longest sample has {} tokens, and the model is made for at most {max_positions}: \
-                 set `tokenizer.max_seq_len`",
-                r.name, r.longest
-            )
-        })
-    };
-    reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(too_long(r))).collect()
+    reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(r.too_long(max_positions))).collect()
 }
 
 impl fmt::Display for DatasetReport {

@@ -13,6 +13,7 @@ mod composed;
 mod cpu;
 
 use candle_core::{DType, Var};
+pub(crate) use cpu::StepOnPaper;
 
 use crate::data::Batch;
 use crate::models::Decoder;

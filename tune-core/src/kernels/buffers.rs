@@ -17,51 +17,67 @@ use super::Element;
 /// A cache line: buffers begin at one, so that vectors never straddle two.
 const LINE: usize = 64;
 /// A page of the kind that is asked for: fewer faults, fewer misses of the processor's address cache.
-const HUGE: usize = 1 << 21;
+pub(crate) const HUGE: usize = 1 << 21;
 /// Memory asked of the system at once. What was never written to costs nothing.
 const SLAB: usize = 256 << 20;
 
-static ARENA: Mutex<Arena> = Mutex::new(Arena { idle: BTreeMap::new() });
+static ARENA: Mutex<Arena<System>> = Mutex::new(Arena::new(System));
 
-/// Memory that is not in use, for the life of the program: the most demanding moment decides how much there is.
-struct Arena {
-    /// Bytes by address. Neighbours are one, and at the end of a step everything is.
-    idle: BTreeMap<usize, usize>,
+/// Where an arena gets fresh memory.
+pub(super) trait Source {
+    /// A fresh piece of at least `size` bytes: its address and its size.
+    fn grow(&mut self, size: usize) -> (usize, usize);
 }
 
-impl Arena {
+/// The memory of this process.
+struct System;
+
+impl Source for System {
+    fn grow(&mut self, size: usize) -> (usize, usize) {
+        give_back_at_once();
+        let size = slab(size);
+        // The allocator gets so many zeros from the system without writing them.
+        let slab = vec![0u8; size + HUGE].leak();
+        let start = slab.as_mut_ptr().expose_provenance().next_multiple_of(HUGE);
+        want_huge_pages(start, size);
+        (start, size)
+    }
+}
+
+/// Memory that is not in use, for the life of the program: the most demanding moment decides how much there is.
+pub(super) struct Arena<S> {
+    /// Bytes by address. Neighbours are one, and at the end of a step everything is.
+    idle: BTreeMap<usize, usize>,
+    source: S,
+}
+
+impl Arena<System> {
     fn lock() -> MutexGuard<'static, Self> {
         ARENA.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl<S: Source> Arena<S> {
+    pub(super) const fn new(source: S) -> Self {
+        Self { idle: BTreeMap::new(), source }
+    }
 
     /// Takes `size` bytes from the smallest piece that has them, the first of several: what was
-    /// written to before is taken before what was not.
-    fn take(&mut self, size: usize) -> NonNull<u8> {
+    /// written to before is taken before what was not. Returns their address.
+    pub(super) fn take(&mut self, size: usize) -> usize {
         let fitting = self.idle.iter().filter(|&(_, &idle)| idle >= size);
         let (start, idle) = match fitting.min_by_key(|&(_, &idle)| idle) {
             Some((&start, &idle)) => (start, idle),
-            None => self.grow(size),
+            None => self.source.grow(size),
         };
         self.idle.remove(&start);
         if idle > size {
             self.idle.insert(start + size, idle - size);
         }
-        NonNull::new(std::ptr::with_exposed_provenance_mut(start)).unwrap_or(NonNull::dangling())
+        start
     }
 
-    /// A fresh piece of at least `size` bytes.
-    fn grow(&mut self, size: usize) -> (usize, usize) {
-        give_back_at_once();
-        let size = size.next_multiple_of(SLAB);
-        // The allocator gets so many zeros from the system without writing them.
-        let slab = vec![0u8; size + HUGE].leak();
-        let start = slab.as_mut_ptr().expose_provenance().next_multiple_of(HUGE);
-        want_huge_pages(start, size);
-        self.idle.insert(start, size);
-        (start, size)
-    }
-
-    fn give_back(&mut self, mut start: usize, mut size: usize) {
+    pub(super) fn give_back(&mut self, mut start: usize, mut size: usize) {
         if let Some((&before, &idle)) = self.idle.range(..start).next_back()
             && before + idle == start
         {
@@ -91,7 +107,13 @@ unsafe impl<T: Element> Sync for Buffer<T> {}
 impl<T: Element> Buffer<T> {
     /// `len` elements, each of which the caller will write before it reads it.
     pub(crate) fn new(len: usize) -> Self {
-        let start = if len == 0 { NonNull::dangling() } else { Arena::lock().take(Self::bytes(len)).cast() };
+        if len == 0 {
+            return Self { start: NonNull::dangling(), len, element: PhantomData };
+        }
+        let start = Arena::lock().take(bytes::<T>(len));
+        #[cfg(test)]
+        super::recorder::taken(start, bytes::<T>(len));
+        let start = NonNull::new(std::ptr::with_exposed_provenance_mut(start)).unwrap_or(NonNull::dangling());
         Self { start, len, element: PhantomData }
     }
 
@@ -101,10 +123,16 @@ impl<T: Element> Buffer<T> {
         buffer.par_chunks_mut(1 << 20).for_each(|part| part.fill(T::from_f32(0.0)));
         buffer
     }
+}
 
-    fn bytes(len: usize) -> usize {
-        (len * size_of::<T>()).next_multiple_of(LINE)
-    }
+/// The bytes that a buffer of `len` elements takes.
+pub(super) fn bytes<T>(len: usize) -> usize {
+    (len * size_of::<T>()).next_multiple_of(LINE)
+}
+
+/// The bytes asked of the system where a buffer of `size` bytes finds no room.
+pub(super) fn slab(size: usize) -> usize {
+    size.next_multiple_of(SLAB)
 }
 
 impl<T: Element> Deref for Buffer<T> {
@@ -127,7 +155,10 @@ impl<T: Element> DerefMut for Buffer<T> {
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            Arena::lock().give_back(self.start.as_ptr().expose_provenance(), Self::bytes(self.len));
+            let start = self.start.as_ptr().expose_provenance();
+            #[cfg(test)]
+            super::recorder::given_back(start);
+            Arena::lock().give_back(start, bytes::<T>(self.len));
         }
     }
 }
@@ -169,14 +200,14 @@ mod tests {
 
     #[test]
     fn neighbours_become_one() {
-        let mut arena = Arena { idle: BTreeMap::from([(LINE, 10 * LINE)]) };
-        let at = |p: NonNull<u8>| p.as_ptr().addr();
-        let (a, b, c) = (at(arena.take(2 * LINE)), at(arena.take(3 * LINE)), at(arena.take(LINE)));
+        let mut arena = Arena::new(System);
+        arena.idle.insert(LINE, 10 * LINE);
+        let (a, b, c) = (arena.take(2 * LINE), arena.take(3 * LINE), arena.take(LINE));
         assert_eq!((a, b, c), (LINE, 3 * LINE, 6 * LINE));
         arena.give_back(a, 2 * LINE);
         arena.give_back(c, LINE);
         assert_eq!(arena.idle, BTreeMap::from([(LINE, 2 * LINE), (6 * LINE, 5 * LINE)]));
-        assert_eq!(at(arena.take(LINE)), LINE, "the smallest that fits");
+        assert_eq!(arena.take(LINE), LINE, "the smallest that fits");
         arena.give_back(LINE, LINE);
         arena.give_back(b, 3 * LINE);
         assert_eq!(arena.idle, BTreeMap::from([(LINE, 10 * LINE)]));

@@ -7,9 +7,13 @@
 pub(crate) mod attention;
 pub(crate) mod buffers;
 mod element;
+pub(crate) mod footprint;
 pub(crate) mod gemm;
 mod isa;
+pub(crate) mod ledger;
 mod math;
+#[cfg(test)]
+pub(crate) mod recorder;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 mod shared;

@@ -3,11 +3,14 @@
 use rayon::prelude::*;
 
 use super::buffers::Buffer;
+use super::footprint::Paper;
+use super::ledger::Entry;
 use super::math::sum;
 use super::{Element, simd};
 
 /// Rows that one task handles; also those whose share of a weight's gradient is summed together.
 const ROWS: usize = 64;
+
 #[inline(always)]
 fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
     let mean = sum(
@@ -48,7 +51,7 @@ pub(crate) fn backward<T: Element>(
 ) -> Option<Buffer<f32>> {
     let width = weight.len();
     let task = ROWS * width;
-    let mut partial = Buffer::<f32>::zeros(if wants_weight { x.len().div_ceil(task) * width } else { 0 });
+    let mut partial = Buffer::<f32>::zeros(partial_len(x.len(), width, wants_weight));
     let run = |residual: &mut [T], x: &[T], grad: &[T], gw: &mut [f32]| {
         simd(
             #[inline(always)]
@@ -84,4 +87,15 @@ pub(crate) fn backward<T: Element>(
         total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }
     Some(total)
+}
+
+/// Elements of the sums that the tasks of [`backward`] make of a weight's gradient.
+fn partial_len(len: usize, width: usize, wants_weight: bool) -> usize {
+    if wants_weight { len.div_ceil(ROWS * width) * width } else { 0 }
+}
+
+/// The buffers of [`backward`] on paper, for `x` of `len` elements in rows of `width`: the weight's gradient, if it is asked for.
+pub(crate) fn backward_on_paper(paper: &Paper, len: usize, width: usize, wants_weight: bool) -> Option<Entry> {
+    let _partial = paper.buffer::<f32>(partial_len(len, width, wants_weight));
+    wants_weight.then(|| paper.gradient(width))
 }

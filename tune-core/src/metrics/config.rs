@@ -69,7 +69,7 @@ impl Default for MetricLoggerConfig {
 
 impl MetricLoggerConfig {
     /// The file or, for TensorBoard, the folder that is written.
-    pub(super) fn place(&self, output_dir: &Path) -> Option<PathBuf> {
+    pub(crate) fn place(&self, output_dir: &Path) -> Option<PathBuf> {
         let folder = |log_dir: &Option<PathBuf>| log_dir.clone().unwrap_or_else(|| output_dir.join("logs"));
         match self {
             Self::Jsonl(c) => Some(folder(&c.log_dir).join(&c.filename)),
@@ -80,7 +80,7 @@ impl MetricLoggerConfig {
     }
 
     /// What deserves the user's attention without being an error.
-    pub(super) fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         let service = match self {
             Self::Wandb(_) => "Weights & Biases",
             Self::Comet(_) => "Comet",

@@ -14,16 +14,24 @@ pub fn peak_memory() -> Option<u64> {
     Some(HIGHEST.fetch_max(now, Ordering::Relaxed).max(now))
 }
 
+/// The resident set of the process now, in bytes. `None` anywhere but on Linux.
+pub fn resident_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return line_of(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:");
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// `VmHWM`, and not `ru_maxrss`: the latter survives `exec`, so that a small program
 /// started by a large one would report the large one's peak.
 #[cfg(target_os = "linux")]
 fn peak() -> Option<u64> {
-    high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
+    line_of(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
 #[cfg(target_os = "linux")]
-fn high_water_mark(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+fn line_of(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -68,7 +76,8 @@ mod tests {
     #[test]
     fn reads_the_line_of_the_status_file() {
         let status = "VmPeak:\t  12 kB\nVmHWM:\t    5120 kB\nVmRSS:\t 4000 kB\n";
-        assert_eq!(high_water_mark(status), Some(5120 * 1024));
-        assert_eq!(high_water_mark("VmRSS:\t 4000 kB\n"), None);
+        assert_eq!(line_of(status, "VmHWM:"), Some(5120 * 1024));
+        assert_eq!(line_of(status, "VmRSS:"), Some(4000 * 1024));
+        assert_eq!(line_of("VmRSS:\t 4000 kB\n", "VmHWM:"), None);
     }
 }

@@ -20,7 +20,7 @@ pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
 pub use console::Console;
 pub use downloads::Downloads;
 pub use jsonl::JsonlLogger;
-pub use memory::peak_memory;
+pub use memory::{peak_memory, resident_memory};
 pub use tensorboard::TensorBoardLogger;
 pub use throughput::{Pace, Throughput};
 

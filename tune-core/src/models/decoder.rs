@@ -9,7 +9,8 @@ use super::block::Block;
 use super::cache::KvCache;
 use super::config::DecoderConfig;
 use super::linear::Linear;
-use super::weights::WeightSource;
+use super::weights::{Unread, WeightSource};
+use crate::checkpoint::Checkpoint;
 use crate::data::{Batch, Span};
 use crate::ops::{self, AttentionShape, OutputHead, Rotary};
 use crate::peft::{LoraOptions, add_adapter};
@@ -112,10 +113,7 @@ impl Decoder {
         };
         builder.refuse_unused(c.tie_word_embeddings)?;
         if options.lora.is_some() && builder.trainable.is_empty() {
-            return Err(Error::setup(
-                "no layer gets an adapter, so that there is nothing to train: name some in model.lora_attn_modules, \
-                 or set model.apply_lora_to_mlp or model.apply_lora_to_output",
-            ));
+            return Err(nothing_to_train());
         }
         Ok(Self {
             blocks,
@@ -126,6 +124,22 @@ impl Decoder {
             trainable: builder.trainable,
             config,
         })
+    }
+
+    /// The model in `source` without its numbers: every weight is there and has its shape, and none is read.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub(crate) fn skeleton(config: DecoderConfig, source: &Checkpoint) -> Result<Self> {
+        let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: false, lora: None };
+        Self::load(config, &Unread(source), &options)
+    }
+
+    /// The elements of the adapters that `lora` would add.
+    pub(crate) fn adapter_elements(&self, lora: &LoraOptions) -> usize {
+        let linears = self.blocks.iter().flat_map(Block::linears).chain([&self.lm_head]);
+        let adapted = linears.filter(|l| lora.modules.iter().any(|m| l.name.rsplit('.').next() == Some(m.name())));
+        adapted.map(|linear| lora.rank * linear.weight.dims().iter().sum::<usize>()).sum()
     }
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
@@ -245,6 +259,14 @@ impl Decoder {
         }
         Ok((weights, tied))
     }
+}
+
+/// No layer is chosen to carry an adapter.
+pub(crate) fn nothing_to_train() -> Error {
+    Error::setup(
+        "no layer gets an adapter, so that there is nothing to train: name some in model.lora_attn_modules, \
+         or set model.apply_lora_to_mlp or model.apply_lora_to_output",
+    )
 }
 
 /// Takes weights from the source and notes what is trained.

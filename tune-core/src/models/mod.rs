@@ -16,6 +16,7 @@ pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
 pub use cache::KvCache;
 pub use config::{DecoderConfig, RopeScaling};
+pub(crate) use decoder::nothing_to_train;
 pub use decoder::{Decoder, LoadOptions, Pass};
 pub use linear::{Adapter, Linear};
 pub(crate) use weights::uniform;

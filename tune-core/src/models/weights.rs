@@ -24,20 +24,42 @@ pub trait WeightSource {
 
 impl WeightSource for Checkpoint {
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        match self.shape(name) {
-            Some(found) if found != shape => Err(Error::file(
-                self.path(),
-                format!(
-                    "the weight `{name}` has shape {found:?}, but config.json describes a model in which it is {shape:?}; \
-                     weights and config do not belong together"
-                ),
-            )),
-            _ => self.tensor(name, dtype, device),
-        }
+        check_shape(self, name, shape)?;
+        self.tensor(name, dtype, device)
     }
 
     fn names(&self) -> Vec<String> {
         Checkpoint::names(self).map(str::to_owned).collect()
+    }
+}
+
+fn check_shape(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
+    match checkpoint.shape(name) {
+        Some(found) if found != shape => Err(Error::file(
+            checkpoint.path(),
+            format!(
+                "the weight `{name}` has shape {found:?}, but config.json describes a model in which it is {shape:?}; \
+                 weights and config do not belong together"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The weights of a checkpoint that are not read: each is there and has its shape, and is one zero in memory.
+pub(crate) struct Unread<'a>(pub(crate) &'a Checkpoint);
+
+impl WeightSource for Unread<'_> {
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        check_shape(self.0, name, shape)?;
+        match self.0.shape(name) {
+            Some(_) => Ok(Tensor::zeros(1, dtype, device)?.broadcast_as(shape)?),
+            None => Err(self.0.missing(name)),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        WeightSource::names(self.0)
     }
 }
 

@@ -50,6 +50,14 @@ pub struct SgdConfig {
 }
 
 impl OptimizerConfig {
+    /// The numbers, in f32, that it keeps for each one that is trained.
+    pub fn state_per_parameter(&self) -> usize {
+        match self {
+            Self::AdamW(_) => 2,
+            Self::Sgd(c) => usize::from(c.momentum > 0.0),
+        }
+    }
+
     /// The optimizer, without state yet.
     pub fn build(&self) -> Box<dyn Optimizer> {
         match self {

@@ -111,6 +111,12 @@ impl LoraOptions {
     /// An adapter of another rank, scale or choice of layers, or one that cannot be read.
     pub fn load_into(&self, model: &Decoder, dir: &Path) -> Result<()> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
+        self.check(&config, dir)?;
+        set_trainable(model, &tensors, &dir.display().to_string())
+    }
+
+    /// Checks that the adapter in a folder is of the same rank and scale.
+    pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
         let scale = self.alpha / self.rank as f64;
         if config.r != self.rank || (config.scale() - scale).abs() > 1e-9 {
             return Err(Error::file(
@@ -124,7 +130,7 @@ impl LoraOptions {
                 ),
             ));
         }
-        set_trainable(model, &tensors, &dir.display().to_string())
+        Ok(())
     }
 
     /// The adapters to add to a model so that it takes those in a PEFT folder.

@@ -262,6 +262,11 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether a token is one that decoding skips.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special_texts.values().any(|&special| special == id)
+    }
+
     /// The first stop token that is written out in `text`; of two at one place the longer.
     pub(crate) fn first_stop(&self, text: &str) -> Option<Range<usize>> {
         self.stop_texts()

@@ -1,4 +1,4 @@
-//! `run`: a recipe's program is started with the arguments as they are, but for names of configs.
+//! `run` and the like: a recipe's program is started with the arguments as they are, but for names of configs.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -13,17 +13,26 @@ use crate::{Result, Start, build, paths};
 pub(crate) enum Action {
     Run,
     Validate,
+    Check,
+    Plan,
     Convert,
 }
 
 impl Action {
-    /// The option that the recipe is given.
-    fn option(self) -> Option<&'static str> {
+    /// The command that asks for it.
+    pub(crate) fn command(self) -> &'static str {
         match self {
-            Self::Run => None,
-            Self::Validate => Some("--validate"),
-            Self::Convert => Some("--convert"),
+            Self::Run => "run",
+            Self::Validate => "validate",
+            Self::Check => "check",
+            Self::Plan => "plan",
+            Self::Convert => "convert",
         }
+    }
+
+    /// The option that the recipe is given.
+    fn option(self) -> Option<String> {
+        (self != Self::Run).then(|| format!("--{}", self.command()))
     }
 }
 
@@ -39,8 +48,10 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         build::own(Path::new(recipe), start.core.as_deref())?
     } else {
         let recipe = shipped::recipe(&recipe.to_string_lossy())?;
-        if args.is_empty() {
-            return Err(which_config(recipe).into());
+        // One that cannot answer says so, whatever its config.
+        let can_answer = !matches!(action, Action::Check | Action::Plan) || recipe.has_preflight();
+        if args.is_empty() && can_answer {
+            return Err(which_config(action, recipe).into());
         }
         build::shipped(recipe)?
     };
@@ -55,11 +66,11 @@ fn is_file(recipe: &OsStr) -> bool {
     path.extension().is_some_and(|extension| extension == "rs") || path.components().count() > 1
 }
 
-fn which_config(recipe: &Recipe) -> String {
-    let name = recipe.name;
+fn which_config(action: Action, recipe: &Recipe) -> String {
+    let (command, name) = (action.command(), recipe.name);
     let first = recipe.configs.last().map_or("CONFIG.yaml".to_owned(), |config| format!("{name}/{}", config.name));
     format!(
-        "which config? `{name}` has\n{}Such as `tune run {name} --config {first}`; `tune run {name} --help` lists the keys",
+        "which config? `{name}` has\n{}Such as `tune {command} {name} --config {first}`; `tune run {name} --help` lists the keys",
         recipe.configs_listed()
     )
 }

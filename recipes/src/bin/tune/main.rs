@@ -48,6 +48,10 @@ enum Command {
     Run(Start),
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
+    /// Say whether a run would succeed, before a weight is read; show samples as the model sees them.
+    Check(validate::Args),
+    /// Say how much memory a run would take, before a weight is read, and what would make it fit.
+    Plan(validate::Args),
     /// Show a config of torchtune's in our names, with a comment on each change.
     Convert(validate::Args),
     /// Download a model or a dataset from the Hugging Face hub.
@@ -96,6 +100,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cp(args) => print(&copy::run(&args)?),
         Command::Run(start) => return launch::run(Action::Run, &start),
         Command::Validate(args) => return validate::run(Action::Validate, args),
+        Command::Check(args) => return validate::run(Action::Check, args),
+        Command::Plan(args) => return validate::run(Action::Plan, args),
         Command::Convert(args) => return validate::run(Action::Convert, args),
         Command::Download(args) => print(&download::run(&args)?),
         Command::Explain { code } => print(&explain(code.as_deref())?),

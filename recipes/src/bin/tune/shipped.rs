@@ -124,6 +124,11 @@ impl Recipe {
         sentence(self.source.lines().map_while(|line| line.strip_prefix("//!")))
     }
 
+    /// Whether its program answers `--check` and `--plan`: `#[recipe(preflight = ...)]`.
+    pub(crate) fn has_preflight(&self) -> bool {
+        self.source.contains("preflight = ")
+    }
+
     /// Which configs there are, for messages.
     pub(crate) fn configs_listed(&self) -> String {
         let rows = self.configs.iter().map(|config| format!("  {}/{}  {}\n", self.name, config.name, config.about()));

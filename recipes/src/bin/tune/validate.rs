@@ -1,4 +1,4 @@
-//! `validate` and `convert`: a config against the schema of its recipe, which the recipe's program knows.
+//! `validate`, `check`, `plan` and `convert`: what the recipe's program says of a config.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 pub(crate) fn run(action: Action, args: Args) -> Result<ExitCode> {
     let Args { core, mut command } = args;
     if let Some(first) = command.first().filter(|first| is_config(first)).cloned() {
-        let recipe = recipe_of(&first)?;
+        let recipe = recipe_of(action, &first)?;
         command.splice(..1, [recipe.into(), "--config".into(), first]);
     }
     launch::run(action, &Start { core, command })
@@ -41,7 +41,7 @@ fn is_config(name: &OsStr) -> bool {
 }
 
 /// The recipe that a config is for: that of its name, of its schema's title, or of its folder.
-fn recipe_of(config: &OsStr) -> Result<String> {
+fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
     let path = Path::new(config);
     if !path.exists()
         && let Some((recipe, _)) = shipped::config(&config.to_string_lossy())
@@ -60,8 +60,8 @@ fn recipe_of(config: &OsStr) -> Result<String> {
     match shipped::RECIPES.iter().find(|recipe| recipe.name == folder) {
         Some(recipe) => Ok(recipe.name.to_owned()),
         None => {
-            let path = path.display();
-            Err(format!("which recipe is {path} for? Say it: `tune validate RECIPE --config {path}`").into())
+            let (command, path) = (action.command(), path.display());
+            Err(format!("which recipe is {path} for? Say it: `tune {command} RECIPE --config {path}`").into())
         }
     }
 }

@@ -90,7 +90,8 @@ fn answer(number: u64, tally: &mut Tally) {
     }
 }
 
-const RECIPE: cli::Recipe = cli::Recipe { name: "lora", doc: "Trains.", version: "0.1.0", configs: &[] };
+const RECIPE: cli::Recipe =
+    cli::Recipe { name: "lora", doc: "Trains.", version: "0.1.0", configs: &[], preflight: true };
 
 /// The path that the compiler takes, with the same answers.
 fn as_the_compiler(number: u64, yaml: &str, root: Node) {

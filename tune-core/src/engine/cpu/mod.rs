@@ -4,6 +4,7 @@
 //! make again (norms, the gate's activation) is made again. In names, `m` is the number of tokens.
 
 mod block;
+mod footprint;
 mod linear;
 mod peak;
 mod top;
@@ -16,6 +17,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
 use crate::models::{Decoder, Pass};
 use crate::ops::check_token_ids;
+pub(crate) use footprint::StepOnPaper;
 pub(super) use peak::matmul_peak;
 use weights::Weight;
 

@@ -15,6 +15,11 @@ use crate::ops::check_targets;
 /// Logits held at once, at most (48 MiB in f32).
 const LOGITS: usize = 12 << 20;
 
+/// Trained tokens whose logits exist at a time.
+pub(super) fn rows_at_once(vocab: usize) -> usize {
+    (LOGITS / vocab).clamp(16, 1024)
+}
+
 /// What comes out at the top.
 pub(super) struct Top<T: Element> {
     /// The loss summed over trained tokens, not scaled.
@@ -48,8 +53,7 @@ impl Run<'_> {
         let mut norm_gradient = norm_trained.then(|| Buffer::<f32>::zeros(width));
         let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
         let mut loss = 0.0;
-        let chunk = (LOGITS / vocab).clamp(16, 1024);
-        for (i, rows) in trained.chunks(chunk).enumerate() {
+        for (i, rows) in trained.chunks(rows_at_once(vocab)).enumerate() {
             let mut input = Buffer::<T>::new(rows.len() * width);
             for (dst, &row) in input.chunks_exact_mut(width).zip(rows) {
                 dst.copy_from_slice(&x[row * width..][..width]);

@@ -47,7 +47,7 @@ impl Attention<'_> {
             }
         }
         let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
-        let tiles = self.tiles(|len, queries| (PARTS * queries).max(len.div_ceil(4).next_multiple_of(queries)));
+        let tiles = self.backward_tiles();
         let all = Operands { q, k: &k, v: &v, out, grad, lse, tokens };
         let shares: Vec<_> = tiles.par_iter().with_max_len(1).map(|tile| self.backward_tile(&all, tile, &gq)).collect();
 
@@ -73,6 +73,11 @@ impl Attention<'_> {
                 }
             }
         });
+    }
+
+    /// Large tiles: each leaves a share of the gradients of all keys that it sees.
+    pub(super) fn backward_tiles(&self) -> Vec<Tile> {
+        self.tiles(|len, queries| (PARTS * queries).max(len.div_ceil(4).next_multiple_of(queries)))
     }
 
     /// Stores the gradients of a tile's queries, and returns its share of those of keys and values.

@@ -8,6 +8,7 @@
 //! normalizer. Everything is computed in f32.
 
 mod backward;
+mod footprint;
 mod forward;
 
 use super::buffers::Buffer;

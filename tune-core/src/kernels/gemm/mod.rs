@@ -7,10 +7,12 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod footprint;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod portable;
 
+pub(crate) use footprint::Sides;
 use rayon::prelude::*;
 
 use super::Element;
@@ -178,8 +180,13 @@ fn compute<T: Element, D: Send>(
             let panels = Panels::new(n);
             let block = if parallel { rows_per_task(m, panels.count) } else { m };
             let blocks = m.div_ceil(block);
-            let together =
-                if parallel { pack::panels_per_task(&terms, block, blocks * panels.count) } else { panels.count };
+            let together = match parallel {
+                true => {
+                    let (steps, threads) = (pack::steps(&terms), rayon::current_num_threads());
+                    pack::panels_per_task(steps, block, blocks * panels.count, threads)
+                }
+                false => panels.count,
+            };
             let stripes = panels.count.div_ceil(together);
             let tasks = blocks * stripes;
             let run = |task: usize| {

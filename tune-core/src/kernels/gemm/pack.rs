@@ -22,13 +22,61 @@ const FEW_ROWS: usize = 64;
 
 /// What a word of the inner dimension is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+pub(super) enum Word {
     /// An f32.
     F32,
     /// A bf16, widened to f32 on the way.
     Widened,
     /// Two neighbouring bf16.
     Pair,
+}
+
+impl Word {
+    pub(super) fn of<T: Element>(isa: Isa) -> Self {
+        match (T::IS_BF16, isa) {
+            (false, _) => Self::F32,
+            (true, Isa::Avx512Bf16) => Self::Pair,
+            (true, _) => Self::Widened,
+        }
+    }
+
+    /// Words of an inner dimension of `k` elements.
+    pub(super) fn steps(self, k: usize) -> usize {
+        if self == Self::Pair { k.div_ceil(2) } else { k }
+    }
+}
+
+/// How a left side is rewritten where tiles cannot read it as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rewriting {
+    Widened,
+    InTiles,
+    Interleaved,
+    PaddedPairs,
+}
+
+impl Rewriting {
+    /// Words of f32 that it takes for a left side `[m, k]`.
+    pub(super) fn words(self, m: usize, k: usize) -> usize {
+        match self {
+            Self::Widened => m * k,
+            Self::InTiles => m.next_multiple_of(ROWS) * k,
+            Self::Interleaved | Self::PaddedPairs => m * k.div_ceil(2),
+        }
+    }
+}
+
+/// How a left side `[m, k]` is rewritten, if it has to be; `width` is that of its rows, `None` if the transpose is stored.
+pub(super) fn rewriting(word: Word, width: Option<usize>, m: usize, k: usize) -> Option<Rewriting> {
+    match (word, width) {
+        (Word::F32, Some(_)) => None,
+        (Word::F32, None) if m <= FEW_ROWS => None,
+        (Word::Pair, Some(width)) if k.is_multiple_of(2) && width.is_multiple_of(2) => None,
+        (Word::Pair, Some(_)) => Some(Rewriting::PaddedPairs),
+        (Word::Pair, None) => Some(Rewriting::Interleaved),
+        (Word::Widened, Some(_)) => Some(Rewriting::Widened),
+        (Word::F32 | Word::Widened, None) => Some(Rewriting::InTiles),
+    }
 }
 
 /// A term whose left side can be read by tiles.
@@ -57,27 +105,30 @@ unsafe impl<T: Sync> Sync for Ready<'_, T> {}
 impl<'a, T: Element> Ready<'a, T> {
     pub(super) fn new(term: &Term<'a, T>, m: usize, isa: Isa, parallel: bool) -> Self {
         let k = term.inner;
-        let word = match (T::IS_BF16, isa) {
-            (false, _) => Word::F32,
-            (true, Isa::Avx512Bf16) => Word::Pair,
-            (true, _) => Word::Widened,
+        let word = Word::of::<T>(isa);
+        let steps = word.steps(k);
+        let (stored, width) = match term.left {
+            Left::Rows(l) => (l, Some(l.width)),
+            Left::Columns(l) => (l, None),
         };
-        let steps = if word == Word::Pair { k.div_ceil(2) } else { k };
-        // Where the left side lies if it is not rewritten, then the distances, see `Ready`.
-        let nowhere = std::ptr::null();
-        let (rewritten, left, left_row, left_tile, left_step) = match (word, term.left) {
-            (Word::F32, Left::Rows(l)) => (None, l.data.as_ptr().cast(), l.width, l.width, 1),
-            (Word::F32, Left::Columns(l)) if m <= FEW_ROWS => (None, l.data.as_ptr().cast(), 1, 1, l.width),
-            (Word::Pair, Left::Rows(l)) if k.is_multiple_of(2) && l.width.is_multiple_of(2) => {
-                (None, l.data.as_ptr().cast(), l.width / 2, l.width / 2, 1)
-            }
-            (Word::Pair, Left::Rows(l)) => (Some(padded_pairs(l, m, k, parallel)), nowhere, steps, steps, 1),
-            (Word::Pair, Left::Columns(l)) => (Some(interleaved(l, k, m, parallel)), nowhere, 1, 1, m),
-            (Word::Widened, Left::Rows(l)) => (Some(widened(l, m, k, parallel)), nowhere, k, k, 1),
+        let how = rewriting(word, width, m, k);
+        let rewritten = how.map(|how| match how {
+            Rewriting::Widened => widened(stored, m, k, parallel),
+            Rewriting::InTiles => in_tiles(stored, k, m, parallel),
+            Rewriting::Interleaved => interleaved(stored, k, m, parallel),
+            Rewriting::PaddedPairs => padded_pairs(stored, m, k, parallel),
+        });
+        let left = rewritten.as_ref().map_or(stored.data.as_ptr().cast(), |b| b.as_ptr());
+        // The distances, see `Ready`.
+        let (left_row, left_tile, left_step) = match (how, width) {
+            (None, None) => (1, 1, stored.width),
+            (None, Some(width)) if word == Word::Pair => (width / 2, width / 2, 1),
+            (None, Some(width)) => (width, width, 1),
+            (Some(Rewriting::Widened | Rewriting::PaddedPairs), _) => (steps, steps, 1),
+            (Some(Rewriting::Interleaved), _) => (1, 1, m),
             // Tiles lie one behind the other, `steps` words for each of their rows.
-            (_, Left::Columns(l)) => (Some(in_tiles(l, k, m, parallel)), nowhere, 1, steps, ROWS),
+            (Some(Rewriting::InTiles), _) => (1, steps, ROWS),
         };
-        let left = rewritten.as_ref().map_or(left, |b| b.as_ptr());
         let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(term.right, Right::Rows(_));
         Self {
             word,
@@ -384,22 +435,26 @@ fn scratch(len: usize) -> Buffer<f32> {
 /// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
 const SUMS: usize = 96 << 10;
 
-/// Inner steps of all terms, in how many groups, and the steps of each.
-fn groups<T>(terms: &[Ready<'_, T>]) -> (usize, usize) {
-    let total: usize = terms.iter().map(|t| t.steps).sum();
+/// Inner steps of all terms.
+pub(super) fn steps<T>(terms: &[Ready<'_, T>]) -> usize {
+    terms.iter().map(|t| t.steps).sum()
+}
+
+/// Of so many inner steps, in how many groups they are taken, and the steps of each.
+pub(super) fn groups(total: usize) -> (usize, usize) {
     let groups = ((total + STEPS / 2) / STEPS).max(1);
     (groups, total.div_ceil(groups).max(1))
 }
 
-/// Of `panels` of a product with `rows` rows, how many one task handles.
+/// Of `panels` of a product with `rows` rows and so many inner steps, how many one task handles.
 ///
 /// Where the inner steps are in several groups, the left sides of one group stay in the cache
 /// while it meets all panels of a task: the more, the less often they come from memory.
-pub(super) fn panels_per_task<T>(terms: &[Ready<'_, T>], rows: usize, panels: usize) -> usize {
-    if groups(terms).0 == 1 {
+pub(super) fn panels_per_task(steps: usize, rows: usize, panels: usize, threads: usize) -> usize {
+    if groups(steps).0 == 1 {
         return 1;
     }
-    let few = panels.div_ceil(2 * rayon::current_num_threads());
+    let few = panels.div_ceil(2 * threads);
     few.min(SUMS / (rows.next_multiple_of(ROWS) * COLS)).max(1)
 }
 
@@ -428,7 +483,7 @@ pub(super) unsafe fn stripe<T: Element, D>(
     store: &impl Store<D>,
 ) {
     assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
-    let (groups, group) = groups(terms);
+    let (groups, group) = groups(steps(terms));
     let mut packed = scratch(group * COLS);
     // Without a next group the sums of a tile are used up at once.
     let kept = if groups == 1 { 0 } else { rows.len().next_multiple_of(ROWS) * COLS };

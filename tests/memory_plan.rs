@@ -1,0 +1,145 @@
+//! What a run says that it needs of memory, against what it then takes.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use runs::{fail, files, recipe, root, succeed, text};
+use serde_json::Value;
+
+const MIB: f64 = 1048576.0;
+
+/// What the run would need, in MiB, as it says itself where there is almost nothing.
+fn planned(name: &str, args: &[&str]) -> f64 {
+    let output = recipe(name, args).env("TUNE_MEMORY", "1KiB").output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let (_, said) = error.split_once("this run needs ").unwrap_or_else(|| panic!("{error}"));
+    let words: Vec<&str> = said.split_whitespace().take(2).collect();
+    assert_eq!(words[1], "MiB", "{error}");
+    words[0].parse().unwrap()
+}
+
+/// The most that it held while it trained, in MiB.
+fn measured(name: &str, args: &[&str], output_dir: &Path) -> f64 {
+    succeed(name, args);
+    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
+    let peaks = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["peak_memory_bytes"].as_f64());
+    peaks.last().unwrap() / MIB
+}
+
+/// Runs each recipe with and without activation checkpointing, in both precisions, and shows a table.
+fn compare(args: impl Fn(&str) -> Vec<String>) {
+    let mut table = String::new();
+    let mut all_close = true;
+    for name in ["lora", "full"] {
+        for dtype in ["fp32", "bf16"] {
+            for checkpointing in [false, true] {
+                let folder = tempfile::tempdir().unwrap();
+                let mut args = args(name);
+                args.push(format!("output_dir={}", folder.path().display()));
+                args.push(format!("dtype={dtype}"));
+                args.push(format!("enable_activation_checkpointing={checkpointing}"));
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                let (plan, peak) = (planned(name, &args), measured(name, &args, folder.path()));
+                let off = plan / peak - 1.0;
+                all_close &= off.abs() < 0.1;
+                let what = format!("{name} {dtype}, checkpointing {checkpointing}");
+                table.push_str(&format!("{what:<36}{plan:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", 100.0 * off));
+            }
+        }
+    }
+    println!("{:<36}{:>8}{:>8}\n{table}", "", "planned", "taken");
+    assert!(all_close, "\n{table}");
+}
+
+#[test]
+fn shipped_recipes_take_what_was_planned() {
+    compare(|name| {
+        let config = format!("configs/{name}/tiny.yaml");
+        ["--config", &config, "epochs=1", "log_every_n_steps=1"].map(str::to_owned).to_vec()
+    });
+}
+
+#[test]
+#[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/; takes minutes"]
+fn a_real_model_takes_what_was_planned() {
+    let dir = PathBuf::from(std::env::var_os("SMOLLM2_DIR").expect("set SMOLLM2_DIR to the folder of the model"));
+    compare(|name| {
+        let mut args = ["--config".to_owned(), format!("configs/{name}/smollm2_135m.yaml")].to_vec();
+        args.push(format!("checkpointer.checkpoint_dir={}", dir.join("hf").display()));
+        args.push("dataset.data_files=[tests/fixtures/torchtune/humaneval_messages.jsonl]".to_owned());
+        args.extend(["seed=1", "max_steps_per_epoch=3", "gradient_accumulation_steps=2"].map(str::to_owned));
+        args
+    });
+}
+
+/// A model whose weights cannot be read, though all else about them is in order.
+fn unreadable(folder: &Path) -> PathBuf {
+    let model = folder.join("model");
+    fs::create_dir_all(&model).unwrap();
+    for (name, mut bytes) in files(&root().join("recipes/tiny/model")) {
+        if name == "model.safetensors" {
+            let dtype = b"\"F32\"";
+            let at = bytes.windows(dtype.len()).position(|w| w == dtype).unwrap();
+            bytes[at..at + dtype.len()].copy_from_slice(b"\"I32\"");
+        }
+        fs::write(model.join(name), bytes).unwrap();
+    }
+    model
+}
+
+#[test]
+fn a_run_that_cannot_fit_says_so_before_weights_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let model = unreadable(folder.path());
+    let (output, checkpoint) =
+        (format!("output_dir={}", dir.display()), format!("checkpointer.checkpoint_dir={}", model.display()));
+    for name in ["lora", "full"] {
+        let config = format!("configs/{name}/tiny.yaml");
+        let args = ["--config", &config, &output, &checkpoint];
+        assert!(fail(name, &args).contains("I32"));
+
+        let run = recipe(name, &args).env("TUNE_MEMORY", "40MiB").output().unwrap();
+        let error = text(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{error}");
+        for part in ["error: this run needs ", "40.0 MiB as TUNE_MEMORY says", "activations "] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(error.contains("it fits with enable_activation_checkpointing=true"), "{error}");
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn what_is_advised_makes_it_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().display());
+    let args = ["--config", "configs/full/tiny.yaml", &output, "max_steps_per_epoch=2"];
+    let run = |memory: &str, advised: &[String]| {
+        let advised = advised.iter().map(String::as_str);
+        let args: Vec<&str> = args.into_iter().chain(advised).collect();
+        recipe("full", &args).env("TUNE_MEMORY", memory).output().unwrap()
+    };
+    let error = text(&run("34MiB", &[]).stderr);
+    let (_, advice) = error.split_once("it fits with ").unwrap_or_else(|| panic!("{error}"));
+    let advised: Vec<String> = advice.split_whitespace().filter(|word| word.contains('=')).map(str::to_owned).collect();
+    let advised: Vec<String> = advised.into_iter().filter(|word| !word.starts_with("TUNE_MEMORY")).collect();
+    assert!(advised.len() > 2, "{error}");
+    let run = run("34MiB", &advised);
+    assert!(run.status.success(), "{advised:?}: {}", text(&run.stderr));
+}
+
+#[test]
+fn what_is_no_size_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().join("out").display());
+    let run = recipe("lora", &["--config", "configs/lora/tiny.yaml", &output]).env("TUNE_MEMORY", "much").output();
+    let error = text(&run.unwrap().stderr);
+    assert!(error.contains("TUNE_MEMORY=much: it can be a size such as 16GiB"), "{error}");
+}

@@ -1,0 +1,444 @@
+//! `--check` and `--plan`, as a user asks for them: a sound run, and each thing that can be wrong with one.
+//! `UPDATE=1` writes the snapshot anew.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use runs::{recipe, root, succeed, text};
+use serde_json::{Value, json};
+
+/// A folder of a test, with an output folder that is not there yet.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name).display().to_string()
+    }
+
+    /// What `option` says of a recipe's tiny config with overrides, and the exit code. The run's folder stays as it is.
+    fn ask(&self, name: &str, option: &str, overrides: &[&str]) -> (String, Option<i32>) {
+        let (config, output) = (format!("configs/{name}/tiny.yaml"), self.output());
+        let mut args = vec![option, "--config", &config, &output];
+        args.extend(overrides);
+        let before = files_below(&self.path("out"));
+        let answer = recipe(name, &args).env_remove("CLICOLOR_FORCE").output().unwrap();
+        assert_eq!(files_below(&self.path("out")), before, "{option} wrote into the run's folder");
+        let errors = text(&answer.stderr);
+        assert!(!errors.contains("panicked"), "{errors}");
+        (text(&answer.stdout) + &errors, answer.status.code())
+    }
+
+    fn output(&self) -> String {
+        format!("output_dir={}", self.path("out").display())
+    }
+
+    fn sound(&self, overrides: &[&str]) -> String {
+        let (said, code) = self.ask("lora", "--check", overrides);
+        assert_eq!(code, Some(0), "{said}");
+        said
+    }
+
+    fn unsound(&self, overrides: &[&str]) -> String {
+        let (said, code) = self.ask("lora", "--check", overrides);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("\nerror: ") && said.contains("This run would not succeed"), "{said}");
+        said
+    }
+
+    /// A conversation a line, of questions and answers.
+    fn conversations(&self, name: &str, turns: &[(&str, &str)]) -> String {
+        let line = |(question, answer): &(&str, &str)| {
+            json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+                .to_string()
+        };
+        let path = self.write(name, &turns.iter().map(line).collect::<Vec<_>>().join("\n"));
+        format!("dataset.data_files={path}")
+    }
+
+    fn template(&self, source: &str) -> String {
+        format!("tokenizer.chat_template={}", self.write("template.jinja", source))
+    }
+
+    /// The tiny model's folder with another config, and weights of that config's shapes that are holes in a file.
+    fn model(&self, changes: &Value) -> String {
+        let folder = self.path("model");
+        fs::create_dir_all(&folder).unwrap();
+        for (name, bytes) in runs::files(&root().join("recipes/tiny/model")) {
+            fs::write(folder.join(name), bytes).unwrap();
+        }
+        let mut config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        write_holes(&folder.join("model.safetensors"), &config);
+        format!("checkpointer.checkpoint_dir={}", folder.display())
+    }
+}
+
+/// A weights file with a header for the model of `config`, and nothing behind it that takes room on the disk.
+fn write_holes(path: &Path, config: &Value) {
+    let size = |key: &str| config[key].as_u64().unwrap();
+    let (hidden, inner) = (size("hidden_size"), size("intermediate_size"));
+    let (heads, kv_heads, head) = (size("num_attention_heads"), size("num_key_value_heads"), size("head_dim"));
+    let mut shapes = vec![("model.embed_tokens".to_owned(), vec![size("vocab_size"), hidden])];
+    shapes.push(("model.norm".to_owned(), vec![hidden]));
+    for layer in 0..size("num_hidden_layers") {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![heads * head, hidden]),
+            ("self_attn.k_proj", vec![kv_heads * head, hidden]),
+            ("self_attn.v_proj", vec![kv_heads * head, hidden]),
+            ("self_attn.o_proj", vec![hidden, heads * head]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape));
+        }
+    }
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in shapes {
+        let bytes = 2 * shape.iter().product::<u64>();
+        header.insert(
+            format!("{name}.weight"),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [end, end + bytes]}),
+        );
+        end += bytes;
+    }
+    let header = Value::Object(header).to_string();
+    let mut start = (header.len() as u64).to_le_bytes().to_vec();
+    start.extend(header.as_bytes());
+    fs::write(path, &start).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(start.len() as u64 + end).unwrap();
+}
+
+/// A model of seventy billion parameters: 140 GB in bf16.
+fn seventy_billion() -> Value {
+    json!({
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 128
+    })
+}
+
+/// Every file with its length.
+fn files_below(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for path in fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        match path.is_dir() {
+            true => files.extend(files_below(&path)),
+            false => drop(files.insert(path.clone(), fs::metadata(&path).unwrap().len())),
+        }
+    }
+    files
+}
+
+fn contains(said: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(said.contains(part), "there is no {part:?} in\n{said}");
+    }
+}
+
+#[test]
+fn a_sound_run() {
+    let place = Place::new();
+    let said = place.sound(&[]).replace(&place.path("out").display().to_string(), "OUT");
+    // What differs from machine to machine.
+    let (before, rest) = said.split_once("\nmemory ").unwrap();
+    let (memory, rest) = rest.split_once("\noutput ").unwrap();
+    let (disk, rest) = rest.split_once(", of ").unwrap();
+    let (_, rest) = rest.split_once(" that are free").unwrap();
+    contains(memory, &["MiB at most", "activations ", "weights 3.2 MiB"]);
+    let found = format!("{before}\nmemory      ...\noutput {disk}, of ... that are free{rest}");
+    let path = root().join("tests/snapshots/check_lora_tiny.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &found).unwrap();
+    }
+    assert!(fs::read_to_string(&path).unwrap_or_default() == found, "{} is otherwise:\n{found}", path.display());
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn trained_tokens_are_in_colour() {
+    let place = Place::new();
+    let args = ["--check", "--config", "configs/full/tiny.yaml", &place.output()];
+    let said = text(&recipe("full", &args).env("CLICOLOR_FORCE", "1").output().unwrap().stdout);
+    contains(&said, &["\x1b[32me-p-u-p-m\x1b[0m\x1b[4;32m<|im_end|>\x1b[0m"]);
+    let said = recipe("full", &args).env("CLICOLOR_FORCE", "1").env("NO_COLOR", "1").output().unwrap().stdout;
+    contains(&text(&said), &["«e-p-u-p-m<|im_end|>»"]);
+}
+
+#[test]
+fn all_that_is_wrong_is_said_at_once() {
+    let place = Place::new();
+    let file = place.write("file", "");
+    let said = place.unsound(&[
+        "dataset.data_files=nowhere.jsonl",
+        "exact_match.data_file=nothing.jsonl",
+        "dtype=fp16",
+        "metric_logger=[jsonl, jsonl]",
+        "model.lora_attn_modules=[]",
+        "model.apply_lora_to_mlp=false",
+        &format!("output_dir={file}"),
+    ]);
+    contains(
+        &said,
+        &[
+            "error: cannot read nowhere.jsonl: No such file",
+            "error: cannot read nothing.jsonl",
+            "not trained in fp16",
+            "two loggers write",
+            "nothing to train",
+            "file: is a file; output_dir must be a folder",
+        ],
+    );
+    // A wrong config is one still.
+    let (said, code) = place.ask("lora", "--check", &["epcohs=3"]);
+    assert!(code == Some(2) && said.contains("did you mean `epochs`?"), "{said}");
+}
+
+#[test]
+fn broken_records_are_counted_and_the_first_are_shown() {
+    let place = Place::new();
+    let good = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let broken = [good, "{\"messages\": [", r#"{"conversation": []}"#, r#"{"messages": []}"#, "[]"].join("\n");
+    let data = format!("dataset.data_files={}", place.write("broken.jsonl", &broken));
+    let said = place.unsound(&[&data]);
+    contains(
+        &said,
+        &[
+            "4 of 5 records cannot be used\n",
+            "broken.jsonl:2: column 14: not valid JSON",
+            "broken.jsonl:3: no column `messages` (the columns are: `conversation`)",
+            "broken.jsonl:4: the conversation is empty",
+            "… and 1 more",
+            // What can be used is shown.
+            "broken.jsonl:1, ",
+            "«b<|im_end|>»",
+        ],
+    );
+    // The same of validation data.
+    let value = format!("dataset_val={{_component_: chat, data_files: [{}]}}", place.path("broken.jsonl").display());
+    contains(&place.unsound(&[&value]), &["4 of 5 records cannot be used", "data        chat dataset recipes/tiny"]);
+}
+
+#[test]
+fn a_template_that_does_not_render_is_an_error() {
+    let place = Place::new();
+    let refusing = place.template("{{ raise_exception('only poems here') }}");
+    contains(
+        &place.unsound(&[&refusing]),
+        &["1500 of 1500 records cannot be used", "secret_code.jsonl:1", "only poems here"],
+    );
+    let broken = place.template("{% for m in messages %}{{ m.content }");
+    contains(&place.unsound(&[&broken]), &["the chat template is not valid"]);
+}
+
+#[test]
+fn samples_without_a_trained_token_are_found() {
+    let place = Place::new();
+    let data = place.conversations("cut.jsonl", &[("a", "b"), (&"c".repeat(200), "d")]);
+    let said = place.sound(&[&data]);
+    contains(&said, &["1 samples have no trained token", "cut.jsonl:2", "1 samples without a trained token left out"]);
+    let said = place.unsound(&["tokenizer.max_seq_len=8"]);
+    contains(&said, &["none of the 1500 samples has a trained token", "8 tokens, 0 of them trained"]);
+}
+
+/// In each of the ways in which it comes to that.
+#[test]
+fn a_stop_token_that_is_never_trained_is_an_error() {
+    let place = Place::new();
+    let never = "no stop token (`<|im_end|>`) is ever trained";
+    // The template's marks leave it out.
+    let turn = |answer: &str| {
+        format!(
+            "{{% for m in messages %}}{{{{ '<|im_start|>' + m.role + '\\n' }}}}{{% if m.role == 'assistant' %}}{answer}{{% else \
+             %}}{{{{ m.content + '<|im_end|>' }}}}{{% endif %}}{{{{ '\\n' }}}}{{% endfor %}}"
+        )
+    };
+    let masked = turn("{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>");
+    let said = place.unsound(&[&place.template(&masked), "~exact_match"]);
+    contains(&said, &[never, "`{% generation %}` blocks must hold the token that ends a turn", "»<|im_end|>"]);
+    let marked = turn("{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}");
+    contains(&place.sound(&[&place.template(&marked), "~exact_match"]), &["<|im_end|>»"]);
+    // The template has none.
+    let said = place.unsound(&[&place.template(&turn("{{ m.content }}")), "~exact_match"]);
+    contains(&said, &[never, "no stop token follows the answer"]);
+    // It ends turns with another.
+    let said = place.unsound(&[&place.template(&turn("{{ m.content }}<|im_start|>")), "~exact_match"]);
+    contains(&said, &[never, "closed by `<|im_start|>`, which is not among the model's stop tokens", "eos_token_id"]);
+    // It is cut off.
+    let data = place.conversations("long.jsonl", &[("a", &"b".repeat(200)), ("c", &"d".repeat(300))]);
+    contains(&place.unsound(&[&data]), &[never, "every sample is cut off before it: raise `tokenizer.max_seq_len`"]);
+    // Text that is not to end may do without.
+    let text = place.write("text.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n");
+    let endless = format!("dataset={{_component_: text, add_eos: false, data_files: [{text}]}}");
+    place.sound(&[&endless]);
+}
+
+#[test]
+fn what_is_cut_off_is_counted() {
+    let place = Place::new();
+    let data = place.conversations("some.jsonl", &[("a", "b"), ("a", &"b".repeat(200)), ("a", "c")]);
+    let whole = place.sound(&[&data, "tokenizer.max_seq_len=null"]);
+    let tokens = |said: &str| -> usize {
+        let (before, _) = said.split_once(" tokens, ").unwrap_or_else(|| panic!("{said}"));
+        before.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let tokens = |said: &str| tokens(said.split_once("3 samples, ").map(|(_, rest)| rest).unwrap());
+    let cut = place.sound(&[&data, "tokenizer.max_seq_len=64"]);
+    let lost = tokens(&whole) - tokens(&cut);
+    assert!(lost > 100, "{whole}\n{cut}");
+    contains(
+        &cut,
+        &[
+            &format!("1 samples cut, {lost} tokens lost"),
+            "warning: ",
+            "more than `tokenizer.max_seq_len` = 64 tokens",
+            "in 1 samples no stop token is left",
+            "The model is made for up to 256",
+        ],
+    );
+    // Longer than the model is made for.
+    let data = place.conversations("longer.jsonl", &[("a", &"b".repeat(400))]);
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=null"]);
+    contains(&said, &["the model is made for at most 256"]);
+}
+
+/// The weights are 140 GB of holes: to read them is to run out of memory, if not of patience.
+#[test]
+fn no_weight_is_read() {
+    let place = Place::new();
+    let model = place.model(&seventy_billion());
+    let begun = Instant::now();
+    let (said, _) = place.ask("lora", "--check", &[&model]);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    contains(&said, &["80 blocks of width 8192, 68455505920 parameters, stored in bf16", "1500 samples"]);
+}
+
+#[test]
+fn weights_that_are_not_whole_are_an_error_and_the_rest_is_looked_at() {
+    let place = Place::new();
+    let model = place.model(&json!({}));
+    place.sound(&[&model]);
+    let weights = place.path("model/model.safetensors");
+    let length = fs::metadata(&weights).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(length / 2).unwrap();
+    let said = place.unsound(&[&model]);
+    contains(&said, &["error: ", "model.safetensors: is truncated", "1500 samples", "«e-p-u-p-m<|im_end|>»"]);
+    assert_eq!(said.matches("\nerror: ").count(), 1, "{said}");
+    // Whole, but of another model than its config says.
+    let model = place.model(&json!({"num_hidden_layers": 3}));
+    let config = fs::read_to_string(place.path("model/config.json")).unwrap();
+    fs::write(place.path("model/config.json"), config.replace("\"num_hidden_layers\":3", "\"num_hidden_layers\":4"))
+        .unwrap();
+    contains(&place.unsound(&[&model]), &["has no tensor `model.layers.3."]);
+    // A family that is not there.
+    let model = place.model(&json!({"model_type": "mamba"}));
+    contains(&place.unsound(&[&model]), &["model_type `mamba` is not supported"]);
+}
+
+#[test]
+fn a_full_disk_is_foreseen() {
+    let place = Place::new();
+    let model = place.model(&seventy_billion());
+    let (said, code) = place.ask("full", "--check", &[&model, "epochs=100", "dtype=bf16"]);
+    assert_eq!(code, Some(1), "{said}");
+    contains(
+        &said,
+        &["error: ", "there is no room for the checkpoints", "684.6 GB each", "checkpointer.keep_last_n_checkpoints"],
+    );
+    // How many there will be.
+    let said = place.sound(&["checkpointer.keep_last_n_checkpoints=null", "checkpointer.save_every_n_steps=47"]);
+    contains(&said, &["all 16 are kept (checkpointer.keep_last_n_checkpoints keeps fewer): 76.5 MB"]);
+}
+
+/// With so little memory, as the environment says.
+#[test]
+fn memory_that_does_not_suffice_is_an_error_that_names_settings() {
+    let place = Place::new();
+    let ask = |option: &str, memory: &str| {
+        let args = [option, "--config", "configs/lora/tiny.yaml", &place.output()];
+        let answer = recipe("lora", &args).env("TUNE_MEMORY", memory).output().unwrap();
+        (text(&answer.stdout), answer.status.code())
+    };
+    let (said, code) = ask("--check", "40MiB");
+    assert_eq!(code, Some(1), "{said}");
+    contains(&said, &["\nerror: this run needs ", "of memory", "it fits with", "enable_activation_checkpointing=true"]);
+    let (said, code) = ask("--plan", "40MiB");
+    assert_eq!(code, Some(1), "{said}");
+    contains(&said, &["It does not fit. Settings to change", "enable_activation_checkpointing=true"]);
+
+    let (said, code) = ask("--plan", "1GiB");
+    assert_eq!(code, Some(0), "{said}");
+    contains(&said, &["weights                        3.2 MiB", "adapters                       1.2 MiB", "peak "]);
+    assert!(!said.contains("It does not fit"), "{said}");
+    // What it follows from must be sound.
+    let (said, code) = place.ask("lora", "--plan", &["dataset.data_files=nowhere.jsonl"]);
+    assert!(code == Some(1) && said.contains("error: cannot read nowhere.jsonl"), "{said}");
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn a_resume_is_compared_with_the_run_that_it_goes_on_with() {
+    let place = Place::new();
+    let short = ["max_steps_per_epoch=1", "epochs=1", "~exact_match", "overwrite=false"];
+    let (config, output) = ("configs/lora/tiny.yaml", place.output());
+    let mut args = vec!["--config", config, &output];
+    args.extend(short);
+    succeed("lora", &args);
+
+    let mut overrides = short.to_vec();
+    contains(&place.unsound(&overrides), &["already holds 1 checkpoint(s) of another run"]);
+    overrides.push("overwrite=true");
+    contains(&place.sound(&overrides), &["which has one checkpoint, epoch_0_step_1: overwrite=true deletes"]);
+    overrides.pop();
+    overrides.push("resume_from_checkpoint=true");
+    contains(&place.sound(&overrides), &["which has one checkpoint, epoch_0_step_1: the run goes on from it"]);
+    overrides.extend(["batch_size=8", "optimizer.lr=1.0e-4"]);
+    contains(
+        &place.unsound(&overrides),
+        &["these settings differ", "batch_size: 16 then, 8 now", "optimizer.lr: 0.002 then, 0.0001 now"],
+    );
+    // Nothing was said, and the data is another.
+    let data = place.conversations("other.jsonl", &[("a", "b")]);
+    overrides.truncate(short.len() + 1);
+    overrides.push(&data);
+    contains(&place.unsound(&overrides), &["dataset.0.data_files.0: "]);
+    let place = Place::new();
+    let data = place.conversations("own.jsonl", &[("a", "b"), ("c", "d")]);
+    let output = place.output();
+    args[2] = &output;
+    args.push(&data);
+    succeed("lora", &args);
+    place.conversations("own.jsonl", &[("a", "b"), ("c", "e")]);
+    overrides.truncate(short.len() + 1);
+    overrides.push(&data);
+    contains(&place.unsound(&overrides), &["the training data changed since the run began"]);
+}
+
+#[test]
+fn settings_that_do_not_fit_together_are_said() {
+    let place = Place::new();
+    let (said, code) = place.ask("full", "--check", &["optimizer_in_bwd=true", "gradient_accumulation_steps=2"]);
+    assert!(code == Some(1) && said.contains("error: optimizer_in_bwd applies each gradient at once"), "{said}");
+}

@@ -1,0 +1,87 @@
+//! All that is wrong with datasets, where training stops at the first.
+
+use rayon::prelude::*;
+
+use super::batch::Sample;
+use super::config::DatasetConfig;
+use super::format::Formatter;
+use super::order::BLOCK;
+use super::records::Records;
+use super::source;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// How many errors of a dataset are kept; the others are counted.
+const KEPT: usize = 3;
+/// Broken records that examples are looked for behind.
+const PASSED_OVER: usize = 100;
+
+/// What is wrong with a dataset.
+#[derive(Debug)]
+pub struct Faults {
+    /// The dataset's kind and its first file.
+    pub name: String,
+    /// Its records; none where they cannot be found.
+    pub records: usize,
+    /// How many of them cannot be used.
+    pub broken: usize,
+    /// What is wrong with the first of them, or with the dataset as a whole.
+    pub first: Vec<Error>,
+}
+
+/// Looks at every record of every dataset, and goes on behind a broken one. Datasets without a fault are left out.
+/// Without a tokenizer, records are read, and neither rendered nor tokenized.
+pub fn faults(configs: &[DatasetConfig], tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Vec<Faults> {
+    configs.iter().map(|config| of_dataset(config, tokenizer, max_seq_len)).filter(|f| !f.first.is_empty()).collect()
+}
+
+/// The samples of the first `n` records of each dataset that can be used, also of those without a trained token. Not
+/// more than a few broken records are passed over.
+pub fn examples(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>, n: usize) -> Vec<Sample> {
+    let of_dataset = |config: &DatasetConfig| match source::find(config.files(), config.first_column()) {
+        Ok(records) => first_samples(config, &records, tokenizer, max_seq_len, n),
+        Err(_) => Vec::new(),
+    };
+    configs.iter().flat_map(of_dataset).collect()
+}
+
+/// Those of one dataset.
+pub(super) fn first_samples(
+    config: &DatasetConfig,
+    records: &Records,
+    tokenizer: &Tokenizer,
+    max_seq_len: Option<usize>,
+    n: usize,
+) -> Vec<Sample> {
+    let Ok(formatter) = Formatter::new(config, tokenizer) else { return Vec::new() };
+    let sample = |i| formatter.encode(&records.read(i).ok()?, max_seq_len, false).ok();
+    let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
+    samples.map(|(encoded, _)| encoded.sample).take(n).collect()
+}
+
+fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
+    let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
+    let formatter = tokenizer.map(|tokenizer| Formatter::new(config, tokenizer)).transpose();
+    let records = source::find(config.files(), config.first_column());
+    let (formatter, records) = match (formatter, records) {
+        (Ok(formatter), Ok(records)) => (formatter, records),
+        (formatter, records) => {
+            faults.first.extend(formatter.err().into_iter().chain(records.err()));
+            return faults;
+        }
+    };
+    faults.records = records.len();
+    let check = |i: usize| check(&records, i, formatter.as_ref(), max_seq_len).err();
+    for begin in (0..records.len()).step_by(BLOCK) {
+        let errors: Vec<Error> = (begin..records.len().min(begin + BLOCK)).into_par_iter().filter_map(check).collect();
+        faults.broken += errors.len();
+        faults.first.extend(errors);
+        faults.first.truncate(KEPT);
+    }
+    faults
+}
+
+fn check(records: &Records, i: usize, formatter: Option<&Formatter<'_>>, max_seq_len: Option<usize>) -> Result<()> {
+    let record = records.read(i)?;
+    formatter.map_or(Ok(()), |formatter| formatter.encode(&record, max_seq_len, false).map(drop))
+}

@@ -1,0 +1,175 @@
+//! The arena of [`super::buffers`] on paper: what a sequence of buffers would touch, without any memory.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::buffers::{self, Arena, HUGE, Source};
+
+/// What a buffer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// What the forward pass makes and the backward pass needs, and what either needs on the way.
+    Activations,
+    /// Gradients of parameters.
+    Gradients,
+    /// The last norm, the output layer and the loss.
+    Output,
+}
+
+/// Bytes by purpose.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct InUse {
+    pub(crate) activations: u64,
+    pub(crate) gradients: u64,
+    pub(crate) output: u64,
+}
+
+impl InUse {
+    pub(crate) fn total(&self) -> u64 {
+        self.activations + self.gradients + self.output
+    }
+
+    fn of(&mut self, purpose: Purpose) -> &mut u64 {
+        match purpose {
+            Purpose::Activations => &mut self.activations,
+            Purpose::Gradients => &mut self.gradients,
+            Purpose::Output => &mut self.output,
+        }
+    }
+}
+
+/// An arena whose memory is made up. It places buffers by the arithmetic of the real one, and keeps account of
+/// the bytes that were ever part of a buffer: what was written to once stays with the process.
+#[derive(Clone)]
+pub(crate) struct Ledger(Rc<RefCell<Book>>);
+
+struct Book {
+    arena: Arena<MadeUp>,
+    /// Stretches that were part of a buffer: beginnings and ends. They neither overlap nor meet.
+    touched: BTreeMap<usize, usize>,
+    in_use: InUse,
+    /// What was in use when it was most.
+    worst: InUse,
+}
+
+/// Addresses from the top down, as a system gives them.
+struct MadeUp {
+    next: usize,
+}
+
+impl Source for MadeUp {
+    fn grow(&mut self, size: usize) -> (usize, usize) {
+        let size = buffers::slab(size);
+        // Two pieces never meet: they would become one, which those of the system do not.
+        self.next = (self.next - size - 1) / HUGE * HUGE;
+        (self.next, size)
+    }
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Self(Rc::new(RefCell::new(Book {
+            arena: Arena::new(MadeUp { next: usize::MAX / 2 }),
+            touched: BTreeMap::new(),
+            in_use: InUse::default(),
+            worst: InUse::default(),
+        })))
+    }
+
+    /// A buffer of `len` elements; it goes back when the entry is dropped.
+    pub(crate) fn take<T>(&self, len: usize, purpose: Purpose) -> Entry {
+        let size = buffers::bytes::<T>(len);
+        let mut book = self.0.borrow_mut();
+        let start = if size == 0 { 0 } else { book.arena.take(size) };
+        book.touch(start, size);
+        *book.in_use.of(purpose) += size as u64;
+        if book.in_use.total() > book.worst.total() {
+            book.worst = book.in_use;
+        }
+        Entry { ledger: self.clone(), start, size, purpose }
+    }
+
+    /// Bytes that were ever touched, in whole pages of `page` bytes.
+    pub(crate) fn touched(&self, page: usize) -> u64 {
+        let (mut pages, mut end) = (0, 0);
+        for (&start, &stop) in &self.0.borrow().touched {
+            let first = (start / page).max(end);
+            end = stop.div_ceil(page);
+            pages += end.saturating_sub(first);
+        }
+        pages as u64 * page as u64
+    }
+
+    /// What was in use at the most demanding moment.
+    pub(crate) fn worst(&self) -> InUse {
+        self.0.borrow().worst
+    }
+}
+
+impl Book {
+    fn touch(&mut self, mut start: usize, size: usize) {
+        if size == 0 {
+            return;
+        }
+        let mut end = start + size;
+        while let Some((&from, &to)) = self.touched.range(..=end).next_back()
+            && to >= start
+        {
+            self.touched.remove(&from);
+            (start, end) = (start.min(from), end.max(to));
+        }
+        self.touched.insert(start, end);
+    }
+}
+
+/// A buffer on paper.
+pub(crate) struct Entry {
+    ledger: Ledger,
+    start: usize,
+    size: usize,
+    purpose: Purpose,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.size > 0 {
+            let mut book = self.ledger.0.borrow_mut();
+            book.arena.give_back(self.start, self.size);
+            *book.in_use.of(self.purpose) -= self.size as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_was_touched_stays_and_is_used_again() {
+        let ledger = Ledger::new();
+        let take = |mib: usize| ledger.take::<u8>(mib * MIB, Purpose::Activations);
+        let (a, b) = (take(3), take(5));
+        drop(a);
+        // Fits where the first was.
+        let c = take(2);
+        assert_eq!(ledger.touched(1), 8 << 20);
+        assert_eq!(ledger.worst().total(), 8 << 20);
+        drop((b, c));
+        let _all = take(9);
+        assert_eq!(ledger.touched(1), 9 << 20);
+    }
+
+    #[test]
+    fn pages_are_counted_once() {
+        let ledger = Ledger::new();
+        let _small = [1, 2, 3].map(|_| ledger.take::<f32>(1, Purpose::Output));
+        assert_eq!(ledger.touched(1), 3 * 64);
+        assert_eq!(ledger.touched(HUGE), HUGE as u64);
+        // A piece of its own, larger than what the system is asked for at once.
+        let _large = ledger.take::<u8>(300 * MIB, Purpose::Output);
+        assert_eq!(ledger.touched(HUGE), (HUGE + 300 * MIB) as u64);
+    }
+}

@@ -1,0 +1,217 @@
+//! The settings that need less memory.
+
+use candle_core::DType;
+
+use super::{MemoryPlan, Setting};
+use crate::Result;
+use crate::data::{Batch, Span};
+
+/// The shortest rows that are advised.
+const SHORTEST: usize = 64;
+
+/// Settings to change, and where that leads together with the changes before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// As they are written on the command line.
+    pub overrides: Vec<String>,
+    /// The peak in bytes.
+    pub peak: u64,
+    /// Whether that fits.
+    pub fits: bool,
+}
+
+/// A setting that is being changed, with what its batches are cut to.
+#[derive(Clone)]
+struct Trial {
+    setting: Setting,
+    rows: usize,
+    len: usize,
+}
+
+impl Trial {
+    fn setting(&self) -> Setting {
+        let mut setting = self.setting.clone();
+        if self.rows < setting.batch_size || self.len < usize::MAX {
+            let cut = |steps: &mut Vec<Vec<Batch>>| {
+                for step in steps {
+                    *step = step.iter().flat_map(|batch| parts(batch, self.rows, self.len)).collect();
+                }
+            };
+            cut(&mut setting.steps);
+            cut(&mut setting.validation_steps);
+        }
+        if setting.gradient_accumulation_steps == 1 {
+            setting.steps = setting.steps.into_iter().flatten().map(|batch| vec![batch]).collect();
+        }
+        setting
+    }
+}
+
+impl MemoryPlan {
+    /// Changes of settings one after the other, those first that change least of what is learned, until the run fits
+    /// or there are no more. Without a limit, all of them. What saves nothing is left out.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        let mut trial = Trial { setting: self.setting.clone(), rows: self.setting.batch_size, len: usize::MAX };
+        let mut peak = self.peak();
+        let mut changes = Vec::new();
+        for make in [checkpointing, in_backward, fewer_rows, in_backward_alone, half_precision, shorter_rows] {
+            if self.available.as_ref().is_some_and(|available| peak <= available.bytes) {
+                break;
+            }
+            let mut best = None;
+            for (overrides, next) in make(&trial) {
+                let plan = self.like(&next.setting())?;
+                let (next_peak, fits) = (plan.peak(), plan.fits());
+                if next_peak < peak {
+                    peak = next_peak;
+                    best = Some((Change { overrides, peak, fits }, next));
+                }
+                if fits && self.available.is_some() {
+                    break;
+                }
+            }
+            if let Some((change, next)) = best {
+                trial = next;
+                changes.push(change);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The plan of another setting for the same process.
+    fn like(&self, setting: &Setting) -> Result<Self> {
+        let plan = Self::with_program(setting, self.program)?;
+        Ok(Self { so_far: self.so_far, available: self.available.clone(), ..plan })
+    }
+}
+
+/// Ever more of a kind of change: what to write, and the setting that it makes.
+type Trials = Vec<(Vec<String>, Trial)>;
+
+fn one(trial: &Trial, overrides: &[&str], change: impl FnOnce(&mut Setting)) -> Trials {
+    let mut next = trial.clone();
+    change(&mut next.setting);
+    vec![(overrides.iter().map(ToString::to_string).collect(), next)]
+}
+
+fn checkpointing(trial: &Trial) -> Trials {
+    if trial.setting.activation_checkpointing {
+        return Vec::new();
+    }
+    one(trial, &["enable_activation_checkpointing=true"], |s| s.activation_checkpointing = true)
+}
+
+/// Where it is free: nothing is accumulated or clipped.
+fn in_backward(trial: &Trial) -> Trials {
+    let s = &trial.setting;
+    if s.optimizer_in_backward != Some(false) || s.gradient_accumulation_steps > 1 || s.clips_gradients {
+        return Vec::new();
+    }
+    one(trial, &["optimizer_in_bwd=true"], |s| s.optimizer_in_backward = Some(true))
+}
+
+fn in_backward_alone(trial: &Trial) -> Trials {
+    let s = &trial.setting;
+    if s.optimizer_in_backward != Some(false) {
+        return Vec::new();
+    }
+    let mut overrides = vec!["optimizer_in_bwd=true"];
+    overrides.extend((s.gradient_accumulation_steps > 1).then_some("gradient_accumulation_steps=1"));
+    overrides.extend(s.clips_gradients.then_some("clip_grad_norm=null"));
+    one(trial, &overrides, |s| {
+        s.optimizer_in_backward = Some(true);
+        s.gradient_accumulation_steps = 1;
+    })
+}
+
+/// Ever fewer rows in a batch, and more batches in a step where that can be.
+fn fewer_rows(trial: &Trial) -> Trials {
+    let mut trials = Vec::new();
+    let mut next = trial.clone();
+    while next.rows > 1 {
+        let samples = next.rows * next.setting.gradient_accumulation_steps;
+        next.rows = next.rows.div_ceil(2);
+        let mut overrides = vec![format!("batch_size={}", next.rows)];
+        if next.setting.optimizer_in_backward != Some(true) {
+            next.setting.gradient_accumulation_steps = samples.div_ceil(next.rows);
+            overrides.push(format!("gradient_accumulation_steps={}", next.setting.gradient_accumulation_steps));
+        }
+        trials.push((overrides, next.clone()));
+    }
+    trials
+}
+
+fn half_precision(trial: &Trial) -> Trials {
+    if trial.setting.dtype != DType::F32 {
+        return Vec::new();
+    }
+    one(trial, &["dtype=bf16"], |s| s.dtype = DType::BF16)
+}
+
+/// Ever shorter rows.
+fn shorter_rows(trial: &Trial) -> Trials {
+    let mut trials = Vec::new();
+    let mut len = largest(&trial.setting).into_iter().flat_map(row_lens).max().unwrap_or(0);
+    while len / 2 >= SHORTEST {
+        // Powers of two, as people write them.
+        len = (len / 2).next_power_of_two().min(len - 1);
+        trials.push((vec![format!("tokenizer.max_seq_len={len}")], Trial { len, ..trial.clone() }));
+    }
+    trials
+}
+
+/// The batch with the most tokens.
+pub(super) fn largest(setting: &Setting) -> Option<&Batch> {
+    setting.steps.iter().flatten().max_by_key(|batch| batch.tokens())
+}
+
+/// The tokens of each row.
+fn row_lens(batch: &Batch) -> Vec<usize> {
+    let mut lens = vec![0; batch.rows];
+    batch.spans.iter().for_each(|span| lens[span.row] += span.len);
+    lens
+}
+
+/// A batch in parts of `rows` rows, each row cut to `max_len` tokens.
+fn parts(batch: &Batch, rows: usize, max_len: usize) -> Vec<Batch> {
+    let part = |first: usize| {
+        let mut room = vec![max_len; batch.rows];
+        let of_part = batch.spans.iter().filter(|span| (first..first + rows).contains(&span.row));
+        let cut = of_part.map(|span| {
+            let len = span.len.min(room[span.row]);
+            room[span.row] -= len;
+            Span { len, ..*span }
+        });
+        let spans = cut.filter(|span| span.len > 0).collect();
+        Batch { spans, ..batch.clone() }.without_padding()
+    };
+    (0..batch.rows).step_by(rows).map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_parted_and_cut() {
+        let ids: Vec<u32> = (0..18).collect();
+        let span = |row, start, len| Span { row, start, len };
+        let batch = Batch {
+            rows: 3,
+            len: 6,
+            targets: ids.clone(),
+            positions: vec![0; 18],
+            input_ids: ids,
+            spans: vec![span(0, 0, 3), span(1, 0, 2), span(1, 2, 4), span(2, 0, 5)],
+            origins: vec![String::new(); 4],
+        };
+        let parts = parts(&batch, 2, 4);
+        assert_eq!(parts[0].input_ids, [0, 1, 2, 6, 7, 8, 9]);
+        assert_eq!(parts[0].spans, [span(0, 0, 3), span(0, 3, 2), span(0, 5, 2)]);
+        assert_eq!(parts[1].input_ids, [12, 13, 14, 15]);
+        assert_eq!(row_lens(&batch), [3, 6, 5]);
+    }
+}

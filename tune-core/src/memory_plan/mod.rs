@@ -1,0 +1,215 @@
+//! What a training run needs of memory, before a weight is read.
+//!
+//! Everything follows from the model's shape, the settings and the largest batch. What the engine takes for activations
+//! and gradients is replayed on paper, buffer by buffer, by the arithmetic that places them; weights, adapters and
+//! the optimizer's state are counted; what the process holds already is asked of the system.
+//!
+//! ```no_run
+//! # use tune_core::prelude::*;
+//! # fn example(setting: &memory_plan::Setting) -> Result<()> {
+//! let plan = MemoryPlan::new(setting)?;
+//! println!("{plan}");
+//! plan.check()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod advice;
+mod available;
+mod parameters;
+mod table;
+
+use candle_core::DType;
+use half::bf16;
+
+pub use advice::Change;
+pub use available::{Available, available};
+pub(crate) use table::size;
+
+use crate::data::Batch;
+use crate::engine::StepOnPaper;
+use crate::kernels::Element;
+use crate::kernels::buffers::HUGE;
+use crate::kernels::footprint::Paper;
+use crate::metrics::{peak_memory, resident_memory};
+use crate::models::DecoderConfig;
+use crate::optim::OptimizerConfig;
+use crate::peft::LoraOptions;
+use crate::{Error, Result};
+
+/// Code, stacks and the allocator's own, which come into memory only as a run uses them.
+const STILL_TO_COME: u64 = 2 << 20;
+
+/// Micro-batches of a step that are gone through, at most.
+const MICRO_BATCHES: usize = 16;
+
+/// What memory depends on.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The model's shape.
+    pub model: DecoderConfig,
+    /// Of weights and activations: f32 or bf16.
+    pub dtype: DType,
+    /// The adapters that are trained; `None` where the model's own weights are.
+    pub lora: Option<LoraOptions>,
+    /// What moves the parameters.
+    pub optimizer: OptimizerConfig,
+    /// Bytes of the optimizer's state that are in memory already, as a run that goes on has read them.
+    pub optimizer_state_held: u64,
+    /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
+    pub optimizer_in_backward: Option<bool>,
+    /// Whether blocks are run again in the backward pass.
+    pub activation_checkpointing: bool,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    /// Whether gradients are clipped, which needs all of them at a time.
+    pub clips_gradients: bool,
+    /// Rows of a batch that is full.
+    pub batch_size: usize,
+    /// The micro-batches of some steps in their order, those of the most demanding one last, see
+    /// [`Loader::demanding_steps`](crate::data::Loader::demanding_steps). Where there are fewer than a step has, the others are
+    /// like them.
+    pub steps: Vec<Vec<Batch>>,
+    /// The same of the validation data, where there is any.
+    pub validation_steps: Vec<Vec<Batch>>,
+}
+
+/// What a run needs, in bytes.
+#[derive(Debug, Clone)]
+pub struct MemoryPlan {
+    /// What the process holds before weights are read, and code that comes in later.
+    pub program: u64,
+    /// The model's own weights.
+    pub weights: u64,
+    /// The adapters.
+    pub adapters: u64,
+    /// Gradients, when most memory is in use.
+    pub gradients: u64,
+    /// The optimizer's state.
+    pub optimizer: u64,
+    /// What the forward pass keeps for the backward pass and what either needs on the way, when most memory is in use.
+    pub activations: u64,
+    /// The last norm, the output layer and the loss, when most memory is in use.
+    pub output: u64,
+    /// What the engine's memory has beyond that: gaps between buffers, and the rest of pages.
+    pub gaps: u64,
+    /// The most that reading the weights takes, all that the process then holds included.
+    pub loading: u64,
+    /// What the process held at its worst before this plan was made.
+    pub so_far: u64,
+    /// What there is for the process, where the system tells.
+    pub available: Option<Available>,
+    setting: Setting,
+}
+
+impl MemoryPlan {
+    /// Makes the plan of a run on the processor. It is to be made where the run is, with the tokenizer and the
+    /// data at hand and the weights still on disk: what the process holds then is part of it.
+    ///
+    /// # Errors
+    /// For a dtype that the engine of the processor does not train in, and as [`available`].
+    pub fn new(setting: &Setting) -> Result<Self> {
+        let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
+        let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
+        plan.so_far = peak_memory().unwrap_or(0);
+        plan.available = available()?;
+        Ok(plan)
+    }
+
+    /// The plan of a process that holds so many bytes besides what is counted here.
+    fn with_program(setting: &Setting, program: u64) -> Result<Self> {
+        let weight = setting.dtype.size_in_bytes() as u64;
+        let elements = parameters::own(&setting.model);
+        let adapted = setting.lora.as_ref().map_or(0, |lora| parameters::of_adapters(&setting.model, lora));
+        let (trained, copied) = match setting.lora {
+            Some(_) => (adapted, 0),
+            // A trained weight is read and then copied into a variable, one after the other.
+            None => (elements, parameters::last(&setting.model)),
+        };
+        let engine = match setting.dtype {
+            DType::F32 => engine::<f32>(setting),
+            DType::BF16 => engine::<bf16>(setting),
+            other => {
+                return Err(Error::setup(format!("the processor's engine trains in f32 and bf16, not in {other:?}")));
+            }
+        };
+        let worst = engine.ledger.worst();
+        let weights = elements * weight;
+        let adapters = 4 * adapted;
+        Ok(Self {
+            program,
+            weights,
+            adapters,
+            gradients: worst.gradients,
+            optimizer: 4 * trained * setting.optimizer.state_per_parameter() as u64,
+            activations: worst.activations,
+            output: worst.output,
+            gaps: engine.ledger.touched(HUGE).saturating_sub(worst.total()),
+            loading: program + weights + adapters + copied * weight,
+            so_far: 0,
+            available: None,
+            setting: setting.clone(),
+        })
+    }
+
+    /// The most that the process will have held.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.training().max(self.loading).max(self.so_far)
+    }
+
+    /// What it holds while it trains.
+    fn training(&self) -> u64 {
+        let engine = self.gradients + self.activations + self.output + self.gaps;
+        self.program + self.weights + self.adapters + self.optimizer + engine
+    }
+
+    /// Whether the run fits; `true` where the system does not tell what is available.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.available.as_ref().is_none_or(|available| self.peak() <= available.bytes)
+    }
+
+    /// Stops a run that cannot fit.
+    ///
+    /// # Errors
+    /// It needs more than is available: the message has the largest parts, and the settings that would make it fit.
+    pub fn check(&self) -> Result<()> {
+        match &self.available {
+            Some(available) if !self.fits() => Err(Error::setup(self.does_not_fit(available))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Steps and a validation, on paper. A step finds the memory as the one before left it, and batches of other sizes touch
+/// other parts of it; the last one comes twice.
+fn engine<T: Element>(setting: &Setting) -> Paper {
+    let on_paper = StepOnPaper {
+        model: &setting.model,
+        lora: setting.lora.as_ref(),
+        activation_checkpointing: setting.activation_checkpointing,
+        optimizer_in_backward: setting.optimizer_in_backward == Some(true),
+    };
+    let paper = Paper::new(rayon::current_num_threads());
+    for step in setting.steps.iter().chain(setting.steps.last()) {
+        let batches = largest_of(step);
+        // From the second micro-batch on the gradients of the first are there: two say as much as many.
+        let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
+        let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
+        on_paper.train::<T>(&micro_batches, &paper);
+    }
+    for batch in setting.validation_steps.iter().flatten() {
+        on_paper.evaluate::<T>(&batch.without_padding(), &paper);
+    }
+    paper
+}
+
+/// The largest micro-batches of a step in their order, without padding.
+fn largest_of(step: &[Batch]) -> Vec<Batch> {
+    let mut numbers: Vec<usize> = (0..step.len()).collect();
+    numbers.sort_by_key(|&i| std::cmp::Reverse(step[i].tokens()));
+    numbers.truncate(MICRO_BATCHES);
+    numbers.sort_unstable();
+    numbers.into_iter().map(|i| step[i].without_padding()).collect()
+}

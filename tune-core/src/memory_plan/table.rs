@@ -1,0 +1,120 @@
+//! The plan in words.
+
+use std::fmt;
+
+use super::advice::largest;
+use super::{Available, Change, MemoryPlan};
+
+impl MemoryPlan {
+    /// The parts that are there while the run trains, by name, in bytes.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        [
+            ("program, tokenizer, data", self.program),
+            ("weights", self.weights),
+            ("adapters", self.adapters),
+            ("gradients", self.gradients),
+            ("optimizer state", self.optimizer),
+            ("activations", self.activations),
+            ("output layer and loss", self.output),
+            ("gaps between buffers", self.gaps),
+        ]
+    }
+
+    /// Why the run is not begun, and what would let it.
+    pub(super) fn does_not_fit(&self, available: &Available) -> String {
+        let mut parts = self.parts();
+        parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+        let largest: Vec<String> =
+            parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+        let changes = self.changes().unwrap_or_default();
+        let mut message = format!(
+            "this run needs {} of memory, and there are {available}; most are {}",
+            size(self.peak()),
+            largest.join(", ")
+        );
+        match changes.iter().any(|change| change.fits) {
+            true => message.push_str("; it fits with"),
+            false if changes.is_empty() => {
+                message.push_str("; no setting makes it smaller: use a smaller model or a machine with more memory");
+            }
+            false => message.push_str("; it does not fit even with"),
+        }
+        for (i, change) in changes.iter().enumerate() {
+            let and = if i == 0 { "" } else { ", and" };
+            message.push_str(&format!("{and} {} ({})", change.overrides.join(" "), size(change.peak)));
+        }
+        message.push_str(". TUNE_MEMORY=SIZE in the environment overrules what is available");
+        message
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    /// A table of the parts, and below it the settings that would make the run fit.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let setting = &self.setting;
+        writeln!(f, "Memory on {}", processor())?;
+        if let Some(batch) = largest(setting) {
+            let (tokens, trained) = (batch.tokens(), batch.trained_tokens());
+            writeln!(f, "The largest batch has {tokens} tokens, {trained} of them trained, in {} rows\n", batch.rows)?;
+        }
+        for (name, bytes) in self.parts().iter().filter(|(_, bytes)| *bytes > 0) {
+            writeln!(f, "  {name:<26}{:>12}", size(*bytes))?;
+        }
+        let beyond = self.peak().saturating_sub(self.training());
+        if beyond > 0 {
+            writeln!(f, "  {:<26}{:>12}", "more while it is loaded", size(beyond))?;
+        }
+        write!(f, "  {:<26}{:>12}", "peak", size(self.peak()))?;
+        match &self.available {
+            Some(available) => writeln!(f, "  of {available}")?,
+            None => writeln!(f)?,
+        }
+        if self.fits() {
+            return Ok(());
+        }
+        let changes = self.changes().map_err(|_| fmt::Error)?;
+        writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?;
+        for Change { overrides, peak, fits } in &changes {
+            let fits = if *fits { "fits" } else { "" };
+            writeln!(f, "  {:<52}{:>12}  {fits}", overrides.join(" "), size(*peak))?;
+        }
+        if !changes.iter().any(|change| change.fits) {
+            writeln!(f, "  That is not enough: use a smaller model or a machine with more memory.")?;
+        }
+        Ok(())
+    }
+}
+
+/// The processor's name, and the threads that compute.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map_or("the processor", |(_, name)| name.trim());
+    match rayon::current_num_threads() {
+        1 => format!("{name}, 1 thread"),
+        threads => format!("{name}, {threads} threads"),
+    }
+}
+
+/// Precise to a hundredth, which plans are: `51.3 MiB`, `1126 MiB`, `12.3 GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match mib {
+        mib if mib < 99.95 => format!("{mib:.1} MiB"),
+        mib if mib < 10_240.0 => format!("{mib:.0} MiB"),
+        mib => format!("{:.1} GiB", mib / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_precise_to_a_hundredth() {
+        let mib = |n: f64| size((n * f64::from(1 << 20)) as u64);
+        assert_eq!([mib(3.17), mib(99.96), mib(1126.4)], ["3.2 MiB", "100 MiB", "1126 MiB"]);
+        assert_eq!([mib(10_240.0), mib(1024.0 * 1024.0)], ["10.0 GiB", "1024.0 GiB"]);
+    }
+}

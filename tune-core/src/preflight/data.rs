@@ -1,0 +1,172 @@
+//! The datasets: files, columns, templates, what is trained of them and what is cut off.
+
+use crate::data::{self, DatasetConfig, DatasetReport, Faults, Loader, LoaderOptions};
+use crate::eval::ExactMatch;
+use crate::preflight::model::Model;
+use crate::preflight::report::{Report, percent};
+use crate::recipe::Outline;
+use crate::tokenizer::{Tokenizer, listed};
+
+/// The data that is sound.
+#[derive(Default)]
+pub(super) struct Data {
+    pub(super) train: Option<Loader>,
+    pub(super) validation: Option<Loader>,
+}
+
+/// Looks at every record of all data as training would.
+pub(super) fn look(
+    outline: &Outline<'_>,
+    tokenizer: Option<&Tokenizer>,
+    model: Option<&Model>,
+    seed: u64,
+    report: &mut Report<'_>,
+) -> Data {
+    let Some(tokenizer) = tokenizer else {
+        let all = [outline.dataset, outline.dataset_val].concat();
+        report_faults(data::faults(&all, None, outline.tokenizer.max_seq_len), report);
+        return Data::default();
+    };
+    let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
+    let context = Context { outline, tokenizer, max_positions };
+    let options = LoaderOptions { count_cut: true, ..outline.loader_options(tokenizer, seed) };
+    let train = context.look("data", outline.dataset, options.clone(), report);
+    let validation = match outline.dataset_val {
+        [] => None,
+        configs => context.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
+    };
+    if let Some(config) = outline.exact_match
+        && let Some(questions) = report.take(ExactMatch::read(config, tokenizer))
+    {
+        report.fact("questions", format!("{} in {}", questions.len(), config.data_file.display()));
+    }
+    if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
+        let plan = outline.plan;
+        let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
+        report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
+    }
+    Data { train, validation }
+}
+
+/// What is the same for training and validation data.
+struct Context<'a> {
+    outline: &'a Outline<'a>,
+    tokenizer: &'a Tokenizer,
+    max_positions: Option<usize>,
+}
+
+impl Context<'_> {
+    fn look(
+        &self,
+        name: &str,
+        configs: &[DatasetConfig],
+        options: LoaderOptions,
+        report: &mut Report<'_>,
+    ) -> Option<Loader> {
+        let loader = self.outline.loader(configs, self.tokenizer, options);
+        // All of it, where training waits for a part.
+        let loader = loader.and_then(|loader| loader.reports().map(drop).map(|()| loader));
+        let loader = match loader {
+            Ok(loader) => loader,
+            Err(first) => {
+                let faults = data::faults(configs, Some(self.tokenizer), self.outline.tokenizer.max_seq_len);
+                if faults.is_empty() {
+                    report.error(first);
+                }
+                report_faults(faults, report);
+                return None;
+            }
+        };
+        for dataset in loader.reports().unwrap_or_default() {
+            report.fact(name, describe(dataset));
+            self.judge(dataset, report);
+        }
+        Some(loader)
+    }
+
+    fn judge(&self, dataset: &DatasetReport, report: &mut Report<'_>) {
+        let stops = dataset.stopping != Some(0);
+        for warning in dataset.warnings.iter().filter(|warning| stops || !dataset.endings.contains(warning)) {
+            report.warning(warning);
+        }
+        if !stops {
+            report.error(self.never_stops(dataset));
+        }
+        if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.tokenizer.max_seq_len) {
+            let of_all = percent(dataset.cut_tokens, dataset.tokens + dataset.cut_tokens);
+            let unended = dataset.stopping.filter(|_| dataset.endings.is_empty()).map(|n| dataset.samples - n);
+            let unended = unended.filter(|&n| n > 0 && stops);
+            let longer = self.max_positions.filter(|&n| n > max);
+            report.warning(format!(
+                "{}: {cut} samples have more than `tokenizer.max_seq_len` = {max} tokens and are cut; {} tokens are \
+                 lost, {of_all} of all{}{}",
+                dataset.name,
+                dataset.cut_tokens,
+                unended.map_or_else(String::new, |n| format!("; in {n} samples no stop token is left")),
+                longer.map_or_else(String::new, |n| format!(". The model is made for up to {n}")),
+            ));
+        }
+        if let Some(warning) = self.max_positions.and_then(|max| dataset.too_long(max)) {
+            report.warning(warning);
+        }
+    }
+
+    /// In none of the samples the model learns to stop.
+    fn never_stops(&self, dataset: &DatasetReport) -> String {
+        let stop = self.tokenizer.stop_tokens().iter().filter_map(|&id| self.tokenizer.token(id));
+        let why = match dataset.endings.as_slice() {
+            [] => "every sample is cut off before it: raise `tokenizer.max_seq_len`".to_owned(),
+            endings => {
+                let prefix = format!("{}: ", dataset.name);
+                let endings: Vec<&str> = endings.iter().map(|e| e.strip_prefix(&prefix).unwrap_or(e)).collect();
+                let marks = self.tokenizer.chat_template().is_some_and(|template| template.marks_generation());
+                let hint = match marks {
+                    true => "; the template's `{% generation %}` blocks must hold the token that ends a turn",
+                    false => "",
+                };
+                endings.join("; ") + hint
+            }
+        };
+        format!(
+            "{}: no stop token ({}) is ever trained, so that the model would not learn to end its answers: {why}",
+            dataset.name,
+            listed(stop)
+        )
+    }
+}
+
+fn describe(dataset: &DatasetReport) -> String {
+    let mut text = format!(
+        "{}\n{} samples, {} tokens, {} of them trained; the longest has {}",
+        dataset.name,
+        dataset.samples,
+        dataset.tokens,
+        percent(dataset.trained_tokens, dataset.tokens),
+        dataset.longest
+    );
+    if dataset.truncated > 0 {
+        text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, dataset.cut_tokens);
+    }
+    if dataset.dropped > 0 {
+        text += &format!("\n{} samples without a trained token left out", dataset.dropped);
+    }
+    text
+}
+
+fn report_faults(faults: Vec<Faults>, report: &mut Report<'_>) {
+    for Faults { name, records, broken, first } in faults {
+        if broken == 0 {
+            first.into_iter().for_each(|error| report.error(error));
+            continue;
+        }
+        let mut text = format!("{name}: {broken} of {records} records cannot be used");
+        let more = broken - first.len();
+        for error in first {
+            text += &format!("\n  {error}");
+        }
+        if more > 0 {
+            text += &format!("\n  … and {more} more");
+        }
+        report.error(text);
+    }
+}

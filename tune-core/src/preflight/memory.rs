@@ -1,0 +1,50 @@
+//! The memory plan, within a check and alone.
+
+use crate::Result;
+use crate::device::DeviceConfig;
+use crate::memory_plan::{self, MemoryPlan};
+use crate::preflight::data::Data;
+use crate::preflight::model::Model;
+use crate::preflight::report::Report;
+use crate::recipe::Outline;
+
+/// What the run would take, where all that it follows from is sound.
+pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, report: &mut Report<'_>) {
+    let (Some(shape), Some(train)) = (model.and_then(|model| model.shape.as_ref()), &data.train) else { return };
+    if outline.device != DeviceConfig::Cpu {
+        return report.fact("memory", "it is planned for device=cpu alone");
+    }
+    let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref(), None)) else { return };
+    let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
+    // `--plan` has them all.
+    let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
+    let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory_plan::size(size))).collect();
+    report.fact("memory", format!("{} at most{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
+    report.take(plan.check());
+}
+
+/// Shows the plan. Returns whether the run fits.
+pub(super) fn plan(outline: &Outline<'_>, mut report: Report<'_>) -> bool {
+    match make(outline) {
+        Ok(plan) => {
+            report.line(plan.to_string().trim_end());
+            plan.fits()
+        }
+        Err(error) => {
+            report.error(error);
+            report.close()
+        }
+    }
+}
+
+fn make(outline: &Outline<'_>) -> Result<MemoryPlan> {
+    let (base, shape) = outline.base()?;
+    let (tokenizer, _) = outline.tokenizer.open(&base)?;
+    let seed = outline.seed.unwrap_or_default();
+    let train = outline.train_data(&tokenizer, seed)?;
+    let validation = outline.validation_data(&tokenizer, seed)?;
+    // All of it, so that the largest batch is among what is known.
+    train.len()?;
+    validation.as_ref().map(|data| data.len()).transpose()?;
+    outline.memory_plan(&shape, &train, validation.as_ref(), None)
+}

@@ -1,0 +1,52 @@
+//! What would become of a run: everything that can be known before weights are read.
+//!
+//! `--check` goes through the [`Outline`] of a run as its `setup` would, with the same functions, but does not stop at
+//! the first mistake. Nothing is written to the run's folder. `--plan` says how much memory the run would take.
+
+mod data;
+mod memory;
+mod model;
+mod report;
+mod samples;
+mod storage;
+
+use std::io::Write;
+
+use tune_config::cli::Purpose;
+
+use crate::checkpoint::state::TrainingState;
+use crate::recipe::{Outline, Recipe, inputs};
+use report::Report;
+
+/// Answers `--check` or `--plan`, in colour where that is asked for. Returns whether the run can start; of
+/// [`Purpose::Plan`], whether it fits.
+pub fn answer<R: Recipe>(config: &R::Config, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
+    let mut report = Report::new(out, color);
+    match (R::outline(config), purpose) {
+        (Ok(outline), Purpose::Plan) => return memory::plan(&outline, report),
+        (Ok(outline), _) => check(&outline, &mut report),
+        (Err(error), _) => report.error(error),
+    }
+    report.close()
+}
+
+/// Everything, each part as far as what it needs is sound.
+fn check(outline: &Outline<'_>, report: &mut Report<'_>) {
+    model::device(outline, report);
+    let model = model::open(outline, report);
+    let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
+    let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));
+    let seed = state.as_ref().map(|state| state.seed).or(outline.seed).unwrap_or_default();
+
+    let data = data::look(outline, tokenizer.as_ref(), model.as_ref(), seed, report);
+    if let (Some(state), Some(train_data), Some(model)) = (&state, &data.train, &model) {
+        let inputs = model.fingerprint(outline).and_then(|base| inputs(train_data, base));
+        report.take(inputs.and_then(|inputs| state.check_inputs(&inputs)));
+    }
+    memory::look(outline, model.as_ref(), &data, report);
+    let batches = data.train.as_ref().and_then(|data| data.known_len());
+    storage::look(outline, model.as_ref(), batches, report);
+    if let Some(tokenizer) = &tokenizer {
+        samples::show(outline, tokenizer, data.train.as_ref(), report);
+    }
+}

@@ -1,0 +1,142 @@
+//! The device, the model's files and shape, the tokenizer and its chat template.
+
+use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{self, Checkpoint};
+use crate::models::{Decoder, DecoderConfig, nothing_to_train};
+use crate::preflight::report::{Report, percent};
+use crate::recipe::{Outline, Trained};
+use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
+use crate::{Error, Result};
+
+/// The base model, as far as it is sound.
+pub(super) struct Model {
+    pub(super) base: Checkpoint,
+    pub(super) shape: Option<DecoderConfig>,
+    /// The model without its numbers.
+    pub(super) skeleton: Option<Decoder>,
+}
+
+impl Model {
+    /// The base's part in what a resumed run must find as it was.
+    pub(super) fn fingerprint(&self, outline: &Outline<'_>) -> Result<Option<u32>> {
+        match outline.trained {
+            Trained::Adapters { .. } => self.base.fingerprint().map(Some),
+            Trained::Weights => Ok(None),
+        }
+    }
+}
+
+/// Whether the run can compute where it is told to.
+pub(super) fn device(outline: &Outline<'_>, report: &mut Report<'_>) {
+    if let Some((_, dtype)) = report.take(outline.device()) {
+        let name = if outline.device == crate::device::DeviceConfig::Cpu { "cpu" } else { "cuda" };
+        report.fact("device", format!("{name}, {}", dtype_name(dtype)));
+    }
+}
+
+/// The base model. Where only its weights are not as they should be, the rest is looked at all the same.
+pub(super) fn open(outline: &Outline<'_>, report: &mut Report<'_>) -> Option<Model> {
+    let base = match outline.checkpointer.open() {
+        Ok(base) => base,
+        Err(error) => {
+            report.error(error);
+            let base = Checkpoint::without_weights(&outline.checkpointer.checkpoint_dir).ok()?;
+            let shape = report.take(outline.shape(&base));
+            return Some(Model { base, shape, skeleton: None });
+        }
+    };
+    let shape = report.take(outline.shape(&base));
+    let skeleton = shape.clone().and_then(|shape| report.take(Decoder::skeleton(shape, &base)));
+    if let Some(model) = &skeleton {
+        report.fact("model", describe(&base, model));
+        trained(outline, model, report);
+    }
+    Some(Model { base, shape, skeleton })
+}
+
+fn describe(base: &Checkpoint, model: &Decoder) -> String {
+    let c = &model.config;
+    let stored = base.names().next().and_then(|name| base.stored_dtype(name));
+    let stored = stored.map_or("quantized".to_owned(), |dtype| format!("stored in {}", dtype_name(dtype)));
+    format!(
+        "{}: {}, {} blocks of width {}, {} parameters, {stored}",
+        base.path().display(),
+        c.model_type,
+        c.num_hidden_layers,
+        c.hidden_size,
+        model.parameter_count(),
+    )
+}
+
+fn trained(outline: &Outline<'_>, model: &Decoder, report: &mut Report<'_>) {
+    let total = model.parameter_count();
+    let Trained::Adapters { lora, .. } = &outline.trained else {
+        return report.fact("trained", "all parameters");
+    };
+    let elements = model.adapter_elements(lora);
+    if elements == 0 {
+        return report.error(nothing_to_train());
+    }
+    let share = percent(elements, total + elements);
+    let modules = lora.modules.iter().map(|module| module.name()).collect::<Vec<_>>().join(", ");
+    report
+        .fact("trained", format!("{elements} parameters, {share} of all: adapters of rank {} on {modules}", lora.rank));
+    if let Some(dir) = &outline.checkpointer.adapter_checkpoint {
+        let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir));
+        report.take(adapter);
+    }
+}
+
+/// The tokenizer with its chat template, as the run has it.
+pub(super) fn tokenizer(
+    outline: &Outline<'_>,
+    model: &Model,
+    state: Option<&TrainingState>,
+    report: &mut Report<'_>,
+) -> Option<Tokenizer> {
+    let (tokenizer, _) = report.take(outline.tokenizer.open(&model.base))?;
+    outline.tokenizer.warning().into_iter().for_each(|warning| report.warning(warning));
+    let tokenizer = match state.and_then(|state| state.now) {
+        Some(now) => tokenizer.at(now),
+        None => tokenizer,
+    };
+    let stop: Vec<String> = tokenizer.stop_tokens().iter().filter_map(|&id| tokenizer.token(id)).collect();
+    report.fact("tokenizer", format!("{} tokens; answers end with {}", tokenizer.vocab_size(), listed(&stop)));
+    if stop.is_empty() {
+        report.error(Error::setup(
+            "the model has no stop token, so that it never stops to answer: name it as `eos_token` in \
+             tokenizer_config.json, or give its id as `eos_token_id` in generation_config.json",
+        ));
+    }
+    if let Some(rows) = model.shape.as_ref().map(|shape| shape.vocab_size).filter(|&n| n < tokenizer.vocab_size()) {
+        report.warning(format!(
+            "the tokenizer has {} tokens and the model {rows}: a sample with one of those that it lacks would stop \
+             the run; take the tokenizer that belongs to the model",
+            tokenizer.vocab_size()
+        ));
+    }
+    report.fact("template", template(outline, tokenizer.chat_template()));
+    Some(tokenizer)
+}
+
+fn template(outline: &Outline<'_>, template: Option<&ChatTemplate>) -> String {
+    let origin = match &outline.tokenizer.chat_template {
+        Some(path) => path.display().to_string(),
+        None => "the checkpoint's own".to_owned(),
+    };
+    match template {
+        None => "the model has no chat template".to_owned(),
+        Some(template) if template.marks_generation() => {
+            format!("{origin}; its `{{% generation %}}` marks say what is trained")
+        }
+        Some(_) => format!("{origin}; answers are found by rendering what stands before them"),
+    }
+}
+
+fn dtype_name(dtype: candle_core::DType) -> &'static str {
+    match dtype {
+        candle_core::DType::F32 => "fp32",
+        candle_core::DType::F16 => "fp16",
+        other => other.as_str(),
+    }
+}

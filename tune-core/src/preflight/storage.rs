@@ -1,0 +1,196 @@
+//! The run's folder, what is in it already, and whether there is room for what is to come.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::run::{self, Saved, Start};
+use crate::checkpoint::{free_bytes, human};
+use crate::metrics::Metrics;
+use crate::preflight::model::Model;
+use crate::preflight::report::Report;
+use crate::recipe::{Outline, Plan, Trained};
+use crate::{Error, Result};
+
+/// Looks at everything that the run would write. `batches` are those of an epoch, if they are known.
+pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, batches: Option<usize>, report: &mut Report<'_>) {
+    let there = model.and_then(|model| {
+        let check = |()| run::check(outline.output_dir, model.base.path(), outline.start);
+        report.take(outline.check_output_dir(&model.base).and_then(check))
+    });
+    if let Some(there) = &there {
+        report.fact("output", describe(outline, there));
+    }
+    report.take(check_writable(outline.output_dir));
+    if let (Some(model), Some(there)) = (model, &there) {
+        room(outline, model, there, batches, report);
+    }
+    logs(outline, report);
+}
+
+fn describe(outline: &Outline<'_>, there: &[Saved]) -> String {
+    let dir = outline.output_dir.display();
+    let checkpoints = match there {
+        [] => return format!("{dir}, which has no checkpoints yet"),
+        [one] => format!("one checkpoint, {}", name(&one.path)),
+        [.., last] => format!("{} checkpoints, the newest {}", there.len(), name(&last.path)),
+    };
+    match outline.start {
+        Start::Resume => format!("{dir}, which has {checkpoints}: the run goes on from it"),
+        _ => format!("{dir}, which has {checkpoints}: overwrite=true deletes what is there"),
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The folder itself, or the nearest one above it that is there.
+fn existing(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Whether files can be made in a folder, or the folder itself.
+fn check_writable(path: &Path) -> Result<()> {
+    let place = existing(path);
+    if !place.is_dir() {
+        return Err(Error::file(place, "is a file; a folder is to be made here"));
+    }
+    match refused(&place) {
+        Some(error) => Err(Error::io("write into", &place)(error)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn refused(folder: &Path) -> Option<std::io::Error> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: `name` is a C string.
+    let answer = unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) };
+    (answer != 0).then(std::io::Error::last_os_error)
+}
+
+#[cfg(not(unix))]
+fn refused(folder: &Path) -> Option<std::io::Error> {
+    let readonly = std::fs::metadata(folder).is_ok_and(|meta| meta.permissions().readonly());
+    readonly.then(|| std::io::ErrorKind::PermissionDenied.into())
+}
+
+/// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
+fn checkpoint_bytes(outline: &Outline<'_>, model: &Model) -> Option<u64> {
+    let decoder = model.skeleton.as_ref()?;
+    let all = decoder.parameter_count() as u64 * outline.dtype.dtype().size_in_bytes() as u64;
+    let (trained, weights) = match &outline.trained {
+        Trained::Weights => (decoder.parameter_count() as u64, all),
+        Trained::Adapters { lora, merged } => {
+            let adapters = decoder.adapter_elements(lora) as u64;
+            (adapters, 4 * adapters + if *merged { all } else { 0 })
+        }
+    };
+    Some(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)
+}
+
+/// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
+fn saves(plan: Plan, batches: usize, every: Option<usize>) -> u64 {
+    let Some(every) = every.map(|n| n as u64) else { return plan.epochs };
+    let each = plan.steps_per_epoch(batches);
+    let between = plan.total_steps(batches) / every;
+    // Epochs whose last step is such a step, too: one in so many.
+    let both = plan.epochs / (every / gcd(each, every));
+    plan.epochs.saturating_add(between - both.min(between))
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// What the run needs, against what is free.
+fn room(outline: &Outline<'_>, model: &Model, there: &[Saved], batches: Option<usize>, report: &mut Report<'_>) {
+    let Some(one) = checkpoint_bytes(outline, model) else { return };
+    let Some(saves) = batches.map(|n| saves(outline.plan, n, outline.checkpointer.save_every_n_steps)) else {
+        return report.fact("disk", format!("a checkpoint takes {}", human(one)));
+    };
+    let keep = outline.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
+    // The oldest goes when the newest is there.
+    let most = saves.min(keep.saturating_add(1));
+    let key = "checkpointer.keep_last_n_checkpoints";
+    let kept = match saves.min(keep) {
+        all if all == saves => format!("all {saves} are kept ({key} keeps fewer)"),
+        kept => format!("{kept} are kept ({key}) while the next is written"),
+    };
+    let size = |saved: &Saved| bytes_below(&saved.path);
+    let (freed, needed) = match outline.start {
+        Start::Overwrite => (there.iter().map(size).sum(), one.saturating_mul(most)),
+        _ => (0, one.saturating_mul(most.saturating_sub(there.len() as u64).max(1))),
+    };
+    let free = free_bytes(&existing(outline.output_dir)).map(|free| free.saturating_add(freed));
+    let free_text = free.map_or_else(String::new, |free| format!(", of {} that are free", human(free)));
+    report.fact("disk", format!("a checkpoint takes {}, {kept}: {}{free_text}", human(one), human(needed)));
+    if let Some(free) = free.filter(|&free| free < needed) {
+        let advice = match one.saturating_mul(2.min(saves)) <= free {
+            true => format!("set {key}={}", (free / one).saturating_sub(1).max(1)),
+            false => "make room".to_owned(),
+        };
+        report.error(Error::file(
+            outline.output_dir,
+            format!(
+                "there is no room for the checkpoints: they take up to {} ({} each, {kept}), and {} are free; {advice}, or \
+                 choose another output_dir",
+                human(needed),
+                human(one),
+                human(free)
+            ),
+        ));
+    }
+}
+
+/// The bytes of all files below a folder, as far as they can be seen.
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
+}
+
+fn logs(outline: &Outline<'_>, report: &mut Report<'_>) {
+    report.take(Metrics::check(outline.metric_logger, outline.output_dir));
+    let mut places = Vec::new();
+    for config in outline.metric_logger {
+        config.warning().into_iter().for_each(|warning| report.warning(warning));
+        if let Some(place) = config.place(outline.output_dir) {
+            if !place.starts_with(outline.output_dir) {
+                report.take(check_writable(place.parent().unwrap_or(&place)));
+            }
+            places.push(place.display().to_string());
+        }
+    }
+    match places.is_empty() {
+        true => report.fact("metrics", "on the console alone"),
+        false => report.fact("metrics", places.join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saves_are_counted_once() {
+        for (batches, epochs, accumulated) in [(10, 3, 1), (7, 6, 2), (94, 8, 1), (1, 5, 4)] {
+            let plan = Plan { gradient_accumulation_steps: accumulated, max_steps_per_epoch: None, epochs };
+            assert_eq!(saves(plan, batches, None), epochs);
+            let each = plan.steps_per_epoch(batches);
+            for every in 1..30 {
+                let saved = |step: &u64| step.is_multiple_of(each) || step.is_multiple_of(every);
+                let expected = (1..=plan.total_steps(batches)).filter(saved).count() as u64;
+                assert_eq!(saves(plan, batches, Some(every as usize)), expected, "{plan:?}, every {every} steps");
+            }
+        }
+        // More than can be counted is no overflow.
+        let plan = Plan { gradient_accumulation_steps: 1, max_steps_per_epoch: None, epochs: u64::MAX };
+        assert_eq!(saves(plan, 10, Some(1)), u64::MAX);
+    }
+}

@@ -1,0 +1,247 @@
+//! What a config says of a run, before anything is read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde_json::Value as Json;
+
+use super::Plan;
+use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{Checkpoint, CheckpointConfig, run};
+use crate::data::{DatasetConfig, Loader, LoaderOptions};
+use crate::device::{DeviceConfig, Precision};
+use crate::eval::ExactMatchConfig;
+use crate::memory_plan::{MemoryPlan, Setting};
+use crate::metrics::MetricLoggerConfig;
+use crate::models::{Architecture, Decoder, DecoderConfig};
+use crate::optim::OptimizerConfig;
+use crate::peft::LoraOptions;
+use crate::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::{Error, Result};
+
+/// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
+const FIRST_STEPS: usize = 4;
+
+/// What is trained, and so what is saved.
+#[derive(Debug, Clone)]
+pub enum Trained {
+    /// The model's own weights.
+    Weights,
+    /// Adapters on frozen weights.
+    Adapters {
+        /// Which ones.
+        lora: LoraOptions,
+        /// Whether a merged model is saved beside them.
+        merged: bool,
+    },
+}
+
+/// A run in outline. `setup` opens it piece by piece with the methods here, and a preflight looks at the same pieces, so
+/// that the two cannot disagree.
+#[derive(Debug, Clone)]
+pub struct Outline<'a> {
+    /// Checkpoints and logs go here.
+    pub output_dir: &'a Path,
+    /// What becomes of those that are there.
+    pub start: run::Start,
+    /// The settings that a resumed run must share.
+    pub settings: BTreeMap<String, Json>,
+    /// The model to start from, and how results are saved.
+    pub checkpointer: &'a CheckpointConfig,
+    /// The model that the checkpoint must hold, if that is said.
+    pub architecture: Option<Architecture>,
+    /// What is trained.
+    pub trained: Trained,
+    /// Text to tokens.
+    pub tokenizer: &'a TokenizerConfig,
+    /// What is trained on.
+    pub dataset: &'a [DatasetConfig],
+    /// What the model is validated on.
+    pub dataset_val: &'a [DatasetConfig],
+    /// Questions that the model is asked.
+    pub exact_match: Option<&'a ExactMatchConfig>,
+    /// Where randomness starts, unless at random.
+    pub seed: Option<u64>,
+    /// Whether samples come in a new order in each epoch.
+    pub shuffle: bool,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// How batches become steps and epochs.
+    pub plan: Plan,
+    /// What moves what is trained.
+    pub optimizer: &'a OptimizerConfig,
+    /// Whether gradients are applied in the backward pass.
+    pub optimizer_in_bwd: bool,
+    /// Whether only the input of each block is kept for the backward pass.
+    pub activation_checkpointing: bool,
+    /// Where it computes.
+    pub device: DeviceConfig,
+    /// In which precision.
+    pub dtype: Precision,
+    /// Where metrics go.
+    pub metric_logger: &'a [MetricLoggerConfig],
+}
+
+impl Outline<'_> {
+    /// The device, and the dtype of weights and activations.
+    ///
+    /// # Errors
+    /// As [`DeviceConfig::open`] and [`Precision::training_dtype`].
+    pub fn device(&self) -> Result<(Device, DType)> {
+        Ok((self.device.open()?, self.dtype.training_dtype()?))
+    }
+
+    /// The base model's files and its shape. No weight is read.
+    ///
+    /// # Errors
+    /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for,
+    /// weights that are not those of the model's shape.
+    pub fn base(&self) -> Result<(Checkpoint, DecoderConfig)> {
+        let base = self.checkpointer.open()?;
+        let shape = self.shape(&base)?;
+        Decoder::skeleton(shape.clone(), &base)?;
+        Ok((base, shape))
+    }
+
+    /// The shape of a model that is opened.
+    pub(crate) fn shape(&self, base: &Checkpoint) -> Result<DecoderConfig> {
+        let shape = DecoderConfig::from_json(base.config())?;
+        if let Some(architecture) = self.architecture {
+            architecture.check(&shape, base.path())?;
+        }
+        Ok(shape)
+    }
+
+    /// Refuses an output folder in which saving would touch what training starts from.
+    ///
+    /// # Errors
+    /// As [`run::check_output_dir`].
+    pub fn check_output_dir(&self, base: &Checkpoint) -> Result<()> {
+        std::iter::once(base.path())
+            .chain(self.checkpointer.adapter_checkpoint.as_deref())
+            .try_for_each(|start| run::check_output_dir(self.output_dir, start))
+    }
+
+    /// The checkpoint that the run goes on from, and its state; `None` where it starts anew.
+    ///
+    /// # Errors
+    /// A checkpoint that is damaged, or of a run with other settings: the message has them.
+    pub fn resumed(&self) -> Result<Option<(PathBuf, TrainingState)>> {
+        self.resumed_with(TrainingState::read)
+    }
+
+    pub(crate) fn resumed_with(
+        &self,
+        read: impl FnOnce(&Path) -> Result<TrainingState>,
+    ) -> Result<Option<(PathBuf, TrainingState)>> {
+        if self.start != run::Start::Resume {
+            return Ok(None);
+        }
+        let Some(saved) = run::latest(self.output_dir)? else { return Ok(None) };
+        let state = read(&saved.path)?;
+        state.check_settings(&self.settings)?;
+        Ok(Some((saved.path, state)))
+    }
+
+    /// The training data in batches.
+    ///
+    /// # Errors
+    /// As [`Loader::open`].
+    pub fn train_data(&self, tokenizer: &Tokenizer, seed: u64) -> Result<Loader> {
+        self.loader(self.dataset, tokenizer, self.loader_options(tokenizer, seed))
+    }
+
+    /// The validation data in batches, in the order of the files; `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`Loader::open`].
+    pub fn validation_data(&self, tokenizer: &Tokenizer, seed: u64) -> Result<Option<Loader>> {
+        if self.dataset_val.is_empty() {
+            return Ok(None);
+        }
+        let options = LoaderOptions { shuffle: false, ..self.loader_options(tokenizer, seed) };
+        self.loader(self.dataset_val, tokenizer, options).map(Some)
+    }
+
+    /// What the run needs of memory, where it goes on from `state`, if it does. To be asked when the data is there
+    /// and the weights are still on disk, see [`MemoryPlan::new`].
+    ///
+    /// # Errors
+    /// A device other than the processor, a precision that is not trained in, data that cannot be read, `TUNE_MEMORY` without a
+    /// size.
+    pub fn memory_plan(
+        &self,
+        model: &DecoderConfig,
+        train_data: &Loader,
+        validation_data: Option<&Loader>,
+        state: Option<&TrainingState>,
+    ) -> Result<MemoryPlan> {
+        if self.device != DeviceConfig::Cpu {
+            return Err(Error::setup("memory is planned for device=cpu alone"));
+        }
+        let Plan { gradient_accumulation_steps, max_steps_per_epoch, epochs } = self.plan;
+        let per_epoch = max_steps_per_epoch.map_or(usize::MAX, |n| n.saturating_mul(gradient_accumulation_steps));
+        let has = |key: &str| self.settings.get(key).is_some_and(|value| !value.is_null());
+        MemoryPlan::new(&Setting {
+            model: model.clone(),
+            dtype: self.dtype.training_dtype()?,
+            lora: match &self.trained {
+                Trained::Adapters { lora, .. } => Some(lora.clone()),
+                Trained::Weights => None,
+            },
+            optimizer: self.optimizer.clone(),
+            optimizer_state_held: state.map_or(0, TrainingState::bytes),
+            optimizer_in_backward: has("optimizer_in_bwd").then_some(self.optimizer_in_bwd),
+            activation_checkpointing: self.activation_checkpointing,
+            gradient_accumulation_steps,
+            clips_gradients: has("clip_grad_norm"),
+            batch_size: self.batch_size,
+            steps: train_data.demanding_steps(epochs, per_epoch, gradient_accumulation_steps, FIRST_STEPS)?,
+            validation_steps: validation_data
+                .map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
+        })
+    }
+
+    /// Refuses a run on the processor that cannot fit, with the settings that would make it fit.
+    ///
+    /// # Errors
+    /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
+    pub fn check_memory(
+        &self,
+        model: &DecoderConfig,
+        train_data: &Loader,
+        validation_data: Option<&Loader>,
+        state: Option<&TrainingState>,
+    ) -> Result<()> {
+        match self.device {
+            DeviceConfig::Cpu => self.memory_plan(model, train_data, validation_data, state)?.check(),
+            DeviceConfig::Cuda(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {
+        let pad_id = tokenizer.pad().unwrap_or(0);
+        LoaderOptions { batch_size: self.batch_size, shuffle: self.shuffle, seed, pad_id, ..Default::default() }
+    }
+
+    pub(crate) fn loader(
+        &self,
+        configs: &[DatasetConfig],
+        tokenizer: &Tokenizer,
+        options: LoaderOptions,
+    ) -> Result<Loader> {
+        Loader::open(configs, tokenizer, self.tokenizer.max_seq_len, options)
+    }
+}
+
+/// What a resumed run must find as it was, besides the settings: the training data and, where its weights are not
+/// those of the run's own checkpoints, the base model.
+///
+/// # Errors
+/// As [`Loader::fingerprint`].
+pub fn inputs(train_data: &Loader, base_fingerprint: Option<u32>) -> Result<BTreeMap<String, u32>> {
+    let mut inputs = BTreeMap::from([("the training data".to_string(), train_data.fingerprint()?)]);
+    inputs.extend(base_fingerprint.map(|base| ("the base model".to_string(), base)));
+    Ok(inputs)
+}

@@ -198,7 +198,7 @@ impl<'a, T: Element> Run<'a, T> {
         gathered.take(top.found);
         let Some(gradient) = top.hidden else { return };
         while let Some((_input, inner)) = saved.pop() {
-            let wants_input = saved.len() > 0 || self.trains_weights();
+            let wants_input = !saved.is_empty() || self.trains_weights();
             let found = self.block().backward(inner, wants_input);
             gathered.take(found);
         }

@@ -21,4 +21,5 @@ chats = pa.table({
 pq.write_table(chats, HERE / "chats.parquet", compression="snappy")
 pairs = pa.table({"input": [f"{i} + 1" for i in range(300)], "output": [str(i + 1) for i in range(299)] + [None]})
 pq.write_table(pairs, HERE / "pairs.parquet", compression="zstd", row_group_size=100)
-pq.write_table(chats, HERE / "gzip.parquet", compression="gzip")
+for compression in ["gzip", "lz4", "brotli"]:
+    pq.write_table(chats, HERE / f"{compression}.parquet", compression=compression)

@@ -188,7 +188,8 @@ pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 ///
 /// A type cannot contain itself, not even within a list or through another
-/// type: its schema is a constant.
+/// type: its schema is a constant. Through another type, rustc is the one who
+/// notices, and says that it found a cycle in `SCHEMA`.
 ///
 /// # On the type
 /// - `#[config(ignored(compile = "why", ...))]`: keys that are accepted

@@ -28,7 +28,7 @@ enum Task {
     Codegen(codegen::Args),
     /// Train the tiny model that ships with the project and write it to recipes/tiny.
     MakeTiny(make_tiny::Args),
-    /// Compare the recipes with torchtune's losses on SmolLM2-135M (downloads 100 MB; about ten minutes).
+    /// Compare the recipes' losses with torchtune's on SmolLM2-135M, in fp32 and bf16 (downloads 100 MB; about ten minutes).
     Parity(parity::Args),
     /// Compare the recipes' speed and memory with torchtune's and PEFT's (installs both; `--quick` for a first look).
     Bench(bench::Args),

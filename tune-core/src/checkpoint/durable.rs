@@ -87,7 +87,7 @@ pub(crate) fn free_bytes(_path: &Path) -> Option<u64> {
 }
 
 /// Whether an error means that the disk or the quota is full.
-pub(super) fn is_full(error: &Error) -> bool {
+pub(crate) fn is_full(error: &Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error, Error::Io { source, .. }
         if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge))

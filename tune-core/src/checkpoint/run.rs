@@ -77,6 +77,17 @@ pub fn latest(output_dir: &Path) -> Result<Option<Saved>> {
     Ok(checkpoints(output_dir)?.pop())
 }
 
+/// How to go on with a run that stopped, once `remedy` is done: from the newest checkpoint, if there is one.
+pub(crate) fn way_on(output_dir: &Path, remedy: &str) -> String {
+    match latest(output_dir) {
+        Ok(Some(saved)) => format!(
+            "The last good checkpoint is {}: {remedy} and resume from it (resume_from_checkpoint=true)",
+            saved.path.display()
+        ),
+        _ => format!("No checkpoint was saved before: {remedy} and start again"),
+    }
+}
+
 /// How a run begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -237,13 +248,7 @@ impl RunDir {
     }
 
     fn too_full(&self, name: &str, why: &str) -> Error {
-        let last = match self.latest() {
-            Ok(Some(saved)) => format!(
-                "The last good checkpoint is {}: make room and resume from it (resume_from_checkpoint=true)",
-                saved.path.display()
-            ),
-            _ => "No checkpoint was saved before: make room and start again".to_string(),
-        };
+        let last = way_on(&self.dir, "make room");
         Error::file(
             &self.dir,
             format!("no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"),

@@ -12,8 +12,11 @@ mod memory;
 mod tensorboard;
 mod throughput;
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::{is_full, run};
 use crate::{Error, Result};
 
 pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
@@ -128,6 +131,7 @@ pub struct Metrics {
     console: Console,
     loggers: Vec<Box<dyn MetricLogger>>,
     every: u64,
+    output_dir: PathBuf,
 }
 
 impl Metrics {
@@ -135,7 +139,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Two logs in one file.
-    pub fn check(configs: &[MetricLoggerConfig], output_dir: &std::path::Path) -> Result<()> {
+    pub fn check(configs: &[MetricLoggerConfig], output_dir: &Path) -> Result<()> {
         let mut places = Vec::new();
         for place in configs.iter().filter_map(|config| config.place(output_dir)) {
             if places.contains(&place) {
@@ -158,7 +162,7 @@ impl Metrics {
     /// the resumed run that is not one.
     pub fn open(
         configs: &[MetricLoggerConfig],
-        output_dir: &std::path::Path,
+        output_dir: &Path,
         start: Start,
         every: u64,
         mut console: Console,
@@ -171,7 +175,7 @@ impl Metrics {
             }
             loggers.extend(config.open(output_dir, start)?);
         }
-        Ok(Self { console, loggers, every: every.max(1) })
+        Ok(Self { console, loggers, every: every.max(1), output_dir: output_dir.to_path_buf() })
     }
 
     /// The console, for the report at the start and for warnings.
@@ -184,8 +188,19 @@ impl Metrics {
     pub fn begin(&mut self, done: u64, total: impl Into<Option<u64>>) {
         self.console.begin(done, total);
     }
+
+    /// Writes to every logger. A failure stops the run, so it tells how to go on.
+    fn record(&mut self, mut write: impl FnMut(&mut dyn MetricLogger) -> Result<()>) -> Result<()> {
+        self.loggers.iter_mut().try_for_each(|logger| write(logger.as_mut())).map_err(|e| self.stopped(&e))
+    }
+
+    fn stopped(&self, error: &Error) -> Error {
+        let remedy = if is_full(error) { "make room" } else { "mend that" };
+        Error::Training(format!("{error}. {}", run::way_on(&self.output_dir, remedy)))
+    }
 }
 
+/// A log that cannot be written stops the run; the error names the last checkpoint.
 impl MetricLogger for Metrics {
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.console.advance(metrics);
@@ -193,17 +208,17 @@ impl MetricLogger for Metrics {
             return Ok(());
         }
         self.console.log_step(metrics)?;
-        self.loggers.iter_mut().try_for_each(|l| l.log_step(metrics))
+        self.record(|l| l.log_step(metrics))
     }
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.console.log_validation(metrics)?;
-        self.loggers.iter_mut().try_for_each(|l| l.log_validation(metrics))
+        self.record(|l| l.log_validation(metrics))
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
         self.console.log_note(step, note)?;
-        self.loggers.iter_mut().try_for_each(|l| l.log_note(step, note))
+        self.record(|l| l.log_note(step, note))
     }
 
     /// Closes every log, also when one of them fails, and returns the first failure.
@@ -212,7 +227,7 @@ impl MetricLogger for Metrics {
         for logger in &mut self.loggers {
             result = result.and(logger.close());
         }
-        result
+        result.map_err(|e| self.stopped(&e))
     }
 }
 

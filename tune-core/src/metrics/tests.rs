@@ -76,3 +76,24 @@ fn a_service_without_a_client_is_replaced_and_said_so() {
     open(&[config], dir.path(), 1).unwrap();
     assert!(dir.path().join("logs/metrics.jsonl").exists());
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_names_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("logs")).unwrap();
+    // A device on which every write fails as on a full disk.
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("logs/metrics.jsonl")).unwrap();
+    let mut metrics = open(&[MetricLoggerConfig::default()], dir.path(), 1).unwrap();
+    let mut error = || metrics.log_step(&step(21)).unwrap_err().to_string();
+    let told = error();
+    assert!(told.contains("metrics.jsonl: No space left on device"), "{told}");
+    assert!(told.ends_with("No checkpoint was saved before: make room and start again"), "{told}");
+
+    let checkpoint = dir.path().join("epoch_0_step_20");
+    fs::create_dir(&checkpoint).unwrap();
+    fs::write(checkpoint.join("training_state.json"), "").unwrap();
+    let told = error();
+    let last = format!("The last good checkpoint is {}: make room and resume from it", checkpoint.display());
+    assert!(told.contains("metrics.jsonl: No space left on device") && told.contains(&last), "{told}");
+}

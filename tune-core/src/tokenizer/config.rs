@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tune_config::Config;
 
-use super::{Message, Tokenizer, TokenizerFiles};
+use super::{Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -28,17 +28,34 @@ impl TokenizerConfig {
     /// A file that is missing or broken.
     pub fn open(&self, checkpoint: &Checkpoint) -> Result<(Tokenizer, TokenizerFiles)> {
         let mut files = checkpoint.tokenizer_files()?;
-        if let Some(path) = self.path.as_deref().filter(|p| is_read(p)) {
-            files.files.insert("tokenizer.json".into(), std::fs::read(path).map_err(Error::io("read", path))?);
+        for (name, path) in self.given() {
+            files.files.insert(name.into(), std::fs::read(path).map_err(Error::io("read", path))?);
         }
-        if let Some(path) = &self.chat_template {
-            files.files.insert("chat_template.jinja".into(), std::fs::read(path).map_err(Error::io("read", path))?);
-        }
-        let mut tokenizer = Tokenizer::from_files(&files)?;
+        let mut tokenizer = Tokenizer::from_files(&files).map_err(|e| self.place(e, checkpoint.path()))?;
         if let Some(generation_config) = checkpoint.generation_config() {
             tokenizer.add_stop_tokens(&generation_config);
         }
         Ok((tokenizer, files))
+    }
+
+    /// The files to take in place of the checkpoint's.
+    fn given(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let tokenizer = self.path.as_deref().filter(|p| is_read(p));
+        let template = self.chat_template.as_deref();
+        tokenizer.map(|path| (TOKENIZER, path)).into_iter().chain(template.map(|path| (TEMPLATE, path)))
+    }
+
+    /// The error about one of a tokenizer's files, with the place that the file has on the disk: a GGUF file
+    /// holds all of them.
+    fn place(&self, error: Error, checkpoint: &Path) -> Error {
+        let Error::File { path: name, message } = error else { return error };
+        let given = self.given().find(|(other, _)| Path::new(other) == name);
+        let path = match given {
+            Some((_, path)) => path.to_path_buf(),
+            None if checkpoint.is_dir() => checkpoint.join(name),
+            None => return Error::file(checkpoint, format!("its {}: {message}", name.display())),
+        };
+        Error::file(path, message)
     }
 
     /// What deserves the user's attention without being an error.

@@ -41,6 +41,10 @@ impl TokenizerFiles {
     }
 }
 
+/// The names of the files that another one may be given for.
+const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
 /// The special tokens that a chat template may use by name.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -72,17 +76,19 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Where `tokenizer.json` is missing or broken, a special token is not in the vocabulary,
-    /// or the chat template does not compile.
+    /// or the chat template does not compile. A file is named as in `files`, without its folder.
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
-        let bytes = files.files.get("tokenizer.json").ok_or_else(|| {
-            Error::setup(format!(
-                "the checkpoint has no `tokenizer.json`, the one tokenizer format that is read here (it has: {}); \
-                 `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python's transformers writes it",
-                listed(files.files.keys())
-            ))
+        let bytes = files.files.get(TOKENIZER).ok_or_else(|| {
+            Error::file(
+                TOKENIZER,
+                format!(
+                    "is not there, and it is the one tokenizer format that is read here (there is: {}); \
+                     `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python's transformers writes it",
+                    listed(files.files.keys())
+                ),
+            )
         })?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file("tokenizer.json", e.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(TOKENIZER, e.to_string()))?;
         // Cutting and padding are done on samples and batches.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
@@ -325,10 +331,10 @@ fn token_text(value: &Value) -> Option<String> {
 /// The chat template's source: its own file, else the one in `tokenizer_config.json` (a string, or
 /// a list of named templates, of which `default` is meant).
 fn template_source(files: &TokenizerFiles, config: &Value) -> Result<Option<String>> {
-    if let Some(bytes) = files.files.get("chat_template.jinja") {
+    if let Some(bytes) = files.files.get(TEMPLATE) {
         return match std::str::from_utf8(bytes) {
             Ok(source) => Ok(Some(source.to_owned())),
-            Err(_) => Err(Error::file("chat_template.jinja", "is not UTF-8 text")),
+            Err(_) => Err(Error::file(TEMPLATE, "is not UTF-8 text")),
         };
     }
     match &config["chat_template"] {

@@ -25,11 +25,8 @@ const LANES: usize = 16;
 const ROWS: usize = 8;
 /// Columns of a tile, at most.
 const COLS: usize = 48;
-/// Rows that one task handles, at most. Each task packs the right side that it meets, so the more the better;
-/// but left sides are to stay in a cache.
-const ROWS_PER_TASK: usize = 1024;
-/// Rows that a task handles at least where there are few columns, so that all threads have something to do.
-const FEW_ROWS_PER_TASK: usize = 64;
+/// Rows that one task handles, at most: as many as stay in the second-level cache.
+const ROWS_PER_TASK: usize = 512;
 
 /// A matrix row by row, `width` elements from one row to the next.
 #[derive(Debug, Clone, Copy)]
@@ -178,7 +175,7 @@ fn compute<T: Element, D: Send>(
         isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
             let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, parallel)).collect();
             let panels = Panels::new(n);
-            let block = if parallel { rows_per_task(m, panels.count) } else { m };
+            let block = if parallel { rows_per_task(m) } else { m };
             let blocks = m.div_ceil(block);
             let together = match parallel {
                 true => {
@@ -206,11 +203,10 @@ fn compute<T: Element, D: Send>(
     }
 }
 
-/// Rows of `m` for each task: blocks of one size, whole tiles, and two tasks or more for each thread.
+/// Rows of `m` for each task: blocks of one size, and whole tiles.
 #[cfg(target_arch = "x86_64")]
-fn rows_per_task(m: usize, panels: usize) -> usize {
-    let for_all = (2 * rayon::current_num_threads()).div_ceil(panels).min(m.div_ceil(FEW_ROWS_PER_TASK));
-    m.div_ceil(m.div_ceil(ROWS_PER_TASK).max(for_all)).next_multiple_of(ROWS)
+fn rows_per_task(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(ROWS_PER_TASK)).next_multiple_of(ROWS)
 }
 
 /// The columns of a result in panels of one width, no wider than a tile and filled as well as may be.

@@ -28,8 +28,8 @@ fn planned(name: &str, args: &[&str]) -> f64 {
 fn measured(name: &str, args: &[&str], output_dir: &Path) -> f64 {
     succeed(name, args);
     let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
-    let peaks = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["peak_memory_bytes"].as_f64());
-    peaks.last().unwrap() / MIB
+    let mut peaks = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["peak_memory_bytes"].as_f64());
+    peaks.next_back().unwrap() / MIB
 }
 
 /// Runs each recipe with and without activation checkpointing, in both precisions, and shows a table.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -44,10 +44,22 @@ impl Source for System {
     }
 }
 
+/// Memory from a source.
+struct Slab {
+    range: Range<usize>,
+    /// Where the part ends that was handed out before, and may have been written to.
+    used: usize,
+}
+
+/// The number of a slab and an address in it: older memory comes first.
+type Place = (usize, usize);
+
 /// Memory that is not in use, for the life of the program: the most demanding moment decides how much there is.
 pub(super) struct Arena<S> {
-    /// Bytes by address. Neighbours are one, and at the end of a step everything is.
-    idle: BTreeMap<usize, usize>,
+    /// Bytes by place. Neighbours are one, and at the end of a step each slab is.
+    idle: BTreeMap<Place, usize>,
+    /// What came from the source, in the order in which it came.
+    slabs: Vec<Slab>,
     source: S,
 }
 
@@ -59,35 +71,45 @@ impl Arena<System> {
 
 impl<S: Source> Arena<S> {
     pub(super) const fn new(source: S) -> Self {
-        Self { idle: BTreeMap::new(), source }
+        Self { idle: BTreeMap::new(), slabs: Vec::new(), source }
     }
 
-    /// Takes `size` bytes from the smallest piece that has them, the first of several: what was
-    /// written to before is taken before what was not. Returns their address.
+    /// Takes `size` bytes and returns their address: from the smallest piece that was in use before, else
+    /// from the first that has them. So little is touched that never was.
     pub(super) fn take(&mut self, size: usize) -> usize {
-        let fitting = self.idle.iter().filter(|&(_, &idle)| idle >= size);
-        let (start, idle) = match fitting.min_by_key(|&(_, &idle)| idle) {
-            Some((&start, &idle)) => (start, idle),
-            None => self.source.grow(size),
-        };
-        self.idle.remove(&start);
+        let used = |&(slab, start): &Place| start + size <= self.slabs[slab].used;
+        let fitting = || self.idle.iter().filter(|&(_, &idle)| idle >= size);
+        let found = fitting().filter(|(place, _)| used(place)).min_by_key(|&(_, &idle)| idle);
+        let found = found.or_else(|| fitting().next()).map(|(&place, &idle)| (place, idle));
+        let ((slab, start), idle) = found.unwrap_or_else(|| self.grow(size));
+        self.idle.remove(&(slab, start));
         if idle > size {
-            self.idle.insert(start + size, idle - size);
+            self.idle.insert((slab, start + size), idle - size);
         }
+        let used = &mut self.slabs[slab].used;
+        *used = (*used).max(start + size);
         start
     }
 
+    fn grow(&mut self, size: usize) -> (Place, usize) {
+        let (start, size) = self.source.grow(size);
+        self.slabs.push(Slab { range: start..start + size, used: start });
+        ((self.slabs.len() - 1, start), size)
+    }
+
     pub(super) fn give_back(&mut self, mut start: usize, mut size: usize) {
-        if let Some((&before, &idle)) = self.idle.range(..start).next_back()
+        let slab = self.slabs.iter().position(|slab| slab.range.contains(&start)).unwrap_or_default();
+        if let Some((&(of, before), &idle)) = self.idle.range(..(slab, start)).next_back()
+            && of == slab
             && before + idle == start
         {
-            self.idle.remove(&before);
+            self.idle.remove(&(slab, before));
             (start, size) = (before, idle + size);
         }
-        if let Some(idle) = self.idle.remove(&(start + size)) {
+        if let Some(idle) = self.idle.remove(&(slab, start + size)) {
             size += idle;
         }
-        self.idle.insert(start, size);
+        self.idle.insert((slab, start), size);
     }
 }
 
@@ -198,18 +220,40 @@ mod tests {
         }
     }
 
+    /// Slabs at falling addresses.
+    struct Falling(usize);
+
+    impl Source for Falling {
+        fn grow(&mut self, size: usize) -> (usize, usize) {
+            self.0 -= 20 * LINE;
+            (self.0, size.max(10 * LINE))
+        }
+    }
+
     #[test]
     fn neighbours_become_one() {
-        let mut arena = Arena::new(System);
-        arena.idle.insert(LINE, 10 * LINE);
+        let mut arena = Arena::new(Falling(40 * LINE));
+        let at = |line: usize| (20 + line) * LINE;
         let (a, b, c) = (arena.take(2 * LINE), arena.take(3 * LINE), arena.take(LINE));
-        assert_eq!((a, b, c), (LINE, 3 * LINE, 6 * LINE));
+        assert_eq!((a, b, c), (at(0), at(2), at(5)));
         arena.give_back(a, 2 * LINE);
         arena.give_back(c, LINE);
-        assert_eq!(arena.idle, BTreeMap::from([(LINE, 2 * LINE), (6 * LINE, 5 * LINE)]));
-        assert_eq!(arena.take(LINE), LINE, "the smallest that fits");
-        arena.give_back(LINE, LINE);
+        assert_eq!(arena.idle, BTreeMap::from([((0, at(0)), 2 * LINE), ((0, at(5)), 5 * LINE)]));
         arena.give_back(b, 3 * LINE);
-        assert_eq!(arena.idle, BTreeMap::from([(LINE, 10 * LINE)]));
+        assert_eq!(arena.idle, BTreeMap::from([((0, at(0)), 10 * LINE)]));
+    }
+
+    #[test]
+    fn what_was_in_use_is_taken_first() {
+        let mut arena = Arena::new(Falling(40 * LINE));
+        let [a, _, c, _] = [2, 1, 4, 1].map(|lines| arena.take(lines * LINE));
+        arena.give_back(a, 2 * LINE);
+        arena.give_back(c, 4 * LINE);
+        assert_eq!(arena.take(LINE), a, "the smallest that fits");
+        assert_eq!(arena.take(2 * LINE), c, "not the last two lines, though they would just do");
+        assert_eq!(arena.take(3 * LINE), 0, "memory that was not there before");
+        assert_eq!(arena.take(3 * LINE), 3 * LINE);
+        assert_eq!(arena.take(2 * LINE), c + 2 * LINE);
+        assert_eq!(arena.take(2 * LINE), c + 5 * LINE, "older memory first");
     }
 }

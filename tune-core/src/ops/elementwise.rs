@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Dropout, Gradient};
 use super::real::{self, Real, Values};
+use super::{Dropout, Gradient};
 use crate::kernels::{Element, Shared, simd};
 
 /// Elements handled by one task.

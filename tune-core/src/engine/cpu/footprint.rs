@@ -535,14 +535,15 @@ mod tests {
         LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1 }
     }
 
-    /// What two steps really take, and what they take on paper.
-    fn both(threads: usize, step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
+    /// What two steps really take, and what they take on paper, on one thread: with more, which of them is where
+    /// decides about the order of small buffers, and so about the gaps that large ones find.
+    fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
         let options =
             LoadOptions { dtype, device: Device::Cpu, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
         let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
         let mut optimizer =
             OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();
-        let real = recorder::record(threads, || {
+        let real = recorder::record(1, || {
             for number in 1..=2 {
                 let mut gradients = Gradients::default();
                 for batch in batches {
@@ -561,7 +562,7 @@ mod tests {
                 }
             }
         });
-        let paper = Paper::new(threads);
+        let paper = Paper::new(1);
         for _ in 1..=2 {
             match dtype {
                 DType::BF16 => step.train::<bf16>(batches, &paper),
@@ -599,23 +600,8 @@ mod tests {
             let lora = lora.as_ref();
             let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward };
             for dtype in [DType::F32, DType::BF16] {
-                let [real, paper] = both(1, step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
+                let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
                 assert_eq!(real, paper, "{name}, {dtype:?}");
-            }
-        }
-    }
-
-    /// With more threads, which of them is where decides about the order of some small buffers and about who
-    /// needs scratch first.
-    #[test]
-    fn several_threads_touch_about_as_much() {
-        let batch = batch(&[300, 9, 77, 1]);
-        for lora in [Some(lora(&LoraModule::ALL, 0.0)), None] {
-            for (activation_checkpointing, dtype) in [(true, DType::F32), (false, DType::F32), (false, DType::BF16)] {
-                let (model, lora) = (model(true), lora.as_ref());
-                let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward: false };
-                let [real, paper] = both(3, step, dtype, &[&batch]).map(|ledger| ledger.touched(1) as f64);
-                assert!((real / paper - 1.0).abs() < 0.05, "{activation_checkpointing}, {dtype:?}: {real} {paper}");
             }
         }
     }

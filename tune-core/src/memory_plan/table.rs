@@ -75,9 +75,10 @@ impl fmt::Display for MemoryPlan {
         }
         let changes = self.changes().map_err(|_| fmt::Error)?;
         writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?;
+        let longest = changes.iter().map(|change| change.overrides.join(" ").len()).max().unwrap_or(0);
         for Change { overrides, peak, fits } in &changes {
-            let fits = if *fits { "fits" } else { "" };
-            writeln!(f, "  {:<52}{:>12}  {fits}", overrides.join(" "), size(*peak))?;
+            let fits = if *fits { "  fits" } else { "" };
+            writeln!(f, "  {:<longest$}{:>12}{fits}", overrides.join(" "), size(*peak))?;
         }
         if !changes.iter().any(|change| change.fits) {
             writeln!(f, "  That is not enough: use a smaller model or a machine with more memory.")?;

@@ -418,12 +418,14 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
 /// The answer to `--check` and `--plan`, where one of them was asked.
 fn preflight(ty: &Path, core: &TokenStream) -> TokenStream {
     // At the place of the type, so that one that is no recipe, or one of another config, is one message there.
-    let answer = quote_spanned!(at(ty)=> #core::preflight::answer::<#ty>);
+    let answer = quote_spanned! {at(ty)=>
+        #core::preflight::answer::<#ty, _>(&__run.config, __purpose, &mut __out, __cli::stdout_color())
+    };
     quote! {
         if __purpose != __cli::Purpose::Run {
             #core::hub::watch(#core::metrics::Downloads::stderr());
             let mut __out = ::std::io::stdout().lock();
-            return match #answer(&__run.config, __purpose, &mut __out, __cli::stdout_color()) {
+            return match #answer {
                 true => ::std::process::ExitCode::SUCCESS,
                 false => ::std::process::ExitCode::FAILURE,
             };

@@ -20,7 +20,7 @@ use report::Report;
 
 /// Answers `--check` or `--plan`, in colour where that is asked for. Returns whether the run can start; of
 /// [`Purpose::Plan`], whether it fits.
-pub fn answer<R: Recipe>(config: &R::Config, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
+pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
     let mut report = Report::new(out, color);
     match (R::outline(config), purpose) {
         (Ok(outline), Purpose::Plan) => return memory::plan(&outline, report),

@@ -24,6 +24,7 @@ use half::bf16;
 
 pub use advice::Change;
 pub use available::{Available, available};
+pub(crate) use parameters::of_adapters;
 pub(crate) use table::size;
 
 use crate::data::Batch;
@@ -120,7 +121,7 @@ impl MemoryPlan {
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let weight = setting.dtype.size_in_bytes() as u64;
         let elements = parameters::own(&setting.model);
-        let adapted = setting.lora.as_ref().map_or(0, |lora| parameters::of_adapters(&setting.model, lora));
+        let adapted = setting.lora.as_ref().map_or(0, |lora| of_adapters(&setting.model, lora));
         let (trained, copied) = match setting.lora {
             Some(_) => (adapted, 0),
             // A trained weight is read and then copied into a variable, one after the other.

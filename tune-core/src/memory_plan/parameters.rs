@@ -13,9 +13,9 @@ pub(super) fn own(model: &DecoderConfig) -> u64 {
 }
 
 /// Elements of the adapters.
-pub(super) fn of_adapters(model: &DecoderConfig, lora: &LoraOptions) -> u64 {
+pub(crate) fn of_adapters(model: &DecoderConfig, lora: &LoraOptions) -> u64 {
     let of = |&module: &LoraModule| {
-        let (out, inner) = sides(model, module);
+        let (out, inner) = model.sides(module);
         layers(model, module) * (lora.rank * (out + inner)) as u64
     };
     lora.modules.iter().map(of).sum()
@@ -27,25 +27,11 @@ pub(super) fn last(model: &DecoderConfig) -> u64 {
 }
 
 fn elements(model: &DecoderConfig, module: LoraModule) -> u64 {
-    let (out, inner) = sides(model, module);
+    let (out, inner) = model.sides(module);
     out as u64 * inner as u64
 }
 
 /// How many layers of a kind there are.
 fn layers(model: &DecoderConfig, module: LoraModule) -> u64 {
     if module == LoraModule::LmHead { 1 } else { model.num_hidden_layers as u64 }
-}
-
-/// The rows and columns of a layer.
-fn sides(model: &DecoderConfig, module: LoraModule) -> (usize, usize) {
-    let c = model;
-    let (width, between) = (c.hidden_size, c.intermediate_size);
-    match module {
-        LoraModule::QProj => (c.num_attention_heads * c.head_dim, width),
-        LoraModule::KProj | LoraModule::VProj => (c.num_key_value_heads * c.head_dim, width),
-        LoraModule::OProj => (width, c.num_attention_heads * c.head_dim),
-        LoraModule::GateProj | LoraModule::UpProj => (between, width),
-        LoraModule::DownProj => (width, between),
-        LoraModule::LmHead => (c.vocab_size, width),
-    }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::peft::LoraModule;
 use crate::{Error, Result};
 
 /// How rotary frequencies are stretched beyond the length a model was first trained at.
@@ -61,6 +62,19 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// The rows and columns `[out, in]` of a linear layer.
+    pub(crate) fn sides(&self, module: LoraModule) -> (usize, usize) {
+        let (width, between) = (self.hidden_size, self.intermediate_size);
+        match module {
+            LoraModule::QProj => (self.num_attention_heads * self.head_dim, width),
+            LoraModule::KProj | LoraModule::VProj => (self.num_key_value_heads * self.head_dim, width),
+            LoraModule::OProj => (width, self.num_attention_heads * self.head_dim),
+            LoraModule::GateProj | LoraModule::UpProj => (between, width),
+            LoraModule::DownProj => (width, between),
+            LoraModule::LmHead => (self.vocab_size, width),
+        }
+    }
+
     /// Reads the content of a `config.json`, in the form of transformers 4 (`rope_theta`,
     /// `rope_scaling`) or 5 (`rope_parameters`).
     ///

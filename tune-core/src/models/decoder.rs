@@ -135,13 +135,6 @@ impl Decoder {
         Self::load(config, &Unread(source), &options)
     }
 
-    /// The elements of the adapters that `lora` would add.
-    pub(crate) fn adapter_elements(&self, lora: &LoraOptions) -> usize {
-        let linears = self.blocks.iter().flat_map(Block::linears).chain([&self.lm_head]);
-        let adapted = linears.filter(|l| lora.modules.iter().any(|m| l.name.rsplit('.').next() == Some(m.name())));
-        adapted.map(|linear| lora.rank * linear.weight.dims().iter().sum::<usize>()).sum()
-    }
-
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
     /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
     pub fn trainable(&self) -> &BTreeMap<String, Var> {

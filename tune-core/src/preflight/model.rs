@@ -2,6 +2,7 @@
 
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
+use crate::memory_plan;
 use crate::models::{Decoder, DecoderConfig, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
@@ -73,7 +74,7 @@ fn trained(outline: &Outline<'_>, model: &Decoder, report: &mut Report<'_>) {
     let Trained::Adapters { lora, .. } = &outline.trained else {
         return report.fact("trained", "all parameters");
     };
-    let elements = model.adapter_elements(lora);
+    let elements = memory_plan::of_adapters(&model.config, lora) as usize;
     if elements == 0 {
         return report.error(nothing_to_train());
     }

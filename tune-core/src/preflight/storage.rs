@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::run::{self, Saved, Start};
 use crate::checkpoint::{free_bytes, human};
+use crate::memory_plan;
 use crate::metrics::Metrics;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
@@ -83,7 +84,7 @@ fn checkpoint_bytes(outline: &Outline<'_>, model: &Model) -> Option<u64> {
     let (trained, weights) = match &outline.trained {
         Trained::Weights => (decoder.parameter_count() as u64, all),
         Trained::Adapters { lora, merged } => {
-            let adapters = decoder.adapter_elements(lora) as u64;
+            let adapters = memory_plan::of_adapters(&decoder.config, lora);
             (adapters, 4 * adapters + if *merged { all } else { 0 })
         }
     };

@@ -71,8 +71,10 @@ pub struct Outline<'a> {
     pub plan: Plan,
     /// What moves what is trained.
     pub optimizer: &'a OptimizerConfig,
-    /// Whether gradients are applied in the backward pass.
-    pub optimizer_in_bwd: bool,
+    /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
+    pub optimizer_in_bwd: Option<bool>,
+    /// The norm that gradients are scaled down to, if they are.
+    pub clip_grad_norm: Option<f64>,
     /// Whether only the input of each block is kept for the backward pass.
     pub activation_checkpointing: bool,
     /// Where it computes.
@@ -182,7 +184,6 @@ impl Outline<'_> {
         }
         let Plan { gradient_accumulation_steps, max_steps_per_epoch, epochs } = self.plan;
         let per_epoch = max_steps_per_epoch.map_or(usize::MAX, |n| n.saturating_mul(gradient_accumulation_steps));
-        let has = |key: &str| self.settings.get(key).is_some_and(|value| !value.is_null());
         MemoryPlan::new(&Setting {
             model: model.clone(),
             dtype: self.dtype.training_dtype()?,
@@ -192,10 +193,10 @@ impl Outline<'_> {
             },
             optimizer: self.optimizer.clone(),
             optimizer_state_held: state.map_or(0, TrainingState::bytes),
-            optimizer_in_backward: has("optimizer_in_bwd").then_some(self.optimizer_in_bwd),
+            optimizer_in_backward: self.optimizer_in_bwd,
             activation_checkpointing: self.activation_checkpointing,
             gradient_accumulation_steps,
-            clips_gradients: has("clip_grad_norm"),
+            clips_gradients: self.clip_grad_norm.is_some(),
             batch_size: self.batch_size,
             steps: train_data.demanding_steps(epochs, per_epoch, gradient_accumulation_steps, FIRST_STEPS)?,
             validation_steps: validation_data

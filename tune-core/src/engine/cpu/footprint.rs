@@ -2,7 +2,6 @@
 //! with the same buffers in the same order, and nothing computed. A change there belongs here, too; a test below
 //! compares both.
 
-use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use crate::data::{Batch, IGNORE};
@@ -75,8 +74,6 @@ struct Run<'a, T> {
     model: &'a DecoderConfig,
     batch: &'a Batch,
     paper: &'a Paper,
-    /// Last parts of the names of layers with adapters.
-    adapted: BTreeSet<&'static str>,
     element: PhantomData<T>,
 }
 
@@ -137,8 +134,7 @@ struct Top {
 
 impl<'a, T: Element> Run<'a, T> {
     fn new(step: StepOnPaper<'a>, batch: &'a Batch, paper: &'a Paper) -> Self {
-        let adapted = step.lora.iter().flat_map(|lora| &lora.modules).map(|module| module.name()).collect();
-        Self { step, model: step.model, batch, paper, adapted, element: PhantomData }
+        Self { step, model: step.model, batch, paper, element: PhantomData }
     }
 
     fn tokens(&self) -> usize {
@@ -155,8 +151,9 @@ impl<'a, T: Element> Run<'a, T> {
         self.paper.buffer::<T>(self.tokens() * width)
     }
 
-    fn layer(&self, name: &str, out: usize, inner: usize) -> Layer<'_, T> {
-        let adapter = self.step.lora.filter(|_| self.adapted.contains(name)).map(|lora| Adapter {
+    fn layer(&self, module: LoraModule) -> Layer<'_, T> {
+        let (out, inner) = self.model.sides(module);
+        let adapter = self.step.lora.filter(|lora| lora.modules.contains(&module)).map(|lora| Adapter {
             rank: lora.rank,
             dropout: lora.dropout > 0.0,
             _converted: T::IS_BF16.then(|| [lora.rank * inner, out * lora.rank].map(|len| self.paper.buffer::<T>(len))),
@@ -165,24 +162,21 @@ impl<'a, T: Element> Run<'a, T> {
     }
 
     fn block(&self) -> Block<'_, T> {
-        let c = self.model;
-        let (width, between) = (c.hidden_size, c.intermediate_size);
-        let (q_width, kv_width) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         Block {
             run: self,
-            q: self.layer(LoraModule::QProj.name(), q_width, width),
-            k: self.layer(LoraModule::KProj.name(), kv_width, width),
-            v: self.layer(LoraModule::VProj.name(), kv_width, width),
-            o: self.layer(LoraModule::OProj.name(), width, q_width),
-            gate: self.layer(LoraModule::GateProj.name(), between, width),
-            up: self.layer(LoraModule::UpProj.name(), between, width),
-            down: self.layer(LoraModule::DownProj.name(), width, between),
+            q: self.layer(LoraModule::QProj),
+            k: self.layer(LoraModule::KProj),
+            v: self.layer(LoraModule::VProj),
+            o: self.layer(LoraModule::OProj),
+            gate: self.layer(LoraModule::GateProj),
+            up: self.layer(LoraModule::UpProj),
+            down: self.layer(LoraModule::DownProj),
         }
     }
 
     fn forward_backward(&self, gathered: &mut Gathered) {
         let blocks = self.model.num_hidden_layers;
-        let in_blocks = self.adapted.iter().any(|name| *name != LoraModule::LmHead.name());
+        let in_blocks = self.step.lora.is_some_and(|lora| lora.modules.iter().any(|&m| m != LoraModule::LmHead));
         let lowest = if self.trains_weights() || in_blocks { 0 } else { blocks };
         let mut x = self.buffer(self.model.hidden_size);
         let mut saved = Vec::new();
@@ -216,7 +210,7 @@ impl<'a, T: Element> Run<'a, T> {
 
     fn top_and_loss(&self, backward: bool, below: bool) -> Top {
         let (width, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let head = self.layer(LoraModule::LmHead.name(), vocab, width);
+        let head = self.layer(LoraModule::LmHead);
         let trained = self.batch.targets.iter().filter(|&&t| t != IGNORE).count();
         let norm_trained = backward && self.trains_weights();
 

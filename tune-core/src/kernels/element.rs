@@ -18,8 +18,6 @@ pub(crate) trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::De
     fn from_f32(x: f32) -> Self;
     /// The slice as it is, if it is one of f32.
     fn as_f32(x: &[Self]) -> Option<&[f32]>;
-    /// The buffer as it is, if f32 is what is asked for, else given back.
-    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>>;
 }
 
 impl Element for f32 {
@@ -37,10 +35,6 @@ impl Element for f32 {
 
     fn as_f32(x: &[Self]) -> Option<&[f32]> {
         Some(x)
-    }
-
-    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>> {
-        Ok(x)
     }
 }
 
@@ -64,10 +58,6 @@ impl Element for bf16 {
 
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
-    }
-
-    fn from_f32_buffer(x: Buffer<f32>) -> Result<Buffer<Self>, Buffer<f32>> {
-        Err(x)
     }
 }
 

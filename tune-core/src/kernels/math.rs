@@ -4,26 +4,37 @@ use std::ops::AddAssign;
 
 use num_traits::Zero;
 
-/// Sums that are kept apart until the end: the compiler makes one vector of them, and a long sum does not lose its
-/// small terms to rounding.
-const LANES: usize = 16;
+/// Sums that are kept apart until the end: the compiler makes vectors of them, for they are more than it unrolls, and
+/// a long sum does not lose its small terms to rounding.
+const LANES: usize = 64;
 
-/// `f(0) + f(1) + …`, `len` of them, in an order that depends on `len` alone.
+/// The sum of `f` of the first elements of all slices, of the second ones, and so on, in an order that depends on
+/// their length alone.
+///
+/// # Panics
+/// Where a slice is shorter than the first.
 #[inline(always)]
-pub(crate) fn sum<R: Copy + Zero + AddAssign>(len: usize, f: impl Fn(usize) -> R) -> R {
+pub(crate) fn sum<T: Copy, R: Copy + Zero + AddAssign, const N: usize>(of: [&[T]; N], f: impl Fn([T; N]) -> R) -> R {
+    let len = of.first().map_or(0, |x| x.len());
+    let of = of.map(|x| x[..len].as_chunks::<LANES>());
     let mut lanes = [R::zero(); LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
+    for chunk in 0..len / LANES {
+        let chunks = of.map(|(whole, _)| &whole[chunk]);
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+            *sum += f(chunks.map(|c| c[lane]));
         }
     }
-    let mut total = R::zero();
-    for rest in whole..len {
-        total += f(rest);
+    for i in 0..len % LANES {
+        lanes[i] += f(of.map(|(_, rest)| rest[i]));
     }
-    lanes.iter().for_each(|&lane| total += lane);
-    total
+    // Halves onto halves, which are vectors, too.
+    let mut count = LANES;
+    while count > 1 {
+        count /= 2;
+        let (low, high) = lanes.split_at_mut(count);
+        low.iter_mut().zip(high).for_each(|(l, h)| *l += *h);
+    }
+    lanes[0]
 }
 
 /// `e^x`, within two units in the last place; 0 below -87.3 (and for minus infinity), NaN for NaN.

@@ -13,11 +13,12 @@ const ROWS: usize = 64;
 
 #[inline(always)]
 fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
-    let mean = sum(
-        x.len(),
+    let squares = sum(
+        [x],
         #[inline(always)]
-        |i| x[i].to_f32() * x[i].to_f32(),
-    ) / x.len() as f32;
+        |[x]| x.to_f32() * x.to_f32(),
+    );
+    let mean = squares / x.len() as f32;
     1.0 / (mean + eps).sqrt()
 }
 
@@ -61,9 +62,9 @@ pub(crate) fn backward<T: Element>(
                 {
                     let r = inverse_rms(x, eps);
                     let dot = sum(
-                        width,
+                        [x, g, weight],
                         #[inline(always)]
-                        |i| x[i].to_f32() * g[i].to_f32() * weight[i].to_f32(),
+                        |[x, g, w]| x.to_f32() * g.to_f32() * w.to_f32(),
                     );
                     let c = dot * r * r / width as f32;
                     for (((out, x), g), w) in out.iter_mut().zip(x).zip(g).zip(weight) {

@@ -1,14 +1,15 @@
 //! Cross-entropy of one row of logits.
 
 use super::math::exp;
-use super::simd;
+use super::{Element, simd};
 
 /// Maxima and sums that are kept apart: the compiler makes vectors of them, and a long sum does
 /// not lose its small terms to rounding.
 const LANES: usize = 64;
 
-/// The loss of one token; with a `scale`, its logits become the gradient of `scale` times the loss.
-pub(crate) fn loss_and_gradient(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+/// The loss of one token; with a `scale`, its logits become the gradient of `scale` times the loss, numbers of type
+/// `T` from the beginning of the row on.
+pub(crate) fn loss_and_gradient<T: Element>(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
     simd(
         #[inline(always)]
         || {
@@ -17,10 +18,9 @@ pub(crate) fn loss_and_gradient(logits: &mut [f32], target: usize, scale: Option
             let sum = exp_and_sum(logits, max);
             if let Some(scale) = scale {
                 let factor = scale / sum;
-                for l in logits.iter_mut() {
-                    *l *= factor;
-                }
-                logits[target] -= scale;
+                let of_target = logits[target] * factor - scale;
+                multiply_into::<T>(logits, factor);
+                bytemuck::cast_slice_mut::<f32, T>(logits)[target] = T::from_f32(of_target);
             }
             sum.ln() + max - right
         },
@@ -59,26 +59,53 @@ fn exp_and_sum(x: &mut [f32], shift: f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Multiplies a row by `factor`, into numbers of type `T` at its beginning: one is written no later than it is read.
+#[inline(always)]
+fn multiply_into<T: Element>(row: &mut [f32], factor: f32) {
+    let len = row.len();
+    let mut start = 0;
+    while start < len {
+        let count = LANES.min(len - start);
+        let mut values = [0f32; LANES];
+        match row[start..].first_chunk() {
+            Some(whole) => values = *whole,
+            None => values[..count].copy_from_slice(&row[start..]),
+        }
+        let mut products = [T::from_f32(0.0); LANES];
+        for (p, v) in products.iter_mut().zip(&values) {
+            *p = T::from_f32(v * factor);
+        }
+        bytemuck::cast_slice_mut::<f32, T>(row)[start..start + count].copy_from_slice(&products[..count]);
+        start += count;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]
     fn loss_and_gradient_are_those_of_the_definition() {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 9.0 - 40.0).collect();
         let mut gradient = logits.clone();
-        let loss = loss_and_gradient(&mut gradient, 17, Some(0.5));
+        let loss = loss_and_gradient::<f32>(&mut gradient, 17, Some(0.5));
         let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         assert!((f64::from(loss) - (sum.ln() - f64::from(logits[17]))).abs() < 1e-5);
         for (i, (&l, &g)) in logits.iter().zip(&gradient).enumerate() {
             let right = 0.5 * (f64::from(l).exp() / sum - f64::from(u8::from(i == 17)));
             assert!((f64::from(g) - right).abs() < 1e-7, "{i}: {g} {right}");
         }
+        let mut rounded = logits;
+        assert_eq!(loss_and_gradient::<bf16>(&mut rounded, 17, Some(0.5)), loss);
+        let expected: Vec<bf16> = gradient.iter().map(|&g| Element::from_f32(g)).collect();
+        assert_eq!(bytemuck::cast_slice::<f32, bf16>(&rounded)[..1000], expected);
     }
 
     #[test]
     fn a_logit_that_is_no_number_is_not_hidden() {
-        assert!(loss_and_gradient(&mut [0.0, f32::NAN, 1.0], 0, None).is_nan());
-        assert!(!loss_and_gradient(&mut [0.0, f32::INFINITY, 1.0], 0, None).is_finite());
+        assert!(loss_and_gradient::<f32>(&mut [0.0, f32::NAN, 1.0], 0, None).is_nan());
+        assert!(!loss_and_gradient::<f32>(&mut [0.0, f32::INFINITY, 1.0], 0, None).is_finite());
     }
 }

@@ -207,7 +207,7 @@ impl<'a, R: Real> Heads<'a, R> {
                 let o = self.query(out, head, i);
                 for (r, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks(keys)).enumerate() {
                     let (o, g) = (&o.data[r * o.row..][..dim], &g_out.data[r * g_out.row..][..dim]);
-                    let delta = real::sum(dim, |i| o[i] * g[i]);
+                    let delta = real::sum([o, g], |[o, g]| o * g);
                     p.iter_mut().zip(dp).for_each(|(p, &dp)| *p *= dp - delta);
                 }
 

@@ -56,7 +56,7 @@ pub(crate) fn update<const N: usize>(
     }
     let gradient = gradient.values::<f32>()?;
     let key = Dropout::mix(key, 0);
-    let round = |i: usize, x: f32| stochastic(x, dice(key, i));
+    let round = move |i: usize, x: f32| stochastic(x, dice(key, i));
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
             CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
@@ -169,9 +169,11 @@ impl<W: Copy, R: Real, const N: usize> Part<'_, W, R, N> {
                 of[j] = *number;
             }
         }
-        for (j, (to, &w)) in weight.iter_mut().zip(&moved).enumerate() {
+        let mut narrowed = [weight[0]; L];
+        for (j, (to, &w)) in narrowed.iter_mut().zip(&moved).enumerate() {
             *to = narrow(self.first + at + j, w);
         }
+        weight.copy_from_slice(&narrowed);
         for (to, from) in self.state.iter_mut().zip(&state) {
             to[at..at + L].copy_from_slice(from);
         }
@@ -245,7 +247,7 @@ pub(super) fn squared_norm(t: &Tensor) -> Result<f64> {
 pub(super) fn squares<R: Real>(x: &[R]) -> f64 {
     simd(
         #[inline(always)]
-        || real::sum(x.len(), |i| x[i].as_f64() * x[i].as_f64()),
+        || real::sum([x], |[x]| x.as_f64() * x.as_f64()),
     )
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn exp_and_sum<R: Real>(x: &mut [R], shift: R) -> R {
     for v in x.iter_mut() {
         *v = (*v - shift).exp();
     }
-    sum(x.len(), |i| x[i])
+    sum([&*x], |[x]| x)
 }
 
 /// Calls a generic function with the type that a tensor of this dtype is computed in.

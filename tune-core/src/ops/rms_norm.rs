@@ -85,7 +85,7 @@ impl CustomOp2 for Trained {
 }
 
 fn inverse_rms<R: Real>(x: &[R], eps: R) -> R {
-    let mean = real::sum(x.len(), |i| x[i] * x[i]) / R::of(x.len() as f64);
+    let mean = real::sum([x], |[x]| x * x) / R::of(x.len() as f64);
     (mean + eps).sqrt().recip()
 }
 
@@ -121,7 +121,7 @@ fn backward<R: Real>(
             let mut gw = vec![R::zero(); if wants_weight { width } else { 0 }];
             for ((gx, x), g) in gx.chunks_mut(width).zip(x.chunks(width)).zip(g.chunks(width)) {
                 let r = inverse_rms(x, eps);
-                let dot = real::sum(width, |i| x[i] * g[i] * w[i]);
+                let dot = real::sum([x, g, w], |[x, g, w]| x * g * w);
                 let c = dot * r * r / R::of(width as f64);
                 for (((gx, &x), &g), &w) in gx.iter_mut().zip(x).zip(g).zip(w) {
                     *gx = r * (g * w - x * c);

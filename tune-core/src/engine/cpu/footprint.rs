@@ -218,7 +218,7 @@ impl<'a, T: Element> Run<'a, T> {
         let mut adapter_gradients = None;
         let norm_gradient = norm_trained.then(|| self.paper.gradient(width));
         let hidden = (below && backward).then(|| self.buffer(width));
-        let chunk = rows_at_once(vocab);
+        let chunk = rows_at_once(trained, vocab);
         for rows in (0..trained).step_by(chunk).map(|first| chunk.min(trained - first)) {
             let of = |width: usize| self.paper.buffer::<T>(rows * width);
             let (_input, normed) = (of(width), of(width));
@@ -228,7 +228,6 @@ impl<'a, T: Element> Run<'a, T> {
             if !backward {
                 continue;
             }
-            let gradient = if T::IS_BF16 { rounded(of(vocab), logits) } else { logits };
             let back = head.back(rows);
             if weight_gradient.is_some() {
                 head.weight_gradient(rows);
@@ -241,7 +240,7 @@ impl<'a, T: Element> Run<'a, T> {
             input_gradient(&[&back], rows);
             let _of_input = of(width);
             rms_norm::backward_on_paper(self.paper, rows * width, width, norm_trained);
-            drop((normed, gradient));
+            drop((normed, logits));
         }
         let (tied, untied) =
             if self.model.tie_word_embeddings { (weight_gradient, None) } else { (None, weight_gradient) };
@@ -447,12 +446,6 @@ impl<T: Element> Layer<'_, T> {
         });
         Back { layer: self, _hidden: hidden }
     }
-}
-
-/// See `narrow` in `top.rs`: what was rounded goes when all of it is.
-fn rounded(to: Entry, from: Entry) -> Entry {
-    drop(from);
-    to
 }
 
 /// See [`super::linear::input_gradient`].

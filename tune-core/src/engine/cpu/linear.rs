@@ -5,7 +5,7 @@ use super::{Found, Run};
 use crate::Result;
 use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{At, Store, Term, multiply, set};
+use crate::kernels::gemm::{At, Left, Right, Rows, Store, Term, multiply, set};
 use crate::models::Linear;
 use crate::ops::Dropout;
 
@@ -92,9 +92,10 @@ impl<'a, T: Element> Layer<'a, T> {
     }
 
     /// Stores the weight's gradient `gᵀ x`, `[out, in]`.
-    pub(super) fn weight_gradient(&self, x: &[T], g: &[T], gradient: &mut [f32], store: impl Store<f32>) {
-        let m = x.len() / self.inner;
-        multiply((self.out, self.inner), &[Term::tn(g, x, (self.out, m, self.inner))], gradient, self.inner, store);
+    pub(super) fn weight_gradient(&self, x: &[T], g: Rows<'_, T>, gradient: &mut [f32], store: impl Store<f32>) {
+        let (left, right) = (Left::Columns(g), Right::Rows(Rows::new(x, self.inner)));
+        let term = Term { left, right, inner: x.len() / self.inner };
+        multiply((self.out, self.inner), &[term], gradient, self.inner, store);
     }
 
     /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.
@@ -112,7 +113,8 @@ impl<'a, T: Element> Layer<'a, T> {
         let mut a = Buffer::new(rank * self.inner);
         multiply((rank, self.inner), &[Term::tn(gh, x, (rank, m, self.inner))], &mut a, self.inner, set);
         let mut transposed = Buffer::<f32>::new(rank * self.out);
-        let term = Term::tn(h, back.gradient, (rank, m, self.out));
+        let (left, right) = (Left::Columns(Rows::new(h, rank)), Right::Rows(back.gradient));
+        let term = Term { left, right, inner: m };
         multiply((rank, self.out), &[term], &mut transposed, self.out, set);
         let mut b = Buffer::<f32>::new(self.out * rank);
         for (r, row) in transposed.chunks_exact(self.out).enumerate() {
@@ -123,13 +125,19 @@ impl<'a, T: Element> Layer<'a, T> {
 
     /// Begins the backward pass for the gradient `g` `[m, out]` of the output.
     pub(super) fn back<'b>(&'b self, g: &'b [T]) -> Back<'b, T> {
+        self.back_of(Rows::new(g, self.out), g.len() / self.out)
+    }
+
+    /// The same for a gradient whose `m` rows have gaps between them.
+    pub(super) fn back_of<'b>(&'b self, gradient: Rows<'b, T>, m: usize) -> Back<'b, T> {
         let hidden = self.adapter.as_ref().map(|adapter| {
-            let (m, rank) = (g.len() / self.out, adapter.rank);
+            let rank = adapter.rank;
             let mut gh = Buffer::new(m * rank);
-            multiply((m, rank), &[Term::nn(g, &adapter.b, (self.out, rank))], &mut gh, rank, adapter.scaled());
+            let (left, right) = (Left::Rows(gradient), Right::Rows(Rows::new(&adapter.b, rank)));
+            multiply((m, rank), &[Term { left, right, inner: self.out }], &mut gh, rank, adapter.scaled());
             gh
         });
-        Back { layer: self, gradient: g, hidden }
+        Back { layer: self, gradient, m, hidden }
     }
 }
 
@@ -154,7 +162,9 @@ impl<T: Element> Adapter<'_, T> {
 /// A layer on the way back: the gradient of its output, and of what its adapter makes of the input.
 pub(super) struct Back<'a, T: Element> {
     layer: &'a Layer<'a, T>,
-    gradient: &'a [T],
+    /// `[m, out]`.
+    gradient: Rows<'a, T>,
+    m: usize,
     /// `scale · g B`, `[m, rank]`.
     hidden: Hidden<T>,
 }
@@ -170,10 +180,11 @@ impl<T: Element> Back<'_, T> {
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(super) fn input_gradient<T: Element>(backs: &[&Back<'_, T>], rows: Option<&[usize]>, gx: &mut [T]) {
     let Some(first) = backs.first() else { return };
-    let (inner, m) = (first.layer.inner, first.gradient.len() / first.layer.out);
+    let (inner, m) = (first.layer.inner, first.m);
     let mut terms = Vec::with_capacity(2 * backs.len());
     for back in backs {
-        terms.push(Term::nn(back.gradient, &back.layer.weight, (back.layer.out, inner)));
+        let (left, right) = (Left::Rows(back.gradient), Right::Rows(Rows::new(&back.layer.weight, inner)));
+        terms.push(Term { left, right, inner: back.layer.out });
     }
     for back in backs.iter().filter(|b| b.is_plain()) {
         if let (Some(gh), Some(adapter)) = (&back.hidden, &back.layer.adapter) {

@@ -8,16 +8,18 @@ use super::{Found, Run};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{add, set};
-use crate::kernels::{Element, rms_norm, simd, softmax};
+use crate::kernels::gemm::{Rows, add, set};
+use crate::kernels::{Element, rms_norm, softmax};
 use crate::ops::check_targets;
 
-/// Logits held at once, at most (48 MiB in f32).
-const LOGITS: usize = 12 << 20;
+/// Logits held at once, at most (56 MiB in f32).
+const LOGITS: usize = 14 << 20;
 
-/// Trained tokens whose logits exist at a time.
-pub(super) fn rows_at_once(vocab: usize) -> usize {
-    (LOGITS / vocab).clamp(16, 1024)
+/// Of so many trained tokens, those whose logits exist at a time: about as many each time, for the weights
+/// are read anew.
+pub(super) fn rows_at_once(trained: usize, vocab: usize) -> usize {
+    let most = (LOGITS / vocab).clamp(16, 1024);
+    trained.div_ceil(trained.div_ceil(most).max(1)).next_multiple_of(8).min(most).max(1)
 }
 
 /// What comes out at the top.
@@ -53,7 +55,7 @@ impl Run<'_> {
         let mut norm_gradient = norm_trained.then(|| Buffer::<f32>::zeros(width));
         let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
         let mut loss = 0.0;
-        for (i, rows) in trained.chunks(rows_at_once(vocab)).enumerate() {
+        for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
             let mut input = Buffer::<T>::new(rows.len() * width);
             for (dst, &row) in input.chunks_exact_mut(width).zip(rows) {
                 dst.copy_from_slice(&x[row * width..][..width]);
@@ -66,18 +68,20 @@ impl Run<'_> {
             let losses: Vec<f32> = logits
                 .par_chunks_exact_mut(vocab)
                 .zip(rows)
-                .map(|(row, &i)| softmax::loss_and_gradient(row, targets[i] as usize, scale.map(|s| s as f32)))
+                .map(|(row, &i)| softmax::loss_and_gradient::<T>(row, targets[i] as usize, scale.map(|s| s as f32)))
                 .collect();
             loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
             if !backward || !loss.is_finite() {
                 continue;
             }
-            let gradient = narrow::<T>(logits);
-            let back = head.back(&gradient);
+            // The gradient in the type of the activations lies where the logits were, at the beginning of each row.
+            let gradient =
+                Rows::new(bytemuck::cast_slice::<f32, T>(&logits), vocab * size_of::<f32>() / size_of::<T>());
+            let back = head.back_of(gradient, rows.len());
             if let Some(sum) = &mut weight_gradient {
                 match i {
-                    0 => head.weight_gradient(&normed, &gradient, sum, set),
-                    _ => head.weight_gradient(&normed, &gradient, sum, add),
+                    0 => head.weight_gradient(&normed, gradient, sum, set),
+                    _ => head.weight_gradient(&normed, gradient, sum, add),
                 }
             }
             if let Some((a, b)) = head.adapter_gradients(&back, &normed, &adapted, Some(rows)) {
@@ -125,23 +129,5 @@ impl Run<'_> {
             top.found.push(("model.norm.weight".to_string(), gradient));
         }
         Ok(top)
-    }
-}
-
-/// The gradient of the logits in the type of the activations: itself, or rounded.
-fn narrow<T: Element>(logits: Buffer<f32>) -> Buffer<T> {
-    const TASK: usize = 1 << 14;
-    match T::from_f32_buffer(logits) {
-        Ok(same) => same,
-        Err(logits) => {
-            let mut rounded = Buffer::<T>::new(logits.len());
-            rounded.par_chunks_mut(TASK).zip(logits.par_chunks(TASK)).for_each(|(to, from)| {
-                simd(
-                    #[inline(always)]
-                    || to.iter_mut().zip(from).for_each(|(t, &f)| *t = T::from_f32(f)),
-                );
-            });
-            rounded
-        }
     }
 }

@@ -90,7 +90,7 @@ impl Attention<'_> {
         for part in tile.parts() {
             let (q, grad) = (self.gather(all.q, &part), self.gather(all.grad, &part));
             let mut gq_part = Buffer::<f32>::zeros(q.len());
-            let (lse, delta) = self.normalizers(all, &part, &grad);
+            let (lse, delta) = self.normalizers(all, &part);
             for (key, keys) in self.key_blocks(&part) {
                 let (p, ds) = (&mut p[..keys * COLS], &mut ds[..keys * COLS]);
                 self.scores(all, &part, (key, keys), (&q, &grad), (&lse, &delta), (p, ds));
@@ -115,19 +115,19 @@ impl Attention<'_> {
     }
 
     /// For each column the logarithm of its normalizer, and the product of its output and that one's gradient.
-    fn normalizers<T: Element>(&self, all: &Operands<'_, T>, part: &Tile, grad: &[f32]) -> ([f32; COLS], [f32; COLS]) {
+    fn normalizers<T: Element>(&self, all: &Operands<'_, T>, part: &Tile) -> ([f32; COLS], [f32; COLS]) {
         let dim = self.shape.head_dim;
         let (mut lse, mut delta) = ([0f32; COLS], [0f32; COLS]);
         simd(
             #[inline(always)]
             || {
-                for (col, grad) in grad.chunks_exact(dim).enumerate() {
+                for col in 0..part.cols() {
                     let (i, h) = (col / part.heads, col % part.heads);
-                    let out = &all.out[self.at(part, i) + h * dim..][..dim];
+                    let at = self.at(part, i) + h * dim;
                     delta[col] = sum(
-                        dim,
+                        [&all.out[at..at + dim], &all.grad[at..at + dim]],
                         #[inline(always)]
-                        |j| out[j].to_f32() * grad[j],
+                        |[o, g]| o.to_f32() * g.to_f32(),
                     );
                     lse[col] = all.lse[(part.head + h) * all.tokens + self.token(part.span, part.first + i)];
                 }

@@ -8,10 +8,13 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::ahead::Ahead;
 use super::{COLS, LANES, ROWS};
 
 /// Steps that the right side is fetched ahead of its use.
 const AHEAD: usize = 12;
+/// Steps between two fetches of what comes next.
+pub(super) const BETWEEN: usize = 16;
 
 /// One product that is added to a tile, in words.
 #[derive(Clone, Copy)]
@@ -41,7 +44,13 @@ macro_rules! kernel {
         /// # Safety
         /// The processor has the instructions, and all that the operands describe can be read.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(rows: usize, vectors: usize, operands: Operands, tile: &mut [f32; ROWS * COLS]) {
+        pub(super) unsafe fn $name(
+            rows: usize,
+            vectors: usize,
+            operands: Operands,
+            tile: &mut [f32; ROWS * COLS],
+            ahead: &mut Ahead,
+        ) {
             let mut done = 0;
             while done < rows {
                 // SAFETY: as the caller promises; row `done` is one of `rows`.
@@ -49,15 +58,15 @@ macro_rules! kernel {
                     let part = Operands { left: operands.left.add(done * operands.left_row), ..operands };
                     let tile = &mut tile[done * COLS..];
                     done += match (rows - done, vectors) {
-                        (8.., 3) => $tile::<8, 3>(part, tile),
-                        (8.., 2) => $tile::<8, 2>(part, tile),
-                        (8.., _) => $tile::<8, 1>(part, tile),
-                        (4.., 3) => $tile::<4, 3>(part, tile),
-                        (4.., 2) => $tile::<4, 2>(part, tile),
-                        (4.., _) => $tile::<4, 1>(part, tile),
-                        (_, 3) => $tile::<1, 3>(part, tile),
-                        (_, 2) => $tile::<1, 2>(part, tile),
-                        (..) => $tile::<1, 1>(part, tile),
+                        (8.., 3) => $tile::<8, 3>(part, tile, ahead),
+                        (8.., 2) => $tile::<8, 2>(part, tile, ahead),
+                        (8.., _) => $tile::<8, 1>(part, tile, ahead),
+                        (4.., 3) => $tile::<4, 3>(part, tile, ahead),
+                        (4.., 2) => $tile::<4, 2>(part, tile, ahead),
+                        (4.., _) => $tile::<4, 1>(part, tile, ahead),
+                        (_, 3) => $tile::<1, 3>(part, tile, ahead),
+                        (_, 2) => $tile::<1, 2>(part, tile, ahead),
+                        (..) => $tile::<1, 1>(part, tile, ahead),
                     };
                 }
             }
@@ -66,7 +75,7 @@ macro_rules! kernel {
         /// As above, for `R` rows; returns `R`.
         #[target_feature(enable = $features)]
         #[inline]
-        unsafe fn $tile<const R: usize, const V: usize>(o: Operands, tile: &mut [f32]) -> usize {
+        unsafe fn $tile<const R: usize, const V: usize>(o: Operands, tile: &mut [f32], ahead: &mut Ahead) -> usize {
             assert!(tile.len() >= (R - 1) * COLS + V * LANES);
             // SAFETY: as the caller promises for the operands; the tile is as large as is asserted.
             unsafe {
@@ -79,21 +88,27 @@ macro_rules! kernel {
                     }
                 }
                 let (mut left, mut right) = (o.left, o.right);
-                for _ in 0..o.steps {
-                    let mut columns = [_mm512_setzero_ps(); V];
-                    for (v, column) in columns.iter_mut().enumerate() {
-                        *column = _mm512_loadu_ps(right.add(v * LANES));
-                        _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(v * LANES + AHEAD * o.right_step).cast());
-                    }
-                    for (r, row) in acc.iter_mut().enumerate() {
-                        let $a = _mm512_set1_ps(left.add(r * o.left_row).read_unaligned());
-                        for (sum, &$b) in row.iter_mut().zip(&columns) {
-                            let $c = *sum;
-                            *sum = $step;
+                let mut rest = o.steps;
+                while rest > 0 {
+                    let steps = rest.min(BETWEEN);
+                    rest -= steps;
+                    ahead.fetch();
+                    for _ in 0..steps {
+                        let mut columns = [_mm512_setzero_ps(); V];
+                        for (v, column) in columns.iter_mut().enumerate() {
+                            *column = _mm512_loadu_ps(right.add(v * LANES));
+                            _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(v * LANES + AHEAD * o.right_step).cast());
                         }
+                        for (r, row) in acc.iter_mut().enumerate() {
+                            let $a = _mm512_set1_ps(left.add(r * o.left_row).read_unaligned());
+                            for (sum, &$b) in row.iter_mut().zip(&columns) {
+                                let $c = *sum;
+                                *sum = $step;
+                            }
+                        }
+                        left = left.wrapping_add(o.left_step);
+                        right = right.wrapping_add(o.right_step);
                     }
-                    left = left.wrapping_add(o.left_step);
-                    right = right.wrapping_add(o.right_step);
                 }
                 for (r, row) in acc.iter().enumerate() {
                     for (v, sum) in row.iter().enumerate() {

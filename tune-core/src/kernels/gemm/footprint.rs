@@ -48,7 +48,7 @@ impl Paper {
 
     #[cfg(target_arch = "x86_64")]
     fn packed<T: Element>(&self, (m, n): (usize, usize), terms: &[Sides], here: Option<usize>) {
-        use super::{COLS, Panels, ROWS, pack, rows_per_task};
+        use super::{COLS, Panels, ROWS, pack, rows_per_task, stripe};
         let word = pack::Word::of::<T>(self.isa);
         let rewritten =
             terms.iter().map(|t| pack::rewriting(word, t.left_width, m, t.inner).map_or(0, |r| r.words(m, t.inner)));
@@ -60,9 +60,9 @@ impl Paper {
         let blocks = m.div_ceil(block);
         let together = match here {
             Some(_) => panels,
-            None => pack::panels_per_task(steps, block, blocks * panels, self.threads),
+            None => stripe::panels_per_task(steps, block, blocks * panels, self.threads),
         };
-        let (groups, group) = pack::groups(steps);
+        let (groups, group) = stripe::groups(steps);
         let kept = if groups == 1 { 0 } else { block.min(m).next_multiple_of(ROWS) * COLS };
         let tasks = blocks * panels.div_ceil(together);
         let sums = (kept * together.min(panels)).max(ROWS * COLS);

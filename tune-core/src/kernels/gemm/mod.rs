@@ -6,11 +6,15 @@
 //! sides are read where they lie. The sum over `k` runs in order, whatever the number of threads.
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod footprint;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod stripe;
 
 pub(crate) use footprint::Sides;
 use rayon::prelude::*;
@@ -179,19 +183,21 @@ fn compute<T: Element, D: Send>(
             let blocks = m.div_ceil(block);
             let together = match parallel {
                 true => {
-                    let (steps, threads) = (pack::steps(&terms), rayon::current_num_threads());
-                    pack::panels_per_task(steps, block, blocks * panels.count, threads)
+                    let (steps, threads) = (stripe::steps(&terms), rayon::current_num_threads());
+                    stripe::panels_per_task(steps, block, blocks * panels.count, threads)
                 }
                 false => panels.count,
             };
             let stripes = panels.count.div_ceil(together);
             let tasks = blocks * stripes;
             let run = |task: usize| {
-                let (first, stripe) = (task / stripes * block, task % stripes * together);
-                let rows = first..m.min(first + block);
-                let columns = (stripe..panels.count.min(stripe + together)).map(|p| panels.columns(p));
+                let (row, panel) = (task / stripes * block, task % stripes * together);
+                let end = panels.count.min(panel + together);
+                let columns = (panel..end).map(|p| panels.columns(p));
+                // A thread takes neighbouring tasks, of which one here needs no other.
+                let next = (parallel && end < panels.count).then(|| panels.columns(end));
                 // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { pack::stripe(&terms, rows, &columns, &dst, store) };
+                unsafe { stripe::stripe(&terms, row..m.min(row + block), &columns, next.as_ref(), &dst, store) };
             };
             if parallel {
                 (0..tasks).into_par_iter().with_max_len(1).for_each(run);

@@ -6,13 +6,11 @@ use std::arch::x86_64::{
     _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
     _mm512_unpacklo_ps,
 };
-use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::avx512::{self, Operands};
-use super::{At, COLS, Destination, LANES, Left, ROWS, Right, Rows, Store, Term};
+use super::{COLS, LANES, Left, ROWS, Right, Rows, Term};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::isa::Isa;
 use crate::kernels::{Element, simd, widen};
@@ -81,20 +79,20 @@ pub(super) fn rewriting(word: Word, width: Option<usize>, m: usize, k: usize) ->
 
 /// A term whose left side can be read by tiles.
 pub(super) struct Ready<'a, T> {
-    word: Word,
+    pub(super) word: Word,
     /// Inner steps, in words.
-    steps: usize,
-    inner: usize,
-    left: *const f32,
+    pub(super) steps: usize,
+    pub(super) inner: usize,
+    pub(super) left: *const f32,
     /// Distance between two rows of a tile.
-    left_row: usize,
+    pub(super) left_row: usize,
     /// Distance between the beginnings of two tiles, for each row of a tile.
-    left_tile: usize,
+    pub(super) left_tile: usize,
     /// Distance between two inner steps.
-    left_step: usize,
-    right: Right<'a, T>,
+    pub(super) left_step: usize,
+    pub(super) right: Right<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
-    in_place: bool,
+    pub(super) in_place: bool,
     /// What `left` points into, where the left side had to be rewritten.
     _rewritten: Option<Buffer<f32>>,
 }
@@ -146,7 +144,7 @@ impl<'a, T: Element> Ready<'a, T> {
 
     /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn pack(&self, cols: &Range<usize>, steps: Range<usize>, width: usize, dst: &mut [f32]) {
+    pub(super) fn pack(&self, cols: &Range<usize>, steps: Range<usize>, width: usize, dst: &mut [f32]) {
         let elements = if self.word == Word::Pair { 2 } else { 1 };
         let inner = self.inner.min(steps.end * elements) - steps.start * elements;
         match self.right {
@@ -416,145 +414,4 @@ fn transpose_widened<T: Element>(from: Rows<'_, T>, rows: usize, inner: usize, w
             put(&transpose(lines), count, dst, width, k, group);
         }
     }
-}
-
-/// Inner steps whose packed right side stays in the second-level cache, with the left sides that meet it.
-const STEPS: usize = 768;
-/// Products in one sum, at most.
-const MAX_TERMS: usize = 8;
-
-thread_local! {
-    /// Packed right sides and sums of tasks that are done, for the next ones.
-    static SCRATCH: RefCell<Vec<Buffer<f32>>> = const { RefCell::new(Vec::new()) };
-}
-
-fn scratch(len: usize) -> Buffer<f32> {
-    SCRATCH.with_borrow_mut(Vec::pop).filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::new(len))
-}
-
-/// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
-const SUMS: usize = 96 << 10;
-
-/// Inner steps of all terms.
-pub(super) fn steps<T>(terms: &[Ready<'_, T>]) -> usize {
-    terms.iter().map(|t| t.steps).sum()
-}
-
-/// Of so many inner steps, in how many groups they are taken, and the steps of each.
-pub(super) fn groups(total: usize) -> (usize, usize) {
-    let groups = ((total + STEPS / 2) / STEPS).max(1);
-    (groups, total.div_ceil(groups).max(1))
-}
-
-/// Of `panels` of a product with `rows` rows and so many inner steps, how many one task handles.
-///
-/// Where the inner steps are in several groups, the left sides of one group stay in the cache
-/// while it meets all panels of a task: the more, the less often they come from memory.
-pub(super) fn panels_per_task(steps: usize, rows: usize, panels: usize, threads: usize) -> usize {
-    if groups(steps).0 == 1 {
-        return 1;
-    }
-    let few = panels.div_ceil(2 * threads);
-    few.min(SUMS / (rows.next_multiple_of(ROWS) * COLS)).max(1)
-}
-
-/// Inner steps `from..to` of a term.
-#[derive(Clone, Copy, Default)]
-struct Piece {
-    term: usize,
-    from: usize,
-    to: usize,
-}
-
-/// Computes rows `rows` of a sum of products, in columns given by the panel.
-///
-/// The inner steps of all terms are taken in as many groups as they need to stay in the cache. The
-/// small terms of adapters share a group with what they are added to.
-///
-/// # Safety
-/// The processor has AVX-512 (and its bf16 part, for pairs), the columns of a panel are at most [`COLS`], and
-/// nobody else writes to that part of `dst`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) unsafe fn stripe<T: Element, D>(
-    terms: &[Ready<'_, T>],
-    rows: Range<usize>,
-    panels: &(impl ExactSizeIterator<Item = Range<usize>> + Clone),
-    dst: &Destination<'_, D>,
-    store: &impl Store<D>,
-) {
-    assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
-    let (groups, group) = groups(steps(terms));
-    let mut packed = scratch(group * COLS);
-    // Without a next group the sums of a tile are used up at once.
-    let kept = if groups == 1 { 0 } else { rows.len().next_multiple_of(ROWS) * COLS };
-    let mut sums = scratch((kept * panels.len()).max(ROWS * COLS));
-
-    let (mut term, mut step) = (0, 0);
-    for g in 0..groups {
-        let mut pieces = [Piece::default(); MAX_TERMS];
-        let (mut count, mut used) = (0, 0);
-        while term < terms.len() && used < group {
-            let to = terms[term].steps.min(step + group - used);
-            pieces[count] = Piece { term, from: step, to };
-            used += to - step;
-            count += 1;
-            (term, step) = if to == terms[term].steps { (term + 1, 0) } else { (term, to) };
-        }
-        let pieces = &pieces[..count];
-        for (p, cols) in panels.clone().enumerate() {
-            let width = cols.len().next_multiple_of(LANES);
-            let mut rights = [(std::ptr::null(), 0); MAX_TERMS];
-            let mut used = 0;
-            for (right, piece) in rights.iter_mut().zip(pieces) {
-                let (t, steps) = (&terms[piece.term], piece.from..piece.to);
-                *right = match t.right {
-                    Right::Rows(r) if t.in_place && cols.len() == width => {
-                        (r.data[steps.start * r.width + cols.start..].as_ptr().cast(), r.width)
-                    }
-                    _ => {
-                        let part = &mut packed[used * width..][..steps.len() * width];
-                        used += steps.len();
-                        t.pack(&cols, steps, width, part);
-                        (part.as_ptr(), width)
-                    }
-                };
-            }
-            for first in rows.clone().step_by(ROWS) {
-                let tile_rows = ROWS.min(rows.end - first);
-                let at = if groups == 1 { 0 } else { p * kept + (first - rows.start) * COLS };
-                let Some(tile) = sums[at..].first_chunk_mut::<{ ROWS * COLS }>() else {
-                    unreachable!("as large as needed")
-                };
-                for (i, (piece, &(right, right_step))) in pieces.iter().zip(&rights).enumerate() {
-                    let t = &terms[piece.term];
-                    let operands = Operands {
-                        steps: piece.to - piece.from,
-                        fresh: g == 0 && i == 0,
-                        // SAFETY: that row and step lie inside, as `Term::check` found.
-                        left: unsafe { t.left.add(first * t.left_tile + piece.from * t.left_step) },
-                        left_row: t.left_row,
-                        left_step: t.left_step,
-                        right,
-                        right_step,
-                    };
-                    // SAFETY: the left side has that many rows and steps from there, the right side
-                    // as many steps of `width`.
-                    unsafe {
-                        match t.word {
-                            Word::Pair => avx512::add_bf16(tile_rows, width / LANES, operands, tile),
-                            _ => avx512::add_f32(tile_rows, width / LANES, operands, tile),
-                        }
-                    }
-                }
-                if g + 1 == groups {
-                    for (i, sums) in tile.chunks_exact(COLS).enumerate().take(tile_rows) {
-                        let at = At { row: first + i, col: cols.start };
-                        // SAFETY: inside, and this task's own.
-                        store(at, &sums[..cols.len()], unsafe { dst.part(at, cols.len()) });
-                    }
-                }
-            }
-        }
-    }
-    SCRATCH.with_borrow_mut(|s| s.extend([sums, packed]));
 }

@@ -1,0 +1,87 @@
+//! Fetching what is packed next while something else is computed.
+
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::ops::Range;
+
+use super::Right;
+use super::pack::{Ready, Word};
+use super::stripe::{MAX_TERMS, Piece};
+use crate::kernels::Element;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Rows of bytes in memory.
+#[derive(Clone, Copy)]
+struct Lines {
+    start: *const u8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    rows: usize,
+    /// Cache lines of each row.
+    count: usize,
+}
+
+/// The sources of a panel, on their way into the second-level cache a share at a time.
+///
+/// They lie in short pieces, one a row, which the processor does not foresee: packing would wait for memory. Asked
+/// for all at once, they would fill the queue of misses, and the tiles would wait.
+pub(super) struct Ahead {
+    of: [Lines; MAX_TERMS],
+    count: usize,
+    /// The next to be fetched: which of `of`, and its row and line.
+    at: (usize, usize, usize),
+    lines: usize,
+    shares: usize,
+    /// Lines in a share.
+    share: usize,
+}
+
+impl Ahead {
+    /// Nothing yet; what is added will be fetched in so many shares.
+    pub(super) fn new(shares: usize) -> Self {
+        let none = Lines { start: std::ptr::null(), stride: 0, rows: 0, count: 0 };
+        Self { of: [none; MAX_TERMS], count: 0, at: (0, 0, 0), lines: 0, shares: shares.max(1), share: 0 }
+    }
+
+    /// Adds what packing a piece of a term reads for columns `cols`.
+    pub(super) fn add<T: Element>(&mut self, term: &Ready<'_, T>, piece: &Piece, cols: &Range<usize>) {
+        if term.in_place {
+            return;
+        }
+        let elements = if term.word == Word::Pair { 2 } else { 1 };
+        let inner = piece.from * elements..term.inner.min(piece.to * elements);
+        let (stored, rows, within) = match term.right {
+            Right::Columns(r) => (r, cols.clone(), inner),
+            Right::Rows(r) => (r, inner, cols.clone()),
+        };
+        let start = stored.from(rows.start, within.start).data.as_ptr().cast();
+        let count = size_of::<T>() * within.len() / LINE + 1;
+        self.of[self.count] = Lines { start, stride: size_of::<T>() * stored.width, rows: rows.len(), count };
+        self.count += 1;
+        self.lines += rows.len() * count;
+        self.share = self.lines.div_ceil(self.shares);
+    }
+
+    /// Begins to fetch the next share.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn fetch(&mut self) {
+        for _ in 0..self.share {
+            let (of, row, line) = self.at;
+            if of == self.count {
+                return;
+            }
+            let lines = &self.of[of];
+            // A hint, which may point anywhere.
+            _mm_prefetch::<_MM_HINT_T1>(lines.start.wrapping_add(row * lines.stride + line * LINE).cast());
+            self.at = if line + 1 < lines.count {
+                (of, row, line + 1)
+            } else if row + 1 < lines.rows {
+                (of, row + 1, 0)
+            } else {
+                (of + 1, 0, 0)
+            };
+        }
+    }
+}

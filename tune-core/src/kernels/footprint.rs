@@ -19,7 +19,7 @@ pub(crate) struct Paper {
     purpose: Cell<Purpose>,
 }
 
-/// See `SCRATCH` in `gemm/pack.rs`: as many f32 as were ever asked for.
+/// See `SCRATCH` in `gemm/stripe.rs`: as many f32 as were ever asked for.
 #[derive(Default)]
 struct Scratch {
     packed: Option<(usize, Entry)>,

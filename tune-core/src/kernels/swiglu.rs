@@ -23,19 +23,20 @@ pub(crate) fn forward<T: Element>(gate: &[T], up: &[T], y: &mut [T]) {
     });
 }
 
-/// Replaces `gate` and `up` by their gradients, for the gradient `grad` of the result.
-pub(crate) fn backward<T: Element>(gate: &mut [T], up: &mut [T], grad: &[T]) {
-    let parts = gate.par_chunks_mut(TASK).zip(up.par_chunks_mut(TASK)).zip(grad.par_chunks(TASK));
+/// Replaces `gate` and `up` by their gradients, for the gradient `grad` of the result, and that one by the result.
+pub(crate) fn backward<T: Element>(gate: &mut [T], up: &mut [T], grad: &mut [T]) {
+    let parts = gate.par_chunks_mut(TASK).zip(up.par_chunks_mut(TASK)).zip(grad.par_chunks_mut(TASK));
     parts.for_each(|((gate, up), grad)| {
         simd(
             #[inline(always)]
             || {
                 for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
-                    let (g, u, grad) = (gate.to_f32(), up.to_f32(), grad.to_f32());
+                    let (g, u, of_y) = (gate.to_f32(), up.to_f32(), grad.to_f32());
                     let s = sigmoid(g);
                     let silu = g * s;
-                    *up = T::from_f32(grad * silu);
-                    *gate = T::from_f32(grad * u * (s + silu * (1.0 - s)));
+                    *up = T::from_f32(of_y * silu);
+                    *gate = T::from_f32(of_y * u * (s + silu * (1.0 - s)));
+                    *grad = T::from_f32(silu * u);
                 }
             },
         );

@@ -122,8 +122,9 @@ fn check_rows<T: Element>() {
     let right_gradients = gradients(&right, &g, &[&vx, &vu]);
     swiglu::forward(&x, &up, &mut y);
     assert_close("swiglu", &y, &values(&right));
-    let (mut gate, mut up) = (x.clone(), up);
-    swiglu::backward(&mut gate, &mut up, &g);
+    let (mut gate, mut up, mut again) = (x.clone(), up, g.clone());
+    swiglu::backward(&mut gate, &mut up, &mut again);
+    assert_eq!(again, y);
     assert_close("swiglu gate", &gate, &right_gradients[0]);
     assert_close("swiglu up", &up, &right_gradients[1]);
 

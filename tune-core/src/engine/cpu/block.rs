@@ -156,18 +156,16 @@ impl<T: Element> CpuBlock<'_, T> {
     }
 
     fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut Found) {
-        let mut activated = Buffer::new(self.run.tokens() * self.down.inner);
-        swiglu::forward(&saved.gate, &saved.up, &mut activated);
+        let mut g_activated = Buffer::new(self.run.tokens() * self.down.inner);
+        let back = self.down.back(gradient);
+        input_gradient(&[&back], None, &mut g_activated);
+        swiglu::backward(&mut saved.gate, &mut saved.up, &mut g_activated);
+        let activated = g_activated;
         if saved.hidden.down.is_none() {
             saved.hidden.down = self.down.hidden(&activated, None);
         }
-        let back = self.down.back(gradient);
         self.down.train(&back, &activated, &saved.hidden.down, found);
-        let mut g_activated = activated;
-        input_gradient(&[&back], None, &mut g_activated);
-        drop(back);
-        swiglu::backward(&mut saved.gate, &mut saved.up, &g_activated);
-        drop(g_activated);
+        drop((back, activated));
 
         let normed = self.normed(&saved.middle, &self.post_attention_layernorm);
         let (g_gate, g_up) = (self.gate.back(&saved.gate), self.up.back(&saved.up));

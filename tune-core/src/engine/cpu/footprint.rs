@@ -332,12 +332,12 @@ impl<T: Element> Block<'_, T> {
     fn mlp_backward(&self, saved: &mut Saved, found: &mut Found) {
         let m = self.run.tokens();
         let activated = self.run.buffer(self.down.inner);
+        let back = self.down.back(m);
+        input_gradient(&[&back], m);
         if saved.hidden.down.is_none() {
             saved.hidden.down = self.down.hidden(m);
         }
-        let back = self.down.back(m);
         self.down.train(m, found);
-        input_gradient(&[&back], m);
         drop((back, activated));
 
         let _normed = self.run.buffer(self.gate.inner);

@@ -8,7 +8,7 @@ own packing), and a metric logger that notes the time. Nothing is saved at the e
 """
 import importlib.util, os
 
-import torch, torchtune
+import torch, torchtune, torchtune.training
 from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 from torchtune.modules.attention_utils import packed_block_causal_mask
@@ -98,6 +98,10 @@ def recipe_class():
     spec.loader.exec_module(module)
     return next(getattr(module, name) for name in dir(module) if name.endswith("RecipeSingleDevice"))
 
+
+# Compiled are the layers alone: for the backward pass of the chunked loss, torch 2.7's inductor writes C++ that declares
+# an array twice (https://github.com/pytorch/pytorch/issues/152172).
+torchtune.training.compile_loss = lambda loss, **_: loss
 
 torch.set_num_threads(RUN["threads"])
 config = recipe_config()

@@ -194,7 +194,7 @@ fn compute<T: Element, D: Send>(
                 let (row, panel) = (task / stripes * block, task % stripes * together);
                 let end = panels.count.min(panel + together);
                 let columns = (panel..end).map(|p| panels.columns(p));
-                // A thread takes neighbouring tasks, of which one here needs no other.
+                // A thread mostly goes on with the neighbouring task.
                 let next = (parallel && end < panels.count).then(|| panels.columns(end));
                 // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
                 unsafe { stripe::stripe(&terms, row..m.min(row + block), &columns, next.as_ref(), &dst, store) };

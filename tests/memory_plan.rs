@@ -166,6 +166,9 @@ fn what_is_advised_makes_it_fit() {
     };
     let error = text(&run("34MiB", &[]).stderr);
     let (_, advice) = error.split_once("it fits with ").unwrap_or_else(|| panic!("{error}"));
+    // What program, tokenizer and data take is not the same in every process, so what is advised must not just fit.
+    let peak = advice.rsplit_once(" MiB)").and_then(|(before, _)| before.rsplit('(').next()?.parse::<f64>().ok());
+    assert!(peak.is_some_and(|peak| peak < 34.0 / 1.019), "{error}");
     let advised: Vec<String> = advice.split_whitespace().filter(|word| word.contains('=')).map(str::to_owned).collect();
     let advised: Vec<String> = advised.into_iter().filter(|word| !word.starts_with("TUNE_MEMORY")).collect();
     assert!(advised.len() > 2, "{error}");

@@ -4,7 +4,7 @@ use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
 use super::Right;
-use super::pack::{Ready, Word};
+use super::pack::Ready;
 use super::stripe::{MAX_TERMS, Piece};
 use crate::kernels::Element;
 
@@ -31,36 +31,36 @@ pub(super) struct Ahead {
     count: usize,
     /// The next to be fetched: which of `of`, and its row and line.
     at: (usize, usize, usize),
-    lines: usize,
-    shares: usize,
     /// Lines in a share.
     share: usize,
 }
 
 impl Ahead {
-    /// Nothing yet; what is added will be fetched in so many shares.
-    pub(super) fn new(shares: usize) -> Self {
+    /// What packing these pieces for columns `cols` reads, to be fetched in so many shares.
+    pub(super) fn new<T: Element>(
+        terms: &[Ready<'_, T>],
+        pieces: &[Piece],
+        cols: &Range<usize>,
+        shares: usize,
+    ) -> Self {
         let none = Lines { start: std::ptr::null(), stride: 0, rows: 0, count: 0 };
-        Self { of: [none; MAX_TERMS], count: 0, at: (0, 0, 0), lines: 0, shares: shares.max(1), share: 0 }
-    }
-
-    /// Adds what packing a piece of a term reads for columns `cols`.
-    pub(super) fn add<T: Element>(&mut self, term: &Ready<'_, T>, piece: &Piece, cols: &Range<usize>) {
-        if term.in_place {
-            return;
+        let mut ahead = Self { of: [none; MAX_TERMS], count: 0, at: (0, 0, 0), share: 0 };
+        let packed = pieces.iter().map(|piece| (&terms[piece.term], piece)).filter(|(term, _)| !term.in_place);
+        for ((term, piece), of) in packed.zip(&mut ahead.of) {
+            let elements = term.word.elements();
+            let inner = piece.from * elements..term.inner.min(piece.to * elements);
+            let (stored, rows, within) = match term.right {
+                Right::Columns(r) => (r, cols.clone(), inner),
+                Right::Rows(r) => (r, inner, cols.clone()),
+            };
+            let start = stored.from(rows.start, within.start).data.as_ptr().cast();
+            let count = size_of::<T>() * within.len() / LINE + 1;
+            *of = Lines { start, stride: size_of::<T>() * stored.width, rows: rows.len(), count };
+            ahead.count += 1;
         }
-        let elements = if term.word == Word::Pair { 2 } else { 1 };
-        let inner = piece.from * elements..term.inner.min(piece.to * elements);
-        let (stored, rows, within) = match term.right {
-            Right::Columns(r) => (r, cols.clone(), inner),
-            Right::Rows(r) => (r, inner, cols.clone()),
-        };
-        let start = stored.from(rows.start, within.start).data.as_ptr().cast();
-        let count = size_of::<T>() * within.len() / LINE + 1;
-        self.of[self.count] = Lines { start, stride: size_of::<T>() * stored.width, rows: rows.len(), count };
-        self.count += 1;
-        self.lines += rows.len() * count;
-        self.share = self.lines.div_ceil(self.shares);
+        let lines: usize = ahead.of.iter().map(|of| of.rows * of.count).sum();
+        ahead.share = lines.div_ceil(shares.max(1));
+        ahead
     }
 
     /// Begins to fetch the next share.

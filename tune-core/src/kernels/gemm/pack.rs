@@ -38,9 +38,14 @@ impl Word {
         }
     }
 
+    /// Elements in a word.
+    pub(super) fn elements(self) -> usize {
+        if self == Self::Pair { 2 } else { 1 }
+    }
+
     /// Words of an inner dimension of `k` elements.
     pub(super) fn steps(self, k: usize) -> usize {
-        if self == Self::Pair { k.div_ceil(2) } else { k }
+        k.div_ceil(self.elements())
     }
 }
 
@@ -145,7 +150,7 @@ impl<'a, T: Element> Ready<'a, T> {
     /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     pub(super) fn pack(&self, cols: &Range<usize>, steps: Range<usize>, width: usize, dst: &mut [f32]) {
-        let elements = if self.word == Word::Pair { 2 } else { 1 };
+        let elements = self.word.elements();
         let inner = self.inner.min(steps.end * elements) - steps.start * elements;
         match self.right {
             Right::Columns(r) => {

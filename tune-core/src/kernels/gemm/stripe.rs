@@ -131,10 +131,11 @@ pub(super) unsafe fn stripe<T: Element, D>(
         for (p, cols) in panels.clone().enumerate() {
             let width = cols.len().next_multiple_of(LANES);
             let rights = rights(terms, group.pieces(), &cols, &mut packed);
-            let mut ahead = Ahead::new(rows.len().div_ceil(ROWS) * group.fetches());
-            if let Some((group, cols)) = upcoming.next() {
-                group.pieces().iter().for_each(|piece| ahead.add(&terms[piece.term], piece, &cols));
-            }
+            let shares = rows.len().div_ceil(ROWS) * group.fetches();
+            let mut ahead = match upcoming.next() {
+                Some((group, cols)) => Ahead::new(terms, group.pieces(), &cols, shares),
+                None => Ahead::new(terms, &[], &cols, shares),
+            };
             for first in rows.clone().step_by(ROWS) {
                 let tile_rows = ROWS.min(rows.end - first);
                 let at = if groups == 1 { 0 } else { p * kept + (first - rows.start) * COLS };

@@ -112,4 +112,4 @@ recipe._model.register_forward_pre_hook(lambda *_: RECORD.begins())
 recipe.train()
 recipe.cleanup()
 RECORD.write(f"{config.loss._component_.split('.')[-1]}, fused AdamW, sdpa; batches padded to their longest row, block mask only "
-             "where a row is packed", ["torch", "torchtune"])
+             "where a row is packed; where compiled, the layers without the loss", ["torch", "torchtune"])

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tune_core::tokenizer::{ChatTemplate, Message};
+use tune_core::tokenizer::{ChatTemplate, Conversation, Message};
 
 #[test]
 fn templates_render_as_in_transformers() {
@@ -22,6 +22,7 @@ fn templates_render_as_in_transformers() {
         let name = case["template"].as_str().unwrap();
         let conversation = case["conversation"].as_str().unwrap();
         let messages: Vec<Message> = serde_json::from_value(expected["conversations"][conversation].clone()).unwrap();
+        let messages = Conversation::new(messages);
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
         let template = ChatTemplate::new(&read(&format!("{name}.jinja")), tokens.clone())
             .unwrap_or_else(|e| panic!("{name}: {e}"))

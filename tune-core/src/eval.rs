@@ -8,7 +8,7 @@ use tune_config::Config;
 
 use crate::generate::{Sampler, StopOptions, generate};
 use crate::models::Decoder;
-use crate::tokenizer::{Message, Tokenizer};
+use crate::tokenizer::{Conversation, Message, Tokenizer};
 use crate::{Error, Result, hub};
 
 /// Held-out questions whose answers must be right to the letter.
@@ -83,7 +83,8 @@ impl ExactMatch {
                     "a conversation needs a question and an answer, each with a `content`",
                 ));
             };
-            questions.push(Question { text, prompt: tokenizer.encode(&template.render(&messages, true)?)?, expected });
+            let prompt = template.render(&Conversation::new(messages), true)?;
+            questions.push(Question { text, prompt: tokenizer.encode(&prompt)?, expected });
         }
         if questions.is_empty() {
             return Err(Error::file(path, "holds no conversation"));

@@ -4,7 +4,7 @@ use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking
 use super::conversation::{conversation, message, set_system_prompt, text_column};
 use super::pieces::{self, Closing, Encoded, Encoder, Piece, Sink};
 use super::records::Record;
-use crate::tokenizer::{ChatTemplate, Message, Tokenizer};
+use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
 use crate::{Error, Result};
 
 /// What a record holds, before anything is rendered or tokenized.
@@ -82,7 +82,8 @@ impl<'a> Formatter<'a> {
         let closing = match self.form(record)? {
             Form::Conversation(messages) => {
                 let template = required_template(self.tokenizer, "a conversation needs one")?;
-                pieces::of_conversation(template, self.tokenizer, &messages, self.masking, &mut encoder)
+                let conversation = Conversation::new(messages);
+                pieces::of_conversation(template, self.tokenizer, &conversation, self.masking, &mut encoder)
             }
             Form::Pieces(pieces, closing) => {
                 pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| closing)

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::batch::{IGNORE, Sample};
 use super::config::Masking;
 use super::conversation::{is_answer, text_of};
-use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
+use crate::tokenizer::{ChatTemplate, Conversation, Message, Prepared, Tokenizer};
 use crate::{Error, Result};
 
 /// A stretch of a sample that is tokenized on its own.
@@ -62,10 +62,11 @@ pub(super) trait Sink {
 pub(super) fn of_conversation(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
-    messages: &[Message],
+    conversation: &Conversation,
     masking: Masking,
     sink: &mut impl Sink,
 ) -> Result<Closing> {
+    let messages = &conversation.messages;
     let mut turns: Vec<usize> = (0..messages.len()).filter(|&i| is_answer(&messages[i])).collect();
     if masking == Masking::Last {
         turns.drain(..turns.len().saturating_sub(1));
@@ -74,13 +75,13 @@ pub(super) fn of_conversation(
         if masking != Masking::All {
             return Err(Error::setup("the conversation has no assistant's message to learn"));
         }
-        sink.push(Piece::text(template.render(messages, false)?, true))?;
+        sink.push(Piece::text(template.render(conversation, false)?, true))?;
         return Ok(Closing::Nothing);
     }
-    let conversation = Conversation::new(messages);
+    let conversation = Prepared::new(conversation)?;
     let text;
     let answers: Box<dyn Iterator<Item = Result<(Range<usize>, Closing)>> + '_> = if template.marks_generation() {
-        let (marked, answers, closing) = marked_answers(template, tokenizer, messages, masking)?;
+        let (marked, answers, closing) = marked_answers(template, tokenizer, messages, &conversation, masking)?;
         text = marked;
         Box::new(answers.into_iter().map(move |answer| Ok((answer, closing))))
     } else {
@@ -115,14 +116,15 @@ fn marked_answers(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     messages: &[Message],
+    conversation: &Prepared,
     masking: Masking,
 ) -> Result<Answers> {
-    let rendered = template.render_marked(messages)?;
+    let rendered = template.render_first_marked(messages.len(), conversation)?;
     let (text, mut answers) = (rendered.text, rendered.generated);
     if masking == Masking::Last {
         // An answer may have several marked parts: all those that the last turn adds.
         let last = messages.iter().rposition(is_answer).unwrap_or_default();
-        let before = template.render_marked(&messages[..last])?.generated.len();
+        let before = template.render_first_marked(last, conversation)?.generated.len();
         answers.drain(..before.min(answers.len()));
     }
     answers.retain(|a| !a.is_empty());
@@ -145,7 +147,7 @@ fn answer_by_prefix(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     messages: &[Message],
-    conversation: &Conversation,
+    conversation: &Prepared,
     turn: usize,
     text: &str,
 ) -> Result<(Range<usize>, Closing)> {

@@ -28,7 +28,8 @@ impl Sink for Vec<Piece> {
 
 fn cut(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<(Vec<Piece>, Closing)> {
     let mut pieces = Vec::new();
-    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, messages, masking, &mut pieces)?;
+    let conversation = Conversation::new(messages.to_vec());
+    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, &conversation, masking, &mut pieces)?;
     Ok((pieces, closing))
 }
 
@@ -188,7 +189,7 @@ fn pieces_are_tokenized_apart_and_targets_are_shifted() {
     let id = |token: &str| tokenizer.token_id(token).unwrap();
     // The tokenizer would like to join the header's newline with the answer's first space.
     let newline_and_space = id("\u{10a}\u{120}");
-    let text = template.render(&messages, false).unwrap();
+    let text = template.render(&Conversation::new(messages), false).unwrap();
     assert!(tokenizer.encode(&text).unwrap().contains(&newline_and_space));
     assert!(!sample.input_ids.contains(&newline_and_space));
 
@@ -227,7 +228,8 @@ fn a_long_conversation_is_not_rendered_beyond_what_is_kept() {
     let encoded = |messages: &[Message]| {
         let mut encoder = Encoder::new(&tokenizer, Some(1000));
         let template = tokenizer.chat_template().unwrap();
-        of_conversation(template, &tokenizer, messages, Masking::Assistant, &mut encoder).unwrap();
+        let conversation = Conversation::new(messages.to_vec());
+        of_conversation(template, &tokenizer, &conversation, Masking::Assistant, &mut encoder).unwrap();
         encoder.finish("x".into())
     };
     // Rendered up to each of its answers this takes minutes; a test that hangs has found it.

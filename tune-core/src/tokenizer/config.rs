@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tune_config::Config;
 
-use super::{Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles};
+use super::{Conversation, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -97,6 +97,6 @@ impl Tokenizer {
         };
         let messages: Vec<Message> =
             system.map(|s| message("system", s)).into_iter().chain([message("user", text)]).collect();
-        self.encode(&template.render(&messages, true)?)
+        self.encode(&template.render(&Conversation::new(messages), true)?)
     }
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use config::TokenizerConfig;
-pub(crate) use template::Conversation;
-pub use template::{ChatTemplate, Message, Rendered};
+pub(crate) use template::Prepared;
+pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
 
 use crate::{Error, Result};
 

@@ -20,8 +20,61 @@ const CLOSE: char = '\u{fdd1}';
 
 const NAME: &str = "chat_template";
 
+/// A JSON object.
+pub type Object = serde_json::Map<String, serde_json::Value>;
+
 /// One message as the template sees it: at least `role` and, mostly, `content`.
-pub type Message = serde_json::Map<String, serde_json::Value>;
+pub type Message = Object;
+
+/// What a template is rendered with, as the parameters of `transformers`' `apply_chat_template`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// The messages.
+    pub messages: Vec<Message>,
+    /// Definitions of the tools that the assistant may call (JSON schemas). The template sees them unchanged;
+    /// without any it sees none.
+    pub tools: Option<Vec<Object>>,
+    /// Documents for the assistant to answer from, each with `title` and `text`.
+    pub documents: Option<Vec<Object>>,
+    /// Further names that the template reads, such as `enable_thinking` (`chat_template_kwargs` elsewhere). They
+    /// stand before special tokens of the same name.
+    pub arguments: Object,
+}
+
+impl Conversation {
+    /// A conversation without tools, documents and arguments.
+    pub fn new(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Self::new(messages)
+    }
+}
+
+/// The parameters of `apply_chat_template`, which cannot be names of a template's own arguments.
+const PARAMETERS: [&str; 18] = [
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "conversations",
+    "documents",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "self",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+];
 
 /// A compiled chat template.
 #[derive(Clone)]
@@ -41,12 +94,34 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// A conversation as templates see it: made once, rendered in parts.
-pub(crate) struct Conversation(Vec<Value>);
+/// A conversation in the form that templates read: made once, rendered in parts.
+pub(crate) struct Prepared {
+    messages: Vec<Value>,
+    tools: Value,
+    documents: Value,
+    arguments: Vec<(String, Value)>,
+}
 
-impl Conversation {
-    pub(crate) fn new(messages: &[Message]) -> Self {
-        Self(messages.iter().map(message).collect())
+impl Prepared {
+    /// # Errors
+    /// An argument with the name of something that is no argument.
+    pub(crate) fn new(conversation: &Conversation) -> Result<Self> {
+        let Conversation { messages, tools, documents, arguments } = conversation;
+        if let Some(name) = arguments.keys().find(|name| PARAMETERS.contains(&name.as_str())) {
+            return Err(Error::setup(format!(
+                "`{name}` cannot be an argument of a chat template: rendering itself uses the name"
+            )));
+        }
+        let objects = |list: &Option<Vec<Object>>| match list {
+            Some(list) => list.iter().map(python::object).collect(),
+            None => Value::from(()),
+        };
+        Ok(Self {
+            messages: messages.iter().map(message).collect(),
+            tools: objects(tools),
+            documents: objects(documents),
+            arguments: arguments.iter().map(|(name, value)| (name.clone(), python::from_json(value))).collect(),
+        })
     }
 }
 
@@ -128,8 +203,9 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What the template itself refuses (`raise_exception`), and its mistakes.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.run(&Conversation::new(messages).0, add_generation_prompt, false)
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        let turns = conversation.messages.len();
+        self.run(turns, &Prepared::new(conversation)?, add_generation_prompt, false)
     }
 
     /// The text of a conversation's first `turns` messages, as [`ChatTemplate::render`] has it.
@@ -139,18 +215,26 @@ impl ChatTemplate {
     pub(crate) fn render_first(
         &self,
         turns: usize,
-        conversation: &Conversation,
+        conversation: &Prepared,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        self.run(&conversation.0[..turns], add_generation_prompt, false)
+        self.run(turns, conversation, add_generation_prompt, false)
     }
 
     /// The text of a whole conversation and what the template marks in it as generated.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub fn render_marked(&self, messages: &[Message]) -> Result<Rendered> {
-        let marked = self.run(&Conversation::new(messages).0, false, self.marks_generation)?;
+    pub fn render_marked(&self, conversation: &Conversation) -> Result<Rendered> {
+        self.render_first_marked(conversation.messages.len(), &Prepared::new(conversation)?)
+    }
+
+    /// The text of a conversation's first `turns` messages, as [`ChatTemplate::render_marked`] has it.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub(crate) fn render_first_marked(&self, turns: usize, conversation: &Prepared) -> Result<Rendered> {
+        let marked = self.run(turns, conversation, false, self.marks_generation)?;
         if !self.marks_generation {
             return Ok(Rendered { text: marked, generated: Vec::new() });
         }
@@ -176,12 +260,13 @@ impl ChatTemplate {
         Ok(Rendered { text, generated })
     }
 
-    fn run(&self, messages: &[Value], add_generation_prompt: bool, mark: bool) -> Result<String> {
+    fn run(&self, turns: usize, conversation: &Prepared, add_generation_prompt: bool, mark: bool) -> Result<String> {
         let mut context: BTreeMap<&str, Value> =
             self.special_tokens.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
-        context.insert("messages", messages.iter().cloned().collect());
-        context.insert("tools", Value::from(()));
-        context.insert("documents", Value::from(()));
+        context.extend(conversation.arguments.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        context.insert("messages", conversation.messages[..turns].iter().cloned().collect());
+        context.insert("tools", conversation.tools.clone());
+        context.insert("documents", conversation.documents.clone());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         context.insert("mark__", Value::from(mark));
         context.insert("now__", Value::from(self.now));

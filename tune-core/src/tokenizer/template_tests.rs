@@ -8,7 +8,7 @@ fn generation_tags_keep_their_white_space_control() {
     assert_eq!(program, "a{%- filter generation__ -%} {{ x }} {% endfilter %}{% if generation %}{% endif %}{%");
 }
 
-fn conversation(texts: &[&str]) -> Vec<Message> {
+fn conversation(texts: &[&str]) -> Conversation {
     let roles = ["user", "assistant"];
     texts
         .iter()
@@ -19,7 +19,8 @@ fn conversation(texts: &[&str]) -> Vec<Message> {
             message.insert("content".into(), (*text).into());
             message
         })
-        .collect()
+        .collect::<Vec<_>>()
+        .into()
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -62,5 +63,24 @@ fn a_template_can_refuse_and_can_be_wrong() {
 fn the_day_can_be_fixed() {
     let template = template("{{ strftime_now('%d %b %Y') }}");
     assert!(template.uses_date());
-    assert_eq!(template.at(0).render(&[], false).unwrap(), "01 Jan 1970");
+    assert_eq!(template.at(0).render(&Conversation::default(), false).unwrap(), "01 Jan 1970");
+}
+
+fn object(value: serde_json::Value) -> Object {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn tools_documents_and_arguments_reach_the_template() {
+    let source = "{{ tools }} {{ documents }} {{ enable_thinking }} {{ bos_token }}";
+    let template = ChatTemplate::new(source, [("bos_token".to_owned(), "<s>".to_owned())].into()).unwrap();
+    let mut conversation = conversation(&["a"]);
+    assert_eq!(template.render(&conversation, false).unwrap(), "None None  <s>");
+    conversation.tools = Some(vec![object(serde_json::json!({"name": "b", "a": null}))]);
+    conversation.documents = Some(vec![object(serde_json::json!({"title": "c"}))]);
+    conversation.arguments = object(serde_json::json!({"enable_thinking": false, "bos_token": "<b>"}));
+    let expected = "[{'name': 'b', 'a': None}] [{'title': 'c'}] False <b>";
+    assert_eq!(template.render(&conversation, false).unwrap(), expected);
+    conversation.arguments = object(serde_json::json!({"messages": []}));
+    assert!(template.render(&conversation, false).unwrap_err().to_string().contains("`messages`"));
 }

@@ -216,6 +216,16 @@ impl DatasetConfig {
         }
     }
 
+    /// The columns that the config names.
+    pub(super) fn columns(&self) -> Vec<&str> {
+        match self {
+            Self::Chat(c) => vec![&c.conversation_column],
+            Self::Instruct(c) => vec![&c.column_map.input, &c.column_map.output],
+            Self::Alpaca(c) => vec![&c.column_map.instruction, &c.column_map.input, &c.column_map.output],
+            Self::Text(c) => vec![&c.column],
+        }
+    }
+
     /// A column without which a record is none.
     pub(super) fn first_column(&self) -> &str {
         match self {

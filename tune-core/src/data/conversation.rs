@@ -1,10 +1,14 @@
 //! Conversations in the two forms in which they are published, made into one.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::config::{ChatDataset, ConversationStyle};
+use super::content::{check_parts, join, message};
 use super::records::{Record, kind_of};
-use crate::tokenizer::{Message, listed};
+use super::trained;
+use crate::tokenizer::{Conversation, Forms, Message, listed};
 use crate::{Error, Result};
 
 /// Roles of the OpenAI form, passed to the chat template as they are.
@@ -21,12 +25,22 @@ const SHAREGPT_ROLES: [(&str, &str); 7] = [
     ("tool", "tool"),
 ];
 
-/// A message with a role and a text.
-pub(super) fn message(role: &str, content: impl Into<String>) -> Message {
-    let mut message = Message::new();
-    message.insert("role".into(), role.into());
-    message.insert("content".into(), Value::String(content.into()));
-    message
+/// The column with the system prompt of a ShareGPT conversation.
+pub(super) const SYSTEM_COLUMN: &str = "system";
+
+/// A conversation to learn from.
+#[derive(Debug, Default)]
+pub(super) struct Chat {
+    /// What the template renders.
+    pub(super) conversation: Conversation,
+    /// The assistant's messages that are context and not learnt, because the record says so.
+    pub(super) left_out: BTreeSet<usize>,
+}
+
+impl From<Vec<Message>> for Chat {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { conversation: Conversation::new(messages), left_out: BTreeSet::new() }
+    }
 }
 
 /// Whether the model is to learn to say this.
@@ -34,58 +48,129 @@ pub(super) fn is_answer(message: &Message) -> bool {
     message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
-/// A message's text; empty where it has none.
-pub(super) fn text_of(message: &Message) -> &str {
-    message.get("content").and_then(Value::as_str).unwrap_or_default()
-}
-
 /// The conversation of a record.
-pub(super) fn conversation(record: &Record, config: &ChatDataset) -> Result<Vec<Message>> {
+pub(super) fn conversation(record: &Record, config: &ChatDataset, forms: &Forms) -> Result<Chat> {
     let origin = &record.origin;
-    let turns = match column(record, &config.conversation_column)? {
-        Value::Array(turns) => turns,
-        other => {
-            return Err(origin.error(format_args!(
-                "column `{}` must be a list of messages, not {}",
-                config.conversation_column,
-                kind_of(other)
-            )));
-        }
-    };
+    let turns = turns(record, config)?;
     if turns.is_empty() {
         return Err(origin.error("the conversation is empty"));
     }
     let mut messages = Vec::with_capacity(turns.len() + 1);
+    let mut marks = Vec::with_capacity(turns.len() + 1);
     for (i, turn) in turns.iter().enumerate() {
         let wrong = |what: String| origin.error(format_args!("message {}: {what}", i + 1));
         let turn = turn.as_object().ok_or_else(|| wrong(format!("must be an object, not {}", kind_of(turn))))?;
-        messages.push(turn_message(turn, config).map_err(wrong)?);
+        marks.push(trained::of_message(turn).map_err(wrong)?);
+        messages.push(turn_message(turn, config, forms).map_err(wrong)?);
     }
-    if let Some(prompt) = &config.new_system_prompt {
-        set_system_prompt(&mut messages, prompt);
-    }
-    Ok(messages)
+    let of_record = trained::of_record(&record.columns, &[&config.conversation_column], turns.len())
+        .map_err(|what| origin.error(what))?;
+    let left_out = (0..messages.len()).filter(|&i| {
+        let trained = marks[i].unwrap_or(true) && of_record.of(i).unwrap_or(true);
+        !trained && is_answer(&messages[i])
+    });
+    let mut left_out: BTreeSet<usize> = left_out.collect();
+    let added = match (&config.new_system_prompt, system_column(record, config)?) {
+        (Some(prompt), _) => set_system_prompt(&mut messages, prompt, forms),
+        (None, Some(prompt)) if !begins_with_system(&messages) => set_system_prompt(&mut messages, prompt, forms),
+        _ => 0,
+    };
+    left_out = left_out.into_iter().map(|turn| turn + added).collect();
+    Ok(Chat { conversation: Conversation::new(messages), left_out })
 }
 
-/// Puts a system message first, in place of one that is there.
-pub(super) fn set_system_prompt(messages: &mut Vec<Message>, prompt: &str) {
-    let system = message("system", prompt);
+/// The system prompt that a ShareGPT record has in a column of its own.
+fn system_column<'a>(record: &'a Record, config: &ChatDataset) -> Result<Option<&'a str>> {
+    match record.columns.get(SYSTEM_COLUMN) {
+        Some(Value::String(prompt)) if config.conversation_style == ConversationStyle::Sharegpt => {
+            Ok(Some(prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()))
+        }
+        Some(Value::Null) | None => Ok(None),
+        Some(other) if config.conversation_style == ConversationStyle::Sharegpt => {
+            Err(record.origin.error(format_args!("column `{SYSTEM_COLUMN}` must be a string, not {}", kind_of(other))))
+        }
+        Some(_) => Ok(None),
+    }
+}
+
+pub(super) fn begins_with_system(messages: &[Message]) -> bool {
+    messages.first().and_then(|first| first.get("role")).and_then(Value::as_str) == Some("system")
+}
+
+fn turns<'a>(record: &'a Record, config: &ChatDataset) -> Result<&'a [Value]> {
+    let name = &config.conversation_column;
+    match record.columns.get(name) {
+        Some(Value::Array(turns)) => Ok(turns),
+        Some(other) => {
+            Err(record.origin.error(format_args!("column `{name}` must be a list of messages, not {}", kind_of(other))))
+        }
+        None => Err(missing_conversation(record, config)),
+    }
+}
+
+/// No column of the name that holds conversations, with what to set where another one does.
+fn missing_conversation(record: &Record, config: &ChatDataset) -> Error {
+    let style = |turn: &Value| {
+        let styles = [("from", "value", ConversationStyle::Sharegpt), ("role", "content", ConversationStyle::Openai)];
+        styles.into_iter().find(|(role, text, _)| turn.get(role).is_some() && turn.get(text).is_some())
+    };
+    let other = record.columns.iter().find_map(|(name, turns)| Some((name, style(turns.as_array()?.first()?)?.2)));
+    let Some((name, style)) = other else { return missing_column(record, &config.conversation_column) };
+    let style = match style {
+        _ if style == config.conversation_style => "",
+        ConversationStyle::Sharegpt => " and `conversation_style: sharegpt`",
+        ConversationStyle::Openai => " and `conversation_style: openai`",
+    };
+    record.origin.error(format_args!(
+        "no column `{}`, and `{name}` holds a conversation: set `conversation_column: {name}`{style}",
+        config.conversation_column
+    ))
+}
+
+/// Puts a system message first, in place of one that is there. Returns by how much the others move.
+pub(super) fn set_system_prompt(messages: &mut Vec<Message>, prompt: &str, forms: &Forms) -> usize {
+    let system = message("system", prompt, forms.choose("system"));
     match messages.first_mut() {
         Some(first) if first.get("role").and_then(Value::as_str) == Some("system") => {
             *first = system;
+            0
         }
-        _ => messages.insert(0, system),
+        _ => {
+            messages.insert(0, system);
+            1
+        }
     }
 }
 
-fn turn_message(turn: &Message, config: &ChatDataset) -> Result<Message, String> {
+/// The keys of a message's role and its text.
+pub(super) fn keys(config: &ChatDataset) -> (&str, &str) {
     let (role_key, content_key) = match config.conversation_style {
         ConversationStyle::Openai => ("role", "content"),
         ConversationStyle::Sharegpt => ("from", "value"),
     };
-    let role_key = config.role_key.as_deref().unwrap_or(role_key);
-    let content_key = config.content_key.as_deref().unwrap_or(content_key);
+    (config.role_key.as_deref().unwrap_or(role_key), config.content_key.as_deref().unwrap_or(content_key))
+}
 
+fn turn_message(turn: &Message, config: &ChatDataset, forms: &Forms) -> Result<Message, String> {
+    let (role_key, content_key) = keys(config);
+    let role = role(turn, role_key, config)?;
+    let content = content(turn, content_key, role, config, forms)?;
+    // What else a message carries (`tool_calls`, `name`, `reasoning_content`) is the template's to use, in the
+    // file's order.
+    let mut message = Message::new();
+    for (key, value) in turn {
+        if key == role_key {
+            message.insert("role".into(), role.into());
+        } else if key == content_key {
+            content.iter().for_each(|content| drop(message.insert("content".into(), content.clone())));
+        } else if key != "role" && key != "content" {
+            message.insert(key.clone(), value.clone());
+        }
+    }
+    Ok(message)
+}
+
+fn role<'a>(turn: &'a Message, role_key: &str, config: &ChatDataset) -> Result<&'a str, String> {
     let role = match turn.get(role_key) {
         Some(Value::String(role)) => role.as_str(),
         Some(other) => {
@@ -100,7 +185,7 @@ fn turn_message(turn: &Message, config: &ChatDataset) -> Result<Message, String>
             return Err(format!("has no `{role_key}` (it has: {}){hint}", listed(turn.keys())));
         }
     };
-    let role = match config.conversation_style {
+    match config.conversation_style {
         ConversationStyle::Openai => OPENAI_ROLES.contains(&role).then_some(role),
         ConversationStyle::Sharegpt => SHAREGPT_ROLES.iter().find(|(name, _)| *name == role).map(|&(_, role)| role),
     }
@@ -110,52 +195,32 @@ fn turn_message(turn: &Message, config: &ChatDataset) -> Result<Message, String>
             ConversationStyle::Sharegpt => SHAREGPT_ROLES.iter().map(|r| r.0).collect(),
         };
         format!("unknown role `{role}`; known are {}", listed(known))
-    })?;
-
-    let mut message = Message::new();
-    message.insert("role".into(), role.into());
-    let content = match turn.get(content_key) {
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(parts)) => Some(join_parts(parts, content_key)?),
-        // An assistant that calls a tool may say nothing.
-        None | Some(Value::Null) if turn.get("tool_calls").is_some_and(|c| !c.is_null()) => None,
-        Some(other) => {
-            return Err(format!("`{content_key}` must be a string or a list of text parts, not {}", kind_of(other)));
-        }
-        None => {
-            return Err(format!("has no `{content_key}` (it has: {})", listed(turn.keys())));
-        }
-    };
-    message.insert("content".into(), content.map_or(Value::Null, Value::String));
-    // What else a message carries (`tool_calls`, `name`, `reasoning_content`) is the template's to use.
-    for (key, value) in turn {
-        if key != role_key && key != content_key && !value.is_null() && !message.contains_key(key) {
-            message.insert(key.clone(), value.clone());
-        }
-    }
-    Ok(message)
+    })
 }
 
-/// The text of a content that is given in parts: `[{"type": "text", "text": "..."}]`.
-fn join_parts(parts: &[Value], key: &str) -> Result<String, String> {
-    let mut text = String::new();
-    for (i, part) in parts.iter().enumerate() {
-        let number = i + 1;
-        match (part, part["type"].as_str(), part["text"].as_str()) {
-            (Value::String(part), ..) => text.push_str(part),
-            (_, Some("text") | None, Some(part)) => text.push_str(part),
-            (_, Some("text"), None) => {
-                return Err(format!("part {number} of `{key}` has no string `text`"));
-            }
-            (_, Some(other), _) => {
-                return Err(format!("part {number} of `{key}` is of type `{other}`; only text can be trained on"));
-            }
-            _ => {
-                return Err(format!("part {number} of `{key}` must be {{\"type\": \"text\", \"text\": ...}}"));
-            }
+fn content(
+    turn: &Message,
+    key: &str,
+    role: &str,
+    config: &ChatDataset,
+    forms: &Forms,
+) -> Result<Option<Value>, String> {
+    let calls = ["tool_calls", "function_call"].iter().any(|key| turn.get(*key).is_some_and(|call| !call.is_null()));
+    match turn.get(key) {
+        // ShareGPT's form has texts alone; which form they take here is this program's choice.
+        Some(Value::String(text)) if config.conversation_style == ConversationStyle::Sharegpt => {
+            Ok(Some(forms.choose(role).content(text)))
         }
+        Some(Value::String(text)) => Ok(Some(text.clone().into())),
+        Some(Value::Array(parts)) => {
+            check_parts(parts, key)?;
+            Ok(Some(if forms.only_text(role) { join(parts).into() } else { parts.clone().into() }))
+        }
+        // An assistant that calls a tool may say nothing.
+        None | Some(Value::Null) if calls => Ok(None),
+        Some(other) => Err(format!("`{key}` must be a string or a list of text parts, not {}", kind_of(other))),
+        None => Err(format!("has no `{key}` (it has: {})", listed(turn.keys()))),
     }
-    Ok(text)
 }
 
 /// A column of a record, or an error that says which there are.

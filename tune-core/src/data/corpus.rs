@@ -108,9 +108,9 @@ impl Corpus {
         let mut samples = Vec::with_capacity(records.len());
         // In order, so that of several broken records the first is named.
         for (&i, encoded) in records.iter().zip(encoded) {
-            let (encoded, closing) = encoded?;
-            if account[self.part_of(i)].count(i, &encoded, closing) {
-                samples.push((i, encoded.sample));
+            let formatted = encoded?;
+            if account[self.part_of(i)].count(i, &formatted) {
+                samples.push((i, formatted.encoded.sample));
             }
         }
         Ok(samples)

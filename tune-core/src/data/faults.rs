@@ -56,7 +56,7 @@ pub(super) fn first_samples(
     let Ok(formatter) = Formatter::new(config, tokenizer) else { return Vec::new() };
     let sample = |i| formatter.encode(&records.read(i).ok()?, max_seq_len, false).ok();
     let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
-    samples.map(|(encoded, _)| encoded.sample).take(n).collect()
+    samples.map(|formatted| formatted.encoded.sample).take(n).collect()
 }
 
 fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {

@@ -1,16 +1,26 @@
 //! From a record to the pieces of a sample, for each kind of dataset.
 
 use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking, TextDataset};
-use super::conversation::{conversation, message, set_system_prompt, text_column};
+use super::content::message;
+use super::conversation::{Chat, conversation, is_answer, set_system_prompt, text_column};
 use super::pieces::{self, Closing, Encoded, Encoder, Piece, Sink};
 use super::records::Record;
-use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
+use super::{alpaca, beside, trained};
+use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendered};
 use crate::{Error, Result};
 
 /// What a record holds, before anything is rendered or tokenized.
 enum Form {
-    Conversation(Vec<Message>),
+    Conversation(Chat),
     Pieces(Vec<Piece>, Closing),
+}
+
+/// A record's sample, and what there is to say of it.
+pub(super) struct Formatted {
+    pub(super) encoded: Encoded,
+    pub(super) closing: Closing,
+    /// Messages whose calls the chat template renders, and whose text it leaves out.
+    pub(super) text_beside_calls: usize,
 }
 
 /// Makes samples of one dataset's records.
@@ -20,6 +30,9 @@ pub(super) struct Formatter<'a> {
     template: Option<&'a ChatTemplate>,
     masking: Masking,
     prompt: Option<PromptTemplate>,
+    /// What is known of the template.
+    forms: Forms,
+    names: Names,
 }
 
 impl<'a> Formatter<'a> {
@@ -44,7 +57,9 @@ impl<'a> Formatter<'a> {
             DatasetConfig::Instruct(c) => c.prompt_template.as_deref().map(PromptTemplate::new).transpose()?,
             _ => None,
         };
-        Ok(Self { config, tokenizer, template, masking, prompt })
+        let forms = template.map(Forms::of).unwrap_or_default();
+        let names = template.map(Names::of).unwrap_or_default();
+        Ok(Self { config, tokenizer, template, masking, prompt, forms, names })
     }
 
     /// The chat template with which samples are rendered.
@@ -64,12 +79,7 @@ impl<'a> Formatter<'a> {
 
     /// A record's sample of at most `max_seq_len` tokens. With `count_cut`, what is cut off is looked at, too, to
     /// count it. An error names the record.
-    pub(super) fn encode(
-        &self,
-        record: &Record,
-        max_seq_len: Option<usize>,
-        count_cut: bool,
-    ) -> Result<(Encoded, Closing)> {
+    pub(super) fn encode(&self, record: &Record, max_seq_len: Option<usize>, count_cut: bool) -> Result<Formatted> {
         let encoder = || Encoder::new(self.tokenizer, max_seq_len);
         if count_cut && let Ok(encoded) = self.encode_with(record, encoder().counting()) {
             return Ok(encoded);
@@ -78,59 +88,82 @@ impl<'a> Formatter<'a> {
         self.encode_with(record, encoder())
     }
 
-    fn encode_with(&self, record: &Record, mut encoder: Encoder<'_>) -> Result<(Encoded, Closing)> {
-        let closing = match self.form(record)? {
-            Form::Conversation(messages) => {
-                let template = required_template(self.tokenizer, "a conversation needs one")?;
-                let conversation = Conversation::new(messages);
-                pieces::of_conversation(template, self.tokenizer, &conversation, self.masking, &mut encoder)
-            }
+    fn encode_with(&self, record: &Record, mut encoder: Encoder<'_>) -> Result<Formatted> {
+        let (closing, text_beside_calls) = match self.form(record)? {
+            Form::Conversation(chat) => self.pieces(&chat, &mut encoder),
             Form::Pieces(pieces, closing) => {
-                pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| closing)
+                pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| (closing, 0))
             }
-        };
-        let closing = closing.map_err(|e| record.origin.error(e))?;
-        Ok((encoder.finish(record.origin.to_string()), closing))
+        }
+        .map_err(|e| record.origin.error(e))?;
+        Ok(Formatted { encoded: encoder.finish(record.origin.to_string()), closing, text_beside_calls })
+    }
+
+    /// Cuts a conversation into pieces. Returns what closes it, and how many messages' texts the template leaves out
+    /// beside their calls.
+    fn pieces(&self, chat: &Chat, encoder: &mut Encoder<'_>) -> Result<(Closing, usize)> {
+        let template = required_template(self.tokenizer, "a conversation needs one")?;
+        let beside_calls = unrendered::check(template, &chat.conversation, false)?;
+        let closing = pieces::of_conversation(template, self.tokenizer, chat, self.masking, encoder)?;
+        Ok((closing, beside_calls.len()))
     }
 
     fn form(&self, record: &Record) -> Result<Form> {
-        match self.config {
-            DatasetConfig::Chat(config) => conversation(record, config).map(Form::Conversation),
+        let mut form = match self.config {
+            DatasetConfig::Chat(config) => {
+                let mut chat = conversation(record, config, &self.forms)?;
+                beside::add(&mut chat.conversation, record, &self.names)?;
+                return Ok(Form::Conversation(chat));
+            }
             DatasetConfig::Instruct(config) => {
                 let columns = &config.column_map;
                 let input = text_column(record, &columns.input)?;
                 let output = text_column(record, &columns.output)?;
-                let (prompt, answer) = match &self.prompt {
+                let turn = match &self.prompt {
                     Some(template) => template.fill(input, output),
                     None => (input.to_owned(), output.to_owned()),
                 };
-                let system = config.new_system_prompt.as_deref();
-                Ok(self.question(system, prompt, answer))
+                self.exchange(config.new_system_prompt.as_deref(), vec![turn])
             }
             DatasetConfig::Alpaca(config) => {
-                let (prompt, answer) = alpaca(record, config)?;
-                Ok(self.question(None, prompt, answer))
+                let alpaca::Exchange { system, turns } = alpaca::exchange(record, config)?;
+                self.exchange(system.as_deref(), turns)
             }
-            DatasetConfig::Text(config) => self.text(record, config),
+            DatasetConfig::Text(config) => self.text(record, config)?,
+        };
+        let said = trained::of_record(&record.columns, &self.config.columns(), 0);
+        if said.map_err(|what| record.origin.error(what))?.all == Some(false) {
+            form.leave_out();
         }
+        Ok(form)
     }
 
-    fn question(&self, system: Option<&str>, prompt: String, answer: String) -> Form {
+    /// Prompts and answers, as messages where there is a template for them.
+    fn exchange(&self, system: Option<&str>, turns: Vec<(String, String)>) -> Form {
         if self.template.is_some() {
-            let mut messages = vec![message("user", prompt), message("assistant", answer)];
+            let form = |role: &str| self.forms.choose(role);
+            let turns = turns.into_iter().flat_map(|(prompt, answer)| {
+                [message("user", prompt, form("user")), message("assistant", answer, form("assistant"))]
+            });
+            let mut messages: Vec<Message> = turns.collect();
             if let Some(system) = system {
-                set_system_prompt(&mut messages, system);
+                set_system_prompt(&mut messages, system, &self.forms);
             }
-            return Form::Conversation(messages);
+            return Form::Conversation(Chat::from(messages));
         }
-        let prompt = match system {
-            Some(system) => format!("{system}\n\n{prompt}"),
-            None => prompt,
-        };
         let mut pieces = self.beginning();
-        pieces.push(Piece::text(prompt, self.masking == Masking::All));
-        pieces.push(Piece::text(answer, true));
-        let closing = self.end(&mut pieces);
+        let mut closing = Closing::Nothing;
+        let last = turns.len().saturating_sub(1);
+        for (i, (prompt, answer)) in turns.into_iter().enumerate() {
+            let prompt = match system {
+                Some(system) if i == 0 => format!("{system}\n\n{prompt}"),
+                _ => prompt,
+            };
+            let trained = i == last || self.masking != Masking::Last;
+            pieces.push(Piece::text(prompt, self.masking == Masking::All));
+            pieces.push(Piece::text(answer, trained));
+            closing = self.end(&mut pieces, trained);
+        }
         Form::Pieces(pieces, closing)
     }
 
@@ -139,7 +172,7 @@ impl<'a> Formatter<'a> {
         let mut pieces = self.beginning();
         pieces.push(Piece::text(text, true));
         // Whoever turns `add_eos` off does not want the text to end.
-        let closing = if config.add_eos { self.end(&mut pieces) } else { Closing::Stop };
+        let closing = if config.add_eos { self.end(&mut pieces, true) } else { Closing::Stop };
         Ok(Form::Pieces(pieces, closing))
     }
 
@@ -151,13 +184,26 @@ impl<'a> Formatter<'a> {
         }
     }
 
-    fn end(&self, pieces: &mut Vec<Piece>) -> Closing {
+    fn end(&self, pieces: &mut Vec<Piece>, trained: bool) -> Closing {
         match self.tokenizer.eos() {
             Some(eos) => {
-                pieces.push(Piece::token(eos, true));
+                pieces.push(Piece::token(eos, trained));
                 Closing::Stop
             }
             None => Closing::Nothing,
+        }
+    }
+}
+
+impl Form {
+    /// The same, of which nothing is trained.
+    fn leave_out(&mut self) {
+        match self {
+            Self::Conversation(chat) => {
+                let messages = chat.conversation.messages.iter().enumerate();
+                chat.left_out = messages.filter(|(_, message)| is_answer(message)).map(|(i, _)| i).collect();
+            }
+            Self::Pieces(pieces, _) => pieces.iter_mut().for_each(|piece| piece.trained = false),
         }
     }
 }
@@ -216,28 +262,4 @@ impl PromptTemplate {
     fn fill(&self, input: &str, output: &str) -> (String, String) {
         (format!("{}{input}{}", self.before_input, self.before_output), format!("{output}{}", self.after_output))
     }
-}
-
-/// Alpaca's prompt, which has a section for the input if there is one, and the answer.
-fn alpaca(record: &Record, config: &AlpacaDataset) -> Result<(String, String)> {
-    let columns = &config.column_map;
-    let instruction = text_column(record, &columns.instruction)?;
-    let input = match record.columns.get(&columns.input) {
-        None | Some(serde_json::Value::Null) => "",
-        Some(_) => text_column(record, &columns.input)?,
-    };
-    let output = text_column(record, &columns.output)?;
-    let prompt = if input.is_empty() {
-        format!(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the \
-             request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-        )
-    } else {
-        format!(
-            "Below is an instruction that describes a task, paired with an input that provides further context. \
-             Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n\
-             ### Input:\n{input}\n\n### Response:\n"
-        )
-    };
-    Ok((prompt, output.to_owned()))
 }

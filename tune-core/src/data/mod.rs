@@ -1,8 +1,11 @@
 //! From files of text to batches of token ids.
 
 mod ahead;
+mod alpaca;
 mod batch;
+mod beside;
 mod config;
+mod content;
 mod conversation;
 mod corpus;
 mod faults;
@@ -15,6 +18,7 @@ mod records;
 mod report;
 mod source;
 mod split;
+mod trained;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use super::batch::{IGNORE, Sample};
 use super::config::Masking;
-use super::conversation::{is_answer, text_of};
-use crate::tokenizer::{ChatTemplate, Conversation, Message, Prepared, Tokenizer};
+use super::content::texts_of;
+use super::conversation::{Chat, is_answer};
+use crate::tokenizer::{ChatTemplate, Message, Prepared, Tokenizer};
 use crate::{Error, Result};
 
 /// A stretch of a sample that is tokenized on its own.
@@ -62,10 +63,11 @@ pub(super) trait Sink {
 pub(super) fn of_conversation(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
-    conversation: &Conversation,
+    chat: &Chat,
     masking: Masking,
     sink: &mut impl Sink,
 ) -> Result<Closing> {
+    let conversation = &chat.conversation;
     let messages = &conversation.messages;
     let mut turns: Vec<usize> = (0..messages.len()).filter(|&i| is_answer(&messages[i])).collect();
     if masking == Masking::Last {
@@ -78,30 +80,42 @@ pub(super) fn of_conversation(
         sink.push(Piece::text(template.render(conversation, false)?, true))?;
         return Ok(Closing::Nothing);
     }
+    if turns.iter().all(|turn| chat.left_out.contains(turn)) {
+        // As a sample whose answers are cut off.
+        sink.push(Piece::text(template.render(conversation, false)?, false))?;
+        return Ok(Closing::Stop);
+    }
     let conversation = Prepared::new(conversation)?;
+    let rest_trained = masking == Masking::All;
     let text;
-    let answers: Box<dyn Iterator<Item = Result<(Range<usize>, Closing)>> + '_> = if template.marks_generation() {
-        let (marked, answers, closing) = marked_answers(template, tokenizer, messages, &conversation, masking)?;
+    let answers: Box<dyn Iterator<Item = Result<Answer>> + '_> = if template.marks_generation() {
+        let (marked, answers) = marked_answers(template, tokenizer, chat, &conversation, masking)?;
         text = marked;
-        Box::new(answers.into_iter().map(move |answer| Ok((answer, closing))))
+        Box::new(answers.into_iter().map(Ok))
     } else {
         text = template.render_first(messages.len(), &conversation, false)?;
-        let find = |&turn: &usize| answer_by_prefix(template, tokenizer, messages, &conversation, turn, &text);
-        Box::new(turns.iter().map(find))
+        // An answer that is left out need not be found where all that is around it is left out, too.
+        turns.retain(|turn| rest_trained || !chat.left_out.contains(turn));
+        let search = Search { template, tokenizer, messages, conversation: &conversation, masking, text: &text };
+        Box::new(turns.iter().map(move |&turn| {
+            let (range, closing) = search.answer(turn)?;
+            Ok(Answer { range, closing, trained: !chat.left_out.contains(&turn) })
+        }))
     };
 
-    let rest_trained = masking == Masking::All;
     let mut position = 0;
     let mut closing = Closing::Stop;
     for answer in answers {
-        let (answer, end) = answer?;
-        if answer.start < position {
+        let Answer { range, closing: end, trained } = answer?;
+        if range.start < position {
             return Err(Error::setup("the chat template renders the assistant's messages into each other"));
         }
-        closing = end;
-        sink.push(Piece::text(&text[position..answer.start], rest_trained))?;
-        position = answer.end;
-        sink.push(Piece::text(&text[answer], true))?;
+        if trained {
+            closing = end;
+        }
+        sink.push(Piece::text(&text[position..range.start], rest_trained))?;
+        position = range.end;
+        sink.push(Piece::text(&text[range], trained))?;
         if sink.is_full() {
             return Ok(closing);
         }
@@ -110,86 +124,135 @@ pub(super) fn of_conversation(
     Ok(closing)
 }
 
-type Answers = (String, Vec<Range<usize>>, Closing);
+/// Where an answer stands in the text with its stop token.
+struct Answer {
+    range: Range<usize>,
+    closing: Closing,
+    /// False where the record leaves it out.
+    trained: bool,
+}
 
 fn marked_answers(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
-    messages: &[Message],
+    chat: &Chat,
     conversation: &Prepared,
     masking: Masking,
-) -> Result<Answers> {
+) -> Result<(String, Vec<Answer>)> {
+    let messages = &chat.conversation.messages;
     let rendered = template.render_first_marked(messages.len(), conversation)?;
-    let (text, mut answers) = (rendered.text, rendered.generated);
-    if masking == Masking::Last {
-        // An answer may have several marked parts: all those that the last turn adds.
-        let last = messages.iter().rposition(is_answer).unwrap_or_default();
-        let before = template.render_first_marked(last, conversation)?.generated.len();
-        answers.drain(..before.min(answers.len()));
+    let (text, mut ranges) = (rendered.text, rendered.generated);
+    // An answer may have several marked parts: all those that its turn adds.
+    let parts = ranges.len();
+    let parts_before = |turn: usize| -> Result<usize> {
+        Ok(template.render_first_marked(turn, conversation)?.generated.len().min(parts))
+    };
+    let mut trained = vec![true; parts];
+    for &turn in &chat.left_out {
+        let before = parts_before(turn)?;
+        trained[before..parts_before(turn + 1)?.max(before)].fill(false);
     }
-    answers.retain(|a| !a.is_empty());
-    let Some(last) = answers.last() else {
+    if masking == Masking::Last {
+        let last = parts_before(messages.iter().rposition(is_answer).unwrap_or_default())?;
+        ranges.drain(..last);
+        trained.drain(..last);
+    }
+    let answers = ranges.into_iter().zip(trained).filter(|(range, _)| !range.is_empty());
+    let answers: Vec<Answer> = answers
+        .map(|(range, trained)| {
+            let closing = match tokenizer.special_at_end(text[range.clone()].trim_end()) {
+                Some(id) if tokenizer.stop_tokens().contains(&id) => Closing::Stop,
+                Some(id) => Closing::Other(id),
+                None => Closing::Nothing,
+            };
+            Answer { range, closing, trained }
+        })
+        .collect();
+    if !answers.iter().any(|answer| answer.trained) {
         return Err(Error::setup(
             "the chat template's `{% generation %}` marks leave no token of this conversation to learn",
         ));
-    };
-    let end = text[last.clone()].trim_end();
-    let closing = match tokenizer.special_at_end(end) {
-        Some(id) if tokenizer.stop_tokens().contains(&id) => Closing::Stop,
-        Some(id) => Closing::Other(id),
-        None => Closing::Nothing,
-    };
-    Ok((text, answers, closing))
+    }
+    Ok((text, answers))
 }
 
-/// Where in `text`, the whole conversation, the answer `turn` stands with its stop token.
-fn answer_by_prefix(
-    template: &ChatTemplate,
-    tokenizer: &Tokenizer,
-    messages: &[Message],
-    conversation: &Prepared,
-    turn: usize,
-    text: &str,
-) -> Result<(Range<usize>, Closing)> {
-    let number = turn + 1;
-    let prompt = template
-        .render_first(turn, conversation, true)
-        .map_err(|e| Error::setup(format!("{e} (rendering the prompt of message {number})")))?;
-    let start = prompt.len();
-    if !text.starts_with(&prompt) {
-        return Err(not_a_prefix(&prompt, text, &format!("the prompt that the model answers with message {number}")));
+/// Finds answers by rendering what stands before them.
+struct Search<'a> {
+    template: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    messages: &'a [Message],
+    conversation: &'a Prepared,
+    masking: Masking,
+    /// The whole conversation.
+    text: &'a str,
+}
+
+impl Search<'_> {
+    /// Where in the text the answer `turn` stands with its stop token.
+    fn answer(&self, turn: usize) -> Result<(Range<usize>, Closing)> {
+        let Self { template, tokenizer, messages, conversation, text, .. } = *self;
+        let number = turn + 1;
+        let prompt = template
+            .render_first(turn, conversation, true)
+            .map_err(|e| Error::setup(format!("{e} (rendering the prompt of message {number})")))?;
+        let start = prompt.len();
+        if !text.starts_with(&prompt) {
+            let what = format!("the prompt that the model answers with message {number}");
+            return Err(self.not_a_prefix(turn, &prompt, &what));
+        }
+        let until = if turn + 1 == messages.len() {
+            text.to_owned()
+        } else {
+            template.render_first(turn + 1, conversation, false)?
+        };
+        let not_a_prefix = || self.not_a_prefix(turn, &until, &format!("the conversation up to message {number}"));
+        // A template may close a conversation with more than a turn (`<|endoftext|>`). That is no
+        // matter, as long as the answer and its stop token stand in what the two have in common.
+        let common = common_prefix(&until, text);
+        let Some(span) = text.get(start..common).filter(|s| !s.is_empty()) else { return Err(not_a_prefix()) };
+        let content_end = end_of_texts(span, &texts_of(&messages[turn]));
+        let stop = match content_end {
+            Some(from) => tokenizer.first_stop(&span[from..]).map(|stop| from + stop.start..from + stop.end),
+            // The template rewrites the content: the turn is closed by the last stop token in it.
+            None => tokenizer.last_stop(span),
+        };
+        if let Some(stop) = stop {
+            return Ok((start..start + stop.end, Closing::Stop));
+        }
+        let is_prefix = common == until.len();
+        let Some(content_end) = content_end.or(is_prefix.then_some(span.len())) else { return Err(not_a_prefix()) };
+        let rest = &span[content_end..];
+        let gap = rest.len() - rest.trim_start().len();
+        match tokenizer.leading_special(&rest[gap..]) {
+            Some((id, len)) => Ok((start..start + content_end + gap + len, Closing::Other(id))),
+            None => Ok((start..start + content_end, Closing::Nothing)),
+        }
     }
-    let until = if turn + 1 == messages.len() {
-        text.to_owned()
-    } else {
-        template.render_first(turn + 1, conversation, false)?
-    };
-    // A template may close a conversation with more than a turn (`<|endoftext|>`). That is no
-    // matter, as long as the answer and its stop token stand in what the two have in common.
-    let common = common_prefix(&until, text);
-    let Some(span) = text.get(start..common).filter(|s| !s.is_empty()) else {
-        return Err(not_a_prefix(&until, text, &format!("the conversation up to message {number}")));
-    };
-    let content = text_of(&messages[turn]);
-    let content_end = [content, content.trim()].iter().find_map(|c| span.find(c).map(|at| at + c.len()));
-    let stop = match content_end {
-        Some(from) => tokenizer.first_stop(&span[from..]).map(|stop| from + stop.start..from + stop.end),
-        // The template rewrites the content: the turn is closed by the last stop token in it.
-        None => tokenizer.last_stop(span),
-    };
-    if let Some(stop) = stop {
-        return Ok((start..start + stop.end, Closing::Stop));
+
+    /// The answer `turn` cannot be found, with what would help.
+    fn not_a_prefix(&self, turn: usize, part: &str, what: &str) -> Error {
+        let at = common_prefix(part, self.text);
+        let shown = |text: &str| text[at..].chars().take(40).collect::<String>();
+        let last =
+            self.messages.iter().rposition(is_answer).filter(|&last| last != turn && self.masking != Masking::Last);
+        let advice = match last.is_some_and(|last| self.answer(last).is_ok()) {
+            true => "Set `masking_strategy: last`, or use",
+            false => "Use",
+        };
+        Error::setup(format!(
+            "the chat template cannot be trained with: {what} is not how the whole conversation begins (after {at} \
+             bytes it has {:?}, and the whole has {:?}). {advice} a chat template with {{% generation %}} marks",
+            shown(part),
+            shown(self.text),
+        ))
     }
-    let is_prefix = common == until.len();
-    let Some(content_end) = content_end.or(is_prefix.then_some(span.len())) else {
-        return Err(not_a_prefix(&until, text, &format!("the conversation up to message {number}")));
-    };
-    let rest = &span[content_end..];
-    let gap = rest.len() - rest.trim_start().len();
-    match tokenizer.leading_special(&rest[gap..]) {
-        Some((id, len)) => Ok((start..start + content_end + gap + len, Closing::Other(id))),
-        None => Ok((start..start + content_end, Closing::Nothing)),
-    }
+}
+
+/// Where in a span the last of a message's texts ends, if all are there, one behind the other.
+fn end_of_texts(span: &str, texts: &[&str]) -> Option<usize> {
+    texts.iter().try_fold(0, |end, text| {
+        [text, text.trim()].iter().find_map(|text| span[end..].find(*text).map(|at| end + at + text.len()))
+    })
 }
 
 fn common_prefix(a: &str, b: &str) -> usize {
@@ -198,18 +261,6 @@ fn common_prefix(a: &str, b: &str) -> usize {
         n -= 1;
     }
     n
-}
-
-fn not_a_prefix(part: &str, whole: &str, what: &str) -> Error {
-    let at = common_prefix(part, whole);
-    let shown = |text: &str| text[at..].chars().take(40).collect::<String>();
-    Error::setup(format!(
-        "the chat template cannot be trained with: {what} is not how the whole conversation begins (after {at} bytes \
-         it has {:?}, and the whole has {:?}). Set `masking_strategy: last`, or use a chat template with \
-         {{% generation %}} marks",
-        shown(part),
-        shown(whole),
-    ))
 }
 
 /// A tokenized sample and what was lost on the way.

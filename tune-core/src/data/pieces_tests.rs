@@ -1,6 +1,6 @@
 use super::*;
-use crate::data::conversation::message;
 use crate::tokenizer::testing::{byte_level, sentence_piece};
+use crate::tokenizer::{Conversation, Form};
 
 macro_rules! template {
     ($name:literal) => {
@@ -8,8 +8,12 @@ macro_rules! template {
     };
 }
 
+fn message(role: &str, text: &str) -> Message {
+    crate::data::content::message(role, text, Form::Text)
+}
+
 fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
-    turns.iter().map(|(role, text)| message(role, *text)).collect()
+    turns.iter().map(|(role, text)| message(role, text)).collect()
 }
 
 const ONE: [(&str, &str); 2] = [("user", "q"), ("assistant", "  a")];
@@ -28,8 +32,8 @@ impl Sink for Vec<Piece> {
 
 fn cut(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<(Vec<Piece>, Closing)> {
     let mut pieces = Vec::new();
-    let conversation = Conversation::new(messages.to_vec());
-    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, &conversation, masking, &mut pieces)?;
+    let chat = Chat::from(messages.to_vec());
+    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, &chat, masking, &mut pieces)?;
     Ok((pieces, closing))
 }
 
@@ -228,8 +232,8 @@ fn a_long_conversation_is_not_rendered_beyond_what_is_kept() {
     let encoded = |messages: &[Message]| {
         let mut encoder = Encoder::new(&tokenizer, Some(1000));
         let template = tokenizer.chat_template().unwrap();
-        let conversation = Conversation::new(messages.to_vec());
-        of_conversation(template, &tokenizer, &conversation, Masking::Assistant, &mut encoder).unwrap();
+        let chat = Chat::from(messages.to_vec());
+        of_conversation(template, &tokenizer, &chat, Masking::Assistant, &mut encoder).unwrap();
         encoder.finish("x".into())
     };
     // Rendered up to each of its answers this takes minutes; a test that hangs has found it.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::batch::IGNORE;
-use super::format::Formatter;
-use super::pieces::{Closing, Encoded};
+use super::format::{Formatted, Formatter};
+use super::pieces::Closing;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
@@ -50,16 +50,25 @@ pub(super) struct Tally {
     stopping: usize,
     never_closed: usize,
     closed_by: BTreeMap<u32, usize>,
+    text_beside_calls: usize,
 }
 
 impl Tally {
     pub(super) fn new(name: String) -> Self {
         let report = DatasetReport { name, ..DatasetReport::default() };
-        Self { report, dropped: BTreeSet::new(), stopping: 0, never_closed: 0, closed_by: BTreeMap::new() }
+        Self {
+            report,
+            dropped: BTreeSet::new(),
+            stopping: 0,
+            never_closed: 0,
+            closed_by: BTreeMap::new(),
+            text_beside_calls: 0,
+        }
     }
 
     /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
-    pub(super) fn count(&mut self, record: usize, encoded: &Encoded, closing: Closing) -> bool {
+    pub(super) fn count(&mut self, record: usize, formatted: &Formatted) -> bool {
+        let Formatted { encoded, closing, text_beside_calls } = formatted;
         let report = &mut self.report;
         let sample = &encoded.sample;
         report.truncated += usize::from(encoded.cut > 0);
@@ -75,10 +84,11 @@ impl Tally {
         }
         match closing {
             Closing::Stop => {}
-            Closing::Other(id) => *self.closed_by.entry(id).or_default() += 1,
+            Closing::Other(id) => *self.closed_by.entry(*id).or_default() += 1,
             Closing::Nothing => self.never_closed += 1,
         }
         self.stopping += usize::from(encoded.stops);
+        self.text_beside_calls += text_beside_calls;
         report.samples += 1;
         report.tokens += sample.input_ids.len();
         report.trained_tokens += trained;
@@ -94,7 +104,7 @@ impl Tally {
         formatter: &Formatter<'_>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
-        let Self { mut report, dropped, stopping, never_closed, closed_by } = self;
+        let Self { mut report, dropped, stopping, never_closed, closed_by, text_beside_calls } = self;
         report.stopping = formatter.ends_samples().then_some(stopping);
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
@@ -131,6 +141,11 @@ impl Tally {
             ));
         }
         warnings.extend(endings.iter().cloned());
+        if text_beside_calls > 0 {
+            warnings.push(format!(
+                "{name}: in {text_beside_calls} messages with calls of tools the chat template leaves out the text beside the calls"
+            ));
+        }
         if formatter.template().is_some_and(ChatTemplate::uses_date) {
             warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
         }

@@ -4,6 +4,13 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::tokenizer::testing::{byte_level, sentence_piece};
 
+#[path = "beside_tests.rs"]
+mod beside;
+#[path = "content_tests.rs"]
+mod content;
+#[path = "trained_tests.rs"]
+mod trained;
+
 const CHATML: &str = include_str!("../../../tests/chat_templates/chatml.jinja");
 const GOOD: &str = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tune_config::Config;
 
-use super::{Conversation, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles};
+use super::{Conversation, Forms, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -92,11 +92,16 @@ impl Tokenizer {
             let text = system.map_or_else(|| text.to_owned(), |s| format!("{s}\n{text}"));
             return Ok(begin.into_iter().chain(self.encode(&text)?).collect());
         };
-        let message = |role: &str, content: &str| -> Message {
-            [("role", role), ("content", content)].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect()
+        let forms = Forms::of(template);
+        let message = |role: &str, text: &str| -> Message {
+            let content = forms.choose(role).content(text);
+            [("role", role.into()), ("content", content)].into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
         };
         let messages: Vec<Message> =
             system.map(|s| message("system", s)).into_iter().chain([message("user", text)]).collect();
-        self.encode(&template.render(&Conversation::new(messages), true)?)
+        let conversation = Conversation::new(messages);
+        let prompt = template.render(&conversation, true)?;
+        unrendered::check(template, &conversation, true)?;
+        self.encode(&prompt)
     }
 }

@@ -2,10 +2,13 @@
 
 mod config;
 mod date;
+mod form;
+mod names;
 mod python;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod unrendered;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +18,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use config::TokenizerConfig;
+pub(crate) use form::{Form, Forms};
+pub(crate) use names::Names;
 pub(crate) use template::Prepared;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
 

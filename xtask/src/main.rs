@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask <TASK>`, one module each.
 
 mod bench;
+mod bits;
 mod codegen;
 mod make_tiny;
 mod new_recipe;
@@ -32,6 +33,8 @@ enum Task {
     Parity(parity::Args),
     /// Compare the recipes' speed and memory with torchtune's and PEFT's (installs both; `--quick` for a first look).
     Bench(bench::Args),
+    /// Checksums of losses, gradients and steps on the test models, to compare two builds on one machine (minutes).
+    Bits(bits::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::MakeTiny(args) => make_tiny::run(root, &args),
         Task::Parity(args) => parity::run(root, &args),
         Task::Bench(args) => bench::run(root, &args),
+        Task::Bits(args) => bits::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

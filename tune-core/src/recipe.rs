@@ -14,8 +14,8 @@ use tune_config::{Config, Data, Value};
 use crate::checkpoint::run;
 use crate::checkpoint::state::TrainingState;
 use crate::data::Batch;
+use crate::kernels::Dropout;
 use crate::metrics;
-use crate::ops::Dropout;
 use crate::{Error, Result};
 
 pub use outline::{Outline, Trained, inputs};

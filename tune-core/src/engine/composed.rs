@@ -8,7 +8,8 @@ use super::{GradientSink, RunOptions, lost, lowest_trained};
 use crate::Result;
 use crate::data::Batch;
 use crate::models::{Decoder, Pass};
-use crate::ops::{add_assign, cross_entropy};
+use crate::ops::cross_entropy;
+use crate::optim::add_assign;
 
 /// What a block leaves behind for its backward pass.
 struct Saved {

@@ -12,12 +12,12 @@
 mod composed;
 mod cpu;
 
-use candle_core::{DType, Var};
+use candle_core::DType;
 pub(crate) use cpu::StepOnPaper;
 
 use crate::data::Batch;
 use crate::models::Decoder;
-pub use crate::ops::Gradient;
+pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
 
 /// How one micro-batch is run.
@@ -29,12 +29,6 @@ pub struct RunOptions {
     pub activation_checkpointing: bool,
     /// The key of this micro-batch's dropout, see [`crate::models::Pass::dropout`].
     pub dropout: Option<u64>,
-}
-
-/// Takes each trained parameter's gradient once per micro-batch.
-pub trait GradientSink: Send {
-    /// The gradient of the scaled loss with respect to `var`, in f32 or in its dtype.
-    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()>;
 }
 
 /// Runs a micro-batch forward and back. Returns the loss summed over its trained tokens, not scaled.

@@ -6,9 +6,11 @@
 
 pub(crate) mod attention;
 pub(crate) mod buffers;
+mod dropout;
 mod element;
 pub(crate) mod footprint;
 pub(crate) mod gemm;
+mod ids;
 mod isa;
 pub(crate) mod ledger;
 mod math;
@@ -20,9 +22,13 @@ mod shared;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
 
+pub use attention::AttentionShape;
+pub use dropout::Dropout;
 pub(crate) use element::{Element, Wide, widen};
+pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::sum;
+pub use rope::Rotary;
 pub(crate) use shared::Shared;
 
 #[cfg(test)]

@@ -1,13 +1,39 @@
 //! Rotary position embeddings in place (Su et al. 2021, <https://arxiv.org/abs/2104.09864>), element `i`
 //! of a head turning with element `i + head_dim / 2`.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::{Element, simd};
-use crate::ops::Rotary;
 
 /// Rows that one task handles.
 const ROWS: usize = 32;
+
+/// The angles of one batch: cosine and sine for each token and each pair of elements.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    /// `[tokens, head_dim / 2]`.
+    pub(crate) cos: Arc<Vec<f32>>,
+    /// `[tokens, head_dim / 2]`.
+    pub(crate) sin: Arc<Vec<f32>>,
+    pub(crate) head_dim: usize,
+}
+
+impl Rotary {
+    /// Angles for tokens at `positions`, turning by `inverse_frequencies` (`[head_dim / 2]`, radians a position).
+    ///
+    /// Computed in f32, as in the reference implementations, so that long positions round alike.
+    pub fn new(positions: &[u32], inverse_frequencies: &[f32]) -> Self {
+        let angles: Vec<f32> =
+            positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
+        Self {
+            cos: Arc::new(angles.iter().map(|a| a.cos()).collect()),
+            sin: Arc::new(angles.iter().map(|a| a.sin()).collect()),
+            head_dim: 2 * inverse_frequencies.len(),
+        }
+    }
+}
 
 /// Which way to turn: the transpose of a rotation is its inverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

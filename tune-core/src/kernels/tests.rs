@@ -3,11 +3,11 @@
 use candle_core::{Device, Tensor, Var};
 use half::bf16;
 
-use super::attention::Attention;
-use super::rope::Turn;
+use super::attention::{Attention, AttentionShape};
+use super::rope::{Rotary, Turn};
 use super::{Element, rms_norm, rope, swiglu};
 use crate::data::Span;
-use crate::ops::{self, AttentionShape, Rotary};
+use crate::ops;
 
 fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
     crate::models::uniform(seed, count, 1.5).into_iter().map(T::from_f32).collect()

@@ -6,7 +6,8 @@ use super::cache::KvCache;
 use super::decoder::Pass;
 use super::linear::Linear;
 use crate::Result;
-use crate::ops::{self, AttentionShape};
+use crate::kernels::AttentionShape;
+use crate::ops;
 
 /// A block in Hugging Face's names; `x_bsh` is the residual stream, `[batch, seq, hidden]`.
 #[derive(Debug, Clone)]

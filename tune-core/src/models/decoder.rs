@@ -12,7 +12,8 @@ use super::linear::Linear;
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::data::{Batch, Span};
-use crate::ops::{self, AttentionShape, OutputHead, Rotary};
+use crate::kernels::{AttentionShape, Rotary};
+use crate::ops::{self, OutputHead};
 use crate::peft::{LoraOptions, add_adapter};
 use crate::{Error, Result};
 

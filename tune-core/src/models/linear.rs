@@ -4,7 +4,8 @@ use candle_core::{Tensor, Var};
 
 use super::decoder::Pass;
 use crate::Result;
-use crate::ops::{self, Dropout, LoraFactors};
+use crate::kernels::Dropout;
+use crate::ops::{self, LoraFactors};
 
 /// A low-rank adapter on a frozen layer.
 #[derive(Debug, Clone)]

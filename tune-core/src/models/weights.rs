@@ -7,7 +7,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::Checkpoint;
-use crate::ops::Dropout;
+use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 /// Weights by Hugging Face name.

@@ -12,38 +12,11 @@ use rayon::prelude::*;
 
 use super::matmul::{Strided, Threads, gemm};
 use super::real::{self, Real, Values, dispatch, tensor};
-use super::reference;
+use super::{AttentionShape, reference};
 use crate::data::Span;
 
 /// Queries handled at once.
 const TILE: usize = 64;
-
-/// The heads of an attention layer and how they look back.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; each serves `heads / kv_heads` query heads.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
-    pub scale: f64,
-    /// How many positions a token sees, itself included; all earlier ones if `None`.
-    pub window: Option<usize>,
-}
-
-impl AttentionShape {
-    /// The first key that the query at `position` sees.
-    pub(crate) fn first_key(&self, position: usize) -> usize {
-        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
-    }
-
-    /// Whether the query at `position` sees the key at `key`.
-    pub(crate) fn sees(&self, position: usize, key: usize) -> bool {
-        (self.first_key(position)..=position).contains(&key)
-    }
-}
 
 /// Causal attention inside each span, for `q` `[batch, seq, heads * head_dim]` and `k`, `v`
 /// `[batch, seq, kv_heads * head_dim]`, giving the shape of `q`. Positions outside every span give zero.

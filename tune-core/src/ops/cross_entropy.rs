@@ -1,6 +1,6 @@
 //! The output layer and the loss in one: logits exist for a chunk of trained tokens at a time.
 
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{Error, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use super::linear::{RowDropout, lora_backward, lora_forward};
@@ -8,6 +8,7 @@ use super::matmul::{Strided, Threads, gemm, matmul_nn, matmul_nt};
 use super::real::{self, Real, Values, dispatch, tensor};
 use super::{LoraFactors, reference};
 use crate::data::IGNORE;
+use crate::kernels::check_targets;
 
 /// Logits held at once, at most (64 MiB in f32).
 const LOGITS: usize = 1 << 24;
@@ -57,21 +58,11 @@ pub fn cross_entropy(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale:
             targets.len()
         );
     }
-    check_targets(targets, vocab)?;
+    check_targets(targets, vocab).map_err(Error::wrap)?;
     if !hidden.device().is_cpu() {
         return composed(hidden, head, targets, scale);
     }
     dispatch!(hidden.dtype(), chunked::<_>(hidden, head, targets, scale))
-}
-
-/// Refuses a target that a vocabulary does not have.
-pub(crate) fn check_targets(targets: &[u32], vocab: usize) -> Result<()> {
-    match targets.iter().find(|&&t| t != IGNORE && t as usize >= vocab) {
-        Some(t) => bail!(
-            "target token id {t} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
-        ),
-        None => Ok(()),
-    }
 }
 
 fn chunked<R: Real>(hidden: &Tensor, head: &OutputHead, targets: &[u32], scale: Option<f64>) -> Result<HeadLoss> {

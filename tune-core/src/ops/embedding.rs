@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor, bail};
 
 use super::real::{self, Real, Values, dispatch, tensor};
 use super::reference;
+use crate::kernels::check_token_ids;
 
 /// Rows of `weight` `[vocab, hidden]` for `ids` in `rows` rows, giving `[rows, ids / rows, hidden]`.
 ///
@@ -14,7 +15,7 @@ use super::reference;
 /// An id that the table does not have.
 pub fn embedding(ids: &[u32], rows: usize, weight: &Tensor) -> Result<Tensor> {
     let (vocab, hidden) = weight.dims2()?;
-    check_token_ids(ids, vocab)?;
+    check_token_ids(ids, vocab).map_err(Error::wrap)?;
     if rows == 0 || !ids.len().is_multiple_of(rows) {
         bail!("embedding: {} ids do not fill {rows} rows", ids.len());
     }
@@ -22,16 +23,6 @@ pub fn embedding(ids: &[u32], rows: usize, weight: &Tensor) -> Result<Tensor> {
         return reference::embedding(ids, rows, weight);
     }
     weight.apply_op1(Embedding { ids: ids.into(), rows, hidden })
-}
-
-/// Refuses an id that a table of `vocab` rows does not have.
-pub(crate) fn check_token_ids(ids: &[u32], vocab: usize) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        Some(id) => bail!(
-            "token id {id} is outside the model's vocabulary of {vocab}; the tokenizer and the checkpoint do not belong together"
-        ),
-        None => Ok(()),
-    }
 }
 
 struct Embedding {

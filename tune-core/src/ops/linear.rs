@@ -1,6 +1,7 @@
 //! Linear layers: trained, frozen, and frozen with a low-rank adapter.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 use super::matmul::{Strided, Threads, gemm, matmul_nn, matmul_nt, matmul_tn};
 use super::real::{self, Real, Values, dispatch, tensor};
@@ -243,7 +244,14 @@ impl RowDropout<'_> {
     }
 
     fn apply<R: Real>(&self, x: &[R], width: usize) -> Vec<R> {
-        self.dropout.apply(x, width, self.rows)
+        let mut out = x.to_vec();
+        out.par_chunks_mut(width.max(1)).enumerate().for_each(|(i, values)| {
+            let first = self.rows.map_or(i, |rows| rows[i]) * width;
+            for (j, v) in values.iter_mut().enumerate() {
+                *v *= R::of(self.dropout.factor(first + j));
+            }
+        });
+        out
     }
 }
 

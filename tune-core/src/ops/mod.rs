@@ -14,10 +14,7 @@
 
 mod attention;
 mod cross_entropy;
-mod dropout;
-mod elementwise;
 mod embedding;
-mod gradient;
 mod linear;
 mod matmul;
 mod real;
@@ -26,16 +23,13 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
-pub use attention::{AttentionShape, attention, attention_with_cache};
-pub(crate) use cross_entropy::check_targets;
+pub use attention::{attention, attention_with_cache};
 pub use cross_entropy::{HeadGradients, HeadLoss, OutputHead, cross_entropy};
-pub use dropout::Dropout;
-pub(crate) use elementwise::{UpdateRule, add_assign, update};
-pub(crate) use embedding::check_token_ids;
 pub use embedding::embedding;
-pub use gradient::Gradient;
 pub use linear::{LoraFactors, linear, lora_linear};
-pub(crate) use real::Real;
+pub(crate) use real::{Real, Values};
 pub use rms_norm::rms_norm;
-pub use rope::{Rotary, rope};
+pub use rope::rope;
 pub use swiglu::swiglu;
+
+pub use crate::kernels::{AttentionShape, Dropout, Rotary};

@@ -1,39 +1,12 @@
 //! Rotary position embeddings (Su et al. 2021, <https://arxiv.org/abs/2104.09864>), in the
 //! half-split order of Hugging Face checkpoints: element `i` turns with element `i + head_dim / 2`.
 
-use std::sync::Arc;
-
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::real::{self, Real, Values, dispatch, tensor};
-use super::reference;
-
-/// The angles of one batch: cosine and sine for each token and each pair of elements.
-#[derive(Debug, Clone)]
-pub struct Rotary {
-    /// `[tokens, head_dim / 2]`.
-    pub(crate) cos: Arc<Vec<f32>>,
-    /// `[tokens, head_dim / 2]`.
-    pub(crate) sin: Arc<Vec<f32>>,
-    pub(crate) head_dim: usize,
-}
-
-impl Rotary {
-    /// Angles for tokens at `positions`, turning by `inverse_frequencies` (`[head_dim / 2]`, radians a position).
-    ///
-    /// Computed in f32, as in the reference implementations, so that long positions round alike.
-    pub fn new(positions: &[u32], inverse_frequencies: &[f32]) -> Self {
-        let angles: Vec<f32> =
-            positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
-        Self {
-            cos: Arc::new(angles.iter().map(|a| a.cos()).collect()),
-            sin: Arc::new(angles.iter().map(|a| a.sin()).collect()),
-            head_dim: 2 * inverse_frequencies.len(),
-        }
-    }
-}
+use super::{Rotary, reference};
 
 /// Turns every head of `x` `[batch, seq, heads * head_dim]` by its token's angles.
 pub fn rope(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use candle_core::Var;
 
-use super::Optimizer;
+use super::{Gradient, Optimizer};
 use crate::Result;
-use crate::engine::GradientSink;
 use crate::models::Decoder;
-use crate::ops::Gradient;
+
+/// Takes each trained parameter's gradient once per micro-batch.
+pub trait GradientSink: Send {
+    /// The gradient of the scaled loss with respect to `var`, in f32 or in its dtype.
+    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()>;
+}
 
 /// The gradients of one optimizer step, summed over its micro-batches in f32, in name order.
 #[derive(Debug, Default)]

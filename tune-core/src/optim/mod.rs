@@ -2,9 +2,11 @@
 
 mod adamw;
 mod config;
+mod gradient;
 mod gradients;
 mod schedule;
 mod sgd;
+mod update;
 
 use std::collections::BTreeMap;
 
@@ -12,11 +14,13 @@ use candle_core::{Tensor, Var};
 
 pub use adamw::AdamW;
 pub use config::{AdamWConfig, CosineConfig, OptimizerConfig, SchedulerConfig, SgdConfig, WarmupConfig};
-pub use gradients::{Gradients, InBackward, clip_factor};
+pub use gradient::Gradient;
+pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
 pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;
+pub(crate) use update::add_assign;
 
-use crate::ops::{Dropout, Gradient};
+use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 /// One step of one parameter at a time. State is f32 and can be saved.
@@ -37,7 +41,7 @@ pub trait Optimizer: Send {
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()>;
 }
 
-/// The key of a step's dice for rounding a bf16 parameter, see [`crate::ops::update`].
+/// The key of the random bits that round a bf16 parameter in this step, see [`update::update`].
 fn rounding_key(name: &str, step: u64) -> u64 {
     Dropout::mix(Dropout::mix_name(step, name), step)
 }

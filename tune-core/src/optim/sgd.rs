@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::{Optimizer, StatePart, rounding_key};
+use super::update::{UpdateRule, update};
+use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::{Gradient, Real, UpdateRule, update};
+use crate::ops::Real;
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use tune_config::Config;
 pub use config::LoraModel;
 
 use crate::checkpoint::peft::{AdapterConfig, TargetModules};
+use crate::kernels::Dropout;
 use crate::models::{Adapter, Decoder, uniform};
-use crate::ops::Dropout;
 use crate::{Error, Result, hub};
 
 /// A linear layer that can carry an adapter, by its Hugging Face name.

@@ -5,13 +5,12 @@
 use std::marker::PhantomData;
 
 use crate::data::{Batch, IGNORE};
-use crate::kernels::attention::Attention;
+use crate::kernels::attention::{Attention, AttentionShape};
 use crate::kernels::footprint::Paper;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::{Entry, Purpose};
 use crate::kernels::{Element, rms_norm};
 use crate::models::DecoderConfig;
-use crate::ops::AttentionShape;
 use crate::peft::{LoraModule, LoraOptions};
 
 use super::top::rows_at_once;

@@ -3,11 +3,10 @@
 use super::weights::Weight;
 use super::{Found, Run};
 use crate::Result;
-use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, Left, Right, Rows, Store, Term, multiply, set};
+use crate::kernels::{Dropout, Element};
 use crate::models::Linear;
-use crate::ops::Dropout;
 
 /// A layer `[out, in]` as the kernels see it.
 pub(super) struct Layer<'a, T: Element> {
@@ -145,7 +144,7 @@ impl<T: Element> Adapter<'_, T> {
     fn drop(&self, x: &[T], width: usize, rows: Option<&[usize]>) -> Option<Buffer<T>> {
         let dropout = self.dropout?;
         let mut y = Buffer::new(x.len() / width * width);
-        dropout.apply_to(x, width, rows, &mut y);
+        dropout.apply(x, width, rows, &mut y);
         Some(y)
     }
 

@@ -9,8 +9,7 @@ use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{Rows, add, set};
-use crate::kernels::{Element, rms_norm, softmax};
-use crate::ops::check_targets;
+use crate::kernels::{Element, check_targets, rms_norm, softmax};
 
 /// Logits held at once, at most (56 MiB in f32).
 const LOGITS: usize = 14 << 20;

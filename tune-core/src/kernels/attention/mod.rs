@@ -10,12 +10,14 @@
 mod backward;
 mod footprint;
 mod forward;
+mod shape;
+
+pub use shape::AttentionShape;
 
 use super::buffers::Buffer;
 use super::gemm::Rows;
 use super::{Element, widen};
 use crate::data::Span;
-use crate::ops::AttentionShape;
 
 /// Columns of a tile: as many as a tile of a matrix product has.
 const COLS: usize = 48;

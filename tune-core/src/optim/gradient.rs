@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::elementwise::{TASK, add_assign, squared_norm, squares};
-use super::real::{Real, Values};
+use super::update::{TASK, add_assign, squared_norm, squares};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::simd;
+use crate::ops::{Real, Values};
 
 /// The gradient of one parameter.
 #[derive(Debug)]

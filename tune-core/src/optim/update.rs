@@ -7,9 +7,9 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::real::{self, Real, Values};
-use super::{Dropout, Gradient};
-use crate::kernels::{Element, Shared, simd};
+use super::Gradient;
+use crate::kernels::{Dropout, Element, Shared, simd, sum};
+use crate::ops::{Real, Values};
 
 /// Elements handled by one task.
 pub(super) const TASK: usize = 1 << 15;
@@ -27,7 +27,8 @@ pub(crate) trait UpdateRule<const N: usize>: Copy + Sync {
 ///
 /// A bf16 weight is rounded at random, up with the probability that keeps the mean: rounded to the nearest, it
 /// would ignore every step below a five-hundredth of itself, which is most of them (Gupta et al. 2015,
-/// <https://arxiv.org/abs/1502.02551>). The dice are a function of `key` and the element.
+/// <https://arxiv.org/abs/1502.02551>). The random bits depend on `key` and
+/// the element's index alone.
 ///
 /// # Errors
 /// Shapes or dtypes that differ.
@@ -56,7 +57,7 @@ pub(crate) fn update<const N: usize>(
     }
     let gradient = gradient.values::<f32>()?;
     let key = Dropout::mix(key, 0);
-    let round = move |i: usize, x: f32| stochastic(x, dice(key, i));
+    let round = move |i: usize, x: f32| stochastic(x, random_bits(key, i));
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
             CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
@@ -66,25 +67,25 @@ pub(crate) fn update<const N: usize>(
     })
 }
 
-/// Uniform bits for element `i`: a multiplicative hash of 32 bits (the constants are Wellons's,
+/// Uniform random bits for element `i`: a multiplicative hash of 32 bits (the constants are Wellons's,
 /// <https://nullprogram.com/blog/2018/07/31/>), which vectors of sixteen compute at once.
 #[inline(always)]
-fn dice(key: u64, i: usize) -> u32 {
+fn random_bits(key: u64, i: usize) -> u32 {
     let mut x = (i as u32 ^ key as u32).wrapping_add((key >> 32) as u32);
     x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
     x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
     x ^ (x >> 16)
 }
 
-/// `x` as bf16, rounded up or down with the probabilities that give `x` in the mean; `dice` are uniform.
+/// `x` as bf16, rounded up or down with the probabilities that give `x` in the mean; `random` bits are uniform.
 /// Without branches, so that loops over it become vectors.
 #[inline(always)]
-fn stochastic(x: f32, dice: u32) -> bf16 {
+fn stochastic(x: f32, random: u32) -> bf16 {
     let bits = x.to_bits();
     // What is not finite stays so: nothing is added, and not-a-number keeps a bit that survives.
     let nan = (bits >> 16) | 0x40;
     let finite = u32::from(x.is_finite()).wrapping_neg();
-    let rounded = bits.wrapping_add(dice & 0xffff & finite) >> 16;
+    let rounded = bits.wrapping_add(random & 0xffff & finite) >> 16;
     bf16::from_bits(if x.is_nan() { nan } else { rounded } as u16)
 }
 
@@ -247,7 +248,7 @@ pub(super) fn squared_norm(t: &Tensor) -> Result<f64> {
 pub(super) fn squares<R: Real>(x: &[R]) -> f64 {
     simd(
         #[inline(always)]
-        || real::sum([x], |[x]| x.as_f64() * x.as_f64()),
+        || sum([x], |[x]| x.as_f64() * x.as_f64()),
     )
 }
 

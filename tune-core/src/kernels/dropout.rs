@@ -1,8 +1,8 @@
 //! Dropout without a stored mask: every element's fate is computed from a key and its index.
 
-use super::Real;
-use crate::kernels::{Element, simd};
 use rayon::prelude::*;
+
+use super::{Element, simd};
 
 /// Drops each element with probability `p` and scales the others by `1 / (1 - p)`.
 ///
@@ -43,20 +43,8 @@ impl Dropout {
         if uniform < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
 
-    /// `x` with dropout, for rows of `width` elements. Row `i` of a selection counts as row `rows[i]`.
-    pub(crate) fn apply<R: Real>(&self, x: &[R], width: usize, rows: Option<&[usize]>) -> Vec<R> {
-        let mut out = x.to_vec();
-        out.par_chunks_mut(width.max(1)).enumerate().for_each(|(i, values)| {
-            let first = rows.map_or(i, |rows| rows[i]) * width;
-            for (j, v) in values.iter_mut().enumerate() {
-                *v *= R::of(self.factor(first + j));
-            }
-        });
-        out
-    }
-
-    /// The same into `y`, for the engine's number types.
-    pub(crate) fn apply_to<T: Element>(&self, x: &[T], width: usize, rows: Option<&[usize]>, y: &mut [T]) {
+    /// `x` with dropout into `y`, for rows of `width` elements. Row `i` of a selection counts as row `rows[i]`.
+    pub(crate) fn apply<T: Element>(&self, x: &[T], width: usize, rows: Option<&[usize]>, y: &mut [T]) {
         y.par_chunks_mut(width.max(1)).zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (y, x))| {
             let first = rows.map_or(i, |rows| rows[i]) * width;
             simd(
@@ -78,17 +66,21 @@ mod tests {
     #[test]
     fn drops_the_stated_share_and_keeps_the_mean() {
         let dropout = Dropout::new(0.3, 7);
-        let y = dropout.apply(&vec![1f64; 100_000], 100, None);
+        let mut y = vec![0f32; 100_000];
+        dropout.apply(&vec![1f32; 100_000], 100, None, &mut y);
         let dropped = y.iter().filter(|&&v| v == 0.0).count() as f64 / 1e5;
-        let mean = y.iter().sum::<f64>() / 1e5;
+        let mean = y.iter().map(|&v| f64::from(v)).sum::<f64>() / 1e5;
         assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
         assert!((mean - 1.0).abs() < 0.01, "{mean}");
     }
 
     #[test]
     fn another_key_gives_another_mask() {
-        let x = vec![1f32; 64];
-        let mask = |key| Dropout::new(0.5, key).apply(&x, 8, None);
+        let mask = |key| {
+            let mut y = [0f32; 64];
+            Dropout::new(0.5, key).apply(&[1f32; 64], 8, None, &mut y);
+            y
+        };
         assert_eq!(mask(1), mask(1));
         assert_ne!(mask(1), mask(2));
     }

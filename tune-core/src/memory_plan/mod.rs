@@ -120,7 +120,7 @@ impl MemoryPlan {
     /// The plan of a process that holds so many bytes besides what is counted here.
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let weight = setting.dtype.size_in_bytes() as u64;
-        let elements = parameters::own(&setting.model);
+        let elements = setting.model.parameter_count();
         let adapted = setting.lora.as_ref().map_or(0, |lora| of_adapters(&setting.model, lora));
         let (trained, copied) = match setting.lora {
             Some(_) => (adapted, 0),

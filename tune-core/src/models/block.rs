@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::cache::KvCache;
 use super::decoder::Pass;
 use super::linear::Linear;
+use super::slots::{Half, PerSlot, Slot};
 use crate::Result;
 use crate::kernels::AttentionShape;
 use crate::ops;
@@ -14,15 +15,9 @@ use crate::ops;
 pub struct Block {
     /// Its place in the model, from 0.
     pub index: usize,
-    pub(crate) input_layernorm: Tensor,
-    pub(crate) post_attention_layernorm: Tensor,
-    pub(crate) q_proj: Linear,
-    pub(crate) k_proj: Linear,
-    pub(crate) v_proj: Linear,
-    pub(crate) o_proj: Linear,
-    pub(crate) gate_proj: Linear,
-    pub(crate) up_proj: Linear,
-    pub(crate) down_proj: Linear,
+    /// The norms of its halves, in the order of [`Half::ALL`].
+    pub(crate) norms: [Tensor; 2],
+    pub(crate) linears: PerSlot<Linear>,
     pub(crate) attention: AttentionShape,
     pub(crate) eps: f64,
 }
@@ -47,27 +42,27 @@ impl Block {
         pass: &Pass,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let normed = ops::rms_norm(x_bsh, &self.input_layernorm, self.eps)?;
-        let q = ops::rope(&self.q_proj.forward(&normed, pass)?, &pass.rotary)?;
-        let k = ops::rope(&self.k_proj.forward(&normed, pass)?, &pass.rotary)?;
-        let v = self.v_proj.forward(&normed, pass)?;
-        let attended = self.o_proj.forward(&attend(&q, &k, &v)?, pass)?;
+        let layer = |slot: Slot, x: &Tensor| self.linears[slot].forward(x, pass);
+        let normed = ops::rms_norm(x_bsh, self.norm(Half::Attention), self.eps)?;
+        let q = ops::rope(&layer(Slot::QProj, &normed)?, &pass.rotary)?;
+        let k = ops::rope(&layer(Slot::KProj, &normed)?, &pass.rotary)?;
+        let v = layer(Slot::VProj, &normed)?;
+        let attended = layer(Slot::OProj, &attend(&q, &k, &v)?)?;
         let x_bsh = (x_bsh + attended)?;
 
-        let normed = ops::rms_norm(&x_bsh, &self.post_attention_layernorm, self.eps)?;
-        let gated = ops::swiglu(&self.gate_proj.forward(&normed, pass)?, &self.up_proj.forward(&normed, pass)?)?;
-        Ok((x_bsh + self.down_proj.forward(&gated, pass)?)?)
+        let normed = ops::rms_norm(&x_bsh, self.norm(Half::Mlp), self.eps)?;
+        let gated = ops::swiglu(&layer(Slot::GateProj, &normed)?, &layer(Slot::UpProj, &normed)?)?;
+        Ok((x_bsh + layer(Slot::DownProj, &gated)?)?)
     }
 
-    /// Its linear layers, in name order.
-    pub(crate) fn linears(&self) -> [&Linear; 7] {
-        [&self.down_proj, &self.gate_proj, &self.up_proj, &self.k_proj, &self.o_proj, &self.q_proj, &self.v_proj]
+    /// The weight of a half's norm.
+    pub(crate) fn norm(&self, half: Half) -> &Tensor {
+        &self.norms[half as usize]
     }
 
     /// Whether anything in it is trained.
     pub fn is_trained(&self) -> bool {
-        self.input_layernorm.is_variable()
-            || self.post_attention_layernorm.is_variable()
-            || self.linears().iter().any(|l| l.adapter.is_some() || l.weight.is_variable())
+        self.norms.iter().any(Tensor::is_variable)
+            || self.linears.iter().any(|l| l.adapter.is_some() || l.weight.is_variable())
     }
 }

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::peft::LoraModule;
+use super::slots::{Dim, Half, Slot};
+use crate::kernels::AttentionShape;
 use crate::{Error, Result};
 
 /// How rotary frequencies are stretched beyond the length a model was first trained at.
@@ -62,16 +63,51 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// A size of this model.
+    pub fn dim(&self, dim: Dim) -> usize {
+        match dim {
+            Dim::Vocab => self.vocab_size,
+            Dim::Hidden => self.hidden_size,
+            Dim::Intermediate => self.intermediate_size,
+            Dim::Queries => self.num_attention_heads * self.head_dim,
+            Dim::Keys => self.num_key_value_heads * self.head_dim,
+        }
+    }
+
     /// The rows and columns `[out, in]` of a linear layer.
-    pub(crate) fn sides(&self, module: LoraModule) -> (usize, usize) {
-        let (width, between) = (self.hidden_size, self.intermediate_size);
-        match module {
-            LoraModule::QProj => (self.num_attention_heads * self.head_dim, width),
-            LoraModule::KProj | LoraModule::VProj => (self.num_key_value_heads * self.head_dim, width),
-            LoraModule::OProj => (width, self.num_attention_heads * self.head_dim),
-            LoraModule::GateProj | LoraModule::UpProj => (between, width),
-            LoraModule::DownProj => (width, between),
-            LoraModule::LmHead => (self.vocab_size, width),
+    pub fn sides(&self, slot: Slot) -> (usize, usize) {
+        let [out, inner] = slot.dims().map(|dim| self.dim(dim));
+        (out, inner)
+    }
+
+    /// The elements of a linear layer.
+    pub fn elements(&self, slot: Slot) -> u64 {
+        let (out, inner) = self.sides(slot);
+        out as u64 * inner as u64
+    }
+
+    /// How many layers of a kind there are.
+    pub(crate) fn count(&self, slot: Slot) -> u64 {
+        if slot.half().is_some() { self.num_hidden_layers as u64 } else { 1 }
+    }
+
+    /// The elements of all weights; a tied output layer counts once.
+    pub fn parameter_count(&self) -> u64 {
+        let norms = (Half::ALL.len() * self.num_hidden_layers + 1) * self.hidden_size;
+        let linears: u64 = Slot::ALL.into_iter().map(|slot| self.count(slot) * self.elements(slot)).sum();
+        let embedding = self.elements(Slot::LmHead);
+        let tied = if self.tie_word_embeddings { embedding } else { 0 };
+        linears + embedding - tied + norms as u64
+    }
+
+    /// What attention is told of each block.
+    pub(crate) fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            window: self.sliding_window,
         }
     }
 
@@ -107,7 +143,7 @@ impl DecoderConfig {
             None => {
                 return Err(Error::setup(format!(
                     "config.json: hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({heads}), \
-                     or head_dim be given"
+                     or head_dim must be given"
                 )));
             }
         };

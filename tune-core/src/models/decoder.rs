@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::adapter::{LoraOptions, add_adapter};
 use super::block::Block;
 use super::cache::KvCache;
 use super::config::DecoderConfig;
 use super::linear::Linear;
+use super::slots::{Half, PerSlot, Slot};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::data::{Batch, Span};
-use crate::kernels::{AttentionShape, Rotary};
+use crate::kernels::Rotary;
 use crate::ops::{self, OutputHead};
-use crate::peft::{LoraOptions, add_adapter};
 use crate::{Error, Result};
 
 /// What all blocks share in one forward pass.
@@ -68,49 +69,21 @@ impl Decoder {
             builder.wanted = lora.modules.iter().map(|m| m.name()).collect();
         }
         let c = &config;
-        let (q_width, kv_width) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let attention = AttentionShape {
-            heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            scale: 1.0 / (c.head_dim as f64).sqrt(),
-            window: c.sliding_window,
-        };
         let embed_tokens = builder.weight("model.embed_tokens", &[c.vocab_size, c.hidden_size])?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
         for index in 0..c.num_hidden_layers {
             let prefix = format!("model.layers.{index}");
-            let mut linear =
-                |part: &str, out: usize, inner: usize| builder.linear(&format!("{prefix}.{part}"), out, inner);
-            let q_proj = linear("self_attn.q_proj", q_width, c.hidden_size)?;
-            let k_proj = linear("self_attn.k_proj", kv_width, c.hidden_size)?;
-            let v_proj = linear("self_attn.v_proj", kv_width, c.hidden_size)?;
-            let o_proj = linear("self_attn.o_proj", c.hidden_size, q_width)?;
-            let gate_proj = linear("mlp.gate_proj", c.intermediate_size, c.hidden_size)?;
-            let up_proj = linear("mlp.up_proj", c.intermediate_size, c.hidden_size)?;
-            let down_proj = linear("mlp.down_proj", c.hidden_size, c.intermediate_size)?;
-            blocks.push(Block {
-                index,
-                input_layernorm: builder.weight(&format!("{prefix}.input_layernorm"), &[c.hidden_size])?,
-                post_attention_layernorm: builder
-                    .weight(&format!("{prefix}.post_attention_layernorm"), &[c.hidden_size])?,
-                q_proj,
-                k_proj,
-                v_proj,
-                o_proj,
-                gate_proj,
-                up_proj,
-                down_proj,
-                attention,
-                eps: c.rms_norm_eps,
-            });
+            let linears = PerSlot::try_new(|slot| builder.linear(&format!("{prefix}.{}", slot.path()), c.sides(slot)))?;
+            let mut norm = |half: Half| builder.weight(&format!("{prefix}.{}", half.norm()), &[c.hidden_size]);
+            let norms = [norm(Half::Attention)?, norm(Half::Mlp)?];
+            blocks.push(Block { index, norms, linears, attention: c.attention(), eps: c.rms_norm_eps });
         }
         let norm = builder.weight("model.norm", &[c.hidden_size])?;
         let lm_head = if c.tie_word_embeddings {
             builder.adapted("lm_head", embed_tokens.clone())?
         } else {
-            builder.linear("lm_head", c.vocab_size, c.hidden_size)?
+            builder.linear("lm_head", c.sides(Slot::LmHead))?
         };
         builder.refuse_unused(c.tie_word_embeddings)?;
         if options.lora.is_some() && builder.trainable.is_empty() {
@@ -144,11 +117,7 @@ impl Decoder {
 
     /// The number of its own weights' elements, adapters left out; a tied output layer counts once.
     pub fn parameter_count(&self) -> usize {
-        let c = &self.config;
-        let linears = self.blocks.iter().flat_map(Block::linears).map(|l| l.weight.elem_count()).sum::<usize>();
-        let norms = (2 * c.num_hidden_layers + 1) * c.hidden_size;
-        let head = if c.tie_word_embeddings { 0 } else { self.lm_head.weight.elem_count() };
-        self.embed_tokens.elem_count() + linears + norms + head
+        self.config.parameter_count() as usize
     }
 
     /// The dtype of weights and activations.
@@ -241,9 +210,10 @@ impl Decoder {
         put("model.norm", self.norm.detach());
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
-            put(&format!("{prefix}.input_layernorm"), block.input_layernorm.detach());
-            put(&format!("{prefix}.post_attention_layernorm"), block.post_attention_layernorm.detach());
-            for linear in block.linears() {
+            for half in Half::ALL {
+                put(&format!("{prefix}.{}", half.norm()), block.norm(half).detach());
+            }
+            for linear in block.linears.iter() {
                 put(&linear.name, linear.merged()?);
             }
         }
@@ -301,7 +271,7 @@ impl Builder<'_> {
         )))
     }
 
-    fn linear(&mut self, name: &str, out: usize, inner: usize) -> Result<Linear> {
+    fn linear(&mut self, name: &str, (out, inner): (usize, usize)) -> Result<Linear> {
         let weight = self.weight(name, &[out, inner])?;
         self.adapted(name, weight)
     }

@@ -1,24 +1,12 @@
 //! One linear layer of a model, with or without an adapter.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
+use super::adapter::Adapter;
 use super::decoder::Pass;
 use crate::Result;
 use crate::kernels::Dropout;
 use crate::ops::{self, LoraFactors};
-
-/// A low-rank adapter on a frozen layer.
-#[derive(Debug, Clone)]
-pub struct Adapter {
-    /// `[rank, in]`.
-    pub a: Var,
-    /// `[out, rank]`.
-    pub b: Var,
-    /// `alpha / rank`.
-    pub scale: f64,
-    /// Dropout probability on the adapter's input.
-    pub dropout: f64,
-}
 
 /// `y = x Wᵀ`, with an adapter's update if it has one.
 #[derive(Debug, Clone)]

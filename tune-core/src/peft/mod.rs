@@ -6,89 +6,14 @@ mod config;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor, Var};
-
-use tune_config::Config;
+use candle_core::{DType, Tensor};
 
 pub use config::LoraModel;
 
 use crate::checkpoint::peft::{AdapterConfig, TargetModules};
-use crate::kernels::Dropout;
-use crate::models::{Adapter, Decoder, uniform};
+use crate::models::Decoder;
+pub use crate::models::{LoraOptions, Slot as LoraModule};
 use crate::{Error, Result, hub};
-
-/// A linear layer that can carry an adapter, by its Hugging Face name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Config)]
-#[config(crate = tune_config)]
-pub enum LoraModule {
-    /// Attention queries.
-    #[config(name = "q_proj")]
-    QProj,
-    /// Attention keys.
-    #[config(name = "k_proj")]
-    KProj,
-    /// Attention values.
-    #[config(name = "v_proj")]
-    VProj,
-    /// The projection of the attention's output.
-    #[config(name = "o_proj", alias = "output_proj")]
-    OProj,
-    /// The gate of the MLP.
-    #[config(name = "gate_proj")]
-    GateProj,
-    /// The MLP's input.
-    #[config(name = "up_proj")]
-    UpProj,
-    /// The MLP's output.
-    #[config(name = "down_proj")]
-    DownProj,
-    /// The output layer.
-    #[config(name = "lm_head", alias = "output")]
-    LmHead,
-}
-
-impl LoraModule {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-        Self::LmHead,
-    ];
-
-    /// Its Hugging Face name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
-            Self::LmHead => "lm_head",
-        }
-    }
-}
-
-/// The adapters to add to a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraOptions {
-    /// The layers that get one.
-    pub modules: Vec<LoraModule>,
-    /// Rows of `A` and columns of `B`.
-    pub rank: usize,
-    /// The update is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// Probability of dropping an element of an adapter's input, while training.
-    pub dropout: f64,
-    /// Where a fresh `A` comes from; a fresh `B` is zero.
-    pub seed: u64,
-}
 
 impl LoraOptions {
     /// The same as PEFT describes it.
@@ -153,31 +78,6 @@ impl LoraOptions {
         let alpha = config.scale() * config.r as f64;
         Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0 })
     }
-}
-
-/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A` uniform in `±1 / sqrt(in)`, as PEFT
-/// and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
-pub(crate) fn add_adapter(
-    name: &str,
-    weight: &Tensor,
-    lora: &LoraOptions,
-    trainable: &mut BTreeMap<String, Var>,
-) -> Result<Adapter> {
-    let (out, inner) = weight.dims2()?;
-    let names = [format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight")];
-    let seed = Dropout::mix_name(lora.seed, &names[0]);
-    let a = Tensor::from_vec(
-        uniform(seed, lora.rank * inner, 1.0 / (inner as f64).sqrt()),
-        (lora.rank, inner),
-        weight.device(),
-    )?;
-    let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
-    let b = Var::zeros((out, lora.rank), dtype, weight.device())?;
-    let [name_a, name_b] = names;
-    trainable.insert(name_a, a.clone());
-    trainable.insert(name_b, b.clone());
-    Ok(Adapter { a, b, scale: lora.alpha / lora.rank as f64, dropout: lora.dropout })
 }
 
 /// Sets what is trained to `values`, all of it and nothing else, by the names of [`Decoder::trainable`].

@@ -15,10 +15,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tune_core::models::DecoderConfig;
 
 use crate::Result;
 use cases::{ALL, Case, Model, QUICK};
-use flops::{Flops, Sizes};
+use flops::Flops;
 use machine::Place;
 use ours::Ours;
 use peers::{Compile, Peer};
@@ -165,8 +166,8 @@ fn measure(
     let source = setting.root.join("tests/fixtures/torchtune/humaneval_messages.jsonl");
     let data = data::prepare(case, setting.steps, &setting.model, &source, &setting.folder)?;
     let config: Value = serde_json::from_str(&fs::read_to_string(setting.model.join("config.json"))?)?;
-    let sizes = Sizes::of(&config)?;
-    let flops: Vec<Flops> = data.steps.iter().map(|work| sizes.flops(case.recipe, work)).collect();
+    let model = DecoderConfig::from_json(&config)?;
+    let flops: Vec<Flops> = data.steps.iter().map(|work| Flops::of(&model, case.recipe, work)).collect();
     let (mut peaks, mut runs, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     println!("\n{case}: {}", case.words());
     let mut compiled = Vec::new();

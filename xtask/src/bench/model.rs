@@ -8,9 +8,8 @@ use candle_core::{DType, Device};
 use serde_json::Value;
 use tune_core::checkpoint::Checkpoint;
 use tune_core::checkpoint::hf::{self, Weights};
-use tune_core::models::{RandomWeights, WeightSource};
+use tune_core::models::{DecoderConfig, Half, RandomWeights, Slot, WeightSource};
 
-use super::flops::Sizes;
 use crate::Result;
 
 /// Where the real model lies; it is made there if it is missing.
@@ -60,18 +59,19 @@ pub(super) fn random_1b5(real: &Path, folder: &Path) -> Result<PathBuf> {
 
 /// Names and shapes of a Llama model's parameters, the output layer tied to the embedding.
 fn parameters(config: &Value) -> Result<Vec<(String, Vec<usize>)>> {
-    let sizes = Sizes::of(config)?;
+    let model = DecoderConfig::from_json(config)?;
     let mut all = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![sizes.vocab, sizes.hidden]),
-        ("model.norm.weight".to_owned(), vec![sizes.hidden]),
+        ("model.embed_tokens.weight".to_owned(), vec![model.vocab_size, model.hidden_size]),
+        ("model.norm.weight".to_owned(), vec![model.hidden_size]),
     ];
-    for layer in 0..sizes.layers {
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            all.push((format!("model.layers.{layer}.{norm}.weight"), vec![sizes.hidden]));
+    for layer in 0..model.num_hidden_layers {
+        let mut add = |name: &str, shape| all.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        for half in Half::ALL {
+            add(half.norm(), vec![model.hidden_size]);
         }
-        for (linear, inputs, outputs) in sizes.linears() {
-            let part = if linear.starts_with(['q', 'k', 'v', 'o']) { "self_attn" } else { "mlp" };
-            all.push((format!("model.layers.{layer}.{part}.{linear}.weight"), vec![outputs, inputs]));
+        for slot in Slot::IN_BLOCK {
+            let (out, inner) = model.sides(slot);
+            add(&slot.path(), vec![out, inner]);
         }
     }
     Ok(all)

@@ -10,6 +10,9 @@ use super::header::TensorInfo;
 use super::metadata::{Metadata, decimal};
 use crate::Result;
 use crate::checkpoint::source::DataFile;
+use crate::models::Dim::{self, Hidden, Intermediate, Keys, Queries, Vocab};
+use crate::models::Half;
+use crate::models::Slot::{self, DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
 
 /// A parameter in Hugging Face's terms.
 pub(super) struct Parameter {
@@ -18,18 +21,37 @@ pub(super) struct Parameter {
     pub(super) rotary_heads: Option<usize>,
 }
 
-/// A dimension of a tensor.
+/// A tensor in Hugging Face's terms.
 #[derive(Clone, Copy)]
-enum Dim {
-    Vocab,
-    Hidden,
-    Intermediate,
-    /// Query heads times their size.
-    Queries,
-    /// Key-value heads times their size.
-    Keys,
+enum Of {
+    Weight(Slot),
+    Bias(Slot),
+    /// Of a half of a block.
+    Norm(Half),
+    Named(&'static str, &'static [Dim]),
 }
-use Dim::{Hidden, Intermediate, Keys, Queries, Vocab};
+use Of::{Bias, Named, Norm, Weight};
+
+impl Of {
+    /// Its name, in a block without the block's.
+    fn name(self) -> String {
+        match self {
+            Self::Weight(slot) => format!("{}.weight", slot.path()),
+            Self::Bias(slot) => format!("{}.bias", slot.path()),
+            Self::Norm(half) => format!("{}.weight", half.norm()),
+            Self::Named(name, _) => name.to_string(),
+        }
+    }
+
+    fn shape(self) -> Vec<Dim> {
+        match self {
+            Self::Weight(slot) => slot.dims().to_vec(),
+            Self::Bias(slot) => vec![slot.dims()[0]],
+            Self::Norm(_) => vec![Hidden],
+            Self::Named(_, shape) => shape.to_vec(),
+        }
+    }
+}
 
 /// What was done to a tensor on its way into the file.
 #[derive(Clone, Copy, PartialEq)]
@@ -50,14 +72,13 @@ enum Need {
 /// One row of a family's table.
 struct Row {
     gguf: &'static str,
-    hf: &'static str,
-    shape: &'static [Dim],
+    of: Of,
     need: Need,
     change: Change,
 }
 
-const fn row(gguf: &'static str, hf: &'static str, shape: &'static [Dim]) -> Row {
-    Row { gguf, hf, shape, need: Need::Always, change: Change::None }
+const fn row(gguf: &'static str, of: Of) -> Row {
+    Row { gguf, of, need: Need::Always, change: Change::None }
 }
 
 impl Row {
@@ -88,27 +109,27 @@ struct Family {
 const FAMILIES: &[Family] = &[Family {
     architecture: "llama",
     model: &[
-        row("token_embd.weight", "model.embed_tokens.weight", &[Vocab, Hidden]),
-        row("output_norm.weight", "model.norm.weight", &[Hidden]),
-        row("output.weight", "lm_head.weight", &[Vocab, Hidden]).optional(),
+        row("token_embd.weight", Named("model.embed_tokens.weight", &[Vocab, Hidden])),
+        row("output_norm.weight", Named("model.norm.weight", &[Hidden])),
+        row("output.weight", Weight(LmHead)).optional(),
     ],
     layer: &[
-        row("attn_norm.weight", "input_layernorm.weight", &[Hidden]),
-        row("attn_q.weight", "self_attn.q_proj.weight", &[Queries, Hidden]).interleaved(),
-        row("attn_k.weight", "self_attn.k_proj.weight", &[Keys, Hidden]).interleaved(),
-        row("attn_v.weight", "self_attn.v_proj.weight", &[Keys, Hidden]),
-        row("attn_output.weight", "self_attn.o_proj.weight", &[Hidden, Queries]),
-        row("attn_q.bias", "self_attn.q_proj.bias", &[Queries]).interleaved().optional(),
-        row("attn_k.bias", "self_attn.k_proj.bias", &[Keys]).interleaved().optional(),
-        row("attn_v.bias", "self_attn.v_proj.bias", &[Keys]).optional(),
-        row("attn_output.bias", "self_attn.o_proj.bias", &[Hidden]).optional(),
-        row("ffn_norm.weight", "post_attention_layernorm.weight", &[Hidden]),
-        row("ffn_gate.weight", "mlp.gate_proj.weight", &[Intermediate, Hidden]),
-        row("ffn_up.weight", "mlp.up_proj.weight", &[Intermediate, Hidden]),
-        row("ffn_down.weight", "mlp.down_proj.weight", &[Hidden, Intermediate]),
-        row("ffn_gate.bias", "mlp.gate_proj.bias", &[Intermediate]).optional(),
-        row("ffn_up.bias", "mlp.up_proj.bias", &[Intermediate]).optional(),
-        row("ffn_down.bias", "mlp.down_proj.bias", &[Hidden]).optional(),
+        row("attn_norm.weight", Norm(Half::Attention)),
+        row("attn_q.weight", Weight(QProj)).interleaved(),
+        row("attn_k.weight", Weight(KProj)).interleaved(),
+        row("attn_v.weight", Weight(VProj)),
+        row("attn_output.weight", Weight(OProj)),
+        row("attn_q.bias", Bias(QProj)).interleaved().optional(),
+        row("attn_k.bias", Bias(KProj)).interleaved().optional(),
+        row("attn_v.bias", Bias(VProj)).optional(),
+        row("attn_output.bias", Bias(OProj)).optional(),
+        row("ffn_norm.weight", Norm(Half::Mlp)),
+        row("ffn_gate.weight", Weight(GateProj)),
+        row("ffn_up.weight", Weight(UpProj)),
+        row("ffn_down.weight", Weight(DownProj)),
+        row("ffn_gate.bias", Bias(GateProj)).optional(),
+        row("ffn_up.bias", Bias(UpProj)).optional(),
+        row("ffn_down.bias", Bias(DownProj)).optional(),
     ],
     config: llama,
 }];
@@ -207,7 +228,7 @@ pub(super) fn describe(
             }
             return Ok(());
         };
-        let shape: Vec<usize> = row.shape.iter().map(|&d| sizes.of(d)).collect();
+        let shape: Vec<usize> = row.of.shape().into_iter().map(|d| sizes.of(d)).collect();
         if info.shape != shape {
             return Err(
                 metadata.bad(format!("tensor `{gguf}` has the shape {:?}; its metadata lead to {shape:?}", info.shape))
@@ -218,12 +239,12 @@ pub(super) fn describe(
         Ok(())
     };
     for row in family.model {
-        take(row, row.gguf, row.hf.to_string(), row.need == Need::Always)?;
+        take(row, row.gguf, row.of.name(), row.need == Need::Always)?;
     }
     for layer in 0..sizes.layers {
         for (row, &wanted) in family.layer.iter().zip(&in_layers) {
             let gguf = format!("blk.{layer}.{}", row.gguf);
-            take(row, &gguf, format!("model.layers.{layer}.{}", row.hf), wanted)?;
+            take(row, &gguf, format!("model.layers.{layer}.{}", row.of.name()), wanted)?;
         }
     }
     // Left over from old converters: the rotary frequencies, which follow from the config.

@@ -1,29 +1,23 @@
 //! One transformer block, its two halves forward and back.
 
-use super::linear::{Hidden, Layer, input_gradient};
+use super::linear::{Layer, LowRank, input_gradient};
 use super::weights::Weight;
-use super::{Found, Run};
+use super::{NamedGradients, Run};
 use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, set};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Element, rms_norm, rope, swiglu};
-use crate::models::Block;
+use crate::models::Slot::{self, DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+use crate::models::{Block, Half, PerSlot};
 
 /// A block as the kernels see it.
 pub(super) struct CpuBlock<'a, T: Element> {
     run: &'a Run<'a>,
     block: &'a Block,
-    input_layernorm: Weight<'a, T>,
-    post_attention_layernorm: Weight<'a, T>,
-    q: Layer<'a, T>,
-    k: Layer<'a, T>,
-    v: Layer<'a, T>,
-    o: Layer<'a, T>,
-    gate: Layer<'a, T>,
-    up: Layer<'a, T>,
-    down: Layer<'a, T>,
+    norms: [Weight<'a, T>; 2],
+    layers: PerSlot<Layer<'a, T>>,
 }
 
 /// What the forward pass keeps for the backward one besides the block's input: the results of
@@ -42,34 +36,18 @@ pub(super) struct Saved<T: Element> {
     /// `[m, intermediate]` each.
     gate: Buffer<T>,
     up: Buffer<T>,
-    hidden: HiddenAll<T>,
-}
-
-/// What the adapters make of their inputs.
-struct HiddenAll<T: Element> {
-    q: Hidden<T>,
-    k: Hidden<T>,
-    v: Hidden<T>,
-    o: Hidden<T>,
-    gate: Hidden<T>,
-    up: Hidden<T>,
-    down: Hidden<T>,
+    /// What the adapters make of their inputs.
+    low_rank: PerSlot<LowRank<T>>,
 }
 
 impl<'r> Run<'r> {
     pub(super) fn block<'a, T: Element>(&'a self, block: &'a Block) -> Result<CpuBlock<'a, T>> {
+        let [first, second] = &block.norms;
         Ok(CpuBlock {
             run: self,
             block,
-            input_layernorm: Weight::new(&block.input_layernorm)?,
-            post_attention_layernorm: Weight::new(&block.post_attention_layernorm)?,
-            q: Layer::new(self, &block.q_proj)?,
-            k: Layer::new(self, &block.k_proj)?,
-            v: Layer::new(self, &block.v_proj)?,
-            o: Layer::new(self, &block.o_proj)?,
-            gate: Layer::new(self, &block.gate_proj)?,
-            up: Layer::new(self, &block.up_proj)?,
-            down: Layer::new(self, &block.down_proj)?,
+            norms: [Weight::new(first)?, Weight::new(second)?],
+            layers: PerSlot::try_new(|slot| Layer::new(self, &block.linears[slot]))?,
         })
     }
 }
@@ -77,59 +55,68 @@ impl<'r> Run<'r> {
 impl<T: Element> CpuBlock<'_, T> {
     /// The residual stream `[m, hidden]` after this block, and what its backward pass needs, if that is to be kept.
     pub(super) fn forward(&self, x: &[T], keep: bool) -> (Buffer<T>, Option<Saved<T>>) {
+        let down = &self.layers[DownProj];
         let mut saved = self.attend(x);
         self.gate_and_up(&mut saved);
-        let mut activated = Buffer::new(self.run.tokens() * self.down.inner);
+        let mut activated = Buffer::new(self.run.tokens() * down.inner);
         swiglu::forward(&saved.gate, &saved.up, &mut activated);
-        saved.hidden.down = self.down.hidden(&activated, None);
-        let width = self.down.out;
-        let mut y = Buffer::new(self.run.tokens() * width);
-        self.down.forward(&activated, &saved.hidden.down, &mut y, plus(&saved.middle, width));
+        saved.low_rank[DownProj] = down.low_rank(&activated, None);
+        let mut y = Buffer::new(self.run.tokens() * down.out);
+        down.forward(&activated, &saved.low_rank[DownProj], &mut y, plus(&saved.middle, down.out));
         (y, keep.then_some(saved))
     }
 
     /// The first half; the second half's part of the result is empty.
     fn attend(&self, x: &[T]) -> Saved<T> {
         let m = self.run.tokens();
-        let normed = self.normed(x, &self.input_layernorm);
-        let project = |layer: &Layer<'_, T>| {
-            let hidden = layer.hidden(&normed, None);
+        let normed = self.normed(x, Half::Attention);
+        let mut low_rank = PerSlot::new(|_| None);
+        let mut project = |slot| {
+            let layer = &self.layers[slot];
+            low_rank[slot] = layer.low_rank(&normed, None);
             let mut y = Buffer::new(m * layer.out);
-            layer.forward(&normed, &hidden, &mut y, set);
-            (y, hidden)
+            layer.forward(&normed, &low_rank[slot], &mut y, set);
+            y
         };
-        let ((mut q, hidden_q), (mut k, hidden_k), (v, hidden_v)) =
-            (project(&self.q), project(&self.k), project(&self.v));
+        let (mut q, mut k, v) = (project(QProj), project(KProj), project(VProj));
         drop(normed);
-        rope::turn(&mut q, self.q.out, &self.run.pass.rotary, Turn::Forward);
-        rope::turn(&mut k, self.k.out, &self.run.pass.rotary, Turn::Forward);
-        let mut attended = Buffer::new(m * self.q.out);
+        self.turn(&mut q, QProj, Turn::Forward);
+        self.turn(&mut k, KProj, Turn::Forward);
+        let o = &self.layers[OProj];
+        let mut attended = Buffer::new(m * o.inner);
         let mut lse = Buffer::new(m * self.block.attention.heads);
         self.attention().forward(&q, &k, &v, &mut attended, &mut lse);
-        let hidden_o = self.o.hidden(&attended, None);
-        let mut middle = Buffer::new(m * self.o.out);
-        self.o.forward(&attended, &hidden_o, &mut middle, plus(x, self.o.out));
-        let hidden = HiddenAll { q: hidden_q, k: hidden_k, v: hidden_v, o: hidden_o, gate: None, up: None, down: None };
-        Saved { q, k, v, attended, lse, middle, gate: Buffer::new(0), up: Buffer::new(0), hidden }
+        low_rank[OProj] = o.low_rank(&attended, None);
+        let mut middle = Buffer::new(m * o.out);
+        o.forward(&attended, &low_rank[OProj], &mut middle, plus(x, o.out));
+        Saved { q, k, v, attended, lse, middle, gate: Buffer::new(0), up: Buffer::new(0), low_rank }
     }
 
     /// The second half up to its activation.
     fn gate_and_up(&self, saved: &mut Saved<T>) {
         let m = self.run.tokens();
-        let normed = self.normed(&saved.middle, &self.post_attention_layernorm);
-        saved.hidden.gate = self.gate.hidden(&normed, None);
-        saved.hidden.up = self.up.hidden(&normed, None);
-        saved.gate = Buffer::new(m * self.gate.out);
-        saved.up = Buffer::new(m * self.up.out);
-        self.gate.forward(&normed, &saved.hidden.gate, &mut saved.gate, set);
-        self.up.forward(&normed, &saved.hidden.up, &mut saved.up, set);
+        let (gate, up) = (&self.layers[GateProj], &self.layers[UpProj]);
+        let normed = self.normed(&saved.middle, Half::Mlp);
+        saved.low_rank[GateProj] = gate.low_rank(&normed, None);
+        saved.low_rank[UpProj] = up.low_rank(&normed, None);
+        saved.gate = Buffer::new(m * gate.out);
+        saved.up = Buffer::new(m * up.out);
+        gate.forward(&normed, &saved.low_rank[GateProj], &mut saved.gate, set);
+        up.forward(&normed, &saved.low_rank[UpProj], &mut saved.up, set);
     }
 
     fn attention(&self) -> Attention<'_> {
         Attention { shape: self.block.attention, spans: &self.run.pass.spans, len: self.run.batch.len }
     }
 
-    fn normed(&self, x: &[T], weight: &[T]) -> Buffer<T> {
+    /// Turns queries, keys or their gradients.
+    fn turn(&self, x: &mut [T], slot: Slot, turn: Turn) {
+        rope::turn(x, self.layers[slot].out, &self.run.pass.rotary, turn);
+    }
+
+    /// The input of a half's layers.
+    fn normed(&self, x: &[T], half: Half) -> Buffer<T> {
+        let weight = &self.norms[half as usize];
         let mut normed = Buffer::new(self.run.tokens() * weight.len());
         rms_norm::forward(x, weight, self.block.eps as f32, &mut normed);
         normed
@@ -143,8 +130,8 @@ impl<T: Element> CpuBlock<'_, T> {
         saved: Option<Saved<T>>,
         gradient: &mut Buffer<T>,
         wants_input: bool,
-    ) -> Found {
-        let mut found = Found::new();
+    ) -> NamedGradients {
+        let mut found = NamedGradients::new();
         let mut saved = saved.unwrap_or_else(|| {
             let mut saved = self.attend(x);
             self.gate_and_up(&mut saved);
@@ -155,74 +142,75 @@ impl<T: Element> CpuBlock<'_, T> {
         found
     }
 
-    fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut Found) {
-        let mut g_activated = Buffer::new(self.run.tokens() * self.down.inner);
-        let back = self.down.back(gradient);
+    fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut NamedGradients) {
+        let [gate, up, down] = [GateProj, UpProj, DownProj].map(|slot| &self.layers[slot]);
+        let mut g_activated = Buffer::new(self.run.tokens() * down.inner);
+        let back = down.back(gradient);
         input_gradient(&[&back], None, &mut g_activated);
         swiglu::backward(&mut saved.gate, &mut saved.up, &mut g_activated);
         let activated = g_activated;
-        if saved.hidden.down.is_none() {
-            saved.hidden.down = self.down.hidden(&activated, None);
+        if saved.low_rank[DownProj].is_none() {
+            saved.low_rank[DownProj] = down.low_rank(&activated, None);
         }
-        self.down.train(&back, &activated, &saved.hidden.down, found);
+        down.train(&back, &activated, &saved.low_rank[DownProj], found);
         drop((back, activated));
 
-        let normed = self.normed(&saved.middle, &self.post_attention_layernorm);
-        let (g_gate, g_up) = (self.gate.back(&saved.gate), self.up.back(&saved.up));
-        self.gate.train(&g_gate, &normed, &saved.hidden.gate, found);
-        self.up.train(&g_up, &normed, &saved.hidden.up, found);
+        let normed = self.normed(&saved.middle, Half::Mlp);
+        let (g_gate, g_up) = (gate.back(&saved.gate), up.back(&saved.up));
+        gate.train(&g_gate, &normed, &saved.low_rank[GateProj], found);
+        up.train(&g_up, &normed, &saved.low_rank[UpProj], found);
         let mut g_normed = normed;
         input_gradient(&[&g_gate, &g_up], None, &mut g_normed);
         drop((g_gate, g_up));
         (saved.gate, saved.up) = (Buffer::new(0), Buffer::new(0));
-        self.norm_backward(
-            &saved.middle,
-            &self.post_attention_layernorm,
-            "post_attention_layernorm",
-            &g_normed,
-            gradient,
-            found,
-        );
+        self.norm_backward(&saved.middle, Half::Mlp, &g_normed, gradient, found);
     }
 
-    fn attention_backward(&self, x: &[T], saved: Saved<T>, gradient: &mut [T], wants_input: bool, found: &mut Found) {
-        let Saved { q, k, v, attended, lse, hidden, .. } = saved;
-        let back = self.o.back(gradient);
-        self.o.train(&back, &attended, &hidden.o, found);
-        let norm_trained = self.block.input_layernorm.is_variable();
-        if !wants_input && !norm_trained && [&self.q, &self.k, &self.v].iter().all(|l| l.is_frozen()) {
+    fn attention_backward(
+        &self,
+        x: &[T],
+        saved: Saved<T>,
+        gradient: &mut [T],
+        wants_input: bool,
+        found: &mut NamedGradients,
+    ) {
+        let Saved { q, k, v, attended, lse, low_rank, .. } = saved;
+        let [of_q, of_k, of_v, o] = [QProj, KProj, VProj, OProj].map(|slot| &self.layers[slot]);
+        let back = o.back(gradient);
+        o.train(&back, &attended, &low_rank[OProj], found);
+        let wants_normed = wants_input || self.block.norm(Half::Attention).is_variable();
+        if !wants_normed && [of_q, of_k, of_v].iter().all(|l| l.is_frozen()) {
             return;
         }
         let m = self.run.tokens();
-        let mut g_attended = Buffer::new(m * self.o.inner);
+        let mut g_attended = Buffer::new(m * o.inner);
         input_gradient(&[&back], None, &mut g_attended);
         drop(back);
         let (mut gq, mut gk, mut gv) =
-            (Buffer::new(m * self.q.out), Buffer::new(m * self.k.out), Buffer::new(m * self.v.out));
+            (Buffer::new(m * of_q.out), Buffer::new(m * of_k.out), Buffer::new(m * of_v.out));
         self.attention().backward((&q, &k, &v), (&attended, &lse), &g_attended, (&mut gq, &mut gk, &mut gv));
         drop((q, k, v, attended, lse, g_attended));
-        rope::turn(&mut gq, self.q.out, &self.run.pass.rotary, Turn::Back);
-        rope::turn(&mut gk, self.k.out, &self.run.pass.rotary, Turn::Back);
+        self.turn(&mut gq, QProj, Turn::Back);
+        self.turn(&mut gk, KProj, Turn::Back);
 
-        let normed = self.normed(x, &self.input_layernorm);
-        let (gq, gk, gv) = (self.q.back(&gq), self.k.back(&gk), self.v.back(&gv));
-        self.q.train(&gq, &normed, &hidden.q, found);
-        self.k.train(&gk, &normed, &hidden.k, found);
-        self.v.train(&gv, &normed, &hidden.v, found);
-        if !wants_input && !norm_trained {
+        let normed = self.normed(x, Half::Attention);
+        let (gq, gk, gv) = (of_q.back(&gq), of_k.back(&gk), of_v.back(&gv));
+        of_q.train(&gq, &normed, &low_rank[QProj], found);
+        of_k.train(&gk, &normed, &low_rank[KProj], found);
+        of_v.train(&gv, &normed, &low_rank[VProj], found);
+        if !wants_normed {
             return;
         }
         let mut g_normed = normed;
         input_gradient(&[&gq, &gk, &gv], None, &mut g_normed);
-        self.norm_backward(x, &self.input_layernorm, "input_layernorm", &g_normed, gradient, found);
+        self.norm_backward(x, Half::Attention, &g_normed, gradient, found);
     }
 
-    /// Adds to `gradient` what comes through a norm of `x`, and to `found` the norm's own gradient.
-    fn norm_backward(&self, x: &[T], weight: &[T], name: &str, g_normed: &[T], gradient: &mut [T], found: &mut Found) {
-        let name = format!("model.layers.{}.{name}.weight", self.block.index);
-        let trained = self.run.model.trainable().contains_key(&name);
+    /// Adds to `gradient` what comes through the norm of `x`, and to `found` the norm's own gradient.
+    fn norm_backward(&self, x: &[T], half: Half, g_normed: &[T], gradient: &mut [T], found: &mut NamedGradients) {
+        let (weight, trained) = (&self.norms[half as usize], self.block.norm(half).is_variable());
         if let Some(own) = rms_norm::backward(x, weight, self.block.eps as f32, g_normed, gradient, trained) {
-            found.push((name, own));
+            found.push((format!("model.layers.{}.{}.weight", self.block.index, half.norm()), own));
         }
     }
 }

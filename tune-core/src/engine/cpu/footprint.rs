@@ -5,13 +5,13 @@
 use std::marker::PhantomData;
 
 use crate::data::{Batch, IGNORE};
-use crate::kernels::attention::{Attention, AttentionShape};
+use crate::kernels::attention::Attention;
 use crate::kernels::footprint::Paper;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::{Entry, Purpose};
 use crate::kernels::{Element, rms_norm};
-use crate::models::DecoderConfig;
-use crate::peft::{LoraModule, LoraOptions};
+use crate::models::Slot::{self, DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+use crate::models::{DecoderConfig, LoraOptions, PerSlot};
 
 use super::top::rows_at_once;
 
@@ -79,13 +79,7 @@ struct Run<'a, T> {
 /// See [`super::block::CpuBlock`].
 struct Block<'a, T> {
     run: &'a Run<'a, T>,
-    q: Layer<'a, T>,
-    k: Layer<'a, T>,
-    v: Layer<'a, T>,
-    o: Layer<'a, T>,
-    gate: Layer<'a, T>,
-    up: Layer<'a, T>,
-    down: Layer<'a, T>,
+    layers: PerSlot<Layer<'a, T>>,
 }
 
 /// See [`super::linear::Layer`].
@@ -106,7 +100,7 @@ struct Adapter {
 /// See [`super::linear::Back`].
 struct Back<'a, T> {
     layer: &'a Layer<'a, T>,
-    _hidden: Option<Entry>,
+    _low_rank: Option<Entry>,
 }
 
 /// See [`super::block::Saved`]; `_of_attention` are queries, keys, values, the attention's output and its normalizers.
@@ -114,19 +108,12 @@ struct Saved {
     _of_attention: [Entry; 5],
     _middle: Entry,
     _gate_and_up: Option<[Entry; 2]>,
-    hidden: Hidden,
-}
-
-/// See [`super::block::HiddenAll`].
-struct Hidden {
-    _attention: [Option<Entry>; 4],
-    _gate_and_up: [Option<Entry>; 2],
-    down: Option<Entry>,
+    low_rank: PerSlot<Option<Entry>>,
 }
 
 /// See [`super::top::Top`].
 struct Top {
-    hidden: Option<Entry>,
+    of_blocks: Option<Entry>,
     tied: Option<Entry>,
     found: Found,
 }
@@ -150,9 +137,9 @@ impl<'a, T: Element> Run<'a, T> {
         self.paper.buffer::<T>(self.tokens() * width)
     }
 
-    fn layer(&self, module: LoraModule) -> Layer<'_, T> {
-        let (out, inner) = self.model.sides(module);
-        let adapter = self.step.lora.filter(|lora| lora.modules.contains(&module)).map(|lora| Adapter {
+    fn layer(&self, slot: Slot) -> Layer<'_, T> {
+        let (out, inner) = self.model.sides(slot);
+        let adapter = self.step.lora.filter(|lora| lora.modules.contains(&slot)).map(|lora| Adapter {
             rank: lora.rank,
             dropout: lora.dropout > 0.0,
             _converted: T::IS_BF16.then(|| [lora.rank * inner, out * lora.rank].map(|len| self.paper.buffer::<T>(len))),
@@ -161,21 +148,12 @@ impl<'a, T: Element> Run<'a, T> {
     }
 
     fn block(&self) -> Block<'_, T> {
-        Block {
-            run: self,
-            q: self.layer(LoraModule::QProj),
-            k: self.layer(LoraModule::KProj),
-            v: self.layer(LoraModule::VProj),
-            o: self.layer(LoraModule::OProj),
-            gate: self.layer(LoraModule::GateProj),
-            up: self.layer(LoraModule::UpProj),
-            down: self.layer(LoraModule::DownProj),
-        }
+        Block { run: self, layers: PerSlot::new(|slot| self.layer(slot)) }
     }
 
     fn forward_backward(&self, gathered: &mut Gathered) {
         let blocks = self.model.num_hidden_layers;
-        let in_blocks = self.step.lora.is_some_and(|lora| lora.modules.iter().any(|&m| m != LoraModule::LmHead));
+        let in_blocks = self.step.lora.is_some_and(|lora| lora.modules.iter().any(|&slot| slot != LmHead));
         let lowest = if self.trains_weights() || in_blocks { 0 } else { blocks };
         let mut x = self.buffer(self.model.hidden_size);
         let mut saved = Vec::new();
@@ -189,7 +167,7 @@ impl<'a, T: Element> Run<'a, T> {
         let top = self.top(true, lowest < blocks);
         drop(x);
         gathered.take(top.found);
-        let Some(gradient) = top.hidden else { return };
+        let Some(gradient) = top.of_blocks else { return };
         while let Some((_input, inner)) = saved.pop() {
             let wants_input = !saved.is_empty() || self.trains_weights();
             let found = self.block().backward(inner, wants_input);
@@ -209,21 +187,21 @@ impl<'a, T: Element> Run<'a, T> {
 
     fn top_and_loss(&self, backward: bool, below: bool) -> Top {
         let (width, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let head = self.layer(LoraModule::LmHead);
+        let head = self.layer(LmHead);
         let trained = self.batch.targets.iter().filter(|&&t| t != IGNORE).count();
         let norm_trained = backward && self.trains_weights();
 
         let weight_gradient = norm_trained.then(|| self.paper.gradient(vocab * width));
         let mut adapter_gradients = None;
         let norm_gradient = norm_trained.then(|| self.paper.gradient(width));
-        let hidden = (below && backward).then(|| self.buffer(width));
+        let of_blocks = (below && backward).then(|| self.buffer(width));
         let chunk = rows_at_once(trained, vocab);
         for rows in (0..trained).step_by(chunk).map(|first| chunk.min(trained - first)) {
             let of = |width: usize| self.paper.buffer::<T>(rows * width);
             let (_input, normed) = (of(width), of(width));
-            let adapted = head.hidden(rows);
+            let low_rank = head.low_rank(rows);
             let logits = self.paper.buffer::<f32>(rows * vocab);
-            head.forward::<T>(rows, &adapted);
+            head.forward::<T>(rows, &low_rank);
             if !backward {
                 continue;
             }
@@ -233,7 +211,7 @@ impl<'a, T: Element> Run<'a, T> {
             }
             let own = head.adapter_gradients(rows);
             adapter_gradients = adapter_gradients.or(own);
-            if hidden.is_none() && norm_gradient.is_none() {
+            if of_blocks.is_none() && norm_gradient.is_none() {
                 continue;
             }
             input_gradient(&[&back], rows);
@@ -249,71 +227,59 @@ impl<'a, T: Element> Run<'a, T> {
             found.extend(adapter_gradients.unwrap_or_else(zeros));
         }
         found.extend(norm_gradient);
-        Top { hidden, tied, found }
+        Top { of_blocks, tied, found }
     }
 }
 
 impl<T: Element> Block<'_, T> {
     fn forward(&self, keep: bool) -> (Entry, Option<Saved>) {
         let m = self.run.tokens();
+        let down = &self.layers[DownProj];
         let mut saved = self.attend();
         self.gate_and_up(&mut saved);
-        let _activated = self.run.buffer(self.down.inner);
-        saved.hidden.down = self.down.hidden(m);
-        let y = self.run.buffer(self.down.out);
-        self.down.forward::<T>(m, &saved.hidden.down);
+        let _activated = self.run.buffer(down.inner);
+        saved.low_rank[DownProj] = down.low_rank(m);
+        let y = self.run.buffer(down.out);
+        down.forward::<T>(m, &saved.low_rank[DownProj]);
         (y, keep.then_some(saved))
     }
 
     fn attend(&self) -> Saved {
         let (run, m) = (self.run, self.run.tokens());
-        let normed = run.buffer(self.q.inner);
-        let project = |layer: &Layer<'_, T>| {
-            let hidden = layer.hidden(m);
+        let o = &self.layers[OProj];
+        let normed = run.buffer(self.layers[QProj].inner);
+        let mut low_rank = PerSlot::new(|_| None);
+        let mut project = |slot| {
+            let layer = &self.layers[slot];
+            low_rank[slot] = layer.low_rank(m);
             let y = run.buffer(layer.out);
-            layer.forward::<T>(m, &hidden);
-            (y, hidden)
+            layer.forward::<T>(m, &low_rank[slot]);
+            y
         };
-        let ((q, hidden_q), (k, hidden_k), (v, hidden_v)) = (project(&self.q), project(&self.k), project(&self.v));
+        let (q, k, v) = (project(QProj), project(KProj), project(VProj));
         drop(normed);
-        let attended = run.buffer(self.q.out);
+        let attended = run.buffer(o.inner);
         let lse = run.paper.buffer::<f32>(m * run.model.num_attention_heads);
         self.attention().forward_on_paper::<T>(m, run.paper);
-        let hidden_o = self.o.hidden(m);
-        let middle = run.buffer(self.o.out);
-        self.o.forward::<T>(m, &hidden_o);
-        Saved {
-            _of_attention: [q, k, v, attended, lse],
-            _middle: middle,
-            _gate_and_up: None,
-            hidden: Hidden {
-                _attention: [hidden_q, hidden_k, hidden_v, hidden_o],
-                _gate_and_up: [None, None],
-                down: None,
-            },
-        }
+        low_rank[OProj] = o.low_rank(m);
+        let middle = run.buffer(o.out);
+        o.forward::<T>(m, &low_rank[OProj]);
+        Saved { _of_attention: [q, k, v, attended, lse], _middle: middle, _gate_and_up: None, low_rank }
     }
 
     fn gate_and_up(&self, saved: &mut Saved) {
         let m = self.run.tokens();
-        let _normed = self.run.buffer(self.gate.inner);
-        let hidden = [self.gate.hidden(m), self.up.hidden(m)];
-        saved._gate_and_up = Some([self.run.buffer(self.gate.out), self.run.buffer(self.up.out)]);
-        self.gate.forward::<T>(m, &hidden[0]);
-        self.up.forward::<T>(m, &hidden[1]);
-        saved.hidden._gate_and_up = hidden;
+        let layers = [GateProj, UpProj].map(|slot| &self.layers[slot]);
+        let _normed = self.run.buffer(layers[0].inner);
+        saved.low_rank[GateProj] = layers[0].low_rank(m);
+        saved.low_rank[UpProj] = layers[1].low_rank(m);
+        saved._gate_and_up = Some(layers.map(|layer| self.run.buffer(layer.out)));
+        layers[0].forward::<T>(m, &saved.low_rank[GateProj]);
+        layers[1].forward::<T>(m, &saved.low_rank[UpProj]);
     }
 
     fn attention(&self) -> Attention<'_> {
-        let c = self.run.model;
-        let shape = AttentionShape {
-            heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            scale: 1.0,
-            window: c.sliding_window,
-        };
-        Attention { shape, spans: &self.run.batch.spans, len: self.run.batch.len }
+        Attention { shape: self.run.model.attention(), spans: &self.run.batch.spans, len: self.run.batch.len }
     }
 
     fn backward(&self, saved: Option<Saved>, wants_input: bool) -> Found {
@@ -330,19 +296,20 @@ impl<T: Element> Block<'_, T> {
 
     fn mlp_backward(&self, saved: &mut Saved, found: &mut Found) {
         let m = self.run.tokens();
-        let activated = self.run.buffer(self.down.inner);
-        let back = self.down.back(m);
+        let [gate, up, down] = [GateProj, UpProj, DownProj].map(|slot| &self.layers[slot]);
+        let activated = self.run.buffer(down.inner);
+        let back = down.back(m);
         input_gradient(&[&back], m);
-        if saved.hidden.down.is_none() {
-            saved.hidden.down = self.down.hidden(m);
+        if saved.low_rank[DownProj].is_none() {
+            saved.low_rank[DownProj] = down.low_rank(m);
         }
-        self.down.train(m, found);
+        down.train(m, found);
         drop((back, activated));
 
-        let _normed = self.run.buffer(self.gate.inner);
-        let (of_gate, of_up) = (self.gate.back(m), self.up.back(m));
-        self.gate.train(m, found);
-        self.up.train(m, found);
+        let _normed = self.run.buffer(gate.inner);
+        let (of_gate, of_up) = (gate.back(m), up.back(m));
+        gate.train(m, found);
+        up.train(m, found);
         input_gradient(&[&of_gate, &of_up], m);
         drop((of_gate, of_up));
         saved._gate_and_up = None;
@@ -351,23 +318,25 @@ impl<T: Element> Block<'_, T> {
 
     fn attention_backward(&self, saved: Saved, wants_input: bool, found: &mut Found) {
         let (run, m) = (self.run, self.run.tokens());
-        let Saved { _of_attention: of_attention, _middle, hidden: _hidden, .. } = saved;
-        let back = self.o.back(m);
-        self.o.train(m, found);
+        let Saved { _of_attention: of_attention, _middle, low_rank: _low_rank, .. } = saved;
+        let o = &self.layers[OProj];
+        let inputs = [QProj, KProj, VProj].map(|slot| &self.layers[slot]);
+        let back = o.back(m);
+        o.train(m, found);
         let wants_input = wants_input || run.trains_weights();
-        if !wants_input && [&self.q, &self.k, &self.v].iter().all(|l| l.is_frozen()) {
+        if !wants_input && inputs.iter().all(|l| l.is_frozen()) {
             return;
         }
-        let of_attended = run.buffer(self.o.inner);
+        let of_attended = run.buffer(o.inner);
         input_gradient(&[&back], m);
         drop(back);
-        let _of_inputs = [&self.q, &self.k, &self.v].map(|layer| run.buffer(layer.out));
+        let _of_inputs = inputs.map(|layer| run.buffer(layer.out));
         self.attention().backward_on_paper::<T>(m, run.paper);
         drop((of_attention, of_attended));
 
-        let _normed = run.buffer(self.q.inner);
-        let backs = [&self.q, &self.k, &self.v].map(|layer| layer.back(m));
-        [&self.q, &self.k, &self.v].iter().for_each(|layer| layer.train(m, found));
+        let _normed = run.buffer(inputs[0].inner);
+        let backs = inputs.map(|layer| layer.back(m));
+        inputs.iter().for_each(|layer| layer.train(m, found));
         if !wants_input {
             return;
         }
@@ -390,12 +359,12 @@ impl<T: Element> Layer<'_, T> {
         self.run.paper.buffer::<T>(len)
     }
 
-    fn hidden(&self, m: usize) -> Option<Entry> {
+    fn low_rank(&self, m: usize) -> Option<Entry> {
         let adapter = self.adapter.as_ref()?;
         let _dropped = self.dropped(m);
-        let hidden = self.buffer(m * adapter.rank);
+        let low_rank = self.buffer(m * adapter.rank);
         self.run.paper.multiply::<T>((m, adapter.rank), &[Sides::plain(self.inner)]);
-        Some(hidden)
+        Some(low_rank)
     }
 
     /// The input with dropout.
@@ -403,9 +372,9 @@ impl<T: Element> Layer<'_, T> {
         self.adapter.as_ref().filter(|a| a.dropout).map(|_| self.buffer(m * self.inner))
     }
 
-    fn forward<D: Element>(&self, m: usize, hidden: &Option<Entry>) {
+    fn forward<D: Element>(&self, m: usize, low_rank: &Option<Entry>) {
         let base = Sides::plain(self.inner);
-        match (hidden, &self.adapter) {
+        match (low_rank, &self.adapter) {
             (Some(_), Some(adapter)) => {
                 self.run.paper.multiply::<D>((m, self.out), &[base, Sides::plain(adapter.rank)]);
             }
@@ -438,12 +407,12 @@ impl<T: Element> Layer<'_, T> {
     }
 
     fn back(&self, m: usize) -> Back<'_, T> {
-        let hidden = self.adapter.as_ref().map(|adapter| {
-            let hidden = self.buffer(m * adapter.rank);
+        let low_rank = self.adapter.as_ref().map(|adapter| {
+            let low_rank = self.buffer(m * adapter.rank);
             self.run.paper.multiply::<T>((m, adapter.rank), &[Sides::plain(self.out)]);
-            hidden
+            low_rank
         });
-        Back { layer: self, _hidden: hidden }
+        Back { layer: self, _low_rank: low_rank }
     }
 }
 
@@ -517,7 +486,7 @@ mod tests {
         batch
     }
 
-    fn lora(modules: &[LoraModule], dropout: f64) -> LoraOptions {
+    fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
         LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1 }
     }
 
@@ -559,12 +528,8 @@ mod tests {
     }
 
     fn modes() -> Vec<(String, DecoderConfig, Option<LoraOptions>, bool, bool)> {
-        let adapters = [
-            Some(lora(&LoraModule::ALL, 0.0)),
-            Some(lora(&[LoraModule::QProj, LoraModule::DownProj], 0.1)),
-            Some(lora(&[LoraModule::LmHead], 0.0)),
-            None,
-        ];
+        let adapters =
+            [Some(lora(&Slot::ALL, 0.0)), Some(lora(&[QProj, DownProj], 0.1)), Some(lora(&[LmHead], 0.0)), None];
         let mut modes = Vec::new();
         for tied in [true, false] {
             for (which, lora) in adapters.iter().enumerate() {

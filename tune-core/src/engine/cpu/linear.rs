@@ -1,7 +1,7 @@
 //! Linear layers, trained, frozen or with an adapter, as terms of matrix products.
 
 use super::weights::Weight;
-use super::{Found, Run};
+use super::{NamedGradients, Run};
 use crate::Result;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, Left, Right, Rows, Store, Term, multiply, set};
@@ -29,7 +29,7 @@ struct Adapter<'a, T: Element> {
 }
 
 /// `scale · dropout(x) Aᵀ`, `[m, rank]`: what an adapter makes of its input on the way. `None` without an adapter.
-pub(super) type Hidden<T> = Option<Buffer<T>>;
+pub(super) type LowRank<T> = Option<Buffer<T>>;
 
 impl<'a, T: Element> Layer<'a, T> {
     pub(super) fn new(run: &Run<'_>, linear: &'a Linear) -> Result<Self> {
@@ -53,7 +53,7 @@ impl<'a, T: Element> Layer<'a, T> {
     }
 
     /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
-    pub(super) fn hidden(&self, x: &[T], rows: Option<&[usize]>) -> Hidden<T> {
+    pub(super) fn low_rank(&self, x: &[T], rows: Option<&[usize]>) -> LowRank<T> {
         let adapter = self.adapter.as_ref()?;
         let m = x.len() / self.inner;
         let dropped = adapter.drop(x, self.inner, rows);
@@ -65,10 +65,10 @@ impl<'a, T: Element> Layer<'a, T> {
     }
 
     /// Stores `x Wᵀ` and the adapter's update, for `x` `[m, in]`, in rows of `out`.
-    pub(super) fn forward<D: Send>(&self, x: &[T], hidden: &Hidden<T>, y: &mut [D], store: impl Store<D>) {
+    pub(super) fn forward<D: Send>(&self, x: &[T], low_rank: &LowRank<T>, y: &mut [D], store: impl Store<D>) {
         let m = x.len() / self.inner;
         let base = Term::nt(x, &self.weight, self.inner);
-        match (hidden, &self.adapter) {
+        match (low_rank, &self.adapter) {
             (Some(h), Some(adapter)) => {
                 let update = Term::nt(h, &adapter.b, adapter.rank);
                 multiply((m, self.out), &[base, update], y, self.out, store);
@@ -78,13 +78,13 @@ impl<'a, T: Element> Layer<'a, T> {
     }
 
     /// Adds to `found` the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
-    pub(super) fn train(&self, back: &Back<'_, T>, x: &[T], hidden: &Hidden<T>, found: &mut Found) {
+    pub(super) fn train(&self, back: &Back<'_, T>, x: &[T], low_rank: &LowRank<T>, found: &mut NamedGradients) {
         if self.linear.weight.is_variable() {
             let mut gradient = Buffer::new(self.out * self.inner);
             self.weight_gradient(x, back.gradient, &mut gradient, set);
             found.push((format!("{}.weight", self.linear.name), gradient));
         }
-        if let Some((a, b)) = self.adapter_gradients(back, x, hidden, None) {
+        if let Some((a, b)) = self.adapter_gradients(back, x, low_rank, None) {
             found.push((format!("{}.lora_A.weight", self.linear.name), a));
             found.push((format!("{}.lora_B.weight", self.linear.name), b));
         }
@@ -102,10 +102,10 @@ impl<'a, T: Element> Layer<'a, T> {
         &self,
         back: &Back<'_, T>,
         x: &[T],
-        hidden: &Hidden<T>,
+        low_rank: &LowRank<T>,
         rows: Option<&[usize]>,
     ) -> Option<(Buffer<f32>, Buffer<f32>)> {
-        let (adapter, h, gh) = (self.adapter.as_ref()?, hidden.as_ref()?, back.hidden.as_ref()?);
+        let (adapter, h, gh) = (self.adapter.as_ref()?, low_rank.as_ref()?, back.low_rank.as_ref()?);
         let (m, rank) = (x.len() / self.inner, adapter.rank);
         let dropped = adapter.drop(x, self.inner, rows);
         let x = dropped.as_deref().unwrap_or(x);
@@ -129,14 +129,14 @@ impl<'a, T: Element> Layer<'a, T> {
 
     /// The same for a gradient whose `m` rows have gaps between them.
     pub(super) fn back_of<'b>(&'b self, gradient: Rows<'b, T>, m: usize) -> Back<'b, T> {
-        let hidden = self.adapter.as_ref().map(|adapter| {
+        let low_rank = self.adapter.as_ref().map(|adapter| {
             let rank = adapter.rank;
             let mut gh = Buffer::new(m * rank);
             let (left, right) = (Left::Rows(gradient), Right::Rows(Rows::new(&adapter.b, rank)));
             multiply((m, rank), &[Term { left, right, inner: self.out }], &mut gh, rank, adapter.scaled());
             gh
         });
-        Back { layer: self, gradient, m, hidden }
+        Back { layer: self, gradient, m, low_rank }
     }
 }
 
@@ -165,7 +165,7 @@ pub(super) struct Back<'a, T: Element> {
     gradient: Rows<'a, T>,
     m: usize,
     /// `scale · g B`, `[m, rank]`.
-    hidden: Hidden<T>,
+    low_rank: LowRank<T>,
 }
 
 impl<T: Element> Back<'_, T> {
@@ -186,13 +186,13 @@ pub(super) fn input_gradient<T: Element>(backs: &[&Back<'_, T>], rows: Option<&[
         terms.push(Term { left, right, inner: back.layer.out });
     }
     for back in backs.iter().filter(|b| b.is_plain()) {
-        if let (Some(gh), Some(adapter)) = (&back.hidden, &back.layer.adapter) {
+        if let (Some(gh), Some(adapter)) = (&back.low_rank, &back.layer.adapter) {
             terms.push(Term::nn(gh, &adapter.a, (adapter.rank, inner)));
         }
     }
     multiply((m, inner), &terms, gx, inner, set);
     for back in backs.iter().filter(|b| !b.is_plain()) {
-        let (Some(gh), Some(adapter)) = (&back.hidden, &back.layer.adapter) else { continue };
+        let (Some(gh), Some(adapter)) = (&back.low_rank, &back.layer.adapter) else { continue };
         let Some(dropout) = adapter.dropout else { continue };
         let through = |at: At, sums: &[f32], dst: &mut [T]| {
             let first = rows.map_or(at.row, |r| r[at.row]) * inner + at.col;

@@ -53,7 +53,7 @@ pub(super) fn forward_backward<T: Element>(
         return Ok(top.loss);
     }
     run.emit(top.found, sink)?;
-    let Some(mut gradient) = top.hidden else { return Ok(top.loss) };
+    let Some(mut gradient) = top.of_blocks else { return Ok(top.loss) };
     while let Some((input, inner)) = saved.pop() {
         let block = &model.blocks[lowest + saved.len()];
         let wants_input = block.index > lowest || model.trains_embedding();
@@ -76,9 +76,9 @@ pub(super) fn evaluate<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64
     Ok(run.top(&x, None, false)?.loss)
 }
 
-/// Gradients by the names of [`Decoder::trainable`]. They are handed over when nothing borrows the
-/// weights any more: who takes them may change the weights at once.
-type Found = Vec<(String, Buffer<f32>)>;
+/// Gradients of trained parameters, by their names in [`Decoder::trainable`]. They are handed over when nothing borrows
+/// the weights any more: who takes them may change the weights at once.
+type NamedGradients = Vec<(String, Buffer<f32>)>;
 
 impl Run<'_> {
     fn tokens(&self) -> usize {
@@ -109,7 +109,7 @@ impl Run<'_> {
     }
 
     /// Hands gradients over.
-    fn emit(&self, found: Found, sink: &mut dyn GradientSink) -> Result<()> {
+    fn emit(&self, found: NamedGradients, sink: &mut dyn GradientSink) -> Result<()> {
         for (name, gradient) in found {
             let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
             sink.take(&name, var, Gradient::pooled(gradient, var.shape())?)?;

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::linear::{Layer, input_gradient};
 use super::weights::Weight;
-use super::{Found, Run};
+use super::{NamedGradients, Run};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::buffers::Buffer;
@@ -26,11 +26,11 @@ pub(super) struct Top<T: Element> {
     /// The loss summed over trained tokens, not scaled.
     pub(super) loss: f64,
     /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
-    pub(super) hidden: Option<Buffer<T>>,
+    pub(super) of_blocks: Option<Buffer<T>>,
     /// The gradient of a tied embedding table in its role as output layer.
     pub(super) tied: Option<Buffer<f32>>,
     /// The gradients of what is trained here.
-    pub(super) found: Found,
+    pub(super) found: NamedGradients,
 }
 
 impl Run<'_> {
@@ -52,7 +52,7 @@ impl Run<'_> {
         });
         let mut adapter_gradients: Option<(Buffer<f32>, Buffer<f32>)> = None;
         let mut norm_gradient = norm_trained.then(|| Buffer::<f32>::zeros(width));
-        let mut hidden = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
+        let mut of_blocks = (below && backward).then(|| Buffer::<T>::zeros(x.len()));
         let mut loss = 0.0;
         for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
             let mut input = Buffer::<T>::new(rows.len() * width);
@@ -61,9 +61,9 @@ impl Run<'_> {
             }
             let mut normed = Buffer::new(input.len());
             rms_norm::forward(&input, &norm, eps, &mut normed);
-            let adapted = head.hidden(&normed, Some(rows));
+            let low_rank = head.low_rank(&normed, Some(rows));
             let mut logits = Buffer::<f32>::new(rows.len() * vocab);
-            head.forward(&normed, &adapted, &mut logits, set);
+            head.forward(&normed, &low_rank, &mut logits, set);
             let losses: Vec<f32> = logits
                 .par_chunks_exact_mut(vocab)
                 .zip(rows)
@@ -83,7 +83,7 @@ impl Run<'_> {
                     _ => head.weight_gradient(&normed, gradient, sum, add),
                 }
             }
-            if let Some((a, b)) = head.adapter_gradients(&back, &normed, &adapted, Some(rows)) {
+            if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
                     None => adapter_gradients = Some((a, b)),
                     Some(sum) => {
@@ -92,7 +92,7 @@ impl Run<'_> {
                     }
                 }
             }
-            if hidden.is_none() && norm_gradient.is_none() {
+            if of_blocks.is_none() && norm_gradient.is_none() {
                 continue;
             }
             let mut g_normed = normed;
@@ -102,13 +102,13 @@ impl Run<'_> {
             if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
                 sum.iter_mut().zip(&*own).for_each(|(s, g)| *s += g);
             }
-            if let Some(hidden) = &mut hidden {
+            if let Some(of_blocks) = &mut of_blocks {
                 for (src, &row) in g_input.chunks_exact(width).zip(rows) {
-                    hidden[row * width..][..width].copy_from_slice(src);
+                    of_blocks[row * width..][..width].copy_from_slice(src);
                 }
             }
         }
-        let mut top = Top { loss, hidden, tied: None, found: Found::new() };
+        let mut top = Top { loss, of_blocks, tied: None, found: NamedGradients::new() };
         if !loss.is_finite() {
             return Ok(top);
         }

@@ -1,0 +1,63 @@
+//! Low-rank adapters on frozen layers (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
+
+use super::slots::Slot;
+use super::weights::uniform;
+use crate::Result;
+use crate::kernels::Dropout;
+
+/// The adapters to add to a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOptions {
+    /// The layers that get one.
+    pub modules: Vec<Slot>,
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// The update is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Probability of dropping an element of an adapter's input, while training.
+    pub dropout: f64,
+    /// Where a fresh `A` comes from; a fresh `B` is zero.
+    pub seed: u64,
+}
+
+/// A low-rank adapter on a frozen layer.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// `[rank, in]`.
+    pub a: Var,
+    /// `[out, rank]`.
+    pub b: Var,
+    /// `alpha / rank`.
+    pub scale: f64,
+    /// Dropout probability on the adapter's input.
+    pub dropout: f64,
+}
+
+/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A` uniform in `±1 / sqrt(in)`, as PEFT
+/// and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
+pub(super) fn add_adapter(
+    name: &str,
+    weight: &Tensor,
+    lora: &LoraOptions,
+    trainable: &mut BTreeMap<String, Var>,
+) -> Result<Adapter> {
+    let (out, inner) = weight.dims2()?;
+    let names = [format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight")];
+    let seed = Dropout::mix_name(lora.seed, &names[0]);
+    let a = Tensor::from_vec(
+        uniform(seed, lora.rank * inner, 1.0 / (inner as f64).sqrt()),
+        (lora.rank, inner),
+        weight.device(),
+    )?;
+    let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
+    let b = Var::zeros((out, lora.rank), dtype, weight.device())?;
+    let [name_a, name_b] = names;
+    trainable.insert(name_a, a.clone());
+    trainable.insert(name_b, b.clone());
+    Ok(Adapter { a, b, scale: lora.alpha / lora.rank as f64, dropout: lora.dropout })
+}

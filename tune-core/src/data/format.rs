@@ -3,7 +3,8 @@
 use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking, TextDataset};
 use super::content::message;
 use super::conversation::{Chat, conversation, is_answer, set_system_prompt, text_column};
-use super::pieces::{self, Closing, Encoded, Encoder, Piece, Sink};
+use super::encoder::{Encoded, Encoder};
+use super::pieces::{self, Closing, Piece, Sink};
 use super::records::Record;
 use super::{alpaca, beside, trained};
 use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendered};
@@ -96,7 +97,8 @@ impl<'a> Formatter<'a> {
             }
         }
         .map_err(|e| record.origin.error(e))?;
-        Ok(Formatted { encoded: encoder.finish(record.origin.to_string()), closing, text_beside_calls })
+        let encoded = encoder.finish(record.origin.to_string()).map_err(|e| record.origin.error(e))?;
+        Ok(Formatted { encoded, closing, text_beside_calls })
     }
 
     /// Cuts a conversation into pieces. Returns what closes it, and how many messages' texts the template leaves out

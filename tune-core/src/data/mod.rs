@@ -8,6 +8,7 @@ mod config;
 mod content;
 mod conversation;
 mod corpus;
+mod encoder;
 mod faults;
 mod format;
 mod loader;

@@ -1,18 +1,16 @@
 //! Text cut where the model meets it: prompt with header | answer with stop token | what follows.
 //!
-//! A tokenizer may join the end of one piece with the beginning of the next, a token that no
-//! prompt ever ends in. So each piece is tokenized on its own, as it is at inference.
+//! The pieces are tokenized as one text, see [`super::encoder`].
 
 use std::ops::Range;
 
-use super::batch::{IGNORE, Sample};
 use super::config::Masking;
 use super::content::texts_of;
 use super::conversation::{Chat, is_answer};
 use crate::tokenizer::{ChatTemplate, Message, Prepared, Tokenizer};
 use crate::{Error, Result};
 
-/// A stretch of a sample that is tokenized on its own.
+/// A stretch of a sample, all of it trained or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) content: Content,
@@ -261,75 +259,6 @@ fn common_prefix(a: &str, b: &str) -> usize {
         n -= 1;
     }
     n
-}
-
-/// A tokenized sample and what was lost on the way.
-pub(super) struct Encoded {
-    pub(super) sample: Sample,
-    /// Tokens that were cut off: all of them from a [`Encoder::counting`] one, else those that were looked at.
-    pub(super) cut: usize,
-    /// Whether a stop token is among the trained ones.
-    pub(super) stops: bool,
-}
-
-/// Tokenizes pieces, cuts them from the right, and shifts the targets.
-pub(super) struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
-    limit: usize,
-    ids: Vec<u32>,
-    trained: Vec<bool>,
-    /// Whether a text has begun, which the next one continues.
-    begun: bool,
-    /// Whether what will be cut off is looked at.
-    counting: bool,
-}
-
-impl<'a> Encoder<'a> {
-    /// For a sample of at most `max_seq_len` tokens.
-    pub(super) fn new(tokenizer: &'a Tokenizer, max_seq_len: Option<usize>) -> Self {
-        let limit = max_seq_len.unwrap_or(usize::MAX);
-        Self { tokenizer, limit, ids: Vec::new(), trained: Vec::new(), begun: false, counting: false }
-    }
-
-    /// The same, which takes all pieces to count what it cuts off.
-    pub(super) fn counting(self) -> Self {
-        Self { counting: true, ..self }
-    }
-
-    /// The sample of the pieces so far.
-    pub(super) fn finish(self, origin: String) -> Encoded {
-        let Self { tokenizer, limit, mut ids, trained, .. } = self;
-        let cut = ids.len().saturating_sub(limit);
-        ids.truncate(limit);
-        let targets: Vec<u32> = (1..=ids.len())
-            .map(|next| match ids.get(next) {
-                Some(&id) if trained[next] => id,
-                _ => IGNORE,
-            })
-            .collect();
-        let stops = targets.iter().any(|target| tokenizer.stop_tokens().contains(target));
-        Encoded { sample: Sample { input_ids: ids, targets, origin }, cut, stops }
-    }
-}
-
-impl Sink for Encoder<'_> {
-    fn push(&mut self, piece: Piece) -> Result<()> {
-        match &piece.content {
-            Content::Token(id) => self.ids.push(*id),
-            Content::Text(text) if text.is_empty() => {}
-            Content::Text(text) if self.begun => self.ids.extend(self.tokenizer.encode_continuation(text)?),
-            Content::Text(text) => {
-                self.ids.extend(self.tokenizer.encode(text)?);
-                self.begun = true;
-            }
-        }
-        self.trained.resize(self.ids.len(), piece.trained);
-        Ok(())
-    }
-
-    fn is_full(&self) -> bool {
-        !self.counting && self.ids.len() > self.limit
-    }
 }
 
 #[cfg(test)]

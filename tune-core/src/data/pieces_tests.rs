@@ -1,4 +1,6 @@
 use super::*;
+use crate::data::IGNORE;
+use crate::data::encoder::{Encoded, Encoder};
 use crate::tokenizer::testing::{byte_level, sentence_piece};
 use crate::tokenizer::{Conversation, Form};
 
@@ -40,7 +42,7 @@ fn cut(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<
 fn encode(tokenizer: &Tokenizer, pieces: &[Piece], max_seq_len: Option<usize>) -> Encoded {
     let mut encoder = Encoder::new(tokenizer, max_seq_len);
     pieces.iter().for_each(|piece| encoder.push(piece.clone()).unwrap());
-    encoder.finish("x".into())
+    encoder.finish("x".into()).unwrap()
 }
 
 /// The pieces as text, with brackets around the trained ones.
@@ -234,7 +236,7 @@ fn a_long_conversation_is_not_rendered_beyond_what_is_kept() {
         let template = tokenizer.chat_template().unwrap();
         let chat = Chat::from(messages.to_vec());
         of_conversation(template, &tokenizer, &chat, Masking::Assistant, &mut encoder).unwrap();
-        encoder.finish("x".into())
+        encoder.finish("x".into()).unwrap()
     };
     // Rendered up to each of its answers this takes minutes; a test that hangs has found it.
     let long = encoded(&messages);

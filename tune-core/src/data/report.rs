@@ -28,6 +28,8 @@ pub struct DatasetReport {
     /// Tokens that were cut off: all of them with [`LoaderOptions::count_cut`](super::LoaderOptions::count_cut), else
     /// at least so many.
     pub cut_tokens: usize,
+    /// Whether some samples were so long that what was cut off was not counted to the end.
+    pub more_cut: bool,
     /// Samples in which a stop token is trained; `None` where texts are not meant to end.
     pub stopping: Option<usize>,
     /// Samples left out because none of their tokens is trained.
@@ -73,6 +75,7 @@ impl Tally {
         let sample = &encoded.sample;
         report.truncated += usize::from(encoded.cut > 0);
         report.cut_tokens += encoded.cut;
+        report.more_cut |= encoded.more_cut;
         let trained = sample.targets.iter().filter(|&&t| t != IGNORE).count();
         if trained == 0 {
             report.dropped += 1;

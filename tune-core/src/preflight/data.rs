@@ -93,15 +93,15 @@ impl Context<'_> {
             report.error(self.never_stops(dataset));
         }
         if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.tokenizer.max_seq_len) {
+            let lost = lost(dataset);
             let of_all = percent(dataset.cut_tokens, dataset.tokens + dataset.cut_tokens);
             let unended = dataset.stopping.filter(|_| dataset.endings.is_empty()).map(|n| dataset.samples - n);
             let unended = unended.filter(|&n| n > 0 && stops);
             let longer = self.max_positions.filter(|&n| n > max);
             report.warning(format!(
-                "{}: {cut} samples have more than `tokenizer.max_seq_len` = {max} tokens and are cut; {} tokens are \
+                "{}: {cut} samples have more than `tokenizer.max_seq_len` = {max} tokens and are cut; {lost} tokens are \
                  lost, {of_all} of all{}{}",
                 dataset.name,
-                dataset.cut_tokens,
                 unended.map_or_else(String::new, |n| format!("; in {n} samples no stop token is left")),
                 longer.map_or_else(String::new, |n| format!(". The model is made for up to {n}")),
             ));
@@ -145,12 +145,17 @@ fn describe(dataset: &DatasetReport) -> String {
         dataset.longest
     );
     if dataset.truncated > 0 {
-        text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, dataset.cut_tokens);
+        text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, lost(dataset));
     }
     if dataset.dropped > 0 {
         text += &format!("\n{} samples without a trained token left out", dataset.dropped);
     }
     text
+}
+
+/// The number of tokens that are cut off.
+fn lost(dataset: &DatasetReport) -> String {
+    format!("{}{}", if dataset.more_cut { "more than " } else { "" }, dataset.cut_tokens)
 }
 
 fn report_faults(faults: Vec<Faults>, report: &mut Report<'_>) {

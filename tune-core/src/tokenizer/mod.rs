@@ -1,7 +1,9 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
+mod borders;
 mod config;
 mod date;
+mod encode;
 mod form;
 mod names;
 mod python;
@@ -16,6 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokenizers::{AddedToken, PostProcessorWrapper};
 
 pub use config::TokenizerConfig;
 pub(crate) use form::{Form, Forms};
@@ -66,14 +69,12 @@ pub struct Tokenizer {
     special_texts: BTreeMap<String, u32>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
-    /// The ids of [`ANCHOR`], where text in front of a piece keeps the tokenizer from putting a
-    /// space of its own there.
-    anchor: Option<Vec<u32>>,
+    /// The tokens that text is split at before it is given to the model.
+    added: BTreeMap<u32, AddedToken>,
+    /// Whether a text's beginning is not encoded as the same text in the middle of another.
+    beginning_differs: bool,
     begins_with_bos: bool,
 }
-
-/// Text that no tokenizer joins with what follows it.
-const ANCHOR: &str = "\n";
 
 impl Tokenizer {
     /// Builds a tokenizer from `tokenizer.json`, and from those of `tokenizer_config.json`,
@@ -125,12 +126,16 @@ impl Tokenizer {
         let source = template_source(files, &config)?;
         let template = source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        let special_texts = inner
-            .get_added_tokens_decoder()
-            .into_iter()
+        let added: BTreeMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
+        let special_texts = added
+            .iter()
             .filter(|(_, token)| token.special && !token.content.is_empty())
-            .map(|(id, token)| (token.content, id))
+            .map(|(&id, token)| (token.content.clone(), id))
             .collect();
+        let empty = inner.encode_fast("", true).map_err(|e| Error::file(TOKENIZER, e.to_string()))?;
+        let begins_with_bos = bos.is_some() && empty.get_ids().first().copied() == bos;
+        // It moves the offsets of tokens, and puts special tokens around a text, which is done here.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         let mut tokenizer = Self {
             inner: Arc::new(inner),
             bos,
@@ -141,12 +146,11 @@ impl Tokenizer {
             special_texts,
             template,
             vocab_size,
-            anchor: None,
-            begins_with_bos: false,
+            added,
+            beginning_differs: false,
+            begins_with_bos,
         };
-        tokenizer.anchor = tokenizer.find_anchor()?;
-        tokenizer.begins_with_bos =
-            tokenizer.bos.is_some() && tokenizer.encode_with("", true)?.first().copied() == tokenizer.bos;
+        tokenizer.beginning_differs = tokenizer.treats_beginnings_apart()?;
         if let Some(generation) = files.json("generation_config.json")? {
             tokenizer.add_stop_tokens(&generation);
         }
@@ -186,48 +190,6 @@ impl Tokenizer {
     /// resumed gives to [`Tokenizer::at`].
     pub fn now(&self) -> Option<i64> {
         self.template.as_ref().filter(|t| t.uses_date()).map(ChatTemplate::now)
-    }
-
-    /// The ids of a text, without any special token in front or behind. Special tokens that are
-    /// written out in the text become their ids.
-    ///
-    /// # Errors
-    /// Where the tokenizer has no token for a part of the text and no unknown token either.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_with(text, false)
-    }
-
-    /// The ids of a text that continues another: as [`Tokenizer::encode`], without the space that
-    /// SentencePiece tokenizers put in front of a text.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
-        if let Some(anchor) = &self.anchor {
-            let ids = self.encode(&format!("{ANCHOR}{text}"))?;
-            if let Some(rest) = ids.strip_prefix(anchor.as_slice()) {
-                return Ok(rest.to_vec());
-            }
-        }
-        self.encode(text)
-    }
-
-    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| Error::setup(format!("the tokenizer fails on {text:.60?}: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// The anchor's ids, if this tokenizer puts a space in front of a text.
-    fn find_anchor(&self) -> Result<Option<Vec<u32>>> {
-        let first = self.encode("a")?.first().and_then(|&id| self.token(id));
-        let adds_space = first.is_some_and(|t| t.starts_with(['\u{2581}', '\u{120}']));
-        if adds_space {
-            return Ok(Some(self.encode(ANCHOR)?));
-        }
-        Ok(None)
     }
 
     /// The text of token ids.

@@ -442,3 +442,61 @@ fn settings_that_do_not_fit_together_are_said() {
     let (said, code) = place.ask("full", "--check", &["optimizer_in_bwd=true", "gradient_accumulation_steps=2"]);
     assert!(code == Some(1) && said.contains("error: optimizer_in_bwd applies each gradient at once"), "{said}");
 }
+
+/// The tiny model's folder with a token for which there is no embedding.
+fn model_without_an_embedding(place: &Place) -> String {
+    let model = place.model(&json!({}));
+    let path = place.path("model/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({"id": 384, "content": "<tool>", "special": true,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}));
+    fs::write(path, tokenizer.to_string()).unwrap();
+    model
+}
+
+#[test]
+fn a_token_that_the_model_has_no_embedding_for_is_an_error() {
+    let place = Place::new();
+    let model = model_without_an_embedding(&place);
+    let without = place.conversations("without.jsonl", &[("a", "b"), ("c", "d")]);
+    contains(
+        &place.sound(&[&model, &without]),
+        &["warning: the tokenizer has 385 tokens and the model 384 embeddings"],
+    );
+
+    let lacks = "the token `<tool>` has id 384, and the model has 384 embeddings (ids 0 to 383)";
+    let with = place.conversations("with.jsonl", &[("a", "b"), ("call <tool> now", "c")]);
+    let said = place.unsound(&[&model, &with]);
+    contains(&said, &["1 of 2 records cannot be used", &format!("with.jsonl:2: {lacks}")]);
+    // What is cut off is no matter.
+    place.sound(&[&model, &with, "tokenizer.max_seq_len=24"]);
+    let file = with.strip_prefix("dataset.data_files=").unwrap();
+    let value = format!("dataset_val={{_component_: chat, data_files: [{file}]}}");
+    contains(&place.unsound(&[&model, &without, &value]), &[&format!("with.jsonl:2: {lacks}")]);
+    let asked = format!("exact_match.data_file={file}");
+    contains(&place.unsound(&[&model, &without, &asked]), &[&format!("with.jsonl:2: {lacks}")]);
+    let text = place.write("text.jsonl", "{\"text\": \"one\"}\n{\"text\": \"<tool>\"}\n");
+    let text = format!("dataset={{_component_: text, data_files: [{text}]}}");
+    contains(&place.unsound(&[&model, &text]), &[&format!("text.jsonl:2: {lacks}")]);
+
+    // Training does not begin.
+    let output = place.output();
+    let said = runs::fail("lora", &["--config", "configs/lora/tiny.yaml", &output, &model, &with]);
+    contains(&said, &[&format!("with.jsonl:2: {lacks}")]);
+    assert!(!place.path("out").exists());
+    let folder = model.strip_prefix("checkpointer.").unwrap();
+    let config = ["--config", "configs/generate/tiny.yaml"];
+    let said = runs::fail("generate", &[&config[..], &[folder, "prompt='call <tool>'"]].concat());
+    contains(&said, &[lacks]);
+}
+
+#[test]
+fn a_question_that_cannot_be_asked_is_an_error() {
+    let place = Place::new();
+    let long = place.conversations("long.jsonl", &[("a", "b"), (&"word ".repeat(200), "c")]);
+    let asked = long.replace("dataset.data_files", "exact_match.data_file");
+    contains(
+        &place.unsound(&[&asked]),
+        &["long.jsonl:2: the prompt has ", "the model reads at most 256, answer included"],
+    );
+}

@@ -113,3 +113,25 @@ fn a_prompt_has_the_tokens_of_transformers() {
         }
     }
 }
+
+#[test]
+fn a_long_text_has_the_tokens_of_the_whole() {
+    let paragraph = "The answer is forty two.  What? \n\n für 🦀\tdef f():\n    return 12 345 word<|im_end|> x</s>\n y";
+    let long = paragraph.repeat(2000);
+    for (name, _) in shapes() {
+        let file = folder().join(&name).join("tokenizer.json");
+        let settings = std::fs::read_to_string(folder().join(&name).join("tokenizer_config.json")).unwrap();
+        if settings.contains("added_tokens_decoder") {
+            continue;
+        }
+        let mut reference = tokenizers::Tokenizer::from_file(file).unwrap();
+        reference.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        for text in [&long, &"ab".repeat(100_000)] {
+            // Compared without printing hundreds of thousands of numbers.
+            let expected = reference.encode_fast(text.as_str(), false).unwrap();
+            let ids = tokenizer(&name).encode(text).unwrap();
+            let same = ids.iter().zip(expected.get_ids()).take_while(|(a, b)| a == b).count();
+            assert_eq!((same, ids.len()), (expected.len(), expected.len()), "{name}");
+        }
+    }
+}

@@ -64,7 +64,8 @@ impl ExactMatch {
     /// Reads the questions and renders them with the chat template.
     ///
     /// # Errors
-    /// A file that cannot be read, a line that is no conversation (it is named), a tokenizer without a chat template.
+    /// A file that cannot be read, a tokenizer without a chat template, a line that is no conversation or whose question
+    /// the model cannot be asked (it is named).
     pub fn read(config: &ExactMatchConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let path = &*hub::dataset(&config.data_file)?;
         let template = tokenizer
@@ -84,7 +85,9 @@ impl ExactMatch {
                 ));
             };
             let prompt = template.render(&Conversation::new(messages), true)?;
-            questions.push(Question { text, prompt: tokenizer.encode(&prompt)?, expected });
+            let prompt = tokenizer.encode(&prompt).and_then(|ids| tokenizer.check_prompt(&ids).map(|()| ids));
+            let prompt = prompt.map_err(|e| Error::line(path, i + 1, e.to_string()))?;
+            questions.push(Question { text, prompt, expected });
         }
         if questions.is_empty() {
             return Err(Error::file(path, "holds no conversation"));

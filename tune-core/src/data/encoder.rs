@@ -71,7 +71,7 @@ impl<'a> Encoder<'a> {
     /// The sample of the pieces so far.
     ///
     /// # Errors
-    /// A text that the tokenizer has no tokens for.
+    /// A text that the tokenizer has no tokens for, a token that the model has no embedding for.
     pub(super) fn finish(self, origin: String) -> Result<Encoded> {
         let wanted = match self.counting {
             true => self.limit.saturating_add(COUNTED),
@@ -80,6 +80,7 @@ impl<'a> Encoder<'a> {
         let (mut ids, trained, complete) = self.ids(wanted)?;
         let cut = ids.len().saturating_sub(self.limit);
         ids.truncate(self.limit);
+        self.tokenizer.check_ids(&ids)?;
         let targets: Vec<u32> = (1..=ids.len())
             .map(|next| match ids.get(next) {
                 Some(&id) if trained[next] => id,

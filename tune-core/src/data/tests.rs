@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::tokenizer::Limits;
 use crate::tokenizer::testing::{byte_level, sentence_piece};
 
 #[path = "beside_tests.rs"]
@@ -221,6 +222,20 @@ fn tokenized_ahead_or_at_once_the_samples_are_the_same() {
         let at_once = Loader::new(dataset.samples, options).unwrap();
         assert_eq!(at_once.fingerprint().unwrap(), ahead.fingerprint().unwrap());
     }
+}
+
+#[test]
+fn a_token_without_an_embedding_is_found_while_training_runs() {
+    let folder = Folder::new();
+    let text = |i: usize| format!("{{\"text\": \"a{}\"}}\n", if i == 4500 { "<|end|>" } else { "" });
+    let file = folder.file("d.jsonl", (1..=5000).map(text).collect::<String>());
+    let configs =
+        [DatasetConfig::Text(TextDataset { files: files(file), column: "text".into(), add_eos: true, packed: false })];
+    let tokenizer = byte_level(None).for_model(Limits { embeddings: 263, ..Limits::default() });
+    let loader = Loader::open(&configs, &tokenizer, None, LoaderOptions::default()).unwrap();
+    loader.batch(0, 0).unwrap();
+    let error = loader.len().unwrap_err().to_string();
+    assert!(error.contains("d.jsonl:4500: the token `<|end|>` has id 263"), "{error}");
 }
 
 #[test]

@@ -111,8 +111,8 @@ pub(super) fn tokenizer(
     }
     if let Some(rows) = model.shape.as_ref().map(|shape| shape.vocab_size).filter(|&n| n < tokenizer.vocab_size()) {
         report.warning(format!(
-            "the tokenizer has {} tokens and the model {rows}: a sample with one of those that it lacks would stop \
-             the run; take the tokenizer that belongs to the model",
+            "the tokenizer has {} tokens and the model {rows} embeddings: samples and prompts with one of the tokens \
+             that it lacks are refused",
             tokenizer.vocab_size()
         ));
     }

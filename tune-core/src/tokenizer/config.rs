@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tune_config::Config;
 
-use super::{Conversation, Forms, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
+use super::{Conversation, Forms, Limits, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -32,6 +32,7 @@ impl TokenizerConfig {
             files.files.insert(name.into(), std::fs::read(path).map_err(Error::io("read", path))?);
         }
         let mut tokenizer = Tokenizer::from_files(&files).map_err(|e| self.place(e, checkpoint.path()))?;
+        tokenizer = tokenizer.for_model(Limits::of_config(checkpoint.config()));
         if let Some(generation_config) = checkpoint.generation_config() {
             tokenizer.add_stop_tokens(&generation_config);
         }
@@ -78,7 +79,7 @@ impl Tokenizer {
     /// if `chat` (by default, if it has one), else as plain text after the beginning-of-text token.
     ///
     /// # Errors
-    /// A template that is wanted and not there, or that fails.
+    /// A template that is wanted and not there, or that fails; a prompt that the model cannot answer.
     pub fn prompt(&self, text: &str, system: Option<&str>, chat: Option<bool>) -> Result<Vec<u32>> {
         let template = match (self.chat_template(), chat) {
             (_, Some(false)) | (None, None) => None,
@@ -90,7 +91,8 @@ impl Tokenizer {
         let Some(template) = template else {
             let begin = if self.begins_with_bos() { self.bos() } else { None };
             let text = system.map_or_else(|| text.to_owned(), |s| format!("{s}\n{text}"));
-            return Ok(begin.into_iter().chain(self.encode(&text)?).collect());
+            let ids: Vec<u32> = begin.into_iter().chain(self.encode(&text)?).collect();
+            return self.check_prompt(&ids).map(|()| ids);
         };
         let forms = Forms::of(template);
         let message = |role: &str, text: &str| -> Message {
@@ -102,6 +104,7 @@ impl Tokenizer {
         let conversation = Conversation::new(messages);
         let prompt = template.render(&conversation, true)?;
         unrendered::check(template, &conversation, true)?;
-        self.encode(&prompt)
+        let ids = self.encode(&prompt)?;
+        self.check_prompt(&ids).map(|()| ids)
     }
 }

@@ -215,3 +215,7 @@ fn join(tokens: &mut Vec<Token>, new: &[Token], overlap: &Range<usize>) -> bool 
     }
     false
 }
+
+#[cfg(test)]
+#[path = "encode_tests.rs"]
+mod tests;

@@ -1,10 +1,12 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
 
+mod added;
 mod borders;
 mod config;
 mod date;
 mod encode;
 mod form;
+mod limits;
 mod names;
 mod python;
 mod template;
@@ -22,6 +24,7 @@ use tokenizers::{AddedToken, PostProcessorWrapper};
 
 pub use config::TokenizerConfig;
 pub(crate) use form::{Form, Forms};
+pub use limits::Limits;
 pub(crate) use names::Names;
 pub(crate) use template::Prepared;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
@@ -74,6 +77,8 @@ pub struct Tokenizer {
     /// Whether a text's beginning is not encoded as the same text in the middle of another.
     beginning_differs: bool,
     begins_with_bos: bool,
+    /// What the model takes that the ids are for.
+    limits: Limits,
 }
 
 impl Tokenizer {
@@ -108,6 +113,7 @@ impl Tokenizer {
                 special.insert(name.to_owned(), token);
             }
         }
+        added::add(&mut inner, &config, &special).map_err(|e| Error::file("tokenizer_config.json", e.to_string()))?;
         let id = |name: &str| -> Result<Option<u32>> {
             let Some(token) = special.get(name) else {
                 return Ok(None);
@@ -149,6 +155,7 @@ impl Tokenizer {
             added,
             beginning_differs: false,
             begins_with_bos,
+            limits: Limits::default(),
         };
         tokenizer.beginning_differs = tokenizer.treats_beginnings_apart()?;
         if let Some(generation) = files.json("generation_config.json")? {

@@ -112,7 +112,7 @@ impl Tokenized {
             let all = || in_background(|| left.try_for_each(|block| work.block(block)).and_then(|()| work.finish()));
             let failure = match catch_unwind(AssertUnwindSafe(all)) {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("{error} (found while training ran; `--check` reads all data first)")),
+                Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some("tokenizing the data ended in a panic, which is a mistake of this program".to_owned()),
             };
             *shared.lock() = failure;

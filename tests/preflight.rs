@@ -230,7 +230,7 @@ fn broken_records_are_counted_and_the_first_are_shown() {
             "broken.jsonl:2: column 14: not valid JSON",
             "broken.jsonl:3: no column `messages` (the columns are: `conversation`)",
             "broken.jsonl:4: the conversation is empty",
-            "… and 1 more",
+            "broken.jsonl:5: must be a JSON object, not a list",
             // What can be used is shown.
             "broken.jsonl:1, ",
             "«b<|im_end|>»",

@@ -57,6 +57,23 @@ pub(super) fn add(conversation: &mut Conversation, record: &Record, names: &Name
     Ok(())
 }
 
+/// Whether a column goes to the template.
+pub(super) fn is_read(name: &str, names: &Names) -> bool {
+    match name {
+        TOOLS | DOCUMENTS => names.contains(name),
+        FUNCTIONS => functions(names).is_some(),
+        ARGUMENTS => true,
+        _ => false,
+    }
+}
+
+/// The arguments of a record that its template does not mention.
+pub(super) fn unread_arguments(record: &Record, names: &Names) -> Vec<String> {
+    let Ok(Some(Value::Object(arguments))) = column(record, ARGUMENTS) else { return Vec::new() };
+    let unread = arguments.iter().filter(|(name, value)| !value.is_null() && !names.contains(name));
+    unread.map(|(name, _)| format!("{ARGUMENTS}.{name}")).collect()
+}
+
 enum Functions {
     AsTheyAre,
     AsTools,

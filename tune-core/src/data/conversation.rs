@@ -79,6 +79,14 @@ pub(super) fn conversation(record: &Record, config: &ChatDataset, forms: &Forms)
     Ok(Chat { conversation: Conversation::new(messages), left_out })
 }
 
+/// Whether the column [`SYSTEM_COLUMN`] is used, of a record with these messages.
+pub(super) fn uses_system_column(record: &Record, config: &ChatDataset) -> bool {
+    let (role_key, _) = keys(config);
+    let first = record.columns.get(&config.conversation_column).and_then(|turns| turns.get(0));
+    let has_its_own = first.and_then(|turn| turn.get(role_key)).is_some_and(|role| role == "system");
+    config.conversation_style == ConversationStyle::Sharegpt && (config.new_system_prompt.is_some() || !has_its_own)
+}
+
 /// The system prompt that a ShareGPT record has in a column of its own.
 fn system_column<'a>(record: &'a Record, config: &ChatDataset) -> Result<Option<&'a str>> {
     match record.columns.get(SYSTEM_COLUMN) {
@@ -139,6 +147,14 @@ pub(super) fn set_system_prompt(messages: &mut Vec<Message>, prompt: &str, forms
             messages.insert(0, system);
             1
         }
+    }
+}
+
+/// Whether a role is the assistant's.
+pub(super) fn means_assistant(role: &Value, config: &ChatDataset) -> bool {
+    match config.conversation_style {
+        ConversationStyle::Openai => role == "assistant",
+        ConversationStyle::Sharegpt => SHAREGPT_ROLES.iter().any(|(name, means)| role == name && *means == "assistant"),
     }
 }
 

@@ -1,14 +1,17 @@
 //! All records of a run's datasets, and the samples that they become.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use super::batch::Sample;
 use super::config::DatasetConfig;
-use super::faults;
+use super::faults::{self, Faults};
 use super::format::Formatter;
 use super::records::{Record, Records};
 use super::report::{DatasetReport, Tally};
 use super::source;
+use super::unused::Held;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -27,6 +30,48 @@ struct Part {
     records: Records,
     /// The first record's index in the corpus.
     first: usize,
+    /// What its records hold and nobody reads, in words.
+    unused: Vec<String>,
+}
+
+/// What one look at each record of a dataset tells.
+#[derive(Default)]
+struct Scan {
+    held: Held,
+    broken: usize,
+    /// What is wrong with the first of the broken ones, whichever thread met one first.
+    first: BTreeMap<usize, Error>,
+}
+
+impl Scan {
+    fn of(formatter: &Formatter<'_>, records: &Records) -> Self {
+        let look = |mut scan: Self, i| {
+            match records.read(i).and_then(|record| formatter.check(&record).map(|()| record)) {
+                Ok(record) => formatter.note(i, &record, &mut scan.held),
+                Err(error) => scan.fault(i, error),
+            }
+            scan
+        };
+        (0..records.len()).into_par_iter().fold(Self::default, look).reduce(Self::default, Self::and)
+    }
+
+    fn fault(&mut self, record: usize, error: Error) {
+        self.broken += 1;
+        self.first.insert(record, error);
+        if self.first.len() > faults::KEPT {
+            self.first.pop_last();
+        }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        let broken = self.broken + other.broken;
+        other.first.into_iter().for_each(|(record, error)| self.fault(record, error));
+        Self { held: self.held.and(other.held), broken, first: self.first }
+    }
+
+    fn faults(self, config: &DatasetConfig, records: usize) -> Faults {
+        Faults { name: config.name(), records, broken: self.broken, first: self.first.into_values().collect() }
+    }
 }
 
 impl Corpus {
@@ -43,20 +88,34 @@ impl Corpus {
         if packed && max_seq_len.is_none() {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
         }
+        let mut faults = Vec::new();
         let mut corpus =
             Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
         for config in configs {
-            let formatter = Formatter::new(config, tokenizer)?;
-            let records = source::find(config.files(), config.first_column())?;
-            let check = |i| records.read(i).and_then(|record| formatter.check(&record)).err();
-            // Of several broken records the first is named, whichever thread met one first.
-            if let Some(error) = (0..records.len()).into_par_iter().find_map_first(check) {
-                return Err(error);
+            let found = Formatter::new(config, tokenizer)
+                .and_then(|formatter| Ok((formatter, source::find(config.files(), config.first_column())?)));
+            let (formatter, records) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    faults.push(Faults::of_dataset(config, error));
+                    continue;
+                }
+            };
+            let scan = Scan::of(&formatter, &records);
+            if scan.broken > 0 {
+                faults.push(scan.faults(config, records.len()));
+                continue;
             }
+            let mut held = scan.held;
+            formatter.keep_unused(&mut held, &records);
+            let unused = held.warnings(&config.name());
             let first = corpus.len();
-            corpus.parts.push(Part { config: config.clone(), records, first });
+            corpus.parts.push(Part { config: config.clone(), records, first, unused });
         }
-        Ok(corpus)
+        match faults::error(faults) {
+            Some(error) => Err(error),
+            None => Ok(corpus),
+        }
     }
 
     /// The same, which counts all tokens that are cut off, if `count_cut`.
@@ -106,14 +165,28 @@ impl Corpus {
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
-        // In order, so that of several broken records the first is named.
+        let mut scans: BTreeMap<usize, (usize, Scan)> = BTreeMap::new();
         for (&i, encoded) in records.iter().zip(encoded) {
-            let formatted = encoded?;
-            if account[self.part_of(i)].count(i, &formatted) {
-                samples.push((i, formatted.encoded.sample));
+            let part = self.part_of(i);
+            let (looked_at, scan) = scans.entry(part).or_default();
+            *looked_at += 1;
+            match encoded {
+                Ok(formatted) if account[part].count(i, &formatted) => samples.push((i, formatted.encoded.sample)),
+                Ok(_) => {}
+                Err(error) => scan.fault(i, error),
             }
         }
-        Ok(samples)
+        let broken = scans.into_iter().filter(|(_, (_, scan))| scan.broken > 0);
+        let faults = broken.map(|(part, (looked_at, scan))| scan.faults(&self.parts[part].config, looked_at));
+        match faults::error(faults.collect()) {
+            Some(error) => Err(error),
+            None => Ok(samples),
+        }
+    }
+
+    /// What the records hold and nobody reads, in words.
+    pub(super) fn unused(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().flat_map(|part| &part.unused).map(String::as_str)
     }
 
     /// The samples of the first `n` records of each dataset, also of those without a trained token.
@@ -127,7 +200,8 @@ impl Corpus {
     pub(super) fn reports(&self, account: Vec<Tally>) -> Result<Vec<DatasetReport>> {
         let report = |(part, tally): (&Part, Tally)| {
             let formatter = Formatter::new(&part.config, &self.tokenizer)?;
-            tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))
+            let report = tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))?;
+            Ok(DatasetReport { unused: part.unused.clone(), ..report })
         };
         self.parts.iter().zip(account).map(report).collect()
     }

@@ -1,5 +1,7 @@
 //! All that is wrong with datasets, where training stops at the first.
 
+use std::fmt;
+
 use rayon::prelude::*;
 
 use super::batch::Sample;
@@ -12,7 +14,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// How many errors of a dataset are kept; the others are counted.
-const KEPT: usize = 3;
+pub(super) const KEPT: usize = 20;
 /// Broken records that examples are looked for behind.
 const PASSED_OVER: usize = 100;
 
@@ -27,6 +29,40 @@ pub struct Faults {
     pub broken: usize,
     /// What is wrong with the first of them, or with the dataset as a whole.
     pub first: Vec<Error>,
+}
+
+impl Faults {
+    /// Something that is wrong with a dataset as a whole.
+    pub(super) fn of_dataset(config: &DatasetConfig, error: Error) -> Self {
+        Self { name: config.name(), records: 0, broken: 0, first: vec![error] }
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, records, broken, first } = self;
+        if *broken == 0 {
+            let errors: Vec<String> = first.iter().map(ToString::to_string).collect();
+            return f.write_str(&errors.join("\n"));
+        }
+        write!(f, "{name}: {broken} of {records} records cannot be used")?;
+        first.iter().try_for_each(|error| write!(f, "\n  {error}"))?;
+        match broken - first.len() {
+            0 => Ok(()),
+            more => write!(f, "\n  … and {more} more"),
+        }
+    }
+}
+
+/// All faults in one error; of a single fault its own.
+pub(super) fn error(mut faults: Vec<Faults>) -> Option<Error> {
+    if let [Faults { first, .. }] = faults.as_mut_slice()
+        && first.len() == 1
+    {
+        return first.pop();
+    }
+    let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| Error::setup(texts.join("\n")))
 }
 
 /// Looks at every record of every dataset, and goes on behind a broken one. Datasets without a fault are left out.

@@ -11,7 +11,7 @@ use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendere
 use crate::{Error, Result};
 
 /// What a record holds, before anything is rendered or tokenized.
-enum Form {
+pub(super) enum Form {
     Conversation(Chat),
     Pieces(Vec<Piece>, Closing),
 }
@@ -26,14 +26,15 @@ pub(super) struct Formatted {
 
 /// Makes samples of one dataset's records.
 pub(super) struct Formatter<'a> {
-    config: &'a DatasetConfig,
+    pub(super) config: &'a DatasetConfig,
     tokenizer: &'a Tokenizer,
     template: Option<&'a ChatTemplate>,
-    masking: Masking,
+    pub(super) masking: Masking,
     prompt: Option<PromptTemplate>,
-    /// What is known of the template.
+    /// The forms of content that the template renders.
     forms: Forms,
-    names: Names,
+    /// The names that it mentions.
+    pub(super) names: Names,
 }
 
 impl<'a> Formatter<'a> {
@@ -110,7 +111,7 @@ impl<'a> Formatter<'a> {
         Ok((closing, beside_calls.len()))
     }
 
-    fn form(&self, record: &Record) -> Result<Form> {
+    pub(super) fn form(&self, record: &Record) -> Result<Form> {
         let mut form = match self.config {
             DatasetConfig::Chat(config) => {
                 let mut chat = conversation(record, config, &self.forms)?;

@@ -65,6 +65,7 @@ pub struct Loader {
     /// Whether everything was tokenized at once.
     at_once: bool,
     told: AtomicBool,
+    told_of_records: AtomicBool,
 }
 
 impl Loader {
@@ -102,7 +103,14 @@ impl Loader {
         let order = Order { shuffle: options.shuffle, seed: options.seed, block };
         let tokenized = Tokenized::begin(origin, order, options.pack_to)?;
         let at_once = tokenized.known_totals().is_some();
-        let loader = Self { tokenized, order, options, at_once, told: AtomicBool::new(false) };
+        let loader = Self {
+            tokenized,
+            order,
+            options,
+            at_once,
+            told: AtomicBool::new(false),
+            told_of_records: AtomicBool::new(false),
+        };
         if loader.known_len() == Some(0) {
             return Err(Error::setup(format!(
                 "{} rows of data do not fill one batch of {}",
@@ -229,15 +237,24 @@ impl Loader {
         }
     }
 
-    /// What there is to say of the data once all is tokenized, each line once: warnings and, where training
-    /// had begun, what became of the datasets. The model is made for sequences of `max_positions` tokens.
+    /// What there is to say of the data, each line once: at first what the records hold and nobody reads, and once
+    /// all is tokenized warnings and, where training had begun, what became of the datasets. The model is made for
+    /// sequences of `max_positions` tokens.
     pub fn news(&self, max_positions: usize) -> Vec<String> {
-        let Some(totals) = self.tokenized.known_totals() else { return Vec::new() };
+        let mut news = Vec::new();
+        if !self.told_of_records.swap(true, Ordering::Relaxed)
+            && let Origin::Corpus(corpus) = &self.tokenized.origin
+        {
+            news.extend(corpus.unused().map(|unused| format!("warning: {unused}")));
+        }
+        let Some(totals) = self.tokenized.known_totals() else { return news };
         if self.told.swap(true, Ordering::Relaxed) {
-            return Vec::new();
+            return news;
+        }
+        if !self.at_once {
+            news.extend(self.summary());
         }
         let warnings = report::warnings(&totals.reports, max_positions);
-        let mut news = if self.at_once { Vec::new() } else { self.summary() };
         news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
         news
     }

@@ -11,6 +11,7 @@ mod corpus;
 mod encoder;
 mod faults;
 mod format;
+mod held;
 mod loader;
 mod order;
 mod pack;
@@ -20,6 +21,7 @@ mod report;
 mod source;
 mod split;
 mod trained;
+mod unused;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
@@ -48,7 +50,8 @@ pub struct Dataset {
 impl Dataset {
     /// What deserves attention, of all datasets; the model is made for sequences of `max_positions` tokens.
     pub fn warnings(&self, max_positions: usize) -> Vec<String> {
-        report::warnings(&self.reports, max_positions)
+        let unused = self.reports.iter().flat_map(|report| report.unused.iter().cloned());
+        unused.chain(report::warnings(&self.reports, max_positions)).collect()
     }
 }
 

@@ -38,7 +38,9 @@ pub struct DatasetReport {
     pub dropped_origins: Vec<String>,
     /// The longest sample's tokens, after cutting.
     pub longest: usize,
-    /// What deserves attention.
+    /// What its records hold and nobody reads.
+    pub unused: Vec<String>,
+    /// What else deserves attention.
     pub warnings: Vec<String>,
     /// Those of the warnings that are about how answers end.
     pub endings: Vec<String>,

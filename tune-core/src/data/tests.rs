@@ -9,8 +9,12 @@ use crate::tokenizer::testing::{byte_level, sentence_piece};
 mod beside;
 #[path = "content_tests.rs"]
 mod content;
+#[path = "faults_tests.rs"]
+mod faults;
 #[path = "trained_tests.rs"]
 mod trained;
+#[path = "unused_tests.rs"]
+mod unused;
 
 const CHATML: &str = include_str!("../../../tests/chat_templates/chatml.jinja");
 const GOOD: &str = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;

@@ -85,7 +85,8 @@ pub(super) fn decides(key: &str, value: &Value, messages: usize) -> bool {
     }
 }
 
-fn yes_or_no(value: &Value) -> Option<bool> {
+/// What a value says, if it says yes or no.
+pub(super) fn yes_or_no(value: &Value) -> Option<bool> {
     match (value, value.as_f64()) {
         (Value::Bool(said), _) => Some(*said),
         (_, Some(1.0)) => Some(true),

@@ -85,6 +85,7 @@ impl Context<'_> {
     }
 
     fn judge(&self, dataset: &DatasetReport, report: &mut Report<'_>) {
+        dataset.unused.iter().for_each(|unused| report.warning(unused));
         let stops = dataset.stopping != Some(0);
         for warning in dataset.warnings.iter().filter(|warning| stops || !dataset.endings.contains(warning)) {
             report.warning(warning);
@@ -159,19 +160,10 @@ fn lost(dataset: &DatasetReport) -> String {
 }
 
 fn report_faults(faults: Vec<Faults>, report: &mut Report<'_>) {
-    for Faults { name, records, broken, first } in faults {
-        if broken == 0 {
-            first.into_iter().for_each(|error| report.error(error));
-            continue;
+    for dataset in faults {
+        match dataset.broken {
+            0 => dataset.first.into_iter().for_each(|error| report.error(error)),
+            _ => report.error(dataset),
         }
-        let mut text = format!("{name}: {broken} of {records} records cannot be used");
-        let more = broken - first.len();
-        for error in first {
-            text += &format!("\n  {error}");
-        }
-        if more > 0 {
-            text += &format!("\n  … and {more} more");
-        }
-        report.error(text);
     }
 }

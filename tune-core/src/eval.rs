@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde::Deserialize;
-use tune_config::Config;
+use tune_config::{Config, files};
 
 use crate::generate::{Sampler, StopOptions, generate};
 use crate::models::Decoder;
 use crate::tokenizer::{Conversation, Message, Tokenizer};
 use crate::{Error, Result, hub};
+
+/// The longest file of questions.
+const LARGEST: u64 = 256 << 20;
 
 /// Held-out questions whose answers must be right to the letter.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -71,7 +74,8 @@ impl ExactMatch {
         let template = tokenizer
             .chat_template()
             .ok_or_else(|| Error::setup("exact_match needs a model with a chat template; this one has none"))?;
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = files::read(path, LARGEST).map_err(Error::io("read", path))?;
+        let text = String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {e}")))?;
         let mut questions = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let Record { mut messages } =

@@ -11,6 +11,7 @@ use tune_hub::{File, Listing, Location};
 
 pub use tune_hub::{Event, Hub, Kind, Repo, SCHEME, Selection};
 
+use crate::data::{self, EXTENSIONS};
 use crate::{Error, Result};
 
 type Watcher = Box<dyn FnMut(Event<'_>) + Send>;
@@ -57,7 +58,7 @@ pub fn dataset(path: &Path) -> Result<Cow<'_, Path>> {
         let all: Vec<&File> = listing.files.iter().filter(data).collect();
         match all.is_empty() {
             false => Ok(all),
-            true => Err(tune_hub::Error::Refused(format!("{} has no .json, .jsonl or .parquet file", path.display()))),
+            true => Err(tune_hub::Error::Refused(format!("{} has no data file ({EXTENSIONS})", path.display()))),
         }
     })?;
     let folders = data_folders(&found);
@@ -162,7 +163,7 @@ fn no_model(listing: &Listing, location: &Location) -> tune_hub::Error {
 /// Whether a file holds records, and is no description of them.
 fn is_data(name: &str) -> bool {
     let described = Path::new(name).file_name().is_some_and(|name| name.to_string_lossy().starts_with("dataset_info"));
-    matches!(extension(name), Some("json" | "jsonl" | "ndjson" | "parquet")) && !described
+    data::is_data(Path::new(name)) && !described
 }
 
 /// The folders with data files in them, in order.

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod optim;
+mod panics;
 pub mod peft;
 mod positions;
 pub mod preflight;

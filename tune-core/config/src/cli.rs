@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -217,12 +217,9 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("plan").long("plan").action(ArgAction::SetTrue).conflicts_with("convert"))
 }
 
-/// The bytes of a file, a little more than a config may have at most: the path
-/// may be that of a device without an end.
+/// The bytes of a file, a little more than a config may have at most.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(2 << 20).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    crate::files::read_beginning(path, 2 << 20)
 }
 
 fn usage_line(recipe: &Recipe) -> String {

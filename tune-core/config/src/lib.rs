@@ -67,6 +67,7 @@ mod completions;
 mod convert;
 pub mod embedded;
 mod emit;
+pub mod files;
 mod help;
 mod json_schema;
 mod load;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use tune_config::files;
 
 use crate::positions::read_exact_at;
 use crate::{Error, Result};
@@ -34,11 +35,8 @@ pub(super) struct DataFile {
 impl DataFile {
     /// Opens a regular file.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = files::open_file(path).map_err(Error::io("open", path))?;
         let meta = file.metadata().map_err(Error::io("read", path))?;
-        if !meta.is_file() {
-            return Err(Error::file(path, "is not a regular file"));
-        }
         Ok(Self { path: path.to_path_buf(), file, len: meta.len() })
     }
 

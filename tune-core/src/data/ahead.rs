@@ -11,7 +11,7 @@ use super::corpus::Corpus;
 use super::order::Order;
 use super::pack;
 use super::report::{DatasetReport, Tally};
-use super::source::{temporary_error, temporary_file};
+use super::scratch::{temporary_error, temporary_file};
 use crate::positions::{read_exact_at, write_all_at};
 use crate::{Error, Result};
 

@@ -30,7 +30,7 @@ pub enum DatasetConfig {
 #[derive(Debug, Clone, Config)]
 #[config(crate = crate::config)]
 pub struct Files {
-    /// `json`, `jsonl` or `parquet`, where the files' names do not tell; or a file, a folder or `hf://org/name`, in place of `data_files`.
+    /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell; or a file, a folder or `hf://org/name`, in place of `data_files`.
     pub source: Option<String>,
     /// A file, several files or a folder, relative to the working directory; or `hf://org/name/path`.
     #[config(default, one_or_many)]

@@ -18,6 +18,7 @@ mod pack;
 mod pieces;
 mod records;
 mod report;
+mod scratch;
 mod source;
 mod split;
 mod trained;
@@ -31,6 +32,7 @@ pub use config::{
 pub use faults::{Faults, examples, faults};
 pub use loader::{Epoch, Loader, LoaderOptions};
 pub use report::DatasetReport;
+pub(crate) use source::{EXTENSIONS, is_data};
 
 use crate::Result;
 use crate::tokenizer::Tokenizer;

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use tune_config::Config;
+use tune_config::{Config, files};
 
 use super::{Conversation, Forms, Limits, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
+
+/// The longest file that is read whole.
+const LARGEST: u64 = 256 << 20;
 
 /// The tokenizer, which is the checkpoint's own unless something else is said.
 #[derive(Debug, Clone, Default, PartialEq, Config)]
@@ -27,16 +30,16 @@ impl TokenizerConfig {
     /// # Errors
     /// A file that is missing or broken.
     pub fn open(&self, checkpoint: &Checkpoint) -> Result<(Tokenizer, TokenizerFiles)> {
-        let mut files = checkpoint.tokenizer_files()?;
+        let mut all = checkpoint.tokenizer_files()?;
         for (name, path) in self.given() {
-            files.files.insert(name.into(), std::fs::read(path).map_err(Error::io("read", path))?);
+            all.files.insert(name.into(), files::read(path, LARGEST).map_err(Error::io("read", path))?);
         }
-        let mut tokenizer = Tokenizer::from_files(&files).map_err(|e| self.place(e, checkpoint.path()))?;
+        let mut tokenizer = Tokenizer::from_files(&all).map_err(|e| self.place(e, checkpoint.path()))?;
         tokenizer = tokenizer.for_model(Limits::of_config(checkpoint.config()));
         if let Some(generation_config) = checkpoint.generation_config() {
             tokenizer.add_stop_tokens(&generation_config);
         }
-        Ok((tokenizer, files))
+        Ok((tokenizer, all))
     }
 
     /// The files to take in place of the checkpoint's.

@@ -1,0 +1,223 @@
+//! Finds the records of data files: JSON, JSON lines, Parquet, CSV and TSV.
+
+mod csv;
+mod encoding;
+mod json;
+mod lines;
+mod parquet;
+mod unpacked;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use tune_config::files::{self, Opened};
+
+use super::config::Files;
+use super::records::Records;
+use super::scratch::Scratch;
+use super::split::Split;
+use crate::tokenizer::listed;
+use crate::{Error, Result, hub};
+
+/// What the names of data files end in, for messages.
+pub(crate) const EXTENSIONS: &str = ".json, .jsonl, .parquet, .csv, .tsv";
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The formats of a data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    JsonLines,
+    Parquet,
+    Csv,
+    Tsv,
+}
+
+impl Format {
+    /// By the name that `source` has for it.
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "json" => Some(Self::Json),
+            "jsonl" => Some(Self::JsonLines),
+            "parquet" => Some(Self::Parquet),
+            "csv" => Some(Self::Csv),
+            "tsv" => Some(Self::Tsv),
+            _ => None,
+        }
+    }
+
+    /// By a file's name.
+    fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        Self::named(if extension == "ndjson" { "jsonl" } else { &extension })
+    }
+}
+
+/// Whether the name of a file tells that it is one of records.
+pub(crate) fn is_data(path: &Path) -> bool {
+    Format::of(path).is_some()
+}
+
+/// Finds all records of a dataset, in the order of the files and of the records in them.
+///
+/// `column` is one that every record of this dataset has.
+pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
+    let split: Split = files.split.parse()?;
+    let files = &local(files)?;
+    let data_files = &files.data_files;
+    let (format, paths) = match files.source.as_deref() {
+        None => (None, data_files.clone()),
+        Some(source) => match Format::named(source) {
+            Some(format) => (Some(format), data_files.clone()),
+            None if data_files.is_empty() && Path::new(source).exists() => (None, vec![PathBuf::from(source)]),
+            None => {
+                return Err(Error::setup(format!(
+                    "dataset source `{source}` is no format (`json`, `jsonl`, `parquet`, `csv`, `tsv`){}; write \
+                     `hf://{source}` for the dataset of this name on the Hugging Face hub, or set `data_files`",
+                    if data_files.is_empty() { " and no file or folder" } else { "" }
+                )));
+            }
+        },
+    };
+    if paths.is_empty() {
+        return Err(Error::setup("a dataset needs `data_files`: a file, a list of files or a folder"));
+    }
+    let mut records = Records::default();
+    for path in &paths {
+        for file in files_of(path, &split)? {
+            let format = match format {
+                Some(format) => format,
+                None => by_extension(&file)?,
+            };
+            let before = records.len();
+            find_in(&file, format, column, &mut records)?;
+            if records.len() == before {
+                return Err(Error::file(&file, "the file has no records"));
+            }
+        }
+    }
+    records.cut(&split)
+}
+
+/// Finds the records of one file.
+fn find_in(path: &Path, format: Format, column: &str, records: &mut Records) -> Result<()> {
+    let file = open(path)?;
+    if format == Format::Parquet {
+        return parquet::find(path, file, records);
+    }
+    let text = encoding::utf8(path, file)?;
+    match format {
+        Format::Json => json::find(path, text, column, records),
+        Format::JsonLines | Format::Parquet => lines::find(path, text, records),
+        Format::Csv => csv::find(path, text, b',', records),
+        Format::Tsv => csv::find(path, text, b'\t', records),
+    }
+}
+
+/// Opens a data file, at its beginning. What comes out of a pipe is kept for as long as the program runs: a dataset is
+/// looked at more than once, and a pipe gives what it holds only once.
+fn open(path: &Path) -> Result<File> {
+    static PIPES: Mutex<Vec<(PathBuf, File)>> = Mutex::new(Vec::new());
+    let mut pipes = PIPES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, kept)) = pipes.iter().find(|(pipe, _)| pipe == path) {
+        return again(path, kept);
+    }
+    match files::open(path).map_err(Error::io("read", path))? {
+        Opened::File(file) => Ok(file),
+        Opened::Pipe(pipe) => {
+            let kept = drain(path, pipe)?;
+            pipes.push((path.to_owned(), again(path, &kept)?));
+            Ok(kept)
+        }
+    }
+}
+
+/// The same file, at its beginning.
+fn again(path: &Path, file: &File) -> Result<File> {
+    let mut file = file.try_clone().map_err(Error::io("read", path))?;
+    file.rewind().map_err(Error::io("read", path))?;
+    Ok(file)
+}
+
+/// Keeps what comes out of a pipe in a temporary file.
+fn drain(path: &Path, mut pipe: File) -> Result<File> {
+    let about = |error: Error| Error::file(path, error.to_string());
+    let mut scratch = Scratch::new().map_err(about)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => scratch.write(&buffer[..count]).map_err(about)?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read", path)(error)),
+        }
+    }
+    let file = scratch.reader()?;
+    scratch.finish()?;
+    again(path, &file)
+}
+
+/// The dataset with the files and folders on this machine that names on the hub (`hf://org/name`) stand for.
+fn local(files: &Files) -> Result<Files> {
+    let mut local = files.clone();
+    if let Some(repo) = files.source.as_deref().filter(|source| source.starts_with(hub::SCHEME)) {
+        let repo = repo.trim_end_matches('/');
+        local.source = None;
+        local.data_files = match files.data_files.is_empty() {
+            true => vec![PathBuf::from(repo)],
+            false => files.data_files.iter().map(|file| format!("{repo}/{}", file.display()).into()).collect(),
+        };
+    }
+    for file in &mut local.data_files {
+        *file = hub::dataset(file)?.into_owned();
+    }
+    Ok(local)
+}
+
+fn by_extension(path: &Path) -> Result<Format> {
+    Format::of(path).ok_or_else(|| {
+        Error::file(
+            path,
+            format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`"),
+        )
+    })
+}
+
+/// The path itself, or the data files of a folder in the order of their names. Where names of a
+/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken.
+fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
+    let meta = fs::metadata(path).map_err(Error::io("read", path))?;
+    if !meta.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
+        let file = entry.map_err(Error::io("read", path))?.path();
+        if file.is_file() && by_extension(&file).is_ok() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::file(path, format!("the folder has no data file ({EXTENSIONS})")));
+    }
+    if files.iter().any(|f| Split::names_a_split(f)) {
+        let names: Vec<String> =
+            files.iter().filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned())).collect();
+        files.retain(|f| split.is_named_by(f));
+        if files.is_empty() {
+            return Err(Error::file(
+                path,
+                format!("no file of the split `{}`; the folder has {}", split.name(), listed(names)),
+            ));
+        }
+    }
+    Ok(files)
+}
+
+
+#[cfg(test)]
+mod tests;

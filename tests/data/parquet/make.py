@@ -4,6 +4,7 @@ usage: make.py
 needs: pip install pyarrow
 
 types.parquet     what pyarrow writes
+dated.parquet     conversations whose messages have a timestamp
 older.parquet     types that pyarrow does not write, or writes in the new way only, byte by byte
 lists.parquet     lists and maps as Hive, Spark 2, Avro, Thrift, Impala and protobuf write them, byte by byte
 expected.json     the rows of each as pyarrow reads them; a value that JSON has no form for is {"python": its type}
@@ -72,6 +73,13 @@ types = {
     ),
 }
 pq.write_table(pa.table(types), HERE / "types.parquet", compression="zstd")
+
+turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("when", pa.timestamp("us"))])
+pq.write_table(pa.table({
+    "messages": pa.array([[{"role": "user", "content": "q", "when": NOON},
+                           {"role": "assistant", "content": "a", "when": NOON}]], pa.list_(turn)),
+    "dates": pa.array([[DAY]]),
+}), HERE / "dated.parquet")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Byte by byte: one row group, one data page a column, plain values, no compression.

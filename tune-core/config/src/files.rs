@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How long to wait for a program that writes to a pipe.
-const WRITER: Duration = Duration::from_secs(10);
+const WRITER: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 
 /// A file that is open for reading.
 #[derive(Debug)]
@@ -107,4 +107,46 @@ fn open_pipe(path: &Path) -> io::Result<File> {
         let message = format!("it is a pipe, and nothing has begun to write to it for {} seconds", WRITER.as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
     })
+}
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn said<T>(result: io::Result<T>) -> String {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn special_files_neither_block_nor_fill_the_memory() {
+        let folder = std::env::temp_dir().join(format!("tune-files-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        assert_eq!(said(read(Path::new("/dev/zero"), 10)), "it is a device, and a file is expected");
+        assert_eq!(said(read(&folder, 10)), "it is a folder, and a file is expected");
+        assert!(said(read(&folder.join("none"), 10)).contains("No such file"));
+
+        let file = folder.join("file");
+        fs::write(&file, "0123456789").unwrap();
+        assert_eq!(read(&file, 10).unwrap(), b"0123456789");
+        assert_eq!(said(read(&file, 9)), "it is longer than 9 bytes, which no file of this kind is");
+        assert_eq!(read_beginning(&file, 3).unwrap(), b"012");
+
+        let pipe = folder.join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(said(read(&pipe, 10)).starts_with("it is a pipe, and nothing has begun to write to it"));
+        assert_eq!(said(open_file(&pipe)), "it is a pipe, and a file is expected");
+        // Another, for a thread still waits for the first.
+        let pipe = folder.join("written");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let writer = thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::write(pipe, "from a program").unwrap()
+        });
+        assert_eq!(read(&pipe, 100).unwrap(), b"from a program");
+        writer.join().unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::config::{ChatDataset, ConversationStyle};
 use super::content::{check_parts, join, message};
 use super::records::{Record, kind_of};
+use super::stand_in;
 use super::trained;
 use crate::tokenizer::{Conversation, Forms, Message, listed};
 use crate::{Error, Result};
@@ -179,7 +180,7 @@ fn turn_message(turn: &Message, config: &ChatDataset, forms: &Forms) -> Result<M
             message.insert("role".into(), role.into());
         } else if key == content_key {
             content.iter().for_each(|content| drop(message.insert("content".into(), content.clone())));
-        } else if key != "role" && key != "content" {
+        } else if key != "role" && key != "content" && stand_in::is_json(value) {
             message.insert(key.clone(), value.clone());
         }
     }

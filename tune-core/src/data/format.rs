@@ -6,7 +6,7 @@ use super::conversation::{Chat, conversation, is_answer, set_system_prompt, text
 use super::encoder::{Encoded, Encoder};
 use super::pieces::{self, Closing, Piece, Sink};
 use super::records::Record;
-use super::{alpaca, beside, trained};
+use super::{alpaca, beside, stand_in, trained};
 use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendered};
 use crate::{Error, Result};
 
@@ -114,6 +114,7 @@ impl<'a> Formatter<'a> {
     pub(super) fn form(&self, record: &Record) -> Result<Form> {
         let mut form = match self.config {
             DatasetConfig::Chat(config) => {
+                stand_in::check(record, config, &self.names)?;
                 let mut chat = conversation(record, config, &self.forms)?;
                 beside::add(&mut chat.conversation, record, &self.names)?;
                 return Ok(Form::Conversation(chat));

@@ -21,6 +21,7 @@ mod report;
 mod scratch;
 mod source;
 mod split;
+mod stand_in;
 mod trained;
 mod unused;
 

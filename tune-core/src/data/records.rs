@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::split::Split;
+use super::stand_in;
 use crate::positions::read_exact_at;
 use crate::{Error, Result};
 
@@ -131,7 +132,9 @@ impl Records {
         })?;
         match serde_json::from_slice(&text) {
             Ok(Value::Object(columns)) => Ok(Record { columns, origin }),
-            Err(_) if std::str::from_utf8(&text).is_err() => Err(origin.error(not_utf8(&text))),
+            Err(_) if let Some((column, what)) = not_utf8(&text) => {
+                Err(origin.error(format_args!("column {column}: {what}")))
+            }
             Ok(other) => Err(origin.error(format_args!("must be a JSON object, not {}", kind_of(&other)))),
             Err(e) if origin.kind == Kind::Line => Err(json_error(&origin.path, origin.number as usize, &e)),
             Err(e) => Err(origin.error(format_args!("not valid JSON: {e}"))),
@@ -139,15 +142,12 @@ impl Records {
     }
 }
 
-/// What is wrong with text in another encoding.
-pub(super) fn not_utf8(text: &[u8]) -> String {
-    let valid = text.utf8_chunks().next().map_or(0, |chunk| chunk.valid().len());
-    match text.get(valid) {
-        Some(byte) => format!(
-            "the byte {byte:#04x} is not UTF-8; the file is in another encoding, such as Windows-1252: save it as UTF-8"
-        ),
-        None => "not UTF-8".to_owned(),
-    }
+/// Where text is not UTF-8, from 1, and what to do about it.
+pub(super) fn not_utf8(text: &[u8]) -> Option<(usize, String)> {
+    let valid = std::str::from_utf8(text).err()?.valid_up_to();
+    let byte = text.get(valid)?;
+    let advice = "save the file as UTF-8";
+    Some((valid + 1, format!("the byte {byte:#04x} is not UTF-8; the encoding may be Windows-1252: {advice}")))
 }
 
 /// `path:line: column C: what is wrong`.
@@ -157,31 +157,12 @@ pub(super) fn json_error(path: &Path, line: usize, error: &serde_json::Error) ->
     Error::line(path, line, format!("column {}: not valid JSON: {what}", error.column()))
 }
 
-/// The key of an object that stands for a value which JSON has no form for.
-const STAND_IN: &str = "\u{0}no JSON";
-
-/// What stands in a record for a value that JSON has no form for, such as a date: no text, no number, and an error
-/// where it is used. `what` says what it is, for [`kind_of`].
-pub(super) fn stand_in(what: &str) -> Value {
-    Value::Object([(STAND_IN.to_owned(), Value::from(what))].into_iter().collect())
-}
-
-/// The first value in `value` that JSON has no form for: what it is.
-pub(super) fn no_json(value: &Value) -> Option<&str> {
-    match value {
-        Value::Array(items) => items.iter().find_map(no_json),
-        Value::Object(fields) => match fields.get(STAND_IN) {
-            Some(what) => what.as_str(),
-            None => fields.values().find_map(no_json),
-        },
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
-    }
-}
-
 /// What a value is, for messages.
 pub(super) fn kind_of(value: &Value) -> &str {
+    if let Some(what) = stand_in::what(value) {
+        return what;
+    }
     match value {
-        Value::Object(fields) if fields.contains_key(STAND_IN) => no_json(value).unwrap_or("an object"),
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",

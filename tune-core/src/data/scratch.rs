@@ -90,3 +90,21 @@ fn no_room(bytes: u64, free: u64) -> Error {
         human(free)
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_room_is_refused_before_and_on_the_way() {
+        let free = free_bytes(&env::temp_dir()).unwrap();
+        let mut scratch = Scratch::new().unwrap();
+        assert!(scratch.expect(1 << 10).is_ok());
+        let error = scratch.expect(free + (1 << 40)).unwrap_err().to_string();
+        assert!(error.starts_with("takes more than 1.") && error.contains("TMPDIR"), "{error}");
+        // As if most of the room had gone since it began.
+        scratch.free = Some(free.saturating_mul(20));
+        let error = (0..8).find_map(|_| scratch.write(&[0; 1 << 20]).err()).unwrap().to_string();
+        assert!(error.contains("takes more than 4.2 MB in a temporary file, and "), "{error}");
+    }
+}

@@ -1,11 +1,12 @@
 //! Comma- and tab-separated values, as RFC 4180 has them: the first line names the columns, and every value is text.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use csv::{ByteRecord, ErrorKind, Position, ReaderBuilder};
+use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 use serde_json::{Map, Value};
 
 use super::unpacked::Unpacked;
@@ -19,28 +20,32 @@ const LONGEST: u64 = 1 << 30;
 pub(super) fn find(path: &Path, file: File, separator: u8, records: &mut Records) -> Result<()> {
     let quotes = Quotes::new(BufReader::with_capacity(1 << 20, file), separator);
     let mut reader = ReaderBuilder::new().delimiter(separator).from_reader(quotes);
-    let header = reader.byte_headers().map_err(|e| broken(path, e))?;
-    let columns = columns(path, header, separator)?;
+    let header = reader.byte_headers().cloned();
+    let line = reader.get_mut().next_line();
+    let columns = columns(path, line, &header.map_err(|e| broken(path, line, e))?, separator)?;
     let mut unpacked = Unpacked::begin(path, Kind::Line, records)?;
     let mut record = ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(|e| broken(path, e))? {
-        let line = line_of(record.position());
+    loop {
+        let read = reader.read_byte_record(&mut record);
+        let line = reader.get_mut().next_line();
+        if !read.map_err(|e| broken(path, line, e))? {
+            return unpacked.finish();
+        }
         let text = |(name, field): (&String, &[u8])| match std::str::from_utf8(field) {
             Ok(text) => Ok((name.clone(), Value::from(text))),
-            Err(_) => Err(Error::line(path, line, format!("column `{name}`: {}", not_utf8(field)))),
+            Err(_) => Err(Error::line(path, line, format!("column `{name}`: {}", encoding_of(field)))),
         };
         let fields = columns.iter().zip(&record).map(text).collect::<Result<Map<_, _>>>()?;
         unpacked.push(line, &fields)?;
     }
-    unpacked.finish()
 }
 
 /// The names in the first line.
-fn columns(path: &Path, header: &ByteRecord, separator: u8) -> Result<Vec<String>> {
-    let wrong = |what: String| Error::line(path, line_of(header.position()), what);
+fn columns(path: &Path, line: usize, header: &ByteRecord, separator: u8) -> Result<Vec<String>> {
+    let wrong = |what: String| Error::line(path, line, what);
     let name = |field: &[u8]| {
         let name = std::str::from_utf8(field).map(str::to_owned);
-        name.map_err(|_| wrong(format!("the name of a column: {}", not_utf8(field))))
+        name.map_err(|_| wrong(format!("the name of a column: {}", encoding_of(field))))
     };
     let columns = header.iter().map(name).collect::<Result<Vec<_>>>()?;
     if let [only] = columns.as_slice() {
@@ -62,17 +67,17 @@ fn columns(path: &Path, header: &ByteRecord, separator: u8) -> Result<Vec<String
     }
 }
 
-fn line_of(position: Option<&Position>) -> usize {
-    position.map_or(1, |position| usize::try_from(position.line()).unwrap_or(usize::MAX))
+fn encoding_of(field: &[u8]) -> String {
+    not_utf8(field).map_or_else(String::new, |(_, what)| what)
 }
 
-fn broken(path: &Path, error: csv::Error) -> Error {
+fn broken(path: &Path, line: usize, error: csv::Error) -> Error {
     match error.into_kind() {
-        ErrorKind::UnequalLengths { pos, expected_len, len } => {
+        ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let s = if len == 1 { "" } else { "s" };
             Error::line(
                 path,
-                line_of(pos.as_ref()),
+                line,
                 format!(
                     "the record has {len} field{s}, and the header has {expected_len}; a field that holds the \
                      separator or a line end is put in quotes"
@@ -87,7 +92,7 @@ fn broken(path: &Path, error: csv::Error) -> Error {
     }
 }
 
-/// Watches the quotes of what is read: the `csv` crate takes any text for some record.
+/// Watches the quotes of what is read, for the `csv` crate takes any text for some record; and counts lines.
 struct Quotes<R> {
     from: R,
     separator: u8,
@@ -97,6 +102,8 @@ struct Quotes<R> {
     opened: usize,
     /// Bytes since the last record ended.
     length: u64,
+    /// Where records begin that are read ahead. (The crate's own lines are wrong behind CRLF and empty lines.)
+    begins: VecDeque<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,11 +133,19 @@ impl std::error::Error for Misquoted {}
 
 impl<R: Read> Quotes<R> {
     fn new(from: R, separator: u8) -> Self {
-        Self { from, separator, state: State::Begin, line: 1, opened: 1, length: 0 }
+        Self { from, separator, state: State::Begin, line: 1, opened: 1, length: 0, begins: VecDeque::new() }
+    }
+
+    /// The line where the next record begins that was not asked for yet.
+    fn next_line(&mut self) -> usize {
+        self.begins.pop_front().unwrap_or(self.line)
     }
 
     fn pass(&mut self, byte: u8) -> Result<(), Misquoted> {
         let is_end = byte == b'\n' || byte == b'\r';
+        if self.length == 0 && !is_end {
+            self.begins.push_back(self.line);
+        }
         self.state = match (self.state, byte) {
             (State::Begin, b'"') => {
                 self.opened = self.line;

@@ -218,6 +218,5 @@ fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use parquet::file::reader::RowGroupReader;
 use serde_json::{Number, Value};
 
 use super::schema::Meaning;
-use crate::data::records::stand_in;
+use crate::data::stand_in::stand_in;
 
 /// Levels of a value: how deep it begins anew, and how deep it is there.
 #[derive(Debug, Clone, Copy)]
@@ -110,8 +110,7 @@ impl Batch<'_> {
     fn read<T: DataType>(&mut self, reader: &mut ColumnReaderImpl<T>, stored: impl Fn(T::T) -> Stored) -> Result<()> {
         let mut values = Vec::new();
         loop {
-            let read =
-                reader.read_records(self.rows, Some(self.definitions), Some(self.repetitions), &mut values)?;
+            let read = reader.read_records(self.rows, Some(self.definitions), Some(self.repetitions), &mut values)?;
             // The end of a row may be found without a value of the next.
             if !matches!(read, (1.., 0, 0)) {
                 break;

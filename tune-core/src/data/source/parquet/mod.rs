@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 use self::cells::{Cells, damaged};
 use self::schema::{Meaning, Node, Repeated, Shape};
 use super::unpacked::Unpacked;
-use crate::data::records::{Kind, Records, stand_in};
+use crate::data::records::{Kind, Records};
+use crate::data::stand_in::stand_in;
 use crate::{Error, Result, panics};
 
 /// Rows of a leaf that are held at a time, and about how many bytes.
@@ -36,7 +37,8 @@ pub(super) fn find(path: &Path, file: std::fs::File, records: &mut Records) -> R
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
         let rows = usize::try_from(reader.metadata().row_group(group).num_rows()).unwrap_or(0);
-        let mut leaves = no_panic(|| open_leaves(&*reader.get_row_group(group)?)).map_err(|what| broken(path, &what))?;
+        let mut leaves =
+            no_panic(|| open_leaves(&*reader.get_row_group(group)?)).map_err(|what| broken(path, &what))?;
         for _ in 0..rows {
             number += 1;
             let row = no_panic(|| Row(&mut leaves).read(&columns));

@@ -1,12 +1,11 @@
 //! The number types of weights and activations.
 
-use std::ops::Deref;
-
 use half::bf16;
 use rayon::prelude::*;
 
 use super::buffers::Buffer;
 use super::simd;
+use super::view::{View, ViewMut};
 
 /// f32 or bf16.
 pub(crate) trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug {
@@ -16,8 +15,8 @@ pub(crate) trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::De
     fn to_f32(self) -> f32;
     /// Rounded to the nearest.
     fn from_f32(x: f32) -> Self;
-    /// The slice as it is, if it is one of f32.
-    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+    /// The matrix as it is, if it is one of f32.
+    fn as_f32(x: View<'_, Self>) -> Option<View<'_, f32>>;
 }
 
 impl Element for f32 {
@@ -33,7 +32,7 @@ impl Element for f32 {
         x
     }
 
-    fn as_f32(x: &[Self]) -> Option<&[f32]> {
+    fn as_f32(x: View<'_, Self>) -> Option<View<'_, f32>> {
         Some(x)
     }
 }
@@ -56,7 +55,7 @@ impl Element for bf16 {
         Self::from_bits(if x.is_nan() { nan } else { rounded } as u16)
     }
 
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+    fn as_f32(_: View<'_, Self>) -> Option<View<'_, f32>> {
         None
     }
 }
@@ -69,37 +68,33 @@ pub(crate) fn widen<T: Element>(src: &[T], dst: &mut [f32]) {
     }
 }
 
-/// A slice in f32: itself, or a widened copy.
+/// A matrix in f32: itself, or a widened copy.
 pub(crate) enum Wide<'a> {
-    Borrowed(&'a [f32]),
-    Copied(Buffer<f32>),
+    Borrowed(View<'a, f32>),
+    Copied(Buffer<f32>, usize),
 }
 
 impl<'a> Wide<'a> {
-    pub(crate) fn new<T: Element>(x: &'a [T]) -> Self {
+    pub(crate) fn new<T: Element>(x: View<'a, T>) -> Self {
         const TASK: usize = 1 << 14;
         if let Some(x) = T::as_f32(x) {
             return Self::Borrowed(x);
         }
-        let mut copy = Buffer::<f32>::new(x.len());
-        let parts = copy.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
-        parts.for_each(|(dst, src)| {
+        let cols = x.cols();
+        let mut copy = Buffer::<f32>::new(x.rows() * cols);
+        ViewMut::new(&mut copy, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
             simd(
                 #[inline(always)]
-                || widen(src, dst),
+                || (0..dst.rows()).for_each(|row| widen(x.row(first + row), dst.row(row))),
             );
         });
-        Self::Copied(copy)
+        Self::Copied(copy, cols)
     }
-}
 
-impl Deref for Wide<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
+    pub(crate) fn view(&self) -> View<'_, f32> {
         match self {
-            Self::Borrowed(x) => x,
-            Self::Copied(x) => x,
+            Self::Borrowed(x) => *x,
+            Self::Copied(x, cols) => View::new(x, *cols),
         }
     }
 }

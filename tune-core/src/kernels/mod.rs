@@ -21,6 +21,7 @@ pub(crate) mod rope;
 mod shared;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
+pub(crate) mod view;
 
 pub use attention::AttentionShape;
 pub use dropout::Dropout;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::view::ViewMut;
 use super::{Element, simd};
 
 /// Rows that one task handles.
@@ -45,17 +46,15 @@ pub(crate) enum Turn {
 }
 
 /// Turns every head of `x` `[tokens, heads * head_dim]` by its token's angles.
-pub(crate) fn turn<T: Element>(x: &mut [T], width: usize, rotary: &Rotary, turn: Turn) {
+pub(crate) fn turn<T: Element>(x: ViewMut<'_, T>, rotary: &Rotary, turn: Turn) {
     let (head_dim, half) = (rotary.head_dim, rotary.head_dim / 2);
     let angles = rotary.cos.par_chunks(ROWS * half).zip(rotary.sin.par_chunks(ROWS * half));
-    let rows = x.par_chunks_mut(ROWS * width).zip(angles);
-    rows.for_each(|(x, (cos, sin))| {
+    x.par_tasks(ROWS).zip(angles).for_each(|((_, mut x), (cos, sin))| {
         simd(
             #[inline(always)]
             || {
-                for ((x, cos), sin) in x.chunks_exact_mut(width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half))
-                {
-                    for head in x.chunks_exact_mut(head_dim) {
+                for (row, (cos, sin)) in cos.chunks_exact(half).zip(sin.chunks_exact(half)).enumerate() {
+                    for head in x.row(row).chunks_exact_mut(head_dim) {
                         let (low, high) = head.split_at_mut(half);
                         for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                             let s = if turn == Turn::Back { -s } else { s };

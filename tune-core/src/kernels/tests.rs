@@ -5,6 +5,7 @@ use half::bf16;
 
 use super::attention::{Attention, AttentionShape};
 use super::rope::{Rotary, Turn};
+use super::view::{View, ViewMut};
 use super::{Element, rms_norm, rope, swiglu};
 use crate::data::Span;
 use crate::ops;
@@ -61,14 +62,42 @@ fn check_attention<T: Element>(
     let right_gradients = gradients(&right, &g, &[&vq, &vk, &vv]);
 
     let attention = Attention { shape, spans, len };
+    let (q_width, kv_width) = (heads * dim, kv_heads * dim);
+    let qkv = [View::new(&q, q_width), View::new(&k, kv_width), View::new(&v, kv_width)];
     let (mut out, mut lse) = (q.clone(), vec![7f32; tokens * heads]);
-    attention.forward(&q, &k, &v, &mut out, &mut lse);
+    attention.forward(qkv, ViewMut::new(&mut out, q_width), &mut lse);
     assert_close("attention", &out, &values(&right));
     let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
-    attention.backward((&q, &k, &v), (&out, &lse), &g, (&mut gq, &mut gk, &mut gv));
+    let [of_q, of_k, of_v] = [(&mut gq, q_width), (&mut gk, kv_width), (&mut gv, kv_width)];
+    let gradients = [ViewMut::new(of_q.0, of_q.1), ViewMut::new(of_k.0, of_k.1), ViewMut::new(of_v.0, of_v.1)];
+    let (attended, grad) = (View::new(&out, q_width), View::new(&g, q_width));
+    attention.backward(qkv, (attended, &lse), grad, gradients);
     assert_close("gq", &gq, &right_gradients[0]);
     assert_close("gk", &gk, &right_gradients[1]);
     assert_close("gv", &gv, &right_gradients[2]);
+
+    // The same bits where queries, keys and values are columns of one matrix, and their gradients of another.
+    let width = q_width + 2 * kv_width;
+    let mut fused = numbers::<T>(tokens * width, 5);
+    let (part, rest) = ViewMut::new(&mut fused, width).split_cols(q_width);
+    let (second, third) = rest.split_cols(kv_width);
+    for (mut part, from) in [part, second, third].into_iter().zip(qkv) {
+        (0..tokens).for_each(|token| part.row(token).copy_from_slice(from.row(token)));
+    }
+    let columns = [0..q_width, q_width..q_width + kv_width, q_width + kv_width..width];
+    let of = |data, i: usize| View::new(data, width).part(0..tokens, columns[i].clone());
+    let qkv = [0, 1, 2].map(|i| of(&fused[..], i));
+    let (mut out_again, mut lse_again) = (q.clone(), vec![7f32; tokens * heads]);
+    attention.forward(qkv, ViewMut::new(&mut out_again, q_width), &mut lse_again);
+    assert!(out_again == out && lse_again == lse);
+    let mut gradients = numbers::<T>(tokens * width, 6);
+    let (first, rest) = ViewMut::new(&mut gradients, width).split_cols(q_width);
+    let (second, third) = rest.split_cols(kv_width);
+    attention.backward(qkv, (attended, &lse), grad, [first, second, third]);
+    for (i, right) in [gq, gk, gv].iter().enumerate() {
+        let (got, right) = (of(&gradients, i), View::new(right, columns[i].len()));
+        assert!((0..tokens).all(|token| got.row(token) == right.row(token)));
+    }
 }
 
 #[test]
@@ -105,15 +134,17 @@ fn check_rows<T: Element>() {
     let right = ops::rms_norm(&vx, &vw, 1e-5).unwrap();
     let right_gradients = gradients(&right, &g, &[&vx, &vw]);
     let mut y = x.clone();
-    rms_norm::forward(&x, &w, 1e-5, &mut y);
+    let at = View::new(&x, width);
+    rms_norm::forward(at, &w, 1e-5, ViewMut::new(&mut y, width));
     assert_close("rms_norm", &y, &values(&right));
     let mut gx = numbers::<T>(rows * width, 4);
     let with_residual: Vec<f64> = f64s(&gx).iter().zip(&right_gradients[0]).map(|(r, g)| r + g).collect();
     let mut without = gx.clone();
-    let gw = rms_norm::backward(&x, &w, 1e-5, &g, &mut gx, true).unwrap();
+    let grad = View::new(&g, width);
+    let gw = rms_norm::backward(at, &w, 1e-5, grad, ViewMut::new(&mut gx, width), true).unwrap();
     assert_close("rms_norm gx", &gx, &with_residual);
     assert_close("rms_norm gw", &gw, &right_gradients[1]);
-    assert!(rms_norm::backward(&x, &w, 1e-5, &g, &mut without, false).is_none());
+    assert!(rms_norm::backward(at, &w, 1e-5, grad, ViewMut::new(&mut without, width), false).is_none());
     assert_eq!(without, gx);
 
     let up = numbers::<T>(rows * width, 5);
@@ -134,10 +165,10 @@ fn check_rows<T: Element>() {
     let right = ops::rope(&vx, &rotary).unwrap();
     let right_gradients = gradients(&right, &g, &[&vx]);
     let mut y = x;
-    rope::turn(&mut y, width, &rotary, Turn::Forward);
+    rope::turn(ViewMut::new(&mut y, width), &rotary, Turn::Forward);
     assert_close("rope", &y, &values(&right));
     let mut gx = g;
-    rope::turn(&mut gx, width, &rotary, Turn::Back);
+    rope::turn(ViewMut::new(&mut gx, width), &rotary, Turn::Back);
     assert_close("rope gx", &gx, &right_gradients[0]);
 }
 
@@ -145,4 +176,54 @@ fn check_rows<T: Element>() {
 fn norm_gate_and_rotation() {
     check_rows::<f32>();
     check_rows::<bf16>();
+}
+
+/// Norms of each head, and rotation, in the middle columns of a matrix: as of rows of their own.
+fn check_columns<T: Element>() {
+    const HEADS: usize = 3;
+    const DIM: usize = 16;
+    const BEFORE: usize = 5;
+    const WIDTH: usize = 60;
+    fn middle<T>(data: &mut [T]) -> ViewMut<'_, T> {
+        ViewMut::new(data, WIDTH).split_cols(BEFORE).1.split_cols(HEADS * DIM).0
+    }
+    let rows = 150;
+    let (all, w) = (numbers::<T>(rows * WIDTH, 1), numbers::<T>(DIM, 2));
+    let inside = BEFORE..BEFORE + HEADS * DIM;
+    let pick = |data: &[T]| -> Vec<T> {
+        let part = View::new(data, WIDTH).part(0..rows, inside.clone());
+        (0..rows).flat_map(|row| part.row(row).to_vec()).collect()
+    };
+    let x = pick(&all);
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let rotary = Rotary::new(&positions, &[1.0, 0.5, 0.25, 0.1, 0.01, 0.001, 1e-4, 1e-5]);
+    let mut turned = x.clone();
+    rope::turn(ViewMut::new(&mut turned, HEADS * DIM), &rotary, Turn::Forward);
+    let mut normed = x.clone();
+    rms_norm::forward(View::new(&x, DIM), &w, 1e-5, ViewMut::new(&mut normed, DIM));
+
+    let mut wide = all.clone();
+    rope::turn(middle(&mut wide), &rotary, Turn::Forward);
+    assert_eq!(pick(&wide), turned);
+    rms_norm::forward(View::new(&all, WIDTH).part(0..rows, inside.clone()), &w, 1e-5, middle(&mut wide));
+    assert_eq!(pick(&wide), normed);
+    let outside = |data: &[T]| -> Vec<T> {
+        data.chunks(WIDTH).flat_map(|row| [&row[..inside.start], &row[inside.end..]].concat()).collect()
+    };
+    assert_eq!(outside(&wide), outside(&all));
+
+    let g = numbers::<T>(rows * HEADS * DIM, 3);
+    let (mut gx, mut gx_wide) = (x.clone(), all.clone());
+    let gw = rms_norm::backward(View::new(&x, DIM), &w, 1e-5, View::new(&g, DIM), ViewMut::new(&mut gx, DIM), true);
+    let (at, grad) = (View::new(&all, WIDTH).part(0..rows, inside.clone()), View::new(&g, HEADS * DIM));
+    let gw_wide = rms_norm::backward(at, &w, 1e-5, grad, middle(&mut gx_wide), true).unwrap();
+    assert_eq!(pick(&gx_wide), gx);
+    // Summed in groups of other rows.
+    assert_close("gw of heads", &gw_wide, &f64s(&gw.unwrap()));
+}
+
+#[test]
+fn heads_in_columns_of_wider_rows() {
+    check_columns::<f32>();
+    check_columns::<bf16>();
 }

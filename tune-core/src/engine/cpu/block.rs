@@ -6,8 +6,9 @@ use super::{NamedGradients, Run};
 use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{At, set};
+use crate::kernels::gemm::Finish;
 use crate::kernels::rope::Turn;
+use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Element, rms_norm, rope, swiglu};
 use crate::models::Slot::{self, DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
 use crate::models::{Block, Half, PerSlot};
@@ -62,7 +63,7 @@ impl<T: Element> CpuBlock<'_, T> {
         swiglu::forward(&saved.gate, &saved.up, &mut activated);
         saved.low_rank[DownProj] = down.low_rank(&activated, None);
         let mut y = Buffer::new(self.run.tokens() * down.out);
-        down.forward(&activated, &saved.low_rank[DownProj], &mut y, plus(&saved.middle, down.out));
+        down.forward(&activated, &saved.low_rank[DownProj], &mut y, Finish::Onto(View::new(&saved.middle, down.out)));
         (y, keep.then_some(saved))
     }
 
@@ -75,7 +76,7 @@ impl<T: Element> CpuBlock<'_, T> {
             let layer = &self.layers[slot];
             low_rank[slot] = layer.low_rank(&normed, None);
             let mut y = Buffer::new(m * layer.out);
-            layer.forward(&normed, &low_rank[slot], &mut y, set);
+            layer.forward(&normed, &low_rank[slot], &mut y, Finish::Store);
             y
         };
         let (mut q, mut k, v) = (project(QProj), project(KProj), project(VProj));
@@ -85,10 +86,10 @@ impl<T: Element> CpuBlock<'_, T> {
         let o = &self.layers[OProj];
         let mut attended = Buffer::new(m * o.inner);
         let mut lse = Buffer::new(m * self.block.attention.heads);
-        self.attention().forward(&q, &k, &v, &mut attended, &mut lse);
+        self.attention().forward(self.heads([&q, &k, &v]), ViewMut::new(&mut attended, o.inner), &mut lse);
         low_rank[OProj] = o.low_rank(&attended, None);
         let mut middle = Buffer::new(m * o.out);
-        o.forward(&attended, &low_rank[OProj], &mut middle, plus(x, o.out));
+        o.forward(&attended, &low_rank[OProj], &mut middle, Finish::Onto(View::new(x, o.out)));
         Saved { q, k, v, attended, lse, middle, gate: Buffer::new(0), up: Buffer::new(0), low_rank }
     }
 
@@ -101,24 +102,31 @@ impl<T: Element> CpuBlock<'_, T> {
         saved.low_rank[UpProj] = up.low_rank(&normed, None);
         saved.gate = Buffer::new(m * gate.out);
         saved.up = Buffer::new(m * up.out);
-        gate.forward(&normed, &saved.low_rank[GateProj], &mut saved.gate, set);
-        up.forward(&normed, &saved.low_rank[UpProj], &mut saved.up, set);
+        gate.forward(&normed, &saved.low_rank[GateProj], &mut saved.gate, Finish::Store);
+        up.forward(&normed, &saved.low_rank[UpProj], &mut saved.up, Finish::Store);
     }
 
     fn attention(&self) -> Attention<'_> {
         Attention { shape: self.block.attention, spans: &self.run.pass.spans, len: self.run.batch.len }
     }
 
+    /// Queries, keys and values as attention takes them.
+    fn heads<'x>(&self, qkv: [&'x [T]; 3]) -> [View<'x, T>; 3] {
+        let [q, k, v] = qkv;
+        [(q, QProj), (k, KProj), (v, VProj)].map(|(x, slot)| View::new(x, self.layers[slot].out))
+    }
+
     /// Turns queries, keys or their gradients.
     fn turn(&self, x: &mut [T], slot: Slot, turn: Turn) {
-        rope::turn(x, self.layers[slot].out, &self.run.pass.rotary, turn);
+        rope::turn(ViewMut::new(x, self.layers[slot].out), &self.run.pass.rotary, turn);
     }
 
     /// The input of a half's layers.
     fn normed(&self, x: &[T], half: Half) -> Buffer<T> {
         let weight = &self.norms[half as usize];
         let mut normed = Buffer::new(self.run.tokens() * weight.len());
-        rms_norm::forward(x, weight, self.block.eps as f32, &mut normed);
+        let width = weight.len();
+        rms_norm::forward(View::new(x, width), weight, self.block.eps as f32, ViewMut::new(&mut normed, width));
         normed
     }
 
@@ -145,7 +153,7 @@ impl<T: Element> CpuBlock<'_, T> {
     fn mlp_backward(&self, saved: &mut Saved<T>, gradient: &mut [T], found: &mut NamedGradients) {
         let [gate, up, down] = [GateProj, UpProj, DownProj].map(|slot| &self.layers[slot]);
         let mut g_activated = Buffer::new(self.run.tokens() * down.inner);
-        let back = down.back(gradient);
+        let back = down.back_of(gradient);
         input_gradient(&[&back], None, &mut g_activated);
         swiglu::backward(&mut saved.gate, &mut saved.up, &mut g_activated);
         let activated = g_activated;
@@ -156,7 +164,7 @@ impl<T: Element> CpuBlock<'_, T> {
         drop((back, activated));
 
         let normed = self.normed(&saved.middle, Half::Mlp);
-        let (g_gate, g_up) = (gate.back(&saved.gate), up.back(&saved.up));
+        let (g_gate, g_up) = (gate.back_of(&saved.gate), up.back_of(&saved.up));
         gate.train(&g_gate, &normed, &saved.low_rank[GateProj], found);
         up.train(&g_up, &normed, &saved.low_rank[UpProj], found);
         let mut g_normed = normed;
@@ -176,7 +184,7 @@ impl<T: Element> CpuBlock<'_, T> {
     ) {
         let Saved { q, k, v, attended, lse, low_rank, .. } = saved;
         let [of_q, of_k, of_v, o] = [QProj, KProj, VProj, OProj].map(|slot| &self.layers[slot]);
-        let back = o.back(gradient);
+        let back = o.back_of(gradient);
         o.train(&back, &attended, &low_rank[OProj], found);
         let wants_normed = wants_input || self.block.norm(Half::Attention).is_variable();
         if !wants_normed && [of_q, of_k, of_v].iter().all(|l| l.is_frozen()) {
@@ -188,13 +196,18 @@ impl<T: Element> CpuBlock<'_, T> {
         drop(back);
         let (mut gq, mut gk, mut gv) =
             (Buffer::new(m * of_q.out), Buffer::new(m * of_k.out), Buffer::new(m * of_v.out));
-        self.attention().backward((&q, &k, &v), (&attended, &lse), &g_attended, (&mut gq, &mut gk, &mut gv));
+        self.attention().backward(
+            self.heads([&q, &k, &v]),
+            (View::new(&attended, o.inner), &lse),
+            View::new(&g_attended, o.inner),
+            [ViewMut::new(&mut gq, of_q.out), ViewMut::new(&mut gk, of_k.out), ViewMut::new(&mut gv, of_v.out)],
+        );
         drop((q, k, v, attended, lse, g_attended));
         self.turn(&mut gq, QProj, Turn::Back);
         self.turn(&mut gk, KProj, Turn::Back);
 
         let normed = self.normed(x, Half::Attention);
-        let (gq, gk, gv) = (of_q.back(&gq), of_k.back(&gk), of_v.back(&gv));
+        let (gq, gk, gv) = (of_q.back_of(&gq), of_k.back_of(&gk), of_v.back_of(&gv));
         of_q.train(&gq, &normed, &low_rank[QProj], found);
         of_k.train(&gk, &normed, &low_rank[KProj], found);
         of_v.train(&gv, &normed, &low_rank[VProj], found);
@@ -209,18 +222,10 @@ impl<T: Element> CpuBlock<'_, T> {
     /// Adds to `gradient` what comes through the norm of `x`, and to `found` the norm's own gradient.
     fn norm_backward(&self, x: &[T], half: Half, g_normed: &[T], gradient: &mut [T], found: &mut NamedGradients) {
         let (weight, trained) = (&self.norms[half as usize], self.block.norm(half).is_variable());
-        if let Some(own) = rms_norm::backward(x, weight, self.block.eps as f32, g_normed, gradient, trained) {
+        let (eps, width) = (self.block.eps as f32, weight.len());
+        let [x, g_normed] = [x, g_normed].map(|of| View::new(of, width));
+        if let Some(own) = rms_norm::backward(x, weight, eps, g_normed, ViewMut::new(gradient, width), trained) {
             found.push((format!("model.layers.{}.{}.weight", self.block.index, half.norm()), own));
-        }
-    }
-}
-
-/// Stores sums added to rows of `width` of the residual stream.
-fn plus<T: Element>(residual: &[T], width: usize) -> impl Fn(At, &[f32], &mut [T]) + Sync {
-    move |at, sums, dst| {
-        let row = &residual[at.row * width + at.col..][..sums.len()];
-        for ((d, s), r) in dst.iter_mut().zip(sums).zip(row) {
-            *d = T::from_f32(r.to_f32() + s);
         }
     }
 }

@@ -216,7 +216,7 @@ impl<'a, T: Element> Run<'a, T> {
             }
             input_gradient(&[&back], rows);
             let _of_input = of(width);
-            rms_norm::backward_on_paper(self.paper, rows * width, width, norm_trained);
+            rms_norm::backward_on_paper(self.paper, rows, width, norm_trained);
             drop((normed, logits));
         }
         let (tied, untied) =
@@ -346,7 +346,7 @@ impl<T: Element> Block<'_, T> {
 
     fn norm_backward(&self, found: &mut Found) {
         let (run, width) = (self.run, self.run.model.hidden_size);
-        found.extend(rms_norm::backward_on_paper(run.paper, run.tokens() * width, width, run.trains_weights()));
+        found.extend(rms_norm::backward_on_paper(run.paper, run.tokens(), width, run.trains_weights()));
     }
 }
 

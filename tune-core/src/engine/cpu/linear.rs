@@ -4,7 +4,8 @@ use super::weights::Weight;
 use super::{NamedGradients, Run};
 use crate::Result;
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{At, Left, Right, Rows, Store, Term, multiply, set};
+use crate::kernels::gemm::{Finish, Term, multiply};
+use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Dropout, Element};
 use crate::models::Linear;
 
@@ -59,29 +60,33 @@ impl<'a, T: Element> Layer<'a, T> {
         let dropped = adapter.drop(x, self.inner, rows);
         let x = dropped.as_deref().unwrap_or(x);
         let mut h = Buffer::new(m * adapter.rank);
-        let scaled = adapter.scaled();
-        multiply((m, adapter.rank), &[Term::nt(x, &adapter.a, self.inner)], &mut h, adapter.rank, scaled);
+        let term = Term::Up { x: View::new(x, self.inner), w: adapter.a() };
+        multiply(&[term], &ViewMut::new(&mut h, adapter.rank), Finish::Scaled(adapter.scale));
         Some(h)
     }
 
-    /// Stores `x Wᵀ` and the adapter's update, for `x` `[m, in]`, in rows of `out`.
-    pub(super) fn forward<D: Send>(&self, x: &[T], low_rank: &LowRank<T>, y: &mut [D], store: impl Store<D>) {
-        let m = x.len() / self.inner;
-        let base = Term::nt(x, &self.weight, self.inner);
+    /// `x Wᵀ` and the adapter's update, for `x` `[m, in]`, into `y` `[m, out]`.
+    pub(super) fn forward<D: Element>(&self, x: &[T], low_rank: &LowRank<T>, y: &mut [D], finish: Finish<'_, D>) {
+        let y = ViewMut::new(y, self.out);
+        let base = Term::Up { x: View::new(x, self.inner), w: self.weight() };
         match (low_rank, &self.adapter) {
             (Some(h), Some(adapter)) => {
-                let update = Term::nt(h, &adapter.b, adapter.rank);
-                multiply((m, self.out), &[base, update], y, self.out, store);
+                let update = Term::Up { x: View::new(h, adapter.rank), w: adapter.b() };
+                multiply(&[base, update], &y, finish);
             }
-            _ => multiply((m, self.out), &[base], y, self.out, store),
+            _ => multiply(&[base], &y, finish),
         }
+    }
+
+    fn weight(&self) -> View<'_, T> {
+        View::new(&self.weight, self.inner)
     }
 
     /// Adds to `found` the gradients of what is trained, for the input `x` and the gradient `g` `[m, out]` of the output.
     pub(super) fn train(&self, back: &Back<'_, T>, x: &[T], low_rank: &LowRank<T>, found: &mut NamedGradients) {
         if self.linear.weight.is_variable() {
             let mut gradient = Buffer::new(self.out * self.inner);
-            self.weight_gradient(x, back.gradient, &mut gradient, set);
+            self.weight_gradient(x, back.gradient, &mut gradient, Finish::Store);
             found.push((format!("{}.weight", self.linear.name), gradient));
         }
         if let Some((a, b)) = self.adapter_gradients(back, x, low_rank, None) {
@@ -90,11 +95,10 @@ impl<'a, T: Element> Layer<'a, T> {
         }
     }
 
-    /// Stores the weight's gradient `gᵀ x`, `[out, in]`.
-    pub(super) fn weight_gradient(&self, x: &[T], g: Rows<'_, T>, gradient: &mut [f32], store: impl Store<f32>) {
-        let (left, right) = (Left::Columns(g), Right::Rows(Rows::new(x, self.inner)));
-        let term = Term { left, right, inner: x.len() / self.inner };
-        multiply((self.out, self.inner), &[term], gradient, self.inner, store);
+    /// The weight's gradient `gᵀ x`, `[out, in]`.
+    pub(super) fn weight_gradient(&self, x: &[T], g: View<'_, T>, gradient: &mut [f32], finish: Finish<'_, f32>) {
+        let term = Term::Across { g, x: View::new(x, self.inner) };
+        multiply(&[term], &ViewMut::new(gradient, self.inner), finish);
     }
 
     /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.
@@ -106,15 +110,15 @@ impl<'a, T: Element> Layer<'a, T> {
         rows: Option<&[usize]>,
     ) -> Option<(Buffer<f32>, Buffer<f32>)> {
         let (adapter, h, gh) = (self.adapter.as_ref()?, low_rank.as_ref()?, back.low_rank.as_ref()?);
-        let (m, rank) = (x.len() / self.inner, adapter.rank);
+        let rank = adapter.rank;
         let dropped = adapter.drop(x, self.inner, rows);
-        let x = dropped.as_deref().unwrap_or(x);
+        let x = View::new(dropped.as_deref().unwrap_or(x), self.inner);
         let mut a = Buffer::new(rank * self.inner);
-        multiply((rank, self.inner), &[Term::tn(gh, x, (rank, m, self.inner))], &mut a, self.inner, set);
+        let term = Term::Across { g: View::new(gh, rank), x };
+        multiply(&[term], &ViewMut::new(&mut a, self.inner), Finish::Store);
         let mut transposed = Buffer::<f32>::new(rank * self.out);
-        let (left, right) = (Left::Columns(Rows::new(h, rank)), Right::Rows(back.gradient));
-        let term = Term { left, right, inner: m };
-        multiply((rank, self.out), &[term], &mut transposed, self.out, set);
+        let term = Term::Across { g: View::new(h, rank), x: back.gradient };
+        multiply(&[term], &ViewMut::new(&mut transposed, self.out), Finish::Store);
         let mut b = Buffer::<f32>::new(self.out * rank);
         for (r, row) in transposed.chunks_exact(self.out).enumerate() {
             b.iter_mut().skip(r).step_by(rank).zip(row).for_each(|(b, &v)| *b = v);
@@ -122,21 +126,20 @@ impl<'a, T: Element> Layer<'a, T> {
         Some((a, b))
     }
 
-    /// Begins the backward pass for the gradient `g` `[m, out]` of the output.
-    pub(super) fn back<'b>(&'b self, g: &'b [T]) -> Back<'b, T> {
-        self.back_of(Rows::new(g, self.out), g.len() / self.out)
-    }
-
-    /// The same for a gradient whose `m` rows have gaps between them.
-    pub(super) fn back_of<'b>(&'b self, gradient: Rows<'b, T>, m: usize) -> Back<'b, T> {
+    /// Begins the backward pass for the gradient `[m, out]` of the output.
+    pub(super) fn back<'b>(&'b self, gradient: View<'b, T>) -> Back<'b, T> {
         let low_rank = self.adapter.as_ref().map(|adapter| {
-            let rank = adapter.rank;
-            let mut gh = Buffer::new(m * rank);
-            let (left, right) = (Left::Rows(gradient), Right::Rows(Rows::new(&adapter.b, rank)));
-            multiply((m, rank), &[Term { left, right, inner: self.out }], &mut gh, rank, adapter.scaled());
+            let mut gh = Buffer::new(gradient.rows() * adapter.rank);
+            let term = Term::Down { g: gradient, w: adapter.b() };
+            multiply(&[term], &ViewMut::new(&mut gh, adapter.rank), Finish::Scaled(adapter.scale));
             gh
         });
-        Back { layer: self, gradient, m, low_rank }
+        Back { layer: self, gradient, low_rank }
+    }
+
+    /// The same for rows without gaps.
+    pub(super) fn back_of<'b>(&'b self, gradient: &'b [T]) -> Back<'b, T> {
+        self.back(View::new(gradient, self.out))
     }
 }
 
@@ -148,13 +151,12 @@ impl<T: Element> Adapter<'_, T> {
         Some(y)
     }
 
-    fn scaled(&self) -> impl Store<T> + use<T> {
-        let scale = self.scale;
-        move |_: At, sums: &[f32], dst: &mut [T]| {
-            for (d, s) in dst.iter_mut().zip(sums) {
-                *d = T::from_f32(s * scale);
-            }
-        }
+    fn a(&self) -> View<'_, T> {
+        View::new(&self.a, self.a.len() / self.rank)
+    }
+
+    fn b(&self) -> View<'_, T> {
+        View::new(&self.b, self.rank)
     }
 }
 
@@ -162,13 +164,19 @@ impl<T: Element> Adapter<'_, T> {
 pub(super) struct Back<'a, T: Element> {
     layer: &'a Layer<'a, T>,
     /// `[m, out]`.
-    gradient: Rows<'a, T>,
-    m: usize,
+    gradient: View<'a, T>,
     /// `scale · g B`, `[m, rank]`.
     low_rank: LowRank<T>,
 }
 
 impl<T: Element> Back<'_, T> {
+    /// The adapter's part of the input's gradient.
+    fn through_adapter(&self) -> Option<Term<'_, T>> {
+        let (low_rank, adapter) = (self.low_rank.as_ref()?, self.layer.adapter.as_ref()?);
+        Some(Term::Down { g: View::new(low_rank, adapter.rank), w: adapter.a() })
+    }
+
+    /// Whether its adapter, if it has one, is without dropout.
     fn is_plain(&self) -> bool {
         self.layer.adapter.as_ref().is_none_or(|a| a.dropout.is_none())
     }
@@ -179,27 +187,15 @@ impl<T: Element> Back<'_, T> {
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(super) fn input_gradient<T: Element>(backs: &[&Back<'_, T>], rows: Option<&[usize]>, gx: &mut [T]) {
     let Some(first) = backs.first() else { return };
-    let (inner, m) = (first.layer.inner, first.m);
+    let gx = ViewMut::new(gx, first.layer.inner);
     let mut terms = Vec::with_capacity(2 * backs.len());
-    for back in backs {
-        let (left, right) = (Left::Rows(back.gradient), Right::Rows(Rows::new(&back.layer.weight, inner)));
-        terms.push(Term { left, right, inner: back.layer.out });
-    }
-    for back in backs.iter().filter(|b| b.is_plain()) {
-        if let (Some(gh), Some(adapter)) = (&back.low_rank, &back.layer.adapter) {
-            terms.push(Term::nn(gh, &adapter.a, (adapter.rank, inner)));
+    terms.extend(backs.iter().map(|back| Term::Down { g: back.gradient, w: back.layer.weight() }));
+    terms.extend(backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter()));
+    multiply(&terms, &gx, Finish::Store);
+    for back in backs.iter().filter(|back| !back.is_plain()) {
+        let dropout = back.layer.adapter.as_ref().and_then(|adapter| adapter.dropout);
+        if let (Some(term), Some(dropout)) = (back.through_adapter(), dropout) {
+            multiply(&[term], &gx, Finish::AddDropped(dropout, rows));
         }
-    }
-    multiply((m, inner), &terms, gx, inner, set);
-    for back in backs.iter().filter(|b| !b.is_plain()) {
-        let (Some(gh), Some(adapter)) = (&back.low_rank, &back.layer.adapter) else { continue };
-        let Some(dropout) = adapter.dropout else { continue };
-        let through = |at: At, sums: &[f32], dst: &mut [T]| {
-            let first = rows.map_or(at.row, |r| r[at.row]) * inner + at.col;
-            for (i, (d, s)) in dst.iter_mut().zip(sums).enumerate() {
-                *d = T::from_f32(d.to_f32() + s * dropout.factor(first + i) as f32);
-            }
-        };
-        multiply((m, inner), &[Term::nn(gh, &adapter.a, (adapter.rank, inner))], gx, inner, through);
     }
 }

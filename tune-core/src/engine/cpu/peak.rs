@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::kernels::Element;
-use crate::kernels::gemm::{Term, multiply, set};
+use crate::kernels::gemm::{Finish, Term, multiply};
+use crate::kernels::view::{View, ViewMut};
 use crate::models::uniform;
 
 /// Rows and columns of all three matrices.
@@ -15,7 +16,10 @@ const TIME: Duration = Duration::from_millis(1500);
 pub(in crate::engine) fn matmul_peak<T: Element>() -> f64 {
     let matrix = |seed| uniform(seed, SIZE * SIZE, 1.0).into_iter().map(T::from_f32).collect::<Vec<T>>();
     let (x, weight, mut y) = (matrix(1), matrix(2), vec![T::from_f32(0.0); SIZE * SIZE]);
-    let mut product = || multiply((SIZE, SIZE), &[Term::nt(&x, &weight, SIZE)], &mut y, SIZE, set);
+    let mut product = || {
+        let term = Term::Up { x: View::new(&x, SIZE), w: View::new(&weight, SIZE) };
+        multiply(&[term], &ViewMut::new(&mut y, SIZE), Finish::Store);
+    };
     product();
     let begun = Instant::now();
     let mut seconds = Vec::new();

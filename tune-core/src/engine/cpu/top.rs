@@ -8,7 +8,8 @@ use super::{NamedGradients, Run};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{Rows, add, set};
+use crate::kernels::gemm::Finish;
+use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Element, check_targets, rms_norm, softmax};
 
 /// Logits held at once, at most (56 MiB in f32).
@@ -60,10 +61,10 @@ impl Run<'_> {
                 dst.copy_from_slice(&x[row * width..][..width]);
             }
             let mut normed = Buffer::new(input.len());
-            rms_norm::forward(&input, &norm, eps, &mut normed);
+            rms_norm::forward(View::new(&input, width), &norm, eps, ViewMut::new(&mut normed, width));
             let low_rank = head.low_rank(&normed, Some(rows));
             let mut logits = Buffer::<f32>::new(rows.len() * vocab);
-            head.forward(&normed, &low_rank, &mut logits, set);
+            head.forward(&normed, &low_rank, &mut logits, Finish::Store);
             let losses: Vec<f32> = logits
                 .par_chunks_exact_mut(vocab)
                 .zip(rows)
@@ -74,14 +75,15 @@ impl Run<'_> {
                 continue;
             }
             // The gradient in the type of the activations lies where the logits were, at the beginning of each row.
-            let gradient =
-                Rows::new(bytemuck::cast_slice::<f32, T>(&logits), vocab * size_of::<f32>() / size_of::<T>());
-            let back = head.back_of(gradient, rows.len());
+            let gradient = View::strided(
+                bytemuck::cast_slice::<f32, T>(&logits),
+                (rows.len(), vocab),
+                vocab * size_of::<f32>() / size_of::<T>(),
+            );
+            let back = head.back(gradient);
             if let Some(sum) = &mut weight_gradient {
-                match i {
-                    0 => head.weight_gradient(&normed, gradient, sum, set),
-                    _ => head.weight_gradient(&normed, gradient, sum, add),
-                }
+                let finish = if i == 0 { Finish::Store } else { Finish::Add };
+                head.weight_gradient(&normed, gradient, sum, finish);
             }
             if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
@@ -98,7 +100,9 @@ impl Run<'_> {
             let mut g_normed = normed;
             input_gradient(&[&back], Some(rows), &mut g_normed);
             let mut g_input = Buffer::zeros(input.len());
-            let own = rms_norm::backward(&input, &norm, eps, &g_normed, &mut g_input, norm_trained);
+            let (x, g, sum) =
+                (View::new(&input, width), View::new(&g_normed, width), ViewMut::new(&mut g_input, width));
+            let own = rms_norm::backward(x, &norm, eps, g, sum, norm_trained);
             if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
                 sum.iter_mut().zip(&*own).for_each(|(s, g)| *s += g);
             }

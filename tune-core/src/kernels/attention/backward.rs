@@ -2,22 +2,22 @@ use rayon::prelude::*;
 
 use super::{Attention, COLS, KEYS, Tile};
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{At, Left, Right, Rows, Term, add, multiply_here};
+use crate::kernels::gemm::{At, Term, add, multiply_here};
 use crate::kernels::math::{exp, sum};
-use crate::kernels::{Element, Shared, Wide, simd};
+use crate::kernels::view::{View, ViewMut};
+use crate::kernels::{Element, Wide, simd};
 
 /// Parts of a tile whose share of the gradients of keys and values is summed by one task, at least.
 const PARTS: usize = 10;
 
 /// What the backward pass reads.
 struct Operands<'a, T> {
-    q: &'a [T],
-    k: &'a [f32],
-    v: &'a [f32],
-    out: &'a [T],
-    grad: &'a [T],
+    q: View<'a, T>,
+    k: View<'a, f32>,
+    v: View<'a, f32>,
+    out: View<'a, T>,
+    grad: View<'a, T>,
     lse: &'a [f32],
-    tokens: usize,
 }
 
 /// What a tile adds to the gradients of keys and values, `[keys, head_dim]` from key `first` of the span on.
@@ -33,22 +33,20 @@ impl Attention<'_> {
     /// With probabilities `P`: `dV = Pᵀ G`, `dS = scale · P ∘ (G Vᵀ - rowsum(G ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`.
     pub(crate) fn backward<T: Element>(
         &self,
-        (q, k, v): (&[T], &[T], &[T]),
-        (out, lse): (&[T], &[f32]),
-        grad: &[T],
-        (gq, gk, gv): (&mut [T], &mut [T], &mut [T]),
+        [q, k, v]: [View<'_, T>; 3],
+        (out, lse): (View<'_, T>, &[f32]),
+        grad: View<'_, T>,
+        [mut gq, mut gk, mut gv]: [ViewMut<'_, T>; 3],
     ) {
-        let (q_width, kv_width) = self.widths();
-        let (dim, kv_heads, tokens) = (self.shape.head_dim, self.shape.kv_heads, q.len() / q_width);
+        let (dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
         let (k, v) = (Wide::new(k), Wide::new(v));
-        if self.has_gaps(tokens) {
-            for g in [&mut *gq, &mut *gk, &mut *gv] {
+        if self.has_gaps(q.rows()) {
+            for g in [&mut gq, &mut gk, &mut gv] {
                 g.fill(T::from_f32(0.0));
             }
         }
-        let (gq, gk, gv) = (Shared::new(gq), Shared::new(gk), Shared::new(gv));
         let tiles = self.backward_tiles();
-        let all = Operands { q, k: &k, v: &v, out, grad, lse, tokens };
+        let all = Operands { q, k: k.view(), v: v.view(), out, grad, lse };
         let shares: Vec<_> = tiles.par_iter().with_max_len(1).map(|tile| self.backward_tile(&all, tile, &gq)).collect();
 
         // Keys and values get the shares of their tiles, in the order of these.
@@ -66,9 +64,8 @@ impl Attention<'_> {
                     sums[share.first * dim..].iter_mut().zip(share_of.iter()).for_each(|(s, v)| *s += v);
                 }
                 for (position, sums) in sums.chunks_exact(dim).enumerate() {
-                    let start = self.token(span, position) * kv_width + kv_head * dim;
                     // SAFETY: each key head of each span belongs to one turn of this loop.
-                    let dst = unsafe { gradient.part(start, dim) };
+                    let dst = unsafe { gradient.part(self.token(span, position), kv_head * dim, dim) };
                     dst.iter_mut().zip(sums).for_each(|(d, &s)| *d = T::from_f32(s));
                 }
             }
@@ -81,7 +78,7 @@ impl Attention<'_> {
     }
 
     /// Stores the gradients of a tile's queries, and returns its share of those of keys and values.
-    fn backward_tile<T: Element>(&self, all: &Operands<'_, T>, tile: &Tile, gq: &Shared<'_, T>) -> KeysAndValues {
+    fn backward_tile<T: Element>(&self, all: &Operands<'_, T>, tile: &Tile, gq: &ViewMut<'_, T>) -> KeysAndValues {
         let dim = self.shape.head_dim;
         let first_key = self.shape.first_key(tile.first);
         let seen = tile.first + tile.queries - first_key;
@@ -95,19 +92,18 @@ impl Attention<'_> {
                 let (p, ds) = (&mut p[..keys * COLS], &mut ds[..keys * COLS]);
                 self.scores(all, &part, (key, keys), (&q, &grad), (&lse, &delta), (p, ds));
                 let (cols, at) = (part.cols(), (key - first_key) * dim);
-                let nn = |left, right| {
-                    let (left, right) = (Left::Rows(Rows::new(left, COLS)), Right::Rows(Rows::new(right, dim)));
-                    [Term { left, right, inner: cols }]
-                };
-                multiply_here((keys, dim), &nn(&*p, &*grad), &mut gv[at..], dim, add);
-                multiply_here((keys, dim), &nn(&*ds, &*q), &mut gk[at..], dim, add);
-                let left = Left::Columns(Rows::new(&*ds, COLS));
-                let term = Term { left, right: Right::Rows(self.rows(all.k, &part, key)), inner: keys };
-                multiply_here((cols, dim), &[term], &mut gq_part, dim, add);
+                let down = |g, w| [Term::Down { g: View::strided(g, (keys, cols), COLS), w: View::new(w, dim) }];
+                let of_keys = at..at + keys * dim;
+                multiply_here(&down(&*p, &*grad), &ViewMut::new(&mut gv[of_keys.clone()], dim), add);
+                multiply_here(&down(&*ds, &*q), &ViewMut::new(&mut gk[of_keys], dim), add);
+                let ds = View::strided(&*ds, (keys, cols), COLS);
+                let across = Term::Across { g: ds, x: self.rows(all.k, &part, key, keys) };
+                multiply_here(&[across], &ViewMut::new(&mut gq_part, dim), add);
             }
             for (i, row) in gq_part.chunks_exact(part.heads * dim).enumerate() {
+                let (token, columns) = self.at(&part, i);
                 // SAFETY: each query of each head belongs to one tile.
-                let dst = unsafe { gq.part(self.at(&part, i), row.len()) };
+                let dst = unsafe { gq.part(token, columns.start, row.len()) };
                 dst.iter_mut().zip(row).for_each(|(d, &g)| *d = T::from_f32(g));
             }
         }
@@ -123,13 +119,14 @@ impl Attention<'_> {
             || {
                 for col in 0..part.cols() {
                     let (i, h) = (col / part.heads, col % part.heads);
-                    let at = self.at(part, i) + h * dim;
+                    let (token, columns) = self.at(part, i);
+                    let at = columns.start + h * dim;
                     delta[col] = sum(
-                        [&all.out[at..at + dim], &all.grad[at..at + dim]],
+                        [&all.out.row(token)[at..at + dim], &all.grad.row(token)[at..at + dim]],
                         #[inline(always)]
                         |[o, g]| o.to_f32() * g.to_f32(),
                     );
-                    lse[col] = all.lse[(part.head + h) * all.tokens + self.token(part.span, part.first + i)];
+                    lse[col] = all.lse[(part.head + h) * all.q.rows() + token];
                 }
             },
         );
@@ -147,13 +144,10 @@ impl Attention<'_> {
         (p, ds): (&mut [f32], &mut [f32]),
     ) {
         let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
-        let nt =
-            |left, right| [Term { left: Left::Rows(left), right: Right::Columns(Rows::new(right, dim)), inner: dim }];
+        let up = |x, w| [Term::Up { x: self.rows(x, part, key, keys), w: View::new(w, dim) }];
         multiply_here(
-            (keys, cols),
-            &nt(self.rows(all.k, part, key), q),
-            p,
-            COLS,
+            &up(all.k, q),
+            &ViewMut::strided(p, (keys, cols), COLS),
             #[inline(always)]
             |at: At, scores: &[f32], p: &mut [f32]| {
                 for ((p, s), l) in p.iter_mut().zip(scores).zip(lse) {
@@ -166,10 +160,8 @@ impl Attention<'_> {
         );
         let p = &*p;
         multiply_here(
-            (keys, cols),
-            &nt(self.rows(all.v, part, key), grad),
-            ds,
-            COLS,
+            &up(all.v, grad),
+            &ViewMut::strided(ds, (keys, cols), COLS),
             #[inline(always)]
             |at: At, dp: &[f32], ds: &mut [f32]| {
                 let p = &p[at.row * COLS..][..dp.len()];

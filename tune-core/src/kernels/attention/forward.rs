@@ -2,24 +2,26 @@ use rayon::prelude::*;
 
 use super::{Attention, COLS, KEYS, Tile};
 use crate::kernels::buffers::Buffer;
-use crate::kernels::gemm::{At, Left, Right, Rows, Term, multiply_here, set};
+use crate::kernels::gemm::{At, Term, multiply_here, store};
 use crate::kernels::math::exp;
+use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Element, Shared, Wide, simd};
 
 impl Attention<'_> {
     /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[tokens, kv_heads * head_dim]` into `out`, shaped as
     /// `q`, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`. Positions outside every
     /// span give zero.
-    pub(crate) fn forward<T: Element>(&self, q: &[T], k: &[T], v: &[T], out: &mut [T], lse: &mut [f32]) {
+    pub(crate) fn forward<T: Element>(&self, [q, k, v]: [View<'_, T>; 3], mut out: ViewMut<'_, T>, lse: &mut [f32]) {
         let (k, v) = (Wide::new(k), Wide::new(v));
-        let tokens = q.len() / self.widths().0;
+        let (k, v) = (k.view(), v.view());
+        let tokens = q.rows();
         let dim = self.shape.head_dim;
         if self.has_gaps(tokens) {
             out.fill(T::from_f32(0.0));
             lse.fill(0.0);
         }
         let tiles = self.tiles(|_, queries| queries);
-        let (out, lse) = (Shared::new(out), Shared::new(lse));
+        let lse = Shared::new(lse);
         tiles.par_iter().with_max_len(4).for_each(|tile| {
             let (cols, queries) = (tile.cols(), self.gather(q, tile));
             let mut scores = [0f32; KEYS * COLS];
@@ -27,20 +29,16 @@ impl Attention<'_> {
             let (mut max, mut total) = ([f32::NEG_INFINITY; COLS], [0f32; COLS]);
             for (key, keys) in self.key_blocks(tile) {
                 let scores = &mut scores[..keys * COLS];
-                let right = Right::Columns(Rows::new(&queries, dim));
-                let term = Term { left: Left::Rows(self.rows(&k, tile, key)), right, inner: dim };
-                multiply_here((keys, cols), &[term], scores, COLS, set);
+                let term = Term::Up { x: self.rows(k, tile, key, keys), w: View::new(&queries, dim) };
+                multiply_here(&[term], &ViewMut::strided(scores, (keys, cols), COLS), store);
                 let keep = simd(
                     #[inline(always)]
                     || self.online_softmax(scores, tile, key, &mut max, &mut total),
                 );
-                let left = Left::Columns(Rows::new(scores, COLS));
-                let term = Term { left, right: Right::Rows(self.rows(&v, tile, key)), inner: keys };
+                let weights = View::strided(scores, (keys, cols), COLS);
                 multiply_here(
-                    (cols, dim),
-                    &[term],
-                    &mut sums,
-                    dim,
+                    &[Term::Across { g: weights, x: self.rows(v, tile, key, keys) }],
+                    &ViewMut::new(&mut sums, dim),
                     #[inline(always)]
                     |at: At, new: &[f32], old: &mut [f32]| {
                         for (o, n) in old.iter_mut().zip(new) {
@@ -50,9 +48,9 @@ impl Attention<'_> {
                 );
             }
             for (i, sums) in sums.chunks_exact(tile.heads * dim).enumerate() {
+                let (token, columns) = self.at(tile, i);
                 // SAFETY: each query of each head belongs to one tile.
-                let out = unsafe { out.part(self.at(tile, i), sums.len()) };
-                let token = self.token(tile.span, tile.first + i);
+                let out = unsafe { out.part(token, columns.start, sums.len()) };
                 for (h, (out, sums)) in out.chunks_exact_mut(dim).zip(sums.chunks_exact(dim)).enumerate() {
                     let col = i * tile.heads + h;
                     let inverse = 1.0 / total[col];

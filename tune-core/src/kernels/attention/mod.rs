@@ -14,8 +14,10 @@ mod shape;
 
 pub use shape::AttentionShape;
 
+use std::ops::Range;
+
 use super::buffers::Buffer;
-use super::gemm::Rows;
+use super::view::View;
 use super::{Element, widen};
 use crate::data::Span;
 
@@ -62,7 +64,7 @@ impl Tile {
 }
 
 impl Attention<'_> {
-    /// Elements from one token to the next: of queries, and of keys and values.
+    /// Elements of a token: of its queries, and of its keys and of its values.
     fn widths(&self) -> (usize, usize) {
         (self.shape.heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim)
     }
@@ -96,24 +98,25 @@ impl Attention<'_> {
         span.row * self.len + span.start + position
     }
 
-    /// The keys or values of a tile's head from `position` of its span on.
-    fn rows<'x>(&self, x: &'x [f32], tile: &Tile, position: usize) -> Rows<'x, f32> {
-        let width = self.widths().1;
-        let start = self.token(tile.span, position) * width + tile.kv_head * self.shape.head_dim;
-        Rows { data: &x[start..], width }
+    /// `keys` keys or values of a tile's head, from `position` of its span on.
+    fn rows<'x>(&self, x: View<'x, f32>, tile: &Tile, position: usize, keys: usize) -> View<'x, f32> {
+        let (token, col) = (self.token(tile.span, position), tile.kv_head * self.shape.head_dim);
+        x.part(token..token + keys, col..col + self.shape.head_dim)
     }
 
-    /// Where the heads of query `i` of a tile begin in queries or outputs; they are neighbours.
-    fn at(&self, tile: &Tile, i: usize) -> usize {
-        self.token(tile.span, tile.first + i) * self.widths().0 + tile.head * self.shape.head_dim
+    /// Where query `i` of a tile is in queries or outputs: its row, and the columns of the tile's heads, which are neighbours.
+    fn at(&self, tile: &Tile, i: usize) -> (usize, Range<usize>) {
+        let col = tile.head * self.shape.head_dim;
+        (self.token(tile.span, tile.first + i), col..col + tile.heads * self.shape.head_dim)
     }
 
     /// The rows of `x`, shaped as the queries, that are a tile's columns: `[cols, head_dim]`.
-    fn gather<T: Element>(&self, x: &[T], tile: &Tile) -> Buffer<f32> {
+    fn gather<T: Element>(&self, x: View<'_, T>, tile: &Tile) -> Buffer<f32> {
         let len = tile.heads * self.shape.head_dim;
         let mut gathered = Buffer::new(tile.queries * len);
         for (i, row) in gathered.chunks_exact_mut(len).enumerate() {
-            widen(&x[self.at(tile, i)..][..len], row);
+            let (token, cols) = self.at(tile, i);
+            widen(&x.row(token)[cols], row);
         }
         gathered
     }
@@ -126,7 +129,7 @@ impl Attention<'_> {
 
     /// Which of a tile's columns see `key`.
     #[inline(always)]
-    fn seeing(&self, tile: &Tile, key: usize) -> std::ops::Range<usize> {
+    fn seeing(&self, tile: &Tile, key: usize) -> Range<usize> {
         let end = self.shape.window.map_or(tile.queries, |w| (key + w).saturating_sub(tile.first).min(tile.queries));
         key.saturating_sub(tile.first).min(end) * tile.heads..end * tile.heads
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use super::Right;
+use super::Side;
 use super::pack::Ready;
 use super::stripe::{MAX_TERMS, Piece};
 use crate::kernels::Element;
@@ -50,12 +50,12 @@ impl Ahead {
             let elements = term.word.elements();
             let inner = piece.from * elements..term.inner.min(piece.to * elements);
             let (stored, rows, within) = match term.right {
-                Right::Columns(r) => (r, cols.clone(), inner),
-                Right::Rows(r) => (r, inner, cols.clone()),
+                Side::Columns(r) => (r, cols.clone(), inner),
+                Side::Rows(r) => (r, inner, cols.clone()),
             };
-            let start = stored.from(rows.start, within.start).data.as_ptr().cast();
+            let start = stored.part(rows.clone(), within.clone()).as_ptr().cast();
             let count = size_of::<T>() * within.len() / LINE + 1;
-            *of = Lines { start, stride: size_of::<T>() * stored.width, rows: rows.len(), count };
+            *of = Lines { start, stride: size_of::<T>() * stored.stride(), rows: rows.len(), count };
             ahead.count += 1;
         }
         let lines: usize = ahead.of.iter().map(|of| of.rows * of.count).sum();

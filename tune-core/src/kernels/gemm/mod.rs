@@ -9,6 +9,7 @@
 mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod finish;
 mod footprint;
 #[cfg(target_arch = "x86_64")]
 mod pack;
@@ -16,12 +17,13 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod stripe;
 
+pub(crate) use finish::{At, Epilogue, Finish, add, store};
 pub(crate) use footprint::Sides;
 use rayon::prelude::*;
 
 use super::Element;
 use super::isa::Isa;
-use super::shared::Shared;
+use super::view::{View, ViewMut};
 
 /// Columns of a vector of f32.
 const LANES: usize = 16;
@@ -32,148 +34,92 @@ const COLS: usize = 48;
 /// Rows that one task handles, at most: as many as stay in the second-level cache.
 const ROWS_PER_TASK: usize = 512;
 
-/// A matrix row by row, `width` elements from one row to the next.
+/// One side of a product.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rows<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) width: usize,
+enum Side<'a, T> {
+    /// As it is stored.
+    Rows(View<'a, T>),
+    /// The transpose of what is stored.
+    Columns(View<'a, T>),
 }
 
-impl<'a, T: Element> Rows<'a, T> {
-    /// Rows that follow each other without a gap.
-    pub(crate) fn new(data: &'a [T], width: usize) -> Self {
-        Self { data, width }
-    }
-
-    /// Whether `rows` rows of `cols` elements lie inside.
-    fn holds(&self, rows: usize, cols: usize) -> bool {
-        rows == 0 || cols == 0 || (rows - 1) * self.width + cols <= self.data.len()
-    }
-
-    /// The rows from `row` on, without the columns before `col`.
-    fn from(&self, row: usize, col: usize) -> Self {
-        Self { data: self.data.get(row * self.width + col..).unwrap_or_default(), width: self.width }
-    }
-}
-
-/// The left side of a product, `[m, k]`.
+/// One product of a sum, `[m, n]`, by its part in a layer with the weight `w`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Left<'a, T> {
-    /// As it is.
-    Rows(Rows<'a, T>),
-    /// The transpose of what is stored, `[k, m]`.
-    Columns(Rows<'a, T>),
-}
-
-/// The right side of a product, `[k, n]`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Right<'a, T> {
-    /// As it is.
-    Rows(Rows<'a, T>),
-    /// The transpose of what is stored, `[n, k]`: a weight in the forward pass.
-    Columns(Rows<'a, T>),
-}
-
-/// One product of a sum.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Term<'a, T> {
-    pub(crate) left: Left<'a, T>,
-    pub(crate) right: Right<'a, T>,
-    /// `k`.
-    pub(crate) inner: usize,
+pub(crate) enum Term<'a, T> {
+    /// `x · wᵀ` for `x` `[m, k]` and `w` `[n, k]`: on the way up.
+    Up { x: View<'a, T>, w: View<'a, T> },
+    /// `g · w` for `g` `[m, k]` and `w` `[k, n]`: on the way down.
+    Down { g: View<'a, T>, w: View<'a, T> },
+    /// `gᵀ · x` for `g` `[k, m]` and `x` `[k, n]`: the weight's gradient.
+    Across { g: View<'a, T>, x: View<'a, T> },
 }
 
 impl<'a, T: Element> Term<'a, T> {
-    /// `x · wᵀ` for `x` `[m, k]` and `w` `[n, k]`.
-    pub(crate) fn nt(x: &'a [T], w: &'a [T], k: usize) -> Self {
-        Self { left: Left::Rows(Rows::new(x, k)), right: Right::Columns(Rows::new(w, k)), inner: k }
+    /// The left side, `[m, k]`.
+    fn left(&self) -> Side<'a, T> {
+        match *self {
+            Self::Up { x: left, .. } | Self::Down { g: left, .. } => Side::Rows(left),
+            Self::Across { g, .. } => Side::Columns(g),
+        }
     }
 
-    /// `g · w` for `g` `[m, k]` and `w` `[k, n]`.
-    pub(crate) fn nn(g: &'a [T], w: &'a [T], (k, n): (usize, usize)) -> Self {
-        Self { left: Left::Rows(Rows::new(g, k)), right: Right::Rows(Rows::new(w, n)), inner: k }
+    /// The right side, `[k, n]`.
+    fn right(&self) -> Side<'a, T> {
+        match *self {
+            Self::Up { w, .. } => Side::Columns(w),
+            Self::Down { w: right, .. } | Self::Across { x: right, .. } => Side::Rows(right),
+        }
     }
 
-    /// `gᵀ · x` for `g` `[k, m]` and `x` `[k, n]`.
-    pub(crate) fn tn(g: &'a [T], x: &'a [T], (m, k, n): (usize, usize, usize)) -> Self {
-        Self { left: Left::Columns(Rows::new(g, m)), right: Right::Rows(Rows::new(x, n)), inner: k }
+    /// `k`.
+    fn inner(&self) -> usize {
+        match self {
+            Self::Up { x: left, .. } | Self::Down { g: left, .. } => left.cols(),
+            Self::Across { g, .. } => g.rows(),
+        }
     }
 
     fn check(&self, m: usize, n: usize) {
-        let left = match self.left {
-            Left::Rows(l) => l.holds(m, self.inner),
-            Left::Columns(l) => l.holds(self.inner, m),
+        let shape = |side: Side<'_, T>| match side {
+            Side::Rows(v) => (v.rows(), v.cols()),
+            Side::Columns(v) => (v.cols(), v.rows()),
         };
-        let right = match self.right {
-            Right::Rows(r) => r.holds(self.inner, n),
-            Right::Columns(r) => r.holds(n, self.inner),
-        };
-        assert!(left && right, "matrix product: an operand is too short");
+        let (left, right, k) = (shape(self.left()), shape(self.right()), self.inner());
+        assert!(left == (m, k) && right == (k, n), "matrix product: {left:?} times {right:?} is not {m} by {n}");
     }
 }
 
-/// Where part of a row of the result lies.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct At {
-    pub(crate) row: usize,
-    pub(crate) col: usize,
-}
-
-/// What becomes of a part of a row of sums: `store(at, sums, destination)`.
-pub(crate) trait Store<D>: Fn(At, &[f32], &mut [D]) + Sync {}
-impl<D, F: Fn(At, &[f32], &mut [D]) + Sync> Store<D> for F {}
-
-/// Rounds the sums to the destination's type.
-#[inline(always)]
-pub(crate) fn set<D: Element>(_: At, sums: &[f32], dst: &mut [D]) {
-    for (d, &s) in dst.iter_mut().zip(sums) {
-        *d = D::from_f32(s);
+/// Computes the sum of `terms` on all threads into `dst`.
+pub(crate) fn multiply<T: Element, D: Element>(terms: &[Term<'_, T>], dst: &ViewMut<'_, D>, finish: Finish<'_, D>) {
+    match finish {
+        Finish::Store => compute(terms, dst, &store, true),
+        Finish::Add => compute(terms, dst, &add, true),
+        Finish::Scaled(factor) => compute(terms, dst, &finish::scaled(factor), true),
+        Finish::Onto(other) => compute(terms, dst, &finish::onto(other), true),
+        Finish::AddDropped(dropout, rows) => compute(terms, dst, &finish::add_dropped(dropout, rows, dst.cols()), true),
     }
 }
 
-/// Adds the sums to the destination.
-#[inline(always)]
-pub(crate) fn add<D: Element>(_: At, sums: &[f32], dst: &mut [D]) {
-    for (d, &s) in dst.iter_mut().zip(sums) {
-        *d = D::from_f32(d.to_f32() + s);
-    }
-}
-
-/// Computes the sum of `terms`, `[m, n]`, on all threads; its rows go to `dst`, `dst_width` apart, through `store`.
-pub(crate) fn multiply<T: Element, D: Send>(
-    size: (usize, usize),
-    terms: &[Term<'_, T>],
-    dst: &mut [D],
-    dst_width: usize,
-    store: impl Store<D>,
-) {
-    compute(size, terms, dst, dst_width, &store, true);
-}
-
-/// The same on this thread alone, for what is itself one of many tasks.
+/// The same on this thread alone, for what is itself one of many tasks, with an epilogue of its own.
 pub(crate) fn multiply_here<T: Element, D: Send>(
-    size: (usize, usize),
     terms: &[Term<'_, T>],
-    dst: &mut [D],
-    dst_width: usize,
-    store: impl Store<D>,
+    dst: &ViewMut<'_, D>,
+    epilogue: impl Epilogue<D>,
 ) {
-    compute(size, terms, dst, dst_width, &store, false);
+    compute(terms, dst, &epilogue, false);
 }
 
 fn compute<T: Element, D: Send>(
-    (m, n): (usize, usize),
     terms: &[Term<'_, T>],
-    dst: &mut [D],
-    dst_width: usize,
-    store: &impl Store<D>,
+    dst: &ViewMut<'_, D>,
+    epilogue: &impl Epilogue<D>,
     parallel: bool,
 ) {
+    let (m, n) = (dst.rows(), dst.cols());
     if m == 0 || n == 0 {
         return;
     }
     terms.iter().for_each(|t| t.check(m, n));
-    let dst = Destination::new(dst, dst_width, m, n);
     match Isa::get() {
         #[cfg(target_arch = "x86_64")]
         isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
@@ -197,7 +143,7 @@ fn compute<T: Element, D: Send>(
                 // A thread mostly goes on with the neighbouring task.
                 let next = (parallel && end < panels.count).then(|| panels.columns(end));
                 // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { stripe::stripe(&terms, row..m.min(row + block), &columns, next.as_ref(), &dst, store) };
+                unsafe { stripe::stripe(&terms, row..m.min(row + block), &columns, next.as_ref(), dst, epilogue) };
             };
             if parallel {
                 (0..tasks).into_par_iter().with_max_len(1).for_each(run);
@@ -205,7 +151,7 @@ fn compute<T: Element, D: Send>(
                 (0..tasks).for_each(run);
             }
         }
-        _ => portable::multiply((m, n), terms, &dst, store, parallel),
+        _ => portable::multiply(terms, dst, epilogue, parallel),
     }
 }
 
@@ -232,28 +178,6 @@ impl Panels {
 
     fn columns(&self, panel: usize) -> std::ops::Range<usize> {
         panel * self.width..self.n.min((panel + 1) * self.width)
-    }
-}
-
-/// Where the rows of a result go.
-struct Destination<'a, D> {
-    data: Shared<'a, D>,
-    width: usize,
-}
-
-impl<'a, D> Destination<'a, D> {
-    fn new(data: &'a mut [D], width: usize, m: usize, n: usize) -> Self {
-        assert!((m == 1 || n <= width) && (m - 1) * width + n <= data.len(), "matrix product: no room for the result");
-        Self { data: Shared::new(data), width }
-    }
-
-    /// # Safety
-    /// Nobody else holds that part.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, at: At, len: usize) -> &mut [D] {
-        // SAFETY: as the caller promises.
-        unsafe { self.data.part(at.row * self.width + at.col, len) }
     }
 }
 

@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{COLS, LANES, Left, ROWS, Right, Rows, Term};
+use super::{COLS, LANES, ROWS, Side, Term};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::isa::Isa;
+use crate::kernels::view::View;
 use crate::kernels::{Element, simd, widen};
 
 /// Rows below which a right side is read where it lies: packing it would cost as much as using it.
@@ -95,7 +96,7 @@ pub(super) struct Ready<'a, T> {
     pub(super) left_tile: usize,
     /// Distance between two inner steps.
     pub(super) left_step: usize,
-    pub(super) right: Right<'a, T>,
+    pub(super) right: Side<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
     pub(super) in_place: bool,
     /// What `left` points into, where the left side had to be rewritten.
@@ -107,24 +108,25 @@ unsafe impl<T: Sync> Sync for Ready<'_, T> {}
 
 impl<'a, T: Element> Ready<'a, T> {
     pub(super) fn new(term: &Term<'a, T>, m: usize, isa: Isa, parallel: bool) -> Self {
-        let k = term.inner;
+        let k = term.inner();
         let word = Word::of::<T>(isa);
         let steps = word.steps(k);
-        let (stored, width) = match term.left {
-            Left::Rows(l) => (l, Some(l.width)),
-            Left::Columns(l) => (l, None),
+        let (stored, width) = match term.left() {
+            Side::Rows(l) => (l, Some(l.stride())),
+            Side::Columns(l) => (l, None),
         };
+        let right = term.right();
         let how = rewriting(word, width, m, k);
         let rewritten = how.map(|how| match how {
-            Rewriting::Widened => widened(stored, m, k, parallel),
-            Rewriting::InTiles => in_tiles(stored, k, m, parallel),
-            Rewriting::Interleaved => interleaved(stored, k, m, parallel),
-            Rewriting::PaddedPairs => padded_pairs(stored, m, k, parallel),
+            Rewriting::Widened => widened(stored, parallel),
+            Rewriting::InTiles => in_tiles(stored, parallel),
+            Rewriting::Interleaved => interleaved(stored, parallel),
+            Rewriting::PaddedPairs => padded_pairs(stored, parallel),
         });
-        let left = rewritten.as_ref().map_or(stored.data.as_ptr().cast(), |b| b.as_ptr());
+        let left = rewritten.as_ref().map_or(stored.as_ptr().cast(), |b| b.as_ptr());
         // The distances, see `Ready`.
         let (left_row, left_tile, left_step) = match (how, width) {
-            (None, None) => (1, 1, stored.width),
+            (None, None) => (1, 1, stored.stride()),
             (None, Some(width)) if word == Word::Pair => (width / 2, width / 2, 1),
             (None, Some(width)) => (width, width, 1),
             (Some(Rewriting::Widened | Rewriting::PaddedPairs), _) => (steps, steps, 1),
@@ -132,19 +134,8 @@ impl<'a, T: Element> Ready<'a, T> {
             // Tiles lie one behind the other, `steps` words for each of their rows.
             (Some(Rewriting::InTiles), _) => (1, steps, ROWS),
         };
-        let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(term.right, Right::Rows(_));
-        Self {
-            word,
-            steps,
-            inner: k,
-            left,
-            left_row,
-            left_tile,
-            left_step,
-            right: term.right,
-            in_place,
-            _rewritten: rewritten,
-        }
+        let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(right, Side::Rows(_));
+        Self { word, steps, inner: k, left, left_row, left_tile, left_step, right, in_place, _rewritten: rewritten }
     }
 
     /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
@@ -153,15 +144,16 @@ impl<'a, T: Element> Ready<'a, T> {
         let elements = self.word.elements();
         let inner = self.inner.min(steps.end * elements) - steps.start * elements;
         match self.right {
-            Right::Columns(r) => {
-                let from = r.from(cols.start, steps.start * elements);
+            Side::Columns(r) => {
+                let first = steps.start * elements;
+                let from = r.part(cols.clone(), first..first + inner);
                 match self.word {
-                    Word::F32 | Word::Pair => transpose_words(self.word, from, cols.len(), inner, width, dst),
-                    Word::Widened => transpose_widened(from, cols.len(), inner, width, dst),
+                    Word::F32 | Word::Pair => transpose_words(self.word, from, width, dst),
+                    Word::Widened => transpose_widened(from, width, dst),
                 }
             }
-            Right::Rows(r) => {
-                let row = |k: usize| &r.data[k * r.width + cols.start..][..cols.len()];
+            Side::Rows(r) => {
+                let row = |k: usize| &r.row(k)[cols.start..cols.end];
                 for (step, dst) in steps.zip(dst.chunks_exact_mut(width)) {
                     match self.word {
                         Word::F32 if cols.len() == width => copy_vectors(row(step), dst),
@@ -230,22 +222,23 @@ fn each_row(dst: &mut [f32], width: usize, parallel: bool, f: impl Fn(usize, &mu
     }
 }
 
-/// `rows` rows of `cols` elements as f32, without gaps.
-fn widened<T: Element>(from: Rows<'_, T>, rows: usize, cols: usize, parallel: bool) -> Buffer<f32> {
-    let mut dst = Buffer::new(rows * cols);
+/// Rows as f32, without gaps.
+fn widened<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+    let mut dst = Buffer::new(from.rows() * from.cols());
     each_row(
         &mut dst,
-        cols.max(1),
+        from.cols().max(1),
         parallel,
         #[inline(always)]
-        |i, row| widen(&from.data[i * from.width..][..cols], row),
+        |i, row| widen(from.row(i), row),
     );
     dst
 }
 
 /// `k` rows of `m` elements as tiles `[m / 8, k, 8]` of f32: a weight's gradient reads them from top to bottom, and
 /// rows that are pages apart would cost a miss for each step. Two tiles at a time share a cache line of f32.
-fn in_tiles<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool) -> Buffer<f32> {
+fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+    let (k, m) = (from.rows(), from.cols());
     let mut dst = Buffer::new(m.next_multiple_of(ROWS) * k);
     let pair = |(i, tiles): (usize, &mut [f32])| {
         simd(
@@ -253,7 +246,7 @@ fn in_tiles<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool) -
             || {
                 let (first, second) = tiles.split_at_mut(ROWS * k);
                 for step in 0..k {
-                    let row = &from.data[step * from.width..][2 * i * ROWS..m.min(2 * (i + 1) * ROWS)];
+                    let row = &from.row(step)[2 * i * ROWS..m.min(2 * (i + 1) * ROWS)];
                     let (left, right) = row.split_at(row.len().min(ROWS));
                     widen_some(left, &mut first[step * ROWS..][..ROWS]);
                     if !right.is_empty() {
@@ -282,8 +275,8 @@ fn widen_some<T: Element>(from: &[T], to: &mut [f32]) {
 }
 
 /// `k` rows of `m` elements as `[k / 2, m]` pairs of rows.
-fn interleaved<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool) -> Buffer<f32> {
-    let row = |k: usize| &from.data[k * from.width..][..m];
+fn interleaved<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+    let (k, m) = (from.rows(), from.cols());
     let mut dst = Buffer::new(k.div_ceil(2) * m);
     each_row(
         &mut dst,
@@ -291,25 +284,24 @@ fn interleaved<T: Element>(from: Rows<'_, T>, k: usize, m: usize, parallel: bool
         parallel,
         #[inline(always)]
         |i, pairs| {
-            let odd = if 2 * i + 1 < k { row(2 * i + 1) } else { &[] };
-            pair(row(2 * i), odd, pairs);
+            let odd = if 2 * i + 1 < k { from.row(2 * i + 1) } else { &[] };
+            pair(from.row(2 * i), odd, pairs);
         },
     );
     dst
 }
 
 /// `m` rows of an odd number `k` of elements, or of elements that pairs do not fit, as rows of pairs.
-fn padded_pairs<T: Element>(from: Rows<'_, T>, m: usize, k: usize, parallel: bool) -> Buffer<f32> {
-    let steps = k.div_ceil(2);
-    let mut dst = Buffer::new(m * steps);
+fn padded_pairs<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+    let steps = from.cols().div_ceil(2);
+    let mut dst = Buffer::new(from.rows() * steps);
     each_row(
         &mut dst,
         steps.max(1),
         parallel,
         #[inline(always)]
         |i, pairs| {
-            let row = &from.data[i * from.width..][..k];
-            for (d, p) in pairs.iter_mut().zip(row.chunks(2)) {
+            for (d, p) in pairs.iter_mut().zip(from.row(i).chunks(2)) {
                 pair(&p[..1], &p[1..], std::slice::from_mut(d));
             }
         },
@@ -360,16 +352,10 @@ fn put(columns: &[__m512; 16], count: usize, dst: &mut [f32], width: usize, at: 
     }
 }
 
-/// `rows` rows of `inner` f32 or bf16, as columns of words.
+/// Rows of f32 or bf16, as columns of words.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn transpose_words<T: Element>(
-    word: Word,
-    from: Rows<'_, T>,
-    rows: usize,
-    inner: usize,
-    width: usize,
-    dst: &mut [f32],
-) {
+fn transpose_words<T: Element>(word: Word, from: View<'_, T>, width: usize, dst: &mut [f32]) {
+    let (rows, inner) = (from.rows(), from.cols());
     // A row of bf16 ends in half a word where `inner` is odd; that one is written by hand below.
     let whole = if word == Word::Pair { inner / 2 } else { inner };
     for group in (0..width).step_by(LANES) {
@@ -379,7 +365,7 @@ fn transpose_words<T: Element>(
             let mask: __mmask16 = ((1u32 << count) - 1) as u16;
             let mut lines = [_mm512_setzero_ps(); 16];
             for (i, line) in lines.iter_mut().enumerate().take(rows.saturating_sub(group)) {
-                let row = &from.data[(group + i) * from.width..][..inner];
+                let row = from.row(group + i);
                 // SAFETY: `k + count` words lie inside the row; masked words are not read.
                 *line = unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr().cast::<f32>().add(k)) };
             }
@@ -391,20 +377,21 @@ fn transpose_words<T: Element>(
         let last = &mut dst[whole * width..][..width];
         last.fill(0.0);
         for (i, d) in last.iter_mut().enumerate().take(rows) {
-            pair(&from.data[i * from.width + inner - 1..][..1], &[], std::slice::from_mut(d));
+            pair(&from.row(i)[inner - 1..], &[], std::slice::from_mut(d));
         }
     }
 }
 
-/// `rows` rows of `inner` bf16, as columns of f32.
+/// Rows of bf16, as columns of f32.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn transpose_widened<T: Element>(from: Rows<'_, T>, rows: usize, inner: usize, width: usize, dst: &mut [f32]) {
+fn transpose_widened<T: Element>(from: View<'_, T>, width: usize, dst: &mut [f32]) {
+    let (rows, inner) = (from.rows(), from.cols());
     for group in (0..width).step_by(LANES) {
         for k in (0..inner).step_by(16) {
             let count = (inner - k).min(16);
             let mut lines = [_mm512_setzero_ps(); 16];
             for (i, line) in lines.iter_mut().enumerate().take(rows.saturating_sub(group)) {
-                let row = &from.data[(group + i) * from.width + k..][..count];
+                let row = &from.row(group + i)[k..][..count];
                 let mut short = [T::from_f32(0.0); 16];
                 let source: *const T = if count == 16 {
                     row.as_ptr()

@@ -3,8 +3,9 @@
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{At, Destination, Left, Right, Rows, Store, Term};
+use super::{At, Epilogue, Side, Term};
 use crate::kernels::buffers::Buffer;
+use crate::kernels::view::ViewMut;
 use crate::kernels::{Element, widen};
 
 /// A matrix of f32 with its distances between rows and between columns.
@@ -16,14 +17,18 @@ struct Strided {
 }
 
 impl Strided {
-    /// `rows` rows of `cols` elements, and their transpose if that is asked for.
-    fn new<T: Element>(from: Rows<'_, T>, rows: usize, cols: usize, transposed: bool) -> Self {
+    fn new<T: Element>(side: Side<'_, T>) -> Self {
+        let (from, transposed) = match side {
+            Side::Rows(from) => (from, false),
+            Side::Columns(from) => (from, true),
+        };
         let (data, width, widened) = if T::IS_BF16 {
-            let mut copy = Buffer::<f32>::new(rows * cols);
-            copy.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| widen(&from.data[i * from.width..], row));
+            let cols = from.cols();
+            let mut copy = Buffer::<f32>::new(from.rows() * cols);
+            copy.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| widen(from.row(i), row));
             (copy.as_ptr(), cols, Some(copy))
         } else {
-            (from.data.as_ptr().cast(), from.width, None)
+            (from.as_ptr().cast(), from.stride(), None)
         };
         let (row, col) = if transposed { (1, width) } else { (width, 1) };
         Self { data, row, col, _widened: widened }
@@ -31,30 +36,22 @@ impl Strided {
 }
 
 pub(super) fn multiply<T: Element, D: Send>(
-    (m, n): (usize, usize),
     terms: &[Term<'_, T>],
-    dst: &Destination<'_, D>,
-    store: &impl Store<D>,
+    dst: &ViewMut<'_, D>,
+    epilogue: &impl Epilogue<D>,
     parallel: bool,
 ) {
+    let (m, n) = (dst.rows(), dst.cols());
     let mut sums = Buffer::<f32>::zeros(m * n);
     for term in terms {
-        let k = term.inner;
-        let left = match term.left {
-            Left::Rows(l) => Strided::new(l, m, k, false),
-            Left::Columns(l) => Strided::new(l, k, m, true),
-        };
-        let right = match term.right {
-            Right::Rows(r) => Strided::new(r, k, n, false),
-            Right::Columns(r) => Strided::new(r, n, k, true),
-        };
+        let (left, right) = (Strided::new(term.left()), Strided::new(term.right()));
         let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
         // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]`.
         unsafe {
             gemm::gemm(
                 m,
                 n,
-                k,
+                term.inner(),
                 sums.as_mut_ptr(),
                 1,
                 n as isize,
@@ -77,7 +74,7 @@ pub(super) fn multiply<T: Element, D: Send>(
     let finish = |(row, sums): (usize, &[f32])| {
         let at = At { row, col: 0 };
         // SAFETY: inside, and each row is written once.
-        store(at, sums, unsafe { dst.part(at, n) });
+        epilogue(at, sums, unsafe { dst.part(row, 0, n) });
     };
     if parallel {
         sums.par_chunks(n).enumerate().for_each(finish);

@@ -6,9 +6,10 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::avx512::{self, Operands};
 use super::pack::{Ready, Word};
-use super::{At, COLS, Destination, LANES, ROWS, Right, Store};
+use super::{At, COLS, Epilogue, LANES, ROWS, Side};
 use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
+use crate::kernels::view::ViewMut;
 
 /// Inner steps whose packed right side stays in the second-level cache, with the left sides that meet it.
 const STEPS: usize = 768;
@@ -109,8 +110,8 @@ pub(super) unsafe fn stripe<T: Element, D>(
     rows: Range<usize>,
     panels: &(impl ExactSizeIterator<Item = Range<usize>> + Clone),
     next: Option<&Range<usize>>,
-    dst: &Destination<'_, D>,
-    store: &impl Store<D>,
+    dst: &ViewMut<'_, D>,
+    epilogue: &impl Epilogue<D>,
 ) {
     assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
     let (groups, size) = groups(steps(terms));
@@ -167,7 +168,7 @@ pub(super) unsafe fn stripe<T: Element, D>(
                     for (i, sums) in tile.chunks_exact(COLS).enumerate().take(tile_rows) {
                         let at = At { row: first + i, col: cols.start };
                         // SAFETY: inside, and this task's own.
-                        store(at, &sums[..cols.len()], unsafe { dst.part(at, cols.len()) });
+                        epilogue(at, &sums[..cols.len()], unsafe { dst.part(at.row, at.col, cols.len()) });
                     }
                 }
             }
@@ -192,8 +193,8 @@ fn rights<T: Element>(
     for (right, piece) in rights.iter_mut().zip(pieces) {
         let (t, steps) = (&terms[piece.term], piece.from..piece.to);
         *right = match t.right {
-            Right::Rows(r) if t.in_place && cols.len() == width => {
-                (r.data[steps.start * r.width + cols.start..].as_ptr().cast(), r.width)
+            Side::Rows(r) if t.in_place && cols.len() == width => {
+                (r.part(steps, cols.clone()).as_ptr().cast(), r.stride())
             }
             _ => {
                 let part = &mut packed[used * width..][..steps.len() * width];

@@ -130,7 +130,7 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
         });
         let expected = format!("types.parquet: row 1: column `{name}` must be a string, not {what}");
         let error = dataset_error(text, CHATML);
-        assert!(error.ends_with(&expected), "{error}");
+        assert!(error.contains(&expected), "{error}");
     }
     // Beside them, text is text.
     let mut config = TextDataset {

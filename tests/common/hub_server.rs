@@ -19,6 +19,10 @@ pub struct Content {
     pub large: BTreeMap<String, String>,
     /// Sizes that the listing states, where they are not those of the files.
     pub stated_sizes: BTreeMap<String, u64>,
+    /// Git's names for contents that the listing states, where they are not those of the files.
+    pub stated_blobs: BTreeMap<String, String>,
+    /// The address of the storage of large files, where it is not this server by another name.
+    pub storage: Option<String>,
     /// Only who has this token is shown anything.
     pub gated: Option<String>,
     /// How many bytes of a file are sent before the connection breaks, one entry a request.
@@ -136,7 +140,8 @@ fn answer(stream: TcpStream, request: &Request, content: &mut Content) {
     let key = format!("{kind}{repo}/{file}");
     if content.large.contains_key(&*file.replace("%20", " ")) {
         let port = request.host.rsplit(':').next().unwrap();
-        let location = format!("Location: http://localhost:{port}/storage/{key}\r\n");
+        let storage = content.storage.clone().unwrap_or_else(|| format!("http://localhost:{port}"));
+        let location = format!("Location: {storage}/storage/{key}\r\n");
         return send(stream, "302 Found", &location, b"", 0);
     }
     send_file(stream, request, &key, content);
@@ -164,14 +169,22 @@ fn send_file(stream: TcpStream, request: &Request, key: &str, content: &mut Cont
     }
 }
 
+/// What git calls these contents.
+pub fn git_blob(bytes: &[u8]) -> String {
+    use sha1::Digest;
+    let hash = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn listing(repo: &str, content: &Content) -> String {
     let files = content.repos[repo].iter().map(|(name, bytes)| {
         let size = content.stated_sizes.get(name).copied().unwrap_or(bytes.len() as u64);
-        // Any hash will do for small files: nothing computes it.
-        let blob: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
         let lfs = content.large.get(name).map(|sha256| format!(r#", "lfs": {{"sha256": "{sha256}"}}"#));
+        let stated = content.stated_blobs.get(name).cloned();
+        let blob = stated.unwrap_or_else(|| git_blob(bytes));
+        let name = serde_json::to_string(name).unwrap();
         let lfs = lfs.unwrap_or_default();
-        format!(r#"{{"rfilename": "{name}", "size": {size}, "blobId": "{blob}"{lfs}}}"#)
+        format!(r#"{{"rfilename": {name}, "size": {size}, "blobId": "{blob}"{lfs}}}"#)
     });
     format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, files.collect::<Vec<_>>().join(","))
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tune_hub::plain;
+
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -11,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// Reading, writing or creating a file failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(path))]
     Io {
         /// What was tried: "read", "write", "create" …
         action: &'static str,
@@ -21,7 +23,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file's content is not what it should be.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {}", shown(path), plain(message))]
     File {
         /// The file or folder.
         path: PathBuf,
@@ -29,7 +31,7 @@ pub enum Error {
         message: String,
     },
     /// One line of a text file is not what it should be.
-    #[error("{}:{line}: {message}", path.display())]
+    #[error("{}:{line}: {}", shown(path), plain(message))]
     Line {
         /// The file.
         path: PathBuf,
@@ -39,10 +41,10 @@ pub enum Error {
         message: String,
     },
     /// Settings that are valid one by one do not fit together, or do not fit the machine or the model.
-    #[error("{0}")]
+    #[error("{}", plain(_0))]
     Setup(String),
     /// Training had to stop.
-    #[error("{0}")]
+    #[error("{}", plain(_0))]
     Training(String),
     /// A tensor operation failed.
     #[error(transparent)]
@@ -73,4 +75,9 @@ impl Error {
     pub fn setup(message: impl Into<String>) -> Self {
         Self::Setup(message.into())
     }
+}
+
+/// A path, which may be named by others.
+fn shown(path: &Path) -> String {
+    plain(&path.display().to_string()).into_owned()
 }

@@ -9,9 +9,15 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
-use crate::{Error, Hub, Repo, Result};
+use crate::hash::{Hash, state};
+use crate::listing::is_commit;
+use crate::{Error, Event, File, Hub, Listing, Repo, Result, plain};
+
+/// Checking larger files takes long enough to be told.
+const LARGE: u64 = 256 << 20;
 
 /// A variable of the environment that says something.
 pub(crate) fn variable(name: &str) -> Option<String> {
@@ -68,7 +74,74 @@ impl Hub {
     pub fn cached(&self, repo: &Repo) -> Option<PathBuf> {
         let commit = fs::read_to_string(self.repo(repo).join("refs").join(&repo.revision));
         let commit = commit.unwrap_or_else(|_| repo.revision.clone());
-        Some(self.snapshot_folder(repo, commit.trim())).filter(|folder| folder.is_dir())
+        let commit = Some(commit.trim()).filter(|commit| is_commit(commit))?;
+        Some(self.snapshot_folder(repo, commit)).filter(|folder| folder.is_dir())
+    }
+
+    /// Whether the contents with this hash are in the cache, which are checked where that was not done since they were
+    /// written: other programs put them there without making sure that they outlive a power cut. `Ok(Err)` says what
+    /// is wrong with what is there.
+    pub(crate) fn has(&self, repo: &Repo, file: &File, events: &mut dyn FnMut(Event<'_>)) -> Result<Has> {
+        let blob = self.blob(repo, file.hash.digits());
+        match fs::metadata(&blob) {
+            Ok(meta) if meta.len() == file.size => {}
+            Ok(meta) => return Ok(Has::Damaged(format!("{} bytes instead of {}", meta.len(), file.size))),
+            Err(_) => return Ok(Has::Nothing),
+        }
+        let note = self.repo(repo).join(".checked").join(file.hash.digits());
+        let state = state(&blob);
+        if state.is_some() && fs::read_to_string(&note).ok() == state {
+            return Ok(Has::Whole);
+        }
+        if file.size > LARGE {
+            events(Event::Note(&format!("checking {}, which is in the cache", plain(&file.name))));
+        }
+        match file.hash.check(&blob).map_err(Error::io("read", &blob))? {
+            Ok(()) => {
+                self.checked(repo, file);
+                Ok(Has::Whole)
+            }
+            Err(what) => Ok(Has::Damaged(what)),
+        }
+    }
+
+    /// The bytes of a file that are to be downloaded, by the length of what is there.
+    pub(crate) fn missing(&self, repo: &Repo, file: &File) -> u64 {
+        let blob = self.blob(repo, file.hash.digits());
+        let len = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        file.size.saturating_sub(len(&blob).max(len(&blob.with_extension("part"))))
+    }
+
+    /// Notes that what is in the cache is what it should be.
+    pub(crate) fn checked(&self, repo: &Repo, file: &File) {
+        let note = self.repo(repo).join(".checked").join(file.hash.digits());
+        // Without a note, it is checked again.
+        if let Some(state) = state(&self.blob(repo, file.hash.digits()))
+            && make_parent(&note).is_ok()
+        {
+            let _ = fs::write(&note, state);
+        }
+    }
+
+    /// The files in a folder of the cache, whose contents are kept under their hashes.
+    pub(crate) fn files_of(&self, folder: &Path) -> Listing {
+        let mut found = Listing { commit: name_of(folder), files: Vec::new() };
+        let mut folders = vec![folder.to_owned()];
+        while let Some(inner) = folders.pop() {
+            for path in fs::read_dir(&inner).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                let hash = fs::read_link(&path).ok().and_then(|blob| Hash::new(&name_of(&blob)));
+                let name = path.strip_prefix(folder).ok().and_then(Path::to_str);
+                match (hash, name, fs::metadata(&path)) {
+                    (Some(hash), Some(name), Ok(meta)) if meta.is_file() => {
+                        found.files.push(File { name: name.to_owned(), size: meta.len(), hash });
+                    }
+                    _ if path.is_dir() => folders.push(path),
+                    _ => {}
+                }
+            }
+        }
+        found.files.sort_by(|a, b| a.name.cmp(&b.name));
+        found
     }
 
     /// Keeps which commit a branch or tag is at.
@@ -81,7 +154,13 @@ impl Hub {
             return Ok(());
         }
         make_parent(&path)?;
-        fs::write(&path, commit).map_err(Error::io("write", &path))
+        // Beside it first: a branch that is half written would be at no commit.
+        let aside = path.with_file_name(format!(".{}-{}", name_of(&path), std::process::id()));
+        let written = fs::File::create(&aside).and_then(|mut file| {
+            file.write_all(commit.as_bytes())?;
+            file.sync_all()
+        });
+        written.and_then(|()| fs::rename(&aside, &path)).map_err(Error::io("write", &path))
     }
 
     /// Puts a blob into a snapshot under its name.
@@ -103,6 +182,29 @@ impl Hub {
         #[cfg(not(unix))]
         fs::copy(self.blob(repo, etag), &path).map(drop).map_err(failed)
     }
+}
+
+/// What is known of contents in the cache.
+pub(crate) enum Has {
+    /// They are there, and are what they should be.
+    Whole,
+    /// Something else is there: what is wrong with it.
+    Damaged(String),
+    Nothing,
+}
+
+/// The last part of a path.
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Makes sure that a file's name outlives a power cut.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if cfg!(unix) {
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("write", folder))?;
+    }
+    Ok(())
 }
 
 /// Makes the folder that a file is to lie in.

@@ -1,14 +1,12 @@
 //! One file: into a part that is kept when the connection breaks, checked, and only then under its name.
 
 use std::fs::{self, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
-
-use crate::cache::make_parent;
+use crate::cache::{Has, make_parent, sync_parent};
 use crate::http::{header, part, path};
-use crate::{Error, Event, File, Hub, Kind, Repo, Result};
+use crate::{Error, Event, File, Hub, Kind, Repo, Result, plain, room};
 
 /// How often in a row a connection may break without a byte more than before.
 const BREAKS: u32 = 3;
@@ -25,10 +23,14 @@ impl Hub {
         file: &File,
         events: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let blob = self.blob(repo, &file.etag);
-        let is_there = || fs::metadata(&blob).is_ok_and(|meta| meta.len() == file.size);
-        if is_there() {
-            return Ok(());
+        let blob = self.blob(repo, file.hash.digits());
+        match self.has(repo, file, events)? {
+            Has::Whole => return Ok(()),
+            Has::Damaged(what) => {
+                let name = plain(&file.name);
+                events(Event::Note(&format!("{name} is damaged in the cache ({what}); it is fetched again")));
+            }
+            Has::Nothing => {}
         }
         make_parent(&blob)?;
         let partial = blob.with_extension("part");
@@ -36,19 +38,22 @@ impl Hub {
         let out = OpenOptions::new().create(true).read(true).append(true).open(&partial).map_err(failed())?;
         // Two that write to one part would spoil it.
         if let Err(TryLockError::WouldBlock) = out.try_lock() {
-            events(Event::Note(&format!("another process is downloading {}; waiting for it", file.name)));
+            events(Event::Note(&format!("another process is downloading {}; waiting for it", plain(&file.name))));
             out.lock().map_err(failed())?;
-            if is_there() {
+            if matches!(self.has(repo, file, events)?, Has::Whole) {
                 return Ok(());
             }
         }
         let done = out.metadata().map_err(failed())?.len();
+        room::check(&blob, file.size.saturating_sub(done))?;
         let kind = if repo.kind == Kind::Dataset { "datasets/" } else { "" };
         let address = format!("{kind}{}/resolve/{}/{}", path(&repo.name), part(commit), path(&file.name));
         let mut download = Download { hub: self, repo, file, address, out, partial: partial.clone(), done, events };
         download.run()?;
         download.check()?;
         fs::rename(&partial, &blob).map_err(Error::io("write", &blob))?;
+        sync_parent(&blob)?;
+        self.checked(repo, file);
         events(Event::End);
         Ok(())
     }
@@ -135,7 +140,7 @@ impl Download<'_> {
     }
 
     fn begin(&mut self) {
-        (self.events)(Event::Begin { file: &self.file.name, size: self.file.size, done: self.done });
+        (self.events)(Event::Begin { file: &plain(&self.file.name), size: self.file.size, done: self.done });
     }
 
     fn start_over(&mut self) -> Result<()> {
@@ -149,17 +154,15 @@ impl Download<'_> {
 
     /// What is there is what was promised, and on the disk.
     fn check(&mut self) -> Result<()> {
-        if let Some(expected) = &self.file.sha256 {
-            let found = sha256(&mut self.out).map_err(Error::io("read", &self.partial))?;
-            if found != *expected {
-                let _ = fs::remove_file(&self.partial);
-                return Err(Error::Damaged(format!(
-                    "{} of {} was damaged on its way (SHA-256 {found} instead of {expected}); it was deleted: try again",
-                    self.file.name, self.repo
-                )));
-            }
+        self.out.sync_all().map_err(self.failed())?;
+        if let Err(what) = self.file.hash.check(&self.partial).map_err(Error::io("read", &self.partial))? {
+            let _ = fs::remove_file(&self.partial);
+            return Err(Error::Damaged(format!(
+                "{} of {} was damaged on its way ({what}); it was deleted: try again",
+                self.file.name, self.repo
+            )));
         }
-        self.out.sync_all().map_err(self.failed())
+        Ok(())
     }
 
     fn given_up(&self, why: Break) -> Error {
@@ -179,17 +182,5 @@ impl Download<'_> {
 
     fn failed(&self) -> impl FnOnce(io::Error) -> Error + use<> {
         Error::io("write", &self.partial)
-    }
-}
-
-fn sha256(file: &mut fs::File) -> io::Result<String> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => hash.update(&buffer[..count]),
-        }
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::plain;
+
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -11,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The server does not answer, so it may be there another time.
-    #[error("{host} cannot be reached: {why}")]
+    #[error("{} cannot be reached: {}", plain(host), plain(why))]
     Unreachable {
         /// The server.
         host: String,
@@ -19,13 +21,13 @@ pub enum Error {
         why: String,
     },
     /// The answer is no, or what was asked for is not there.
-    #[error("{0}")]
+    #[error("{}", plain(_0))]
     Refused(String),
     /// What was sent is not what was promised.
-    #[error("{0}")]
+    #[error("{}", plain(_0))]
     Damaged(String),
     /// A file in the cache cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", plain(&path.display().to_string()))]
     Io {
         /// What was tried.
         action: &'static str,

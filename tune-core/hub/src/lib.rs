@@ -2,7 +2,7 @@
 //!
 //! Files go into the cache that Python's `huggingface_hub` uses, in its layout, so that neither downloads what the
 //! other has. A download that breaks off goes on where it was, in this run or the next, and a file is in the cache
-//! only whole: of the size that the hub states, with the SHA-256 that it states for large files.
+//! only whole: of the size and with the hash that the hub states. What another program has put there is checked once.
 //!
 //! The client is our own, on `ureq`: the crate `hf-hub` 1.0 cannot resume a download and brings an asynchronous
 //! runtime and a second C library for TLS along.
@@ -10,13 +10,17 @@
 mod cache;
 mod download;
 mod error;
+mod hash;
 mod http;
 mod listing;
+mod plain;
 mod repo;
+mod room;
 mod snapshot;
 
 pub use error::{Error, Result};
 pub use listing::{File, Listing};
+pub use plain::plain;
 pub use repo::{Kind, Location, Repo, SCHEME};
 pub use snapshot::Selection;
 

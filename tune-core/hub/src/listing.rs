@@ -5,6 +5,7 @@ use ureq::Body;
 use ureq::http::Response;
 
 use crate::cache::stays_inside;
+use crate::hash::Hash;
 use crate::http::{header, part, path};
 use crate::{Error, Hub, Kind, Repo, Result};
 
@@ -24,10 +25,8 @@ pub struct File {
     pub name: String,
     /// In bytes.
     pub size: u64,
-    /// Of files in large-file storage.
-    pub sha256: Option<String>,
-    /// What the cache calls its contents.
-    pub(crate) etag: String,
+    /// Of its contents.
+    pub(crate) hash: Hash,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +49,11 @@ struct Lfs {
     sha256: String,
 }
 
+/// Whether this is the name of a commit, and of nothing else in the cache.
+pub(crate) fn is_commit(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 impl Hub {
     /// Asks the hub what the repository holds.
     ///
@@ -60,21 +64,20 @@ impl Hub {
             format!("api/{}/{}/revision/{}?blobs=true", repo.kind.plural(), path(&repo.name), part(&repo.revision));
         let info: Info = self.json(&address, |response| self.refusal(repo, response))?;
         let odd = |what: &str| Error::Refused(format!("{} lists {what} in {repo}, which is not taken", self.host()));
-        let hash = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric());
-        if !hash(&info.sha) {
+        if !is_commit(&info.sha) {
             return Err(odd(&format!("the commit {:?}", info.sha)));
         }
         let mut files = Vec::with_capacity(info.siblings.len());
         for Sibling { rfilename: name, size, blob_id, lfs } in info.siblings {
-            let etag = lfs.as_ref().map(|lfs| lfs.sha256.clone()).or(blob_id);
-            let (Some(size), Some(etag)) = (size, etag.filter(|etag| hash(etag))) else {
+            let digits = lfs.map(|lfs| lfs.sha256).or(blob_id).unwrap_or_default();
+            let (Some(size), Some(hash)) = (size, Hash::new(&digits)) else {
                 return Err(odd(&format!("`{name}` without size or hash")));
             };
             // What a server says must not reach other folders.
             if !stays_inside(&name) {
                 return Err(odd(&format!("`{name}`")));
             }
-            files.push(File { name, size, sha256: lfs.map(|lfs| lfs.sha256), etag });
+            files.push(File { name, size, hash });
         }
         Ok(Listing { commit: info.sha, files })
     }
@@ -85,10 +88,10 @@ impl Hub {
         let code = header(response, "x-error-code").unwrap_or_default();
         let status = response.status().as_u16();
         let page = match kind {
-            Kind::Model => format!("{}/{name}", self.endpoint),
-            Kind::Dataset => format!("{}/datasets/{name}", self.endpoint),
+            Kind::Model => format!("{}/{name}", self.shown_endpoint()),
+            Kind::Dataset => format!("{}/datasets/{name}", self.shown_endpoint()),
         };
-        let tokens = format!("{}/settings/tokens", self.endpoint);
+        let tokens = format!("{}/settings/tokens", self.shown_endpoint());
         Error::Refused(match (status, code) {
             (_, "GatedRepo") | (403, _) => match self.token {
                 None => format!(

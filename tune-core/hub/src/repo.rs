@@ -106,7 +106,16 @@ impl Location {
             Some(("models", rest)) => (Kind::Model, rest),
             _ => (kind, rest),
         };
-        let mut parts = rest.trim_end_matches('/').splitn(3, '/');
+        // A folder may be named with a slash behind it.
+        let inside = rest.strip_suffix('/').filter(|rest| rest.contains('/')).unwrap_or(rest);
+        let leads_elsewhere = |part: &str| part.is_empty() || part == "." || part == "..";
+        if inside.split('/').any(leads_elsewhere) {
+            return Some(Err(Error::Refused(format!(
+                "`{text}` has a part that is empty or no name; on the Hugging Face hub names are `{SCHEME}org/name`, \
+                 `{SCHEME}org/name@revision` or `{SCHEME}org/name/path`"
+            ))));
+        }
+        let mut parts = inside.splitn(3, '/');
         let org = parts.next().unwrap_or_default();
         let name = parts.next().map_or_else(|| org.to_owned(), |name| format!("{org}/{name}"));
         let path = parts.next().map(str::to_owned);
@@ -148,12 +157,27 @@ mod tests {
         assert_eq!((location.repo.kind, &*location.repo.revision), (Kind::Dataset, "refs/convert"));
         assert_eq!(parse("hf://gpt2").unwrap().unwrap().repo.name, "gpt2");
         assert!(parse("models/gpt2").is_none());
-        for bad in ["hf://", "hf://org/", "hf://../name", "hf://org/na me", "hf://org/name@", "hf://org/name@..%2Fx"] {
-            let error = parse(bad).unwrap();
-            assert!(
-                bad == "hf://org/" && error.is_ok() || error.is_err_and(|e| e.contains("org/name@revision")),
-                "{bad}"
-            );
+        assert_eq!(parse("hf://org/name/sub/").unwrap().unwrap().path.as_deref(), Some("sub"));
+        assert_eq!(parse("hf://org/name/").unwrap().unwrap().path, None);
+        for bad in [
+            "hf://",
+            "hf:///",
+            "hf://org/",
+            "hf://../name",
+            "hf://org/na me",
+            "hf://org/name@",
+            "hf://org/name@..%2Fx",
+            "hf://a//b",
+            "hf://org/name//x",
+            "hf://org/name/a//b",
+            "hf://org/name/../x",
+            "hf://org/name/a/.",
+            "hf:////",
+            "hf://datasets/",
+            "hf://datasets/org/",
+            "hf://org/name//",
+        ] {
+            assert!(parse(bad).unwrap().is_err_and(|e| e.contains("org/name@revision")), "{bad}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A repository's files on this machine: all, or some.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use glob::Pattern;
 
+use crate::cache::Has;
 use crate::listing::did_you_mean;
-use crate::{Error, Event, File, Hub, Listing, Repo, Result};
+use crate::{Error, Event, File, Hub, Listing, Repo, Result, room};
 
 /// Which files are wanted. `*` goes through folders, as in `huggingface_hub`.
 #[derive(Debug, Clone, Default)]
@@ -73,24 +74,51 @@ impl Hub {
         events: &mut dyn FnMut(Event<'_>),
     ) -> Result<PathBuf> {
         if self.offline {
-            return self.cached(repo).ok_or_else(|| {
+            let folder = self.cached(repo).ok_or_else(|| {
                 let (cache, kind) = (self.cache.display(), repo.kind);
                 Error::Refused(format!("{kind} {repo} is not in the cache ({cache}), and HF_HUB_OFFLINE is set"))
-            });
+            })?;
+            self.check_cached(repo, &folder, choose, events)?;
+            return Ok(folder);
         }
         let listing = match (self.list(repo), self.cached(repo)) {
             (Ok(listing), _) => listing,
             (Err(error @ Error::Unreachable { .. }), Some(folder)) => {
                 events(Event::Note(&format!("{error}; {repo} is taken from the cache")));
+                self.check_cached(repo, &folder, choose, events)?;
                 return Ok(folder);
             }
             (Err(error), _) => return Err(error),
         };
-        for file in choose(&listing)? {
+        let chosen = choose(&listing)?;
+        let missing = chosen.iter().map(|file| self.missing(repo, file)).sum();
+        room::check(&self.snapshot_folder(repo, &listing.commit), missing)?;
+        for file in chosen {
             self.fetch(repo, &listing.commit, file, events)?;
-            self.link(repo, &listing.commit, &file.name, &file.etag)?;
+            self.link(repo, &listing.commit, &file.name, file.hash.digits())?;
         }
         self.remember(repo, &listing.commit)?;
         Ok(self.snapshot_folder(repo, &listing.commit))
+    }
+
+    /// Checks what is wanted of a folder of the cache, where the hub cannot be asked.
+    fn check_cached(
+        &self,
+        repo: &Repo,
+        folder: &Path,
+        choose: impl for<'a> FnOnce(&'a Listing) -> Result<Vec<&'a File>>,
+        events: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let listing = self.files_of(folder);
+        // What is missing is told by who wants it.
+        for file in choose(&listing).unwrap_or_default() {
+            if let Has::Damaged(what) = self.has(repo, file, events)? {
+                let (name, folder) = (&file.name, folder.display());
+                return Err(Error::Damaged(format!(
+                    "{name} of {repo} is damaged in the cache ({folder}: {what}); with the hub at hand it is fetched again"
+                )));
+            }
+        }
+        Ok(())
     }
 }

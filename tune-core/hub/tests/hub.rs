@@ -196,3 +196,116 @@ fn what_the_server_says_does_not_reach_other_folders() {
     assert!(error.contains("`../../outside`"), "{error}");
     assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn every_file_is_checked_by_its_hash() {
+    // A small one, whose only hash is git's name for it.
+    let stated_blobs = [("config.json".to_owned(), "ab".repeat(20))];
+    let Setting { hub, cache, server: _server } = setting(Content { stated_blobs: stated_blobs.into(), ..content() });
+    let error = download(&hub, &tiny(), &["config.json"]).unwrap_err();
+    let found = hub_server::git_blob(CONFIG.as_bytes());
+    let expected = format!("config.json of org/tiny was damaged on its way (git's SHA-1 {found} instead of abab");
+    assert!(error.starts_with(&expected), "{error}");
+    let blobs = cache.path().join("models--org--tiny/blobs");
+    assert_eq!(fs::read_dir(blobs).unwrap().count(), 0);
+
+    // Git says so of it: `printf 'hello\n' | git hash-object --stdin`.
+    assert_eq!(hub_server::git_blob(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
+
+    // A part that holds something else, as of another file, is no beginning of this one.
+    let Setting { hub, cache, server: _server } = setting(content());
+    let blobs = cache.path().join("models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(format!("{}.part", hub_server::git_blob(CONFIG.as_bytes()))), "{\"model").unwrap();
+    fs::write(blobs.join(format!("{SHA256}.part")), [0; 1000]).unwrap();
+    download(&hub, &tiny(), &["config.json"]).unwrap();
+    let error = download(&hub, &tiny(), &["*.safetensors"]).unwrap_err();
+    assert!(error.contains("was damaged on its way (SHA-256 "), "{error}");
+    download(&hub, &tiny(), &["*.safetensors"]).unwrap();
+}
+
+#[test]
+fn what_a_power_cut_left_in_the_cache_is_fetched_again() {
+    let Setting { server, hub, cache } = setting(content());
+    let repo = cache.path().join("models--org--tiny");
+    let names = ["config.json", "model.safetensors"];
+    let (folder, _) = download(&hub, &tiny(), &names).unwrap();
+    assert_eq!(fs::read_dir(repo.join(".checked")).unwrap().count(), 2);
+    for name in names {
+        let blob = fs::canonicalize(folder.join(name)).unwrap();
+        let whole = fs::read(&blob).unwrap();
+        fs::write(&blob, vec![0; whole.len()]).unwrap();
+        // As by another program, which keeps no account.
+        fs::remove_dir_all(repo.join(".checked")).unwrap();
+        let error = download(&hub.clone().offline(true), &tiny(), &[name]).unwrap_err();
+        assert!(error.starts_with(&format!("{name} of org/tiny is damaged in the cache (")), "{error}");
+        let away = hub.clone().endpoint("http://127.0.0.1:9");
+        assert!(download(&away, &tiny(), &[name]).unwrap_err().contains("is damaged in the cache"));
+        let (_, events) = download(&hub, &tiny(), &names).unwrap();
+        assert!(events[0].starts_with(&format!("{name} is damaged in the cache (")), "{events:?}");
+        assert_eq!(fs::read(&blob).unwrap(), whole);
+    }
+    // Checked once: what is whole is left alone, and not read again.
+    server.requests();
+    let (_, events) = download(&hub, &tiny(), &names).unwrap();
+    assert_eq!((events.len(), server.requests().len()), (0, 1));
+
+    // A branch that is at no commit is none.
+    fs::write(repo.join("refs/main"), "").unwrap();
+    assert_eq!(hub.cached(&tiny()), None);
+    download(&hub, &tiny(), &names).unwrap();
+    assert_eq!(hub.cached(&tiny()), Some(folder));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_does_not_fit_the_disk_is_refused_before_it_is_fetched() {
+    let stated_sizes = [("model.safetensors".to_owned(), 1 << 60)];
+    let Setting { hub, server, .. } = setting(Content { stated_sizes: stated_sizes.into(), ..content() });
+    let error = download(&hub, &tiny(), &[]).unwrap_err();
+    assert!(
+        error.starts_with("the download takes 1152921504.6 GB, and ") && error.contains(" free; HF_HUB_CACHE"),
+        "{error}"
+    );
+    assert_eq!(server.requests().len(), 1, "only the listing was asked for");
+}
+
+#[test]
+fn a_token_is_for_the_hub_alone() {
+    let storage = Server::start(content());
+    // The same host, and another port.
+    let Setting { hub, server, .. } = setting(Content { storage: Some(storage.url.clone()), ..content() });
+    download(&hub, &tiny(), &["*.safetensors"]).unwrap();
+    let sent: Vec<_> = storage.requests().into_iter().map(|request| request.authorization).collect();
+    assert_eq!(sent, [None]);
+    assert!(server.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer hf_secret")));
+}
+
+#[test]
+fn a_password_in_the_address_of_the_hub_is_not_shown() {
+    let Setting { hub, server, .. } = setting(content());
+    let errors = |endpoint: &str| {
+        let hub = hub.clone().endpoint(endpoint);
+        let other = Repo::new(Kind::Model, "org/other").unwrap();
+        download(&hub, &other, &[]).unwrap_err()
+    };
+    for error in [
+        errors("http://me:pass-word@127.0.0.1:9"),
+        errors("http://me:pass-word@no host"),
+        errors(&server.url.replace("http://", "http://me:pass-word@")),
+        errors("http://me:pass-word@127.0.0.1:99999"),
+    ] {
+        assert!(!error.contains("pass-word") && !error.contains("me:"), "{error}");
+        assert!(error.contains("127.0.0.1:") || error.contains("no host"), "{error}");
+    }
+}
+
+#[test]
+fn names_from_elsewhere_do_not_reach_the_terminal_as_they_are() {
+    let mut content = content();
+    let files = content.repos.get_mut("models/org/tiny").unwrap();
+    files.insert("a\u{1b}[2J\u{202e}.json".to_owned(), b"x".to_vec());
+    let Setting { hub, server: _server, .. } = setting(content);
+    let error = download(&hub, &tiny(), &["*.gguf"]).unwrap_err();
+    assert!(error.contains(r"a\u{1b}[2J\u{202e}.json") && !error.contains('\u{1b}'), "{error}");
+}

@@ -13,7 +13,7 @@ use tune_core::checkpoint::{Checkpoint, hf, peft};
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
-use tune_core::tokenizer::TokenizerFiles;
+use tune_core::tokenizer::{TokenizerConfig, TokenizerFiles};
 
 const CPU: Device = Device::Cpu;
 
@@ -45,10 +45,15 @@ fn logits(model: &Decoder, vocab: usize) -> Tensor {
 
 fn write_model(dir: &Path, base: &Checkpoint, model: &Decoder) {
     let (weights, tied) = model.merged_weights().unwrap();
-    let mut config = base.config().clone();
+    let (mut config, mut generation) = (base.config().clone(), base.generation_config());
+    // The families' fixtures have no tokenizer.
+    if base.tokenizer_files().is_ok_and(|files| files.files.contains_key("tokenizer.json")) {
+        let (tokenizer, _) = TokenizerConfig::default().open(base).unwrap();
+        let (with_stops, generation_with_stops) = tokenizer.stop_tokens().export(&config, generation.as_ref());
+        (config, generation) = (with_stops, Some(generation_with_stops));
+    }
     config["tie_word_embeddings"] = tied.into();
     let files = base.tokenizer_files().unwrap();
-    let generation = base.generation_config();
     // Small enough for several files.
     hf::write(dir, &config, weights, &files, generation.as_ref(), 60_000).unwrap();
     assert!(dir.join("model.safetensors.index.json").exists());
@@ -95,7 +100,7 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
         model.trainable().iter().enumerate().map(|(i, (name, var))| (name.clone(), numbers(i, var))).collect();
     set_trainable(&model, &values, "the test").unwrap();
     let changed = logits(&model, vocab);
-    let adapter = options.adapter_config(&plain.join("model").canonicalize().unwrap());
+    let adapter = options.adapter_config(&Checkpoint::open(plain.join("model").canonicalize().unwrap()).unwrap());
     peft::write(&adapted.join("adapter"), &adapter, &adapter_weights(&model).unwrap(), &TokenizerFiles::default())
         .unwrap();
     write_expected(&adapted, vocab, &changed);

@@ -60,6 +60,68 @@ fn a_fingerprint_stands_for_the_weights() {
     assert_ne!(fingerprint(large(1), u64::MAX), fingerprint(large(2), u64::MAX));
 }
 
+/// One bit anywhere makes another model, whether the weights were loaded before, and as what, or not.
+#[test]
+fn a_fingerprint_is_of_every_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    // More than two chunks.
+    let tensors: BTreeMap<String, Tensor> =
+        [("a", DType::BF16), ("b", DType::F32)].map(|(n, d)| (n.to_string(), tensor(3, &[3, 200_003], d))).into();
+    write(dir.path(), tensors, u64::MAX);
+    let unread = || Checkpoint::open(dir.path()).unwrap().fingerprint().unwrap();
+    let read_as = |dtype| {
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.tensor("b", dtype, &CPU).unwrap();
+        checkpoint.tensor("a", dtype, &CPU).unwrap();
+        checkpoint.fingerprint().unwrap()
+    };
+    let whole = unread();
+    for dtype in [DType::F32, DType::BF16, DType::F64] {
+        assert_eq!(read_as(dtype), whole);
+    }
+    let file = dir.path().join(FILE);
+    let good = fs::read(&file).unwrap();
+    for at in [good.len() - 600_000, good.len() - 300_001, good.len() - 3_000_000, good.len() - 1] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_ne!(unread(), whole, "byte {at}");
+        assert_eq!(read_as(DType::F32), unread());
+    }
+}
+
+#[test]
+fn which_of_two_sets_of_weights_is_taken_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), model(DType::F32), 139);
+    assert!(Checkpoint::open(dir.path()).unwrap().warnings().is_empty());
+    let mut other = model(DType::F32);
+    other.insert("a.weight".into(), tensor(9, &[11], DType::F32));
+    write(dir.path(), other.clone(), u64::MAX);
+    let read = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(values(&read.tensor("a.weight", DType::F32, &CPU).unwrap()), values(&other["a.weight"]));
+    let [warning] = read.warnings() else { panic!("{:?}", read.warnings()) };
+    for part in ["two sets of weights: model.safetensors is taken", "3 files", INDEX, "checkpoint_files"] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    // Of half a set there is nothing to say.
+    fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert!(Checkpoint::open(dir.path()).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn a_broken_generation_config_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), model(DType::F32), u64::MAX);
+    let path = dir.path().join("generation_config.json");
+    for (content, says) in [("{", "is not the JSON"), ("[1]", "is not a JSON object")] {
+        fs::write(&path, content).unwrap();
+        assert_error(Checkpoint::open(dir.path()), &path, &[says]);
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().generation_config(), None);
+}
+
 #[test]
 fn types_are_converted_as_candle_converts_them_and_rounded_where_asked() {
     let types = [DType::BF16, DType::F16, DType::F32, DType::F64];

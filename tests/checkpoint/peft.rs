@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use tune_core::checkpoint::peft::{self, AdapterConfig, TargetModules};
 
-use crate::support::{assert_error, names_in, tensor, tokenizer, values};
+use crate::support::{assert_error, fixture, names_in, tensor, tokenizer, values};
 
 fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
     let config = AdapterConfig {
@@ -18,6 +18,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         use_rslora: false,
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         base_model_name_or_path: Some("some/model".into()),
+        revision: Some("v2".into()),
     };
     let mut tensors = BTreeMap::new();
     for (i, module) in
@@ -175,4 +176,93 @@ fn broken_folders_say_what_is_missing() {
     assert_error(peft::read(path), &weights, &["lora_embed_A_", "not a part of a LoRA adapter"]);
     fs::rename(&weights, path.join("adapter_model.bin")).unwrap();
     assert_error(peft::read(path), path, &["adapter_model.bin", "can run code"]);
+}
+
+/// Each key that peft writes, with its default and with another value: it is read, known to be harmless, or refused by
+/// name. The list is made by `tests/python/make_peft_keys.py`.
+#[test]
+fn every_key_of_peft_is_decided() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, tensors) = adapter();
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let good = written(dir.path());
+    let with = |key: &str, value: &Value| {
+        let mut changed = good.clone();
+        changed[key] = value.clone();
+        fs::write(&path, changed.to_string()).unwrap();
+        peft::read(dir.path()).map(|(config, _)| config)
+    };
+    let fixture: Value = serde_json::from_slice(&fs::read(fixture("peft_keys.json")).unwrap()).unwrap();
+    let keys = fixture["keys"].as_object().unwrap();
+    assert!(keys.len() > 30);
+
+    // Those of another value that is taken; all others are refused.
+    let read = ["lora_alpha", "lora_dropout", "use_rslora", "target_modules", "base_model_name_or_path", "revision"];
+    let harmless = [
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "inference_mode",
+        "megatron_core",
+        "qalora_group_size",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+    ];
+    for (key, values) in keys {
+        // The tensors are of one rank and of these modules.
+        if !["r", "target_modules", "peft_type"].contains(&key.as_str()) {
+            with(key, &values["default"]).unwrap_or_else(|error| panic!("{key}: {error}"));
+        }
+        let found = with(key, &values["other"]);
+        if read.contains(&key.as_str()) {
+            assert_ne!(found.unwrap(), config, "{key} is not read");
+        } else if harmless.contains(&key.as_str()) {
+            assert_eq!(found.unwrap(), config, "{key}");
+        } else {
+            let parts: &[&str] = match key.as_str() {
+                "peft_type" => &["IA3"],
+                "r" => &["lora_A", "rank 4"],
+                key => &[key],
+            };
+            let message = found.unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{key}: {message}");
+        }
+    }
+
+    for pair in fixture["initializations"].as_array().unwrap() {
+        let found = with("init_lora_weights", &pair[0]);
+        match pair[1].as_bool().unwrap() {
+            true => assert_eq!(found.unwrap(), config, "{pair}"),
+            false => assert_error(found, &path, &["init_lora_weights", "the base model", "merge_and_unload"]),
+        }
+    }
+}
+
+#[test]
+fn keys_that_nobody_knows_are_refused_unless_they_are_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, tensors) = adapter();
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let good = written(dir.path());
+    let with = |key: &str, value: Value| {
+        let mut changed = good.clone();
+        changed[key] = value;
+        fs::write(&path, changed.to_string()).unwrap();
+        peft::read(dir.path()).map(|(config, _)| config)
+    };
+    for off in [Value::Null, json!(false), json!(""), json!([]), json!({})] {
+        assert_eq!(with("use_next_idea", off).unwrap(), config);
+    }
+    for on in [json!(true), json!(0), json!(2.5), json!("x"), json!([null]), json!({"a": null})] {
+        assert_error(with("use_next_idea", on.clone()), &path, &["`use_next_idea` is", &on.to_string()]);
+    }
+    assert_error(with("init_lora_weights", json!("next")), &path, &["init_lora_weights is \"next\"", "not known here"]);
+    assert_error(with("init_lora_weights", json!(3)), &path, &["init_lora_weights is 3"]);
+    assert_error(with("use_rslora", json!("true")), &path, &["use_rslora is \"true\""]);
+    assert_error(with("lora_alpha", Value::Null), &path, &["lora_alpha is null"]);
+    assert_error(with("revision", json!(1)), &path, &["revision is 1"]);
 }

@@ -107,19 +107,64 @@ fn damage_is_found() {
     let weights = saved.join("merged/weights");
     fs::write(&weights, b"1234").unwrap();
     assert_error(TrainingState::read(&saved), &weights, &["has 4 bytes, and had 5"]);
+    fs::write(&weights, b"12346").unwrap();
+    assert_error(
+        TrainingState::read(&saved),
+        &weights,
+        &["its checksum does not fit", "start it anew (overwrite=true)"],
+    );
     fs::remove_file(&weights).unwrap();
     assert_error(TrainingState::read(&saved), &weights, &["is missing"]);
     fs::write(&weights, b"12345").unwrap();
     TrainingState::read(&saved).unwrap();
 
-    fs::write(&json, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
-    assert_error(TrainingState::read(&saved), &json, &["version 2", "reads version 1"]);
-    fs::write(&json, "{}").unwrap();
-    assert_error(TrainingState::read(&saved), &json, &["no version"]);
-    fs::write(&json, good.replace("\"step\"", "\"steps\"")).unwrap();
-    assert_error(TrainingState::read(&saved), &json, &["damaged", "steps"]);
-    fs::write(&json, &good[..good.len() / 2]).unwrap();
-    assert_error(TrainingState::read(&saved), &json, &["not the JSON"]);
+    // Nothing that is read has been added; a model card may be.
+    fs::write(saved.join("README.md"), "mine").unwrap();
+    TrainingState::read(&saved).unwrap();
+    let added = saved.join("model.safetensors");
+    fs::write(&added, "").unwrap();
+    assert_error(TrainingState::read(&saved), &added, &["was not there", "move it away"]);
+    fs::remove_file(&added).unwrap();
+
+    for (changed, says) in [
+        (good.replace("\"step\": 7", "\"step\": 8"), "its checksum does not fit"),
+        (good.replace("\"step\"", "\"steps\""), "its checksum does not fit"),
+        (good.replace("\"version\": 2", "\"version\": 3"), "its checksum does not fit"),
+        (good.replace("\"version\": 2", "\"version\": 1").replace("\"checksum\"", "\"x\""), "reads version 2"),
+        ("{}".to_owned(), "no version"),
+        (good[..good.len() / 2].to_owned(), "is no JSON"),
+        (String::new(), "is no JSON"),
+    ] {
+        assert_ne!(changed, good);
+        fs::write(&json, changed).unwrap();
+        assert_error(TrainingState::read(&saved), &json, &[says]);
+    }
     fs::remove_file(&json).unwrap();
     assert_error(TrainingState::read(&saved), &saved, &["not a checkpoint that training can be resumed from"]);
+}
+
+/// What the version before this one wrote.
+#[test]
+fn an_older_version_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("training_state.json");
+    let old = json!({
+        "version": 1, "step": 1, "epoch": 0, "batches_in_epoch": 1, "total_steps": 2, "seed": 1, "now": null,
+        "settings": {}, "inputs": {}, "extra": {}, "files": {},
+    });
+    fs::write(&json, serde_json::to_string_pretty(&old).unwrap()).unwrap();
+    assert_error(TrainingState::read(dir.path()), &json, &["is of version 1, and this program reads version 2"]);
+}
+
+#[test]
+fn a_checkpoint_has_its_own_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = save(&dir.path().join("run"), dir.path());
+    let renamed = saved.with_file_name("epoch_1_step_8");
+    fs::rename(&saved, &renamed).unwrap();
+    assert_error(TrainingState::read(&renamed), &renamed, &["is of the checkpoint epoch_1_step_7", "was renamed"]);
+    // One whose replacement was cut short.
+    let replaced = saved.with_file_name(".replaced-epoch_1_step_7");
+    fs::rename(&renamed, &replaced).unwrap();
+    TrainingState::read(&replaced).unwrap();
 }

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,6 +39,10 @@ def add_adapter(model, path):
     missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if missing:
         sys.exit(f"{path}: {missing}")
+    config, file = PeftConfig.from_pretrained(path), json.loads((Path(path) / "adapter_config.json").read_text())
+    for key in ["base_model_name_or_path", "revision"]:
+        if getattr(config, key) != file[key]:
+            sys.exit(f"{path}: peft reads {key} as {getattr(config, key)!r}, and the file has {file[key]!r}")
     written = load_file(Path(path) / "adapter_model.safetensors")
     loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
     if written.keys() != loaded.keys():
@@ -60,9 +64,29 @@ def check_tokenizer(path):
     return f"tokenizer of {len(tokenizer)} tokens, {'a' if tokenizer.chat_template else 'no'} chat template"
 
 
+def check_stop_tokens(path, model):
+    """Generation must stop at the tokenizer's end of text and where the chat template ends an answer."""
+    if not (Path(path) / "tokenizer.json").exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    wanted = {tokenizer.eos_token_id} - {None}
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": "Qzwv"}, {"role": "assistant", "content": "Kxjq"}]
+        after = tokenizer.apply_chat_template(messages, tokenize=False).split("Kxjq")[-1].strip()
+        closing = [token for token in tokenizer.all_special_tokens if after.startswith(token)]
+        wanted |= {tokenizer.convert_tokens_to_ids(max(closing, key=len))} if closing else set()
+    for name, ids in [("generation_config", model.generation_config.eos_token_id), ("config", model.config.eos_token_id)]:
+        ids = set() if ids is None else set(ids) if isinstance(ids, list) else {ids}
+        if not wanted <= ids:
+            sys.exit(f"{path}: {name}.json stops at {sorted(ids)}, and {sorted(wanted - ids)} end answers, too")
+
+
 def check(model_path, adapter, expected, tolerance):
     expected = load_file(expected)
     model = load_model(model_path)
+    # Of a base that is none of ours, `check` warns.
+    if not adapter:
+        check_stop_tokens(model_path, model)
     if adapter:
         model = add_adapter(model, adapter)
     what = adapter or model_path

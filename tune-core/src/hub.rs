@@ -2,7 +2,6 @@
 //! `huggingface_hub` uses, downloaded into it where that lacks it.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -79,11 +78,40 @@ pub fn dataset(path: &Path) -> Result<Cow<'_, Path>> {
     }
 }
 
-/// What the hub calls the model in a folder of its cache: `org/name`.
-pub fn name_in_cache(folder: &Path) -> Option<String> {
-    let snapshots = folder.ancestors().skip(1).find(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
-    let repo = snapshots.parent()?.file_name()?.to_str()?;
-    Some(repo.strip_prefix("models--")?.replace("--", "/"))
+/// What the hub calls a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// `org/name`.
+    pub name: String,
+    /// The branch, tag or commit; `None` for `main`.
+    pub revision: Option<String>,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at revision {}", self.name, self.revision.as_deref().unwrap_or("main"))
+    }
+}
+
+/// What the hub calls the model that was `given` and is in `folder`: as the user named it, else as the cache has it.
+/// `None` for a folder that is not from the hub.
+pub fn origin(given: &Path, folder: &Path) -> Option<Origin> {
+    if let Ok(Some(location)) = location(given, Kind::Model) {
+        let Repo { name, revision, .. } = location.repo;
+        return Some(Origin { name, revision: Some(revision).filter(|revision| revision != "main") });
+    }
+    in_cache(folder)
+}
+
+/// What the hub calls the model in a folder of its cache. The commit is its revision, unless it is the one that
+/// `main` is at.
+fn in_cache(folder: &Path) -> Option<Origin> {
+    let commit = folder.ancestors().find(|path| path.parent().is_some_and(|p| p.ends_with("snapshots")))?;
+    let repo = commit.parent()?.parent()?;
+    let name = repo.file_name()?.to_str()?.strip_prefix("models--")?.replace("--", "/");
+    let commit = commit.file_name()?.to_str()?;
+    let main = fs::read_to_string(repo.join("refs/main")).unwrap_or_default();
+    Some(Origin { name, revision: Some(commit.to_owned()).filter(|commit| commit != main.trim()) })
 }
 
 fn location(path: &Path, kind: Kind) -> Result<Option<Location>> {

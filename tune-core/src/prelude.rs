@@ -24,5 +24,5 @@ pub use crate::recipe::{
     Outline, Plan, Position, Recipe, Step, Steps, Trained, check_finite, dropout_key, inputs, run_start, settings,
     write_config,
 };
-pub use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
+pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -123,6 +123,8 @@ pub(crate) struct FullFinetune {
     base: Checkpoint,
     model: Decoder,
     tokenizer_files: TokenizerFiles,
+    /// What the trained model ends its answers with.
+    stop_tokens: StopTokens,
     train_data: Arc<Loader>,
     validation_data: Option<Loader>,
     plan: Plan,
@@ -185,7 +187,7 @@ impl Recipe for FullFinetune {
 
         let (base, shape) = outline.base()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
-        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
+        outline.warnings(&base, &tokenizer).iter().for_each(|w| console.warn(w));
         outline.check_output_dir(&base)?;
         let (resumed, state) = outline.resumed()?.unzip();
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
@@ -212,7 +214,7 @@ impl Recipe for FullFinetune {
         let mut optimizer = cfg.optimizer.build();
         let mut position = Position::default();
         if let Some(state) = state {
-            state.check_inputs(&inputs(&train_data, None)?)?;
+            state.check_inputs(&inputs(&train_data, &model.config, None)?)?;
             position = Position::of(&state);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
@@ -247,6 +249,7 @@ impl Recipe for FullFinetune {
             base,
             model,
             tokenizer_files,
+            stop_tokens: tokenizer.stop_tokens().clone(),
             train_data: Arc::new(train_data),
             validation_data,
             plan,
@@ -326,7 +329,7 @@ impl Recipe for FullFinetune {
             seed: self.seed,
             now: self.now,
             settings: settings(&self.cfg, FREE),
-            inputs: inputs(&self.train_data, None)?,
+            inputs: inputs(&self.train_data, &self.model.config, None)?,
             extra: Default::default(),
             optimizer: self.optimizer.state(),
         };
@@ -335,7 +338,8 @@ impl Recipe for FullFinetune {
         let shard = self.cfg.checkpointer.max_shard_bytes();
         let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
             let generation = self.base.generation_config();
-            checkpoint::hf::write(dir, self.base.config(), weights, &self.tokenizer_files, generation.as_ref(), shard)
+            let (config, generation) = self.stop_tokens.export(self.base.config(), generation.as_ref());
+            checkpoint::hf::write(dir, &config, weights, &self.tokenizer_files, Some(&generation), shard)
         })?;
         if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
             self.run_dir.prune(keep)?;

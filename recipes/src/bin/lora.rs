@@ -180,7 +180,7 @@ impl Recipe for LoraFinetune {
 
         let (base, shape) = outline.base()?;
         let (tokenizer, tokenizer_files) = cfg.tokenizer.open(&base)?;
-        cfg.tokenizer.warning().iter().for_each(|w| console.warn(w));
+        outline.warnings(&base, &tokenizer).iter().for_each(|w| console.warn(w));
         outline.check_output_dir(&base)?;
         let (resumed, state) = outline.resumed()?.unzip();
         let seed = state.as_ref().map_or_else(|| choose_seed(cfg.seed), |state| state.seed);
@@ -211,7 +211,7 @@ impl Recipe for LoraFinetune {
         let mut position = Position::default();
         let mut right_before = None;
         if let Some(state) = state {
-            state.check_inputs(&inputs(&train_data, Some(base_fingerprint))?)?;
+            state.check_inputs(&inputs(&train_data, &model.config, Some(base_fingerprint))?)?;
             position = Position::of(&state);
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
@@ -329,7 +329,7 @@ impl Recipe for LoraFinetune {
             seed: self.seed,
             now: self.tokenizer.now(),
             settings: settings(&self.cfg, FREE),
-            inputs: inputs(&self.train_data, Some(self.base_fingerprint))?,
+            inputs: inputs(&self.train_data, &self.model.config, Some(self.base_fingerprint))?,
             extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
             optimizer: self.optimizer.state(),
         };
@@ -338,22 +338,16 @@ impl Recipe for LoraFinetune {
         let merged_bytes = merged.iter().flat_map(|(w, _)| w.values());
         let bytes =
             weights.values().chain(merged_bytes).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        let adapter = self.adapters.adapter_config(self.base.path());
+        let adapter = self.adapters.adapter_config(&self.base);
         let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
             checkpoint::peft::write(dir, &adapter, &weights, &self.tokenizer_files)?;
             let Some((weights, tied)) = merged else { return Ok(()) };
-            let mut config = self.base.config().clone();
+            let stop = self.tokenizer.stop_tokens();
+            let (mut config, generation) = stop.export(self.base.config(), self.base.generation_config().as_ref());
             config["tie_word_embeddings"] = tied.into();
             let shard = self.cfg.checkpointer.max_shard_bytes();
-            let generation = self.base.generation_config();
-            checkpoint::hf::write(
-                &dir.join("merged"),
-                &config,
-                weights,
-                &self.tokenizer_files,
-                generation.as_ref(),
-                shard,
-            )
+            let (dir, files) = (dir.join("merged"), &self.tokenizer_files);
+            checkpoint::hf::write(&dir, &config, weights, files, Some(&generation), shard)
         })?;
         if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
             self.run_dir.prune(keep)?;

@@ -4,28 +4,38 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::sums::{self, Sum};
 use crate::{Error, Result};
 
 /// Writes one new file and syncs it.
 pub(super) struct FileWriter {
     path: PathBuf,
     file: io::BufWriter<File>,
+    sum: Sum,
 }
 
 impl FileWriter {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(Error::io("create", path))?;
-        Ok(Self { path: path.to_path_buf(), file: io::BufWriter::with_capacity(1 << 20, file) })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: io::BufWriter::with_capacity(1 << 20, file),
+            sum: Sum { bytes: 0, crc32c: 0 },
+        })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sum.bytes += bytes.len() as u64;
+        self.sum.crc32c = crc32c::crc32c_append(self.sum.crc32c, bytes);
         self.file.write_all(bytes).map_err(Error::io("write", &self.path))
     }
 
     /// Flushes and syncs; before this returns, the file is not to be relied on.
     pub(super) fn finish(self) -> Result<()> {
         let file = self.file.into_inner().map_err(|e| Error::io("write", &self.path)(e.into_error()))?;
-        file.sync_all().map_err(Error::io("write", &self.path))
+        file.sync_all().map_err(Error::io("write", &self.path))?;
+        sums::note(&self.path, self.sum);
+        Ok(())
     }
 }
 

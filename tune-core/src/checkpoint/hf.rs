@@ -29,7 +29,15 @@ const TOKENIZER_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
-pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<(Value, BTreeMap<String, Entry>)> {
+/// A model's folder, read but for the numbers.
+pub(super) struct Folder {
+    pub(super) config: Value,
+    pub(super) tensors: BTreeMap<String, Entry>,
+    /// What deserves the user's attention.
+    pub(super) warnings: Vec<String>,
+}
+
+pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     let config_path = dir.join("config.json");
     if !config_path.exists() {
         let hint = if dir.join("adapter_config.json").exists() {
@@ -64,6 +72,10 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<(Value, BTree
         None => (loose_files(dir)?, None),
     };
 
+    let warnings = match files {
+        None if names.contains(SINGLE) => second_set(dir).into_iter().collect(),
+        _ => Vec::new(),
+    };
     let mut tensors = BTreeMap::new();
     for name in &names {
         let path = dir.join(plain_name(name).map_err(|e| Error::file(dir, e))?);
@@ -109,7 +121,36 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<(Value, BTree
     if tensors.is_empty() {
         return Err(Error::file(dir, "its weight files hold no tensors"));
     }
-    Ok((config, tensors))
+    Ok(Folder { config, tensors, warnings })
+}
+
+/// What there is to say of a folder that has two complete sets of weights, of which `model.safetensors` is taken.
+fn second_set(dir: &Path) -> Option<String> {
+    let index = read_index(&dir.join(INDEX)).ok()?;
+    let others: BTreeSet<String> = index.into_values().filter(|name| name != SINGLE).collect();
+    let complete = !others.is_empty() && others.iter().all(|name| dir.join(name).is_file());
+    complete.then(|| {
+        format!(
+            "{} has two sets of weights: {SINGLE} is taken, as transformers does, and not the {} files that {INDEX} \
+             names ({}); checkpoint_files chooses others",
+            dir.display(),
+            others.len(),
+            others.first().map_or_else(String::new, |first| format!("{first} …")),
+        )
+    })
+}
+
+/// `generation_config.json`, where there is one.
+pub(super) fn generation_config(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join("generation_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let config: Value = read_json(&path)?;
+    match config.is_object() {
+        true => Ok(Some(config)),
+        false => Err(Error::file(&path, "is not a JSON object")),
+    }
 }
 
 /// The index's map from tensors to files.

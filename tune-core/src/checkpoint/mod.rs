@@ -14,9 +14,11 @@ pub mod run;
 mod safetensors;
 mod source;
 pub mod state;
+mod sums;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -41,9 +43,16 @@ pub struct OpenOptions {
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
+    /// What the hub calls it, where it is from there.
+    origin: Option<hub::Origin>,
     config: Value,
+    generation_config: Option<Value>,
     weights: Weights,
     round_to: Option<DType>,
+    /// Sums of the parameters that were read, by name.
+    sums: Mutex<BTreeMap<String, u32>>,
+    /// What deserves the user's attention without being an error.
+    warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -69,7 +78,9 @@ impl Checkpoint {
     ///
     /// As [`Self::open`]; and where `options` name files that are not there.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = &*hub::model(path.as_ref(), options.files.as_deref().unwrap_or_default())?;
+        let given = path.as_ref();
+        let path = &*hub::model(given, options.files.as_deref().unwrap_or_default())?;
+        let origin = hub::origin(given, path);
         let meta = std::fs::metadata(path).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::file(
@@ -80,23 +91,30 @@ impl Checkpoint {
                 Error::io("open", path)(e)
             }
         })?;
-        let (config, weights) = if meta.is_dir() {
-            match gguf_in(path, options)? {
-                Some(file) => return Self::open_gguf(&file, options),
-                None => {
-                    let (config, tensors) = hf::open(path, options.files.as_deref())?;
-                    (config, Weights::Hf(tensors))
-                }
-            }
-        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Self::open_gguf(path, options);
-        } else {
-            return Err(Error::file(
-                path,
-                "is neither a folder nor a .gguf file; give the folder that the weight files lie in",
-            ));
-        };
-        Ok(Self { path: path.to_path_buf(), config, weights, round_to: options.round_to })
+        if meta.is_dir() {
+            return match gguf_in(path, options)? {
+                Some(file) => Self::open_gguf(&file, origin, options),
+                None => Self::open_hf(path, origin, options),
+            };
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Self::open_gguf(path, origin, options);
+        }
+        Err(Error::file(path, "is neither a folder nor a .gguf file; give the folder that the weight files are in"))
+    }
+
+    fn open_hf(path: &Path, origin: Option<hub::Origin>, options: &OpenOptions) -> Result<Self> {
+        let folder = hf::open(path, options.files.as_deref())?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            origin,
+            config: folder.config,
+            generation_config: hf::generation_config(path)?,
+            weights: Weights::Hf(folder.tensors),
+            round_to: options.round_to,
+            sums: Mutex::default(),
+            warnings: folder.warnings,
+        })
     }
 
     /// What a Hugging Face folder has besides weights: for a look at it where these are not as they should be.
@@ -105,18 +123,31 @@ impl Checkpoint {
     ///
     /// Where there is no `config.json` that can be read.
     pub(crate) fn without_weights(path: &Path) -> Result<Self> {
-        let path = &*hub::model(path, &[])?;
-        let config = source::read_json(&path.join("config.json"))?;
-        Ok(Self { path: path.to_path_buf(), config, weights: Weights::Hf(BTreeMap::new()), round_to: None })
+        let given = path;
+        let path = &*hub::model(given, &[])?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            origin: hub::origin(given, path),
+            config: source::read_json(&path.join("config.json"))?,
+            generation_config: hf::generation_config(path)?,
+            weights: Weights::Hf(BTreeMap::new()),
+            round_to: None,
+            sums: Mutex::default(),
+            warnings: Vec::new(),
+        })
     }
 
-    fn open_gguf(path: &Path, options: &OpenOptions) -> Result<Self> {
+    fn open_gguf(path: &Path, origin: Option<hub::Origin>, options: &OpenOptions) -> Result<Self> {
         let model = gguf::Model::open(path)?;
         Ok(Self {
             path: path.to_path_buf(),
+            origin,
             config: model.config().clone(),
+            generation_config: Some(model.generation_config()?),
             weights: Weights::Gguf(Box::new(model)),
             round_to: options.round_to,
+            sums: Mutex::default(),
+            warnings: Vec::new(),
         })
     }
 
@@ -124,6 +155,18 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the hub calls it, where it is from there.
+    #[must_use]
+    pub fn origin(&self) -> Option<&hub::Origin> {
+        self.origin.as_ref()
+    }
+
+    /// What deserves the user's attention without being an error.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// `config.json`; for a GGUF file, the one that Hugging Face would have.
@@ -160,23 +203,28 @@ impl Checkpoint {
         }
     }
 
-    /// A number that stands for the weights: of another model's, be it a variant of this one, it is another.
-    /// It is made of every parameter's name, type, shape and some of its bytes.
+    /// A number that stands for the weights: of another model's, be it in a single bit, it is another. It is made of
+    /// every parameter's name, type, shape and bytes. Those that have been loaded are not read again.
     ///
     /// # Errors
     ///
     /// Where reading fails.
     pub fn fingerprint(&self) -> Result<u32> {
-        let mut sum = 0;
+        let mut fingerprint = 0;
         for name in self.names() {
-            sum = crc32c::crc32c_append(sum, name.as_bytes());
-            sum = match &self.weights {
-                Weights::Hf(tensors) => tensors.get(name).map(|t| t.checksum(sum)),
-                Weights::Gguf(model) => model.tensors().get(name).map(|t| t.checksum(sum)),
+            let read = self.sums.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+            let (kind, sum) = match &self.weights {
+                Weights::Hf(tensors) => tensors.get(name).map(|t| (t.kind(), read.map_or_else(|| source::sum(t), Ok))),
+                Weights::Gguf(model) => {
+                    model.tensors().get(name).map(|t| (t.kind(), read.map_or_else(|| source::sum(t), Ok)))
+                }
             }
-            .unwrap_or(Ok(sum))?;
+            .ok_or_else(|| self.missing(name))?;
+            for part in [name.as_bytes(), kind.as_bytes(), &sum?.to_le_bytes()] {
+                fingerprint = crc32c::crc32c_append(fingerprint, part);
+            }
         }
-        Ok(sum)
+        Ok(fingerprint)
     }
 
     /// Reads one parameter as `dtype` onto `device`; quantized ones are dequantized.
@@ -186,10 +234,12 @@ impl Checkpoint {
     /// Where there is none of that name, its type is not a floating-point one, or reading fails.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = match &self.weights {
-            Weights::Hf(tensors) => tensors.get(name).map(|t| t.load(name, dtype, self.round_to, device)),
+            Weights::Hf(tensors) => tensors.get(name).map(|t| t.load_summed(name, dtype, self.round_to, device)),
             Weights::Gguf(model) => model.tensors().get(name).map(|t| model.load(t, dtype, self.round_to, device)),
         };
-        tensor.unwrap_or_else(|| Err(self.missing(name)))
+        let (tensor, sum) = tensor.unwrap_or_else(|| Err(self.missing(name)))?;
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum);
+        Ok(tensor)
     }
 
     /// There is no tensor of this name.
@@ -212,13 +262,10 @@ impl Checkpoint {
         }
     }
 
-    /// `generation_config.json`, where there is a valid one.
+    /// `generation_config.json`, where there is one; for a GGUF file, the one that Hugging Face would have.
     #[must_use]
     pub fn generation_config(&self) -> Option<Value> {
-        match &self.weights {
-            Weights::Hf(_) => source::read_json(&self.path.join("generation_config.json")).ok(),
-            Weights::Gguf(model) => Some(model.generation_config()),
-        }
+        self.generation_config.clone()
     }
 }
 

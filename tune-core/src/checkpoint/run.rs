@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::durable::{self, human};
 use super::state::{self, TrainingState};
+use super::sums;
 use crate::{Error, Result};
 
 const PARTIAL: &str = ".partial-";
@@ -56,6 +57,22 @@ pub fn checkpoints(output_dir: &Path) -> Result<Vec<Saved>> {
     }
     saved.sort_by_key(|s| (s.step, s.epoch));
     Ok(saved)
+}
+
+/// The name that a checkpoint's folder was given, also while it is being replaced.
+pub(super) fn original_name(dir: &Path) -> String {
+    let name = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix(REPLACED).unwrap_or(&name).to_owned()
+}
+
+/// How to resume in spite of a checkpoint that is damaged.
+pub(super) fn without(damaged: &Path) -> String {
+    let siblings = damaged.parent().and_then(|dir| checkpoints(dir).ok()).unwrap_or_default();
+    match siblings.iter().rev().find(|saved| saved.path != damaged) {
+        Some(other) => format!("move {} away, and the run resumes from {}", damaged.display(), other.path.display()),
+        None => "there is no other checkpoint of this run: start it anew (overwrite=true)".to_owned(),
+    }
 }
 
 /// What saving steps from `from_step` on could replace without being a complete checkpoint: a model, say,
@@ -176,11 +193,9 @@ impl RunDir {
         }
 
         let partial = self.dir.join(format!("{PARTIAL}{name}"));
-        let written = fs::create_dir(&partial)
-            .map_err(Error::io("create", &partial))
-            .and_then(|()| write(&partial))
-            .and_then(|()| state.write(&partial))
-            .and_then(|()| sync_tree(&partial));
+        let made = fs::create_dir(&partial).map_err(Error::io("create", &partial));
+        let (written, sums) = sums::watch(|| made.and_then(|()| write(&partial)));
+        let written = written.and_then(|()| state.write(&partial, &name, &sums)).and_then(|()| sync_tree(&partial));
         if let Err(error) = written {
             // The first error is the one to tell; what remains is removed by the next run.
             let _ = fs::remove_dir_all(&partial);

@@ -65,10 +65,9 @@ impl Entry {
         self.dtype
     }
 
-    /// Goes on with a checksum over its type, its shape and some of its bytes.
-    pub(super) fn checksum(&self, sum: u32) -> Result<u32> {
-        let sum = crc32c::crc32c_append(sum, format!("{}{:?}", self.dtype_name, self.shape).as_bytes());
-        self.file.checksum(sum, self.start, self.bytes)
+    /// Its type and shape, for a fingerprint.
+    pub(super) fn kind(&self) -> String {
+        format!("{}{:?}", self.dtype_name, self.shape)
     }
 
     /// The file that it lies in.
@@ -78,6 +77,17 @@ impl Entry {
 
     /// Reads it, converted to `dtype` after rounding through `round_to`.
     pub(super) fn load(&self, name: &str, dtype: DType, round_to: Option<DType>, device: &Device) -> Result<Tensor> {
+        self.load_summed(name, dtype, round_to, device).map(|(tensor, _)| tensor)
+    }
+
+    /// The same, with the sum of its bytes as [`source::sum`] has it.
+    pub(super) fn load_summed(
+        &self,
+        name: &str,
+        dtype: DType,
+        round_to: Option<DType>,
+        device: &Device,
+    ) -> Result<(Tensor, u32)> {
         if self.dtype.is_none() {
             return Err(self.unsupported(name));
         }
@@ -106,19 +116,25 @@ impl Stored for Entry {
         self.dtype
     }
 
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<()> {
-        let offset = self.start + (start * size_of::<T>()) as u64;
-        self.file.read_at(bytemuck::cast_slice_mut(out), offset)
+    fn bytes(&self) -> (&DataFile, u64, u64) {
+        (&self.file, self.start, self.bytes)
     }
 
-    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
-        fn widened<T: Element>(entry: &Entry, start: usize, out: &mut [f32]) -> Result<()> {
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<u32> {
+        let offset = self.start + (start * size_of::<T>()) as u64;
+        let bytes = bytemuck::cast_slice_mut(out);
+        self.file.read_at(bytes, offset)?;
+        Ok(crc32c::crc32c(bytes))
+    }
+
+    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<u32> {
+        fn widened<T: Element>(entry: &Entry, start: usize, out: &mut [f32]) -> Result<u32> {
             let mut raw = vec![T::zero(); out.len()];
-            entry.read(start, &mut raw)?;
+            let sum = entry.read(start, &mut raw)?;
             for (o, x) in out.iter_mut().zip(raw) {
                 *o = x.widen();
             }
-            Ok(())
+            Ok(sum)
         }
         match self.dtype {
             Some(DType::BF16) => widened::<half::bf16>(self, start, out),

@@ -49,19 +49,6 @@ impl DataFile {
         self.len
     }
 
-    /// Goes on with a checksum over the ends of a stretch of the file, or all of it where it is short:
-    /// enough to tell one model's weights from another's, and quick for a large file.
-    pub(super) fn checksum(&self, sum: u32, start: u64, len: u64) -> Result<u32> {
-        let mut end = [0; 4096];
-        let size = end.len().min(len as usize);
-        let mut sum = sum;
-        for offset in [start, start + len - size as u64] {
-            self.read_at(&mut end[..size], offset)?;
-            sum = crc32c::crc32c_append(sum, &end[..size]);
-        }
-        Ok(sum)
-    }
-
     /// Fills `buffer` from byte `offset` on.
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         read_exact_at(&self.file, buffer, offset).map_err(|e| {
@@ -145,14 +132,41 @@ pub(super) trait Stored: Sync {
     /// The type it is stored in, where that is one that tensors can have.
     fn dtype(&self) -> Option<DType>;
 
-    /// Reads the elements from `start` on, bytes as they are. Called only where [`Self::dtype`] is the type of `T`.
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<()>;
+    /// The file that it is in, where its bytes begin there, and how many they are.
+    fn bytes(&self) -> (&DataFile, u64, u64);
 
-    /// Reads the elements from `start`, a multiple of [`CHUNK`], on as f32.
-    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()>;
+    /// Reads the elements from `start` on, bytes as they are, and returns their checksum. Called only where
+    /// [`Self::dtype`] is the type of `T`.
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<u32>;
+
+    /// Reads the elements from `start`, a multiple of [`CHUNK`], on as f32, and returns the checksum of their bytes
+    /// in the file.
+    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<u32>;
 }
 
-/// Reads `stored` as a tensor of `dtype` on `device`, rounded through `round_to` on the way.
+/// A sum of all bytes of `stored`: of the checksums of its chunks of [`CHUNK`] elements, one after the other, as
+/// [`load`] makes it.
+pub(super) fn sum(stored: &impl Stored) -> Result<u32> {
+    let (file, start, bytes) = stored.bytes();
+    let elements: usize = stored.shape().iter().product();
+    if elements == 0 || bytes == 0 {
+        return Ok(sum_of_chunks(&[]));
+    }
+    let chunk = CHUNK as u64 * bytes / elements as u64;
+    let chunks = (0..bytes.div_ceil(chunk)).into_par_iter().map_init(Vec::new, |buffer, i| {
+        let from = i * chunk;
+        buffer.resize(chunk.min(bytes - from) as usize, 0);
+        file.read_at(buffer, start + from)?;
+        Ok(crc32c::crc32c(buffer))
+    });
+    Ok(sum_of_chunks(&chunks.collect::<Result<Vec<u32>>>()?))
+}
+
+fn sum_of_chunks(sums: &[u32]) -> u32 {
+    sums.iter().fold(0, |sum, next| crc32c::crc32c_append(sum, &next.to_le_bytes()))
+}
+
+/// Reads `stored` as a tensor of `dtype` on `device`, rounded through `round_to` on the way, with its [`sum`].
 ///
 /// `rows`, where given, says which stored row comes to stand at each row of the result.
 pub(super) fn load(
@@ -161,7 +175,7 @@ pub(super) fn load(
     round_to: Option<DType>,
     rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
     device: &Device,
-) -> Result<Tensor> {
+) -> Result<(Tensor, u32)> {
     match dtype {
         DType::F32 => load_as::<f32>(stored, round_to, rows, device),
         DType::F64 => load_as::<f64>(stored, round_to, rows, device),
@@ -176,19 +190,20 @@ fn load_as<T: Element>(
     round_to: Option<DType>,
     rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
     device: &Device,
-) -> Result<Tensor> {
+) -> Result<(Tensor, u32)> {
     let round = match round_to {
         Some(to) if to == T::DTYPE || Some(to) == stored.dtype() => None,
         other => other,
     };
     let count = stored.shape().iter().product();
     let mut values = vec![T::zero(); count];
-    if stored.dtype() == Some(T::DTYPE) && round.is_none() {
-        values.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, out)| stored.read(i * CHUNK, out))?;
+    let chunks = values.par_chunks_mut(CHUNK).enumerate();
+    let sums: Result<Vec<u32>> = if stored.dtype() == Some(T::DTYPE) && round.is_none() {
+        chunks.map(|(i, out)| stored.read(i * CHUNK, out)).collect()
     } else {
-        values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, |wide, (i, out)| {
+        let convert = |wide: &mut Vec<f32>, (i, out): (usize, &mut [T])| {
             wide.resize(out.len(), 0.0);
-            stored.read_f32(i * CHUNK, wide)?;
+            let sum = stored.read_f32(i * CHUNK, wide)?;
             match round {
                 Some(DType::BF16) => round_through::<bf16>(wide),
                 Some(DType::F16) => round_through::<f16>(wide),
@@ -197,9 +212,11 @@ fn load_as<T: Element>(
             for (o, x) in out.iter_mut().zip(wide.iter()) {
                 *o = T::narrow(*x);
             }
-            Ok::<_, Error>(())
-        })?;
-    }
+            Ok(sum)
+        };
+        chunks.map_init(Vec::new, convert).collect()
+    };
+    let sum = sum_of_chunks(&sums?);
     if let (Some(from), Some(&height)) = (rows, stored.shape().first())
         && height > 0
     {
@@ -213,7 +230,7 @@ fn load_as<T: Element>(
         }
         values = moved;
     }
-    Ok(Tensor::from_vec(values, stored.shape(), &Device::Cpu)?.to_device(device)?)
+    Ok((Tensor::from_vec(values, stored.shape(), &Device::Cpu)?.to_device(device)?, sum))
 }
 
 fn round_through<T: Element>(values: &mut [f32]) {

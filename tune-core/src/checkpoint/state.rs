@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::safetensors::{self, Outgoing};
-use super::{durable, source};
+use super::sums::{self, Sum, Sums};
+use super::{durable, run, source};
 use crate::{Error, Result};
 
 /// The file with everything but tensors; it is written last, so where it is, all is.
@@ -17,7 +18,11 @@ pub(super) const FILE: &str = "training_state.json";
 const TENSORS: &str = "training_state.safetensors";
 
 /// The version of the format that is written, and the only one that is read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Where the checksum of the file itself stands in it, which is made with zeros in its place.
+const CHECKSUM: &str = "\"checksum\": \"";
+const ZEROS: &str = "00000000";
 
 /// The position and memory of a training run after an optimizer step.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +53,10 @@ pub struct TrainingState {
 #[serde(deny_unknown_fields)]
 struct Stored {
     version: u32,
+    /// Of this file.
+    checksum: String,
+    /// The name of the checkpoint's folder.
+    checkpoint: String,
     step: usize,
     epoch: usize,
     batches_in_epoch: usize,
@@ -57,8 +66,8 @@ struct Stored {
     settings: BTreeMap<String, Value>,
     inputs: BTreeMap<String, u32>,
     extra: BTreeMap<String, Value>,
-    /// The other files of the checkpoint with their sizes in bytes.
-    files: BTreeMap<String, u64>,
+    /// The other files of the checkpoint.
+    files: BTreeMap<String, Sum>,
 }
 
 impl TrainingState {
@@ -98,30 +107,9 @@ impl TrainingState {
                 format!("has no {FILE}: it is a model, but not a checkpoint that training can be resumed from"),
             ));
         }
-        let json: Value = source::read_json(&path)?;
-        let version = json.get("version").and_then(Value::as_u64);
-        if version != Some(u64::from(VERSION)) {
-            let found = version.map_or("no version".to_string(), |v| format!("version {v}"));
-            return Err(Error::file(
-                &path,
-                format!(
-                    "is of {found}, and this program reads version {VERSION}: resume with the program that wrote it, or start a new run from its weights"
-                ),
-            ));
-        }
-        let stored: Stored =
-            serde_json::from_value(json).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
-        for (name, &bytes) in &stored.files {
-            let file = dir.join(name);
-            let found = fs::metadata(&file).map(|m| m.len()).ok();
-            if found != Some(bytes) {
-                let found = found.map_or("is missing".to_string(), |n| format!("has {n} bytes"));
-                return Err(Error::file(
-                    &file,
-                    format!("{found}, and had {bytes} when the checkpoint was written; resume from another checkpoint"),
-                ));
-            }
-        }
+        let stored = read_stored(&path)?;
+        check_name(dir, &stored)?;
+        check_files(dir, &stored)?;
         Ok(Self {
             step: stored.step,
             epoch: stored.epoch,
@@ -136,8 +124,9 @@ impl TrainingState {
         })
     }
 
-    /// Writes the state beside the files already in `dir`, which it lists.
-    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+    /// Writes the state beside the files already in `dir`, which it lists. The checkpoint will have this name;
+    /// `sums` are those of the files that are known.
+    pub(super) fn write(&self, dir: &Path, name: &str, sums: &Sums) -> Result<()> {
         let makers: Vec<_> = self.optimizer.values().map(|tensor| move || Ok(tensor.clone())).collect();
         let outgoing = self
             .optimizer
@@ -145,11 +134,14 @@ impl TrainingState {
             .zip(&makers)
             .map(|((name, tensor), make)| Outgoing { name, dtype: tensor.dtype(), shape: tensor.dims(), tensor: make })
             .collect();
-        safetensors::write(&dir.join(TENSORS), outgoing)?;
+        let (written, tensors) = sums::watch(|| safetensors::write(&dir.join(TENSORS), outgoing));
+        written?;
         let mut files = BTreeMap::new();
-        list(dir, "", &mut files)?;
+        list(dir, "", &|path| sums.get(path).or(tensors.get(path)).copied(), &mut files)?;
         let stored = Stored {
             version: VERSION,
+            checksum: ZEROS.to_owned(),
+            checkpoint: name.to_owned(),
             step: self.step,
             epoch: self.epoch,
             batches_in_epoch: self.batches_in_epoch,
@@ -161,7 +153,29 @@ impl TrainingState {
             extra: self.extra.clone(),
             files,
         };
-        durable::write_json(&dir.join(FILE), &stored)
+        let mut text = serde_json::to_string_pretty(&stored).map_err(|e| Error::Other(Box::new(e)))?;
+        text.push('\n');
+        let checksum = format!("{CHECKSUM}{:08x}", crc32c::crc32c(text.as_bytes()));
+        let text = text.replacen(&format!("{CHECKSUM}{ZEROS}"), &checksum, 1);
+        durable::write(&dir.join(FILE), text.as_bytes())
+    }
+
+    /// Checks that the numbers fit each other, and the plan of a run of so many epochs whose last step before the
+    /// checkpoint is of epoch `of_last_step`.
+    pub(crate) fn check_numbers(&self, epochs: u64, of_last_step: usize, dir: &Path) -> Result<()> {
+        let before = if self.batches_in_epoch == 0 { self.epoch.saturating_sub(1) } else { self.epoch };
+        let is_sound = self.step <= self.total_steps && self.epoch as u64 <= epochs && before == of_last_step;
+        if is_sound {
+            return Ok(());
+        }
+        let Self { step, epoch, batches_in_epoch, total_steps, .. } = self;
+        Err(damaged(
+            &dir.join(FILE),
+            &format!(
+                "contradicts itself or the settings: step {step} of {total_steps}, epoch {epoch} of {epochs}, {batches_in_epoch} \
+                 batches of it done"
+            ),
+        ))
     }
 
     /// Checks that a run with these settings goes on as this one would have.
@@ -210,8 +224,97 @@ impl TrainingState {
     }
 }
 
-/// The files below `dir` with their sizes; `prefix` is the path so far.
-fn list(dir: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) -> Result<()> {
+/// Reads the file, and checks that it is as it was written.
+fn read_stored(path: &Path) -> Result<Stored> {
+    let text = source::read_small(path, 256 << 20)?;
+    let json: Value =
+        serde_json::from_slice(&text).map_err(|e| damaged(path, &format!("is damaged: it is no JSON ({e})")))?;
+    let version = json.get("version").and_then(Value::as_u64);
+    if version != Some(u64::from(VERSION)) && (json.get("checksum").is_none() || is_whole(&text)) {
+        let found = version.map_or("no version".to_string(), |v| format!("version {v}"));
+        return Err(Error::file(
+            path,
+            format!(
+                "is of {found}, and this program reads version {VERSION}: resume with the program that wrote it, or start a new run from its weights"
+            ),
+        ));
+    }
+    if !is_whole(&text) {
+        return Err(damaged(path, "is not as it was written: its checksum does not fit"));
+    }
+    serde_json::from_value(json).map_err(|e| damaged(path, &format!("is damaged: {e}")))
+}
+
+/// Whether the checksum in the file's text fits the rest of it.
+fn is_whole(text: &[u8]) -> bool {
+    let place = text.windows(CHECKSUM.len()).position(|part| part == CHECKSUM.as_bytes());
+    let Some(from) = place.map(|at| at + CHECKSUM.len()) else { return false };
+    let Some(stated) = text.get(from..from + ZEROS.len()) else { return false };
+    let sum = crc32c::crc32c(&text[..from]);
+    let sum = crc32c::crc32c_append(sum, ZEROS.as_bytes());
+    let sum = crc32c::crc32c_append(sum, &text[from + ZEROS.len()..]);
+    stated == format!("{sum:08x}").as_bytes()
+}
+
+/// An error about a file of a checkpoint, with the way on.
+fn damaged(file: &Path, what: &str) -> Error {
+    let mut dir = file.parent().unwrap_or(file);
+    while !dir.join(FILE).exists() && dir.parent().is_some_and(|above| above.join(FILE).exists()) {
+        dir = dir.parent().unwrap_or(dir);
+    }
+    Error::file(file, format!("{what}. To resume, {}", run::without(dir)))
+}
+
+/// A checkpoint's name says which step it is of.
+fn check_name(dir: &Path, stored: &Stored) -> Result<()> {
+    let name = run::original_name(dir);
+    if name == stored.checkpoint {
+        return Ok(());
+    }
+    Err(damaged(
+        &dir.join(FILE),
+        &format!(
+            "is of the checkpoint {}, and this one is called {name}: it was renamed, or files were mixed up",
+            stored.checkpoint
+        ),
+    ))
+}
+
+/// Every file is there and has the bytes that it was written with, and none was added that would be read.
+fn check_files(dir: &Path, stored: &Stored) -> Result<()> {
+    for (name, &expected) in &stored.files {
+        let file = dir.join(name);
+        let what = match fs::metadata(&file).map(|meta| meta.len()) {
+            Err(_) => "is missing".to_owned(),
+            Ok(bytes) if bytes != expected.bytes => {
+                format!("has {bytes} bytes, and had {} when the checkpoint was written", expected.bytes)
+            }
+            Ok(_) if sums::of_file(&file)? != expected => {
+                "is not as it was when the checkpoint was written: its checksum does not fit".to_owned()
+            }
+            Ok(_) => continue,
+        };
+        return Err(damaged(&file, &what));
+    }
+    let read = ["config.json", "adapter_config.json", "generation_config.json", "model.safetensors.index.json"];
+    for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_read = read.contains(&&*name) || [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end));
+        if is_read && !stored.files.contains_key(&*name) {
+            return Err(Error::file(&path, "was not there when the checkpoint was written: move it away"));
+        }
+    }
+    Ok(())
+}
+
+/// The files below `dir` with their sums, read where they are not known; `prefix` is the path so far.
+fn list(
+    dir: &Path,
+    prefix: &str,
+    known: &impl Fn(&Path) -> Option<Sum>,
+    files: &mut BTreeMap<String, Sum>,
+) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let entry = entry.map_err(Error::io("read", dir))?;
         let path = entry.path();
@@ -221,9 +324,10 @@ fn list(dir: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) -> Result<(
         let name = format!("{prefix}{name}");
         let meta = entry.metadata().map_err(Error::io("read", &path))?;
         if meta.is_dir() {
-            list(&path, &format!("{name}/"), files)?;
+            list(&path, &format!("{name}/"), known, files)?;
         } else {
-            files.insert(name, meta.len());
+            let sum = known(&path).filter(|sum| sum.bytes == meta.len());
+            files.insert(name, sum.map_or_else(|| sums::of_file(&path), Ok)?);
         }
     }
     Ok(())

@@ -10,23 +10,28 @@ use candle_core::{DType, Tensor};
 
 pub use config::LoraModel;
 
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::peft::{AdapterConfig, TargetModules};
+use crate::hub::Origin;
 use crate::models::Decoder;
 pub use crate::models::{LoraOptions, Slot as LoraModule};
-use crate::{Error, Result, hub};
+use crate::{Error, Result};
 
 impl LoraOptions {
     /// The same as PEFT describes it.
-    pub fn adapter_config(&self, base_model: &Path) -> AdapterConfig {
+    pub fn adapter_config(&self, base: &Checkpoint) -> AdapterConfig {
+        let (name, revision) = match base.origin().cloned() {
+            Some(Origin { name, revision }) => (name, revision),
+            None => (base.path().display().to_string(), None),
+        };
         AdapterConfig {
             r: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             use_rslora: false,
             target_modules: TargetModules::Names(self.modules.iter().map(|m| m.name().to_string()).collect()),
-            base_model_name_or_path: Some(
-                hub::name_in_cache(base_model).unwrap_or_else(|| base_model.display().to_string()),
-            ),
+            base_model_name_or_path: Some(name),
+            revision,
         }
     }
 
@@ -48,10 +53,12 @@ impl LoraOptions {
                 dir,
                 format!(
                     "is an adapter of rank {} and scale {}, but this run's have rank {} and scale {scale}; \
-                     set model.lora_rank and model.lora_alpha accordingly",
+                     set model.lora_rank={} and model.lora_alpha={}",
                     config.r,
                     config.scale(),
-                    self.rank
+                    self.rank,
+                    config.r,
+                    config.scale() * config.r as f64,
                 ),
             ));
         }
@@ -78,6 +85,18 @@ impl LoraOptions {
         let alpha = config.scale() * config.r as f64;
         Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0 })
     }
+}
+
+/// What there is to say where the adapter in a folder names another base model than the one that it is put on, as far
+/// as both are known to the hub.
+pub fn other_base(dir: &Path, base: &Checkpoint) -> Option<String> {
+    // What is wrong with it is said where it is read.
+    let config = crate::checkpoint::peft::read_config(dir).ok()?;
+    let (given, named) = (base.origin()?, config.base_on_hub()?);
+    // A branch or tag is the same as the commit that it is at.
+    let at_commit = named.revision.as_ref().is_some_and(|commit| base.path().iter().any(|p| p == commit.as_str()));
+    let is_same = given.name == named.name && (given.revision == named.revision || at_commit);
+    (!is_same).then(|| format!("{} is an adapter for {named}, and it is put on {given}", dir.display()))
 }
 
 /// Sets what is trained to `values`, all of it and nothing else, by the names of [`Decoder::trainable`].

@@ -39,8 +39,10 @@ fn check(outline: &Outline<'_>, report: &mut Report<'_>) {
     let seed = state.as_ref().map(|state| state.seed).or(outline.seed).unwrap_or_default();
 
     let data = data::look(outline, tokenizer.as_ref(), model.as_ref(), seed, report);
-    if let (Some(state), Some(train_data), Some(model)) = (&state, &data.train, &model) {
-        let inputs = model.fingerprint(outline).and_then(|base| inputs(train_data, base));
+    if let (Some(state), Some(train_data), Some(model)) = (&state, &data.train, &model)
+        && let Some(shape) = &model.shape
+    {
+        let inputs = model.fingerprint(outline).and_then(|base| inputs(train_data, shape, base));
         report.take(inputs.and_then(|inputs| state.check_inputs(&inputs)));
     }
     memory::look(outline, model.as_ref(), &data, report);

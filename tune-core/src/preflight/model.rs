@@ -96,7 +96,7 @@ pub(super) fn tokenizer(
     report: &mut Report<'_>,
 ) -> Option<Tokenizer> {
     let (tokenizer, _) = report.take(outline.tokenizer.open(&model.base))?;
-    outline.tokenizer.warning().into_iter().for_each(|warning| report.warning(warning));
+    outline.warnings(&model.base, &tokenizer).into_iter().for_each(|warning| report.warning(warning));
     let tokenizer = match state.and_then(|state| state.now) {
         Some(now) => tokenizer.at(now),
         None => tokenizer,

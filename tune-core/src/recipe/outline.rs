@@ -17,7 +17,7 @@ use crate::metrics::MetricLoggerConfig;
 use crate::models::{Architecture, Decoder, DecoderConfig};
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
-use crate::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::tokenizer::{Tokenizer, TokenizerConfig, listed};
 use crate::{Error, Result};
 
 /// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
@@ -115,6 +115,40 @@ impl Outline<'_> {
         Ok(shape)
     }
 
+    /// What deserves the user's attention of the model and its tokenizer without being an error.
+    pub fn warnings(&self, base: &Checkpoint, tokenizer: &Tokenizer) -> Vec<String> {
+        let mut warnings = base.warnings().to_vec();
+        warnings.extend(self.tokenizer.warning());
+        if let Some(dir) = &self.checkpointer.adapter_checkpoint {
+            warnings.extend(crate::peft::other_base(dir, base));
+        }
+        if let Trained::Adapters { merged, .. } = self.trained {
+            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, merged));
+        }
+        warnings
+    }
+
+    /// An adapter cannot tell others where answers end: they ask the base model's files.
+    fn unlisted_stop_tokens(&self, base: &Checkpoint, tokenizer: &Tokenizer, merged: bool) -> Option<String> {
+        let stop = tokenizer.stop_tokens();
+        let unlisted = stop.unlisted();
+        if unlisted.is_empty() {
+            return None;
+        }
+        let names = listed(unlisted.iter().filter_map(|&id| tokenizer.token(id)));
+        let file = if base.generation_config().is_some() { "generation_config.json" } else { "config.json" };
+        let ids = stop.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let merged = match merged {
+            true => "the merged model has it",
+            false => "save_adapter_weights_only=false also saves a merged model that has it",
+        };
+        Some(format!(
+            "answers end with {names}, which `eos_token_id` in the base model's {file} does not list: transformers \
+             does not stop there when it runs the adapter on this base, unless generate() is given eos_token_id=[{ids}]; \
+             {merged}"
+        ))
+    }
+
     /// Refuses an output folder in which saving would touch what training starts from.
     ///
     /// # Errors
@@ -143,6 +177,7 @@ impl Outline<'_> {
         let Some(saved) = run::latest(self.output_dir)? else { return Ok(None) };
         let state = read(&saved.path)?;
         state.check_settings(&self.settings)?;
+        state.check_numbers(self.plan.epochs, saved.epoch, &saved.path)?;
         Ok(Some((saved.path, state)))
     }
 
@@ -236,13 +271,20 @@ impl Outline<'_> {
     }
 }
 
-/// What a resumed run must find as it was, besides the settings: the training data and, where its weights are not
-/// those of the run's own checkpoints, the base model.
+/// What a resumed run must find as it was, besides the settings: the training data, what the base model computes and,
+/// where its weights are not those of the run's own checkpoints, these.
 ///
 /// # Errors
 /// As [`Loader::fingerprint`].
-pub fn inputs(train_data: &Loader, base_fingerprint: Option<u32>) -> Result<BTreeMap<String, u32>> {
-    let mut inputs = BTreeMap::from([("the training data".to_string(), train_data.fingerprint()?)]);
+pub fn inputs(
+    train_data: &Loader,
+    model: &DecoderConfig,
+    base_fingerprint: Option<u32>,
+) -> Result<BTreeMap<String, u32>> {
+    let mut inputs = BTreeMap::from([
+        ("the training data".to_string(), train_data.fingerprint()?),
+        ("the base model's config".to_string(), crc32c::crc32c(format!("{model:?}").as_bytes())),
+    ]);
     inputs.extend(base_fingerprint.map(|base| ("the base model".to_string(), base)));
     Ok(inputs)
 }

@@ -34,11 +34,11 @@ impl TokenizerConfig {
         for (name, path) in self.given() {
             all.files.insert(name.into(), files::read(path, LARGEST).map_err(Error::io("read", path))?);
         }
-        let mut tokenizer = Tokenizer::from_files(&all).map_err(|e| self.place(e, checkpoint.path()))?;
-        tokenizer = tokenizer.for_model(Limits::of_config(checkpoint.config()));
-        if let Some(generation_config) = checkpoint.generation_config() {
-            tokenizer.add_stop_tokens(&generation_config);
-        }
+        let generation = checkpoint.generation_config();
+        let tokenizer = Tokenizer::from_files(&all)
+            .map(|tokenizer| tokenizer.for_model(Limits::of_config(checkpoint.config())))
+            .and_then(|tokenizer| tokenizer.with_stop_tokens_of(generation.as_ref(), checkpoint.config()))
+            .map_err(|e| self.place(e, checkpoint.path()))?;
         Ok((tokenizer, all))
     }
 

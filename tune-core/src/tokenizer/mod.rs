@@ -9,13 +9,14 @@ mod form;
 mod limits;
 mod names;
 mod python;
+mod stop;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod unrendered;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use config::TokenizerConfig;
 pub(crate) use form::{Form, Forms};
 pub use limits::Limits;
 pub(crate) use names::Names;
+pub use stop::StopTokens;
 pub(crate) use template::Prepared;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
 
@@ -66,7 +68,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
-    stop: BTreeSet<u32>,
+    stop: StopTokens,
     special: BTreeMap<String, String>,
     /// Every token that decoding skips, by its text.
     special_texts: BTreeMap<String, u32>,
@@ -83,7 +85,7 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Builds a tokenizer from `tokenizer.json`, and from those of `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja` and `generation_config.json` that are there.
+    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json` that are there.
     ///
     /// # Errors
     /// Where `tokenizer.json` is missing or broken, a special token is not in the vocabulary,
@@ -147,7 +149,7 @@ impl Tokenizer {
             bos,
             eos,
             pad,
-            stop: eos.into_iter().collect(),
+            stop: StopTokens::default(),
             special,
             special_texts,
             template,
@@ -158,24 +160,8 @@ impl Tokenizer {
             limits: Limits::default(),
         };
         tokenizer.beginning_differs = tokenizer.treats_beginnings_apart()?;
-        if let Some(generation) = files.json("generation_config.json")? {
-            tokenizer.add_stop_tokens(&generation);
-        }
-        Ok(tokenizer)
-    }
-
-    /// Counts the `eos_token_id` of a `generation_config.json` (a number or a list) among the stop
-    /// tokens. The first of them is the end-of-text token where the tokenizer names none.
-    pub fn add_stop_tokens(&mut self, generation_config: &Value) {
-        let ids = match &generation_config["eos_token_id"] {
-            Value::Array(ids) => ids.clone(),
-            id => vec![id.clone()],
-        };
-        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).filter(|&id| self.token(id).is_some());
-        let ids: Vec<u32> = ids.collect();
-        self.eos = self.eos.or(ids.first().copied());
-        self.pad = self.pad.or(self.eos);
-        self.stop.extend(ids);
+        let config = files.json("config.json")?.unwrap_or_default();
+        tokenizer.with_stop_tokens_of(files.json("generation_config.json")?.as_ref(), &config)
     }
 
     /// The same tokenizer with another chat template.
@@ -184,6 +170,7 @@ impl Tokenizer {
     /// Where the template does not compile.
     pub fn with_chat_template(mut self, source: &str) -> Result<Self> {
         self.template = Some(ChatTemplate::new(source, self.special.clone())?);
+        self.find_own_stop_tokens();
         Ok(self)
     }
 
@@ -222,8 +209,8 @@ impl Tokenizer {
         self.pad
     }
 
-    /// The tokens that end an answer: end of text, and those of the generation config.
-    pub fn stop_tokens(&self) -> &BTreeSet<u32> {
+    /// The tokens that end an answer.
+    pub fn stop_tokens(&self) -> &StopTokens {
         &self.stop
     }
 

@@ -77,7 +77,7 @@ impl Model {
         dtype: DType,
         round_to: Option<DType>,
         device: &Device,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, u32)> {
         let Some(heads) = tensor.rotary_heads else {
             return source::load(tensor, dtype, round_to, None, device);
         };
@@ -97,14 +97,19 @@ impl Model {
     }
 
     /// The ids that generation stops and pads with.
-    pub(super) fn generation_config(&self) -> Value {
+    pub(super) fn generation_config(&self) -> Result<Value> {
         let id = |key: &str| self.config.get(key).cloned().unwrap_or(Value::Null);
-        let mut eos = id("eos_token_id");
-        if let Ok(Some(eot)) = self.metadata.u64("tokenizer.ggml.eot_token_id")
-            && eos.as_u64() != Some(eot)
-        {
-            eos = if eos.is_null() { eot.into() } else { serde_json::json!([eos, eot]) };
+        let mut eos: Vec<Value> = Some(id("eos_token_id")).filter(|id| !id.is_null()).into_iter().collect();
+        // The ends of a turn and of a message, where they are others.
+        for name in ["eot", "eom"] {
+            let end = self.metadata.u64(&format!("tokenizer.ggml.{name}_token_id"))?;
+            eos.extend(end.map(Value::from).filter(|end| !eos.contains(end)));
         }
+        let eos = match eos.as_slice() {
+            [] => Value::Null,
+            [one] => one.clone(),
+            several => several.into(),
+        };
         let mut config = serde_json::Map::new();
         for (key, value) in
             [("bos_token_id", id("bos_token_id")), ("eos_token_id", eos), ("pad_token_id", id("pad_token_id"))]
@@ -113,7 +118,7 @@ impl Model {
                 config.insert(key.into(), value);
             }
         }
-        Value::Object(config)
+        Ok(Value::Object(config))
     }
 }
 
@@ -122,11 +127,9 @@ impl GgufTensor {
         &self.info.shape
     }
 
-    /// Goes on with a checksum over its type, its shape and some of its bytes.
-    pub(super) fn checksum(&self, sum: u32) -> Result<u32> {
-        let TensorInfo { dtype, shape, start, bytes, .. } = &self.info;
-        let sum = crc32c::crc32c_append(sum, format!("{dtype:?}{shape:?}").as_bytes());
-        self.file.checksum(sum, *start, *bytes)
+    /// Its type and shape, for a fingerprint.
+    pub(super) fn kind(&self) -> String {
+        format!("{:?}{:?}", self.info.dtype, self.info.shape)
     }
 
     pub(super) fn dtype(&self) -> Option<DType> {
@@ -148,12 +151,18 @@ impl Stored for GgufTensor {
         GgufTensor::dtype(self)
     }
 
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<()> {
-        let offset = self.info.start + (start * size_of::<T>()) as u64;
-        self.file.read_at(bytemuck::cast_slice_mut(out), offset)
+    fn bytes(&self) -> (&DataFile, u64, u64) {
+        (&self.file, self.info.start, self.info.bytes)
     }
 
-    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) -> Result<u32> {
+        let offset = self.info.start + (start * size_of::<T>()) as u64;
+        let bytes = bytemuck::cast_slice_mut(out);
+        self.file.read_at(bytes, offset)?;
+        Ok(crc32c::crc32c(bytes))
+    }
+
+    fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<u32> {
         let dtype = self.info.dtype;
         let (block, size) = (dtype.block_size(), dtype.type_size());
         let bytes = out.len() / block * size;
@@ -161,6 +170,7 @@ impl Stored for GgufTensor {
         let mut words = vec![0u64; bytes.div_ceil(8)];
         let raw = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
         self.file.read_at(raw, self.info.start + (start / block * size) as u64)?;
+        let sum = crc32c::crc32c(raw);
         match dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
             CpuStorage::F32(values) => out.copy_from_slice(&values),
             other => {
@@ -170,6 +180,6 @@ impl Stored for GgufTensor {
                 )));
             }
         }
-        Ok(())
+        Ok(sum)
     }
 }

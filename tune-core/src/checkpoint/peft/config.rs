@@ -1,0 +1,289 @@
+//! `adapter_config.json`: what is read of it, and what would change the computation and is refused.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::hub::Origin;
+
+/// What an adapter is, apart from its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// The rank.
+    pub r: usize,
+    /// What the update is scaled by, before it is divided by the rank.
+    pub alpha: f64,
+    /// The share of inputs dropped in training.
+    pub dropout: f64,
+    /// Divide by the square root of the rank instead (rsLoRA).
+    pub use_rslora: bool,
+    /// Which modules are adapted.
+    pub target_modules: TargetModules,
+    /// The base model, as a path or as the hub knows it.
+    pub base_model_name_or_path: Option<String>,
+    /// The base model's branch, tag or commit on the hub; `main` where there is none.
+    pub revision: Option<String>,
+}
+
+/// Which modules an adapter adapts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Those whose path is or ends in one of these names: `q_proj`, `mlp.down_proj` …
+    Names(BTreeSet<String>),
+    /// A regular expression over whole paths, or `all-linear`; carried along as it is: which modules
+    /// it picked, the tensors say.
+    Pattern(String),
+}
+
+impl TargetModules {
+    /// Whether the module is one of those named; nothing is known about patterns here.
+    #[must_use]
+    pub fn names(&self, module: &str) -> Option<bool> {
+        match self {
+            Self::Names(names) => Some(names.iter().any(|n| is_named(module, n))),
+            Self::Pattern(_) => None,
+        }
+    }
+}
+
+/// PEFT's rule: the whole path or its end, at a dot.
+pub(super) fn is_named(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+impl AdapterConfig {
+    /// What the product of the two matrices is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let r = self.r as f64;
+        self.alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// What the hub calls the base model, unless it is a folder of this machine.
+    pub(crate) fn base_on_hub(&self) -> Option<Origin> {
+        let name = self.base_model_name_or_path.as_deref()?;
+        let is_name = crate::hub::Repo::new(crate::hub::Kind::Model, name).is_ok() && !Path::new(name).exists();
+        let revision = self.revision.clone().filter(|revision| revision != "main");
+        is_name.then(|| Origin { name: name.to_owned(), revision })
+    }
+}
+
+pub(super) fn to_json(config: &AdapterConfig) -> Value {
+    let targets = match &config.target_modules {
+        TargetModules::Names(names) => json!(names),
+        TargetModules::Pattern(pattern) => json!(pattern),
+    };
+    // peft says an integer here, and so do we where it is one.
+    let alpha = if config.alpha.fract() == 0.0 && config.alpha.abs() < 1e15 {
+        json!(config.alpha as i64)
+    } else {
+        json!(config.alpha)
+    };
+    json!({
+        "alpha_pattern": {},
+        "auto_mapping": null,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "lora_alpha": alpha,
+        "lora_dropout": config.dropout,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": config.r,
+        "rank_pattern": {},
+        "revision": config.revision,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": config.use_rslora,
+    })
+}
+
+/// Keys that are read.
+const READ: &[&str] = &[
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "bias",
+    "init_lora_weights",
+    "base_model_name_or_path",
+    "revision",
+];
+
+/// Keys that change nothing of what a trained adapter computes.
+const HARMLESS: &[&str] = &[
+    // Where it comes from and what it is for.
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    // How training began; `init_lora_weights` says whether that changed the base model.
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    // These are for settings that have to be off.
+    "megatron_core",
+    "qalora_group_size",
+    // Where it is computed.
+    "runtime_config",
+    // Whether the first versions of peft merged it for evaluation.
+    "merge_weights",
+    // How ms-swift stored and trained it.
+    "lora_dtype",
+    "lorap_lr_ratio",
+    "lorap_emb_lr",
+];
+
+/// What a key means that has to be off. Any other that is not known has to be off, too.
+const MUST_BE_OFF: &[(&str, &str)] = &[
+    ("use_dora", "is a DoRA adapter"),
+    ("modules_to_save", "trains whole modules besides its adapters"),
+    ("rank_pattern", "has ranks that differ between modules"),
+    ("alpha_pattern", "has an alpha that differs between modules"),
+    ("fan_in_fan_out", "is for layers with transposed weights"),
+    ("layers_to_transform", "adapts only some of the layers"),
+    ("layers_pattern", "adapts only some of the layers"),
+    ("layer_replication", "replicates layers"),
+    ("exclude_modules", "excludes modules from a pattern"),
+    ("lora_bias", "has biases in its adapters"),
+    ("trainable_token_indices", "trains embeddings of single tokens"),
+    ("target_parameters", "adapts parameters that are not linear layers"),
+    ("alora_invocation_tokens", "is an activated LoRA"),
+    ("use_qalora", "is a QA-LoRA adapter"),
+    ("use_bdlora", "has block-diagonal matrices (BD-LoRA)"),
+    ("arrow_config", "routes between adapters (Arrow)"),
+    ("kasa_config", "is a KaSA adapter, which changes the base model"),
+    ("velora_config", "is a VeLoRA adapter"),
+    ("monteclora_config", "is a MonteCLoRA adapter"),
+    ("megatron_config", "is for the layers of Megatron"),
+    ("ensure_weight_tying", "ties its adapters"),
+    ("enable_lora", "adapts parts of a joined layer"),
+];
+
+/// The config, or what is wrong with it.
+pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
+    let get = |key: &str| config.get(key).unwrap_or(&Value::Null);
+    let kind = get("peft_type").as_str().unwrap_or("nothing");
+    if kind != "LORA" {
+        return Err(format!("the adapter is of the kind {kind}; only LORA is supported"));
+    }
+    if let Some((key, value)) = config.iter().find(|(key, value)| !is_known(key) && !is_off(value)) {
+        return Err(match MUST_BE_OFF.iter().find(|(name, _)| name == key) {
+            Some((_, what)) => format!("the adapter {what} ({key}), which is not supported"),
+            None => format!(
+                "`{key}` is {value}. This key is not known here, so the adapter may compute something else than is \
+                 supported. If it does not change what the adapter computes, remove it from the file"
+            ),
+        });
+    }
+    check_initialization(get("init_lora_weights"))?;
+    match get("bias") {
+        Value::Null => {}
+        Value::String(bias) if bias == "none" => {}
+        other => {
+            return Err(format!("the adapter trains biases (bias: {other}), which is not supported"));
+        }
+    }
+    // What a key is where it is not there is peft's default.
+    let r = config.get("r").map_or(Some(8), Value::as_u64);
+    let r = r
+        .filter(|&r| (1..=1 << 20).contains(&r))
+        .ok_or_else(|| format!("r is {}; a rank of at least 1 was expected", get("r")))?;
+    let number = |key: &str, default: f64| match config.get(key) {
+        None => Ok(default),
+        Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; a number was expected")),
+    };
+    let dropout = number("lora_dropout", 0.0)?;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(format!("lora_dropout is {dropout}; 0 or more and less than 1 was expected"));
+    }
+    let use_rslora = match get("use_rslora") {
+        Value::Null => false,
+        Value::Bool(use_rslora) => *use_rslora,
+        other => return Err(format!("use_rslora is {other}; true or false was expected")),
+    };
+    let target_modules = match get("target_modules") {
+        Value::String(pattern) => TargetModules::Pattern(pattern.clone()),
+        Value::Array(names) if !names.is_empty() => TargetModules::Names(
+            names
+                .iter()
+                .map(|n| n.as_str().map(ToString::to_string))
+                .collect::<Option<_>>()
+                .ok_or("target_modules is not a list of names")?,
+        ),
+        other => {
+            return Err(format!("target_modules is {other}; a list of module names was expected"));
+        }
+    };
+    let text = |key: &str| match get(key) {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        other => Err(format!("{key} is {other}; text was expected")),
+    };
+    Ok(AdapterConfig {
+        r: r as usize,
+        alpha: number("lora_alpha", 8.0)?,
+        dropout,
+        use_rslora,
+        target_modules,
+        base_model_name_or_path: text("base_model_name_or_path")?,
+        revision: text("revision")?,
+    })
+}
+
+fn is_known(key: &str) -> bool {
+    READ.contains(&key) || HARMLESS.contains(&key)
+}
+
+/// Whether a value stands for a setting that is not used.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(_) => false,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// Refuses adapters whose training began with another base model than the one that they name: peft makes that
+/// model again before it adds such an adapter.
+fn check_initialization(value: &Value) -> Result<(), String> {
+    /// Both matrices are in the file, and the base is what it was.
+    const UNCHANGED_BASE: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+    let name = match value {
+        Value::Null | Value::Bool(_) => return Ok(()),
+        Value::String(name) => name.to_lowercase(),
+        other => return Err(format!("init_lora_weights is {other}; true, false or a name was expected")),
+    };
+    if UNCHANGED_BASE.contains(&name.as_str()) {
+        return Ok(());
+    }
+    let merge = "merge it into its base in peft (merge_and_unload) and take the merged model";
+    let convertible = name.starts_with("pissa") || ["olora", "corda", "lora_ga"].contains(&name.as_str());
+    Err(match (convertible, name.as_str()) {
+        (true, _) => format!(
+            "the adapter began with init_lora_weights: {value}, which changes the base model, and is not an update of the \
+             base as it is. Save it in peft with save_pretrained(..., path_initial_model_for_weight_conversion=FOLDER), \
+             where FOLDER has the adapter as it was before training; or {merge}"
+        ),
+        (false, "loftq") => format!(
+            "the adapter began with init_lora_weights: {value}, which quantizes the base model, and is not an update of \
+             the base as it is: {merge}"
+        ),
+        _ => format!(
+            "init_lora_weights is {value}, which is not known here; it may have changed the base model. If it has not, set \
+             it to true in this file; else {merge}"
+        ),
+    })
+}

@@ -9,7 +9,7 @@
 
 use std::env;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use crate::hash::{Hash, state};
@@ -48,7 +48,9 @@ pub(crate) fn folder() -> Result<PathBuf> {
 pub(crate) fn token() -> Option<String> {
     let file = || {
         let path = variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home().ok()?.join("token")));
-        let text = fs::read_to_string(path?).ok()?;
+        let mut text = String::new();
+        // No token is longer.
+        fs::File::open(path?).ok()?.take(1 << 16).read_to_string(&mut text).ok()?;
         Some(text.trim().to_owned()).filter(|token| !token.is_empty())
     };
     variable("HF_TOKEN").or_else(file)

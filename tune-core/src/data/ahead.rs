@@ -13,7 +13,7 @@ use super::pack;
 use super::report::{DatasetReport, Tally};
 use super::scratch::{temporary_error, temporary_file};
 use crate::positions::{read_exact_at, write_all_at};
-use crate::{Error, Result};
+use crate::{Error, Result, panics};
 
 /// Set in a stored token where the next one is trained. No vocabulary is that large.
 const NEXT_IS_TRAINED: u32 = 1 << 31;
@@ -113,7 +113,10 @@ impl Tokenized {
             let failure = match catch_unwind(AssertUnwindSafe(all)) {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("tokenizing the data ended in a panic, which is a mistake of this program".to_owned()),
+                Err(panic) => Some(format!(
+                    "tokenizing the data ended in a panic, which is a mistake of this program: {}",
+                    panics::message(&*panic)
+                )),
             };
             *shared.lock() = failure;
             shared.changed.notify_all();

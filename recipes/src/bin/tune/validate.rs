@@ -2,13 +2,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tune_core::config::recipe_of_torchtune;
+use tune_core::config::{files, recipe_of_torchtune};
 
 use crate::launch::{self, Action};
 use crate::{Result, Start, shipped};
+
+/// No config is longer.
+const LARGEST: u64 = 2 << 20;
 
 /// A recipe with its config and overrides, or a config that tells its recipe.
 #[derive(clap::Args)]
@@ -49,7 +53,7 @@ fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
         return Ok(recipe.name.to_owned());
     }
     let path = PathBuf::from(launch::config(config)?);
-    if let Some(recipe) = fs::read_to_string(&path).ok().as_deref().and_then(recipe_of_torchtune) {
+    if let Some(recipe) = text_of(&path).as_deref().and_then(recipe_of_torchtune) {
         return Ok(recipe.to_owned());
     }
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -66,9 +70,16 @@ fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
     }
 }
 
+/// The text of a config that is a file; a pipe can be read only once, by the recipe.
+fn text_of(config: &Path) -> Option<String> {
+    let mut text = String::new();
+    files::open_file(config).ok()?.take(LARGEST).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 /// What the schema that a config names for editors calls itself.
 fn schema_title(config: &Path, folder: &Path) -> Option<String> {
-    let text = fs::read_to_string(config).ok()?;
+    let text = text_of(config)?;
     let (_, schema) = text.lines().next()?.split_once("$schema=")?;
     let schema: serde_json::Value = serde_json::from_str(&fs::read_to_string(folder.join(schema.trim())).ok()?).ok()?;
     let title = schema.get("title")?.as_str()?;

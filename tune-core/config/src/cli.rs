@@ -291,9 +291,11 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
     }
     text += "\nOverrides, in the order in which they are given:\n";
     for (form, what) in [
-        ("a.b=VALUE", "sets a key; the value is YAML"),
-        ("a.0.b=VALUE", "sets a key of a list's first item"),
-        ("a=NAME", "chooses another component; keys that it lacks go"),
+        ("a.b=VALUE", "sets a key; the value is YAML, but for text and paths"),
+        ("text=a: b # c", "text and paths are taken as typed, but for quotes around all of it"),
+        ("text=null", "clears a text or a path that may be none"),
+        ("a.0.b=VALUE", "sets a key of a list's first item; of a list of one also a.b=VALUE"),
+        ("a=NAME", "chooses another component; keys that it lacks go, which is told"),
         ("~a.b", "removes a key"),
     ] {
         let _ = writeln!(text, "  {form:<23}  {what}");

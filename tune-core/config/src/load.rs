@@ -95,13 +95,15 @@ pub(crate) struct Read {
     root: Node,
     command_line: SourceId,
     diagnostics: Vec<Diagnostic>,
+    /// Warnings about keys that a newly chosen component lacks.
+    left_out: Vec<Diagnostic>,
     /// What is torchtune's way of writing, and became ours.
     pub(crate) translation: Translation,
 }
 
 pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
     let mut sources = Sources::default();
-    let mut diagnostics = Vec::new();
+    let (mut diagnostics, mut left_out) = (Vec::new(), Vec::new());
     let line = CommandLine::new(&input.command, &input.overrides);
     let has_file = input.file.is_some();
     let (name, text) = input.file.unwrap_or_default();
@@ -128,13 +130,16 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
     }
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
-            .and_then(|with| overrides::apply(schema, &mut root, with));
-        diagnostics.extend(applied.err().map(|diagnostic| *diagnostic));
+            .and_then(|with| overrides::apply(schema, &mut root, &with));
+        match applied {
+            Ok(warning) => left_out.extend(warning),
+            Err(diagnostic) => diagnostics.push(*diagnostic),
+        }
     }
     let (mut root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
     let translation = translate(schema, &mut root, sources.text(file), file);
-    Ok(Read { sources, root, command_line, diagnostics, translation })
+    Ok(Read { sources, root, command_line, diagnostics, left_out, translation })
 }
 
 /// What an input comes to as far as it is right, for help.
@@ -152,7 +157,7 @@ pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, S
 /// # Errors
 /// Everything that is wrong with it, at once.
 pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
-    let Read { sources, root, command_line, mut diagnostics, translation } = read(&T::SCHEMA, input)?;
+    let Read { sources, root, command_line, mut diagnostics, left_out, translation } = read(&T::SCHEMA, input)?;
     let is_error = |diagnostic: &Diagnostic| diagnostic.level == Level::Error;
     let (errors, other_warnings): (Vec<_>, Vec<_>) = translation.diagnostics.into_iter().partition(is_error);
     diagnostics.extend(errors);
@@ -163,6 +168,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     diagnostics.extend(shown.map(|finding| Diagnostic::of(finding, tree)));
     let resolved = resolve(&T::SCHEMA, tree);
     let mut warnings = ignored(&translation.dropped, &resolved.ignored);
+    warnings.extend(left_out);
     warnings.extend(other_warnings);
     let converted = match resolved.value {
         Some(value) if resolved.complete && diagnostics.is_empty() => match T::from_value(&value) {

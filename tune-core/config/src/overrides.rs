@@ -2,13 +2,16 @@
 //! before it is checked.
 
 mod apply;
+mod switch;
+mod written;
 
-use tune_yaml::{Node, SourceId, Span, Value as Tree};
+use tune_yaml::{Code, MAX_DEPTH, Node, SourceId, Span, Value as Tree};
 
 use crate::codes;
 use crate::report::Diagnostic;
 
 pub(crate) use apply::apply;
+use written::Written;
 
 /// The command line as one line of text, and where each override stands in it.
 pub(crate) struct CommandLine {
@@ -39,83 +42,68 @@ impl CommandLine {
 }
 
 /// What an override asks for.
-pub(crate) struct Override {
+pub(crate) struct Override<'a> {
     path: Vec<(String, Span)>,
-    action: Action,
+    action: Action<'a>,
 }
 
-enum Action {
-    Set(Node),
+enum Action<'a> {
+    Set(Written<'a>),
     Delete,
 }
 
 /// Reads the override that stands at `range` of the command line.
-pub(crate) fn parse(
-    written: &str,
-    line: &CommandLine,
+pub(crate) fn parse<'a>(
+    written: &'a str,
+    line: &'a CommandLine,
     range: std::ops::Range<usize>,
     source: SourceId,
-) -> Result<Override, Box<Diagnostic>> {
+) -> Result<Override<'a>, Box<Diagnostic>> {
     let whole = Span::new(source, range.start, range.end);
     let (path, start, action) = if let Some(path) = written.strip_prefix('~') {
         (path, range.start + 1, Action::Delete)
     } else if let Some((path, value)) = written.split_once('=') {
         // Bytes of the line are those of the argument, except for line breaks.
-        let start = range.start + path.len() + 1;
-        let node = match value.contains(['\n', '\t']) {
-            true => {
-                let mut node = tune_yaml::parse(value, source).map_err(|mut error| {
-                    error.span = whole;
-                    error.labels.clear();
-                    Diagnostic::from(error)
-                })?;
-                relocate(&mut node, Span::new(source, start, range.end));
-                node
-            }
-            false => tune_yaml::parse_value(&line.text, start, range.end, source).map_err(Diagnostic::from)?,
-        };
-        // In a file this is a comment; here it is a part of the value that would be lost.
-        let behind = line.text.get(node.span.end..range.end).unwrap_or_default();
-        if let Some(comment) = [value, behind].map(str::trim_start).into_iter().find(|text| text.starts_with('#')) {
-            let hash = range.end - comment.len();
-            return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{path}` would be cut off at a comment"))
-                .at(Span::new(source, hash, range.end), "YAML reads no further than here")
-                .help(format!("put the value into quotes: `{path}=\"...\"`"))
-                .into());
-        }
-        (path, range.start, Action::Set(node))
+        let span = Span::new(source, range.start + path.len() + 1, range.end);
+        (path, range.start, Action::Set(Written { path, text: value, line: &line.text, span }))
     } else {
-        let diagnostic = Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
-            .at(whole, "expected `key=value` or `~key`");
+        let diagnostic = no_override(written, whole, "expected `key=value` or `~key`");
         return Err(Box::new(match written.split_once(':') {
             Some((path, value)) if is_path(path) => diagnostic.help(format!("write `{path}={}`", value.trim_start())),
             _ => diagnostic,
         }));
     };
-    let mut at = start;
-    let mut steps = Vec::new();
-    for step in path.split('.') {
-        steps.push((step.to_owned(), Span::new(source, at, at + step.len())));
-        at += step.len() + 1;
-    }
     if !is_path(path) {
         let trimmed = written.split_once('=').filter(|(path, _)| is_path(path.trim()));
         let help = match trimmed {
             Some((path, value)) => format!("write `{}={}`", path.trim(), value.trim()),
             None => "a path is made of keys and list positions, such as `datasets.0.path`".to_owned(),
         };
-        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
-            .at(whole, "expected `key=value` or `~key`")
-            .help(help)
-            .into());
+        return Err(no_override(written, whole, "expected `key=value` or `~key`").help(help).into());
     }
-    if steps[0].0.starts_with('+') {
-        return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override"))
-            .at(whole, "keys are added without a `+`")
+    if path.starts_with('+') {
+        return Err(no_override(written, whole, "keys are added without a `+`")
             .help(format!("write `{}`", written.trim_start_matches('+')))
             .into());
     }
+    let mut at = start;
+    let mut steps = Vec::new();
+    for step in path.split('.') {
+        let span = Span::new(source, at, at + step.len());
+        if steps.len() == MAX_DEPTH {
+            return Err(Diagnostic::error(Code::TOO_LARGE, "this path is longer than any in a config")
+                .at(span, "the next key within another")
+                .help(format!("a config has at most {MAX_DEPTH} levels"))
+                .into());
+        }
+        steps.push((step.to_owned(), span));
+        at += step.len() + 1;
+    }
     Ok(Override { path: steps, action })
+}
+
+fn no_override(written: &str, span: Span, label: &str) -> Diagnostic {
+    Diagnostic::error(codes::NO_OVERRIDE, format!("`{written}` is no override")).at(span, label)
 }
 
 /// Whether these are steps with dots between.

@@ -1,5 +1,7 @@
 //! What is wrong with a config, shown at the place where it was written.
 
+use std::borrow::Cow;
+
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level as Snippet_Level, Renderer, Snippet};
 use tune_yaml::{SourceId, Span};
@@ -228,7 +230,8 @@ impl Report {
             Level::Warning => Snippet_Level::WARNING,
         };
         let code = diagnostic.code.map(|code| code.to_string());
-        let title = level.primary_title(&diagnostic.message);
+        let message = cut(&diagnostic.message, MESSAGE);
+        let title = level.primary_title(&*message);
         let mut group = Group::with_title(match &code {
             Some(code) => title.id(code.as_str()),
             None => title,
@@ -255,12 +258,24 @@ impl Report {
                 .element(Snippet::source(source.text.as_str()).path(source.name.as_str()).annotations(annotations));
         }
         for note in &diagnostic.notes {
-            group = group.element(Snippet_Level::NOTE.message(note));
+            group = group.element(Snippet_Level::NOTE.message(cut(note, REMARK)));
         }
         for help in &diagnostic.help {
-            group = group.element(Snippet_Level::HELP.message(help));
+            group = group.element(Snippet_Level::HELP.message(cut(help, REMARK)));
         }
         renderer.render(&[group])
+    }
+}
+
+/// The bytes of a message that are shown, and of a remark: keys and values in them may be of any length.
+const MESSAGE: usize = 600;
+const REMARK: usize = 4096;
+
+/// The beginning of a text that is too long.
+fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    match text.len() <= limit {
+        true => text.into(),
+        false => format!("{} ...", &text[..text.floor_char_boundary(limit)]).into(),
     }
 }
 

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{AdamW, Dataset, LEAST, Optimizer, Sgd, Train, bad, good, snapshot};
+use common::{AdamW, Dataset, LEAST, Optimizer, Sgd, Train, bad, good, read, snapshot};
+use tune_config::{Config, Input, load};
 
 fn with(overrides: &[&str]) -> Train {
     good(LEAST, overrides)
@@ -38,24 +39,149 @@ fn values_are_yaml_and_may_contain_equals() {
     assert_eq!(instruct.column_map["a"], "b=c");
 }
 
+/// A key of type text takes what was typed.
 #[test]
-fn text_needs_no_quotes_within_quotes() {
-    assert_eq!(with(&["name=123"]).name, "123");
-    assert_eq!(with(&["name=true"]).name, "true");
-    assert_eq!(with(&["name='None'"]).name, "None");
-    assert_eq!(with(&["name=two words"]).name, "two words");
-    assert_eq!(with(&["name=\"two\\nlines\""]).name, "two\nlines");
-    assert_eq!(with(&["name=|\n  two\n  lines"]).name, "two\nlines\n");
+fn text_is_taken_literally() {
+    for text in [
+        "Translate to French: hello",
+        "a: b: c",
+        "a # b",
+        "# b",
+        "  two blanks ",
+        "[a, b]",
+        "[1",
+        "{a: b}",
+        "123",
+        "1.0",
+        "1_000",
+        "true",
+        "yes",
+        "null",
+        "None",
+        "~",
+        "*.json",
+        "&a",
+        "!x",
+        "@home",
+        "%",
+        "- a",
+        "| a | b |",
+        "two\nlines: x",
+        "tab\tbed",
+        "line\r\n",
+        "it's",
+        "\"Hello\" and \"bye\"",
+        "\"not closed",
+        "'",
+        "'a' # b",
+        "C:\\new",
+        "a=b",
+        "\"two\nlines\"",
+        "---",
+        "\u{2028}",
+        "ü: 🦀",
+        "\u{0}",
+    ] {
+        assert_eq!(with(&[&format!("name={text}")]).name, text, "{text}");
+        // Within a map, too.
+        let config = with(&[&format!("datasets.0.column_map.a={text}")]);
+        let Dataset::Instruct(instruct) = &config.datasets[0];
+        assert_eq!(instruct.column_map["a"], text);
+        assert_eq!(good(&config.to_yaml(), &[]), config);
+    }
+    // Quotes around all of it are YAML's, so anything can be said.
+    for (written, text) in [
+        ("'None'", "None"),
+        ("\"two\\nlines\"", "two\nlines"),
+        ("''", ""),
+        ("'  a # b: c '", "  a # b: c "),
+        ("'it''s'", "it's"),
+        ("\"\\\"quoted\\\"\"", "\"quoted\""),
+    ] {
+        assert_eq!(with(&[&format!("name={written}")]).name, text, "{written}");
+    }
+    // References are followed.
+    assert_eq!(with(&["name=a: ${batch_size}", "batch_size=3"]).name, "a: 3");
+    assert_eq!(with(&[r"name=a: \${b} # c"]).name, "a: ${b} # c");
+}
+
+#[test]
+fn paths_are_taken_literally() {
+    for path in ["a: b.json", "a #1.json", "my data.json", "*.json", "@a", "[a.json", "12", "it's", "{a}"] {
+        assert_eq!(with(&[&format!("output_dir={path}")]).output_dir.to_str(), Some(path));
+        assert_eq!(paths(&with(&[&format!("dataset.path={path}")])), [path]);
+    }
+    assert_eq!(with(&["output_dir='a b'"]).output_dir.to_str(), Some("a b"));
+    // Nobody wants a folder of this name.
+    assert!(bad(LEAST, &["output_dir=null"]).contains("expected a path, found null"));
+}
+
+/// Some texts, which may be none.
+#[derive(Debug, Config)]
+#[config(crate = tune_config)]
+struct Texts {
+    /// One or nothing.
+    one: Option<String>,
+    /// Files.
+    #[config(default, one_or_many)]
+    files: Vec<std::path::PathBuf>,
+    /// Words.
+    #[config(default)]
+    words: Vec<String>,
+}
+
+#[test]
+fn null_clears_a_text_that_may_be_none() {
+    let read = |overrides: &[&str]| {
+        let input = Input::yaml("a.yaml", "one: x\nwords: [x]\n").overrides(overrides.iter().copied());
+        load::<Texts>(input).map(|loaded| loaded.config).map_err(|report| report.to_string())
+    };
+    let one = |written: &str| read(&[&format!("one={written}")]).map(|texts| texts.one);
+    for null in ["null", "None", "~", ""] {
+        assert_eq!(one(null), Ok(None), "{null}");
+    }
+    for text in ["nothing", "null and void", "no: thing", "[a]", "1"] {
+        assert_eq!(one(text), Ok(Some(text.to_owned())));
+    }
+    assert_eq!(one("'null'"), Ok(Some("null".to_owned())));
+    // Elements of a list are YAML; a single file that stands for a list is not.
+    let texts =
+        read(&["words=[a, 'b: c', 1, \"d\\n\"]", "files=a: b.json"]).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(texts.words, ["a", "b: c", "1", "d\n"]);
+    assert_eq!(texts.files, [std::path::PathBuf::from("a: b.json")]);
+    let texts = read(&["words.0=a: b # c", "files=[a.json, b c.json]"]).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!((texts.words, texts.files.len()), (vec!["a: b # c".to_owned()], 2));
+    assert!(read(&["files=[a.json"]).is_err_and(|report| report.contains("close it with `]`")));
+}
+
+/// However long or deep it is: a message, and no overflow of the stack.
+#[test]
+fn a_path_has_an_end() {
+    for step in ["a", "0", "model", "datasets"] {
+        let path = vec![step; 10_000].join(".");
+        for with in [format!("{path}=1"), format!("~{path}"), format!("model.{path}=[1]")] {
+            let error = bad(LEAST, &[&with]);
+            assert!(error.contains("longer than any in a config") && error.len() < 4_000, "{}", error.len());
+        }
+    }
+    let path = vec!["a"; 40].join(".");
+    let deep = format!("{path}={}x{}", "[".repeat(40), "]".repeat(40));
+    assert!(bad(LEAST, &[&deep]).contains("more than 64 levels"));
+    let long = "k".repeat(100_000);
+    for with in
+        [long.clone(), format!("{long}=1"), format!("model.{long}=1"), format!("~{long}"), format!("epochs.{long}=1")]
+    {
+        let error = bad(LEAST, &[&with]);
+        assert!(error.len() < 8_000, "{} {}", error.len(), &error[..100]);
+    }
 }
 
 #[test]
 fn a_comment_does_not_cut_a_value_off() {
-    for written in ["name=a # b", "name=# b", "name='a' # b", "batch_size=4 # more", "model.lora_attn_modules=[a] #"] {
+    for written in ["batch_size=4 # more", "seed=# b", "optimizer='sgd' # b", "model.lora_attn_modules=[a] #"] {
         let error = bad(LEAST, &[written]);
         assert!(error.contains("would be cut off at a comment"), "{error}");
     }
-    assert_eq!(with(&["name=a#b"]).name, "a#b");
-    assert_eq!(with(&["name=\"a # b\""]).name, "a # b");
 }
 
 #[test]
@@ -98,6 +224,21 @@ fn another_component_keeps_what_it_knows() {
     // What neither knows is still a mistake.
     let yaml = format!("{LEAST}optimizer: {{_component_: adamw, betta: 1}}\n");
     assert!(bad(&yaml, &["optimizer=sgd"]).contains("unknown key `optimizer.betta`"));
+}
+
+/// What another component has no key for is told.
+#[test]
+fn keys_that_are_left_out_are_told() {
+    let yaml = format!("{LEAST}optimizer: {{_component_: adamw, lr: 0.25, betas: [0.5, 0.5], fused: true}}\n");
+    let told = |overrides: &[&str]| read(&yaml, overrides).expect("a good config").warnings.to_string();
+    let warning = told(&["optimizer=sgd"]);
+    let expected = "warning: the key `betas` of `adamw` is left out: `sgd` has no such key\n --> lora.yaml:3:43";
+    assert!(warning.starts_with(expected), "{warning}");
+    assert!(
+        told(&["optimizer=none"]).starts_with("warning: 2 keys of `adamw` are left out: `none` has no such keys\n")
+    );
+    assert_eq!(told(&["optimizer=adamw"]).matches("left out").count(), 0);
+    assert_eq!(told(&["optimizer={_component_: sgd}"]), "");
 }
 
 #[test]

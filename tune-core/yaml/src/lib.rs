@@ -30,7 +30,7 @@ mod text;
 
 pub use code::Code;
 pub use interpolate::{escape_references, interpolate};
-pub use limits::TEXT as MAX_TEXT;
+pub use limits::{DEPTH as MAX_DEPTH, TEXT as MAX_TEXT, depth};
 pub use nearest::{nearest, slip};
 pub use parse::{parse, parse_value};
 pub use scalar::{Kind, Number, Scalar};

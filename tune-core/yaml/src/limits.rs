@@ -6,7 +6,7 @@ use crate::{Code, Error, Node, Span, Value};
 /// The bytes that a text may have.
 pub const TEXT: usize = 1 << 20;
 /// Values within values.
-pub(crate) const DEPTH: usize = 64;
+pub const DEPTH: usize = 64;
 /// `${}` that are followed.
 pub(crate) const REFERENCES: usize = 2_000;
 /// Bytes that a tree may take: about a hundred thousand values.
@@ -56,7 +56,7 @@ impl Budget {
 }
 
 /// Values within values: 0 for a scalar.
-pub(crate) fn depth(node: &Node) -> usize {
+pub fn depth(node: &Node) -> usize {
     match &node.value {
         Value::List(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
         Value::Map(entries) => 1 + entries.iter().map(|e| depth(&e.value)).max().unwrap_or(0),

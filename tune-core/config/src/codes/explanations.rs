@@ -217,8 +217,10 @@ pub const EXPLANATIONS: &[Explanation] = &[
     overrides(
         NO_OVERRIDE,
         "this is no override",
-        "What follows the options sets or removes keys: `key=value`, `a.b.c=value`, `list.0.key=value`, `~key`. The \
-         value is YAML, and a shell needs quotes around `[`, `{`, `~` and blanks. Keys are added without a `+`.",
+        "What follows the options sets or removes keys: `key=value`, `a.b.c=value`, `list.0.key=value`, `~key`. Text \
+         and paths are taken as they are typed, `prompt=Say: yes # now` too; quotes around all of it are left out, and \
+         `null` is no text where there may be none. Every other value is YAML. A shell needs quotes around `[`, `{`, \
+         `~` and blanks. Keys are added without a `+`.",
         &["epochs", "2"],
         &["epochs=2"],
     ),
@@ -239,7 +241,8 @@ pub const EXPLANATIONS: &[Explanation] = &[
     overrides(
         NO_ITEM,
         "no such item",
-        "A number in a path is a position in a list, counted from 0. The position after the last one adds an item.",
+        "A number in a path is a position in a list, counted from 0. The position after the last one adds an item. A \
+         key of an item needs its position before it, but in a list of one.",
         &["model.lora_attn_modules.7=k_proj"],
         &["model.lora_attn_modules.1=k_proj"],
     ),

@@ -2,25 +2,33 @@
 //! name is an alias, whether a number counts in a list, and what a component
 //! loses when another one is chosen.
 
-use tune_yaml::{Entry, Node, Span, Value as Tree, nearest};
+use tune_yaml::{Code, Entry, MAX_DEPTH, Node, Span, Value as Tree, nearest};
 
-use super::{Action, Override};
+use super::switch::{chosen, switch};
+use super::{Action, Override, Written};
 use crate::codes;
 use crate::report::Diagnostic;
 use crate::resolve::default_node;
-use crate::schema::{COMPONENT, Component, Const, Key, Schema, Struct};
+use crate::schema::{COMPONENT, Const, Key, Schema};
 
-/// Puts an override into the tree.
-pub(crate) fn apply(schema: &Schema, root: &mut Node, with: Override) -> Result<(), Box<Diagnostic>> {
-    let walk = Walk { path: &with.path };
-    match with.action {
-        Action::Set(value) => walk.set(Some(schema), None, root, 0, value),
-        Action::Delete => walk.delete(Some(schema), None, root, 0),
+/// Puts an override into the tree; says what is lost by it.
+pub(crate) fn apply(
+    schema: &Schema,
+    root: &mut Node,
+    with: &Override<'_>,
+) -> Result<Option<Diagnostic>, Box<Diagnostic>> {
+    let mut walk = Walk { path: &with.path, warning: None };
+    match &with.action {
+        Action::Set(value) => walk.set(Some(schema), None, root, 0, value)?,
+        Action::Delete => walk.delete(Some(schema), None, root, 0)?,
     }
+    Ok(walk.warning)
 }
 
 struct Walk<'a> {
     path: &'a [(String, Span)],
+    /// What another component left out.
+    warning: Option<Diagnostic>,
 }
 
 impl Walk<'_> {
@@ -31,31 +39,36 @@ impl Walk<'_> {
     }
 
     fn set(
-        &self,
+        &mut self,
         schema: Option<&Schema>,
         key: Option<&Key>,
         node: &mut Node,
         at: usize,
-        value: Node,
+        value: &Written<'_>,
     ) -> Result<(), Box<Diagnostic>> {
-        let schema = schema.map(inside);
         let Some((step, span)) = self.path.get(at) else {
-            match (schema, &value.value) {
-                (Some(Schema::Component(component)), Tree::Scalar(_)) if !value.is_null() => {
-                    switch(component, key, node, value);
-                }
-                _ => *node = value,
-            }
-            return Ok(());
+            return self.put(schema, key, node, value);
         };
+        let schema = schema.map(inside);
         if matches!(node.value, Tree::Reported) {
             return Ok(());
         }
         match schema {
-            Some(Schema::List(item)) if key.is_some_and(|key| key.one_or_many) && !is_list(node) => {
-                if step.parse::<usize>().is_err() {
-                    return self.set(Some(item), None, node, at, value);
+            Some(Schema::List(item)) if key.is_some_and(|key| key.one_or_many) && step.parse::<usize>().is_err() => {
+                match &mut node.value {
+                    Tree::List(items) if items.is_empty() => node.value = Node::plain("", *span).value,
+                    Tree::List(items) if holds_keys(item) => {
+                        return match items.as_mut_slice() {
+                            [only] => self.set(Some(item), None, only, at, value),
+                            _ => Err(no_item(self, at, items)),
+                        };
+                    }
+                    Tree::List(_) => return self.set_item(Some(item), node, at, value),
+                    _ => {}
                 }
+                self.set(Some(item), None, node, at, value)
+            }
+            Some(Schema::List(item)) if key.is_some_and(|key| key.one_or_many) && !is_list(node) => {
                 let only = std::mem::replace(node, Node::plain("", node.span));
                 node.value = Tree::List(if only.is_null() { Vec::new() } else { vec![only] });
                 self.set_item(Some(item), node, at, value)
@@ -78,7 +91,8 @@ impl Walk<'_> {
                     && step == COMPONENT
                     && at + 1 == self.path.len()
                 {
-                    switch(component, key, node, value);
+                    let chosen = value.read(schema, None)?;
+                    self.warning = switch(component, key, node, chosen);
                     return Ok(());
                 }
                 let found = child(schema, key, node, step);
@@ -105,6 +119,39 @@ impl Walk<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Puts the value in the place of what the whole path leads to.
+    fn put(
+        &mut self,
+        schema: Option<&Schema>,
+        key: Option<&Key>,
+        node: &mut Node,
+        value: &Written<'_>,
+    ) -> Result<(), Box<Diagnostic>> {
+        let value = value.read(schema, key)?;
+        if self.path.len() + tune_yaml::depth(&value) > MAX_DEPTH {
+            return Err(Diagnostic::error(Code::TOO_LARGE, format!("more than {MAX_DEPTH} levels of nesting"))
+                .at(value.span, "with the keys before it")
+                .help(format!("a config has at most {MAX_DEPTH} levels"))
+                .into());
+        }
+        let names_one = matches!(value.value, Tree::Scalar(_)) && !value.is_null();
+        match schema.map(inside) {
+            Some(Schema::Component(component)) if names_one => self.warning = switch(component, key, node, value),
+            Some(Schema::List(Schema::Component(component))) if names_one && key.is_some_and(|key| key.one_or_many) => {
+                match &mut node.value {
+                    Tree::List(items) => match items.as_mut_slice() {
+                        [only] => self.warning = switch(component, None, only, value),
+                        several if several.iter().any(has_keys) => return Err(which(self, several.len(), &value)),
+                        _ => *node = value,
+                    },
+                    _ => self.warning = switch(component, None, node, value),
+                }
+            }
+            _ => *node = value,
+        }
+        Ok(())
     }
 
     /// Makes a mapping of a node that a key is to be set in.
@@ -136,11 +183,11 @@ impl Walk<'_> {
     }
 
     fn set_item(
-        &self,
+        &mut self,
         schema: Option<&Schema>,
         node: &mut Node,
         at: usize,
-        value: Node,
+        value: &Written<'_>,
     ) -> Result<(), Box<Diagnostic>> {
         let (step, span) = &self.path[at];
         if node.is_null() {
@@ -160,13 +207,13 @@ impl Walk<'_> {
                 items.push(Node::plain("", *span));
                 index
             }
-            _ => return Err(no_item(self, at, length)),
+            _ => return Err(no_item(self, at, items)),
         };
         self.set(schema, None, &mut items[index], at + 1, value)
     }
 
     fn delete(
-        &self,
+        &mut self,
         schema: Option<&Schema>,
         key: Option<&Key>,
         node: &mut Node,
@@ -185,10 +232,19 @@ impl Walk<'_> {
                     node.value = Tree::List(Vec::new());
                     Ok(())
                 }
-                Ok(0) => self.delete(Some(item), key, node, at + 1),
-                Ok(_) => Err(no_item(self, at, 1)),
-                Err(_) => self.delete(Some(item), key, node, at),
+                Ok(0) => self.delete(Some(item), None, node, at + 1),
+                Ok(_) => Err(no_item(self, at, std::slice::from_ref(node))),
+                Err(_) => self.delete(Some(item), None, node, at),
             };
+        }
+        if let Some(Schema::List(item)) = schema
+            && key.is_some_and(|key| key.one_or_many)
+            && holds_keys(item)
+            && let Tree::List(items) = &mut node.value
+            && let [only] = items.as_mut_slice()
+            && step.parse::<usize>().is_err()
+        {
+            return self.delete(Some(item), None, only, at);
         }
         match &mut node.value {
             Tree::List(items) => {
@@ -197,7 +253,7 @@ impl Walk<'_> {
                     _ => None,
                 };
                 let Some(index) = step.parse().ok().filter(|index| *index < items.len()) else {
-                    return Err(no_item(self, at, items.len()));
+                    return Err(no_item(self, at, items));
                 };
                 if last {
                     items.remove(index);
@@ -239,16 +295,40 @@ impl Walk<'_> {
     }
 }
 
-fn no_item(walk: &Walk<'_>, at: usize, length: usize) -> Box<Diagnostic> {
-    let (_, span) = &walk.path[at];
-    let items = match length {
+fn no_item(walk: &Walk<'_>, at: usize, items: &[Node]) -> Box<Diagnostic> {
+    let (step, span) = &walk.path[at];
+    // Its key may be meant.
+    let keyed = items.len() > 1 && items.iter().any(|item| matches!(item.value, Tree::Map(_)));
+    let items = match items.len() {
         0 => "it is empty".to_owned(),
         1 => "its only item is 0".to_owned(),
-        _ => format!("its items are 0 to {}", length - 1),
+        length => format!("its items are 0 to {}", length - 1),
     };
-    Diagnostic::error(codes::NO_ITEM, format!("no item `{}`", walk.to(at + 1)))
-        .at(*span, format!("a list: {items}"))
+    let diagnostic = Diagnostic::error(codes::NO_ITEM, format!("no item `{}`", walk.to(at + 1)))
+        .at(*span, format!("a list: {items}"));
+    Box::new(match keyed && step.parse::<usize>().is_err() {
+        true => diagnostic.help(format!("name one of them first: `{}.0.{step}`", walk.to(at))),
+        false => diagnostic,
+    })
+}
+
+/// A component is chosen for a list of several.
+fn which(walk: &Walk<'_>, length: usize, chosen: &Node) -> Box<Diagnostic> {
+    let path = walk.to(walk.path.len());
+    let name = chosen.as_str().unwrap_or_default();
+    Diagnostic::error(codes::NO_ITEM, format!("`{path}` is a list of {length}: one of them, or all?"))
+        .at(chosen.span, "chosen for the list")
+        .help(format!("choose for one with `{path}.0={name}`, or replace them all with `{path}=[{name}]`"))
         .into()
+}
+
+/// Whether an item of a list has keys of its own, besides the name of its component.
+fn has_keys(item: &Node) -> bool {
+    matches!(&item.value, Tree::Map(entries) if entries.iter().any(|entry| entry.key != COMPONENT))
+}
+
+fn holds_keys(schema: &Schema) -> bool {
+    matches!(inside(schema), Schema::Struct(_) | Schema::Component(_) | Schema::Map(_))
 }
 
 fn is_list(node: &Node) -> bool {
@@ -281,48 +361,8 @@ fn child<'s>(
     }
 }
 
-/// The keys of the component that `node` chooses.
-fn chosen(component: &Component, key: Option<&Key>, node: &Node) -> Option<&'static Struct> {
-    let written = match &node.value {
-        Tree::Map(_) => node.get(COMPONENT).and_then(|entry| entry.value.as_str()),
-        Tree::Scalar(_) if !node.is_null() => node.as_str(),
-        _ => None,
-    };
-    let of_key = || match key?.default? {
-        Const::Text(name) => component.find(name),
-        _ => None,
-    };
-    let found = match written {
-        Some(name) => component.find(name),
-        None => of_key().or(component.default),
-    };
-    component.variants.get(found?)?.fields()
-}
-
 /// The entry that is written under any name of the key.
 fn entry_of(entries: &[Entry], step: &str, key: Option<&Key>) -> Option<usize> {
     let names = |name: &str| name == step || key.is_some_and(|key| key.name == name || key.aliases.contains(&name));
     entries.iter().position(|entry| names(&entry.key))
-}
-
-/// Chooses another component. Keys that the old one has and the new one lacks
-/// go with it; a key that neither has stays, and is reported.
-fn switch(component: &Component, key: Option<&Key>, node: &mut Node, value: Node) {
-    let old = chosen(component, key, node);
-    let new = value.as_str().and_then(|name| component.find(name)).map(|at| &component.variants[at]);
-    let Tree::Map(entries) = &mut node.value else {
-        *node = value;
-        return;
-    };
-    if let (Some(old), Some(new)) = (old, new) {
-        let knows = |fields: &Struct, name: &str| fields.find(name).is_some() || fields.find_ignored(name).is_some();
-        entries.retain(|entry| {
-            let goes = knows(old, &entry.key) && !new.fields().is_some_and(|fields| knows(fields, &entry.key));
-            entry.key == COMPONENT || !goes
-        });
-    }
-    match entries.iter_mut().find(|entry| entry.key == COMPONENT) {
-        Some(entry) => entry.value = value,
-        None => entries.insert(0, Entry { key: COMPONENT.to_owned(), key_span: value.span, value }),
-    }
 }

@@ -307,7 +307,17 @@ fn with(random: &mut ChaCha8Rng) -> String {
         false => of(&["optimizer", "optimizer.lr", "model.lora_rank", "datasets.0.path", "name", "epochs"], random)
             .to_owned(),
     };
+    let path = match random.random_range(0..400) {
+        // A path or a key of any length.
+        0 => vec![path.as_str(); random.random_range(1..5_000)].join("."),
+        1 => path.repeat(random.random_range(1..5_000)),
+        _ => path,
+    };
     let with = match random.random_range(0..6) {
+        2 if random.random_bool(0.01) => {
+            let levels = random.random_range(20..20_000);
+            format!("{path}={}x{}", "[".repeat(levels), "]".repeat(levels))
+        }
         0 => format!("~{path}"),
         1 => format!("{path}={}", of(&["sgd", "adamw", "none", "instruct"], random)),
         _ => format!("{path}={}", of(&VALUES, random)),

@@ -256,6 +256,18 @@ fn large_and_hostile_texts_are_answered_soon() {
     let overrides: Vec<String> = (0..2_000).map(|index| format!("model.x{index}=[{index}]")).collect();
     let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
     assert!(read(common::LEAST, &overrides).is_err());
+    for with in [
+        vec!["a"; 500_000].join("."),
+        vec!["0"; 500_000].join("."),
+        format!("model.{}", "x".repeat(1_000_000)),
+        format!("{}=1", vec!["model"; 60].join(".")),
+    ] {
+        for with in [format!("{with}=1"), format!("~{with}"), format!("name={with}=1: ["), with] {
+            let answer = read(common::LEAST, &[&with]);
+            assert!(answer.is_ok() == with.starts_with("name="), "{}", &with[..20]);
+            assert!(answer.err().is_none_or(|report| report.len() < 10_000));
+        }
+    }
     assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
 }
 

@@ -44,7 +44,8 @@ fn the_compiler_and_the_program_say_the_same() -> std::io::Result<()> {
 
 /// A config with something of everything.
 const GOOD: &str = "\
-output_dir: out/${seed}
+run_name: night
+output_dir: out/${run_name}/${seed}
 epochs: 3
 seed: 1_000
 dtype: bfloat16

@@ -245,7 +245,7 @@ fn the_schema_works_in_an_editor() -> io::Result<()> {
     server.tell("textDocument/didChange", &json!({"textDocument": document, "contentChanges": [{"text": wrong}]}))?;
     server.wait(|server| server.diagnostics.get(&uri(&file)).is_some_and(|said| !said.is_empty()))?;
     let said = server.diagnostics.get(&uri(&file)).map(|said| said.join("\n")).unwrap_or_default();
-    assert!(said.contains("epcohs") && said.contains("lrr"), "{said}");
+    assert!(said.contains("No key of the recipe.") && said.contains("lrr"), "{said}");
 
     // The keys of the component that is chosen, and the outermost ones that are not written.
     for (line, column, name) in [("  lrr:", 3, "weight_decay"), ("epcohs:", 3, "gradient_accumulation_steps")] {

@@ -1,6 +1,7 @@
 //! The configs that a recipe ships with: read here, checked against the
 //! schema by the compiler, see `tune_config::embedded`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use proc_macro2::{Literal, Span, TokenStream};
@@ -87,13 +88,14 @@ fn one(config: &LitStr, path: &Path, schema: &TokenStream, krate: &TokenStream) 
             return errors.into_tokens(krate);
         }
     };
+    let referred = tune_yaml::referred(&root);
     let (root, mistakes) = tune_yaml::interpolate(root);
     for mistake in mistakes.iter().take(SHOWN) {
         errors.at(config, show(mistake, &name, &text));
     }
     let errors = errors.into_tokens(krate);
     let mut items = Vec::new();
-    flatten(&mut items, &root, ("", root.span), 0);
+    flatten(&mut items, &root, ("", root.span), 0, &referred);
     let absolute = path.display().to_string();
     let at = Span::call_site().located_at(config.span());
     let refusals = (0..SHOWN).map(|index| quote_spanned!(at=> const _: () = __FILE.refuse(&__FOUND, #index);));
@@ -112,18 +114,24 @@ fn one(config: &LitStr, path: &Path, schema: &TokenStream, krate: &TokenStream) 
 }
 
 /// The value as `item`s of the embedded config.
-fn flatten(items: &mut Vec<TokenStream>, node: &Node, (key, key_span): (&str, tune_yaml::Span), parent: usize) {
+fn flatten(
+    items: &mut Vec<TokenStream>,
+    node: &Node,
+    (key, key_span): (&str, tune_yaml::Span),
+    parent: usize,
+    referred: &BTreeSet<String>,
+) {
     let at = items.len();
     items.push(TokenStream::new());
     let written = match &node.value {
         Value::Scalar(written) => scalar(written),
         Value::List(list) => {
-            list.iter().for_each(|item| flatten(items, item, ("", item.span), at));
+            list.iter().for_each(|item| flatten(items, item, ("", item.span), at, referred));
             quote!(Written::List)
         }
         Value::Map(entries) => {
             for entry in entries {
-                flatten(items, &entry.value, (&entry.key, entry.key_span), at);
+                flatten(items, &entry.value, (&entry.key, entry.key_span), at, referred);
             }
             quote!(Written::Map)
         }
@@ -131,8 +139,11 @@ fn flatten(items: &mut Vec<TokenStream>, node: &Node, (key, key_span): (&str, tu
     };
     let number = Literal::usize_unsuffixed;
     let bytes = [key_span.start, key_span.end, node.span.start, node.span.end].map(number);
+    let parent_is_root = parent == 0;
     let (parent, end) = (number(parent), number(items.len()));
-    items[at] = quote!(item(#key, [#(#bytes),*], #parent, #end, #written));
+    let item = quote!(item(#key, [#(#bytes),*], #parent, #end, #written));
+    let is_referred = at > 0 && parent_is_root && referred.contains(key);
+    items[at] = if is_referred { quote!(referred(#item)) } else { item };
 }
 
 fn scalar(scalar: &Scalar) -> TokenStream {

@@ -270,6 +270,8 @@ impl<'a, const N: usize> Checker<'a, N> {
             let written = self.tree.item(child).key;
             match fields.find(written) {
                 Some(key) => self.key(key, at, child),
+                // One of the user's own, for a `${}`.
+                None if self.tree.item(child).referred => {}
                 None if hint::is_unknown(fields, written, chosen.is_some()) => {
                     let outermost = if at == 0 { None } else { self.outermost };
                     self.at_key(child, Mistake::UnknownKey(fields, chosen, outermost));

@@ -28,6 +28,8 @@ pub const NO_CONFIG: Code = Code(28);
 pub const REFUSED: Code = Code(29);
 /// Something of torchtune's that there is not here.
 pub const NOT_HERE: Code = Code(30);
+/// A path with a `~` that is no home folder.
+pub const NO_HOME: Code = Code(31);
 /// An argument that is neither `key=value` nor `~key`.
 pub const NO_OVERRIDE: Code = Code(40);
 /// An override of something that has nothing in it.

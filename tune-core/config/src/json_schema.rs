@@ -17,7 +17,11 @@ pub fn json_schema(schema: &Schema, title: &str) -> String {
     root.insert("$schema".into(), json!("http://json-schema.org/draft-07/schema#"));
     root.insert("title".into(), json!(title));
     let body = match schema {
-        Schema::Struct(fields) => writer.fields(fields, None),
+        Schema::Struct(fields) => {
+            let mut body = writer.fields(fields, None);
+            body["additionalProperties"] = json!({ "description": OWN, "deprecationMessage": OWN });
+            body
+        }
         other => writer.any(other, None),
     };
     if let Json::Object(body) = body {
@@ -28,6 +32,9 @@ pub fn json_schema(schema: &Schema, title: &str) -> String {
     text.push('\n');
     text
 }
+
+/// What an editor shows at an outermost key that the recipe does not have: it cannot know whether others refer to it.
+const OWN: &str = "No key of the recipe. One of your own is right where a `${}` refers to it.";
 
 struct Writer {
     definitions: Map<String, Json>,

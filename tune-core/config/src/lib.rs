@@ -69,6 +69,7 @@ pub mod embedded;
 mod emit;
 pub mod files;
 mod help;
+mod home;
 mod json_schema;
 mod load;
 mod overrides;

@@ -1,10 +1,12 @@
 //! Text and overrides to a typed config.
 
+use std::collections::BTreeSet;
+
 use tune_yaml::{Node, SourceId, Span};
 
 use crate::check::{Findings, check};
 use crate::overrides::{self, CommandLine};
-use crate::report::{COMMAND_LINE, Diagnostic, Level, Report, SHOWN, Sources};
+use crate::report::{COMMAND_LINE, DEFAULTS, Diagnostic, Level, Report, SHOWN, Sources};
 use crate::resolve::resolve;
 use crate::schema::Ignored;
 use crate::torchtune::{Dropped, Translation, translate};
@@ -93,6 +95,8 @@ impl ResolvedConfig {
 pub(crate) struct Read {
     sources: Sources,
     root: Node,
+    /// The outermost keys that others refer to.
+    referred: BTreeSet<String>,
     command_line: SourceId,
     diagnostics: Vec<Diagnostic>,
     /// Warnings about keys that a newly chosen component lacks.
@@ -128,6 +132,8 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
         root.value = tune_yaml::Value::Map(Vec::new());
         root.span = Span::new(command_line, 0, line.text.len());
     }
+    // Also what an override takes the place of: it does not make a mistake of the keys that it was made of.
+    let mut referred = tune_yaml::referred(&root);
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
             .and_then(|with| overrides::apply(schema, &mut root, &with));
@@ -136,19 +142,20 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
             Err(diagnostic) => diagnostics.push(*diagnostic),
         }
     }
+    referred.extend(tune_yaml::referred(&root));
     let (mut root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
     let translation = translate(schema, &mut root, sources.text(file), file);
-    Ok(Read { sources, root, command_line, diagnostics, left_out, translation })
+    Ok(Read { sources, root, referred, command_line, diagnostics, left_out, translation })
 }
 
 /// What an input comes to as far as it is right, for help.
 pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, Sources), Report> {
-    let Read { sources, mut root, command_line, .. } = read(schema, input)?;
+    let Read { sources, mut root, referred, command_line, .. } = read(schema, input)?;
     if matches!(root.value, tune_yaml::Value::Reported) {
         root.value = tune_yaml::Value::Map(Vec::new());
     }
-    let items = flatten(&root, &|span| span.source == command_line);
+    let items = flatten(&root, &referred, &|span| span.source == command_line);
     Ok((resolve(schema, Tree(&items)).value, sources))
 }
 
@@ -157,16 +164,21 @@ pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, S
 /// # Errors
 /// Everything that is wrong with it, at once.
 pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
-    let Read { sources, root, command_line, mut diagnostics, left_out, translation } = read(&T::SCHEMA, input)?;
+    let Read { sources, root, referred, command_line, mut diagnostics, left_out, translation } =
+        read(&T::SCHEMA, input)?;
     let is_error = |diagnostic: &Diagnostic| diagnostic.level == Level::Error;
     let (errors, other_warnings): (Vec<_>, Vec<_>) = translation.diagnostics.into_iter().partition(is_error);
     diagnostics.extend(errors);
-    let items = flatten(&root, &|span| span.source == command_line);
+    let items = flatten(&root, &referred, &|span| span.source == command_line);
     let tree = Tree(&items);
     let found: Findings<'_, SHOWN> = check(&T::SCHEMA, tree);
     let shown = (0..SHOWN).map_while(|index| found.get(index));
     diagnostics.extend(shown.map(|finding| Diagnostic::of(finding, tree)));
     let resolved = resolve(&T::SCHEMA, tree);
+    diagnostics.extend(resolved.homeless.into_iter().map(|(span, homeless)| {
+        let diagnostic = Diagnostic::error(codes::NO_HOME, homeless.message).help(homeless.help);
+        if span.source == DEFAULTS { diagnostic } else { diagnostic.at(span, "") }
+    }));
     let mut warnings = ignored(&translation.dropped, &resolved.ignored);
     warnings.extend(left_out);
     warnings.extend(other_warnings);

@@ -1,9 +1,12 @@
 //! A tree to the values that it stands for, defaults filled in. What is wrong
 //! with it is said elsewhere: here it is left out.
 
+use std::collections::BTreeSet;
+
 use tune_yaml::{Kind, Node, Number, Scalar as Plain, Span, Value as Yaml};
 
 use crate::check::{self, NO_KEYS, Place, entry_of};
+use crate::home::{self, Homeless};
 use crate::report::DEFAULTS;
 use crate::schema::{COMPONENT, Component, Const, Ignored, Key, Schema, Struct};
 use crate::tree::{Scalar, Tree, Written, flatten};
@@ -17,19 +20,22 @@ pub(crate) struct Resolved {
     pub(crate) complete: bool,
     /// Keys that are written and have no effect.
     pub(crate) ignored: Vec<(Span, &'static Ignored)>,
+    /// Paths that begin with a `~` of nobody's.
+    pub(crate) homeless: Vec<(Span, Homeless)>,
 }
 
 /// The values of `tree`, whose first item is the root.
 pub(crate) fn resolve(schema: &Schema, tree: Tree<'_>) -> Resolved {
-    let mut resolver = Resolver { complete: true, ignored: Vec::new() };
+    let mut resolver = Resolver { complete: true, ignored: Vec::new(), homeless: Vec::new() };
     let value = resolver.value(schema, tree, 0, Place::NOWHERE);
     let complete = resolver.complete && value.is_some();
-    Resolved { value, complete, ignored: resolver.ignored }
+    Resolved { value, complete, ignored: resolver.ignored, homeless: resolver.homeless }
 }
 
 struct Resolver {
     complete: bool,
     ignored: Vec<(Span, &'static Ignored)>,
+    homeless: Vec<(Span, Homeless)>,
 }
 
 impl Resolver {
@@ -54,7 +60,10 @@ impl Resolver {
                 let found = tree.text(check::named(tree, at)).and_then(|name| choices.find(name));
                 found.map(|found| Data::Text(choices.choices[found].name.to_owned()))
             }
-            (_, Written::Scalar(scalar)) => self::scalar(schema, scalar),
+            (_, Written::Scalar(scalar)) => match self::scalar(schema, scalar) {
+                Some(Data::Text(path)) if matches!(schema, Schema::Path) => self.path(&path, item.span),
+                data => data,
+            },
             _ => None,
         };
         let chosen = match (schema, item.written) {
@@ -65,6 +74,17 @@ impl Resolver {
         match data {
             Some(data) => Some(Value { data, origin: chosen.map_or(Origin::Default, origin) }),
             None => self.wrong(),
+        }
+    }
+
+    /// A path; its home folder is known here and nowhere before.
+    fn path(&mut self, written: &str, span: Span) -> Option<Data> {
+        match home::expand(written) {
+            Ok(path) => Some(Data::Text(path.into_owned())),
+            Err(homeless) => {
+                self.homeless.push((span, homeless));
+                None
+            }
         }
     }
 
@@ -106,6 +126,8 @@ impl Resolver {
             }
             match fields.find_ignored(item.key) {
                 Some(ignored) => self.ignored.push((item.key_span, ignored)),
+                // One of the user's own has done what it is for.
+                None if item.referred => {}
                 None => self.complete = false,
             }
         }
@@ -132,7 +154,7 @@ impl Resolver {
                 return self.wrong();
             };
             let default = default_node(&key.schema, &default);
-            let items = flatten(&default, &|_| false);
+            let items = flatten(&default, &BTreeSet::new(), &|_| false);
             return self.value(&key.schema, Tree(&items), 0, Place::of(key));
         };
         if entry_of(tree, at, key, tree.item(entry).end).is_some() {

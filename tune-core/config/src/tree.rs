@@ -2,6 +2,8 @@
 //! the configs that a recipe ships with; at run time it is made of what was
 //! read.
 
+use std::collections::BTreeSet;
+
 use tune_yaml::{Kind, Node, Number, Span, Value};
 
 /// A tree as a list of its values, each followed by those in it.
@@ -23,6 +25,8 @@ pub struct Item<'a> {
     pub end: usize,
     /// What is written.
     pub written: Written<'a>,
+    /// It is an outermost key that a `${}` of another one refers to.
+    pub referred: bool,
 }
 
 /// What a value is, before a schema says what it should be.
@@ -113,10 +117,16 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The values of `root`; those for which `shell` holds come from a command line.
-pub(crate) fn flatten<'a>(root: &'a Node, shell: &dyn Fn(Span) -> bool) -> Vec<Item<'a>> {
+/// The values of `root`; those for which `shell` holds come from a command line. `referred` are the outermost keys that
+/// others refer to.
+pub(crate) fn flatten<'a>(root: &'a Node, referred: &BTreeSet<String>, shell: &dyn Fn(Span) -> bool) -> Vec<Item<'a>> {
     let mut items = Vec::new();
     push(&mut items, root, "", root.span, 0, shell);
+    let mut at = 1;
+    while let Some(item) = items.get_mut(at) {
+        item.referred = referred.contains(item.key);
+        at = item.end;
+    }
     items
 }
 
@@ -141,7 +151,7 @@ fn push<'a>(
         Value::Map(_) => Written::Map,
         Value::Reported => Written::Reported,
     };
-    items.push(Item { key, key_span, span: node.span, parent, end: 0, written });
+    items.push(Item { key, key_span, span: node.span, parent, end: 0, written, referred: false });
     match &node.value {
         Value::List(list) => list.iter().for_each(|item| push(items, item, "", item.span, at, shell)),
         Value::Map(entries) => {

@@ -83,7 +83,9 @@ impl Config for PathBuf {
     }
 
     fn to_value(&self) -> Value {
-        Value::from_text(self.to_string_lossy())
+        let text = self.to_string_lossy();
+        // Read again, a `~` would be a home folder.
+        Value::from_text(if text.starts_with('~') { format!("./{text}") } else { text.into_owned() })
     }
 }
 

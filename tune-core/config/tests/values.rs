@@ -77,6 +77,37 @@ fn aliases_merges_and_references() {
     again(&config);
 }
 
+/// In paths only, wherever they are written; a file's own `~` is null.
+#[test]
+fn a_tilde_is_the_home_folder() {
+    let home = std::env::var("HOME").expect("HOME");
+    let yaml = "base: ~/base\noutput_dir: ${base}/runs\nname: ${base}\n\
+                datasets:\n- {_component_: instruct, path: ~root/a.json}\n- {_component_: instruct, path: './~/b'}\n\
+                - {_component_: instruct, path: 'hf://~/b', column_map: {~a: ~/b}}\n";
+    let config = good(yaml, &[]);
+    assert_eq!(config.output_dir.to_str(), Some(format!("{home}/base/runs").as_str()));
+    assert_eq!(config.name, "~/base");
+    let common::Dataset::Instruct(root) = &config.datasets[0];
+    assert!(root.path.is_absolute() && root.path.ends_with("a.json"), "{root:?}");
+    let [common::Dataset::Instruct(here), common::Dataset::Instruct(hub)] = &config.datasets[1..] else { panic!() };
+    assert_eq!((here.path.to_str(), hub.path.to_str()), (Some("./~/b"), Some("hf://~/b")));
+    assert_eq!(hub.column_map["~a"], "~/b");
+    // The written config has the whole path, and means the same elsewhere.
+    let written = read(yaml, &[]).expect("a good config").resolved.to_yaml();
+    assert!(written.starts_with(&format!("output_dir: {home}/base/runs\n")), "{written}");
+    again(&config);
+    for (over, path) in [("~", home.clone()), ("~/x: y", format!("{home}/x: y")), ("'~/a'", format!("{home}/a"))] {
+        assert_eq!(good(LEAST, &[&format!("output_dir={over}")]).output_dir.to_str(), Some(path.as_str()));
+    }
+    let mut config = good(LEAST, &[]);
+    config.output_dir = "~/x".into();
+    assert_eq!(good(&config.to_yaml(), &[]).output_dir, PathBuf::from("./~/x"));
+
+    let error = common::bad(LEAST, &["output_dir=~no-such-user/x"]);
+    assert!(error.starts_with("error[E0031]: `~no-such-user/x` leads to no home folder: there is no user"), "{error}");
+    assert!(common::bad("output_dir: ~\n", &[]).contains("for the home folder write `~/`"));
+}
+
 #[test]
 fn texts_that_look_like_something_else_come_back() {
     for text in [
@@ -128,11 +159,62 @@ fn texts_that_look_like_something_else_come_back() {
     ] {
         let mut config = good(LEAST, &[]);
         config.name = text.to_owned();
-        config.output_dir = PathBuf::from(text);
+        // A path with a `~` comes back as `./~`.
+        config.output_dir = if text == "~" { "./~".into() } else { PathBuf::from(text) };
         let common::Dataset::Instruct(instruct) = &mut config.datasets[0];
         instruct.column_map.insert(text.to_owned(), text.to_owned());
         again(&config);
     }
+}
+
+/// Outermost keys that only others need.
+#[test]
+fn keys_of_ones_own_are_accepted_where_something_refers_to_them() {
+    let yaml = "run_name: REPLACE_ME\nbase: {dir: /data, data: '${base.dir}/d'}\nwhere: ${base.dir}/${run_name}\n\
+                output_dir: ${where}/out\nranks: [4, 8]\nmodel: {lora_rank: '${ranks.1}'}\n\
+                datasets: {_component_: instruct, path: '${base.data}'}\n";
+    let config = good(yaml, &["run_name=night: one"]);
+    assert_eq!(config.output_dir.to_str(), Some("/data/night: one/out"));
+    assert_eq!(config.model.lora_rank, 8);
+    again(&config);
+    // They are not part of what is written, which is complete without them.
+    let loaded = read(yaml, &[]).expect("a good config");
+    assert_eq!((loaded.resolved.to_yaml(), loaded.warnings.to_string()), (loaded.config.to_yaml(), String::new()));
+    let shown = loaded.resolved.to_yaml_with_origins();
+    assert!(shown.starts_with("output_dir: /data/REPLACE_ME/out  # lora.yaml:4:13\n"), "{shown}");
+    // An override that takes the place of what referred to them makes no mistake of them; one may refer to them, too.
+    assert_eq!(good(yaml, &["output_dir=a", "model.lora_rank=1"]).output_dir, PathBuf::from("a"));
+    assert_eq!(good(LEAST, &["mine=x", "output_dir=${mine}/y"]).output_dir, PathBuf::from("x/y"));
+    // What is needed only by a key without effect is needed.
+    assert_eq!(after_least("mine: 1\ncompile: ${mine}\n").batch_size, 2);
+}
+
+#[test]
+fn keys_that_nothing_refers_to_are_mistakes() {
+    let bad = |yaml: &str, overrides: &[&str]| common::bad(&format!("{LEAST}{yaml}"), overrides);
+    let one = |report: &str| assert_eq!(report.matches("error[").count(), 1, "{report}");
+    for yaml in ["mine: 1\n", "mine: 1\nname: \\${mine}\n", "mine: {a: 1, b: '${mine.a}'}\n"] {
+        let report = bad(yaml, &[]);
+        one(&report);
+        assert!(report.starts_with("error[E0020]: unknown key `mine`"), "{report}");
+    }
+    // Also those of a list of others; the one that it refers to is none.
+    let report = bad("mine: 1\nepohcs: ${mine}\n", &[]);
+    one(&report);
+    assert!(report.contains("did you mean `epochs`?"), "{report}");
+    // Only outermost ones are one's own.
+    assert!(bad("model: {mine: 1}\nname: ${model.mine}\n", &[]).contains("unknown key `model.mine`"));
+    // A slip in a reference is one mistake.
+    let report = bad("run_name: 1\nname: ${run_nmae}\n", &[]);
+    one(&report);
+    assert!(report.contains("did you mean `${run_name}`?"), "{report}");
+    // A slip in one of one's own keys.
+    let report = bad("run_name: a\nname: ${run_name}\n", &["run_nmae=b"]);
+    assert!(report.contains("unknown key `run_nmae`") && report.contains("did you mean `run_name`?"), "{report}");
+    // One that is missing is missing, whatever is near.
+    let report = common::bad("output_dri: a\nname: ${output_dri}\ndatasets: []\n", &[]);
+    one(&report);
+    assert!(report.contains("missing key `output_dir`"), "{report}");
 }
 
 #[test]

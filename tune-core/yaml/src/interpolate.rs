@@ -56,14 +56,14 @@ fn mentions(node: &Node) -> bool {
 }
 
 /// A piece of a text with references in it.
-enum Piece<'t> {
+pub(crate) enum Piece<'t> {
     Text(String),
     /// The path of a reference, and the bytes of the text that it is written in.
     Reference(&'t str, Range<usize>),
 }
 
 /// Splits a text at its references; the mistake with the byte that it stands at.
-fn pieces(text: &str) -> Result<Vec<Piece<'_>>, (&'static str, usize)> {
+pub(crate) fn pieces(text: &str) -> Result<Vec<Piece<'_>>, (&'static str, usize)> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {

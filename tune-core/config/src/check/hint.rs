@@ -38,7 +38,10 @@ impl<'a> Finding<'a> {
         let mut best = Best::new(written);
         match &self.mistake {
             Mistake::UnknownKey(fields, chosen, outermost) => {
-                return unknown_key(fields, tree.item(self.at).key, chosen, *outermost);
+                return match unknown_key(fields, tree.item(self.at).key, chosen, *outermost) {
+                    Hint::None => own_key(tree, self.at),
+                    hint => hint,
+                };
             }
             Mistake::NoComponent(component) => return which_component(component, tree, self.at),
             Mistake::UnknownChoice(choices) => {
@@ -166,7 +169,7 @@ const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize,
     let (mut child, mut looked_at) = (at + 1, 0);
     while child < tree.item(at).end && looked_at < LOOKED_AT {
         let written = tree.item(child).key;
-        if is_unknown(fields, written, chosen.is_some()) {
+        if is_unknown(fields, written, chosen.is_some()) && !tree.item(child).referred {
             looked_at += 1;
             if let Hint::Instead(name) = unknown_key(fields, written, chosen, None)
                 && is_key(key, name)
@@ -177,6 +180,24 @@ const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize,
         child = tree.item(child).end;
     }
     false
+}
+
+/// The key of the user's own that is probably meant by an outermost one.
+const fn own_key<'a>(tree: Tree<'a>, at: usize) -> Hint<'a> {
+    let (mut nearest, mut child) = (Hint::None, 1);
+    let mut least = usize::MAX;
+    while tree.item(at).parent == 0 && child < tree.item(0).end {
+        let item = tree.item(child);
+        if item.referred
+            && let Some(distance) = slip(tree.item(at).key, item.key)
+            && distance < least
+        {
+            least = distance;
+            nearest = Hint::Instead(item.key);
+        }
+        child = item.end;
+    }
+    nearest
 }
 
 const fn unknown_key(

@@ -39,6 +39,9 @@ pub(super) const fn instead<const N: usize>(schema: &Schema, tree: Tree<'_>, at:
         }
         (Schema::Bool, Kind::Int(0)) => out.push("write `false`"),
         (Schema::Bool, Kind::Int(1)) => out.push("write `true`"),
+        (Schema::Path, Kind::Null) if crate::schema::same(scalar.text, "~") => {
+            out.push("`~` alone is nothing to YAML: for the home folder write `~/`");
+        }
         (Schema::Text | Schema::Path, Kind::Bool(_) | Kind::Int(_) | Kind::Float(_)) => {
             out.push_all(&["for text, write it in quotes: \"", scalar.text, "\""]);
         }

@@ -215,6 +215,14 @@ pub const EXPLANATIONS: &[Explanation] = &[
         "optimizer:\n  _component_: torchao.optim.AdamW8bit",
     ),
     overrides(
+        NO_HOME,
+        "a `~` that is no home folder",
+        "A path that begins with `~` or `~user` begins with that home folder: `HOME` says which is yours. The variable is \
+         not set, or there is no such user. What is called `~` itself is written `./~`.",
+        &["output_dir=~no-such-user/out"],
+        &["output_dir=./~no-such-user/out"],
+    ),
+    overrides(
         NO_OVERRIDE,
         "this is no override",
         "What follows the options sets or removes keys: `key=value`, `a.b.c=value`, `list.0.key=value`, `~key`. Text \

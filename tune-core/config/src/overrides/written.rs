@@ -23,7 +23,13 @@ impl Written<'_> {
     /// The value for a key of this type; without one, nothing is known of the key.
     pub(super) fn read(&self, schema: Option<&Schema>, key: Option<&Key>) -> Result<Node, Box<Diagnostic>> {
         match schema {
-            None => Ok(self.yaml().unwrap_or_else(|_| self.literal())),
+            None => Ok(match self.yaml() {
+                // A mapping or a list without brackets is text with a colon or a dash in it.
+                Ok(node) if matches!(node.value, Tree::Scalar(_)) || self.text.trim_start().starts_with(['[', '{']) => {
+                    node
+                }
+                _ => self.literal(),
+            }),
             Some(Schema::Optional(inner)) => match (inner, self.is_null()) {
                 // `~` is a folder.
                 (Schema::Path, true) if self.text == "~" => Ok(self.literal()),

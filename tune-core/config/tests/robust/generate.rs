@@ -45,9 +45,11 @@ const KEYS: [&str; 22] = [
 ];
 
 /// Single values and small collections, as they are written.
-const VALUES: [&str; 58] = [
+const VALUES: [&str; 60] = [
     "",
     "~",
+    "~/x",
+    "~nobody-of-this-name/x",
     "null",
     "None",
     "true",

@@ -88,6 +88,15 @@ fn mistakes_are_told_with_what_is_nearest() {
         &["plan", "generate/tiny"],
         &["explain", "E9999"],
         &["download", "a/b/c"],
+        &["run", "mine.yaml", "epochs=2"],
+        &["run", "lora/tiny"],
+        &["run", "no/such.yaml"],
+        &["run", "lora_finetune_single_device", "--config", "mine.yaml", "epochs=2"],
+        &["run", "--nproc_per_node", "4", "lora_finetune_distributed", "--config", "mine.yaml"],
+        &["run", "lora", "--nproc-per-node=4", "--config", "mine.yaml"],
+        &["run", "--config", "mine.yaml", "lora"],
+        &["run", "lora_dpo_single_device", "--config", "mine.yaml"],
+        &["check", "full_finetune_distributed", "--config", "mine.yaml"],
     ] {
         let (code, error) = fail(&mut tune(folder.path(), args));
         said += &format!("$ tune {}\n{error}[{}]\n\n", args.join(" "), code.unwrap());

@@ -137,13 +137,18 @@ pub(crate) fn float(value: f64) -> String {
 }
 
 /// A key; the reader looks for no references in it.
-fn key(name: &str) -> String {
+pub(crate) fn key(name: &str) -> String {
     if is_plain(name) { name.to_owned() } else { quoted(name) }
 }
 
 /// `text` without quotes where it cannot be taken for anything else.
 fn text(text: &str) -> String {
     if is_plain(text) { text.to_owned() } else { quoted(&tune_yaml::escape_references(text)) }
+}
+
+/// Text whose `${}` are references.
+pub(crate) fn reference_or_text(text: &str) -> String {
+    if is_plain(text) { text.to_owned() } else { quoted(text) }
 }
 
 fn quoted(text: &str) -> String {

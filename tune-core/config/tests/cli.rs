@@ -160,13 +160,17 @@ fn a_config_and_overrides_in_any_order() {
 
 #[test]
 fn wrong_arguments() {
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 12] = [
         &[],
         &["--config"],
         &["--config", "no/such/file.yaml"],
         &["--config", "."],
         &["--epochs", "2"],
         &["--epochs=2"],
+        &["--epohcs", "2"],
+        &["--optimizer.lr=1"],
+        &["--gpus", "2"],
+        &["--nproc_per_node", "2"],
         &["-x"],
         &["epochs"],
     ];

@@ -205,6 +205,14 @@ fn what_there_is_not_is_told() {
             + "tokenizer: {prompt_template: torchtune.data.ChatMLTemplate}\n\
                dataset: {_component_: torchtune.datasets.preference_dataset, source: a/b}\n\
                optimizer: {_component_: torchao.optim.CPUOffloadOptimizer}\ncollate_fn: mine.collate\n",
+        // As they were before version 0.4.
+        format!(
+            "{HEAD}dataset: {{_component_: torchtune.datasets.chat_dataset, source: a/b, max_seq_len: 96, \
+             chat_format: torchtune.data.Llama2ChatFormat}}\n"
+        ),
+        format!(
+            "{HEAD}dataset: {{_component_: torchtune.datasets.chat_dataset, source: a/b, max_seq_len: null, chat_format: None}}\n"
+        ),
     ] {
         text += &format!("{yaml}\n{}\n\n----\n\n", told(&yaml));
     }
@@ -231,7 +239,12 @@ fn what_has_no_effect_is_told_once() {
 }
 
 fn converted(yaml: &str) -> String {
-    match convert::<Recipe>("lora", "theirs.yaml", yaml) {
+    converted_with(yaml, &[])
+}
+
+fn converted_with(yaml: &str, overrides: &[&str]) -> String {
+    let overrides: Vec<String> = overrides.iter().map(|&with| with.to_owned()).collect();
+    match convert::<Recipe>("lora", "theirs.yaml", yaml, &overrides) {
         Ok(text) => text,
         Err(report) => panic!("{report}"),
     }
@@ -283,6 +296,74 @@ fn a_file_is_converted_where_it_stands() {
     assert_eq!(converted(ours), ours);
 }
 
+/// Keys of the user's own, sections of which nothing is left, and references.
+const OWN: &str = "\
+run_name: REPLACE_ME  # mine
+base: /data/llama
+notes: ${base}/notes.txt
+output_dir: ${base}/${run_name}/out
+project: p
+
+# Text.
+tokenizer: # the model's
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  # Where it is.
+  path: ${base}/tokenizer.model
+
+model:
+  _component_: torchtune.models.llama3_2.lora_llama3_2_1b
+checkpointer:
+  _component_: torchtune.training.FullModelHFCheckpointer
+  checkpoint_dir: ${base}
+  output_dir: ${notes}
+dataset:
+  _component_: torchtune.datasets.chat_dataset
+  source: json
+  # Shorter ones.
+  max_seq_len: 96
+  data_files: train.json
+compile: ${project}
+# The end.
+";
+
+#[test]
+fn comments_order_and_references_stay() {
+    let overrides = [
+        "run_name=night",
+        "~dataset.max_seq_len",
+        "dataset.data_files=[a.json, b c.json]",
+        "model.lora_rank=4",
+        "gradient_accumulation_steps=2",
+        "dataset.conversation_column=${run_name}: x",
+    ];
+    let text = converted_with(OWN, &overrides);
+    snapshot("torchtune_converted_own", &text);
+    assert_eq!(good(&text, &[]), good(OWN, &overrides));
+    assert_eq!(good(&text, &["run_name=x"]).output_dir.to_str(), Some("/data/llama/x/out"));
+    assert_eq!(told(&text), "");
+    assert_eq!(converted(&text), text);
+    // In our own names only overrides change anything.
+    let ours = "output_dir:   out # here\ncheckpointer: {checkpoint_dir: m}\n\ndataset: [ ]\n";
+    assert_eq!(
+        converted_with(ours, &["output_dir=b", "checkpointer.checkpoint_files=[x]"]),
+        "# was out\noutput_dir:   b # here\n# set by an override\n\
+         checkpointer: {checkpoint_dir: m, checkpoint_files: [x]}\n\ndataset: [ ]\n"
+    );
+    // Where one cannot be put in its place, the whole config is written.
+    let text = converted_with(OWN, &["~dataset.max_seq_len", "dataset=[{_component_: alpaca, data_files: a}]"]);
+    assert!(text.starts_with("# Converted from theirs.yaml, with overrides;"), "{text}");
+    assert_eq!(
+        good(&text, &[]),
+        good(OWN, &["~dataset.max_seq_len", "dataset=[{_component_: alpaca, data_files: a}]"])
+    );
+    // And what is wrong is told.
+    let wrong =
+        convert::<Recipe>("lora", "theirs.yaml", OWN, &["epohcs=2".to_owned()]).map_err(|report| report.to_string());
+    assert!(
+        wrong.is_err_and(|report| report.contains("unknown key `epohcs`") && report.contains("tokenizer.max_seq_len"))
+    );
+}
+
 /// Whatever stands in a file: what is converted means the same, or nothing is.
 #[test]
 fn mutilated_files_are_converted_rightly_or_not_at_all() {
@@ -307,8 +388,16 @@ fn mutilated_files_are_converted_rightly_or_not_at_all() {
             }
         }
         let yaml = lines.join("\n");
-        let Ok(text) = convert::<Recipe>("lora", "theirs.yaml", &yaml) else { continue };
-        assert_eq!(good(&text, &[]), good(&yaml, &[]), "{yaml}\n----\n{text}");
+        let overrides = [
+            vec![],
+            vec!["model.lora_rank=4", "~compile"],
+            vec!["output_dir=a: b", "dataset.1=alpaca"],
+            vec!["optimizer.lr=1", "dataset.0.source=x", "~tokenizer"],
+        ];
+        let overrides = &overrides[below(overrides.len())];
+        let with: Vec<String> = overrides.iter().map(|&with| with.to_owned()).collect();
+        let Ok(text) = convert::<Recipe>("lora", "theirs.yaml", &yaml, &with) else { continue };
+        assert_eq!(good(&text, &[]), good(&yaml, overrides), "{yaml}\n----\n{text}");
         converted += 1;
         changed += usize::from(text.contains("# My adapters."));
     }
@@ -330,5 +419,5 @@ fn what_cannot_be_converted_in_place_is_written_anew() {
     );
     assert_eq!(good(&text, &[]), good(&yaml, &[]));
     // And of one that is wrong there is nothing to write.
-    assert!(convert::<Recipe>("lora", "theirs.yaml", &STYLES.replace("fsdp: 1", "fsdq: 1")).is_err());
+    assert!(convert::<Recipe>("lora", "theirs.yaml", &STYLES.replace("fsdp: 1", "fsdq: 1"), &[]).is_err());
 }

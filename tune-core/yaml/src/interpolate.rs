@@ -306,11 +306,17 @@ fn no_text(path: &str, value: &Value, span: Span) -> Error {
 
 fn malformed(path: &str, span: Span) -> Option<Error> {
     let written = format!("`${{{path}}}`");
-    if let Some((resolver, _)) = path.split_once(':') {
+    if let Some((resolver, of)) = path.split_once(':') {
         let message = format!("{written}: there are no resolvers such as `{resolver}:`");
-        return Some(
-            Error::new(Code::REFERENCE, message, span).help("write the value, or give it on the command line"),
-        );
+        let variable = of.split(',').next().unwrap_or_default().trim();
+        let help = match (resolver, variable) {
+            ("oc.env", "HOME") => "at the beginning of a path write `~` for the home folder".to_owned(),
+            ("oc.env", variable) => {
+                format!("write the value, or give it on the command line, where a shell knows `${variable}`")
+            }
+            _ => "write the value, or give it on the command line".to_owned(),
+        };
+        return Some(Error::new(Code::REFERENCE, message, span).help(help));
     }
     if path.split('.').any(|step| step.trim().is_empty()) {
         let message = format!("{written} is not a path");

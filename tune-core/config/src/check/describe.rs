@@ -135,6 +135,9 @@ impl<'a> Finding<'a> {
             Hint::Outermost => {
                 said.help.push_all(&["there is a key `", tree.item(self.at).key, "` at the outermost level"]);
             }
+            Hint::Elsewhere(key) => {
+                said.help.push_all(&["there is a key `", key, ".", tree.item(self.at).key, "`"]);
+            }
             Hint::Component(name) => said.help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
             Hint::IsComponent(written) => {
                 said.help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]);

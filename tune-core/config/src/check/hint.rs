@@ -19,6 +19,8 @@ pub enum Hint<'a> {
     Within(&'static str),
     /// The very key, among the outermost ones.
     Outermost,
+    /// The very key, within this outermost one.
+    Elsewhere(&'static str),
     /// The only component that has all the keys that are written.
     Component(&'static str),
     /// `_component_`, in place of this key.
@@ -238,10 +240,25 @@ const fn unknown_key(
     if matches!(chosen, Some(Chosen { span: None, .. })) {
         best.offer(COMPONENT);
     }
-    match best.name {
-        Some(name) => Hint::Instead(name),
-        None => Hint::None,
+    match (best.name, outermost) {
+        (Some(name), _) => Hint::Instead(name),
+        (None, Some(outermost)) => elsewhere(outermost, written),
+        (None, None) => Hint::None,
     }
+}
+
+/// The outermost key that has such a key in it.
+const fn elsewhere(outermost: &Struct, written: &str) -> Hint<'static> {
+    let mut index = 0;
+    while index < outermost.key_count() {
+        if let Some(key) = outermost.key_at(index)
+            && holds_key(&key.schema, written)
+        {
+            return Hint::Elsewhere(key.name);
+        }
+        index += 1;
+    }
+    Hint::None
 }
 
 /// Which component the mapping `at` is probably meant to be.

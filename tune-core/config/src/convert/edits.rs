@@ -9,19 +9,28 @@ use crate::schema::COMPONENT;
 use crate::torchtune::{Change, What};
 
 /// A piece of the text that another one takes the place of.
-struct Edit {
-    range: Range<usize>,
-    new: String,
-    comment: String,
+pub(super) struct Edit {
+    pub(super) range: Range<usize>,
+    pub(super) new: String,
+    pub(super) comment: String,
 }
 
 /// The text with all changes in it.
-pub(super) fn apply(text: &str, changes: &[Change]) -> String {
+pub(super) fn apply(text: &str, changes: &[Change], root: &Node) -> String {
+    let text = ended(text);
+    let edits = changes.iter().map(|change| edit(&text, change));
+    put(&text, edits.chain(emptied(&text, changes, root)).collect())
+}
+
+/// The text with a line break at its end.
+pub(super) fn ended(text: &str) -> String {
+    if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
+}
+
+/// The text with the edits in it.
+pub(super) fn put(text: &str, edits: Vec<Edit>) -> String {
     let mut text = text.to_owned();
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    let mut edits: Vec<_> = changes.iter().flat_map(|change| placed(&text, edit(&text, change))).collect();
+    let mut edits: Vec<_> = edits.into_iter().flat_map(|edit| placed(&text, edit)).collect();
     // From the end, so that places stay what they are.
     edits.sort_by_key(|(range, _)| (range.start, range.end));
     let mut untouched = text.len();
@@ -91,8 +100,45 @@ fn added(text: &str, span: Range<usize>, keys: &[(&str, &str)], braces: String, 
     }
 }
 
+/// Braces for each section whose keys all go: what is left of it are comments.
+fn emptied(text: &str, changes: &[Change], root: &Node) -> Vec<Edit> {
+    let gone: Vec<usize> = changes
+        .iter()
+        .filter(|change| matches!(change.what, What::Removed(_)))
+        .map(|change| change.span.start)
+        .collect();
+    let mut edits = Vec::new();
+    sections(root, &mut |section| {
+        let Value::Map(entries) = &section.value.value else { return };
+        let is_block = !text[section.value.span.start.min(text.len())..].starts_with('{');
+        let goes = |entry: &Entry| gone.contains(&entry.key_span.start);
+        if is_block && !entries.is_empty() && entries.iter().all(goes) && !goes(section) {
+            let key = section.key_span.end.min(text.len());
+            if let Some(colon) = text[key..].find(':') {
+                let at = key + colon + 1;
+                edits.push(Edit { range: at..at, new: " {}".to_owned(), comment: String::new() });
+            }
+        }
+    });
+    edits
+}
+
+/// Calls `of` with every entry of every mapping.
+fn sections(node: &Node, of: &mut dyn FnMut(&Entry)) {
+    match &node.value {
+        Value::Map(entries) => {
+            for entry in entries {
+                of(entry);
+                sections(&entry.value, of);
+            }
+        }
+        Value::List(items) => items.iter().for_each(|item| sections(item, of)),
+        Value::Scalar(_) | Value::Reported => {}
+    }
+}
+
 /// An entry with its lines, or out of the braces that it stands in.
-fn removed(text: &str, entry: &Entry, comment: String) -> Edit {
+pub(super) fn removed(text: &str, entry: &Entry, comment: String) -> Edit {
     let (key, end) = (entry.key_span.start, end_of(text, &entry.value).max(entry.key_span.end));
     let start = line_start(text, key);
     let behind = &text[end..];
@@ -114,8 +160,8 @@ fn removed(text: &str, entry: &Entry, comment: String) -> Edit {
     Edit { range: key..text.len() - next.len(), new: String::new(), comment }
 }
 
-/// Where a value ends; a block's own end may lie behind the comments that follow it.
-fn end_of(text: &str, node: &Node) -> usize {
+/// Where a value ends in the text; a block's own end may lie behind the comments that follow it.
+pub(super) fn end_of(text: &str, node: &Node) -> usize {
     let is_flow = text[node.span.start.min(text.len())..].starts_with(['[', '{']);
     let last = match &node.value {
         Value::List(items) if !is_flow => items.last(),
@@ -127,11 +173,11 @@ fn end_of(text: &str, node: &Node) -> usize {
 }
 
 /// Where the line of a place begins.
-fn line_start(text: &str, at: usize) -> usize {
+pub(super) fn line_start(text: &str, at: usize) -> usize {
     text[..at].rfind('\n').map_or(0, |newline| newline + 1)
 }
 
 /// The length of the first line.
-fn line_length(text: &str) -> usize {
+pub(super) fn line_length(text: &str) -> usize {
     text.find('\n').unwrap_or(text.len())
 }

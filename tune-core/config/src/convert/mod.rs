@@ -6,27 +6,38 @@
 //! resolved config is written instead.
 
 mod edits;
+mod overridden;
 
-use tune_yaml::SourceId;
+use tune_yaml::{Node, SourceId, Value};
 
 use crate::load::read;
-use crate::schema::COMPONENT;
+use crate::schema::{COMPONENT, Schema};
 use crate::torchtune::{Change, What};
 use crate::{Config, Input, Report, load};
 
-/// The config `text` of the recipe `recipe`, in our own names, with a comment on each change; `name` is
-/// what messages call the text.
+/// The config `text` of the recipe `recipe` with `overrides`, in our own names, with a comment on each change; `name`
+/// is what messages call the text.
 ///
 /// # Errors
 /// A config that the recipe does not take.
-pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String, Report> {
-    let meant = load::<T>(Input::yaml(name, text))?.resolved.to_yaml();
+pub fn convert<T: Config>(recipe: &str, name: &str, text: &str, overrides: &[String]) -> Result<String, Report> {
+    let command = format!("{recipe} --convert --config {name}");
+    let meant = load::<T>(Input::yaml(name, text).command(command).overrides(overrides))?.resolved.to_yaml();
+    let overridden = overridden::put(&T::SCHEMA, text, overrides);
+    let overridden = overridden
+        .filter(|text| load::<T>(Input::yaml(name, text)).is_ok_and(|loaded| loaded.resolved.to_yaml() == meant));
+    let Some(text) = &overridden else {
+        // Some override cannot be put in its place.
+        let head =
+            format!("# Converted from {}, with overrides; run it with: {recipe} --config FILE\n", one_line(name));
+        return Ok(format!("{head}\n{meant}"));
+    };
     let translation = read(&T::SCHEMA, Input::yaml(name, text))?.translation;
     let mut changes = translation.changes;
     changes.sort_by_key(|change| (change.span.source.0, change.span.start));
     changes.retain(|change| change.span.source == SourceId(0) || matches!(change.what, What::Added { .. }));
     if changes.is_empty() {
-        return Ok(text.to_owned());
+        return Ok(text.clone());
     }
     let mut head = format!("# Converted from {}; run it with: {recipe} --config FILE\n", one_line(name));
     for warning in translation.diagnostics {
@@ -35,7 +46,16 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String
         }
     }
     head += "#\n";
-    let converted = format!("{head}{}", edits::apply(text, &changes));
+    let root = tune_yaml::parse(text, SourceId(0))
+        .unwrap_or_else(|_| Node::plain("", tune_yaml::Span::new(SourceId(0), 0, 0)));
+    let converted = loop {
+        let converted = format!("{head}{}", edits::apply(text, &changes, &root));
+        let orphans = orphans(&T::SCHEMA, &root, &changes, &converted);
+        if orphans.is_empty() {
+            break converted;
+        }
+        changes.extend(orphans);
+    };
     let means_the_same = |text: &str| {
         let Ok(read) = read(&T::SCHEMA, Input::yaml(name, text)) else { return false };
         let again = load::<T>(Input::yaml(name, text)).map(|again| again.resolved.to_yaml());
@@ -47,6 +67,23 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str) -> Result<String
     let told = changes.iter().map(|change| told(change, text)).filter(|told| !told.is_empty());
     let told: String = told.map(|told| format!("# {told}\n")).collect();
     Ok(format!("{head}{told}\n{meant}"))
+}
+
+/// The user's own keys that nothing refers to any more.
+fn orphans(schema: &Schema, root: &Node, changes: &[Change], converted: &str) -> Vec<Change> {
+    let (Schema::Struct(fields), Value::Map(entries)) = (schema, &root.value) else { return Vec::new() };
+    let Ok(converted) = tune_yaml::parse(converted, SourceId(0)) else { return Vec::new() };
+    let referred = tune_yaml::referred(&converted);
+    let own = entries.iter().filter(|entry| {
+        let known = fields.find(&entry.key).is_some() || fields.find_ignored(&entry.key).is_some();
+        !known && !referred.contains(&entry.key) && !changes.iter().any(|change| change.span == entry.key_span)
+    });
+    own.map(|entry| Change {
+        span: entry.key_span,
+        what: What::Removed(entry.clone()),
+        why: "nothing refers to it any more".to_owned(),
+    })
+    .collect()
 }
 
 /// A change in words, for a comment.

@@ -94,10 +94,13 @@ impl Written<'_> {
         if let Some(comment) = [self.text, behind].map(str::trim_start).into_iter().find(|text| text.starts_with('#')) {
             let path = self.path;
             let hash = end - comment.len();
-            return Err(Diagnostic::error(codes::NO_OVERRIDE, format!("`{path}` would be cut off at a comment"))
-                .at(Span::new(source, hash, end), "YAML reads no further than here")
-                .help(format!("put the value into quotes: `{path}=\"...\"`"))
-                .into());
+            let value = self.text[..self.text.len() - comment.len()].trim();
+            let diagnostic = Diagnostic::error(codes::NO_OVERRIDE, format!("`{path}` would be cut off at a comment"))
+                .at(Span::new(source, hash, end), "YAML reads no further than here");
+            return Err(Box::new(match value {
+                "" => diagnostic,
+                value => diagnostic.help(format!("write `{path}={value}`")),
+            }));
         }
         Ok(node)
     }

@@ -93,6 +93,24 @@ const CHECKPOINTER: &[KeyRule] = &[
 
 const DATASET: &[KeyRule] = &[
     KeyRule { key: "source", rule: Rule::Rewritten(on_the_hub, "hf:// marks what is on the Hugging Face hub") },
+    only(
+        "max_seq_len",
+        &[],
+        "samples are cut off where the tokenizer says, for all datasets",
+        "set tokenizer.max_seq_len instead, and remove the key",
+    ),
+    only(
+        "chat_format",
+        &[],
+        "chat formats of torchtune's are not read: the template is the checkpoint's own",
+        "remove the key, or write the template in Jinja and set tokenizer.chat_template=FILE",
+    ),
+    only(
+        "template",
+        &[],
+        "templates of torchtune's are not read: text is rendered with the checkpoint's own chat template",
+        "remove the key; `instruct` takes a text with {input} and {output} in it as prompt_template",
+    ),
     ignored_if("column_map", Node::is_null, "the columns have their usual names"),
     only("filter_fn", &[], "samples are not filtered here", "remove the key, and filter the file"),
     ignored("trust_remote_code", "no code of a dataset is run"),

@@ -29,7 +29,7 @@ fn check(model: &Path) {
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     let config = DatasetConfig::Chat(ChatDataset {
         files: Files {
-            source: Some("json".to_owned()),
+            source: Some("json".into()),
             data_files: vec![reference.join("humaneval_messages.jsonl")],
             split: "train[:40]".to_owned(),
         },

@@ -34,7 +34,8 @@ impl DeviceConfig {
         match self {
             Self::Cpu => Isa::check().map(|()| Device::Cpu),
             Self::Cuda(n) if !cfg!(feature = "cuda") => Err(Error::setup(format!(
-                "device cuda:{n}: this program was built without CUDA; build it with `--features cuda`, or set device=cpu"
+                "device cuda:{n}: this program was built without CUDA. Set device=cpu, or build one with it: \
+                 `cargo build --release -p recipes --features tune-core/cuda`"
             ))),
             Self::Cuda(n) => {
                 Device::new_cuda(n).map_err(|e| Error::setup(format!("device cuda:{n} cannot be used: {e}")))
@@ -48,7 +49,11 @@ impl Config for DeviceConfig {
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
         let text = value.text()?;
-        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu, cuda or cuda:N")))
+        let there_are = match cfg!(feature = "cuda") {
+            true => "use cpu, cuda or cuda:N",
+            false => "use cpu (cuda and cuda:N need a program that is built with CUDA)",
+        };
+        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; {there_are}")))
     }
 
     fn to_value(&self) -> Value {

@@ -36,7 +36,7 @@ impl From<tune_hub::Error> for Error {
 /// # Errors
 /// The hub and the cache have no such thing, or the download fails.
 pub fn model<'a>(path: &'a Path, files: &[String]) -> Result<Cow<'a, Path>> {
-    let Some(location) = location(path, Kind::Model)? else { return Ok(path.into()) };
+    let Some(location) = location(path, Kind::Model)? else { return here(path, "model or adapter") };
     let inside = location.path.as_deref();
     snapshot(&location, |listing| match of_model(listing, inside, files) {
         chosen if chosen.iter().any(|file| is_weights(&file.name)) => Ok(chosen),
@@ -49,7 +49,7 @@ pub fn model<'a>(path: &'a Path, files: &[String]) -> Result<Cow<'a, Path>> {
 /// # Errors
 /// As [`model`]; and where a repository has data in several folders, of which one is to be named.
 pub fn dataset(path: &Path) -> Result<Cow<'_, Path>> {
-    let Some(location) = location(path, Kind::Dataset)? else { return Ok(path.into()) };
+    let Some(location) = location(path, Kind::Dataset)? else { return here(path, "dataset") };
     let inside = location.path.as_deref();
     let found = snapshot(&location, |listing| {
         let is_inside = |name: &str| inside.is_none_or(|inside| Path::new(name).starts_with(inside));
@@ -112,6 +112,30 @@ fn in_cache(folder: &Path) -> Option<Origin> {
     let commit = commit.file_name()?.to_str()?;
     let main = fs::read_to_string(repo.join("refs/main")).unwrap_or_default();
     Some(Origin { name, revision: Some(commit.to_owned()).filter(|commit| commit != main.trim()) })
+}
+
+/// A path that is none of the hub's; one that looks like a name there is told, where nothing is at it.
+fn here<'a>(path: &'a Path, what: &str) -> Result<Cow<'a, Path>> {
+    match on_the_hub(path).filter(|_| !path.exists()) {
+        Some(name) => {
+            Err(Error::file(path, format!("does not exist; a {what} on the Hugging Face hub is written {name}")))
+        }
+        None => Ok(path.into()),
+    }
+}
+
+/// How a path such as `org/name` would be written if it is a name on the hub; `None` where it cannot be one, or where
+/// there is such a folder, or one that it would be in.
+pub(crate) fn on_the_hub(path: &Path) -> Option<String> {
+    let text = path.to_str()?;
+    let (org, name) = text.split_once('/')?;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '~'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let (repo, revision) = name.split_once('@').unwrap_or((name, "main"));
+    (plain(org) && plain(repo) && !revision.is_empty() && !Path::new(org).exists()).then(|| format!("{SCHEME}{text}"))
 }
 
 fn location(path: &Path, kind: Kind) -> Result<Option<Location>> {
@@ -209,4 +233,26 @@ fn data_folders(root: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_the_hub_is_told_from_a_path() {
+        let told = |path: &str| model(Path::new(path), &[]).map(|_| ()).map_err(|error| error.to_string());
+        for name in ["some-org/Model-1B", "org/m@v2"] {
+            let error = told(name).unwrap_err();
+            assert!(error.contains(&format!("is written hf://{name}")), "{error}");
+        }
+        let error = dataset(Path::new("org/data")).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("a dataset on the Hugging Face hub is written hf://org/data"), "{error}");
+        // Of paths it is for those who open them to say what is missing.
+        for path in
+            ["src/no-such-model", "./org/name", "/org/name", "org/name/more", "name", "../org/name", "~/name", "a b/c"]
+        {
+            assert_eq!(told(path), Ok(()), "{path}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::load::explore;
-use crate::{Config, Input, Loaded, Report, Sources, codes, completions, convert, help, json_schema, load};
+use crate::{Config, Input, Loaded, Report, Schema, Sources, codes, completions, convert, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +59,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
     let args: Vec<OsString> = args.into_iter().collect();
     let matches = match command(recipe).try_get_matches_from(&args) {
         Ok(matches) => matches,
-        Err(error) => return Start::Fail(usage(recipe, &error, &args)),
+        Err(error) => return Start::Fail(usage(recipe, &T::SCHEMA, &error, &args)),
     };
     if matches.get_flag("version") {
         return Start::Show(format!("{} {}\n", recipe.name, recipe.version));
@@ -83,7 +83,8 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         None => Input::new(),
         Some(path) => match read(path).map(String::from_utf8) {
             Ok(Ok(text)) if matches.get_flag("convert") => {
-                return match convert::<T>(recipe.name, &path.display().to_string(), &text) {
+                let overrides: Vec<String> = matches.get_many("overrides").unwrap_or_default().cloned().collect();
+                return match convert::<T>(recipe.name, &path.display().to_string(), &text, &overrides) {
                     Ok(converted) => Start::Show(converted),
                     Err(report) => Start::Fail(mistakes(recipe, &report, color)),
                 };
@@ -199,11 +200,13 @@ fn command(recipe: &Recipe) -> Command {
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("validate").long("validate").action(ArgAction::SetTrue))
         .arg(Arg::new("print-config").long("print-config").action(ArgAction::SetTrue))
-        .arg(Arg::new("convert").long("convert").action(ArgAction::SetTrue).requires("config").conflicts_with_all([
-            "overrides",
-            "help",
-            "print-config",
-        ]))
+        .arg(
+            Arg::new("convert")
+                .long("convert")
+                .action(ArgAction::SetTrue)
+                .requires("config")
+                .conflicts_with_all(["help", "print-config"]),
+        )
         .arg(Arg::new("print-schema").long("print-schema").action(ArgAction::SetTrue))
         .arg(Arg::new("print-reference").long("print-reference").action(ArgAction::SetTrue))
         .arg(Arg::new("explain").long("explain").value_name("CODE"))
@@ -226,9 +229,43 @@ fn usage_line(recipe: &Recipe) -> String {
     format!("Usage: {} [--config FILE] [KEY=VALUE | ~KEY]...\n", recipe.name)
 }
 
+/// Whether torchrun's option takes a value; `None` where torchrun has no such option.
+pub fn torchrun_takes_value(option: &str) -> Option<bool> {
+    const WITHOUT: [&str; 5] = ["standalone", "no-python", "module", "run-path", "virtual-local-rank"];
+    const WITH: [&str; 21] = [
+        "nnodes",
+        "nproc-per-node",
+        "node-rank",
+        "master-addr",
+        "master-port",
+        "local-addr",
+        "rdzv-backend",
+        "rdzv-endpoint",
+        "rdzv-id",
+        "rdzv-conf",
+        "max-restarts",
+        "monitor-interval",
+        "start-method",
+        "role",
+        "log-dir",
+        "redirects",
+        "tee",
+        "local-ranks-filter",
+        "logs-specs",
+        "event-log-handler",
+        "numa-binding",
+    ];
+    let name = option.strip_prefix("--")?.replace('_', "-");
+    match (WITH.contains(&&*name), WITHOUT.contains(&&*name)) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    }
+}
+
 /// What is wrong with the arguments. Other tools take keys as options, so that
 /// is the mistake to expect.
-fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
+fn usage(recipe: &Recipe, schema: &Schema, error: &clap::Error, args: &[OsString]) -> String {
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
         return format!("{}\n", error.to_string().trim_end());
     };
@@ -243,6 +280,15 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
         );
     }
     let mut text = format!("error: unknown option `{option}`\n\n");
+    if torchrun_takes_value(option).is_some() {
+        let name = recipe.name;
+        let _ = writeln!(
+            text,
+            "It is for torchrun, which starts several processes; here one trains, with all cores. Leave it out."
+        );
+        let _ = writeln!(text, "`{name} --help` lists options and keys.");
+        return text;
+    }
     let key = option.trim_start_matches('-').replace('-', "_");
     let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
     let value = args.iter().enumerate().find_map(|(at, arg)| {
@@ -252,12 +298,23 @@ fn usage(recipe: &Recipe, error: &clap::Error, args: &[OsString]) -> String {
             None => args.get(at + 1).map(|next| &**next).filter(|next| !next.starts_with('-')),
         }
     });
-    if option.starts_with("--") {
+    if option.starts_with("--")
+        && let Some(key) = known(schema, &key)
+    {
         let value = value.unwrap_or("VALUE");
         let _ = writeln!(text, "A key of the config is set without dashes: `{key}={value}`");
     }
     let _ = writeln!(text, "{}`{} --help` lists options and keys.", usage_line(recipe), recipe.name);
     text
+}
+
+/// The path of a key, or of the nearest one.
+fn known(schema: &Schema, path: &str) -> Option<String> {
+    let Schema::Struct(fields) = schema else { return None };
+    let (first, rest) = path.split_at(path.find('.').unwrap_or(path.len()));
+    let names = || fields.all_keys().flat_map(|key| std::iter::once(&key.name).chain(key.aliases).copied());
+    let name = names().find(|name| *name == first).or_else(|| tune_yaml::nearest(first, names()))?;
+    Some(format!("{name}{rest}"))
 }
 
 fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report> {

@@ -11,7 +11,7 @@ use super::durable;
 use super::safetensors::{self, Entry, Outgoing};
 use super::source::{read_json, read_small};
 use crate::tokenizer::TokenizerFiles;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -29,6 +29,21 @@ const TOKENIZER_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
+/// What to do with the folder of an adapter.
+fn adapter_hint(dir: &Path) -> String {
+    let config = read_json(&dir.join("adapter_config.json")).unwrap_or_default();
+    let base = match config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty()) {
+        None => "the model that it belongs to".to_owned(),
+        Some(base) if Path::new(base).exists() || base.starts_with(hub::SCHEME) => base.to_owned(),
+        Some(base) => hub::on_the_hub(Path::new(base)).unwrap_or_else(|| format!("the model that was {base}")),
+    };
+    let dir = dir.display();
+    format!(
+        "it is an adapter: set checkpoint_dir to its base, {base}, and adapter_dir={dir} to ask it \
+         (checkpointer.adapter_checkpoint={dir} to train it on)"
+    )
+}
+
 /// A model's folder, read but for the numbers.
 pub(super) struct Folder {
     pub(super) config: Value,
@@ -40,10 +55,9 @@ pub(super) struct Folder {
 pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     let config_path = dir.join("config.json");
     if !config_path.exists() {
-        let hint = if dir.join("adapter_config.json").exists() {
-            "it is an adapter: give it as adapter_checkpoint, and the model that it belongs to as checkpoint_dir"
-        } else {
-            "give the folder that Hugging Face's files of the model lie in"
+        let hint = match dir.join("adapter_config.json").exists() {
+            true => adapter_hint(dir),
+            false => "give the folder that Hugging Face's files of the model lie in".to_owned(),
         };
         return Err(Error::file(dir, format!("has no config.json; {hint}")));
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::Config;
+use crate::config::{Config, Mismatch, Schema, Value};
 
 /// Where training text comes from and how a sample is made of a record.
 #[derive(Debug, Clone, Config)]
@@ -31,13 +31,44 @@ pub enum DatasetConfig {
 #[config(crate = crate::config)]
 pub struct Files {
     /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell; or a file, a folder or `hf://org/name`, in place of `data_files`.
-    pub source: Option<String>,
+    pub source: Option<Source>,
     /// A file, several files or a folder, relative to the working directory; or `hf://org/name/path`.
     #[config(default, one_or_many)]
     pub data_files: Vec<PathBuf>,
     /// Which part to take: `train`, `train[:10%]`, `train[200:]`, `train[-50:]` ...
     #[config(default = "train")]
     pub split: String,
+}
+
+/// A format, or where a dataset is: a path, or a name on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source(String);
+
+impl Config for Source {
+    // A path begins with a home folder where it begins with `~`.
+    const SCHEMA: Schema = Schema::Path;
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        value.text().map(Self::from)
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from_text(&self.0)
+    }
+}
+
+impl From<&str> for Source {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::ops::Deref for Source {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Which of a sample's tokens are trained, said in the new way or the old.

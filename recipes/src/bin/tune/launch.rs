@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use crate::shipped::{self, Recipe};
-use crate::{Result, Start, build, paths};
+use crate::{Result, Start, build, paths, torchtune, validate};
 
 /// What a recipe is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,22 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     let Some((recipe, args)) = start.command.split_first() else {
         return Err("which recipe? `tune ls` lists them".into());
     };
+    if let Some(wrong) = torchtune::option_first(&start.command) {
+        return Err(wrong.into());
+    }
+    let name = recipe.to_string_lossy();
+    if !Path::new(recipe).is_file()
+        && let Some(hint) = torchtune::hint(&name, args)
+    {
+        return Err(format!("there is no recipe `{name}`; {hint}").into());
+    }
+    if validate::is_config(recipe) {
+        let of = validate::recipe_of(action, recipe).unwrap_or_else(|_| "RECIPE".to_owned());
+        let command = action.command();
+        return Err(
+            format!("`{name}` is a config, and the recipe comes first: `tune {command} {of} --config {name}`").into()
+        );
+    }
     let program = if is_file(recipe) {
         build::own(Path::new(recipe), start.core.as_deref())?
     } else {

@@ -8,6 +8,7 @@ mod download;
 mod launch;
 mod paths;
 mod shipped;
+mod torchtune;
 mod validate;
 
 use std::ffi::OsString;

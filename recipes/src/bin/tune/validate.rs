@@ -39,13 +39,17 @@ pub(crate) fn run(action: Action, args: Args) -> Result<ExitCode> {
     launch::run(action, &Start { core, command })
 }
 
-fn is_config(name: &OsStr) -> bool {
+/// Whether an argument is the name of a config, or its file.
+pub(crate) fn is_config(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default();
     extension == "yaml" || extension == "yml" || shipped::config(&name.to_string_lossy()).is_some()
 }
 
 /// The recipe that a config is for: that of its name, of its schema's title, or of its folder.
-fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
+///
+/// # Errors
+/// Nothing tells, or there is no such config.
+pub(crate) fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
     let path = Path::new(config);
     if !path.exists()
         && let Some((recipe, _)) = shipped::config(&config.to_string_lossy())

@@ -31,7 +31,7 @@ const TOKENIZER_FILES: &[&str] = &[
 
 /// What to do with the folder of an adapter.
 fn adapter_hint(dir: &Path) -> String {
-    let config = read_json(&dir.join("adapter_config.json")).unwrap_or_default();
+    let config: Value = read_json(&dir.join("adapter_config.json")).unwrap_or_default();
     let base = match config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty()) {
         None => "the model that it belongs to".to_owned(),
         Some(base) if Path::new(base).exists() || base.starts_with(hub::SCHEME) => base.to_owned(),

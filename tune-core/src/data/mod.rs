@@ -28,7 +28,7 @@ mod unused;
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
     AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns,
-    InstructDataset, Mask, Masking, TextDataset,
+    InstructDataset, Mask, Masking, Source, TextDataset,
 };
 pub use faults::{Faults, examples, faults};
 pub use loader::{Epoch, Loader, LoaderOptions};

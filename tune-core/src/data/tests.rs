@@ -501,7 +501,7 @@ fn sources() {
     let file = folder.file("data.txt", GOOD);
     let get = |source: Option<&str>, files: &[&Path]| {
         let mut config = chat("");
-        config.files.source = source.map(str::to_owned);
+        config.files.source = source.map(Into::into);
         config.files.data_files = files.iter().map(|f| f.to_path_buf()).collect();
         load_chat(config).map(|d| d.samples.len()).map_err(|e| e.to_string())
     };

@@ -15,7 +15,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn files(file: &Path, source: Option<&str>) -> Files {
-    Files { source: source.map(str::to_owned), data_files: vec![file.to_owned()], split: "train".into() }
+    Files { source: source.map(Into::into), data_files: vec![file.to_owned()], split: "train".into() }
 }
 
 /// The records of a file, each as JSON.

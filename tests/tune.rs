@@ -160,6 +160,81 @@ fn a_config_is_validated_by_its_recipe() {
     assert!(error.contains("`tune validate RECIPE --config plain.yaml`"), "{error}");
 }
 
+/// A path that begins with `~` begins with a home folder, or is refused: there is never a folder of this name.
+#[test]
+fn a_tilde_is_a_home_folder_or_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = |command: &str, home: Option<&Path>| {
+        let paths = ["output_dir=~/my runs", "~exact_match", "epochs=1", "max_steps_per_epoch=1"];
+        let mut tune = tune(folder, &[&[command, "lora", "--config", "lora/tiny"], &paths[..]].concat());
+        let command = tune.current_dir(root());
+        match home {
+            Some(home) => command.env("HOME", home),
+            None => command.env_remove("HOME"),
+        };
+        tune
+    };
+    succeed(&mut run("run", Some(folder)));
+    let config = fs::read_to_string(folder.join("my runs/config.yaml")).unwrap();
+    assert!(config.starts_with(&format!("output_dir: \"{}/my runs\"\n", folder.display())), "{config}");
+    for command in ["run", "validate", "check"] {
+        let (code, error) = fail(&mut run(command, None));
+        assert_eq!(code, Some(2));
+        assert!(error.contains("`~/my runs` leads to no home folder: HOME is not set"), "{error}");
+    }
+    assert!(!root().join("~").exists());
+}
+
+/// What another component has no key for is told by each command.
+#[test]
+fn keys_that_are_left_out_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(
+        folder.join("mine.yaml"),
+        "base: out\noutput_dir: ${base}/x\ncheckpointer: {checkpoint_dir: recipes/tiny/model}\n\
+         dataset: {_component_: chat, data_files: recipes/tiny/data/secret_code.jsonl, split: 'train[:4]', \
+         conversation_column: messages}\n",
+    )
+    .unwrap();
+    let config = folder.join("mine.yaml");
+    for command in ["validate", "check"] {
+        let args = [command, "lora", "--config", config.to_str().unwrap(), "dataset=text", "dataset.column=text"];
+        let output = tune(folder, &args).current_dir(root()).output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        let warning = "warning: the key `conversation_column` of `chat` is left out: `text` has no such key";
+        assert!(said.contains(warning), "{said}");
+    }
+    let args = ["run", "lora", "--config", config.to_str().unwrap(), "dataset=text", "--print-config"];
+    let shown = succeed(tune(folder, &args).current_dir(root()));
+    assert!(shown.contains("data_files: [recipes/tiny/data/secret_code.jsonl]"), "{shown}");
+    assert!(shown.contains("split: \"train[:4]\"") && shown.contains("output_dir: out/x"), "{shown}");
+}
+
+/// Folders and names where others are expected.
+#[test]
+fn what_is_given_in_the_wrong_place_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let adapter = folder.join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    fs::write(adapter.join("adapter_config.json"), r#"{"base_model_name_or_path": "some-org/base"}"#).unwrap();
+    let ask = |more: &[&str]| fail(&mut tune(folder, &[&["run", "generate"], more, &["prompt=Say: a # b"]].concat())).1;
+    let error = ask(&["checkpoint_dir=adapter"]);
+    assert!(
+        error.contains("it is an adapter: set checkpoint_dir to its base, hf://some-org/base, and adapter_dir="),
+        "{error}"
+    );
+    let error = ask(&["checkpoint_dir=some-org/model"]);
+    assert!(error.contains("on the Hugging Face hub is written hf://some-org/model"), "{error}");
+    let tiny = format!("checkpoint_dir={}", root().join("recipes/tiny/model").display());
+    let error = ask(&[&tiny, "adapter_dir=some-org/adapter"]);
+    assert!(error.contains("on the Hugging Face hub is written hf://some-org/adapter"), "{error}");
+    let error = ask(&[&tiny, "device=cuda"]);
+    assert!(error.contains("set device=cpu") || error.contains("cannot be used"), "{error}");
+}
+
 /// From any folder, with a config alone, and with another; what it says is tested in `preflight.rs`.
 #[test]
 fn a_run_is_checked_by_its_recipe() {

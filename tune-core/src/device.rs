@@ -34,7 +34,7 @@ impl DeviceConfig {
         match self {
             Self::Cpu => Isa::check().map(|()| Device::Cpu),
             Self::Cuda(n) if !cfg!(feature = "cuda") => Err(Error::setup(format!(
-                "device cuda:{n}: this program was built without CUDA. Set device=cpu, or build one with it: \
+                "device cuda:{n}: this program was built without CUDA; set device=cpu, or build one with it: \
                  `cargo build --release -p recipes --features tune-core/cuda`"
             ))),
             Self::Cuda(n) => {

@@ -51,14 +51,15 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     if !Path::new(recipe).is_file()
         && let Some(hint) = torchtune::hint(&name, args)
     {
-        return Err(format!("there is no recipe `{name}`; {hint}").into());
+        return Err(hint.into());
     }
     if validate::is_config(recipe) {
         let of = validate::recipe_of(action, recipe).unwrap_or_else(|_| "RECIPE".to_owned());
-        let command = action.command();
-        return Err(
-            format!("`{name}` is a config, and the recipe comes first: `tune {command} {of} --config {name}`").into()
-        );
+        let (command, args) = (action.command(), torchtune::shown(args));
+        return Err(format!(
+            "`{name}` is a config, and the recipe comes first: `tune {command} {of} --config {name}{args}`"
+        )
+        .into());
     }
     let program = if is_file(recipe) {
         build::own(Path::new(recipe), start.core.as_deref())?

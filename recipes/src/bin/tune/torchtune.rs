@@ -73,7 +73,7 @@ pub(crate) fn option_first(args: &[OsString]) -> Option<String> {
 }
 
 /// Arguments as they would be typed.
-fn shown(args: &[OsString]) -> String {
+pub(crate) fn shown(args: &[OsString]) -> String {
     let quoted = args.iter().map(|arg| {
         let text = arg.to_string_lossy();
         match text.is_empty() || text.contains(|c: char| c.is_whitespace() || "[]{}~*?$&|;<>()\"'\\`#!".contains(c)) {

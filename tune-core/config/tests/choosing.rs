@@ -97,10 +97,12 @@ fn good(yaml: &str, overrides: &[&str]) -> Loaded<Sets> {
 
 /// Which components the datasets are, their parts and the numbers of their files.
 fn shown(data: &[Data]) -> Vec<(&'static str, &str, usize)> {
-    let one = |data| match data {
-        &Data::Chat(Chat { ref files, .. }) => ("chat", files.split.as_str(), files.data_files.len()),
-        &Data::Pairs(Pairs { ref files, .. }) => ("pairs", files.split.as_str(), files.data_files.len()),
-    };
+    fn one(data: &Data) -> (&'static str, &str, usize) {
+        match data {
+            Data::Chat(Chat { files, .. }) => ("chat", files.split.as_str(), files.data_files.len()),
+            Data::Pairs(Pairs { files, .. }) => ("pairs", files.split.as_str(), files.data_files.len()),
+        }
+    }
     data.iter().map(one).collect()
 }
 

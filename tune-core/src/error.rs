@@ -43,6 +43,9 @@ pub enum Error {
     /// Settings that are valid one by one do not fit together, or do not fit the machine or the model.
     #[error("{}", plain(_0))]
     Setup(String),
+    /// A record that cannot be used was found while training ran.
+    #[error("{0}")]
+    Data(String),
     /// Training had to stop.
     #[error("{}", plain(_0))]
     Training(String),

@@ -138,7 +138,7 @@ impl Tokenized {
         let mut failure = self.lock();
         loop {
             if let Some(message) = &*failure {
-                return Err(Error::setup(message.clone()));
+                return Err(Error::Data(message.clone()));
             }
             if let Some(made) = made(self) {
                 return Ok(made);

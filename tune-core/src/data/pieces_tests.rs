@@ -222,6 +222,30 @@ fn only_a_texts_beginning_gets_sentence_pieces_space() {
     assert_eq!(tokens, tokenizer_tokens(&tokenizer, "abcd"), "as the tokenizer has the whole text");
 }
 
+/// What stands behind an end of text, as an earlier exchange has it, is tokenized as in the text that has it written out.
+#[test]
+fn what_follows_a_token_is_tokenized_as_behind_it() {
+    let tokenizer = sentence_piece(None);
+    let (bos, eos) = (tokenizer.bos().unwrap(), tokenizer.eos().unwrap());
+    let text = |text: &str, trained| Piece::text(text, trained);
+    let end = || Piece::token(eos, true);
+    let pieces = [
+        Piece::token(bos, false),
+        text("ab", false),
+        text("cd", true),
+        end(),
+        text("ef", false),
+        text("gh", true),
+        end(),
+    ];
+    let sample = encode(&tokenizer, &pieces, None).sample;
+    let tokens: Vec<String> = sample.input_ids.iter().filter_map(|&id| tokenizer.token(id)).collect();
+    assert_eq!(tokens.concat(), "<s>\u{2581}abcd</s>\u{2581}efgh</s>");
+    assert_eq!(sample.input_ids[..sample.input_ids.len() - 1], tokenizer.encode("<s>abcd</s>efgh").unwrap());
+    let trained: Vec<String> = sample.targets.iter().filter_map(|&id| tokenizer.token(id)).collect();
+    assert_eq!(trained, ["c", "d", "</s>", "g", "h", "</s>"]);
+}
+
 fn tokenizer_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
     let ids = tokenizer.encode(text).unwrap();
     std::iter::once(tokenizer.bos().unwrap()).chain(ids).filter_map(|id| tokenizer.token(id)).collect()

@@ -238,7 +238,9 @@ fn a_token_without_an_embedding_is_found_while_training_runs() {
     let tokenizer = byte_level(None).for_model(Limits { embeddings: 263, ..Limits::default() });
     let loader = Loader::open(&configs, &tokenizer, None, LoaderOptions::default()).unwrap();
     loader.batch(0, 0).unwrap();
-    let error = loader.len().unwrap_err().to_string();
+    let error = loader.len().unwrap_err();
+    assert!(matches!(error, Error::Data(_)));
+    let error = error.to_string();
     assert!(error.contains("d.jsonl:4500: the token `<|end|>` has id 263"), "{error}");
 }
 

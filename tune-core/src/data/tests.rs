@@ -239,7 +239,7 @@ fn a_token_without_an_embedding_is_found_while_training_runs() {
     let loader = Loader::open(&configs, &tokenizer, None, LoaderOptions::default()).unwrap();
     loader.batch(0, 0).unwrap();
     let error = loader.len().unwrap_err();
-    assert!(matches!(error, Error::Data(_)));
+    assert!(matches!(error, crate::Error::Data(_)));
     let error = error.to_string();
     assert!(error.contains("d.jsonl:4500: the token `<|end|>` has id 263"), "{error}");
 }

@@ -469,7 +469,8 @@ fn a_token_that_the_model_has_no_embedding_for_is_an_error() {
     let said = place.unsound(&[&model, &with]);
     contains(&said, &["1 of 2 records cannot be used", &format!("with.jsonl:2: {lacks}")]);
     // What is cut off is no matter.
-    place.sound(&[&model, &with, "tokenizer.max_seq_len=24"]);
+    let late = place.conversations("late.jsonl", &[("a", &format!("{} <tool>", "word ".repeat(50))), ("a", "b")]);
+    place.sound(&[&model, &late, "tokenizer.max_seq_len=40"]);
     let file = with.strip_prefix("dataset.data_files=").unwrap();
     let value = format!("dataset_val={{_component_: chat, data_files: [{file}]}}");
     contains(&place.unsound(&[&model, &without, &value]), &[&format!("with.jsonl:2: {lacks}")]);

@@ -5,9 +5,10 @@
 //! Prints `{"fp32": …, "bf16": …}` in GFLOP/s.
 
 use candle_core::DType;
+use tune_core::config::say;
 use tune_core::engine::matmul_peak;
 
 fn main() {
     let (fp32, bf16) = (matmul_peak(DType::F32), matmul_peak(DType::BF16));
-    println!("{{\"fp32\": {fp32:.1}, \"bf16\": {bf16:.1}}}");
+    say!("{{\"fp32\": {fp32:.1}, \"bf16\": {bf16:.1}}}");
 }

@@ -375,7 +375,6 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
         #checks
         #[allow(dead_code)]
         fn main() -> ::std::process::ExitCode {
-            use ::std::io::Write as _;
             use #krate::cli as __cli;
             const __RECIPE: __cli::Recipe = __cli::Recipe {
                 name: #name,
@@ -384,31 +383,24 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
                 configs: #configs,
                 preflight: #has_preflight,
             };
+            __cli::signals::handle();
             let __color = __cli::stderr_color();
-            // A pipe that nobody reads any more is no reason to fail.
-            let __complain = |__text: &str| {
-                let _ = ::std::io::stderr().write_all(__text.as_bytes());
-            };
             let (__run, __purpose) = match __cli::start::<#config>(&__RECIPE, ::std::env::args_os(), __color) {
                 __cli::Start::Run(__run, __purpose) => (*__run, __purpose),
-                __cli::Start::Show(__text) => {
-                    let _ = ::std::io::stdout().write_all(__text.as_bytes());
-                    return ::std::process::ExitCode::SUCCESS;
-                }
+                __cli::Start::Show(__text) => return __cli::show(&__text),
                 __cli::Start::Fail(__text) => {
-                    __complain(&__text);
+                    __cli::complain(&__text);
                     return ::std::process::ExitCode::from(__cli::USAGE);
                 }
             };
-            __complain(&__cli::warnings(&__run.warnings, __color));
+            __cli::complain(&__cli::warnings(&__run.warnings, __color));
             #preflight
             let __config = __run.config;
             match #function_ident(#(#arguments),*) {
                 ::core::result::Result::Ok(_) => ::std::process::ExitCode::SUCCESS,
                 ::core::result::Result::Err(__error) => {
                     let __error: ::std::boxed::Box<dyn ::std::error::Error> = ::core::convert::Into::into(__error);
-                    __complain(&__cli::failure(&*__error));
-                    ::std::process::ExitCode::FAILURE
+                    __cli::ended(&*__error)
                 }
             }
         }
@@ -424,7 +416,7 @@ fn preflight(ty: &Path, core: &TokenStream) -> TokenStream {
     quote! {
         if __purpose != __cli::Purpose::Run {
             #core::hub::watch(#core::metrics::Downloads::stderr());
-            let mut __out = ::std::io::stdout().lock();
+            let mut __out = #core::config::output::Stdout;
             return match #answer {
                 true => ::std::process::ExitCode::SUCCESS,
                 false => ::std::process::ExitCode::FAILURE,

@@ -7,6 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use tune_core::config::say;
+
 use crate::Result;
 
 /// Write what is made from the recipes: schema and reference beside their configs.
@@ -48,8 +50,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     }
     match (old.is_empty(), args.check) {
-        (true, _) => println!("everything is up to date"),
-        (false, false) => println!("wrote\n  {}", old.join("\n  ")),
+        (true, _) => say!("everything is up to date"),
+        (false, false) => say!("wrote\n  {}", old.join("\n  ")),
         (false, true) => {
             return Err(format!("not up to date; `cargo xtask codegen` writes\n  {}", old.join("\n  ")).into());
         }

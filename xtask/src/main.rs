@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tune_core::config::complain;
 
 /// What a task returns; the error is shown to whoever called it.
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
             ExitCode::FAILURE
         }
     }

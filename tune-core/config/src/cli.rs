@@ -1,15 +1,22 @@
-//! From the arguments of a recipe to its config. Nothing is printed here and
-//! nothing exits: the generated `main` does what [`start`] says.
+//! From the arguments of a recipe to its config, and from its end to an exit code. [`start`] prints nothing: the
+//! generated `main` does what it says.
+
+mod exit;
+pub mod signals;
 
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+pub use exit::{Exit, STARTED_BY, other_program, quoted, this_program};
+
 use crate::load::explore;
+use crate::output;
 use crate::{Config, Input, Loaded, Report, Schema, Sources, codes, completions, convert, help, json_schema, load};
 
 /// What `#[recipe]` knows about a recipe.
@@ -134,12 +141,12 @@ fn purpose(recipe: &Recipe, matches: &ArgMatches) -> Purpose {
 
 /// Whether the standard error wants colour.
 pub fn stderr_color() -> bool {
-    color(std::io::stderr().is_terminal())
+    color(output::stderr().is_terminal())
 }
 
 /// Whether the standard output wants colour.
 pub fn stdout_color() -> bool {
-    color(std::io::stdout().is_terminal())
+    color(output::stdout_is_terminal())
 }
 
 /// Terminals do, unless they cannot; `NO_COLOR` and `CLICOLOR_FORCE` in the environment say it for both.
@@ -147,6 +154,34 @@ fn color(terminal: bool) -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
     let can = terminal && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     !is_set("NO_COLOR") && (can || is_set("CLICOLOR_FORCE"))
+}
+
+/// Shows what was asked for, as `--help` is. The exit code says whether it could be written.
+pub fn show(text: &str) -> ExitCode {
+    match output::show(text) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complaint(format_args!("error: {}", output::unwritten(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says on the standard error what is wrong, with the line breaks that it has.
+pub fn complain(text: &str) {
+    let _ = std::io::Write::write_all(&mut output::stderr(), text.as_bytes());
+}
+
+/// Says why a run has ended. Returns the exit code.
+pub fn ended(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    let Some(exit) = Exit::of(error) else {
+        complain(&failure(error));
+        return ExitCode::FAILURE;
+    };
+    if !exit.message.is_empty() {
+        output::complaint(format_args!("{}", exit.message));
+    }
+    ExitCode::from(exit.code)
 }
 
 /// `error: ...` for a run that has failed, with what it was caused by.

@@ -72,6 +72,7 @@ mod help;
 mod home;
 mod json_schema;
 mod load;
+pub mod output;
 mod overrides;
 mod plain;
 mod report;

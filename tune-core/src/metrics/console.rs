@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use tune_config::output;
 
 use super::format::{bytes, count, seconds};
 use super::{MetricLogger, StepMetrics, ValidationMetrics};
@@ -30,8 +31,8 @@ pub struct Console {
 impl Console {
     /// On standard error, which leaves standard output to results.
     pub fn stderr() -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        Self::with(std::io::stderr(), terminal.then(ProgressDrawTarget::stderr))
+        let terminal = output::stderr().is_terminal();
+        Self::with(output::stderr(), terminal.then(ProgressDrawTarget::stderr))
     }
 
     /// Lines, to any writer.

@@ -1,8 +1,9 @@
 //! Downloads as they are seen on a terminal, and in a log.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tune_config::output;
 
 use super::format::bytes;
 use crate::hub::Event;
@@ -17,7 +18,7 @@ pub struct Downloads {
 impl Downloads {
     /// What is to be told of each event.
     pub fn stderr() -> impl FnMut(Event<'_>) + Send + 'static {
-        let mut downloads = Self { terminal: std::io::stderr().is_terminal(), bar: None };
+        let mut downloads = Self { terminal: output::stderr().is_terminal(), bar: None };
         move |event| downloads.show(event)
     }
 
@@ -31,18 +32,13 @@ impl Downloads {
                 bar.reset_eta();
                 self.bar = Some(bar);
             }
-            Event::Begin { file, size, done: 0 } => line(&format!("downloading {file} ({})", bytes(size))),
+            Event::Begin { file, size, done: 0 } => output::complaint(format_args!("downloading {file} ({})", bytes(size))),
             Event::Begin { file, size, done } => {
-                line(&format!("downloading {file} ({} of {} are there)", bytes(done), bytes(size)));
+                output::complaint(format_args!("downloading {file} ({} of {} are there)", bytes(done), bytes(size)));
             }
             Event::Bytes(count) => self.bar.iter().for_each(|bar| bar.inc(count)),
             Event::End => self.bar.take().iter().for_each(ProgressBar::finish),
-            Event::Note(note) => line(note),
+            Event::Note(note) => output::complaint(format_args!("{note}")),
         }
     }
-}
-
-/// A log that nobody reads any more stops no download.
-fn line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

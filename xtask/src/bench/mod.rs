@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tune_core::config::say;
 use tune_core::models::DecoderConfig;
 
 use crate::Result;
@@ -116,7 +117,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         match Peer::install(program, root, &root.join(&args.venv)) {
             Ok(peer) => peers.push(peer),
             Err(reason) => {
-                println!("{program} cannot be installed, so ours are not compared with it: {reason}");
+                say!("{program} cannot be installed, so ours are not compared with it: {reason}");
                 accounts.push((program, format!("could not be installed: {reason}")));
             }
         }
@@ -141,13 +142,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             }
         }
         for stranger in measured.strangers() {
-            println!("{case}: the first loss of {stranger} is not ours: it did not compute the same");
+            say!("{case}: the first loss of {stranger} is not ours: it did not compute the same");
         }
         report.cases.push(measured);
         // After each case: a long run that is stopped leaves what it has.
         report.write()?;
     }
-    println!("\n{}\nWritten to {}.json and .md", report.table(), report.path.display());
+    say!("\n{}\nWritten to {}.json and .md", report.table(), report.path.display());
     if report.cases.iter().any(|c| c.failures.iter().any(|(program, _)| *program == Program::Ours)) {
         return Err("a run of ours failed".into());
     }
@@ -169,7 +170,7 @@ fn measure(
     let model = DecoderConfig::from_json(&config)?;
     let flops: Vec<Flops> = data.steps.iter().map(|work| Flops::of(&model, case.recipe, work)).collect();
     let (mut peaks, mut runs, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    println!("\n{case}: {}", case.words());
+    say!("\n{case}: {}", case.words());
     let mut compiled = Vec::new();
     for peer in peers.iter_mut() {
         if match compile {
@@ -184,7 +185,7 @@ fn measure(
         peaks.push(ours.peak(setting.threads)?);
         let mut note = |program: Program, result: Result<run::Run>| match result {
             Ok(run) => {
-                println!(
+                say!(
                     "  round {round}  {program:<10} {:>6.0} tokens/s  {:>6.2} GB  {:>5.1} s to the first forward pass",
                     run.tokens_per_second(&data.steps),
                     run.peak_memory as f64 / 1e9,
@@ -193,7 +194,7 @@ fn measure(
                 runs.push((program, round, run));
             }
             Err(reason) => {
-                println!("  round {round}  {program:<10} {reason}");
+                say!("  round {round}  {program:<10} {reason}");
                 failures.push((program, reason.to_string()));
             }
         };

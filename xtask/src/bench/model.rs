@@ -8,6 +8,7 @@ use candle_core::{DType, Device};
 use serde_json::Value;
 use tune_core::checkpoint::Checkpoint;
 use tune_core::checkpoint::hf::{self, Weights};
+use tune_core::config::say;
 use tune_core::models::{DecoderConfig, Half, RandomWeights, Slot, WeightSource};
 
 use crate::Result;
@@ -27,7 +28,7 @@ pub(super) fn random_1b5(real: &Path, folder: &Path) -> Result<PathBuf> {
     if folder.exists() {
         return Ok(folder.to_owned());
     }
-    println!("Making a model of 1.5B random weights in {}", folder.display());
+    say!("Making a model of 1.5B random weights in {}", folder.display());
     let real = Checkpoint::open(real)?;
     let mut config = real.config().clone();
     let sizes: [(&str, usize); 6] = [

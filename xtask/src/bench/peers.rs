@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use tune_core::config::say;
 
 use super::cases::Case;
 use super::data::Prepared;
@@ -43,7 +44,7 @@ impl Peer {
         let folder = venv.join(program.to_string());
         let (python, stamp) = (folder.join("bin/python"), folder.join("installed.txt"));
         if fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
-            println!("Installing {program} into {}", folder.display());
+            say!("Installing {program} into {}", folder.display());
             let step = |command: &mut Command| -> Result<()> {
                 let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
                 match output.status.success() {
@@ -66,8 +67,8 @@ impl Peer {
             let tried = self.train(case, data, &trial, compile).map(|run| run.tokens_per_second(&data.steps));
             let way = if compile { "compiled" } else { "as it is" };
             match &tried {
-                Ok(speed) => println!("  trial    {:<10} {speed:>6.0} tokens/s {way}", self.program),
-                Err(reason) => println!("  trial    {:<10} {way}: {reason}", self.program),
+                Ok(speed) => say!("  trial    {:<10} {speed:>6.0} tokens/s {way}", self.program),
+                Err(reason) => say!("  trial    {:<10} {way}: {reason}", self.program),
             }
             tried.unwrap_or(0.0)
         };

@@ -10,6 +10,7 @@ use std::process::Command;
 use candle_core::{DType, Device};
 use serde_json::json;
 use tune_core::checkpoint::hf;
+use tune_core::config::say;
 use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
 
 use crate::Result;
@@ -54,7 +55,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let saved = tune_core::checkpoint::run::latest(&out)?.ok_or("training saved no checkpoint")?;
     copy_model(&saved.path, &tiny.join("model"))?;
-    println!("The tiny model lies in {}", tiny.join("model").display());
+    say!("The tiny model lies in {}", tiny.join("model").display());
     Ok(())
 }
 
@@ -85,7 +86,7 @@ fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
     let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: true, lora: None };
     let weights = RandomWeights { seed: SEED, std: 0.02 };
     let model = Decoder::load(DecoderConfig::from_json(&config)?, &weights, &options)?;
-    println!("{} parameters", model.parameter_count());
+    say!("{} parameters", model.parameter_count());
     let generation = json!({ "eos_token_id": tokenizer::END, "pad_token_id": tokenizer::END });
     let (weights, _) = model.merged_weights()?;
     if dir.exists() {

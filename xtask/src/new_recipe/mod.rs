@@ -12,6 +12,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use tune_core::config::say;
+
 use crate::Result;
 use name::Name;
 
@@ -34,20 +36,20 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     if !args.dry_run {
         plan.write(root)?;
     }
-    println!("{}", if args.dry_run { "would write" } else { "wrote" });
+    say!("{}", if args.dry_run { "would write" } else { "wrote" });
     for (path, _) in &plan.files {
-        println!("  {}", path.display());
+        say!("  {}", path.display());
     }
     for (path, _) in &plan.edits {
-        println!("  {} (its entry)", path.display());
+        say!("  {} (its entry)", path.display());
     }
     if args.dry_run {
         return Ok(());
     }
     let name = &plan.name.snake;
-    println!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
-    println!("test it with\n  cargo test -p recipes --test {name}");
-    println!("after a change of its keys, bring schema and reference up to date with\n  cargo xtask codegen");
+    say!("run it with\n  cargo run -p recipes --bin {name} -- --config configs/{name}/tiny.yaml");
+    say!("test it with\n  cargo test -p recipes --test {name}");
+    say!("after a change of its keys, bring schema and reference up to date with\n  cargo xtask codegen");
     Ok(())
 }
 

@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use tune_core::config::say;
+
 use super::curve::{Curve, Distance, Spread};
 use super::{Precision, RECIPES, torchtune, train};
 use crate::Result;
@@ -38,11 +40,11 @@ pub(super) fn compare(root: &Path, model: &Path) -> Result<bool> {
         table.push(row(&format!("{recipe}, torchtune"), &their_off));
         table.push(row(&format!("{recipe}, ours"), &off));
     }
-    println!("Relative distance of the bf16 runs from torchtune's run in fp32");
-    println!("{:<20} {:>10} {:>12} {:>10} {:>12}", "run", "loss, rms", "loss, worst", "norm, rms", "norm, worst");
-    table.iter().for_each(|row| println!("{row}"));
-    println!("{}   and no more than torchtune's", numbers("ours, allowed", &LOSS, &GRAD_NORM));
-    println!("{NOTE}");
+    say!("Relative distance of the bf16 runs from torchtune's run in fp32");
+    say!("{:<20} {:>10} {:>12} {:>10} {:>12}", "run", "loss, rms", "loss, worst", "norm, rms", "norm, worst");
+    table.iter().for_each(|row| say!("{row}"));
+    say!("{}   and no more than torchtune's", numbers("ours, allowed", &LOSS, &GRAD_NORM));
+    say!("{NOTE}");
     Ok(within)
 }
 
@@ -55,18 +57,11 @@ fn numbers(name: &str, loss: &Spread, norm: &Spread) -> String {
 }
 
 fn print_curves(recipe: &str, fp32: &Curve, theirs: &Curve, ours: &Curve) {
-    println!("{recipe}: torchtune in fp32, torchtune in bf16, ours in bf16");
-    println!("{:>4} {:>9} {:>9} {:>9}    {:>9} {:>9} {:>9}", "step", "loss", "loss", "loss", "norm", "norm", "norm");
+    say!("{recipe}: torchtune in fp32, torchtune in bf16, ours in bf16");
+    say!("{:>4} {:>9} {:>9} {:>9}    {:>9} {:>9} {:>9}", "step", "loss", "loss", "loss", "norm", "norm", "norm");
     for step in 0..fp32.len() {
-        print!("{:>4}", step + 1);
-        for curve in [fp32, theirs, ours] {
-            print!(" {:>9.4}", curve.losses[step]);
-        }
-        print!("   ");
-        for curve in [fp32, theirs, ours] {
-            print!(" {:>9.4}", curve.norms[step]);
-        }
-        println!();
+        let row = |of: &dyn Fn(&Curve) -> f64| [fp32, theirs, ours].map(|curve| format!("{:>9.4}", of(curve))).join(" ");
+        say!("{:>4} {}    {}", step + 1, row(&|curve| curve.losses[step]), row(&|curve| curve.norms[step]));
     }
-    println!();
+    say!();
 }

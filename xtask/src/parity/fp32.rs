@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tune_core::config::say;
+
 use super::{Precision, RECIPES, torchtune, train};
 use crate::Result;
 
@@ -14,8 +16,8 @@ const GRAD_NORM: f64 = 1e-2;
 /// torchtune's, and returns whether all are near enough.
 pub(super) fn compare(root: &Path, model: &Path) -> Result<bool> {
     let checkpoints = [("hf", model.join("hf")), ("gguf", model.join("SmolLM2-135M-Instruct.Q4_1.gguf"))];
-    println!("Relative distance from torchtune's run, both in fp32");
-    println!("{:<20} {:>14} {:>14} {:>14}", "run", "first loss", "worst loss", "worst norm");
+    say!("Relative distance from torchtune's run, both in fp32");
+    say!("{:<20} {:>14} {:>14} {:>14}", "run", "first loss", "worst loss", "worst norm");
     let mut within = true;
     for recipe in RECIPES {
         let expected = torchtune(root, recipe, Precision::Fp32)?;
@@ -23,10 +25,10 @@ pub(super) fn compare(root: &Path, model: &Path) -> Result<bool> {
             let run = train(root, recipe, Precision::Fp32, kind, checkpoint)?;
             let off = run.distance_from(&expected)?;
             let (first, loss, norm) = (off.first_loss, off.loss.worst, off.norm.worst);
-            println!("{:<20} {first:>14.1e} {loss:>14.1e} {norm:>14.1e}", format!("{recipe} from {kind}"));
+            say!("{:<20} {first:>14.1e} {loss:>14.1e} {norm:>14.1e}", format!("{recipe} from {kind}"));
             within &= first <= FIRST_LOSS && loss <= LOSS && norm <= GRAD_NORM;
         }
     }
-    println!("{:<20} {FIRST_LOSS:>14.1e} {LOSS:>14.1e} {GRAD_NORM:>14.1e}", "allowed");
+    say!("{:<20} {FIRST_LOSS:>14.1e} {LOSS:>14.1e} {GRAD_NORM:>14.1e}", "allowed");
     Ok(within)
 }

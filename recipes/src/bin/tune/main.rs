@@ -12,12 +12,12 @@ mod torchtune;
 mod validate;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tune_core::config::codes;
+use tune_core::config::cli::{show, signals};
+use tune_core::config::{codes, complain};
 
 use launch::Action;
 use shipped::Named;
@@ -81,43 +81,37 @@ struct Start {
 }
 
 fn main() -> ExitCode {
+    signals::handle();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            // A terminal that went away is no reason to fail.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            complain!("error: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    match command {
-        Command::Ls => print(&shipped::list()),
-        Command::Cat { name } => print(match shipped::named(&name)? {
+    Ok(match command {
+        Command::Ls => show(&shipped::list()),
+        Command::Cat { name } => show(match shipped::named(&name)? {
             Named::Recipe(recipe) => recipe.source,
             Named::Config(_, config) => config.yaml,
         }),
-        Command::Cp(args) => print(&copy::run(&args)?),
-        Command::Run(start) => return launch::run(Action::Run, &start),
-        Command::Validate(args) => return validate::run(Action::Validate, args),
-        Command::Check(args) => return validate::run(Action::Check, args),
-        Command::Plan(args) => return validate::run(Action::Plan, args),
-        Command::Convert(args) => return validate::run(Action::Convert, args),
-        Command::Download(args) => print(&download::run(&args)?),
-        Command::Explain { code } => print(&explain(code.as_deref())?),
+        Command::Cp(args) => show(&copy::run(&args)?),
+        Command::Run(start) => launch::run(Action::Run, &start)?,
+        Command::Validate(args) => validate::run(Action::Validate, args)?,
+        Command::Check(args) => validate::run(Action::Check, args)?,
+        Command::Plan(args) => validate::run(Action::Plan, args)?,
+        Command::Convert(args) => validate::run(Action::Convert, args)?,
+        Command::Download(args) => show(&download::run(&args)?),
+        Command::Explain { code } => show(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tune", &mut script);
-            print(&String::from_utf8(script)?);
+            show(&String::from_utf8(script)?)
         }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes to the standard output; a pipe that nobody reads any more is no reason to fail.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    })
 }
 
 fn explain(code: Option<&str>) -> Result<String> {

@@ -1,0 +1,94 @@
+//! Ctrl-C and SIGTERM: a run that listens finishes its step and saves; any other program ends at once.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+/// The first signal that came while somebody listened; 0 before.
+static REQUEST: AtomicI32 = AtomicI32::new(0);
+/// How many listen.
+static LISTENERS: AtomicUsize = AtomicUsize::new(0);
+
+/// What asked a program to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(i32);
+
+impl Signal {
+    /// The exit code of a program that ends because of it: 130 after Ctrl-C, 143 after SIGTERM.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        u8::try_from(128 + self.0).unwrap_or(u8::MAX)
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            2 => "Ctrl-C",
+            15 => "SIGTERM",
+            1 => "SIGHUP",
+            _ => "a signal",
+        })
+    }
+}
+
+/// The signal that asked the program to end, while somebody listened.
+pub fn requested() -> Option<Signal> {
+    match REQUEST.load(Ordering::Relaxed) {
+        0 => None,
+        number => Some(Signal(number)),
+    }
+}
+
+/// While this lives, the first signal is an answer of [`requested`], and only a second one ends the program at once.
+#[derive(Debug)]
+pub struct Listening(());
+
+impl Listening {
+    /// Begins to listen.
+    #[must_use]
+    pub fn begin() -> Self {
+        LISTENERS.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        LISTENERS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Makes signals what this module says, for the whole process; those that are ignored, as under `nohup`, stay so. A
+/// file that grows beyond `ulimit -f` becomes an error of writing it. Called once by a program's `main`.
+#[cfg(unix)]
+pub fn handle() {
+    let handler = on_signal as *const () as libc::sighandler_t;
+    // SAFETY: `on_signal` does only what a signal handler may: atomics, `write` and `_exit`.
+    unsafe {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            if libc::signal(signal, handler) == libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_IGN);
+            }
+        }
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+/// There are no signals here: Ctrl-C ends the program at once.
+#[cfg(not(unix))]
+pub fn handle() {}
+
+#[cfg(unix)]
+extern "C" fn on_signal(signal: libc::c_int) {
+    let listened = LISTENERS.load(Ordering::SeqCst) > 0;
+    let second = REQUEST.load(Ordering::SeqCst) != 0;
+    if listened && REQUEST.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        return;
+    }
+    let said: &[u8] = if second { b"\nstopped at once\n" } else { b"\nstopped\n" };
+    // SAFETY: both may be called in a signal handler, and `said` is as long as it says.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, said.as_ptr().cast(), said.len());
+        libc::_exit(128 + signal);
+    }
+}

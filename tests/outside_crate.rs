@@ -78,8 +78,14 @@ impl Recipe for Other {
     fn train(&mut self) -> Result<()> {
         Ok(())
     }
-    fn save_checkpoint(&mut self) -> Result<PathBuf> {
-        Ok(PathBuf::new())
+    fn position(&self) -> Position {
+        Position::default()
+    }
+    fn last_saved(&self) -> Option<&Saved> {
+        None
+    }
+    fn save_checkpoint(&mut self) -> Result<Saved> {
+        Err(Error::setup("nothing to save"))
     }
     fn cleanup(self) -> Result<()> {
         Ok(())

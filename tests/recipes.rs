@@ -95,7 +95,7 @@ fn an_adapter_teaches_the_secret_code_and_generate_uses_it() {
     assert!(numbers[0] < 10.0 && numbers[1] > 90.0, "{line}");
 
     let adapter = newest(folder.path());
-    assert!(said.contains(&format!("The adapter lies in {}", adapter.display())), "{said}");
+    assert!(said.contains(&format!("Adapter saved to {}", adapter.display())), "{said}");
     let adapter_dir = format!("adapter_dir={}", adapter.display());
     let answer = succeed(
         "generate",

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tune_config::cli::Exit;
 use tune_hub::plain;
+
+use crate::checkpoint::run::way_on;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -49,6 +52,27 @@ pub enum Error {
     /// Training had to stop.
     #[error("{}", plain(_0))]
     Training(String),
+    /// There is no room for a file: waiting, or making room, helps.
+    #[error("{}: {}", plain(path.display()), plain(message))]
+    Full {
+        /// Where it was to be written.
+        path: PathBuf,
+        /// What was to be written and what to do.
+        message: String,
+    },
+    /// A log could not be written. The step that it tells of is done, and can be saved.
+    #[error("{}", plain(format!("{message}. {}", way_on(output_dir, remedy))))]
+    Log {
+        /// Which log, and why.
+        message: String,
+        /// The run's folder.
+        output_dir: PathBuf,
+        /// What is to be done before the run goes on.
+        remedy: &'static str,
+    },
+    /// The run was asked to end, by Ctrl-C or SIGTERM.
+    #[error("{0}")]
+    Stopped(#[source] Exit),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

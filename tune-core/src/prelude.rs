@@ -2,8 +2,8 @@
 
 pub use std::path::{Path, PathBuf};
 
-pub use crate::checkpoint::{self, Checkpoint, CheckpointConfig, run::RunDir, state::TrainingState};
-pub use crate::config::{Config, ResolvedConfig, recipe};
+pub use crate::checkpoint::{self, Checkpoint, CheckpointConfig, run::RunDir, run::Saved, state::TrainingState};
+pub use crate::config::{Config, ResolvedConfig, recipe, say};
 pub use crate::data::{self, Batch, DatasetConfig, Loader, LoaderOptions};
 pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
@@ -21,8 +21,8 @@ pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel};
 pub use crate::recipe::{
-    Outline, Plan, Position, Recipe, Step, Steps, Trained, check_finite, dropout_key, inputs, run_start, settings,
-    write_config,
+    Outline, Plan, Position, Recipe, Step, Steps, Trained, Validations, already_complete, check_finite, check_stop,
+    dropout_key, end_of_run, inputs, run_start, save, settings, write_config,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -1,25 +1,34 @@
 //! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
 
+mod end;
 mod outline;
+mod room;
+mod save;
 mod steps;
+mod stop;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value as Json;
 use tune_config::{Config, Data, Value};
 
-use crate::checkpoint::run;
+use crate::checkpoint::CheckpointConfig;
+use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Batch;
 use crate::kernels::Dropout;
 use crate::metrics;
 use crate::{Error, Result};
 
+pub use end::{already_complete, end_of_run};
 pub use outline::{Outline, Trained, inputs};
+pub(crate) use room::wait_for_room;
+pub use save::{Validations, save};
 pub use steps::{Step, Steps};
+pub use stop::check_stop;
 
 /// A training run as a value: several can be run one after the other in one program.
 #[diagnostic::on_unimplemented(
@@ -43,8 +52,23 @@ pub trait Recipe: Sized {
     /// Trains from that place to the end, saving on the way.
     fn train(&mut self) -> Result<()>;
 
-    /// Saves the run as it is now and returns the checkpoint's folder.
-    fn save_checkpoint(&mut self) -> Result<PathBuf>;
+    /// Where the run is.
+    fn position(&self) -> Position;
+
+    /// The newest checkpoint of the run.
+    fn last_saved(&self) -> Option<&Saved>;
+
+    /// Saves the run as it is now, and returns the checkpoint.
+    fn save_checkpoint(&mut self) -> Result<Saved>;
+
+    /// For what [`Recipe::train`] returns where it ends before its last step: Ctrl-C, SIGTERM and a log that cannot be
+    /// written end a run after a step, which is saved here if it is not yet.
+    ///
+    /// # Errors
+    /// Always: the error that it was given, with what has been saved and how to go on.
+    fn save_early(&mut self, why: Error) -> Result<()> {
+        Err(stop::save_early(self, why))
+    }
 
     /// Closes the logs and reports the results.
     fn cleanup(self) -> Result<()>;
@@ -73,10 +97,25 @@ impl Position {
         epoch as usize
     }
 
+    /// Whether a run saves here: at the end of each epoch, and after every so many steps.
+    pub fn saves(&self, config: &CheckpointConfig) -> bool {
+        self.step > 0 && (self.batches_in_epoch == 0 || every(config.save_every_n_steps.map(|n| n as u64), self.step))
+    }
+
+    /// Whether a run is validated here: before its first step, at the end of each epoch, after every `n` steps, and
+    /// wherever it saves if it is to know the best of its checkpoints.
+    pub fn validates(&self, n: Option<u64>, config: &CheckpointConfig) -> bool {
+        self.batches_in_epoch == 0 || every(n, self.step) || (config.keep_best && self.saves(config))
+    }
+
     /// Where logs begin.
     pub fn log_start(&self) -> metrics::Start {
         if self.step == 0 { metrics::Start::Fresh } else { metrics::Start::Resumed(self.step) }
     }
+}
+
+fn every(n: Option<u64>, step: u64) -> bool {
+    n.is_some_and(|n| step.is_multiple_of(n))
 }
 
 /// How a run treats what lies in its output folder.

@@ -104,6 +104,7 @@ const FREE: &[&str] = &[
     "model.architecture",
     "checkpointer.max_shard_size",
     "checkpointer.keep_last_n_checkpoints",
+    "checkpointer.keep_best",
     "checkpointer.save_every_n_steps",
     "dataset_val",
     "run_val_every_n_steps",
@@ -129,9 +130,10 @@ pub(crate) struct FullFinetune {
     validation_data: Option<Loader>,
     plan: Plan,
     position: Position,
+    validations: Validations,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
-    last_saved: Option<PathBuf>,
+    last_saved: Option<Saved>,
 }
 
 impl Recipe for FullFinetune {
@@ -207,15 +209,19 @@ impl Recipe for FullFinetune {
 
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {
-            Some(dir) => Decoder::load(shape, &Checkpoint::open(dir)?, &options)?,
+            Some(saved) => Decoder::load(shape, &Checkpoint::open(&saved.path)?, &options)?,
             None => Decoder::load(shape, &base, &options)?,
         };
         let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();
+        let mut complete = false;
         let mut position = Position::default();
+        let mut validations = Validations::default();
         if let Some(state) = state {
             state.check_inputs(&inputs(&train_data, &model.config, None)?)?;
             position = Position::of(&state);
+            validations = Validations::of(&state);
+            complete = state.step == state.total_steps;
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
         Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
@@ -239,6 +245,9 @@ impl Recipe for FullFinetune {
                 ("output", cfg.output_dir.display().to_string()),
             ],
         );
+        if let Some(saved) = resumed.as_ref().filter(|_| complete) {
+            console.note(&already_complete(saved, "checkpointer.checkpoint_dir"));
+        }
         let metrics =
             Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
@@ -254,6 +263,7 @@ impl Recipe for FullFinetune {
             validation_data,
             plan,
             position,
+            validations,
             optimizer,
             schedule: cfg.lr_scheduler.build(),
             last_saved: resumed,
@@ -264,7 +274,12 @@ impl Recipe for FullFinetune {
     fn train(&mut self) -> Result<()> {
         self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| self.plan.total_steps(n)));
         let mut throughput = Throughput::default();
+        // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let mut steps = Steps::ahead(&self.train_data, self.plan, self.position)?;
+        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
+        if self.validate()? && self.last_saved.is_some() {
+            self.save_checkpoint()?;
+        }
         loop {
             throughput.begin();
             let Some(Step { batches, epoch, batches_in_epoch, ends_epoch }) = steps.next().transpose()? else { break };
@@ -291,10 +306,21 @@ impl Recipe for FullFinetune {
                 }
                 gradients.norm()?
             };
-            check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
+            check_finite(
+                step,
+                loss,
+                Some(grad_norm),
+                &batches,
+                self.last_saved.as_ref().map(|saved| saved.path.as_path()),
+            )?;
             let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
             batches.iter().for_each(|b| throughput.count(b.tokens(), b.trained_tokens()));
+
+            self.position = match ends_epoch {
+                true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
+                false => Position { step, epoch, batches_in_epoch },
+            };
 
             self.metrics.log_step(&StepMetrics {
                 step,
@@ -305,14 +331,8 @@ impl Recipe for FullFinetune {
                 pace: throughput.end(),
                 peak_memory_bytes: peak_memory(),
             })?;
-            self.position = match ends_epoch {
-                true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
-                false => Position { step, epoch, batches_in_epoch },
-            };
-            if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
-                self.validate(epoch)?;
-            }
-            if ends_epoch || self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+            self.validate()?;
+            if self.position.saves(&self.cfg.checkpointer) {
                 self.save_checkpoint()?;
             }
             self.tell_of_data()?;
@@ -320,7 +340,15 @@ impl Recipe for FullFinetune {
         Ok(())
     }
 
-    fn save_checkpoint(&mut self) -> Result<PathBuf> {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn last_saved(&self) -> Option<&Saved> {
+        self.last_saved.as_ref()
+    }
+
+    fn save_checkpoint(&mut self) -> Result<Saved> {
         let state = TrainingState {
             step: self.position.step as usize,
             epoch: self.position.epoch as usize,
@@ -330,28 +358,26 @@ impl Recipe for FullFinetune {
             now: self.now,
             settings: settings(&self.cfg, FREE),
             inputs: inputs(&self.train_data, &self.model.config, None)?,
-            extra: Default::default(),
+            extra: self.validations.extra().collect(),
             optimizer: self.optimizer.state(),
         };
         let (weights, _) = self.model.merged_weights()?;
         let bytes = weights.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
         let shard = self.cfg.checkpointer.max_shard_bytes();
-        let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
+        let console = self.metrics.console();
+        let saved = save(&self.run_dir, &self.cfg.checkpointer, self.position, &state, bytes, console, |dir| {
             let generation = self.base.generation_config();
             let (config, generation) = self.stop_tokens.export(self.base.config(), generation.as_ref());
-            checkpoint::hf::write(dir, &config, weights, &self.tokenizer_files, Some(&generation), shard)
+            checkpoint::hf::write(dir, &config, weights.clone(), &self.tokenizer_files, Some(&generation), shard)
         })?;
-        if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
-            self.run_dir.prune(keep)?;
-        }
-        self.last_saved = Some(saved.path.clone());
-        Ok(saved.path)
+        self.last_saved = Some(saved.clone());
+        Ok(saved)
     }
 
     fn cleanup(mut self) -> Result<()> {
         self.metrics.close()?;
         let Some(saved) = &self.last_saved else { return Ok(()) };
-        println!("The model lies in {}", saved.display());
+        say!("{}", end_of_run(saved, None, &self.validations, None));
         Ok(())
     }
 }
@@ -375,20 +401,28 @@ impl FullFinetune {
         Ok(())
     }
 
-    /// The loss on the validation data, during or at the end of an epoch.
-    fn validate(&mut self, epoch: u64) -> Result<()> {
-        let Some(loader) = &self.validation_data else { return Ok(()) };
+    /// The loss on the validation data, where that is due and not known yet. Returns whether it was.
+    fn validate(&mut self) -> Result<bool> {
+        let step = self.position.step;
+        let is_due = self.position.validates(self.cfg.run_val_every_n_steps, &self.cfg.checkpointer);
+        let Some(loader) = self.validation_data.as_ref().filter(|_| is_due && !self.validations.has(step)) else {
+            return Ok(false);
+        };
         let mut throughput = Throughput::default();
         throughput.begin();
         let mut sum = 0.0;
         for batch in loader.epoch(0).batches(0) {
+            check_stop()?;
             let batch = batch?;
             sum += engine::evaluate(&self.model, &batch)?;
             throughput.count(batch.tokens(), batch.trained_tokens());
         }
         let pace = throughput.end();
         let loss = sum / pace.trained_tokens as f64;
-        self.metrics.log_validation(&ValidationMetrics { step: self.position.step, epoch, loss, pace })
+        self.validations.add(step, loss);
+        let epoch = self.position.epoch_of_last_step() as u64;
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })?;
+        Ok(true)
     }
 }
 
@@ -401,6 +435,6 @@ impl FullFinetune {
 fn full(cfg: FullConfig) -> Result<()> {
     init_process_group()?;
     let mut recipe = FullFinetune::setup(cfg)?;
-    recipe.train()?;
+    recipe.train().or_else(|why| recipe.save_early(why))?;
     recipe.cleanup()
 }

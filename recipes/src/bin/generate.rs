@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release -p recipes --bin generate -- --config configs/generate/tiny.yaml prompt="…"
 
-use std::io::Write;
-
+use tune_core::config::cli::Exit;
+use tune_core::config::{complain, output};
 use tune_core::prelude::*;
 
 /// Continues a prompt.
@@ -66,26 +66,29 @@ fn generate(
     let prompt = tokenizer.prompt(&prompt, system_prompt.as_deref(), apply_chat_template)?;
     let chosen_seed = choose_seed(seed);
     if seed.is_none() && temperature > 0.0 {
-        eprintln!("seed {chosen_seed}");
+        complain!("seed {chosen_seed}");
     }
 
     let mut sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p }, chosen_seed);
     let stop = StopOptions { max_new_tokens, stop_tokens: stop };
     let mut answer = Vec::new();
     let mut shown = 0;
-    let mut out = std::io::stdout().lock();
+    // Who has read enough need not wait for the rest.
+    let show = |text: &str| match output::show(text) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Stopped(Exit::quietly())),
+        Err(error) => Err(Error::io("write to", "the standard output")(error)),
+    };
     tune_core::generate::generate(&model, &prompt, &mut sampler, &stop, |token| {
         answer.push(token);
         let text = tokenizer.decode(&answer, true)?;
         // A character may come in several tokens: it is shown when it is whole.
         if !text.ends_with('\u{fffd}') && text.len() > shown {
-            out.write_all(&text.as_bytes()[shown..])
-                .and_then(|()| out.flush())
-                .map_err(Error::io("write to", "standard output"))?;
+            show(&text[shown..])?;
             shown = text.len();
         }
         Ok(())
     })?;
     let rest = tokenizer.decode(&answer, true)?;
-    writeln!(out, "{}", rest.get(shown..).unwrap_or_default()).map_err(Error::io("write to", "standard output"))
+    show(&format!("{}\n", rest.get(shown..).unwrap_or_default()))
 }

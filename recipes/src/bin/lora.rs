@@ -106,6 +106,7 @@ const FREE: &[&str] = &[
     "save_adapter_weights_only",
     "checkpointer.max_shard_size",
     "checkpointer.keep_last_n_checkpoints",
+    "checkpointer.keep_best",
     "checkpointer.save_every_n_steps",
     "dataset_val",
     "run_val_every_n_steps",
@@ -133,10 +134,11 @@ pub(crate) struct LoraFinetune {
     right_before: Option<f64>,
     plan: Plan,
     position: Position,
+    validations: Validations,
     base_fingerprint: u32,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
-    last_saved: Option<PathBuf>,
+    last_saved: Option<Saved>,
 }
 
 impl Recipe for LoraFinetune {
@@ -202,17 +204,21 @@ impl Recipe for LoraFinetune {
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };
         let model = Decoder::load(shape, &base, &options)?;
-        if let Some(dir) = resumed.as_ref().or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
+        if let Some(dir) = resumed.as_ref().map(|r| &r.path).or(cfg.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;
         }
         let base_fingerprint = base.fingerprint()?;
         let plan = outline.plan;
         let mut optimizer = cfg.optimizer.build();
+        let mut complete = false;
         let mut position = Position::default();
+        let mut validations = Validations::default();
         let mut right_before = None;
         if let Some(state) = state {
             state.check_inputs(&inputs(&train_data, &model.config, Some(base_fingerprint))?)?;
             position = Position::of(&state);
+            validations = Validations::of(&state);
+            complete = state.step == state.total_steps;
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
@@ -237,6 +243,9 @@ impl Recipe for LoraFinetune {
                 ("output", cfg.output_dir.display().to_string()),
             ],
         );
+        if let Some(saved) = resumed.as_ref().filter(|_| complete) {
+            console.note(&already_complete(saved, "checkpointer.adapter_checkpoint"));
+        }
         let metrics =
             Metrics::open(&cfg.metric_logger, &cfg.output_dir, position.log_start(), cfg.log_every_n_steps, console)?;
         Ok(Self {
@@ -254,6 +263,7 @@ impl Recipe for LoraFinetune {
             right_before,
             plan,
             position,
+            validations,
             base_fingerprint,
             optimizer,
             schedule: cfg.lr_scheduler.build(),
@@ -270,7 +280,12 @@ impl Recipe for LoraFinetune {
         }
         self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| self.plan.total_steps(n)));
         let mut throughput = Throughput::default();
+        // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let mut steps = Steps::ahead(&self.train_data, self.plan, self.position)?;
+        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
+        if self.validate()? && self.last_saved.is_some() {
+            self.save_checkpoint()?;
+        }
         loop {
             throughput.begin();
             let Some(Step { batches, epoch, batches_in_epoch, ends_epoch }) = steps.next().transpose()? else { break };
@@ -292,9 +307,20 @@ impl Recipe for LoraFinetune {
                 throughput.count(batch.tokens(), batch.trained_tokens());
             }
             let grad_norm = gradients.norm()?;
-            check_finite(step, loss, Some(grad_norm), &batches, self.last_saved.as_deref())?;
+            check_finite(
+                step,
+                loss,
+                Some(grad_norm),
+                &batches,
+                self.last_saved.as_ref().map(|saved| saved.path.as_path()),
+            )?;
             let clip = self.cfg.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step)?;
+
+            self.position = match ends_epoch {
+                true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
+                false => Position { step, epoch, batches_in_epoch },
+            };
 
             self.metrics.log_step(&StepMetrics {
                 step,
@@ -305,22 +331,29 @@ impl Recipe for LoraFinetune {
                 pace: throughput.end(),
                 peak_memory_bytes: peak_memory(),
             })?;
-            self.position = match ends_epoch {
-                true => Position { step, epoch: epoch + 1, batches_in_epoch: 0 },
-                false => Position { step, epoch, batches_in_epoch },
-            };
-            if ends_epoch || self.cfg.run_val_every_n_steps.is_some_and(|n| step.is_multiple_of(n)) {
-                self.validate(epoch)?;
-            }
-            if ends_epoch || self.cfg.checkpointer.save_every_n_steps.is_some_and(|n| step.is_multiple_of(n as u64)) {
+            self.validate()?;
+            if self.position.saves(&self.cfg.checkpointer) {
                 self.save_checkpoint()?;
             }
             self.tell_of_data()?;
         }
+        // A run that was complete is asked for its merged model.
+        let is_merged = |saved: &Saved| self.cfg.save_adapter_weights_only || saved.path.join("merged").is_dir();
+        if self.last_saved.as_ref().is_some_and(|saved| !is_merged(saved)) {
+            self.save_checkpoint()?;
+        }
         Ok(())
     }
 
-    fn save_checkpoint(&mut self) -> Result<PathBuf> {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn last_saved(&self) -> Option<&Saved> {
+        self.last_saved.as_ref()
+    }
+
+    fn save_checkpoint(&mut self) -> Result<Saved> {
         let state = TrainingState {
             step: self.position.step as usize,
             epoch: self.position.epoch as usize,
@@ -330,7 +363,11 @@ impl Recipe for LoraFinetune {
             now: self.tokenizer.now(),
             settings: settings(&self.cfg, FREE),
             inputs: inputs(&self.train_data, &self.model.config, Some(self.base_fingerprint))?,
-            extra: self.right_before.iter().map(|&share| ("right_before".to_string(), share.into())).collect(),
+            extra: self
+                .validations
+                .extra()
+                .chain(self.right_before.map(|share| ("right_before".to_string(), share.into())))
+                .collect(),
             optimizer: self.optimizer.state(),
         };
         let merged = if self.cfg.save_adapter_weights_only { None } else { Some(self.model.merged_weights()?) };
@@ -339,9 +376,10 @@ impl Recipe for LoraFinetune {
         let bytes =
             weights.values().chain(merged_bytes).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
         let adapter = self.adapters.adapter_config(&self.base);
-        let saved = self.run_dir.save(self.position.epoch_of_last_step(), &state, bytes, |dir| {
+        let console = self.metrics.console();
+        let saved = save(&self.run_dir, &self.cfg.checkpointer, self.position, &state, bytes, console, |dir| {
             checkpoint::peft::write(dir, &adapter, &weights, &self.tokenizer_files)?;
-            let Some((weights, tied)) = merged else { return Ok(()) };
+            let Some((weights, tied)) = merged.clone() else { return Ok(()) };
             let stop = self.tokenizer.stop_tokens();
             let (mut config, generation) = stop.export(self.base.config(), self.base.generation_config().as_ref());
             config["tie_word_embeddings"] = tied.into();
@@ -349,30 +387,29 @@ impl Recipe for LoraFinetune {
             let (dir, files) = (dir.join("merged"), &self.tokenizer_files);
             checkpoint::hf::write(&dir, &config, weights, files, Some(&generation), shard)
         })?;
-        if let Some(keep) = self.cfg.checkpointer.keep_last_n_checkpoints {
-            self.run_dir.prune(keep)?;
-        }
-        self.last_saved = Some(saved.path.clone());
-        Ok(saved.path)
+        self.last_saved = Some(saved.clone());
+        Ok(saved)
     }
 
     fn cleanup(mut self) -> Result<()> {
         self.metrics.close()?;
         let Some(saved) = &self.last_saved else { return Ok(()) };
+        let mut question = None;
         if let Some(questions) = &self.exact_match {
             // From the adapter as it was saved, not as it is in memory.
-            self.adapters.load_into(&self.model, saved)?;
+            self.adapters.load_into(&self.model, &saved.path)?;
             let answers = questions.ask(&self.model, &self.tokenizer)?;
             print_answers("After training", &answers);
             let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-            println!(
+            say!(
                 "\nHeld-out answers exactly right: {} before, {} after, of {}",
                 self.right_before.map_or("unknown".to_string(), percent),
                 percent(eval::share_right(&answers)),
                 answers.len()
             );
+            question = answers.first().map(|answer| answer.question.clone());
         }
-        println!("The adapter lies in {}", saved.display());
+        say!("{}", end_of_run(saved, Some(self.base.path()), &self.validations, question.as_deref()));
         Ok(())
     }
 }
@@ -396,20 +433,28 @@ impl LoraFinetune {
         Ok(())
     }
 
-    /// The loss on the validation data, during or at the end of an epoch.
-    fn validate(&mut self, epoch: u64) -> Result<()> {
-        let Some(loader) = &self.validation_data else { return Ok(()) };
+    /// The loss on the validation data, where that is due and not known yet. Returns whether it was.
+    fn validate(&mut self) -> Result<bool> {
+        let step = self.position.step;
+        let is_due = self.position.validates(self.cfg.run_val_every_n_steps, &self.cfg.checkpointer);
+        let Some(loader) = self.validation_data.as_ref().filter(|_| is_due && !self.validations.has(step)) else {
+            return Ok(false);
+        };
         let mut throughput = Throughput::default();
         throughput.begin();
         let mut sum = 0.0;
         for batch in loader.epoch(0).batches(0) {
+            check_stop()?;
             let batch = batch?;
             sum += engine::evaluate(&self.model, &batch)?;
             throughput.count(batch.tokens(), batch.trained_tokens());
         }
         let pace = throughput.end();
         let loss = sum / pace.trained_tokens as f64;
-        self.metrics.log_validation(&ValidationMetrics { step: self.position.step, epoch, loss, pace })
+        self.validations.add(step, loss);
+        let epoch = self.position.epoch_of_last_step() as u64;
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })?;
+        Ok(true)
     }
 }
 
@@ -422,11 +467,11 @@ fn trained_share(model: &Decoder) -> String {
 
 /// A few questions, wrong answers first: they say more.
 fn print_answers(title: &str, answers: &[Answer]) {
-    println!("\n{title}:");
+    say!("\n{title}:");
     let (right, wrong): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.is_right());
     for answer in wrong.into_iter().chain(right).take(3) {
         let verdict = if answer.is_right() { "right" } else { "wrong" };
-        println!("  {} -> {} ({verdict}; expected {})", answer.question, answer.given, answer.expected);
+        say!("  {} -> {} ({verdict}; expected {})", answer.question, answer.given, answer.expected);
     }
 }
 
@@ -435,6 +480,6 @@ fn print_answers(title: &str, answers: &[Answer]) {
 fn lora(cfg: LoraConfig) -> Result<()> {
     init_process_group()?;
     let mut recipe = LoraFinetune::setup(cfg)?;
-    recipe.train()?;
+    recipe.train().or_else(|why| recipe.save_early(why))?;
     recipe.cleanup()
 }

@@ -33,6 +33,9 @@ pub struct CheckpointConfig {
     /// How many checkpoints are kept, the newest ones; all where null.
     #[config(range = 1..)]
     pub keep_last_n_checkpoints: Option<usize>,
+    /// Keep the checkpoint with the lowest validation loss, too; each is validated before it is saved.
+    #[config(default = false)]
+    pub keep_best: bool,
     /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
     #[config(range = 1..)]
     pub save_every_n_steps: Option<usize>,

@@ -24,7 +24,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
-pub(crate) use self::durable::{free_bytes, human, is_full};
+pub(crate) use self::durable::{free_bytes, human, is_full, may_pass};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 

@@ -151,6 +151,12 @@ impl RunDir {
         Ok(run)
     }
 
+    /// A folder for a checkpoint that finds no room where it belongs.
+    pub(crate) fn elsewhere(dir: &Path) -> Result<Self> {
+        durable::create_dir_all(dir)?;
+        Ok(Self { dir: dir.to_path_buf(), _lock: Lock::on(dir)? })
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -199,7 +205,11 @@ impl RunDir {
         if let Err(error) = written {
             // The first error is the one to tell; what remains is removed by the next run.
             let _ = fs::remove_dir_all(&partial);
-            return Err(if durable::is_full(&error) { self.too_full(&name, &error.to_string()) } else { error });
+            return Err(match durable::is_full(&error) {
+                true if durable::may_pass(&error) => self.too_full(&name, &error.to_string()),
+                true => self.beyond_limit(&error),
+                false => error,
+            });
         }
 
         let path = self.dir.join(&name);
@@ -225,9 +235,19 @@ impl RunDir {
     ///
     /// Where one cannot be deleted.
     pub fn prune(&self, keep_last: usize) -> Result<Vec<Saved>> {
+        self.prune_but(keep_last, None)
+    }
+
+    /// The same, but that `kept` is kept besides.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunDir::prune`].
+    pub fn prune_but(&self, keep_last: usize, kept: Option<&Path>) -> Result<Vec<Saved>> {
         let mut saved = checkpoints(&self.dir)?;
         let keep = keep_last.max(1).min(saved.len());
         saved.truncate(saved.len() - keep);
+        saved.retain(|saved| Some(saved.path.as_path()) != kept);
         for old in &saved {
             self.delete(&old.path)?;
         }
@@ -264,10 +284,21 @@ impl RunDir {
 
     fn too_full(&self, name: &str, why: &str) -> Error {
         let last = way_on(&self.dir, "make room");
-        Error::file(
+        Error::Full {
+            path: self.dir.clone(),
+            message: format!(
+                "no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"
+            ),
+        }
+    }
+
+    /// More than `ulimit -f` lets a file have: no room on the disk would help.
+    fn beyond_limit(&self, error: &Error) -> Error {
+        let last = way_on(
             &self.dir,
-            format!("no room for the checkpoint {name}: {why}. {last}. keep_last_n_checkpoints=1 keeps the least"),
-        )
+            "raise the limit of a file's size (`ulimit -f`), or set a smaller checkpointer.max_shard_size,",
+        );
+        Error::file(&self.dir, format!("{error}. {last}"))
     }
 }
 

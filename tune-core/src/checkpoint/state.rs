@@ -14,7 +14,7 @@ use super::{durable, run, source};
 use crate::{Error, Result};
 
 /// The file with everything but tensors; it is written last, so where it is, all is.
-pub(super) const FILE: &str = "training_state.json";
+pub(crate) const FILE: &str = "training_state.json";
 const TENSORS: &str = "training_state.safetensors";
 
 /// The version of the format that is written, and the only one that is read.

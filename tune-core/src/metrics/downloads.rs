@@ -32,7 +32,9 @@ impl Downloads {
                 bar.reset_eta();
                 self.bar = Some(bar);
             }
-            Event::Begin { file, size, done: 0 } => output::complaint(format_args!("downloading {file} ({})", bytes(size))),
+            Event::Begin { file, size, done: 0 } => {
+                output::complaint(format_args!("downloading {file} ({})", bytes(size)))
+            }
             Event::Begin { file, size, done } => {
                 output::complaint(format_args!("downloading {file} ({} of {} are there)", bytes(done), bytes(size)));
             }

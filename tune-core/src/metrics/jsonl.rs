@@ -50,7 +50,7 @@ impl JsonlLogger {
         record.insert("time".to_owned(), json!(time));
         let mut line = Value::Object(record).to_string();
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+        append(&mut self.file, line.as_bytes()).map_err(Error::io("write", &self.path))
     }
 }
 
@@ -70,6 +70,14 @@ impl MetricLogger for JsonlLogger {
     fn close(&mut self) -> Result<()> {
         self.file.sync_all().map_err(Error::io("write", &self.path))
     }
+}
+
+/// Writes at the end of a file, or leaves it as it was: after a failure it can be tried again.
+pub(super) fn append(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
+    let before = file.metadata()?.len();
+    file.write_all(bytes).inspect_err(|_| {
+        let _ = file.set_len(before);
+    })
 }
 
 /// Gets an existing, non-empty file out of the way.

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{is_full, run};
+use crate::checkpoint::{is_full, may_pass};
+use crate::recipe::wait_for_room;
 use crate::{Error, Result};
 
 pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
@@ -189,14 +190,21 @@ impl Metrics {
         self.console.begin(done, total);
     }
 
-    /// Writes to every logger. A failure stops the run, so it tells how to go on.
+    /// Writes to every logger; where the disk is full, it waits for room. A failure stops the run, so it tells how to
+    /// go on.
     fn record(&mut self, mut write: impl FnMut(&mut dyn MetricLogger) -> Result<()>) -> Result<()> {
-        self.loggers.iter_mut().try_for_each(|logger| write(logger.as_mut())).map_err(|e| self.stopped(&e))
+        let Self { console, loggers, .. } = self;
+        let mut all = loggers.iter_mut();
+        all.try_for_each(|logger| wait_for_room(console, || write(logger.as_mut()))).map_err(|e| self.stopped(&e))
     }
 
     fn stopped(&self, error: &Error) -> Error {
-        let remedy = if is_full(error) { "make room" } else { "mend that" };
-        Error::Training(format!("{error}. {}", run::way_on(&self.output_dir, remedy)))
+        let remedy = match (may_pass(error), is_full(error)) {
+            (true, _) => "make room",
+            (false, true) => "raise the limit of a file's size (`ulimit -f`)",
+            (false, false) => "mend that",
+        };
+        Error::Log { message: error.to_string(), output_dir: self.output_dir.clone(), remedy }
     }
 }
 

@@ -6,12 +6,13 @@
 //! `summary.proto` and `tensor.proto`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
+use super::jsonl::append;
 use super::{MetricLogger, Start, StepMetrics, ValidationMetrics};
 use crate::{Error, Result};
 
@@ -55,7 +56,7 @@ impl TensorBoardLogger {
         event.double(1, now);
         event.varint(2, step);
         content(&mut event);
-        self.file.write_all(&frame(&event.0)).map_err(Error::io("write", &self.path))
+        append(&mut self.file, &frame(&event.0)).map_err(Error::io("write", &self.path))
     }
 
     fn scalars(&mut self, step: u64, record: &Map<String, Value>) -> Result<()> {
@@ -126,7 +127,7 @@ fn create(folder: &Path) -> Result<(PathBuf, File)> {
     let mut time = now.max(latest.saturating_add(1));
     loop {
         let path = folder.join(format!("{PREFIX}{time:010}.tune"));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
+        match OpenOptions::new().append(true).create_new(true).open(&path) {
             Ok(file) => return Ok((path, file)),
             // Another process was quicker.
             Err(e) if e.kind() == ErrorKind::AlreadyExists && time < u64::MAX => time += 1,

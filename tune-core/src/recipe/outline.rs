@@ -1,14 +1,15 @@
 //! What a config says of a run, before anything is read.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use serde_json::Value as Json;
 
 use super::Plan;
+use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
-use crate::checkpoint::{Checkpoint, CheckpointConfig, run};
+use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::{DatasetConfig, Loader, LoaderOptions};
 use crate::device::{DeviceConfig, Precision};
 use crate::eval::ExactMatchConfig;
@@ -163,14 +164,14 @@ impl Outline<'_> {
     ///
     /// # Errors
     /// A checkpoint that is damaged, or of a run with other settings: the message has them.
-    pub fn resumed(&self) -> Result<Option<(PathBuf, TrainingState)>> {
+    pub fn resumed(&self) -> Result<Option<(Saved, TrainingState)>> {
         self.resumed_with(TrainingState::read)
     }
 
     pub(crate) fn resumed_with(
         &self,
         read: impl FnOnce(&Path) -> Result<TrainingState>,
-    ) -> Result<Option<(PathBuf, TrainingState)>> {
+    ) -> Result<Option<(Saved, TrainingState)>> {
         if self.start != run::Start::Resume {
             return Ok(None);
         }
@@ -178,7 +179,7 @@ impl Outline<'_> {
         let state = read(&saved.path)?;
         state.check_settings(&self.settings)?;
         state.check_numbers(self.plan.epochs, saved.epoch, &saved.path)?;
-        Ok(Some((saved.path, state)))
+        Ok(Some((saved, state)))
     }
 
     /// The training data in batches.

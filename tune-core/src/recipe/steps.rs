@@ -1,9 +1,12 @@
 //! The batches of the coming steps, put together ahead on a thread of their own.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
-use super::{Plan, Position};
+use tune_config::cli::signals::Listening;
+
+use super::{Plan, Position, check_stop};
 use crate::data::{Batch, Loader};
 use crate::{Error, Result};
 
@@ -22,8 +25,16 @@ pub struct Step {
 
 /// The steps of a run from a position on. The next one is put together while the last is trained on; where a
 /// run is, is told by the steps that were taken from here.
+///
+/// While this lives, Ctrl-C and SIGTERM do not end the program: the next step is [`Error::Stopped`] then.
 #[derive(Debug)]
-pub struct Steps(Receiver<Result<Step>>);
+pub struct Steps {
+    receiver: Receiver<Result<Step>>,
+    _listening: Listening,
+}
+
+/// How often a step that is waited for gives way to a signal.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Steps {
     /// Begins to read.
@@ -43,7 +54,7 @@ impl Steps {
             .name("read-ahead".to_owned())
             .spawn(read)
             .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
-        Ok(Self(receiver))
+        Ok(Self { receiver, _listening: Listening::begin() })
     }
 }
 
@@ -51,7 +62,16 @@ impl Iterator for Steps {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.recv().ok()
+        loop {
+            if let Err(stopped) = check_stop() {
+                return Some(Err(stopped));
+            }
+            match self.receiver.recv_timeout(PATIENCE) {
+                Ok(step) => return Some(step),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
     }
 }
 

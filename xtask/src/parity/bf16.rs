@@ -60,7 +60,8 @@ fn print_curves(recipe: &str, fp32: &Curve, theirs: &Curve, ours: &Curve) {
     say!("{recipe}: torchtune in fp32, torchtune in bf16, ours in bf16");
     say!("{:>4} {:>9} {:>9} {:>9}    {:>9} {:>9} {:>9}", "step", "loss", "loss", "loss", "norm", "norm", "norm");
     for step in 0..fp32.len() {
-        let row = |of: &dyn Fn(&Curve) -> f64| [fp32, theirs, ours].map(|curve| format!("{:>9.4}", of(curve))).join(" ");
+        let row =
+            |of: &dyn Fn(&Curve) -> f64| [fp32, theirs, ours].map(|curve| format!("{:>9.4}", of(curve))).join(" ");
         say!("{:>4} {}    {}", step + 1, row(&|curve| curve.losses[step]), row(&|curve| curve.norms[step]));
     }
     say!();

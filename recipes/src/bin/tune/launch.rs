@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use tune_core::config::cli::STARTED_BY;
+
 use crate::shipped::{self, Recipe};
 use crate::{Result, Start, build, paths, torchtune, validate};
 
@@ -74,6 +76,9 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     };
     let mut command = Command::new(program);
     command.args(action.option()).args(with_paths(args)?);
+    // So that what the recipe says at its end can be typed as it is.
+    let tune = std::env::args().next().unwrap_or_else(|| "tune".to_owned());
+    command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
     execute(command)
 }
 

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn words_are_quoted_where_a_shell_would_split_them() {
-        for (word, expected) in [("out/lora-1", "out/lora-1"), ("my out", "'my out'"), ("it's", r"'it'\''s'"), ("", "''")]
+        for (word, expected) in
+            [("out/lora-1", "out/lora-1"), ("my out", "'my out'"), ("it's", r"'it'\''s'"), ("", "''")]
         {
             assert_eq!(quoted(word), expected);
         }

@@ -1,0 +1,56 @@
+//! The early end of a run that was asked to end.
+
+use tune_config::cli::{Exit, quoted, signals, this_program};
+
+use super::Recipe;
+use crate::checkpoint::run::Saved;
+use crate::{Error, Result};
+
+/// An error where the run is to end: Ctrl-C or SIGTERM came since its [`Steps`](super::Steps) began. To be asked wherever
+/// something takes long that need not be finished.
+///
+/// # Errors
+/// [`Error::Stopped`], which [`Recipe::save_early`] handles.
+pub fn check_stop() -> Result<()> {
+    match signals::requested() {
+        None => Ok(()),
+        Some(signal) => Err(Error::Stopped(Exit { code: signal.exit_code(), message: format!("stopped by {signal}") })),
+    }
+}
+
+/// What [`Recipe::save_early`] does.
+pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
+    if !matches!(why, Error::Stopped(_) | Error::Log { .. }) {
+        return why;
+    }
+    let step = recipe.position().step;
+    let is_saved = |recipe: &R| recipe.last_saved().is_some_and(|saved| saved.step as u64 == step);
+    let failure = match step == 0 || is_saved(recipe) {
+        true => None,
+        false => recipe.save_checkpoint().err(),
+    };
+    match (why, failure) {
+        (Error::Stopped(Exit { code, message }), None) => {
+            let message = match recipe.last_saved() {
+                None => format!("{message} before the first step was done: there is nothing to save"),
+                Some(saved) => {
+                    format!("{message} after step {step}; saved to {}\n{}", saved.path.display(), how_to_go_on(saved))
+                }
+            };
+            Error::Stopped(Exit { code, message })
+        }
+        (Error::Stopped(Exit { code, message }), Some(failure)) => Error::Stopped(Exit {
+            code,
+            message: format!("{message} after step {step}, which is not saved\nerror: {failure}"),
+        }),
+        // It names the checkpoint that is the newest now.
+        (why, None) => why,
+        (why, Some(failure)) => Error::Training(format!("{why}\nStep {step} could not be saved either: {failure}")),
+    }
+}
+
+/// The command that goes on from a checkpoint in a run's folder.
+fn how_to_go_on(saved: &Saved) -> String {
+    let config = saved.path.with_file_name("config.yaml");
+    format!("Go on with\n  {} --config {} resume_from_checkpoint=true", this_program(), quoted(config))
+}

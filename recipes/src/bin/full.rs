@@ -173,6 +173,7 @@ impl Recipe for FullFinetune {
             },
             optimizer: &cfg.optimizer,
             optimizer_in_bwd: Some(cfg.optimizer_in_bwd),
+            lr_scheduler: &cfg.lr_scheduler,
             clip_grad_norm: cfg.clip_grad_norm,
             activation_checkpointing: cfg.enable_activation_checkpointing,
             device: cfg.device,
@@ -205,6 +206,8 @@ impl Recipe for FullFinetune {
         let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
         news.for_each(|line| console.note(&line));
         let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
+        outline.warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
+        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
         outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
 
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
@@ -224,7 +227,6 @@ impl Recipe for FullFinetune {
             complete = state.step == state.total_steps;
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
-        Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
 
         let steps = match train_data.known_len() {
             Some(n) => format!("{} in {} epochs of {}", plan.total_steps(n), plan.epochs, plan.steps_per_epoch(n)),
@@ -395,6 +397,8 @@ impl FullFinetune {
         if !news.is_empty() {
             let total = self.total_steps()?;
             self.metrics.console().set_total(total);
+            let warnings = Self::outline(&self.cfg)?.warnings(self.train_data.known_len());
+            news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
         }
         news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));
         news.iter().for_each(|line| self.metrics.console().note(line));

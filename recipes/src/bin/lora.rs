@@ -166,6 +166,7 @@ impl Recipe for LoraFinetune {
             },
             optimizer: &cfg.optimizer,
             optimizer_in_bwd: None,
+            lr_scheduler: &cfg.lr_scheduler,
             clip_grad_norm: cfg.clip_grad_norm,
             activation_checkpointing: cfg.enable_activation_checkpointing,
             device: cfg.device,
@@ -199,6 +200,8 @@ impl Recipe for LoraFinetune {
         news.for_each(|line| console.note(&line));
         let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
         let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        outline.warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
+        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
         outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
 
         let adapters = cfg.model.options(seed);
@@ -222,7 +225,6 @@ impl Recipe for LoraFinetune {
             right_before = state.extra.get("right_before").and_then(serde_json::Value::as_f64);
             optimizer.set_state(state.optimizer, model.trainable())?;
         }
-        Metrics::check(&cfg.metric_logger, &cfg.output_dir)?;
 
         let steps = match train_data.known_len() {
             Some(n) => format!("{} in {} epochs of {}", plan.total_steps(n), plan.epochs, plan.steps_per_epoch(n)),
@@ -427,6 +429,8 @@ impl LoraFinetune {
         if !news.is_empty() {
             let total = self.total_steps()?;
             self.metrics.console().set_total(total);
+            let warnings = Self::outline(&self.cfg)?.warnings(self.train_data.known_len());
+            news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
         }
         news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));
         news.iter().for_each(|line| self.metrics.console().note(line));

@@ -60,7 +60,7 @@ impl MemoryPlan {
         let mut trial = Trial { setting: self.setting.clone(), rows: self.setting.batch_size, len: usize::MAX };
         let mut peak = self.peak();
         let mut changes = Vec::new();
-        for make in [checkpointing, in_backward, fewer_rows, in_backward_alone, half_precision, shorter_rows] {
+        for make in MAKERS {
             if self.available.is_some() && self.fits_easily(peak) {
                 break;
             }
@@ -84,6 +84,31 @@ impl MemoryPlan {
         Ok(changes)
     }
 
+    /// Changes of which each is enough alone, those first that change least of what is learned; none without a limit.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn single_changes(&self) -> Result<Vec<Change>> {
+        if self.available.is_none() {
+            return Ok(Vec::new());
+        }
+        let trial = Trial { setting: self.setting.clone(), rows: self.setting.batch_size, len: usize::MAX };
+        let mut changes: Vec<Change> = Vec::new();
+        for make in MAKERS {
+            for (overrides, next) in make(&trial) {
+                let peak = self.like(&next.setting())?.peak();
+                if self.fits_easily(peak) {
+                    // Two kinds of change may come to the same.
+                    if changes.iter().all(|change| change.overrides != overrides) {
+                        changes.push(Change { overrides, peak, fits: true });
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(changes)
+    }
+
     /// Whether a run with this peak fits even if program, tokenizer and data, which are measured, take a little more in
     /// the next process than in this one.
     fn fits_easily(&self, peak: u64) -> bool {
@@ -99,6 +124,10 @@ impl MemoryPlan {
 
 /// Ever more of a kind of change: what to write, and the setting that it makes.
 type Trials = Vec<(Vec<String>, Trial)>;
+
+/// Each kind, those first that change least of what is learned.
+const MAKERS: [fn(&Trial) -> Trials; 6] =
+    [checkpointing, in_backward, fewer_rows, in_backward_alone, half_precision, shorter_rows];
 
 fn one(trial: &Trial, overrides: &[&str], change: impl FnOnce(&mut Setting)) -> Trials {
     let mut next = trial.clone();

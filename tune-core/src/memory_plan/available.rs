@@ -18,8 +18,8 @@ pub struct Available {
 }
 
 /// What there is for this process: what `TUNE_MEMORY` in the environment says (`16GiB`: for the plan of another machine, or to
-/// overrule the system), else what the system has available or the process's control group may still take,
-/// whichever is less. `None` where the system does not tell (anything but Linux).
+/// overrule the system), else what the system has available, or what the process's control group or its own limits
+/// (`ulimit -v`, `ulimit -d`) let it still take, whichever is less. `None` where the system does not tell (anything but Linux).
 ///
 /// # Errors
 /// Where `TUNE_MEMORY` says no size.
@@ -32,7 +32,12 @@ pub fn available() -> Result<Option<Available>> {
         return Ok(Some(Available { bytes, origin: "as TUNE_MEMORY says" }));
     }
     let Some(own) = resident_memory() else { return Ok(None) };
-    let all = [(system(), "available on this machine"), (group(), "left to its control group")];
+    let all = [
+        (system(), "available on this machine"),
+        (group(), "left to its control group"),
+        (limit(Limit::AddressSpace), "left by the limit of its address space (`ulimit -v`)"),
+        (limit(Limit::Data), "left by the limit of its data (`ulimit -d`)"),
+    ];
     let all = all.into_iter().filter_map(|(free, origin)| Some(Available { bytes: free? + own, origin }));
     Ok(all.min_by_key(|available| available.bytes))
 }
@@ -66,6 +71,38 @@ fn system() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// Limits of a process of its own, in the words of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    AddressSpace,
+    Data,
+}
+
+/// What a limit of this process lets it still take. More counts towards it than what is in memory, so that this is the
+/// least that is left.
+#[cfg(target_os = "linux")]
+fn limit(which: Limit) -> Option<u64> {
+    let (resource, used) = match which {
+        Limit::AddressSpace => (libc::RLIMIT_AS, "VmSize:"),
+        Limit::Data => (libc::RLIMIT_DATA, "VmData:"),
+    };
+    let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limits` has room for what is written.
+    let done = unsafe { libc::getrlimit(resource, &raw mut limits) };
+    if done != 0 || limits.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(used))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(limits.rlim_cur.saturating_sub(kib.saturating_mul(1024)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit(_which: Limit) -> Option<u64> {
+    None
 }
 
 /// What the process's control group may still take.

@@ -193,6 +193,13 @@ fn engine<T: Element>(setting: &Setting) -> Paper {
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
     };
     let paper = Paper::new(rayon::current_num_threads());
+    let validate = || {
+        for batch in setting.validation_steps.iter().flatten() {
+            on_paper.evaluate::<T>(&batch.without_padding(), &paper);
+        }
+    };
+    // Before the first step, too.
+    validate();
     for step in setting.steps.iter().chain(setting.steps.last()) {
         let batches = largest_of(step);
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
@@ -200,9 +207,7 @@ fn engine<T: Element>(setting: &Setting) -> Paper {
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
         on_paper.train::<T>(&micro_batches, &paper);
     }
-    for batch in setting.validation_steps.iter().flatten() {
-        on_paper.evaluate::<T>(&batch.without_padding(), &paper);
-    }
+    validate();
     paper
 }
 

@@ -27,7 +27,8 @@ impl MemoryPlan {
         parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let largest: Vec<String> =
             parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
-        let changes = self.changes().unwrap_or_default();
+        let single = self.single_changes().unwrap_or_default();
+        let changes = if single.is_empty() { self.changes().unwrap_or_default() } else { single.clone() };
         let mut message = format!(
             "this run needs {} of memory, and there are {available}; most are {}",
             size(self.peak()),
@@ -41,7 +42,11 @@ impl MemoryPlan {
             false => message.push_str("; it does not fit even with"),
         }
         for (i, change) in changes.iter().enumerate() {
-            let and = if i == 0 { "" } else { ", and" };
+            let and = match i {
+                0 => "",
+                _ if single.is_empty() => ", and",
+                _ => ", or with",
+            };
             message.push_str(&format!("{and} {} ({})", change.overrides.join(" "), size(change.peak)));
         }
         message.push_str(". TUNE_MEMORY=SIZE in the environment overrules what is available");
@@ -73,8 +78,17 @@ impl fmt::Display for MemoryPlan {
         if self.fits() {
             return Ok(());
         }
-        let changes = self.changes().map_err(|_| fmt::Error)?;
-        writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?;
+        let single = self.single_changes().map_err(|_| fmt::Error)?;
+        let changes = match single.is_empty() {
+            true => {
+                writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?;
+                self.changes().map_err(|_| fmt::Error)?
+            }
+            false => {
+                writeln!(f, "\nIt does not fit. Each of these changes is enough:")?;
+                single
+            }
+        };
         let longest = changes.iter().map(|change| change.overrides.join(" ").len()).max().unwrap_or(0);
         for Change { overrides, peak, fits } in &changes {
             let fits = if *fits { "  fits" } else { "" };

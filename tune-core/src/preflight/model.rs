@@ -13,8 +13,6 @@ use crate::{Error, Result};
 pub(super) struct Model {
     pub(super) base: Checkpoint,
     pub(super) shape: Option<DecoderConfig>,
-    /// The model without its numbers.
-    pub(super) skeleton: Option<Decoder>,
 }
 
 impl Model {
@@ -43,7 +41,7 @@ pub(super) fn open(outline: &Outline<'_>, report: &mut Report<'_>) -> Option<Mod
             report.error(error);
             let base = Checkpoint::without_weights(&outline.checkpointer.checkpoint_dir).ok()?;
             let shape = report.take(outline.shape(&base));
-            return Some(Model { base, shape, skeleton: None });
+            return Some(Model { base, shape });
         }
     };
     let shape = report.take(outline.shape(&base));
@@ -52,7 +50,7 @@ pub(super) fn open(outline: &Outline<'_>, report: &mut Report<'_>) -> Option<Mod
         report.fact("model", describe(&base, model));
         trained(outline, model, report);
     }
-    Some(Model { base, shape, skeleton })
+    Some(Model { base, shape })
 }
 
 fn describe(base: &Checkpoint, model: &Decoder) -> String {

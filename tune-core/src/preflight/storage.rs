@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::run::{self, Saved, Start};
-use crate::checkpoint::{free_bytes, human};
+use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{Checkpoint, free_bytes, human};
 use crate::memory_plan;
 use crate::metrics::Metrics;
+use crate::models::DecoderConfig;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
 use crate::recipe::{Outline, Plan, Trained};
@@ -21,10 +23,40 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, batches: Option
         report.fact("output", describe(outline, there));
     }
     report.take(check_writable(outline.output_dir));
-    if let (Some(model), Some(there)) = (model, &there) {
-        room(outline, model, there, batches, report);
+    report.take(check_keep_best(outline));
+    if let (Some(shape), Some(there)) = (model.and_then(|model| model.shape.as_ref()), &there) {
+        let Room { needed, refusal } = room(outline, shape, there, batches);
+        report.fact("disk", needed);
+        refusal.into_iter().for_each(|error| report.error(error));
     }
+    report.take(check_logs(outline));
     logs(outline, report);
+}
+
+/// The same for a run that is about to begin: its first error. `state` is that of the run that goes on.
+pub(crate) fn check(
+    outline: &Outline<'_>,
+    base: &Checkpoint,
+    shape: &DecoderConfig,
+    batches: Option<usize>,
+    state: Option<&TrainingState>,
+) -> Result<()> {
+    check_keep_best(outline)?;
+    let there = run::check(outline.output_dir, base.path(), outline.start)?;
+    check_writable(outline.output_dir)?;
+    check_logs(outline)?;
+    let has_more_to_save = state.is_none_or(|state| state.step < state.total_steps);
+    room(outline, shape, &there, batches).refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
+}
+
+fn check_keep_best(outline: &Outline<'_>) -> Result<()> {
+    match outline.checkpointer.keep_best && outline.dataset_val.is_empty() {
+        true => Err(Error::setup(
+            "checkpointer.keep_best keeps the checkpoint with the lowest validation loss: set dataset_val, too, or \
+             checkpointer.keep_best=false",
+        )),
+        false => Ok(()),
+    }
 }
 
 fn describe(outline: &Outline<'_>, there: &[Saved]) -> String {
@@ -78,17 +110,17 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
 }
 
 /// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
-fn checkpoint_bytes(outline: &Outline<'_>, model: &Model) -> Option<u64> {
-    let decoder = model.skeleton.as_ref()?;
-    let all = decoder.parameter_count() as u64 * outline.dtype.dtype().size_in_bytes() as u64;
+fn checkpoint_bytes(outline: &Outline<'_>, shape: &DecoderConfig) -> u64 {
+    let parameters = shape.parameter_count();
+    let all = parameters * outline.dtype.dtype().size_in_bytes() as u64;
     let (trained, weights) = match &outline.trained {
-        Trained::Weights => (decoder.parameter_count() as u64, all),
+        Trained::Weights => (parameters, all),
         Trained::Adapters { lora, merged } => {
-            let adapters = memory_plan::of_adapters(&decoder.config, lora);
+            let adapters = memory_plan::of_adapters(shape, lora);
             (adapters, 4 * adapters + if *merged { all } else { 0 })
         }
     };
-    Some(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)
+    weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
@@ -105,13 +137,19 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// What the run needs, against what is free.
-fn room(outline: &Outline<'_>, model: &Model, there: &[Saved], batches: Option<usize>, report: &mut Report<'_>) {
-    let Some(one) = checkpoint_bytes(outline, model) else { return };
-    let Some(saves) = batches.map(|n| saves(outline.plan, n, outline.checkpointer.save_every_n_steps)) else {
-        return report.fact("disk", format!("a checkpoint takes {}", human(one)));
-    };
+/// What the run needs, and why that is refused, if it is more than there is.
+struct Room {
+    needed: String,
+    refusal: Option<Error>,
+}
+
+/// What the run needs, against what is free. As long as the data is being counted, one checkpoint is all that is known.
+fn room(outline: &Outline<'_>, shape: &DecoderConfig, there: &[Saved], batches: Option<usize>) -> Room {
+    let one = checkpoint_bytes(outline, shape);
+    let saves = batches.map_or(1, |n| saves(outline.plan, n, outline.checkpointer.save_every_n_steps));
     let keep = outline.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
+    // The best one, besides.
+    let keep = keep.saturating_add(u64::from(outline.checkpointer.keep_best));
     // The oldest goes when the newest is there.
     let most = saves.min(keep.saturating_add(1));
     let key = "checkpointer.keep_last_n_checkpoints";
@@ -126,13 +164,16 @@ fn room(outline: &Outline<'_>, model: &Model, there: &[Saved], batches: Option<u
     };
     let free = free_bytes(&existing(outline.output_dir)).map(|free| free.saturating_add(freed));
     let free_text = free.map_or_else(String::new, |free| format!(", of {} that are free", human(free)));
-    report.fact("disk", format!("a checkpoint takes {}, {kept}: {}{free_text}", human(one), human(needed)));
-    if let Some(free) = free.filter(|&free| free < needed) {
+    let text = match batches {
+        None => format!("a checkpoint takes {}", human(one)),
+        Some(_) => format!("a checkpoint takes {}, {kept}: {}{free_text}", human(one), human(needed)),
+    };
+    let refusal = free.filter(|&free| free < needed).map(|free| {
         let advice = match one.saturating_mul(2.min(saves)) <= free {
             true => format!("set {key}={}", (free / one).saturating_sub(1).max(1)),
             false => "make room".to_owned(),
         };
-        report.error(Error::file(
+        Error::file(
             outline.output_dir,
             format!(
                 "there is no room for the checkpoints: they take up to {} ({} each, {kept}), and {} are free; {advice}, or \
@@ -141,8 +182,9 @@ fn room(outline: &Outline<'_>, model: &Model, there: &[Saved], batches: Option<u
                 human(one),
                 human(free)
             ),
-        ));
-    }
+        )
+    });
+    Room { needed: text, refusal }
 }
 
 /// The bytes of all files below a folder, as far as they can be seen.
@@ -156,17 +198,20 @@ fn bytes_below(dir: &Path) -> u64 {
     entries.map(size).sum()
 }
 
+/// Logs that share a file, or whose folder cannot be written.
+fn check_logs(outline: &Outline<'_>) -> Result<()> {
+    Metrics::check(outline.metric_logger, outline.output_dir)?;
+    let places = outline.metric_logger.iter().filter_map(|config| config.place(outline.output_dir));
+    places
+        .filter(|place| !place.starts_with(outline.output_dir))
+        .try_for_each(|place| check_writable(place.parent().unwrap_or(&place)))
+}
+
 fn logs(outline: &Outline<'_>, report: &mut Report<'_>) {
-    report.take(Metrics::check(outline.metric_logger, outline.output_dir));
     let mut places = Vec::new();
     for config in outline.metric_logger {
         config.warning().into_iter().for_each(|warning| report.warning(warning));
-        if let Some(place) = config.place(outline.output_dir) {
-            if !place.starts_with(outline.output_dir) {
-                report.take(check_writable(place.parent().unwrap_or(&place)));
-            }
-            places.push(place.display().to_string());
-        }
+        places.extend(config.place(outline.output_dir).map(|place| place.display().to_string()));
     }
     match places.is_empty() {
         true => report.fact("metrics", "on the console alone"),

@@ -17,6 +17,10 @@ const SHORT: usize = 80;
 pub fn end_of_run(saved: &Saved, base: Option<&Path>, validations: &Validations, question: Option<&str>) -> String {
     let what = if base.is_some() { "Adapter" } else { "Model" };
     let mut text = format!("{what} saved to {}\n", saved.path.display());
+    let merged = saved.path.join("merged");
+    if merged.is_dir() {
+        text += &format!("Merged model saved to {}\n", merged.display());
+    }
     if let (Some((step, loss)), Some((best_step, best))) = (validations.last, validations.best) {
         text += &format!("Validation loss {loss:.4} after step {step}");
         if best_step != step {

@@ -16,8 +16,9 @@ use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, Setting};
 use crate::metrics::MetricLoggerConfig;
 use crate::models::{Architecture, Decoder, DecoderConfig};
-use crate::optim::OptimizerConfig;
+use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
+use crate::preflight::storage;
 use crate::tokenizer::{Tokenizer, TokenizerConfig, listed};
 use crate::{Error, Result};
 
@@ -74,6 +75,8 @@ pub struct Outline<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
+    /// How the learning rate changes.
+    pub lr_scheduler: &'a SchedulerConfig,
     /// The norm that gradients are scaled down to, if they are.
     pub clip_grad_norm: Option<f64>,
     /// Whether only the input of each block is kept for the backward pass.
@@ -255,6 +258,44 @@ impl Outline<'_> {
             DeviceConfig::Cpu => self.memory_plan(model, train_data, validation_data, state)?.check(),
             DeviceConfig::Cuda(_) => Ok(()),
         }
+    }
+
+    /// Refuses a run whose checkpoints find no room, or whose folders cannot be written, before it has computed anything.
+    /// `state` is that of the run that goes on.
+    ///
+    /// # Errors
+    /// As `--check` has them.
+    pub fn check_storage(
+        &self,
+        base: &Checkpoint,
+        shape: &DecoderConfig,
+        train_data: &Loader,
+        state: Option<&TrainingState>,
+    ) -> Result<()> {
+        storage::check(self, base, shape, train_data.known_len(), state)
+    }
+
+    /// Settings that are allowed and probably not meant. `batches` are those of an epoch, if they are known.
+    pub fn warnings(&self, batches: Option<usize>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let warmup = self.lr_scheduler.build().warmup_steps;
+        let total = batches.map(|batches| self.plan.total_steps(batches));
+        if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
+            let reached = 100.0 * (total - 1) as f64 / warmup as f64;
+            warnings.push(format!(
+                "lr_scheduler.num_warmup_steps is {warmup}, and the run has {total} steps: the learning rate ends at \
+                 {reached:.0} % of optimizer.lr and never reaches it; set lr_scheduler.num_warmup_steps={}, say",
+                total / 10
+            ));
+        }
+        if self.checkpointer.keep_best && self.checkpointer.keep_last_n_checkpoints.is_none() {
+            warnings.push(
+                "checkpointer.keep_best has no effect: every checkpoint is kept, because \
+                 checkpointer.keep_last_n_checkpoints is not set"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 
     pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {

@@ -1,6 +1,6 @@
 //! A run that is killed at any moment and resumed ends with the same bits as one that was not.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "common/runs.rs"]
 mod runs;

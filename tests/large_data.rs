@@ -1,6 +1,6 @@
 //! A run on large data begins at once and does not hold the data in memory.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "common/runs.rs"]
 mod runs;

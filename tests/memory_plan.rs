@@ -1,6 +1,6 @@
 //! What a run says that it needs of memory, against what it then takes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "common/runs.rs"]
 mod runs;

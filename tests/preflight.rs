@@ -372,6 +372,50 @@ fn a_full_disk_is_foreseen() {
     contains(&said, &["all 16 are kept (checkpointer.keep_last_n_checkpoints keeps fewer): 76.5 MB"]);
 }
 
+/// Settings that are allowed and probably not meant, in `check` and at the start of a run.
+#[test]
+fn a_warm_up_longer_than_the_run_is_told() {
+    let place = Place::new();
+    let warning = "warning: lr_scheduler.num_warmup_steps is 10, and the run has 4 steps: the learning rate ends at 30 % of \
+                   optimizer.lr and never reaches it";
+    let short = ["epochs=1", "max_steps_per_epoch=4"];
+    contains(&place.sound(&short), &[warning]);
+    let output = place.output();
+    let args = ["--config", "configs/lora/tiny.yaml", &output, short[0], short[1], "~exact_match"];
+    contains(&text(&succeed("lora", &args).stderr), &[warning]);
+    assert!(!place.sound(&["epochs=1", "max_steps_per_epoch=11"]).contains("warning:"));
+}
+
+#[test]
+fn the_best_checkpoint_is_known_by_validation_alone() {
+    let place = Place::new();
+    let keep_best = "checkpointer.keep_best=true";
+    contains(
+        &place.unsound(&[keep_best]),
+        &["checkpointer.keep_best keeps the checkpoint with the lowest validation loss: set dataset_val"],
+    );
+    let args = ["--config", "configs/lora/tiny.yaml", &place.output(), keep_best];
+    contains(&runs::fail("lora", &args), &["error: checkpointer.keep_best keeps", "set dataset_val"]);
+    let validation = "dataset_val={_component_: chat, data_files: [recipes/tiny/data/held_out.jsonl]}";
+    let said = place.sound(&[keep_best, validation]);
+    contains(&said, &["a checkpoint takes 4.8 MB, 3 are kept"]);
+    let said = place.sound(&[keep_best, validation, "checkpointer.keep_last_n_checkpoints=null"]);
+    contains(&said, &["checkpointer.keep_best has no effect: every checkpoint is kept"]);
+}
+
+/// What `check` refuses, a run refuses before it has computed anything.
+#[test]
+fn a_run_begins_only_where_its_checkpoints_find_room() {
+    let place = Place::new();
+    let every = ["checkpointer.keep_last_n_checkpoints=null", "checkpointer.save_every_n_steps=1", "epochs=100000000"];
+    let error = "there is no room for the checkpoints";
+    contains(&place.unsound(&every), &[error]);
+    let output = place.output();
+    let args: Vec<&str> = ["--config", "configs/lora/tiny.yaml", &output].into_iter().chain(every).collect();
+    contains(&runs::fail("lora", &args), &["error: ", error]);
+    assert!(!place.path("out").exists());
+}
+
 /// With so little memory, as the environment says.
 #[test]
 fn memory_that_does_not_suffice_is_an_error_that_names_settings() {
@@ -386,7 +430,7 @@ fn memory_that_does_not_suffice_is_an_error_that_names_settings() {
     contains(&said, &["\nerror: this run needs ", "of memory", "it fits with", "enable_activation_checkpointing=true"]);
     let (said, code) = ask("--plan", "40MiB");
     assert_eq!(code, Some(1), "{said}");
-    contains(&said, &["It does not fit. Settings to change", "enable_activation_checkpointing=true"]);
+    contains(&said, &["It does not fit. Each of these changes is enough:", "enable_activation_checkpointing=true"]);
 
     let (said, code) = ask("--plan", "1GiB");
     assert_eq!(code, Some(0), "{said}");

@@ -1,7 +1,7 @@
 //! Ctrl-C, SIGTERM, a full disk: a run that is stopped loses a step at most, says how to go on, and goes on bit for bit.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "common/runs.rs"]
 mod runs;
@@ -194,4 +194,156 @@ fn a_files_largest_size_is_an_error_in_words() {
     let said = text(&limited.stderr);
     assert_eq!(limited.status.code(), Some(1), "{}: {said}", limited.status);
     assert!(said.contains("File too large") && said.contains("`ulimit -f`"), "{said}");
+}
+
+/// A file system of its own, of a few megabytes; none where this process may not mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(size: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(folder));
+        }
+        println!("NOTICE: no file system can be mounted here; a disk that fills up is NOT tested");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Fills what is left of a disk, but for so many bytes.
+fn fill(disk: &Path, but: usize) {
+    let rest = disk.join("rest");
+    let mut size = 1usize << 20;
+    let mut bytes = Vec::new();
+    while size >= 4096 {
+        bytes.resize(bytes.len() + size, 1);
+        if fs::write(&rest, &bytes).is_err() {
+            bytes.truncate(bytes.len() - size);
+            size /= 2;
+        }
+    }
+    bytes.truncate(bytes.len().saturating_sub(but));
+    fs::write(&rest, &bytes).unwrap();
+}
+
+/// A run whose disk fills up after its second step.
+fn filled(disk: &SmallDisk, temporary: &Path, wait: &str) -> (Child, BufReader<std::process::ChildStderr>, String) {
+    let mut args = settings("full", &disk.0.path().join("out"));
+    args.extend(["checkpointer.keep_last_n_checkpoints=1", "log_every_n_steps=100"].map(str::to_owned));
+    let mut command = recipe("full", &borrowed(&args));
+    command.env("TUNE_WAIT_FOR_ROOM", wait).env("TMPDIR", temporary);
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("step 0: validation") && lines.read_line(&mut said).unwrap() > 0 {}
+    fill(disk.0.path(), 300_000);
+    while !said.contains("waits up to") {
+        assert!(lines.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    (child, lines, said)
+}
+
+#[test]
+fn a_run_waits_for_room_on_a_full_disk() {
+    let Some(disk) = SmallDisk::new("24m") else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut child, mut lines, mut said) = filled(&disk, temporary.path(), "60");
+    assert!(said.contains("No space left on device") || said.contains("no room for the checkpoint"), "{said}");
+    fs::remove_file(disk.0.path().join("rest")).unwrap();
+    std::io::Read::read_to_string(&mut lines, &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("There is room again: the run goes on"), "{said}");
+    assert!(newest(&disk.0.path().join("out")).ends_with("epoch_2_step_27"));
+}
+
+#[test]
+fn what_finds_no_room_is_saved_elsewhere() {
+    let Some(disk) = SmallDisk::new("24m") else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut child, mut lines, mut said) = filled(&disk, temporary.path(), "1");
+    std::io::Read::read_to_string(&mut lines, &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    let (_, place) = said.split_once("was saved to ").unwrap_or_else(|| panic!("{said}"));
+    let place = Path::new(place.split_once(" instead").unwrap().0);
+    assert!(place.starts_with(temporary.path()), "{said}");
+    // As the message says: make room, move it back, resume.
+    fs::remove_file(disk.0.path().join("rest")).unwrap();
+    let out = disk.0.path().join("out");
+    assert!(Command::new("cp").arg("-r").arg(place).arg(&out).status().unwrap().success());
+    let config = out.join("config.yaml");
+    succeed("full", &["--config", config.to_str().unwrap(), "resume_from_checkpoint=true"]);
+    assert!(newest(&out).ends_with("epoch_2_step_27"));
+}
+
+#[test]
+fn a_run_begins_only_where_there_is_room() {
+    let Some(disk) = SmallDisk::new("5m") else { return };
+    let error = runs::fail("full", &borrowed(&settings("full", &disk.0.path().join("out"))));
+    assert!(error.contains("there is no room for the checkpoints") && !error.contains("step "), "{error}");
+    assert!(!disk.0.path().join("out").exists());
+}
+
+/// The best checkpoint stays beside the newest, also where the run was stopped in between.
+#[test]
+fn the_best_checkpoint_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut args = settings("full", &out);
+    args.retain(|arg| !arg.starts_with("run_val_every"));
+    let more = "checkpointer.keep_best=true checkpointer.keep_last_n_checkpoints=1 checkpointer.save_every_n_steps=3 \
+                optimizer.lr=1e-2 lr_scheduler=constant clip_grad_norm=null";
+    args.extend(more.split_whitespace().map(str::to_owned));
+    let (exit, said) = stop_at("full", &args, "step 14/27", Duration::ZERO, "TERM");
+    assert_eq!(exit, Some(143), "{said}");
+    args.push("resume_from_checkpoint=true".to_owned());
+    let end = text(&succeed("full", &borrowed(&args)).stdout);
+    let log = fs::read_to_string(out.join("logs/metrics.jsonl")).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let losses: Vec<(u64, f64)> =
+        records.filter_map(|r| Some((r["step"].as_u64()?, r["val_loss"].as_f64()?))).collect();
+    // Before the first step, and wherever it saved.
+    let steps: Vec<u64> = losses.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]);
+    let best = losses[1..].iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let kept: Vec<u64> =
+        tune_core::checkpoint::run::checkpoints(&out).unwrap().iter().map(|saved| saved.step as u64).collect();
+    let expected = if best.0 == 27 { vec![27] } else { vec![best.0, 27] };
+    assert_eq!(kept, expected, "{losses:?}");
+    if best.0 != 27 {
+        assert!(end.contains(&format!("the best was {:.4} after step {}", best.1, best.0)), "{end}");
+    }
+}
+
+#[test]
+fn a_run_that_is_complete_says_so_and_saves_what_is_asked_for_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut args = settings("lora", &folder.path().join("out"));
+    args.push("epochs=1".to_owned());
+    let end = text(&succeed("lora", &borrowed(&args)).stdout);
+    let saved = newest(&folder.path().join("out"));
+    for part in [&format!("Adapter saved to {}\n", saved.display()), "Validation loss ", "Ask it with\n", "generate"] {
+        assert!(end.contains(part), "{end}");
+    }
+    // What it names answers.
+    let (_, command) = end.split_once("Ask it with\n").unwrap();
+    let adapter = format!("adapter_dir={}", saved.display());
+    assert!(command.contains(&adapter) && command.contains("checkpoint_dir=recipes/tiny/model"), "{command}");
+    let mut ask = vec!["checkpoint_dir=recipes/tiny/model", &adapter, "prompt=Hello!"];
+    ask.push("max_new_tokens=4");
+    succeed("generate", &ask);
+    let before = fs::read(saved.join("adapter_model.safetensors")).unwrap();
+    args.extend(["resume_from_checkpoint=true", "save_adapter_weights_only=false"].map(str::to_owned));
+    let again = succeed("lora", &borrowed(&args));
+    assert!(text(&again.stderr).contains("This run is already complete: all of its 9 steps are done."));
+    assert!(text(&again.stdout).contains(&format!("Merged model saved to {}", saved.join("merged").display())));
+    assert!(saved.join("merged/model.safetensors").is_file());
+    assert_eq!(before, fs::read(saved.join("adapter_model.safetensors")).unwrap());
 }

@@ -1,4 +1,28 @@
 //! From files of text to batches of token ids.
+//!
+//! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s. A recipe that makes them itself puts their loader
+//! where the shipped ones have `outline.train_data(...)`:
+//!
+//! ```
+//! use tune_core::Result;
+//! use tune_core::data::{IGNORE, Loader, LoaderOptions, Sample};
+//!
+//! /// A question whose answer alone is trained. From each position the next token is predicted.
+//! fn sample(question: &[u32], answer: &[u32], origin: String) -> Sample {
+//!     let input_ids = [question, answer].concat();
+//!     let next = input_ids.iter().skip(1).copied().chain([IGNORE]);
+//!     let targets = next.enumerate().map(|(i, id)| if i + 1 < question.len() { IGNORE } else { id }).collect();
+//!     Sample { input_ids, targets, origin }
+//! }
+//!
+//! let pairs = [([1, 2, 3].as_slice(), [4, 5].as_slice()), (&[1, 6], &[7])];
+//! let samples = pairs.iter().enumerate().map(|(i, (q, a))| sample(q, a, format!("pairs:{}", i + 1))).collect();
+//! let options = LoaderOptions { batch_size: 2, shuffle: true, seed: 1, ..LoaderOptions::default() };
+//! let loader = Loader::new(samples, options)?;
+//! let batch = loader.batch(0, 0)?.expect("the first epoch has one batch");
+//! assert_eq!((batch.rows, batch.trained_tokens()), (2, 3));
+//! # Ok::<(), tune_core::Error>(())
+//! ```
 
 mod ahead;
 mod alpaca;

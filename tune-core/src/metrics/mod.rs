@@ -101,7 +101,43 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// A place that metrics go to.
+/// A place that metrics go to. One of your own is [added](Metrics::add) to those of the config:
+///
+/// ```
+/// use std::fmt::Write as _;
+/// use std::sync::{Arc, Mutex};
+/// use tune_core::metrics::{Console, MetricLogger, Metrics, Pace, Start, StepMetrics, ValidationMetrics};
+/// use tune_core::Result;
+///
+/// /// Losses as comma-separated values.
+/// struct Csv(Arc<Mutex<String>>);
+///
+/// impl MetricLogger for Csv {
+///     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
+///         let mut text = self.0.lock().expect("nobody panics with it");
+///         let _ = writeln!(text, "{},{}", metrics.step, metrics.loss);
+///         Ok(())
+///     }
+///     fn log_validation(&mut self, _: &ValidationMetrics) -> Result<()> {
+///         Ok(())
+///     }
+///     fn log_note(&mut self, _: u64, _: &str) -> Result<()> {
+///         Ok(())
+///     }
+///     fn close(&mut self) -> Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// let text = Arc::new(Mutex::new(String::new()));
+/// // In a recipe: behind `Metrics::open(&cfg.metric_logger, ...)`.
+/// let mut metrics = Metrics::open(&[], "out".as_ref(), Start::Fresh, 1, Console::silent())?;
+/// metrics.add(Csv(Arc::clone(&text)));
+/// let pace = Pace { tokens: 100, trained_tokens: 40, seconds: 0.5 };
+/// metrics.log_step(&StepMetrics { step: 1, epoch: 0, loss: 2.5, lr: 1e-4, grad_norm: None, pace, peak_memory_bytes: None })?;
+/// assert_eq!(*text.lock().expect("nobody panics with it"), "1,2.5\n");
+/// # Ok::<(), tune_core::Error>(())
+/// ```
 ///
 /// What a method was given has reached the operating system when it returns: a process
 /// that is killed loses no record.
@@ -177,6 +213,11 @@ impl Metrics {
             loggers.extend(config.open(output_dir, start)?);
         }
         Ok(Self { console, loggers, every: every.max(1), output_dir: output_dir.to_path_buf() })
+    }
+
+    /// One more place that metrics go to.
+    pub fn add(&mut self, logger: impl MetricLogger + 'static) {
+        self.loggers.push(Box::new(logger));
     }
 
     /// The console, for the report at the start and for warnings.

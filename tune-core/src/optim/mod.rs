@@ -24,6 +24,45 @@ use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 /// One step of one parameter at a time. State is f32 and can be saved.
+///
+/// A recipe that has one of its own puts it where the shipped ones have `cfg.optimizer.build()`:
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use tune_core::Result;
+/// use tune_core::optim::{Gradient, Optimizer};
+///
+/// /// Each weight goes the same way, whatever the size of its gradient. It keeps no state.
+/// struct SignDescent {
+///     lr: f64,
+/// }
+///
+/// impl Optimizer for SignDescent {
+///     fn base_lr(&self) -> f64 {
+///         self.lr
+///     }
+///     fn update(&mut self, _: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, _: u64) -> Result<()> {
+///         let direction = (gradient.to_tensor()? * scale)?.sign()?.to_dtype(var.dtype())?;
+///         Ok(var.set(&(var.as_tensor() - (direction * lr)?)?)?)
+///     }
+///     fn state(&self) -> BTreeMap<String, Tensor> {
+///         BTreeMap::new()
+///     }
+///     fn set_state(&mut self, _: BTreeMap<String, Tensor>, _: &BTreeMap<String, Var>) -> Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// let weight = Var::new(&[1f32, 1.0], &Device::Cpu)?;
+/// let gradient = Gradient::from(Tensor::new(&[0.1f32, -7.0], &Device::Cpu)?);
+/// let mut optimizer: Box<dyn Optimizer> = Box::new(SignDescent { lr: 0.5 });
+/// optimizer.update("weight", &weight, &gradient, optimizer.base_lr(), 1.0, 1)?;
+/// assert_eq!(weight.to_vec1::<f32>()?, [0.5, 1.5]);
+/// # assert_eq!(weight.dtype(), DType::F32);
+/// # Ok::<(), tune_core::Error>(())
+/// ```
 pub trait Optimizer: Send {
     /// The learning rate before any schedule.
     fn base_lr(&self) -> f64;

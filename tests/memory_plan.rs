@@ -176,6 +176,54 @@ fn what_is_advised_makes_it_fit() {
     assert!(run.status.success(), "{advised:?}: {}", text(&run.stderr));
 }
 
+/// What a run is told that does not fit, between the words that begin and end the advice.
+fn advice(error: &str) -> &str {
+    let advice = error.split_once("it fits with ").unwrap_or_else(|| panic!("{error}")).1;
+    advice.split_once(". TUNE_MEMORY").unwrap().0
+}
+
+#[test]
+fn each_single_change_that_is_advised_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().display());
+    let run = |advised: &[&str]| {
+        let mut args = vec!["--config", "configs/lora/tiny.yaml", &output, "max_steps_per_epoch=2", "epochs=1"];
+        args.extend(["~exact_match"].iter().chain(advised));
+        recipe("lora", &args).env("TUNE_MEMORY", "40MiB").output().unwrap()
+    };
+    let error = text(&run(&[]).stderr);
+    let changes: Vec<&str> = advice(&error).split(", or with ").collect();
+    assert!(changes.len() > 1 && changes[0].starts_with("enable_activation_checkpointing=true ("), "{error}");
+    for change in changes {
+        let overrides: Vec<&str> = change.split_whitespace().filter(|word| word.contains('=')).collect();
+        let followed = run(&overrides);
+        assert!(followed.status.success(), "{change}: {}", text(&followed.stderr));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_the_process_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let output = format!("output_dir={}", dir.display());
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", wide(folder.path()).display());
+    for (limit, words) in [("-v", "address space (`ulimit -v`)"), ("-d", "data (`ulimit -d`)")] {
+        let program = recipe("lora", &[]).get_program().to_owned();
+        let run = std::process::Command::new("bash")
+            .args(["-c", &format!("ulimit {limit} 4000000; exec \"$@\""), "bash"])
+            .arg(program)
+            .args(["--config", "configs/lora/tiny.yaml", &output, &checkpoint])
+            .env_remove("TUNE_MEMORY")
+            .current_dir(root())
+            .output()
+            .unwrap();
+        let error = text(&run.stderr);
+        assert!(error.contains("error: this run needs ") && error.contains(words), "{error}");
+        assert!(!dir.exists());
+    }
+}
+
 #[test]
 fn what_is_no_size_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

@@ -107,18 +107,19 @@ pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin:
     let trainable = model.trainable();
     if let Some(name) = values.keys().find(|n| !trainable.contains_key(*n)) {
         return Err(Error::setup(format!(
-            "{origin} has `{name}`, which this run does not train; check the layers that carry adapters"
+            "{origin} has `{name}`, for which there is no place: the model has other layers, or others of them carry adapters"
         )));
     }
     for (name, var) in trainable {
         let value = values.get(name).ok_or_else(|| {
             Error::setup(format!(
-                "{origin} lacks `{name}`, which this run trains; check the layers that carry adapters"
+                "{origin} lacks `{name}`, which is among the adapters here: the model has other layers, or others of them \
+                 carry adapters"
             ))
         })?;
         if value.dims() != var.dims() {
             return Err(Error::setup(format!(
-                "{origin}: `{name}` has shape {:?}, but this run's is {:?}; check the rank and the base model",
+                "{origin}: `{name}` has shape {:?}, and {:?} is needed here; check the rank and the base model",
                 value.dims(),
                 var.dims()
             )));

@@ -39,13 +39,21 @@ pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
             };
             Error::Stopped(Exit { code, message })
         }
-        (Error::Stopped(Exit { code, message }), Some(failure)) => Error::Stopped(Exit {
-            code,
-            message: format!("{message} after step {step}, which is not saved\nerror: {failure}"),
-        }),
-        // It names the checkpoint that is the newest now.
-        (why, None) => why,
-        (why, Some(failure)) => Error::Training(format!("{why}\nStep {step} could not be saved either: {failure}")),
+        (Error::Stopped(Exit { code, message }), Some(failure)) => {
+            Error::Stopped(Exit { code, message: format!("{message} after step {step}\nerror: {failure}") })
+        }
+        (why, failure) => {
+            // A log's error names the checkpoint that is the newest now.
+            let told = failure.map_or_else(|| why.to_string(), |failure| format!("{why}\n{failure}"));
+            match signals::requested() {
+                // While it waited for room.
+                Some(signal) => Error::Stopped(Exit {
+                    code: signal.exit_code(),
+                    message: format!("stopped by {signal} after step {step}\nerror: {told}"),
+                }),
+                None => Error::Training(told),
+            }
+        }
     }
 }
 

@@ -53,7 +53,7 @@ pub enum Error {
     #[error("{}", plain(_0))]
     Training(String),
     /// There is no room for a file: waiting, or making room, helps.
-    #[error("{}: {}", plain(path.display()), plain(message))]
+    #[error("{}: {}", shown(path), plain(message))]
     Full {
         /// Where it was to be written.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum Error {
         message: String,
     },
     /// A log could not be written. The step that it tells of is done, and can be saved.
-    #[error("{}", plain(format!("{message}. {}", way_on(output_dir, remedy))))]
+    #[error("{}", plain(&format!("{message}. {}", way_on(output_dir, remedy))))]
     Log {
         /// Which log, and why.
         message: String,

@@ -207,8 +207,8 @@ impl Recipe for FullFinetune {
         news.for_each(|line| console.note(&line));
         let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
         outline.warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
-        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
         outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
 
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match &resumed {

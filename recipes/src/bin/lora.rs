@@ -201,8 +201,8 @@ impl Recipe for LoraFinetune {
         let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
         let exact_match = cfg.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
         outline.warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
-        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
         outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+        outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
 
         let adapters = cfg.model.options(seed);
         let options = LoadOptions { dtype, device, train_weights: false, lora: Some(adapters.clone()) };

@@ -1,5 +1,5 @@
 //! Reading, writing and keeping checkpoints.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, clippy::print_stdout)]
 
 mod config;
 mod gguf;

@@ -33,7 +33,7 @@ impl Downloads {
                 self.bar = Some(bar);
             }
             Event::Begin { file, size, done: 0 } => {
-                output::complaint(format_args!("downloading {file} ({})", bytes(size)))
+                output::complaint(format_args!("downloading {file} ({})", bytes(size)));
             }
             Event::Begin { file, size, done } => {
                 output::complaint(format_args!("downloading {file} ({} of {} are there)", bytes(done), bytes(size)));

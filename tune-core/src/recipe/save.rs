@@ -34,9 +34,9 @@ pub fn save(
             if let Some(keep) = config.keep_last_n_checkpoints.filter(|&keep| keep > 1) {
                 prune(run_dir, config, keep - 1)?;
             }
-            wait_for_room(console, || save_to(run_dir)).or_else(|error| match may_pass(&error) {
-                true => Err(elsewhere(error, run_dir, save_to)),
-                false => Err(error),
+            wait_for_room(console, || save_to(run_dir)).map_err(|error| match may_pass(&error) {
+                true => elsewhere(&error, run_dir, save_to),
+                false => error,
             })
         }
         result => result,
@@ -48,7 +48,7 @@ pub fn save(
 }
 
 /// The last resort. Returns the error to end with.
-fn elsewhere(full: Error, run_dir: &RunDir, save_to: impl Fn(&RunDir) -> Result<Saved>) -> Error {
+fn elsewhere(full: &Error, run_dir: &RunDir, save_to: impl Fn(&RunDir) -> Result<Saved>) -> Error {
     let name = run_dir.path().file_name().unwrap_or_default().to_string_lossy();
     let folder = std::env::temp_dir().join(format!("tune-{name}-{}", std::process::id()));
     let saved = RunDir::elsewhere(&folder).and_then(|dir| save_to(&dir));

@@ -3,6 +3,8 @@
 //! `cargo test -p tune-macros --test editor -- --ignored`, with `rust-analyzer` (`rustup component add rust-analyzer`)
 //! and `yaml-language-server` (from npm) on the path; the one that is not there is passed over.
 
+#![allow(clippy::disallowed_methods)]
+
 #[path = "common/package.rs"]
 mod package;
 

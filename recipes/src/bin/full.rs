@@ -206,7 +206,7 @@ impl Recipe for FullFinetune {
         let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
         news.for_each(|line| console.note(&line));
         let summaries: Vec<String> = data().flat_map(Loader::summary).collect();
-        outline.warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
+        outline.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
         outline.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
         outline.check_storage(&base, &shape, &train_data, state.as_ref())?;
 
@@ -397,7 +397,7 @@ impl FullFinetune {
         if !news.is_empty() {
             let total = self.total_steps()?;
             self.metrics.console().set_total(total);
-            let warnings = Self::outline(&self.cfg)?.warnings(self.train_data.known_len());
+            let warnings = Self::outline(&self.cfg)?.schedule_warnings(self.train_data.known_len());
             news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
         }
         news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));

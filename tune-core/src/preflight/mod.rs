@@ -48,7 +48,7 @@ fn check(outline: &Outline<'_>, report: &mut Report<'_>) {
     memory::look(outline, model.as_ref(), &data, report);
     let batches = data.train.as_ref().and_then(|data| data.known_len());
     storage::look(outline, model.as_ref(), batches, report);
-    outline.warnings(batches).into_iter().for_each(|warning| report.warning(warning));
+    outline.schedule_warnings(batches).into_iter().for_each(|warning| report.warning(warning));
     if let Some(tokenizer) = &tokenizer {
         samples::show(outline, tokenizer, data.train.as_ref(), report);
     }

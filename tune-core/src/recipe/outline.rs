@@ -276,7 +276,7 @@ impl Outline<'_> {
     }
 
     /// Settings that are allowed and probably not meant. `batches` are those of an epoch, if they are known.
-    pub fn warnings(&self, batches: Option<usize>) -> Vec<String> {
+    pub fn schedule_warnings(&self, batches: Option<usize>) -> Vec<String> {
         let mut warnings = Vec::new();
         let warmup = self.lr_scheduler.build().warmup_steps;
         let total = batches.map(|batches| self.plan.total_steps(batches));

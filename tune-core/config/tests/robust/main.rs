@@ -1,6 +1,8 @@
 //! Whatever is written, the answer is a config or a report, soon, and with little memory. Configs that are good come
 //! back the same from what they write.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;

@@ -2,6 +2,7 @@
 //! `chat_templates/make_expected.py` got there.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -45,4 +46,51 @@ fn templates_render_as_in_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// 2,856 renderings of 49 real templates, in a folder that is not part of this repository.
+#[test]
+fn the_reference_templates_render_as_in_transformers_where_their_folder_is_there() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/templates");
+    if !folder.is_dir() {
+        let notice = format!("NOTICE: {} is missing, so the reference templates are NOT tested\n", folder.display());
+        // Past the capture of a test's output: this must be seen.
+        std::io::stderr().write_all(notice.as_bytes()).unwrap();
+        return;
+    }
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let data = tune_jinja::parse_json(&read("conversations.json")).unwrap();
+    let tokens: BTreeMap<String, BTreeMap<String, String>> =
+        serde_json::from_str(&read("special_tokens.json")).unwrap();
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (name, tokens) in tokens {
+        let template = ChatTemplate::new(&read(&format!("templates/{name}.jinja")), tokens)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .at(1_721_995_200);
+        let cases: Vec<Value> = serde_json::from_str(&read(&format!("golden/{name}.json"))).unwrap();
+        count += cases.len();
+        for case in cases {
+            let messages = &data["conversations"][case["conversation"].as_str().unwrap()];
+            let mut options: tune_core::tokenizer::Object = serde_json::from_value(case["options"].clone()).unwrap();
+            let mut conversation: Conversation =
+                serde_json::from_value::<Vec<Message>>(messages.clone()).unwrap().into();
+            let prompt = options.remove("add_generation_prompt") == Some(true.into());
+            if options.remove("tools") == Some(true.into()) {
+                conversation.tools = Some(serde_json::from_value(data["tools"].clone()).unwrap());
+            }
+            conversation.arguments = options;
+            let got = template.render(&conversation, prompt).map_err(|e| e.to_string());
+            let same = match (&got, case["text"].as_str(), case["error"].as_str()) {
+                (Ok(got), Some(text), _) => got == text,
+                (Err(got), None, Some(error)) => case["error_type"] != "TemplateError" || got.contains(error),
+                _ => false,
+            };
+            if !same {
+                wrong.push(format!("{name}: {case}\n got {got:?}"));
+            }
+        }
+    }
+    assert!(count >= 2_856);
+    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -102,7 +102,7 @@ fn column(record: &Record, name: &str) -> Result<Option<Value>> {
     match record.columns.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
+        Some(Value::String(text)) => match tune_jinja::parse_json(text) {
             Ok(Value::Null) => Ok(None),
             Ok(value) => Ok(Some(value)),
             Err(e) => Err(record.origin.error(format_args!("column `{name}` is a string and not valid JSON: {e}"))),
@@ -116,7 +116,7 @@ fn objects(record: &Record, name: &str, value: &Value) -> Result<Vec<Object>> {
     let Value::Array(items) = value else { return Err(wrong(record, name, "a list", value)) };
     let object = |(i, item): (usize, &Value)| match item {
         Value::Object(object) => Ok(object.clone()),
-        Value::String(text) => match serde_json::from_str(text) {
+        Value::String(text) => match tune_jinja::parse_json(text) {
             Ok(Value::Object(object)) => Ok(object),
             _ => Err(wrong_item(record, name, i, item)),
         },

@@ -130,7 +130,7 @@ impl Records {
             io::ErrorKind::UnexpectedEof => Error::file(&origin.path, "became shorter while it was being read"),
             _ => Error::io("read", &origin.path)(e),
         })?;
-        match serde_json::from_slice(&text) {
+        match tune_jinja::parse_record(&text) {
             Ok(Value::Object(columns)) => Ok(Record { columns, origin }),
             Err(_) if let Some((column, what)) = not_utf8(&text) => {
                 Err(origin.error(format_args!("column {column}: {what}")))

@@ -3,12 +3,10 @@
 mod added;
 mod borders;
 mod config;
-mod date;
 mod encode;
 mod form;
 mod limits;
 mod names;
-mod python;
 mod stop;
 mod template;
 #[cfg(test)]

@@ -1,13 +1,5 @@
 use super::*;
 
-#[test]
-fn generation_tags_keep_their_white_space_control() {
-    let (program, found) =
-        without_generation_tags("a{%- generation -%} {{ x }} {%endgeneration%}{% if generation %}{% endif %}{%");
-    assert!(found);
-    assert_eq!(program, "a{%- filter generation__ -%} {{ x }} {% endfilter %}{% if generation %}{% endif %}{%");
-}
-
 fn conversation(texts: &[&str]) -> Conversation {
     let roles = ["user", "assistant"];
     texts
@@ -53,10 +45,6 @@ fn a_template_can_refuse_and_can_be_wrong() {
     );
     assert!(message("{{ messages[0].content.nope() }}").contains("nope"));
     assert!(message("{{ nope.nope }}").contains("undefined"));
-    assert!(message("{{ strftime_now('%Q') }}").contains("%Q"));
-    // Neither a loop without end nor deep nesting takes the program down.
-    assert!(!message("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").is_empty());
-    assert!(!message("{{ range(100000000) }}").is_empty());
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn samples_without_a_trained_token_are_found() {
 #[test]
 fn a_stop_token_that_is_never_trained_is_an_error() {
     let place = Place::new();
-    let never = "no stop token (`<|im_end|>`) is ever trained";
+    let never = "no stop token (`<|im_end|>`) ends an answer that is trained";
     // The template's marks leave it out.
     let turn = |answer: &str| {
         format!(
@@ -314,7 +314,7 @@ fn what_is_cut_off_is_counted() {
             &format!("1 samples cut, {lost} tokens lost"),
             "warning: ",
             "more than `tokenizer.max_seq_len` = 64 tokens",
-            "in 1 samples no stop token is left",
+            "the last answers of 1 have lost their stop token",
             "The model is made for up to 256",
         ],
     );

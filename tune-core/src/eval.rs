@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 
 use rayon::prelude::*;
-use serde::Deserialize;
-use tune_config::{Config, files};
+use tune_config::Config;
 
+use crate::data::{Question, questions};
 use crate::generate::{Sampler, StopOptions, generate};
 use crate::models::Decoder;
-use crate::tokenizer::{Conversation, Message, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, hub};
-
-/// The longest file of questions.
-const LARGEST: u64 = 256 << 20;
 
 /// Held-out questions whose answers must be right to the letter.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -23,14 +20,6 @@ pub struct ExactMatchConfig {
     /// An answer is cut off after so many tokens.
     #[config(default = 64, range = 1..)]
     pub max_new_tokens: usize,
-}
-
-/// One question, ready to be asked.
-#[derive(Debug, Clone)]
-struct Question {
-    text: String,
-    prompt: Vec<u32>,
-    expected: String,
 }
 
 /// The questions of a file, for one tokenizer.
@@ -58,11 +47,6 @@ impl Answer {
     }
 }
 
-#[derive(Deserialize)]
-struct Record {
-    messages: Vec<Message>,
-}
-
 impl ExactMatch {
     /// Reads the questions and renders them with the chat template.
     ///
@@ -71,28 +55,10 @@ impl ExactMatch {
     /// the model cannot be asked (it is named).
     pub fn read(config: &ExactMatchConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let path = &*hub::dataset(&config.data_file)?;
-        let template = tokenizer
-            .chat_template()
-            .ok_or_else(|| Error::setup("exact_match needs a model with a chat template; this one has none"))?;
-        let text = files::read(path, LARGEST).map_err(Error::io("read", path))?;
-        let text = String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {e}")))?;
-        let mut questions = Vec::new();
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let Record { mut messages } =
-                serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))?;
-            let answer = messages.pop();
-            let [Some(expected), Some(text)] = [answer.as_ref(), messages.last()].map(|m| m.and_then(content)) else {
-                return Err(Error::line(
-                    path,
-                    i + 1,
-                    "a conversation needs a question and an answer, each with a `content`",
-                ));
-            };
-            let prompt = template.render(&Conversation::new(messages), true)?;
-            let prompt = tokenizer.encode(&prompt).and_then(|ids| tokenizer.check_prompt(&ids).map(|()| ids));
-            let prompt = prompt.map_err(|e| Error::line(path, i + 1, e.to_string()))?;
-            questions.push(Question { text, prompt, expected });
+        if tokenizer.chat_template().is_none() {
+            return Err(Error::setup("exact_match needs a model with a chat template; this one has none"));
         }
+        let questions = questions(path, tokenizer)?;
         if questions.is_empty() {
             return Err(Error::file(path, "holds no conversation"));
         }
@@ -121,10 +87,6 @@ impl ExactMatch {
         };
         self.questions.par_iter().map(ask).collect()
     }
-}
-
-fn content(message: &Message) -> Option<String> {
-    message.get("content")?.as_str().map(str::to_owned)
 }
 
 /// The share of answers that are right, between 0 and 1.

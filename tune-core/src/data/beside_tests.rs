@@ -160,3 +160,37 @@ fn alpaca_has_a_history_and_a_system_prompt() {
         assert!(get(record, None, Masking::Assistant).unwrap_err().contains(expected));
     }
 }
+
+#[test]
+fn sharegpt_calls_tools() {
+    let folder = Folder::new();
+    let template = SHOWS.replace("m.content", "(m.content or (m.tool_calls | tojson))");
+    let get = |call: &str| {
+        let record = json!({"tools": "[{\"name\": \"f\"}]", "conversations": [
+            {"from": "human", "value": "q"}, {"from": "function_call", "value": call},
+            {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a"},
+        ]});
+        let mut config = chat(folder.file("d.jsonl", record.to_string()));
+        config.conversation_column = "conversations".into();
+        config.conversation_style = ConversationStyle::Sharegpt;
+        let dataset = load(&[DatasetConfig::Chat(config)], &byte_level(Some(&template)), None);
+        dataset.map(|d| shown(&byte_level(None), &d.samples[0])).map_err(|e| e.to_string())
+    };
+    let expected = |calls: &str| {
+        format!(
+            "T[{{\"name\": \"f\"}}]<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[{calls}]<|im_end|>]\n<|im_start|>\
+             tool\n3<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"
+        )
+    };
+    let call = r#"{"name": "f", "arguments": {"z": 1, "a": 2}}"#;
+    let wrapped = format!(r#"{{"type": "function", "function": {call}}}"#);
+    assert_eq!(get(call).unwrap(), expected(&wrapped));
+    assert_eq!(get(&format!("[{call}, {call}]")).unwrap(), expected(&format!("{wrapped}, {wrapped}")));
+    for wrong in ["f()", "{\"arguments\": {}}", "[]", "3"] {
+        let error = get(wrong).unwrap_err();
+        assert!(
+            error.contains("d.jsonl:1: message 2: `value` of a `function_call` must be JSON text of a call"),
+            "{error}"
+        );
+    }
+}

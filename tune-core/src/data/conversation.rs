@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::config::{ChatDataset, ConversationStyle};
 use super::content::{check_parts, join, message};
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 const OPENAI_ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
 /// Names of the ShareGPT form, and the role that each means.
-const SHAREGPT_ROLES: [(&str, &str); 7] = [
+const SHAREGPT_ROLES: [(&str, &str); 9] = [
     ("system", "system"),
     ("human", "user"),
     ("user", "user"),
@@ -24,7 +24,12 @@ const SHAREGPT_ROLES: [(&str, &str); 7] = [
     ("assistant", "assistant"),
     ("chatgpt", "assistant"),
     ("tool", "tool"),
+    (FUNCTION_CALL, "assistant"),
+    ("observation", "tool"),
 ];
+
+/// The name of who calls a tool; what it says is the call, as JSON text.
+const FUNCTION_CALL: &str = "function_call";
 
 /// The column with the system prompt of a ShareGPT conversation.
 pub(super) const SYSTEM_COLUMN: &str = "system";
@@ -171,7 +176,11 @@ pub(super) fn keys(config: &ChatDataset) -> (&str, &str) {
 fn turn_message(turn: &Message, config: &ChatDataset, forms: &Forms) -> Result<Message, String> {
     let (role_key, content_key) = keys(config);
     let role = role(turn, role_key, config)?;
-    let content = content(turn, content_key, role, config, forms)?;
+    let calls = calls(turn, config)?;
+    let content = match calls {
+        Some(_) => None,
+        None => content(turn, content_key, role, config, forms)?,
+    };
     // What else a message carries (`tool_calls`, `name`, `reasoning_content`) is the template's to use, in the
     // file's order.
     let mut message = Message::new();
@@ -179,7 +188,9 @@ fn turn_message(turn: &Message, config: &ChatDataset, forms: &Forms) -> Result<M
         if key == role_key {
             message.insert("role".into(), role.into());
         } else if key == content_key {
-            content.iter().for_each(|content| drop(message.insert("content".into(), content.clone())));
+            let said = content.iter().map(|content| ("content", content));
+            let called = calls.iter().map(|calls| ("tool_calls", calls));
+            message.extend(said.chain(called).map(|(key, value)| (key.to_owned(), value.clone())));
         } else if key != "role" && key != "content" && stand_in::is_json(value) {
             message.insert(key.clone(), value.clone());
         }
@@ -213,6 +224,32 @@ fn role<'a>(turn: &'a Message, role_key: &str, config: &ChatDataset) -> Result<&
         };
         format!("unknown role `{role}`; known are {}", listed(known))
     })
+}
+
+/// The calls of a ShareGPT turn that is nothing but calls: `{"name": "...", "arguments": {...}}`, or a list of these.
+fn calls(turn: &Message, config: &ChatDataset) -> Result<Option<Value>, String> {
+    let (role_key, content_key) = keys(config);
+    let is_call = turn.get(role_key).is_some_and(|role| role == FUNCTION_CALL);
+    if !is_call || config.conversation_style != ConversationStyle::Sharegpt {
+        return Ok(None);
+    }
+    let wrong = || {
+        format!(
+            "`{content_key}` of a `{FUNCTION_CALL}` must be JSON text of a call: {{\"name\": \"...\", \"arguments\": \
+             {{...}}}}"
+        )
+    };
+    let text = turn.get(content_key).and_then(Value::as_str).ok_or_else(wrong)?;
+    let calls = match serde_json::from_str(text) {
+        Ok(Value::Array(calls)) if !calls.is_empty() => calls,
+        Ok(call @ Value::Object(_)) => vec![call],
+        _ => return Err(wrong()),
+    };
+    if !calls.iter().all(|call| call["name"].is_string()) {
+        return Err(wrong());
+    }
+    let calls = calls.into_iter().map(|function| json!({"type": "function", "function": function}));
+    Ok(Some(calls.collect()))
 }
 
 fn content(

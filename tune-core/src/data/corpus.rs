@@ -32,6 +32,8 @@ struct Part {
     first: usize,
     /// What its records hold and nobody reads, in words.
     unused: Vec<String>,
+    /// Messages with calls whose arguments are JSON text.
+    argument_texts: usize,
 }
 
 /// What one look at each record of a dataset tells.
@@ -110,7 +112,8 @@ impl Corpus {
             formatter.keep_unused(&mut held, &records);
             let unused = held.warnings(&config.name());
             let first = corpus.len();
-            corpus.parts.push(Part { config: config.clone(), records, first, unused });
+            let argument_texts = held.argument_texts.count;
+            corpus.parts.push(Part { config: config.clone(), records, first, unused, argument_texts });
         }
         match faults::error(faults) {
             Some(error) => Err(error),
@@ -201,7 +204,7 @@ impl Corpus {
         let report = |(part, tally): (&Part, Tally)| {
             let formatter = Formatter::new(&part.config, &self.tokenizer)?;
             let report = tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))?;
-            Ok(DatasetReport { unused: part.unused.clone(), ..report })
+            Ok(DatasetReport { unused: part.unused.clone(), argument_texts: part.argument_texts, ..report })
         };
         self.parts.iter().zip(account).map(report).collect()
     }

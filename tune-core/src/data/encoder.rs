@@ -25,6 +25,8 @@ pub(super) struct Encoded {
     pub(super) more_cut: bool,
     /// Whether a stop token is among the trained ones.
     pub(super) stops: bool,
+    /// Whether the last stop token that is trained is not among what was cut off.
+    pub(super) ends: bool,
 }
 
 /// Tokenizes pieces, cuts them from the right, and shifts the targets.
@@ -79,6 +81,9 @@ impl<'a> Encoder<'a> {
         };
         let (mut ids, trained, complete) = self.ids(wanted)?;
         let cut = ids.len().saturating_sub(self.limit);
+        let is_stop = |i: &usize| trained[*i] && self.tokenizer.stop_tokens().contains(&ids[*i]);
+        let last_stop = (0..ids.len()).rev().find(is_stop);
+        let ends = last_stop.is_some_and(|i| i < self.limit && (complete || cut == 0));
         ids.truncate(self.limit);
         self.tokenizer.check_ids(&ids)?;
         let targets: Vec<u32> = (1..=ids.len())
@@ -89,7 +94,7 @@ impl<'a> Encoder<'a> {
             .collect();
         let stops = targets.iter().any(|target| self.tokenizer.stop_tokens().contains(target));
         let more_cut = cut > 0 && !complete;
-        Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, cut, more_cut, stops })
+        Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, cut, more_cut, stops, ends })
     }
 
     /// Makes text of a token that stands between two texts, so that what follows is tokenized as behind that token.

@@ -22,6 +22,8 @@ pub(super) struct Formatted {
     pub(super) closing: Closing,
     /// Messages whose calls the chat template renders, and whose text it leaves out.
     pub(super) text_beside_calls: usize,
+    /// Whether the record says that nothing of it is trained.
+    pub(super) left_out: bool,
 }
 
 /// Makes samples of one dataset's records.
@@ -40,11 +42,11 @@ pub(super) struct Formatter<'a> {
 impl<'a> Formatter<'a> {
     pub(super) fn new(config: &'a DatasetConfig, tokenizer: &'a Tokenizer) -> Result<Self> {
         let template = match config {
-            DatasetConfig::Chat(_) => Some(required_template(tokenizer, "a chat dataset needs one")?),
+            DatasetConfig::Chat(_) => Some(required_template(tokenizer, A_CHAT_NEEDS_ONE)?),
             DatasetConfig::Instruct(InstructDataset { apply_chat_template: choice, .. })
             | DatasetConfig::Alpaca(AlpacaDataset { apply_chat_template: choice, .. }) => match choice {
                 Some(false) => None,
-                Some(true) => Some(required_template(tokenizer, "`apply_chat_template` asks for it")?),
+                Some(true) => Some(required_template(tokenizer, "`apply_chat_template` asks for one: remove it")?),
                 None => tokenizer.chat_template(),
             },
             DatasetConfig::Text(_) => None,
@@ -91,7 +93,9 @@ impl<'a> Formatter<'a> {
     }
 
     fn encode_with(&self, record: &Record, mut encoder: Encoder<'_>) -> Result<Formatted> {
-        let (closing, text_beside_calls) = match self.form(record)? {
+        let form = self.form(record)?;
+        let left_out = form.is_left_out();
+        let (closing, text_beside_calls) = match form {
             Form::Conversation(chat) => self.pieces(&chat, &mut encoder),
             Form::Pieces(pieces, closing) => {
                 pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| (closing, 0))
@@ -99,13 +103,13 @@ impl<'a> Formatter<'a> {
         }
         .map_err(|e| record.origin.error(e))?;
         let encoded = encoder.finish(record.origin.to_string()).map_err(|e| record.origin.error(e))?;
-        Ok(Formatted { encoded, closing, text_beside_calls })
+        Ok(Formatted { encoded, closing, text_beside_calls, left_out })
     }
 
     /// Cuts a conversation into pieces. Returns what closes it, and how many messages' texts the template leaves out
     /// beside their calls.
     fn pieces(&self, chat: &Chat, encoder: &mut Encoder<'_>) -> Result<(Closing, usize)> {
-        let template = required_template(self.tokenizer, "a conversation needs one")?;
+        let template = required_template(self.tokenizer, A_CHAT_NEEDS_ONE)?;
         let beside_calls = unrendered::check(template, &chat.conversation, false)?;
         let closing = pieces::of_conversation(template, self.tokenizer, chat, self.masking, encoder)?;
         Ok((closing, beside_calls.len()))
@@ -210,13 +214,27 @@ impl Form {
             Self::Pieces(pieces, _) => pieces.iter_mut().for_each(|piece| piece.trained = false),
         }
     }
+
+    fn is_left_out(&self) -> bool {
+        match self {
+            Self::Conversation(chat) => {
+                let messages = chat.conversation.messages.iter().enumerate();
+                let mut answers = messages.filter(|(_, message)| is_answer(message)).map(|(i, _)| i);
+                !chat.left_out.is_empty() && answers.all(|answer| chat.left_out.contains(&answer))
+            }
+            Self::Pieces(pieces, _) => !pieces.iter().any(|piece| piece.trained),
+        }
+    }
 }
+
+/// Why a chat template must be there, and what would do without.
+const A_CHAT_NEEDS_ONE: &str = "a chat dataset needs one: a base model can be trained with an `instruct` dataset";
 
 fn required_template<'a>(tokenizer: &'a Tokenizer, why: &str) -> Result<&'a ChatTemplate> {
     tokenizer.chat_template().ok_or_else(|| {
         Error::setup(format!(
-            "the model's tokenizer has no chat template, and {why}; a base model can be trained with an `instruct` \
-             dataset, or put a `chat_template.jinja` beside its tokenizer.json"
+            "the model's tokenizer has no chat template, and {why}, or name a file with one as \
+             `tokenizer.chat_template`"
         ))
     })
 }

@@ -43,6 +43,9 @@ impl Formatter<'_> {
     }
 
     fn note_keys(&self, i: usize, turn: &Value, config: &ChatDataset, held: &mut Held) {
+        if arguments(turn).any(Value::is_string) {
+            held.argument_texts.add(i);
+        }
         let (role_key, content_key) = conversation::keys(config);
         let is_answer = turn.get(role_key).is_some_and(|role| conversation::means_assistant(role, config));
         for (key, value) in turn.as_object().into_iter().flatten() {
@@ -68,6 +71,19 @@ impl Formatter<'_> {
             matches!(key, Key::Mark(_))
                 || !times.first.iter().any(|&i| records.read(i).is_ok_and(|record| self.renders(&record, key)))
         });
+        let mut first = held.argument_texts.first.iter();
+        held.quoted = first.any(|&i| records.read(i).is_ok_and(|record| self.quotes_arguments(&record)));
+    }
+
+    /// Whether the template writes arguments of calls that are JSON text as a text in quotes.
+    fn quotes_arguments(&self, record: &Record) -> bool {
+        let (Ok(Form::Conversation(chat)), Some(template)) = (self.form(record), self.template()) else { return false };
+        let Ok(text) = template.render(&chat.conversation, false) else { return false };
+        let mut messages = chat.conversation.messages.into_iter().map(Value::Object);
+        messages.any(|message| {
+            let texts = arguments(&message).filter(|arguments| arguments.is_string());
+            texts.map(Value::to_string).any(|quoted| text.contains(&quoted))
+        })
     }
 
     /// Whether the template renders another text of a record where a key is missing.
@@ -79,6 +95,12 @@ impl Formatter<'_> {
             _ => true,
         }
     }
+}
+
+/// The arguments of a message's calls.
+fn arguments(turn: &Value) -> impl Iterator<Item = &Value> {
+    let calls = turn.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    calls.filter_map(|call| call.get("function").unwrap_or(call).get("arguments"))
 }
 
 fn without(mut conversation: Conversation, key: &Key) -> Conversation {

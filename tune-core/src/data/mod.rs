@@ -40,6 +40,7 @@ mod loader;
 mod order;
 mod pack;
 mod pieces;
+mod questions;
 mod records;
 mod report;
 mod scratch;
@@ -56,6 +57,7 @@ pub use config::{
 };
 pub use faults::{Faults, examples, faults};
 pub use loader::{Epoch, Loader, LoaderOptions};
+pub(crate) use questions::{Question, questions};
 pub use report::DatasetReport;
 pub(crate) use source::{EXTENSIONS, is_data};
 

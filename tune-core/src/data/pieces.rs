@@ -75,8 +75,10 @@ pub(super) fn of_conversation(
         if masking != Masking::All {
             return Err(Error::setup("the conversation has no assistant's message to learn"));
         }
-        sink.push(Piece::text(template.render(conversation, false)?, true))?;
-        return Ok(Closing::Nothing);
+        let text = template.render(conversation, false)?;
+        let closing = closing_of(&text, tokenizer);
+        sink.push(Piece::text(text, true))?;
+        return Ok(closing);
     }
     if turns.iter().all(|turn| chat.left_out.contains(turn)) {
         // As a sample whose answers are cut off.
@@ -158,11 +160,7 @@ fn marked_answers(
     let answers = ranges.into_iter().zip(trained).filter(|(range, _)| !range.is_empty());
     let answers: Vec<Answer> = answers
         .map(|(range, trained)| {
-            let closing = match tokenizer.special_at_end(text[range.clone()].trim_end()) {
-                Some(id) if tokenizer.stop_tokens().contains(&id) => Closing::Stop,
-                Some(id) => Closing::Other(id),
-                None => Closing::Nothing,
-            };
+            let closing = closing_of(&text[range.clone()], tokenizer);
             Answer { range, closing, trained }
         })
         .collect();
@@ -172,6 +170,15 @@ fn marked_answers(
         ));
     }
     Ok((text, answers))
+}
+
+/// What a stretch of text ends with.
+fn closing_of(text: &str, tokenizer: &Tokenizer) -> Closing {
+    match tokenizer.special_at_end(text.trim_end()) {
+        Some(id) if tokenizer.stop_tokens().contains(&id) => Closing::Stop,
+        Some(id) => Closing::Other(id),
+        None => Closing::Nothing,
+    }
 }
 
 /// Finds answers by rendering what stands before them.

@@ -30,14 +30,18 @@ pub struct DatasetReport {
     pub cut_tokens: usize,
     /// Whether some samples were so long that what was cut off was not counted to the end.
     pub more_cut: bool,
-    /// Samples in which a stop token is trained; `None` where texts are not meant to end.
+    /// Samples in which a stop token ends an answer that is trained; `None` where texts are not meant to end.
     pub stopping: Option<usize>,
+    /// Samples whose last answer would end with one, had it not been cut off.
+    pub unended: usize,
     /// Samples left out because none of their tokens is trained.
     pub dropped: usize,
     /// The first of those.
     pub dropped_origins: Vec<String>,
     /// The longest sample's tokens, after cutting.
     pub longest: usize,
+    /// Messages with calls of tools whose arguments are JSON text. The chat template takes it as text.
+    pub argument_texts: usize,
     /// What its records hold and nobody reads.
     pub unused: Vec<String>,
     /// What else deserves attention.
@@ -51,6 +55,7 @@ pub(super) struct Tally {
     report: DatasetReport,
     /// The first records that are left out.
     dropped: BTreeSet<usize>,
+    why_dropped: Reasons,
     stopping: usize,
     never_closed: usize,
     closed_by: BTreeMap<u32, usize>,
@@ -63,6 +68,7 @@ impl Tally {
         Self {
             report,
             dropped: BTreeSet::new(),
+            why_dropped: Reasons::default(),
             stopping: 0,
             never_closed: 0,
             closed_by: BTreeMap::new(),
@@ -72,7 +78,7 @@ impl Tally {
 
     /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
     pub(super) fn count(&mut self, record: usize, formatted: &Formatted) -> bool {
-        let Formatted { encoded, closing, text_beside_calls } = formatted;
+        let Formatted { encoded, closing, text_beside_calls, left_out } = formatted;
         let report = &mut self.report;
         let sample = &encoded.sample;
         report.truncated += usize::from(encoded.cut > 0);
@@ -81,6 +87,7 @@ impl Tally {
         let trained = sample.targets.iter().filter(|&&t| t != IGNORE).count();
         if trained == 0 {
             report.dropped += 1;
+            self.why_dropped.count(encoded.cut > 0, *left_out);
             self.dropped.insert(record);
             if self.dropped.len() > SHOWN {
                 self.dropped.pop_last();
@@ -92,7 +99,9 @@ impl Tally {
             Closing::Other(id) => *self.closed_by.entry(*id).or_default() += 1,
             Closing::Nothing => self.never_closed += 1,
         }
-        self.stopping += usize::from(encoded.stops);
+        let is_closed = *closing == Closing::Stop;
+        self.stopping += usize::from(is_closed && encoded.stops);
+        report.unended += usize::from(is_closed && !encoded.ends && encoded.cut > 0);
         self.text_beside_calls += text_beside_calls;
         report.samples += 1;
         report.tokens += sample.input_ids.len();
@@ -109,24 +118,23 @@ impl Tally {
         formatter: &Formatter<'_>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
-        let Self { mut report, dropped, stopping, never_closed, closed_by, text_beside_calls } = self;
+        let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, text_beside_calls } = self;
         report.stopping = formatter.ends_samples().then_some(stopping);
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
         if report.samples == 0 {
             return Err(Error::setup(format!(
-                "{name}: none of the {} samples has a trained token within {} tokens: {}",
+                "{name}: none of the {} samples has a trained token: {}",
                 report.dropped,
-                max_seq_len.map_or_else(|| "all its".to_owned(), |n| format!("`max_seq_len` = {n}")),
-                "raise `max_seq_len`, or look whether the answers are empty"
+                why_dropped.in_words(max_seq_len)
             )));
         }
         let mut warnings = Vec::new();
         if report.dropped > 0 {
             warnings.push(format!(
-                "{name}: {} samples have no trained token (they are empty, or `max_seq_len` cuts their answers off) \
-                 and are left out: {}{}",
+                "{name}: {} samples have no trained token and are left out ({}): {}{}",
                 report.dropped,
+                why_dropped.in_words(max_seq_len),
                 report.dropped_origins.join(", "),
                 if report.dropped > report.dropped_origins.len() { " …" } else { "" }
             ));
@@ -157,6 +165,36 @@ impl Tally {
         report.warnings = warnings;
         report.endings = endings;
         Ok(report)
+    }
+}
+
+/// Why samples have no trained token.
+#[derive(Default)]
+struct Reasons {
+    cut: usize,
+    left_out: usize,
+    empty: usize,
+}
+
+impl Reasons {
+    fn count(&mut self, cut: bool, left_out: bool) {
+        *match (left_out, cut) {
+            (true, _) => &mut self.left_out,
+            (false, true) => &mut self.cut,
+            (false, false) => &mut self.empty,
+        } += 1;
+    }
+
+    fn in_words(&self, max_seq_len: Option<usize>) -> String {
+        let Self { cut, left_out, empty } = self;
+        let limit = max_seq_len.unwrap_or_default();
+        let all = [
+            (cut, format!("{cut} end before their answers begin: raise `tokenizer.max_seq_len`, which is {limit}")),
+            (left_out, format!("{left_out} are marked as not to be trained")),
+            (empty, format!("the answers of {empty} are empty")),
+        ];
+        let there = all.into_iter().filter(|(count, _)| **count > 0).map(|(_, words)| words);
+        there.collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -11,6 +11,8 @@ mod beside;
 mod content;
 #[path = "faults_tests.rs"]
 mod faults;
+#[path = "questions_tests.rs"]
+mod questions;
 #[path = "trained_tests.rs"]
 mod trained;
 #[path = "unused_tests.rs"]
@@ -423,7 +425,7 @@ fn what_is_cut_and_dropped_is_reported() {
     assert!(too_long.contains("the longest sample has 10 tokens, and the model is made for at most 9"), "{too_long}");
 
     let error = load(&config(), &byte_level(None), Some(2)).unwrap_err().to_string();
-    assert!(error.contains("none of the 8 samples has a trained token within `max_seq_len` = 2"), "{error}");
+    assert!(error.contains("none of the 8 samples has a trained token: 8 end before their answers begin: raise `tokenizer.max_seq_len`, which is 2"), "{error}");
 }
 
 #[test]

@@ -14,6 +14,10 @@ pub(super) struct Held {
     pub(super) columns: BTreeMap<String, Times>,
     /// Keys of messages.
     pub(super) keys: BTreeMap<Key, Times>,
+    /// Messages with calls whose arguments are JSON text.
+    pub(super) argument_texts: Times,
+    /// Whether the template writes such text in quotes.
+    pub(super) quoted: bool,
 }
 
 /// A key in a conversation.
@@ -30,12 +34,12 @@ pub(super) enum Key {
 /// How often something is there, and the first records that have it.
 #[derive(Debug, Default)]
 pub(super) struct Times {
-    count: usize,
+    pub(super) count: usize,
     pub(super) first: BTreeSet<usize>,
 }
 
 impl Times {
-    fn add(&mut self, record: usize) {
+    pub(super) fn add(&mut self, record: usize) {
         self.count += 1;
         self.first.insert(record);
         if self.first.len() > LOOKED_AT {
@@ -70,6 +74,7 @@ impl Held {
     pub(super) fn and(mut self, other: Self) -> Self {
         other.columns.into_iter().for_each(|(name, times)| self.columns.entry(name).or_default().and(times));
         other.keys.into_iter().for_each(|(key, times)| self.keys.entry(key).or_default().and(times));
+        self.argument_texts.and(other.argument_texts);
         self
     }
 
@@ -97,6 +102,13 @@ impl Held {
         let keys: Vec<String> = keys.collect();
         if !keys.is_empty() {
             warnings.push(format!("{name}: keys of messages that are not used: {}", keys.join(", ")));
+        }
+        if self.quoted {
+            warnings.push(format!(
+                "{name}: in {} the arguments of calls are JSON text, and the chat template writes them as a text in \
+                 quotes: give them as objects",
+                messages(self.argument_texts.count)
+            ));
         }
         warnings
     }

@@ -25,7 +25,7 @@ fn record(key: &str, value: &Value) -> Value {
 fn keys() -> Vec<(&'static str, Value)> {
     vec![
         ("name", json!("ann")),
-        ("tool_calls", json!([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}])),
+        ("tool_calls", json!([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {}}}])),
         ("tool_call_id", json!("c1")),
         ("reasoning_content", json!("because")),
         ("reasoning", json!("because")),

@@ -96,14 +96,13 @@ impl Context<'_> {
         if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.tokenizer.max_seq_len) {
             let lost = lost(dataset);
             let of_all = percent(dataset.cut_tokens, dataset.tokens + dataset.cut_tokens);
-            let unended = dataset.stopping.filter(|_| dataset.endings.is_empty()).map(|n| dataset.samples - n);
-            let unended = unended.filter(|&n| n > 0 && stops);
+            let unended = Some(dataset.unended).filter(|&n| n > 0 && stops && dataset.stopping.is_some());
             let longer = self.max_positions.filter(|&n| n > max);
             report.warning(format!(
                 "{}: {cut} samples have more than `tokenizer.max_seq_len` = {max} tokens and are cut; {lost} tokens are \
                  lost, {of_all} of all{}{}",
                 dataset.name,
-                unended.map_or_else(String::new, |n| format!("; in {n} samples no stop token is left")),
+                unended.map_or_else(String::new, |n| format!("; the last answers of {n} have lost their stop token")),
                 longer.map_or_else(String::new, |n| format!(". The model is made for up to {n}")),
             ));
         }
@@ -112,7 +111,7 @@ impl Context<'_> {
         }
     }
 
-    /// In none of the samples the model learns to stop.
+    /// Of no sample the model learns to stop.
     fn never_stops(&self, dataset: &DatasetReport) -> String {
         let stop = self.tokenizer.stop_tokens().iter().filter_map(|&id| self.tokenizer.token(id));
         let why = match dataset.endings.as_slice() {
@@ -129,7 +128,7 @@ impl Context<'_> {
             }
         };
         format!(
-            "{}: no stop token ({}) is ever trained, so that the model would not learn to end its answers: {why}",
+            "{}: no stop token ({}) ends an answer that is trained, and the model would not learn to end its answers: {why}",
             dataset.name,
             listed(stop)
         )
@@ -150,6 +149,10 @@ fn describe(dataset: &DatasetReport) -> String {
     }
     if dataset.dropped > 0 {
         text += &format!("\n{} samples without a trained token left out", dataset.dropped);
+    }
+    if dataset.argument_texts > 0 {
+        let n = dataset.argument_texts;
+        text += &format!("\nin {n} messages the arguments of calls are JSON text, and reach the chat template as text");
     }
     text
 }

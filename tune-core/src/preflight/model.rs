@@ -100,7 +100,7 @@ pub(super) fn tokenizer(
         None => tokenizer,
     };
     let stop: Vec<String> = tokenizer.stop_tokens().iter().filter_map(|&id| tokenizer.token(id)).collect();
-    report.fact("tokenizer", format!("{} tokens; answers end with {}", tokenizer.vocab_size(), listed(&stop)));
+    report.fact("tokenizer", format!("{} tokens; generation stops at {}", tokenizer.vocab_size(), listed(&stop)));
     if stop.is_empty() {
         report.error(Error::setup(
             "the model has no stop token, so that it never stops to answer: name it as `eos_token` in \

@@ -1,0 +1,235 @@
+//! What `--check` says of data: what is used of it and what is not, and advice that is followed.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::fs;
+
+use runs::{recipe, root, text};
+use serde_json::{Value, json};
+
+/// A folder of a test.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
+    /// What `--check` says of the tiny config with overrides, and whether the run is sound.
+    fn check(&self, overrides: &[&str]) -> (String, bool) {
+        let output = format!("output_dir={}", self.0.path().join("out").display());
+        let mut args = vec!["--check", "--config", "configs/lora/tiny.yaml", &output, "~exact_match"];
+        args.extend(overrides);
+        let answer = recipe("lora", &args).env_remove("CLICOLOR_FORCE").output().unwrap();
+        let said = text(&answer.stdout) + &text(&answer.stderr);
+        assert!(!said.contains("panicked"), "{said}");
+        (said, answer.status.code() == Some(0))
+    }
+
+    fn sound(&self, overrides: &[&str]) -> String {
+        let (said, sound) = self.check(overrides);
+        assert!(sound, "{said}");
+        said
+    }
+
+    fn unsound(&self, overrides: &[&str]) -> String {
+        let (said, sound) = self.check(overrides);
+        assert!(!sound && said.contains("\nerror: "), "{said}");
+        said
+    }
+
+    fn records(&self, records: &[Value]) -> String {
+        let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+        format!("dataset.data_files={}", self.write("d.jsonl", &lines.join("\n")))
+    }
+
+    /// Questions and answers, of so many letters each.
+    fn turns(&self, lengths: &[(usize, usize)]) -> Value {
+        let turn = |&(question, answer): &(usize, usize)| {
+            [
+                json!({"role": "user", "content": "q".repeat(question)}),
+                json!({"role": "assistant", "content": "a".repeat(answer)}),
+            ]
+        };
+        json!({"messages": lengths.iter().flat_map(turn).collect::<Vec<_>>()})
+    }
+
+    fn template(&self, source: &str) -> String {
+        format!("tokenizer.chat_template={}", self.write("template.jinja", source))
+    }
+}
+
+fn contains(said: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(said.contains(part), "there is no {part:?} in\n{said}");
+    }
+}
+
+/// ChatML with tools and their calls.
+const TOOLS: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages \
+                     %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function | \
+                     tojson }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% \
+                     endif %}";
+
+#[test]
+fn what_nobody_reads_is_a_warning() {
+    let place = Place::new();
+    let mut record = place.turns(&[(1, 1)]);
+    record["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+    record["id"] = json!(7);
+    record["messages"][0]["name"] = json!("ann");
+    let data = place.records(&[record.clone(), record]);
+    let said = place.sound(&[&data]);
+    contains(
+        &said,
+        &[
+            "d.jsonl: columns that are not used: `id` (in 2 records), `tools` (in 2 records). The chat template reads no tools",
+            "d.jsonl: keys of messages that are not used: `name` (in 2 messages)",
+            "there are 2 warnings",
+        ],
+    );
+    let said = place.sound(&[&data, &place.template(TOOLS)]);
+    contains(&said, &["columns that are not used: `id` (in 2 records)\n", "{\"name\": \"f\"}"]);
+}
+
+#[test]
+fn arguments_in_json_text_are_mentioned() {
+    let place = Place::new();
+    let record = |arguments: Value| {
+        let mut record = place.turns(&[(1, 1)]);
+        let call = json!({"type": "function", "function": {"name": "f", "arguments": arguments}});
+        record["messages"][1] = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+        record
+    };
+    let template = place.template(TOOLS);
+    let said = place.sound(&[&place.records(&[record(json!("{\"a\": 1}"))]), &template]);
+    contains(
+        &said,
+        &[
+            "in 1 messages the arguments of calls are JSON text, and reach the chat template as text",
+            "in 1 message the arguments of calls are JSON text, and the chat template writes them as a text in quotes: \
+             give them as objects",
+            r#""arguments": "{\"a\": 1}""#,
+        ],
+    );
+    // The advice is followed.
+    let said = place.sound(&[&place.records(&[record(json!({"a": 1}))]), &template]);
+    contains(&said, &[r#""arguments": {"a": 1}"#, "Nothing stands in the way of this run."]);
+    // A template that writes text as it is has nothing to quote.
+    let bare = TOOLS.replace("c.function | tojson", "c.function.name ~ c.function.arguments");
+    let said = place.sound(&[&place.records(&[record(json!("{\"a\": 1}"))]), &place.template(&bare)]);
+    contains(&said, &["and reach the chat template as text", "«f{\"a\": 1}<|im_end|>»", "Nothing stands in the way"]);
+}
+
+#[test]
+fn last_answers_that_lose_their_end_are_counted() {
+    let place = Place::new();
+    // The first answer keeps its stop token in both.
+    let data = place.records(&[place.turns(&[(1, 1), (1, 200)]), place.turns(&[(1, 1)])]);
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=64"]);
+    contains(
+        &said,
+        &[
+            "1 samples have more than `tokenizer.max_seq_len` = 64 tokens",
+            "the last answers of 1 have lost their stop token",
+        ],
+    );
+    // A question at the end is no loss.
+    let data = place.records(&[place.turns(&[(1, 1), (200, 1)]), place.turns(&[(1, 1)])]);
+    contains(&place.sound(&[&data, "tokenizer.max_seq_len=64"]), &["the last answers of 1 have lost their stop token"]);
+    let mut record = place.turns(&[(1, 1)]);
+    record["messages"].as_array_mut().unwrap().push(json!({"role": "user", "content": "q".repeat(200)}));
+    let said = place.sound(&[&place.records(&[record]), "tokenizer.max_seq_len=64"]);
+    assert!(!said.contains("have lost their stop token"), "{said}");
+}
+
+/// Users' turns may end with one, where every token is trained.
+#[test]
+fn a_template_whose_answers_never_end_is_an_error() {
+    let place = Place::new();
+    let data = place.records(&[place.turns(&[(1, 1)])]);
+    let template = place.template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'user' %}<|im_end|>{% endif \
+         %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    for masking in ["assistant", "last", "all"] {
+        let said = place.unsound(&[&data, &template, &format!("dataset.masking_strategy={masking}")]);
+        contains(
+            &said,
+            &["no stop token (`<|im_end|>`) ends an answer that is trained", "no stop token follows the answer"],
+        );
+        assert!(!said.contains("answers end with"), "{said}");
+    }
+}
+
+#[test]
+fn samples_without_a_trained_token_are_told_why() {
+    let place = Place::new();
+    let mut left_out = place.turns(&[(1, 1)]);
+    left_out["messages"][1]["weight"] = json!(0);
+    let data = place.records(&[place.turns(&[(1, 1)]), place.turns(&[(300, 1)]), left_out.clone()]);
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=64"]);
+    contains(
+        &said,
+        &["2 samples have no trained token and are left out (1 end before their answers begin: raise \
+           `tokenizer.max_seq_len`, which is 64; 1 are marked as not to be trained)"],
+    );
+    // The advice is followed.
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=400"]);
+    contains(&said, &["1 samples have no trained token and are left out (1 are marked as not to be trained)"]);
+    let said = place.unsound(&[&place.records(&[left_out])]);
+    contains(&said, &["none of the 1 samples has a trained token: 1 are marked as not to be trained"]);
+    assert!(!said.contains("raise `tokenizer.max_seq_len`"), "{said}");
+}
+
+/// Each of them leads on.
+#[test]
+fn advice_is_followed() {
+    let place = Place::new();
+    let data = place.records(&[place.turns(&[(1, 1), (1, 1)]), place.turns(&[(1, 1), (1, 100)])]);
+    // Cut off.
+    let said = place.unsound(&[&data, "tokenizer.max_seq_len=12"]);
+    contains(&said, &["raise `tokenizer.max_seq_len`"]);
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=64"]);
+    contains(&said, &["The model is made for up to 256"]);
+    let said = place.sound(&[&data, "tokenizer.max_seq_len=256"]);
+    contains(&said, &["Nothing stands in the way of this run."]);
+    // Too long for the model.
+    let long = place.records(&[place.turns(&[(1, 1), (1, 400)])]);
+    let said = place.sound(&[&long, "tokenizer.max_seq_len=null"]);
+    contains(&said, &["the model is made for at most 256: set `tokenizer.max_seq_len`"]);
+    assert!(!place.sound(&[&long, "tokenizer.max_seq_len=256"]).contains("the model is made for at most"));
+    // A template that renders earlier answers otherwise.
+    let forgets = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if not loop.last and m.role == \
+                   'assistant' %}!{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt \
+                   %}<|im_start|>assistant\n{% endif %}";
+    let data = place.records(&[place.turns(&[(1, 1), (1, 1)])]);
+    let said = place.unsound(&[&data, &place.template(forgets)]);
+    contains(&said, &["Set `masking_strategy: last`, or use a chat template with {% generation %} marks"]);
+    place.sound(&[&data, &place.template(forgets), "dataset.masking_strategy=last"]);
+    let marked = fs::read_to_string(root().join("tests/chat_templates/chatml_generation.jinja")).unwrap();
+    place.sound(&[&data, &place.template(&marked)]);
+    // Where the strategy is set already, or there is one answer, it is not advised.
+    let mute = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt \
+                %}A: {% endif %}";
+    let one = place.records(&[place.turns(&[(1, 1)])]);
+    for overrides in [[one.as_str(), ""], [data.as_str(), ""], [data.as_str(), "dataset.masking_strategy=last"]] {
+        let template = place.template(mute);
+        let overrides: Vec<&str> = overrides.into_iter().filter(|o| !o.is_empty()).chain([template.as_str()]).collect();
+        let said = place.unsound(&overrides);
+        assert!(!said.contains("masking_strategy: last") && said.contains("Use a chat template with"), "{said}");
+    }
+    // Contradicting ways to say what is trained.
+    let both = ["dataset.masking_strategy=last", "dataset.train_on_input=true"];
+    contains(&place.unsound(&[&data, both[0], both[1]]), &["remove `train_on_input`"]);
+    place.sound(&[&data, both[0]]);
+}

@@ -100,7 +100,7 @@ fn resumes_bit_for_bit(name: &str) {
         let config = stopped.join("config.yaml");
         assert!(last.contains(&format!("--config {} resume_from_checkpoint=true", config.display())), "{said}");
         // Not a step was lost.
-        let done = said.lines().filter(|l| l.starts_with("step ") && l.contains("/27 ")).next_back().unwrap();
+        let done = said.lines().rfind(|l| l.starts_with("step ") && l.contains("/27 ")).unwrap();
         assert!(done.contains(&format!("{step}/27")), "{done} was the last, and {step} is saved");
     }
     succeed(name, &["--config", stopped.join("config.yaml").to_str().unwrap(), "resume_from_checkpoint=true"]);

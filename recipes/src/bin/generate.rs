@@ -49,7 +49,7 @@ fn generate(
     let (tokenizer, _) = TokenizerConfig::default().open(&checkpoint)?;
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(adapter_dir.as_deref().and_then(|dir| peft::other_base(dir, &checkpoint)));
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| complain!("warning: {warning}"));
     let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;
     let options =
         LoadOptions { dtype: dtype.dtype(), device: device.open()?, train_weights: false, lora: lora.clone() };

@@ -49,7 +49,6 @@ fn attack(source: &str, limited: bool) {
     let took = start.elapsed();
     let peak = PEAK.load(Ordering::Relaxed).saturating_sub(before) >> 20;
     let shown: String = source.chars().take(100).collect();
-    println!("{took:?}, {peak} MiB: {shown}");
     if limited {
         let error = result.expect_err(&shown);
         assert_eq!(error.kind(), Kind::Limit, "{shown}: {error}");

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use tune_core::config::{complain, say};
 use tune_core::device::DeviceConfig;
 
 use crate::Result;
@@ -38,14 +39,14 @@ type Checksums = BTreeMap<String, String>;
 
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     if args.here {
-        return cases::compute(root, &mut |case, value, checksum| println!("{case}: {value}\t{checksum:08x}"));
+        return cases::compute(root, &mut |case, value, checksum| say!("{case}: {value}\t{checksum:08x}"));
     }
     // A mistake in a file's name is found before minutes are spent.
     let before = args.against.as_deref().map(read).transpose()?;
     let now = all_kernels()?;
     if let Some(path) = &args.save {
         fs::write(path, text(&now)).map_err(|e| format!("{}: {e}", path.display()))?;
-        println!("{} checksums saved to {}", now.len(), path.display());
+        say!("{} checksums saved to {}", now.len(), path.display());
     } else if let (Some(before), Some(path)) = (before, &args.against) {
         let differences = differences(&before, &now);
         if !differences.is_empty() {
@@ -57,7 +58,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
                 format!("{count} of {} checksums of {} differ:{named}{others}", before.len(), path.display()).into()
             );
         }
-        println!("{} checksums are those of {}; {} are new", before.len(), path.display(), now.len() - before.len());
+        say!("{} checksums are those of {}; {} are new", before.len(), path.display(), now.len() - before.len());
     } else {
         table(&now);
     }
@@ -68,7 +69,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 fn all_kernels() -> Result<Checksums> {
     let mut all = Checksums::new();
     for isa in ISAS {
-        eprintln!("{isa} ..");
+        complain!("{isa} ..");
         let output = Command::new(std::env::current_exe()?)
             .args(["bits", "--here"])
             .env("TUNE_ISA", isa)
@@ -79,7 +80,7 @@ fn all_kernels() -> Result<Checksums> {
         }
         let found = parse(&String::from_utf8(output.stdout)?)?;
         if found.is_empty() {
-            eprintln!("{isa}: this processor does not have it");
+            complain!("{isa}: this processor does not have it");
         }
         all.extend(found.into_iter().map(|(what, checksum)| (format!("{isa} {what}"), checksum)));
     }
@@ -134,9 +135,9 @@ fn table(checksums: &Checksums) {
         }
     }
     let width = cases.keys().map(|case| case.len()).max().unwrap_or_default();
-    println!("{:width$}  {:8}  values  of values", "case", "loss");
+    say!("{:width$}  {:8}  values  of values", "case", "loss");
     for (case, (loss, rest, count)) in cases {
-        println!("{case:width$}  {loss:8}  {count:6}  {rest:08x}");
+        say!("{case:width$}  {loss:8}  {count:6}  {rest:08x}");
     }
 }
 

@@ -187,13 +187,14 @@ fn bad_inputs_get_one_clear_message() {
 fn a_tokenizer_that_is_not_read_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let (config, output) = (config("lora"), output(folder.path()));
-    let mut args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match", ""];
-    args[6] = "tokenizer.path=/models/tokenizer.model";
+    let warm_up = "lr_scheduler.num_warmup_steps=0";
+    let mut args = ["--config", &config, &output, "max_steps_per_epoch=1", "epochs=1", "~exact_match", warm_up, ""];
+    args[7] = "tokenizer.path=/models/tokenizer.model";
     let run = succeed("lora", &args);
     assert!(text(&run.stderr).contains("warning: tokenizer.path: /models/tokenizer.model is not read"));
-    args[6] = "tokenizer.path=recipes/tiny/model/tokenizer.json";
+    args[7] = "tokenizer.path=recipes/tiny/model/tokenizer.json";
     assert!(!text(&succeed("lora", &args).stderr).contains("warning"));
-    args[6] = "tokenizer.path=nowhere/mine.json";
+    args[7] = "tokenizer.path=nowhere/mine.json";
     assert!(fail("lora", &args).contains("cannot read nowhere/mine.json"));
 }
 

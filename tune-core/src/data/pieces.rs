@@ -230,6 +230,8 @@ impl Search<'_> {
         let gap = rest.len() - rest.trim_start().len();
         match tokenizer.leading_special(&rest[gap..]) {
             Some((id, len)) => Ok((start..start + content_end + gap + len, Closing::Other(id))),
+            // The answer ends otherwise where more follows: trained like this, it would not end at all.
+            None if tokenizer.first_stop(&until[common..]).is_some() => Err(not_a_prefix()),
             None => Ok((start..start + content_end, Closing::Nothing)),
         }
     }

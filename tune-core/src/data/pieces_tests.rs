@@ -117,25 +117,42 @@ fn a_conversations_own_end_is_no_obstacle() {
         text,
         "<|user|>\nq<|end|>\n<|assistant|>\n|[  a<|end|>]|\n<|user|>\nr<|end|>\n<|assistant|>\n|[b<|end|>]|\n</s>"
     );
-    assert_eq!(closing, Closing::Other(tokenizer.token_id("<|end|>").unwrap()));
+    assert_eq!(closing, Closing::Stop);
 }
 
 #[test]
 fn what_closes_the_answer_is_told() {
     let close = |source: &str| shown(&byte_level(Some(source)), &chat(&ONE), Masking::Assistant).unwrap();
     let line = "{% for m in messages %}{{ m.role }}: {{ m.content }}CLOSE\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
-    let tokenizer = byte_level(None);
-    let other = |t: &str| Closing::Other(tokenizer.token_id(t).unwrap());
     for (end, trained, closing) in [
         ("<|im_end|>", "  a<|im_end|>", Closing::Stop),
         (" <|im_end|>", "  a <|im_end|>", Closing::Stop),
-        ("<|end|>", "  a<|end|>", other("<|end|>")),
+        // The template's own end of turn.
+        ("<|end|>", "  a<|end|>", Closing::Stop),
         ("", "  a", Closing::Nothing),
     ] {
         let (text, got) = close(&line.replace("CLOSE", end));
         assert!(text.contains(&format!("|[{trained}]|")), "{text}");
         assert_eq!(got, closing);
     }
+    // What also begins turns is no sign that one ends.
+    let (_, closing) = close(
+        &line
+            .replace("CLOSE", "<|end|>")
+            .replace("{{ m.role }}", "<|end|>{{ m.role }}")
+            .replace("}assistant", "}<|end|>assistant"),
+    );
+    assert_eq!(closing, Closing::Other(byte_level(None).token_id("<|end|>").unwrap()));
+}
+
+#[test]
+fn an_answer_that_ends_otherwise_where_more_follows_is_refused() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last or m.role == 'user' %}<|im_end|>{% \
+                  endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let tokenizer = byte_level(Some(source));
+    let error = shown(&tokenizer, &chat(&TWO), Masking::Assistant).unwrap_err().to_string();
+    assert!(error.contains("the conversation up to message 2") && error.contains("masking_strategy: last"), "{error}");
+    assert_eq!(shown(&tokenizer, &chat(&TWO), Masking::Last).unwrap().1, Closing::Stop);
 }
 
 #[test]

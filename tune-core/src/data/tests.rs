@@ -438,7 +438,10 @@ fn answers_without_an_end_are_reported() {
         dataset.warnings(usize::MAX).join("\n")
     };
     assert!(warnings(source).contains("in 1 samples no stop token follows the answer"));
-    let other = source.replace("\n{% endfor", "<|end|>\n{% endfor");
+    let other = source
+        .replace("\n{% endfor", "<|end|>\n{% endfor")
+        .replace("{{ m.role }}", "<|end|>{{ m.role }}")
+        .replace("}assistant", "}<|end|>assistant");
     assert!(warnings(&other).contains("closed by `<|end|>`"), "{}", warnings(&other));
     let dated = format!("{{% set d = strftime_now('%Y') %}}{CHATML}");
     assert!(warnings(&dated).contains("date"));

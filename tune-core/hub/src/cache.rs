@@ -24,14 +24,23 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
+/// The folder of all programs' caches.
+fn caches() -> Option<PathBuf> {
+    let given = variable("XDG_CACHE_HOME").map(PathBuf::from);
+    given.or_else(|| env::home_dir().map(|home| home.join(".cache")))
+}
+
+/// Where it is noted which contents were checked.
+pub(crate) fn notes() -> Option<PathBuf> {
+    Some(caches()?.join("tune").join("checked"))
+}
+
 /// `HF_HOME`, or where it is by default.
 fn home() -> Result<PathBuf> {
     if let Some(home) = variable("HF_HOME") {
         return Ok(home.into());
     }
-    let caches = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let caches = caches.or_else(|| env::home_dir().map(|home| home.join(".cache")));
-    let caches = caches
+    let caches = caches()
         .ok_or_else(|| Error::Refused("there is no home folder to keep downloads in; set HF_HOME to one".to_owned()))?;
     Ok(caches.join("huggingface"))
 }
@@ -90,9 +99,8 @@ impl Hub {
             Ok(meta) => return Ok(Has::Damaged(format!("{} bytes instead of {}", meta.len(), file.size))),
             Err(_) => return Ok(Has::Nothing),
         }
-        let note = self.repo(repo).join(".checked").join(file.hash.digits());
-        let state = state(&blob);
-        if state.is_some() && fs::read_to_string(&note).ok() == state {
+        let noted = self.note(file).and_then(|note| fs::read_to_string(note).ok());
+        if noted.is_some() && noted == state(&blob) {
             return Ok(Has::Whole);
         }
         if file.size > LARGE {
@@ -116,13 +124,17 @@ impl Hub {
 
     /// Notes that what is in the cache is what it should be.
     pub(crate) fn checked(&self, repo: &Repo, file: &File) {
-        let note = self.repo(repo).join(".checked").join(file.hash.digits());
         // Without a note, it is checked again.
         if let Some(state) = state(&self.blob(repo, file.hash.digits()))
+            && let Some(note) = self.note(file)
             && make_parent(&note).is_ok()
         {
             let _ = fs::write(&note, state);
         }
+    }
+
+    fn note(&self, file: &File) -> Option<PathBuf> {
+        self.notes.as_ref().map(|notes| notes.join(file.hash.digits()))
     }
 
     /// The files in a folder of the cache, whose contents are kept under their hashes.

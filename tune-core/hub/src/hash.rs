@@ -62,9 +62,9 @@ fn digest<D: Digest>(mut hash: D, file: &mut File) -> io::Result<String> {
     }
 }
 
-/// What tells whether a file has changed: its length and when it was written.
+/// What tells whether a file has changed: its length, when it was written, and where it is.
 pub(crate) fn state(path: &Path) -> Option<String> {
     let meta = fs::metadata(path).ok()?;
     let written = meta.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(format!("{} {}", meta.len(), written.as_nanos()))
+    Some(format!("{} {} {}", meta.len(), written.as_nanos(), path.display()))
 }

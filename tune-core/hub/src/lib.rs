@@ -33,6 +33,8 @@ pub struct Hub {
     endpoint: String,
     token: Option<String>,
     cache: PathBuf,
+    /// Where it is noted which contents of the cache were checked; the cache itself may be one that cannot be written.
+    notes: Option<PathBuf>,
     offline: bool,
     agent: ureq::Agent,
     /// Before the first repetition of a request.
@@ -73,6 +75,7 @@ impl Hub {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: cache::token(),
             cache: cache::folder()?,
+            notes: cache::notes(),
             offline,
             agent: http::agent(),
             pause: Duration::from_secs(1),
@@ -97,6 +100,13 @@ impl Hub {
     #[must_use]
     pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = folder.into();
+        self
+    }
+
+    /// Another folder for notes of which contents of the cache were checked.
+    #[must_use]
+    pub fn notes(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.notes = Some(folder.into());
         self
     }
 

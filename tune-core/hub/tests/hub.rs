@@ -43,19 +43,21 @@ fn content() -> Content {
 struct Setting {
     server: Server,
     cache: TempDir,
+    notes: TempDir,
     hub: Hub,
 }
 
 fn setting(content: Content) -> Setting {
-    let (server, cache) = (Server::start(content), tempfile::tempdir().unwrap());
+    let (server, cache, notes) = (Server::start(content), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hub = Hub::from_env()
         .unwrap()
         .endpoint(&server.url)
         .cache(cache.path())
+        .notes(notes.path())
         .offline(false)
         .token("hf_secret")
         .pause(Duration::from_millis(1));
-    Setting { server, cache, hub }
+    Setting { server, cache, notes, hub }
 }
 
 fn tiny() -> Repo {
@@ -76,7 +78,7 @@ fn download(hub: &Hub, repo: &Repo, include: &[&str]) -> Result<(PathBuf, Vec<St
 
 #[test]
 fn files_come_into_the_layout_of_huggingface_hub_and_only_once() {
-    let Setting { server, cache, hub } = setting(content());
+    let Setting { server, cache, hub, notes: _notes } = setting(content());
     let (folder, _) = download(&hub, &tiny(), &[]).unwrap();
     assert_eq!(folder, cache.path().join("models--org--tiny/snapshots").join(COMMIT));
     assert_eq!(fs::read_to_string(folder.join("config.json")).unwrap(), CONFIG);
@@ -104,7 +106,7 @@ fn files_come_into_the_layout_of_huggingface_hub_and_only_once() {
 
 #[test]
 fn a_broken_download_goes_on_where_it_was() {
-    let Setting { server, hub, cache } = setting(Content { breaks: vec![100_000, 50_000], ..content() });
+    let Setting { server, hub, cache, notes: _notes } = setting(Content { breaks: vec![100_000, 50_000], ..content() });
     let (folder, _) = download(&hub, &tiny(), &["*.safetensors"]).unwrap();
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
     let from: Vec<_> = server.requests().iter().filter(|r| r.path.starts_with("/storage")).map(|r| r.from).collect();
@@ -191,7 +193,7 @@ fn what_the_server_says_does_not_reach_other_folders() {
     let mut content = content();
     let files = content.repos.get_mut("models/org/tiny").unwrap();
     files.insert("../../outside".to_owned(), b"x".to_vec());
-    let Setting { hub, cache, server: _server } = setting(content);
+    let Setting { hub, cache, server: _server, notes: _notes } = setting(content);
     let error = download(&hub, &tiny(), &[]).unwrap_err();
     assert!(error.contains("`../../outside`"), "{error}");
     assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
@@ -201,7 +203,8 @@ fn what_the_server_says_does_not_reach_other_folders() {
 fn every_file_is_checked_by_its_hash() {
     // A small one, whose only hash is git's name for it.
     let stated_blobs = [("config.json".to_owned(), "ab".repeat(20))];
-    let Setting { hub, cache, server: _server } = setting(Content { stated_blobs: stated_blobs.into(), ..content() });
+    let Setting { hub, cache, server: _server, notes: _notes } =
+        setting(Content { stated_blobs: stated_blobs.into(), ..content() });
     let error = download(&hub, &tiny(), &["config.json"]).unwrap_err();
     let found = hub_server::git_blob(CONFIG.as_bytes());
     let expected = format!("config.json of org/tiny was damaged on its way (git's SHA-1 {found} instead of abab");
@@ -213,7 +216,7 @@ fn every_file_is_checked_by_its_hash() {
     assert_eq!(hub_server::git_blob(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
 
     // A part that holds something else, as of another file, is no beginning of this one.
-    let Setting { hub, cache, server: _server } = setting(content());
+    let Setting { hub, cache, server: _server, notes: _notes } = setting(content());
     let blobs = cache.path().join("models--org--tiny/blobs");
     fs::create_dir_all(&blobs).unwrap();
     fs::write(blobs.join(format!("{}.part", hub_server::git_blob(CONFIG.as_bytes()))), "{\"model").unwrap();
@@ -226,17 +229,20 @@ fn every_file_is_checked_by_its_hash() {
 
 #[test]
 fn what_a_power_cut_left_in_the_cache_is_fetched_again() {
-    let Setting { server, hub, cache } = setting(content());
+    let Setting { server, hub, cache, notes } = setting(content());
     let repo = cache.path().join("models--org--tiny");
+    let noted = || fs::read_dir(notes.path()).unwrap().map(|note| note.unwrap().path()).collect::<Vec<_>>();
     let names = ["config.json", "model.safetensors"];
     let (folder, _) = download(&hub, &tiny(), &names).unwrap();
-    assert_eq!(fs::read_dir(repo.join(".checked")).unwrap().count(), 2);
+    assert_eq!(noted().len(), 2);
+    // The cache has what `huggingface_hub` puts there, and nothing else.
+    assert_eq!(fs::read_dir(&repo).unwrap().count(), 3);
     for name in names {
         let blob = fs::canonicalize(folder.join(name)).unwrap();
         let whole = fs::read(&blob).unwrap();
         fs::write(&blob, vec![0; whole.len()]).unwrap();
         // As by another program, which keeps no account.
-        fs::remove_dir_all(repo.join(".checked")).unwrap();
+        noted().iter().for_each(|note| fs::remove_file(note).unwrap());
         let error = download(&hub.clone().offline(true), &tiny(), &[name]).unwrap_err();
         assert!(error.starts_with(&format!("{name} of org/tiny is damaged in the cache (")), "{error}");
         let away = hub.clone().endpoint("http://127.0.0.1:9");

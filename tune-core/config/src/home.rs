@@ -73,9 +73,9 @@ mod tests {
     #[test]
     fn a_tilde_at_the_beginning_is_a_home_folder() {
         for (path, expected) in [
-            ("~", "/home/me"),
-            ("~/", "/home/me/"),
-            ("~/a b/~c", "/home/me/a b/~c"),
+            ("~", "/users/me"),
+            ("~/", "/users/me/"),
+            ("~/a b/~c", "/users/me/a b/~c"),
             ("~ann", "/users/ann"),
             ("~ann/x", "/users/ann/x"),
             ("./~", "./~"),
@@ -85,16 +85,16 @@ mod tests {
             ("hf://org/~name", "hf://org/~name"),
             ("", ""),
         ] {
-            assert_eq!(expanded(path, Ok("/home/me")).as_deref(), Ok(expected));
+            assert_eq!(expanded(path, Ok("/users/me")).as_deref(), Ok(expected));
         }
-        assert_eq!(expanded("~/a", Ok("/home/me/")).as_deref(), Ok("/home/me/a"));
+        assert_eq!(expanded("~/a", Ok("/users/me/")).as_deref(), Ok("/users/me/a"));
         assert_eq!(expanded("~/a", Ok("/")).as_deref(), Ok("/a"));
         assert_eq!(expanded("~", Ok("/")).as_deref(), Ok("/"));
     }
 
     #[test]
     fn nobody_has_no_home() {
-        let nobody = |path| expanded(path, Ok("/home/me")).unwrap_err();
+        let nobody = |path| expanded(path, Ok("/users/me")).unwrap_err();
         assert_eq!(nobody("~bob/x"), "`~bob/x` leads to no home folder: there is no user `bob`");
         assert_eq!(nobody("~#a#"), "`~#a#` leads to no home folder: there is no user `#a#`");
         assert_eq!(

@@ -7,7 +7,7 @@
 mod runs;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -212,7 +212,10 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(folder));
         }
-        println!("NOTICE: no file system can be mounted here; a disk that fills up is NOT tested");
+        // Past the capture of a test's output: this must be seen.
+        #[expect(clippy::disallowed_methods, reason = "a test that cannot write fails")]
+        let mut seen = std::io::stderr();
+        writeln!(seen, "NOTICE: no file system can be mounted here; a disk that fills up is NOT tested").unwrap();
         None
     }
 }

@@ -1,0 +1,44 @@
+//! Cross-entropy of logits, token by token.
+
+use crate::{View, ViewMut};
+
+/// A target that is not trained: its loss and its gradient are zero.
+pub const IGNORE: u32 = u32::MAX;
+
+/// `loss_i = ln Σ_j exp(x_ij) - x_i,target`, one for each row of `logits` `[tokens, vocab]`, not weighted.
+pub fn cross_entropy(logits: View<'_>, targets: &[u32]) -> Vec<f64> {
+    assert_eq!(logits.rows(), targets.len(), "cross_entropy: a target for each row");
+    let loss = |(i, &target): (usize, &u32)| match target {
+        IGNORE => 0.0,
+        target => log_sum_exp(logits.row(i)) - logits.row(i)[target as usize],
+    };
+    targets.iter().enumerate().map(loss).collect()
+}
+
+/// Stores the gradient of `Σ_i weights_i · loss_i` into `of_logits`: `weights_i (softmax(x_i)_j - [j = target_i])`.
+pub fn cross_entropy_back(logits: View<'_>, targets: &[u32], weights: &[f64], of_logits: &mut ViewMut<'_>) {
+    let shapes = (logits.rows(), logits.cols()) == (of_logits.rows(), of_logits.cols());
+    assert!(shapes && [targets.len(), weights.len()] == [logits.rows(); 2], "cross_entropy: shapes that do not fit");
+    for (i, (&target, &weight)) in targets.iter().zip(weights).enumerate() {
+        if target == IGNORE {
+            of_logits.row(i).fill(0.0);
+            continue;
+        }
+        let lse = log_sum_exp(logits.row(i));
+        for (j, (g, x)) in of_logits.row(i).iter_mut().zip(logits.row(i)).enumerate() {
+            let right = if j == target as usize { 1.0 } else { 0.0 };
+            *g = weight * ((x - lse).exp() - right);
+        }
+    }
+}
+
+/// The logarithm of the probability of each row's target; zero for [`IGNORE`].
+pub fn log_probabilities(logits: View<'_>, targets: &[u32]) -> Vec<f64> {
+    cross_entropy(logits, targets).into_iter().map(|loss| -loss).collect()
+}
+
+/// `ln Σ exp(x)`, by way of the largest.
+pub fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}

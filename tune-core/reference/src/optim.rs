@@ -1,0 +1,64 @@
+//! Steps of optimizers, without rounding.
+
+/// Adam with decoupled weight decay (Loshchilov & Hutter 2017, <https://arxiv.org/abs/1711.05101>), in the order of PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Share of a weight taken away, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl AdamW {
+    /// Step `step` (from 1) with the gradient `scale · g`: weights and both moments are changed in place.
+    ///
+    /// `m ← β₁ m + (1 - β₁) g`, `v ← β₂ v + (1 - β₂) g²`,
+    /// `w ← (1 - lr · decay) w - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + eps)`.
+    pub fn step(&self, w: &mut [f64], [m, v]: [&mut [f64]; 2], g: &[f64], scale: f64, step: u64) {
+        assert_eq!([w.len(), m.len(), v.len()], [g.len(); 3], "AdamW: shapes that do not fit");
+        let [b1, b2] = self.betas;
+        let size = self.lr / (1.0 - b1.powf(step as f64));
+        let root = (1.0 - b2.powf(step as f64)).sqrt();
+        for (i, g) in g.iter().map(|g| g * scale).enumerate() {
+            m[i] = b1 * m[i] + (1.0 - b1) * g;
+            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
+            w[i] = (1.0 - self.lr * self.weight_decay) * w[i] - size * m[i] / (v[i].sqrt() / root + self.eps);
+        }
+    }
+}
+
+/// Gradient descent with momentum, as PyTorch defines it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Share of the velocity that a step keeps.
+    pub momentum: f64,
+    /// Share of a weight added to its gradient.
+    pub weight_decay: f64,
+}
+
+impl Sgd {
+    /// One step with the gradient `scale · g`: `u ← momentum · u + scale · g + decay · w`, `w ← w - lr · u`. Without a velocity `u`
+    /// counts as zero before the step.
+    pub fn step(&self, w: &mut [f64], mut velocity: Option<&mut [f64]>, g: &[f64], scale: f64) {
+        assert_eq!(w.len(), g.len(), "SGD: shapes that do not fit");
+        for (i, w) in w.iter_mut().enumerate() {
+            let before = velocity.as_deref().map_or(0.0, |u| u[i]);
+            let u = self.momentum * before + scale * g[i] + self.weight_decay * *w;
+            if let Some(velocity) = velocity.as_deref_mut() {
+                velocity[i] = u;
+            }
+            *w -= self.lr * u;
+        }
+    }
+}
+
+/// The sum of squares.
+pub fn squared_norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum()
+}

@@ -1,0 +1,122 @@
+// Softmax, cross-entropy and its gradient, in place over rows of logits.
+#include "common.cuh"
+
+namespace {
+
+constexpr unsigned IGNORE = 0xffffffffu;
+
+// A logit as the loss sees it: capped to (-softcap, softcap), if there is a cap.
+__device__ __forceinline__ float capped(float x, float softcap) {
+    return softcap > 0 ? softcap * tanhf(x / softcap) : x;
+}
+
+// The largest of some numbers and the sum of e^(x - it).
+struct Softmax {
+    float most = -INFINITY, sum = 0;
+
+    // A number that is none makes the sum one that is none, too.
+    template <int N> __device__ __forceinline__ void add(const float (&x)[N]) {
+        float larger = most;
+#pragma unroll
+        for (int j = 0; j < N; j++) larger = fmaxf(larger, x[j]);
+        if (larger > most) sum *= __expf(most - larger), most = larger;
+        const float shift = most == -INFINITY ? 0.0f : most;
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += __expf(x[j] - shift);
+    }
+};
+
+template <typename In, typename Out, int N>
+__device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long cols, unsigned target, float weight,
+                                            float scale, float softcap, bool gradient, float *shared) {
+    Softmax mine;
+    for (long long i = (long long)threadIdx.x * N; i < cols; i += (long long)blockDim.x * N) {
+        float x[N];
+        load(logits + i, x);
+#pragma unroll
+        for (int j = 0; j < N; j++) x[j] = capped(x[j], softcap);
+        mine.add(x);
+    }
+    const float most = row_max(mine.most, shared);
+    const float sum = row_sum(mine.most == -INFINITY ? mine.sum : mine.sum * __expf(mine.most - most), shared);
+    if (threadIdx.x == 0) losses[0] = weight * (logf(sum) + most - capped(to_f32(logits[target]), softcap));
+    if (!gradient) return;
+    __syncthreads();
+    const float inverse = 1.0f / sum, factor = scale * weight;
+    Out *out = reinterpret_cast<Out *>(logits);
+    // Element i of the gradient is at or before element i of the logits: a stretch is written when all of it is read.
+    for (long long start = 0; start < cols; start += (long long)blockDim.x * N) {
+        const long long i = start + (long long)threadIdx.x * N;
+        float x[N];
+        if (i < cols) {
+            load(logits + i, x);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const float y = capped(x[j], softcap);
+                float p = __expf(y - most) * inverse - (i + j == target ? 1.0f : 0.0f);
+                if (softcap > 0) p *= 1.0f - (y / softcap) * (y / softcap);
+                x[j] = factor * p;
+            }
+        }
+        if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();
+        if (i < cols) store(out + i, x);
+    }
+}
+
+template <typename In, typename Out>
+__device__ __forceinline__ void loss(float *losses, In *logits, const unsigned *targets, const float *weights, long long rows,
+                                     long long cols, long long stride, int gradient, float scale, const float *device_scale,
+                                     float softcap) {
+    constexpr int N = WIDE<Out> > WIDE<In> ? WIDE<Out> : WIDE<In>;
+    float *shared = reinterpret_cast<float *>(shared_memory());
+    if (device_scale) scale *= *device_scale;
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+        In *mine = logits + row * stride;
+        const unsigned target = targets[row];
+        const float weight = weights ? weights[row] : 1.0f;
+        const bool wide = is_wide(mine, 0) && cols % N == 0;
+        if (target == IGNORE || weight == 0.0f) {
+            if (threadIdx.x == 0) losses[row] = 0;
+            if (gradient)
+                for (long long i = threadIdx.x; i < cols; i += blockDim.x) reinterpret_cast<Out *>(mine)[i] = from_f32<Out>(0.0f);
+        } else if (wide) {
+            loss_of_row<In, Out, N>(losses + row, mine, cols, target, weight, scale, softcap, gradient, shared);
+        } else {
+            loss_of_row<In, Out, 1>(losses + row, mine, cols, target, weight, scale, softcap, gradient, shared);
+        }
+        __syncthreads();
+    }
+}
+
+} // namespace
+
+// losses[row] = weight * -log softmax(logits)[target], and with `gradient` the row's logits become
+// scale * weight * (softmax - one at the target), numbers of the second type from the row's beginning on. targets are u32:
+// 0xffffffff, or a weight of 0, gives a loss and a gradient of 0. weights may be null: 1. The factor is scale times
+// *device_scale, if that is not null. softcap > 0: logits count as softcap * tanh(logit / softcap). Without `gradient` and
+// with null weights, -losses are log-probabilities.
+// launch: grid (min(rows, 65535) or fewer), block (1024; fewer threads for cols < 8192, a multiple of 32), dynamic shared
+//   bytes 4 * block / 32. stride in elements of the logits' type. alignment: any; rows that begin at 16 bytes are fast.
+#define LOSS(NAME, IN, OUT)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                    \
+        NAME(float *losses, IN *logits, const unsigned *targets, const float *weights, const float *device_scale,        \
+             long long rows, long long cols, long long stride, int gradient, float scale, float softcap) {               \
+        loss<IN, OUT>(losses, logits, targets, weights, rows, cols, stride, gradient, scale, device_scale, softcap);      \
+    }
+LOSS(loss_f32_f32, float, float)
+LOSS(loss_f32_bf16, float, bf16)
+LOSS(loss_bf16_bf16, bf16, bf16)
+
+// out[0] (+)= the sum of x[0 .. n], in f64 and always in the same order.
+// launch: grid (1), block (1024), dynamic shared bytes 8 * 1024.
+extern "C" __global__ void __launch_bounds__(1024) sum_f32(double *out, const float *x, long long n, int accumulate) {
+    double *sums = reinterpret_cast<double *>(shared_memory());
+    double sum = 0;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    sums[threadIdx.x] = sum;
+    for (unsigned with = blockDim.x / 2; with > 0; with /= 2) {
+        __syncthreads();
+        if (threadIdx.x < with) sums[threadIdx.x] += sums[threadIdx.x + with];
+    }
+    if (threadIdx.x == 0) out[0] = accumulate ? out[0] + sums[0] : sums[0];
+}

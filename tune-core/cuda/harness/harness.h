@@ -3,6 +3,7 @@
 
 #include <primitives.cuh>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

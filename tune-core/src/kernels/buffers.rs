@@ -142,8 +142,21 @@ impl<T: Element> Buffer<T> {
     /// `len` zeros.
     pub(crate) fn zeros(len: usize) -> Self {
         let mut buffer = Self::new(len);
-        buffer.par_chunks_mut(1 << 20).for_each(|part| part.fill(T::from_f32(0.0)));
+        buffer.clear();
         buffer
+    }
+
+    /// Makes all elements zeros.
+    pub(crate) fn clear(&mut self) {
+        self.par_chunks_mut(1 << 20).for_each(|part| part.fill(T::from_f32(0.0)));
+    }
+
+    /// The same memory with elements of another type, as many as there is room for.
+    pub(crate) fn reused<U: Element>(self) -> Buffer<U> {
+        let this = std::mem::ManuallyDrop::new(self);
+        let len = this.len * size_of::<T>() / size_of::<U>();
+        assert_eq!(bytes::<T>(this.len), bytes::<U>(len), "memory that would not go back as a whole");
+        Buffer { start: this.start.cast(), len, element: PhantomData }
     }
 }
 

@@ -3,7 +3,6 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::buffers::Buffer;
 use super::simd;
 use super::view::{View, ViewMut};
 
@@ -68,35 +67,25 @@ pub(crate) fn widen<T: Element>(src: &[T], dst: &mut [f32]) {
     }
 }
 
-/// A matrix in f32: itself, or a widened copy.
-pub(crate) enum Wide<'a> {
-    Borrowed(View<'a, f32>),
-    Copied(Buffer<f32>, usize),
+/// A matrix in f32: itself, or a copy in `memory`, which is to have [`widened_len`] elements.
+pub(crate) fn in_f32<'a, T: Element>(x: View<'a, T>, memory: &'a mut [f32]) -> View<'a, f32> {
+    const TASK: usize = 1 << 14;
+    if let Some(x) = T::as_f32(x) {
+        return x;
+    }
+    let cols = x.cols();
+    ViewMut::new(memory, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
+        simd(
+            #[inline(always)]
+            || (0..dst.rows()).for_each(|row| widen(x.row(first + row), dst.row(row))),
+        );
+    });
+    View::new(memory, cols)
 }
 
-impl<'a> Wide<'a> {
-    pub(crate) fn new<T: Element>(x: View<'a, T>) -> Self {
-        const TASK: usize = 1 << 14;
-        if let Some(x) = T::as_f32(x) {
-            return Self::Borrowed(x);
-        }
-        let cols = x.cols();
-        let mut copy = Buffer::<f32>::new(x.rows() * cols);
-        ViewMut::new(&mut copy, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
-            simd(
-                #[inline(always)]
-                || (0..dst.rows()).for_each(|row| widen(x.row(first + row), dst.row(row))),
-            );
-        });
-        Self::Copied(copy, cols)
-    }
-
-    pub(crate) fn view(&self) -> View<'_, f32> {
-        match self {
-            Self::Borrowed(x) => *x,
-            Self::Copied(x, cols) => View::new(x, *cols),
-        }
-    }
+/// The elements that [`in_f32`] needs for a matrix of so many.
+pub(crate) const fn widened_len<T: Element>(len: usize) -> usize {
+    if T::IS_BF16 { len } else { 0 }
 }
 
 #[cfg(test)]

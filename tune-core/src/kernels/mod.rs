@@ -8,10 +8,9 @@ pub(crate) mod attention;
 pub(crate) mod buffers;
 mod dropout;
 mod element;
-pub(crate) mod footprint;
 pub(crate) mod gemm;
 mod ids;
-mod isa;
+pub(crate) mod isa;
 pub(crate) mod ledger;
 mod math;
 #[cfg(test)]
@@ -22,10 +21,11 @@ mod shared;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
 pub(crate) mod view;
+mod workspace;
 
 pub use attention::AttentionShape;
 pub use dropout::Dropout;
-pub(crate) use element::{Element, Wide, widen};
+pub(crate) use element::{Element, in_f32, widen, widened_len};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::sum;

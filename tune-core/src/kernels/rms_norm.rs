@@ -2,9 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::buffers::Buffer;
-use super::footprint::Paper;
-use super::ledger::Entry;
 use super::math::sum;
 use super::view::{View, ViewMut};
 use super::{Element, simd};
@@ -46,18 +43,19 @@ pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], eps: f32, y: Vie
 }
 
 /// Adds the gradient of `x` to `residual`: with `r = 1 / rms` and `g` the incoming gradient it is
-/// `r (g w - x r² mean(g w x))`. Returns that of the weight if it is asked for, the sum over rows of `g x r`.
+/// `r (g w - x r² mean(g w x))`. Stores that of the weight in `own` if it is asked for, the sum over rows of `g x r`;
+/// for it, `workspace` is to have as many elements as [`workspace`] says.
 pub(crate) fn backward<T: Element>(
     x: View<'_, T>,
     weight: &[T],
     eps: f32,
     grad: View<'_, T>,
     residual: ViewMut<'_, T>,
-    wants_weight: bool,
-) -> Option<Buffer<f32>> {
+    own: Option<&mut [f32]>,
+    workspace: &mut [f32],
+) {
     let width = weight.len();
     check(x, weight, &residual);
-    let mut partial = Buffer::<f32>::zeros(partial_len(x.rows(), width, wants_weight));
     let run = |first: usize, residual: &mut ViewMut<'_, T>, gw: &mut [f32]| {
         simd(
             #[inline(always)]
@@ -84,17 +82,21 @@ pub(crate) fn backward<T: Element>(
             },
         );
     };
+    let partial_len = self::workspace(x.rows(), width);
     let tasks = residual.par_tasks(ROWS);
-    if !wants_weight {
+    let Some(own) = own else {
         tasks.for_each(|(first, mut residual)| run(first, &mut residual, &mut []));
-        return None;
-    }
-    tasks.zip(partial.par_chunks_mut(width)).for_each(|((first, mut residual), gw)| run(first, &mut residual, gw));
-    let mut total = Buffer::zeros(width);
+        return;
+    };
+    let partial = &mut workspace[..partial_len];
+    tasks.zip(partial.par_chunks_mut(width)).for_each(|((first, mut residual), gw)| {
+        gw.fill(0.0);
+        run(first, &mut residual, gw);
+    });
+    own.fill(0.0);
     for part in partial.chunks_exact(width) {
-        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+        own.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }
-    Some(total)
 }
 
 fn check<T: Element>(x: View<'_, T>, weight: &[T], y: &ViewMut<'_, T>) {
@@ -102,13 +104,7 @@ fn check<T: Element>(x: View<'_, T>, weight: &[T], y: &ViewMut<'_, T>) {
     assert!(shapes.0 == shapes.1 && x.cols().is_multiple_of(weight.len()), "norm: shapes that do not fit: {shapes:?}");
 }
 
-/// Elements of the sums that the tasks of [`backward`] make of a weight's gradient.
-fn partial_len(rows: usize, width: usize, wants_weight: bool) -> usize {
-    if wants_weight { rows.div_ceil(ROWS) * width } else { 0 }
-}
-
-/// The buffers of [`backward`] on paper, for so many rows of `width`: the weight's gradient, if it is asked for.
-pub(crate) fn backward_on_paper(paper: &Paper, rows: usize, width: usize, wants_weight: bool) -> Option<Entry> {
-    let _partial = paper.buffer::<f32>(partial_len(rows, width, wants_weight));
-    wants_weight.then(|| paper.gradient(width))
+/// The elements that [`backward`] needs for the gradient of a weight of `width`: the sums of its tasks.
+pub(crate) fn workspace(rows: usize, width: usize) -> usize {
+    rows.div_ceil(ROWS) * width
 }

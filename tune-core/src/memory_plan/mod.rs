@@ -28,10 +28,10 @@ pub(crate) use parameters::of_adapters;
 pub(crate) use table::size;
 
 use crate::data::Batch;
-use crate::engine::StepOnPaper;
+use crate::engine::{Paper, StepOnPaper};
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
-use crate::kernels::footprint::Paper;
+use crate::kernels::ledger::Ledger;
 use crate::metrics::{peak_memory, resident_memory};
 use crate::models::DecoderConfig;
 use crate::optim::OptimizerConfig;
@@ -128,13 +128,13 @@ impl MemoryPlan {
             None => (elements, parameters::last(&setting.model)),
         };
         let engine = match setting.dtype {
-            DType::F32 => engine::<f32>(setting),
-            DType::BF16 => engine::<bf16>(setting),
+            DType::F32 => engine::<f32>(setting)?,
+            DType::BF16 => engine::<bf16>(setting)?,
             other => {
                 return Err(Error::setup(format!("the processor's engine trains in f32 and bf16, not in {other:?}")));
             }
         };
-        let worst = engine.ledger.worst();
+        let worst = engine.worst();
         let weights = elements * weight;
         let adapters = 4 * adapted;
         Ok(Self {
@@ -145,7 +145,7 @@ impl MemoryPlan {
             optimizer: 4 * trained * setting.optimizer.state_per_parameter() as u64,
             activations: worst.activations,
             output: worst.output,
-            gaps: engine.ledger.touched(HUGE).saturating_sub(worst.total()),
+            gaps: engine.touched(HUGE).saturating_sub(worst.total()),
             loading: program + weights + adapters + copied * weight,
             so_far: 0,
             available: None,
@@ -185,30 +185,32 @@ impl MemoryPlan {
 
 /// Steps and a validation, on paper. A step finds the memory as the one before left it, and batches of other sizes touch
 /// other parts of it; the last one comes twice.
-fn engine<T: Element>(setting: &Setting) -> Paper {
+fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     let on_paper = StepOnPaper {
         model: &setting.model,
         lora: setting.lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
     };
-    let paper = Paper::new(rayon::current_num_threads());
+    let paper = Paper::<T>::new(rayon::current_num_threads());
     let validate = || {
-        for batch in setting.validation_steps.iter().flatten() {
-            on_paper.evaluate::<T>(&batch.without_padding(), &paper);
-        }
+        setting
+            .validation_steps
+            .iter()
+            .flatten()
+            .try_for_each(|batch| on_paper.evaluate(&batch.without_padding(), &paper))
     };
     // Before the first step, too.
-    validate();
+    validate()?;
     for step in setting.steps.iter().chain(setting.steps.last()) {
         let batches = largest_of(step);
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
         let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
-        on_paper.train::<T>(&micro_batches, &paper);
+        on_paper.train(&micro_batches, &paper)?;
     }
-    validate();
-    paper
+    validate()?;
+    Ok(paper.ledger)
 }
 
 /// The largest micro-batches of a step in their order, without padding.

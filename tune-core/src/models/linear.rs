@@ -35,14 +35,14 @@ impl Linear {
             a: adapter.a.as_tensor().clone(),
             b: adapter.b.as_tensor().clone(),
             scale: adapter.scale,
-            dropout: self.dropout(pass),
+            dropout: self.dropout(pass.dropout),
         })
     }
 
-    /// This pass's dropout on the adapter's input.
-    pub(crate) fn dropout(&self, pass: &Pass) -> Option<Dropout> {
+    /// The dropout on the adapter's input in a pass with this key.
+    pub(crate) fn dropout(&self, key: Option<u64>) -> Option<Dropout> {
         let p = self.adapter.as_ref().map(|a| a.dropout).filter(|&p| p > 0.0)?;
-        Some(Dropout::new(p, Dropout::mix_name(pass.dropout?, &self.name)))
+        Some(Dropout::new(p, Dropout::mix_name(key?, &self.name)))
     }
 
     /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.

@@ -23,7 +23,7 @@ pub enum Dim {
 use Dim::{Hidden, Intermediate, Keys, Queries, Vocab};
 
 /// A half of a block: a norm, and what it is the norm of. The result is added to the residual stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Half {
     /// The first.
     Attention,

@@ -20,12 +20,12 @@ use tune_core::models::DecoderConfig;
 
 use crate::Result;
 use cases::{ALL, Case, Model, QUICK};
-use flops::Flops;
 use machine::Place;
 use ours::Ours;
 use peers::{Compile, Peer};
 use report::{Measured, Report};
 use run::{Program, WARM_UP};
+use tune_core::engine;
 
 /// What `bench` takes.
 #[derive(clap::Args)]
@@ -168,7 +168,8 @@ fn measure(
     let data = data::prepare(case, setting.steps, &setting.model, &source, &setting.folder)?;
     let config: Value = serde_json::from_str(&fs::read_to_string(setting.model.join("config.json"))?)?;
     let model = DecoderConfig::from_json(&config)?;
-    let flops: Vec<Flops> = data.steps.iter().map(|work| Flops::of(&model, case.recipe, work)).collect();
+    let flops: Vec<engine::Work> =
+        data.steps.iter().map(|work| flops::of_step(&model, case.recipe, work)).collect::<Result<_, _>>()?;
     let (mut peaks, mut runs, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     say!("\n{case}: {}", case.words());
     let mut compiled = Vec::new();

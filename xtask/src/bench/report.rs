@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::cases::Case;
-use super::flops::{Flops, Work};
+use tune_core::engine;
+
+use super::flops::{self, Work};
 use super::machine::Place;
 use super::ours::Peak;
 use super::run::{Program, Run, WARM_UP, median};
@@ -33,7 +35,7 @@ pub(super) struct Report {
 pub(super) struct Measured {
     pub case: Case,
     pub steps: Vec<Work>,
-    pub flops: Vec<Flops>,
+    pub flops: Vec<engine::Work>,
     /// The peers that went through `torch.compile`.
     pub compiled: Vec<Program>,
     /// The yardstick, once a round.
@@ -82,7 +84,7 @@ impl Measured {
         let runs: Vec<&Run> = self.runs.iter().filter(|(p, ..)| *p == program).map(|(.., run)| run).collect();
         let first = runs.first()?;
         let over = |of: &dyn Fn(&Run) -> f64| median(runs.iter().map(|run| of(run)).collect());
-        let flops: Vec<f64> = self.flops.iter().map(Flops::total).collect();
+        let flops: Vec<f64> = self.flops.iter().map(engine::Work::total).collect();
         Some(Summary {
             tokens_per_second: over(&|run| run.tokens_per_second(&self.steps)),
             peak_memory: over(&|run| run.peak_memory as f64),
@@ -159,7 +161,7 @@ impl Measured {
             "trained_share": self.trained_share(),
             "tokens": self.steps.iter().map(|w| w.samples.iter().sum()).collect::<Vec<usize>>(),
             "trained_tokens": self.steps.iter().map(|w| w.trained).collect::<Vec<_>>(),
-            "flops": self.flops.iter().map(Flops::json).collect::<Vec<_>>(),
+            "flops": self.flops.iter().map(flops::json).collect::<Vec<_>>(),
             "peak_gflops": self.peaks.iter().map(|p| p.of(self.case.dtype)).collect::<Vec<_>>(),
             "medians": summaries.collect::<serde_json::Map<_, _>>(),
             "runs": self.runs.iter().map(|(p, round, run)| run.json(*p, *round, &self.steps)).collect::<Vec<_>>(),
@@ -214,7 +216,7 @@ impl Report {
         }
         text.push('\n');
         for measured in &self.cases {
-            let flops = measured.flops.first().map_or(0.0, Flops::total);
+            let flops = measured.flops.first().map_or(0.0, engine::Work::total);
             let _ = writeln!(
                 text,
                 "- {}: {}; {:.1} % of the tokens trained; {:.0} GFLOP in the first step; matmul peak {:.0} GFLOP/s",
@@ -228,7 +230,7 @@ impl Report {
         text.push_str(
             "\nMedians over rounds of medians over steps. Tokens are those of samples, padding not counted. Peak memory is \
              the process's largest resident set, mapped files and, for ours, the saving of the result included; the others \
-             save nothing. The share is of the operations that a step needs (`xtask/src/bench/flops.rs`) in our own \
+             save nothing. The share is of the operations that a step needs (`tune_core::engine::Work`) in our own \
              2048 x 2048 x 2048 product.\n",
         );
         text
@@ -254,7 +256,7 @@ mod tests {
         Measured {
             case: "lora_fp32_64".parse().unwrap(),
             steps: vec![Work { samples: vec![100], trained: 50 }; 4],
-            flops: vec![Flops { layers: 5e9, ..Default::default() }; 4],
+            flops: vec![engine::Work { layers: 5e9, ..Default::default() }; 4],
             compiled: vec![Program::Peft],
             peaks: vec![Peak { fp32: 10.0, bf16: 1.0 }],
             runs,

@@ -1,119 +1,212 @@
-//! The engine of the processor: plain buffers, no graph.
-//!
-//! What a block saves for its backward pass is written down in [`block::Saved`]; what is cheap to
-//! make again (norms, the gate's activation) is made again. In names, `m` is the number of tokens.
+//! The processor: thin calls into [`crate::kernels`], with the memory that these need.
 
-mod block;
-mod footprint;
-mod linear;
 mod peak;
-mod top;
 mod weights;
 
-use super::{Gradient, GradientSink, RunOptions, lost, lowest_trained};
-use crate::Result;
-use crate::data::Batch;
-use crate::kernels::buffers::Buffer;
-use crate::kernels::{Element, check_token_ids};
-use crate::models::{Decoder, Pass};
-pub(crate) use footprint::StepOnPaper;
+use std::marker::PhantomData;
+
+use candle_core::Tensor;
 pub(super) use peak::matmul_peak;
+use rayon::current_num_threads;
+use rayon::prelude::*;
 use weights::Weight;
 
-/// One run of a model over a batch without padding.
-struct Run<'a> {
-    model: &'a Decoder,
-    batch: &'a Batch,
-    pass: Pass,
+use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Reads, Term};
+use crate::Result;
+use crate::kernels::attention::Attention;
+use crate::kernels::buffers::Buffer;
+use crate::kernels::isa::Isa;
+use crate::kernels::rope::{Rotary, Turn};
+use crate::kernels::view::{View, ViewMut};
+use crate::kernels::{Dropout, Element, gemm, rms_norm, rope, softmax, swiglu};
+
+/// Weights and activations of type `T`, sums in f32.
+pub(super) struct Cpu<'m, T>(PhantomData<(&'m (), T)>);
+
+impl<T> Cpu<'_, T> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
 }
 
-/// See [`super::forward_backward`].
-pub(super) fn forward_backward<T: Element>(
-    model: &Decoder,
-    batch: &Batch,
-    options: RunOptions,
-    sink: &mut dyn GradientSink,
-) -> Result<f64> {
-    let run = Run { model, batch, pass: model.pass(batch, options.dropout) };
-    let lowest = lowest_trained(model);
-    let mut x = run.embed::<T>()?;
-    let mut saved = Vec::with_capacity(model.blocks.len() - lowest);
-    for block in &model.blocks {
-        let (y, inner) = run.block(block)?.forward(&x, block.index >= lowest && !options.activation_checkpointing);
-        let input = std::mem::replace(&mut x, y);
-        if block.index >= lowest {
-            saved.push((input, inner));
+impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
+    fn param(&self, tensor: &'m Tensor) -> Result<Self::Param> {
+        Weight::new(tensor)
+    }
+}
+
+fn view<'a, E: Element>(part: Part<'a, Buffer<E>>) -> View<'a, E> {
+    View::strided(&part.of[part.range()], (part.rows, part.cols), part.stride)
+}
+
+fn view_mut<E: Element>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
+    let range = part.range();
+    let PartMut { of, rows, cols, stride, .. } = part;
+    ViewMut::strided(&mut of[range], (rows, cols), stride)
+}
+
+fn products<'a, 'm, T: Element>(terms: &'a [Term<'_, Cpu<'m, T>>]) -> Vec<gemm::Term<'a, T>> {
+    let weight = |w: &super::backend::Weight<'a, Cpu<'m, T>>| View::strided(w.param, (w.out, w.inner), w.inner);
+    let product = |term: &'a Term<'_, Cpu<'m, T>>| match term {
+        Term::Up { x, w } => gemm::Term::Up { x: view(*x), w: weight(w) },
+        Term::Down { g, w } => gemm::Term::Down { g: view(*g), w: weight(w) },
+        Term::Across { g, x } => gemm::Term::Across { g: view(*g), x: view(*x) },
+    };
+    terms.iter().map(product).collect()
+}
+
+/// What a product needs besides.
+fn workspace<T: Element, D: Element>(terms: &[gemm::Term<'_, T>], y: &ViewMut<'_, D>) -> Buffer<f32> {
+    let sides: Vec<_> = terms.iter().map(gemm::Term::sides).collect();
+    Buffer::new(gemm::workspace::<T>(Isa::get(), (y.rows(), y.cols()), &sides, current_num_threads()))
+}
+
+impl<'m, T: Element> Backend for Cpu<'m, T> {
+    type Acts = Buffer<T>;
+    type Sums = Buffer<f32>;
+    type Param = Weight<'m, T>;
+
+    fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
+        Buffer::new(rows * cols)
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Buffer<T> {
+        Buffer::zeros(rows * cols)
+    }
+
+    fn sums(&self, rows: usize, cols: usize) -> Buffer<f32> {
+        Buffer::new(rows * cols)
+    }
+
+    fn gradient(&self, rows: usize, cols: usize) -> Buffer<f32> {
+        Buffer::new(rows * cols)
+    }
+
+    fn clear(&self, x: &mut Buffer<f32>) {
+        x.clear();
+    }
+
+    fn accumulate(&self, onto: &mut Buffer<f32>, more: &Buffer<f32>) {
+        onto.iter_mut().zip(&**more).for_each(|(sum, more)| *sum += more);
+    }
+
+    fn transpose(&self, x: &Buffer<f32>, (rows, cols): (usize, usize), y: &mut Buffer<f32>) {
+        for (r, row) in x.chunks_exact(cols).enumerate() {
+            y.iter_mut().skip(r).step_by(rows).zip(row).for_each(|(y, &x)| *y = x);
         }
     }
 
-    let below = lowest < model.blocks.len();
-    let top = run.top(&x, Some(options.scale), below)?;
-    drop(x);
-    if !top.loss.is_finite() {
-        return Ok(top.loss);
-    }
-    run.emit(top.found, sink)?;
-    let Some(mut gradient) = top.of_blocks else { return Ok(top.loss) };
-    while let Some((input, inner)) = saved.pop() {
-        let block = &model.blocks[lowest + saved.len()];
-        let wants_input = block.index > lowest || model.trains_embedding();
-        let found = run.block(block)?.backward(&input, inner, &mut gradient, wants_input);
-        run.emit(found, sink)?;
-    }
-    if model.trains_embedding() {
-        run.emit(vec![run.embedding_backward(&gradient, top.tied)], sink)?;
-    }
-    Ok(top.loss)
-}
-
-/// See [`super::evaluate`].
-pub(super) fn evaluate<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64> {
-    let run = Run { model, batch, pass: model.pass(batch, None) };
-    let mut x = run.embed::<T>()?;
-    for block in &model.blocks {
-        x = run.block(block)?.forward(&x, false).0;
-    }
-    Ok(run.top(&x, None, false)?.loss)
-}
-
-/// Gradients of trained parameters, by their names in [`Decoder::trainable`]. They are handed over when nothing borrows
-/// the weights any more: who takes them may change the weights at once.
-type NamedGradients = Vec<(String, Buffer<f32>)>;
-
-impl Run<'_> {
-    fn tokens(&self) -> usize {
-        self.batch.input_ids.len()
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Buffer<T>>, y: PartMut<'_, Buffer<T>>) {
+        let (terms, y) = (products(terms), view_mut(y));
+        let finish = match finish {
+            Finish::Store => gemm::Finish::Store,
+            Finish::Scaled(factor) => gemm::Finish::Scaled(factor as f32),
+            Finish::Onto(other) => gemm::Finish::Onto(view(other)),
+            Finish::AddDropped(dropout, rows) => gemm::Finish::AddDropped(dropout, rows),
+        };
+        let mut workspace = workspace(&terms, &y);
+        gemm::multiply(&terms, &y, finish, &mut workspace);
     }
 
-    /// The residual stream below the first block, `[m, hidden]`.
-    fn embed<T: Element>(&self) -> Result<Buffer<T>> {
-        let (width, vocab) = (self.model.config.hidden_size, self.model.config.vocab_size);
-        check_token_ids(&self.batch.input_ids, vocab)?;
-        let table = Weight::<T>::new(self.model.embedding())?;
-        let mut x = Buffer::new(self.tokens() * width);
-        for (row, &id) in x.chunks_exact_mut(width).zip(&self.batch.input_ids) {
+    fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Buffer<f32>>) {
+        let (terms, y) = (products(terms), view_mut(y));
+        let mut workspace = workspace(&terms, &y);
+        let finish = if adding { gemm::Finish::Add } else { gemm::Finish::Store };
+        gemm::multiply(&terms, &y, finish, &mut workspace);
+    }
+
+    fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], y: &mut Buffer<T>) {
+        for (row, &id) in y.chunks_exact_mut(width).zip(ids) {
             row.copy_from_slice(&table[id as usize * width..][..width]);
         }
-        Ok(x)
     }
 
-    /// The embedding table's gradient: each token's, and, for a tied table, the output layer's.
-    fn embedding_backward<T: Element>(&self, gradient: &[T], tied: Option<Buffer<f32>>) -> (String, Buffer<f32>) {
-        let width = self.model.config.hidden_size;
-        let mut table = tied.unwrap_or_else(|| Buffer::zeros(self.model.config.vocab_size * width));
-        for (row, &id) in gradient.chunks_exact(width).zip(&self.batch.input_ids) {
+    fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], table: &mut Buffer<f32>) {
+        for (row, &id) in g.chunks_exact(width).zip(ids) {
             let entry = &mut table[id as usize * width..][..width];
             entry.iter_mut().zip(row).for_each(|(e, g)| *e += g.to_f32());
         }
-        ("model.embed_tokens.weight".to_string(), table)
     }
 
-    /// Hands gradients over.
-    fn emit(&self, found: NamedGradients, sink: &mut dyn GradientSink) -> Result<()> {
-        for (name, gradient) in found {
-            let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
-            sink.take(&name, var, Gradient::pooled(gradient, var.shape())?)?;
+    fn gather(&self, x: &Buffer<T>, width: usize, rows: &[usize], y: &mut Buffer<T>) {
+        for (dst, &row) in y.chunks_exact_mut(width).zip(rows) {
+            dst.copy_from_slice(&x[row * width..][..width]);
         }
-        Ok(())
+    }
+
+    fn scatter(&self, x: &Buffer<T>, width: usize, rows: &[usize], y: &mut Buffer<T>) {
+        for (src, &row) in x.chunks_exact(width).zip(rows) {
+            y[row * width..][..width].copy_from_slice(src);
+        }
+    }
+
+    fn norm(&self, x: Part<'_, Buffer<T>>, weight: &Weight<'m, T>, norm: Norm, y: PartMut<'_, Buffer<T>>) {
+        rms_norm::forward(view(x), weight, norm.eps as f32, view_mut(y));
+    }
+
+    fn norm_back(
+        &self,
+        x: Part<'_, Buffer<T>>,
+        weight: &Weight<'m, T>,
+        norm: Norm,
+        g: Part<'_, Buffer<T>>,
+        onto: PartMut<'_, Buffer<T>>,
+        own: Option<&mut Buffer<f32>>,
+    ) {
+        let len = if own.is_some() { rms_norm::workspace(x.rows, norm.width) } else { 0 };
+        let mut workspace = Buffer::new(len);
+        let own = own.map(|own| &mut **own);
+        rms_norm::backward(view(x), weight, norm.eps as f32, view(g), view_mut(onto), own, &mut workspace);
+    }
+
+    fn rotate(&self, x: PartMut<'_, Buffer<T>>, angles: &Rotary, turn: Turn) {
+        rope::turn(view_mut(x), angles, turn);
+    }
+
+    fn gate(&self, gate: &Buffer<T>, up: &Buffer<T>, y: &mut Buffer<T>) {
+        swiglu::forward(gate, up, y);
+    }
+
+    fn gate_back(&self, gate: &mut Buffer<T>, up: &mut Buffer<T>, g: &mut Buffer<T>) {
+        swiglu::backward(gate, up, g);
+    }
+
+    fn dropped(&self, x: &Buffer<T>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
+        dropout.apply(x, width, rows, y);
+    }
+
+    fn attend(
+        &self,
+        how: &Attention<'_>,
+        qkv: [Part<'_, Buffer<T>>; 3],
+        y: PartMut<'_, Buffer<T>>,
+        lse: &mut Buffer<f32>,
+    ) {
+        let mut workspace = Buffer::new(how.forward_workspace::<T>(y.rows, current_num_threads()));
+        how.forward(qkv.map(view), view_mut(y), lse, &mut workspace);
+    }
+
+    fn attend_back(
+        &self,
+        how: &Attention<'_>,
+        qkv: [Part<'_, Buffer<T>>; 3],
+        (y, lse): (Part<'_, Buffer<T>>, &Buffer<f32>),
+        g: Part<'_, Buffer<T>>,
+        gqkv: [PartMut<'_, Buffer<T>>; 3],
+    ) {
+        let mut workspace = Buffer::new(how.backward_workspace::<T>(y.rows, current_num_threads()));
+        how.backward(qkv.map(view), (view(y), lse), view(g), gqkv.map(view_mut), &mut workspace);
+    }
+
+    fn loss(&self, mut logits: Buffer<f32>, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+        let rows = logits.par_chunks_exact_mut(vocab).zip(targets).enumerate();
+        let losses = rows.map(|(i, (row, &target))| {
+            let weight = weights.map(|weights| weights[i] as f32);
+            f64::from(softmax::loss_and_gradient::<T>(row, target as usize, weight))
+        });
+        let each = losses.collect();
+        // The gradient in the type of the activations lies at the beginning of each row of logits.
+        let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
+        Losses { each, gradient }
     }
 }

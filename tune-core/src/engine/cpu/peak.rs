@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::workspace;
 use crate::kernels::Element;
 use crate::kernels::gemm::{Finish, Term, multiply};
 use crate::kernels::view::{View, ViewMut};
@@ -18,7 +19,9 @@ pub(in crate::engine) fn matmul_peak<T: Element>() -> f64 {
     let (x, weight, mut y) = (matrix(1), matrix(2), vec![T::from_f32(0.0); SIZE * SIZE]);
     let mut product = || {
         let term = Term::Up { x: View::new(&x, SIZE), w: View::new(&weight, SIZE) };
-        multiply(&[term], &ViewMut::new(&mut y, SIZE), Finish::Store);
+        let (terms, y) = ([term], ViewMut::new(&mut y, SIZE));
+        let mut workspace = workspace(&terms, &y);
+        multiply(&terms, &y, Finish::Store, &mut workspace);
     };
     product();
     let begun = Instant::now();

@@ -10,7 +10,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
 
 /// The elements of a tensor, borrowed if they are of type `T` and converted if not.
-pub(super) enum Weight<'a, T: Element> {
+pub(crate) enum Weight<'a, T: Element> {
     Borrowed { storage: StorageRef<'a>, start: usize, len: usize },
     Converted(Buffer<T>),
 }

@@ -1,11 +1,14 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::workspace::{Memory, shares};
 use super::{Attention, COLS, KEYS, Tile};
-use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, Term, add, multiply_here};
 use crate::kernels::math::{exp, sum};
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Element, Wide, simd};
+use crate::kernels::workspace::{PerThread, Workspace};
+use crate::kernels::{Element, Shared, in_f32, simd};
 
 /// Parts of a tile whose share of the gradients of keys and values is summed by one task, at least.
 const PARTS: usize = 10;
@@ -20,15 +23,27 @@ struct Operands<'a, T> {
     lse: &'a [f32],
 }
 
-/// What a tile adds to the gradients of keys and values, `[keys, head_dim]` from key `first` of the span on.
-struct KeysAndValues {
+/// What is known of a tile's columns.
+struct Columns<'a> {
+    /// Queries and the gradients of their outputs, `[cols, head_dim]` each.
+    q: &'a [f32],
+    grad: &'a [f32],
+    /// The logarithm of each normalizer.
+    lse: [f32; COLS],
+    /// The product of each output and its gradient.
+    delta: [f32; COLS],
+}
+
+/// What a tile adds to the gradients of keys and values, `[keys, head_dim]` each, from key `first` of the span on.
+struct Share<'a> {
     first: usize,
-    k: Buffer<f32>,
-    v: Buffer<f32>,
+    k: &'a mut [f32],
+    v: &'a mut [f32],
 }
 
 impl Attention<'_> {
     /// The gradients of `q`, `k` and `v`, for the gradient `grad` of the output `out` of [`Attention::forward`].
+    /// `workspace` is to have as many elements as [`Attention::backward_workspace`] says.
     ///
     /// With probabilities `P`: `dV = Pᵀ G`, `dS = scale · P ∘ (G Vᵀ - rowsum(G ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`.
     pub(crate) fn backward<T: Element>(
@@ -37,36 +52,71 @@ impl Attention<'_> {
         (out, lse): (View<'_, T>, &[f32]),
         grad: View<'_, T>,
         [mut gq, mut gk, mut gv]: [ViewMut<'_, T>; 3],
+        workspace: &mut [f32],
     ) {
-        let (dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
-        let (k, v) = (Wide::new(k), Wide::new(v));
+        let tiles = self.backward_tiles();
+        let memory = self.backward_memory::<T>(q.rows(), rayon::current_num_threads());
+        let mut workspace = Workspace::new(workspace);
+        let [k, v] = [k, v].map(|x| in_f32(x, workspace.take(memory.widened)));
         if self.has_gaps(q.rows()) {
             for g in [&mut gq, &mut gk, &mut gv] {
                 g.fill(T::from_f32(0.0));
             }
         }
-        let tiles = self.backward_tiles();
-        let all = Operands { q, k: k.view(), v: v.view(), out, grad, lse };
-        let shares: Vec<_> = tiles.par_iter().with_max_len(1).map(|tile| self.backward_tile(&all, tile, &gq)).collect();
+        let (places, len) = shares(&self.shape, &tiles);
+        let of_tiles = workspace.take(len);
+        let of_threads = workspace.per_thread(memory.threads, memory.of_thread());
+        {
+            let of_tiles = Shared::new(of_tiles);
+            let all = Operands { q, k, v, out, grad, lse };
+            tiles.par_iter().zip(&places).with_max_len(1).for_each(|(tile, place)| {
+                // SAFETY: each tile has a place of its own.
+                let (k, v) = unsafe { of_tiles.part(place.start, place.len()) }.split_at_mut(place.len() / 2);
+                let share = Share { first: self.shape.first_key(tile.first), k, v };
+                self.backward_tile(&all, tile, &gq, share, &of_threads, &memory);
+            });
+        }
+        self.sum_shares(&tiles, &places, of_tiles, [&gk, &gv], &of_threads);
+    }
 
-        // Keys and values get the shares of their tiles, in the order of these.
+    /// Gives keys and values the shares of their tiles, in the order of these.
+    fn sum_shares<T: Element>(
+        &self,
+        tiles: &[Tile],
+        places: &[Range<usize>],
+        of_tiles: &[f32],
+        gradients: [&ViewMut<'_, T>; 2],
+        of_threads: &PerThread<'_>,
+    ) {
+        let (dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
         let mut order: Vec<Vec<usize>> = vec![Vec::new(); self.spans.len() * kv_heads];
         for (i, tile) in tiles.iter().enumerate() {
             order[tile.span * kv_heads + tile.kv_head].push(i);
         }
         order.par_iter().enumerate().for_each(|(i, order)| {
             let (span, kv_head) = (i / kv_heads, i % kv_heads);
-            let len = self.spans[span].len;
-            for (of, gradient) in [(0, &gk), (1, &gv)] {
-                let mut sums = Buffer::<f32>::zeros(len * dim);
-                for share in order.iter().map(|&i| &shares[i]) {
-                    let share_of = if of == 0 { &share.k } else { &share.v };
-                    sums[share.first * dim..].iter_mut().zip(share_of.iter()).for_each(|(s, v)| *s += v);
-                }
-                for (position, sums) in sums.chunks_exact(dim).enumerate() {
-                    // SAFETY: each key head of each span belongs to one turn of this loop.
-                    let dst = unsafe { gradient.part(self.token(span, position), kv_head * dim, dim) };
-                    dst.iter_mut().zip(sums).for_each(|(d, &s)| *d = T::from_f32(s));
+            // SAFETY: a task takes it once, and waits for nothing.
+            let sums = unsafe { of_threads.mine() };
+            for (of, gradient) in gradients.iter().enumerate() {
+                for start in (0..self.spans[span].len).step_by(KEYS) {
+                    let end = self.spans[span].len.min(start + KEYS);
+                    let sums = &mut sums[..(end - start) * dim];
+                    sums.fill(0.0);
+                    for &i in order {
+                        let first = self.shape.first_key(tiles[i].first);
+                        let half = places[i].len() / 2;
+                        let share = &of_tiles[places[i].start + of * half..][..half];
+                        let (from, to) = (start.max(first), end.min(first + half / dim));
+                        if from < to {
+                            let share = &share[(from - first) * dim..(to - first) * dim];
+                            sums[(from - start) * dim..].iter_mut().zip(share).for_each(|(s, v)| *s += v);
+                        }
+                    }
+                    for (position, sums) in (start..end).zip(sums.chunks_exact(dim)) {
+                        // SAFETY: each key head of each span belongs to one turn of this loop.
+                        let dst = unsafe { gradient.part(self.token(span, position), kv_head * dim, dim) };
+                        dst.iter_mut().zip(sums).for_each(|(d, &s)| *d = T::from_f32(s));
+                    }
                 }
             }
         });
@@ -77,28 +127,44 @@ impl Attention<'_> {
         self.tiles(|len, queries| (PARTS * queries).max(len.div_ceil(4).next_multiple_of(queries)))
     }
 
-    /// Stores the gradients of a tile's queries, and returns its share of those of keys and values.
-    fn backward_tile<T: Element>(&self, all: &Operands<'_, T>, tile: &Tile, gq: &ViewMut<'_, T>) -> KeysAndValues {
+    /// Stores the gradients of a tile's queries, and its share of those of keys and values.
+    fn backward_tile<T: Element>(
+        &self,
+        all: &Operands<'_, T>,
+        tile: &Tile,
+        gq: &ViewMut<'_, T>,
+        share: Share<'_>,
+        of_threads: &PerThread<'_>,
+        memory: &Memory,
+    ) {
         let dim = self.shape.head_dim;
-        let first_key = self.shape.first_key(tile.first);
-        let seen = tile.first + tile.queries - first_key;
-        let (mut gk, mut gv) = (Buffer::<f32>::zeros(seen * dim), Buffer::<f32>::zeros(seen * dim));
-        let (mut p, mut ds) = (Buffer::<f32>::new(KEYS * COLS), Buffer::<f32>::new(KEYS * COLS));
+        let Share { first: first_key, k: gk, v: gv } = share;
+        gk.fill(0.0);
+        gv.fill(0.0);
+        // SAFETY: a task takes it once, and waits for nothing.
+        let mut of_thread = Workspace::new(unsafe { of_threads.mine() });
+        let (p, ds) = (of_thread.take(KEYS * COLS), of_thread.take(KEYS * COLS));
+        let of_columns = [(); 3].map(|()| of_thread.take(COLS * dim));
+        let of_product = of_thread.take(memory.product);
+        let [q, grad, gq_part] = of_columns;
         for part in tile.parts() {
-            let (q, grad) = (self.gather(all.q, &part), self.gather(all.grad, &part));
-            let mut gq_part = Buffer::<f32>::zeros(q.len());
+            let len = part.cols() * dim;
+            let (q, grad) = (self.gather(all.q, &part, &mut q[..len]), self.gather(all.grad, &part, &mut grad[..len]));
             let (lse, delta) = self.normalizers(all, &part);
+            let columns = Columns { q, grad, lse, delta };
+            let gq_part = &mut gq_part[..len];
+            gq_part.fill(0.0);
             for (key, keys) in self.key_blocks(&part) {
                 let (p, ds) = (&mut p[..keys * COLS], &mut ds[..keys * COLS]);
-                self.scores(all, &part, (key, keys), (&q, &grad), (&lse, &delta), (p, ds));
+                self.scores(all, &part, (key, keys), &columns, (p, ds), of_product);
                 let (cols, at) = (part.cols(), (key - first_key) * dim);
                 let down = |g, w| [Term::Down { g: View::strided(g, (keys, cols), COLS), w: View::new(w, dim) }];
                 let of_keys = at..at + keys * dim;
-                multiply_here(&down(&*p, &*grad), &ViewMut::new(&mut gv[of_keys.clone()], dim), add);
-                multiply_here(&down(&*ds, &*q), &ViewMut::new(&mut gk[of_keys], dim), add);
+                multiply_here(&down(&*p, grad), &ViewMut::new(&mut gv[of_keys.clone()], dim), add, of_product);
+                multiply_here(&down(&*ds, q), &ViewMut::new(&mut gk[of_keys], dim), add, of_product);
                 let ds = View::strided(&*ds, (keys, cols), COLS);
                 let across = Term::Across { g: ds, x: self.rows(all.k, &part, key, keys) };
-                multiply_here(&[across], &ViewMut::new(&mut gq_part, dim), add);
+                multiply_here(&[across], &ViewMut::new(gq_part, dim), add, of_product);
             }
             for (i, row) in gq_part.chunks_exact(part.heads * dim).enumerate() {
                 let (token, columns) = self.at(&part, i);
@@ -107,7 +173,6 @@ impl Attention<'_> {
                 dst.iter_mut().zip(row).for_each(|(d, &g)| *d = T::from_f32(g));
             }
         }
-        KeysAndValues { first: first_key, k: gk, v: gv }
     }
 
     /// For each column the logarithm of its normalizer, and the product of its output and that one's gradient.
@@ -139,10 +204,11 @@ impl Attention<'_> {
         all: &Operands<'_, T>,
         part: &Tile,
         (key, keys): (usize, usize),
-        (q, grad): (&[f32], &[f32]),
-        (lse, delta): (&[f32; COLS], &[f32; COLS]),
+        columns: &Columns<'_>,
         (p, ds): (&mut [f32], &mut [f32]),
+        of_product: &mut [f32],
     ) {
+        let Columns { q, grad, lse, delta } = columns;
         let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
         let up = |x, w| [Term::Up { x: self.rows(x, part, key, keys), w: View::new(w, dim) }];
         multiply_here(
@@ -157,6 +223,7 @@ impl Attention<'_> {
                 p[..seeing.start].fill(0.0);
                 p[seeing.end..].fill(0.0);
             },
+            of_product,
         );
         let p = &*p;
         multiply_here(
@@ -169,6 +236,7 @@ impl Attention<'_> {
                     *ds = scale * p * (dp - delta);
                 }
             },
+            of_product,
         );
     }
 }

@@ -1,19 +1,27 @@
 use rayon::prelude::*;
 
 use super::{Attention, COLS, KEYS, Tile};
-use crate::kernels::buffers::Buffer;
 use crate::kernels::gemm::{At, Term, multiply_here, store};
 use crate::kernels::math::exp;
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Element, Shared, Wide, simd};
+use crate::kernels::workspace::Workspace;
+use crate::kernels::{Element, Shared, in_f32, simd};
 
 impl Attention<'_> {
     /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[tokens, kv_heads * head_dim]` into `out`, shaped as
     /// `q`, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`. Positions outside every
-    /// span give zero.
-    pub(crate) fn forward<T: Element>(&self, [q, k, v]: [View<'_, T>; 3], mut out: ViewMut<'_, T>, lse: &mut [f32]) {
-        let (k, v) = (Wide::new(k), Wide::new(v));
-        let (k, v) = (k.view(), v.view());
+    /// span give zero. `workspace` is to have as many elements as [`Attention::forward_workspace`] says.
+    pub(crate) fn forward<T: Element>(
+        &self,
+        [q, k, v]: [View<'_, T>; 3],
+        mut out: ViewMut<'_, T>,
+        lse: &mut [f32],
+        workspace: &mut [f32],
+    ) {
+        let memory = self.forward_memory::<T>(q.rows(), rayon::current_num_threads());
+        let mut workspace = Workspace::new(workspace);
+        let [k, v] = [k, v].map(|x| in_f32(x, workspace.take(memory.widened)));
+        let of_threads = workspace.per_thread(memory.threads, memory.of_thread());
         let tokens = q.rows();
         let dim = self.shape.head_dim;
         if self.has_gaps(tokens) {
@@ -23,14 +31,19 @@ impl Attention<'_> {
         let tiles = self.tiles(|_, queries| queries);
         let lse = Shared::new(lse);
         tiles.par_iter().with_max_len(4).for_each(|tile| {
-            let (cols, queries) = (tile.cols(), self.gather(q, tile));
+            let cols = tile.cols();
+            // SAFETY: a task takes it once, and waits for nothing.
+            let mut of_thread = Workspace::new(unsafe { of_threads.mine() });
+            let queries = self.gather(q, tile, of_thread.take(cols * dim));
             let mut scores = [0f32; KEYS * COLS];
-            let mut sums = Buffer::<f32>::zeros(cols * dim);
+            let sums = of_thread.take(cols * dim);
+            sums.fill(0.0);
+            let of_product = of_thread.take(memory.product);
             let (mut max, mut total) = ([f32::NEG_INFINITY; COLS], [0f32; COLS]);
             for (key, keys) in self.key_blocks(tile) {
                 let scores = &mut scores[..keys * COLS];
-                let term = Term::Up { x: self.rows(k, tile, key, keys), w: View::new(&queries, dim) };
-                multiply_here(&[term], &ViewMut::strided(scores, (keys, cols), COLS), store);
+                let term = Term::Up { x: self.rows(k, tile, key, keys), w: View::new(queries, dim) };
+                multiply_here(&[term], &ViewMut::strided(scores, (keys, cols), COLS), store, of_product);
                 let keep = simd(
                     #[inline(always)]
                     || self.online_softmax(scores, tile, key, &mut max, &mut total),
@@ -38,13 +51,14 @@ impl Attention<'_> {
                 let weights = View::strided(scores, (keys, cols), COLS);
                 multiply_here(
                     &[Term::Across { g: weights, x: self.rows(v, tile, key, keys) }],
-                    &ViewMut::new(&mut sums, dim),
+                    &ViewMut::new(sums, dim),
                     #[inline(always)]
                     |at: At, new: &[f32], old: &mut [f32]| {
                         for (o, n) in old.iter_mut().zip(new) {
                             *o = *o * keep[at.row] + n;
                         }
                     },
+                    of_product,
                 );
             }
             for (i, sums) in sums.chunks_exact(tile.heads * dim).enumerate() {

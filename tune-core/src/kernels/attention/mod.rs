@@ -8,15 +8,14 @@
 //! normalizer. Everything is computed in f32.
 
 mod backward;
-mod footprint;
 mod forward;
 mod shape;
+mod workspace;
 
 pub use shape::AttentionShape;
 
 use std::ops::Range;
 
-use super::buffers::Buffer;
 use super::view::View;
 use super::{Element, widen};
 use crate::data::Span;
@@ -110,10 +109,9 @@ impl Attention<'_> {
         (self.token(tile.span, tile.first + i), col..col + tile.heads * self.shape.head_dim)
     }
 
-    /// The rows of `x`, shaped as the queries, that are a tile's columns: `[cols, head_dim]`.
-    fn gather<T: Element>(&self, x: View<'_, T>, tile: &Tile) -> Buffer<f32> {
+    /// The rows of `x`, shaped as the queries, that are a tile's columns, into `gathered` `[cols, head_dim]`.
+    fn gather<'g, T: Element>(&self, x: View<'_, T>, tile: &Tile, gathered: &'g mut [f32]) -> &'g [f32] {
         let len = tile.heads * self.shape.head_dim;
-        let mut gathered = Buffer::new(tile.queries * len);
         for (i, row) in gathered.chunks_exact_mut(len).enumerate() {
             let (token, cols) = self.at(tile, i);
             widen(&x.row(token)[cols], row);

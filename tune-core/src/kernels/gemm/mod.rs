@@ -10,20 +10,23 @@ mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod finish;
-mod footprint;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+mod plan;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod stripe;
 
 pub(crate) use finish::{At, Epilogue, Finish, add, store};
-pub(crate) use footprint::Sides;
+use plan::Team;
+pub(crate) use plan::{Sides, workspace, workspace_here};
 use rayon::prelude::*;
 
 use super::Element;
 use super::isa::Isa;
 use super::view::{View, ViewMut};
+#[cfg(target_arch = "x86_64")]
+use super::workspace::Workspace;
 
 /// Columns of a vector of f32.
 const LANES: usize = 16;
@@ -79,6 +82,15 @@ impl<'a, T: Element> Term<'a, T> {
         }
     }
 
+    /// Its shape.
+    pub(crate) fn sides(&self) -> Sides {
+        let left_width = match self.left() {
+            Side::Rows(left) => Some(left.stride()),
+            Side::Columns(_) => None,
+        };
+        Sides { left_width, inner: self.inner() }
+    }
+
     fn check(&self, m: usize, n: usize) {
         let shape = |side: Side<'_, T>| match side {
             Side::Rows(v) => (v.rows(), v.cols()),
@@ -89,31 +101,42 @@ impl<'a, T: Element> Term<'a, T> {
     }
 }
 
-/// Computes the sum of `terms` on all threads into `dst`.
-pub(crate) fn multiply<T: Element, D: Element>(terms: &[Term<'_, T>], dst: &ViewMut<'_, D>, finish: Finish<'_, D>) {
+/// Computes the sum of `terms` on all threads into `dst`, with so much memory besides as [`workspace`] says.
+pub(crate) fn multiply<T: Element, D: Element>(
+    terms: &[Term<'_, T>],
+    dst: &ViewMut<'_, D>,
+    finish: Finish<'_, D>,
+    workspace: &mut [f32],
+) {
+    let team = Team::Threads(rayon::current_num_threads());
     match finish {
-        Finish::Store => compute(terms, dst, &store, true),
-        Finish::Add => compute(terms, dst, &add, true),
-        Finish::Scaled(factor) => compute(terms, dst, &finish::scaled(factor), true),
-        Finish::Onto(other) => compute(terms, dst, &finish::onto(other), true),
-        Finish::AddDropped(dropout, rows) => compute(terms, dst, &finish::add_dropped(dropout, rows, dst.cols()), true),
+        Finish::Store => compute(terms, dst, &store, team, workspace),
+        Finish::Add => compute(terms, dst, &add, team, workspace),
+        Finish::Scaled(factor) => compute(terms, dst, &finish::scaled(factor), team, workspace),
+        Finish::Onto(other) => compute(terms, dst, &finish::onto(other), team, workspace),
+        Finish::AddDropped(dropout, rows) => {
+            compute(terms, dst, &finish::add_dropped(dropout, rows, dst.cols()), team, workspace);
+        }
     }
 }
 
-/// The same on this thread alone, for what is itself one of many tasks, with an epilogue of its own.
+/// The same on this thread alone, for what is itself one of many tasks, with an epilogue of its own and so much memory
+/// besides as [`workspace_here`] says.
 pub(crate) fn multiply_here<T: Element, D: Send>(
     terms: &[Term<'_, T>],
     dst: &ViewMut<'_, D>,
     epilogue: impl Epilogue<D>,
+    workspace: &mut [f32],
 ) {
-    compute(terms, dst, &epilogue, false);
+    compute(terms, dst, &epilogue, Team::This, workspace);
 }
 
 fn compute<T: Element, D: Send>(
     terms: &[Term<'_, T>],
     dst: &ViewMut<'_, D>,
     epilogue: &impl Epilogue<D>,
-    parallel: bool,
+    team: Team,
+    workspace: &mut [f32],
 ) {
     let (m, n) = (dst.rows(), dst.cols());
     if m == 0 || n == 0 {
@@ -122,36 +145,45 @@ fn compute<T: Element, D: Send>(
     terms.iter().for_each(|t| t.check(m, n));
     match Isa::get() {
         #[cfg(target_arch = "x86_64")]
-        isa @ (Isa::Avx512 | Isa::Avx512Bf16) => {
-            let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, parallel)).collect();
-            let panels = Panels::new(n);
-            let block = if parallel { rows_per_task(m) } else { m };
-            let blocks = m.div_ceil(block);
-            let together = match parallel {
-                true => {
-                    let (steps, threads) = (stripe::steps(&terms), rayon::current_num_threads());
-                    stripe::panels_per_task(steps, block, blocks * panels.count, threads)
-                }
-                false => panels.count,
-            };
-            let stripes = panels.count.div_ceil(together);
-            let tasks = blocks * stripes;
-            let run = |task: usize| {
-                let (row, panel) = (task / stripes * block, task % stripes * together);
-                let end = panels.count.min(panel + together);
-                let columns = (panel..end).map(|p| panels.columns(p));
-                // A thread mostly goes on with the neighbouring task.
-                let next = (parallel && end < panels.count).then(|| panels.columns(end));
-                // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
-                unsafe { stripe::stripe(&terms, row..m.min(row + block), &columns, next.as_ref(), dst, epilogue) };
-            };
-            if parallel {
-                (0..tasks).into_par_iter().with_max_len(1).for_each(run);
-            } else {
-                (0..tasks).for_each(run);
-            }
-        }
-        _ => portable::multiply(terms, dst, epilogue, parallel),
+        isa @ (Isa::Avx512 | Isa::Avx512Bf16) => packed(terms, dst, epilogue, isa, team, workspace),
+        _ => portable::multiply(terms, dst, epilogue, team.is_parallel(), workspace),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn packed<T: Element, D: Send>(
+    terms: &[Term<'_, T>],
+    dst: &ViewMut<'_, D>,
+    epilogue: &impl Epilogue<D>,
+    isa: Isa,
+    team: Team,
+    workspace: &mut [f32],
+) {
+    let (m, n) = (dst.rows(), dst.cols());
+    let plan = plan::Plan::new::<T>(isa, (m, n), terms.iter().map(Term::sides), team);
+    let mut workspace = Workspace::new(workspace);
+    let terms: Vec<_> = terms.iter().map(|t| pack::Ready::new(t, m, isa, team.is_parallel(), &mut workspace)).collect();
+    let of_threads = workspace.per_thread(plan.threads, plan.of_thread());
+    let panels = Panels::new(n);
+    let stripes = plan.panels.div_ceil(plan.together);
+    let run = |task: usize| {
+        let (row, panel) = (task / stripes * plan.block, task % stripes * plan.together);
+        let end = plan.panels.min(panel + plan.together);
+        let columns = (panel..end).map(|p| panels.columns(p));
+        // A thread mostly goes on with the neighbouring task.
+        let next = (team.is_parallel() && end < plan.panels).then(|| panels.columns(end));
+        // SAFETY: a task takes it once, and waits for nothing.
+        let mut of_thread = Workspace::new(unsafe { of_threads.mine() });
+        let memory = stripe::Memory { packed: of_thread.take(plan.packed), sums: of_thread.take(plan.sums) };
+        let rows = row..m.min(row + plan.block);
+        // SAFETY: the processor has AVX-512; tasks are apart in rows or in columns.
+        unsafe { stripe::stripe(&terms, rows, &columns, next.as_ref(), dst, epilogue, memory) };
+    };
+    let tasks = plan.blocks * stripes;
+    if team.is_parallel() {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+    } else {
+        (0..tasks).for_each(run);
     }
 }
 

@@ -11,9 +11,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{COLS, LANES, ROWS, Side, Term};
-use crate::kernels::buffers::Buffer;
 use crate::kernels::isa::Isa;
 use crate::kernels::view::View;
+use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, simd, widen};
 
 /// Rows below which a right side is read where it lies: packing it would cost as much as using it.
@@ -99,15 +99,14 @@ pub(super) struct Ready<'a, T> {
     pub(super) right: Side<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
     pub(super) in_place: bool,
-    /// What `left` points into, where the left side had to be rewritten.
-    _rewritten: Option<Buffer<f32>>,
 }
 
 // SAFETY: the pointer is to elements that are borrowed or owned for as long as the term lives, and only read.
 unsafe impl<T: Sync> Sync for Ready<'_, T> {}
 
 impl<'a, T: Element> Ready<'a, T> {
-    pub(super) fn new(term: &Term<'a, T>, m: usize, isa: Isa, parallel: bool) -> Self {
+    /// A left side that has to be rewritten is rewritten into `workspace`.
+    pub(super) fn new(term: &Term<'a, T>, m: usize, isa: Isa, parallel: bool, workspace: &mut Workspace<'a>) -> Self {
         let k = term.inner();
         let word = Word::of::<T>(isa);
         let steps = word.steps(k);
@@ -117,13 +116,19 @@ impl<'a, T: Element> Ready<'a, T> {
         };
         let right = term.right();
         let how = rewriting(word, width, m, k);
-        let rewritten = how.map(|how| match how {
-            Rewriting::Widened => widened(stored, parallel),
-            Rewriting::InTiles => in_tiles(stored, parallel),
-            Rewriting::Interleaved => interleaved(stored, parallel),
-            Rewriting::PaddedPairs => padded_pairs(stored, parallel),
-        });
-        let left = rewritten.as_ref().map_or(stored.as_ptr().cast(), |b| b.as_ptr());
+        let left = match how {
+            None => stored.as_ptr().cast(),
+            Some(how) => {
+                let dst = workspace.take(how.words(m, k));
+                match how {
+                    Rewriting::Widened => widened(stored, parallel, dst),
+                    Rewriting::InTiles => in_tiles(stored, parallel, dst),
+                    Rewriting::Interleaved => interleaved(stored, parallel, dst),
+                    Rewriting::PaddedPairs => padded_pairs(stored, parallel, dst),
+                }
+                dst.as_ptr()
+            }
+        };
         // The distances, see `Ready`.
         let (left_row, left_tile, left_step) = match (how, width) {
             (None, None) => (1, 1, stored.stride()),
@@ -135,7 +140,7 @@ impl<'a, T: Element> Ready<'a, T> {
             (Some(Rewriting::InTiles), _) => (1, steps, ROWS),
         };
         let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(right, Side::Rows(_));
-        Self { word, steps, inner: k, left, left_row, left_tile, left_step, right, in_place, _rewritten: rewritten }
+        Self { word, steps, inner: k, left, left_row, left_tile, left_step, right, in_place }
     }
 
     /// Brings inner steps `steps` of columns `cols` of the right side into `dst`, `[steps, width]` words.
@@ -223,23 +228,20 @@ fn each_row(dst: &mut [f32], width: usize, parallel: bool, f: impl Fn(usize, &mu
 }
 
 /// Rows as f32, without gaps.
-fn widened<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
-    let mut dst = Buffer::new(from.rows() * from.cols());
+fn widened<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     each_row(
-        &mut dst,
+        dst,
         from.cols().max(1),
         parallel,
         #[inline(always)]
         |i, row| widen(from.row(i), row),
     );
-    dst
 }
 
 /// `k` rows of `m` elements as tiles `[m / 8, k, 8]` of f32: a weight's gradient reads them from top to bottom, and
 /// rows that are pages apart would cost a miss for each step. Two tiles at a time share a cache line of f32.
-fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     let (k, m) = (from.rows(), from.cols());
-    let mut dst = Buffer::new(m.next_multiple_of(ROWS) * k);
     let pair = |(i, tiles): (usize, &mut [f32])| {
         simd(
             #[inline(always)]
@@ -262,7 +264,6 @@ fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
     } else {
         dst.chunks_mut(size).enumerate().for_each(pair);
     }
-    dst
 }
 
 /// At most [`ROWS`] elements in f32, without a call where there are just as many.
@@ -275,11 +276,10 @@ fn widen_some<T: Element>(from: &[T], to: &mut [f32]) {
 }
 
 /// `k` rows of `m` elements as `[k / 2, m]` pairs of rows.
-fn interleaved<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+fn interleaved<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     let (k, m) = (from.rows(), from.cols());
-    let mut dst = Buffer::new(k.div_ceil(2) * m);
     each_row(
-        &mut dst,
+        dst,
         m.max(1),
         parallel,
         #[inline(always)]
@@ -288,15 +288,13 @@ fn interleaved<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
             pair(from.row(2 * i), odd, pairs);
         },
     );
-    dst
 }
 
 /// `m` rows of an odd number `k` of elements, or of elements that pairs do not fit, as rows of pairs.
-fn padded_pairs<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
+fn padded_pairs<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     let steps = from.cols().div_ceil(2);
-    let mut dst = Buffer::new(from.rows() * steps);
     each_row(
-        &mut dst,
+        dst,
         steps.max(1),
         parallel,
         #[inline(always)]
@@ -306,7 +304,6 @@ fn padded_pairs<T: Element>(from: View<'_, T>, parallel: bool) -> Buffer<f32> {
             }
         },
     );
-    dst
 }
 
 /// Sixteen rows of words to sixteen columns.

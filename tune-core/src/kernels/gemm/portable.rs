@@ -4,8 +4,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{At, Epilogue, Side, Term};
-use crate::kernels::buffers::Buffer;
 use crate::kernels::view::ViewMut;
+use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, widen};
 
 /// A matrix of f32 with its distances between rows and between columns.
@@ -13,25 +13,25 @@ struct Strided {
     data: *const f32,
     row: usize,
     col: usize,
-    _widened: Option<Buffer<f32>>,
 }
 
 impl Strided {
-    fn new<T: Element>(side: Side<'_, T>) -> Self {
+    /// One side of a product; bf16 is widened into `memory`.
+    fn new<T: Element>(side: Side<'_, T>, memory: &mut [f32]) -> Self {
         let (from, transposed) = match side {
             Side::Rows(from) => (from, false),
             Side::Columns(from) => (from, true),
         };
-        let (data, width, widened) = if T::IS_BF16 {
+        let (data, width) = if T::IS_BF16 {
             let cols = from.cols();
-            let mut copy = Buffer::<f32>::new(from.rows() * cols);
+            let copy = &mut memory[..from.rows() * cols];
             copy.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| widen(from.row(i), row));
-            (copy.as_ptr(), cols, Some(copy))
+            (copy.as_ptr(), cols)
         } else {
-            (from.as_ptr().cast(), from.stride(), None)
+            (from.as_ptr().cast(), from.stride())
         };
         let (row, col) = if transposed { (1, width) } else { (width, 1) };
-        Self { data, row, col, _widened: widened }
+        Self { data, row, col }
     }
 }
 
@@ -40,11 +40,20 @@ pub(super) fn multiply<T: Element, D: Send>(
     dst: &ViewMut<'_, D>,
     epilogue: &impl Epilogue<D>,
     parallel: bool,
+    workspace: &mut [f32],
 ) {
     let (m, n) = (dst.rows(), dst.cols());
-    let mut sums = Buffer::<f32>::zeros(m * n);
+    let mut workspace = Workspace::new(workspace);
+    let sums = workspace.take(m * n);
+    if parallel {
+        sums.par_chunks_mut(1 << 20).for_each(|part| part.fill(0.0));
+    } else {
+        sums.fill(0.0);
+    }
+    let widest = |side: usize| if T::IS_BF16 { terms.iter().map(|t| t.inner() * side).max().unwrap_or(0) } else { 0 };
+    let (left, right) = (workspace.take(widest(m)), workspace.take(widest(n)));
     for term in terms {
-        let (left, right) = (Strided::new(term.left()), Strided::new(term.right()));
+        let (left, right) = (Strided::new(term.left(), left), Strided::new(term.right(), right));
         let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
         // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]`.
         unsafe {

@@ -1,6 +1,5 @@
 //! What one task computes: some rows of a sum of products, in some panels of columns.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::ahead::Ahead;
@@ -8,7 +7,6 @@ use super::avx512::{self, Operands};
 use super::pack::{Ready, Word};
 use super::{At, COLS, Epilogue, LANES, ROWS, Side};
 use crate::kernels::Element;
-use crate::kernels::buffers::Buffer;
 use crate::kernels::view::ViewMut;
 
 /// Inner steps whose packed right side stays in the second-level cache, with the left sides that meet it.
@@ -16,13 +14,12 @@ const STEPS: usize = 768;
 /// Products in one sum, at most.
 pub(super) const MAX_TERMS: usize = 8;
 
-thread_local! {
-    /// Packed right sides and sums of tasks that are done, for the next ones.
-    static SCRATCH: RefCell<Vec<Buffer<f32>>> = const { RefCell::new(Vec::new()) };
-}
-
-fn scratch(len: usize) -> Buffer<f32> {
-    SCRATCH.with_borrow_mut(Vec::pop).filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::new(len))
+/// The memory of one task.
+pub(super) struct Memory<'a> {
+    /// For the packed right sides of a group of inner steps.
+    pub(super) packed: &'a mut [f32],
+    /// For the sums of its tiles: of all, where there are several groups, else of one.
+    pub(super) sums: &'a mut [f32],
 }
 
 /// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
@@ -108,17 +105,16 @@ impl Group {
 pub(super) unsafe fn stripe<T: Element, D>(
     terms: &[Ready<'_, T>],
     rows: Range<usize>,
-    panels: &(impl ExactSizeIterator<Item = Range<usize>> + Clone),
+    panels: &(impl Iterator<Item = Range<usize>> + Clone),
     next: Option<&Range<usize>>,
     dst: &ViewMut<'_, D>,
     epilogue: &impl Epilogue<D>,
+    memory: Memory<'_>,
 ) {
     assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
     let (groups, size) = groups(steps(terms));
-    let mut packed = scratch(size * COLS);
-    // Without a next group the sums of a tile are used up at once.
+    let Memory { packed, sums } = memory;
     let kept = if groups == 1 { 0 } else { rows.len().next_multiple_of(ROWS) * COLS };
-    let mut sums = scratch((kept * panels.len()).max(ROWS * COLS));
 
     let first_group = Group::default().next(terms, size);
     let mut group = first_group;
@@ -131,7 +127,7 @@ pub(super) unsafe fn stripe<T: Element, D>(
         let mut upcoming = others.chain(panel.map(|cols| (following, cols)));
         for (p, cols) in panels.clone().enumerate() {
             let width = cols.len().next_multiple_of(LANES);
-            let rights = rights(terms, group.pieces(), &cols, &mut packed);
+            let rights = rights(terms, group.pieces(), &cols, packed);
             let shares = rows.len().div_ceil(ROWS) * group.fetches();
             let mut ahead = match upcoming.next() {
                 Some((group, cols)) => Ahead::new(terms, group.pieces(), &cols, shares),
@@ -175,7 +171,6 @@ pub(super) unsafe fn stripe<T: Element, D>(
         }
         group = following;
     }
-    SCRATCH.with_borrow_mut(|s| s.extend([sums, packed]));
 }
 
 /// Where the right side of each piece is read in columns `cols`, and how far apart its inner steps are: in place,

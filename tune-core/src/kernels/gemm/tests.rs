@@ -13,6 +13,13 @@ fn numbers<T: Element>(count: usize, seed: u32) -> Vec<T> {
         .collect()
 }
 
+/// [`multiply`] with as much memory as it says that it needs.
+fn multiply_all<T: Element, D: Element>(terms: &[Term<'_, T>], dst: &ViewMut<'_, D>, finish: Finish<'_, D>) {
+    let sides: Vec<_> = terms.iter().map(Term::sides).collect();
+    let len = workspace::<T>(Isa::get(), (dst.rows(), dst.cols()), &sides, rayon::current_num_threads());
+    multiply(terms, dst, finish, &mut vec![f32::NAN; len]);
+}
+
 /// Every form of a term, at sizes around the edges of tiles, against sums in f64.
 fn check<T: Element>() {
     for (m, n, k) in
@@ -29,9 +36,10 @@ fn check<T: Element>() {
             let terms = [first, Term::Up { x: View::new(&h, 8), w: View::new(&b, 8) }];
             let residual = numbers::<f32>(m * (n + 3), 5);
             let mut dst = residual.clone();
-            multiply(&terms, &ViewMut::strided(&mut dst, (m, n), n + 3), Finish::Add);
+            multiply_all(&terms, &ViewMut::strided(&mut dst, (m, n), n + 3), Finish::Add);
             let mut here = residual.clone();
-            multiply_here(&terms, &ViewMut::strided(&mut here, (m, n), n + 3), add);
+            let mut memory = vec![f32::NAN; workspace_here::<T>(Isa::get(), (m, n), &terms.map(|t| t.sides()))];
+            multiply_here(&terms, &ViewMut::strided(&mut here, (m, n), n + 3), add, &mut memory);
             assert_eq!(dst, here);
             for i in 0..m {
                 for j in 0..n + 3 {
@@ -78,7 +86,7 @@ fn check_finishes<T: Element>() {
     let (dense_x, dense_w) = (columns(&x, k + 5, m, k), columns(&w, k + 2, n, k));
     let mut sums = vec![0f32; m * n];
     let dense = Term::Up { x: View::new(&dense_x, k), w: View::new(&dense_w, k) };
-    multiply(&[dense], &ViewMut::new(&mut sums, n), Finish::Store);
+    multiply_all(&[dense], &ViewMut::new(&mut sums, n), Finish::Store);
 
     let term = Term::Up { x: View::new(&x, k + 5).part(0..m, 0..k), w: View::new(&w, k + 2).part(0..n, 0..k) };
     let dropout = Dropout::new(0.4, 9);
@@ -93,7 +101,7 @@ fn check_finishes<T: Element>() {
     ];
     for finish in ways {
         let mut dst = before.clone();
-        multiply(&[term], &ViewMut::strided(&mut dst, (m, n), n + 4), finish);
+        multiply_all(&[term], &ViewMut::strided(&mut dst, (m, n), n + 4), finish);
         for row in 0..m {
             for col in 0..n + 4 {
                 let (old, got) = (before[row * (n + 4) + col], dst[row * (n + 4) + col]);
@@ -128,5 +136,5 @@ fn sums_are_finished_as_is_said() {
 #[should_panic(expected = "is not 2 by 2")]
 fn operands_of_other_shapes_are_refused() {
     let (x, w, mut y) = ([0f32; 6], [0f32; 8], [0f32; 4]);
-    multiply(&[Term::Up { x: View::new(&x, 3), w: View::new(&w, 4) }], &ViewMut::new(&mut y, 2), Finish::Store);
+    multiply_all(&[Term::Up { x: View::new(&x, 3), w: View::new(&w, 4) }], &ViewMut::new(&mut y, 2), Finish::Store);
 }

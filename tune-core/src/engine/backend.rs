@@ -1,0 +1,237 @@
+//! What computes: memory, and the operations that a model is written in.
+//!
+//! Each operation is as large as a kernel and writes into memory that its caller took, so that whoever counts memory
+//! counts all of it. [`super::cpu`] computes, [`super::paper`] counts, [`super::reference`] is what both are compared with.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::kernels::attention::Attention;
+use crate::kernels::gemm::Sides;
+use crate::kernels::ledger::Purpose;
+use crate::kernels::rope::Turn;
+use crate::kernels::{Dropout, Rotary};
+
+/// See the [module](self). In shapes, `m` is a number of rows: tokens, mostly.
+pub(crate) trait Backend: Sized {
+    /// A buffer of numbers in the type of weights and activations. The memory goes back when it is dropped.
+    type Acts;
+    /// A buffer of numbers in the type of sums: logits, normalizers, gradients of parameters.
+    type Sums;
+    /// A parameter as operations read it: borrowed, or converted to the type of activations.
+    type Param;
+
+    /// Memory of any content for a matrix of activations.
+    fn acts(&self, rows: usize, cols: usize) -> Self::Acts;
+    /// The same of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Self::Acts;
+    /// Memory of any content for a matrix of sums.
+    fn sums(&self, rows: usize, cols: usize) -> Self::Sums;
+    /// Memory of any content for a parameter's gradient.
+    fn gradient(&self, rows: usize, cols: usize) -> Self::Sums;
+    /// Zeros.
+    fn clear(&self, x: &mut Self::Sums);
+    /// Adds `more` to `onto`.
+    fn accumulate(&self, onto: &mut Self::Sums, more: &Self::Sums);
+    /// `x` `[rows, cols]` transposed into `y` `[cols, rows]`.
+    fn transpose(&self, x: &Self::Sums, size: (usize, usize), y: &mut Self::Sums);
+    /// What memory is for that is taken from now on and is no gradient.
+    fn purpose(&self, _: Purpose) {}
+
+    /// A sum of products `[m, n]`, and what becomes of it.
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self::Acts>, y: PartMut<'_, Self::Acts>);
+    /// The same in the type of sums; it is added to what is there, or stored.
+    fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Self::Sums>);
+
+    /// Rows `ids` of `table` `[.., width]` into `y` `[m, width]`.
+    fn lookup(&self, table: &Self::Param, width: usize, ids: &[u32], y: &mut Self::Acts);
+    /// Adds each row of `g` `[m, width]` to row `ids` of `table`.
+    fn lookup_back(&self, g: &Self::Acts, width: usize, ids: &[u32], table: &mut Self::Sums);
+    /// Rows `rows` of `x` `[.., width]` into `y`.
+    fn gather(&self, x: &Self::Acts, width: usize, rows: &[usize], y: &mut Self::Acts);
+    /// The rows of `x` into rows `rows` of `y` `[.., width]`.
+    fn scatter(&self, x: &Self::Acts, width: usize, rows: &[usize], y: &mut Self::Acts);
+
+    /// `x / rms(x) · weight`, see [`crate::kernels::rms_norm`].
+    fn norm(&self, x: Part<'_, Self::Acts>, weight: &Self::Param, norm: Norm, y: PartMut<'_, Self::Acts>);
+    /// Adds the gradient of a norm's input to `onto`, for the gradient `g` of its output; that of the weight into `own`.
+    fn norm_back(
+        &self,
+        x: Part<'_, Self::Acts>,
+        weight: &Self::Param,
+        norm: Norm,
+        g: Part<'_, Self::Acts>,
+        onto: PartMut<'_, Self::Acts>,
+        own: Option<&mut Self::Sums>,
+    );
+    /// Turns every head of `x` by its token's angles.
+    fn rotate(&self, x: PartMut<'_, Self::Acts>, angles: &Rotary, turn: Turn);
+    /// `silu(gate) · up`, for so many elements.
+    fn gate(&self, gate: &Self::Acts, up: &Self::Acts, y: &mut Self::Acts);
+    /// Replaces `gate` and `up` by their gradients, for the gradient `g` of the result, and that one by the result.
+    fn gate_back(&self, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
+    /// `x` `[m, width]` with dropout. Row `i` of a selection counts as row `rows[i]`.
+    fn dropped(&self, x: &Self::Acts, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
+
+    /// Attention of queries, keys and values; the logarithm of each query's normalizer into `lse` `[heads, m]`.
+    fn attend(
+        &self,
+        how: &Attention<'_>,
+        qkv: [Part<'_, Self::Acts>; 3],
+        y: PartMut<'_, Self::Acts>,
+        lse: &mut Self::Sums,
+    );
+    /// The gradients of queries, keys and values, for the gradient `g` of the result `y`.
+    fn attend_back(
+        &self,
+        how: &Attention<'_>,
+        qkv: [Part<'_, Self::Acts>; 3],
+        y: (Part<'_, Self::Acts>, &Self::Sums),
+        g: Part<'_, Self::Acts>,
+        gqkv: [PartMut<'_, Self::Acts>; 3],
+    );
+
+    /// The cross-entropy of each row of `logits` `[m, vocab]` with its target, and with `weights`, a factor a row, the
+    /// gradient of the weighted sum, in the memory that the logits had.
+    fn loss(&self, logits: Self::Sums, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self>;
+}
+
+/// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
+pub(crate) trait Reads<'m>: Backend {
+    /// A parameter.
+    ///
+    /// # Errors
+    /// The tensor lies elsewhere, or is of a type that the backend does not read.
+    fn param(&self, tensor: &'m Tensor) -> Result<Self::Param>;
+}
+
+/// Some columns of some rows of a buffer: `[rows, cols]`, `stride` elements from one row to the next.
+#[derive(Debug)]
+pub(crate) struct Part<'a, M> {
+    pub(crate) of: &'a M,
+    /// The first element.
+    pub(crate) at: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
+}
+
+impl<M> Clone for Part<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Part<'_, M> {}
+
+impl<'a, M> Part<'a, M> {
+    /// Rows that follow each other without a gap.
+    pub(crate) fn new(of: &'a M, rows: usize, cols: usize) -> Self {
+        Self::strided(of, (rows, cols), cols)
+    }
+
+    /// Rows that begin `stride` elements after each other.
+    pub(crate) fn strided(of: &'a M, (rows, cols): (usize, usize), stride: usize) -> Self {
+        Self { of, at: 0, rows, cols, stride }
+    }
+
+    /// The elements from the first to the last.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.at..self.at + extent(self.rows, self.cols, self.stride)
+    }
+}
+
+/// A [`Part`] to be written.
+#[derive(Debug)]
+pub(crate) struct PartMut<'a, M> {
+    pub(crate) of: &'a mut M,
+    /// The first element.
+    pub(crate) at: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
+}
+
+impl<'a, M> PartMut<'a, M> {
+    /// Rows that follow each other without a gap.
+    pub(crate) fn new(of: &'a mut M, rows: usize, cols: usize) -> Self {
+        Self { of, at: 0, rows, cols, stride: cols }
+    }
+
+    /// The elements from the first to the last.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.at..self.at + extent(self.rows, self.cols, self.stride)
+    }
+}
+
+fn extent(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+/// A weight `[out, inner]` in a product.
+pub(crate) struct Weight<'a, B: Backend> {
+    pub(crate) param: &'a B::Param,
+    pub(crate) out: usize,
+    pub(crate) inner: usize,
+}
+
+impl<B: Backend> Clone for Weight<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Weight<'_, B> {}
+
+/// One product of a sum, by its part in a layer.
+pub(crate) enum Term<'a, B: Backend> {
+    /// `x · wᵀ` for `x` `[m, inner]`: on the way up.
+    Up { x: Part<'a, B::Acts>, w: Weight<'a, B> },
+    /// `g · w` for `g` `[m, out]`: on the way down.
+    Down { g: Part<'a, B::Acts>, w: Weight<'a, B> },
+    /// `gᵀ · x` for `g` `[k, m]` and `x` `[k, n]`: a weight's gradient.
+    Across { g: Part<'a, B::Acts>, x: Part<'a, B::Acts> },
+}
+
+impl<B: Backend> Term<'_, B> {
+    /// Its shape.
+    pub(crate) fn sides(&self) -> Sides {
+        match self {
+            Self::Up { x: left, .. } | Self::Down { g: left, .. } => {
+                Sides { left_width: Some(left.stride), inner: left.cols }
+            }
+            Self::Across { g, .. } => Sides { left_width: None, inner: g.rows },
+        }
+    }
+}
+
+/// What becomes of a sum of products.
+pub(crate) enum Finish<'a, M> {
+    /// It is stored.
+    Store,
+    /// It is multiplied by a factor.
+    Scaled(f64),
+    /// It is added to the same element of another matrix.
+    Onto(Part<'a, M>),
+    /// It is dropped or scaled, and added to what is there. Row `i` of a selection counts as row `rows[i]`.
+    AddDropped(Dropout, Option<&'a [usize]>),
+}
+
+/// How a norm is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Norm {
+    /// Elements that are normed together.
+    pub(crate) width: usize,
+    /// Added to the mean of squares.
+    pub(crate) eps: f64,
+}
+
+/// What [`Backend::loss`] gives.
+pub(crate) struct Losses<B: Backend> {
+    /// Of each row.
+    pub(crate) each: Vec<f64>,
+    /// The gradient of the logits, if it was asked for: a buffer, and the elements from one of its rows to the next.
+    pub(crate) gradient: Option<(B::Acts, usize)>,
+}

@@ -1,0 +1,302 @@
+//! A training step on paper: the engine itself takes and drops the buffers that it would, and nothing is computed.
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+
+use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Term};
+use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, ParamId, Parameters};
+use super::run::{Run, Sink, Weights};
+use crate::Result;
+use crate::data::{Batch, IGNORE, Span};
+use crate::kernels::attention::Attention;
+use crate::kernels::isa::Isa;
+use crate::kernels::ledger::{Entry, Ledger, Purpose};
+use crate::kernels::rope::Turn;
+use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
+use crate::models::{DecoderConfig, LoraOptions, PerSlot, Slot};
+
+/// The memory of a processor on paper, for weights and activations of type `T`.
+pub(crate) struct Paper<T> {
+    pub(crate) ledger: Ledger,
+    /// Threads that compute.
+    threads: usize,
+    purpose: Cell<Purpose>,
+    work: RefCell<Work>,
+    element: PhantomData<T>,
+}
+
+/// Floating-point operations that a training step cannot do without, a multiplication and an addition being two.
+///
+/// What is done again instead of kept (scores in the backward pass), what is computed and then masked, padding, and everything
+/// that is not a product (a few operations an element) is not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Work {
+    /// Products with the weights of the blocks' layers and of their adapters.
+    pub layers: f64,
+    /// Scores and values of attention.
+    pub attention: f64,
+    /// Products with the weights of the output layer, for trained tokens.
+    pub output: f64,
+}
+
+impl Work {
+    /// Of a step on samples of these lengths, so many of whose tokens are trained, with activations kept.
+    ///
+    /// # Errors
+    /// As [`super::forward_backward`].
+    pub fn of_step(
+        model: &DecoderConfig,
+        lora: Option<&LoraOptions>,
+        samples: &[usize],
+        trained: usize,
+    ) -> Result<Self> {
+        let len = samples.iter().sum();
+        let mut start = 0;
+        let spans = samples.iter().map(|&len| {
+            start += len;
+            Span { row: 0, start: start - len, len }
+        });
+        let batch = Batch {
+            rows: 1,
+            len,
+            input_ids: vec![0; len],
+            targets: (0..len).map(|i| if i < trained { 0 } else { IGNORE }).collect(),
+            positions: vec![0; len],
+            spans: spans.collect(),
+            origins: vec![String::new(); samples.len()],
+        };
+        let step = StepOnPaper { model, lora, activation_checkpointing: false, optimizer_in_backward: true };
+        let paper = Paper::<f32>::new(1);
+        step.train(&[&batch], &paper)?;
+        Ok(paper.work.into_inner())
+    }
+
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.layers + self.attention + self.output
+    }
+}
+
+impl<T: Element> Paper<T> {
+    /// This processor, with so many threads.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            ledger: Ledger::new(),
+            threads: threads.max(1),
+            purpose: Cell::new(Purpose::Activations),
+            work: RefCell::default(),
+            element: PhantomData,
+        }
+    }
+
+    fn take<E>(&self, len: usize) -> Entry {
+        self.ledger.take::<E>(len, self.purpose.get())
+    }
+
+    fn product(&self, terms: &[Term<'_, Self>], (m, n): (usize, usize)) {
+        let sides: Vec<_> = terms.iter().map(Term::sides).collect();
+        drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, self.threads)));
+        let inner: usize = sides.iter().map(|side| side.inner).sum();
+        let mut work = self.work.borrow_mut();
+        let of = if self.purpose.get() == Purpose::Output { &mut work.output } else { &mut work.layers };
+        *of += 2.0 * m as f64 * n as f64 * inner as f64;
+    }
+
+    /// Adds so many products of head size for each query and key that sees it.
+    fn attention(&self, how: &Attention<'_>, products: f64) {
+        let shape = &how.shape;
+        let seen = |len: usize| (0..len).map(|i| i + 1 - shape.first_key(i)).sum::<usize>();
+        let pairs: usize = how.spans.iter().map(|span| seen(span.len)).sum();
+        self.work.borrow_mut().attention += products * 2.0 * (shape.heads * shape.head_dim * pairs) as f64;
+    }
+}
+
+impl<T: Element> Backend for Paper<T> {
+    type Acts = Entry;
+    type Sums = Entry;
+    /// Memory of its own, if it is converted.
+    type Param = Option<Entry>;
+
+    fn acts(&self, rows: usize, cols: usize) -> Entry {
+        self.take::<T>(rows * cols)
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Entry {
+        self.take::<T>(rows * cols)
+    }
+
+    fn sums(&self, rows: usize, cols: usize) -> Entry {
+        self.take::<f32>(rows * cols)
+    }
+
+    fn gradient(&self, rows: usize, cols: usize) -> Entry {
+        self.ledger.take::<f32>(rows * cols, Purpose::Gradients)
+    }
+
+    fn clear(&self, _: &mut Entry) {}
+
+    fn accumulate(&self, _: &mut Entry, _: &Entry) {}
+
+    fn transpose(&self, _: &Entry, _: (usize, usize), _: &mut Entry) {}
+
+    fn purpose(&self, purpose: Purpose) {
+        self.purpose.set(purpose);
+    }
+
+    fn multiply(&self, terms: &[Term<'_, Self>], _: Finish<'_, Entry>, y: PartMut<'_, Entry>) {
+        self.product(terms, (y.rows, y.cols));
+    }
+
+    fn multiply_sums(&self, terms: &[Term<'_, Self>], _: bool, y: PartMut<'_, Entry>) {
+        self.product(terms, (y.rows, y.cols));
+    }
+
+    fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: &mut Entry) {}
+
+    fn lookup_back(&self, _: &Entry, _: usize, _: &[u32], _: &mut Entry) {}
+
+    fn gather(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
+
+    fn scatter(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
+
+    fn norm(&self, _: Part<'_, Entry>, _: &Option<Entry>, _: Norm, _: PartMut<'_, Entry>) {}
+
+    fn norm_back(
+        &self,
+        x: Part<'_, Entry>,
+        _: &Option<Entry>,
+        norm: Norm,
+        _: Part<'_, Entry>,
+        _: PartMut<'_, Entry>,
+        own: Option<&mut Entry>,
+    ) {
+        let len = if own.is_some() { rms_norm::workspace(x.rows, norm.width) } else { 0 };
+        drop(self.take::<f32>(len));
+    }
+
+    fn rotate(&self, _: PartMut<'_, Entry>, _: &Rotary, _: Turn) {}
+
+    fn gate(&self, _: &Entry, _: &Entry, _: &mut Entry) {}
+
+    fn gate_back(&self, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
+
+    fn dropped(&self, _: &Entry, _: usize, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
+
+    fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], y: PartMut<'_, Entry>, _: &mut Entry) {
+        drop(self.take::<f32>(how.forward_workspace::<T>(y.rows, self.threads)));
+        self.attention(how, 2.0);
+    }
+
+    fn attend_back(
+        &self,
+        how: &Attention<'_>,
+        _: [Part<'_, Entry>; 3],
+        (y, _): (Part<'_, Entry>, &Entry),
+        _: Part<'_, Entry>,
+        _: [PartMut<'_, Entry>; 3],
+    ) {
+        drop(self.take::<f32>(how.backward_workspace::<T>(y.rows, self.threads)));
+        // The gradients of probabilities, of values, of keys and of queries.
+        self.attention(how, 4.0);
+    }
+
+    fn loss(&self, logits: Entry, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+        let gradient = weights.map(|_| (logits, vocab * size_of::<f32>() / size_of::<T>()));
+        Losses { each: vec![0.0; targets.len()], gradient }
+    }
+}
+
+/// What is known of a training step before there is a model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepOnPaper<'a> {
+    pub(crate) model: &'a DecoderConfig,
+    /// The adapters that are trained; the model's own weights if `None`.
+    pub(crate) lora: Option<&'a LoraOptions>,
+    pub(crate) activation_checkpointing: bool,
+    /// Whether gradients are used up as they come.
+    pub(crate) optimizer_in_backward: bool,
+}
+
+impl StepOnPaper<'_> {
+    /// A training step with micro-batches that are given without padding.
+    ///
+    /// # Errors
+    /// As [`super::forward_backward`].
+    pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
+        let mut gathered = Gathered { keeps: !self.optimizer_in_backward, gradients: Vec::new() };
+        for (i, batch) in micro_batches.iter().enumerate() {
+            // From the second on gradients are added to those of the first.
+            gathered.keeps &= i == 0;
+            let run = Run::new(paper, self.model, self, batch);
+            run.forward_backward(&Weights::All(1.0), self.activation_checkpointing, &mut gathered)?;
+        }
+        Ok(())
+    }
+
+    /// The same without gradients.
+    ///
+    /// # Errors
+    /// As [`super::evaluate`].
+    pub(crate) fn evaluate<T: Element>(&self, batch: &Batch, paper: &Paper<T>) -> Result<()> {
+        Run::new(paper, self.model, self, batch).evaluate().map(drop)
+    }
+
+    fn layer<T: Element>(&self, paper: &Paper<T>, slot: Slot) -> LayerParams<Paper<T>> {
+        let (out, inner) = self.model.sides(slot);
+        // Adapters are f32.
+        let param = |len: usize| T::IS_BF16.then(|| paper.take::<T>(len));
+        let adapter = self.lora.filter(|lora| lora.modules.contains(&slot)).map(|lora| AdapterParams {
+            a: param(lora.rank * inner),
+            b: param(out * lora.rank),
+            rank: lora.rank,
+            scale: 1.0,
+            dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
+        });
+        LayerParams { weight: None, trained: self.lora.is_none(), out, inner, adapter }
+    }
+
+    fn norm<T: Element>(&self) -> NormParams<Paper<T>> {
+        NormParams { weight: None, trained: self.lora.is_none() }
+    }
+}
+
+impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
+    fn open(&self, paper: &Paper<T>, _: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
+        let norms = [self.norm(), self.norm()];
+        Ok(BlockParams { norms, layers: PerSlot::new(|slot| self.layer(paper, slot)) })
+    }
+
+    fn embedding(&self, _: &Paper<T>) -> Result<Option<Entry>> {
+        Ok(None)
+    }
+
+    fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {
+        Ok((self.norm(), self.layer(paper, Slot::LmHead)))
+    }
+
+    fn trains_embedding(&self) -> bool {
+        self.lora.is_none()
+    }
+
+    fn lowest_trained_block(&self) -> usize {
+        let in_blocks = |lora: &LoraOptions| lora.modules.iter().any(|slot| slot.half().is_some());
+        if self.lora.is_none_or(in_blocks) { 0 } else { self.model.num_hidden_layers }
+    }
+}
+
+/// Who takes the gradients.
+struct Gathered {
+    keeps: bool,
+    gradients: Vec<Entry>,
+}
+
+impl<T: Element> Sink<Paper<T>> for Gathered {
+    fn take(&mut self, _: ParamId, gradient: Entry) -> Result<()> {
+        self.gradients.extend(self.keeps.then_some(gradient));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "paper_tests.rs"]
+mod tests;

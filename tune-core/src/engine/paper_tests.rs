@@ -1,0 +1,124 @@
+use candle_core::{DType, Device};
+use half::bf16;
+
+use super::*;
+use crate::engine::{RunOptions, forward_backward};
+use crate::kernels::ledger::Ledger;
+use crate::kernels::recorder;
+use crate::models::Slot::{DownProj, LmHead, QProj};
+use crate::models::{Decoder, LoadOptions, RandomWeights, RopeScaling};
+use crate::optim::{Gradients, InBackward, OptimizerConfig};
+
+/// Sizes that fit neither tiles nor pages.
+fn model(tied: bool) -> DecoderConfig {
+    DecoderConfig {
+        model_type: "llama".to_string(),
+        vocab_size: 5003,
+        hidden_size: 144,
+        intermediate_size: 400,
+        num_hidden_layers: 3,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 24,
+        max_position_embeddings: 2048,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e4,
+        rope_scaling: RopeScaling::None,
+        sliding_window: None,
+        tie_word_embeddings: tied,
+    }
+}
+
+/// Samples of these lengths in one row; the first third of each is not trained.
+fn batch(lens: &[usize]) -> Batch {
+    let mut batch = Batch {
+        rows: 1,
+        len: lens.iter().sum(),
+        input_ids: Vec::new(),
+        targets: Vec::new(),
+        positions: Vec::new(),
+        spans: Vec::new(),
+        origins: vec![String::new(); lens.len()],
+    };
+    for &len in lens {
+        batch.spans.push(Span { row: 0, start: batch.input_ids.len(), len });
+        for i in 0..len {
+            batch.input_ids.push((i * 31 % 5003) as u32);
+            batch.targets.push(if i < len / 3 { IGNORE } else { (i * 17 % 5003) as u32 });
+            batch.positions.push(i as u32);
+        }
+    }
+    batch
+}
+
+fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
+    LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1 }
+}
+
+/// What two steps really take, and what they take on paper, on one thread: with more, which of them is where
+/// decides about the order of small buffers, and so about the gaps that large ones find.
+fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
+    let options =
+        LoadOptions { dtype, device: Device::Cpu, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
+    let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
+    let mut optimizer =
+        OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();
+    let real = recorder::record(1, || {
+        for number in 1..=2 {
+            let mut gradients = Gradients::default();
+            for batch in batches {
+                let options = RunOptions {
+                    scale: 1e-3,
+                    activation_checkpointing: step.activation_checkpointing,
+                    dropout: Some(7),
+                };
+                if step.optimizer_in_backward {
+                    let optimizer = optimizer.as_mut();
+                    let mut sink = InBackward { optimizer, lr: 0.0, step: number, squared_norm: 0.0 };
+                    forward_backward(&model, batch, options, &mut sink).unwrap();
+                } else {
+                    forward_backward(&model, batch, options, &mut gradients).unwrap();
+                }
+            }
+        }
+    });
+    fn on_paper<T: Element>(step: StepOnPaper<'_>, batches: &[&Batch]) -> Ledger {
+        let paper = Paper::<T>::new(1);
+        (1..=2).for_each(|_| step.train(batches, &paper).unwrap());
+        paper.ledger
+    }
+    let paper = match dtype {
+        DType::BF16 => on_paper::<bf16>(step, batches),
+        _ => on_paper::<f32>(step, batches),
+    };
+    [real, paper]
+}
+
+fn modes() -> Vec<(String, DecoderConfig, Option<LoraOptions>, bool, bool)> {
+    let adapters = [Some(lora(&Slot::ALL, 0.0)), Some(lora(&[QProj, DownProj], 0.1)), Some(lora(&[LmHead], 0.0)), None];
+    let mut modes = Vec::new();
+    for tied in [true, false] {
+        for (which, lora) in adapters.iter().enumerate() {
+            for checkpointing in [true, false] {
+                for in_backward in [true, false] {
+                    let name = format!("tied {tied}, adapters {which}, {checkpointing}, {in_backward}");
+                    modes.push((name, model(tied), lora.clone(), checkpointing, in_backward));
+                }
+            }
+        }
+    }
+    modes
+}
+
+#[test]
+fn one_thread_touches_what_the_paper_says() {
+    let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    for (name, model, lora, activation_checkpointing, optimizer_in_backward) in modes() {
+        let lora = lora.as_ref();
+        let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward };
+        for dtype in [DType::F32, DType::BF16] {
+            let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
+            assert_eq!(real, paper, "{name}, {dtype:?}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Where a run finds a model's parameters, and what they are called.
+
+use super::backend::{Backend, Reads};
+use crate::Result;
+use crate::kernels::Dropout;
+use crate::models::{Decoder, Half, Linear, PerSlot, Slot};
+
+/// A parameter of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ParamId {
+    /// The embedding table, and with it a tied output layer.
+    Embedding,
+    /// The norm of a half of a block.
+    Norm(usize, Half),
+    /// A part of a layer of a block.
+    InBlock(usize, Slot, Of),
+    /// The norm below the output layer.
+    LastNorm,
+    /// A part of the output layer.
+    Output(Of),
+}
+
+/// A part of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Of {
+    /// Its weight, `[out, in]`.
+    Weight,
+    /// Its adapter's `A`, `[rank, in]`.
+    LoraA,
+    /// Its adapter's `B`, `[out, rank]`.
+    LoraB,
+}
+
+impl ParamId {
+    /// Its name in [`Decoder::trainable`].
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Embedding => "model.embed_tokens.weight".to_string(),
+            Self::Norm(block, half) => format!("model.layers.{block}.{}.weight", half.norm()),
+            Self::InBlock(block, slot, of) => format!("model.layers.{block}.{}.{}", slot.path(), of.name()),
+            Self::LastNorm => "model.norm.weight".to_string(),
+            Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
+        }
+    }
+}
+
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::LoraA => "lora_A.weight",
+            Self::LoraB => "lora_B.weight",
+        }
+    }
+}
+
+/// Where the parameters of a model are: what is opened is there for as long as the result lives.
+pub(crate) trait Parameters<B: Backend> {
+    /// The parameters of a block; `next` is the block that will follow, and may be fetched meanwhile.
+    fn open(&self, backend: &B, block: usize, next: Option<usize>) -> Result<BlockParams<B>>;
+
+    /// The embedding table.
+    fn embedding(&self, backend: &B) -> Result<B::Param>;
+
+    /// The last norm and the output layer.
+    fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)>;
+
+    /// Whether the embedding table is trained.
+    fn trains_embedding(&self) -> bool;
+
+    /// The lowest block in which something is trained, or the number of blocks.
+    fn lowest_trained_block(&self) -> usize;
+}
+
+/// The parameters of a block.
+pub(crate) struct BlockParams<B: Backend> {
+    /// The norms of its halves, in the order of [`Half::ALL`].
+    pub(crate) norms: [NormParams<B>; 2],
+    pub(crate) layers: PerSlot<LayerParams<B>>,
+}
+
+/// A norm's weight.
+pub(crate) struct NormParams<B: Backend> {
+    pub(crate) weight: B::Param,
+    pub(crate) trained: bool,
+}
+
+/// A linear layer.
+pub(crate) struct LayerParams<B: Backend> {
+    /// `[out, inner]`.
+    pub(crate) weight: B::Param,
+    pub(crate) trained: bool,
+    pub(crate) out: usize,
+    pub(crate) inner: usize,
+    pub(crate) adapter: Option<AdapterParams<B>>,
+}
+
+/// A layer's low-rank update, which is trained.
+pub(crate) struct AdapterParams<B: Backend> {
+    /// `[rank, inner]`.
+    pub(crate) a: B::Param,
+    /// `[out, rank]`.
+    pub(crate) b: B::Param,
+    pub(crate) rank: usize,
+    /// `alpha / rank`.
+    pub(crate) scale: f64,
+    pub(crate) dropout: Option<Dropout>,
+}
+
+/// A model in memory, with the key of a pass's dropout.
+#[derive(Clone, Copy)]
+pub(super) struct Held<'m> {
+    pub(super) model: &'m Decoder,
+    pub(super) dropout: Option<u64>,
+}
+
+impl<'m> Held<'m> {
+    fn layer<B: Reads<'m>>(&self, backend: &B, linear: &'m Linear) -> Result<LayerParams<B>> {
+        let (out, inner) = linear.weight.dims2()?;
+        let adapter = match &linear.adapter {
+            None => None,
+            Some(adapter) => Some(AdapterParams {
+                a: backend.param(&adapter.a)?,
+                b: backend.param(&adapter.b)?,
+                rank: adapter.a.dim(0)?,
+                scale: adapter.scale,
+                dropout: linear.dropout(self.dropout),
+            }),
+        };
+        Ok(LayerParams {
+            weight: backend.param(&linear.weight)?,
+            trained: linear.weight.is_variable(),
+            out,
+            inner,
+            adapter,
+        })
+    }
+}
+
+impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
+    fn open(&self, backend: &B, block: usize, _: Option<usize>) -> Result<BlockParams<B>> {
+        let block = &self.model.blocks[block];
+        let norm = |half: Half| -> Result<NormParams<B>> {
+            let weight = block.norm(half);
+            Ok(NormParams { weight: backend.param(weight)?, trained: weight.is_variable() })
+        };
+        Ok(BlockParams {
+            norms: [norm(Half::Attention)?, norm(Half::Mlp)?],
+            layers: PerSlot::try_new(|slot| self.layer(backend, &block.linears[slot]))?,
+        })
+    }
+
+    fn embedding(&self, backend: &B) -> Result<B::Param> {
+        backend.param(self.model.embedding())
+    }
+
+    fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
+        let (norm, head) = self.model.top();
+        let norm = NormParams { weight: backend.param(norm)?, trained: norm.is_variable() };
+        Ok((norm, self.layer(backend, head)?))
+    }
+
+    fn trains_embedding(&self) -> bool {
+        self.model.trains_embedding()
+    }
+
+    fn lowest_trained_block(&self) -> usize {
+        let blocks = &self.model.blocks;
+        blocks.iter().position(|block| block.is_trained()).unwrap_or(blocks.len())
+    }
+}

@@ -1,0 +1,134 @@
+//! The last norm, the output layer and the loss: logits exist for a chunk of trained tokens at a time.
+
+use super::backend::{Backend, Losses, Norm, Part, PartMut};
+use super::linear::{Layer, input_gradient};
+use super::parameters::{Of, ParamId};
+use super::run::{Found, Run, Weights};
+use crate::Result;
+use crate::data::IGNORE;
+use crate::kernels::check_targets;
+use crate::kernels::ledger::Purpose;
+
+/// Logits held at once, at most (56 MiB in f32).
+const LOGITS: usize = 14 << 20;
+
+/// Of so many trained tokens, those whose logits exist at a time: about as many each time, for the weights
+/// are read anew.
+fn rows_at_once(trained: usize, vocab: usize) -> usize {
+    let most = (LOGITS / vocab).clamp(16, 1024);
+    trained.div_ceil(trained.div_ceil(most).max(1)).next_multiple_of(8).min(most).max(1)
+}
+
+/// What comes out at the top.
+pub(super) struct Top<B: Backend> {
+    /// The loss summed over trained tokens, without weights.
+    pub(super) loss: f64,
+    /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
+    pub(super) of_blocks: Option<B::Acts>,
+    /// The gradient of a tied embedding table in its role as output layer.
+    pub(super) tied: Option<B::Sums>,
+    /// The gradients of what is trained here.
+    pub(super) found: Found<B>,
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// How the model's norms are computed.
+    pub(super) fn norm(&self) -> Norm {
+        Norm { width: self.shape.hidden_size, eps: self.shape.rms_norm_eps }
+    }
+
+    /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
+    pub(super) fn top(&self, x: &B::Acts, weights: Option<&Weights<'_>>, below: bool) -> Result<Top<B>> {
+        self.backend.purpose(Purpose::Output);
+        let top = self.norm_head_and_loss(x, weights, below);
+        self.backend.purpose(Purpose::Activations);
+        top
+    }
+
+    fn norm_head_and_loss(&self, x: &B::Acts, weights: Option<&Weights<'_>>, below: bool) -> Result<Top<B>> {
+        let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.vocab_size);
+        let targets = &self.batch.targets;
+        check_targets(targets, vocab)?;
+        let (norm, head) = self.parameters.top(backend)?;
+        let head = Layer { backend, params: &head };
+        let trained: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
+        let backward = weights.is_some();
+        let zeros = |rows, cols| {
+            let mut zeros = backend.gradient(rows, cols);
+            backend.clear(&mut zeros);
+            zeros
+        };
+
+        let mut weight_gradient = (backward && head.params.trained).then(|| match trained.is_empty() {
+            true => zeros(vocab, width),
+            false => backend.gradient(vocab, width),
+        });
+        let mut adapter_gradients: Option<(B::Sums, B::Sums)> = None;
+        let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
+        let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
+        let mut loss = 0.0;
+        for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
+            let m = rows.len();
+            let mut input = backend.acts(m, width);
+            backend.gather(x, width, rows, &mut input);
+            let mut normed = backend.acts(m, width);
+            let part = |x| Part::new(x, m, width);
+            backend.norm(part(&input), &norm.weight, self.norm(), PartMut::new(&mut normed, m, width));
+            let low_rank = head.low_rank(&normed, m, Some(rows));
+            let mut logits = backend.sums(m, vocab);
+            head.forward_sums(&normed, m, &low_rank, &mut logits);
+            let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
+            let weights = weights.map(|weights| weights.of(rows));
+            let Losses { each, gradient } = backend.loss(logits, vocab, &of_rows, weights.as_deref());
+            loss += each.iter().sum::<f64>();
+            let Some((gradient, stride)) = gradient.filter(|_| loss.is_finite()) else { continue };
+            let gradient = Part::strided(&gradient, (m, vocab), stride);
+            let back = head.back(gradient);
+            if let Some(sum) = &mut weight_gradient {
+                head.weight_gradient(&normed, gradient, i > 0, sum);
+            }
+            if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
+                match &mut adapter_gradients {
+                    None => adapter_gradients = Some((a, b)),
+                    Some(sum) => {
+                        backend.accumulate(&mut sum.0, &a);
+                        backend.accumulate(&mut sum.1, &b);
+                    }
+                }
+            }
+            if of_blocks.is_none() && norm_gradient.is_none() {
+                continue;
+            }
+            let mut g_normed = normed;
+            input_gradient(&[&back], Some(rows), &mut g_normed);
+            let mut g_input = backend.zeros(m, width);
+            let mut own = norm.trained.then(|| backend.gradient(1, width));
+            let onto = PartMut::new(&mut g_input, m, width);
+            backend.norm_back(part(&input), &norm.weight, self.norm(), part(&g_normed), onto, own.as_mut());
+            if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
+                backend.accumulate(sum, &own);
+            }
+            if let Some(of_blocks) = &mut of_blocks {
+                backend.scatter(&g_input, width, rows, of_blocks);
+            }
+        }
+        let mut top = Top { loss, of_blocks, tied: None, found: Found::<B>::new() };
+        if !loss.is_finite() {
+            return Ok(top);
+        }
+        if let Some(gradient) = weight_gradient {
+            match self.shape.tie_word_embeddings {
+                true => top.tied = Some(gradient),
+                false => top.found.push((ParamId::Output(Of::Weight), gradient)),
+            }
+        }
+        if let (Some(adapter), true) = (&head.params.adapter, backward) {
+            let none = || (zeros(adapter.rank, width), zeros(vocab, adapter.rank));
+            let (a, b) = adapter_gradients.unwrap_or_else(none);
+            top.found.push((ParamId::Output(Of::LoraA), a));
+            top.found.push((ParamId::Output(Of::LoraB), b));
+        }
+        top.found.extend(norm_gradient.map(|gradient| (ParamId::LastNorm, gradient)));
+        Ok(top)
+    }
+}

@@ -3,6 +3,7 @@
 mod bench;
 mod bits;
 mod codegen;
+mod kernels;
 mod make_tiny;
 mod new_recipe;
 mod parity;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Args),
     /// Checksums of losses, gradients and steps on the test models, to compare two builds on one machine (minutes).
     Bits(bits::Args),
+    /// Compile the CUDA kernels for every generation of cards and embed them (nvcc comes from PyPI; minutes the first time).
+    Kernels(kernels::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Parity(args) => parity::run(root, &args),
         Task::Bench(args) => bench::run(root, &args),
         Task::Bits(args) => bits::run(root, &args),
+        Task::Kernels(args) => kernels::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

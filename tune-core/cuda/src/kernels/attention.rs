@@ -1,0 +1,397 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{both, one};
+use crate::buffer::{Buffer, Element, View, ViewMut};
+use crate::context::Context;
+use crate::launch::{Launch, Size};
+use crate::modules::Kernel;
+
+const OF_FORWARD: &str = "ppppppllllliiiff";
+const OF_QUERIES: &str = "pppppppplllllliiiff";
+const OF_KEYS: &str = "pppppppppllllllliiiff";
+
+/// For each pass (output, gradient of queries, gradients of keys and values): the kernel, the positions of a tile, and bytes of
+/// shared memory.
+type Passes = [(Kernel, usize, usize); 3];
+
+/// On tensor cores, by the longest head that each can have.
+static TENSOR: [(usize, Passes); 4] = [
+    (
+        64,
+        tensor(
+            ["attention_forward_bf16_d64", "attention_queries_bf16_d64", "attention_keys_bf16_d64"],
+            [128, 128, 64],
+            [55_296, 55_296, 56_320],
+        ),
+    ),
+    (
+        96,
+        tensor(
+            ["attention_forward_bf16_d96", "attention_queries_bf16_d96", "attention_keys_bf16_d96"],
+            [128, 128, 64],
+            [53_248, 79_872, 53_760],
+        ),
+    ),
+    (
+        128,
+        tensor(
+            ["attention_forward_bf16_d128", "attention_queries_bf16_d128", "attention_keys_bf16_d128"],
+            [128, 64, 64],
+            [69_632, 69_632, 70_144],
+        ),
+    ),
+    (
+        256,
+        tensor(
+            ["attention_forward_bf16_d256", "attention_queries_bf16_d256", "attention_keys_bf16_d256"],
+            [64, 64, 64],
+            [101_376, 101_376, 101_632],
+        ),
+    ),
+];
+/// For f32, and what tensor cores cannot do.
+static PLAIN: [[Kernel; 3]; 2] = [
+    plain(["attention_plain_forward_f32", "attention_plain_queries_f32", "attention_plain_keys_f32"]),
+    plain(["attention_plain_forward_bf16", "attention_plain_queries_bf16", "attention_plain_keys_bf16"]),
+];
+static DELTA: [Kernel; 2] = both("attention_plain", ["attention_delta_f32", "attention_delta_bf16"], "ppplllii");
+
+#[cfg(test)]
+pub(super) const ALL: &[&[Kernel]] = &[&PLAIN[0], &PLAIN[1], &DELTA];
+#[cfg(test)]
+pub(super) fn tensor_kernels() -> impl Iterator<Item = &'static Kernel> {
+    TENSOR.iter().flat_map(|(_, passes)| passes.iter().map(|(kernel, ..)| kernel))
+}
+
+const fn tensor(names: [&'static str; 3], tiles: [usize; 3], shared: [usize; 3]) -> Passes {
+    let [forward, queries, keys] = names;
+    [
+        (one("attention_forward", forward, OF_FORWARD), tiles[0], shared[0]),
+        (one("attention_backward", queries, OF_QUERIES), tiles[1], shared[1]),
+        (one("attention_backward", keys, OF_KEYS), tiles[2], shared[2]),
+    ]
+}
+
+const fn plain(names: [&'static str; 3]) -> [Kernel; 3] {
+    let [forward, queries, keys] = names;
+    [
+        one("attention_plain", forward, OF_FORWARD),
+        one("attention_plain", queries, OF_QUERIES),
+        one("attention_plain", keys, OF_KEYS),
+    ]
+}
+
+/// The heads of an attention layer and how they look back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Elements of a head, at most 256.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// How many positions a token sees, itself included; all earlier ones if `None`.
+    pub window: Option<usize>,
+    /// The cap of the scores.
+    pub softcap: Option<f32>,
+}
+
+/// Queries, keys and values: `[tokens, heads · head_dim]` and twice `[tokens, kv_heads · head_dim]`.
+#[derive(Debug)]
+pub struct Qkv<'a, T> {
+    /// Queries.
+    pub q: View<'a, T>,
+    /// Keys.
+    pub k: View<'a, T>,
+    /// Values.
+    pub v: View<'a, T>,
+}
+
+/// The gradients of [`Qkv`], to be written.
+#[derive(Debug)]
+pub struct QkvMut<'a, T> {
+    /// Of queries.
+    pub q: ViewMut<'a, T>,
+    /// Of keys.
+    pub k: ViewMut<'a, T>,
+    /// Of values.
+    pub v: ViewMut<'a, T>,
+}
+
+impl<T> Clone for Qkv<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Qkv<'_, T> {}
+
+/// Where attention stays within: ranges of a batch's tokens. Made once for a batch, used by all of its layers.
+#[derive(Debug)]
+pub struct Spans {
+    spans: Vec<Range<usize>>,
+    tokens: usize,
+    /// Whether there are tokens outside of all spans.
+    gaps: bool,
+    /// What was asked for so far.
+    tiles: Mutex<Tiles>,
+}
+
+/// By size and order.
+type Tiles = BTreeMap<(usize, Order), Arc<Buffer<Tile>>>;
+
+/// Which tiles come first: those that take longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    /// The last queries see most keys.
+    Queries,
+    /// The first keys are seen by most queries.
+    Keys,
+}
+
+/// Consecutive positions of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Tile {
+    span: i32,
+    length: i32,
+    first: i32,
+    unused: i32,
+}
+
+impl Spans {
+    /// Spans of a batch of so many tokens.
+    ///
+    /// # Panics
+    /// If a span is beyond them, or begins before the one in front of it has ended.
+    pub fn new(spans: &[Range<usize>], tokens: usize) -> Self {
+        let in_order = spans.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        let inside = spans.iter().all(|s| s.start <= s.end && s.end <= tokens) && i32::try_from(tokens).is_ok();
+        assert!(in_order && inside, "attention: spans that do not fit");
+        let covered: usize = spans.iter().map(Range::len).sum();
+        Self { spans: spans.to_vec(), tokens, gaps: covered < tokens, tiles: Mutex::default() }
+    }
+
+    /// All positions in tiles of at most `size`.
+    fn tiles(&self, context: &Context, size: usize, order: Order) -> Arc<Buffer<Tile>> {
+        let mut known = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(
+            known.entry((size, order)).or_insert_with(|| Arc::new(context.upload(&tiles(&self.spans, size, order)))),
+        )
+    }
+}
+
+fn tiles(spans: &[Range<usize>], size: usize, order: Order) -> Vec<Tile> {
+    let of = |span: &Range<usize>| {
+        let (start, length) = (span.start as i32, span.len() as i32);
+        (0..span.len()).step_by(size).map(move |first| Tile { span: start, length, first: first as i32, unused: 0 })
+    };
+    let mut tiles: Vec<Tile> = spans.iter().flat_map(of).collect();
+    match order {
+        Order::Queries => tiles.sort_by_key(|tile| -tile.first),
+        Order::Keys => tiles.sort_by_key(|tile| tile.first),
+    }
+    tiles
+}
+
+/// How one pass is computed.
+struct Way {
+    kernel: &'static Kernel,
+    tile: usize,
+    threads: usize,
+    shared: usize,
+}
+
+impl Attention {
+    /// How a pass (0 to 2, see [`Passes`]) over these memories is computed.
+    fn way<T: Element>(&self, context: &Context, pass: usize, memories: &[(u64, usize)]) -> Way {
+        let aligned =
+            memories.iter().all(|(address, stride)| (*address | (stride * size_of::<T>()) as u64).is_multiple_of(16));
+        let fits = |&&(longest, _): &&(usize, Passes)| self.head_dim <= longest;
+        if T::INDEX == 1
+            && aligned
+            && self.head_dim.is_multiple_of(8)
+            && let Some((_, passes)) = TENSOR.iter().find(fits)
+        {
+            let (kernel, tile, shared) = &passes[pass];
+            if *shared <= context.card().shared_memory as usize {
+                return Way { kernel, tile: *tile, threads: 128, shared: *shared };
+            }
+        }
+        let rows = if pass == 0 { 72 } else { 80 };
+        let kernel = &PLAIN[T::INDEX][pass];
+        Way { kernel, tile: 8, threads: 256, shared: 4 * (self.head_dim + 1) * rows }
+    }
+
+    fn check<T>(&self, qkv: &Qkv<'_, T>, spans: &Spans, lse: &Buffer<f32>) {
+        let tokens = spans.tokens;
+        let kv = (tokens, self.kv_heads * self.head_dim);
+        let fits = qkv.q.shape() == (tokens, self.heads * self.head_dim) && [qkv.k.shape(), qkv.v.shape()] == [kv; 2];
+        let heads = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.head_dim <= 256;
+        assert!(fits && heads && self.window != Some(0), "attention: shapes that do not fit");
+        assert_eq!(lse.len(), self.heads * tokens, "attention: a normalizer for each head and token");
+    }
+}
+
+impl Context {
+    /// Attention into `out`, shaped as the queries, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`.
+    /// Tokens outside every span give zero.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn attend<T: Element>(
+        &self,
+        how: &Attention,
+        spans: &Spans,
+        qkv: Qkv<'_, T>,
+        mut out: ViewMut<'_, T>,
+        lse: &mut Buffer<f32>,
+    ) {
+        how.check(&qkv, spans, lse);
+        assert_eq!(out.shape(), qkv.q.shape(), "attention: shapes that do not fit");
+        if spans.gaps {
+            self.clear(out.reborrow());
+            self.fill(lse, 0);
+        }
+        let memories = [&qkv.q, &qkv.k, &qkv.v].map(|x| (x.address, x.stride));
+        let way = how.way::<T>(self, 0, &[&memories[..], &[(out.address, out.stride)]].concat());
+        let tiles = spans.tiles(self, way.tile, Order::Queries);
+        Launch::new(self, way.kernel)
+            .pointer(out.address)
+            .pointer(lse.address())
+            .pointer(qkv.q.address)
+            .pointer(qkv.k.address)
+            .pointer(qkv.v.address)
+            .pointer(tiles.address())
+            .long(spans.tokens)
+            .long(out.stride)
+            .long(qkv.q.stride)
+            .long(qkv.k.stride)
+            .long(qkv.v.stride)
+            .looks(how)
+            .go(way.size(how.heads, tiles.len()));
+    }
+
+    /// The gradients of queries, keys and values for `g`, that of the output, from what [`Context::attend`] gave.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn attend_back<T: Element>(
+        &self,
+        how: &Attention,
+        spans: &Spans,
+        qkv: Qkv<'_, T>,
+        (out, lse): (View<'_, T>, &Buffer<f32>),
+        g: View<'_, T>,
+        mut into: QkvMut<'_, T>,
+    ) {
+        how.check(&qkv, spans, lse);
+        let queries = [out.shape(), g.shape(), into.q.shape()] == [qkv.q.shape(); 3];
+        assert!(queries && [into.k.shape(), into.v.shape()] == [qkv.k.shape(); 2], "attention: shapes that do not fit");
+        if spans.gaps {
+            for view in [&mut into.q, &mut into.k, &mut into.v] {
+                self.clear(view.reborrow());
+            }
+        }
+        let tokens = spans.tokens;
+        let delta = self.buffer::<f32>(how.heads * tokens);
+        Launch::new(self, &DELTA[T::INDEX])
+            .pointer(delta.address())
+            .pointer(out.address)
+            .pointer(g.address)
+            .long(tokens)
+            .long(out.stride)
+            .long(g.stride)
+            .int(how.heads)
+            .int(how.head_dim)
+            .go(Size::row((tokens * how.heads).div_ceil(8), 256, 0));
+        let read = [&qkv.q, &qkv.k, &qkv.v, &g].map(|x| (x.address, x.stride));
+        let with = |written: &[&ViewMut<'_, T>]| {
+            [&read[..], &written.iter().map(|x| (x.address, x.stride)).collect::<Vec<_>>()].concat()
+        };
+        let way = how.way::<T>(self, 1, &with(&[&into.q]));
+        let tiles = spans.tiles(self, way.tile, Order::Queries);
+        Launch::new(self, way.kernel)
+            .pointer(into.q.address)
+            .pointer(qkv.q.address)
+            .pointer(qkv.k.address)
+            .pointer(qkv.v.address)
+            .pointer(g.address)
+            .pointer(lse.address())
+            .pointer(delta.address())
+            .pointer(tiles.address())
+            .long(tokens)
+            .long(into.q.stride)
+            .long(qkv.q.stride)
+            .long(qkv.k.stride)
+            .long(qkv.v.stride)
+            .long(g.stride)
+            .looks(how)
+            .go(way.size(how.heads, tiles.len()));
+        let way = how.way::<T>(self, 2, &with(&[&into.k, &into.v]));
+        let tiles = spans.tiles(self, way.tile, Order::Keys);
+        Launch::new(self, way.kernel)
+            .pointer(into.k.address)
+            .pointer(into.v.address)
+            .pointer(qkv.q.address)
+            .pointer(qkv.k.address)
+            .pointer(qkv.v.address)
+            .pointer(g.address)
+            .pointer(lse.address())
+            .pointer(delta.address())
+            .pointer(tiles.address())
+            .long(tokens)
+            .long(into.k.stride)
+            .long(into.v.stride)
+            .long(qkv.q.stride)
+            .long(qkv.k.stride)
+            .long(qkv.v.stride)
+            .long(g.stride)
+            .looks(how)
+            .go(way.size(how.kv_heads, tiles.len()));
+    }
+}
+
+impl Way {
+    fn size(&self, heads: usize, tiles: usize) -> Size {
+        Size { grid: [heads, tiles, 1], threads: [self.threads, 1], shared: self.shared }
+    }
+}
+
+impl Launch<'_> {
+    /// What all kernels of attention are told of the layer.
+    fn looks(self, how: &Attention) -> Self {
+        self.int(how.heads / how.kv_heads)
+            .int(how.head_dim)
+            .int(how.window.unwrap_or(0))
+            .float(how.scale)
+            .float(how.softcap.unwrap_or(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_that_take_longest_come_first() {
+        let tile = |span, length, first| Tile { span, length, first, unused: 0 };
+        let spans = [0..5, 5..5, 7..9];
+        let queries = tiles(&spans, 2, Order::Queries);
+        assert_eq!(queries, [tile(0, 5, 4), tile(0, 5, 2), tile(0, 5, 0), tile(7, 2, 0)]);
+        let keys = tiles(&spans, 4, Order::Keys);
+        assert_eq!(keys, [tile(0, 5, 0), tile(7, 2, 0), tile(0, 5, 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "spans that do not fit")]
+    fn spans_do_not_overlap() {
+        Spans::new(&[0..4, 3..6], 8);
+    }
+}

@@ -1,0 +1,54 @@
+use super::both;
+use crate::buffer::{Buffer, Element, View, ViewMut, wide};
+use crate::context::Context;
+use crate::launch::{Launch, Size};
+use crate::modules::Kernel;
+
+static DROP: [Kernel; 2] = both("dropout", ["dropout_f32", "dropout_bf16"], "pppplllllfll");
+
+#[cfg(test)]
+pub(super) const ALL: &[&[Kernel]] = &[&DROP];
+
+/// Drops each element with probability `p` and scales the others by `1 / (1 - p)`; which ones depends on the key and the
+/// element's index alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// In `[0, 1)`.
+    pub p: f64,
+    /// Of seed, step, micro-batch and layer.
+    pub key: u64,
+}
+
+impl Context {
+    /// `y = dropped(x) (+ onto)`. Row `i` of a selection counts as row `rows[i]` of its whole.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn dropped<T: Element>(
+        &self,
+        x: View<'_, T>,
+        dropout: Dropout,
+        rows: Option<&Buffer<u32>>,
+        onto: Option<View<'_, T>>,
+        y: ViewMut<'_, T>,
+    ) {
+        let fits = x.shape() == y.shape() && rows.is_none_or(|rows| rows.len() == x.rows);
+        assert!(fits && onto.is_none_or(|o| o.shape() == x.shape()), "dropout: shapes that do not fit");
+        let (other, other_stride) = onto.map_or((0, 0), |o| (o.address, o.stride));
+        Launch::new(self, &DROP[T::INDEX])
+            .pointer(y.address)
+            .pointer(x.address)
+            .pointer(other)
+            .pointer(super::address(rows))
+            .long(x.rows)
+            .long(x.cols)
+            .long(y.stride)
+            .long(x.stride)
+            .long(other_stride)
+            .float((1.0 / (1.0 - dropout.p)) as f32)
+            // Of 53 random bits, as the processor compares them.
+            .key((dropout.p * (1u64 << 53) as f64).ceil() as u64)
+            .key(dropout.key)
+            .go(Size::matrix(x.rows, x.cols, wide::<T>(), 256));
+    }
+}

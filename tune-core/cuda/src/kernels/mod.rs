@@ -1,0 +1,84 @@
+//! The project's own kernels, a method of [`Context`](crate::Context) for each.
+//!
+//! Every result is the same from run to run: sums are made in an order that depends on shapes alone. Methods panic where
+//! shapes do not fit; what fails on the card is the context's error.
+
+// A view to be written is given away: the memory is not the caller's until the call is over.
+#![allow(clippy::needless_pass_by_value)]
+
+mod attention;
+mod dropout;
+mod gate;
+mod loss;
+mod norm;
+mod optim;
+mod rotary;
+mod rows;
+
+pub use attention::{Attention, Qkv, QkvMut, Spans};
+pub use dropout::Dropout;
+pub use gate::Activation;
+pub use norm::Norm;
+pub use optim::{AdamW, Moved, Sgd, Sweep};
+pub use rotary::Turn;
+pub use rows::Grouped;
+
+use crate::modules::Kernel;
+
+/// A kernel for f32 and one for bf16, with the same parameters.
+const fn both(module: &'static str, names: [&'static str; 2], parameters: &'static str) -> [Kernel; 2] {
+    [one(module, names[0], parameters), one(module, names[1], parameters)]
+}
+
+const fn one(module: &'static str, name: &'static str, parameters: &'static str) -> Kernel {
+    Kernel { module, name, parameters }
+}
+
+/// An address, or none.
+fn address<T>(buffer: Option<&crate::Buffer<T>>) -> u64 {
+    buffer.map_or(0, crate::Buffer::address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn declared() -> BTreeMap<&'static str, &'static Kernel> {
+        let all = [attention::ALL, dropout::ALL, gate::ALL, loss::ALL, norm::ALL, optim::ALL, rotary::ALL, rows::ALL]
+            .concat();
+        all.into_iter().flatten().chain(attention::tensor_kernels()).map(|kernel| (kernel.name, kernel)).collect()
+    }
+
+    /// What the wrappers pass is what the compiled kernels take.
+    #[test]
+    fn parameters_are_those_of_the_compiled_kernels() {
+        let mut compiled = BTreeMap::new();
+        for (module, source) in crate::modules::ptx() {
+            for entry in String::from_utf8(source).unwrap().split(".visible .entry ").skip(1) {
+                let (name, rest) = entry.split_once('(').unwrap();
+                let list = rest.split_once(')').unwrap().0;
+                let parameters: String = list
+                    .lines()
+                    .filter_map(|line| line.trim().strip_prefix(".param "))
+                    .map(|line| match line.split_whitespace().next().unwrap() {
+                        ".u64" | ".b64" | ".s64" => 'l',
+                        ".u32" | ".b32" | ".s32" => 'i',
+                        ".f32" => 'f',
+                        other => panic!("{name}: {other}"),
+                    })
+                    .collect();
+                compiled.insert(name.trim().to_owned(), (module.clone(), parameters));
+            }
+        }
+        for (name, kernel) in declared() {
+            let (module, parameters) = compiled.remove(name).unwrap_or_else(|| panic!("{name} was not built"));
+            // PTX has no pointers, only numbers of 64 bits.
+            let right = kernel.parameters.replace('p', "l");
+            assert_eq!((module.as_str(), parameters.as_str()), (kernel.module, right.as_str()), "{name}");
+        }
+        let unused: Vec<&String> = compiled.keys().collect();
+        assert!(unused.is_empty(), "kernels that nothing launches: {unused:?}");
+    }
+}

@@ -1,0 +1,144 @@
+use super::{both, one};
+use crate::buffer::{Buffer, Element, View, ViewMut, wide};
+use crate::context::Context;
+use crate::launch::{Launch, Size};
+use crate::modules::Kernel;
+
+static FORWARD: [Kernel; 2] = both("norm", ["norm_forward_f32", "norm_forward_bf16"], "pppppplllllliiff");
+static BACKWARD: [Kernel; 2] = both("norm", ["norm_backward_f32", "norm_backward_bf16"], "ppppplllliiffi");
+static COLUMN_SUMS: [Kernel; 1] = [one("norm", "column_sums", "pplli")];
+
+#[cfg(test)]
+pub(super) const ALL: &[&[Kernel]] = &[&FORWARD, &BACKWARD, &COLUMN_SUMS];
+
+/// Blocks of the backward pass, at most: two for each multiprocessor of the largest card, but the same on every card, for they
+/// decide the order of the weight's sums.
+const BLOCKS: usize = 264;
+
+/// What a norm is told beside its weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// The factor is `1 + weight`, as in Gemma.
+    pub from_one: bool,
+}
+
+impl Norm {
+    fn weight_from(self) -> f32 {
+        if self.from_one { 1.0 } else { 0.0 }
+    }
+}
+
+/// Threads of a norm, and norms of a block.
+fn threads<T>(width: usize) -> [usize; 2] {
+    match width {
+        w if w <= 64 * wide::<T>() => [32, 8],
+        w => [w.div_ceil(wide::<T>()).next_multiple_of(32).min(1024), 1],
+    }
+}
+
+impl Context {
+    /// `y = x / rms(x) · factor (+ onto)`, `x` `[m, c · width]` for a weight of `width`: a row is `c` norms. With `residual` and a
+    /// destination for the sum, `x + residual` stands for `x`, and is stored there as it was rounded.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn norm<T: Element>(
+        &self,
+        x: View<'_, T>,
+        weight: &Buffer<T>,
+        norm: Norm,
+        residual: Option<(View<'_, T>, ViewMut<'_, T>)>,
+        onto: Option<View<'_, T>>,
+        y: ViewMut<'_, T>,
+    ) {
+        let (rows, width) = (x.rows, weight.len());
+        let fits = x.shape() == y.shape() && width > 0 && x.cols.is_multiple_of(width);
+        let others = residual.as_ref().is_none_or(|(r, sum)| r.shape() == x.shape() && sum.shape() == x.shape())
+            && onto.is_none_or(|o| o.shape() == x.shape());
+        assert!(fits && others, "norm: shapes that do not fit");
+        let (heads, threads) = (x.cols / width, threads::<T>(width));
+        let (of_residual, of_sum) =
+            residual.map_or(((0, 0), (0, 0)), |(r, s)| ((r.address, r.stride), (s.address, s.stride)));
+        let of_onto = onto.map_or((0, 0), |o| (o.address, o.stride));
+        let size = Size {
+            grid: [(rows * heads).div_ceil(threads[1]), 1, 1],
+            threads,
+            shared: 4 * threads[0] / 32 * threads[1],
+        };
+        Launch::new(self, &FORWARD[T::INDEX])
+            .pointer(y.address)
+            .pointer(of_sum.0)
+            .pointer(x.address)
+            .pointer(of_residual.0)
+            .pointer(of_onto.0)
+            .pointer(weight.address())
+            .long(rows)
+            .long(y.stride)
+            .long(of_sum.1)
+            .long(x.stride)
+            .long(of_residual.1)
+            .long(of_onto.1)
+            .int(heads)
+            .int(width)
+            .float(norm.eps)
+            .float(norm.weight_from())
+            .go(size);
+    }
+
+    /// The gradient of `x` for that of the result, `g`, stored in `dx` or added to it; that of the weight is added to `own`.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn norm_back<T: Element>(
+        &self,
+        x: View<'_, T>,
+        weight: &Buffer<T>,
+        norm: Norm,
+        g: View<'_, T>,
+        (dx, add): (ViewMut<'_, T>, bool),
+        own: Option<&mut Buffer<f32>>,
+    ) {
+        let (rows, width) = (x.rows, weight.len());
+        let fits = x.shape() == dx.shape() && x.shape() == g.shape() && width > 0 && x.cols.is_multiple_of(width);
+        assert!(fits && own.as_ref().is_none_or(|own| own.len() == width), "norm: shapes that do not fit");
+        let (heads, threads) = (x.cols / width, threads::<T>(width));
+        let blocks = (rows * heads).div_ceil(threads[1]).min(BLOCKS);
+        let partial = own.as_ref().map(|_| self.buffer::<f32>(blocks * width));
+        let of_weight = if partial.is_some() { 4 * threads[1] * width } else { 0 };
+        let shared = 4 * threads[0] / 32 * threads[1] + of_weight;
+        assert!(shared <= self.card().shared_memory as usize, "norm: a weight of {width} is too wide");
+        Launch::new(self, &BACKWARD[T::INDEX])
+            .pointer(dx.address)
+            .pointer(super::address(partial.as_ref()))
+            .pointer(x.address)
+            .pointer(g.address)
+            .pointer(weight.address())
+            .long(rows)
+            .long(dx.stride)
+            .long(x.stride)
+            .long(g.stride)
+            .int(heads)
+            .int(width)
+            .float(norm.eps)
+            .float(norm.weight_from())
+            .int(usize::from(add))
+            .go(Size { grid: [blocks, 1, 1], threads, shared });
+        if let (Some(partial), Some(own)) = (partial, own) {
+            self.add_columns(&partial, own);
+        }
+    }
+
+    /// Adds the sum of the rows of `partial` `[parts, width]`, in their order, to `own` `[width]`.
+    fn add_columns(&self, partial: &Buffer<f32>, own: &mut Buffer<f32>) {
+        let width = own.len();
+        Launch::new(self, &COLUMN_SUMS[0])
+            .pointer(own.address())
+            .pointer(partial.address())
+            .long(partial.len() / width)
+            .long(width)
+            .int(1)
+            .go(Size::row(width.div_ceil(256), 256, 0));
+    }
+}

@@ -1,0 +1,220 @@
+use bytemuck::{Pod, Zeroable};
+
+use super::{address, both, one};
+use crate::buffer::{Buffer, Element};
+use crate::context::Context;
+use crate::launch::{Launch, Size};
+use crate::modules::Kernel;
+
+const ADAMW_PARAMETERS: &str = "pppffffffff";
+const SGD_PARAMETERS: &str = "pppffff";
+/// By the types of weights and of gradients.
+static ADAMW: [[Kernel; 2]; 2] = [
+    both("optim", ["adamw_f32_f32", "adamw_f32_bf16"], ADAMW_PARAMETERS),
+    both("optim", ["adamw_bf16_f32", "adamw_bf16_bf16"], ADAMW_PARAMETERS),
+];
+static SGD: [[Kernel; 2]; 2] = [
+    both("optim", ["sgd_f32_f32", "sgd_f32_bf16"], SGD_PARAMETERS),
+    both("optim", ["sgd_bf16_f32", "sgd_bf16_bf16"], SGD_PARAMETERS),
+];
+static SQUARES: [Kernel; 2] = both("optim", ["squared_norms_f32", "squared_norms_bf16"], "ppp");
+static CLIP: [Kernel; 1] = [one("optim", "clip_factor", "ppplff")];
+
+#[cfg(test)]
+pub(super) const ALL: &[&[Kernel]] = &[&ADAMW[0], &ADAMW[1], &SGD[0], &SGD[1], &SQUARES, &CLIP];
+
+/// Elements that one block handles. The order of the sums of squares depends on it.
+const PIECE: usize = 1 << 16;
+
+/// A parameter that steps move, and what they need for it. All are of its length.
+#[derive(Debug)]
+pub struct Moved<'a, W, G> {
+    /// The weight.
+    pub weight: &'a mut Buffer<W>,
+    /// AdamW: the mean of the gradients. SGD: the velocity, if there is momentum.
+    pub first: Option<&'a mut Buffer<f32>>,
+    /// AdamW: the mean of the gradients' squares.
+    pub second: Option<&'a mut Buffer<f32>>,
+    /// The gradient.
+    pub gradient: &'a Buffer<G>,
+    /// What random rounding uses, of the parameter's name and the step.
+    pub key: u64,
+}
+
+/// Parameters that are gone over in one launch.
+#[derive(Debug)]
+pub struct Sweep<'a, W, G> {
+    parameters: Buffer<Parameter>,
+    pieces: Buffer<Piece>,
+    moved: Vec<Moved<'a, W, G>>,
+}
+
+/// A parameter as the kernels read it.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Parameter {
+    weight: u64,
+    first: u64,
+    second: u64,
+    gradient: u64,
+    key: u64,
+    unused: u64,
+}
+
+/// A part of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Piece {
+    parameter: u32,
+    count: u32,
+    first: u64,
+}
+
+/// Parameters of these lengths in pieces.
+fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
+    lengths
+        .enumerate()
+        .flat_map(|(parameter, length)| {
+            (0..length).step_by(PIECE).map(move |first| Piece {
+                parameter: parameter as u32,
+                count: PIECE.min(length - first) as u32,
+                first: first as u64,
+            })
+        })
+        .collect()
+}
+
+/// A step of AdamW; see `tune-reference` for the formula.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Share of a weight taken away, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// A step of SGD; see `tune-reference` for the formula.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Share of the velocity that a step keeps.
+    pub momentum: f64,
+    /// Share of a weight added to its gradient.
+    pub weight_decay: f64,
+}
+
+impl Context {
+    /// Lists parameters on the card.
+    ///
+    /// # Panics
+    /// If a parameter and what belongs to it differ in length.
+    pub fn sweep<'a, W: Element, G: Element>(&self, moved: Vec<Moved<'a, W, G>>) -> Sweep<'a, W, G> {
+        let parameters: Vec<Parameter> = moved
+            .iter()
+            .map(|m| {
+                let (length, states) = (m.weight.len(), [m.first.as_deref(), m.second.as_deref()]);
+                let fits = m.gradient.len() == length && states.iter().flatten().all(|state| state.len() == length);
+                assert!(fits, "a parameter of {length} elements with state or a gradient of another length");
+                let [first, second] = states.map(address);
+                let (weight, gradient) = (m.weight.address(), m.gradient.address());
+                Parameter { weight, first, second, gradient, key: m.key, unused: 0 }
+            })
+            .collect();
+        let pieces = pieces(moved.iter().map(|m| m.weight.len()));
+        Sweep { parameters: self.upload(&parameters), pieces: self.upload(&pieces), moved }
+    }
+
+    /// Step `step` (from 1) of AdamW with gradients times `scale`, and times `on_card`'s number if given. bf16 weights are rounded
+    /// at random.
+    ///
+    /// # Panics
+    /// If a parameter is without its two numbers of state.
+    pub fn adamw<W: Element, G: Element>(
+        &self,
+        sweep: &mut Sweep<'_, W, G>,
+        rule: AdamW,
+        scale: f32,
+        on_card: Option<&Buffer<f32>>,
+        step: u64,
+    ) {
+        let whole = sweep.moved.iter().all(|m| m.first.is_some() && m.second.is_some());
+        assert!(whole, "AdamW: a parameter without state");
+        let ([b1, b2], step) = (rule.betas, step as f64);
+        Launch::new(self, &ADAMW[W::INDEX][G::INDEX])
+            .pointer(sweep.parameters.address())
+            .pointer(sweep.pieces.address())
+            .pointer(address(on_card))
+            .float(scale)
+            .float((1.0 - b1) as f32)
+            .float(b2 as f32)
+            .float((1.0 - b2) as f32)
+            .float((rule.lr / (1.0 - b1.powf(step))) as f32)
+            .float((1.0 - b2.powf(step)).sqrt() as f32)
+            .float((1.0 - rule.lr * rule.weight_decay) as f32)
+            .float(rule.eps as f32)
+            .go(Size::row(sweep.pieces.len(), 256, 0));
+    }
+
+    /// A step of SGD with gradients times `scale`, and times `on_card`'s number if given. bf16 weights are rounded at random.
+    pub fn sgd<W: Element, G: Element>(
+        &self,
+        sweep: &mut Sweep<'_, W, G>,
+        rule: Sgd,
+        scale: f32,
+        on_card: Option<&Buffer<f32>>,
+    ) {
+        Launch::new(self, &SGD[W::INDEX][G::INDEX])
+            .pointer(sweep.parameters.address())
+            .pointer(sweep.pieces.address())
+            .pointer(address(on_card))
+            .float(rule.lr as f32)
+            .float(scale)
+            .float(rule.momentum as f32)
+            .float(rule.weight_decay as f32)
+            .go(Size::row(sweep.pieces.len(), 256, 0));
+    }
+
+    /// The 2-norm over all gradients times `scale` into `norm[0]`, and into `factor[0]` what brings it down to `max_norm`, as PyTorch
+    /// clips; one if there is no `max_norm`.
+    pub fn clip<W: Element, G: Element>(
+        &self,
+        sweep: &Sweep<'_, W, G>,
+        scale: f32,
+        max_norm: Option<f32>,
+        norm: &mut Buffer<f32>,
+        factor: &mut Buffer<f32>,
+    ) {
+        assert_eq!([norm.len(), factor.len()], [1; 2], "clip: one number each");
+        let partial = self.buffer::<f64>(sweep.pieces.len());
+        Launch::new(self, &SQUARES[G::INDEX])
+            .pointer(partial.address())
+            .pointer(sweep.parameters.address())
+            .pointer(sweep.pieces.address())
+            .go(Size::row(sweep.pieces.len(), 256, 8 * 256));
+        Launch::new(self, &CLIP[0])
+            .pointer(norm.address())
+            .pointer(factor.address())
+            .pointer(partial.address())
+            .long(partial.len())
+            .float(scale)
+            .float(max_norm.unwrap_or(0.0))
+            .go(Size::row(1, 256, 8 * 256));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_cut_into_pieces() {
+        let found = pieces([3, 0, PIECE + 8].into_iter());
+        let right = [(0, 3, 0), (2, PIECE as u32, 0), (2, 8, PIECE as u64)];
+        assert_eq!(found, right.map(|(parameter, count, first)| Piece { parameter, count, first }));
+    }
+}

@@ -1,0 +1,28 @@
+//! NVIDIA cards, without a toolkit: the driver and cuBLASLt are opened at run time, kernels are embedded.
+//!
+//! [`Driver::probe`] says what there is and, in words for a user, what is missing. [`Context::open`] opens a card. Everything that
+//! is asked of a [`Context`] is queued, in order; its first error is remembered and told by [`Context::check`].
+
+mod archive;
+mod buffer;
+mod context;
+mod driver;
+mod error;
+mod events;
+mod kernels;
+mod launch;
+mod libraries;
+mod memory;
+mod modules;
+mod products;
+mod ranges;
+
+pub use buffer::{Buffer, Element, View, ViewMut};
+pub use context::Context;
+pub use driver::{Capability, Card, Driver, Version};
+pub use error::{Error, Result};
+pub use events::Event;
+pub use kernels::{Activation, AdamW, Attention, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Sweep, Turn};
+pub use libraries::{Found, VARIABLE};
+pub use memory::Usage;
+pub use products::{Onto, Term};

@@ -1,0 +1,172 @@
+//! The card's memory: reserved addresses, filled with memory as far as they are used.
+//!
+//! Work on a card is queued in a stream. A part that is given back is free at once *for later work of the same stream*, which
+//! the card does not begin before the earlier work is done: nothing waits. Addresses for all of the card's memory are
+//! reserved at the beginning, so that the range in use can grow without gaps between its pieces.
+
+use cudarc::driver::sys::{self, CUdevice, CUdeviceptr, CUmemGenericAllocationHandle, CUresult};
+
+use crate::error::{Error, Result};
+use crate::ranges::Ranges;
+
+/// Memory is taken from the driver in pieces of at least that many bytes: each call takes long, and a piece costs a page.
+const PIECE: u64 = 32 << 20;
+
+/// How much memory is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of buffers that live.
+    pub used: u64,
+    /// Bytes of buffers that lived at a time, at most.
+    pub most: u64,
+    /// Bytes taken from the driver. They are kept until the context is closed.
+    pub held: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    device: CUdevice,
+    start: CUdeviceptr,
+    reserved: u64,
+    pieces: Vec<(CUmemGenericAllocationHandle, u64)>,
+    held: u64,
+    piece: u64,
+    ranges: Ranges,
+}
+
+impl Memory {
+    /// Reserves addresses. The device's context must be current.
+    pub(crate) fn new(device: CUdevice, total: u64) -> Result<Self> {
+        let mut granularity = 0;
+        let properties = properties(device);
+        // SAFETY: reads the properties, writes one number.
+        unsafe {
+            sys::cuMemGetAllocationGranularity(
+                &raw mut granularity,
+                &raw const properties,
+                sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED,
+            )
+        }
+        .result()
+        .map_err(|e| Error::of_driver(e.0, "asking for the size of memory's pages"))?;
+        let piece = PIECE.next_multiple_of((granularity as u64).max(1));
+        let reserved = total.next_multiple_of(piece);
+        let mut start = 0;
+        // SAFETY: writes one address; nothing is mapped there yet.
+        unsafe { sys::cuMemAddressReserve(&raw mut start, reserved as usize, 0, 0, 0) }
+            .result()
+            .map_err(|e| Error::of_driver(e.0, "reserving addresses for the card's memory"))?;
+        Ok(Self { device, start, reserved, pieces: Vec::new(), held: 0, piece, ranges: Ranges::default() })
+    }
+
+    /// Takes a part; returns its address. The device's context must be current.
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<CUdeviceptr> {
+        let (bytes, before) = (Ranges::rounded(bytes), self.ranges.end());
+        let at = self.ranges.take(bytes);
+        if let Err(error) = self.hold(self.ranges.end()) {
+            self.ranges.give(at, bytes);
+            self.ranges.cut(before);
+            return Err(match error {
+                Some(code) => Error::of_driver(code, "taking memory of the card"),
+                None => self.full(bytes),
+            });
+        }
+        Ok(self.start + at)
+    }
+
+    /// Gives a part back. Later work of the stream may have it at once.
+    pub(crate) fn give(&mut self, address: CUdeviceptr, bytes: u64) {
+        self.ranges.give(address - self.start, Ranges::rounded(bytes));
+    }
+
+    /// Takes memory from the driver until so many bytes are held. The device's context must be current.
+    pub(crate) fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.hold(bytes).map_err(|code| match code {
+            Some(code) => Error::of_driver(code, "taking memory of the card"),
+            None => self.full(bytes.saturating_sub(self.held)),
+        })
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage { used: self.ranges.used(), most: self.ranges.most(), held: self.held }
+    }
+
+    pub(crate) fn forget_most(&mut self) {
+        self.ranges.forget_most();
+    }
+
+    /// The code of a call that failed, or none if the memory is full.
+    fn hold(&mut self, end: u64) -> Result<(), Option<CUresult>> {
+        while self.held < end {
+            if self.held + self.piece > self.reserved {
+                return Err(None);
+            }
+            self.add_piece().map_err(|code| Some(code).filter(|&c| c != CUresult::CUDA_ERROR_OUT_OF_MEMORY))?;
+        }
+        Ok(())
+    }
+
+    fn add_piece(&mut self) -> Result<(), CUresult> {
+        let (properties, bytes, at) = (properties(self.device), self.piece as usize, self.start + self.held);
+        let mut handle = 0;
+        // SAFETY: reads the properties, writes one handle.
+        unsafe { sys::cuMemCreate(&raw mut handle, bytes, &raw const properties, 0) }.result().map_err(|e| e.0)?;
+        let access = sys::CUmemAccessDesc {
+            location: properties.location,
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: the addresses are reserved and nothing is mapped there; the handle is of that size.
+        let mapped = unsafe { sys::cuMemMap(at, bytes, 0, handle, 0) }.result().and_then(|()| {
+            // SAFETY: mapped just now.
+            unsafe { sys::cuMemSetAccess(at, bytes, &raw const access, 1) }.result().inspect_err(|_| {
+                // SAFETY: as above; nothing uses it.
+                unsafe { sys::cuMemUnmap(at, bytes) };
+            })
+        });
+        if let Err(error) = mapped {
+            // SAFETY: created above and mapped nowhere.
+            unsafe { sys::cuMemRelease(handle) };
+            return Err(error.0);
+        }
+        self.pieces.push((handle, self.held));
+        self.held += self.piece;
+        Ok(())
+    }
+
+    fn full(&self, wanted: u64) -> Error {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers; where it fails, they stay zero.
+        unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+        Error::OutOfMemory { wanted, used: self.ranges.used(), free: free as u64, total: total as u64 }
+    }
+
+    /// Gives all memory back to the driver. The device's context must be current, and its work done.
+    pub(crate) fn close(&mut self) {
+        for (handle, at) in self.pieces.drain(..) {
+            // SAFETY: mapped there by `add_piece`; no work is left that could use it.
+            unsafe {
+                sys::cuMemUnmap(self.start + at, self.piece as usize);
+                sys::cuMemRelease(handle);
+            }
+        }
+        self.held = 0;
+        // SAFETY: reserved by `new`; nothing is mapped there any more.
+        unsafe { sys::cuMemAddressFree(self.start, self.reserved as usize) };
+    }
+}
+
+fn properties(device: CUdevice) -> sys::CUmemAllocationProp {
+    sys::CUmemAllocationProp {
+        type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+        location: sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device },
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        },
+    }
+}

@@ -1,0 +1,175 @@
+//! Which parts of a long range of addresses are free. Knows nothing of a card: a plan can ask it, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What every part begins at a multiple of: what the widest accesses and cuBLASLt's best kernels want.
+pub(crate) const ALIGNMENT: u64 = 512;
+
+/// Parts of a range that begins at zero and grows at its end. A part is taken from the smallest gap that holds it; only if
+/// there is none does the range grow.
+#[derive(Debug, Default)]
+pub(crate) struct Ranges {
+    /// Gaps: where they begin, and their lengths. Neighbours are always one.
+    gaps: BTreeMap<u64, u64>,
+    /// The same, by length.
+    by_length: BTreeSet<(u64, u64)>,
+    end: u64,
+    used: u64,
+    most: u64,
+}
+
+impl Ranges {
+    /// Where the last part that ever was ended.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Bytes in use when most were.
+    pub(crate) fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// Forgets what was most.
+    pub(crate) fn forget_most(&mut self) {
+        self.most = self.used;
+    }
+
+    /// Rounds a size up to what is taken for it.
+    pub(crate) fn rounded(bytes: u64) -> u64 {
+        bytes.max(1).next_multiple_of(ALIGNMENT)
+    }
+
+    /// Takes a part of a rounded size; returns where it begins.
+    pub(crate) fn take(&mut self, bytes: u64) -> u64 {
+        let found = self.by_length.range((bytes, 0)..).next().copied();
+        let at = if let Some((length, at)) = found {
+            self.remove(at, length);
+            self.insert(at + bytes, length - bytes);
+            at
+        } else {
+            let last = self.gaps.last_key_value().map(|(&at, &length)| (at, length));
+            let at = match last.filter(|(at, length)| at + length == self.end) {
+                Some((at, length)) => {
+                    self.remove(at, length);
+                    at
+                }
+                None => self.end,
+            };
+            self.end = at + bytes;
+            at
+        };
+        self.used += bytes;
+        self.most = self.most.max(self.used);
+        at
+    }
+
+    /// Gives a part back.
+    pub(crate) fn give(&mut self, at: u64, bytes: u64) {
+        self.used -= bytes;
+        let (mut at, mut length) = (at, bytes);
+        let before = self.gaps.range(..at).next_back().map(|(&a, &l)| (a, l));
+        if let Some((a, l)) = before.filter(|(a, l)| a + l == at) {
+            self.remove(a, l);
+            (at, length) = (a, l + length);
+        }
+        if let Some(&l) = self.gaps.get(&(at + length)) {
+            self.remove(at + length, l);
+            length += l;
+        }
+        self.insert(at, length);
+    }
+
+    /// Cuts the range at `end`, which only gaps are behind.
+    pub(crate) fn cut(&mut self, end: u64) {
+        let last = self.gaps.last_key_value().map(|(&at, &length)| (at, length));
+        if let Some((at, length)) = last.filter(|(at, length)| at + length == self.end && *at <= end) {
+            self.remove(at, length);
+            self.insert(at, end - at);
+            self.end = end;
+        }
+    }
+
+    fn insert(&mut self, at: u64, length: u64) {
+        if length > 0 {
+            self.gaps.insert(at, length);
+            self.by_length.insert((length, at));
+        }
+    }
+
+    fn remove(&mut self, at: u64, length: u64) {
+        self.gaps.remove(&at);
+        self.by_length.remove(&(length, at));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_gap_is_taken_first() {
+        let mut ranges = Ranges::default();
+        let parts: Vec<u64> = [4, 1, 2, 1, 8].iter().map(|n| ranges.take(n * ALIGNMENT)).collect();
+        assert_eq!(parts, [0, 4, 5, 7, 8].map(|n| n * ALIGNMENT));
+        ranges.give(parts[0], 4 * ALIGNMENT);
+        ranges.give(parts[2], 2 * ALIGNMENT);
+        assert_eq!(ranges.take(2 * ALIGNMENT), parts[2]);
+        assert_eq!(ranges.take(ALIGNMENT), 0);
+        assert_eq!(ranges.end(), 16 * ALIGNMENT);
+    }
+
+    #[test]
+    fn neighbours_become_one() {
+        let mut ranges = Ranges::default();
+        let parts: Vec<u64> = (0..4).map(|_| ranges.take(ALIGNMENT)).collect();
+        for i in [0, 2, 1] {
+            ranges.give(parts[i], ALIGNMENT);
+        }
+        assert_eq!(ranges.gaps, BTreeMap::from([(0, 3 * ALIGNMENT)]));
+        // What is behind the last part grows with the range.
+        ranges.give(parts[3], ALIGNMENT);
+        assert_eq!(ranges.take(6 * ALIGNMENT), 0);
+        assert_eq!((ranges.end(), ranges.used(), ranges.most()), (6 * ALIGNMENT, 6 * ALIGNMENT, 6 * ALIGNMENT));
+    }
+
+    #[test]
+    fn a_range_that_could_not_grow_is_cut() {
+        let mut ranges = Ranges::default();
+        let first = ranges.take(2 * ALIGNMENT);
+        let second = ranges.take(ALIGNMENT);
+        ranges.give(second, ALIGNMENT);
+        let (before, at) = (ranges.end(), ranges.take(9 * ALIGNMENT));
+        ranges.give(at, 9 * ALIGNMENT);
+        ranges.cut(before);
+        assert_eq!((ranges.end(), ranges.used()), (3 * ALIGNMENT, 2 * ALIGNMENT));
+        assert_eq!(ranges.take(ALIGNMENT), second);
+        assert_eq!(first, 0);
+    }
+
+    /// Parts never overlap, whatever the order.
+    #[test]
+    fn parts_are_apart() {
+        let (mut ranges, mut held, mut dice) = (Ranges::default(), Vec::<(u64, u64)>::new(), 1u64);
+        for _ in 0..5_000 {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let roll = (dice >> 33) as usize;
+            if roll % 5 < 3 || held.is_empty() {
+                let bytes = Ranges::rounded((roll % 20_000) as u64);
+                let at = ranges.take(bytes);
+                assert!(held.iter().all(|&(a, b)| at + bytes <= a || a + b <= at), "overlap");
+                held.push((at, bytes));
+            } else {
+                let (at, bytes) = held.swap_remove(roll % held.len());
+                ranges.give(at, bytes);
+            }
+            assert_eq!(ranges.used(), held.iter().map(|(_, b)| b).sum::<u64>());
+            let gaps: u64 = ranges.gaps.values().sum();
+            assert_eq!(ranges.used() + gaps, ranges.end());
+        }
+    }
+}

@@ -16,36 +16,6 @@ struct Forward {
     Look look;
 };
 
-// The weights of a tile's keys from their scores, with the maximum and the sum so far kept for each row.
-template <int M, int N>
-__device__ __forceinline__ void online_softmax(uint32_t (&weights)[M][N][2], float (&keep)[M][2], float (&scores)[M][N][4],
-                                               float (&most)[M][2], float (&total)[M][2], float factor) {
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float larger = most[m][half];
-#pragma unroll
-            for (int n = 0; n < N; n++) larger = fmaxf(larger, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 1));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL_LANES, larger, 2));
-            // A row that has seen no key yet has no maximum; its weights stay 2^-inf.
-            const float shift = larger == -INFINITY ? 0.0f : larger * factor;
-            keep[m][half] = fast_exp2(most[m][half] * factor - shift);
-            most[m][half] = larger;
-            float sum = 0;
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                const float a = fast_exp2(scores[m][n][2 * half] * factor - shift);
-                const float b = fast_exp2(scores[m][n][2 * half + 1] * factor - shift);
-                sum += a + b;
-                weights[m][n][half] = pack_bf16(a, b);
-            }
-            total[m][half] = total[m][half] * keep[m][half] + sum;
-        }
-    }
-}
-
 // M * 16 queries for each warp, KEYS keys at a time.
 template <int DIM, int M, int KEYS> __device__ __forceinline__ void forward(const Forward &f) {
     constexpr int QUERIES = WARPS * 16 * M, THREADS = WARPS * 32, N = KEYS / 8;
@@ -98,26 +68,18 @@ template <int DIM, int M, int KEYS> __device__ __forceinline__ void forward(cons
         }
         const bool all_seen = start + KEYS - 1 <= first &&
                               (f.look.window == 0 || first + 16 * M - 1 - start < f.look.window);
-        if (!all_seen) {
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int query = first + 16 * m + lane / 4 + i / 2 * 8, key = start + 8 * n + lane % 4 * 2 + i % 2;
-                        if (!sees(f.look, query, key)) scores[m][n][i] = -INFINITY;
-                    }
-        }
         uint32_t weights[M][N][2];
-        float keep[M][2];
-        online_softmax(weights, keep, scores, most, total, factor);
 #pragma unroll
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++) {
+            float keep[2];
+            if (!all_seen) hide(scores[m], f.look, first + 16 * m + lane / 4, start + lane % 4 * 2);
+            online_softmax(scores[m], keep, most[m], total[m], factor);
+            pack(weights[m], scores[m]);
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) sums[m][n][i] *= keep[m][i / 2];
+                for (int i = 0; i < 4; i++) sums[m][n][i] *= keep[i / 2];
+        }
         weights_by_rows<DIM>(sums, weights, keys + KEYS * PITCH<DIM>);
     }
 

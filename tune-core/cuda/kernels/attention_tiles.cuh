@@ -4,7 +4,7 @@
 // lie in different banks.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_rows.cuh"
 
 template <int DIM> constexpr int PITCH = DIM + 8;
 
@@ -90,12 +90,10 @@ template <int M, int N> __device__ __forceinline__ void clear(float (&x)[M][N][4
             for (int i = 0; i < 4; i++) x[m][n][i] = 0;
 }
 
-// Writes a row's elements of sums: `half` 0 is row lane / 4 of the 16, 1 the one eight below.
-template <int N>
-__device__ __forceinline__ void write_row(bf16 *to, const float (&sums)[N][4], int half, float factor, int dim) {
-    const int pair = threadIdx.x % 4 * 2;
+// The left side of a product from the numbers of another.
+template <int N> __device__ __forceinline__ void pack(uint32_t (&packed)[N][2], const float (&x)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++)
-        if (8 * n < dim)
-            *reinterpret_cast<uint32_t *>(to + 8 * n + pair) = pack_bf16(factor * sums[n][2 * half], factor * sums[n][2 * half + 1]);
+#pragma unroll
+        for (int half = 0; half < 2; half++) packed[n][half] = pack_bf16(x[n][2 * half], x[n][2 * half + 1]);
 }

@@ -3,23 +3,14 @@
 
 #include "../attention.h"
 
+#include "../../kernels/attention_panels.cuh"
+#include "../../kernels/attention_rows.cuh"
+
 namespace plain {
 #include "../../kernels/attention_plain.cu"
 }
 #include "../../kernels/attention_forward.cu"
 #include "../../kernels/attention_backward.cu"
-ATTENTION_FORWARD(forward_d128_k48, 128, 2, 48)
-ATTENTION_FORWARD(forward_d128_k64, 128, 2, 64)
-ATTENTION_FORWARD(forward_d64_k128, 64, 2, 128)
-#undef ATTENTION_FORWARD
-namespace warpgroups {
-#include "../../kernels/attention_forward_sm90a.cu"
-ATTENTION_FORWARD(forward_d128_k64_sm90a, 128, 64)
-}
-#undef ATTENTION_FORWARD
-
-using namespace harness;
-
 // Shapes of tiles that are not in the library.
 ATTENTION_QUERIES(queries_d128_m2, 128, 4, 2, 32)
 ATTENTION_QUERIES(queries_d128_k64, 128, 4, 1, 64)
@@ -30,6 +21,25 @@ ATTENTION_KEYS(keys_d128_w8_q64, 128, 8, 64)
 ATTENTION_KEYS(keys_d128_w8_q32, 128, 8, 32)
 ATTENTION_KEYS(keys_d64_w8_q64, 64, 8, 64)
 ATTENTION_KEYS(keys_d64_q32, 64, 4, 32)
+ATTENTION_FORWARD(forward_d128_k48, 128, 2, 48)
+ATTENTION_FORWARD(forward_d128_k64, 128, 2, 64)
+ATTENTION_FORWARD(forward_d64_k128, 64, 2, 128)
+#undef ATTENTION_FORWARD
+#undef ATTENTION_QUERIES
+#undef ATTENTION_KEYS
+
+namespace warpgroups {
+#include "../../kernels/attention_forward_sm90a.cu"
+ATTENTION_FORWARD(forward_d128_k64_sm90a, 128, 64)
+} // namespace warpgroups
+namespace warpgroups_backward {
+#include "../../kernels/attention_backward_sm90a.cu"
+ATTENTION_QUERIES(queries_d128_k128_sm90a, 128, 128)
+ATTENTION_QUERIES(queries_d64_k64_sm90a, 64, 64)
+ATTENTION_KEYS(keys_d64_q128_sm90a, 64, 128)
+} // namespace warpgroups_backward
+
+using namespace harness;
 
 struct Bench {
     AttentionCase c;
@@ -56,7 +66,7 @@ struct Bench {
     template <typename T> static void clear(const OnCard<T> &b) { check(cudaMemset(b.data, 0xff, b.count * sizeof(T)), "memset"); }
 
     void line(const char *pass, const char *name, double ms, double share, double error) const {
-        printf("%-8s %-22s d%-3d %5d tokens a span: %8.3f ms %7.1f TFLOP/s  error %.1e\n", pass, name, c.head_dim, c.spans[0], ms,
+        printf("%-8s %-34s d%-3d %5d tokens a span: %8.3f ms %7.1f TFLOP/s  error %.1e\n", pass, name, c.head_dim, c.spans[0], ms,
                share * flops / ms * 1e-9, error);
     }
 
@@ -99,6 +109,10 @@ struct Bench {
 
 #define FORWARD(KERNEL, D, M, KEYS) b.forward(#KERNEL, KERNEL, 64 * M, 128, 2 * (64 * M + 4 * KEYS) * (D + 8))
 #define WARPGROUPS(KERNEL, D, KEYS) b.forward(#KERNEL, warpgroups::KERNEL, 128, 256, 2 * (128 + 4 * KEYS) * D)
+#define WARPGROUPS_QUERIES(KERNEL, D, KEYS) \
+    b.backward_queries(#KERNEL, warpgroups_backward::KERNEL, 128, 256, 4 * (128 + 2 * KEYS) * D)
+#define WARPGROUPS_KEYS(KERNEL, D, N) \
+    b.backward_keys(#KERNEL, warpgroups_backward::KERNEL, 128, 256, 4 * (128 + 2 * N) * D + 16 * N)
 #define QUERIES(KERNEL, D, WARPS, M, KEYS) \
     b.backward_queries(#KERNEL, KERNEL, 16 * WARPS * M, 32 * WARPS, 4 * (16 * WARPS * M + 2 * KEYS) * (D + 8))
 #define KEYS(KERNEL, D, WARPS, N) b.backward_keys(#KERNEL, KERNEL, 16 * WARPS, 32 * WARPS, 4 * (16 * WARPS + 2 * N) * (D + 8) + 16 * N)
@@ -116,10 +130,13 @@ int main() {
         QUERIES(queries_d128_m2, 128, 4, 2, 32);
         QUERIES(queries_d128_k64, 128, 4, 1, 64);
         QUERIES(queries_d128_w8, 128, 8, 1, 64);
+        WARPGROUPS_QUERIES(attention_queries_bf16_d128_sm90a, 128, 64);
+        WARPGROUPS_QUERIES(queries_d128_k128_sm90a, 128, 128);
         KEYS(attention_keys_bf16_d128, 128, 4, 32);
         KEYS(keys_d128_q64, 128, 4, 64);
         KEYS(keys_d128_w8_q64, 128, 8, 64);
         KEYS(keys_d128_w8_q32, 128, 8, 32);
+        WARPGROUPS_KEYS(attention_keys_bf16_d128_sm90a, 128, 64);
     }
     {
         Bench b({32, 8, 64, {4096, 4096, 4096, 4096}});
@@ -128,9 +145,13 @@ int main() {
         WARPGROUPS(attention_forward_bf16_d64_sm90a, 64, 128);
         QUERIES(attention_queries_bf16_d64, 64, 4, 2, 32);
         QUERIES(queries_d64_k64, 64, 4, 2, 64);
+        WARPGROUPS_QUERIES(attention_queries_bf16_d64_sm90a, 64, 128);
+        WARPGROUPS_QUERIES(queries_d64_k64_sm90a, 64, 64);
         KEYS(attention_keys_bf16_d64, 64, 4, 64);
         KEYS(keys_d64_w8_q64, 64, 8, 64);
         KEYS(keys_d64_q32, 64, 4, 32);
+        WARPGROUPS_KEYS(attention_keys_bf16_d64_sm90a, 64, 64);
+        WARPGROUPS_KEYS(keys_d64_q128_sm90a, 64, 128);
     }
     return 0;
 }

@@ -40,7 +40,7 @@ fn load(checkpoint: &Checkpoint, lora: Option<LoraOptions>) -> Decoder {
 }
 
 fn logits(model: &Decoder, vocab: usize) -> Tensor {
-    model.logits(&batch(vocab)).unwrap()
+    tune_core::engine::logits(model, &batch(vocab)).unwrap()
 }
 
 fn write_model(dir: &Path, base: &Checkpoint, model: &Decoder) {

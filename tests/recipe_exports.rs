@@ -41,7 +41,7 @@ fn logits(model: &Path, adapter: Option<&Path>) -> (Tensor, Tensor) {
         spans: vec![Span { row: 0, start: 0, len: LEN }],
         origins: vec!["made up".into()],
     };
-    (Tensor::from_vec(wide, (1, LEN), &Device::Cpu).unwrap(), model.logits(&batch).unwrap())
+    (Tensor::from_vec(wide, (1, LEN), &Device::Cpu).unwrap(), tune_core::engine::logits(&model, &batch).unwrap())
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f32 {

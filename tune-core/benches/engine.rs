@@ -5,7 +5,11 @@
 //! `item/s` is tokens a second. The output layer's vocabulary is small, so that the blocks are what is measured.
 //! Threads: `RAYON_NUM_THREADS`.
 
-use candle_core::{DType, Device, Tensor, Var};
+#[path = "support/candle.rs"]
+mod candle;
+
+use candle::Plain;
+use candle_core::{DType, Device, Var};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use serde_json::json;
@@ -13,7 +17,6 @@ use tune_core::Result;
 use tune_core::data::{Batch, Span};
 use tune_core::engine::{Gradient, GradientSink, RunOptions, forward_backward};
 use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
-use tune_core::ops::{AttentionShape, LoraFactors, OutputHead, Rotary, reference};
 use tune_core::peft::{LoraModule, LoraOptions};
 
 const ROWS: usize = 2;
@@ -89,7 +92,7 @@ fn full(bencher: Bencher, dtype: DType) {
     step(bencher, dtype, false, false);
 }
 
-/// The same by candle's own operations and its graph ([`reference`]): what the engine must not be slower than, whatever
+/// The same by candle's own operations and its graph ([`Plain`]): what the engine must not be slower than, whatever
 /// the processor (`TUNE_ISA=portable`).
 #[divan::bench(args = DTYPES)]
 fn lora_by_candle(bencher: Bencher, dtype: DType) {
@@ -102,92 +105,9 @@ fn full_by_candle(bencher: Bencher, dtype: DType) {
 }
 
 fn step_by_candle(bencher: Bencher, dtype: DType, lora: bool) {
-    let (model, batch) = (Plain::new(dtype, lora).expect("tensors fit the memory"), batch());
+    let (model, batch) = (Plain::new(VOCAB, dtype, lora).expect("tensors fit the memory"), batch());
     bencher.counter(ItemsCount::new(TOKENS)).bench_local(|| {
         let loss = model.loss(&batch).expect("the batch fits the model");
         loss.backward().expect("every operation has a gradient")
     });
-}
-
-/// The model of [`model`], put together from plain tensors.
-struct Plain {
-    embedding: Tensor,
-    norm: Tensor,
-    layers: Vec<Layer>,
-}
-
-struct Layer {
-    norms: [Tensor; 2],
-    q: Projection,
-    k: Projection,
-    v: Projection,
-    o: Projection,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-}
-
-struct Projection {
-    weight: Tensor,
-    lora: Option<LoraFactors>,
-}
-
-impl Projection {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match &self.lora {
-            Some(lora) => reference::lora_linear(x, &self.weight, lora),
-            None => reference::linear(x, &self.weight),
-        }
-    }
-}
-
-impl Plain {
-    fn new(dtype: DType, lora: bool) -> candle_core::Result<Self> {
-        let variable = |dims: &[usize], dtype: DType| -> candle_core::Result<Tensor> {
-            let values = Tensor::randn(0f32, 0.02, dims, &Device::Cpu)?.to_dtype(dtype)?;
-            Ok(Var::from_tensor(&values)?.into_inner())
-        };
-        let weight = |dims: &[usize]| {
-            let weight = variable(dims, dtype)?;
-            candle_core::Result::Ok(if lora { weight.detach() } else { weight })
-        };
-        let projection = |out: usize, inner: usize| {
-            let (a, b) = (variable(&[8, inner], DType::F32)?, variable(&[out, 8], DType::F32)?);
-            let factors = LoraFactors { a, b, scale: 2.0, dropout: None };
-            candle_core::Result::Ok(Projection { weight: weight(&[out, inner])?, lora: lora.then_some(factors) })
-        };
-        let layer = || {
-            candle_core::Result::Ok(Layer {
-                norms: [weight(&[576])?, weight(&[576])?],
-                q: projection(576, 576)?,
-                k: projection(192, 576)?,
-                v: projection(192, 576)?,
-                o: projection(576, 576)?,
-                gate: projection(1536, 576)?,
-                up: projection(1536, 576)?,
-                down: projection(576, 1536)?,
-            })
-        };
-        let layers = (0..4).map(|_| layer()).collect::<candle_core::Result<_>>()?;
-        Ok(Self { embedding: weight(&[VOCAB, 576])?, norm: weight(&[576])?, layers })
-    }
-
-    fn loss(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None };
-        let frequencies: Vec<f32> = (0..32).map(|i| 10000f32.powf(-i as f32 / 32.0)).collect();
-        let rotary = Rotary::new(&batch.positions, &frequencies);
-        let mut x = reference::embedding(&batch.input_ids, batch.rows, &self.embedding)?;
-        for layer in &self.layers {
-            let normed = reference::rms_norm(&x, &layer.norms[0], 1e-5)?;
-            let q = reference::rope(&layer.q.forward(&normed)?, &rotary)?;
-            let k = reference::rope(&layer.k.forward(&normed)?, &rotary)?;
-            let attended = reference::attention(&q, &k, &layer.v.forward(&normed)?, shape, &batch.spans)?;
-            x = (x + layer.o.forward(&attended)?)?;
-            let normed = reference::rms_norm(&x, &layer.norms[1], 1e-5)?;
-            let activated = reference::swiglu(&layer.gate.forward(&normed)?, &layer.up.forward(&normed)?)?;
-            x = (x + layer.down.forward(&activated)?)?;
-        }
-        let head = OutputHead { weight: self.embedding.clone(), lora: None };
-        reference::cross_entropy(&reference::rms_norm(&x, &self.norm, 1e-5)?, &head, &batch.targets)
-    }
 }

@@ -20,7 +20,6 @@ pub mod loss;
 pub mod memory_plan;
 pub mod metrics;
 pub mod models;
-pub mod ops;
 pub mod optim;
 mod panics;
 pub mod peft;

@@ -58,9 +58,7 @@ impl Batch {
 
     /// The same samples in one row, one behind the other: what is computed for padding is computed for nothing.
     pub(crate) fn without_padding(&self) -> Self {
-        let gather = |values: &[u32]| -> Vec<u32> {
-            self.spans.iter().flat_map(|s| &values[s.row * self.len + s.start..][..s.len]).copied().collect()
-        };
+        let gather = |values: &[u32]| -> Vec<u32> { self.places().map(|place| values[place]).collect() };
         let mut start = 0;
         let spans = self.spans.iter().map(|s| {
             start += s.len;
@@ -75,5 +73,11 @@ impl Batch {
             positions: gather(&self.positions),
             origins: self.origins.clone(),
         }
+    }
+
+    /// Where the tokens of [`Batch::without_padding`] are in this batch.
+    pub(crate) fn places(&self) -> impl Iterator<Item = usize> {
+        let first = |s: &Span| s.row * self.len + s.start;
+        self.spans.iter().flat_map(move |s| first(s)..first(s) + s.len)
     }
 }

@@ -75,7 +75,7 @@ pub(crate) trait Backend: Sized {
     /// `x` `[m, width]` with dropout. Row `i` of a selection counts as row `rows[i]`.
     fn dropped(&self, x: &Self::Acts, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
 
-    /// Attention of queries, keys and values; the logarithm of each query's normalizer into `lse` `[heads, m]`.
+    /// Attention of queries `[m, ..]` to keys and values, in the rows that `how` says; the logarithm of each query's normalizer into `lse` `[heads, m]`.
     fn attend(
         &self,
         how: &Attention<'_>,
@@ -105,6 +105,9 @@ pub(crate) trait Reads<'m>: Backend {
     /// # Errors
     /// The tensor lies elsewhere, or is of a type that the backend does not read.
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param>;
+
+    /// A copy of sums.
+    fn numbers(&self, x: &Self::Sums) -> Vec<f32>;
 }
 
 /// Some columns of some rows of a buffer: `[rows, cols]`, `stride` elements from one row to the next.
@@ -135,6 +138,11 @@ impl<'a, M> Part<'a, M> {
     /// Rows that begin `stride` elements after each other.
     pub(crate) fn strided(of: &'a M, (rows, cols): (usize, usize), stride: usize) -> Self {
         Self { of, at: 0, rows, cols, stride }
+    }
+
+    /// `rows` of its rows from `first` on.
+    pub(crate) fn some_rows(self, first: usize, rows: usize) -> Self {
+        Self { at: self.at + first * self.stride, rows, ..self }
     }
 
     /// The elements from the first to the last.

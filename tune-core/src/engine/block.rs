@@ -49,15 +49,33 @@ struct Gated<B: Backend> {
     low_rank: PerSlot<LowRank<B>>,
 }
 
+/// Keys and values of sequences that grow, `[rows, kv_heads * head_dim]` each, of one block.
+pub(super) struct Past<B: Backend> {
+    pub(super) keys: B::Acts,
+    pub(super) values: B::Acts,
+    /// Rows of either.
+    pub(super) rows: usize,
+}
+
 /// The layers that make queries, keys and values.
 const QKV: [Slot; 3] = [QProj, KProj, VProj];
 
 impl<B: Backend> Block<'_, B> {
     /// The residual stream `[m, hidden]` after this block, and what its backward pass needs, if that is to be kept.
     pub(super) fn forward(&self, x: &B::Acts, keep: bool) -> (B::Acts, Option<Saved<B>>) {
+        let (y, saved) = self.run_through(x, None);
+        (y, keep.then_some(saved))
+    }
+
+    /// The same for the newest tokens of sequences whose past is given; theirs is added to it.
+    pub(super) fn forward_on(&self, x: &B::Acts, past: &mut Past<B>) -> B::Acts {
+        self.run_through(x, Some(past)).0
+    }
+
+    fn run_through(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (B::Acts, Saved<B>) {
         let m = self.run.tokens();
         let down = self.layer(DownProj);
-        let (attended, middle) = self.attend(x);
+        let (attended, middle) = self.attend(x, past);
         let mut gated = self.gate_and_up(&middle);
         let mut activated = self.run.acts(down.inner());
         self.run.backend.gate(&gated.gate, &gated.up, &mut activated);
@@ -65,11 +83,11 @@ impl<B: Backend> Block<'_, B> {
         let mut y = self.run.acts(down.out());
         let onto = Finish::Onto(Part::new(&middle, m, down.out()));
         down.forward(&activated, m, &gated.low_rank[DownProj], onto, &mut y);
-        (y, keep.then_some(Saved { attended, middle, gated }))
+        (y, Saved { attended, middle, gated })
     }
 
     /// The first half.
-    fn attend(&self, x: &B::Acts) -> (Attended<B>, B::Acts) {
+    fn attend(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (Attended<B>, B::Acts) {
         let (backend, m) = (self.run.backend, self.run.tokens());
         let normed = self.normed(x, Half::Attention);
         let mut low_rank = PerSlot::new(|_| None);
@@ -85,7 +103,17 @@ impl<B: Backend> Block<'_, B> {
         let o = self.layer(OProj);
         let mut out = self.run.acts(o.inner());
         let mut lse = backend.sums(self.run.shape.num_attention_heads, m);
-        backend.attend(&self.attention(), self.heads(&qkv), PartMut::new(&mut out, m, o.inner()), &mut lse);
+        let [q, k, v] = self.heads(&qkv);
+        let (k, v) = match past {
+            None => (k, v),
+            Some(past) => {
+                let (rows, width) = (&self.run.rows_in_past, k.cols);
+                backend.scatter(&qkv[1], width, rows, &mut past.keys);
+                backend.scatter(&qkv[2], width, rows, &mut past.values);
+                (Part::new(&past.keys, past.rows, width), Part::new(&past.values, past.rows, width))
+            }
+        };
+        backend.attend(&self.attention(), [q, k, v], PartMut::new(&mut out, m, o.inner()), &mut lse);
         low_rank[OProj] = o.low_rank(&out, m, None);
         let mut middle = self.run.acts(o.out());
         o.forward(&out, m, &low_rank[OProj], Finish::Onto(Part::new(x, m, o.out())), &mut middle);
@@ -117,7 +145,7 @@ impl<B: Backend> Block<'_, B> {
     ) -> Found<B> {
         let mut found = Found::<B>::new();
         let Saved { attended, middle, gated } = saved.unwrap_or_else(|| {
-            let (attended, middle) = self.attend(x);
+            let (attended, middle) = self.attend(x, None);
             let gated = self.gate_and_up(&middle);
             Saved { attended, middle, gated }
         });
@@ -226,7 +254,7 @@ impl<B: Backend> Block<'_, B> {
     }
 
     fn attention(&self) -> Attention<'_> {
-        Attention { shape: self.run.shape.attention(), spans: &self.run.batch.spans, len: self.run.batch.len }
+        Attention { shape: self.run.shape.attention(), stretches: &self.run.stretches }
     }
 
     /// Queries, keys and values as attention takes them.

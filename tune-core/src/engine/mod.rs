@@ -9,39 +9,54 @@
 
 mod backend;
 mod block;
-mod composed;
 mod cpu;
 mod linear;
 mod paper;
 mod parameters;
+mod reference;
 mod run;
+mod sequences;
 mod top;
 
-use candle_core::DType;
+use backend::Reads;
+use candle_core::{DType, Device, Tensor};
+use cpu::Cpu;
 use half::bf16;
 pub use paper::Work;
 pub(crate) use paper::{Paper, StepOnPaper};
 use parameters::{Held, ParamId};
-pub use run::Weights;
+use reference::Reference;
+pub use run::Objective;
+use run::{Minimized, Run, Sink};
+pub use sequences::Sequences;
 
 use crate::data::Batch;
-use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
+use crate::kernels::{Element, softmax};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
-use cpu::Cpu;
-use run::{Run, Sink};
 
 /// How one micro-batch is run.
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions {
-    /// Factor on the summed loss: one over the trained tokens of the whole step.
+    /// Factor on what is minimized: one over the trained tokens of the whole step, mostly.
     pub scale: f64,
     /// Keep only each block's input and run the block again in the backward pass.
     pub activation_checkpointing: bool,
     /// The key of this micro-batch's dropout (from seed, step and micro-batch); no dropout if `None`.
     pub dropout: Option<u64>,
+}
+
+/// Calls a generic function with the backend for a model, on a thread of the pool.
+macro_rules! on_backend {
+    ($model:expr, $call:ident($($arg:expr),*)) => {
+        match Precision::of($model)? {
+            Precision::F32 => on_a_worker(|| $call(&Cpu::<f32>::new(), $model, $($arg),*)),
+            Precision::Bf16 => on_a_worker(|| $call(&Cpu::<bf16>::new(), $model, $($arg),*)),
+            Precision::F64 => on_a_worker(|| $call(&Reference, $model, $($arg),*)),
+        }
+    };
 }
 
 /// Runs a micro-batch forward and back. Returns the loss summed over its trained tokens, not scaled.
@@ -59,23 +74,77 @@ pub fn forward_backward(
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
     let batch = batch.without_padding();
-    match (model.device().is_cpu(), model.dtype()) {
-        (true, DType::BF16) => on_a_worker(|| forward_backward_on_cpu::<bf16>(model, &batch, options, sink)),
-        (true, DType::F32) => on_a_worker(|| forward_backward_on_cpu::<f32>(model, &batch, options, sink)),
-        _ => composed::forward_backward(model, &batch, options, sink),
-    }
+    on_backend!(model, train(&batch, Minimized::Sum(options.scale), options, sink))
 }
 
-fn forward_backward_on_cpu<T: Element>(
+/// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.
+///
+/// `objective` is given the log-probability of each position's target, `[rows * len]`, 0 where none is trained, and says what
+/// is minimized and its derivative with respect to each of them. Returns what it said, not scaled. The output layer's forward
+/// pass is computed twice, and logits are never held at a time.
+///
+/// Cross-entropy in which a token counts as much as its weight says:
+///
+/// ```
+/// # use tune_core::engine::{self, Objective, RunOptions};
+/// # use tune_core::prelude::*;
+/// # use tune_core::optim::GradientSink;
+/// fn weighted(
+///     model: &Decoder,
+///     batch: &Batch,
+///     weights: &[f64],
+///     options: RunOptions,
+///     sink: &mut dyn GradientSink,
+/// ) -> Result<f64> {
+///     engine::minimize(model, batch, options, sink, |log_probs| {
+///         Ok(Objective {
+///             value: -log_probs.iter().zip(weights).map(|(l, w)| l * w).sum::<f64>(),
+///             gradient: weights.iter().map(|w| -w).collect(),
+///         })
+///     })
+/// }
+/// ```
+///
+/// # Errors
+/// As [`forward_backward`], those of `objective`, and a gradient of another length than the log-probabilities.
+pub fn minimize(
     model: &Decoder,
     batch: &Batch,
     options: RunOptions,
     sink: &mut dyn GradientSink,
+    mut objective: impl FnMut(&[f64]) -> Result<Objective> + Send,
 ) -> Result<f64> {
-    let (backend, held) = (Cpu::<T>::new(), Held { model, dropout: options.dropout });
-    let run = Run::new(&backend, &model.config, &held, batch);
-    let weights = Weights::All(options.scale);
-    run.forward_backward(&weights, options.activation_checkpointing, &mut Pooled { model, sink })
+    let (positions, places) = (batch.targets.len(), batch.places().collect::<Vec<_>>());
+    let mut of_places = |log_probs: &[f64]| {
+        let mut all = vec![0.0; positions];
+        places.iter().zip(log_probs).for_each(|(&place, &l)| all[place] = l);
+        let Objective { value, gradient } = objective(&all)?;
+        if gradient.len() != positions {
+            return Err(Error::Training(format!(
+                "the objective's gradient has {} numbers, but the batch has {positions} positions",
+                gradient.len()
+            )));
+        }
+        Ok(Objective { value, gradient: places.iter().map(|&place| gradient[place]).collect() })
+    };
+    let batch = batch.without_padding();
+    on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), options, sink))
+}
+
+fn train<'m, B: Reads<'m>>(
+    backend: &B,
+    model: &'m Decoder,
+    batch: &Batch,
+    minimized: Minimized<'_>,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+) -> Result<f64>
+where
+    for<'a> ToModel<'a>: Sink<B>,
+{
+    let held = Held { model, dropout: options.dropout };
+    let run = Run::new(backend, &model.config, &held, batch);
+    run.forward_backward(minimized, options.activation_checkpointing, &mut ToModel { model, sink })
 }
 
 /// The loss summed over a batch's trained tokens, without gradients or dropout.
@@ -83,16 +152,55 @@ fn forward_backward_on_cpu<T: Element>(
 /// # Errors
 /// As [`forward_backward`].
 pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
-    let batch = batch.without_padding();
-    match (model.device().is_cpu(), model.dtype()) {
-        (true, DType::BF16) => on_a_worker(|| evaluate_on_cpu::<bf16>(model, &batch)),
-        (true, DType::F32) => on_a_worker(|| evaluate_on_cpu::<f32>(model, &batch)),
-        _ => composed::evaluate(model, &batch),
+    fn sum<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<f64> {
+        Run::new(backend, &model.config, &Held { model, dropout: None }, batch).evaluate()
     }
+    on_backend!(model, sum(&batch.without_padding()))
 }
 
-fn evaluate_on_cpu<T: Element>(model: &Decoder, batch: &Batch) -> Result<f64> {
-    Run::new(&Cpu::<T>::new(), &model.config, &Held { model, dropout: None }, batch).evaluate()
+/// The log-probability of each position's target, `[rows * len]`, 0 where none is trained; without dropout.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
+    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
+        Run::new(backend, &model.config, &Held { model, dropout: None }, batch).log_probs()
+    }
+    let mut all = vec![0.0; batch.targets.len()];
+    let of_places = on_backend!(model, kept(&batch.without_padding()))?;
+    batch.places().zip(of_places).for_each(|(place, l)| all[place] = l);
+    Ok(all)
+}
+
+/// The log-probability of `token` by these logits `[vocab]`, as [`log_probs`] has it, to the last bit, for logits of
+/// [`Sequences`].
+///
+/// # Panics
+/// If there is no such token.
+pub fn log_prob(logits: &[f32], token: u32) -> f64 {
+    let mut logits = logits.to_vec();
+    -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, None))
+}
+
+/// The logits of every position, `[rows, len, vocab]`, f32, zeros for padding. All of them at a time, which training never holds.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
+    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f32>> {
+        let held = Held { model, dropout: None };
+        let run = Run::new(backend, &model.config, &held, batch);
+        let x = run.through_blocks()?;
+        let rows: Vec<usize> = (0..run.tokens()).collect();
+        Ok(backend.numbers(&run.logits(&x, &rows)?))
+    }
+    let vocab = model.config.vocab_size;
+    let of_places = on_backend!(model, kept(&batch.without_padding()))?;
+    let mut all = vec![0f32; batch.rows * batch.len * vocab];
+    for (place, logits) in batch.places().zip(of_places.chunks_exact(vocab)) {
+        all[place * vocab..][..vocab].copy_from_slice(logits);
+    }
+    Ok(Tensor::from_vec(all, (batch.rows, batch.len, vocab), &Device::Cpu)?)
 }
 
 /// The speed of the processor's matrix product in GFLOP/s, for fp32 or bf16: the median of products
@@ -105,16 +213,52 @@ pub fn matmul_peak(dtype: DType) -> f64 {
 }
 
 /// Hands gradients over by the names and variables of their model.
-struct Pooled<'a> {
+struct ToModel<'a> {
     model: &'a Decoder,
     sink: &'a mut dyn GradientSink,
 }
 
-impl<T: Element> Sink<Cpu<'_, T>> for Pooled<'_> {
-    fn take(&mut self, id: ParamId, gradient: Buffer<f32>) -> Result<()> {
+impl ToModel<'_> {
+    fn take(
+        &mut self,
+        id: ParamId,
+        gradient: impl FnOnce(&candle_core::Shape) -> candle_core::Result<Gradient>,
+    ) -> Result<()> {
         let name = id.name();
         let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
-        self.sink.take(&name, var, Gradient::pooled(gradient, var.shape())?)
+        self.sink.take(&name, var, gradient(var.shape())?)
+    }
+}
+
+impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
+    fn take(&mut self, id: ParamId, gradient: Buffer<f32>) -> Result<()> {
+        self.take(id, |shape| Gradient::pooled(gradient, shape))
+    }
+}
+
+impl Sink<Reference> for ToModel<'_> {
+    fn take(&mut self, id: ParamId, gradient: Vec<f64>) -> Result<()> {
+        self.take(id, |shape| Ok(Tensor::from_vec(gradient, shape, &Device::Cpu)?.into()))
+    }
+}
+
+/// What a model is computed in.
+enum Precision {
+    F32,
+    Bf16,
+    /// Plainly, for comparison.
+    F64,
+}
+
+impl Precision {
+    fn of(model: &Decoder) -> Result<Self> {
+        match (model.device().is_cpu(), model.dtype()) {
+            (true, DType::F32) => Ok(Self::F32),
+            (true, DType::BF16) => Ok(Self::Bf16),
+            (true, DType::F64) => Ok(Self::F64),
+            (true, dtype) => Err(Error::setup(format!("models are computed in f32 and bf16, not in {dtype:?}"))),
+            (false, _) => Err(Error::setup("models are computed on the processor; choose device=cpu")),
+        }
     }
 }
 
@@ -126,12 +270,4 @@ fn on_a_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 
 fn lost(what: &str) -> Error {
     Error::Training(format!("{what} got no gradient; this is a bug of the program, please report it"))
-}
-
-/// The lowest block in which anything is to be propagated, or the number of blocks.
-fn lowest_trained(model: &Decoder) -> usize {
-    if model.trains_embedding() {
-        return 0;
-    }
-    model.blocks.iter().position(|b| b.is_trained()).unwrap_or(model.blocks.len())
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Term};
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, ParamId, Parameters};
-use super::run::{Run, Sink, Weights};
+use super::run::{Minimized, Run, Sink};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Attention;
@@ -105,8 +105,8 @@ impl<T: Element> Paper<T> {
     /// Adds so many products of head size for each query and key that sees it.
     fn attention(&self, how: &Attention<'_>, products: f64) {
         let shape = &how.shape;
-        let seen = |len: usize| (0..len).map(|i| i + 1 - shape.first_key(i)).sum::<usize>();
-        let pairs: usize = how.spans.iter().map(|span| seen(span.len)).sum();
+        let positions = how.stretches.iter().flat_map(|stretch| stretch.past..stretch.past + stretch.len);
+        let pairs: usize = positions.map(|i| i + 1 - shape.first_key(i)).sum();
         self.work.borrow_mut().attention += products * 2.0 * (shape.heads * shape.head_dim * pairs) as f64;
     }
 }
@@ -182,8 +182,8 @@ impl<T: Element> Backend for Paper<T> {
 
     fn dropped(&self, _: &Entry, _: usize, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
 
-    fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], y: PartMut<'_, Entry>, _: &mut Entry) {
-        drop(self.take::<f32>(how.forward_workspace::<T>(y.rows, self.threads)));
+    fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], _: PartMut<'_, Entry>, _: &mut Entry) {
+        drop(self.take::<f32>(how.forward_workspace::<T>(self.threads)));
         self.attention(how, 2.0);
     }
 
@@ -191,11 +191,11 @@ impl<T: Element> Backend for Paper<T> {
         &self,
         how: &Attention<'_>,
         _: [Part<'_, Entry>; 3],
-        (y, _): (Part<'_, Entry>, &Entry),
+        _: (Part<'_, Entry>, &Entry),
         _: Part<'_, Entry>,
         _: [PartMut<'_, Entry>; 3],
     ) {
-        drop(self.take::<f32>(how.backward_workspace::<T>(y.rows, self.threads)));
+        drop(self.take::<f32>(how.backward_workspace::<T>(self.threads)));
         // The gradients of probabilities, of values, of keys and of queries.
         self.attention(how, 4.0);
     }
@@ -228,7 +228,7 @@ impl StepOnPaper<'_> {
             // From the second on gradients are added to those of the first.
             gathered.keeps &= i == 0;
             let run = Run::new(paper, self.model, self, batch);
-            run.forward_backward(&Weights::All(1.0), self.activation_checkpointing, &mut gathered)?;
+            run.forward_backward(Minimized::Sum(1.0), self.activation_checkpointing, &mut gathered)?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! A batch through a model, block by block, forward and back.
 
 use super::backend::Backend;
-use super::block::Block;
+use super::block::{Block, Past};
 use super::parameters::{ParamId, Parameters};
 use crate::Result;
-use crate::data::Batch;
+use crate::data::{Batch, Span};
+use crate::kernels::attention::Stretch;
 use crate::kernels::{Rotary, check_token_ids};
 use crate::models::DecoderConfig;
 
@@ -24,6 +25,10 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) shape: &'a DecoderConfig,
     pub(super) parameters: &'a dyn Parameters<B>,
     pub(super) batch: &'a Batch,
+    /// Its samples.
+    pub(super) stretches: Vec<Stretch>,
+    /// Where keys and values of its tokens go, if there is a [`Past`].
+    pub(super) rows_in_past: Vec<usize>,
     /// The angles of its positions.
     pub(super) rotary: Rotary,
 }
@@ -36,14 +41,14 @@ impl<'a, B: Backend> Run<'a, B> {
         batch: &'a Batch,
     ) -> Self {
         let rotary = Rotary::new(&batch.positions, &shape.inverse_frequencies());
-        Self { backend, shape, parameters, batch, rotary }
+        Self { backend, shape, parameters, batch, stretches: stretches(batch), rows_in_past: Vec::new(), rotary }
     }
 
-    /// Forward and back. Gradients are those of the sum of losses, each times its token's weight; `checkpointing` keeps
-    /// only each block's input and runs the block again. Returns the sum of losses without weights.
+    /// Forward and back; `checkpointing` keeps only each block's input and runs the block again. Returns the sum of losses
+    /// without weights, or what the objective says.
     pub(super) fn forward_backward(
         &self,
-        weights: &Weights<'_>,
+        minimized: Minimized<'_>,
         checkpointing: bool,
         sink: &mut dyn Sink<B>,
     ) -> Result<f64> {
@@ -61,13 +66,15 @@ impl<'a, B: Backend> Run<'a, B> {
             }
         }
 
-        let top = self.top(&x, Some(weights), lowest < blocks)?;
+        let (value, weights) = self.weigh(&x, minimized)?;
+        let top = self.top(&x, Some(&weights), lowest < blocks)?;
         drop(x);
-        if !top.loss.is_finite() {
-            return Ok(top.loss);
+        let value = value.unwrap_or(top.loss);
+        if !top.loss.is_finite() || !value.is_finite() {
+            return Ok(value);
         }
         emit(top.found, sink)?;
-        let Some(mut gradient) = top.of_blocks else { return Ok(top.loss) };
+        let Some(mut gradient) = top.of_blocks else { return Ok(value) };
         while let Some((input, inner)) = saved.pop() {
             let index = lowest + saved.len();
             let wants_input = index > lowest || trains_embedding;
@@ -84,7 +91,27 @@ impl<'a, B: Backend> Run<'a, B> {
             self.backend.lookup_back(&gradient, self.shape.hidden_size, &self.batch.input_ids, &mut table);
             sink.take(ParamId::Embedding, table)?;
         }
-        Ok(top.loss)
+        Ok(value)
+    }
+
+    /// What an objective says of the batch's log-probabilities, and the weights of its tokens' losses.
+    fn weigh(&self, x: &B::Acts, minimized: Minimized<'_>) -> Result<(Option<f64>, Weights)> {
+        match minimized {
+            Minimized::Sum(weight) => Ok((None, Weights::All(weight))),
+            Minimized::Of(objective, scale) => {
+                let log_probs = self.losses_at(x)?.into_iter().map(|loss| -loss).collect::<Vec<_>>();
+                let Objective { value, gradient } = objective(&log_probs)?;
+                // The loss is minus the log-probability.
+                let weights = gradient.into_iter().map(|gradient| -gradient * scale);
+                Ok((Some(value), Weights::Each(weights.collect())))
+            }
+        }
+    }
+
+    /// The log-probability of each position's target, 0 where none is trained.
+    pub(super) fn log_probs(&self) -> Result<Vec<f64>> {
+        let losses = self.losses_at(&self.through_blocks()?)?;
+        Ok(losses.into_iter().map(|loss| -loss).collect())
     }
 
     /// The sum of losses.
@@ -100,6 +127,16 @@ impl<'a, B: Backend> Run<'a, B> {
         for index in 0..blocks {
             let next = Some(index + 1).filter(|&next| next < blocks);
             x = self.block(index, next)?.forward(&x, false).0;
+        }
+        Ok(x)
+    }
+
+    /// The same for the newest tokens of sequences; `past` is that of each block.
+    pub(super) fn through_blocks_on(&self, past: &mut [Past<B>]) -> Result<B::Acts> {
+        let mut x = self.embed()?;
+        for (index, past) in past.iter_mut().enumerate() {
+            let next = Some(index + 1).filter(|&next| next < self.shape.num_hidden_layers);
+            x = self.block(index, next)?.forward_on(&x, past);
         }
         Ok(x)
     }
@@ -127,20 +164,45 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 }
 
+/// The samples of a batch, whose keys are beside their queries.
+fn stretches(batch: &Batch) -> Vec<Stretch> {
+    let stretch = |span: &Span| {
+        let first = span.row * batch.len + span.start;
+        Stretch { queries: first, len: span.len, keys: first, past: 0 }
+    };
+    batch.spans.iter().map(stretch).collect()
+}
+
 fn emit<B: Backend>(found: Found<B>, sink: &mut dyn Sink<B>) -> Result<()> {
     found.into_iter().try_for_each(|(id, gradient)| sink.take(id, gradient))
 }
 
-/// What each trained token's loss counts, in the sum that is minimized.
-#[derive(Debug, Clone, Copy)]
-pub enum Weights<'a> {
-    /// All the same: one over the trained tokens of the whole step, mostly.
-    All(f64),
-    /// One number for each position of the batch, `[rows, len]`; those of positions that are not trained are not read.
-    Each(&'a [f64]),
+/// What is minimized.
+pub(super) enum Minimized<'a> {
+    /// The sum of losses, times a factor.
+    Sum(f64),
+    /// A function of the log-probabilities of all positions, times a factor.
+    Of(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
 }
 
-impl Weights<'_> {
+/// What a recipe minimizes instead of the sum of losses, see [`super::minimize`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objective {
+    /// What is minimized.
+    pub value: f64,
+    /// Its derivative with respect to each log-probability.
+    pub gradient: Vec<f64>,
+}
+
+/// What each trained token's loss counts in the sum that is minimized.
+pub(super) enum Weights {
+    /// All the same.
+    All(f64),
+    /// A number for each position; those of positions that are not trained are not read.
+    Each(Vec<f64>),
+}
+
+impl Weights {
     /// Those of some positions.
     pub(super) fn of(&self, rows: &[usize]) -> Vec<f64> {
         match self {

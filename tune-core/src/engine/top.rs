@@ -1,8 +1,8 @@
 //! The last norm, the output layer and the loss: logits exist for a chunk of trained tokens at a time.
 
 use super::backend::{Backend, Losses, Norm, Part, PartMut};
-use super::linear::{Layer, input_gradient};
-use super::parameters::{Of, ParamId};
+use super::linear::{Layer, LowRank, input_gradient};
+use super::parameters::{NormParams, Of, ParamId};
 use super::run::{Found, Run, Weights};
 use crate::Result;
 use crate::data::IGNORE;
@@ -31,6 +31,17 @@ pub(super) struct Top<B: Backend> {
     pub(super) found: Found<B>,
 }
 
+/// Rows on their way to the loss.
+struct Chunk<B: Backend> {
+    /// `[m, hidden]`.
+    input: B::Acts,
+    /// `[m, hidden]`.
+    normed: B::Acts,
+    low_rank: LowRank<B>,
+    /// `[m, vocab]`.
+    logits: B::Sums,
+}
+
 impl<B: Backend> Run<'_, B> {
     /// How the model's norms are computed.
     pub(super) fn norm(&self) -> Norm {
@@ -38,20 +49,64 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
-    pub(super) fn top(&self, x: &B::Acts, weights: Option<&Weights<'_>>, below: bool) -> Result<Top<B>> {
+    pub(super) fn top(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         self.backend.purpose(Purpose::Output);
         let top = self.norm_head_and_loss(x, weights, below);
         self.backend.purpose(Purpose::Activations);
         top
     }
 
-    fn norm_head_and_loss(&self, x: &B::Acts, weights: Option<&Weights<'_>>, below: bool) -> Result<Top<B>> {
+    /// Logits of some rows of `x`, `[rows, vocab]`.
+    pub(super) fn logits(&self, x: &B::Acts, rows: &[usize]) -> Result<B::Sums> {
+        let (norm, head) = self.parameters.top(self.backend)?;
+        Ok(self.chunk(x, rows, &norm, Layer { backend: self.backend, params: &head }).logits)
+    }
+
+    /// The loss of each position of `x`, 0 where none is trained.
+    pub(super) fn losses_at(&self, x: &B::Acts) -> Result<Vec<f64>> {
+        let (targets, vocab) = (&self.batch.targets, self.shape.vocab_size);
+        check_targets(targets, vocab)?;
+        let (norm, head) = self.parameters.top(self.backend)?;
+        let head = Layer { backend: self.backend, params: &head };
+        let mut losses = vec![0.0; targets.len()];
+        let trained = self.trained();
+        for rows in trained.chunks(rows_at_once(trained.len(), vocab)) {
+            let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
+            let logits = self.chunk(x, rows, &norm, head).logits;
+            for (&row, loss) in rows.iter().zip(self.backend.loss(logits, vocab, &of_rows, None).each) {
+                losses[row] = loss;
+            }
+        }
+        Ok(losses)
+    }
+
+    /// The positions that are trained.
+    fn trained(&self) -> Vec<usize> {
+        let targets = &self.batch.targets;
+        (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect()
+    }
+
+    /// Some rows of `x` up to their logits.
+    fn chunk(&self, x: &B::Acts, rows: &[usize], norm: &NormParams<B>, head: Layer<'_, B>) -> Chunk<B> {
+        let (backend, m, width) = (self.backend, rows.len(), self.shape.hidden_size);
+        let mut input = backend.acts(m, width);
+        backend.gather(x, width, rows, &mut input);
+        let mut normed = backend.acts(m, width);
+        let y = PartMut::new(&mut normed, m, width);
+        backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), y);
+        let low_rank = head.low_rank(&normed, m, Some(rows));
+        let mut logits = backend.sums(m, self.shape.vocab_size);
+        head.forward_sums(&normed, m, &low_rank, &mut logits);
+        Chunk { input, normed, low_rank, logits }
+    }
+
+    fn norm_head_and_loss(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.vocab_size);
         let targets = &self.batch.targets;
         check_targets(targets, vocab)?;
         let (norm, head) = self.parameters.top(backend)?;
         let head = Layer { backend, params: &head };
-        let trained: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
+        let trained = self.trained();
         let backward = weights.is_some();
         let zeros = |rows, cols| {
             let mut zeros = backend.gradient(rows, cols);
@@ -69,14 +124,8 @@ impl<B: Backend> Run<'_, B> {
         let mut loss = 0.0;
         for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
             let m = rows.len();
-            let mut input = backend.acts(m, width);
-            backend.gather(x, width, rows, &mut input);
-            let mut normed = backend.acts(m, width);
+            let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
             let part = |x| Part::new(x, m, width);
-            backend.norm(part(&input), &norm.weight, self.norm(), PartMut::new(&mut normed, m, width));
-            let low_rank = head.low_rank(&normed, m, Some(rows));
-            let mut logits = backend.sums(m, vocab);
-            head.forward_sums(&normed, m, &low_rank, &mut logits);
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let weights = weights.map(|weights| weights.of(rows));
             let Losses { each, gradient } = backend.loss(logits, vocab, &of_rows, weights.as_deref());

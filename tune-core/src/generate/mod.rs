@@ -4,7 +4,8 @@ mod sampler;
 
 pub use sampler::{Sampler, SamplerOptions};
 
-use crate::models::{Decoder, KvCache};
+use crate::engine::Sequences;
+use crate::models::Decoder;
 use crate::{Error, Result};
 
 /// When a generation ends.
@@ -27,27 +28,60 @@ pub fn generate(
     stop: &StopOptions,
     mut on_token: impl FnMut(u32) -> Result<()>,
 ) -> Result<Vec<u32>> {
+    let mut answers = generate_many(model, &[prompt], std::slice::from_mut(sampler), stop, |_, token| on_token(token))?;
+    Ok(answers.pop().unwrap_or_default())
+}
+
+/// The tokens that follow each of `prompts`, drawn by its own sampler, all of them at a time. `on_token` sees each with the
+/// number of its prompt. What follows a prompt does not depend on the others.
+///
+/// # Errors
+/// As [`generate`], for any of them; and another number of samplers than of prompts.
+pub fn generate_many(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    samplers: &mut [Sampler],
+    stop: &StopOptions,
+    mut on_token: impl FnMut(usize, u32) -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
     let longest = model.config.max_position_embeddings;
-    if prompt.is_empty() {
-        return Err(Error::setup("the prompt is empty: there is nothing to continue"));
+    if samplers.len() != prompts.len() {
+        return Err(Error::setup(format!("{} samplers for {} prompts", samplers.len(), prompts.len())));
     }
-    if prompt.len() >= longest {
-        return Err(Error::setup(format!(
-            "the prompt has {} tokens; the model reads at most {longest}, answer included",
-            prompt.len()
-        )));
-    }
-    let mut cache = KvCache::new(model.blocks.len());
-    let mut answer = Vec::new();
-    let mut newest = prompt.to_vec();
-    while answer.len() < stop.max_new_tokens && cache.len() + newest.len() < longest {
-        let token = sampler.sample(&model.next_logits(&newest, &mut cache)?);
-        if stop.stop_tokens.contains(&token) {
-            break;
+    for prompt in prompts {
+        if prompt.is_empty() {
+            return Err(Error::setup("the prompt is empty: there is nothing to continue"));
         }
-        answer.push(token);
-        on_token(token)?;
-        newest = vec![token];
+        if prompt.len() >= longest {
+            return Err(Error::setup(format!(
+                "the prompt has {} tokens; the model reads at most {longest}, answer included",
+                prompt.len()
+            )));
+        }
     }
-    Ok(answer)
+    // The last token is drawn, and not read.
+    let room = |prompt: &&[u32]| longest.min(prompt.len() + stop.max_new_tokens.saturating_sub(1));
+    let mut sequences = Sequences::new(model, &prompts.iter().map(room).collect::<Vec<_>>())?;
+    let mut answers = vec![Vec::new(); prompts.len()];
+    let mut newest: Vec<(usize, Vec<u32>)> = Vec::new();
+    if stop.max_new_tokens > 0 {
+        newest.extend(prompts.iter().map(|prompt| prompt.to_vec()).enumerate());
+    }
+    while !newest.is_empty() {
+        let new: Vec<(usize, &[u32])> = newest.iter().map(|(i, ids)| (*i, ids.as_slice())).collect();
+        let logits = sequences.extend(&new)?;
+        let running: Vec<usize> = newest.drain(..).map(|(i, _)| i).collect();
+        for (i, logits) in running.into_iter().zip(&logits) {
+            let token = samplers[i].sample(logits);
+            if stop.stop_tokens.contains(&token) {
+                continue;
+            }
+            answers[i].push(token);
+            on_token(i, token)?;
+            if answers[i].len() < stop.max_new_tokens && sequences.len(i) + 1 < longest {
+                newest.push((i, vec![token]));
+            }
+        }
+    }
+    Ok(answers)
 }

@@ -9,7 +9,7 @@ use super::{Element, simd};
 /// The same key and element index always give the same answer, so the backward
 /// pass, a recomputed block and a resumed run see the mask of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
+pub(crate) struct Dropout {
     /// Probability of dropping an element, in `[0, 1)`.
     p: f64,
     key: u64,
@@ -18,13 +18,13 @@ pub struct Dropout {
 impl Dropout {
     /// Dropout with probability `p` under a key that the caller derives from
     /// seed, step, micro-batch and layer.
-    pub fn new(p: f64, key: u64) -> Self {
+    pub(crate) fn new(p: f64, key: u64) -> Self {
         Self { p, key }
     }
 
     /// Mixes another number into a key (SplitMix64's finalizer).
     #[inline(always)]
-    pub fn mix(key: u64, part: u64) -> u64 {
+    pub(crate) fn mix(key: u64, part: u64) -> u64 {
         let mut z = key ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -32,8 +32,13 @@ impl Dropout {
     }
 
     /// Mixes a name into a key, byte by byte.
-    pub fn mix_name(key: u64, name: &str) -> u64 {
+    pub(crate) fn mix_name(key: u64, name: &str) -> u64 {
         name.bytes().fold(key, |k, b| Self::mix(k, u64::from(b)))
+    }
+
+    /// The probability and the key.
+    pub(crate) fn parts(&self) -> (f64, u64) {
+        (self.p, self.key)
     }
 
     /// The factor of element `index`: `0` or `1 / (1 - p)`.

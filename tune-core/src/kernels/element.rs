@@ -67,25 +67,16 @@ pub(crate) fn widen<T: Element>(src: &[T], dst: &mut [f32]) {
     }
 }
 
-/// A matrix in f32: itself, or a copy in `memory`, which is to have [`widened_len`] elements.
-pub(crate) fn in_f32<'a, T: Element>(x: View<'a, T>, memory: &'a mut [f32]) -> View<'a, f32> {
+/// The rows of a matrix in f32, without gaps.
+pub(crate) fn widen_rows<T: Element>(x: View<'_, T>, to: &mut [f32]) {
     const TASK: usize = 1 << 14;
-    if let Some(x) = T::as_f32(x) {
-        return x;
-    }
     let cols = x.cols();
-    ViewMut::new(memory, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
+    ViewMut::new(to, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
         simd(
             #[inline(always)]
             || (0..dst.rows()).for_each(|row| widen(x.row(first + row), dst.row(row))),
         );
     });
-    View::new(memory, cols)
-}
-
-/// The elements that [`in_f32`] needs for a matrix of so many.
-pub(crate) const fn widened_len<T: Element>(len: usize) -> usize {
-    if T::IS_BF16 { len } else { 0 }
 }
 
 #[cfg(test)]

@@ -23,13 +23,13 @@ pub(crate) mod swiglu;
 pub(crate) mod view;
 mod workspace;
 
-pub use attention::AttentionShape;
-pub use dropout::Dropout;
-pub(crate) use element::{Element, in_f32, widen, widened_len};
+pub(crate) use attention::AttentionShape;
+pub(crate) use dropout::Dropout;
+pub(crate) use element::{Element, widen, widen_rows};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::sum;
-pub use rope::Rotary;
+pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ const ROWS: usize = 32;
 
 /// The angles of one batch: cosine and sine for each token and each pair of elements.
 #[derive(Debug, Clone)]
-pub struct Rotary {
+pub(crate) struct Rotary {
     /// `[tokens, head_dim / 2]`.
     pub(crate) cos: Arc<Vec<f32>>,
     /// `[tokens, head_dim / 2]`.
@@ -25,7 +25,7 @@ impl Rotary {
     /// Angles for tokens at `positions`, turning by `inverse_frequencies` (`[head_dim / 2]`, radians a position).
     ///
     /// Computed in f32, as in the reference implementations, so that long positions round alike.
-    pub fn new(positions: &[u32], inverse_frequencies: &[f32]) -> Self {
+    pub(crate) fn new(positions: &[u32], inverse_frequencies: &[f32]) -> Self {
         let angles: Vec<f32> =
             positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
         Self {

@@ -1,14 +1,14 @@
-//! Each kernel, in f32 and in bf16, against the operation of the same name in f64.
+//! Each kernel, in f32 and in bf16, against plain loops in f64.
 
-use candle_core::{Device, Tensor, Var};
+use std::ops::Range;
+
 use half::bf16;
+use tune_reference as plain;
 
-use super::attention::{Attention, AttentionShape};
+use super::attention::{Attention, AttentionShape, Stretch};
 use super::rope::{Rotary, Turn};
 use super::view::{View, ViewMut};
 use super::{Element, rms_norm, rope, swiglu};
-use crate::data::Span;
-use crate::ops;
 
 fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
     crate::models::uniform(seed, count, 1.5).into_iter().map(T::from_f32).collect()
@@ -16,17 +16,6 @@ fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
 
 fn f64s<T: Element>(x: &[T]) -> Vec<f64> {
     x.iter().map(|v| f64::from(v.to_f32())).collect()
-}
-
-fn var<T: Element>(x: &[T], shape: &[usize]) -> Var {
-    Var::from_vec(f64s(x), shape, &Device::Cpu).unwrap()
-}
-
-/// The gradients of `sum(y · grad)` with respect to `vars`.
-fn gradients<T: Element>(y: &Tensor, grad: &[T], vars: &[&Var]) -> Vec<Vec<f64>> {
-    let grad = Tensor::from_vec(f64s(grad), y.shape(), &Device::Cpu).unwrap();
-    let store = (y * grad).unwrap().sum_all().unwrap().backward().unwrap();
-    vars.iter().map(|v| store.get(v).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect()
 }
 
 /// Within rounding of the largest value.
@@ -39,38 +28,45 @@ fn assert_close<T: Element>(what: &str, got: &[T], right: &[f64]) {
     }
 }
 
-fn values(t: &Tensor) -> Vec<f64> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
-}
-
 fn check_attention<T: Element>(
-    spans: &[Span],
-    rows: usize,
-    len: usize,
+    spans: &[Range<usize>],
+    tokens: usize,
     heads: usize,
     kv_heads: usize,
     window: Option<usize>,
 ) {
     let dim = 32;
     let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window };
-    let tokens = rows * len;
     let (q, g) = (numbers::<T>(tokens * heads * dim, 1), numbers::<T>(tokens * heads * dim, 4));
     let (k, v) = (numbers::<T>(tokens * kv_heads * dim, 2), numbers::<T>(tokens * kv_heads * dim, 3));
-    let at = |width: usize| [rows, len, width];
-    let (vq, vk, vv) = (var(&q, &at(heads * dim)), var(&k, &at(kv_heads * dim)), var(&v, &at(kv_heads * dim)));
-    let right = ops::attention(&vq, &vk, &vv, shape, &spans.into()).unwrap();
-    let right_gradients = gradients(&right, &g, &[&vq, &vk, &vv]);
-
-    let attention = Attention { shape, spans, len };
     let (q_width, kv_width) = (heads * dim, kv_heads * dim);
+    let [wq, wk, wv, wg] = [&q, &k, &v, &g].map(|x| f64s(x));
+    let wide = |x, width| plain::View::new(x, width);
+    let wide_qkv = [wide(&wq, q_width), wide(&wk, kv_width), wide(&wv, kv_width)];
+    let right = plain::attention::Attention { heads, kv_heads, head_dim: dim, scale: 0.25, window, softcap: None };
+    let (mut right_out, mut right_lse) = (wq.clone(), vec![0.0; tokens * heads]);
+    right.forward(wide_qkv, spans, &mut plain::ViewMut::new(&mut right_out, q_width), &mut right_lse);
+    let mut right_gradients = [wq.clone(), wk.clone(), wv.clone()];
+    let [of_q, of_k, of_v] = &mut right_gradients;
+    let mut into = plain::attention::Gradients {
+        q: plain::ViewMut::new(of_q, q_width),
+        k: plain::ViewMut::new(of_k, kv_width),
+        v: plain::ViewMut::new(of_v, kv_width),
+    };
+    right.backward(wide_qkv, spans, (wide(&right_out, q_width), &right_lse), wide(&wg, q_width), &mut into);
+
+    let stretches: Vec<Stretch> =
+        spans.iter().map(|s| Stretch { queries: s.start, len: s.len(), keys: s.start, past: 0 }).collect();
+    let attention = Attention { shape, stretches: &stretches };
     let qkv = [View::new(&q, q_width), View::new(&k, kv_width), View::new(&v, kv_width)];
     let (mut out, mut lse) = (q.clone(), vec![7f32; tokens * heads]);
     let threads = rayon::current_num_threads();
     let memory = |len: usize| vec![f32::NAN; len];
-    let mut forward_memory = memory(attention.forward_workspace::<T>(tokens, threads));
-    let mut backward_memory = memory(attention.backward_workspace::<T>(tokens, threads));
+    let mut forward_memory = memory(attention.forward_workspace::<T>(threads));
+    let mut backward_memory = memory(attention.backward_workspace::<T>(threads));
     attention.forward(qkv, ViewMut::new(&mut out, q_width), &mut lse, &mut forward_memory);
-    assert_close("attention", &out, &values(&right));
+    assert_close("attention", &out, &right_out);
+    assert_close("lse", &lse, &right_lse);
     let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
     let [of_q, of_k, of_v] = [(&mut gq, q_width), (&mut gk, kv_width), (&mut gv, kv_width)];
     let gradients = [ViewMut::new(of_q.0, of_q.1), ViewMut::new(of_k.0, of_k.1), ViewMut::new(of_v.0, of_v.1)];
@@ -106,28 +102,52 @@ fn check_attention<T: Element>(
 
 #[test]
 fn attention_over_packed_rows() {
-    let spans = [
-        Span { row: 0, start: 0, len: 50 },
-        Span { row: 0, start: 50, len: 1 },
-        Span { row: 0, start: 51, len: 200 },
-        Span { row: 1, start: 0, len: 97 },
-    ];
-    check_attention::<f32>(&spans, 2, 256, 6, 2, None);
-    check_attention::<bf16>(&spans, 2, 256, 6, 2, None);
+    let spans = [0..50, 50..51, 51..251, 256..353];
+    check_attention::<f32>(&spans, 512, 6, 2, None);
+    check_attention::<bf16>(&spans, 512, 6, 2, None);
 }
 
 #[test]
 fn attention_longer_than_a_block_of_keys_and_a_chunk_of_queries() {
-    let spans = [Span { row: 0, start: 0, len: 1100 }];
-    check_attention::<f32>(&spans, 1, 1100, 2, 2, None);
-    check_attention::<f32>(&spans, 1, 1100, 2, 1, Some(300));
+    check_attention::<f32>(&[0..1100, 1100..1103], 1103, 2, 2, None);
+    check_attention::<f32>(&[0..1100, 1100..1103], 1103, 2, 1, Some(300));
 }
 
 #[test]
 fn attention_through_a_window() {
-    let spans = [Span { row: 0, start: 3, len: 120 }, Span { row: 1, start: 0, len: 60 }];
     for window in [1, 7, 64] {
-        check_attention::<f32>(&spans, 2, 130, 4, 4, Some(window));
+        check_attention::<f32>(&[3..123, 130..190], 260, 4, 4, Some(window));
+    }
+}
+
+/// What follows a past has the bits of the whole sequence, whatever else is computed beside it.
+fn check_past<T: Element>(window: Option<usize>) {
+    let (heads, kv_heads, dim, len) = (6, 2, 32, 700);
+    let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window };
+    let (q_width, kv_width) = (heads * dim, kv_heads * dim);
+    let (q, k, v) = (numbers::<T>(len * q_width, 1), numbers::<T>(len * kv_width, 2), numbers::<T>(len * kv_width, 3));
+    let run = |stretches: &[Stretch], queries: usize| {
+        let attention = Attention { shape, stretches };
+        let mut memory = vec![f32::NAN; attention.forward_workspace::<T>(rayon::current_num_threads())];
+        let (mut out, mut lse) = (q[..queries * q_width].to_vec(), vec![0f32; queries * heads]);
+        let from = View::new(&q, q_width).part(len - queries..len, 0..q_width);
+        let keys_and_values = [View::new(&k, kv_width), View::new(&v, kv_width)];
+        let [k, v] = keys_and_values;
+        attention.forward([from, k, v], ViewMut::new(&mut out, q_width), &mut lse, &mut memory);
+        out
+    };
+    let whole = run(&[Stretch { queries: 0, len, keys: 0, past: 0 }], len);
+    for queries in [1, 2, 40, 300] {
+        let newest = run(&[Stretch { queries: 0, len: queries, keys: 0, past: len - queries }], queries);
+        assert!(newest == whole[(len - queries) * q_width..], "{queries} queries, window {window:?}");
+    }
+}
+
+#[test]
+fn newest_tokens_have_the_bits_of_the_whole() {
+    for window in [None, Some(1), Some(300)] {
+        check_past::<f32>(window);
+        check_past::<bf16>(window);
     }
 }
 
@@ -142,46 +162,61 @@ fn norm_back<T: Element>(x: View<'_, T>, w: &[T], g: View<'_, T>, residual: View
 fn check_rows<T: Element>() {
     let (rows, width) = (150, 96);
     let (x, w, g) = (numbers::<T>(rows * width, 1), numbers::<T>(width, 2), numbers::<T>(rows * width, 3));
-    let (vx, vw) = (var(&x, &[rows, width]), var(&w, &[width]));
-    let right = ops::rms_norm(&vx, &vw, 1e-5).unwrap();
-    let right_gradients = gradients(&right, &g, &[&vx, &vw]);
+    let [wx, ww, wg] = [&x, &w, &g].map(|x| f64s(x));
+    let wide = |x| plain::View::new(x, width);
+    let norm = plain::norm::Norm { eps: 1e-5, from_one: false };
+    let mut right = wx.clone();
+    plain::norm::forward(wide(&wx), &ww, norm, None, &mut plain::ViewMut::new(&mut right, width));
     let mut y = x.clone();
     let at = View::new(&x, width);
     rms_norm::forward(at, &w, 1e-5, ViewMut::new(&mut y, width));
-    assert_close("rms_norm", &y, &values(&right));
+    assert_close("rms_norm", &y, &right);
     let mut gx = numbers::<T>(rows * width, 4);
-    let with_residual: Vec<f64> = f64s(&gx).iter().zip(&right_gradients[0]).map(|(r, g)| r + g).collect();
+    let (mut with_residual, mut of_weight) = (f64s(&gx), vec![0.0; width]);
+    let mut into = plain::ViewMut::new(&mut with_residual, width);
+    plain::norm::backward(wide(&wx), &ww, norm, wide(&wg), &mut into, Some(&mut of_weight));
     let mut without = gx.clone();
     let grad = View::new(&g, width);
     let gw = norm_back(at, &w, grad, ViewMut::new(&mut gx, width));
     assert_close("rms_norm gx", &gx, &with_residual);
-    assert_close("rms_norm gw", &gw, &right_gradients[1]);
+    assert_close("rms_norm gw", &gw, &of_weight);
     rms_norm::backward(at, &w, 1e-5, grad, ViewMut::new(&mut without, width), None, &mut []);
     assert_eq!(without, gx);
 
     let up = numbers::<T>(rows * width, 5);
-    let vu = var(&up, &[rows, width]);
-    let right = ops::swiglu(&vx, &vu).unwrap();
-    let right_gradients = gradients(&right, &g, &[&vx, &vu]);
+    let wu = f64s(&up);
+    let act = plain::gate::Activation::Silu;
+    plain::gate::forward(act, wide(&wx), wide(&wu), &mut plain::ViewMut::new(&mut right, width));
+    let (mut of_gate, mut of_up) = (wx.clone(), wx.clone());
+    {
+        let mut into = [&mut of_gate, &mut of_up].map(|x| plain::ViewMut::new(x, width));
+        let [of_gate, of_up] = &mut into;
+        plain::gate::backward(act, wide(&wx), wide(&wu), wide(&wg), of_gate, of_up);
+    }
     swiglu::forward(&x, &up, &mut y);
-    assert_close("swiglu", &y, &values(&right));
+    assert_close("swiglu", &y, &right);
     let (mut gate, mut up, mut again) = (x.clone(), up, g.clone());
     swiglu::backward(&mut gate, &mut up, &mut again);
     assert_eq!(again, y);
-    assert_close("swiglu gate", &gate, &right_gradients[0]);
-    assert_close("swiglu up", &up, &right_gradients[1]);
+    assert_close("swiglu gate", &gate, &of_gate);
+    assert_close("swiglu up", &up, &of_up);
 
     let positions: Vec<u32> = (0..rows as u32).map(|i| i % 70).collect();
     let rotary = Rotary::new(&positions, &[1.0, 0.5, 0.25, 0.1, 0.01, 0.001, 1e-4, 1e-5]);
-    let vx = var(&x, &[1, rows, width]);
-    let right = ops::rope(&vx, &rotary).unwrap();
-    let right_gradients = gradients(&right, &g, &[&vx]);
+    let f64s_of = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    let (cos, sin) = (f64s_of(&rotary.cos), f64s_of(&rotary.sin));
+    let turned = |of: &[f64], turn| {
+        let mut turned = of.to_vec();
+        let tables = (plain::View::new(&cos, 8), plain::View::new(&sin, 8));
+        plain::rotary::turn(&mut plain::ViewMut::new(&mut turned, width), 16, tables, turn);
+        turned
+    };
     let mut y = x;
     rope::turn(ViewMut::new(&mut y, width), &rotary, Turn::Forward);
-    assert_close("rope", &y, &values(&right));
+    assert_close("rope", &y, &turned(&wx, plain::rotary::Turn::Forward));
     let mut gx = g;
     rope::turn(ViewMut::new(&mut gx, width), &rotary, Turn::Back);
-    assert_close("rope gx", &gx, &right_gradients[0]);
+    assert_close("rope gx", &gx, &turned(&wg, plain::rotary::Turn::Back));
 }
 
 #[test]

@@ -1,33 +1,17 @@
 //! The whole model: embedding, blocks, norm, output layer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{LoraOptions, add_adapter};
 use super::block::Block;
-use super::cache::KvCache;
 use super::config::DecoderConfig;
 use super::linear::Linear;
 use super::slots::{Half, PerSlot, Slot};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
-use crate::data::{Batch, Span};
-use crate::kernels::Rotary;
-use crate::ops::{self, OutputHead};
 use crate::{Error, Result};
-
-/// What all blocks share in one forward pass.
-#[derive(Debug, Clone)]
-pub struct Pass {
-    /// The samples in the batch.
-    pub spans: Arc<[Span]>,
-    /// The angles of its positions.
-    pub rotary: Rotary,
-    /// The key of this pass's dropout (from seed, step and micro-batch); no dropout if `None`.
-    pub dropout: Option<u64>,
-}
 
 /// How a model is put together from its weights.
 #[derive(Debug, Clone)]
@@ -52,7 +36,6 @@ pub struct Decoder {
     embed_tokens: Tensor,
     norm: Tensor,
     lm_head: Linear,
-    inverse_frequencies: Vec<f32>,
     /// Everything that is trained, in name order.
     trainable: BTreeMap<String, Var>,
 }
@@ -77,7 +60,7 @@ impl Decoder {
             let linears = PerSlot::try_new(|slot| builder.linear(&format!("{prefix}.{}", slot.path()), c.sides(slot)))?;
             let mut norm = |half: Half| builder.weight(&format!("{prefix}.{}", half.norm()), &[c.hidden_size]);
             let norms = [norm(Half::Attention)?, norm(Half::Mlp)?];
-            blocks.push(Block { index, norms, linears, attention: c.attention(), eps: c.rms_norm_eps });
+            blocks.push(Block { index, norms, linears });
         }
         let norm = builder.weight("model.norm", &[c.hidden_size])?;
         let lm_head = if c.tie_word_embeddings {
@@ -89,15 +72,7 @@ impl Decoder {
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
         }
-        Ok(Self {
-            blocks,
-            embed_tokens,
-            norm,
-            lm_head,
-            inverse_frequencies: config.inverse_frequencies(),
-            trainable: builder.trainable,
-            config,
-        })
+        Ok(Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config })
     }
 
     /// The model in `source` without its numbers: every weight is there and has its shape, and none is read.
@@ -130,33 +105,9 @@ impl Decoder {
         self.embed_tokens.device()
     }
 
-    /// What the blocks need to know of a batch.
-    pub fn pass(&self, batch: &Batch, dropout: Option<u64>) -> Pass {
-        Pass {
-            spans: batch.spans.as_slice().into(),
-            rotary: Rotary::new(&batch.positions, &self.inverse_frequencies),
-            dropout,
-        }
-    }
-
     /// Whether the embedding table is trained.
     pub fn trains_embedding(&self) -> bool {
         self.embed_tokens.is_variable()
-    }
-
-    /// The residual stream below the first block, `[rows, len, hidden]`.
-    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(ops::embedding(&batch.input_ids, batch.rows, &self.embed_tokens)?)
-    }
-
-    /// The last norm, over `[batch, seq, hidden]`.
-    pub fn final_norm(&self, x_bsh: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x_bsh, &self.norm, self.config.rms_norm_eps)?)
-    }
-
-    /// The output layer, with this pass's dropout on its adapter.
-    pub fn head(&self, pass: &Pass) -> OutputHead {
-        OutputHead { weight: self.lm_head.weight.clone(), lora: self.lm_head.factors(pass) }
     }
 
     /// The embedding table, `[vocab, hidden]`.
@@ -167,36 +118,6 @@ impl Decoder {
     /// The last norm's weight `[hidden]` and the output layer.
     pub(crate) fn top(&self) -> (&Tensor, &Linear) {
         (&self.norm, &self.lm_head)
-    }
-
-    /// Logits of every position, `[rows, len, vocab]`, in the model's dtype.
-    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        let pass = self.pass(batch, None);
-        let mut x_bsh = self.embed(batch)?.detach();
-        for block in &self.blocks {
-            x_bsh = block.forward(&x_bsh, &pass)?.detach();
-        }
-        self.lm_head.forward(&self.final_norm(&x_bsh)?, &pass)
-    }
-
-    /// Logits of the last of `ids`, the newest tokens of one sequence whose past is in `cache`: `[vocab]`, f32.
-    pub fn next_logits(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
-        let past = cache.len();
-        let positions: Vec<u32> = (past..past + ids.len()).map(|p| p as u32).collect();
-        let pass =
-            Pass { spans: Arc::new([]), rotary: Rotary::new(&positions, &self.inverse_frequencies), dropout: None };
-        let mut x_bsh = ops::embedding(ids, 1, &self.embed_tokens)?.detach();
-        for block in &self.blocks {
-            x_bsh = block.forward_cached(&x_bsh, &pass, cache)?.detach();
-        }
-        let last = x_bsh.narrow(1, ids.len() - 1, 1)?.contiguous()?;
-        let logits = self.lm_head.forward(&self.final_norm(&last)?, &pass)?;
-        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
-    }
-
-    /// What is trained below a name such as `model.layers.3.`, in name order.
-    pub fn trainable_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Var)> {
-        self.trainable.range(prefix.to_string()..).take_while(move |(name, _)| name.starts_with(prefix))
     }
 
     /// The model's own weights as they are now, adapters merged in, by Hugging Face name.

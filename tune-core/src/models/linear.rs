@@ -3,10 +3,8 @@
 use candle_core::Tensor;
 
 use super::adapter::Adapter;
-use super::decoder::Pass;
 use crate::Result;
 use crate::kernels::Dropout;
-use crate::ops::{self, LoraFactors};
 
 /// `y = x Wᵀ`, with an adapter's update if it has one.
 #[derive(Debug, Clone)]
@@ -20,25 +18,6 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `x` `[.., in]` to `[.., out]`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        Ok(match self.factors(pass) {
-            Some(lora) => ops::lora_linear(x, &self.weight, &lora)?,
-            None => ops::linear(x, &self.weight)?,
-        })
-    }
-
-    /// The adapter as an operation takes it, with this pass's dropout.
-    pub fn factors(&self, pass: &Pass) -> Option<LoraFactors> {
-        let adapter = self.adapter.as_ref()?;
-        Some(LoraFactors {
-            a: adapter.a.as_tensor().clone(),
-            b: adapter.b.as_tensor().clone(),
-            scale: adapter.scale,
-            dropout: self.dropout(pass.dropout),
-        })
-    }
-
     /// The dropout on the adapter's input in a pass with this key.
     pub(crate) fn dropout(&self, key: Option<u64>) -> Option<Dropout> {
         let p = self.adapter.as_ref().map(|a| a.dropout).filter(|&p| p > 0.0)?;

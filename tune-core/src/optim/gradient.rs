@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::update::{TASK, add_assign, squared_norm, squares};
+use super::values::{Real, Values};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::simd;
-use crate::ops::{Real, Values};
 
 /// The gradient of one parameter.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ mod gradients;
 mod schedule;
 mod sgd;
 mod update;
+mod values;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,6 @@ pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
 pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;
-pub(crate) use update::add_assign;
 
 use crate::kernels::Dropout;
 use crate::{Error, Result};

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 
 use super::update::{UpdateRule, update};
+use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
-use crate::ops::Real;
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Gradient;
+use super::values::{Real, Values};
 use crate::kernels::{Dropout, Element, Shared, simd, sum};
-use crate::ops::{Real, Values};
 
 /// Elements handled by one task.
 pub(super) const TASK: usize = 1 << 15;

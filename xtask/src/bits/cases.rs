@@ -4,8 +4,8 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use tune_core::data::Batch;
-use tune_core::engine::{RunOptions, evaluate, forward_backward};
-use tune_core::models::{Decoder, KvCache};
+use tune_core::engine::{self, RunOptions, Sequences, evaluate, forward_backward};
+use tune_core::models::Decoder;
 use tune_core::optim::{AdamW, Gradients, InBackward, Optimizer, Sgd};
 use tune_core::peft::LoraModule::{self, DownProj, LmHead, OProj, QProj, VProj};
 use tune_core::peft::LoraOptions;
@@ -25,7 +25,7 @@ pub(super) fn compute(root: &Path, found: &mut Found<'_>) -> Result<()> {
         return Ok(());
     }
     for model in models::all(root)? {
-        // What is not fp32 or bf16 runs operation by operation; once is enough for the large one.
+        // f64 runs in plain loops; the small ones are enough.
         let dtypes = [(DType::F32, "f32"), (DType::BF16, "bf16"), (DType::F64, "f64")];
         for (dtype, name) in dtypes.into_iter().filter(|(d, _)| *d != DType::F64 || model.name != "random") {
             for (kind, lora) in kinds() {
@@ -113,10 +113,10 @@ fn inference(case: &str, model: &Model, dtype: DType, found: &mut Found<'_>) -> 
     for (name, batch) in &model.batches() {
         let loss = evaluate(&decoder, batch)?;
         found(&format!("{case} evaluate {name}"), "loss", crc32c::crc32c(&loss.to_le_bytes()));
-        found(&format!("{case} evaluate {name}"), "logits", of_tensor(&decoder.logits(batch)?)?);
-        let mut cache = KvCache::new(decoder.blocks.len());
+        found(&format!("{case} evaluate {name}"), "logits", of_tensor(&engine::logits(&decoder, batch)?)?);
+        let mut sequence = Sequences::new(&decoder, &[12])?;
         for (i, ids) in [&batch.input_ids[..8], &batch.input_ids[8..9], &batch.input_ids[9..12]].iter().enumerate() {
-            let logits = decoder.next_logits(ids, &mut cache)?;
+            let logits = sequence.extend(&[(0, ids)])?.remove(0);
             let checksum = of_tensor(&Tensor::from_slice(&logits, logits.len(), &Device::Cpu)?)?;
             found(&format!("{case} generate {name}"), &format!("logits {i}"), checksum);
         }

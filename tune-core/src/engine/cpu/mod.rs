@@ -33,6 +33,10 @@ impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param> {
         Weight::new(tensor)
     }
+
+    fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
+        x.to_vec()
+    }
 }
 
 fn view<'a, E: Element>(part: Part<'a, Buffer<E>>) -> View<'a, E> {
@@ -182,7 +186,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         y: PartMut<'_, Buffer<T>>,
         lse: &mut Buffer<f32>,
     ) {
-        let mut workspace = Buffer::new(how.forward_workspace::<T>(y.rows, current_num_threads()));
+        let mut workspace = Buffer::new(how.forward_workspace::<T>(current_num_threads()));
         how.forward(qkv.map(view), view_mut(y), lse, &mut workspace);
     }
 
@@ -194,7 +198,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         g: Part<'_, Buffer<T>>,
         gqkv: [PartMut<'_, Buffer<T>>; 3],
     ) {
-        let mut workspace = Buffer::new(how.backward_workspace::<T>(y.rows, current_num_threads()));
+        let mut workspace = Buffer::new(how.backward_workspace::<T>(current_num_threads()));
         how.backward(qkv.map(view), (view(y), lse), view(g), gqkv.map(view_mut), &mut workspace);
     }
 

@@ -3,12 +3,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::workspace::{Memory, shares};
-use super::{Attention, COLS, KEYS, Tile};
+use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, add, multiply_here};
 use crate::kernels::math::{exp, sum};
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::{PerThread, Workspace};
-use crate::kernels::{Element, Shared, in_f32, simd};
+use crate::kernels::{Element, Shared, simd};
 
 /// Parts of a tile whose share of the gradients of keys and values is summed by one task, at least.
 const PARTS: usize = 10;
@@ -16,8 +16,7 @@ const PARTS: usize = 10;
 /// What the backward pass reads.
 struct Operands<'a, T> {
     q: View<'a, T>,
-    k: View<'a, f32>,
-    v: View<'a, f32>,
+    keys: Keys<'a>,
     out: View<'a, T>,
     grad: View<'a, T>,
     lse: &'a [f32],
@@ -34,7 +33,7 @@ struct Columns<'a> {
     delta: [f32; COLS],
 }
 
-/// What a tile adds to the gradients of keys and values, `[keys, head_dim]` each, from key `first` of the span on.
+/// What a tile adds to the gradients of keys and values, `[keys, head_dim]` each, from key `first` of the sequence on.
 struct Share<'a> {
     first: usize,
     k: &'a mut [f32],
@@ -55,9 +54,11 @@ impl Attention<'_> {
         workspace: &mut [f32],
     ) {
         let tiles = self.backward_tiles();
-        let memory = self.backward_memory::<T>(q.rows(), rayon::current_num_threads());
+        let memory = self.backward_memory::<T>(rayon::current_num_threads());
+        assert!(self.stretches.iter().all(|s| s.past == 0), "the past has no gradient");
         let mut workspace = Workspace::new(workspace);
-        let [k, v] = [k, v].map(|x| in_f32(x, workspace.take(memory.widened)));
+        let widened = [workspace.take(memory.widened), workspace.take(memory.widened)];
+        let keys = Keys::new(self.stretches, [k, v], widened);
         if self.has_gaps(q.rows()) {
             for g in [&mut gq, &mut gk, &mut gv] {
                 g.fill(T::from_f32(0.0));
@@ -68,7 +69,7 @@ impl Attention<'_> {
         let of_threads = workspace.per_thread(memory.threads, memory.of_thread());
         {
             let of_tiles = Shared::new(of_tiles);
-            let all = Operands { q, k, v, out, grad, lse };
+            let all = Operands { q, keys, out, grad, lse };
             tiles.par_iter().zip(&places).with_max_len(1).for_each(|(tile, place)| {
                 // SAFETY: each tile has a place of its own.
                 let (k, v) = unsafe { of_tiles.part(place.start, place.len()) }.split_at_mut(place.len() / 2);
@@ -89,17 +90,17 @@ impl Attention<'_> {
         of_threads: &PerThread<'_>,
     ) {
         let (dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
-        let mut order: Vec<Vec<usize>> = vec![Vec::new(); self.spans.len() * kv_heads];
+        let mut order: Vec<Vec<usize>> = vec![Vec::new(); self.stretches.len() * kv_heads];
         for (i, tile) in tiles.iter().enumerate() {
-            order[tile.span * kv_heads + tile.kv_head].push(i);
+            order[tile.stretch * kv_heads + tile.kv_head].push(i);
         }
         order.par_iter().enumerate().for_each(|(i, order)| {
-            let (span, kv_head) = (i / kv_heads, i % kv_heads);
+            let (stretch, kv_head) = (&self.stretches[i / kv_heads], i % kv_heads);
             // SAFETY: a task takes it once, and waits for nothing.
             let sums = unsafe { of_threads.mine() };
             for (of, gradient) in gradients.iter().enumerate() {
-                for start in (0..self.spans[span].len).step_by(KEYS) {
-                    let end = self.spans[span].len.min(start + KEYS);
+                for start in (0..stretch.len).step_by(KEYS) {
+                    let end = stretch.len.min(start + KEYS);
                     let sums = &mut sums[..(end - start) * dim];
                     sums.fill(0.0);
                     for &i in order {
@@ -113,8 +114,8 @@ impl Attention<'_> {
                         }
                     }
                     for (position, sums) in (start..end).zip(sums.chunks_exact(dim)) {
-                        // SAFETY: each key head of each span belongs to one turn of this loop.
-                        let dst = unsafe { gradient.part(self.token(span, position), kv_head * dim, dim) };
+                        // SAFETY: each key head of each stretch belongs to one turn of this loop.
+                        let dst = unsafe { gradient.part(stretch.keys + position, kv_head * dim, dim) };
                         dst.iter_mut().zip(sums).for_each(|(d, &s)| *d = T::from_f32(s));
                     }
                 }
@@ -163,7 +164,7 @@ impl Attention<'_> {
                 multiply_here(&down(&*p, grad), &ViewMut::new(&mut gv[of_keys.clone()], dim), add, of_product);
                 multiply_here(&down(&*ds, q), &ViewMut::new(&mut gk[of_keys], dim), add, of_product);
                 let ds = View::strided(&*ds, (keys, cols), COLS);
-                let across = Term::Across { g: ds, x: self.rows(all.k, &part, key, keys) };
+                let across = Term::Across { g: ds, x: self.rows(&all.keys, Which::Keys, &part, key, keys) };
                 multiply_here(&[across], &ViewMut::new(gq_part, dim), add, of_product);
             }
             for (i, row) in gq_part.chunks_exact(part.heads * dim).enumerate() {
@@ -210,9 +211,9 @@ impl Attention<'_> {
     ) {
         let Columns { q, grad, lse, delta } = columns;
         let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
-        let up = |x, w| [Term::Up { x: self.rows(x, part, key, keys), w: View::new(w, dim) }];
+        let up = |which, w| [Term::Up { x: self.rows(&all.keys, which, part, key, keys), w: View::new(w, dim) }];
         multiply_here(
-            &up(all.k, q),
+            &up(Which::Keys, q),
             &ViewMut::strided(p, (keys, cols), COLS),
             #[inline(always)]
             |at: At, scores: &[f32], p: &mut [f32]| {
@@ -227,7 +228,7 @@ impl Attention<'_> {
         );
         let p = &*p;
         multiply_here(
-            &up(all.v, grad),
+            &up(Which::Values, grad),
             &ViewMut::strided(ds, (keys, cols), COLS),
             #[inline(always)]
             |at: At, dp: &[f32], ds: &mut [f32]| {

@@ -1,16 +1,16 @@
 use rayon::prelude::*;
 
-use super::{Attention, COLS, KEYS, Tile};
+use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, multiply_here, store};
 use crate::kernels::math::exp;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::Workspace;
-use crate::kernels::{Element, Shared, in_f32, simd};
+use crate::kernels::{Element, Shared, simd};
 
 impl Attention<'_> {
-    /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[tokens, kv_heads * head_dim]` into `out`, shaped as
-    /// `q`, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`. Positions outside every
-    /// span give zero. `workspace` is to have as many elements as [`Attention::forward_workspace`] says.
+    /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[.., kv_heads * head_dim]` into `out`, shaped as
+    /// `q`, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`. Rows outside every
+    /// stretch give zero. `workspace` is to have as many elements as [`Attention::forward_workspace`] says.
     pub(crate) fn forward<T: Element>(
         &self,
         [q, k, v]: [View<'_, T>; 3],
@@ -18,9 +18,10 @@ impl Attention<'_> {
         lse: &mut [f32],
         workspace: &mut [f32],
     ) {
-        let memory = self.forward_memory::<T>(q.rows(), rayon::current_num_threads());
+        let memory = self.forward_memory::<T>(rayon::current_num_threads());
         let mut workspace = Workspace::new(workspace);
-        let [k, v] = [k, v].map(|x| in_f32(x, workspace.take(memory.widened)));
+        let widened = [workspace.take(memory.widened), workspace.take(memory.widened)];
+        let keys_and_values = Keys::new(self.stretches, [k, v], widened);
         let of_threads = workspace.per_thread(memory.threads, memory.of_thread());
         let tokens = q.rows();
         let dim = self.shape.head_dim;
@@ -42,7 +43,10 @@ impl Attention<'_> {
             let (mut max, mut total) = ([f32::NEG_INFINITY; COLS], [0f32; COLS]);
             for (key, keys) in self.key_blocks(tile) {
                 let scores = &mut scores[..keys * COLS];
-                let term = Term::Up { x: self.rows(k, tile, key, keys), w: View::new(queries, dim) };
+                let term = Term::Up {
+                    x: self.rows(&keys_and_values, Which::Keys, tile, key, keys),
+                    w: View::new(queries, dim),
+                };
                 multiply_here(&[term], &ViewMut::strided(scores, (keys, cols), COLS), store, of_product);
                 let keep = simd(
                     #[inline(always)]
@@ -50,7 +54,7 @@ impl Attention<'_> {
                 );
                 let weights = View::strided(scores, (keys, cols), COLS);
                 multiply_here(
-                    &[Term::Across { g: weights, x: self.rows(v, tile, key, keys) }],
+                    &[Term::Across { g: weights, x: self.rows(&keys_and_values, Which::Values, tile, key, keys) }],
                     &ViewMut::new(sums, dim),
                     #[inline(always)]
                     |at: At, new: &[f32], old: &mut [f32]| {

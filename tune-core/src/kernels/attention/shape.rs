@@ -2,27 +2,22 @@
 
 /// The heads of an attention layer and how they look back.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
+pub(crate) struct AttentionShape {
     /// Query heads.
-    pub heads: usize,
+    pub(crate) heads: usize,
     /// Key and value heads; each serves `heads / kv_heads` query heads.
-    pub kv_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Elements of a head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
-    pub scale: f64,
+    pub(crate) scale: f64,
     /// How many positions a token sees, itself included; all earlier ones if `None`.
-    pub window: Option<usize>,
+    pub(crate) window: Option<usize>,
 }
 
 impl AttentionShape {
     /// The first key that the query at `position` sees.
     pub(crate) fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
-    }
-
-    /// Whether the query at `position` sees the key at `key`.
-    pub(crate) fn sees(&self, position: usize, key: usize) -> bool {
-        (self.first_key(position)..=position).contains(&key)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Attention, AttentionShape, COLS, KEYS, Tile};
+use super::{Attention, AttentionShape, COLS, KEYS, Keys, Tile};
+use crate::kernels::Element;
 use crate::kernels::gemm::{Sides, workspace_here};
 use crate::kernels::isa::Isa;
 use crate::kernels::workspace::room;
-use crate::kernels::{Element, widened_len};
 
 /// Elements of f32 of each part.
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +32,29 @@ impl Memory {
 }
 
 impl Attention<'_> {
-    /// The elements that [`Attention::forward`] needs for so many tokens and threads.
-    pub(crate) fn forward_workspace<T: Element>(&self, tokens: usize, threads: usize) -> usize {
-        self.forward_memory::<T>(tokens, threads).all()
+    /// The elements that [`Attention::forward`] needs on so many threads.
+    pub(crate) fn forward_workspace<T: Element>(&self, threads: usize) -> usize {
+        self.forward_memory::<T>(threads).all()
     }
 
-    /// The elements that [`Attention::backward`] needs for so many tokens and threads.
-    pub(crate) fn backward_workspace<T: Element>(&self, tokens: usize, threads: usize) -> usize {
-        self.backward_memory::<T>(tokens, threads).all()
+    /// The elements that [`Attention::backward`] needs on so many threads.
+    pub(crate) fn backward_workspace<T: Element>(&self, threads: usize) -> usize {
+        self.backward_memory::<T>(threads).all()
     }
 
-    pub(super) fn forward_memory<T: Element>(&self, tokens: usize, threads: usize) -> Memory {
+    pub(super) fn forward_memory<T: Element>(&self, threads: usize) -> Memory {
         let dim = self.shape.head_dim;
         let product = self.largest([((KEYS, COLS), Some(dim), dim), ((COLS, dim), None, KEYS)]);
-        Memory { widened: self.widened::<T>(tokens), shares: 0, threads, product, other: 2 * room(COLS * dim) }
+        Memory {
+            widened: Keys::widened::<T>(self.stretches, self.widths().1),
+            shares: 0,
+            threads,
+            product,
+            other: 2 * room(COLS * dim),
+        }
     }
 
-    pub(super) fn backward_memory<T: Element>(&self, tokens: usize, threads: usize) -> Memory {
+    pub(super) fn backward_memory<T: Element>(&self, threads: usize) -> Memory {
         let dim = self.shape.head_dim;
         let product =
             self.largest([((KEYS, COLS), Some(dim), dim), ((KEYS, dim), Some(COLS), COLS), ((COLS, dim), None, KEYS)]);
@@ -56,11 +62,7 @@ impl Attention<'_> {
         // The sums of shares, when those are there, take the same memory.
         let other = scores_and_columns.max(room(KEYS * dim));
         let shares = shares(&self.shape, &self.backward_tiles()).1;
-        Memory { widened: self.widened::<T>(tokens), shares, threads, product, other }
-    }
-
-    fn widened<T: Element>(&self, tokens: usize) -> usize {
-        widened_len::<T>(tokens * self.widths().1)
+        Memory { widened: Keys::widened::<T>(self.stretches, self.widths().1), shares, threads, product, other }
     }
 
     /// The most that one of these products needs: its size, the width of its left side's rows, and its inner dimension.

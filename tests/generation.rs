@@ -1,0 +1,130 @@
+//! Sequences that grow: what they give is what training computes, to the last bit.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/families.rs"]
+mod families;
+
+use candle_core::DType;
+use families::Fixture;
+use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::engine::{self, Sequences};
+use tune_core::generate::{Sampler, SamplerOptions, StopOptions, generate, generate_many};
+use tune_core::models::Decoder;
+
+const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
+
+/// A text of so many tokens.
+fn ids(seed: u32, len: usize, vocab: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| (seed + 7 * i).wrapping_mul(2_654_435_761) % vocab as u32).collect()
+}
+
+/// Whole sequences as one row of a training batch; every token but the last of each is trained.
+fn packed(sequences: &[Vec<u32>]) -> Batch {
+    let len = sequences.iter().map(Vec::len).sum();
+    let mut batch = Batch {
+        rows: 1,
+        len,
+        input_ids: Vec::new(),
+        targets: Vec::new(),
+        positions: Vec::new(),
+        spans: Vec::new(),
+        origins: vec![String::new(); sequences.len()],
+    };
+    for ids in sequences {
+        batch.spans.push(Span { row: 0, start: batch.input_ids.len(), len: ids.len() });
+        batch.input_ids.extend(ids);
+        batch.targets.extend(ids[1..].iter().chain([&IGNORE]));
+        batch.positions.extend(0..ids.len() as u32);
+    }
+    batch
+}
+
+/// The log-probabilities of all but the first token of each, token by token behind a prompt.
+fn grown(model: &Decoder, sequences: &[Vec<u32>], prompts: &[usize]) -> Vec<Vec<f64>> {
+    let capacities: Vec<usize> = sequences.iter().map(Vec::len).collect();
+    let mut growing = Sequences::new(model, &capacities).unwrap();
+    let mut found = vec![Vec::new(); sequences.len()];
+    let mut logits: Vec<Option<Vec<f32>>> = vec![None; sequences.len()];
+    loop {
+        let mut new: Vec<(usize, &[u32])> = Vec::new();
+        for (i, ids) in sequences.iter().enumerate() {
+            let len = growing.len(i);
+            if let Some(logits) = logits[i].take().filter(|_| len < ids.len()) {
+                found[i].push(engine::log_prob(&logits, ids[len]));
+            }
+            match len {
+                0 => new.push((i, &ids[..prompts[i]])),
+                len if len < ids.len() => new.push((i, &ids[len..=len])),
+                _ => {}
+            }
+        }
+        if new.is_empty() {
+            return found;
+        }
+        for ((i, _), of) in new.iter().zip(growing.extend(&new).unwrap()) {
+            logits[*i] = Some(of);
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_training_to_the_last_bit() {
+    for family in FAMILIES {
+        for dtype in [DType::F32, DType::BF16] {
+            let model = Fixture::read(family).model(dtype, None);
+            let vocab = model.config.vocab_size;
+            let sequences = [ids(1, 40, vocab), ids(2, 7, vocab), ids(3, 90, vocab), ids(4, 23, vocab)];
+            let prompts = [5, 1, 64, 22];
+            let trained = engine::log_probs(&model, &packed(&sequences)).unwrap();
+            let (together, mut start) = (grown(&model, &sequences, &prompts), 0);
+            for (i, ids) in sequences.iter().enumerate() {
+                let right = &trained[start + prompts[i] - 1..start + ids.len() - 1];
+                assert_eq!(together[i], right, "{family} {dtype:?}: sequence {i} with others");
+                let alone = grown(&model, std::slice::from_ref(ids), &prompts[i..=i]);
+                assert_eq!(alone[0], right, "{family} {dtype:?}: sequence {i} alone");
+                start += ids.len();
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_what_is_asked_beside_them() {
+    let model = Fixture::read("llama_tied").model(DType::F32, None);
+    let prompts = [ids(5, 3, model.config.vocab_size), ids(6, 30, model.config.vocab_size)];
+    let stop = StopOptions { max_new_tokens: 12, stop_tokens: vec![3] };
+    let options = SamplerOptions { temperature: 1.0, top_k: None, top_p: Some(0.9) };
+    let sampler = |seed| Sampler::new(options, seed);
+    let together =
+        generate_many(&model, &[&prompts[0], &prompts[1]], &mut [sampler(1), sampler(2)], &stop, |_, _| Ok(()))
+            .unwrap();
+    assert!(together.iter().all(|answer| !answer.is_empty()));
+    for (i, prompt) in prompts.iter().enumerate() {
+        let mut seen = Vec::new();
+        let alone = generate(&model, prompt, &mut sampler(i as u64 + 1), &stop, |token| {
+            seen.push(token);
+            Ok(())
+        });
+        assert_eq!(alone.unwrap(), together[i]);
+        assert_eq!(seen, together[i]);
+    }
+}
+
+#[test]
+fn sequences_end_where_their_room_ends() {
+    let model = Fixture::read("llama_tied").model(DType::F32, None);
+    let mut sequences = Sequences::new(&model, &[4, 2]).unwrap();
+    sequences.extend(&[(0, &[1, 2, 3])]).unwrap();
+    let error = |new: &[(usize, &[u32])], sequences: &mut Sequences<'_>| sequences.extend(new).unwrap_err().to_string();
+    assert!(error(&[(0, &[4, 5])], &mut sequences).contains("there is room for 4"));
+    assert!(error(&[(1, &[])], &mut sequences).contains("by no token"));
+    assert!(error(&[(1, &[1]), (1, &[1])], &mut sequences).contains("twice"));
+    let unknown = model.config.vocab_size as u32;
+    assert!(error(&[(1, &[unknown])], &mut sequences).contains(&unknown.to_string()));
+    assert_eq!((sequences.len(0), sequences.len(1)), (3, 0), "what failed has changed nothing");
+    // What was forgotten is as if it had never been there.
+    let right = sequences.extend(&[(0, &[9])]).unwrap();
+    sequences.truncate(0, 3);
+    assert_eq!(sequences.extend(&[(0, &[9])]).unwrap(), right);
+}

@@ -103,8 +103,8 @@ fn an_objective_that_fails_or_does_not_fit_is_an_error() {
     let mut sink = Gradients::default();
     let short = minimize(&model, &batch, OPTIONS, &mut sink, |_| Ok(Objective { value: 0.0, gradient: vec![1.0] }));
     assert!(short.unwrap_err().to_string().contains("has 1 numbers"));
-    let mut fail = |_: &[f64]| Err(tune_core::Error::Training("no reward for this batch".into()));
-    let failed = minimize(&model, &batch, OPTIONS, &mut sink, &mut fail);
+    let fail = |_: &[f64]| Err(tune_core::Error::Training("no reward for this batch".into()));
+    let failed = minimize(&model, &batch, OPTIONS, &mut sink, fail);
     assert!(failed.unwrap_err().to_string().contains("no reward"));
     assert_eq!(sink.iter().count(), 0);
 }

@@ -1,6 +1,7 @@
 //! The tiny checkpoints of `fixtures/families` and the batch that their expected results belong to.
 
-#![allow(clippy::unwrap_used, unreachable_pub)]
+// Each test uses a part of it.
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ const KV_HEADS: usize = 3;
 const HEAD: usize = 64;
 
 /// Four blocks of SmolLM2-135M's sizes, from plain tensors.
-pub struct Plain {
+pub(crate) struct Plain {
     embedding: Tensor,
     norm: Tensor,
     layers: Vec<Layer>,
@@ -42,7 +42,7 @@ impl Projection {
 
 impl Plain {
     /// Random weights; adapters on all layers, or all weights trained.
-    pub fn new(vocab: usize, dtype: DType, lora: bool) -> Result<Self> {
+    pub(crate) fn new(vocab: usize, dtype: DType, lora: bool) -> Result<Self> {
         let variable = |dims: &[usize], dtype: DType| -> Result<Tensor> {
             let values = Tensor::randn(0f32, 0.02, dims, &Device::Cpu)?.to_dtype(dtype)?;
             Ok(Var::from_tensor(&values)?.into_inner())
@@ -72,7 +72,7 @@ impl Plain {
     }
 
     /// The summed loss of a batch whose rows are one sample each.
-    pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
+    pub(crate) fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let frequency = |i: usize| 10000f32.powf(-(i as f32) / (HEAD / 2) as f32);
         let angles = batch.positions.iter().flat_map(|&p| (0..HEAD / 2).map(move |i| p as f32 * frequency(i)));
         let angles = Tensor::from_iter(angles, &Device::Cpu)?.reshape((batch.rows, batch.len, 1, HEAD / 2))?;

@@ -80,6 +80,18 @@ int main() {
         run<float, bf16>("loss_f32_bf16", loss_f32_bf16, c, random);
         run<bf16, bf16>("loss_bf16_bf16", loss_bf16_bf16, c, random);
     }
+    // Every logit counts in the maximum: e^300 is more than f32 holds.
+    for (int large : {0, 131, 250, 999})
+        in_every_order([&] {
+            Buffer<float> x(1000), losses(1);
+            Buffer<unsigned> target(1);
+            fill(x, random);
+            x[large] = 300, target[0] = 3;
+            const float right = 300 - x[3];
+            LAUNCH(loss_f32_f32, dim3(1), dim3(64), 8, losses.data(), x.data(), target.data(), nullptr, nullptr, 1, 1000, 1000, 0,
+                   1.0f, 0.0f);
+            note("loss with one large logit", std::to_string(large), std::fabs(losses[0] - right) / right, 1e-6);
+        });
     // A logit that is no number is not hidden.
     for (float bad : {NAN, INFINITY})
         in_every_order([&] {

@@ -117,8 +117,29 @@ template <typename G, typename K> void norms(const char *name, K kernel, Random 
     });
 }
 
+// Steps that are too small for bf16 add up in the mean.
+static void small_steps() {
+    in_every_order([&] {
+        const size_t n = 4096;
+        Buffer<bf16> w(n);
+        Buffer<float> g(n);
+        Buffer<Parameter> parameter(1);
+        Buffer<Piece> piece(1);
+        for (size_t i = 0; i < n; i++) w[i] = host_from<bf16>(1.0f), g[i] = 1.0f;
+        for (unsigned long long step = 0; step < 20; step++) {
+            parameter[0] = {w.data(), nullptr, nullptr, g.data(), 0x9e3779b97f4a7c15ull * (step + 1), 0};
+            piece[0] = {0, unsigned(n), 0};
+            LAUNCH(sgd_bf16_f32, dim3(1), dim3(256), 0, parameter.data(), piece.data(), nullptr, 1e-3f, 0.5f, 0.0f, 0.0f);
+        }
+        double mean = 0;
+        for (size_t i = 0; i < n; i++) mean += widened(w[i]) / double(n);
+        note("rounding at random", "20 steps of 0.0005 from 1", std::fabs(mean - 0.99), 5e-4);
+    });
+}
+
 int main() {
     Random random(7);
+    small_steps();
     run<float, float>("adamw_f32_f32", adamw_f32_f32, "sgd_f32_f32", sgd_f32_f32, random);
     run<bf16, float>("adamw_bf16_f32", adamw_bf16_f32, "sgd_bf16_f32", sgd_bf16_f32, random);
     run<bf16, bf16>("adamw_bf16_bf16", adamw_bf16_bf16, "sgd_bf16_bf16", sgd_bf16_bf16, random);

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Plants mistakes in copies of the kernels and sees that the tests catch each: harness/mutants.sh [number ...], in the folder of
+# this crate. A mistake is a kernel's file, a test, and a replacement that sed makes; one that nothing catches fails.
+set -eu
+cd "$(dirname "$0")/.."
+out=${OUT_DIR:-$(mktemp -d)}
+list='
+common.cuh|norm|s/    __syncthreads();\n    float sum = 0;/    float sum = 0;/|no barrier before the sum of a row
+common.cuh|loss|s/    return most;/    return mine[0];/|the maximum of one warp alone
+common.cuh|norm|s/with = 16; with > 0; with \/= 2) x += /with = 16; with > 1; with \/= 2) x += /|a sum over half of a warp
+norm.cu|norm|s/i < width; i += blockDim.x \* N/i <= width; i += blockDim.x * N/|one element too many in a row
+norm.cu|norm|s/part < blockDim.y/part + 1 < blockDim.y/|a part of the weight s gradient is left out
+norm.cu|norm|s/    if (!partial) return;\n    __syncthreads();/    if (!partial) return;/|no barrier before the parts are summed
+loss.cu|loss|s/if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();//|the gradient overwrites logits that are still to be read
+loss.cu|loss|s/    if (!gradient) return;\n    __syncthreads();/    if (!gradient) return;/|the target s logit is overwritten before it is read
+loss.cu|loss|s/i + j == target/i + j + 1 == target/|the target is off by one
+rows.cu|rows|s/at < end; at++/at + 1 < end; at++/|the last row of an id is left out
+dropout.cu|dropout|s/first + i + j/first + i/|elements share their fate
+optim.cu|optim|s/(random \& 0xffffu)/0x8000u/|rounded to the nearest instead of at random
+optim.cu|optim|s/at + N <= piece.count/at + N < piece.count/|the last element of a piece is left out
+rotary.cu|rotary|s/y \* c\[i\] + x \* turned/y * c[i] - x * turned/|a wrong sign
+gate.cu|gate|s/s + x \* s \* (1.0f - s)/s + x * s * (1.0f + s)/|a wrong slope
+attention_plain.cu|attention_plain|s/        __syncthreads();\n        bring(keys/        bring(keys/|keys are overwritten while others read them
+attention.cuh|attention_plain|s/key <= query/key < query/|the diagonal is hidden
+attention.cuh|attention_forward|s/query - key < look.window/query - key <= look.window/|a window that is one too wide
+attention_forward.cu|attention_forward|s/copy_async_wait<0>();\n        __syncthreads();/__syncthreads();/|nobody waits for the copies
+attention_forward.cu|attention_forward|s/copy_async_wait<0>();\n        __syncthreads();/copy_async_wait<0>();/|no barrier after the copies
+attention_rows.cuh|attention_forward|s/larger, 2));/larger, 1));/|the maximum of a half of the row
+attention_forward.cu|attention_forward|s/sums\[m\]\[n\]\[i\] \*= keep\[i \/ 2\]/sums[m][n][i] *= keep[i % 2]/|rows are mixed up
+attention_backward.cu|attention_backward|s/step \/ steps; }/step % f.group; }/|queries of the wrong head
+attention_backward.cu|attention_backward|s/(step + 1) % 2 \* 2 \* QUERIES/step % 2 * 2 * QUERIES/|numbers of the next stage overwrite those of this one
+attention_tiles.cuh|attention_backward|s/lane \/ 8 % 2 \* 8/lane \/ 16 * 8/|fragments of the wrong columns
+attention_panels.cuh|attention_forward_sm90a|s/(piece ^ first) \& 7/piece \& 7/|pieces are not swizzled
+attention_forward_sm90a.cu|attention_forward_sm90a|s/warpgroup_wait<1>();/warpgroup_wait<2>();/|scores are used before they are there
+attention_backward_sm90a.cu|attention_backward_sm90a|s/warpgroup_wait<1>();\n#pragma unroll/warpgroup_wait<2>();\n#pragma unroll/|a product is used before it is there
+'
+wanted=" $* "
+number=0
+survivors=0
+IFS='
+'
+for line in $list; do
+    number=$((number + 1))
+    [ "$wanted" = "  " ] || case "$wanted" in *" $number "*) ;; *) continue ;; esac
+    file=${line%%|*} rest=${line#*|}
+    test=${rest%%|*} rest=${rest#*|}
+    change=${rest%|*} what=${rest##*|}
+    rm -rf "$out/mutant"
+    mkdir -p "$out/mutant"
+    cp -r kernels harness "$out/mutant"
+    sed -z "$change" "kernels/$file" >"$out/mutant/kernels/$file"
+    if cmp -s "kernels/$file" "$out/mutant/kernels/$file"; then
+        echo "mutant $number ($file: $what): nothing to replace; the kernel has changed, so must the mutant"
+        survivors=$((survivors + 1))
+    elif OUT_DIR="$out" timeout 300 sh "$out/mutant/harness/run.sh" "$test" >"$out/mutant.log" 2>&1; then
+        echo "mutant $number ($file: $what): NOT CAUGHT by $test"
+        survivors=$((survivors + 1))
+    elif grep -q ' error: ' "$out/mutant.log"; then
+        echo "mutant $number ($file: $what): does not compile"
+        grep ' error: ' "$out/mutant.log" | head -2
+        survivors=$((survivors + 1))
+    else
+        echo "mutant $number ($file: $what): caught: $(grep -v '^==' "$out/mutant.log" | head -1 | cut -c 1-90)"
+    fi
+done
+[ $survivors = 0 ]

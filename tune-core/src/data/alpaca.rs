@@ -49,7 +49,10 @@ fn history(record: &Record) -> Result<Vec<(String, String)>> {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(turns)) => turns,
         Some(other) => {
-            return Err(wrong(format!("must be a list of [question, answer] pairs, not {}", kind_of(other))));
+            return Err(wrong(format!(
+                "must be a list of [question, answer] pairs or JSON text of one, not {}",
+                kind_of(other)
+            )));
         }
     };
     let pair = |(i, turn): (usize, &Value)| match turn.as_array().map(Vec::as_slice) {

@@ -13,6 +13,9 @@ const ARGUMENTS: &str = "chat_template_kwargs";
 /// Definitions of tools in the form that came before `tools`.
 const FUNCTIONS: &str = "functions";
 
+/// Columns that a chat template is given beside the messages.
+pub(super) const COLUMNS: [&str; 4] = [TOOLS, DOCUMENTS, FUNCTIONS, ARGUMENTS];
+
 /// Gives a conversation what the record has beside its messages, as far as the template reads it. Lists and mappings
 /// may be JSON text, as in files whose columns have one type.
 ///

@@ -13,11 +13,7 @@ const TURN: &str = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im
 fn with_columns(template: &str, columns: &Value) -> Result<String, String> {
     let mut record = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
     record.as_object_mut().unwrap().extend(columns.as_object().unwrap().clone());
-    let folder = Folder::new();
-    let tokenizer = byte_level(Some(template));
-    let configs = [DatasetConfig::Chat(chat(folder.file("d.jsonl", record.to_string())))];
-    let dataset = load(&configs, &tokenizer, None).map_err(|e| e.to_string())?;
-    Ok(shown(&tokenizer, &dataset.samples[0]))
+    chat_with(template, &record)
 }
 
 #[test]
@@ -114,16 +110,6 @@ fn sharegpt_has_its_system_prompt_beside() {
     );
 }
 
-fn alpaca(file: PathBuf) -> AlpacaDataset {
-    AlpacaDataset {
-        files: files(file),
-        column_map: AlpacaColumns { instruction: "instruction".into(), input: "input".into(), output: "output".into() },
-        apply_chat_template: None,
-        mask: Mask { masking_strategy: Some(Masking::Assistant), train_on_input: None },
-        packed: false,
-    }
-}
-
 #[test]
 fn alpaca_has_a_history_and_a_system_prompt() {
     let folder = Folder::new();
@@ -153,7 +139,7 @@ fn alpaca_has_a_history_and_a_system_prompt() {
     let bare = json!({"instruction": "I", "output": "O", "system": "", "history": []});
     assert_eq!(get(bare, None, Masking::Assistant).unwrap(), format!("{}[O<|im_end|>]", prompt("I")));
     for (history, expected) in [
-        (json!("x"), "column `history` must be a list of [question, answer] pairs, not a string"),
+        (json!("x"), "column `history` must be a list of [question, answer] pairs or JSON text of one, not a string"),
         (json!([["q", "a"], ["q"]]), "column `history` must be a list of [question, answer] pairs; its item 2 is none"),
     ] {
         let record = json!({"instruction": "I", "output": "O", "history": history});

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::conversation::SYSTEM_COLUMN;
+use super::source::Columns;
+use super::{alpaca, beside, trained};
 use crate::config::{Config, Mismatch, Schema, Value};
 
 /// Where training text comes from and how a sample is made of a record.
@@ -228,6 +231,22 @@ pub struct TextDataset {
     pub packed: bool,
 }
 
+impl ChatDataset {
+    /// Conversations in OpenAI's form, all else as it is where a config says nothing.
+    pub(super) fn openai(files: Files) -> Self {
+        Self {
+            files,
+            conversation_column: "messages".into(),
+            conversation_style: ConversationStyle::Openai,
+            role_key: None,
+            content_key: None,
+            new_system_prompt: None,
+            mask: Mask::default(),
+            packed: false,
+        }
+    }
+}
+
 impl DatasetConfig {
     pub(super) fn packed(&self) -> bool {
         match self {
@@ -257,14 +276,21 @@ impl DatasetConfig {
         }
     }
 
-    /// A column without which a record is none.
-    pub(super) fn first_column(&self) -> &str {
-        match self {
+    /// The columns that a sample may be made of.
+    pub(super) fn all_columns(&self) -> Columns<'_> {
+        let first = match self {
             Self::Chat(c) => &c.conversation_column,
             Self::Instruct(c) => &c.column_map.input,
             Self::Alpaca(c) => &c.column_map.instruction,
             Self::Text(c) => &c.column,
-        }
+        };
+        let beside: &[&str] = match self {
+            Self::Chat(_) => &beside::COLUMNS,
+            Self::Alpaca(_) => &[alpaca::HISTORY],
+            Self::Instruct(_) | Self::Text(_) => &[],
+        };
+        let read = self.columns().into_iter().chain(beside.iter().copied());
+        Columns { first, read: read.chain(trained::KEYS).chain([SYSTEM_COLUMN]).collect() }
     }
 
     /// The kind and the first file, for messages.

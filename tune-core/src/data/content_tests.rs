@@ -9,14 +9,6 @@ const PARTS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p i
                      p.text | trim + '\n' }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if \
                      add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn chat_with(template: &str, record: &serde_json::Value) -> Result<String, String> {
-    let folder = Folder::new();
-    let tokenizer = byte_level(Some(template));
-    let configs = [DatasetConfig::Chat(chat(folder.file("d.jsonl", record.to_string())))];
-    let dataset = load(&configs, &tokenizer, None).map_err(|e| e.to_string())?;
-    Ok(shown(&tokenizer, &dataset.samples[0]))
-}
-
 #[test]
 fn parts_reach_the_template_as_parts() {
     let record = json!({"messages": [

@@ -116,7 +116,10 @@ fn turns<'a>(record: &'a Record, config: &ChatDataset) -> Result<&'a [Value]> {
     match record.columns.get(name) {
         Some(Value::Array(turns)) => Ok(turns),
         Some(other) => {
-            Err(record.origin.error(format_args!("column `{name}` must be a list of messages, not {}", kind_of(other))))
+            let what = kind_of(other);
+            Err(record
+                .origin
+                .error(format_args!("column `{name}` must be a list of messages or JSON text of one, not {what}")))
         }
         None => Err(missing_conversation(record, config)),
     }

@@ -8,7 +8,7 @@ use super::batch::Sample;
 use super::config::DatasetConfig;
 use super::faults::{self, Faults};
 use super::format::Formatter;
-use super::records::{Record, Records};
+use super::records::Records;
 use super::report::{DatasetReport, Tally};
 use super::source;
 use super::unused::Held;
@@ -48,7 +48,7 @@ struct Scan {
 impl Scan {
     fn of(formatter: &Formatter<'_>, records: &Records) -> Self {
         let look = |mut scan: Self, i| {
-            match records.read(i).and_then(|record| formatter.check(&record).map(|()| record)) {
+            match formatter.read(records, i).and_then(|record| formatter.check(&record).map(|()| record)) {
                 Ok(record) => formatter.note(i, &record, &mut scan.held),
                 Err(error) => scan.fault(i, error),
             }
@@ -95,7 +95,7 @@ impl Corpus {
             Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
         for config in configs {
             let found = Formatter::new(config, tokenizer)
-                .and_then(|formatter| Ok((formatter, source::find(config.files(), config.first_column())?)));
+                .and_then(|formatter| Ok((formatter, source::find(config.files(), &config.all_columns())?)));
             let (formatter, records) = match found {
                 Ok(found) => found,
                 Err(error) => {
@@ -163,7 +163,7 @@ impl Corpus {
         let formatters = formatters.collect::<Result<Vec<Formatter<'_>>>>()?;
         let encode = |&i: &usize| {
             let part = self.part_of(i);
-            let record: Record = self.parts[part].records.read(i - self.parts[part].first)?;
+            let record = formatters[part].read(&self.parts[part].records, i - self.parts[part].first)?;
             formatters[part].encode(&record, self.max_seq_len, self.count_cut)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();

@@ -74,7 +74,7 @@ pub fn faults(configs: &[DatasetConfig], tokenizer: Option<&Tokenizer>, max_seq_
 /// The samples of the first `n` records of each dataset that can be used, also of those without a trained token. Not
 /// more than a few broken records are passed over.
 pub fn examples(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>, n: usize) -> Vec<Sample> {
-    let of_dataset = |config: &DatasetConfig| match source::find(config.files(), config.first_column()) {
+    let of_dataset = |config: &DatasetConfig| match source::find(config.files(), &config.all_columns()) {
         Ok(records) => first_samples(config, &records, tokenizer, max_seq_len, n),
         Err(_) => Vec::new(),
     };
@@ -90,7 +90,7 @@ pub(super) fn first_samples(
     n: usize,
 ) -> Vec<Sample> {
     let Ok(formatter) = Formatter::new(config, tokenizer) else { return Vec::new() };
-    let sample = |i| formatter.encode(&records.read(i).ok()?, max_seq_len, false).ok();
+    let sample = |i| formatter.encode(&formatter.read(records, i).ok()?, max_seq_len, false).ok();
     let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
     samples.map(|formatted| formatted.encoded.sample).take(n).collect()
 }
@@ -98,7 +98,7 @@ pub(super) fn first_samples(
 fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
     let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
     let formatter = tokenizer.map(|tokenizer| Formatter::new(config, tokenizer)).transpose();
-    let records = source::find(config.files(), config.first_column());
+    let records = source::find(config.files(), &config.all_columns());
     let (formatter, records) = match (formatter, records) {
         (Ok(formatter), Ok(records)) => (formatter, records),
         (formatter, records) => {
@@ -118,6 +118,8 @@ fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len
 }
 
 fn check(records: &Records, i: usize, formatter: Option<&Formatter<'_>>, max_seq_len: Option<usize>) -> Result<()> {
-    let record = records.read(i)?;
-    formatter.map_or(Ok(()), |formatter| formatter.encode(&record, max_seq_len, false).map(drop))
+    match formatter {
+        Some(formatter) => formatter.encode(&formatter.read(records, i)?, max_seq_len, false).map(drop),
+        None => records.read(i).map(drop),
+    }
 }

@@ -1,5 +1,7 @@
 //! All that is wrong with the data, said at once.
 
+use std::path::PathBuf;
+
 use super::*;
 
 const BROKEN: [&str; 4] = ["{\"messages\": [", "{\"mesages\": 1}", "{\"messages\": []}", "[]"];

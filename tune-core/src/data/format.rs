@@ -5,8 +5,8 @@ use super::content::message;
 use super::conversation::{Chat, conversation, is_answer, set_system_prompt, text_column};
 use super::encoder::{Encoded, Encoder};
 use super::pieces::{self, Closing, Piece, Sink};
-use super::records::Record;
-use super::{alpaca, beside, stand_in, trained};
+use super::records::{Record, Records};
+use super::{alpaca, beside, json_text, stand_in, trained};
 use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendered};
 use crate::{Error, Result};
 
@@ -64,6 +64,13 @@ impl<'a> Formatter<'a> {
         let forms = template.map(Forms::of).unwrap_or_default();
         let names = template.map(Names::of).unwrap_or_default();
         Ok(Self { config, tokenizer, template, masking, prompt, forms, names })
+    }
+
+    /// Record `i` (from 0) of the dataset.
+    pub(super) fn read(&self, records: &Records, i: usize) -> Result<Record> {
+        let mut record = records.read(i)?;
+        json_text::read_lists(&mut record, self.config);
+        Ok(record)
     }
 
     /// The chat template with which samples are rendered.

@@ -69,10 +69,10 @@ impl Formatter<'_> {
     pub(super) fn keep_unused(&self, held: &mut Held, records: &Records) {
         held.keys.retain(|key, times| {
             matches!(key, Key::Mark(_))
-                || !times.first.iter().any(|&i| records.read(i).is_ok_and(|record| self.renders(&record, key)))
+                || !times.first.iter().any(|&i| self.read(records, i).is_ok_and(|record| self.renders(&record, key)))
         });
         let mut first = held.argument_texts.first.iter();
-        held.quoted = first.any(|&i| records.read(i).is_ok_and(|record| self.quotes_arguments(&record)));
+        held.quoted = first.any(|&i| self.read(records, i).is_ok_and(|record| self.quotes_arguments(&record)));
     }
 
     /// Whether the template writes arguments of calls that are JSON text as a text in quotes.

@@ -36,6 +36,7 @@ mod encoder;
 mod faults;
 mod format;
 mod held;
+mod json_text;
 mod loader;
 mod order;
 mod pack;
@@ -98,6 +99,8 @@ pub fn load(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Optio
     Ok(Dataset { samples, pack_to: corpus.pack_to(), reports: corpus.reports(account)? })
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

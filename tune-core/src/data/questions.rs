@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::config::{ChatDataset, ConversationStyle, DatasetConfig, Files, Mask};
+use super::config::{ChatDataset, DatasetConfig, Files};
 use super::content::texts_of;
 use super::format::{Form, Formatter};
 use super::records::Record;
@@ -27,20 +27,12 @@ pub(crate) struct Question {
 /// A file that cannot be read, a tokenizer without a chat template, a line that is no conversation or whose question
 /// the model cannot be asked (it is named).
 pub(crate) fn questions(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Question>> {
-    let config = DatasetConfig::Chat(ChatDataset {
-        files: Files { source: Some("jsonl".into()), data_files: vec![path.to_path_buf()], split: "train".into() },
-        conversation_column: "messages".into(),
-        conversation_style: ConversationStyle::Openai,
-        role_key: None,
-        content_key: None,
-        new_system_prompt: None,
-        mask: Mask::default(),
-        packed: false,
-    });
+    let files = Files { source: Some("jsonl".into()), data_files: vec![path.to_path_buf()], split: "train".into() };
+    let config = DatasetConfig::Chat(ChatDataset::openai(files));
     let formatter = Formatter::new(&config, tokenizer)?;
-    let records = source::find(config.files(), config.first_column())?;
+    let records = source::find(config.files(), &config.all_columns())?;
     let question = |i| {
-        let record = records.read(i)?;
+        let record = formatter.read(&records, i)?;
         question(&record, &formatter, tokenizer)
     };
     (0..records.len()).map(question).collect()

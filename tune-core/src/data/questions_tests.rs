@@ -29,7 +29,10 @@ fn what_stands_beside_a_question_reaches_the_template() {
     let expected = "q.jsonl:2: a conversation needs a question and an answer, each with a `content`";
     assert!(error(json!([answer])).ends_with(expected), "{}", error(json!([answer])));
     assert!(error(json!([question, question, {"role": "assistant", "content": ""}])).ends_with(expected));
-    assert!(error(json!("x")).ends_with("q.jsonl:2: column `messages` must be a list of messages, not a string"));
+    assert!(
+        error(json!("x"))
+            .ends_with("q.jsonl:2: column `messages` must be a list of messages or JSON text of one, not a string")
+    );
     let deaf = SHOWS.replace("m.content", "m.contents");
     let error = asked(&deaf, &record).unwrap_err();
     assert!(error.contains("q.jsonl:2: message 1 (`user`): nothing of part 1 of its content is in"), "{error}");

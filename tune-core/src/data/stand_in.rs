@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::beside;
 use super::config::ChatDataset;
 use super::conversation::keys;
 use super::records::Record;
@@ -11,9 +12,6 @@ use crate::{Error, Result};
 
 /// The key of an object that stands for a value.
 const KEY: &str = "\u{0}no JSON";
-
-/// Columns that a chat template is given beside the messages.
-const BESIDE: [&str; 4] = ["tools", "documents", "functions", "chat_template_kwargs"];
 
 /// What stands for a value that is `what`, for example "a date".
 pub(super) fn stand_in(what: &str) -> Value {
@@ -59,7 +57,7 @@ pub(super) fn check(record: &Record, config: &ChatDataset, names: &Names) -> Res
             return Err(unreadable(record, &format!("message {number}: `{key}`"), what));
         }
     }
-    let beside = BESIDE.into_iter().filter(|name| *name != column);
+    let beside = beside::COLUMNS.into_iter().filter(|name| *name != column);
     match beside.filter_map(|name| Some((name, within(record.columns.get(name)?)?))).next() {
         Some((name, what)) => Err(unreadable(record, &format!("column `{name}`"), what)),
         None => Ok(()),

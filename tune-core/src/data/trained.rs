@@ -62,7 +62,7 @@ pub(super) fn of_record(columns: &Message, its_own: &[&str], messages: usize) ->
         match value {
             Value::Array(each) => found.each = each.iter().map(yes_or_no).collect(),
             one => {
-                let said = yes_or_no(one);
+                let said = column_says(one);
                 if found.all.is_some() && found.all != said {
                     return Err(format!("the columns {} contradict each other", listed(names)));
                 }
@@ -79,7 +79,7 @@ pub(super) fn of_record(columns: &Message, its_own: &[&str], messages: usize) ->
 pub(super) fn decides(key: &str, value: &Value, messages: usize) -> bool {
     match value {
         Value::Bool(_) => true,
-        Value::Number(_) => key != "loss" && yes_or_no(value).is_some(),
+        Value::Number(_) | Value::String(_) => key != "loss" && column_says(value).is_some(),
         Value::Array(each) => each.len() == messages && messages > 0 && each.iter().all(|v| yes_or_no(v).is_some()),
         _ => false,
     }
@@ -92,6 +92,16 @@ pub(super) fn yes_or_no(value: &Value) -> Option<bool> {
         (_, Some(1.0)) => Some(true),
         (_, Some(0.0)) => Some(false),
         _ => None,
+    }
+}
+
+/// What a column says, which may be text in a file whose columns all are.
+fn column_says(value: &Value) -> Option<bool> {
+    match value.as_str() {
+        Some("true" | "True" | "1" | "1.0") => Some(true),
+        Some("false" | "False" | "0" | "0.0") => Some(false),
+        Some(_) => None,
+        None => yes_or_no(value),
     }
 }
 

@@ -104,6 +104,12 @@ fn a_whole_record_may_be_left_out() {
         assert_eq!(record(key, json!([true, true, true, false])), [A0]);
     }
     assert_eq!(record("weight", json!(0)), [""; 0]);
+    // In a table whose columns are all text.
+    for (no, yes) in [("false", "true"), ("False", "True"), ("0", "1"), ("0.0", "1.0")] {
+        assert_eq!(record("train", json!(no)), [""; 0]);
+        assert_eq!(record("train", json!(yes)), [A0, A1]);
+    }
+    assert_eq!(record("loss", json!("0")), [A0, A1]);
     // Something else under such a name decides nothing: a loss that was measured, a source's share of a mixture.
     assert_eq!(record("loss", json!(0)), [A0, A1]);
     assert_eq!(record("weight", json!(0.25)), [A0, A1]);

@@ -1,5 +1,6 @@
-//! Finds the records of data files: JSON, JSON lines, Parquet, CSV and TSV.
+//! Finds the records of data files: JSON, JSON lines, Parquet, CSV and TSV, compressed with gzip or Zstandard or not.
 
+mod compressed;
 mod csv;
 mod encoding;
 mod json;
@@ -22,7 +23,7 @@ use crate::tokenizer::listed;
 use crate::{Error, Result, hub};
 
 /// What the names of data files end in, for messages.
-pub(crate) const EXTENSIONS: &str = ".json, .jsonl, .parquet, .csv, .tsv";
+pub(crate) const EXTENSIONS: &str = ".json, .jsonl, .parquet, .csv, .tsv, each also with .gz or .zst behind it";
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -51,7 +52,7 @@ impl Format {
 
     /// By a file's name.
     fn of(path: &Path) -> Option<Self> {
-        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        let extension = compressed::plain_name(path).extension()?.to_str()?.to_ascii_lowercase();
         Self::named(if extension == "ndjson" { "jsonl" } else { &extension })
     }
 }
@@ -61,10 +62,16 @@ pub(crate) fn is_data(path: &Path) -> bool {
     Format::of(path).is_some()
 }
 
+/// Columns of records.
+pub(super) struct Columns<'a> {
+    /// One that every record of the dataset has.
+    pub(super) first: &'a str,
+    /// All that the dataset may read, this one among them. Of others no more is needed than whether they are there.
+    pub(super) read: Vec<&'a str>,
+}
+
 /// Finds all records of a dataset, in the order of the files and of the records in them.
-///
-/// `column` is one that every record of this dataset has.
-pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
+pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
     let split: Split = files.split.parse()?;
     let files = &local(files)?;
     let data_files = &files.data_files;
@@ -93,7 +100,7 @@ pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
                 None => by_extension(&file)?,
             };
             let before = records.len();
-            find_in(&file, format, column, &mut records)?;
+            find_in(&file, format, columns, &mut records)?;
             if records.len() == before {
                 return Err(Error::file(&file, "the file has no records"));
             }
@@ -103,14 +110,14 @@ pub(super) fn find(files: &Files, column: &str) -> Result<Records> {
 }
 
 /// Finds the records of one file.
-fn find_in(path: &Path, format: Format, column: &str, records: &mut Records) -> Result<()> {
-    let file = open(path)?;
+fn find_in(path: &Path, format: Format, columns: &Columns<'_>, records: &mut Records) -> Result<()> {
+    let file = compressed::unpacked(path, open(path)?)?;
     if format == Format::Parquet {
-        return parquet::find(path, file, records);
+        return parquet::find(path, file, columns, records);
     }
     let text = encoding::utf8(path, file)?;
     match format {
-        Format::Json => json::find(path, text, column, records),
+        Format::Json => json::find(path, text, columns.first, records),
         Format::JsonLines | Format::Parquet => lines::find(path, text, records),
         Format::Csv => csv::find(path, text, b',', records),
         Format::Tsv => csv::find(path, text, b'\t', records),

@@ -1,14 +1,13 @@
+mod compressed;
+mod parquet;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::data::records::kind_of;
-use crate::data::{ChatDataset, ConversationStyle, DatasetConfig, Mask, TextDataset};
-use crate::tokenizer::testing::byte_level;
-
-const CHATML: &str = include_str!("../../../../tests/chat_templates/chatml.jinja");
+use crate::data::testing::Folder;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/parquet").join(name)
@@ -18,165 +17,21 @@ fn files(file: &Path, source: Option<&str>) -> Files {
     Files { source: source.map(Into::into), data_files: vec![file.to_owned()], split: "train".into() }
 }
 
+fn found(file: &Path, source: Option<&str>) -> Result<Records> {
+    find(&files(file, source), &Columns { first: "text", read: vec!["text"] })
+}
+
 /// The records of a file, each as JSON.
 fn read(file: &Path, source: Option<&str>) -> Result<Vec<Value>> {
-    let records = find(&files(file, source), "text")?;
+    all(&found(file, source)?)
+}
+
+fn all(records: &Records) -> Result<Vec<Value>> {
     (0..records.len()).map(|i| Ok(Value::Object(records.read(i)?.columns))).collect()
 }
 
 fn fails(file: &Path, source: Option<&str>) -> String {
     read(file, source).unwrap_err().to_string()
-}
-
-/// What we say of a value that is of this type in Python.
-fn kinds(python: &str) -> &'static [&'static str] {
-    match python {
-        "builtins.bytes" => {
-            &["bytes that are not UTF-8", "bytes of a fixed length", "BSON", "an interval of time", "a geometry"]
-        }
-        "UnicodeDecodeError" => &["bytes that are not UTF-8"],
-        "uuid.UUID" => &["a UUID"],
-        "float" => &["not a number (NaN)", "an infinite number"],
-        "decimal.Decimal" => &["a decimal number"],
-        "datetime.date" => &["a date"],
-        "datetime.time" => &["a time of day"],
-        "datetime.datetime" => &["a timestamp"],
-        "map" => &["a map whose keys are no text"],
-        other => panic!("{other}"),
-    }
-}
-
-/// Whether a value is what pyarrow reads; `column` is for the few that are not.
-fn is_as_pyarrow_has_it(column: &str, ours: &Value, pyarrow: &Value) -> bool {
-    if let Some(python) = pyarrow["python"].as_str() {
-        return match column {
-            // Text, which pyarrow leaves as bytes.
-            "enum" | "enum_new" | "bytes_of_text" => ours.is_string(),
-            _ => kinds(python).contains(&kind_of(ours)),
-        };
-    }
-    match (ours, pyarrow) {
-        _ if column == "variant" && !pyarrow.is_null() => kind_of(ours) == "a variant",
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_as_pyarrow_has_it(column, a, b))
-        }
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|((a, x), (b, y))| a == b && is_as_pyarrow_has_it(column, x, y))
-        }
-        (a, b) => a == b,
-    }
-}
-
-#[test]
-fn parquet_values_of_every_type_and_every_form_are_what_pyarrow_reads() {
-    let expected: Value = serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap();
-    let mut wrong = Vec::new();
-    for (name, rows) in expected.as_object().unwrap() {
-        let ours = read(&fixture(name), None).unwrap();
-        assert_eq!(ours.len(), rows.as_array().unwrap().len(), "{name}");
-        for (i, (ours, rows)) in ours.iter().zip(rows.as_array().unwrap()).enumerate() {
-            for (column, pyarrow) in rows.as_object().unwrap() {
-                // A column that is no UTF-8 anywhere cannot be read by pyarrow at all.
-                if i > 0 && pyarrow["python"] == "UnicodeDecodeError" {
-                    continue;
-                }
-                if !is_as_pyarrow_has_it(column, &ours[column], pyarrow) {
-                    wrong.push(format!("{name}, row {}, {column}: {}, not {pyarrow}", i + 1, ours[column]));
-                }
-            }
-            assert_eq!(ours.as_object().unwrap().len(), rows.as_object().unwrap().len());
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// What is wrong with a file's first broken record, as a run says it.
-fn dataset_error(config: DatasetConfig, template: &str) -> String {
-    crate::data::load(&[config], &byte_level(Some(template)), None).unwrap_err().to_string()
-}
-
-fn chats(file: &Path) -> ChatDataset {
-    ChatDataset {
-        files: files(file, None),
-        conversation_column: "messages".into(),
-        conversation_style: ConversationStyle::Openai,
-        role_key: None,
-        content_key: None,
-        new_system_prompt: None,
-        mask: Mask::default(),
-        packed: false,
-    }
-}
-
-#[test]
-fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
-    for (name, what) in [
-        ("date", "a date"),
-        ("timestamp_us", "a timestamp"),
-        ("decimal_small", "a decimal number"),
-        ("fixed", "bytes of a fixed length"),
-        ("bytes", "bytes that are not UTF-8"),
-        ("uuid", "a UUID"),
-        ("nan", "not a number (NaN)"),
-        ("int64", "a number"),
-        ("map", "an object"),
-    ] {
-        let path = fixture("types.parquet");
-        let text = DatasetConfig::Text(TextDataset {
-            files: files(&path, None),
-            column: name.into(),
-            add_eos: true,
-            packed: false,
-        });
-        let expected = format!("types.parquet: row 1: column `{name}` must be a string, not {what}");
-        let error = dataset_error(text, CHATML);
-        assert!(error.contains(&expected), "{error}");
-    }
-    // Beside them, text is text.
-    let mut config = TextDataset {
-        files: files(&fixture("types.parquet"), None),
-        column: "string".into(),
-        add_eos: true,
-        packed: false,
-    };
-    config.files.split = "train[:1]".into();
-    let dataset = crate::data::load(&[DatasetConfig::Text(config)], &byte_level(None), None).unwrap();
-    assert_eq!(dataset.samples.len(), 1);
-}
-
-#[test]
-fn a_conversation_may_hold_a_date_that_the_template_does_not_read() {
-    let path = fixture("dated.parquet");
-    let dataset = crate::data::load(&[DatasetConfig::Chat(chats(&path))], &byte_level(Some(CHATML)), None).unwrap();
-    assert_eq!(dataset.samples.len(), 1);
-    let reads_it = CHATML.replace("message['role'] +", "message['role'] ~ message['when'] ~");
-    assert_ne!(reads_it, CHATML);
-    let error = dataset_error(DatasetConfig::Chat(chats(&path)), &reads_it);
-    let expected = "row 1: message 1: `when`, which the chat template reads, is or holds a timestamp: only text";
-    assert!(error.contains(expected), "{error}");
-
-    let mut config = chats(&path);
-    config.content_key = Some("when".into());
-    let error = dataset_error(DatasetConfig::Chat(config), CHATML);
-    assert!(error.contains("message 1: `when` must be a string or a list of text parts, not a timestamp"), "{error}");
-    let mut config = chats(&path);
-    config.conversation_column = "dates".into();
-    let error = dataset_error(DatasetConfig::Chat(config), CHATML);
-    assert!(error.contains("message 1: must be an object, not a date"), "{error}");
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.0.path().join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
 }
 
 #[test]
@@ -194,7 +49,7 @@ fn csv_and_tsv_as_rfc_4180_has_them() {
     let path = folder.file("d.csv", text);
     assert_eq!(Value::Array(read(&path, None).unwrap()), expected);
     // Places are those of the file.
-    let records = find(&files(&path, None), "text").unwrap();
+    let records = found(&path, None).unwrap();
     let lines: Vec<String> = (0..records.len()).map(|i| records.origin(i).to_string()).collect();
     assert!(
         lines.iter().zip([2, 3, 5, 7, 8]).all(|(place, line)| place.ends_with(&format!("d.csv:{line}"))),
@@ -243,12 +98,12 @@ fn text_in_utf_16_and_utf_32_is_read() {
     let expected = [json!({"text": "Grüße 🦀"}), json!({"text": "b"})];
     let wide: Vec<u16> = text.encode_utf16().collect();
     let sixteen = |bytes: fn(u16) -> [u8; 2]| wide.iter().flat_map(|&unit| bytes(unit)).collect::<Vec<u8>>();
-    let all = |bytes: fn(u32) -> [u8; 4]| text.chars().flat_map(|c| bytes(c.into())).collect::<Vec<u8>>();
+    let thirty_two = |bytes: fn(u32) -> [u8; 4]| text.chars().flat_map(|c| bytes(c.into())).collect::<Vec<u8>>();
     for (name, mark, bytes) in [
         ("UTF-16LE", &b"\xff\xfe"[..], sixteen(u16::to_le_bytes)),
         ("UTF-16BE", b"\xfe\xff", sixteen(u16::to_be_bytes)),
-        ("UTF-32LE", b"\xff\xfe\0\0", all(u32::to_le_bytes)),
-        ("UTF-32BE", b"\0\0\xfe\xff", all(u32::to_be_bytes)),
+        ("UTF-32LE", b"\xff\xfe\0\0", thirty_two(u32::to_le_bytes)),
+        ("UTF-32BE", b"\0\0\xfe\xff", thirty_two(u32::to_be_bytes)),
     ] {
         let marked = folder.file("marked.jsonl", [mark, &bytes].concat());
         assert_eq!(read(&marked, None).unwrap(), expected, "{name} with a mark");
@@ -278,10 +133,10 @@ fn lines_of_every_length_are_found() {
     let line = |n: usize| format!("  {{\"text\": \"{}\"}} ", "x".repeat(n));
     let lengths = [0, 1, 1 << 20, (1 << 20) - 16, 3, 3 << 20];
     let text: String = lengths.iter().map(|&n| line(n) + "\r\n\n").collect();
-    let found = read(&folder.file("d.jsonl", text.trim_end()), None).unwrap();
-    let found: Vec<usize> = found.iter().map(|record| record["text"].as_str().unwrap().len()).collect();
-    assert_eq!(found, lengths);
-    let records = find(&files(&folder.0.path().join("d.jsonl"), None), "text").unwrap();
+    let records = read(&folder.file("d.jsonl", text.trim_end()), None).unwrap();
+    let found_lengths: Vec<usize> = records.iter().map(|record| record["text"].as_str().unwrap().len()).collect();
+    assert_eq!(found_lengths, lengths);
+    let records = found(&folder.0.path().join("d.jsonl"), None).unwrap();
     assert!(records.origin(5).to_string().ends_with("d.jsonl:11"));
 }
 

@@ -2,9 +2,13 @@
 //! of lists for single values, stops the program at some types, and makes text of what is none.
 
 mod cells;
+mod depth;
 mod schema;
+mod unread;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
 
 use parquet::basic::Compression;
@@ -15,6 +19,8 @@ use serde_json::{Map, Value};
 
 use self::cells::{Cells, damaged};
 use self::schema::{Meaning, Node, Repeated, Shape};
+use self::unread::Unread;
+use super::Columns;
 use super::unpacked::Unpacked;
 use crate::data::records::{Kind, Records};
 use crate::data::stand_in::stand_in;
@@ -24,28 +30,43 @@ use crate::{Error, Result, panics};
 const BATCH_ROWS: u64 = 1024;
 const BATCH_BYTES: u64 = 32 << 20;
 
-/// Finds the rows of a Parquet file. They are written out as JSON: pages are compressed and cannot be read at a position.
-pub(super) fn find(path: &Path, file: std::fs::File, records: &mut Records) -> Result<()> {
+/// Finds the rows of a Parquet file. They are written out as JSON: pages are compressed and cannot be read at a
+/// position. Of columns that the dataset does not read, not even the pages are.
+pub(super) fn find(path: &Path, file: File, wanted: &Columns<'_>, records: &mut Records) -> Result<()> {
     let mut unpacked = Unpacked::begin(path, Kind::Row, records)?;
+    depth::check(&file).map_err(|what| broken(path, &what))?;
     // The crate checks a file's structure, but asserts much of what its pages hold: damage there must not end the program.
     let open = || SerializedFileReader::new(file);
     let reader = no_panic(open).map_err(|what| broken(path, &what))?;
     let metadata = reader.metadata();
-    is_read(metadata).map_err(|what| broken(path, &what))?;
     let columns = schema::columns(metadata.file_metadata().schema());
-    unpacked.expect(text_bytes(metadata, &columns))?;
+    let (read, unread) = parted(columns, wanted);
+    is_read(metadata, &read).map_err(|what| broken(path, &what))?;
+    unpacked.expect(text_bytes(metadata, &read))?;
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
-        let rows = usize::try_from(reader.metadata().row_group(group).num_rows()).unwrap_or(0);
+        let metadata = metadata.row_group(group);
+        let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
+        let unread: Vec<Unread<'_>> = unread.iter().map(|column| Unread::new(column, metadata)).collect();
         let mut leaves =
-            no_panic(|| open_leaves(&*reader.get_row_group(group)?)).map_err(|what| broken(path, &what))?;
-        for _ in 0..rows {
+            no_panic(|| open_leaves(&*reader.get_row_group(group)?, &read)).map_err(|what| broken(path, &what))?;
+        for i in 0..rows {
             number += 1;
-            let row = no_panic(|| Row(&mut leaves).read(&columns));
-            unpacked.push(number, &row.map_err(|what| broken(path, &format!("row {number}: {what}")))?)?;
+            let row = no_panic(|| Row(&mut leaves).read(&read));
+            let mut row = row.map_err(|what| broken(path, &format!("row {number}: {what}")))?;
+            row.extend(unread.iter().map(|column| column.of_row(i)));
+            unpacked.push(number, &row)?;
         }
     }
     unpacked.finish()
+}
+
+/// The columns that are read, and those that are not. Where there is none that every record must have, lists are read,
+/// too: one of them may be what is meant.
+fn parted(columns: Vec<Node>, wanted: &Columns<'_>) -> (Vec<Node>, Vec<Node>) {
+    let is_there = columns.iter().any(|column| column.name == wanted.first);
+    let may_be_meant = |column: &Node| !is_there && matches!(column.shape, Shape::List(..));
+    columns.into_iter().partition(|column| wanted.read.contains(&column.name.as_str()) || may_be_meant(column))
 }
 
 fn broken(path: &Path, what: &dyn fmt::Display) -> Error {
@@ -62,9 +83,10 @@ fn no_panic<T>(work: impl FnOnce() -> ParquetResult<T>) -> Result<T, String> {
     }
 }
 
-fn is_read(metadata: &ParquetMetaData) -> Result<(), &'static str> {
-    let mut columns = metadata.row_groups().iter().flat_map(|group| group.columns());
-    match columns.any(|column| column.compression() == Compression::LZO) {
+fn is_read(metadata: &ParquetMetaData, columns: &[Node]) -> Result<(), &'static str> {
+    let leaves = || columns.iter().flat_map(|column| column.leaves.clone());
+    let mut chunks = metadata.row_groups().iter().flat_map(|group| leaves().map(|leaf| group.column(leaf)));
+    match chunks.any(|chunk| chunk.compression() == Compression::LZO) {
         true => Err("it is compressed with LZO, which is not read: write it again with snappy or zstd"),
         false => Ok(()),
     }
@@ -80,19 +102,20 @@ fn text_bytes(metadata: &ParquetMetaData, columns: &[Node]) -> u64 {
     metadata.row_groups().iter().map(of_group).sum()
 }
 
-fn open_leaves(group: &dyn RowGroupReader) -> ParquetResult<Vec<Cells>> {
+/// The leaves of columns in a row group, by their numbers in the file.
+fn open_leaves(group: &dyn RowGroupReader, columns: &[Node]) -> ParquetResult<BTreeMap<usize, Cells>> {
     let metadata = group.metadata();
     let rows = u64::try_from(metadata.num_rows()).unwrap_or(0).max(1);
     let open = |leaf: usize| {
         let bytes = u64::try_from(metadata.column(leaf).uncompressed_size()).unwrap_or(0);
         let batch = (BATCH_BYTES / (bytes / rows).max(1)).clamp(1, BATCH_ROWS);
-        Cells::open(group, leaf, batch as usize)
+        Ok((leaf, Cells::open(group, leaf, batch as usize)?))
     };
-    (0..group.num_columns()).map(open).collect()
+    columns.iter().flat_map(|column| column.leaves.clone()).map(open).collect()
 }
 
 /// The next row of a row group.
-struct Row<'a>(&'a mut [Cells]);
+struct Row<'a>(&'a mut BTreeMap<usize, Cells>);
 
 impl Row<'_> {
     fn read(&mut self, columns: &[Node]) -> ParquetResult<Map<String, Value>> {
@@ -108,7 +131,7 @@ impl Row<'_> {
 
     /// The levels of the next value below a node, of which the first leaf tells as much as any.
     fn next(&mut self, node: &Node) -> ParquetResult<Option<cells::Levels>> {
-        match self.0.get_mut(node.leaves.start) {
+        match self.0.get_mut(&node.leaves.start) {
             Some(leaf) if !node.leaves.is_empty() => leaf.peek(),
             _ => Ok(None),
         }
@@ -131,7 +154,10 @@ impl Row<'_> {
             return Ok(Value::Null);
         }
         match &node.shape {
-            Shape::Leaf(meaning) => self.0[node.leaves.start].take(*meaning),
+            Shape::Leaf(meaning) => match self.0.get_mut(&node.leaves.start) {
+                Some(leaf) => leaf.take(*meaning),
+                None => Err(damaged("a column is missing")),
+            },
             Shape::NoText(what, fields) => self.fields(fields).map(|_| stand_in(what)),
             Shape::Struct(fields) => self.fields(fields).map(Value::Object),
             Shape::List(repeated, element) => {
@@ -191,7 +217,7 @@ impl Row<'_> {
 
     /// Goes on behind a value that is not there.
     fn pass(&mut self, node: &Node) -> ParquetResult<()> {
-        self.0[node.leaves.clone()].iter_mut().try_for_each(|leaf| leaf.take(Meaning::Null).map(drop))
+        self.0.range_mut(node.leaves.clone()).try_for_each(|(_, leaf)| leaf.take(Meaning::Null).map(drop))
     }
 }
 

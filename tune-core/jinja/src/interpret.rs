@@ -1,16 +1,17 @@
 //! Statements at work.
 
+mod loops;
+mod macros;
+
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 
-use crate::arguments::Args;
 use crate::budget::{self, MAX_CALLS};
 use crate::error::{Error, Kind, Result};
 use crate::key::Key;
-use crate::object::{Loop, Object};
+use crate::object::Object;
 use crate::repr::write_str;
-use crate::syntax::ast::{Expression, For, Link, Macro, Program, Statement, StatementKind, Symbol, Target};
+use crate::syntax::ast::{Expression, Link, Program, Statement, StatementKind, Symbol, Target};
 use crate::value::Value;
 
 /// Around a `{% generation %}` block in the rendered text. Unicode keeps these two code points
@@ -320,173 +321,6 @@ impl<'t> Interpreter<'t> {
             }
         }
         Ok(())
-    }
-
-    fn for_statement(&mut self, statement: &Arc<For>, environment: &Environment, out: &mut Output) -> Result<Flow> {
-        let iterable = self.evaluate(&statement.iter, environment)?;
-        if statement.recursive {
-            let text = self.recursive_loop(statement, &iterable, environment, 0)?;
-            out.push(&text)?;
-            return Ok(Flow::Next);
-        }
-        self.run_loop(statement, &iterable, environment, 0, out)
-    }
-
-    /// The text of a loop that can be called.
-    pub(crate) fn recursive_loop(
-        &mut self,
-        statement: &Arc<For>,
-        iterable: &Value,
-        environment: &Environment,
-        depth: usize,
-    ) -> Result<String> {
-        let mut out = Output::default();
-        self.deeper(|run| run.run_loop(statement, iterable, environment, depth, &mut out))?;
-        Ok(out.take())
-    }
-
-    fn run_loop(
-        &mut self,
-        statement: &Arc<For>,
-        iterable: &Value,
-        environment: &Environment,
-        depth: usize,
-        out: &mut Output,
-    ) -> Result<Flow> {
-        let items = iterable.items()?;
-        // Only where nobody asks how many items there are can they be tested one at a time.
-        let (items, test) = match (&statement.test, statement.loop_symbol) {
-            (Some(test), Some(_)) => {
-                let mut passed = Vec::new();
-                for item in items {
-                    if self.passes(statement, test, &item, environment)? {
-                        passed.push(item);
-                    }
-                }
-                (passed, None)
-            }
-            (test, _) => (items, test.as_ref()),
-        };
-        let state = match statement.loop_symbol {
-            Some(symbol) => {
-                let recursive = statement.recursive.then(|| (statement.clone(), environment.clone()));
-                let state =
-                    Loop { items: items.clone(), index: 0.into(), depth, changed: RefCell::new(None), recursive };
-                Some((symbol, Rc::new(Object::Loop(state))))
-            }
-            None => None,
-        };
-        let mut inner = Scope::within(environment);
-        let mut none = true;
-        for (index, item) in items.into_iter().enumerate() {
-            budget::spend(1)?;
-            if let Some(test) = test
-                && !self.passes(statement, test, &item, environment)?
-            {
-                continue;
-            }
-            match inner.as_mut().and_then(Rc::get_mut) {
-                Some(scope) => scope.variables.get_mut().clear(),
-                // Somebody holds the last one's variables.
-                None => inner = Scope::within(environment),
-            }
-            self.bind(&statement.target, item, &inner)?;
-            if let Some((symbol, object)) = &state {
-                if let Object::Loop(state) = &**object {
-                    state.index.set(index);
-                }
-                self.assign(&inner, *symbol, Value::Object(object.clone()));
-            }
-            match self.execute(&statement.body, &inner, out)? {
-                // As in jinja2, an item counts only if its body comes to its end.
-                Flow::Next => none = false,
-                Flow::Continue => {}
-                Flow::Break => break,
-            }
-        }
-        if none {
-            return self.execute(&statement.otherwise, &Scope::within(environment), out);
-        }
-        Ok(Flow::Next)
-    }
-
-    fn passes(&mut self, statement: &For, test: &Expression, item: &Value, environment: &Environment) -> Result<bool> {
-        let inner = Scope::within(environment);
-        self.bind(&statement.target, item.clone(), &inner)?;
-        Ok(self.evaluate(test, &inner)?.is_true())
-    }
-
-    fn make_macro(&mut self, definition: &Arc<Macro>, environment: &Environment) -> Result<Value> {
-        if let Some(scope) = environment
-            && !self.captured.last().is_some_and(|last| Rc::ptr_eq(last, scope))
-        {
-            budget::reserve(HELD)?;
-            budget::hold(HELD);
-            self.captured.push(scope.clone());
-        }
-        Object::Macro { definition: definition.clone(), environment: environment.clone() }.into_value()
-    }
-
-    /// A macro's text.
-    pub(crate) fn call_macro(
-        &mut self,
-        definition: &Arc<Macro>,
-        environment: &Environment,
-        args: Args,
-    ) -> Result<Value> {
-        let name = || match &definition.name {
-            Some((_, name)) => format!("'{}'", name.as_str()),
-            None => "None".to_owned(),
-        };
-        let inner = Scope::within(environment);
-        let Args { positional, mut named } = args;
-        let count = definition.arguments.len();
-        let mut positional = positional.into_iter();
-        let values: Vec<Option<Value>> = definition
-            .arguments
-            .iter()
-            .map(|(_, argument)| {
-                positional.next().or_else(|| {
-                    let at = named.iter().position(|(name, _)| **name == **argument)?;
-                    Some(named.remove(at).1)
-                })
-            })
-            .collect();
-        if let Some(symbol) = definition.caller {
-            let at = named.iter().position(|(name, _)| &**name == "caller");
-            let caller = at.map(|at| named.remove(at).1).filter(|caller| !caller.is_none());
-            self.assign(&inner, symbol, caller.unwrap_or_else(|| Value::undefined("No caller defined")));
-        }
-        match definition.kwargs {
-            Some(symbol) => {
-                let entries = named.into_iter().map(|(name, value)| (Key(Value::Str(name)), value)).collect();
-                self.assign(&inner, symbol, Value::dict(entries)?);
-            }
-            None => {
-                if let Some((argument, _)) = named.first() {
-                    let argument = argument.as_str();
-                    return Err(Error::runtime(format!("macro {} takes no keyword argument '{argument}'", name())));
-                }
-            }
-        }
-        match definition.varargs {
-            Some(symbol) => self.assign(&inner, symbol, Value::tuple(positional.collect())?),
-            None if positional.next().is_some() => {
-                return Err(Error::runtime(format!("macro {} takes not more than {count} argument(s)", name())));
-            }
-            None => {}
-        }
-        let without_default = count - definition.defaults.len();
-        // Defaults see the arguments in front of them.
-        for (i, ((symbol, argument), value)) in definition.arguments.iter().zip(values).enumerate() {
-            let value = match (value, i.checked_sub(without_default)) {
-                (Some(value), _) => value,
-                (None, Some(default)) => self.evaluate(&definition.defaults[default], &inner)?,
-                (None, None) => Value::undefined(format!("parameter '{}' was not provided", argument.as_str())),
-            };
-            self.assign(&inner, *symbol, value);
-        }
-        Ok(Value::from(self.capture(&definition.body, &inner)?))
     }
 }
 

@@ -16,6 +16,7 @@ mod arguments;
 mod attributes;
 mod budget;
 mod calls;
+mod convert;
 mod date;
 mod error;
 mod evaluate;

@@ -3,7 +3,9 @@
 pub(crate) mod ast;
 mod expressions;
 mod lexer;
+mod operands;
 mod parser;
+mod statements;
 mod strings;
 
 pub(crate) use parser::parse;

@@ -88,7 +88,14 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
     let written = Checkpoint::open(plain.join("model")).unwrap();
     assert_same(&logits(&load(&written, None), vocab), &expected, 0.0);
 
-    let options = LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed: 5 };
+    let options = LoraOptions {
+        modules: modules.to_vec(),
+        rank: 4,
+        alpha: 6.0,
+        dropout: 0.0,
+        seed: 5,
+        layers: Default::default(),
+    };
     let model = load(&written, Some(options.clone()));
     // Numbers for both matrices: fresh adapters change nothing.
     let numbers = |i: usize, t: &Tensor| {
@@ -127,4 +134,54 @@ fn exports_compute_what_was_exported() {
     export("mistral", &fixtures.join("families/mistral"), &[GateProj, DownProj], &into);
     export("gguf_tied", &fixtures.join("gguf/smollm.gguf"), &[QProj, KProj, VProj, OProj], &into);
     export("gguf_spm", &fixtures.join("gguf/spm.gguf"), &[QProj], &into);
+}
+
+/// Adapters whose layers differ, as peft saved them: they compute what they do in peft, and so they do when they are
+/// written again. `tests/python/make_peft_layers.py` makes them.
+#[test]
+fn layers_of_their_own_compute_what_peft_computes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
+    let base = Checkpoint::open(fixtures().join("../../recipes/tiny/model").canonicalize().unwrap()).unwrap();
+    for case in ["patterns", "rslora", "some_layers", "one_layer", "excluded", "excluded_by_pattern"] {
+        let dir = fixtures().join("peft_layers").join(case);
+        let expected: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
+        let numbers =
+            |key: &str| expected[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+        let ids: Vec<u32> = numbers("ids").into_iter().map(|id| id as u32).collect();
+        let len = ids.len();
+        let batch = Batch {
+            rows: 1,
+            len,
+            input_ids: ids,
+            targets: vec![IGNORE; len],
+            positions: (0..len as u32).collect(),
+            spans: vec![Span { row: 0, start: 0, len }],
+            origins: vec!["made up".into()],
+        };
+        let of_last = |model: &Decoder| -> Vec<f32> {
+            let logits = tune_core::engine::logits(model, &batch).unwrap();
+            logits.reshape((len, numbers("logits").len())).unwrap().to_vec2().unwrap().remove(len - 1)
+        };
+        let options = LoraOptions::of_folder(&dir).unwrap();
+        let model = load(&base, Some(options.clone()));
+        options.load_into(&model, &dir).unwrap();
+        let ours = of_last(&model);
+        for (ours, peft) in ours.iter().zip(numbers("logits")) {
+            assert!((f64::from(*ours) - peft).abs() < 2e-4, "{case}: {ours}, not {peft}");
+        }
+        let again = into.join(format!("layers_{case}"));
+        peft::write(
+            &again,
+            &options.adapter_config(&base),
+            &adapter_weights(&model).unwrap(),
+            &TokenizerFiles::default(),
+        )
+        .unwrap();
+        let options = LoraOptions::of_folder(&again).unwrap();
+        let model = load(&base, Some(options.clone()));
+        options.load_into(&model, &again).unwrap();
+        assert_eq!(of_last(&model), ours, "{case}");
+    }
 }

@@ -30,7 +30,7 @@ const ADAPTERS: [&[LoraModule]; 6] = [
 ];
 
 fn lora(modules: &[LoraModule]) -> LoraOptions {
-    LoraOptions { modules: modules.to_vec(), rank: 3, alpha: 6.0, dropout: 0.1, seed: 5 }
+    LoraOptions { modules: modules.to_vec(), rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, layers: Default::default() }
 }
 
 /// Fresh adapters leave the model as it is, and `A` without a gradient: move `B` away from zero.

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
-use tune_core::checkpoint::peft::{self, AdapterConfig, TargetModules};
+use tune_core::checkpoint::Checkpoint;
+use tune_core::checkpoint::peft::{self, AdapterConfig, Excluded, Layers, TargetModules};
+use tune_core::tokenizer::TokenizerConfig;
 
 use crate::support::{assert_error, fixture, names_in, tensor, tokenizer, values};
 
@@ -17,6 +19,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         dropout: 0.05,
         use_rslora: false,
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
+        layers: Layers::default(),
         base_model_name_or_path: Some("some/model".into()),
         revision: Some("v2".into()),
     };
@@ -106,9 +109,12 @@ fn what_is_not_supported_is_refused_by_name() {
         ("use_dora", json!(true), "DoRA"),
         ("bias", json!("all"), "trains biases"),
         ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
-        ("rank_pattern", json!({"q_proj": 4}), "ranks that differ"),
+        ("rank_pattern", json!({"(": 4}), "rank_pattern holds `(`, which is no regular expression"),
+        ("rank_pattern", json!({"q_proj": 0}), "rank_pattern is {\"q_proj\":0}; ranks by modules was expected"),
+        ("alpha_pattern", json!(["q_proj"]), "alpha_pattern is [\"q_proj\"]; numbers by modules was expected"),
+        ("exclude_modules", json!(3), "exclude_modules is 3"),
+        ("layers_pattern", json!(["layers"]), "layers_pattern is used with layers_to_transform alone"),
         ("fan_in_fan_out", json!(true), "transposed"),
-        ("layers_to_transform", json!([0]), "only some of the layers"),
         ("r", json!(0), "r is 0"),
         ("r", json!("8"), "r is \"8\""),
         ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
@@ -121,6 +127,18 @@ fn what_is_not_supported_is_refused_by_name() {
         bad[key] = value;
         fs::write(&path, bad.to_string()).unwrap();
         assert_error(peft::read(dir.path()), &path, &[says]);
+    }
+    // What does not go with the tensors.
+    for (key, value, says) in [
+        ("rank_pattern", json!({"q_proj": 4}), "for the rank 4 of adapter_config.json"),
+        ("exclude_modules", json!(["0.self_attn.q_proj"]), "which carries no adapter by exclude_modules"),
+        ("exclude_modules", json!(".*q_proj"), "which carries no adapter by exclude_modules"),
+        ("layers_to_transform", json!([0]), "adapts `model.layers.1.self_attn.q_proj`, which carries no adapter by"),
+    ] {
+        let mut bad = good.clone();
+        bad[key] = value;
+        fs::write(&path, bad.to_string()).unwrap();
+        assert_error(peft::read(dir.path()), &dir.path().join("adapter_model.safetensors"), &[says]);
     }
 }
 
@@ -198,7 +216,15 @@ fn every_key_of_peft_is_decided() {
     assert!(keys.len() > 30);
 
     // Those of another value that is taken; all others are refused.
-    let read = ["lora_alpha", "lora_dropout", "use_rslora", "target_modules", "base_model_name_or_path", "revision"];
+    let read = [
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "base_model_name_or_path",
+        "revision",
+        "alpha_pattern",
+    ];
     let harmless = [
         "task_type",
         "auto_mapping",
@@ -224,7 +250,7 @@ fn every_key_of_peft_is_decided() {
         } else {
             let parts: &[&str] = match key.as_str() {
                 "peft_type" => &["IA3"],
-                "r" => &["lora_A", "rank 4"],
+                "r" | "rank_pattern" => &["lora_A", "rank 4"],
                 key => &[key],
             };
             let message = found.unwrap_err().to_string();
@@ -265,4 +291,64 @@ fn keys_that_nobody_knows_are_refused_unless_they_are_off() {
     assert_error(with("use_rslora", json!("true")), &path, &["use_rslora is \"true\""]);
     assert_error(with("lora_alpha", Value::Null), &path, &["lora_alpha is null"]);
     assert_error(with("revision", json!(1)), &path, &["revision is 1"]);
+}
+
+/// Where layers differ, what is written is what is read, and says so in peft's words.
+#[test]
+fn layers_of_their_own_are_written_and_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut config, mut tensors) = adapter();
+    let second = "model.layers.1.self_attn.q_proj";
+    tensors.insert(format!("{second}.lora_A.weight"), tensor(1, &[3, 6], DType::F32));
+    tensors.insert(format!("{second}.lora_B.weight"), tensor(11, &[4, 3], DType::F32));
+    config.layers = Layers {
+        rank_pattern: vec![(r"layers\.1\.self_attn\.q_proj".into(), 3), ("q_proj".into(), 2)],
+        alpha_pattern: vec![("lm_head".into(), 2.5)],
+        exclude_modules: Some(Excluded::Names(vec!["up_proj".into()])),
+        ..Layers::default()
+    };
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    let (read, _) = peft::read(dir.path()).unwrap();
+    assert_eq!(read, config);
+    let json = written(dir.path());
+    assert_eq!(json["rank_pattern"].to_string(), r#"{"layers\\.1\\.self_attn\\.q_proj":3,"q_proj":2}"#);
+    assert_eq!(json["alpha_pattern"], json!({"lm_head": 2.5}));
+    assert_eq!(json["exclude_modules"], json!(["up_proj"]));
+    config.layers = Layers { layers_to_transform: vec![0, 1], layers_pattern: vec!["layers".into()], ..config.layers };
+    config.target_modules = TargetModules::Names(["q_proj", "lm_head"].map(String::from).into());
+    peft::write(dir.path(), &config, &tensors, &tokenizer()).unwrap();
+    assert_eq!(peft::read(dir.path()).unwrap().0, config);
+}
+
+#[test]
+fn an_adapters_own_template_and_stop_tokens_are_taken() {
+    let base = Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tiny/model")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = |dir: &Path| {
+        let (tokenizer, _) = TokenizerConfig::default().open_with(&base, Some(dir)).unwrap();
+        let prompt = tokenizer.prompt("q", None, None).unwrap();
+        let stop: Vec<u32> = tokenizer.stop_tokens().iter().copied().collect();
+        (tokenizer.decode(&prompt, false).unwrap(), stop)
+    };
+    let of_base = prompt(dir.path());
+    assert_eq!(of_base, ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n".to_owned(), vec![1]));
+    // A template alone.
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}{% if add_generation_prompt %}A: {% endif %}";
+    fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    assert_eq!(prompt(dir.path()), ("user: q<|im_start|>A: ".to_owned(), vec![0, 1]));
+    // All files of a tokenizer, with another end of text, and its template in the old place.
+    fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    let mut files = base.tokenizer_files().unwrap().files;
+    let mut config: Value = serde_json::from_slice(&files["tokenizer_config.json"]).unwrap();
+    config["eos_token"] = json!("<|im_start|>");
+    config["chat_template"] = json!("{{ messages[0].content }}?");
+    files.insert("tokenizer_config.json".into(), config.to_string().into_bytes());
+    for (name, content) in files {
+        fs::write(dir.path().join(name), content).unwrap();
+    }
+    assert_eq!(prompt(dir.path()), ("q?".to_owned(), vec![0, 1]));
+    // What is wrong is in the adapter's folder.
+    fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
+    let error = TokenizerConfig::default().open_with(&base, Some(dir.path())).unwrap_err().to_string();
+    assert!(error.starts_with(&dir.path().join("tokenizer_config.json").display().to_string()), "{error}");
 }

@@ -51,6 +51,7 @@ fn model(dtype: DType, lora: bool) -> Result<Decoder> {
         alpha: 16.0,
         dropout: 0.0,
         seed: 1,
+        layers: Default::default(),
     };
     let options = LoadOptions { dtype, device: Device::Cpu, train_weights: !lora, lora: lora.then_some(adapters) };
     Decoder::load(DecoderConfig::from_json(&config)?, &RandomWeights { seed: 1, std: 0.02 }, &options)

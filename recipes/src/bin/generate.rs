@@ -46,7 +46,7 @@ fn generate(
     init_process_group()?;
     hub::watch(Downloads::stderr());
     let checkpoint = Checkpoint::open(&checkpoint_dir)?;
-    let (tokenizer, _) = TokenizerConfig::default().open(&checkpoint)?;
+    let (tokenizer, _) = TokenizerConfig::default().open_with(&checkpoint, adapter_dir.as_deref())?;
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(adapter_dir.as_deref().and_then(|dir| peft::other_base(dir, &checkpoint)));
     warnings.iter().for_each(|warning| complain!("warning: {warning}"));

@@ -5,6 +5,7 @@
 //! shape `[outputs, r]`. The prefix that PEFT puts before them exists in files only.
 
 mod config;
+mod layers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 pub use self::config::{AdapterConfig, TargetModules};
 use self::config::{is_named, parse, to_json};
+pub use self::layers::{Excluded, Layers};
 use super::safetensors::{self, Outgoing};
 use super::source::read_json;
 use super::{durable, hf};
@@ -36,8 +38,7 @@ pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'
 /// # Errors
 ///
 /// Where a file is missing or broken, where config and tensors disagree, or where the adapter does
-/// something that is not supported (DoRA, trained biases or embeddings, ranks that differ between
-/// modules …).
+/// something that is not supported (DoRA, trained biases or embeddings …).
 pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     let dir = &*hub::model(dir, &[])?;
     let config = config_in(dir)?;
@@ -79,6 +80,14 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
 /// As [`read`], of the config.
 pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
     config_in(&hub::model(dir, &[])?)
+}
+
+/// The tokenizer's files beside an adapter: with them it was trained.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles> {
+    hf::tokenizer_files(&hub::model(dir, &[])?)
 }
 
 fn config_in(dir: &Path) -> Result<AdapterConfig> {
@@ -130,23 +139,29 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
     }
     for module in &modules {
         let shape = |suffix: &str| tensors.get(&format!("{module}{suffix}")).map(Tensor::dims);
+        let (rank, _) = config.of_module(module)?;
         match (shape(DOWN), shape(UP)) {
-            (Some(&[r, _]), Some(&[_, s])) if r == config.r && s == config.r => {}
+            (Some(&[r, _]), Some(&[_, s])) if r == rank && s == rank => {}
             (Some(a), Some(b)) => {
                 return Err(format!(
-                    "holds lora_A {a:?} and lora_B {b:?} for `{module}`; for the rank {} of {CONFIG}, [{0}, inputs] and [outputs, {0}] were expected",
-                    config.r
+                    "holds lora_A {a:?} and lora_B {b:?} for `{module}`; for the rank {rank} of {CONFIG}, [{rank}, inputs] and [outputs, {rank}] were expected"
                 ));
             }
             _ => {
                 return Err(format!("holds only one of lora_A and lora_B for `{module}`"));
             }
         }
+        let is_whole = matches!(&config.target_modules, TargetModules::Names(names) if names.contains(*module));
+        if let Some(key) = config.layers.left_out_by(module, is_whole)? {
+            return Err(format!("adapts `{module}`, which carries no adapter by {key} of {CONFIG}"));
+        }
         if config.target_modules.names(module) == Some(false) {
             return Err(format!("adapts `{module}`, which target_modules of {CONFIG} does not name"));
         }
     }
+    let is_everywhere = config.layers.exclude_modules.is_none() && config.layers.layers_to_transform.is_empty();
     if let TargetModules::Names(names) = &config.target_modules
+        && is_everywhere
         && let Some(name) = names.iter().find(|n| !modules.iter().any(|m| is_named(m, n)))
     {
         return Err(format!("has no adapter for `{name}`, which target_modules of {CONFIG} names"));

@@ -52,7 +52,7 @@ fn batch(lens: &[usize]) -> Batch {
 }
 
 fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
-    LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1 }
+    LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1, layers: Default::default() }
 }
 
 /// What two steps really take, and what they take on paper, on one thread: with more, which of them is where

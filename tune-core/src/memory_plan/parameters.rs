@@ -6,7 +6,14 @@ use crate::models::{DecoderConfig, LoraOptions, Slot};
 pub(crate) fn of_adapters(model: &DecoderConfig, lora: &LoraOptions) -> u64 {
     let of = |&slot: &Slot| {
         let (out, inner) = model.sides(slot);
-        model.count(slot) * (lora.rank * (out + inner)) as u64
+        let ranks = match lora.layers.is_empty() {
+            true => model.count(slot) * lora.rank as u64,
+            false => {
+                let is_of = |name: &str| name.rsplit('.').next() == Some(slot.name());
+                lora.layers.iter().filter(|(name, _)| is_of(name)).map(|(_, of)| of.rank as u64).sum()
+            }
+        };
+        ranks * (out + inner) as u64
     };
     lora.modules.iter().map(of).sum()
 }

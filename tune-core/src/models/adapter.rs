@@ -22,6 +22,28 @@ pub struct LoraOptions {
     pub dropout: f64,
     /// Where a fresh `A` comes from; a fresh `B` is zero.
     pub seed: u64,
+    /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, all of
+    /// `modules` do.
+    pub layers: BTreeMap<String, OfLayer>,
+}
+
+/// The adapter of one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OfLayer {
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// What the update is scaled by.
+    pub scale: f64,
+}
+
+impl LoraOptions {
+    /// The adapter that a layer of one of `modules` gets, if it does.
+    pub(crate) fn of_layer(&self, name: &str) -> Option<OfLayer> {
+        if self.layers.is_empty() {
+            return Some(OfLayer { rank: self.rank, scale: self.alpha / self.rank as f64 });
+        }
+        self.layers.get(name).copied()
+    }
 }
 
 /// A low-rank adapter on a frozen layer.
@@ -43,21 +65,18 @@ pub(super) fn add_adapter(
     name: &str,
     weight: &Tensor,
     lora: &LoraOptions,
+    OfLayer { rank, scale }: OfLayer,
     trainable: &mut BTreeMap<String, Var>,
 ) -> Result<Adapter> {
     let (out, inner) = weight.dims2()?;
     let names = [format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight")];
     let seed = Dropout::mix_name(lora.seed, &names[0]);
-    let a = Tensor::from_vec(
-        uniform(seed, lora.rank * inner, 1.0 / (inner as f64).sqrt()),
-        (lora.rank, inner),
-        weight.device(),
-    )?;
+    let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), weight.device())?;
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
-    let b = Var::zeros((out, lora.rank), dtype, weight.device())?;
+    let b = Var::zeros((out, rank), dtype, weight.device())?;
     let [name_a, name_b] = names;
     trainable.insert(name_a, a.clone());
     trainable.insert(name_b, b.clone());
-    Ok(Adapter { a, b, scale: lora.alpha / lora.rank as f64, dropout: lora.dropout })
+    Ok(Adapter { a, b, scale, dropout: lora.dropout })
 }

@@ -199,14 +199,15 @@ impl Builder<'_> {
 
     fn adapted(&mut self, name: &str, weight: Tensor) -> Result<Linear> {
         let wanted = name.rsplit('.').next().is_some_and(|last| self.wanted.contains(last));
-        let adapter = match &self.options.lora {
-            Some(lora) if wanted => {
+        let lora = self.options.lora.as_ref().filter(|_| wanted);
+        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(name)?))) {
+            Some((lora, of_layer)) => {
                 if weight.is_variable() {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
                 }
-                Some(add_adapter(name, &weight, lora, &mut self.trainable)?)
+                Some(add_adapter(name, &weight, lora, of_layer, &mut self.trainable)?)
             }
-            _ => None,
+            None => None,
         };
         Ok(Linear { name: name.to_string(), weight, adapter })
     }

@@ -13,7 +13,7 @@ mod linear;
 mod slots;
 mod weights;
 
-pub use adapter::{Adapter, LoraOptions};
+pub use adapter::{Adapter, LoraOptions, OfLayer};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
 pub use config::{DecoderConfig, RopeScaling};

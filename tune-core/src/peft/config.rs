@@ -1,5 +1,7 @@
 //! The `model` key of recipes that train adapters.
 
+use std::collections::BTreeMap;
+
 use tune_config::Config;
 
 use super::{LoraModule, LoraOptions};
@@ -44,6 +46,13 @@ impl LoraModel {
         }
         modules.sort();
         modules.dedup();
-        LoraOptions { modules, rank: self.lora_rank, alpha: self.lora_alpha, dropout: self.lora_dropout, seed }
+        LoraOptions {
+            modules,
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            seed,
+            layers: BTreeMap::new(),
+        }
     }
 }

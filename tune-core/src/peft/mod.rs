@@ -3,7 +3,7 @@
 
 mod config;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
@@ -11,10 +11,10 @@ use candle_core::{DType, Tensor};
 pub use config::LoraModel;
 
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::peft::{AdapterConfig, TargetModules};
+use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
 use crate::hub::Origin;
 use crate::models::Decoder;
-pub use crate::models::{LoraOptions, Slot as LoraModule};
+pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule};
 use crate::{Error, Result};
 
 impl LoraOptions {
@@ -29,10 +29,30 @@ impl LoraOptions {
             alpha: self.alpha,
             dropout: self.dropout,
             use_rslora: false,
-            target_modules: TargetModules::Names(self.modules.iter().map(|m| m.name().to_string()).collect()),
+            target_modules: TargetModules::Names(self.targets()),
+            layers: self.patterns(),
             base_model_name_or_path: Some(name),
             revision,
         }
+    }
+
+    fn targets(&self) -> BTreeSet<String> {
+        match self.layers.is_empty() {
+            true => self.modules.iter().map(|m| m.name().to_owned()).collect(),
+            false => self.layers.keys().cloned().collect(),
+        }
+    }
+
+    /// The ranks and alphas of single layers, by their whole names.
+    fn patterns(&self) -> Layers {
+        let escaped = |name: &String| name.replace('.', r"\.");
+        let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
+        for (name, of) in &self.layers {
+            let alpha = of.scale * of.rank as f64;
+            ranks.extend((of.rank != self.rank).then(|| (escaped(name), of.rank)));
+            alphas.extend((alpha != self.alpha).then(|| (escaped(name), alpha)));
+        }
+        Layers { rank_pattern: ranks, alpha_pattern: alphas, ..Layers::default() }
     }
 
     /// Sets the model's adapters to those in a PEFT folder.
@@ -41,12 +61,38 @@ impl LoraOptions {
     /// An adapter of another rank, scale or choice of layers, or one that cannot be read.
     pub fn load_into(&self, model: &Decoder, dir: &Path) -> Result<()> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
-        self.check(&config, dir)?;
+        match self.layers.is_empty() {
+            true => self.check(&config, dir)?,
+            false => self.check_layers(&config, dir)?,
+        }
         set_trainable(model, &tensors, &dir.display().to_string())
+    }
+
+    /// Checks that the adapters in a folder are of the same ranks and scales, layer by layer.
+    fn check_layers(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
+        for (name, of) in &self.layers {
+            let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
+            if rank != of.rank || (scale - of.scale).abs() > 1e-9 {
+                let message = format!(
+                    "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected",
+                    of.rank, of.scale
+                );
+                return Err(Error::file(dir, message));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the adapter in a folder is of the same rank and scale.
     pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
+        if config.layers != Layers::default() {
+            return Err(Error::file(
+                dir,
+                "its adapters differ between layers (rank_pattern, alpha_pattern, exclude_modules or \
+                 layers_to_transform): it can be asked and merged, but training does not go on from it; merge it into its \
+                 base and train a fresh adapter on the merged model",
+            ));
+        }
         let scale = self.alpha / self.rank as f64;
         if config.r != self.rank || (config.scale() - scale).abs() > 1e-9 {
             return Err(Error::file(
@@ -72,6 +118,7 @@ impl LoraOptions {
     pub fn of_folder(dir: &Path) -> Result<Self> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
         let mut modules = Vec::new();
+        let mut layers = BTreeMap::new();
         for name in crate::checkpoint::peft::modules(tensors.keys()) {
             let last = name.rsplit('.').next().unwrap_or(name);
             let module = LoraModule::ALL
@@ -79,12 +126,28 @@ impl LoraOptions {
                 .find(|m| m.name() == last)
                 .ok_or_else(|| Error::file(dir, format!("adapts `{name}`, which cannot carry an adapter here")))?;
             modules.push(module);
+            let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
+            layers.insert(name.to_owned(), OfLayer { rank, scale });
         }
         modules.sort();
         modules.dedup();
+        if is_on_all_layers(&config) {
+            layers.clear();
+        }
         let alpha = config.scale() * config.r as f64;
-        Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0 })
+        Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0, layers })
     }
+}
+
+/// Whether a config names modules of all blocks alike. All of them are then to be among the tensors.
+fn is_on_all_layers(config: &AdapterConfig) -> bool {
+    let is_of_one_block = |name: &String| name.split('.').any(|part| part.parse::<u64>().is_ok());
+    let names = match &config.target_modules {
+        TargetModules::Names(names) => names,
+        // Which modules it picks, the tensors say; `all-linear` picks all.
+        TargetModules::Pattern(pattern) => return config.layers == Layers::default() && pattern == "all-linear",
+    };
+    config.layers == Layers::default() && !names.iter().any(is_of_one_block)
 }
 
 /// What there is to say where the adapter in a folder names another base model than the one that it is put on, as far

@@ -1,11 +1,12 @@
 //! The `tokenizer` key.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tune_config::{Config, files};
 
 use super::{Conversation, Forms, Limits, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, peft};
 use crate::{Error, Result};
 
 /// The longest file that is read whole.
@@ -30,7 +31,25 @@ impl TokenizerConfig {
     /// # Errors
     /// A file that is missing or broken.
     pub fn open(&self, checkpoint: &Checkpoint) -> Result<(Tokenizer, TokenizerFiles)> {
-        let mut all = checkpoint.tokenizer_files()?;
+        self.open_with(checkpoint, None)
+    }
+
+    /// The same for a checkpoint with the adapter in a folder, whose own tokenizer and chat template it was trained with.
+    ///
+    /// # Errors
+    /// A file that is missing or broken.
+    pub fn open_with(&self, checkpoint: &Checkpoint, adapter: Option<&Path>) -> Result<(Tokenizer, TokenizerFiles)> {
+        let of_adapter = adapter.map(peft::tokenizer_files).transpose()?.unwrap_or_default();
+        let theirs: BTreeSet<String> = of_adapter.files.keys().cloned().collect();
+        let mut all = match of_adapter.files.contains_key(TOKENIZER) {
+            true => of_adapter,
+            // Only what is there is another: a chat template, for one.
+            false => {
+                let mut all = checkpoint.tokenizer_files()?;
+                all.files.extend(of_adapter.files);
+                all
+            }
+        };
         for (name, path) in self.given() {
             all.files.insert(name.into(), files::read(path, LARGEST).map_err(Error::io("read", path))?);
         }
@@ -38,7 +57,12 @@ impl TokenizerConfig {
         let tokenizer = Tokenizer::from_files(&all)
             .map(|tokenizer| tokenizer.for_model(Limits::of_config(checkpoint.config())))
             .and_then(|tokenizer| tokenizer.with_stop_tokens_of(generation.as_ref(), checkpoint.config()))
-            .map_err(|e| self.place(e, checkpoint.path()))?;
+            .map_err(|e| match (&e, adapter) {
+                (Error::File { path, .. }, Some(dir)) if path.to_str().is_some_and(|name| theirs.contains(name)) => {
+                    self.place(e, dir)
+                }
+                _ => self.place(e, checkpoint.path()),
+            })?;
         Ok((tokenizer, all))
     }
 

@@ -41,7 +41,14 @@ pub(super) fn compute(root: &Path, found: &mut Found<'_>) -> Result<()> {
 /// What is trained, by name: all weights, or adapters on some layers.
 fn kinds() -> Vec<(&'static str, Option<LoraOptions>)> {
     let lora = |modules: &[LoraModule], dropout| {
-        Some(LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1 })
+        Some(LoraOptions {
+            modules: modules.to_vec(),
+            rank: 5,
+            alpha: 10.0,
+            dropout,
+            seed: 1,
+            layers: Default::default(),
+        })
     };
     vec![
         ("full", None),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::layers::{self, Layers};
 use crate::hub::Origin;
 
 /// What an adapter is, apart from its weights.
@@ -20,6 +21,8 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Which modules are adapted.
     pub target_modules: TargetModules,
+    /// What is otherwise in single layers.
+    pub layers: Layers,
     /// The base model, as a path or as the hub knows it.
     pub base_model_name_or_path: Option<String>,
     /// The base model's branch, tag or commit on the hub; `main` where there is none.
@@ -56,8 +59,22 @@ impl AdapterConfig {
     /// What the product of the two matrices is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
     #[must_use]
     pub fn scale(&self) -> f64 {
-        let r = self.r as f64;
-        self.alpha / if self.use_rslora { r.sqrt() } else { r }
+        self.scale_of(self.r, self.alpha)
+    }
+
+    fn scale_of(&self, rank: usize, alpha: f64) -> f64 {
+        let r = rank as f64;
+        alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// The rank of the adapter on a module, and what its product is multiplied by.
+    ///
+    /// # Errors
+    /// A pattern that is no regular expression.
+    pub(crate) fn of_module(&self, module: &str) -> Result<(usize, f64), String> {
+        let rank = self.layers.rank(module)?.unwrap_or(self.r);
+        let alpha = self.layers.alpha(module)?.unwrap_or(self.alpha);
+        Ok((rank, self.scale_of(rank, alpha)))
     }
 
     /// What the hub calls the base model, unless it is a folder of this machine.
@@ -74,23 +91,18 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         TargetModules::Names(names) => json!(names),
         TargetModules::Pattern(pattern) => json!(pattern),
     };
-    // peft says an integer here, and so do we where it is one.
-    let alpha = if config.alpha.fract() == 0.0 && config.alpha.abs() < 1e15 {
-        json!(config.alpha as i64)
-    } else {
-        json!(config.alpha)
-    };
-    json!({
+    let mut written = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
         "base_model_name_or_path": config.base_model_name_or_path,
         "bias": "none",
+        "exclude_modules": null,
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
         "layers_pattern": null,
         "layers_to_transform": null,
-        "lora_alpha": alpha,
+        "lora_alpha": number(config.alpha),
         "lora_dropout": config.dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
@@ -101,7 +113,16 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": config.use_rslora,
-    })
+    });
+    if let Some(written) = written.as_object_mut() {
+        config.layers.write(written, number);
+    }
+    written
+}
+
+/// peft says an integer where a number is one, and so do we.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
 /// Keys that are read.
@@ -147,13 +168,8 @@ const HARMLESS: &[&str] = &[
 const MUST_BE_OFF: &[(&str, &str)] = &[
     ("use_dora", "is a DoRA adapter"),
     ("modules_to_save", "trains whole modules besides its adapters"),
-    ("rank_pattern", "has ranks that differ between modules"),
-    ("alpha_pattern", "has an alpha that differs between modules"),
     ("fan_in_fan_out", "is for layers with transposed weights"),
-    ("layers_to_transform", "adapts only some of the layers"),
-    ("layers_pattern", "adapts only some of the layers"),
     ("layer_replication", "replicates layers"),
-    ("exclude_modules", "excludes modules from a pattern"),
     ("lora_bias", "has biases in its adapters"),
     ("trainable_token_indices", "trains embeddings of single tokens"),
     ("target_parameters", "adapts parameters that are not linear layers"),
@@ -235,13 +251,14 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         dropout,
         use_rslora,
         target_modules,
+        layers: Layers::parse(config)?,
         base_model_name_or_path: text("base_model_name_or_path")?,
         revision: text("revision")?,
     })
 }
 
 fn is_known(key: &str) -> bool {
-    READ.contains(&key) || HARMLESS.contains(&key)
+    READ.contains(&key) || layers::KEYS.contains(&key) || HARMLESS.contains(&key)
 }
 
 /// Whether a value stands for a setting that is not used.

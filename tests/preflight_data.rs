@@ -174,6 +174,22 @@ fn a_template_whose_answers_never_end_is_an_error() {
     }
 }
 
+/// What `--check` refuses, the run does, before its first step.
+#[test]
+fn a_run_without_an_end_of_answers_does_not_begin() {
+    let place = Place::new();
+    let data = place.records(&[place.turns(&[(1, 1)])]);
+    let endless = place.template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}");
+    let output = place.0.path().join("out");
+    let folder = format!("output_dir={}", output.display());
+    let args = ["--config", "configs/lora/tiny.yaml", &folder, "~exact_match", NO_WARM_UP, &data, &endless];
+    let answer = recipe("lora", &args).output().unwrap();
+    let said = text(&answer.stderr);
+    assert_eq!(answer.status.code(), Some(1), "{said}");
+    contains(&said, &["error: ", "no stop token (`<|im_end|>`) ends an answer that is trained"]);
+    assert!(!output.exists(), "{said}");
+}
+
 #[test]
 fn samples_without_a_trained_token_are_told_why() {
     let place = Place::new();
@@ -235,4 +251,97 @@ fn advice_is_followed() {
     let both = ["dataset.masking_strategy=last", "dataset.train_on_input=true"];
     contains(&place.unsound(&[&data, both[0], both[1]]), &["remove `train_on_input`"]);
     place.sound(&[&data, both[0]]);
+}
+
+/// A copy of the tiny model, with changes to one of its files.
+fn changed_model(place: &Place, file: &str, change: impl Fn(&mut Value)) -> String {
+    let model = place.0.path().join("model");
+    fs::create_dir_all(&model).unwrap();
+    for entry in fs::read_dir(root().join("recipes/tiny/model")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let path = model.join(file);
+    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+    format!("checkpointer.checkpoint_dir={}", model.display())
+}
+
+#[test]
+fn a_token_that_closes_answers_becomes_a_stop_token() {
+    let place = Place::new();
+    let data = place.records(&[place.turns(&[(1, 1)])]);
+    // It begins turns, too, so it is not taken for their end.
+    let template = place.template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'assistant' %}<|im_start|>{% \
+         endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    let said = place.unsound(&[&data, &template]);
+    contains(
+        &said,
+        &["closed by `<|im_start|>`, which is not", "add its id 0 to `eos_token_id` in generation_config.json"],
+    );
+    let model = changed_model(&place, "generation_config.json", |config| config["eos_token_id"] = json!([1, 0]));
+    let said = place.sound(&[&data, &template, &model]);
+    contains(&said, &["generation stops at `<|im_start|>`, `<|im_end|>`", "Nothing stands in the way of this run."]);
+}
+
+#[test]
+fn several_datasets_are_packed_or_none() {
+    let place = Place::new();
+    let path = place.write("d.jsonl", &place.turns(&[(1, 1)]).to_string());
+    let both = |packed: [bool; 2]| {
+        let each = packed.map(|packed| format!("{{_component_: chat, data_files: {path}, packed: {packed}}}"));
+        format!("dataset=[{}]", each.join(", "))
+    };
+    let said = place.unsound(&[&both([true, false])]);
+    contains(&said, &["of several datasets either all or none must be `packed`"]);
+    place.sound(&[&both([true, true])]);
+    place.sound(&[&both([false, false])]);
+    contains(&place.unsound(&[&both([true, true]), "tokenizer.max_seq_len=null"]), &["needs `max_seq_len`"]);
+}
+
+#[test]
+fn a_model_without_a_chat_template_has_three_ways_on() {
+    let place = Place::new();
+    let model = changed_model(&place, "tokenizer_config.json", |config| config["chat_template"] = Value::Null);
+    let chats = place.records(&[place.turns(&[(1, 1)])]);
+    let said = place.unsound(&[&chats, &model]);
+    contains(
+        &said,
+        &["no chat template", "with an `instruct` dataset", "name a file with one as `tokenizer.chat_template`"],
+    );
+    let chatml = fs::read_to_string(root().join("tests/chat_templates/chatml.jinja")).unwrap();
+    place.sound(&[&chats, &model, &place.template(&chatml)]);
+    let pairs = place.write("pairs.jsonl", "{\"input\": \"q\", \"output\": \"a\"}");
+    let pairs = |more: &str| format!("dataset={{_component_: instruct, data_files: {pairs}{more}}}");
+    place.sound(&[&pairs(""), &model]);
+    let said = place.unsound(&[&pairs(", apply_chat_template: true"), &model]);
+    contains(&said, &["`apply_chat_template` asks for one: remove it"]);
+}
+
+#[test]
+fn answers_before_the_last_without_an_end_are_told() {
+    let place = Place::new();
+    let data = place.records(&[place.turns(&[(1, 1), (1, 1)]), place.turns(&[(1, 1)])]);
+    let told = "in 1 samples an answer before the last has no stop token that is trained, so the model learns to go on \
+                there: set `masking_strategy: last`";
+    // Only the conversation has an end.
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last and m.role == 'assistant' \
+                    %}<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    // The marks hold only the last one's.
+    let marks = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% if \
+                 loop.last %}<|im_end|>{% endif %}{% endgeneration %}{% if not loop.last %}<|im_end|>{% endif %}{% else \
+                 %}{{ m.content }}{% endif %}\n{% endfor %}";
+    let ends_all = marks.replace(" loop.last %}<|im_end|>", " true %}<|im_end|>");
+    for (template, is_told) in [(template, false), (marks, true), (&*ends_all, false)] {
+        let template = place.template(template);
+        let (said, _) = place.check(&[&data, &template]);
+        assert_eq!(said.contains(told), is_told, "{said}");
+        if is_told {
+            let said = place.sound(&[&data, &template, "dataset.masking_strategy=last"]);
+            contains(&said, &["Nothing stands in the way of this run."]);
+        }
+    }
 }

@@ -81,8 +81,10 @@ pub(super) struct Tokenized {
 }
 
 impl Tokenized {
-    /// Tokenizes the first block of the first epoch; the others follow in the background, if there are any.
-    pub(super) fn begin(origin: Origin, order: Order, pack_to: Option<usize>) -> Result<Arc<Self>> {
+    /// Tokenizes the first block of the first epoch; the others follow in the background, if there are any. With
+    /// `must_stop`, a dataset of which no sample teaches the model to stop is an error; where it looks like that in the
+    /// first block, all are tokenized at once.
+    pub(super) fn begin(origin: Origin, order: Order, pack_to: Option<usize>, must_stop: bool) -> Result<Arc<Self>> {
         let members = order.members(origin.len());
         let account = match &origin {
             Origin::Corpus(corpus) => corpus.account(),
@@ -98,11 +100,13 @@ impl Tokenized {
             abandoned: AtomicBool::new(false),
         });
         let mut left = order.of_blocks(members.len(), 0).into_iter();
-        let mut work = Work { tokenized: Arc::clone(&tokenized), members, pack_to, account, end: 0, sums: Vec::new() };
+        let mut work =
+            Work { tokenized: Arc::clone(&tokenized), members, pack_to, account, end: 0, sums: Vec::new(), must_stop };
         if let Some(first) = left.next() {
             work.block(first)?;
         }
-        if left.len() == 0 || matches!(tokenized.origin, Origin::Memory(_)) {
+        let is_suspect = must_stop && work.account.iter().any(Tally::never_stops);
+        if left.len() == 0 || is_suspect || matches!(tokenized.origin, Origin::Memory(_)) {
             left.try_for_each(|block| work.block(block))?;
             work.finish()?;
             return Ok(tokenized);
@@ -201,6 +205,7 @@ struct Work {
     end: u64,
     /// Each sample's checksum, by its record.
     sums: Vec<(usize, u32)>,
+    must_stop: bool,
 }
 
 impl Work {
@@ -248,6 +253,9 @@ impl Work {
             Origin::Corpus(corpus) => corpus.reports(std::mem::take(&mut self.account))?,
             Origin::Memory(_) => Vec::new(),
         };
+        if let Some(why) = reports.iter().find_map(|report| report.never_stops.as_ref()).filter(|_| self.must_stop) {
+            return Err(Error::Data(why.clone()));
+        }
         let rows = self.tokenized.blocks.iter().filter_map(OnceLock::get).map(|block| block.rows.len()).sum();
         let _ = self.tokenized.totals.set(Totals { rows, fingerprint, reports });
         Ok(())

@@ -257,6 +257,11 @@ impl DatasetConfig {
         }
     }
 
+    /// Whether a sample is to end with a stop token that is trained.
+    pub(super) fn ends_samples(&self) -> bool {
+        !matches!(self, Self::Text(TextDataset { add_eos: false, .. }))
+    }
+
     pub(super) fn files(&self) -> &Files {
         match self {
             Self::Chat(c) => &c.files,

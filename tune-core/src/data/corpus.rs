@@ -153,7 +153,7 @@ impl Corpus {
 
     /// An account of nothing yet, one for each dataset.
     pub(super) fn account(&self) -> Vec<Tally> {
-        self.parts.iter().map(|part| Tally::new(part.config.name())).collect()
+        self.parts.iter().map(|part| Tally::new(part.config.name(), part.config.ends_samples())).collect()
     }
 
     /// Tokenizes records, on all threads. Returns those samples that have a trained token, each with its

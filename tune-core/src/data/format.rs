@@ -4,7 +4,7 @@ use super::config::{AlpacaDataset, DatasetConfig, InstructDataset, Mask, Masking
 use super::content::message;
 use super::conversation::{Chat, conversation, is_answer, set_system_prompt, text_column};
 use super::encoder::{Encoded, Encoder};
-use super::pieces::{self, Closing, Piece, Sink};
+use super::pieces::{self, Closing, Ends, Piece, Sink};
 use super::records::{Record, Records};
 use super::{alpaca, beside, json_text, stand_in, trained};
 use crate::tokenizer::{ChatTemplate, Forms, Message, Names, Tokenizer, unrendered};
@@ -19,7 +19,7 @@ pub(super) enum Form {
 /// A record's sample, and what there is to say of it.
 pub(super) struct Formatted {
     pub(super) encoded: Encoded,
-    pub(super) closing: Closing,
+    pub(super) ends: Ends,
     /// Messages whose calls the chat template renders, and whose text it leaves out.
     pub(super) text_beside_calls: usize,
     /// Whether the record says that nothing of it is trained.
@@ -83,11 +83,6 @@ impl<'a> Formatter<'a> {
         self.form(record).map(drop)
     }
 
-    /// Whether a sample is to end with a stop token that is trained.
-    pub(super) fn ends_samples(&self) -> bool {
-        !matches!(self.config, DatasetConfig::Text(TextDataset { add_eos: false, .. }))
-    }
-
     /// A record's sample of at most `max_seq_len` tokens. With `count_cut`, what is cut off is looked at, too, to
     /// count it. An error names the record.
     pub(super) fn encode(&self, record: &Record, max_seq_len: Option<usize>, count_cut: bool) -> Result<Formatted> {
@@ -102,24 +97,24 @@ impl<'a> Formatter<'a> {
     fn encode_with(&self, record: &Record, mut encoder: Encoder<'_>) -> Result<Formatted> {
         let form = self.form(record)?;
         let left_out = form.is_left_out();
-        let (closing, text_beside_calls) = match form {
+        let (ends, text_beside_calls) = match form {
             Form::Conversation(chat) => self.pieces(&chat, &mut encoder),
             Form::Pieces(pieces, closing) => {
-                pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| (closing, 0))
+                pieces.into_iter().try_for_each(|piece| encoder.push(piece)).map(|()| (closing.into(), 0))
             }
         }
         .map_err(|e| record.origin.error(e))?;
         let encoded = encoder.finish(record.origin.to_string()).map_err(|e| record.origin.error(e))?;
-        Ok(Formatted { encoded, closing, text_beside_calls, left_out })
+        Ok(Formatted { encoded, ends, text_beside_calls, left_out })
     }
 
-    /// Cuts a conversation into pieces. Returns what closes it, and how many messages' texts the template leaves out
+    /// Cuts a conversation into pieces. Returns how its answers end, and how many messages' texts the template leaves out
     /// beside their calls.
-    fn pieces(&self, chat: &Chat, encoder: &mut Encoder<'_>) -> Result<(Closing, usize)> {
+    fn pieces(&self, chat: &Chat, encoder: &mut Encoder<'_>) -> Result<(Ends, usize)> {
         let template = required_template(self.tokenizer, A_CHAT_NEEDS_ONE)?;
         let beside_calls = unrendered::check(template, &chat.conversation, false)?;
-        let closing = pieces::of_conversation(template, self.tokenizer, chat, self.masking, encoder)?;
-        Ok((closing, beside_calls.len()))
+        let ends = pieces::of_conversation(template, self.tokenizer, chat, self.masking, encoder)?;
+        Ok((ends, beside_calls.len()))
     }
 
     pub(super) fn form(&self, record: &Record) -> Result<Form> {

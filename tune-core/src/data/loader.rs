@@ -35,6 +35,8 @@ pub struct LoaderOptions {
     /// Tokenize what is cut off, too, for [`DatasetReport::cut_tokens`](super::DatasetReport::cut_tokens). The
     /// batches are the same.
     pub count_cut: bool,
+    /// Refuse datasets of which the model would not learn to end its answers.
+    pub must_stop: bool,
 }
 
 impl Default for LoaderOptions {
@@ -48,6 +50,7 @@ impl Default for LoaderOptions {
             drop_last: false,
             pad_to_multiple_of: 1,
             count_cut: false,
+            must_stop: false,
         }
     }
 }
@@ -101,7 +104,7 @@ impl Loader {
             return Err(Error::setup("`batch_size` and `pad_to_multiple_of` must be at least 1"));
         }
         let order = Order { shuffle: options.shuffle, seed: options.seed, block };
-        let tokenized = Tokenized::begin(origin, order, options.pack_to)?;
+        let tokenized = Tokenized::begin(origin, order, options.pack_to, options.must_stop)?;
         let at_once = tokenized.known_totals().is_some();
         let loader = Self {
             tokenized,

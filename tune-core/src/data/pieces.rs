@@ -44,6 +44,21 @@ pub(super) enum Closing {
     Nothing,
 }
 
+/// How the trained answers of a conversation end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ends {
+    /// What closes the last.
+    pub(super) last: Closing,
+    /// Whether one before it has no stop token that is trained.
+    pub(super) open_before: bool,
+}
+
+impl From<Closing> for Ends {
+    fn from(last: Closing) -> Self {
+        Self { last, open_before: false }
+    }
+}
+
 /// What takes a sample's pieces, one after the other.
 pub(super) trait Sink {
     /// Takes the next piece.
@@ -64,7 +79,7 @@ pub(super) fn of_conversation(
     chat: &Chat,
     masking: Masking,
     sink: &mut impl Sink,
-) -> Result<Closing> {
+) -> Result<Ends> {
     let conversation = &chat.conversation;
     let messages = &conversation.messages;
     let mut turns: Vec<usize> = (0..messages.len()).filter(|&i| is_answer(&messages[i])).collect();
@@ -78,12 +93,12 @@ pub(super) fn of_conversation(
         let text = template.render(conversation, false)?;
         let closing = closing_of(&text, tokenizer);
         sink.push(Piece::text(text, true))?;
-        return Ok(closing);
+        return Ok(closing.into());
     }
     if turns.iter().all(|turn| chat.left_out.contains(turn)) {
         // As a sample whose answers are cut off.
         sink.push(Piece::text(template.render(conversation, false)?, false))?;
-        return Ok(Closing::Stop);
+        return Ok(Closing::Stop.into());
     }
     let conversation = Prepared::new(conversation)?;
     let rest_trained = masking == Masking::All;
@@ -99,35 +114,39 @@ pub(super) fn of_conversation(
         let search = Search { template, tokenizer, messages, conversation: &conversation, masking, text: &text };
         Box::new(turns.iter().map(move |&turn| {
             let (range, closing) = search.answer(turn)?;
-            Ok(Answer { range, closing, trained: !chat.left_out.contains(&turn) })
+            Ok(Answer { range, closing, is_open: closing != Closing::Stop, trained: !chat.left_out.contains(&turn) })
         }))
     };
 
     let mut position = 0;
-    let mut closing = Closing::Stop;
+    let mut ends = Ends::from(Closing::Stop);
+    let mut last_is_open = false;
     for answer in answers {
-        let Answer { range, closing: end, trained } = answer?;
+        let Answer { range, closing, is_open, trained } = answer?;
         if range.start < position {
             return Err(Error::setup("the chat template renders the assistant's messages into each other"));
         }
         if trained {
-            closing = end;
+            ends = Ends { last: closing, open_before: ends.open_before || last_is_open };
+            last_is_open = is_open;
         }
         sink.push(Piece::text(&text[position..range.start], rest_trained))?;
         position = range.end;
         sink.push(Piece::text(&text[range], trained))?;
         if sink.is_full() {
-            return Ok(closing);
+            return Ok(ends);
         }
     }
     sink.push(Piece::text(&text[position..], rest_trained))?;
-    Ok(closing)
+    Ok(ends)
 }
 
 /// Where an answer stands in the text with its stop token.
 struct Answer {
     range: Range<usize>,
     closing: Closing,
+    /// Whether an answer ends here, and no stop token is trained with it.
+    is_open: bool,
     /// False where the record leaves it out.
     trained: bool,
 }
@@ -161,7 +180,12 @@ fn marked_answers(
     let answers: Vec<Answer> = answers
         .map(|(range, trained)| {
             let closing = closing_of(&text[range.clone()], tokenizer);
-            Answer { range, closing, trained }
+            // A part of an answer may have others behind it: it ends where a stop token follows.
+            let next = tokenizer.leading_special(text[range.end..].trim_start());
+            let is_open = masking != Masking::All
+                && closing != Closing::Stop
+                && next.is_some_and(|(id, _)| tokenizer.stop_tokens().contains(&id));
+            Answer { range, closing, is_open, trained }
         })
         .collect();
     if !answers.iter().any(|answer| answer.trained) {

@@ -35,7 +35,7 @@ impl Sink for Vec<Piece> {
 fn cut(tokenizer: &Tokenizer, messages: &[Message], masking: Masking) -> Result<(Vec<Piece>, Closing)> {
     let mut pieces = Vec::new();
     let chat = Chat::from(messages.to_vec());
-    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, &chat, masking, &mut pieces)?;
+    let closing = of_conversation(tokenizer.chat_template().unwrap(), tokenizer, &chat, masking, &mut pieces)?.last;
     Ok((pieces, closing))
 }
 

@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::batch::IGNORE;
 use super::format::{Formatted, Formatter};
-use super::pieces::Closing;
-use crate::tokenizer::{ChatTemplate, Tokenizer};
+use super::pieces::{Closing, Ends};
+use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
 use crate::{Error, Result};
 
 /// How many origins of dropped samples are kept, for the message.
@@ -46,8 +46,8 @@ pub struct DatasetReport {
     pub unused: Vec<String>,
     /// What else deserves attention.
     pub warnings: Vec<String>,
-    /// Those of the warnings that are about how answers end.
-    pub endings: Vec<String>,
+    /// Why the model would not learn to end its answers, where none of the samples teaches it.
+    pub never_stops: Option<String>,
 }
 
 /// One dataset's account while its records are tokenized, in whatever order.
@@ -59,26 +59,37 @@ pub(super) struct Tally {
     stopping: usize,
     never_closed: usize,
     closed_by: BTreeMap<u32, usize>,
+    /// Samples in which an answer before the last is not closed.
+    open_before: usize,
     text_beside_calls: usize,
+    /// Whether samples are to end with a stop token that is trained.
+    ends: bool,
 }
 
 impl Tally {
-    pub(super) fn new(name: String) -> Self {
+    pub(super) fn new(name: String, ends: bool) -> Self {
         let report = DatasetReport { name, ..DatasetReport::default() };
         Self {
             report,
+            ends,
             dropped: BTreeSet::new(),
             why_dropped: Reasons::default(),
             stopping: 0,
             never_closed: 0,
             closed_by: BTreeMap::new(),
+            open_before: 0,
             text_beside_calls: 0,
         }
     }
 
+    /// Whether none of the samples that were counted ends as it should.
+    pub(super) fn never_stops(&self) -> bool {
+        self.ends && self.stopping == 0 && self.report.samples > 0
+    }
+
     /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
     pub(super) fn count(&mut self, record: usize, formatted: &Formatted) -> bool {
-        let Formatted { encoded, closing, text_beside_calls, left_out } = formatted;
+        let Formatted { encoded, ends: Ends { last, open_before }, text_beside_calls, left_out } = formatted;
         let report = &mut self.report;
         let sample = &encoded.sample;
         report.truncated += usize::from(encoded.cut > 0);
@@ -94,14 +105,15 @@ impl Tally {
             }
             return false;
         }
-        match closing {
+        match last {
             Closing::Stop => {}
             Closing::Other(id) => *self.closed_by.entry(*id).or_default() += 1,
             Closing::Nothing => self.never_closed += 1,
         }
-        let is_closed = *closing == Closing::Stop;
+        let is_closed = *last == Closing::Stop;
         self.stopping += usize::from(is_closed && encoded.stops);
         report.unended += usize::from(is_closed && !encoded.ends && encoded.cut > 0);
+        self.open_before += usize::from(is_closed && *open_before);
         self.text_beside_calls += text_beside_calls;
         report.samples += 1;
         report.tokens += sample.input_ids.len();
@@ -118,8 +130,10 @@ impl Tally {
         formatter: &Formatter<'_>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
-        let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, text_beside_calls } = self;
-        report.stopping = formatter.ends_samples().then_some(stopping);
+        let never_stops = self.never_stops();
+        let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, .. } = self;
+        let Self { open_before, text_beside_calls, ends, .. } = self;
+        report.stopping = ends.then_some(stopping);
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
         if report.samples == 0 {
@@ -142,18 +156,27 @@ impl Tally {
         let mut endings = Vec::new();
         if never_closed > 0 {
             endings.push(format!(
-                "{name}: in {never_closed} samples no stop token follows the answer, so that the model does not \
-                 learn where to stop"
+                "in {never_closed} samples no stop token follows the answer, so the model does not learn where to stop"
             ));
         }
         for (id, count) in closed_by {
             endings.push(format!(
-                "{name}: in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
+                "in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
                  add its id {id} to `eos_token_id` in generation_config.json",
                 tokenizer.token(id).unwrap_or_default()
             ));
         }
-        warnings.extend(endings.iter().cloned());
+        if never_stops {
+            report.never_stops = Some(not_learnt(name, &endings, tokenizer));
+        } else {
+            warnings.extend(endings.iter().map(|ending| format!("{name}: {ending}")));
+        }
+        if open_before > 0 {
+            warnings.push(format!(
+                "{name}: in {open_before} samples an answer before the last has no stop token that is trained, so the model \
+                 learns to go on there: set `masking_strategy: last`, or use a chat template that ends each answer with one"
+            ));
+        }
         if text_beside_calls > 0 {
             warnings.push(format!(
                 "{name}: in {text_beside_calls} messages with calls of tools the chat template leaves out the text beside the calls"
@@ -163,9 +186,28 @@ impl Tally {
             warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
         }
         report.warnings = warnings;
-        report.endings = endings;
         Ok(report)
     }
+}
+
+/// Why the model would not learn to end its answers, of which `endings` says how they do.
+fn not_learnt(name: &str, endings: &[String], tokenizer: &Tokenizer) -> String {
+    let stop = tokenizer.stop_tokens().iter().filter_map(|&id| tokenizer.token(id));
+    let why = match endings {
+        [] => "every sample is cut off before it: raise `tokenizer.max_seq_len`".to_owned(),
+        endings => {
+            let marks = tokenizer.chat_template().is_some_and(ChatTemplate::marks_generation);
+            let hint = match marks {
+                true => "; the template's `{% generation %}` blocks must hold the token that ends a turn",
+                false => "",
+            };
+            endings.join("; ") + hint
+        }
+    };
+    format!(
+        "{name}: no stop token ({}) ends an answer that is trained, and the model would not learn to end its answers: {why}",
+        listed(stop)
+    )
 }
 
 /// Why samples have no trained token.
@@ -213,7 +255,8 @@ impl DatasetReport {
 
 /// What deserves attention, of all datasets; the model is made for sequences of `max_positions` tokens.
 pub(super) fn warnings(reports: &[DatasetReport], max_positions: usize) -> Vec<String> {
-    reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(r.too_long(max_positions))).collect()
+    let of = |r: &DatasetReport| [r.never_stops.clone(), r.too_long(max_positions)].into_iter().flatten();
+    reports.iter().flat_map(|r| r.warnings.iter().cloned().chain(of(r))).collect()
 }
 
 impl fmt::Display for DatasetReport {

@@ -294,6 +294,34 @@ fn answers_without_an_end_are_reported() {
     assert_eq!(warnings(CHATML), "");
 }
 
+/// Before anything is trained, however much data there is.
+#[test]
+fn a_loader_may_refuse_data_that_teaches_no_end() {
+    let folder = Folder::new();
+    let endless = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    for records in [3, order::BLOCK + 1] {
+        let config = [DatasetConfig::Chat(chat(folder.file("d.jsonl", vec![GOOD; records].join("\n"))))];
+        let open = |template: &str, must_stop| {
+            let options = LoaderOptions { must_stop, shuffle: true, ..LoaderOptions::default() };
+            Loader::open(&config, &byte_level(Some(template)), None, options).map_err(|e| e.to_string())
+        };
+        let error = open(endless, true).map(drop).unwrap_err();
+        let expected = format!(
+            "ends an answer that is trained, and the model would not learn to end its answers: in {records} samples"
+        );
+        assert!(error.contains(&expected), "{error}");
+        let loader = open(endless, false).unwrap();
+        assert!(loader.reports().unwrap()[0].never_stops.as_ref().is_some_and(|why| why.contains(&expected)));
+        assert!(loader.news(usize::MAX).iter().any(|line| line.contains(&expected)));
+        open(CHATML, true).unwrap().reports().unwrap();
+    }
+    // Text that is not to end may do without.
+    let file = folder.file("t.jsonl", "{\"text\": \"a b\"}");
+    let text = TextDataset { files: files(file), column: "text".into(), add_eos: false, packed: false };
+    let options = LoaderOptions { must_stop: true, ..LoaderOptions::default() };
+    Loader::open(&[DatasetConfig::Text(text)], &byte_level(None), None, options).unwrap();
+}
+
 #[test]
 fn configs_are_read_in_our_names_and_torchtunes() {
     #[derive(crate::config::Config)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
@@ -18,8 +18,10 @@ use super::Element;
 const LINE: usize = 64;
 /// A page of the kind that is asked for: fewer faults, fewer misses of the processor's address cache.
 pub(crate) const HUGE: usize = 1 << 21;
-/// Memory asked of the system at once. What was never written to costs nothing.
+/// Memory asked of the system at once. What was never written to costs nothing, unless addresses are limited.
 const SLAB: usize = 256 << 20;
+/// As a share of a limit of addresses.
+const SLABS_OF_LIMIT: usize = 64;
 
 static ARENA: Mutex<Arena<System>> = Mutex::new(Arena::new(System));
 
@@ -167,7 +169,13 @@ pub(super) fn bytes<T>(len: usize) -> usize {
 
 /// The bytes asked of the system where a buffer of `size` bytes finds no room.
 pub(super) fn slab(size: usize) -> usize {
-    size.next_multiple_of(SLAB)
+    static UNIT: OnceLock<usize> = OnceLock::new();
+    size.next_multiple_of(*UNIT.get_or_init(|| unit(crate::memory_plan::address_limit())))
+}
+
+/// What slabs are multiples of, where a process may have no more than `limit` bytes of addresses.
+fn unit(limit: Option<usize>) -> usize {
+    limit.map_or(SLAB, |limit| (limit / SLABS_OF_LIMIT).next_multiple_of(HUGE).clamp(HUGE, SLAB))
 }
 
 impl<T: Element> Deref for Buffer<T> {
@@ -231,6 +239,14 @@ mod tests {
             assert_eq!(buffer.as_ptr().align_offset(if buffer.is_empty() { 2 } else { LINE }), 0);
             assert!(buffer.iter().all(|x| x.to_f32() == 0.0));
         }
+    }
+
+    #[test]
+    fn slabs_are_small_where_addresses_are_few() {
+        assert_eq!(unit(None), SLAB);
+        assert_eq!(unit(Some(1 << 40)), SLAB);
+        assert_eq!(unit(Some(512 << 20)), 8 << 20);
+        assert_eq!(unit(Some(0)), HUGE);
     }
 
     /// Slabs at falling addresses.

@@ -80,10 +80,20 @@ enum Limit {
     Data,
 }
 
+/// How many bytes of addresses this process may have, by `ulimit -v` and `ulimit -d`, if that is limited.
+pub(crate) fn address_limit() -> Option<usize> {
+    [Limit::AddressSpace, Limit::Data].into_iter().filter_map(limit_and_used).map(|(limit, _)| limit as usize).min()
+}
+
 /// What a limit of this process lets it still take. More counts towards it than what is in memory, so that this is the
 /// least that is left.
-#[cfg(target_os = "linux")]
 fn limit(which: Limit) -> Option<u64> {
+    limit_and_used(which).map(|(limit, used)| limit.saturating_sub(used))
+}
+
+/// A limit in bytes, and what counts towards it so far.
+#[cfg(target_os = "linux")]
+fn limit_and_used(which: Limit) -> Option<(u64, u64)> {
     let (resource, used) = match which {
         Limit::AddressSpace => (libc::RLIMIT_AS, "VmSize:"),
         Limit::Data => (libc::RLIMIT_DATA, "VmData:"),
@@ -97,11 +107,11 @@ fn limit(which: Limit) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(used))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(limits.rlim_cur.saturating_sub(kib.saturating_mul(1024)))
+    Some((limits.rlim_cur, kib.saturating_mul(1024)))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn limit(_which: Limit) -> Option<u64> {
+fn limit_and_used(_which: Limit) -> Option<(u64, u64)> {
     None
 }
 

@@ -23,6 +23,7 @@ use candle_core::DType;
 use half::bf16;
 
 pub use advice::Change;
+pub(crate) use available::address_limit;
 pub use available::{Available, available};
 pub(crate) use parameters::of_adapters;
 pub(crate) use table::size;

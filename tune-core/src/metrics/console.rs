@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use tune_config::output;
+use tune_hub::plain;
 
 use super::format::{bytes, count, seconds};
 use super::{MetricLogger, StepMetrics, ValidationMetrics};
@@ -135,7 +136,7 @@ impl Console {
     }
 
     fn line(&mut self, text: &str) {
-        let out = &mut self.out;
+        let (text, out) = (plain(text), &mut self.out);
         let mut write = || {
             let _ = writeln!(out, "{text}").and_then(|()| out.flush());
         };
@@ -284,6 +285,13 @@ step 120/120  epoch 1  loss 1.5000  lr 3.00e-4  2.0k tok/s  500 trained
 done
 "
         );
+    }
+
+    #[test]
+    fn what_is_said_does_nothing_to_a_terminal() {
+        let screen = Screen::default();
+        Console::lines(screen.clone()).warn("columns that are not used: `\u{1b}[2J\u{202e}x`");
+        assert_eq!(screen.text(), "warning: columns that are not used: `\\u{1b}[2J\\u{202e}x`\n");
     }
 
     #[test]

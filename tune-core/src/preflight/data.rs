@@ -5,7 +5,7 @@ use crate::eval::ExactMatch;
 use crate::preflight::model::Model;
 use crate::preflight::report::{Report, percent};
 use crate::recipe::Outline;
-use crate::tokenizer::{Tokenizer, listed};
+use crate::tokenizer::Tokenizer;
 
 /// The data that is sound.
 #[derive(Default)]
@@ -29,7 +29,8 @@ pub(super) fn look(
     };
     let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
     let context = Context { outline, tokenizer, max_positions };
-    let options = LoaderOptions { count_cut: true, ..outline.loader_options(tokenizer, seed) };
+    // What is refused is told here with the rest.
+    let options = LoaderOptions { count_cut: true, must_stop: false, ..outline.loader_options(tokenizer, seed) };
     let train = context.look("data", outline.dataset, options.clone(), report);
     let validation = match outline.dataset_val {
         [] => None,
@@ -86,12 +87,10 @@ impl Context<'_> {
 
     fn judge(&self, dataset: &DatasetReport, report: &mut Report<'_>) {
         dataset.unused.iter().for_each(|unused| report.warning(unused));
-        let stops = dataset.stopping != Some(0);
-        for warning in dataset.warnings.iter().filter(|warning| stops || !dataset.endings.contains(warning)) {
-            report.warning(warning);
-        }
-        if !stops {
-            report.error(self.never_stops(dataset));
+        dataset.warnings.iter().for_each(|warning| report.warning(warning));
+        let stops = dataset.never_stops.is_none();
+        if let Some(why) = &dataset.never_stops {
+            report.error(why);
         }
         if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.tokenizer.max_seq_len) {
             let lost = lost(dataset);
@@ -109,29 +108,6 @@ impl Context<'_> {
         if let Some(warning) = self.max_positions.and_then(|max| dataset.too_long(max)) {
             report.warning(warning);
         }
-    }
-
-    /// Of no sample the model learns to stop.
-    fn never_stops(&self, dataset: &DatasetReport) -> String {
-        let stop = self.tokenizer.stop_tokens().iter().filter_map(|&id| self.tokenizer.token(id));
-        let why = match dataset.endings.as_slice() {
-            [] => "every sample is cut off before it: raise `tokenizer.max_seq_len`".to_owned(),
-            endings => {
-                let prefix = format!("{}: ", dataset.name);
-                let endings: Vec<&str> = endings.iter().map(|e| e.strip_prefix(&prefix).unwrap_or(e)).collect();
-                let marks = self.tokenizer.chat_template().is_some_and(|template| template.marks_generation());
-                let hint = match marks {
-                    true => "; the template's `{% generation %}` blocks must hold the token that ends a turn",
-                    false => "",
-                };
-                endings.join("; ") + hint
-            }
-        };
-        format!(
-            "{}: no stop token ({}) ends an answer that is trained, and the model would not learn to end its answers: {why}",
-            dataset.name,
-            listed(stop)
-        )
     }
 }
 

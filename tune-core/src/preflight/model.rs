@@ -103,7 +103,7 @@ pub(super) fn tokenizer(
     report.fact("tokenizer", format!("{} tokens; generation stops at {}", tokenizer.vocab_size(), listed(&stop)));
     if stop.is_empty() {
         report.error(Error::setup(
-            "the model has no stop token, so that it never stops to answer: name it as `eos_token` in \
+            "the model has no stop token, so its answers would never end: name it as `eos_token` in \
              tokenizer_config.json, or give its id as `eos_token_id` in generation_config.json",
         ));
     }

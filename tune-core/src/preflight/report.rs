@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use tune_hub::plain;
+
 use crate::Result;
 
 /// Columns of the names of facts.
@@ -70,19 +72,19 @@ impl<'a> Report<'a> {
 
     /// Something that is known now.
     pub(super) fn fact(&mut self, name: &str, text: impl Display) {
-        let text = text.to_string().replace('\n', &format!("\n{:width$}", "", width = WIDTH + 1));
+        let text = plain(&text.to_string()).replace('\n', &format!("\n{:width$}", "", width = WIDTH + 1));
         let name = self.paint(Style::Bold, &format!("{name:WIDTH$}"));
         self.line(&format!("{name} {text}"));
     }
 
     /// Something that the run would do, and that may not be meant.
     pub(super) fn warning(&mut self, text: impl Display) {
-        self.warnings.push(text.to_string());
+        self.warnings.push(plain(&text.to_string()).into_owned());
     }
 
     /// Something that the run would fail at, or be of no use with.
     pub(super) fn error(&mut self, error: impl Display) {
-        let error = error.to_string();
+        let error = plain(&error.to_string()).into_owned();
         // One mistake may be met on several ways.
         if !self.errors.contains(&error) {
             self.errors.push(error);

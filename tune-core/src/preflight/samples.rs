@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tune_hub::plain;
+
 use crate::data::{self, IGNORE, Loader, Sample};
 use crate::preflight::report::{Report, Style};
 use crate::recipe::Outline;
@@ -34,7 +36,8 @@ pub(super) fn show(outline: &Outline<'_>, tokenizer: &Tokenizer, train_data: Opt
     report.line(&format!("\nSamples as the model sees them ({trained}, ⏎ is a line break):"));
     for sample in samples.iter().take(ALL) {
         let count = sample.targets.iter().filter(|&&target| target != IGNORE).count();
-        let head = format!("{}, {} tokens, {count} of them trained", sample.origin, sample.input_ids.len());
+        let origin = plain(&sample.origin);
+        let head = format!("{origin}, {} tokens, {count} of them trained", sample.input_ids.len());
         report.line(&format!("\n{}", report.paint(Style::Dim, &head)));
         let text = text(sample, tokenizer, report);
         report.line(text.trim_end_matches('\n'));
@@ -114,18 +117,9 @@ fn shortened(text: &str) -> String {
     format!("{head} … ({} characters) … {tail}", length - 2 * (LONGEST / 2))
 }
 
-/// Line breaks with a mark, and what would do something to a terminal as its code.
+/// Line breaks and tabs with a mark, and what would do something to a terminal as its code.
 fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => visible.push_str("⏎\n"),
-            '\t' => visible.push('→'),
-            c if c.is_control() => visible.extend(c.escape_default()),
-            c => visible.push(c),
-        }
-    }
-    visible
+    plain(text).replace('\n', "⏎\n").replace('\t', "→")
 }
 
 #[cfg(test)]
@@ -163,6 +157,8 @@ mod tests {
 
     #[test]
     fn what_would_do_something_to_a_terminal_is_shown() {
+        // It would turn the text around.
+        assert_eq!(shown("a\u{202e}b", "c", false), "a\\u{202e}b«c»");
         assert_eq!(shown("a\tb", "\u{1b}[31mred\u{7}", false), "a→b«\\u{1b}[31mred\\u{7}»");
     }
 

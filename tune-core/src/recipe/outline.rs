@@ -300,7 +300,14 @@ impl Outline<'_> {
 
     pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {
         let pad_id = tokenizer.pad().unwrap_or(0);
-        LoaderOptions { batch_size: self.batch_size, shuffle: self.shuffle, seed, pad_id, ..Default::default() }
+        LoaderOptions {
+            batch_size: self.batch_size,
+            shuffle: self.shuffle,
+            seed,
+            pad_id,
+            must_stop: true,
+            ..Default::default()
+        }
     }
 
     pub(crate) fn loader(

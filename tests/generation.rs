@@ -90,6 +90,21 @@ fn log_probabilities_are_those_of_training_to_the_last_bit() {
 }
 
 #[test]
+fn plain_loops_agree() {
+    for family in FAMILIES {
+        let model = Fixture::read(family).model(DType::F64, None);
+        let sequences = [ids(1, 40, model.config.vocab_size), ids(2, 7, model.config.vocab_size)];
+        let trained = engine::log_probs(&model, &packed(&sequences)).unwrap();
+        let found = grown(&model, &sequences, &[5, 1]);
+        let right = trained[4..39].iter().chain(&trained[40..46]);
+        // Logits are handed out in f32.
+        for (found, right) in found.iter().flatten().zip(right) {
+            assert!((found - right).abs() < 1e-5 * right.abs(), "{family}: {found} instead of {right}");
+        }
+    }
+}
+
+#[test]
 fn answers_do_not_depend_on_what_is_asked_beside_them() {
     let model = Fixture::read("llama_tied").model(DType::F32, None);
     let prompts = [ids(5, 3, model.config.vocab_size), ids(6, 30, model.config.vocab_size)];

@@ -3,6 +3,7 @@
 mod bench;
 mod bits;
 mod codegen;
+mod gpu_check;
 mod kernels;
 mod make_tiny;
 mod new_recipe;
@@ -39,6 +40,8 @@ enum Task {
     Bits(bits::Args),
     /// Compile the CUDA kernels for every generation of cards and embed them (nvcc comes from PyPI; minutes the first time).
     Kernels(kernels::Args),
+    /// Put together a folder that checks and measures CUDA on a machine with a card (`sh run.sh` there).
+    GpuCheck(gpu_check::Args),
     /// Write a new recipe, its config and its test, which build and run as they are.
     NewRecipe(new_recipe::Args),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(root, &args),
         Task::Bits(args) => bits::run(root, &args),
         Task::Kernels(args) => kernels::run(root, &args),
+        Task::GpuCheck(args) => gpu_check::run(root, &args),
         Task::NewRecipe(args) => new_recipe::run(root, &args),
     };
     match result {

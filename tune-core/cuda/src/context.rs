@@ -19,6 +19,29 @@ use crate::products::Products;
 #[derive(Debug, Clone)]
 pub struct Context(pub(crate) Arc<Shared>);
 
+/// The environment variable that keeps kernels from using what the card has: `warps` (no products of warpgroups), or `none` (no
+/// matrix units at all).
+pub const UNITS: &str = "TUNE_CUDA_UNITS";
+
+/// The matrix units that our own kernels may use, where the card has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Units {
+    Warpgroups,
+    Warps,
+    None,
+}
+
+impl Units {
+    fn chosen() -> Result<Self> {
+        match std::env::var(UNITS).as_deref() {
+            Err(_) | Ok("") => Ok(Self::Warpgroups),
+            Ok("warps") => Ok(Self::Warps),
+            Ok("none") => Ok(Self::None),
+            Ok(other) => Err(Error::Unavailable(format!("{UNITS} is {other:?}; it can be warps or none, or unset"))),
+        }
+    }
+}
+
 /// What a context and its buffers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -27,6 +50,7 @@ pub(crate) struct Shared {
     context: CUcontext,
     pub(crate) stream: CUstream,
     libraries: Found,
+    units: Units,
     memory: Mutex<Memory>,
     pub(crate) modules: Mutex<Modules>,
     products: OnceLock<Products>,
@@ -44,6 +68,7 @@ impl Context {
     /// # Errors
     /// What [`Driver::probe`] and [`Driver::card`] refuse; no cuBLASLt; a card that cannot be opened.
     pub fn open(ordinal: usize) -> Result<Self> {
+        let units = Units::chosen()?;
         let card = Driver::probe()?.card(ordinal)?.clone();
         let libraries = libraries::open_cublaslt()?;
         let opening = format!("opening {}", card.name);
@@ -60,7 +85,7 @@ impl Context {
         let memory = Mutex::new(Memory::new(device, card.memory)?);
         let modules = Mutex::new(Modules::new(card.capability)?);
         let (products, error) = (OnceLock::new(), OnceLock::new());
-        let shared = Shared { card, device, context, stream, libraries, memory, modules, products, error };
+        let shared = Shared { card, device, context, stream, libraries, units, memory, modules, products, error };
         let context = Self(Arc::new(shared));
         let products = Products::new(&context)?;
         _ = context.0.products.set(products);
@@ -156,6 +181,10 @@ impl Shared {
 
     pub(crate) fn card(&self) -> &Card {
         &self.card
+    }
+
+    pub(crate) fn units(&self) -> Units {
+        self.units
     }
 
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -18,7 +18,7 @@ mod products;
 mod ranges;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
-pub use context::Context;
+pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};
 pub use events::Event;

@@ -114,6 +114,12 @@ pub(crate) fn ptx() -> BTreeMap<String, Vec<u8>> {
     unpack(PTX).unwrap_or_default()
 }
 
+/// The embedded machine code for Hopper by module.
+#[cfg(test)]
+pub(crate) fn hopper() -> BTreeMap<String, Vec<u8>> {
+    images(Capability { major: 9, minor: 0 }).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{both, one};
 use crate::buffer::{Buffer, Element, View, ViewMut};
-use crate::context::Context;
+use crate::context::{Context, Units};
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
 
@@ -14,44 +14,50 @@ const OF_FORWARD: &str = "ppppppllllliiiff";
 const OF_QUERIES: &str = "pppppppplllllliiiff";
 const OF_KEYS: &str = "pppppppppllllllliiiff";
 
-/// For each pass (output, gradient of queries, gradients of keys and values): the kernel, the positions of a tile, and bytes of
-/// shared memory.
-type Passes = [(Kernel, usize, usize); 3];
+/// A kernel for one pass: the longest head that it can have, the positions of a tile, threads, and bytes of shared memory.
+struct Fast {
+    kernel: Kernel,
+    head_dim: usize,
+    tile: usize,
+    threads: usize,
+    shared: usize,
+}
 
-/// On tensor cores, by the longest head that each can have.
-static TENSOR: [(usize, Passes); 4] = [
-    (
-        64,
-        tensor(
-            ["attention_forward_bf16_d64", "attention_queries_bf16_d64", "attention_keys_bf16_d64"],
-            [128, 128, 64],
-            [55_296, 55_296, 56_320],
-        ),
-    ),
-    (
-        96,
-        tensor(
-            ["attention_forward_bf16_d96", "attention_queries_bf16_d96", "attention_keys_bf16_d96"],
-            [128, 128, 64],
-            [53_248, 79_872, 53_760],
-        ),
-    ),
-    (
-        128,
-        tensor(
-            ["attention_forward_bf16_d128", "attention_queries_bf16_d128", "attention_keys_bf16_d128"],
-            [128, 64, 64],
-            [69_632, 69_632, 70_144],
-        ),
-    ),
-    (
-        256,
-        tensor(
-            ["attention_forward_bf16_d256", "attention_queries_bf16_d256", "attention_keys_bf16_d256"],
-            [64, 64, 64],
-            [101_376, 101_376, 101_632],
-        ),
-    ),
+/// With the products of warpgroups, which Hopper alone has: output, gradient of queries, gradients of keys and values.
+static HOPPER: [[Fast; 2]; 3] = [
+    [
+        fast("attention_forward_sm90a", "attention_forward_bf16_d64_sm90a", OF_FORWARD, (64, 128, 256, 81_920)),
+        fast("attention_forward_sm90a", "attention_forward_bf16_d128_sm90a", OF_FORWARD, (128, 128, 256, 163_840)),
+    ],
+    [
+        fast("attention_backward_sm90a", "attention_queries_bf16_d64_sm90a", OF_QUERIES, (64, 128, 256, 98_304)),
+        fast("attention_backward_sm90a", "attention_queries_bf16_d128_sm90a", OF_QUERIES, (128, 128, 256, 131_072)),
+    ],
+    [
+        fast("attention_backward_sm90a", "attention_keys_bf16_d64_sm90a", OF_KEYS, (64, 128, 256, 66_560)),
+        fast("attention_backward_sm90a", "attention_keys_bf16_d128_sm90a", OF_KEYS, (128, 128, 256, 132_096)),
+    ],
+];
+/// With the products of warps, which every card has; in the same order.
+static TENSOR: [[Fast; 4]; 3] = [
+    [
+        fast("attention_forward", "attention_forward_bf16_d64", OF_FORWARD, (64, 128, 128, 55_296)),
+        fast("attention_forward", "attention_forward_bf16_d96", OF_FORWARD, (96, 128, 128, 53_248)),
+        fast("attention_forward", "attention_forward_bf16_d128", OF_FORWARD, (128, 128, 128, 69_632)),
+        fast("attention_forward", "attention_forward_bf16_d256", OF_FORWARD, (256, 64, 128, 101_376)),
+    ],
+    [
+        fast("attention_backward", "attention_queries_bf16_d64", OF_QUERIES, (64, 128, 128, 55_296)),
+        fast("attention_backward", "attention_queries_bf16_d96", OF_QUERIES, (96, 128, 128, 79_872)),
+        fast("attention_backward", "attention_queries_bf16_d128", OF_QUERIES, (128, 64, 128, 69_632)),
+        fast("attention_backward", "attention_queries_bf16_d256", OF_QUERIES, (256, 64, 128, 101_376)),
+    ],
+    [
+        fast("attention_backward", "attention_keys_bf16_d64", OF_KEYS, (64, 64, 128, 56_320)),
+        fast("attention_backward", "attention_keys_bf16_d96", OF_KEYS, (96, 64, 128, 53_760)),
+        fast("attention_backward", "attention_keys_bf16_d128", OF_KEYS, (128, 64, 128, 70_144)),
+        fast("attention_backward", "attention_keys_bf16_d256", OF_KEYS, (256, 64, 128, 101_632)),
+    ],
 ];
 /// For f32, and what tensor cores cannot do.
 static PLAIN: [[Kernel; 3]; 2] = [
@@ -62,18 +68,20 @@ static DELTA: [Kernel; 2] = both("attention_plain", ["attention_delta_f32", "att
 
 #[cfg(test)]
 pub(super) const ALL: &[&[Kernel]] = &[&PLAIN[0], &PLAIN[1], &DELTA];
+/// Kernels for every card, and those for Hopper alone.
 #[cfg(test)]
-pub(super) fn tensor_kernels() -> impl Iterator<Item = &'static Kernel> {
-    TENSOR.iter().flat_map(|(_, passes)| passes.iter().map(|(kernel, ..)| kernel))
+pub(super) fn fast_kernels() -> (Vec<&'static Kernel>, Vec<&'static Kernel>) {
+    let all = TENSOR.iter().flatten().map(|fast| &fast.kernel).collect();
+    (all, HOPPER.iter().flatten().map(|fast| &fast.kernel).collect())
 }
 
-const fn tensor(names: [&'static str; 3], tiles: [usize; 3], shared: [usize; 3]) -> Passes {
-    let [forward, queries, keys] = names;
-    [
-        (one("attention_forward", forward, OF_FORWARD), tiles[0], shared[0]),
-        (one("attention_backward", queries, OF_QUERIES), tiles[1], shared[1]),
-        (one("attention_backward", keys, OF_KEYS), tiles[2], shared[2]),
-    ]
+const fn fast(
+    module: &'static str,
+    name: &'static str,
+    parameters: &'static str,
+    (head_dim, tile, threads, shared): (usize, usize, usize, usize),
+) -> Fast {
+    Fast { kernel: one(module, name, parameters), head_dim, tile, threads, shared }
 }
 
 const fn plain(names: [&'static str; 3]) -> [Kernel; 3] {
@@ -209,19 +217,20 @@ struct Way {
 }
 
 impl Attention {
-    /// How a pass (0 to 2, see [`Passes`]) over these memories is computed.
+    /// How a pass (0 to 2, see [`HOPPER`]) over these memories is computed.
     fn way<T: Element>(&self, context: &Context, pass: usize, memories: &[(u64, usize)]) -> Way {
         let aligned =
             memories.iter().all(|(address, stride)| (*address | (stride * size_of::<T>()) as u64).is_multiple_of(16));
-        let fits = |&&(longest, _): &&(usize, Passes)| self.head_dim <= longest;
-        if T::INDEX == 1
-            && aligned
-            && self.head_dim.is_multiple_of(8)
-            && let Some((_, passes)) = TENSOR.iter().find(fits)
-        {
-            let (kernel, tile, shared) = &passes[pass];
-            if *shared <= context.card().shared_memory as usize {
-                return Way { kernel, tile: *tile, threads: 128, shared: *shared };
+        let (card, units) = (context.card(), context.0.units());
+        if T::INDEX == 1 && aligned && self.head_dim.is_multiple_of(8) {
+            // Warpgroups' gradients know no cap.
+            let hopper =
+                units == Units::Warpgroups && card.capability.major == 9 && (pass == 0 || self.softcap.is_none());
+            let first: &[Fast] = if hopper { &HOPPER[pass] } else { &[] };
+            let second: &[Fast] = if units == Units::None { &[] } else { &TENSOR[pass] };
+            let fits = |fast: &&Fast| self.head_dim <= fast.head_dim && fast.shared <= card.shared_memory as usize;
+            if let Some(fast) = first.iter().chain(second).find(fits) {
+                return Way { kernel: &fast.kernel, tile: fast.tile, threads: fast.threads, shared: fast.shared };
             }
         }
         let rows = if pass == 0 { 72 } else { 80 };

@@ -48,7 +48,7 @@ mod tests {
     fn declared() -> BTreeMap<&'static str, &'static Kernel> {
         let all = [attention::ALL, dropout::ALL, gate::ALL, loss::ALL, norm::ALL, optim::ALL, rotary::ALL, rows::ALL]
             .concat();
-        all.into_iter().flatten().chain(attention::tensor_kernels()).map(|kernel| (kernel.name, kernel)).collect()
+        all.into_iter().flatten().chain(attention::fast_kernels().0).map(|kernel| (kernel.name, kernel)).collect()
     }
 
     /// What the wrappers pass is what the compiled kernels take.
@@ -80,5 +80,18 @@ mod tests {
         }
         let unused: Vec<&String> = compiled.keys().collect();
         assert!(unused.is_empty(), "kernels that nothing launches: {unused:?}");
+    }
+
+    /// Hopper's own kernels are in its machine code alone, and stand in for others with the same parameters.
+    #[test]
+    fn hoppers_own_kernels_were_built() {
+        let (common, hopper) = attention::fast_kernels();
+        for kernel in hopper {
+            let image = crate::modules::hopper().remove(kernel.module).unwrap();
+            let symbol = format!(".text.{}\0", kernel.name);
+            assert!(image.windows(symbol.len()).any(|part| part == symbol.as_bytes()), "{}", kernel.name);
+            let twin = common.iter().find(|twin| kernel.name == format!("{}_sm90a", twin.name)).unwrap();
+            assert_eq!(kernel.parameters, twin.parameters, "{}", kernel.name);
+        }
     }
 }

@@ -1,0 +1,82 @@
+//! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`.
+//! `cargo xtask gpu-check` packs it.
+
+mod attention;
+mod checks;
+mod elements;
+mod numbers;
+mod products;
+mod times;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use half::bf16;
+use tune_config::say;
+use tune_cuda::{Context, Driver};
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let wants = |what: &str| wanted.is_empty() || wanted.iter().any(|w| w == what);
+    let context = match open() {
+        Ok(context) => context,
+        Err(error) => {
+            say!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut well = true;
+    if wants("values") || wants("attention") {
+        let start = Instant::now();
+        let mut checks = checks::Checks::default();
+        attention::check::<f32>(&context, &mut checks);
+        attention::check::<bf16>(&context, &mut checks);
+        if wants("values") {
+            values(&context, &mut checks);
+        }
+        well &= checks.report();
+        say!("values took {:.1} s", start.elapsed().as_secs_f64());
+    }
+    if wants("times") {
+        let start = Instant::now();
+        if let Err(error) = times::measure(&context) {
+            say!("error: {error}");
+            well = false;
+        }
+        say!("times took {:.1} s; {:?}", start.elapsed().as_secs_f64(), context.usage());
+    }
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn values(context: &Context, checks: &mut checks::Checks) {
+    products::check::<f32, f32>(context, checks);
+    products::check::<bf16, bf16>(context, checks);
+    products::check::<bf16, f32>(context, checks);
+    elements::check::<f32>(context, checks);
+    elements::check::<bf16>(context, checks);
+    elements::loss::<f32, f32>(context, checks);
+    elements::loss::<f32, bf16>(context, checks);
+    elements::loss::<bf16, bf16>(context, checks);
+    products::memory(checks);
+}
+
+fn open() -> tune_cuda::Result<Context> {
+    let driver = Driver::probe()?;
+    say!("driver: CUDA {}", driver.version);
+    for card in &driver.cards {
+        say!(
+            "card {}: {}, compute capability {}, {:.1} GiB, {} multiprocessors, L2 {} MiB, {} KiB shared",
+            card.ordinal,
+            card.name,
+            card.capability,
+            card.memory as f64 / (1u64 << 30) as f64,
+            card.multiprocessors,
+            card.l2 >> 20,
+            card.shared_memory >> 10
+        );
+    }
+    let start = Instant::now();
+    let context = Context::open(0)?;
+    say!("cuBLASLt: {:?}; opened in {:.2} s", context.libraries(), start.elapsed().as_secs_f64());
+    Ok(context)
+}

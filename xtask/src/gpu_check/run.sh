@@ -1,0 +1,66 @@
+#!/bin/sh
+# Checks and measures CUDA on this machine: ./run.sh prints a report of under 10,000 characters and fails where something is
+# wrong. Logs are written to $OUT, if set. Needs a driver and cuBLASLt; uses nvcc, and python3 with PyTorch, where they are.
+cd "$(dirname "$0")" || exit 1
+out=${OUT:-$(mktemp -d)}
+mkdir -p "$out"
+failed=0
+
+# step NAME SECONDS LINES COMMAND...: runs a command for so long at most; shows the last lines of its output.
+step() {
+    name=$1 seconds=$2 lines=$3
+    shift 3
+    echo "== $name"
+    begun=$(date +%s)
+    timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+    code=$?
+    tail -n "$lines" "$out/$name.log" | cut -c -120
+    [ $code -eq 0 ] || { echo "$name: exit code $code after $(($(date +%s) - begun)) s"; failed=1; }
+}
+
+# The tests of the kernels alone, without the program around them.
+kernels() {
+    cd cuda || return 1
+    OUT_DIR="$out/kernels" && export OUT_DIR && mkdir -p "$OUT_DIR"
+    sh harness/card.sh >"$out/kernels-all.log" 2>&1
+    code=$?
+    echo "$(grep -ci ok "$out/kernels-all.log") lines that are ok; others:"
+    grep -vi -e ok -e '^==' "$out/kernels-all.log" | head -12
+    return $code
+}
+
+# The harness's own timing.
+speed() {
+    cd cuda || return 1
+    for source in harness/speed/*.cu; do
+        nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/ptx -I kernels "$source" \
+            -o "$out/$(basename "$source" .cu)" >"$out/nvcc-$(basename "$source").log" 2>&1 &
+    done
+    wait
+    for source in harness/speed/*.cu; do
+        "$out/$(basename "$source" .cu)" || return 1
+    done
+}
+
+case ${1:-all} in
+    kernels) kernels; exit ;;
+    speed) speed; exit ;;
+esac
+export out
+{
+    nvidia-smi --query-gpu=name,driver_version,memory.used,clocks.sm --format=csv,noheader
+    step values 90 60 ./gpu_check values
+    step attention-of-warps 40 12 env TUNE_CUDA_UNITS=warps ./gpu_check attention
+    step attention-plain 40 12 env TUNE_CUDA_UNITS=none ./gpu_check attention
+    step times 60 45 ./gpu_check times
+    if command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null; then
+        step peers 75 30 python3 peers.py
+    fi
+    if command -v nvcc >/dev/null; then
+        step kernels 90 16 sh run.sh kernels
+        step speed 75 60 sh run.sh speed
+    fi
+    echo "failed: $failed"
+} >"$out/report.txt" 2>&1
+head -c 9900 "$out/report.txt"
+grep -q '^failed: 0' "$out/report.txt"

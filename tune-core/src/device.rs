@@ -29,17 +29,13 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// A GPU in a build without the feature `cuda`, or one that is not there; kernels that the processor cannot run.
+    /// A GPU, which nothing is trained on yet; kernels that the processor cannot run.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Isa::check().map(|()| Device::Cpu),
-            Self::Cuda(n) if !cfg!(feature = "cuda") => Err(Error::setup(format!(
-                "device cuda:{n}: this program was built without CUDA; set device=cpu, or build one with it: \
-                 `cargo build --release -p recipes --features tune-core/cuda`"
+            Self::Cuda(n) => Err(Error::setup(format!(
+                "device cuda:{n}: models are computed on the processor alone as yet; set device=cpu"
             ))),
-            Self::Cuda(n) => {
-                Device::new_cuda(n).map_err(|e| Error::setup(format!("device cuda:{n} cannot be used: {e}")))
-            }
         }
     }
 }
@@ -49,11 +45,7 @@ impl Config for DeviceConfig {
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
         let text = value.text()?;
-        let there_are = match cfg!(feature = "cuda") {
-            true => "use cpu, cuda or cuda:N",
-            false => "use cpu (cuda and cuda:N need a program that is built with CUDA)",
-        };
-        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; {there_are}")))
+        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu")))
     }
 
     fn to_value(&self) -> Value {

@@ -235,9 +235,6 @@ pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
 
 /// The sum of squares, in f64, in an order that depends on the size alone.
 pub(super) fn squared_norm(t: &Tensor) -> Result<f64> {
-    if !t.device().is_cpu() {
-        return t.to_dtype(candle_core::DType::F32)?.sqr()?.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar();
-    }
     let parts: Vec<f64> = match t.dtype() {
         candle_core::DType::F64 => Values::<f64>::of(t)?.par_chunks(TASK).map(squares).collect(),
         _ => Values::<f32>::of(t)?.par_chunks(TASK).map(squares).collect(),

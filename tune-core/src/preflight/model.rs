@@ -28,8 +28,7 @@ impl Model {
 /// Whether the run can compute where it is told to.
 pub(super) fn device(outline: &Outline<'_>, report: &mut Report<'_>) {
     if let Some((_, dtype)) = report.take(outline.device()) {
-        let name = if outline.device == crate::device::DeviceConfig::Cpu { "cpu" } else { "cuda" };
-        report.fact("device", format!("{name}, {}", dtype_name(dtype)));
+        report.fact("device", format!("cpu, {}", dtype_name(dtype)));
     }
 }
 

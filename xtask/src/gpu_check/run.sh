@@ -24,8 +24,8 @@ kernels() {
     OUT_DIR="$out/kernels" && export OUT_DIR && mkdir -p "$OUT_DIR"
     sh harness/card.sh >"$out/kernels-all.log" 2>&1
     code=$?
-    echo "$(grep -ci ok "$out/kernels-all.log") lines that are ok; others:"
-    grep -vi -e ok -e '^==' "$out/kernels-all.log" | head -12
+    echo "$(grep -c bound "$out/kernels-all.log") outputs compared; what is wrong:"
+    grep -v -e bound -e '^==' "$out/kernels-all.log" | head -12
     return $code
 }
 
@@ -59,6 +59,11 @@ export out
     if command -v nvcc >/dev/null; then
         step kernels 90 16 sh run.sh kernels
         step speed 75 60 sh run.sh speed
+    fi
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck; do
+            step $tool 100 6 compute-sanitizer --tool $tool --error-exitcode 9 ./gpu_check small
+        done
     fi
     echo "failed: $failed"
 } >"$out/report.txt" 2>&1

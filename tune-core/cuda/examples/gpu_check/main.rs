@@ -1,4 +1,5 @@
-//! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`.
+//! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
+//! or `gpu_check small`: a few shapes of each, for a tool that watches every access.
 //! `cargo xtask gpu-check` packs it.
 
 mod attention;
@@ -29,13 +30,21 @@ fn main() -> ExitCode {
     if wants("values") || wants("attention") {
         let start = Instant::now();
         let mut checks = checks::Checks::default();
-        attention::check::<f32>(&context, &mut checks);
-        attention::check::<bf16>(&context, &mut checks);
+        attention::check::<f32>(&context, &mut checks, usize::MAX);
+        attention::check::<bf16>(&context, &mut checks, usize::MAX);
         if wants("values") {
-            values(&context, &mut checks);
+            values(&context, &mut checks, usize::MAX);
+            products::memory(&mut checks);
         }
         well &= checks.report();
         say!("values took {:.1} s", start.elapsed().as_secs_f64());
+    }
+    if wanted.iter().any(|w| w == "small") {
+        let mut checks = checks::Checks::default();
+        values(&context, &mut checks, 3);
+        attention::check::<f32>(&context, &mut checks, 2);
+        attention::check::<bf16>(&context, &mut checks, 10);
+        well &= checks.report();
     }
     if wants("times") {
         let start = Instant::now();
@@ -48,16 +57,16 @@ fn main() -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn values(context: &Context, checks: &mut checks::Checks) {
-    products::check::<f32, f32>(context, checks);
-    products::check::<bf16, bf16>(context, checks);
-    products::check::<bf16, f32>(context, checks);
-    elements::check::<f32>(context, checks);
-    elements::check::<bf16>(context, checks);
-    elements::loss::<f32, f32>(context, checks);
-    elements::loss::<f32, bf16>(context, checks);
-    elements::loss::<bf16, bf16>(context, checks);
-    products::memory(checks);
+/// At most so many shapes of each operation.
+fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
+    products::check::<f32, f32>(context, checks, most);
+    products::check::<bf16, bf16>(context, checks, most);
+    products::check::<bf16, f32>(context, checks, most);
+    elements::check::<f32>(context, checks, most);
+    elements::check::<bf16>(context, checks, most);
+    elements::loss::<f32, f32>(context, checks, most);
+    elements::loss::<f32, bf16>(context, checks, most);
+    elements::loss::<bf16, bf16>(context, checks, most);
 }
 
 fn open() -> tune_cuda::Result<Context> {

@@ -7,13 +7,12 @@ use serde_json::Value as Json;
 use tune_jinja::{Kind, Names, Template, Value};
 
 /// What jinja2 gives and we refuse: rarely used in chat templates, if ever, and never rendered differently.
-const REFUSED: [&str; 8] = [
+const REFUSED: [&str; 7] = [
     // Comparing views as sets, complex numbers, bytes.
     "d.keys() < d.keys()",
     "dd.items() < dd.items()",
     "(-8) ** 0.5",
     ".encode()",
-    ".translate(",
     // Text that is marked as safe.
     "''|safe | format",
     // Objects whose text or identity is Python's own matter.

@@ -7,6 +7,7 @@ use crate::budget;
 use crate::error::{Error, Result};
 use crate::format::brackets;
 use crate::interpret::Interpreter;
+use crate::key::Key;
 use crate::number::index;
 use crate::syntax::is_space;
 use crate::unicode::{is_alnum, is_alpha, is_decimal, is_digit, is_numeric, is_printable, push_folded, push_title};
@@ -34,6 +35,7 @@ impl Interpreter<'_> {
             "split" | "rsplit" | "splitlines" => by_name(text, name, args)?,
             "join" => return join(text, &args.plain(name, 1, 1)?[0]),
             "replace" => replace(text, args)?,
+            "translate" => translate(text, &args.plain(name, 1, 1)?[0])?,
             "expandtabs" => {
                 let [width] = args.bind(name, ["tabsize"])?;
                 expand_tabs(text, integer(width.as_ref(), 8)?)?
@@ -45,6 +47,30 @@ impl Interpreter<'_> {
             value => value,
         })
     }
+}
+
+/// Each character as the table has it under its number: another character's number, a text, or none to leave it out.
+fn translate(text: &str, table: &Value) -> Result<Value> {
+    let Value::Dict(table) = table else {
+        return Err(Error::runtime("`translate` takes a mapping"));
+    };
+    let character = |code: i64| u32::try_from(code).ok().and_then(char::from_u32);
+    let mut translated = String::new();
+    for c in text.chars() {
+        let mut one = [0; 4];
+        let outside = || Error::runtime("character mapping must be in range(0x110000)");
+        let replaced: &str = match table.entries.get(&Key(Value::Int(u32::from(c).into()))) {
+            None => c.encode_utf8(&mut one),
+            Some(Value::None) => continue,
+            Some(Value::Str(text)) => text,
+            Some(Value::Int(code)) => character(*code).ok_or_else(outside)?.encode_utf8(&mut one),
+            Some(Value::Bool(code)) => character(i64::from(*code)).ok_or_else(outside)?.encode_utf8(&mut one),
+            Some(_) => return Err(Error::runtime("character mapping must return integer, None or str")),
+        };
+        budget::reserve(replaced.len())?;
+        translated.push_str(replaced);
+    }
+    Ok(Value::from(translated))
 }
 
 fn plain_method(text: &str, name: &str, args: Args) -> Result<Value> {

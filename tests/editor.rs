@@ -185,7 +185,7 @@ pub enum Optimizer {
 #[config(crate = tune_config)]
 pub struct Sgd {
     /// The learning rate.
-    #[config(default = 1.0, o‸)] // range one_of required alias name one_or_many flatten
+    #[config(default = 1.0, o‸)] // range one_of required alias name one_or_many flatten may_change
     learning_rate: f64,
 }
 

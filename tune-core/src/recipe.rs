@@ -4,16 +4,15 @@ mod end;
 mod outline;
 mod room;
 mod save;
+mod settings;
 mod steps;
 mod stop;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use serde_json::Value as Json;
-use tune_config::{Config, Data, Value};
+use tune_config::Config;
 
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::{self, Saved};
@@ -27,6 +26,7 @@ pub use end::{already_complete, end_of_run};
 pub use outline::{Outline, Trained, inputs};
 pub(crate) use room::wait_for_room;
 pub use save::{Validations, save};
+pub use settings::settings;
 pub use steps::{Step, Steps};
 pub use stop::check_stop;
 
@@ -222,54 +222,9 @@ pub fn check_finite(
     )))
 }
 
-/// A config's settings by dotted key, for a resumed run to be compared with, without those that
-/// do not change what is computed: keys that are, or lie below, one of `free`.
-pub fn settings(config: &impl Config, free: &[&str]) -> BTreeMap<String, Json> {
-    let mut settings = BTreeMap::new();
-    flatten("", &config.to_value(), &mut settings);
-    let is_free = |key: &str| {
-        free.iter().any(|f| key.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-    };
-    settings.retain(|key, _| !is_free(key));
-    settings
-}
-
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Json>) {
-    let below = |name: &str| if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
-    let scalar = match &value.data {
-        Data::Null => Json::Null,
-        Data::Bool(b) => Json::from(*b),
-        Data::Int(i) => Json::from(i64::try_from(*i).unwrap_or(i64::MAX)),
-        Data::Float(x) => Json::from(*x),
-        Data::Text(text) => Json::from(text.as_str()),
-        Data::List(items) => {
-            for (i, item) in items.iter().enumerate() {
-                flatten(&below(&i.to_string()), item, into);
-            }
-            Json::from(format!("{} items", items.len()))
-        }
-        Data::Fields(fields) => {
-            for field in fields {
-                if field.flat {
-                    flatten(prefix, &field.value, into);
-                } else {
-                    flatten(&below(&field.name), &field.value, into);
-                }
-            }
-            return;
-        }
-        Data::Component(name, fields) => {
-            flatten(prefix, fields, into);
-            Json::from(name.as_ref())
-        }
-    };
-    into.insert(prefix.to_string(), scalar);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optim::OptimizerConfig;
 
     #[test]
     fn batches_make_steps() {
@@ -303,17 +258,6 @@ mod tests {
         fs::write(folder.path().join("other"), "").unwrap();
         write_config(folder.path(), "epochs: 1\n").unwrap();
         assert_eq!(mode("config.yaml"), mode("other"));
-    }
-
-    #[test]
-    fn settings_are_named_by_their_keys() {
-        let optimizer =
-            tune_config::load::<OptimizerConfig>(tune_config::Input::yaml("c.yaml", "_component_: sgd\nlr: 0.5\n"))
-                .unwrap();
-        let settings = settings(&optimizer.config, &["momentum"]);
-        assert_eq!(settings.get("lr"), Some(&Json::from(0.5)));
-        assert_eq!(settings.get(""), Some(&Json::from("sgd")));
-        assert!(!settings.contains_key("momentum"));
     }
 
     #[test]

@@ -110,6 +110,7 @@ pub(crate) struct Attrs {
     pub(crate) required: Option<Ident>,
     pub(crate) one_or_many: Option<Ident>,
     pub(crate) flatten: Option<Ident>,
+    pub(crate) may_change: Option<Ident>,
     pub(crate) resolved: Option<Ident>,
     pub(crate) component: Option<Ident>,
     pub(crate) ignored: Vec<(Ident, LitStr)>,
@@ -150,16 +151,29 @@ impl On {
 
     fn names(self) -> &'static [&'static str] {
         match self {
-            On::Field => &["default", "range", "one_of", "required", "alias", "name", "one_or_many", "flatten"],
-            On::Parameter => {
-                &["default", "range", "one_of", "required", "alias", "name", "one_or_many", "flatten", "resolved"]
-            }
+            On::Field => FIELD,
+            On::Parameter => PARAMETER,
             On::Variant => &["name", "alias", "default"],
             On::Type => &["ignored", "component", "crate"],
             On::Recipe => &["configs", "preflight", "name", "ignored", "crate"],
         }
     }
 }
+
+const PARAMETER: &[&str] = &[
+    "default",
+    "range",
+    "one_of",
+    "required",
+    "alias",
+    "name",
+    "one_or_many",
+    "flatten",
+    "may_change",
+    // Of a parameter only; the others are a field's, too.
+    "resolved",
+];
+const FIELD: &[&str] = PARAMETER.split_at(PARAMETER.len() - 1).0;
 
 /// Reads the `#[config]`s among `attrs`.
 pub(crate) fn read(attrs: &[Attribute], on: On, errors: &mut Errors) -> Attrs {
@@ -205,6 +219,7 @@ impl Attrs {
             "required" => self.required.is_some(),
             "one_or_many" => self.one_or_many.is_some(),
             "flatten" => self.flatten.is_some(),
+            "may_change" => self.may_change.is_some(),
             "resolved" => self.resolved.is_some(),
             "component" => self.component.is_some(),
             "preflight" => self.preflight.is_some(),
@@ -230,6 +245,7 @@ impl Attrs {
             ("required", Argument::None) => self.required = Some(name),
             ("one_or_many", Argument::None) => self.one_or_many = Some(name),
             ("flatten", Argument::None) => self.flatten = Some(name),
+            ("may_change", Argument::None) => self.may_change = Some(name),
             ("resolved", Argument::None) => self.resolved = Some(name),
             ("component", Argument::None) => self.component = Some(name),
             ("crate", Argument::Value(Expr::Path(path))) => self.krate = Some(path.path),

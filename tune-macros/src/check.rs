@@ -115,6 +115,7 @@ fn key(key: &Key, errors: &mut Errors) {
             || attrs.one_of.is_some()
             || attrs.required.is_some()
             || attrs.one_or_many.is_some()
+            || attrs.may_change.is_some()
             || attrs.name.is_some()
             || !attrs.aliases.is_empty();
         if others {

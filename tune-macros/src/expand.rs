@@ -142,6 +142,7 @@ fn key_const(key: &Key, krate: &TokenStream) -> TokenStream {
         (&attrs.required, quote!(.required())),
         (&attrs.one_or_many, quote!(.one_or_many())),
         (&attrs.flatten, quote!(.flatten())),
+        (&attrs.may_change, quote!(.may_change())),
     ] {
         if present.is_some() {
             tokens.extend(call);

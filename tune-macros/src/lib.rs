@@ -137,6 +137,7 @@ pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `name = "type"` | the name, where it is not the field's |
 /// | `one_or_many` | for a `Vec`: a single item stands for a list of one |
 /// | `flatten` | the keys of the field's struct stand among those of this one |
+/// | `may_change` | the value, with all that is in it, may be another one when a run is resumed: it has no part in the result |
 ///
 /// An `Option` is null where it is not written.
 ///

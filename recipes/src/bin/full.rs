@@ -16,12 +16,13 @@ use tune_core::prelude::*;
 ))]
 pub(crate) struct FullConfig {
     /// Checkpoints, logs and the resolved config go here.
+    #[config(may_change)]
     output_dir: PathBuf,
     /// Go on from the newest checkpoint in output_dir.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     resume_from_checkpoint: bool,
     /// Delete the checkpoints of an earlier run in output_dir and start anew.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     overwrite: bool,
 
     /// The model.
@@ -37,10 +38,10 @@ pub(crate) struct FullConfig {
     #[config(one_or_many)]
     dataset: Vec<DatasetConfig>,
     /// What the model is validated on.
-    #[config(default, one_or_many)]
+    #[config(default, one_or_many, may_change)]
     dataset_val: Vec<DatasetConfig>,
     /// Validate after so many steps, besides at the end of each epoch.
-    #[config(range = 1..)]
+    #[config(range = 1.., may_change)]
     run_val_every_n_steps: Option<u64>,
 
     /// Where all randomness starts; null is a fresh one, which is printed.
@@ -85,33 +86,16 @@ pub(crate) struct FullConfig {
     #[config(default)]
     dtype: Precision,
     /// Keep only each block's input for the backward pass: less memory, a third more time.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     enable_activation_checkpointing: bool,
 
     /// Where metrics are recorded: one place or several.
-    #[config(default = ["jsonl"], one_or_many)]
+    #[config(default = ["jsonl"], one_or_many, may_change)]
     metric_logger: Vec<MetricLoggerConfig>,
     /// Record every so many steps.
-    #[config(default = 1, range = 1..)]
+    #[config(default = 1, range = 1.., may_change)]
     log_every_n_steps: u64,
 }
-
-/// Keys that a resumed run may have otherwise: they do not change what is computed.
-const FREE: &[&str] = &[
-    "output_dir",
-    "resume_from_checkpoint",
-    "overwrite",
-    "model.architecture",
-    "checkpointer.max_shard_size",
-    "checkpointer.keep_last_n_checkpoints",
-    "checkpointer.keep_best",
-    "checkpointer.save_every_n_steps",
-    "dataset_val",
-    "run_val_every_n_steps",
-    "enable_activation_checkpointing",
-    "metric_logger",
-    "log_every_n_steps",
-];
 
 /// A run that trains all weights.
 pub(crate) struct FullFinetune {
@@ -155,7 +139,7 @@ impl Recipe for FullFinetune {
         Ok(Outline {
             output_dir: &cfg.output_dir,
             start: run_start(cfg.resume_from_checkpoint, cfg.overwrite),
-            settings: settings(cfg, FREE),
+            settings: settings(cfg),
             checkpointer: &cfg.checkpointer,
             architecture: cfg.model.architecture,
             trained: Trained::Weights,
@@ -358,7 +342,7 @@ impl Recipe for FullFinetune {
             total_steps: self.total_steps()? as usize,
             seed: self.seed,
             now: self.now,
-            settings: settings(&self.cfg, FREE),
+            settings: settings(&self.cfg),
             inputs: inputs(&self.train_data, &self.model.config, None)?,
             extra: self.validations.extra().collect(),
             optimizer: self.optimizer.state(),

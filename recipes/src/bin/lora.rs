@@ -16,12 +16,13 @@ use tune_core::prelude::*;
 ))]
 pub(crate) struct LoraConfig {
     /// Checkpoints, logs and the resolved config go here.
+    #[config(may_change)]
     output_dir: PathBuf,
     /// Go on from the newest checkpoint in output_dir.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     resume_from_checkpoint: bool,
     /// Delete the checkpoints of an earlier run in output_dir and start anew.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     overwrite: bool,
 
     /// The adapters.
@@ -30,7 +31,7 @@ pub(crate) struct LoraConfig {
     /// The base model, and what is saved.
     checkpointer: CheckpointConfig,
     /// Save the adapter alone; if false, a merged model is written beside it.
-    #[config(default = true)]
+    #[config(default = true, may_change)]
     save_adapter_weights_only: bool,
 
     /// Text to tokens.
@@ -40,12 +41,13 @@ pub(crate) struct LoraConfig {
     #[config(one_or_many)]
     dataset: Vec<DatasetConfig>,
     /// What the model is validated on.
-    #[config(default, one_or_many)]
+    #[config(default, one_or_many, may_change)]
     dataset_val: Vec<DatasetConfig>,
     /// Validate after so many steps, besides at the end of each epoch.
-    #[config(range = 1..)]
+    #[config(range = 1.., may_change)]
     run_val_every_n_steps: Option<u64>,
     /// Held-out questions that the model is asked before and after training.
+    #[config(may_change)]
     exact_match: Option<ExactMatchConfig>,
 
     /// Where all randomness starts; null is a fresh one, which is printed.
@@ -86,35 +88,16 @@ pub(crate) struct LoraConfig {
     #[config(default)]
     dtype: Precision,
     /// Keep only each block's input for the backward pass: less memory, a third more time.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     enable_activation_checkpointing: bool,
 
     /// Where metrics are recorded: one place or several.
-    #[config(default = ["jsonl"], one_or_many)]
+    #[config(default = ["jsonl"], one_or_many, may_change)]
     metric_logger: Vec<MetricLoggerConfig>,
     /// Record every so many steps.
-    #[config(default = 1, range = 1..)]
+    #[config(default = 1, range = 1.., may_change)]
     log_every_n_steps: u64,
 }
-
-/// Keys that a resumed run may have otherwise: they do not change what is computed.
-const FREE: &[&str] = &[
-    "output_dir",
-    "resume_from_checkpoint",
-    "overwrite",
-    "model.architecture",
-    "save_adapter_weights_only",
-    "checkpointer.max_shard_size",
-    "checkpointer.keep_last_n_checkpoints",
-    "checkpointer.keep_best",
-    "checkpointer.save_every_n_steps",
-    "dataset_val",
-    "run_val_every_n_steps",
-    "exact_match",
-    "enable_activation_checkpointing",
-    "metric_logger",
-    "log_every_n_steps",
-];
 
 /// A run of low-rank adaptation.
 pub(crate) struct LoraFinetune {
@@ -148,7 +131,7 @@ impl Recipe for LoraFinetune {
         Ok(Outline {
             output_dir: &cfg.output_dir,
             start: run_start(cfg.resume_from_checkpoint, cfg.overwrite),
-            settings: settings(cfg, FREE),
+            settings: settings(cfg),
             checkpointer: &cfg.checkpointer,
             architecture: cfg.model.architecture,
             trained: Trained::Adapters { lora: cfg.model.options(0), merged: !cfg.save_adapter_weights_only },
@@ -363,7 +346,7 @@ impl Recipe for LoraFinetune {
             total_steps: self.total_steps()? as usize,
             seed: self.seed,
             now: self.tokenizer.now(),
-            settings: settings(&self.cfg, FREE),
+            settings: settings(&self.cfg),
             inputs: inputs(&self.train_data, &self.model.config, Some(self.base_fingerprint))?,
             extra: self
                 .validations

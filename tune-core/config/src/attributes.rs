@@ -22,6 +22,8 @@ pub mod key {
     pub struct one_or_many;
     /// The keys of the field's struct stand among those of this one.
     pub struct flatten;
+    /// The value, with all that is in it, may be another one when a run is resumed: it has no part in the result.
+    pub struct may_change;
 }
 
 /// On a parameter of a recipe.

@@ -31,7 +31,8 @@ impl Help<'_> {
     fn fields(&mut self, fields: &Struct, value: Option<&Value>, path: &str, indent: usize) {
         for key in fields.all_keys() {
             let value = value.and_then(|value| field(value, key.name));
-            self.line(indent, &format!("{}: {}", key.name, describe(key)));
+            let may_change = if key.may_change { "; may change on resume" } else { "" };
+            self.line(indent, &format!("{}: {}{may_change}", key.name, describe(key)));
             let within = indent + 4;
             if !key.aliases.is_empty() {
                 let names: Vec<_> = key.aliases.iter().map(|name| format!("`{name}`")).collect();
@@ -44,8 +45,9 @@ impl Help<'_> {
             let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
             self.inner(&key.schema, value, &path, within);
         }
-        if !fields.ignored.is_empty() {
-            let names: Vec<_> = fields.ignored.iter().map(|ignored| ignored.name).collect();
+        let ignored = fields.all_ignored();
+        if !ignored.is_empty() {
+            let names: Vec<_> = ignored.iter().map(|ignored| ignored.name).collect();
             self.line(indent, &format!("(accepted without effect: {})", names.join(", ")));
         }
     }

@@ -122,7 +122,11 @@ impl Writer {
             properties.insert(COMPONENT.into(), json!({ "enum": names(variant.name, variant.aliases) }));
         }
         for key in fields.all_keys() {
-            let mut property = json!({ "description": key.doc });
+            let doc = match key.may_change {
+                true => format!("{}\nMay change when a run is resumed.", key.doc),
+                false => key.doc.to_owned(),
+            };
+            let mut property = json!({ "description": doc });
             if let Some(default) = key.default.filter(|default| !matches!(default, Const::OfType)) {
                 property["default"] = constant(&default);
             }
@@ -131,7 +135,7 @@ impl Writer {
             }
             properties.insert(key.name.into(), property.clone());
             for alias in key.aliases {
-                property["description"] = json!(format!("Another name for `{}`. {}", key.name, key.doc));
+                property["description"] = json!(format!("Another name for `{}`. {doc}", key.name));
                 properties.insert((*alias).into(), property.clone());
             }
             if key.when_absent().is_none() {
@@ -140,7 +144,7 @@ impl Writer {
                 }));
             }
         }
-        for ignored in ignored(fields) {
+        for ignored in fields.all_ignored() {
             let why = format!("No effect: {}.", ignored.why);
             properties.insert(ignored.name.into(), json!({ "description": why, "deprecationMessage": why }));
         }
@@ -190,11 +194,6 @@ fn choice(choices: &Choices) -> Json {
 
 fn names(name: &'static str, aliases: &[&'static str]) -> Vec<&'static str> {
     std::iter::once(name).chain(aliases.iter().copied()).collect()
-}
-
-fn ignored(fields: &Struct) -> Vec<&'static crate::schema::Ignored> {
-    let inner = fields.keys.iter().filter_map(Key::flattened);
-    fields.ignored.iter().chain(inner.flat_map(ignored)).collect()
 }
 
 fn bounded(mut number: Json, range: Option<Range>) -> Json {

@@ -97,6 +97,8 @@ pub struct Key {
     pub one_or_many: bool,
     /// The keys of its struct stand among those of the struct that it is in.
     pub flatten: bool,
+    /// The value, with all that is in it, may be another one when a run is resumed: it has no part in the result.
+    pub may_change: bool,
 }
 
 /// A constant as it would be written.
@@ -195,6 +197,7 @@ impl Key {
             one_of: &[],
             one_or_many: false,
             flatten: false,
+            may_change: false,
         }
     }
 
@@ -237,6 +240,12 @@ impl Key {
     /// Its keys among those of the struct around it.
     pub const fn flatten(mut self) -> Self {
         self.flatten = true;
+        self
+    }
+
+    /// It may be another one when a run is resumed.
+    pub const fn may_change(mut self) -> Self {
+        self.may_change = true;
         self
     }
 
@@ -388,6 +397,12 @@ impl Struct {
             at += 1;
         }
         None
+    }
+
+    /// The ignored keys, those of flattened structs behind its own.
+    pub fn all_ignored(&self) -> Vec<&'static Ignored> {
+        let inner = self.keys.iter().filter_map(Key::flattened);
+        self.ignored.iter().chain(inner.flat_map(Struct::all_ignored)).collect()
     }
 
     /// The keys, those of flattened structs in their place.

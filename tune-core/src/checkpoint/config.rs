@@ -28,16 +28,16 @@ pub struct CheckpointConfig {
     /// A folder with a PEFT adapter to start from, or hf://org/name.
     pub adapter_checkpoint: Option<PathBuf>,
     /// Largest size of one weight file, such as 5GB or 500MB.
-    #[config(default = "5GB")]
+    #[config(default = "5GB", may_change)]
     pub max_shard_size: Size,
     /// How many checkpoints are kept, the newest ones; all where null.
-    #[config(range = 1..)]
+    #[config(range = 1.., may_change)]
     pub keep_last_n_checkpoints: Option<usize>,
     /// Keep the checkpoint with the lowest validation loss, too; each is validated before it is saved.
-    #[config(default = false)]
+    #[config(default = false, may_change)]
     pub keep_best: bool,
     /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
-    #[config(range = 1..)]
+    #[config(range = 1.., may_change)]
     pub save_every_n_steps: Option<usize>,
     /// Round weights through this type as they are read (dequantized ones through bf16, say).
     pub round_to: Option<WeightDtype>,

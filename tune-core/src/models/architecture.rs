@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[config(crate = tune_config)]
 pub struct ModelConfig {
     /// The model that `checkpoint_dir` must hold; any that is there where null.
-    #[config(alias = "_component_")]
+    #[config(alias = "_component_", may_change)]
     pub architecture: Option<Architecture>,
 }
 

@@ -12,7 +12,7 @@ use crate::models::Architecture;
 #[config(crate = tune_config)]
 pub struct LoraModel {
     /// The model that `checkpoint_dir` must hold; any that is there where null.
-    #[config(alias = "_component_")]
+    #[config(alias = "_component_", may_change)]
     pub architecture: Option<Architecture>,
     /// Layers that get an adapter.
     #[config(default = ["q_proj", "v_proj"])]

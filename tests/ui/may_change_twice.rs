@@ -1,0 +1,12 @@
+use tune_config::Config;
+
+/// A config.
+#[derive(Config)]
+#[config(crate = tune_config)]
+struct Train {
+    /// Where the results go.
+    #[config(may_change, default = "out", may_change)]
+    output_dir: String,
+}
+
+fn main() {}

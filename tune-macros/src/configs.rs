@@ -1,13 +1,12 @@
 //! The configs that a recipe ships with: read here, checked against the
 //! schema by the compiler, see `tune_config::embedded`.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use proc_macro2::{Literal, Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::LitStr;
-use tune_yaml::{Error, Kind, Node, Number, Place, Scalar, SourceId, Text, Value};
+use tune_yaml::{Error, Kind, Node, Number, Place, Referred, Scalar, SourceId, Text, Value};
 
 use crate::attr::Errors;
 
@@ -81,14 +80,14 @@ fn one(config: &LitStr, path: &Path, schema: &TokenStream, krate: &TokenStream) 
     let name = shown(path);
     // Reported by `check`, if there is none.
     let text = read(config, path).unwrap_or_default();
-    let root = match tune_yaml::parse(&text, SourceId(0)) {
-        Ok(root) => root,
+    let (root, aliases) = match tune_yaml::parse_noting(&text, SourceId(0)) {
+        Ok(parsed) => parsed,
         Err(error) => {
             errors.at(config, show(&error, &name, &text));
             return errors.into_tokens(krate);
         }
     };
-    let referred = tune_yaml::referred(&root);
+    let referred = tune_yaml::referred(&root, &aliases);
     let (root, mistakes) = tune_yaml::interpolate(root);
     for mistake in mistakes.iter().take(SHOWN) {
         errors.at(config, show(mistake, &name, &text));
@@ -119,7 +118,7 @@ fn flatten(
     node: &Node,
     (key, key_span): (&str, tune_yaml::Span),
     parent: usize,
-    referred: &BTreeSet<String>,
+    referred: &Referred,
 ) {
     let at = items.len();
     items.push(TokenStream::new());
@@ -142,8 +141,11 @@ fn flatten(
     let parent_is_root = parent == 0;
     let (parent, end) = (number(parent), number(items.len()));
     let item = quote!(item(#key, [#(#bytes),*], #parent, #end, #written));
-    let is_referred = at > 0 && parent_is_root && referred.contains(key);
-    items[at] = if is_referred { quote!(referred(#item)) } else { item };
+    let by = referred.get(key).filter(|_| at > 0 && parent_is_root);
+    items[at] = match by {
+        Some(by) => quote!(referred(&[#(#by),*], #item)),
+        None => item,
+    };
 }
 
 fn scalar(scalar: &Scalar) -> TokenStream {

@@ -271,7 +271,7 @@ impl<'a, const N: usize> Checker<'a, N> {
             match fields.find(written) {
                 Some(key) => self.key(key, at, child),
                 // One of the user's own, for a `${}`.
-                None if self.tree.item(child).referred => {}
+                None if self.tree.is_needed(child, fields) => {}
                 None if hint::is_unknown(fields, written, chosen.is_some()) => {
                     let outermost = if at == 0 { None } else { self.outermost };
                     self.at_key(child, Mistake::UnknownKey(fields, chosen, outermost));

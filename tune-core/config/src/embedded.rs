@@ -62,12 +62,12 @@ impl<'a> Embedded<'a> {
 pub const fn item<'a>(key: &'a str, bytes: [usize; 4], parent: usize, end: usize, written: Written<'a>) -> Item<'a> {
     let [key_start, key_end, start, stop] = bytes;
     let key_span = Span::new(SourceId(0), key_start, key_end);
-    Item { key, key_span, span: Span::new(SourceId(0), start, stop), parent, end, written, referred: false }
+    Item { key, key_span, span: Span::new(SourceId(0), start, stop), parent, end, written, referred: None }
 }
 
-/// The value of an outermost key that another one refers to.
-pub const fn referred(item: Item<'_>) -> Item<'_> {
-    Item { referred: true, ..item }
+/// The value of an outermost key that others refer to, see [`Item::referred`].
+pub const fn referred<'a>(by: &'a [&'a str], item: Item<'a>) -> Item<'a> {
+    Item { referred: Some(by), ..item }
 }
 
 /// Text in quotes, or what is text without them; the number that it would be.

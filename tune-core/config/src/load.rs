@@ -1,8 +1,8 @@
 //! Text and overrides to a typed config.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
-use tune_yaml::{Node, SourceId, Span};
+use tune_yaml::{Node, Referred, SourceId, Span};
 
 use crate::check::{Findings, check};
 use crate::overrides::{self, CommandLine};
@@ -10,7 +10,7 @@ use crate::report::{COMMAND_LINE, DEFAULTS, Diagnostic, Level, Report, SHOWN, So
 use crate::resolve::resolve;
 use crate::schema::Ignored;
 use crate::torchtune::{Dropped, Translation, translate};
-use crate::tree::{Tree, flatten};
+use crate::tree::{Tree, borrowed, flatten};
 use crate::value::{Origin, Value};
 use crate::{Config, Schema, codes, emit};
 
@@ -96,7 +96,7 @@ pub(crate) struct Read {
     sources: Sources,
     root: Node,
     /// The outermost keys that others refer to.
-    referred: BTreeSet<String>,
+    referred: Referred,
     command_line: SourceId,
     diagnostics: Vec<Diagnostic>,
     /// Warnings about keys that a newly chosen component lacks.
@@ -121,11 +121,11 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
         let diagnostics = vec![Diagnostic::error(codes::Code::TOO_LARGE, message)];
         return Err(Report { sources, diagnostics, more: 0 });
     }
-    let mut root = match tune_yaml::parse(sources.text(file), file) {
-        Ok(root) => root,
+    let (mut root, aliases) = match tune_yaml::parse_noting(sources.text(file), file) {
+        Ok(parsed) => parsed,
         Err(error) => {
             diagnostics.push(error.into());
-            Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }
+            (Node { value: tune_yaml::Value::Reported, span: Span::new(file, 0, 0) }, Vec::new())
         }
     };
     if root.is_null() && !has_file {
@@ -133,7 +133,7 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
         root.span = Span::new(command_line, 0, line.text.len());
     }
     // Also what an override takes the place of: it does not make a mistake of the keys that it was made of.
-    let mut referred = tune_yaml::referred(&root);
+    let mut referred = tune_yaml::referred(&root, &aliases);
     for (written, range) in input.overrides.iter().zip(&line.overrides) {
         let applied = overrides::parse(written, &line, range.clone(), command_line)
             .and_then(|with| overrides::apply(schema, &mut root, &with));
@@ -142,7 +142,15 @@ pub(crate) fn read(schema: &Schema, input: Input) -> Result<Read, Report> {
             Err(diagnostic) => diagnostics.push(*diagnostic),
         }
     }
-    referred.extend(tune_yaml::referred(&root));
+    for (key, by) in tune_yaml::referred(&root, &aliases) {
+        // Needed in any case, before or after.
+        match referred.entry(key) {
+            Entry::Vacant(entry) => _ = entry.insert(by),
+            Entry::Occupied(mut entry) if by.is_empty() => entry.get_mut().clear(),
+            Entry::Occupied(mut entry) if !entry.get().is_empty() => entry.get_mut().extend(by),
+            Entry::Occupied(_) => {}
+        }
+    }
     let (mut root, mistakes) = tune_yaml::interpolate(root);
     diagnostics.extend(mistakes.into_iter().map(Diagnostic::from));
     let translation = translate(schema, &mut root, sources.text(file), file);
@@ -155,6 +163,7 @@ pub(crate) fn explore(schema: &Schema, input: Input) -> Result<(Option<Value>, S
     if matches!(root.value, tune_yaml::Value::Reported) {
         root.value = tune_yaml::Value::Map(Vec::new());
     }
+    let referred = borrowed(&referred);
     let items = flatten(&root, &referred, &|span| span.source == command_line);
     Ok((resolve(schema, Tree(&items)).value, sources))
 }
@@ -169,6 +178,7 @@ pub fn load<T: Config>(input: Input) -> Result<Loaded<T>, Report> {
     let is_error = |diagnostic: &Diagnostic| diagnostic.level == Level::Error;
     let (errors, other_warnings): (Vec<_>, Vec<_>) = translation.diagnostics.into_iter().partition(is_error);
     diagnostics.extend(errors);
+    let referred = borrowed(&referred);
     let items = flatten(&root, &referred, &|span| span.source == command_line);
     let tree = Tree(&items);
     let found: Findings<'_, SHOWN> = check(&T::SCHEMA, tree);

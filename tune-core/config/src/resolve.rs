@@ -1,7 +1,7 @@
 //! A tree to the values that it stands for, defaults filled in. What is wrong
 //! with it is said elsewhere: here it is left out.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use tune_yaml::{Kind, Node, Number, Scalar as Plain, Span, Value as Yaml};
 
@@ -127,7 +127,7 @@ impl Resolver {
             match fields.find_ignored(item.key) {
                 Some(ignored) => self.ignored.push((item.key_span, ignored)),
                 // One of the user's own has done what it is for.
-                None if item.referred => {}
+                None if tree.is_needed(child, fields) => {}
                 None => self.complete = false,
             }
         }
@@ -154,7 +154,8 @@ impl Resolver {
                 return self.wrong();
             };
             let default = default_node(&key.schema, &default);
-            let items = flatten(&default, &BTreeSet::new(), &|_| false);
+            let unreferred = BTreeMap::new();
+            let items = flatten(&default, &unreferred, &|_| false);
             return self.value(&key.schema, Tree(&items), 0, Place::of(key));
         };
         if entry_of(tree, at, key, tree.item(entry).end).is_some() {

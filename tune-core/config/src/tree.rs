@@ -2,9 +2,11 @@
 //! the configs that a recipe ships with; at run time it is made of what was
 //! read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use tune_yaml::{Kind, Node, Number, Span, Value};
+use tune_yaml::{Kind, Node, Number, Referred, Span, Value};
+
+use crate::schema::Struct;
 
 /// A tree as a list of its values, each followed by those in it.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +27,9 @@ pub struct Item<'a> {
     pub end: usize,
     /// What is written.
     pub written: Written<'a>,
-    /// It is an outermost key that a `${}` of another one refers to.
-    pub referred: bool,
+    /// Of an outermost key that others refer to: those that it is needed for, where all of these are needed only for each
+    /// other; else none.
+    pub referred: Option<&'a [&'a str]>,
 }
 
 /// What a value is, before a schema says what it should be.
@@ -103,6 +106,20 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// Whether the outermost key `at`, which is none of `fields`, is needed for one that is, or for one to which
+    /// nobody refers and which is a mistake itself.
+    pub(crate) const fn is_needed(self, at: usize, fields: &Struct) -> bool {
+        let Some(names) = self.0[at].referred else { return false };
+        let mut index = 0;
+        while index < names.len() {
+            if fields.find(names[index]).is_some() || fields.find_ignored(names[index]).is_some() {
+                return true;
+            }
+            index += 1;
+        }
+        names.is_empty()
+    }
+
     /// Whether null stands at `at`, or nothing.
     pub(crate) const fn is_null(self, at: usize) -> bool {
         matches!(self.scalar(at), Some(Scalar { kind: Kind::Null, .. }))
@@ -117,14 +134,23 @@ impl<'a> Tree<'a> {
     }
 }
 
+/// What [`flatten`] makes of references.
+pub(crate) fn borrowed(referred: &Referred) -> BTreeMap<&str, Vec<&str>> {
+    referred.iter().map(|(key, by)| (key.as_str(), by.iter().map(String::as_str).collect())).collect()
+}
+
 /// The values of `root`; those for which `shell` holds come from a command line. `referred` are the outermost keys that
 /// others refer to.
-pub(crate) fn flatten<'a>(root: &'a Node, referred: &BTreeSet<String>, shell: &dyn Fn(Span) -> bool) -> Vec<Item<'a>> {
+pub(crate) fn flatten<'a>(
+    root: &'a Node,
+    referred: &'a BTreeMap<&str, Vec<&'a str>>,
+    shell: &dyn Fn(Span) -> bool,
+) -> Vec<Item<'a>> {
     let mut items = Vec::new();
     push(&mut items, root, "", root.span, 0, shell);
     let mut at = 1;
     while let Some(item) = items.get_mut(at) {
-        item.referred = referred.contains(item.key);
+        item.referred = referred.get(item.key).map(Vec::as_slice);
         at = item.end;
     }
     items
@@ -151,7 +177,7 @@ fn push<'a>(
         Value::Map(_) => Written::Map,
         Value::Reported => Written::Reported,
     };
-    items.push(Item { key, key_span, span: node.span, parent, end: 0, written, referred: false });
+    items.push(Item { key, key_span, span: node.span, parent, end: 0, written, referred: None });
     match &node.value {
         Value::List(list) => list.iter().for_each(|item| push(items, item, "", item.span, at, shell)),
         Value::Map(entries) => {

@@ -185,6 +185,11 @@ fn keys_of_ones_own_are_accepted_where_something_refers_to_them() {
     // An override that takes the place of what referred to them makes no mistake of them; one may refer to them, too.
     assert_eq!(good(yaml, &["output_dir=a", "model.lora_rank=1"]).output_dir, PathBuf::from("a"));
     assert_eq!(good(LEAST, &["mine=x", "output_dir=${mine}/y"]).output_dir, PathBuf::from("x/y"));
+    // By an alias, too.
+    let aliases = "ours: &ours {lora_rank: &rank 16}\nmodel:\n  <<: *ours\nmine: {x: &x 3}\nbatch_size: *x\n";
+    let config = after_least(aliases);
+    assert_eq!((config.model.lora_rank, config.batch_size), (16, 3));
+    assert_eq!(after_least("mine: &mine {batch_size: 5}\n<<: *mine\n").batch_size, 5);
     // What is needed only by a key without effect is needed.
     assert_eq!(after_least("mine: 1\ncompile: ${mine}\n").batch_size, 2);
 }
@@ -198,6 +203,18 @@ fn keys_that_nothing_refers_to_are_mistakes() {
         one(&report);
         assert!(report.starts_with("error[E0020]: unknown key `mine`"), "{report}");
     }
+    // Those that refer to each other alone, each of them, and what they need; not where a key of the recipe needs them.
+    let ring = "mine: {a: 1, b: '${ours.a}'}\nours: {a: 2, b: '${mine.a}', c: '${theirs}'}\ntheirs: 3\n";
+    let report = bad(ring, &[]);
+    assert_eq!(report.matches("error[").count(), 3, "{report}");
+    for key in ["mine", "ours", "theirs"] {
+        assert!(report.contains(&format!("error[E0020]: unknown key `{key}`")), "{report}");
+    }
+    assert_eq!(after_least(&format!("{ring}batch_size: ${{mine.b}}\n")).batch_size, 2);
+    assert_eq!(after_least(&format!("{ring}compile: ${{theirs}}-${{mine.a}}\n")).batch_size, 2);
+    // A key of the recipe in the ring, which is needed itself.
+    let both = "mine: {a: 16, b: '${model.lora_rank}'}\nmodel: {lora_rank: '${mine.a}'}\n";
+    assert_eq!(after_least(both).model.lora_rank, 16);
     // Also those of a list of others; the one that it refers to is none.
     let report = bad("mine: 1\nepohcs: ${mine}\n", &[]);
     one(&report);

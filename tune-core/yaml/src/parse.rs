@@ -16,6 +16,18 @@ use crate::{Code, Entry, Error, Node, Scalar, SourceId, Span, Value};
 /// ones; more than one document; more than 1 MiB of text, 64 levels, or 16 MiB
 /// of values.
 pub fn parse(text: &str, source: SourceId) -> Result<Node, Error> {
+    parse_noting(text, source).map(|(root, _)| root)
+}
+
+/// An outermost key, or the root where a value is merged into it, and the outermost key that it has an alias of a value
+/// of.
+pub type Alias = (Option<String>, String);
+
+/// The same, with who has an alias of what, which the tree does not tell: a copy of the value is in its place.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn parse_noting(text: &str, source: SourceId) -> Result<(Node, Vec<Alias>), Error> {
     if text.len() > limits::TEXT {
         let message = format!("more than {} KiB of YAML", limits::TEXT >> 10);
         return Err(Error::new(Code::TOO_LARGE, message, Span::new(source, 0, 0)).help("this is no config"));
@@ -80,6 +92,9 @@ struct Reader<'a> {
     /// Complete nodes by anchor; `None` while the node is still open.
     anchors: HashMap<usize, Option<Node>>,
     root: Option<Node>,
+    /// The outermost keys in which anchors are.
+    homes: HashMap<usize, String>,
+    aliases: Vec<Alias>,
     /// Where the mapping begins that was closed last.
     closed: Option<usize>,
 }
@@ -87,10 +102,11 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(text: &'a str, source: SourceId) -> Self {
         let (open, anchors) = (Vec::new(), HashMap::new());
-        Self { text, source, budget: Budget::new(), open, anchors, root: None, closed: None }
+        let (homes, aliases) = (HashMap::new(), Vec::new());
+        Self { text, source, budget: Budget::new(), open, anchors, root: None, homes, aliases, closed: None }
     }
 
-    fn document(mut self) -> Result<Node, Error> {
+    fn document(mut self) -> Result<(Node, Vec<Alias>), Error> {
         let mut options = Options::default();
         options.set_emit_comments(false);
         for event in Parser::new_from_str_with_options(self.text, options) {
@@ -100,7 +116,7 @@ impl<'a> Reader<'a> {
             self.event(event, span)?;
         }
         let end = self.text.trim_end().len();
-        Ok(self.root.unwrap_or_else(|| Node::plain("", Span::new(self.source, 0, end))))
+        Ok((self.root.unwrap_or_else(|| Node::plain("", Span::new(self.source, 0, end))), self.aliases))
     }
 
     /// A span without the line breaks that the parser counts in.
@@ -141,6 +157,10 @@ impl<'a> Reader<'a> {
                     }
                     None => return Err(Error::new(Code::ALIAS, "an alias without its anchor", span)),
                 };
+                if let Some(home) = self.homes.get(&id) {
+                    let user = self.outermost().filter(|key| key.quoted || key.text != "<<" || self.open.len() > 1);
+                    self.aliases.push((user.map(|key| key.text.clone()), home.clone()));
+                }
                 self.budget.copy(&node, span)?;
                 if self.open.len() + limits::depth(&node) > limits::DEPTH {
                     return Err(limits::too_deep(span));
@@ -212,9 +232,20 @@ impl<'a> Reader<'a> {
         self.node(open.anchor, Node { value, span })
     }
 
+    /// The outermost key whose value is being read.
+    fn outermost(&self) -> Option<&Scalar> {
+        match self.open.first().map(|open| &open.items) {
+            Some(Items::Map { key: Some((key, _)), .. }) => Some(key),
+            _ => None,
+        }
+    }
+
     /// Puts a complete node where it belongs.
     fn node(&mut self, anchor: usize, node: Node) -> Result<(), Error> {
         if anchor != 0 {
+            if let Some(key) = self.outermost().map(|key| key.text.clone()) {
+                self.homes.insert(anchor, key);
+            }
             self.budget.copy(&node, node.span)?;
             self.anchors.insert(anchor, Some(node.clone()));
         }

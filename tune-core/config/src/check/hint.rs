@@ -171,7 +171,7 @@ const fn is_meant(fields: &'static Struct, key: &Key, tree: Tree<'_>, at: usize,
     let (mut child, mut looked_at) = (at + 1, 0);
     while child < tree.item(at).end && looked_at < LOOKED_AT {
         let written = tree.item(child).key;
-        if is_unknown(fields, written, chosen.is_some()) && !tree.item(child).referred {
+        if is_unknown(fields, written, chosen.is_some()) && !tree.is_needed(child, fields) {
             looked_at += 1;
             if let Hint::Instead(name) = unknown_key(fields, written, chosen, None)
                 && is_key(key, name)
@@ -190,7 +190,7 @@ const fn own_key<'a>(tree: Tree<'a>, at: usize) -> Hint<'a> {
     let mut least = usize::MAX;
     while tree.item(at).parent == 0 && child < tree.item(0).end {
         let item = tree.item(child);
-        if item.referred
+        if item.referred.is_some()
             && let Some(distance) = slip(tree.item(at).key, item.key)
             && distance < least
         {

@@ -72,11 +72,12 @@ pub fn convert<T: Config>(recipe: &str, name: &str, text: &str, overrides: &[Str
 /// The user's own keys that nothing refers to any more.
 fn orphans(schema: &Schema, root: &Node, changes: &[Change], converted: &str) -> Vec<Change> {
     let (Schema::Struct(fields), Value::Map(entries)) = (schema, &root.value) else { return Vec::new() };
-    let Ok(converted) = tune_yaml::parse(converted, SourceId(0)) else { return Vec::new() };
-    let referred = tune_yaml::referred(&converted);
+    let Ok((converted, aliases)) = tune_yaml::parse_noting(converted, SourceId(0)) else { return Vec::new() };
+    let referred = tune_yaml::referred(&converted, &aliases);
+    let known = |key: &str| fields.find(key).is_some() || fields.find_ignored(key).is_some();
     let own = entries.iter().filter(|entry| {
-        let known = fields.find(&entry.key).is_some() || fields.find_ignored(&entry.key).is_some();
-        !known && !referred.contains(&entry.key) && !changes.iter().any(|change| change.span == entry.key_span)
+        let needed = referred.get(&entry.key).is_some_and(|by| by.is_empty() || by.iter().any(|key| known(key)));
+        !known(&entry.key) && !needed && !changes.iter().any(|change| change.span == entry.key_span)
     });
     own.map(|entry| Change {
         span: entry.key_span,

@@ -20,7 +20,7 @@ use common::{Train, good, read};
 use tune_config::embedded::{self, Embedded};
 use tune_config::tree::{Item, Written};
 use tune_config::{Config, Report, cli, load};
-use tune_yaml::{Kind, Node, SourceId, Value};
+use tune_yaml::{Alias, Kind, Node, SourceId, Value};
 
 /// What one input may cost.
 const MEMORY: usize = 64 << 20;
@@ -80,10 +80,10 @@ fn answer(number: u64, tally: &mut Tally) {
             }
         }
     }
-    if let Ok(root) = tune_yaml::parse(&input.yaml, SourceId(0)) {
+    if let Ok((root, aliases)) = tune_yaml::parse_noting(&input.yaml, SourceId(0)) {
         tally.parsed += 1;
         if number.is_multiple_of(4) {
-            as_the_compiler(number, &input.yaml, root);
+            as_the_compiler(number, &input.yaml, root, &aliases);
         }
     }
     if number.is_multiple_of(8) {
@@ -96,16 +96,20 @@ const RECIPE: cli::Recipe =
     cli::Recipe { name: "lora", doc: "Trains.", version: "0.1.0", configs: &[], preflight: true };
 
 /// The path that the compiler takes, with the same answers.
-fn as_the_compiler(number: u64, yaml: &str, root: Node) {
-    let referred = tune_yaml::referred(&root);
+fn as_the_compiler(number: u64, yaml: &str, root: Node, aliases: &[Alias]) {
+    let referred = tune_yaml::referred(&root, &aliases);
     let (root, mistakes) = tune_yaml::interpolate(root);
     if !mistakes.is_empty() {
         return;
     }
     let mut items = Vec::new();
     flatten(&mut items, &root, ("", root.span), 0);
-    for item in items.iter_mut().skip(1).filter(|item| item.parent == 0 && referred.contains(item.key)) {
-        *item = embedded::referred(*item);
+    let referred: BTreeMap<&str, Vec<&str>> =
+        referred.iter().map(|(key, by)| (key.as_str(), by.iter().map(String::as_str).collect())).collect();
+    for item in items.iter_mut().skip(1).filter(|item| item.parent == 0) {
+        if let Some(by) = referred.get(item.key) {
+            *item = embedded::referred(by, *item);
+        }
     }
     let config = Embedded { name: "lora.yaml", text: yaml, items: &items };
     let found = config.check(&Train::SCHEMA);

@@ -86,7 +86,7 @@ fn interrupted(name: &str, dir: &Path, kills: u32) -> u32 {
     while_writing
 }
 
-fn newest_step(dir: &Path) -> usize {
+fn newest_step(dir: &Path) -> u64 {
     tune_core::checkpoint::run::latest(dir).ok().flatten().map_or(0, |saved| saved.step)
 }
 

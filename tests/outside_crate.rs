@@ -64,25 +64,22 @@ const OTHER_RECIPE: &str = r#"
 #[derive(Config)]
 struct OtherConfig {}
 
-struct Other;
+struct Other(Run);
 
 impl Recipe for Other {
     type Config = OtherConfig;
 
-    fn outline(_: &OtherConfig) -> Result<Outline<'_>> {
+    fn outline(_: &OtherConfig) -> Result<Outline> {
         Err(Error::setup("nothing to do"))
     }
     fn setup(_: OtherConfig) -> Result<Self> {
-        Ok(Self)
+        Err(Error::setup("nothing to do"))
     }
     fn train(&mut self) -> Result<()> {
         Ok(())
     }
-    fn position(&self) -> Position {
-        Position::default()
-    }
-    fn last_saved(&self) -> Option<&Saved> {
-        None
+    fn run(&self) -> &Run {
+        &self.0
     }
     fn save_checkpoint(&mut self) -> Result<Saved> {
         Err(Error::setup("nothing to save"))

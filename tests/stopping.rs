@@ -322,7 +322,7 @@ fn the_best_checkpoint_is_kept() {
     assert_eq!(steps, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]);
     let best = losses[1..].iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let kept: Vec<u64> =
-        tune_core::checkpoint::run::checkpoints(&out).unwrap().iter().map(|saved| saved.step as u64).collect();
+        tune_core::checkpoint::run::checkpoints(&out).unwrap().iter().map(|saved| saved.step).collect();
     let expected = if best.0 == 27 { vec![27] } else { vec![best.0, 27] };
     assert_eq!(kept, expected, "{losses:?}");
     if best.0 != 27 {

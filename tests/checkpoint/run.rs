@@ -7,28 +7,33 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use tune_core::checkpoint::run::{self, RunDir, Start};
-use tune_core::checkpoint::state::TrainingState;
+use tune_core::checkpoint::state::{Position, TrainingState};
 use tune_core::checkpoint::{Checkpoint, hf};
 use tune_core::{Error, Result};
 
 use crate::support::{assert_error, config, names_in, tokenizer};
 
 /// A model all of whose numbers are `step`, and the state after that step.
-fn save(run: &RunDir, step: usize) -> Result<run::Saved> {
+fn save(run: &RunDir, step: u64) -> Result<run::Saved> {
     let value = Tensor::full(step as f32, (64, 129), &Device::Cpu)?;
-    let state =
-        TrainingState { step, optimizer: [("m".to_string(), value.clone())].into(), ..TrainingState::default() };
+    let position = Position { step, epoch: step / 10, batches_in_epoch: 1 };
+    let optimizer = [("m".to_string(), value.clone())].into();
+    let state = TrainingState { position, optimizer, ..TrainingState::default() };
     let mut weights = hf::Weights::new();
     for i in 0..8 {
         weights.insert(format!("w{i}"), value.clone());
     }
-    run.save(step / 10, &state, weights.bytes(), |dir| hf::write(dir, &config(), weights, &tokenizer(), None, 40_000))
+    run.save(&state, weights.bytes(), |dir| hf::write(dir, &config(), weights, &tokenizer(), None, 40_000))
+}
+
+fn after_step_2() -> TrainingState {
+    TrainingState { position: Position { step: 2, ..Position::default() }, ..TrainingState::default() }
 }
 
 /// Fails unless the checkpoint is all of one step.
 fn check(saved: &run::Saved) {
     let state = TrainingState::read(&saved.path).unwrap();
-    assert_eq!(state.step, saved.step);
+    assert_eq!(state.position.step, saved.step);
     let all_are = |t: &Tensor| {
         let values: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
         values.iter().all(|&v| v == saved.step as f32)
@@ -70,7 +75,7 @@ fn the_newest_is_found_and_the_oldest_pruned() {
         assert_eq!(run.latest().unwrap(), Some(saved));
     }
     assert_eq!(names_in(&f.output), ["epoch_0_step_2", "epoch_0_step_9", "epoch_10_step_100", "epoch_1_step_10"]);
-    let pruned: Vec<usize> = run.prune(2).unwrap().iter().map(|s| s.step).collect();
+    let pruned: Vec<u64> = run.prune(2).unwrap().iter().map(|s| s.step).collect();
     assert_eq!(pruned, [2, 9]);
     assert!(run.prune(2).unwrap().is_empty());
     run.prune(0).unwrap();
@@ -96,9 +101,9 @@ fn a_failed_save_leaves_nothing_and_the_last_one_intact() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
     let good = save(&run, 1).unwrap();
-    let state = TrainingState { step: 2, ..TrainingState::default() };
+    let state = after_step_2();
     let error = run
-        .save(0, &state, 0, |dir| {
+        .save(&state, 0, |dir| {
             fs::write(dir.join("half"), "x").unwrap();
             Err(Error::setup("the writer failed"))
         })
@@ -112,9 +117,9 @@ fn a_failed_save_leaves_nothing_and_the_last_one_intact() {
 fn too_little_room_is_known_before_anything_is_written() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
-    let state = TrainingState { step: 2, ..TrainingState::default() };
+    let state = after_step_2();
     let refused = |last: &str| {
-        let result = run.save(0, &state, u64::MAX / 2, |_| unreachable!());
+        let result = run.save(&state, u64::MAX / 2, |_| unreachable!());
         assert_error(result, &f.output, &["no room for the checkpoint epoch_0_step_2", "are free", last]);
     };
     refused("No checkpoint was saved before");
@@ -129,12 +134,12 @@ fn a_disk_that_fills_up_while_writing_leaves_the_last_one_intact() {
     let f = folders();
     let run = open(&f, Start::Fresh).unwrap();
     let good = save(&run, 1).unwrap();
-    let state = TrainingState { step: 2, ..TrainingState::default() };
+    let state = after_step_2();
     let weights: hf::Weights<'_> = [("w".to_string(), Tensor::zeros((10, 10), DType::F32, &Device::Cpu).unwrap())]
         .into_iter()
         .collect::<std::collections::BTreeMap<_, _>>()
         .into();
-    let result = run.save(0, &state, 0, |dir| {
+    let result = run.save(&state, 0, |dir| {
         // A device on which every write fails as on a full disk.
         std::os::unix::fs::symlink("/dev/full", dir.join("model.safetensors")).unwrap();
         hf::write(dir, &config(), weights, &tokenizer(), None, u64::MAX)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tune_core::checkpoint::run::{RunDir, Start};
-use tune_core::checkpoint::state::TrainingState;
+use tune_core::checkpoint::state::{Position, TrainingState};
 
 use crate::support::{assert_error, tensor};
 
@@ -17,9 +17,7 @@ fn state() -> TrainingState {
         .map(f32::from_bits)
         .to_vec();
     TrainingState {
-        step: 7,
-        epoch: 1,
-        batches_in_epoch: 3,
+        position: Position { step: 7, epoch: 1, batches_in_epoch: 3 },
         total_steps: 40,
         seed: u64::MAX,
         now: Some(-7),
@@ -41,7 +39,7 @@ fn state() -> TrainingState {
 
 fn save(output_dir: &Path, base: &Path) -> PathBuf {
     let run = RunDir::open(output_dir, base, Start::Fresh).unwrap();
-    run.save(1, &state(), 0, |dir| {
+    run.save(&state(), 0, |dir| {
         fs::create_dir(dir.join("merged")).unwrap();
         fs::write(dir.join("merged/weights"), b"12345").unwrap();
         Ok(())
@@ -60,7 +58,7 @@ fn it_comes_back_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let saved = save(&dir.path().join("run"), dir.path());
     let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
-    assert_eq!((read.step, read.epoch, read.batches_in_epoch, read.total_steps, read.seed), (7, 1, 3, 40, u64::MAX));
+    assert_eq!((read.position, read.total_steps, read.seed), (wrote.position, 40, u64::MAX));
     assert_eq!((&read.extra, read.now), (&wrote.extra, wrote.now));
     read.check_settings(&wrote.settings).unwrap();
     read.check_inputs(&wrote.inputs).unwrap();
@@ -129,8 +127,8 @@ fn damage_is_found() {
     for (changed, says) in [
         (good.replace("\"step\": 7", "\"step\": 8"), "its checksum does not fit"),
         (good.replace("\"step\"", "\"steps\""), "its checksum does not fit"),
-        (good.replace("\"version\": 2", "\"version\": 3"), "its checksum does not fit"),
-        (good.replace("\"version\": 2", "\"version\": 1").replace("\"checksum\"", "\"x\""), "reads version 2"),
+        (good.replace("\"version\": 3", "\"version\": 4"), "its checksum does not fit"),
+        (good.replace("\"version\": 3", "\"version\": 1").replace("\"checksum\"", "\"x\""), "reads version 3"),
         ("{}".to_owned(), "no version"),
         (good[..good.len() / 2].to_owned(), "is no JSON"),
         (String::new(), "is no JSON"),
@@ -153,7 +151,7 @@ fn an_older_version_is_told_so() {
         "settings": {}, "inputs": {}, "extra": {}, "files": {},
     });
     fs::write(&json, serde_json::to_string_pretty(&old).unwrap()).unwrap();
-    assert_error(TrainingState::read(dir.path()), &json, &["is of version 1, and this program reads version 2"]);
+    assert_error(TrainingState::read(dir.path()), &json, &["is of version 1, and this program reads version 3"]);
 }
 
 #[test]

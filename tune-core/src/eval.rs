@@ -89,6 +89,17 @@ impl ExactMatch {
     }
 }
 
+/// A few questions under a title, wrong answers first: they say more.
+pub fn excerpt(title: &str, answers: &[Answer]) -> String {
+    let mut text = format!("\n{title}:");
+    let (right, wrong): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.is_right());
+    for answer in wrong.into_iter().chain(right).take(3) {
+        let verdict = if answer.is_right() { "right" } else { "wrong" };
+        text += &format!("\n  {} -> {} ({verdict}; expected {})", answer.question, answer.given, answer.expected);
+    }
+    text
+}
+
 /// The share of answers that are right, between 0 and 1.
 pub fn share_right(answers: &[Answer]) -> f64 {
     answers.iter().filter(|a| a.is_right()).count() as f64 / answers.len().max(1) as f64

@@ -16,7 +16,6 @@ pub mod eval;
 pub mod generate;
 pub mod hub;
 mod kernels;
-pub mod loss;
 pub mod memory_plan;
 pub mod metrics;
 pub mod models;

@@ -1,12 +1,17 @@
 //! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
 
 mod end;
+mod keys;
+mod open;
 mod outline;
+mod position;
 mod room;
+mod run;
 mod save;
 mod settings;
 mod steps;
 mod stop;
+mod weights;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -14,21 +19,23 @@ use std::path::Path;
 
 use tune_config::Config;
 
-use crate::checkpoint::CheckpointConfig;
-use crate::checkpoint::run::{self, Saved};
-use crate::checkpoint::state::TrainingState;
-use crate::data::Batch;
+use crate::checkpoint::run::Saved;
 use crate::kernels::Dropout;
-use crate::metrics;
 use crate::{Error, Result};
 
 pub use end::{already_complete, end_of_run};
-pub use outline::{Outline, Trained, inputs};
+pub use keys::{DataKeys, RunKeys, StepKeys};
+pub use open::Opened;
+pub(crate) use outline::fingerprints;
+pub use outline::{Outline, Trained};
+pub use position::{Plan, Position};
 pub(crate) use room::wait_for_room;
+pub use run::Run;
 pub use save::{Validations, save};
 pub use settings::settings;
 pub use steps::{Step, Steps};
 pub use stop::check_stop;
+pub use weights::Weights;
 
 /// A training run as a value: several can be run one after the other in one program.
 #[diagnostic::on_unimplemented(
@@ -44,7 +51,7 @@ pub trait Recipe: Sized {
     ///
     /// # Errors
     /// Settings that do not fit together.
-    fn outline(config: &Self::Config) -> Result<Outline<'_>>;
+    fn outline(config: &Self::Config) -> Result<Outline>;
 
     /// Checks everything that can be checked, loads the model and the data, and finds the place to go on from.
     fn setup(config: Self::Config) -> Result<Self>;
@@ -52,17 +59,14 @@ pub trait Recipe: Sized {
     /// Trains from that place to the end, saving on the way.
     fn train(&mut self) -> Result<()>;
 
-    /// Where the run is.
-    fn position(&self) -> Position;
-
-    /// The newest checkpoint of the run.
-    fn last_saved(&self) -> Option<&Saved>;
+    /// What goes on around the steps.
+    fn run(&self) -> &Run;
 
     /// Saves the run as it is now, and returns the checkpoint.
     fn save_checkpoint(&mut self) -> Result<Saved>;
 
-    /// For what [`Recipe::train`] returns where it ends before its last step: Ctrl-C, SIGTERM and a log that cannot be
-    /// written end a run after a step, which is saved here if it is not yet.
+    /// For what [`Recipe::train`] returns where it ends before its last step: Ctrl-C, SIGTERM, a log that cannot be
+    /// written and a record that cannot be used end a run after a step, which is saved here if it is not yet.
     ///
     /// # Errors
     /// Always: the error that it was given, with what has been saved and how to go on.
@@ -72,59 +76,6 @@ pub trait Recipe: Sized {
 
     /// Closes the logs and reports the results.
     fn cleanup(self) -> Result<()>;
-}
-
-/// Where a run is: what is done, and so what comes next.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Position {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The epoch that the next batch belongs to, from 0.
-    pub epoch: u64,
-    /// Batches of that epoch that are done.
-    pub batches_in_epoch: usize,
-}
-
-impl Position {
-    /// The place that a checkpoint was saved at.
-    pub fn of(state: &TrainingState) -> Self {
-        Self { step: state.step as u64, epoch: state.epoch as u64, batches_in_epoch: state.batches_in_epoch }
-    }
-
-    /// The epoch that the last step belongs to, from 0.
-    pub fn epoch_of_last_step(&self) -> usize {
-        let epoch = if self.batches_in_epoch == 0 { self.epoch.saturating_sub(1) } else { self.epoch };
-        epoch as usize
-    }
-
-    /// Whether a run saves here: at the end of each epoch, and after every so many steps.
-    pub fn saves(&self, config: &CheckpointConfig) -> bool {
-        self.step > 0 && (self.batches_in_epoch == 0 || every(config.save_every_n_steps.map(|n| n as u64), self.step))
-    }
-
-    /// Whether a run is validated here: before its first step, at the end of each epoch, after every `n` steps, and
-    /// wherever it saves if it is to know the best of its checkpoints.
-    pub fn validates(&self, n: Option<u64>, config: &CheckpointConfig) -> bool {
-        self.batches_in_epoch == 0 || every(n, self.step) || (config.keep_best && self.saves(config))
-    }
-
-    /// Where logs begin.
-    pub fn log_start(&self) -> metrics::Start {
-        if self.step == 0 { metrics::Start::Fresh } else { metrics::Start::Resumed(self.step) }
-    }
-}
-
-fn every(n: Option<u64>, step: u64) -> bool {
-    n.is_some_and(|n| step.is_multiple_of(n))
-}
-
-/// How a run treats what lies in its output folder.
-pub fn run_start(resume_from_checkpoint: bool, overwrite: bool) -> run::Start {
-    match (resume_from_checkpoint, overwrite) {
-        (true, _) => run::Start::Resume,
-        (false, true) => run::Start::Overwrite,
-        (false, false) => run::Start::Fresh,
-    }
 }
 
 /// Writes the resolved config to `config.yaml` in the run's folder; it can be run again as it is.
@@ -162,62 +113,33 @@ pub(crate) fn move_aside(path: &Path) -> Result<()> {
     fs::rename(path, aside).map_err(Error::io("rename", path))
 }
 
-/// How batches become steps and epochs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
-    /// Batches whose gradients make one step; the last step of an epoch takes what is left.
-    pub gradient_accumulation_steps: usize,
-    /// Steps after which an epoch ends early.
-    pub max_steps_per_epoch: Option<usize>,
-    /// Passes over the data.
-    pub epochs: u64,
-}
-
-impl Plan {
-    /// Steps in an epoch of so many batches.
-    pub fn steps_per_epoch(&self, batches_per_epoch: usize) -> u64 {
-        let steps = batches_per_epoch.div_ceil(self.gradient_accumulation_steps);
-        self.max_steps_per_epoch.map_or(steps, |max| max.min(steps)) as u64
-    }
-
-    /// Steps of the whole run.
-    pub fn total_steps(&self, batches_per_epoch: usize) -> u64 {
-        self.steps_per_epoch(batches_per_epoch).saturating_mul(self.epochs)
-    }
-}
-
 /// The key of one micro-batch's dropout: the same in a run that was resumed.
 pub fn dropout_key(seed: u64, step: u64, micro_batch: usize) -> u64 {
     Dropout::mix(Dropout::mix(seed, step), micro_batch as u64)
 }
 
-/// Stops a run whose loss or gradient is no number.
+/// Stops a run whose loss or gradient is no number; `last` is its newest checkpoint.
 ///
 /// # Errors
 /// Where it is not finite; the message names the step, its samples and what to try.
-pub fn check_finite(
-    step: u64,
-    loss: f64,
-    grad_norm: Option<f64>,
-    batches: &[Batch],
-    last: Option<&Path>,
-) -> Result<()> {
-    let what = match grad_norm {
-        _ if !loss.is_finite() => format!("the loss is {loss}"),
-        Some(norm) if !norm.is_finite() => format!("the norm of the gradient is {norm}"),
-        _ => return Ok(()),
+pub fn check_finite(step: &Step, loss: f64, grad_norm: f64, last: Option<&Saved>) -> Result<()> {
+    let what = match (loss.is_finite(), grad_norm.is_finite()) {
+        (false, _) => format!("the loss is {loss}"),
+        (true, false) => format!("the norm of the gradient is {grad_norm}"),
+        (true, true) => return Ok(()),
     };
-    let mut samples: Vec<&str> = batches.iter().flat_map(|b| b.origins.iter().map(String::as_str)).collect();
+    let mut samples: Vec<&str> = step.batches.iter().flat_map(|b| b.origins.iter().map(String::as_str)).collect();
     let more = samples.len().saturating_sub(8);
     samples.truncate(8);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let last = match last {
-        Some(path) => format!("The last good checkpoint is {}.", path.display()),
+        Some(saved) => format!("The last good checkpoint is {}.", saved.path.display()),
         None => "No checkpoint had been saved yet.".to_string(),
     };
     Err(Error::Training(format!(
-        "step {step}: {what}; nothing of this step is saved. Its samples: {}{more}. {last} \
+        "step {}: {what}; nothing of this step is saved. Its samples: {}{more}. {last} \
          Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples.",
+        step.number,
         samples.join(", ")
     )))
 }
@@ -225,15 +147,7 @@ pub fn check_finite(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn batches_make_steps() {
-        let plan = Plan { gradient_accumulation_steps: 4, max_steps_per_epoch: None, epochs: 3 };
-        assert_eq!((plan.steps_per_epoch(10), plan.total_steps(10)), (3, 9));
-        assert_eq!(Plan { max_steps_per_epoch: Some(1), ..plan }.total_steps(10), 3);
-        // More steps than can be counted are no overflow.
-        assert_eq!(Plan { epochs: u64::MAX, ..plan }.total_steps(10), u64::MAX);
-    }
+    use crate::data::Batch;
 
     #[test]
     fn a_config_that_someone_wrote_is_kept() {
@@ -262,8 +176,6 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_stops_the_run() {
-        check_finite(3, 1.0, Some(2.0), &[], None).unwrap();
-        check_finite(3, 1.0, None, &[], None).unwrap();
         let batch = Batch {
             rows: 1,
             len: 0,
@@ -273,10 +185,13 @@ mod tests {
             spans: vec![],
             origins: vec!["data.jsonl:7".into()],
         };
-        let error =
-            check_finite(3, f64::NAN, None, &[batch], Some(Path::new("out/epoch_0_step_2"))).unwrap_err().to_string();
+        let step = Step::of(3, vec![batch]);
+        let last = Saved { path: "out/epoch_0_step_2".into(), step: 2, epoch: 0 };
+        check_finite(&step, 1.0, 2.0, None).unwrap();
+        let error = check_finite(&step, f64::NAN, 2.0, Some(&last)).unwrap_err().to_string();
         assert!(error.contains("step 3: the loss is NaN") && error.contains("data.jsonl:7"), "{error}");
         assert!(error.contains("The last good checkpoint is out/epoch_0_step_2"), "{error}");
-        assert!(check_finite(3, 1.0, Some(f64::INFINITY), &[], None).is_err());
+        let error = check_finite(&step, 1.0, f64::INFINITY, None).unwrap_err().to_string();
+        assert!(error.contains("the norm of the gradient is inf"), "{error}");
     }
 }

@@ -34,7 +34,7 @@ pub fn json_schema(schema: &Schema, title: &str) -> String {
 }
 
 /// What an editor shows at an outermost key that the recipe does not have: it cannot know whether others refer to it.
-const OWN: &str = "No key of the recipe. One of your own is right where a `${}` refers to it.";
+const OWN: &str = "No key of the recipe. One of your own is right where a `${}` or an alias refers to it.";
 
 struct Writer {
     definitions: Map<String, Json>,

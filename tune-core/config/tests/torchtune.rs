@@ -204,7 +204,8 @@ fn what_there_is_not_is_told() {
         HEAD.replace(".lora_", ".qlora_").replace("1b}", "1b, use_dora: True}")
             + "tokenizer: {prompt_template: torchtune.data.ChatMLTemplate}\n\
                dataset: {_component_: torchtune.datasets.preference_dataset, source: a/b}\n\
-               optimizer: {_component_: torchao.optim.CPUOffloadOptimizer}\ncollate_fn: mine.collate\n",
+               optimizer: {_component_: torchao.optim.CPUOffloadOptimizer}\ncollate_fn: mine.collate\n\
+               loss: {_component_: torchtune.modules.loss.CEWithChunkedOutputLoss, reduction: sum}\n",
         // As they were before version 0.4.
         format!(
             "{HEAD}dataset: {{_component_: torchtune.datasets.chat_dataset, source: a/b, max_seq_len: 96, \
@@ -226,7 +227,8 @@ fn what_has_no_effect_is_told_once() {
          tokenizer: {{_component_: torchtune.models.llama3.llama3_tokenizer, path: /tmp/tokenizer.model}}\n\
          dataset: {{_component_: torchtune.datasets.alpaca_dataset, column_map: null}}\n\
          optimizer:\n  _component_: bitsandbytes.optim.PagedAdamW\n  lr: 1.0e-4\n  optim_bits: 8\n\
-         gradient_accumulation_steps: 8\nfsdp_cpu_offload: False\ncompile: True\n"
+         gradient_accumulation_steps: 8\nfsdp_cpu_offload: False\ncompile: True\n\
+         loss: {{_component_: torchtune.modules.loss.CEWithChunkedOutputLoss, num_output_chunks: 8}}\n"
     );
     snapshot("torchtune_warnings", &format!("{yaml}\n{}\n", told(&yaml)));
     let config = good(&yaml, &[]);

@@ -38,7 +38,7 @@ pub struct CheckpointConfig {
     pub keep_best: bool,
     /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
     #[config(range = 1.., may_change)]
-    pub save_every_n_steps: Option<usize>,
+    pub save_every_n_steps: Option<u64>,
     /// Round weights through this type as they are read (dequantized ones through bf16, say).
     pub round_to: Option<WeightDtype>,
 }

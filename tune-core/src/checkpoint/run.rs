@@ -33,9 +33,9 @@ pub struct Saved {
     /// Its folder.
     pub path: PathBuf,
     /// The optimizer step that it was saved after.
-    pub step: usize,
+    pub step: u64,
     /// The epoch that the step belongs to, from 0.
-    pub epoch: usize,
+    pub epoch: u64,
 }
 
 /// The complete checkpoints in `output_dir`, the oldest first; none where the folder does not exist.
@@ -77,7 +77,7 @@ pub(super) fn without(damaged: &Path) -> String {
 
 /// What saving steps from `from_step` on could replace without being a complete checkpoint: a model, say,
 /// that someone kept without the training state.
-fn without_state(output_dir: &Path, from_step: usize) -> Result<Option<String>> {
+fn without_state(output_dir: &Path, from_step: u64) -> Result<Option<String>> {
     let names = names_in(output_dir)?;
     Ok(names.into_iter().find(|name| {
         parse_name(name).is_some_and(|(_, step)| step >= from_step)
@@ -176,7 +176,7 @@ impl RunDir {
     /// [`super::hf::write`] or [`super::peft::write`]), the state is added, everything is synced, and the
     /// folder gets its name, `epoch_E_step_S`. One of that name that is already there is replaced.
     ///
-    /// `epoch` is the one that `state.step` belongs to; `weight_bytes` is about what `write` writes.
+    /// `weight_bytes` is about what `write` writes.
     ///
     /// # Errors
     ///
@@ -184,13 +184,13 @@ impl RunDir {
     /// checkpoints are as they were.
     pub fn save(
         &self,
-        epoch: usize,
         state: &TrainingState,
         weight_bytes: u64,
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Saved> {
         self.clean()?;
-        let name = name_of(epoch, state.step);
+        let (epoch, step) = (state.position.epoch_of_last_step(), state.position.step);
+        let name = name_of(epoch, step);
         let needed = weight_bytes.saturating_add(state.bytes()).saturating_add(SPARE_BYTES);
         if let Some(free) = durable::free_bytes(&self.dir)
             && free < needed
@@ -226,7 +226,7 @@ impl RunDir {
         if replaces {
             remove(&replaced)?;
         }
-        Ok(Saved { path, step: state.step, epoch })
+        Ok(Saved { path, step, epoch })
     }
 
     /// Deletes the oldest checkpoints until `keep_last` are left, at least one, and returns those deleted.
@@ -439,12 +439,12 @@ impl Drop for Lock {
     }
 }
 
-fn name_of(epoch: usize, step: usize) -> String {
+fn name_of(epoch: u64, step: u64) -> String {
     format!("epoch_{epoch}_step_{step}")
 }
 
 /// Epoch and step from a checkpoint's name.
-fn parse_name(name: &str) -> Option<(usize, usize)> {
+fn parse_name(name: &str) -> Option<(u64, u64)> {
     let (epoch, step) = name.strip_prefix("epoch_")?.split_once("_step_")?;
     let (epoch, step) = (epoch.parse().ok()?, step.parse().ok()?);
     // No signs, no leading zeros: one name for one checkpoint.

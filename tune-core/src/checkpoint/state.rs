@@ -18,23 +18,38 @@ pub(crate) const FILE: &str = "training_state.json";
 const TENSORS: &str = "training_state.safetensors";
 
 /// The version of the format that is written, and the only one that is read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Where the checksum of the file itself stands in it, which is made with zeros in its place.
 const CHECKSUM: &str = "\"checksum\": \"";
 const ZEROS: &str = "00000000";
 
+/// Where a run is: what is done, and so what comes next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// The epoch that the next batch belongs to, from 0.
+    pub epoch: u64,
+    /// Batches of that epoch already trained on (consumed, not read ahead).
+    pub batches_in_epoch: usize,
+}
+
+impl Position {
+    /// The epoch that the last step belongs to, from 0.
+    #[must_use]
+    pub fn epoch_of_last_step(&self) -> u64 {
+        if self.batches_in_epoch == 0 { self.epoch.saturating_sub(1) } else { self.epoch }
+    }
+}
+
 /// The position and memory of a training run after an optimizer step.
 #[derive(Debug, Clone, Default)]
 pub struct TrainingState {
-    /// Optimizer steps taken.
-    pub step: usize,
-    /// The epoch that the next batch belongs to, from 0.
-    pub epoch: usize,
-    /// Batches of that epoch already trained on (consumed, not read ahead).
-    pub batches_in_epoch: usize,
+    /// Where the run is.
+    pub position: Position,
     /// Steps that the whole run takes; schedules depend on it.
-    pub total_steps: usize,
+    pub total_steps: u64,
     /// The seed that the run began with.
     pub seed: u64,
     /// What the chat template took for now, where it writes the date.
@@ -57,10 +72,10 @@ struct Stored {
     checksum: String,
     /// The name of the checkpoint's folder.
     checkpoint: String,
-    step: usize,
-    epoch: usize,
+    step: u64,
+    epoch: u64,
     batches_in_epoch: usize,
-    total_steps: usize,
+    total_steps: u64,
     seed: u64,
     now: Option<i64>,
     settings: BTreeMap<String, Value>,
@@ -111,9 +126,7 @@ impl TrainingState {
         check_name(dir, &stored)?;
         check_files(dir, &stored)?;
         Ok(Self {
-            step: stored.step,
-            epoch: stored.epoch,
-            batches_in_epoch: stored.batches_in_epoch,
+            position: Position { step: stored.step, epoch: stored.epoch, batches_in_epoch: stored.batches_in_epoch },
             total_steps: stored.total_steps,
             seed: stored.seed,
             now: stored.now,
@@ -142,9 +155,9 @@ impl TrainingState {
             version: VERSION,
             checksum: ZEROS.to_owned(),
             checkpoint: name.to_owned(),
-            step: self.step,
-            epoch: self.epoch,
-            batches_in_epoch: self.batches_in_epoch,
+            step: self.position.step,
+            epoch: self.position.epoch,
+            batches_in_epoch: self.position.batches_in_epoch,
             total_steps: self.total_steps,
             seed: self.seed,
             now: self.now,
@@ -162,13 +175,14 @@ impl TrainingState {
 
     /// Checks that the numbers fit each other, and the plan of a run of so many epochs whose last step before the
     /// checkpoint is of epoch `of_last_step`.
-    pub(crate) fn check_numbers(&self, epochs: u64, of_last_step: usize, dir: &Path) -> Result<()> {
-        let before = if self.batches_in_epoch == 0 { self.epoch.saturating_sub(1) } else { self.epoch };
-        let is_sound = self.step <= self.total_steps && self.epoch as u64 <= epochs && before == of_last_step;
+    pub(crate) fn check_numbers(&self, epochs: u64, of_last_step: u64, dir: &Path) -> Result<()> {
+        let Self { position, total_steps, .. } = self;
+        let is_sound =
+            position.step <= *total_steps && position.epoch <= epochs && position.epoch_of_last_step() == of_last_step;
         if is_sound {
             return Ok(());
         }
-        let Self { step, epoch, batches_in_epoch, total_steps, .. } = self;
+        let Position { step, epoch, batches_in_epoch } = position;
         Err(damaged(
             &dir.join(FILE),
             &format!(

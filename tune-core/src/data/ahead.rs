@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::batch::{IGNORE, Sample};
 use super::corpus::Corpus;
@@ -169,6 +170,17 @@ impl Tokenized {
     /// Waits until all is tokenized.
     pub(super) fn totals(&self) -> Result<&Totals> {
         self.wait(|all| all.totals.get())
+    }
+
+    /// Waits for the same, but no longer than this. Returns whether all is tokenized.
+    pub(super) fn wait_for_all(&self, longest: Duration) -> Result<bool> {
+        let waits = |failure: &mut Option<String>| failure.is_none() && self.totals.get().is_none();
+        let waited = self.changed.wait_timeout_while(self.lock(), longest, waits);
+        let (failure, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match &*failure {
+            Some(message) => Err(Error::Data(message.clone())),
+            None => Ok(self.totals.get().is_some()),
+        }
     }
 
     /// The same, if all is tokenized.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::ahead::{Block, Origin, Tokenized};
 use super::batch::{Batch, IGNORE, Sample, Span};
@@ -143,6 +144,14 @@ impl Loader {
     /// Batches in an epoch, if all is tokenized.
     pub fn known_len(&self) -> Option<usize> {
         self.tokenized.known_totals().map(|totals| self.batches(totals.rows))
+    }
+
+    /// Waits until all is tokenized, but no longer than this. Returns whether it is.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub(crate) fn wait(&self, longest: Duration) -> Result<bool> {
+        self.tokenized.wait_for_all(longest)
     }
 
     fn batches(&self, rows: usize) -> usize {

@@ -1,7 +1,6 @@
 //! From files of text to batches of token ids.
 //!
-//! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s. A recipe that makes them itself puts their loader
-//! where the shipped ones have `outline.train_data(...)`:
+//! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s, of which a recipe makes a loader of its own:
 //!
 //! ```
 //! use tune_core::Result;

@@ -9,8 +9,8 @@ mod downloads;
 mod format;
 mod jsonl;
 mod memory;
+mod pace;
 mod tensorboard;
-mod throughput;
 
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,8 @@ pub use console::Console;
 pub use downloads::Downloads;
 pub use jsonl::JsonlLogger;
 pub use memory::{peak_memory, resident_memory};
+pub use pace::Pace;
 pub use tensorboard::TensorBoardLogger;
-pub use throughput::{Pace, Throughput};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,7 +130,7 @@ fn object(value: Value) -> Map<String, Value> {
 /// }
 ///
 /// let text = Arc::new(Mutex::new(String::new()));
-/// // In a recipe: behind `Metrics::open(&cfg.metric_logger, ...)`.
+/// // In a recipe: `self.run.metrics().add(Csv(...))`.
 /// let mut metrics = Metrics::open(&[], "out".as_ref(), Start::Fresh, 1, Console::silent())?;
 /// metrics.add(Csv(Arc::clone(&text)));
 /// let pace = Pace { tokens: 100, trained_tokens: 40, seconds: 0.5 };

@@ -16,33 +16,33 @@ pub(super) struct Data {
 
 /// Looks at every record of all data as training would.
 pub(super) fn look(
-    outline: &Outline<'_>,
+    outline: &Outline,
     tokenizer: Option<&Tokenizer>,
     model: Option<&Model>,
     seed: u64,
     report: &mut Report<'_>,
 ) -> Data {
     let Some(tokenizer) = tokenizer else {
-        let all = [outline.dataset, outline.dataset_val].concat();
-        report_faults(data::faults(&all, None, outline.tokenizer.max_seq_len), report);
+        let all = [outline.data.dataset.as_slice(), &outline.data.dataset_val].concat();
+        report_faults(data::faults(&all, None, outline.data.tokenizer.max_seq_len), report);
         return Data::default();
     };
     let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
     let context = Context { outline, tokenizer, max_positions };
     // What is refused is told here with the rest.
     let options = LoaderOptions { count_cut: true, must_stop: false, ..outline.loader_options(tokenizer, seed) };
-    let train = context.look("data", outline.dataset, options.clone(), report);
-    let validation = match outline.dataset_val {
+    let train = context.look("data", &outline.data.dataset, options.clone(), report);
+    let validation = match outline.data.dataset_val.as_slice() {
         [] => None,
         configs => context.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
     };
-    if let Some(config) = outline.exact_match
+    if let Some(config) = &outline.exact_match
         && let Some(questions) = report.take(ExactMatch::read(config, tokenizer))
     {
         report.fact("questions", format!("{} in {}", questions.len(), config.data_file.display()));
     }
     if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
-        let plan = outline.plan;
+        let plan = outline.steps.plan();
         let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
         report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
     }
@@ -51,7 +51,7 @@ pub(super) fn look(
 
 /// What is the same for training and validation data.
 struct Context<'a> {
-    outline: &'a Outline<'a>,
+    outline: &'a Outline,
     tokenizer: &'a Tokenizer,
     max_positions: Option<usize>,
 }
@@ -70,7 +70,7 @@ impl Context<'_> {
         let loader = match loader {
             Ok(loader) => loader,
             Err(first) => {
-                let faults = data::faults(configs, Some(self.tokenizer), self.outline.tokenizer.max_seq_len);
+                let faults = data::faults(configs, Some(self.tokenizer), self.outline.data.tokenizer.max_seq_len);
                 if faults.is_empty() {
                     report.error(first);
                 }
@@ -92,7 +92,7 @@ impl Context<'_> {
         if let Some(why) = &dataset.never_stops {
             report.error(why);
         }
-        if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.tokenizer.max_seq_len) {
+        if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.data.tokenizer.max_seq_len) {
             let lost = lost(dataset);
             let of_all = percent(dataset.cut_tokens, dataset.tokens + dataset.cut_tokens);
             let unended = Some(dataset.unended).filter(|&n| n > 0 && stops && dataset.stopping.is_some());

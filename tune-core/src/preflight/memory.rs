@@ -9,9 +9,9 @@ use crate::preflight::report::Report;
 use crate::recipe::Outline;
 
 /// What the run would take, where all that it follows from is sound.
-pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, report: &mut Report<'_>) {
+pub(super) fn look(outline: &Outline, model: Option<&Model>, data: &Data, report: &mut Report<'_>) {
     let (Some(shape), Some(train)) = (model.and_then(|model| model.shape.as_ref()), &data.train) else { return };
-    if outline.device != DeviceConfig::Cpu {
+    if outline.run.device != DeviceConfig::Cpu {
         return report.fact("memory", "it is planned for device=cpu alone");
     }
     let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref(), None)) else { return };
@@ -24,7 +24,7 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, data: &Data, re
 }
 
 /// Shows the plan. Returns whether the run fits.
-pub(super) fn plan(outline: &Outline<'_>, mut report: Report<'_>) -> bool {
+pub(super) fn plan(outline: &Outline, mut report: Report<'_>) -> bool {
     match make(outline) {
         Ok(plan) => {
             report.line(plan.to_string().trim_end());
@@ -37,10 +37,10 @@ pub(super) fn plan(outline: &Outline<'_>, mut report: Report<'_>) -> bool {
     }
 }
 
-fn make(outline: &Outline<'_>) -> Result<MemoryPlan> {
+fn make(outline: &Outline) -> Result<MemoryPlan> {
     let (base, shape) = outline.base()?;
-    let (tokenizer, _) = outline.tokenizer.open(&base)?;
-    let seed = outline.seed.unwrap_or_default();
+    let (tokenizer, _) = outline.tokenizer(&base, None)?;
+    let seed = outline.run.seed.unwrap_or_default();
     let train = outline.train_data(&tokenizer, seed)?;
     let validation = outline.validation_data(&tokenizer, seed)?;
     // All of it, so that the largest batch is among what is known.

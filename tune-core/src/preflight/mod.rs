@@ -15,7 +15,7 @@ use std::io::Write;
 use tune_config::cli::Purpose;
 
 use crate::checkpoint::state::TrainingState;
-use crate::recipe::{Outline, Recipe, inputs};
+use crate::recipe::{Outline, Recipe, fingerprints};
 use report::Report;
 
 /// Answers `--check` or `--plan`, in colour where that is asked for. Returns whether the run can start; of
@@ -31,19 +31,20 @@ pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut 
 }
 
 /// Everything, each part as far as what it needs is sound.
-fn check(outline: &Outline<'_>, report: &mut Report<'_>) {
+fn check(outline: &Outline, report: &mut Report<'_>) {
     model::device(outline, report);
     let model = model::open(outline, report);
     let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
     let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));
-    let seed = state.as_ref().map(|state| state.seed).or(outline.seed).unwrap_or_default();
+    let seed = state.as_ref().map(|state| state.seed).or(outline.run.seed).unwrap_or_default();
 
     let data = data::look(outline, tokenizer.as_ref(), model.as_ref(), seed, report);
     if let (Some(state), Some(train_data), Some(model)) = (&state, &data.train, &model)
         && let Some(shape) = &model.shape
     {
-        let inputs = model.fingerprint(outline).and_then(|base| inputs(train_data, shape, base));
-        report.take(inputs.and_then(|inputs| state.check_inputs(&inputs)));
+        let base = outline.base_fingerprint(&model.base);
+        let now = base.and_then(|base| fingerprints(train_data, shape, base));
+        report.take(now.and_then(|now| state.check_inputs(&now)));
     }
     memory::look(outline, model.as_ref(), &data, report);
     let batches = data.train.as_ref().and_then(|data| data.known_len());

@@ -1,5 +1,6 @@
 //! The device, the model's files and shape, the tokenizer and its chat template.
 
+use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::memory_plan;
@@ -7,7 +8,6 @@ use crate::models::{Decoder, DecoderConfig, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
-use crate::{Error, Result};
 
 /// The base model, as far as it is sound.
 pub(super) struct Model {
@@ -15,30 +15,20 @@ pub(super) struct Model {
     pub(super) shape: Option<DecoderConfig>,
 }
 
-impl Model {
-    /// The base's part in what a resumed run must find as it was.
-    pub(super) fn fingerprint(&self, outline: &Outline<'_>) -> Result<Option<u32>> {
-        match outline.trained {
-            Trained::Adapters { .. } => self.base.fingerprint().map(Some),
-            Trained::Weights => Ok(None),
-        }
-    }
-}
-
 /// Whether the run can compute where it is told to.
-pub(super) fn device(outline: &Outline<'_>, report: &mut Report<'_>) {
+pub(super) fn device(outline: &Outline, report: &mut Report<'_>) {
     if let Some((_, dtype)) = report.take(outline.device()) {
         report.fact("device", format!("cpu, {}", dtype_name(dtype)));
     }
 }
 
 /// The base model. Where only its weights are not as they should be, the rest is looked at all the same.
-pub(super) fn open(outline: &Outline<'_>, report: &mut Report<'_>) -> Option<Model> {
-    let base = match outline.checkpointer.open() {
+pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> {
+    let base = match outline.run.checkpointer.open() {
         Ok(base) => base,
         Err(error) => {
             report.error(error);
-            let base = Checkpoint::without_weights(&outline.checkpointer.checkpoint_dir).ok()?;
+            let base = Checkpoint::without_weights(&outline.run.checkpointer.checkpoint_dir).ok()?;
             let shape = report.take(outline.shape(&base));
             return Some(Model { base, shape });
         }
@@ -66,7 +56,7 @@ fn describe(base: &Checkpoint, model: &Decoder) -> String {
     )
 }
 
-fn trained(outline: &Outline<'_>, model: &Decoder, report: &mut Report<'_>) {
+fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
     let total = model.parameter_count();
     let Trained::Adapters { lora, .. } = &outline.trained else {
         return report.fact("trained", "all parameters");
@@ -79,7 +69,7 @@ fn trained(outline: &Outline<'_>, model: &Decoder, report: &mut Report<'_>) {
     let modules = lora.modules.iter().map(|module| module.name()).collect::<Vec<_>>().join(", ");
     report
         .fact("trained", format!("{elements} parameters, {share} of all: adapters of rank {} on {modules}", lora.rank));
-    if let Some(dir) = &outline.checkpointer.adapter_checkpoint {
+    if let Some(dir) = &outline.run.checkpointer.adapter_checkpoint {
         let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir));
         report.take(adapter);
     }
@@ -87,17 +77,13 @@ fn trained(outline: &Outline<'_>, model: &Decoder, report: &mut Report<'_>) {
 
 /// The tokenizer with its chat template, as the run has it.
 pub(super) fn tokenizer(
-    outline: &Outline<'_>,
+    outline: &Outline,
     model: &Model,
     state: Option<&TrainingState>,
     report: &mut Report<'_>,
 ) -> Option<Tokenizer> {
-    let (tokenizer, _) = report.take(outline.tokenizer.open(&model.base))?;
+    let (tokenizer, _) = report.take(outline.tokenizer(&model.base, state))?;
     outline.warnings(&model.base, &tokenizer).into_iter().for_each(|warning| report.warning(warning));
-    let tokenizer = match state.and_then(|state| state.now) {
-        Some(now) => tokenizer.at(now),
-        None => tokenizer,
-    };
     let stop: Vec<String> = tokenizer.stop_tokens().iter().filter_map(|&id| tokenizer.token(id)).collect();
     report.fact("tokenizer", format!("{} tokens; generation stops at {}", tokenizer.vocab_size(), listed(&stop)));
     if stop.is_empty() {
@@ -117,8 +103,8 @@ pub(super) fn tokenizer(
     Some(tokenizer)
 }
 
-fn template(outline: &Outline<'_>, template: Option<&ChatTemplate>) -> String {
-    let origin = match &outline.tokenizer.chat_template {
+fn template(outline: &Outline, template: Option<&ChatTemplate>) -> String {
+    let origin = match &outline.data.tokenizer.chat_template {
         Some(path) => path.display().to_string(),
         None => "the checkpoint's own".to_owned(),
     };

@@ -21,10 +21,10 @@ const STRETCHES: usize = 24;
 const MARKS: (&str, &str) = ("«", "»");
 
 /// Shows the first samples of each dataset, also where not all of the data is sound.
-pub(super) fn show(outline: &Outline<'_>, tokenizer: &Tokenizer, train_data: Option<&Loader>, report: &mut Report<'_>) {
+pub(super) fn show(outline: &Outline, tokenizer: &Tokenizer, train_data: Option<&Loader>, report: &mut Report<'_>) {
     let samples = match train_data {
         Some(loader) => loader.examples(EACH),
-        None => data::examples(outline.dataset, tokenizer, outline.tokenizer.max_seq_len, EACH),
+        None => data::examples(&outline.data.dataset, tokenizer, outline.data.tokenizer.max_seq_len, EACH),
     };
     if samples.is_empty() {
         return;

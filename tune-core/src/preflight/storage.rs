@@ -14,15 +14,15 @@ use crate::recipe::{Outline, Plan, Trained};
 use crate::{Error, Result};
 
 /// Looks at everything that the run would write. `batches` are those of an epoch, if they are known.
-pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, batches: Option<usize>, report: &mut Report<'_>) {
+pub(super) fn look(outline: &Outline, model: Option<&Model>, batches: Option<usize>, report: &mut Report<'_>) {
     let there = model.and_then(|model| {
-        let check = |()| run::check(outline.output_dir, model.base.path(), outline.start);
+        let check = |()| run::check(&outline.run.output_dir, model.base.path(), outline.run.start());
         report.take(outline.check_output_dir(&model.base).and_then(check))
     });
     if let Some(there) = &there {
         report.fact("output", describe(outline, there));
     }
-    report.take(check_writable(outline.output_dir));
+    report.take(check_writable(&outline.run.output_dir));
     report.take(check_keep_best(outline));
     if let (Some(shape), Some(there)) = (model.and_then(|model| model.shape.as_ref()), &there) {
         let Room { needed, refusal } = room(outline, shape, there, batches);
@@ -35,22 +35,22 @@ pub(super) fn look(outline: &Outline<'_>, model: Option<&Model>, batches: Option
 
 /// The same for a run that is about to begin: its first error. `state` is that of the run that goes on.
 pub(crate) fn check(
-    outline: &Outline<'_>,
+    outline: &Outline,
     base: &Checkpoint,
     shape: &DecoderConfig,
     batches: Option<usize>,
     state: Option<&TrainingState>,
 ) -> Result<()> {
     check_keep_best(outline)?;
-    let there = run::check(outline.output_dir, base.path(), outline.start)?;
-    check_writable(outline.output_dir)?;
+    let there = run::check(&outline.run.output_dir, base.path(), outline.run.start())?;
+    check_writable(&outline.run.output_dir)?;
     check_logs(outline)?;
-    let has_more_to_save = state.is_none_or(|state| state.step < state.total_steps);
+    let has_more_to_save = state.is_none_or(|state| state.position.step < state.total_steps);
     room(outline, shape, &there, batches).refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
 }
 
-fn check_keep_best(outline: &Outline<'_>) -> Result<()> {
-    match outline.checkpointer.keep_best && outline.dataset_val.is_empty() {
+fn check_keep_best(outline: &Outline) -> Result<()> {
+    match outline.run.checkpointer.keep_best && outline.data.dataset_val.is_empty() {
         true => Err(Error::setup(
             "checkpointer.keep_best keeps the checkpoint with the lowest validation loss: set dataset_val, too, or \
              checkpointer.keep_best=false",
@@ -59,14 +59,14 @@ fn check_keep_best(outline: &Outline<'_>) -> Result<()> {
     }
 }
 
-fn describe(outline: &Outline<'_>, there: &[Saved]) -> String {
-    let dir = outline.output_dir.display();
+fn describe(outline: &Outline, there: &[Saved]) -> String {
+    let dir = outline.run.output_dir.display();
     let checkpoints = match there {
         [] => return format!("{dir}, which has no checkpoints yet"),
         [one] => format!("one checkpoint, {}", name(&one.path)),
         [.., last] => format!("{} checkpoints, the newest {}", there.len(), name(&last.path)),
     };
-    match outline.start {
+    match outline.run.start() {
         Start::Resume => format!("{dir}, which has {checkpoints}: the run goes on from it"),
         _ => format!("{dir}, which has {checkpoints}: overwrite=true deletes what is there"),
     }
@@ -110,9 +110,9 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
 }
 
 /// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
-fn checkpoint_bytes(outline: &Outline<'_>, shape: &DecoderConfig) -> u64 {
+fn checkpoint_bytes(outline: &Outline, shape: &DecoderConfig) -> u64 {
     let parameters = shape.parameter_count();
-    let all = parameters * outline.dtype.dtype().size_in_bytes() as u64;
+    let all = parameters * outline.run.dtype.dtype().size_in_bytes() as u64;
     let (trained, weights) = match &outline.trained {
         Trained::Weights => (parameters, all),
         Trained::Adapters { lora, merged } => {
@@ -124,8 +124,8 @@ fn checkpoint_bytes(outline: &Outline<'_>, shape: &DecoderConfig) -> u64 {
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
-fn saves(plan: Plan, batches: usize, every: Option<usize>) -> u64 {
-    let Some(every) = every.map(|n| n as u64) else { return plan.epochs };
+fn saves(plan: Plan, batches: usize, every: Option<u64>) -> u64 {
+    let Some(every) = every else { return plan.epochs };
     let each = plan.steps_per_epoch(batches);
     let between = plan.total_steps(batches) / every;
     // Epochs whose last step is such a step, too: one in so many.
@@ -144,12 +144,12 @@ struct Room {
 }
 
 /// What the run needs, against what is free. As long as the data is being counted, one checkpoint is all that is known.
-fn room(outline: &Outline<'_>, shape: &DecoderConfig, there: &[Saved], batches: Option<usize>) -> Room {
+fn room(outline: &Outline, shape: &DecoderConfig, there: &[Saved], batches: Option<usize>) -> Room {
     let one = checkpoint_bytes(outline, shape);
-    let saves = batches.map_or(1, |n| saves(outline.plan, n, outline.checkpointer.save_every_n_steps));
-    let keep = outline.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
+    let saves = batches.map_or(1, |n| saves(outline.steps.plan(), n, outline.run.checkpointer.save_every_n_steps));
+    let keep = outline.run.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
     // The best one, besides.
-    let keep = keep.saturating_add(u64::from(outline.checkpointer.keep_best));
+    let keep = keep.saturating_add(u64::from(outline.run.checkpointer.keep_best));
     // The oldest goes when the newest is there.
     let most = saves.min(keep.saturating_add(1));
     let key = "checkpointer.keep_last_n_checkpoints";
@@ -158,11 +158,11 @@ fn room(outline: &Outline<'_>, shape: &DecoderConfig, there: &[Saved], batches: 
         kept => format!("{kept} are kept ({key}) while the next is written"),
     };
     let size = |saved: &Saved| bytes_below(&saved.path);
-    let (freed, needed) = match outline.start {
+    let (freed, needed) = match outline.run.start() {
         Start::Overwrite => (there.iter().map(size).sum(), one.saturating_mul(most)),
         _ => (0, one.saturating_mul(most.saturating_sub(there.len() as u64).max(1))),
     };
-    let free = free_bytes(&existing(outline.output_dir)).map(|free| free.saturating_add(freed));
+    let free = free_bytes(&existing(&outline.run.output_dir)).map(|free| free.saturating_add(freed));
     let free_text = free.map_or_else(String::new, |free| format!(", of {} that are free", human(free)));
     let text = match batches {
         None => format!("a checkpoint takes {}", human(one)),
@@ -174,7 +174,7 @@ fn room(outline: &Outline<'_>, shape: &DecoderConfig, there: &[Saved], batches: 
             false => "make room".to_owned(),
         };
         Error::file(
-            outline.output_dir,
+            &outline.run.output_dir,
             format!(
                 "there is no room for the checkpoints: they take up to {} ({} each, {kept}), and {} are free; {advice}, or \
                  choose another output_dir",
@@ -199,19 +199,19 @@ fn bytes_below(dir: &Path) -> u64 {
 }
 
 /// Logs that share a file, or whose folder cannot be written.
-fn check_logs(outline: &Outline<'_>) -> Result<()> {
-    Metrics::check(outline.metric_logger, outline.output_dir)?;
-    let places = outline.metric_logger.iter().filter_map(|config| config.place(outline.output_dir));
+fn check_logs(outline: &Outline) -> Result<()> {
+    Metrics::check(&outline.run.metric_logger, &outline.run.output_dir)?;
+    let places = outline.run.metric_logger.iter().filter_map(|config| config.place(&outline.run.output_dir));
     places
-        .filter(|place| !place.starts_with(outline.output_dir))
+        .filter(|place| !place.starts_with(&outline.run.output_dir))
         .try_for_each(|place| check_writable(place.parent().unwrap_or(&place)))
 }
 
-fn logs(outline: &Outline<'_>, report: &mut Report<'_>) {
+fn logs(outline: &Outline, report: &mut Report<'_>) {
     let mut places = Vec::new();
-    for config in outline.metric_logger {
+    for config in &outline.run.metric_logger {
         config.warning().into_iter().for_each(|warning| report.warning(warning));
-        places.extend(config.place(outline.output_dir).map(|place| place.display().to_string()));
+        places.extend(config.place(&outline.run.output_dir).map(|place| place.display().to_string()));
     }
     match places.is_empty() {
         true => report.fact("metrics", "on the console alone"),
@@ -232,7 +232,7 @@ mod tests {
             for every in 1..30 {
                 let saved = |step: &u64| step.is_multiple_of(each) || step.is_multiple_of(every);
                 let expected = (1..=plan.total_steps(batches)).filter(saved).count() as u64;
-                assert_eq!(saves(plan, batches, Some(every as usize)), expected, "{plan:?}, every {every} steps");
+                assert_eq!(saves(plan, batches, Some(every)), expected, "{plan:?}, every {every} steps");
             }
         }
         // More than can be counted is no overflow.

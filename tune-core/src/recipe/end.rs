@@ -17,7 +17,7 @@ const SHORT: usize = 80;
 pub fn end_of_run(saved: &Saved, base: Option<&Path>, validations: &Validations, question: Option<&str>) -> String {
     let what = if base.is_some() { "Adapter" } else { "Model" };
     let mut text = format!("{what} saved to {}\n", saved.path.display());
-    let merged = saved.path.join("merged");
+    let merged = saved.path.join(super::weights::MERGED);
     if merged.is_dir() {
         text += &format!("Merged model saved to {}\n", merged.display());
     }
@@ -42,7 +42,7 @@ pub fn end_of_run(saved: &Saved, base: Option<&Path>, validations: &Validations,
 fn checkpoint_of(step: u64, newest: &Saved) -> String {
     let folder = newest.path.parent().unwrap_or(Path::new("."));
     let all = run::checkpoints(folder).unwrap_or_default();
-    let found = all.into_iter().find(|saved| saved.step as u64 == step);
+    let found = all.into_iter().find(|saved| saved.step == step);
     found.map_or_else(String::new, |saved| format!(": {}", saved.path.display()))
 }
 

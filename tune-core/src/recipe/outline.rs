@@ -5,21 +5,21 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use serde_json::Value as Json;
+use tune_config::Config;
 
-use super::Plan;
+use super::{DataKeys, Plan, RunKeys, StepKeys, settings};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
-use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::{DatasetConfig, Loader, LoaderOptions};
-use crate::device::{DeviceConfig, Precision};
+use crate::device::DeviceConfig;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, Setting};
-use crate::metrics::MetricLoggerConfig;
 use crate::models::{Architecture, Decoder, DecoderConfig};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
-use crate::tokenizer::{Tokenizer, TokenizerConfig, listed};
+use crate::tokenizer::{Tokenizer, TokenizerFiles, listed};
 use crate::{Error, Result};
 
 /// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
@@ -39,63 +39,66 @@ pub enum Trained {
     },
 }
 
-/// A run in outline. `setup` opens it piece by piece with the methods here, and a preflight looks at the same pieces, so
-/// that the two cannot disagree.
+/// A run in outline. [`Outline::open`] opens it piece by piece with the methods here, and a preflight looks at the same
+/// pieces, so the two cannot disagree.
 #[derive(Debug, Clone)]
-pub struct Outline<'a> {
-    /// Checkpoints and logs go here.
-    pub output_dir: &'a Path,
-    /// What becomes of those that are there.
-    pub start: run::Start,
-    /// The settings that a resumed run must share.
-    pub settings: BTreeMap<String, Json>,
-    /// The model to start from, and how results are saved.
-    pub checkpointer: &'a CheckpointConfig,
-    /// The model that the checkpoint must hold, if that is said.
-    pub architecture: Option<Architecture>,
+pub struct Outline {
+    /// Where the run begins, where it computes and what it leaves behind.
+    pub run: RunKeys,
+    /// What is trained and validated on.
+    pub data: DataKeys,
+    /// How long is trained, and what a step is made of.
+    pub steps: StepKeys,
+    /// What moves what is trained.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes.
+    pub lr_scheduler: SchedulerConfig,
     /// What is trained.
     pub trained: Trained,
-    /// Text to tokens.
-    pub tokenizer: &'a TokenizerConfig,
-    /// What is trained on.
-    pub dataset: &'a [DatasetConfig],
-    /// What the model is validated on.
-    pub dataset_val: &'a [DatasetConfig],
+    /// The model that the checkpoint must hold, if that is said.
+    pub architecture: Option<Architecture>,
     /// Questions that the model is asked.
-    pub exact_match: Option<&'a ExactMatchConfig>,
-    /// Where randomness starts, unless at random.
-    pub seed: Option<u64>,
-    /// Whether samples come in a new order in each epoch.
-    pub shuffle: bool,
-    /// Rows of a micro-batch.
-    pub batch_size: usize,
-    /// How batches become steps and epochs.
-    pub plan: Plan,
-    /// What moves what is trained.
-    pub optimizer: &'a OptimizerConfig,
+    pub exact_match: Option<ExactMatchConfig>,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
-    /// How the learning rate changes.
-    pub lr_scheduler: &'a SchedulerConfig,
-    /// The norm that gradients are scaled down to, if they are.
-    pub clip_grad_norm: Option<f64>,
-    /// Whether only the input of each block is kept for the backward pass.
-    pub activation_checkpointing: bool,
-    /// Where it computes.
-    pub device: DeviceConfig,
-    /// In which precision.
-    pub dtype: Precision,
-    /// Where metrics go.
-    pub metric_logger: &'a [MetricLoggerConfig],
+    /// The settings that a resumed run must share.
+    pub settings: BTreeMap<String, Json>,
+    /// The whole config as YAML.
+    pub yaml: String,
 }
 
-impl Outline<'_> {
+impl Outline {
+    /// The outline of a run that trains all weights of whatever model is there. A recipe says what is otherwise by
+    /// `Outline { architecture, ..Outline::new(...) }`.
+    pub fn new(
+        config: &impl Config,
+        run: &RunKeys,
+        data: &DataKeys,
+        steps: &StepKeys,
+        optimizer: &OptimizerConfig,
+        lr_scheduler: &SchedulerConfig,
+    ) -> Self {
+        Self {
+            run: run.clone(),
+            data: data.clone(),
+            steps: steps.clone(),
+            optimizer: optimizer.clone(),
+            lr_scheduler: lr_scheduler.clone(),
+            trained: Trained::Weights,
+            architecture: None,
+            exact_match: None,
+            optimizer_in_bwd: None,
+            settings: settings(config),
+            yaml: config.to_yaml(),
+        }
+    }
+
     /// The device, and the dtype of weights and activations.
     ///
     /// # Errors
     /// As [`DeviceConfig::open`] and [`Precision::training_dtype`].
     pub fn device(&self) -> Result<(Device, DType)> {
-        Ok((self.device.open()?, self.dtype.training_dtype()?))
+        Ok((self.run.device.open()?, self.run.dtype.training_dtype()?))
     }
 
     /// The base model's files and its shape. No weight is read.
@@ -104,7 +107,7 @@ impl Outline<'_> {
     /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for,
     /// weights that are not those of the model's shape.
     pub fn base(&self) -> Result<(Checkpoint, DecoderConfig)> {
-        let base = self.checkpointer.open()?;
+        let base = self.run.checkpointer.open()?;
         let shape = self.shape(&base)?;
         Decoder::skeleton(shape.clone(), &base)?;
         Ok((base, shape))
@@ -119,11 +122,24 @@ impl Outline<'_> {
         Ok(shape)
     }
 
+    /// The tokenizer for the base model, and the files to carry into what is saved. A chat template that writes the date
+    /// goes on with the day on which the run began, where it goes on from `state`.
+    ///
+    /// # Errors
+    /// As [`TokenizerConfig::open`](crate::tokenizer::TokenizerConfig::open).
+    pub fn tokenizer(&self, base: &Checkpoint, state: Option<&TrainingState>) -> Result<(Tokenizer, TokenizerFiles)> {
+        let (tokenizer, files) = self.data.tokenizer.open(base)?;
+        match state.and_then(|state| state.now) {
+            Some(now) => Ok((tokenizer.at(now), files)),
+            None => Ok((tokenizer, files)),
+        }
+    }
+
     /// What deserves the user's attention of the model and its tokenizer without being an error.
     pub fn warnings(&self, base: &Checkpoint, tokenizer: &Tokenizer) -> Vec<String> {
         let mut warnings = base.warnings().to_vec();
-        warnings.extend(self.tokenizer.warning());
-        if let Some(dir) = &self.checkpointer.adapter_checkpoint {
+        warnings.extend(self.data.tokenizer.warning());
+        if let Some(dir) = &self.run.checkpointer.adapter_checkpoint {
             warnings.extend(crate::peft::other_base(dir, base));
         }
         if let Trained::Adapters { merged, .. } = self.trained {
@@ -159,8 +175,8 @@ impl Outline<'_> {
     /// As [`run::check_output_dir`].
     pub fn check_output_dir(&self, base: &Checkpoint) -> Result<()> {
         std::iter::once(base.path())
-            .chain(self.checkpointer.adapter_checkpoint.as_deref())
-            .try_for_each(|start| run::check_output_dir(self.output_dir, start))
+            .chain(self.run.checkpointer.adapter_checkpoint.as_deref())
+            .try_for_each(|start| run::check_output_dir(&self.run.output_dir, start))
     }
 
     /// The checkpoint that the run goes on from, and its state; `None` where it starts anew.
@@ -175,14 +191,25 @@ impl Outline<'_> {
         &self,
         read: impl FnOnce(&Path) -> Result<TrainingState>,
     ) -> Result<Option<(Saved, TrainingState)>> {
-        if self.start != run::Start::Resume {
+        if self.run.start() != run::Start::Resume {
             return Ok(None);
         }
-        let Some(saved) = run::latest(self.output_dir)? else { return Ok(None) };
+        let Some(saved) = run::latest(&self.run.output_dir)? else { return Ok(None) };
         let state = read(&saved.path)?;
         state.check_settings(&self.settings)?;
-        state.check_numbers(self.plan.epochs, saved.epoch, &saved.path)?;
+        state.check_numbers(self.steps.epochs, saved.epoch, &saved.path)?;
         Ok(Some((saved, state)))
+    }
+
+    /// A number that stands for the base model's weights, where a run that is resumed needs them again.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fingerprint`].
+    pub(crate) fn base_fingerprint(&self, base: &Checkpoint) -> Result<Option<u32>> {
+        match self.trained {
+            Trained::Adapters { .. } => base.fingerprint().map(Some),
+            Trained::Weights => Ok(None),
+        }
     }
 
     /// The training data in batches.
@@ -190,7 +217,7 @@ impl Outline<'_> {
     /// # Errors
     /// As [`Loader::open`].
     pub fn train_data(&self, tokenizer: &Tokenizer, seed: u64) -> Result<Loader> {
-        self.loader(self.dataset, tokenizer, self.loader_options(tokenizer, seed))
+        self.loader(&self.data.dataset, tokenizer, self.loader_options(tokenizer, seed))
     }
 
     /// The validation data in batches, in the order of the files; `None` where there is none.
@@ -198,11 +225,11 @@ impl Outline<'_> {
     /// # Errors
     /// As [`Loader::open`].
     pub fn validation_data(&self, tokenizer: &Tokenizer, seed: u64) -> Result<Option<Loader>> {
-        if self.dataset_val.is_empty() {
+        if self.data.dataset_val.is_empty() {
             return Ok(None);
         }
         let options = LoaderOptions { shuffle: false, ..self.loader_options(tokenizer, seed) };
-        self.loader(self.dataset_val, tokenizer, options).map(Some)
+        self.loader(&self.data.dataset_val, tokenizer, options).map(Some)
     }
 
     /// What the run needs of memory, where it goes on from `state`, if it does. To be asked when the data is there
@@ -218,14 +245,14 @@ impl Outline<'_> {
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<MemoryPlan> {
-        if self.device != DeviceConfig::Cpu {
+        if self.run.device != DeviceConfig::Cpu {
             return Err(Error::setup("memory is planned for device=cpu alone"));
         }
-        let Plan { gradient_accumulation_steps, max_steps_per_epoch, epochs } = self.plan;
-        let per_epoch = max_steps_per_epoch.map_or(usize::MAX, |n| n.saturating_mul(gradient_accumulation_steps));
+        let plan = self.steps.plan();
+        let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         MemoryPlan::new(&Setting {
             model: model.clone(),
-            dtype: self.dtype.training_dtype()?,
+            dtype: self.run.dtype.training_dtype()?,
             lora: match &self.trained {
                 Trained::Adapters { lora, .. } => Some(lora.clone()),
                 Trained::Weights => None,
@@ -233,11 +260,16 @@ impl Outline<'_> {
             optimizer: self.optimizer.clone(),
             optimizer_state_held: state.map_or(0, TrainingState::bytes),
             optimizer_in_backward: self.optimizer_in_bwd,
-            activation_checkpointing: self.activation_checkpointing,
+            activation_checkpointing: self.steps.enable_activation_checkpointing,
             gradient_accumulation_steps,
-            clips_gradients: self.clip_grad_norm.is_some(),
-            batch_size: self.batch_size,
-            steps: train_data.demanding_steps(epochs, per_epoch, gradient_accumulation_steps, FIRST_STEPS)?,
+            clips_gradients: self.steps.clip_grad_norm.is_some(),
+            batch_size: self.data.batch_size,
+            steps: train_data.demanding_steps(
+                epochs,
+                plan.most_batches_per_epoch(),
+                gradient_accumulation_steps,
+                FIRST_STEPS,
+            )?,
             validation_steps: validation_data
                 .map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
         })
@@ -254,7 +286,7 @@ impl Outline<'_> {
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<()> {
-        match self.device {
+        match self.run.device {
             DeviceConfig::Cpu => self.memory_plan(model, train_data, validation_data, state)?.check(),
             DeviceConfig::Cuda(_) => Ok(()),
         }
@@ -279,7 +311,7 @@ impl Outline<'_> {
     pub fn schedule_warnings(&self, batches: Option<usize>) -> Vec<String> {
         let mut warnings = Vec::new();
         let warmup = self.lr_scheduler.build().warmup_steps;
-        let total = batches.map(|batches| self.plan.total_steps(batches));
+        let total = batches.map(|batches| self.steps.plan().total_steps(batches));
         if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
             let reached = 100.0 * (total - 1) as f64 / warmup as f64;
             warnings.push(format!(
@@ -288,7 +320,7 @@ impl Outline<'_> {
                 total / 10
             ));
         }
-        if self.checkpointer.keep_best && self.checkpointer.keep_last_n_checkpoints.is_none() {
+        if self.run.checkpointer.keep_best && self.run.checkpointer.keep_last_n_checkpoints.is_none() {
             warnings.push(
                 "checkpointer.keep_best has no effect: every checkpoint is kept, because \
                  checkpointer.keep_last_n_checkpoints is not set"
@@ -301,8 +333,8 @@ impl Outline<'_> {
     pub(crate) fn loader_options(&self, tokenizer: &Tokenizer, seed: u64) -> LoaderOptions {
         let pad_id = tokenizer.pad().unwrap_or(0);
         LoaderOptions {
-            batch_size: self.batch_size,
-            shuffle: self.shuffle,
+            batch_size: self.data.batch_size,
+            shuffle: self.data.shuffle,
             seed,
             pad_id,
             must_stop: true,
@@ -316,24 +348,24 @@ impl Outline<'_> {
         tokenizer: &Tokenizer,
         options: LoaderOptions,
     ) -> Result<Loader> {
-        Loader::open(configs, tokenizer, self.tokenizer.max_seq_len, options)
+        Loader::open(configs, tokenizer, self.data.tokenizer.max_seq_len, options)
     }
 }
 
-/// What a resumed run must find as it was, besides the settings: the training data, what the base model computes and,
-/// where its weights are not those of the run's own checkpoints, these.
+/// What must be unchanged when a run is resumed, besides its settings: the training data, what the base model computes
+/// and, where its weights are not those of the run's own checkpoints, these.
 ///
 /// # Errors
 /// As [`Loader::fingerprint`].
-pub fn inputs(
+pub(crate) fn fingerprints(
     train_data: &Loader,
     model: &DecoderConfig,
-    base_fingerprint: Option<u32>,
+    base: Option<u32>,
 ) -> Result<BTreeMap<String, u32>> {
-    let mut inputs = BTreeMap::from([
+    let mut fingerprints = BTreeMap::from([
         ("the training data".to_string(), train_data.fingerprint()?),
         ("the base model's config".to_string(), crc32c::crc32c(format!("{model:?}").as_bytes())),
     ]);
-    inputs.extend(base_fingerprint.map(|base| ("the base model".to_string(), base)));
-    Ok(inputs)
+    fingerprints.extend(base.map(|base| ("the base model".to_string(), base)));
+    Ok(fingerprints)
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::Position;
 use super::room::wait_for_room;
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::may_pass;
@@ -22,13 +21,12 @@ use crate::{Error, Result};
 pub fn save(
     run_dir: &RunDir,
     config: &CheckpointConfig,
-    position: Position,
     state: &TrainingState,
     weight_bytes: u64,
     console: &mut Console,
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<Saved> {
-    let save_to = |dir: &RunDir| dir.save(position.epoch_of_last_step(), state, weight_bytes, &write);
+    let save_to = |dir: &RunDir| dir.save(state, weight_bytes, &write);
     let saved = match save_to(run_dir) {
         Err(error) if may_pass(&error) => {
             if let Some(keep) = config.keep_last_n_checkpoints.filter(|&keep| keep > 1) {

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tune_config::cli::signals::Listening;
 
 use super::{Plan, Position, check_stop};
 use crate::data::{Batch, Loader};
+use crate::metrics::Pace;
 use crate::{Error, Result};
 
 /// What one optimizer step trains on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Step {
+    /// Its number, from 1.
+    pub number: u64,
     /// The step's micro-batches.
     pub batches: Vec<Batch>,
     /// The epoch, from 0.
@@ -21,6 +24,31 @@ pub struct Step {
     pub batches_in_epoch: usize,
     /// Whether this is the epoch's last step.
     pub ends_epoch: bool,
+    /// When it was asked for.
+    begun: Instant,
+}
+
+impl Step {
+    /// Of these micro-batches, in the middle of the first epoch.
+    #[cfg(test)]
+    pub(super) fn of(number: u64, batches: Vec<Batch>) -> Self {
+        let batches_in_epoch = batches.len();
+        Self { number, batches, epoch: 0, batches_in_epoch, ends_epoch: false, begun: Instant::now() }
+    }
+
+    /// Tokens whose next one is trained, in all micro-batches.
+    pub fn trained_tokens(&self) -> usize {
+        self.batches.iter().map(Batch::trained_tokens).sum()
+    }
+
+    /// Its tokens, and the time since it was asked for: waiting for data counts.
+    pub fn pace(&self) -> Pace {
+        Pace {
+            tokens: self.batches.iter().map(|batch| batch.tokens() as u64).sum(),
+            trained_tokens: self.trained_tokens() as u64,
+            seconds: self.begun.elapsed().as_secs_f64(),
+        }
+    }
 }
 
 /// The steps of a run from a position on. The next one is put together while the last is trained on; where a
@@ -34,7 +62,7 @@ pub struct Steps {
 }
 
 /// How often a step that is waited for gives way to a signal.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Steps {
     /// Begins to read.
@@ -62,12 +90,13 @@ impl Iterator for Steps {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let begun = Instant::now();
         loop {
             if let Err(stopped) = check_stop() {
                 return Some(Err(stopped));
             }
             match self.receiver.recv_timeout(PATIENCE) {
-                Ok(step) => return Some(step),
+                Ok(step) => return Some(step.map(|step| Step { begun, ..step })),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
@@ -78,17 +107,25 @@ impl Iterator for Steps {
 /// Sends one step after the other until all are sent or nobody wants more.
 fn send_steps(data: &Loader, plan: Plan, from: Position, sender: &SyncSender<Result<Step>>) -> Result<()> {
     let accumulated = plan.gradient_accumulation_steps.max(1);
+    let mut number = from.step;
     for epoch in from.epoch..plan.epochs {
         let done = if epoch == from.epoch { from.batches_in_epoch } else { 0 };
-        let last = plan.max_steps_per_epoch.map_or(usize::MAX, |steps| steps.saturating_mul(accumulated));
         let all = data.epoch(epoch);
-        let mut batches = all.batches(done).take(last.saturating_sub(done)).peekable();
+        let mut batches = all.batches(done).take(plan.most_batches_per_epoch().saturating_sub(done)).peekable();
         let mut done = done;
         while batches.peek().is_some() {
-            let step = batches.by_ref().take(accumulated).collect::<Result<Vec<Batch>>>()?;
-            done += step.len();
-            let ends_epoch = batches.peek().is_none();
-            if sender.send(Ok(Step { batches: step, epoch, batches_in_epoch: done, ends_epoch })).is_err() {
+            let batches_of_step = batches.by_ref().take(accumulated).collect::<Result<Vec<Batch>>>()?;
+            done += batches_of_step.len();
+            number += 1;
+            let step = Step {
+                number,
+                batches: batches_of_step,
+                epoch,
+                batches_in_epoch: done,
+                ends_epoch: batches.peek().is_none(),
+                begun: Instant::now(),
+            };
+            if sender.send(Ok(step)).is_err() {
                 return Ok(());
             }
         }
@@ -121,6 +158,7 @@ mod tests {
         let shapes: Vec<_> = all.iter().map(shape).collect();
         let epoch = |e| [(e, 3, 3, false), (e, 3, 6, false), (e, 2, 8, true)];
         assert_eq!(shapes, [epoch(0), epoch(1)].concat());
+        assert!(all.iter().map(|s| s.number).eq(1..=6));
         let batches: Vec<Batch> = all.iter().flat_map(|s| s.batches.clone()).collect();
         let expected: Result<Vec<Batch>> = (0..2).flat_map(|e| data.epoch(e).batches(0).collect::<Vec<_>>()).collect();
         assert_eq!(batches, expected.unwrap());
@@ -130,14 +168,13 @@ mod tests {
     fn a_run_goes_on_behind_the_steps_that_were_taken() {
         let data = loader(16);
         let all = steps(&data, PLAN, Position::default());
+        let same = |a: &Step, b: &Step| {
+            (a.number, a.epoch, a.batches_in_epoch, a.ends_epoch, &a.batches)
+                == (b.number, b.epoch, b.batches_in_epoch, b.ends_epoch, &b.batches)
+        };
         for taken in 1..all.len() {
-            let Step { epoch, batches_in_epoch, ends_epoch, .. } = all[taken - 1];
-            let from = if ends_epoch {
-                Position { step: 0, epoch: epoch + 1, batches_in_epoch: 0 }
-            } else {
-                Position { step: 0, epoch, batches_in_epoch }
-            };
-            assert_eq!(steps(&data, PLAN, from), all[taken..]);
+            let rest = steps(&data, PLAN, Position::after(&all[taken - 1]));
+            assert!(rest.len() == all.len() - taken && rest.iter().zip(&all[taken..]).all(|(a, b)| same(a, b)));
         }
     }
 
@@ -156,7 +193,7 @@ mod tests {
         let mut steps = Steps::ahead(&data, PLAN, Position::default()).unwrap();
         steps.next().unwrap().unwrap();
         drop(steps);
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while Arc::strong_count(&data) > 1 {
             assert!(begun.elapsed().as_secs() < 60, "the thread still reads");
             std::thread::yield_now();

@@ -1,9 +1,9 @@
-//! The early end of a run that was asked to end.
+//! The early end of a run: one that was asked to end, or that cannot go on and whose steps so far are sound.
 
 use tune_config::cli::{Exit, quoted, signals, this_program};
 
 use super::Recipe;
-use crate::checkpoint::run::Saved;
+use crate::checkpoint::run::{Saved, way_on};
 use crate::{Error, Result};
 
 /// An error where the run is to end: Ctrl-C or SIGTERM came since its [`Steps`](super::Steps) began. To be asked wherever
@@ -20,40 +20,40 @@ pub fn check_stop() -> Result<()> {
 
 /// What [`Recipe::save_early`] does.
 pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
-    if !matches!(why, Error::Stopped(_) | Error::Log { .. }) {
-        return why;
-    }
-    let step = recipe.position().step;
-    let is_saved = |recipe: &R| recipe.last_saved().is_some_and(|saved| saved.step as u64 == step);
-    let failure = match step == 0 || is_saved(recipe) {
-        true => None,
-        false => recipe.save_checkpoint().err(),
+    let step = recipe.run().position().step;
+    let is_saved = recipe.run().last_saved().is_some_and(|saved| saved.step == step);
+    let is_worth_saving = matches!(why, Error::Stopped(_) | Error::Log { .. } | Error::Data(_));
+    let failure = match is_worth_saving && step > 0 && !is_saved {
+        true => recipe.save_checkpoint().err(),
+        false => None,
     };
-    match (why, failure) {
+    let error = match (why, failure) {
         (Error::Stopped(Exit { code, message }), None) => {
-            let message = match recipe.last_saved() {
+            let message = match recipe.run().last_saved() {
                 None => format!("{message} before the first step was done: there is nothing to save"),
                 Some(saved) => {
                     format!("{message} after step {step}; saved to {}\n{}", saved.path.display(), how_to_go_on(saved))
                 }
             };
-            Error::Stopped(Exit { code, message })
+            return Error::Stopped(Exit { code, message });
         }
-        (Error::Stopped(Exit { code, message }), Some(failure)) => {
-            Error::Stopped(Exit { code, message: format!("{message} after step {step}\nerror: {failure}") })
+        (Error::Stopped(_), Some(failure)) => failure,
+        // The first mistake in the training data is also why nothing can be saved.
+        (Error::Data(message), None | Some(Error::Data(_))) => {
+            Error::Data(format!("{message}\n{}", way_on(recipe.run().output_dir(), "correct the data")))
         }
-        (why, failure) => {
-            // A log's error names the checkpoint that is the newest now.
-            let told = failure.map_or_else(|| why.to_string(), |failure| format!("{why}\n{failure}"));
-            match signals::requested() {
-                // While it waited for room.
-                Some(signal) => Error::Stopped(Exit {
-                    code: signal.exit_code(),
-                    message: format!("stopped by {signal} after step {step}\nerror: {told}"),
-                }),
-                None => Error::Training(told),
-            }
-        }
+        // A log's error names the checkpoint that is the newest now.
+        (why @ Error::Log { .. }, None) => Error::Training(why.to_string()),
+        (why, Some(failure)) => Error::Training(format!("{why}\n{failure}")),
+        (why, None) => why,
+    };
+    // Whatever else went wrong, also while it waited for room: who asked it to end is told that it has.
+    match signals::requested() {
+        Some(signal) => Error::Stopped(Exit {
+            code: signal.exit_code(),
+            message: format!("stopped by {signal} after step {step}\nerror: {error}"),
+        }),
+        None => error,
     }
 }
 

@@ -131,8 +131,8 @@ pub const EXPLANATIONS: &[Explanation] = &[
         UNKNOWN_KEY,
         "unknown key",
         "The recipe, or the component, has no key of this name. Nothing is ignored in silence: a key with a slip in it \
-         would leave the default in force. An outermost key of your own is right where a `${}` refers to it. The note \
-         lists the keys that there are; `--help` says what they mean, and with `optimizer=sgd --help` it lists the keys \
+         would leave the default in force. An outermost key of your own is right where a `${}` \
+         or an alias in one of the recipe's refers to it. The note lists the keys that there are; `--help` says what they mean, and with `optimizer=sgd --help` it lists the keys \
          of that component.",
         "batchsize: 4",
         "batch_size: 4",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tune_yaml::{Node, Value};
 
-use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, only};
+use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, is_among, only};
 
 const ONE_PROCESS: &str = "one process trains";
 const IN_MEMORY: &str = "everything stays in the memory of the one device";
@@ -35,7 +35,44 @@ const ROOT: &[KeyRule] = &[
         "batches are always padded on the right",
         "remove the key",
     ),
+    KeyRule {
+        key: "loss",
+        rule: Rule::AsHere {
+            is: is_mean_cross_entropy,
+            why: "training minimizes the cross-entropy of the next token, a mean over a step's trained tokens",
+            missing: "losses other than the mean cross-entropy of trained tokens are not supported",
+            instead: "remove the key",
+        },
+    },
 ];
+
+/// The names of cross-entropy, computed in one way or another.
+const CROSS_ENTROPY: &[&str] = &[
+    "cross_entropy",
+    "torch.nn.CrossEntropyLoss",
+    "torchtune.modules.loss.CEWithChunkedOutputLoss",
+    "torchtune.modules.loss.LinearCrossEntropyLoss",
+];
+
+/// Its keys, with the values that a mean over trained tokens goes with; where there are none, any.
+const OF_CROSS_ENTROPY: &[(&str, &[&str])] = &[
+    ("_component_", CROSS_ENTROPY),
+    ("ignore_index", &["-100"]),
+    ("reduction", &["mean"]),
+    ("label_smoothing", &["0", "0.0"]),
+    ("num_output_chunks", &[]),
+    ("tp_enabled", &[]),
+    ("mask_ignored_tokens", &[]),
+];
+
+fn is_mean_cross_entropy(loss: &Node) -> bool {
+    let Value::Map(entries) = &loss.value else { return is_among(loss, CROSS_ENTROPY) };
+    entries.iter().all(|entry| {
+        OF_CROSS_ENTROPY
+            .iter()
+            .any(|(key, values)| *key == entry.key && (values.is_empty() || is_among(&entry.value, values)))
+    })
+}
 
 const MODEL: &[KeyRule] = &[
     only(
@@ -117,13 +154,6 @@ const DATASET: &[KeyRule] = &[
     ignored("num_proc", "all processors are used"),
 ];
 
-const LOSS: &[KeyRule] = &[
-    only("ignore_index", &["-100"], "tokens that are not trained are always marked by -100", "remove the key"),
-    only("reduction", &["mean"], "the loss is always a mean over trained tokens", "remove the key"),
-    ignored("tp_enabled", ONE_PROCESS),
-    ignored("mask_ignored_tokens", "tokens that are not trained are never computed"),
-];
-
 const SCHEDULER: &[KeyRule] =
     &[only("last_epoch", &["-1"], "a schedule always begins with the run", "remove the key; a resumed run goes on")];
 
@@ -144,7 +174,6 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
         "tokenizer" => TOKENIZER,
         "checkpointer" => CHECKPOINTER,
         "dataset" | "dataset_val" => DATASET,
-        "loss" => LOSS,
         "lr_scheduler" => SCHEDULER,
         "optimizer" => OPTIMIZER,
         _ => &[],

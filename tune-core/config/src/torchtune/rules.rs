@@ -1,6 +1,6 @@
 //! What a row of the tables can say.
 
-use tune_yaml::Node;
+use tune_yaml::{Kind, Node, Scalar, Value};
 
 /// What becomes of a key.
 #[derive(Clone, Copy)]
@@ -16,6 +16,9 @@ pub(super) enum Rule {
     /// A key that is not in our schema: here it is as one of these values says. Other values
     /// are refused: what is missing, and what to do.
     Only { values: &'static [&'static str], missing: &'static str, instead: &'static str },
+    /// A key without effect here, whose value says what is done anyway: whether it does, and why the key has no
+    /// effect. Other values are refused: what is missing, and what to do.
+    AsHere { is: fn(&Node) -> bool, why: &'static str, missing: &'static str, instead: &'static str },
     /// A key of our schema, where its value is of a kind without a meaning here: which, and why.
     IgnoredIf(fn(&Node) -> bool, &'static str),
     /// A key of our schema whose value is written in another way here; `None` leaves it.
@@ -109,4 +112,13 @@ pub(super) const fn only(
     instead: &'static str,
 ) -> KeyRule {
     KeyRule { key, rule: Rule::Only { values, missing, instead } }
+}
+
+/// Whether a value is null or one of those that are written in the table.
+pub(super) fn is_among(value: &Node, values: &[&str]) -> bool {
+    let Value::Scalar(scalar) = &value.value else { return false };
+    let same = |text: &&str| {
+        Scalar::plain(*text).kind() == scalar.kind() && scalar.kind() != Kind::Text || *text == scalar.text
+    };
+    scalar.kind() == Kind::Null || values.iter().any(same)
 }

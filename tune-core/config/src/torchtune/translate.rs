@@ -1,9 +1,9 @@
 //! The tables applied to what was read.
 
-use tune_yaml::{Entry, Kind, Node, Scalar, SourceId, Span, Value};
+use tune_yaml::{Entry, Node, Scalar, SourceId, Span, Value};
 
 use super::components::{REFUSED, TAKEN};
-use super::rules::{KeyRule, Rule, Taken, TheirDefault};
+use super::rules::{KeyRule, Rule, Taken, TheirDefault, is_among};
 use super::{files, is_torchtune, keys};
 use crate::codes;
 use crate::overrides::relocate;
@@ -114,8 +114,10 @@ impl Translator {
         let own = of.map_or(&[][..], |taken| taken.keys);
         let rest = of.and_then(|taken| taken.rest);
         entries.retain_mut(|entry| {
-            let known = fields.find(&entry.key).is_some() || fields.find_ignored(&entry.key).is_some();
-            let mut rules = own.iter().chain(general);
+            let is_key = fields.find(&entry.key).is_some();
+            let known = is_key || fields.find_ignored(&entry.key).is_some();
+            let applies = |rule: &&KeyRule| !(is_key && matches!(rule.rule, Rule::AsHere { .. }));
+            let mut rules = own.iter().chain(general).filter(applies);
             let kept = rules.all(|rule| rule.key != entry.key || self.keeps(rule, known, entry, section));
             match rest {
                 Some(why) if kept && !known && entry.key != COMPONENT => self.drop(entry, why),
@@ -142,15 +144,9 @@ impl Translator {
             Rule::Ignored(why) if !known => self.drop(entry, why),
             Rule::IgnoredIf(is, why) if is(&entry.value) => self.drop(entry, why),
             Rule::Only { values, missing, .. } if !known && is_among(&entry.value, values) => self.drop(entry, missing),
-            Rule::Only { missing, instead, .. } if !known => {
-                let key = if section.is_empty() { entry.key.clone() } else { format!("{section}.{}", entry.key) };
-                let span =
-                    if matches!(entry.value.value, Value::Scalar(_)) { entry.value.span } else { entry.key_span };
-                self.out.diagnostics.push(
-                    Diagnostic::error(codes::NOT_HERE, missing).at(span, format!("asked for by `{key}`")).help(instead),
-                );
-                false
-            }
+            Rule::AsHere { is, why, .. } if entry.value.is_null() || is(&entry.value) => self.drop(entry, why),
+            Rule::AsHere { missing, instead, .. } => self.refuse(entry, section, missing, instead),
+            Rule::Only { missing, instead, .. } if !known => self.refuse(entry, section, missing, instead),
             Rule::Rewritten(new, why) => {
                 if let Some(new) = new(&entry.value) {
                     self.replace(entry.value.span, new.clone(), why.to_owned());
@@ -160,6 +156,16 @@ impl Translator {
             }
             _ => true,
         }
+    }
+
+    /// The key goes, with an error.
+    fn refuse(&mut self, entry: &Entry, section: &str, missing: &str, instead: &str) -> bool {
+        let key = if section.is_empty() { entry.key.clone() } else { format!("{section}.{}", entry.key) };
+        let span = if matches!(entry.value.value, Value::Scalar(_)) { entry.value.span } else { entry.key_span };
+        self.out
+            .diagnostics
+            .push(Diagnostic::error(codes::NOT_HERE, missing).at(span, format!("asked for by `{key}`")).help(instead));
+        false
     }
 
     fn component(&mut self, component: &Component, node: &mut Node, section: &str) {
@@ -273,13 +279,4 @@ impl Translator {
     fn replace(&mut self, span: Span, new: String, why: String) {
         self.out.changes.push(Change { span, what: What::Replaced(new), why });
     }
-}
-
-/// Whether a value is null or one of those that are written in the table.
-fn is_among(value: &Node, values: &[&str]) -> bool {
-    let Value::Scalar(scalar) = &value.value else { return false };
-    let same = |text: &&str| {
-        Scalar::plain(*text).kind() == scalar.kind() && scalar.kind() != Kind::Text || *text == scalar.text
-    };
-    scalar.kind() == Kind::Null || values.iter().any(same)
 }

@@ -1,0 +1,164 @@
+//! A run before it begins: everything is opened and checked, and nothing is written.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::outline::fingerprints;
+use super::{Outline, Run, Trained, Validations, already_complete, write_config};
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::run::{RunDir, Saved};
+use crate::checkpoint::state::TrainingState;
+use crate::data::Loader;
+use crate::device::choose_seed;
+use crate::eval::ExactMatch;
+use crate::metrics::{Console, Metrics};
+use crate::models::{Decoder, DecoderConfig};
+use crate::optim::Optimizer;
+use crate::tokenizer::{Tokenizer, TokenizerFiles};
+
+/// What an [`Outline`] names, opened and found sound. The weights are still on disk.
+pub struct Opened {
+    /// The model to start from.
+    pub base: Checkpoint,
+    /// Its shape.
+    pub shape: DecoderConfig,
+    /// Where it is trained.
+    pub device: Device,
+    /// The dtype of weights and activations.
+    pub dtype: DType,
+    /// Where all randomness starts.
+    pub seed: u64,
+    /// The checkpoint that the run goes on from, if it does.
+    pub resumed: Option<Saved>,
+    state: Option<TrainingState>,
+    outline: Outline,
+    console: Console,
+    tokenizer: Tokenizer,
+    tokenizer_files: TokenizerFiles,
+    train_data: Loader,
+    validation_data: Option<Loader>,
+    exact_match: Option<ExactMatch>,
+    /// A line on each dataset.
+    summaries: Vec<String>,
+}
+
+impl Outline {
+    /// Opens everything but the weights, finds the checkpoint to go on from, and checks that the run fits into memory
+    /// and onto the disk. What deserves attention is said on the console.
+    ///
+    /// # Errors
+    /// Whatever is not sound. Nothing has been written.
+    pub fn open(self, mut console: Console) -> Result<Opened> {
+        let (device, dtype) = self.device()?;
+        let (base, shape) = self.base()?;
+        self.check_output_dir(&base)?;
+        let (resumed, state) = self.resumed()?.unzip();
+        let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;
+        self.warnings(&base, &tokenizer).iter().for_each(|warning| console.warn(warning));
+        let seed = state.as_ref().map_or_else(|| choose_seed(self.run.seed), |state| state.seed);
+
+        let train_data = self.train_data(&tokenizer, seed)?;
+        let validation_data = self.validation_data(&tokenizer, seed)?;
+        let data = || std::iter::once(&train_data).chain(&validation_data);
+        let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
+        news.for_each(|line| console.note(&line));
+        let summaries = data().flat_map(Loader::summary).collect();
+        let exact_match = self.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        self.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
+        self.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+        self.check_storage(&base, &shape, &train_data, state.as_ref())?;
+        Ok(Opened {
+            base,
+            shape,
+            device,
+            dtype,
+            seed,
+            resumed,
+            state,
+            outline: self,
+            console,
+            tokenizer,
+            tokenizer_files,
+            train_data,
+            validation_data,
+            exact_match,
+            summaries,
+        })
+    }
+}
+
+impl Opened {
+    /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
+    /// what they were, and gives the optimizer its state. Then, with all of that known to be sound, makes the
+    /// run's folder, writes the resolved config, says on the console what is about to be trained, and opens the logs.
+    ///
+    /// # Errors
+    /// A base model or data that changed, state that is not this optimizer's, and a folder or log that cannot be made.
+    pub fn begin(mut self, title: &str, model: &Decoder, optimizer: &mut dyn Optimizer) -> Result<Run> {
+        let base_fingerprint = self.outline.base_fingerprint(&self.base)?;
+        if let Some(state) = &mut self.state {
+            state.check_inputs(&fingerprints(&self.train_data, &self.shape, base_fingerprint)?)?;
+            optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
+        }
+        let Self { base, shape, seed, resumed, state, outline, mut console, train_data, .. } = self;
+        let position = state.as_ref().map_or_else(Default::default, |state| state.position);
+        let validations = state.as_ref().map_or_else(Default::default, Validations::of);
+        let keys = &outline.run;
+
+        let run_dir = RunDir::open(&keys.output_dir, base.path(), keys.start())?;
+        write_config(&keys.output_dir, &outline.yaml)?;
+        console.report(
+            title,
+            &[
+                ("base model", base.path().display().to_string()),
+                ("data", self.summaries.join("\n")),
+                ("trained", trained_share(&outline.trained, model)),
+                ("steps", outline.steps.plan().describe(train_data.known_len())),
+                ("seed", seed.to_string()),
+                ("output", keys.output_dir.display().to_string()),
+            ],
+        );
+        let is_complete = state.as_ref().is_some_and(|state| state.position.step == state.total_steps);
+        if let Some(saved) = resumed.as_ref().filter(|_| is_complete) {
+            let start = match outline.trained {
+                Trained::Weights => "checkpointer.checkpoint_dir",
+                Trained::Adapters { .. } => "checkpointer.adapter_checkpoint",
+            };
+            console.note(&already_complete(saved, start));
+        }
+        let (start, every) = (position.log_start(), keys.log_every_n_steps);
+        let metrics = Metrics::open(&keys.metric_logger, &keys.output_dir, start, every, console)?;
+        Ok(Run {
+            extra: state.map(|state| state.extra).unwrap_or_default(),
+            outline,
+            run_dir,
+            metrics,
+            base,
+            base_fingerprint,
+            shape,
+            tokenizer: self.tokenizer,
+            tokenizer_files: self.tokenizer_files,
+            train_data: Arc::new(train_data),
+            validation_data: self.validation_data.map(Arc::new),
+            exact_match: self.exact_match,
+            seed,
+            position,
+            validations,
+            last_saved: resumed,
+        })
+    }
+}
+
+/// How much of the model is trained, in words.
+fn trained_share(trained: &Trained, model: &Decoder) -> String {
+    match trained {
+        Trained::Weights => format!("all {} parameters", model.parameter_count()),
+        Trained::Adapters { .. } => {
+            let adapters: usize = model.trainable().values().map(|v| v.elem_count()).sum();
+            let total = model.parameter_count() + adapters;
+            format!("{adapters} of {total} parameters ({:.2} %)", 100.0 * adapters as f64 / total as f64)
+        }
+    }
+}

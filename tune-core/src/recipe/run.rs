@@ -1,0 +1,251 @@
+//! A run that has begun: its data, its folder, its logs, and where it is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+use tune_config::cli::signals;
+
+use super::outline::fingerprints;
+use super::weights::Beside;
+use super::{Outline, Plan, Position, Step, Steps, Trained, Validations, Weights, check_stop, end_of_run, save, steps};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::run::{RunDir, Saved};
+use crate::checkpoint::state::TrainingState;
+use crate::data::Loader;
+use crate::eval::ExactMatch;
+use crate::metrics::{Console, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
+use crate::models::{Decoder, DecoderConfig};
+use crate::optim::Optimizer;
+use crate::tokenizer::{Tokenizer, TokenizerFiles};
+use crate::{Result, engine};
+
+/// What goes on around the steps of a training run. It holds neither the model nor the optimizer and decides nothing about
+/// a step: the recipe's loop does, and hands the model over where it is needed, to be validated or saved.
+pub struct Run {
+    pub(super) outline: Outline,
+    pub(super) run_dir: RunDir,
+    pub(super) metrics: Metrics,
+    pub(super) base: Checkpoint,
+    pub(super) base_fingerprint: Option<u32>,
+    pub(super) shape: DecoderConfig,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) tokenizer_files: TokenizerFiles,
+    pub(super) train_data: Arc<Loader>,
+    pub(super) validation_data: Option<Arc<Loader>>,
+    pub(super) exact_match: Option<ExactMatch>,
+    pub(super) seed: u64,
+    pub(super) position: Position,
+    pub(super) validations: Validations,
+    pub(super) last_saved: Option<Saved>,
+    /// What the recipe itself remembers, by name: checkpoints have it, and it is here again in a run that is resumed.
+    pub extra: BTreeMap<String, Json>,
+}
+
+impl Run {
+    /// The steps that are left, and the beginning of the progress bar. From here on, Ctrl-C and SIGTERM make the next step
+    /// an error, for [`Recipe::save_early`](super::Recipe::save_early).
+    ///
+    /// # Errors
+    /// As [`Steps::ahead`].
+    pub fn steps(&mut self) -> Result<Steps> {
+        let plan = self.outline.steps.plan();
+        self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| plan.total_steps(n)));
+        Steps::ahead(&self.train_data, plan, self.position)
+    }
+
+    /// Steps of the whole run. Waits until all data is tokenized.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized; [`Error::Stopped`](crate::Error::Stopped) where the run is asked to end
+    /// meanwhile.
+    pub fn total_steps(&self) -> Result<u64> {
+        while !self.train_data.wait(steps::PATIENCE)? {
+            check_stop()?;
+        }
+        Ok(self.outline.steps.plan().total_steps(self.train_data.len()?))
+    }
+
+    /// A step is done: the run is behind it, and it is logged. `loss` is the mean over the step's trained tokens, in nats,
+    /// `grad_norm` the gradient's norm before clipping.
+    ///
+    /// # Errors
+    /// A log that cannot be written.
+    pub fn finish(&mut self, step: &Step, loss: f64, lr: f64, grad_norm: Option<f64>) -> Result<()> {
+        self.position = Position::after(step);
+        self.metrics.log_step(&StepMetrics {
+            step: step.number,
+            epoch: step.epoch,
+            loss,
+            lr,
+            grad_norm,
+            pace: step.pace(),
+            peak_memory_bytes: peak_memory(),
+        })?;
+        self.tell_of_data()
+    }
+
+    /// Says what is known of large data once all of it is tokenized, some steps after the beginning.
+    fn tell_of_data(&mut self) -> Result<()> {
+        let longest = self.shape.max_position_embeddings;
+        let mut news = self.train_data.news(longest);
+        if !news.is_empty() {
+            let total = self.total_steps()?;
+            self.console().set_total(total);
+            let warnings = self.outline.schedule_warnings(self.train_data.known_len());
+            news.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        }
+        news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));
+        news.iter().for_each(|line| self.console().note(line));
+        Ok(())
+    }
+
+    /// Whether the model is to be validated now, where it is not yet.
+    pub fn validates(&self) -> bool {
+        self.validation_data.is_some()
+            && self.position.validates(self.outline.data.run_val_every_n_steps, &self.outline.run.checkpointer)
+            && !self.validations.has(self.position.step)
+    }
+
+    /// The loss on the validation data.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized, a log that cannot be written;
+    /// [`Error::Stopped`](crate::Error::Stopped) where the run is asked to end meanwhile.
+    pub fn validate(&mut self, model: &Decoder) -> Result<()> {
+        let Some(data) = &self.validation_data else { return Ok(()) };
+        let (mut sum, mut pace) = (0.0, Pace::default());
+        for step in Steps::ahead(data, Plan::ONE_PASS, Position::default())? {
+            let step = step?;
+            for batch in &step.batches {
+                sum += engine::evaluate(model, batch)?;
+            }
+            pace += step.pace();
+        }
+        self.finish_validation(sum / pace.trained_tokens as f64, pace)
+    }
+
+    /// A validation is done: it is logged, and remembered for the choice of the best checkpoint.
+    ///
+    /// # Errors
+    /// A log that cannot be written.
+    pub fn finish_validation(&mut self, loss: f64, pace: Pace) -> Result<()> {
+        let Position { step, .. } = self.position;
+        self.validations.add(step, loss);
+        let epoch = self.position.epoch_of_last_step();
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })
+    }
+
+    /// Whether a checkpoint is to be saved now.
+    pub fn saves(&self) -> bool {
+        self.position.saves(&self.outline.run.checkpointer)
+    }
+
+    /// Saves a checkpoint of the run as it is now, and deletes those that are not to be kept. Waits until all data is
+    /// tokenized: a checkpoint says what it was trained on.
+    ///
+    /// # Errors
+    /// As [`save`].
+    pub fn save(&mut self, weights: &Weights, optimizer: &dyn Optimizer) -> Result<Saved> {
+        if !self.train_data.wait(steps::PATIENCE)? {
+            let way_out = match signals::requested() {
+                Some(_) => "; another Ctrl-C ends the run at once, without it",
+                None => "",
+            };
+            let why = "the checkpoint tells what it was trained on";
+            self.console().note(&format!("Waiting until all data is tokenized: {why}{way_out}"));
+        }
+        let total_steps = self.outline.steps.plan().total_steps(self.train_data.len()?);
+        let state = TrainingState {
+            position: self.position,
+            total_steps,
+            seed: self.seed,
+            now: self.tokenizer.now(),
+            settings: self.outline.settings.clone(),
+            inputs: fingerprints(&self.train_data, &self.shape, self.base_fingerprint)?,
+            extra: self.extra.clone().into_iter().chain(self.validations.extra()).collect(),
+            optimizer: optimizer.state(),
+        };
+        let checkpointer = &self.outline.run.checkpointer;
+        let beside = Beside {
+            base: &self.base,
+            tokenizer: &self.tokenizer_files,
+            stop: self.tokenizer.stop_tokens(),
+            shard: checkpointer.max_shard_bytes(),
+        };
+        let console = self.metrics.console();
+        let saved =
+            save(&self.run_dir, checkpointer, &state, weights.bytes(), console, |dir| weights.write(dir, &beside))?;
+        self.last_saved = Some(saved.clone());
+        Ok(saved)
+    }
+
+    /// Closes the logs.
+    ///
+    /// # Errors
+    /// A log that cannot be written to its end.
+    pub fn close(&mut self) -> Result<()> {
+        self.metrics.close()
+    }
+
+    /// Where the result is, how good it is, and the command that asks it, with a `question` that is known to the run; `None`
+    /// where nothing was saved.
+    pub fn results(&self, question: Option<&str>) -> Option<String> {
+        let base = match self.outline.trained {
+            Trained::Adapters { .. } => Some(self.base.path()),
+            Trained::Weights => None,
+        };
+        self.last_saved.as_ref().map(|saved| end_of_run(saved, base, &self.validations, question))
+    }
+
+    /// Where the run is.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Its folder.
+    pub fn output_dir(&self) -> &Path {
+        &self.outline.run.output_dir
+    }
+
+    /// The newest checkpoint of the run.
+    pub fn last_saved(&self) -> Option<&Saved> {
+        self.last_saved.as_ref()
+    }
+
+    /// Where all randomness starts.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Text to tokens, as the data was made with it.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Questions that the model is asked, if there are any.
+    pub fn exact_match(&self) -> Option<&ExactMatch> {
+        self.exact_match.as_ref()
+    }
+
+    /// The training data in batches.
+    pub fn train_data(&self) -> &Arc<Loader> {
+        &self.train_data
+    }
+
+    /// The validation data in batches, if there is any.
+    pub fn validation_data(&self) -> Option<&Arc<Loader>> {
+        self.validation_data.as_ref()
+    }
+
+    /// Where the run's metrics go; a recipe may [add](Metrics::add) a place.
+    pub fn metrics(&mut self) -> &mut Metrics {
+        &mut self.metrics
+    }
+
+    /// For notes and warnings.
+    pub fn console(&mut self) -> &mut Console {
+        self.metrics.console()
+    }
+}

@@ -165,23 +165,94 @@ fn a_second_signal_ends_at_once() {
     assert!(said.contains(&"stopped at once".to_owned()), "{said:?}");
 }
 
-/// What is tokenized in the background is waited for: a checkpoint says what it was trained on.
+/// A folder with a chat template, and with data that is more than is tokenized before training begins.
+struct LargeData(tempfile::TempDir);
+
+impl LargeData {
+    /// `extra` stands in the template where `message` is one of a conversation's.
+    fn new(extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let template = "{% for message in messages %}EXTRA{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + \
+                        '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+        fs::write(folder.path().join("template.jinja"), template.replace("EXTRA", extra)).unwrap();
+        Self(folder)
+    }
+
+    fn template(&self) -> String {
+        format!("tokenizer.chat_template={}", self.0.path().join("template.jinja").display())
+    }
+
+    /// Good records, 1500 at a time, and then one that asks so.
+    fn file(&self, times: usize, last: &str) -> String {
+        let path = self.0.path().join("data.jsonl");
+        let lines = fs::read_to_string(root().join("recipes/tiny/data/secret_code.jsonl")).unwrap();
+        let record = |text: &str| {
+            let message = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+            serde_json::json!({"messages": [message("user", text), message("assistant", "x")]}).to_string() + "\n"
+        };
+        fs::write(&path, lines.repeat(times) + &record(last)).unwrap();
+        path.display().to_string()
+    }
+}
+
+/// A checkpoint says what it was trained on, so it waits until all data is tokenized: that is said, and so is the way out.
+/// Step 2 waits, too, because its learning rate depends on the number of steps.
 #[test]
 fn a_run_is_stopped_while_its_data_is_still_being_tokenized() {
-    let folder = tempfile::tempdir().unwrap();
-    let lines = fs::read_to_string(root().join("recipes/tiny/data/secret_code.jsonl")).unwrap();
-    let data = folder.path().join("data.jsonl");
-    fs::write(&data, lines.repeat(20)).unwrap();
-    let out = folder.path().join("out");
-    let mut args = settings("lora", &folder.path().join("first"));
-    args.push(format!("dataset.data_files={}", data.display()));
-    args.push("lr_scheduler.num_warmup_steps=100".to_owned());
-    let (exit, said) = stop_at("lora", &args, "step 0: validation", Duration::from_millis(0), "TERM");
+    let data = LargeData::new("{% for i in range(3000) %}{% endfor %}");
+    let out = data.0.path().join("out");
+    let mut args = settings("lora", &data.0.path().join("first"));
+    args.extend([format!("dataset.data_files={}", data.file(6, "good")), data.template()]);
+    args.retain(|arg| !arg.starts_with("dataset_val=") && !arg.starts_with("run_val_every"));
+    args.push("lr_scheduler.num_warmup_steps=0".to_owned());
+    let (exit, said) = stop_at("lora", &args, "  output", Duration::ZERO, "TERM");
     assert_eq!(exit, Some(143), "{said}");
-    args.extend(["lr_scheduler=constant".to_owned(), format!("output_dir={}", out.display())]);
-    let (exit, said) = stop_at("lora", &args, "step 1/", Duration::from_millis(0), "TERM");
+    args.push(format!("output_dir={}", out.display()));
+    let (exit, said) = stop_at("lora", &args, "step 1/?", Duration::from_millis(100), "TERM");
     assert_eq!(exit, Some(143), "{said}");
-    assert!(said.contains(&format!("saved to {}", newest(&out).display())), "{said}");
+    let waiting = "\nWaiting until all data is tokenized: the checkpoint tells what it was trained on; another Ctrl-C ends \
+                   the run at once, without it\n";
+    let saved = newest(&out);
+    assert!(saved.ends_with("epoch_0_step_1"), "{said}");
+    let (before, after) = said.split_once(waiting).unwrap_or_else(|| panic!("{said}"));
+    assert!(!before.contains("step 2"), "{said}");
+    assert!(after.contains(&format!("stopped by SIGTERM after step 1; saved to {}\n", saved.display())), "{said}");
+}
+
+/// What a record's template refuses is known only when it is tokenized, which may be long after the beginning.
+#[test]
+fn a_record_that_cannot_be_used_ends_the_run_and_costs_no_step() {
+    let data = LargeData::new("{% if message.content == 'BAD' %}{{ raise_exception('no such words') }}{% endif %}");
+    let out = data.0.path().join("out");
+    let mut args = settings("full", &out);
+    args.push(data.template());
+    let good = args.clone();
+
+    // In the training data: no checkpoint can tell what it was trained on.
+    args.extend([format!("dataset.data_files={}", data.file(3, "BAD")), "shuffle=false".to_owned()]);
+    let error = runs::fail("full", &borrowed(&args));
+    assert!(error.contains("no such words") && error.contains("data.jsonl:4501"), "{error}");
+    assert!(error.contains("No checkpoint was saved before: correct the data and start again"), "{error}");
+
+    // In the validation data, of a run that goes on: it is validated after step 16.
+    let (exit, said) = stop_at("full", &good, "step 13/27", Duration::ZERO, "TERM");
+    assert_eq!(exit, Some(143), "{said}");
+    let mut args = good.clone();
+    let held_out = format!("dataset_val={{_component_: chat, data_files: {}}}", data.file(3, "BAD"));
+    args.extend([held_out, "resume_from_checkpoint=true".to_owned()]);
+    let error = runs::fail("full", &borrowed(&args));
+    let saved = newest(&out);
+    assert!(saved.ends_with("epoch_1_step_16"), "{error}");
+    let way_on = format!(
+        "The last good checkpoint is {}: correct the data and resume from it (resume_from_checkpoint=true)",
+        saved.display()
+    );
+    assert!(error.contains("no such words") && error.contains(&way_on), "{error}");
+    // As it says.
+    let mut args = good;
+    args.push("resume_from_checkpoint=true".to_owned());
+    succeed("full", &borrowed(&args));
+    assert!(newest(&out).ends_with("epoch_2_step_27"));
 }
 
 #[test]
@@ -239,7 +310,10 @@ fn fill(disk: &Path, but: usize) {
         }
     }
     bytes.truncate(bytes.len().saturating_sub(but));
-    fs::write(&rest, &bytes).unwrap();
+    // The run may write meanwhile.
+    while fs::write(&rest, &bytes).is_err() {
+        bytes.truncate(bytes.len().checked_sub(4096).unwrap());
+    }
 }
 
 /// A run whose disk fills up after its second step.
@@ -289,6 +363,20 @@ fn what_finds_no_room_is_saved_elsewhere() {
     let config = out.join("config.yaml");
     succeed("full", &["--config", config.to_str().unwrap(), "resume_from_checkpoint=true"]);
     assert!(newest(&out).ends_with("epoch_2_step_27"));
+}
+
+#[test]
+fn a_run_that_is_stopped_while_it_waits_for_room_says_so_in_its_exit_code() {
+    let Some(disk) = SmallDisk::new("24m") else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut child, mut lines, mut said) = filled(&disk, temporary.path(), "60");
+    let begun = Instant::now();
+    send(&child, "TERM");
+    std::io::Read::read_to_string(&mut lines, &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{said}");
+    let (_, end) = said.split_once("\nstopped by SIGTERM after step 9\nerror: ").unwrap_or_else(|| panic!("{said}"));
+    assert!(end.contains("Step 9 was saved to ") && end.contains(" instead: make room"), "{said}");
 }
 
 #[test]

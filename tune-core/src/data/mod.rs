@@ -1,6 +1,7 @@
 //! From files of text to batches of token ids.
 //!
-//! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s, of which a recipe makes a loader of its own:
+//! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s, of which a recipe makes a loader of its own, and
+//! puts it where [`Opened`](crate::recipe::Opened) has that of the config:
 //!
 //! ```
 //! use tune_core::Result;

@@ -32,13 +32,15 @@ pub struct Opened {
     pub seed: u64,
     /// The checkpoint that the run goes on from, if it does.
     pub resumed: Option<Saved>,
+    /// The training data in batches. A recipe that makes its own puts it here.
+    pub train_data: Loader,
+    /// The validation data in batches, if there is any.
+    pub validation_data: Option<Loader>,
     state: Option<TrainingState>,
     outline: Outline,
     console: Console,
     tokenizer: Tokenizer,
     tokenizer_files: TokenizerFiles,
-    train_data: Loader,
-    validation_data: Option<Loader>,
     exact_match: Option<ExactMatch>,
     /// A line on each dataset.
     summaries: Vec<String>,

@@ -139,8 +139,7 @@ mod tests {
 
     #[test]
     fn long_rings_take_no_long_time() {
-        let ring: String =
-            (0..5_000).map(|i| format!("k{i}: {{x: 1, y: '${{k{}.x}}'}}\n", (i + 1) % 5_000)).collect();
+        let ring: String = (0..5_000).map(|i| format!("k{i}: {{x: 1, y: '${{k{}.x}}'}}\n", (i + 1) % 5_000)).collect();
         assert_eq!(of(&ring).len(), 5_000);
     }
 }

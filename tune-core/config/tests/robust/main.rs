@@ -97,7 +97,7 @@ const RECIPE: cli::Recipe =
 
 /// The path that the compiler takes, with the same answers.
 fn as_the_compiler(number: u64, yaml: &str, root: Node, aliases: &[Alias]) {
-    let referred = tune_yaml::referred(&root, &aliases);
+    let referred = tune_yaml::referred(&root, aliases);
     let (root, mistakes) = tune_yaml::interpolate(root);
     if !mistakes.is_empty() {
         return;

@@ -27,6 +27,7 @@ fn a_conversation_in_json_text_is_one() {
         ("{}", "column `messages` must be a list of messages or JSON text of one, not a string"),
         ("[3]", "message 1: must be an object, not a number"),
         ("[\"x\"]", "message 1: must be an object, not a string"),
+        ("[\"3\"]", "message 1: must be an object, not a string"),
         ("[]", "the conversation is empty"),
     ] {
         let error = chat_with(CHATML, &json!({"messages": text})).unwrap_err();

@@ -32,6 +32,10 @@ fn the_end_of_text_and_the_models_files_count() {
     let found = stops(None, Some(&generation), &config);
     assert_eq!(all(&found), [259, 261]);
     assert_eq!(found.unlisted(), [259]);
+    assert_eq!(stops(None, None, &config).unlisted(), [0; 0]);
+    // Of a model without any, nothing is written.
+    let without = StopTokens::default().export(&json!({"vocab_size": 3}), None);
+    assert_eq!(without, (json!({"vocab_size": 3}), json!({})));
     let error = byte_level(None).with_stop_tokens_of(None, &json!({"eos_token_id": "1"})).unwrap_err().to_string();
     assert_eq!(error, "config.json: `eos_token_id` is \"1\"; a token's id or a list of ids was expected");
 }

@@ -93,6 +93,9 @@ fn a_message_of_which_nothing_is_rendered_is_an_error() {
     assert_eq!(said(&first, json!([{"role": "user", "content": listed("a")}])), "[]");
     let two = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
     assert!(said(&first, two).starts_with("message 1 (`user`): nothing of part 2 of its content is in"));
+    let two = json!([{"role": "user", "content": ["a", "b"]}]);
+    let error = said(&template_of("{{ m.content[0] }}"), two);
+    assert!(error.starts_with("message 1 (`user`): nothing of part 2 of its content is in"), "{error}");
     // A letter of the text that stands elsewhere is not it.
     let mute = template_of("{% if m.role != 'user' %}{{ m.content }}{% endif %}");
     for role in ["user", "assistant", "system", "tool"] {
@@ -118,8 +121,15 @@ fn what_a_template_does_to_a_text_is_its_own_matter() {
         "{{ m.content.split('</think>')[-1].strip() }}",
         "{{ m.content.strip().split(' ')[0] }}",
         "{% if '5' in m.content %}{{ raise_exception('no digits') }}{% endif %}{{ m.content }}",
+        "{% if '5' in m.content %}{{ raise_exception('no digits') }}{% endif %}{{ m.content | trim }}",
     ] {
         assert_eq!(said(&template_of(content), messages()), "[]", "{content}");
+    }
+    // Marks are at the text itself, not at the spaces around it.
+    for (content, text) in
+        [("{{ m.content.split(' ')[1] }}", " a b"), ("{{ m.content.split('  ')[0].split(' ')[1] }}", "a b  ")]
+    {
+        assert_eq!(said(&template_of(content), json!([{"role": "user", "content": text}])), "[]", "{content}");
     }
     let first_user = "{% for m in messages if m.role == 'user' %}{% if loop.first %}{{ messages[0].content }}{% endif %}{{ \
                       m.content }}{% endfor %}";

@@ -115,6 +115,8 @@ struct Fiber {
     // What it waits for: a barrier of the block, or its warp in an instruction; null if it can run.
     const char *waits;
     bool waits_for_block;
+    // What makes it go on, if it is neither of these.
+    std::function<bool()> until;
     Copies copies;
     jmp_buf jump;
     ucontext_t start;
@@ -128,8 +130,14 @@ struct Warp {
     const char *instruction;
 };
 
+// A barrier by number: some wait, some only arrive.
+struct Numbered {
+    unsigned arrived, phase;
+};
+
 struct Block {
     std::function<void()> body;
+    Numbered numbered[16];
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
     std::vector<unsigned char> stacks;
@@ -177,6 +185,14 @@ __attribute__((noinline)) inline void pause(const char *waits, bool for_block) {
     f.waits = waits;
     f.waits_for_block = for_block;
     if (_setjmp(f.jump) == 0) _longjmp(b.scheduler, 1);
+}
+
+// Waits until something is so that other threads bring about.
+inline void wait_until(const char *waits, const std::function<bool()> &so) {
+    while (!so()) {
+        block().fibers[block().current]->until = so;
+        pause(waits, false);
+    }
 }
 
 // All lanes of a warp meet and see what each of them gives.
@@ -238,17 +254,21 @@ inline void run_block(Order order, std::mt19937 &random) {
     const size_t count = b.fibers.size();
     memset(shared_begin(), 0xff, shared_end() - shared_begin());
     for (auto &w : b.warps) w.arrived = 0;
+    for (Numbered &n : b.numbered) n = {0, 0};
     for (size_t i = 0; i < count; i++) {
         Fiber &f = *b.fibers[i];
         f.at = {unsigned(i % blockDim.x), unsigned(i / blockDim.x % blockDim.y), unsigned(i / blockDim.x / blockDim.y)};
         f.started = f.done = false;
         f.waits = nullptr;
+        f.until = nullptr;
         f.copies = {};
     }
     for (;;) {
         bool ran = false;
         for (size_t i : ordered(count, order, random)) {
-            if (b.fibers[i]->done || b.fibers[i]->waits) continue;
+            Fiber &f = *b.fibers[i];
+            if (f.waits && f.until && f.until()) f.waits = nullptr, f.until = nullptr;
+            if (f.done || f.waits) continue;
             resume(i);
             ran = true;
         }

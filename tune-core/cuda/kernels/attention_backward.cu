@@ -102,7 +102,7 @@ template <int DIM, int WARPS, int M, int KEYS> __device__ __forceinline__ void o
                     }
                     ds[m][n][half] = pack_bf16(of_score[0], of_score[1]);
                 }
-        weights_by_rows<DIM>(sums, ds, keys);
+        weights_by_rows<DIM, DIM>(sums, ds, keys);
     }
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -115,9 +115,10 @@ template <int DIM, int WARPS, int M, int KEYS> __device__ __forceinline__ void o
 }
 
 // 16 keys for each warp, QUERIES queries at a time, of all heads that share the keys. Scores are made transposed, so that
-// they come as the left side of the products that make the gradients.
-template <int DIM, int WARPS, int QUERIES> __device__ __forceinline__ void of_keys(const Backward &f) {
-    constexpr int KEYS = WARPS * 16, THREADS = WARPS * 32, N = QUERIES / 8, STAGE = 2 * QUERIES * PITCH<DIM>;
+// they come as the left side of the products that make the gradients. SPLIT warps share 16 keys and have a part of the
+// gradients' columns each, where all of them would not fit in registers; each makes the scores.
+template <int DIM, int WARPS, int QUERIES, int SPLIT> __device__ __forceinline__ void of_keys(const Backward &f) {
+    constexpr int KEYS = WARPS * 16, THREADS = SPLIT * WARPS * 32, COLS = DIM / SPLIT, N = QUERIES / 8, STAGE = 2 * QUERIES * PITCH<DIM>;
     bf16 *keys = reinterpret_cast<bf16 *>(shared_memory()), *values = keys + KEYS * PITCH<DIM>;
     bf16 *stages = values + KEYS * PITCH<DIM>;
     float *numbers = reinterpret_cast<float *>(stages + 2 * STAGE); // normalizer and delta of each query of a stage
@@ -152,9 +153,9 @@ template <int DIM, int WARPS, int QUERIES> __device__ __forceinline__ void of_ke
         numbers[threadIdx.x] = two.x, numbers[QUERIES + threadIdx.x] = two.y;
     }
 
-    const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32, first = tile.first + row;
+    const int row = threadIdx.x / 32 % WARPS * 16, part = threadIdx.x / 32 / WARPS * COLS, lane = threadIdx.x % 32, first = tile.first + row;
     const Factors factors(f.look);
-    float of_key[1][DIM / 8][4], of_value[1][DIM / 8][4];
+    float of_key[1][COLS / 8][4], of_value[1][COLS / 8][4];
     clear(of_key);
     clear(of_value);
     for (int step = 0; step < all; step++) {
@@ -191,8 +192,8 @@ template <int DIM, int WARPS, int QUERIES> __device__ __forceinline__ void of_ke
                 ds[0][n][half] = pack_bf16(a.y, b.y);
             }
         }
-        weights_by_rows<DIM>(of_value, weights, grads);
-        weights_by_rows<DIM>(of_key, ds, queries);
+        weights_by_rows<DIM, COLS>(of_value, weights, grads + part);
+        weights_by_rows<DIM, COLS>(of_key, ds, queries + part);
         if (step + 1 < all && threadIdx.x < QUERIES) {
             float *to = numbers + (step + 1) % 2 * 2 * QUERIES;
             to[threadIdx.x] = next.x, to[QUERIES + threadIdx.x] = next.y;
@@ -202,8 +203,8 @@ template <int DIM, int WARPS, int QUERIES> __device__ __forceinline__ void of_ke
     for (int half = 0; half < 2; half++) {
         const int mine = row + lane / 4 + 8 * half;
         if (mine >= rows) continue;
-        write_row(f.dk + (token + mine) * f.dk_stride + column, of_key[0], half, f.look.scale, f.dim);
-        write_row(f.dv + (token + mine) * f.dv_stride + column, of_value[0], half, 1.0f, f.dim);
+        write_row(f.dk + (token + mine) * f.dk_stride + column + part, of_key[0], half, f.look.scale, f.dim - part);
+        write_row(f.dv + (token + mine) * f.dv_stride + column + part, of_value[0], half, 1.0f, f.dim - part);
     }
 }
 
@@ -231,23 +232,23 @@ ATTENTION_QUERIES(attention_queries_bf16_d128, 128, 4, 1, 32)
 ATTENTION_QUERIES(attention_queries_bf16_d256, 256, 4, 1, 16)
 
 // As attention_plain_keys, for bf16 and head_dim a multiple of 8, at most the number in the name.
-// tiles: of KEYS = WARPS * 16 positions, by `first`, smallest first. launch: grid (kv_heads, tiles), block (WARPS * 32), dynamic
+// tiles: of KEYS = WARPS * 16 positions, by `first`, smallest first. launch: grid (kv_heads, tiles), block (SPLIT * WARPS * 32), dynamic
 //   shared bytes 4 * (KEYS + 2 * QUERIES) * (D + 8) + 16 * QUERIES. alignment: 16 bytes for q, k, v, g, their strides; 4 for dk, dv.
-#define ATTENTION_KEYS(NAME, D, WARPS, QUERIES)                                                                           \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                              \
+#define ATTENTION_KEYS(NAME, D, WARPS, QUERIES, SPLIT)                                                                    \
+    extern "C" __global__ void __launch_bounds__(SPLIT * WARPS * 32)                                                      \
         NAME(bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *g, const float *lse,           \
              const float *delta, const Tile *tiles, long long tokens, long long dk_stride, long long dv_stride,          \
              long long q_stride, long long k_stride, long long v_stride, long long g_stride, int group, int head_dim,    \
              int window, float scale, float softcap) {                                                                   \
-        of_keys<D, WARPS, QUERIES>(Backward{nullptr, dk, dv, q, k, v, g, lse, delta, tiles, tokens, 0, dk_stride,        \
+        of_keys<D, WARPS, QUERIES, SPLIT>(Backward{nullptr, dk, dv, q, k, v, g, lse, delta, tiles, tokens, 0, dk_stride,        \
                                             dv_stride, q_stride, k_stride, v_stride, g_stride, group, head_dim,          \
                                             Look{window, scale, softcap}});                                              \
     }
 // KEYS = 64, QUERIES = 64; block 128; 56,320 bytes.
-ATTENTION_KEYS(attention_keys_bf16_d64, 64, 4, 64)
+ATTENTION_KEYS(attention_keys_bf16_d64, 64, 4, 64, 1)
 // KEYS = 64, QUERIES = 32; block 128; 53,760 bytes.
-ATTENTION_KEYS(attention_keys_bf16_d96, 96, 4, 32)
+ATTENTION_KEYS(attention_keys_bf16_d96, 96, 4, 32, 1)
 // KEYS = 64, QUERIES = 32; block 128; 70,144 bytes.
-ATTENTION_KEYS(attention_keys_bf16_d128, 128, 4, 32)
-// KEYS = 64, QUERIES = 16; block 128; 101,632 bytes (not for sm_86, sm_89, sm_120).
-ATTENTION_KEYS(attention_keys_bf16_d256, 256, 4, 16)
+ATTENTION_KEYS(attention_keys_bf16_d128, 128, 4, 32, 1)
+// KEYS = 48, QUERIES = 16; block 192; 84,736 bytes.
+ATTENTION_KEYS(attention_keys_bf16_d256, 256, 3, 16, 2)

@@ -37,12 +37,12 @@ template <int DIM, int KEYS> __device__ __forceinline__ void of_queries(const Ba
     const auto bring_keys = [&](int step) {
         unsigned char *stage = stages + step % 2 * 2 * BYTES;
         const int there = end - begin - step * KEYS;
-        bring_panels<KEYS, DIM, THREADS>(stage, k + (long long)step * KEYS * f.k_stride, f.k_stride, there, f.dim);
-        bring_panels<KEYS, DIM, THREADS>(stage + BYTES, v + (long long)step * KEYS * f.v_stride, f.v_stride, there, f.dim);
+        bring_panels<KEYS, DIM, THREADS>(stage, k + (long long)step * KEYS * f.k_stride, f.k_stride, there, f.dim, threadIdx.x);
+        bring_panels<KEYS, DIM, THREADS>(stage + BYTES, v + (long long)step * KEYS * f.v_stride, f.v_stride, there, f.dim, threadIdx.x);
         copy_async_commit();
     };
-    bring_panels<MINE, DIM, THREADS>(queries, f.q + token * f.q_stride + column, f.q_stride, rows, f.dim);
-    bring_panels<MINE, DIM, THREADS>(grads, f.g + token * f.g_stride + column, f.g_stride, rows, f.dim);
+    bring_panels<MINE, DIM, THREADS>(queries, f.q + token * f.q_stride + column, f.q_stride, rows, f.dim, threadIdx.x);
+    bring_panels<MINE, DIM, THREADS>(grads, f.g + token * f.g_stride + column, f.g_stride, rows, f.dim, threadIdx.x);
     bring_keys(0);
 
     const int row = threadIdx.x / 128 * 64, lane = threadIdx.x % 32;
@@ -112,8 +112,8 @@ template <int DIM, int QUERIES> __device__ __forceinline__ void of_keys(const Ba
     const auto bring_queries = [&] {
         unsigned char *stage = stages + coming % 2 * 2 * BYTES;
         const long long from = (long long)tile.span + query, at = (long long)head * f.dim;
-        bring_panels<QUERIES, DIM, THREADS>(stage, f.q + from * f.q_stride + at, f.q_stride, end - query, f.dim);
-        bring_panels<QUERIES, DIM, THREADS>(stage + BYTES, f.g + from * f.g_stride + at, f.g_stride, end - query, f.dim);
+        bring_panels<QUERIES, DIM, THREADS>(stage, f.q + from * f.q_stride + at, f.q_stride, end - query, f.dim, threadIdx.x);
+        bring_panels<QUERIES, DIM, THREADS>(stage + BYTES, f.g + from * f.g_stride + at, f.g_stride, end - query, f.dim, threadIdx.x);
         copy_async_commit();
     };
     // Thread t < QUERIES brings the two numbers of query t. Queries that are not there give weights of 2^-inf.
@@ -132,8 +132,8 @@ template <int DIM, int QUERIES> __device__ __forceinline__ void of_keys(const Ba
         coming++, query += QUERIES;
         if (query >= end) head++, query = begin;
     };
-    bring_panels<MINE, DIM, THREADS>(keys, f.k + token * f.k_stride + column, f.k_stride, rows, f.dim);
-    bring_panels<MINE, DIM, THREADS>(values, f.v + token * f.v_stride + column, f.v_stride, rows, f.dim);
+    bring_panels<MINE, DIM, THREADS>(keys, f.k + token * f.k_stride + column, f.k_stride, rows, f.dim, threadIdx.x);
+    bring_panels<MINE, DIM, THREADS>(values, f.v + token * f.v_stride + column, f.v_stride, rows, f.dim, threadIdx.x);
     bring_queries();
     keep_numbers(0, numbers_of_query());
     advance();
@@ -238,7 +238,7 @@ ATTENTION_QUERIES(attention_queries_bf16_d128_sm90a, 128, 64)
                                      q_stride, k_stride, v_stride, g_stride, group, head_dim,                            \
                                      Look{window, scale, softcap}});                                                     \
     }
-// QUERIES = 64; 66,560 bytes.
-ATTENTION_KEYS(attention_keys_bf16_d64_sm90a, 64, 64)
+// QUERIES = 128; 100,352 bytes.
+ATTENTION_KEYS(attention_keys_bf16_d64_sm90a, 64, 128)
 // QUERIES = 64; 132,096 bytes.
 ATTENTION_KEYS(attention_keys_bf16_d128_sm90a, 128, 64)

@@ -80,7 +80,7 @@ template <int DIM, int M, int KEYS> __device__ __forceinline__ void forward(cons
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[m][n][i] *= keep[i / 2];
         }
-        weights_by_rows<DIM>(sums, weights, keys + KEYS * PITCH<DIM>);
+        weights_by_rows<DIM, DIM>(sums, weights, keys + KEYS * PITCH<DIM>);
     }
 
 #pragma unroll

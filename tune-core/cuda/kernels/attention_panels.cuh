@@ -7,22 +7,24 @@
 
 template <int ROWS> constexpr int PANEL = ROWS * 128; // bytes
 
-// Copies `rows` rows of `dim` elements in the background, and clears the rest of a tile of ROWS x DIM.
+// Copies `rows` rows of `dim` elements in the background, and clears the rest of a tile of ROWS x DIM; `thread` is the number of
+// this of THREADS threads.
 template <int ROWS, int DIM, int THREADS>
-__device__ __forceinline__ void bring_panels(unsigned char *tile, const bf16 *from, long long stride, int rows, int dim) {
-    constexpr int PIECES = DIM / 8;
-    static_assert(THREADS % PIECES == 0 && ROWS * PIECES % THREADS == 0, "a thread brings one piece of some rows");
-    const int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
-    constexpr int STEP = THREADS / PIECES;
-    static_assert(STEP % 8 == 0, "all of them in one place of their rows");
-    unsigned char *to = tile + piece / 8 * PANEL<ROWS> + first * 128 + ((piece ^ first) & 7) * 16;
-    const bf16 *source = from + first * stride + piece * 8;
-    const bool in_row = piece * 8 < dim;
+__device__ __forceinline__ void bring_panels(unsigned char *tile, const bf16 *from, long long stride, int rows, int dim, int thread) {
+    constexpr int STEP = THREADS / 8;
+    static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "a thread brings one piece of some rows of each panel");
+    const int piece = thread % 8, first = thread / 8;
+    tile += first * 128 + ((piece ^ first) & 7) * 16;
 #pragma unroll
-    for (int row = 0; row < ROWS; row += STEP) {
-        const bool there = in_row && first + row < rows;
-        copy_async(to + row * 128, there ? source : from, there);
-        source += STEP * stride;
+    for (int panel = 0; panel < DIM / 64; panel++) {
+        const int col = 64 * panel + 8 * piece;
+        const bf16 *source = from + first * stride + col;
+#pragma unroll
+        for (int row = 0; row < ROWS; row += STEP) {
+            const bool there = col < dim && first + row < rows;
+            copy_async(tile + panel * PANEL<ROWS> + row * 128, there ? source : from, there);
+            source += STEP * stride;
+        }
     }
 }
 

@@ -62,13 +62,13 @@ __device__ __forceinline__ void rows_by_rows(float (&sums)[M][N][4], const bf16 
     }
 }
 
-// sums[m] += weights (fragments of a product, as they came) times the 8 * N rows of `b`.
-template <int DIM, int M, int N>
-__device__ __forceinline__ void weights_by_rows(float (&sums)[M][DIM / 8][4], const uint32_t (&weights)[M][N][2], const bf16 *b) {
+// sums[m] += weights (fragments of a product, as they came) times COLS columns of the 8 * N rows of `b`, a tile of DIM columns.
+template <int DIM, int COLS, int M, int N>
+__device__ __forceinline__ void weights_by_rows(float (&sums)[M][COLS / 8][4], const uint32_t (&weights)[M][N][2], const bf16 *b) {
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
 #pragma unroll
-        for (int col = 0; col < DIM; col += 16) {
+        for (int col = 0; col < COLS; col += 16) {
             uint32_t r[4];
             right_by_columns<DIM>(r, b, 8 * n, col);
 #pragma unroll

@@ -63,32 +63,28 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum of `x` over threadIdx.x, a multiple of 32 threads, in the same order whatever happens. `shared` has
-// blockDim.x / 32 floats for each threadIdx.y; all of the block calls this together.
-__device__ __forceinline__ float row_sum(float x, float *shared) {
-    x = warp_sum(x);
+// `shared` holds a number of each warp; brings together those of a row, threadIdx.y of blockDim.x / 32 warps.
+template <typename Join> __device__ __forceinline__ float join_warps(float x, float *shared, Join join) {
     const unsigned warps = blockDim.x / 32;
-    if (warps == 1) return x;
+    if (warps <= 1) return x;
     float *mine = shared + threadIdx.y * warps;
     if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = x;
     __syncthreads();
-    float sum = 0;
-    for (unsigned i = 0; i < warps; i++) sum += mine[i];
+    x = mine[0];
+    for (unsigned i = 1; i < warps; i++) x = join(x, mine[i]);
     __syncthreads();
-    return sum;
+    return x;
+}
+
+// The sum of `x` over threadIdx.x (8, 16 or a multiple of 32 threads), in the same order whatever happens. `shared` has
+// blockDim.x / 32 floats for each threadIdx.y; all of the block calls this together.
+__device__ __forceinline__ float row_sum(float x, float *shared) {
+    for (unsigned with = min(32u, blockDim.x) / 2; with > 0; with /= 2) x += __shfl_xor_sync(ALL_LANES, x, with);
+    return join_warps(x, shared, [](float a, float b) { return a + b; });
 }
 
 __device__ __forceinline__ float row_max(float x, float *shared) {
-    x = warp_max(x);
-    const unsigned warps = blockDim.x / 32;
-    if (warps == 1) return x;
-    float *mine = shared + threadIdx.y * warps;
-    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = x;
-    __syncthreads();
-    float most = mine[0];
-    for (unsigned i = 1; i < warps; i++) most = fmaxf(most, mine[i]);
-    __syncthreads();
-    return most;
+    return join_warps(warp_max(x), shared, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // SplitMix64's finalizer over a key and a number: the random bits of dropout.

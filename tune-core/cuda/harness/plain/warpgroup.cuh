@@ -62,6 +62,43 @@ template <int PENDING> inline void warpgroup_wait() {
 inline void show_to_products() {}
 
 namespace cuda_language {
+// As the barrier lies in shared memory: what has arrived of `count`, and the phase.
+struct Barrier {
+    uint16_t arrived, count;
+    uint32_t phase;
+};
+inline Barrier &barrier_at(uint64_t *at) {
+    if (uintptr_t(at) % 8) fail("a barrier that is not aligned");
+    check_shared(at, 8);
+    return *reinterpret_cast<Barrier *>(at);
+}
+} // namespace cuda_language
+
+inline void barrier_init(uint64_t *barrier, uint32_t count) { cuda_language::barrier_at(barrier) = {0, uint16_t(count), 0}; }
+inline void barrier_arrive(uint64_t *barrier, bool really = true) {
+    cuda_language::Barrier &b = cuda_language::barrier_at(barrier);
+    if (b.count == 0xffff) cuda_language::fail("a barrier that nobody has made");
+    if (really && ++b.arrived == b.count) b.arrived = 0, b.phase++;
+}
+inline void barrier_wait(uint64_t *barrier, uint32_t parity) {
+    cuda_language::Barrier &b = cuda_language::barrier_at(barrier);
+    if (b.count == 0xffff) cuda_language::fail("a barrier that nobody has made");
+    cuda_language::wait_until("mbarrier.try_wait", [&b, parity] { return (b.phase & 1) != parity; });
+}
+inline void numbered_barrier_arrive(int number, int threads) {
+    cuda_language::Numbered &b = cuda_language::block().numbered[number];
+    if (++b.arrived == unsigned(threads)) b.arrived = 0, b.phase++;
+}
+inline void numbered_barrier_wait(int number, int threads) {
+    cuda_language::Numbered &b = cuda_language::block().numbered[number];
+    const unsigned phase = b.phase;
+    numbered_barrier_arrive(number, threads);
+    cuda_language::wait_until("bar.sync", [&b, phase] { return b.phase != phase; });
+}
+template <int N> inline void fewer_registers() {}
+template <int N> inline void more_registers() {}
+
+namespace cuda_language {
 
 // Element (row, col) of panels that begin at a multiple of 1024 bytes before `p.at`; the swizzle works on addresses.
 inline float panel_element(const Panel &p, int row, int col) {

@@ -16,11 +16,11 @@ ATTENTION_QUERIES(queries_d128_m2, 128, 4, 2, 32)
 ATTENTION_QUERIES(queries_d128_k64, 128, 4, 1, 64)
 ATTENTION_QUERIES(queries_d128_w8, 128, 8, 1, 64)
 ATTENTION_QUERIES(queries_d64_k64, 64, 4, 2, 64)
-ATTENTION_KEYS(keys_d128_q64, 128, 4, 64)
-ATTENTION_KEYS(keys_d128_w8_q64, 128, 8, 64)
-ATTENTION_KEYS(keys_d128_w8_q32, 128, 8, 32)
-ATTENTION_KEYS(keys_d64_w8_q64, 64, 8, 64)
-ATTENTION_KEYS(keys_d64_q32, 64, 4, 32)
+ATTENTION_KEYS(keys_d128_q64, 128, 4, 64, 1)
+ATTENTION_KEYS(keys_d128_w8_q64, 128, 8, 64, 1)
+ATTENTION_KEYS(keys_d128_w8_q32, 128, 8, 32, 1)
+ATTENTION_KEYS(keys_d64_w8_q64, 64, 8, 64, 1)
+ATTENTION_KEYS(keys_d64_q32, 64, 4, 32, 1)
 ATTENTION_FORWARD(forward_d128_k48, 128, 2, 48)
 ATTENTION_FORWARD(forward_d128_k64, 128, 2, 64)
 ATTENTION_FORWARD(forward_d64_k128, 64, 2, 128)
@@ -36,7 +36,7 @@ namespace warpgroups_backward {
 #include "../../kernels/attention_backward_sm90a.cu"
 ATTENTION_QUERIES(queries_d128_k128_sm90a, 128, 128)
 ATTENTION_QUERIES(queries_d64_k64_sm90a, 64, 64)
-ATTENTION_KEYS(keys_d64_q128_sm90a, 64, 128)
+ATTENTION_KEYS(keys_d64_q64_sm90a, 64, 64)
 } // namespace warpgroups_backward
 
 using namespace harness;
@@ -108,7 +108,7 @@ struct Bench {
 };
 
 #define FORWARD(KERNEL, D, M, KEYS) b.forward(#KERNEL, KERNEL, 64 * M, 128, 2 * (64 * M + 4 * KEYS) * (D + 8))
-#define WARPGROUPS(KERNEL, D, KEYS) b.forward(#KERNEL, warpgroups::KERNEL, 128, 256, 2 * (128 + 4 * KEYS) * D)
+#define WARPGROUPS(KERNEL, D, KEYS) b.forward(#KERNEL, warpgroups::KERNEL, 128, 384, 2 * (128 + 4 * KEYS) * D + 128)
 #define WARPGROUPS_QUERIES(KERNEL, D, KEYS) \
     b.backward_queries(#KERNEL, warpgroups_backward::KERNEL, 128, 256, 4 * (128 + 2 * KEYS) * D)
 #define WARPGROUPS_KEYS(KERNEL, D, N) \
@@ -150,8 +150,8 @@ int main() {
         KEYS(attention_keys_bf16_d64, 64, 4, 64);
         KEYS(keys_d64_w8_q64, 64, 8, 64);
         KEYS(keys_d64_q32, 64, 4, 32);
-        WARPGROUPS_KEYS(attention_keys_bf16_d64_sm90a, 64, 64);
-        WARPGROUPS_KEYS(keys_d64_q128_sm90a, 64, 128);
+        WARPGROUPS_KEYS(attention_keys_bf16_d64_sm90a, 64, 128);
+        WARPGROUPS_KEYS(keys_d64_q64_sm90a, 64, 64);
     }
     return 0;
 }

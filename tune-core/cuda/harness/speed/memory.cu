@@ -41,33 +41,33 @@ int main() {
     }
     {
         OnCard<bf16> x(size_t(tokens) * width, 1), y(x.count, 2), g(x.count, 3), w(width, 4);
-        OnCard<float> partial(size_t(528) * width), dw(width);
+        OnCard<float> partial(size_t(1056) * width), dw(width);
         const double n = double(x.count);
         line("norm_forward", 4 * n, [&] {
-            start(norms::norm_forward_bf16, dim3(tokens), dim3(256), 32, y.data, nullptr, x.data, nullptr, nullptr, w.data, tokens, width, width,
+            start(norms::norm_forward_bf16, dim3(tokens / 2), dim3(64, 2), 16, y.data, nullptr, x.data, nullptr, nullptr, w.data, tokens, width, width,
                   width, width, width, 1, width, 1e-5f, 0.0f);
         });
         line("norm_forward, residual", 8 * n, [&] {
-            start(norms::norm_forward_bf16, dim3(tokens), dim3(256), 32, y.data, g.data, x.data, g.data, nullptr, w.data, tokens, width, width,
+            start(norms::norm_forward_bf16, dim3(tokens / 2), dim3(64, 2), 16, y.data, g.data, x.data, g.data, nullptr, w.data, tokens, width, width,
                   width, width, width, 1, width, 1e-5f, 0.0f);
         });
         line("norm_forward, heads of 128", 4 * n, [&] {
-            start(norms::norm_forward_bf16, dim3(tokens * 16 / 8), dim3(32, 8), 32, y.data, nullptr, x.data, nullptr, nullptr, w.data, tokens,
+            start(norms::norm_forward_bf16, dim3(tokens), dim3(16, 16), 0, y.data, nullptr, x.data, nullptr, nullptr, w.data, tokens,
                   width, width, width, width, width, 16, 128, 1e-5f, 0.0f);
         });
-        for (int blocks : {264, 528}) {
+        for (int blocks : {264, 528, 1056}) {
             char name[64];
             snprintf(name, sizeof name, "norm_backward, %d blocks", blocks);
             line(name, 8 * n, [&] {
-                start(norms::norm_backward_bf16, dim3(blocks), dim3(256), 32 + 4 * width, y.data, partial.data, x.data, g.data, w.data, tokens,
+                start(norms::norm_backward_bf16, dim3(blocks), dim3(64, 2), 16 + 8 * width, y.data, partial.data, x.data, g.data, w.data, tokens,
                       width, width, width, 1, width, 1e-5f, 0.0f, 1);
             });
         }
         line("norm_backward, no weight", 8 * n, [&] {
-            start(norms::norm_backward_bf16, dim3(tokens), dim3(256), 32, y.data, nullptr, x.data, g.data, w.data, tokens, width, width, width,
+            start(norms::norm_backward_bf16, dim3(tokens / 2), dim3(64, 2), 16, y.data, nullptr, x.data, g.data, w.data, tokens, width, width, width,
                   1, width, 1e-5f, 0.0f, 1);
         });
-        line("column_sums", 4.0 * 264 * width, [&] { start(norms::column_sums, dim3(width / 256), dim3(256), 0, dw.data, partial.data, 264, width, 0); });
+        line("column_sums", 4.0 * 528 * width, [&] { start(norms::column_sums, dim3(width / 32), dim3(32, 32), 4096, dw.data, partial.data, 528, width, 0); });
         OnCard<float> angles(size_t(tokens) * 64);
         line("rotary", 4 * n, [&] {
             start(rotary_kernels::rotary_bf16, dim3(1, tokens), dim3(128), 0, x.data, angles.data, angles.data, tokens, width, 16, 128, 128, 1.0f);
@@ -106,10 +106,14 @@ int main() {
         std::vector<unsigned> host(some);
         for (int i = 0; i < some; i++) host[i] = unsigned(i * 7919ll % vocab);
         targets.copy_in(host.data());
-        line("loss_f32_bf16 (4 + 2 bytes)", 6.0 * logits.count, [&] {
-            start(loss_kernels::loss_f32_bf16, dim3(some), dim3(1024), 128, losses.data, logits.data, targets.data, nullptr, nullptr, some, vocab,
-                  vocab, 1, 1.0f, 0.0f);
-        });
+        for (int blocks : {44, 66, 132, 264}) {
+            char name[64];
+            snprintf(name, sizeof name, "loss_f32_bf16, %d blocks", blocks);
+            line(name, 6.0 * logits.count, [&] {
+                start(loss_kernels::loss_f32_bf16, dim3(blocks), dim3(1024), 128, losses.data, logits.data, targets.data, nullptr, nullptr, some,
+                      vocab, vocab, 1, 1.0f, 0.0f);
+            });
+        }
         line("loss_f32_f32, no gradient", 4.0 * logits.count, [&] {
             start(loss_kernels::loss_f32_f32, dim3(some), dim3(1024), 128, losses.data, logits.data, targets.data, nullptr, nullptr, some, vocab,
                   vocab, 0, 1.0f, 0.0f);

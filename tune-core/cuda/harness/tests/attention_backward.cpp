@@ -9,8 +9,8 @@ using namespace harness;
 template <typename Q> Pass<Q> queries(Q kernel, int dim, int mine, int other) {
     return {kernel, mine, 128, size_t(4 * (mine + 2 * other) * (dim + 8))};
 }
-template <typename K> Pass<K> keys(K kernel, int dim, int mine, int other) {
-    return {kernel, mine, 128, size_t(4 * (mine + 2 * other) * (dim + 8) + 16 * other)};
+template <typename K> Pass<K> keys(K kernel, int dim, int mine, int other, unsigned threads = 128) {
+    return {kernel, mine, threads, size_t(4 * (mine + 2 * other) * (dim + 8) + 16 * other)};
 }
 
 int main() {
@@ -24,7 +24,7 @@ int main() {
             random);
     run_backward("attention_backward_bf16_d128", queries(attention_queries_bf16_d128, 128, 64, 32), keys(attention_keys_bf16_d128, 128, 64, 32),
         {2, 1, 128, {1, 129, 60}, 0, 30, 8, 3}, random);
-    run_backward("attention_backward_bf16_d256", queries(attention_queries_bf16_d256, 256, 64, 16), keys(attention_keys_bf16_d256, 256, 64, 16),
-        {1, 1, 256, {65, 1, 32}, 40, 50}, random);
+    run_backward("attention_backward_bf16_d256", queries(attention_queries_bf16_d256, 256, 64, 16), keys(attention_keys_bf16_d256, 256, 48, 16, 192),
+        {1, 1, 200, {65, 1, 48, 32}, 40, 50}, random);
     return report();
 }

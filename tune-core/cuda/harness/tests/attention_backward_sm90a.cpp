@@ -9,7 +9,7 @@ int main() {
     Random random(12);
     const Pass queries64{attention_queries_bf16_d64_sm90a, 128, 256, 4 * (128 + 2 * 128) * 64};
     const Pass queries128{attention_queries_bf16_d128_sm90a, 128, 256, 4 * (128 + 2 * 64) * 128};
-    const Pass keys64{attention_keys_bf16_d64_sm90a, 128, 256, 4 * (128 + 2 * 64) * 64 + 16 * 64};
+    const Pass keys64{attention_keys_bf16_d64_sm90a, 128, 256, 4 * (128 + 2 * 128) * 64 + 16 * 128};
     const Pass keys128{attention_keys_bf16_d128_sm90a, 128, 256, 4 * (128 + 2 * 64) * 128 + 16 * 64};
     for (const AttentionCase &c : {AttentionCase{2, 1, 64, {1, 130, 64}, 0, 0, 8}, AttentionCase{1, 1, 40, {300}, 70, 0, 0, 4}})
         run_backward("attention_backward_bf16_d64_sm90a", queries64, keys64, c, random);

@@ -34,7 +34,7 @@ template <typename T> void run(const Case &c, Random &random) {
     const std::string type = type_name<T>();
     in_every_order([&] {
         Buffer<T> y(size), sum(size);
-        const size_t warps = c.block.x / 32 * c.block.y;
+        const size_t warps = size_t(c.block.x / 32) * c.block.y;
         const unsigned blocks = (unsigned(c.rows * c.heads) + c.block.y - 1) / c.block.y;
         LAUNCH(Norm<T>::forward, dim3(blocks), c.block, 4 * warps, y.data(), c.residual ? sum.data() : nullptr, x.data(),
                c.residual ? residual.data() : nullptr, c.onto ? onto.data() : nullptr, w.data(), c.rows, stride, stride, stride,
@@ -71,10 +71,10 @@ template <typename T> void run(const Case &c, Random &random) {
             Buffer<float> partial(size_t(blocks) * c.width), dw(c.width);
             if (accumulate) fill(dw, random);
             const std::vector<double> before = doubles(dw);
-            const size_t shared = 4 * (c.block.x / 32 * c.block.y + size_t(c.block.y) * c.width);
+            const size_t shared = 4 * (size_t(c.block.x / 32) * c.block.y + size_t(c.block.y) * c.width);
             LAUNCH(Norm<T>::backward, dim3(blocks), c.block, shared, d.data(), partial.data(), x.data(), g.data(), w.data(),
                    c.rows, stride, stride, stride, c.heads, c.width, eps, c.weight_from, accumulate);
-            LAUNCH(column_sums, dim3((c.width + 255) / 256), dim3(256), 0, dw.data(), partial.data(), blocks, c.width, accumulate);
+            LAUNCH(column_sums, dim3((c.width + 31) / 32), dim3(32, 32), 4096, dw.data(), partial.data(), blocks, c.width, accumulate);
             Error of_x, of_w;
             const std::vector<double> X = doubles(x), W = doubles(w), G = doubles(g), D = doubles(dx);
             std::vector<double> right_w(c.width, 0.0);
@@ -103,9 +103,10 @@ int main() {
     Random random(1);
     const Case cases[] = {
         {1, 1, 8, 0, {32}, false, false, 0},      {3, 1, 7, 2, {32, 2}, true, false, 0},
-        {5, 3, 64, 8, {32, 4}, false, false, 1},  {2, 2, 128, 16, {32, 8}, true, true, 1},
-        {4, 1, 1000, 0, {128}, true, true, 0},    {3, 1, 2048, 8, {256}, false, true, 0},
-        {2, 1, 2049, 1, {64}, true, false, 1},    {7, 5, 33, 3, {32, 3}, false, true, 0},
+        {5, 3, 64, 8, {8, 8}, false, false, 1},   {2, 2, 128, 16, {16, 8}, true, true, 1},
+        {4, 1, 1000, 0, {64, 2}, true, true, 0},  {3, 1, 2048, 8, {64, 2}, false, true, 0},
+        {2, 1, 2049, 1, {96}, true, false, 1},    {7, 5, 33, 3, {16, 4}, false, true, 0},
+        {3, 1, 4096, 0, {128}, true, false, 0},   {2, 3, 256, 0, {32, 3}, false, false, 1},
     };
     for (const Case &c : cases) {
         run<float>(c, random);

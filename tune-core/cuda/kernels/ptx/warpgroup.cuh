@@ -25,6 +25,38 @@ template <int PENDING> __device__ __forceinline__ void warpgroup_wait() {
 // Lets the products see what this thread has written to shared memory, or copied there and waited for.
 __device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Barriers in shared memory (8 bytes each), where some threads arrive and others wait: `count` arrivals end a phase. `parity` is
+// that of the phase that is waited for; that of the phase before the first, 1, has ended.
+__device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint64_t *barrier, bool really = true) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p mbarrier.arrive.shared::cta.b64 _, [%0];}" ::"r"(shared_address(barrier)),
+                 "r"(int(really))
+                 : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity) {
+    asm volatile("{.reg .pred p;\n"
+                 "AGAIN_%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+                 "@p bra DONE_%=;\n"
+                 "bra AGAIN_%=;\n"
+                 "DONE_%=:}" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+// Barriers by number, 1 to 15: `threads` of them, of which some wait and some only arrive.
+__device__ __forceinline__ void numbered_barrier_wait(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void numbered_barrier_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Gives registers of this warpgroup back, or takes some: N of a thread from now on.
+template <int N> __device__ __forceinline__ void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+
 // d (+)= a b: a [64, 16] by rows, and b [N, 16] by rows, its columns summed over. Row lane / 4 (+ 8) of warp w's sixteen is in
 // d[n][0..2] (d[n][2..4]), columns 8 n + lane % 4 * 2.
 template <int N> __device__ __forceinline__ void warpgroup_mma(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add);

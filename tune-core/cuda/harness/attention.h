@@ -130,4 +130,40 @@ template <typename T> struct AttentionData {
     }
 };
 
+// New queries behind a past, keys elsewhere: what a run over the whole spans gives for the last `fresh` of each. `run` launches the
+// kernel for tiles and the number of queries.
+template <typename T, typename Run> void note_past(const std::string &name, AttentionData<T> &a, int fresh, int size, double bound, Run run) {
+    const AttentionCase &c = a.c;
+    const int spans = int(c.spans.size()), offset = 3; // rows before the keys
+    Buffer<T> q(size_t(spans) * fresh * a.q_stride), out(q.size()), k(a.k.size() + size_t(offset) * a.k_stride), v(k.size());
+    Buffer<float> lse(size_t(c.heads) * spans * fresh);
+    memcpy(static_cast<void *>(&k[size_t(offset) * a.k_stride]), a.k.data(), a.k.size() * sizeof(T));
+    memcpy(static_cast<void *>(&v[size_t(offset) * a.k_stride]), a.v.data(), a.v.size() * sizeof(T));
+    std::vector<Tile> list;
+    int start = 0;
+    for (int s = 0; s < spans; s++) {
+        const int past = c.spans[s] - fresh;
+        memcpy(static_cast<void *>(&q[size_t(s) * fresh * a.q_stride]), &a.q[size_t(start + past) * a.q_stride],
+               size_t(fresh) * a.q_stride * sizeof(T));
+        for (int first = past; first < c.spans[s]; first += size)
+            list.push_back({s * fresh - past, c.spans[s], first, offset + start - (s * fresh - past)});
+        start += c.spans[s];
+    }
+    Buffer<Tile> tiles(list.size());
+    for (size_t i = 0; i < list.size(); i++) tiles[i] = list[i];
+    in_every_order([&] {
+        poison(out), poison(lse);
+        run(out, lse, q, k, v, tiles, spans * fresh);
+        Error e;
+        int start = 0;
+        for (int s = 0; s < spans; s++) {
+            start += c.spans[s];
+            for (int i = 0; i < fresh; i++)
+                for (int j = 0; j < c.heads * c.head_dim; j++)
+                    e.add(widened(out[size_t(s * fresh + i) * a.q_stride + j]), a.right_out[size_t(start - fresh + i) * a.q_stride + j]);
+        }
+        note(name + " behind a past", c.text() + ", " + std::to_string(fresh) + " new", e.relative(), bound);
+    });
+}
+
 } // namespace harness

@@ -6,10 +6,10 @@
 
 // Consecutive positions of a span: what one block handles. 16 bytes.
 struct Tile {
-    int span;   // the token where the span begins
-    int length; // the span's
+    int span;   // the row of queries where position 0 of the span is; negative if the first positions have no queries any more
+    int length; // the span's, those included
     int first;  // the tile's first position in the span
-    int unused;
+    int keys;   // how many rows further on its keys and values are: 0, or somewhere in a cache (forward passes alone)
 };
 
 // The arguments of attention that all kernels take.

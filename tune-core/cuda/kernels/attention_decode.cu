@@ -25,17 +25,16 @@ template <typename T> __device__ __forceinline__ void load_pairs(float2 (&x)[MOS
 
 // G query heads of one sequence that share their keys, over one of `gridDim.z` parts of the keys that they see.
 template <typename T, int G>
-__device__ __forceinline__ void part(float *parts, const T *q, const T *k, const T *v, const int *lengths, long long q_stride,
-                                     long long k_stride, long long v_stride, long long k_sequence, long long v_sequence,
-                                     int heads, int group, int dim, const Look &look) {
+__device__ __forceinline__ void part(float *parts, const T *q, const T *k, const T *v, const int2 *sequences, long long q_stride,
+                                     long long k_stride, long long v_stride, int heads, int group, int dim, const Look &look) {
     // For each warp and head: the maximum, the sum, and the weighted values.
     float *shared = reinterpret_cast<float *>(shared_memory());
     const int sequence = blockIdx.y, head = blockIdx.x * G, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int length = lengths[sequence], begin = first_key(look, length - 1);
+    const int row_of_first = sequences[sequence].x, length = sequences[sequence].y, begin = first_key(look, length - 1);
     const int size = (length - begin + gridDim.z - 1) / gridDim.z;
     const int start = begin + blockIdx.z * size, end = min(length, start + size);
-    k += sequence * k_sequence + (long long)(head / group) * dim;
-    v += sequence * v_sequence + (long long)(head / group) * dim;
+    k += row_of_first * k_stride + (long long)(head / group) * dim;
+    v += row_of_first * v_stride + (long long)(head / group) * dim;
     float2 queries[G][MOST], sums[G][MOST];
     float most[G], total[G];
 #pragma unroll
@@ -92,12 +91,13 @@ __device__ __forceinline__ void part(float *parts, const T *q, const T *k, const
 }
 
 template <typename T>
-__device__ __forceinline__ void join(T *out, const float *parts, long long out_stride, int heads, int count, int dim) {
+__device__ __forceinline__ void join(T *out, float *lse, const float *parts, long long out_stride, int heads, int count, int dim) {
     const int sequence = blockIdx.y, head = blockIdx.x, row = dim + 2;
     parts += ((long long)sequence * heads + head) * count * row;
     float larger = -INFINITY, total = 0;
     for (int i = 0; i < count; i++) larger = fmaxf(larger, parts[i * row]);
     for (int i = 0; i < count; i++) total += __expf(parts[i * row] - larger) * parts[i * row + 1];
+    if (threadIdx.x == 0) lse[(long long)head * gridDim.y + sequence] = larger + logf(total);
     for (int at = threadIdx.x; at < dim; at += blockDim.x) {
         float sum = 0;
         for (int i = 0; i < count; i++) sum += __expf(parts[i * row] - larger) * parts[i * row + 2 + at];
@@ -107,19 +107,19 @@ __device__ __forceinline__ void join(T *out, const float *parts, long long out_s
 
 } // namespace
 
-// Parts of the attention of q [sequences, heads * head_dim] on keys and values of a cache: row t of sequence s is at
-// k + s * k_sequence + t * k_stride. The query is the last of lengths[s] > 0 positions, whose key and value are in the cache.
+// Parts of the attention of q [sequences, heads * head_dim] on keys and values of a cache: `sequences` has, for each, the row of its
+// first key and value and how many there are, the query's own (the last) included: two i32.
 // parts: f32 [sequences, heads, PARTS, head_dim + 2]. head_dim even, at most 256. group = heads / kv_heads; G divides it.
 // launch: grid (heads / G, sequences, PARTS), block (128), dynamic shared bytes 16 * G * (head_dim + 2); then attention_join.
 //   PARTS as many as fill the card: about 264 / (heads / G * sequences), at least 1, at most length / 64; it decides the order of
 //   sums. alignment: that of two elements, strides even.
 #define ATTENTION_DECODE(NAME, T, G)                                                                                      \
     extern "C" __global__ void __launch_bounds__(128)                                                                     \
-        NAME(float *parts, const T *q, const T *k, const T *v, const int *lengths, long long q_stride,                   \
-             long long k_stride, long long v_stride, long long k_sequence, long long v_sequence, int heads, int group,   \
-             int head_dim, int window, float scale, float softcap) {                                                     \
-        part<T, G>(parts, q, k, v, lengths, q_stride, k_stride, v_stride, k_sequence, v_sequence, heads, group,          \
-                   head_dim, Look{window, scale, softcap});                                                               \
+        NAME(float *parts, const T *q, const T *k, const T *v, const int2 *sequences, long long q_stride,                \
+             long long k_stride, long long v_stride, int heads, int group, int head_dim, int window, float scale,        \
+             float softcap) {                                                                                            \
+        part<T, G>(parts, q, k, v, sequences, q_stride, k_stride, v_stride, heads, group, head_dim,                      \
+                   Look{window, scale, softcap});                                                                         \
     }
 ATTENTION_DECODE(attention_decode_f32_g1, float, 1)
 ATTENTION_DECODE(attention_decode_f32_g2, float, 2)
@@ -128,11 +128,11 @@ ATTENTION_DECODE(attention_decode_bf16_g1, bf16, 1)
 ATTENTION_DECODE(attention_decode_bf16_g2, bf16, 2)
 ATTENTION_DECODE(attention_decode_bf16_g4, bf16, 4)
 
-// out [sequences, heads * head_dim] from `count` parts. launch: grid (heads, sequences), block (128), no shared memory.
+// out [sequences, heads * head_dim] and lse [heads, sequences] from `count` parts. launch: grid (heads, sequences), block (128), no shared memory.
 #define ATTENTION_JOIN(NAME, T)                                                                                           \
     extern "C" __global__ void __launch_bounds__(128)                                                                     \
-        NAME(T *out, const float *parts, long long out_stride, int heads, int count, int head_dim) {                     \
-        join<T>(out, parts, out_stride, heads, count, head_dim);                                                          \
+        NAME(T *out, float *lse, const float *parts, long long out_stride, int heads, int count, int head_dim) {         \
+        join<T>(out, lse, parts, out_stride, heads, count, head_dim);                                                     \
     }
 ATTENTION_JOIN(attention_join_f32, float)
 ATTENTION_JOIN(attention_join_bf16, bf16)

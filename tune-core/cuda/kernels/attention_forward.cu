@@ -25,8 +25,8 @@ template <int DIM, int M, int KEYS> __device__ __forceinline__ void forward(cons
     const Tile tile = f.tiles[blockIdx.y];
     const int head = blockIdx.x, rows = min(QUERIES, tile.length - tile.first), end = tile.first + rows;
     const int begin = first_key(f.look, tile.first) / KEYS * KEYS;
-    const bf16 *k = f.k + tile.span * f.k_stride + (long long)(head / f.group) * f.dim;
-    const bf16 *v = f.v + tile.span * f.v_stride + (long long)(head / f.group) * f.dim;
+    const bf16 *k = f.k + (tile.span + tile.keys) * f.k_stride + (long long)(head / f.group) * f.dim;
+    const bf16 *v = f.v + (tile.span + tile.keys) * f.v_stride + (long long)(head / f.group) * f.dim;
     const auto bring_keys = [&](int start) {
         bf16 *stage = stages + (start - begin) / KEYS % 2 * STAGE;
         bring<KEYS, DIM, THREADS>(stage, k + start * f.k_stride, f.k_stride, end - start, f.dim);

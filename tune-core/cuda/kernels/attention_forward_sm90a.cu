@@ -60,7 +60,7 @@ template <int DIM, int KEYS> __device__ __forceinline__ void forward(const Forwa
         fewer_registers<40>();
         const bool of_values = threadIdx.x >= CONSUMERS + 64;
         const long long stride = of_values ? f.v_stride : f.k_stride;
-        const bf16 *from = (of_values ? f.v : f.k) + (tile.span + begin) * stride + (long long)(head / f.group) * f.dim;
+        const bf16 *from = (of_values ? f.v : f.k) + (tile.span + tile.keys + begin) * stride + (long long)(head / f.group) * f.dim;
         produce<DIM, KEYS>(rings[of_values], of_values ? values : keys, from, stride, end - begin, f.dim, steps);
         return;
     }

@@ -57,8 +57,8 @@ __device__ __forceinline__ void forward(T *out, float *lse, const T *q, const T 
     const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int rows = min(ROWS, tile.length - tile.first), end = tile.first + rows, query = tile.first + warp;
     const long long token = (long long)tile.span + query;
-    k += (long long)tile.span * k_stride + (long long)(head / group) * dim;
-    v += (long long)tile.span * v_stride + (long long)(head / group) * dim;
+    k += ((long long)tile.span + tile.keys) * k_stride + (long long)(head / group) * dim;
+    v += ((long long)tile.span + tile.keys) * v_stride + (long long)(head / group) * dim;
     bring(queries, q + ((long long)tile.span + tile.first) * q_stride + (long long)head * dim, q_stride, rows, dim);
     float sum[MOST] = {}, most = -INFINITY, total = 0;
     for (int start = first_key(look, tile.first); start < end; start += OTHERS) {
@@ -181,7 +181,7 @@ __device__ __forceinline__ void row_products(float *delta, const T *out, const T
 
 // Attention for q [tokens, heads * head_dim] and k, v [tokens, kv_heads * head_dim] into out, shaped as q, and the logarithm of
 // each query's normalizer into lse [heads, tokens] f32. group = heads / kv_heads. Tokens outside of every tile are not written.
-// tiles: `Tile {i32 span, i32 length, i32 first, i32 unused}` (attention.cuh) of 8 positions each (the last of a span fewer).
+// tiles: `Tile {i32 span, i32 length, i32 first, i32 keys}` (attention.cuh) of 8 positions each (the last of a span fewer).
 //   List them by `first`, largest first: the longest-running begin.
 // launch: grid (heads, tiles), block (256), dynamic shared bytes 4 * (head_dim + 1) * 72. head_dim <= 256. alignment: any.
 #define ATTENTION_PLAIN_FORWARD(NAME, T)                                                                                  \

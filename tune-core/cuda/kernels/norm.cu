@@ -2,11 +2,11 @@
 //
 // A row holds `heads` norms of `width` elements each, side by side (one for the norm of a whole row). The weight is
 // `weight_from + weight[i]`: Gemma's counts from one. A thread keeps up to 32 elements of a norm in registers, so that memory
-// is read once.
+// is read once; only rows that are not aligned to 16 bytes are read again.
 //
-// launch: block (x, y): x threads for each of y norms, x = 8, 16 or a multiple of 32, x * y a multiple of 32 and at most 1024,
+// launch: block (x, y): x threads for each of y norms, x = 8, 16 or a multiple of 32, x * y a multiple of 32 and at most 512,
 //   x >= width / 32. Good: up to a width of 256 x = width / 8 rounded up to 8, 16 or 32, y = 256 / x; above it
-//   x = width / 32 rounded up to a multiple of 32 (1024 at most), y = max(1, 128 / x).
+//   x = width / 32 rounded up to a multiple of 32 (512 at most), y = max(1, 128 / x).
 // alignment: any; 16-byte accesses if pointers, strides and width allow.
 #include "common.cuh"
 
@@ -96,6 +96,43 @@ __device__ __forceinline__ void backward_norm(T *dx, float (&dw)[KEPT / N][N], c
     });
 }
 
+// The same for rows that are not aligned: one element at a time, read twice. What is kept between the two is `sum`, if any.
+template <typename T>
+__device__ __forceinline__ void forward_unaligned(T *y, T *sum, const T *x, const T *residual, const T *onto, const T *weight,
+                                                  bool live, int width, float eps, float weight_from, float *shared) {
+    const int end = live ? width : 0;
+    float squares = 0;
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+        T a = x[i];
+        if (residual) a = sum[i] = from_f32<T>(to_f32(a) + to_f32(residual[i]));
+        squares += to_f32(a) * to_f32(a);
+    }
+    const float r = rsqrtf(row_sum(squares, shared) / width + eps);
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+        const float a = to_f32(residual ? sum[i] : x[i]) * r * (to_f32(weight[i]) + weight_from);
+        y[i] = from_f32<T>(onto ? a + to_f32(onto[i]) : a);
+    }
+}
+
+// `dw` is in shared memory here; an element's sum belongs to one thread, so no barrier is needed.
+template <typename T>
+__device__ __forceinline__ void backward_unaligned(T *dx, float *dw, const T *x, const T *g, const T *weight, bool live, int width,
+                                                   float eps, float weight_from, int accumulate, float *shared) {
+    const int end = live ? width : 0;
+    float squares = 0, dot = 0;
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+        squares += to_f32(x[i]) * to_f32(x[i]);
+        dot += to_f32(x[i]) * to_f32(g[i]) * (to_f32(weight[i]) + weight_from);
+    }
+    const float r = rsqrtf(row_sum(squares, shared) / width + eps);
+    const float c = row_sum(dot, shared) * r * r / width;
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+        const float d = r * (to_f32(g[i]) * (to_f32(weight[i]) + weight_from) - to_f32(x[i]) * c);
+        if (dw) dw[i] += to_f32(g[i]) * to_f32(x[i]) * r;
+        dx[i] = from_f32<T>(accumulate ? to_f32(dx[i]) + d : d);
+    }
+}
+
 // The places of norm `number`, row by row.
 struct Place {
     long long row;
@@ -124,33 +161,16 @@ __device__ __forceinline__ void forward(T *y, T *sum, const T *x, const T *resid
     }
     if (onto) onto += at.row * onto_stride + at.head;
     if (wide) forward_norm<T, WIDE<T>>(y, sum, x, residual, onto, weight, live, width, eps, weight_from, shared);
-    else forward_norm<T, 1>(y, sum, x, residual, onto, weight, live, width, eps, weight_from, shared);
+    else forward_unaligned(y, sum, x, residual, onto, weight, live, width, eps, weight_from, shared);
 }
 
-template <typename T, int N, bool WEIGHT>
-__device__ __forceinline__ void backward_rows(T *dx, float *partial, const T *x, const T *g, const T *weight, long long norms,
-                                              long long dx_stride, long long x_stride, long long g_stride, int heads, int width,
-                                              float eps, float weight_from, int accumulate) {
-    float *shared = reinterpret_cast<float *>(shared_memory()), *sums = shared + blockDim.x / 32 * blockDim.y;
-    float dw[KEPT / N][N] = {};
-    for (long long first = (long long)blockIdx.x * blockDim.y; first < norms; first += (long long)gridDim.x * blockDim.y) {
-        const long long norm = first + threadIdx.y;
-        const bool live = norm < norms;
-        const Place at(live ? norm : 0, heads, width);
-        backward_norm<T, N, WEIGHT>(dx + at.row * dx_stride + at.head, dw, x + at.row * x_stride + at.head,
-                                    g + at.row * g_stride + at.head, weight, live, width, eps, weight_from, accumulate, shared);
-    }
-    if constexpr (WEIGHT) {
-        each_chunk<N>(width, [&](int chunk, int i) {
-#pragma unroll
-            for (int j = 0; j < N; j++) sums[(long long)threadIdx.y * width + i + j] = dw[chunk][j];
-        });
-        __syncthreads();
-        for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < width; i += blockDim.x * blockDim.y) {
-            float sum = 0;
-            for (unsigned part = 0; part < blockDim.y; part++) sum += sums[(long long)part * width + i];
-            partial[(long long)blockIdx.x * width + i] = sum;
-        }
+// Adds the parts of the weight's gradient that the block's norms have in shared memory.
+__device__ __forceinline__ void write_partial(float *partial, const float *sums, int width) {
+    __syncthreads();
+    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < width; i += blockDim.x * blockDim.y) {
+        float sum = 0;
+        for (unsigned part = 0; part < blockDim.y; part++) sum += sums[(long long)part * width + i];
+        partial[(long long)blockIdx.x * width + i] = sum;
     }
 }
 
@@ -158,15 +178,42 @@ template <typename T>
 __device__ __forceinline__ void backward(T *dx, float *partial, const T *x, const T *g, const T *weight, long long rows,
                                          long long dx_stride, long long x_stride, long long g_stride, int heads, int width,
                                          float eps, float weight_from, int accumulate) {
-    const bool wide = is_wide(dx, dx_stride) && is_wide(x, x_stride) && is_wide(g, g_stride) && is_wide(weight, width) &&
-                      width % WIDE<T> == 0;
-    const auto run = [&](auto rows_of) {
-        rows_of(dx, partial, x, g, weight, rows * heads, dx_stride, x_stride, g_stride, heads, width, eps, weight_from, accumulate);
+    constexpr int N = WIDE<T>;
+    float *shared = reinterpret_cast<float *>(shared_memory());
+    float *sums = shared + blockDim.x / 32 * blockDim.y, *mine = sums + (long long)threadIdx.y * width;
+    const bool wide =
+        is_wide(dx, dx_stride) && is_wide(x, x_stride) && is_wide(g, g_stride) && is_wide(weight, width) && width % N == 0;
+    // Calls f(live, dx, x, g) for each of the thread's norms; all of the block as often.
+    const auto each_norm = [&](auto f) {
+        const long long norms = rows * heads;
+        for (long long first = (long long)blockIdx.x * blockDim.y; first < norms; first += (long long)gridDim.x * blockDim.y) {
+            const bool live = first + threadIdx.y < norms;
+            const Place at(live ? first + threadIdx.y : 0, heads, width);
+            f(live, dx + at.row * dx_stride + at.head, x + at.row * x_stride + at.head, g + at.row * g_stride + at.head);
+        }
     };
-    if (wide && partial) run(backward_rows<T, WIDE<T>, true>);
-    else if (wide) run(backward_rows<T, WIDE<T>, false>);
-    else if (partial) run(backward_rows<T, 1, true>);
-    else run(backward_rows<T, 1, false>);
+    if (wide && partial) {
+        float dw[KEPT / N][N] = {};
+        each_norm([&](bool live, T *dx, const T *x, const T *g) {
+            backward_norm<T, N, true>(dx, dw, x, g, weight, live, width, eps, weight_from, accumulate, shared);
+        });
+        each_chunk<N>(width, [&](int chunk, int i) {
+#pragma unroll
+            for (int j = 0; j < N; j++) mine[i + j] = dw[chunk][j];
+        });
+    } else if (wide) {
+        float none[KEPT / N][N];
+        each_norm([&](bool live, T *dx, const T *x, const T *g) {
+            backward_norm<T, N, false>(dx, none, x, g, weight, live, width, eps, weight_from, accumulate, shared);
+        });
+    } else {
+        if (partial)
+            for (int i = threadIdx.x; i < width; i += blockDim.x) mine[i] = 0;
+        each_norm([&](bool live, T *dx, const T *x, const T *g) {
+            backward_unaligned(dx, partial ? mine : nullptr, x, g, weight, live, width, eps, weight_from, accumulate, shared);
+        });
+    }
+    if (partial) write_partial(partial, sums, width);
 }
 
 } // namespace
@@ -175,7 +222,7 @@ __device__ __forceinline__ void backward(T *dx, float *partial, const T *x, cons
 // and onto may be null. sum may be residual's or x's memory, y may be x's or onto's.
 // launch: grid (ceil(rows * heads / block.y)), dynamic shared bytes 4 * (block.x / 32) * block.y.
 #define NORM_FORWARD(NAME, T)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(1024)                                                                    \
+    extern "C" __global__ void __launch_bounds__(512)                                                                     \
         NAME(T *y, T *sum, const T *x, const T *residual, const T *onto, const T *weight, long long rows,                \
              long long y_stride, long long sum_stride, long long x_stride, long long residual_stride,                    \
              long long onto_stride, int heads, int width, float eps, float weight_from) {                                \
@@ -187,7 +234,7 @@ NORM_FORWARD(norm_forward_bf16, bf16)
 
 // dx (+)= r (g w - x r^2 mean(g w x)), with r = 1 / rms(x): added if `accumulate`. partial [grid, width] f32 gets each
 // block's share of the weight's gradient, to be summed by column_sums; null if nobody wants it.
-// launch: block.x * block.y <= 512. grid (G) with G = min(ceil(rows * heads / block.y), 528 or so: it decides the order of
+// launch: grid (G) with G = min(ceil(rows * heads / block.y), 528 or so: it decides the order of
 //   the sums; without partial any number), dynamic shared bytes 4 * (block.x / 32) * block.y, and with partial
 //   4 * block.y * width more.
 #define NORM_BACKWARD(NAME, T)                                                                                            \

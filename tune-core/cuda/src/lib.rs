@@ -22,7 +22,9 @@ pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};
 pub use events::Event;
-pub use kernels::{Activation, AdamW, Attention, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Sweep, Turn};
+pub use kernels::{
+    Activation, AdamW, Attention, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Stretch, Sweep, Turn,
+};
 pub use libraries::{Found, VARIABLE};
 pub use memory::Usage;
 pub use products::{Onto, Term};

@@ -39,7 +39,8 @@ fn has_compiler() -> bool {
         // Past the capture of a test's output: this must be seen.
         #[expect(clippy::disallowed_methods, reason = "a test that cannot write fails")]
         let mut seen = std::io::stderr();
-        let notice = format!("NOTICE: no C++ compiler ({compiler}) here; the CUDA kernels are NOT run without a card\n");
+        let notice =
+            format!("NOTICE: no C++ compiler ({compiler}) here; the CUDA kernels are NOT run without a card\n");
         seen.write_all(notice.as_bytes()).ok();
     }
     found

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use tune_cuda::{Attention, Context, Qkv, QkvMut, Spans};
+use tune_cuda::{Attention, Context, Qkv, QkvMut, Spans, Stretch};
 use tune_reference as reference;
 use tune_reference::ViewMut;
 
 use super::checks::Checks;
-use super::numbers::{Matrix, Number, widened};
+use super::numbers::{Matrix, Number, random, widened};
 
 struct Case {
     heads: [usize; 2],
@@ -111,6 +111,70 @@ pub(crate) fn check<T: Number>(context: &Context, checks: &mut Checks, most: usi
             let gradients = QkvMut { q: a.view_mut(), k: b.view_mut(), v: c.view_mut() };
             context.attend_back(&ours, &spans, qkv(), (out.view(), &lse), g.view(), gradients);
             into.iter().map(|m| m.read(context)).collect()
+        });
+    }
+}
+
+/// New tokens of sequences whose past is in a cache: what a run over the whole sequences gives for them.
+pub(crate) fn behind_a_past<T: Number>(context: &Context, checks: &mut Checks) {
+    const BEFORE: usize = 5; // rows of the cache that are nobody's
+    let lengths = [45usize, 130, 7, 300];
+    let tokens: usize = lengths.iter().sum();
+    for (fresh, dim, window, softcap) in [
+        (1, 128, None, None),
+        (1, 64, Some(50), Some(4.0)),
+        (5, 128, None, None),
+        (3, 80, Some(9), None),
+        (2, 256, None, None),
+    ] {
+        let (heads, kv_heads) = (8, 2);
+        let scale = 1.0 / f64::from(dim).sqrt();
+        let dim = dim as usize;
+        let how = Attention {
+            heads,
+            kv_heads,
+            head_dim: dim,
+            scale: scale as f32,
+            window,
+            softcap: softcap.map(|c| c as f32),
+        };
+        let theirs = reference::attention::Attention { heads, kv_heads, head_dim: dim, scale, window, softcap };
+        let (wide, narrow) = (heads * dim, kv_heads * dim);
+        let q = random::<T>(1, tokens * wide, 2.0);
+        let [k, v] = [2, 3].map(|n| random::<T>(n, (BEFORE + tokens) * narrow, 2.0));
+        let hosts = [widened(&q), widened(&k[BEFORE * narrow..]), widened(&v[BEFORE * narrow..])];
+        let mut spans = Vec::new();
+        let (mut start, mut stretches, mut newest) = (0, Vec::new(), Vec::new());
+        for len in lengths {
+            spans.push(start..start + len);
+            stretches.push(Stretch { queries: newest.len(), len: fresh, keys: BEFORE + start, past: len - fresh });
+            start += len;
+            newest.extend(start - fresh..start);
+        }
+        let (mut out, mut lse) = (vec![0.0; tokens * wide], vec![0.0; heads * tokens]);
+        let views = [
+            reference::View::new(&hosts[0], wide),
+            reference::View::new(&hosts[1], narrow),
+            reference::View::new(&hosts[2], narrow),
+        ];
+        theirs.forward(views, &spans, &mut ViewMut::new(&mut out, wide), &mut lse);
+        let rows = |x: &[f64]| newest.iter().flat_map(|&t| x[t * wide..(t + 1) * wide].to_vec()).collect::<Vec<_>>();
+        let right = rows(&out);
+        let right_lse: Vec<f64> =
+            (0..heads).flat_map(|h| newest.iter().map(move |&t| h * tokens + t)).map(|at| lse[at]).collect();
+        let some: Vec<T> = newest.iter().flat_map(|&t| q[t * wide..(t + 1) * wide].to_vec()).collect();
+        let q = Matrix::of(context, &some, (newest.len(), wide), 0);
+        let [k, v] = [&k, &v].map(|x| Matrix::of(context, x, (BEFORE + tokens, narrow), 8));
+        let spans = Spans::behind(&stretches, newest.len(), BEFORE + tokens);
+        let tolerance = if T::NAME == "f32" { 1e-5 } else { 6e-3 };
+        let name = format!("{fresh} new, {heads}/{kv_heads} x {dim} {window:?} {softcap:?}");
+        checks.compare("attention behind a past", T::NAME, &name, tolerance, &[right, right_lse], || {
+            let mut out = Matrix::<T>::poisoned(context, (newest.len(), wide), 8);
+            let mut lse = context.buffer::<f32>(heads * newest.len());
+            context.fill(&mut lse, 0xff);
+            context.attend(&how, &spans, Qkv { q: q.view(), k: k.view(), v: v.view() }, out.view_mut(), &mut lse);
+            let lse = widened(&context.download(&lse).map_err(|e| e.to_string())?);
+            Ok(vec![out.read(context)?, lse])
         });
     }
 }

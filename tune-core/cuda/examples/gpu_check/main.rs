@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         let mut checks = checks::Checks::default();
         attention::check::<f32>(&context, &mut checks, usize::MAX);
         attention::check::<bf16>(&context, &mut checks, usize::MAX);
+        attention::behind_a_past::<f32>(&context, &mut checks);
+        attention::behind_a_past::<bf16>(&context, &mut checks);
         if wants("values") {
             values(&context, &mut checks, usize::MAX);
             products::memory(&mut checks);
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         values(&context, &mut checks, 3);
         attention::check::<f32>(&context, &mut checks, 2);
         attention::check::<bf16>(&context, &mut checks, 10);
+        attention::behind_a_past::<bf16>(&context, &mut checks);
         well &= checks.report();
     }
     if wants("times") {

@@ -3,7 +3,8 @@
 use half::bf16;
 use tune_config::say;
 use tune_cuda::{
-    Activation, AdamW, Attention, Buffer, Context, Element, Moved, Norm, Onto, Qkv, QkvMut, Result, Spans, Term, Turn,
+    Activation, AdamW, Attention, Buffer, Context, Element, Moved, Norm, Onto, Qkv, QkvMut, Result, Spans, Stretch,
+    Term, Turn,
 };
 
 use super::numbers::{Number, random};
@@ -57,6 +58,7 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     products(context, &limits)?;
     elements(context, &limits)?;
     attention(context, &limits)?;
+    newest(context, &limits)?;
     launches(context)
 }
 
@@ -212,6 +214,25 @@ fn attention(context: &Context, limits: &Limits) -> Result<()> {
         })?;
         limits.operations("  gradient", backward, 2.5 * operations);
         limits.operations("  both", forward + backward, 3.5 * operations);
+    }
+    Ok(())
+}
+
+/// Attention of one new token for each of some sequences: their keys and values are read.
+fn newest(context: &Context, limits: &Limits) -> Result<()> {
+    for (count, len) in [(1, 4096), (16, 4096), (128, 1024)] {
+        let (heads, kv_heads, head_dim) = (32, 8, 128);
+        let (wide, narrow, rows) = (heads * head_dim, kv_heads * head_dim, count * len);
+        let q = filled::<bf16>(context, count * wide);
+        let [k, v] = [(); 2].map(|()| filled::<bf16>(context, rows * narrow));
+        let (mut out, mut lse) = (context.zeros::<bf16>(count * wide), context.zeros::<f32>(heads * count));
+        let how = Attention { heads, kv_heads, head_dim, scale: 0.09, window: None, softcap: None };
+        let stretches: Vec<_> =
+            (0..count).map(|s| Stretch { queries: s, len: 1, keys: s * len, past: len - 1 }).collect();
+        let spans = Spans::behind(&stretches, count, rows);
+        let qkv = || Qkv { q: q.view(wide), k: k.view(narrow), v: v.view(narrow) };
+        let seconds = time(context, &mut || context.attend(&how, &spans, qkv(), out.view_mut(wide), &mut lse))?;
+        limits.bytes(&format!("a token of {count} sequences of {len}"), seconds, 4.0 * (rows * narrow) as f64);
     }
     Ok(())
 }

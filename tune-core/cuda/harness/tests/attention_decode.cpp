@@ -11,8 +11,8 @@ void run(const char *name, D decode, J join, int G, int heads, int kv_heads, int
     const int sequences = int(lengths.size()), group = heads / kv_heads, longest = *std::max_element(lengths.begin(), lengths.end()) + 3;
     const int q_stride = heads * dim + 2, k_stride = kv_heads * dim + 4;
     Buffer<T> q(size_t(sequences) * q_stride), k(size_t(sequences) * longest * k_stride), v(k.size());
-    Buffer<int> counts(sequences);
-    for (int i = 0; i < sequences; i++) counts[i] = lengths[i];
+    Buffer<int2> counts(sequences);
+    for (int i = 0; i < sequences; i++) counts[i] = {i * longest, lengths[i]};
     fill(q, random, 2), fill(k, random, 2), fill(v, random);
     // What lies past a sequence's end is read by nobody.
     for (int s = 0; s < sequences; s++)
@@ -24,11 +24,12 @@ void run(const char *name, D decode, J join, int G, int heads, int kv_heads, int
              window, softcap);
     in_every_order([&] {
         Buffer<T> out(q.size());
+        Buffer<float> lse(size_t(heads) * sequences);
         Buffer<float> scratch(size_t(sequences) * heads * parts * (dim + 2));
         LAUNCH(decode, dim3(heads / G, sequences, parts), dim3(128), 16 * G * (dim + 2), scratch.data(), q.data(), k.data(), v.data(),
-               counts.data(), q_stride, k_stride, k_stride, longest * k_stride, longest * k_stride, heads, group, dim, window, scale, softcap);
-        LAUNCH(join, dim3(heads, sequences), dim3(128), 0, out.data(), scratch.data(), q_stride, heads, parts, dim);
-        Error error;
+               counts.data(), q_stride, k_stride, k_stride, heads, group, dim, window, scale, softcap);
+        LAUNCH(join, dim3(heads, sequences), dim3(128), 0, out.data(), lse.data(), scratch.data(), q_stride, heads, parts, dim);
+        Error error, of_lse;
         for (int s = 0; s < sequences; s++)
             for (int h = 0; h < heads; h++) {
                 const int low = window ? std::max(0, lengths[s] - window) : 0;
@@ -45,9 +46,11 @@ void run(const char *name, D decode, J join, int G, int heads, int kv_heads, int
                 for (int j = low; j < lengths[s]; j++) total += p[j] = std::exp(p[j] - most);
                 for (int j = low; j < lengths[s]; j++)
                     for (int e = 0; e < dim; e++) right[e] += p[j] / total * widened(v[at(j) + e]);
+                of_lse.add(lse[size_t(h) * sequences + s], most + std::log(total));
                 for (int e = 0; e < dim; e++) error.add(widened(out[size_t(s) * q_stride + h * dim + e]), right[e]);
             }
         note(name, what, error.relative(), tolerance<T>());
+        note(std::string(name) + " lse", what, of_lse.relative(), 1e-6);
     });
 }
 

@@ -28,6 +28,13 @@ void run(const AttentionCase &c, F forward, D delta, Q queries, K keys, Random &
         a.note_forward(name, tolerance<T>());
         a.note_backward(name, sizeof(T) == 4 ? 4e-6 : 1e-2);
     });
+    const int fresh = *std::min_element(c.spans.begin(), c.spans.end());
+    note_past(std::string("attention_plain_") + type_name<T>(), a, fresh, 8, tolerance<T>(),
+              [&](auto &out, auto &lse, auto &q, auto &k, auto &v, auto &tiles, int count) {
+                  LAUNCH(forward, dim3(c.heads, unsigned(tiles.size())), dim3(256), 72 * row, out.data(), lse.data(), q.data(), k.data(),
+                         v.data(), tiles.data(), count, a.q_stride, a.q_stride, a.k_stride, a.k_stride, group, c.head_dim, c.window,
+                         c.scale(), c.softcap);
+              });
 }
 
 int main() {

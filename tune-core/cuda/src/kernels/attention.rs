@@ -1,9 +1,4 @@
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use bytemuck::{Pod, Zeroable};
-
+use super::spans::{Order, Spans};
 use super::{both, one};
 use crate::buffer::{Buffer, Element, View, ViewMut};
 use crate::context::{Context, Units};
@@ -26,15 +21,15 @@ struct Fast {
 /// With the products of warpgroups, which Hopper alone has: output, gradient of queries, gradients of keys and values.
 static HOPPER: [[Fast; 2]; 3] = [
     [
-        fast("attention_forward_sm90a", "attention_forward_bf16_d64_sm90a", OF_FORWARD, (64, 128, 256, 81_920)),
-        fast("attention_forward_sm90a", "attention_forward_bf16_d128_sm90a", OF_FORWARD, (128, 128, 256, 163_840)),
+        fast("attention_forward_sm90a", "attention_forward_bf16_d64_sm90a", OF_FORWARD, (64, 128, 384, 82_048)),
+        fast("attention_forward_sm90a", "attention_forward_bf16_d128_sm90a", OF_FORWARD, (128, 128, 384, 163_968)),
     ],
     [
         fast("attention_backward_sm90a", "attention_queries_bf16_d64_sm90a", OF_QUERIES, (64, 128, 256, 98_304)),
         fast("attention_backward_sm90a", "attention_queries_bf16_d128_sm90a", OF_QUERIES, (128, 128, 256, 131_072)),
     ],
     [
-        fast("attention_backward_sm90a", "attention_keys_bf16_d64_sm90a", OF_KEYS, (64, 128, 256, 66_560)),
+        fast("attention_backward_sm90a", "attention_keys_bf16_d64_sm90a", OF_KEYS, (64, 128, 256, 100_352)),
         fast("attention_backward_sm90a", "attention_keys_bf16_d128_sm90a", OF_KEYS, (128, 128, 256, 132_096)),
     ],
 ];
@@ -56,7 +51,7 @@ static TENSOR: [[Fast; 4]; 3] = [
         fast("attention_backward", "attention_keys_bf16_d64", OF_KEYS, (64, 64, 128, 56_320)),
         fast("attention_backward", "attention_keys_bf16_d96", OF_KEYS, (96, 64, 128, 53_760)),
         fast("attention_backward", "attention_keys_bf16_d128", OF_KEYS, (128, 64, 128, 70_144)),
-        fast("attention_backward", "attention_keys_bf16_d256", OF_KEYS, (256, 64, 128, 101_632)),
+        fast("attention_backward", "attention_keys_bf16_d256", OF_KEYS, (256, 48, 192, 84_736)),
     ],
 ];
 /// For f32, and what tensor cores cannot do.
@@ -140,74 +135,6 @@ impl<T> Clone for Qkv<'_, T> {
 
 impl<T> Copy for Qkv<'_, T> {}
 
-/// Where attention stays within: ranges of a batch's tokens. Made once for a batch, used by all of its layers.
-#[derive(Debug)]
-pub struct Spans {
-    spans: Vec<Range<usize>>,
-    tokens: usize,
-    /// Whether there are tokens outside of all spans.
-    gaps: bool,
-    /// What was asked for so far.
-    tiles: Mutex<Tiles>,
-}
-
-/// By size and order.
-type Tiles = BTreeMap<(usize, Order), Arc<Buffer<Tile>>>;
-
-/// Which tiles come first: those that take longest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Order {
-    /// The last queries see most keys.
-    Queries,
-    /// The first keys are seen by most queries.
-    Keys,
-}
-
-/// Consecutive positions of a span.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-struct Tile {
-    span: i32,
-    length: i32,
-    first: i32,
-    unused: i32,
-}
-
-impl Spans {
-    /// Spans of a batch of so many tokens.
-    ///
-    /// # Panics
-    /// If a span is beyond them, or begins before the one in front of it has ended.
-    pub fn new(spans: &[Range<usize>], tokens: usize) -> Self {
-        let in_order = spans.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        let inside = spans.iter().all(|s| s.start <= s.end && s.end <= tokens) && i32::try_from(tokens).is_ok();
-        assert!(in_order && inside, "attention: spans that do not fit");
-        let covered: usize = spans.iter().map(Range::len).sum();
-        Self { spans: spans.to_vec(), tokens, gaps: covered < tokens, tiles: Mutex::default() }
-    }
-
-    /// All positions in tiles of at most `size`.
-    fn tiles(&self, context: &Context, size: usize, order: Order) -> Arc<Buffer<Tile>> {
-        let mut known = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(
-            known.entry((size, order)).or_insert_with(|| Arc::new(context.upload(&tiles(&self.spans, size, order)))),
-        )
-    }
-}
-
-fn tiles(spans: &[Range<usize>], size: usize, order: Order) -> Vec<Tile> {
-    let of = |span: &Range<usize>| {
-        let (start, length) = (span.start as i32, span.len() as i32);
-        (0..span.len()).step_by(size).map(move |first| Tile { span: start, length, first: first as i32, unused: 0 })
-    };
-    let mut tiles: Vec<Tile> = spans.iter().flat_map(of).collect();
-    match order {
-        Order::Queries => tiles.sort_by_key(|tile| -tile.first),
-        Order::Keys => tiles.sort_by_key(|tile| tile.first),
-    }
-    tiles
-}
-
 /// How one pass is computed.
 struct Way {
     kernel: &'static Kernel,
@@ -239,18 +166,18 @@ impl Attention {
     }
 
     fn check<T>(&self, qkv: &Qkv<'_, T>, spans: &Spans, lse: &Buffer<f32>) {
-        let tokens = spans.tokens;
-        let kv = (tokens, self.kv_heads * self.head_dim);
-        let fits = qkv.q.shape() == (tokens, self.heads * self.head_dim) && [qkv.k.shape(), qkv.v.shape()] == [kv; 2];
+        let [queries, keys] = spans.rows();
+        let kv = (keys, self.kv_heads * self.head_dim);
+        let fits = qkv.q.shape() == (queries, self.heads * self.head_dim) && [qkv.k.shape(), qkv.v.shape()] == [kv; 2];
         let heads = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.head_dim <= 256;
         assert!(fits && heads && self.window != Some(0), "attention: shapes that do not fit");
-        assert_eq!(lse.len(), self.heads * tokens, "attention: a normalizer for each head and token");
+        assert_eq!(lse.len(), self.heads * queries, "attention: a normalizer for each head and query");
     }
 }
 
 impl Context {
     /// Attention into `out`, shaped as the queries, and the logarithm of each query's normalizer into `lse` `[heads, tokens]`.
-    /// Tokens outside every span give zero.
+    /// Queries outside every span give zero.
     ///
     /// # Panics
     /// If shapes do not fit.
@@ -264,9 +191,12 @@ impl Context {
     ) {
         how.check(&qkv, spans, lse);
         assert_eq!(out.shape(), qkv.q.shape(), "attention: shapes that do not fit");
-        if spans.gaps {
+        if spans.has_gaps() {
             self.clear(out.reborrow());
             self.fill(lse, 0);
+        }
+        if spans.is_newest() && how.reads_pairs(&qkv) {
+            return self.attend_newest(how, spans, qkv, out, lse);
         }
         let memories = [&qkv.q, &qkv.k, &qkv.v].map(|x| (x.address, x.stride));
         let way = how.way::<T>(self, 0, &[&memories[..], &[(out.address, out.stride)]].concat());
@@ -278,7 +208,7 @@ impl Context {
             .pointer(qkv.k.address)
             .pointer(qkv.v.address)
             .pointer(tiles.address())
-            .long(spans.tokens)
+            .long(spans.rows()[0])
             .long(out.stride)
             .long(qkv.q.stride)
             .long(qkv.k.stride)
@@ -301,14 +231,15 @@ impl Context {
         mut into: QkvMut<'_, T>,
     ) {
         how.check(&qkv, spans, lse);
+        assert!(spans.is_whole(), "attention: no gradient behind a past");
         let queries = [out.shape(), g.shape(), into.q.shape()] == [qkv.q.shape(); 3];
         assert!(queries && [into.k.shape(), into.v.shape()] == [qkv.k.shape(); 2], "attention: shapes that do not fit");
-        if spans.gaps {
+        if spans.has_gaps() {
             for view in [&mut into.q, &mut into.k, &mut into.v] {
                 self.clear(view.reborrow());
             }
         }
-        let tokens = spans.tokens;
+        let tokens = spans.rows()[0];
         let delta = self.buffer::<f32>(how.heads * tokens);
         Launch::new(self, &DELTA[T::INDEX])
             .pointer(delta.address())
@@ -375,32 +306,11 @@ impl Way {
 
 impl Launch<'_> {
     /// What all kernels of attention are told of the layer.
-    fn looks(self, how: &Attention) -> Self {
+    pub(super) fn looks(self, how: &Attention) -> Self {
         self.int(how.heads / how.kv_heads)
             .int(how.head_dim)
             .int(how.window.unwrap_or(0))
             .float(how.scale)
             .float(how.softcap.unwrap_or(0.0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tiles_that_take_longest_come_first() {
-        let tile = |span, length, first| Tile { span, length, first, unused: 0 };
-        let spans = [0..5, 5..5, 7..9];
-        let queries = tiles(&spans, 2, Order::Queries);
-        assert_eq!(queries, [tile(0, 5, 4), tile(0, 5, 2), tile(0, 5, 0), tile(7, 2, 0)]);
-        let keys = tiles(&spans, 4, Order::Keys);
-        assert_eq!(keys, [tile(0, 5, 0), tile(7, 2, 0), tile(0, 5, 4)]);
-    }
-
-    #[test]
-    #[should_panic(expected = "spans that do not fit")]
-    fn spans_do_not_overlap() {
-        Spans::new(&[0..4, 3..6], 8);
     }
 }

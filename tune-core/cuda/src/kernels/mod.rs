@@ -7,6 +7,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod attention;
+mod attention_decode;
 mod dropout;
 mod gate;
 mod loss;
@@ -14,14 +15,16 @@ mod norm;
 mod optim;
 mod rotary;
 mod rows;
+mod spans;
 
-pub use attention::{Attention, Qkv, QkvMut, Spans};
+pub use attention::{Attention, Qkv, QkvMut};
 pub use dropout::Dropout;
 pub use gate::Activation;
 pub use norm::Norm;
 pub use optim::{AdamW, Moved, Sgd, Sweep};
 pub use rotary::Turn;
 pub use rows::Grouped;
+pub use spans::{Spans, Stretch};
 
 use crate::modules::Kernel;
 
@@ -46,8 +49,18 @@ mod tests {
     use super::*;
 
     fn declared() -> BTreeMap<&'static str, &'static Kernel> {
-        let all = [attention::ALL, dropout::ALL, gate::ALL, loss::ALL, norm::ALL, optim::ALL, rotary::ALL, rows::ALL]
-            .concat();
+        let all = [
+            attention::ALL,
+            attention_decode::ALL,
+            dropout::ALL,
+            gate::ALL,
+            loss::ALL,
+            norm::ALL,
+            optim::ALL,
+            rotary::ALL,
+            rows::ALL,
+        ]
+        .concat();
         all.into_iter().flatten().chain(attention::fast_kernels().0).map(|kernel| (kernel.name, kernel)).collect()
     }
 

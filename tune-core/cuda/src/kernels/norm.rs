@@ -1,5 +1,5 @@
 use super::{both, one};
-use crate::buffer::{Buffer, Element, View, ViewMut, wide};
+use crate::buffer::{Buffer, Element, View, ViewMut};
 use crate::context::Context;
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
@@ -11,9 +11,12 @@ static COLUMN_SUMS: [Kernel; 1] = [one("norm", "column_sums", "pplli")];
 #[cfg(test)]
 pub(super) const ALL: &[&[Kernel]] = &[&FORWARD, &BACKWARD, &COLUMN_SUMS];
 
-/// Blocks of the backward pass, at most: two for each multiprocessor of the largest card, but the same on every card, for they
-/// decide the order of the weight's sums.
-const BLOCKS: usize = 264;
+/// Elements of a norm that a thread keeps.
+const KEPT: usize = 32;
+
+/// Blocks of the backward pass, at most, where the weight has a gradient: four for each multiprocessor of the largest card, but
+/// the same on every card, for they decide the order of the weight's sums.
+const BLOCKS: usize = 528;
 
 /// What a norm is told beside its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,12 +33,18 @@ impl Norm {
     }
 }
 
-/// Threads of a norm, and norms of a block.
-fn threads<T>(width: usize) -> [usize; 2] {
-    match width {
-        w if w <= 64 * wide::<T>() => [32, 8],
-        w => [w.div_ceil(wide::<T>()).next_multiple_of(32).min(1024), 1],
-    }
+/// Threads of a norm, and norms of a block: a thread keeps up to 32 elements.
+fn threads(width: usize) -> [usize; 2] {
+    let x = match width {
+        w if w <= 256 => w.div_ceil(8).next_power_of_two().max(8),
+        w => w.div_ceil(KEPT).next_multiple_of(32),
+    };
+    [x, if width <= 256 { 256 / x } else { (128 / x).max(1) }]
+}
+
+/// Bytes of shared memory for the sums of a block's warps.
+fn shared(threads: [usize; 2]) -> usize {
+    4 * (threads[0] / 32) * threads[1]
 }
 
 impl Context {
@@ -54,19 +63,15 @@ impl Context {
         y: ViewMut<'_, T>,
     ) {
         let (rows, width) = (x.rows, weight.len());
-        let fits = x.shape() == y.shape() && width > 0 && x.cols.is_multiple_of(width);
+        let fits = x.shape() == y.shape() && width > 0 && x.cols.is_multiple_of(width) && width <= KEPT * 512;
         let others = residual.as_ref().is_none_or(|(r, sum)| r.shape() == x.shape() && sum.shape() == x.shape())
             && onto.is_none_or(|o| o.shape() == x.shape());
         assert!(fits && others, "norm: shapes that do not fit");
-        let (heads, threads) = (x.cols / width, threads::<T>(width));
+        let (heads, threads) = (x.cols / width, threads(width));
         let (of_residual, of_sum) =
             residual.map_or(((0, 0), (0, 0)), |(r, s)| ((r.address, r.stride), (s.address, s.stride)));
         let of_onto = onto.map_or((0, 0), |o| (o.address, o.stride));
-        let size = Size {
-            grid: [(rows * heads).div_ceil(threads[1]), 1, 1],
-            threads,
-            shared: 4 * threads[0] / 32 * threads[1],
-        };
+        let size = Size { grid: [(rows * heads).div_ceil(threads[1]), 1, 1], threads, shared: shared(threads) };
         Launch::new(self, &FORWARD[T::INDEX])
             .pointer(y.address)
             .pointer(of_sum.0)
@@ -103,12 +108,16 @@ impl Context {
         let (rows, width) = (x.rows, weight.len());
         let fits = x.shape() == dx.shape() && x.shape() == g.shape() && width > 0 && x.cols.is_multiple_of(width);
         assert!(fits && own.as_ref().is_none_or(|own| own.len() == width), "norm: shapes that do not fit");
-        let (heads, threads) = (x.cols / width, threads::<T>(width));
-        let blocks = (rows * heads).div_ceil(threads[1]).min(BLOCKS);
+        let (heads, threads) = (x.cols / width, threads(width));
+        let most = if own.is_some() { BLOCKS } else { usize::MAX };
+        let blocks = (rows * heads).div_ceil(threads[1]).min(most);
         let partial = own.as_ref().map(|_| self.buffer::<f32>(blocks * width));
         let of_weight = if partial.is_some() { 4 * threads[1] * width } else { 0 };
-        let shared = 4 * threads[0] / 32 * threads[1] + of_weight;
-        assert!(shared <= self.card().shared_memory as usize, "norm: a weight of {width} is too wide");
+        let shared = shared(threads) + of_weight;
+        assert!(
+            shared <= self.card().shared_memory as usize && width <= KEPT * 512,
+            "norm: a weight of {width} is too wide"
+        );
         Launch::new(self, &BACKWARD[T::INDEX])
             .pointer(dx.address)
             .pointer(super::address(partial.as_ref()))
@@ -139,6 +148,21 @@ impl Context {
             .long(partial.len() / width)
             .long(width)
             .int(1)
-            .go(Size::row(width.div_ceil(256), 256, 0));
+            .go(Size { grid: [width.div_ceil(32), 1, 1], threads: [32, 32], shared: 4096 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks are whole warps of at most 512 threads, and a thread keeps no more than it can.
+    #[test]
+    fn threads_hold_a_norm() {
+        for width in 1..=KEPT * 512 {
+            let [x, y] = threads(width);
+            assert!((x == 8 || x == 16 || x.is_multiple_of(32)) && (x * y).is_multiple_of(32), "{width}");
+            assert!(x * y <= 512 && x * KEPT >= width, "{width}");
+        }
     }
 }

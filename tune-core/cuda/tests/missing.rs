@@ -2,6 +2,7 @@
 //! cuBLASLt. Each case is tried in a process of its own, with a driver that only answers.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -255,8 +255,8 @@ fn a_run_does_not_go_on_with_other_data_or_another_base_model() {
 fn a_template_that_writes_the_time_goes_on_with_that_of_the_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let template = folder.path().join("template.jinja");
-    let source = "{{ strftime_now('%H:%M:%S') }}\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}\
-                  {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    let source = "{{ strftime_now('%H:%M:%S') }}\n{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+                  {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
     fs::write(&template, source).unwrap();
     let template = format!("tokenizer.chat_template={}", template.display());
     for recipe in ["full", "lora"] {

@@ -1,4 +1,7 @@
-//! What fine-tuning recipes have in common: the order of their parts, and the arithmetic of a run.
+//! What fine-tuning recipes have in common. A recipe's config holds keys in groups ([`RunKeys`], [`DataKeys`],
+//! [`StepKeys`]); an [`Outline`] says what its run is about. [`Outline::open`] opens and checks all of that,
+//! [`Opened::begin`] is where writing begins, and a [`Run`] is what goes on around the steps. It holds neither the model nor
+//! the optimizer and calls nothing of the recipe's: what a step is made of is written in the recipe alone.
 
 mod end;
 mod keys;

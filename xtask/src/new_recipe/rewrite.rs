@@ -100,12 +100,14 @@ pub(super) fn shipped(source: &str, to: &Name) -> Result<String> {
 pub(super) fn test(source: &str, to: &Name) -> String {
     let name = &to.snake;
     let used = source.parse().map(identifiers).unwrap_or_default();
+    // Of its own, or in the group of keys that it flattens.
+    let has = |key: &str, group: &str| used.contains(key) || used.contains(group);
     let short: String = [("epochs", "1"), ("max_steps_per_epoch", "2")]
         .iter()
-        .filter(|(key, _)| used.contains(*key))
+        .filter(|(key, _)| has(key, "StepKeys"))
         .map(|(key, value)| format!(", \"{key}={value}\""))
         .collect();
-    let (setup, argument) = if used.contains("output_dir") {
+    let (setup, argument) = if has("output_dir", "RunKeys") {
         (
             format!(
                 "    let output_dir = Path::new(env!(\"CARGO_TARGET_TMPDIR\")).join(\"{name}\");\n    \

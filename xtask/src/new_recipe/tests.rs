@@ -204,6 +204,12 @@ fn a_recipe_with_a_config_struct() {
     assert_eq!(read("configs/whole/tiny.yaml"), format!("{modeline}output_dir: out/whole\n"));
     let test = read("tests/whole.rs");
     assert!(!test.contains("output_dir") && !test.contains("epochs"), "{test}");
+    // Keys in groups are known.
+    let grouped = rewrite::test("struct FullConfig { run: RunKeys, steps: StepKeys }", &Name::parse("x").unwrap());
+    assert!(
+        grouped.contains("\"epochs=1\", \"max_steps_per_epoch=2\"") && grouped.contains("output_dir="),
+        "{grouped}"
+    );
     // A second one, from the first.
     new(dir.path(), "whole2", "whole").unwrap();
     assert!(read("recipes/src/bin/whole2.rs").contains("fn whole2(config: Whole2Config)"));

@@ -5,12 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 out=${OUT_DIR:-$(mktemp -d)}
 list='
-common.cuh|norm|s/    __syncthreads();\n    float sum = 0;/    float sum = 0;/|no barrier before the sum of a row
-common.cuh|loss|s/    return most;/    return mine[0];/|the maximum of one warp alone
-common.cuh|norm|s/with = 16; with > 0; with \/= 2) x += /with = 16; with > 1; with \/= 2) x += /|a sum over half of a warp
-norm.cu|norm|s/i < width; i += blockDim.x \* N/i <= width; i += blockDim.x * N/|one element too many in a row
+common.cuh|norm|s/    __syncthreads();\n    x = mine/    x = mine/|no barrier before the warps of a row come together
+common.cuh|loss|s/x = join(x, mine\[i\])/x = mine[0]/|the maximum of one warp alone
+common.cuh|norm|s/blockDim.x) \/ 2; with > 0/blockDim.x) \/ 2; with > 1/|a sum over half of a warp
+norm.cu|norm|s/if (i < width) f/if (i <= width) f/|one piece too many in a row
 norm.cu|norm|s/part < blockDim.y/part + 1 < blockDim.y/|a part of the weight s gradient is left out
-norm.cu|norm|s/    if (!partial) return;\n    __syncthreads();/    if (!partial) return;/|no barrier before the parts are summed
+norm.cu|norm|s/    __syncthreads();\n    for (int i = threadIdx.y/    for (int i = threadIdx.y/|no barrier before the parts are summed
 loss.cu|loss|s/if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();//|the gradient overwrites logits that are still to be read
 loss.cu|loss|s/    if (!gradient) return;\n    __syncthreads();/    if (!gradient) return;/|the target s logit is overwritten before it is read
 loss.cu|loss|s/i + j == target/i + j + 1 == target/|the target is off by one
@@ -32,6 +32,9 @@ attention_backward.cu|attention_backward|s/(step + 1) % 2 \* 2 \* QUERIES/step %
 attention_tiles.cuh|attention_backward|s/lane \/ 8 % 2 \* 8/lane \/ 16 * 8/|fragments of the wrong columns
 attention_panels.cuh|attention_forward_sm90a|s/(piece ^ first) \& 7/piece \& 7/|pieces are not swizzled
 attention_forward_sm90a.cu|attention_forward_sm90a|s/warpgroup_wait<1>();/warpgroup_wait<2>();/|scores are used before they are there
+attention_forward_sm90a.cu|attention_forward_sm90a|s/        ring.wait_free(step);\n//|tiles are overwritten while others read them
+attention_forward_sm90a.cu|attention_forward_sm90a|s/        copy_async_wait<0>();\n        show/        show/|a place is called full before it is
+attention_decode.cu|attention_decode|s/    __syncthreads();\n    for (int i = threadIdx.x/    for (int i = threadIdx.x/|no barrier before the parts of warps are joined
 attention_backward_sm90a.cu|attention_backward_sm90a|s/warpgroup_wait<1>();\n#pragma unroll/warpgroup_wait<2>();\n#pragma unroll/|a product is used before it is there
 '
 wanted=" $* "

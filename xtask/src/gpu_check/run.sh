@@ -58,7 +58,7 @@ export out
     fi
     if command -v nvcc >/dev/null; then
         step kernels 90 16 sh run.sh kernels
-        step speed 75 60 sh run.sh speed
+        step speed 75 50 sh run.sh speed
     fi
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do

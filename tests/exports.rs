@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use tune_core::checkpoint::{Checkpoint, hf, peft};
 use tune_core::data::{Batch, IGNORE, Span};
-use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
+use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 use tune_core::tokenizer::{TokenizerConfig, TokenizerFiles};
 
@@ -36,7 +36,7 @@ fn batch(vocab: usize) -> Batch {
 
 fn load(checkpoint: &Checkpoint, lora: Option<LoraOptions>) -> Decoder {
     let options = LoadOptions { dtype: DType::F32, device: CPU, train_weights: false, lora };
-    Decoder::load(DecoderConfig::from_json(checkpoint.config()).unwrap(), checkpoint, &options).unwrap()
+    Decoder::load(ModelSpec::from_json(checkpoint.config()).unwrap(), checkpoint, &options).unwrap()
 }
 
 fn logits(model: &Decoder, vocab: usize) -> Tensor {
@@ -107,7 +107,8 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
         model.trainable().iter().enumerate().map(|(i, (name, var))| (name.clone(), numbers(i, var))).collect();
     set_trainable(&model, &values, "the test").unwrap();
     let changed = logits(&model, vocab);
-    let adapter = options.adapter_config(&Checkpoint::open(plain.join("model").canonicalize().unwrap()).unwrap());
+    let adapter =
+        options.adapter_config(&Checkpoint::open(plain.join("model").canonicalize().unwrap()).unwrap()).unwrap();
     peft::write(&adapted.join("adapter"), &adapter, &adapter_weights(&model).unwrap(), &TokenizerFiles::default())
         .unwrap();
     write_expected(&adapted, vocab, &changed);
@@ -174,7 +175,7 @@ fn layers_of_their_own_compute_what_peft_computes() {
         let again = into.join(format!("layers_{case}"));
         peft::write(
             &again,
-            &options.adapter_config(&base),
+            &options.adapter_config(&base).unwrap(),
             &adapter_weights(&model).unwrap(),
             &TokenizerFiles::default(),
         )

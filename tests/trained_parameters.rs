@@ -17,6 +17,12 @@ use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
 
 const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
+const OTHER_FAMILIES: [&str; 7] = ["gemma2", "gemma3_text", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe"];
+
+/// Layers that are named for a family's adapters: experts cannot carry any.
+fn all_layers(family: &str) -> &'static [LoraModule] {
+    if family == "qwen3_moe" { &ADAPTERS[5][..4] } else { ADAPTERS[5] }
+}
 
 use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
 
@@ -72,18 +78,22 @@ fn slope(model: &Decoder, batch: &Batch, name: &str, index: usize, step: f64) ->
     slope
 }
 
-fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
+/// `coarse` differences in f32 are for models whose loss is straight enough.
+fn check(fixture: &Fixture, modules: Option<&[LoraModule]>, coarse: bool) {
     let batch = fixture.batch();
     let models = [DType::F32, DType::F64].map(|dtype| fixture.model(dtype, modules.map(lora)));
     models.iter().for_each(shake);
     let [single, double] = &models;
     let names: BTreeSet<&String> = double.trainable().keys().collect();
+    let blocks = 0..single.config.blocks.len();
+    let layers: Vec<_> = blocks.clone().flat_map(|i| single.config.layers(i)).chain([single.config.output()]).collect();
     let expected = match modules {
-        None => fixture.gradients.len(),
-        Some(m) => {
-            let layers = single.config.num_hidden_layers;
-            m.iter().map(|&m| if m == LmHead { 2 } else { 2 * layers }).sum()
+        None => {
+            let norms: usize = blocks.map(|i| single.config.norms(i).len()).sum();
+            let biases = layers.iter().filter(|layer| layer.bias).count();
+            norms + biases + layers.len() + if single.config.tie_word_embeddings { 1 } else { 2 }
         }
+        Some(m) => 2 * layers.iter().filter(|layer| lora(m).adapts(layer.site)).count(),
     };
     assert_eq!(names.len(), expected);
 
@@ -94,6 +104,10 @@ fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
         let exact = values(&double_gradients.get(name).unwrap().to_tensor().unwrap());
         let ours = values(&single_gradients.get(name).unwrap().to_tensor().unwrap());
         let scale = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
+        if name.contains(".experts.") && scale == 0.0 {
+            // No token went there.
+            continue;
+        }
         assert!(scale > 0.0, "{name} has a gradient of zero");
         let worst = ours.iter().zip(&exact).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst <= 1e-4 * scale, "{name}: f32 is off by {worst:e} of {scale:e}");
@@ -102,6 +116,9 @@ fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
         let (largest, _) = exact.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
         let fine = slope(double, &batch, name, largest, 1e-5);
         assert!((fine - exact[largest]).abs() <= 1e-4 * scale, "{name}: {} instead of {fine} (f64)", exact[largest]);
+        if !coarse {
+            continue;
+        }
         let coarse = slope(single, &batch, name, largest, 1e-2);
         assert!(
             (coarse - ours[largest]).abs() <= 1e-2 * scale.max(1e-3),
@@ -112,9 +129,21 @@ fn check(fixture: &Fixture, modules: Option<&[LoraModule]>) {
 }
 
 #[test]
+fn other_families() {
+    for family in OTHER_FAMILIES {
+        let mut fixture = Fixture::read(family);
+        // The gradient of padding is left out, as torch does, and a difference quotient knows nothing of that.
+        fixture.config["pad_token_id"] = serde_json::Value::Null;
+        check(&fixture, None, false);
+        check(&fixture, Some(all_layers(family)), false);
+        check(&fixture, Some(&[QProj, VProj]), false);
+    }
+}
+
+#[test]
 fn full_fine_tuning() {
     for family in FAMILIES {
-        check(&Fixture::read(family), None);
+        check(&Fixture::read(family), None, true);
     }
 }
 
@@ -123,7 +152,7 @@ fn adapters_of_every_kind() {
     for family in FAMILIES {
         let fixture = Fixture::read(family);
         for modules in ADAPTERS {
-            check(&fixture, Some(modules));
+            check(&fixture, Some(modules), true);
         }
     }
 }
@@ -140,9 +169,9 @@ fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> 
 /// Neither the number of threads nor activation checkpointing changes a bit.
 #[test]
 fn threads_and_checkpointing_change_nothing() {
-    let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
-    for modules in [None, Some(lora(&all))] {
-        let fixture = Fixture::read("mistral");
+    let of = |family| [None, Some(lora(all_layers(family)))].map(|modules| (family, modules));
+    for (family, modules) in ["mistral"].into_iter().chain(OTHER_FAMILIES).flat_map(of) {
+        let fixture = Fixture::read(family);
         for dtype in [DType::F32, DType::BF16] {
             let model = fixture.model(dtype, modules.clone());
             shake(&model);
@@ -151,7 +180,7 @@ fn threads_and_checkpointing_change_nothing() {
                 pool.install(|| gradients(&model, &fixture.batch(), checkpointing))
             };
             let reference = on(1, false);
-            assert!(reference == on(2, false) && reference == on(3, true), "{dtype:?}");
+            assert!(reference == on(2, false) && reference == on(3, true), "{family} {dtype:?}");
         }
     }
 }
@@ -159,9 +188,9 @@ fn threads_and_checkpointing_change_nothing() {
 /// bf16 keeps eight bits: its gradients are those of f64, to a few hundredths of their length.
 #[test]
 fn bf16_gradients_point_the_right_way() {
-    let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
-    for family in FAMILIES {
-        for modules in [None, Some(lora(&all))] {
+    // In bf16 a token may go to another expert, and what comes of it is another.
+    for family in FAMILIES.into_iter().chain(OTHER_FAMILIES).filter(|family| *family != "qwen3_moe") {
+        for modules in [None, Some(lora(all_layers(family)))] {
             let fixture = Fixture::read(family);
             let [narrow, wide] = [DType::BF16, DType::F64].map(|dtype| fixture.model(dtype, modules.clone()));
             shake(&narrow);
@@ -171,7 +200,9 @@ fn bf16_gradients_point_the_right_way() {
                 let square = |x: f64| x * x;
                 let length = exact.iter().copied().map(square).sum::<f64>().sqrt();
                 let off = ours.iter().zip(&exact).map(|(a, b)| square(a - b)).sum::<f64>().sqrt();
-                assert!(off <= 0.06 * length, "{family} {name}: off by {:.3} of its length", off / length);
+                // Attention sees little of a bias that all keys have, so that its gradient is small.
+                let most = if name.ends_with("k_proj.bias") { 0.12 } else { 0.06 };
+                assert!(off <= most * length, "{family} {name}: off by {:.3} of its length", off / length);
             }
         }
     }

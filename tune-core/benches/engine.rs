@@ -16,7 +16,7 @@ use serde_json::json;
 use tune_core::Result;
 use tune_core::data::{Batch, Span};
 use tune_core::engine::{Gradient, GradientSink, RunOptions, forward_backward};
-use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
+use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 use tune_core::peft::{LoraModule, LoraOptions};
 
 const ROWS: usize = 2;
@@ -54,7 +54,7 @@ fn model(dtype: DType, lora: bool) -> Result<Decoder> {
         layers: Default::default(),
     };
     let options = LoadOptions { dtype, device: Device::Cpu, train_weights: !lora, lora: lora.then_some(adapters) };
-    Decoder::load(DecoderConfig::from_json(&config)?, &RandomWeights { seed: 1, std: 0.02 }, &options)
+    Decoder::load(ModelSpec::from_json(&config)?, &RandomWeights { seed: 1, std: 0.02 }, &options)
 }
 
 fn batch() -> Batch {

@@ -15,7 +15,7 @@ pub use crate::memory_plan::{self, MemoryPlan};
 pub use crate::metrics::{
     Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, ValidationMetrics, peak_memory,
 };
-pub use crate::models::{Decoder, DecoderConfig, LoadOptions, ModelConfig};
+pub use crate::models::{Decoder, LoadOptions, ModelConfig, ModelSpec};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel};
 pub use crate::recipe::{

@@ -91,7 +91,7 @@ pub use report::{Diagnostic, Level, Report, Sources};
 pub use schema::Schema;
 pub use torchtune::recipe_of_torchtune;
 pub use tune_macros::{Config, recipe};
-pub use tune_yaml::{SourceId, Span};
+pub use tune_yaml::{SourceId, Span, nearest};
 pub use value::{Data, Field, Mismatch, Origin, Value};
 
 /// A type that can stand in a config. Derive it for structs and enums; write

@@ -135,7 +135,38 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     if tensors.is_empty() {
         return Err(Error::file(dir, "its weight files hold no tensors"));
     }
+    let (config, tensors) = text_part(config, tensors);
     Ok(Folder { config, tensors, warnings })
+}
+
+/// Of Gemma 3 with images, the model of text, as a checkpoint of that model alone has it: what stands before the names of
+/// its weights goes, and so do the weights that images are seen with. Other models stay as they are.
+fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, BTreeMap<String, Entry>) {
+    /// Before a name, as transformers 5 and 4 have it, and what the text model has there.
+    const PREFIXES: [(&str, &str); 3] = [
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+    ];
+    const OF_IMAGES: [&str; 4] =
+        ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+    let (Some("gemma3"), Some(Value::Object(text))) = (config["model_type"].as_str(), config.get("text_config")) else {
+        return (config, tensors);
+    };
+    let mut text = text.clone();
+    text.insert("architectures".into(), serde_json::json!(["Gemma3ForCausalLM"]));
+    text.entry("model_type").or_insert_with(|| "gemma3_text".into());
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "tie_word_embeddings"] {
+        if let (None, Some(value)) = (text.get(key), config.get(key)) {
+            text.insert(key.into(), value.clone());
+        }
+    }
+    let renamed = tensors.into_iter().filter(|(name, _)| !OF_IMAGES.iter().any(|prefix| name.starts_with(prefix)));
+    let renamed = renamed.map(|(name, entry)| {
+        let own = PREFIXES.iter().find_map(|(prefix, own)| Some(format!("{own}{}", name.strip_prefix(prefix)?)));
+        (own.unwrap_or(name), entry)
+    });
+    (Value::Object(text), renamed.collect())
 }
 
 /// What there is to say of a folder that has two complete sets of weights, of which `model.safetensors` is taken.

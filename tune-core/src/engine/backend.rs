@@ -9,10 +9,12 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::kernels::attention::Attention;
+use crate::kernels::experts::Routes;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Rotary};
+use crate::models::{Activation, EmbeddingSpec};
 
 /// See the [module](self). In shapes, `m` is a number of rows: tokens, mostly.
 pub(crate) trait Backend: Sized {
@@ -41,21 +43,32 @@ pub(crate) trait Backend: Sized {
     fn purpose(&self, _: Purpose) {}
 
     /// A sum of products `[m, n]`, and what becomes of it.
-    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self::Acts>, y: PartMut<'_, Self::Acts>);
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Self::Acts>);
     /// The same in the type of sums; it is added to what is there, or stored.
     fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Self::Sums>);
 
-    /// Rows `ids` of `table` `[.., width]` into `y` `[m, width]`.
-    fn lookup(&self, table: &Self::Param, width: usize, ids: &[u32], y: &mut Self::Acts);
-    /// Adds each row of `g` `[m, width]` to row `ids` of `table`.
-    fn lookup_back(&self, g: &Self::Acts, width: usize, ids: &[u32], table: &mut Self::Sums);
+    /// Rows `ids` of `table` `[.., width]`, times a scale in the type of activations, into `y` `[m, width]`.
+    fn lookup(&self, table: &Self::Param, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Self::Acts);
+    /// Adds each row of `g` `[m, width]`, times the scale, to row `ids` of `table`, but for that of padding.
+    fn lookup_back(&self, g: &Self::Acts, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Self::Sums);
+    /// Adds a vector to each row of `y`: the elements of `bias` from `first` on.
+    fn add_bias(&self, bias: &Self::Param, first: usize, y: PartMut<'_, Self::Acts>);
+    /// The sum of the rows of `g` into the elements of `own` from `first` on.
+    fn bias_back(&self, g: Part<'_, Self::Acts>, first: usize, own: &mut Self::Sums);
     /// Rows `rows` of `x` `[.., width]` into `y`.
     fn gather(&self, x: &Self::Acts, width: usize, rows: &[usize], y: &mut Self::Acts);
     /// The rows of `x` into rows `rows` of `y` `[.., width]`.
     fn scatter(&self, x: &Self::Acts, width: usize, rows: &[usize], y: &mut Self::Acts);
 
-    /// `x / rms(x) · weight`, see [`crate::kernels::rms_norm`].
-    fn norm(&self, x: Part<'_, Self::Acts>, weight: &Self::Param, norm: Norm, y: PartMut<'_, Self::Acts>);
+    /// `x / rms(x) · factor`, and what is in `onto` added to it, see [`crate::kernels::rms_norm`].
+    fn norm(
+        &self,
+        x: Part<'_, Self::Acts>,
+        weight: &Self::Param,
+        norm: Norm,
+        onto: Option<Part<'_, Self::Acts>>,
+        y: PartMut<'_, Self::Acts>,
+    );
     /// Adds the gradient of a norm's input to `onto`, for the gradient `g` of its output; that of the weight into `own`.
     fn norm_back(
         &self,
@@ -68,10 +81,10 @@ pub(crate) trait Backend: Sized {
     );
     /// Turns every head of `x` by its token's angles.
     fn rotate(&self, x: PartMut<'_, Self::Acts>, angles: &Rotary, turn: Turn);
-    /// `silu(gate) · up`, for so many elements.
-    fn gate(&self, gate: &Self::Acts, up: &Self::Acts, y: &mut Self::Acts);
+    /// `activation(gate) · up`, element by element.
+    fn gate(&self, activation: Activation, gate: &Self::Acts, up: &Self::Acts, y: &mut Self::Acts);
     /// Replaces `gate` and `up` by their gradients, for the gradient `g` of the result, and that one by the result.
-    fn gate_back(&self, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
+    fn gate_back(&self, activation: Activation, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
     /// `x` `[m, width]` with dropout. Row `i` of a selection counts as row `rows[i]`.
     fn dropped(&self, x: &Self::Acts, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
 
@@ -93,9 +106,36 @@ pub(crate) trait Backend: Sized {
         gqkv: [PartMut<'_, Self::Acts>; 3],
     );
 
-    /// The cross-entropy of each row of `logits` `[m, vocab]` with its target, and with `weights`, a factor a row, the
+    /// Which of `count` experts each token goes to, by the router's `logits` `[m, count]`.
+    fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts) -> Routes;
+    /// The gradient of these logits, for that of the weights of the chosen experts, `[m, chosen]`.
+    fn route_back(&self, logits: &Self::Sums, how: Experts, routes: &Routes, g: &[f64], y: &mut Self::Acts);
+    /// For each token the sum of the rows of `x` at its places, weighted or not, and what is in `onto`.
+    fn combine(
+        &self,
+        x: Part<'_, Self::Acts>,
+        routes: &Routes,
+        weighted: bool,
+        onto: Option<Part<'_, Self::Acts>>,
+        y: PartMut<'_, Self::Acts>,
+    );
+    /// Multiplies each row by a factor.
+    fn scale_rows(&self, x: PartMut<'_, Self::Acts>, factors: &[f64]);
+    /// The product of each row of `a` with the same row of `b`.
+    fn row_dots(&self, a: Part<'_, Self::Acts>, b: Part<'_, Self::Acts>) -> Vec<f64>;
+
+    /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
+    fn cap(&self, logits: &mut Self::Sums, cap: f64);
+    /// The cross-entropy of each row of `logits` `[m, vocab]`, capped first where there is a `cap`, with its target, and with `weights`, a factor a row, the
     /// gradient of the weighted sum, in the memory that the logits had.
-    fn loss(&self, logits: Self::Sums, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self>;
+    fn loss(
+        &self,
+        logits: Self::Sums,
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        weights: Option<&[f64]>,
+    ) -> Losses<Self>;
 }
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
@@ -135,6 +175,11 @@ impl<'a, M> Part<'a, M> {
         Self::strided(of, (rows, cols), cols)
     }
 
+    /// Some rows of `[.., cols]`, from `first` on.
+    pub(crate) fn rows(of: &'a M, first: usize, rows: usize, cols: usize) -> Self {
+        Self { of, at: first * cols, rows, cols, stride: cols }
+    }
+
     /// Rows that begin `stride` elements after each other.
     pub(crate) fn strided(of: &'a M, (rows, cols): (usize, usize), stride: usize) -> Self {
         Self { of, at: 0, rows, cols, stride }
@@ -163,6 +208,11 @@ pub(crate) struct PartMut<'a, M> {
 }
 
 impl<'a, M> PartMut<'a, M> {
+    /// Some rows of `[.., cols]`, from `first` on.
+    pub(crate) fn rows(of: &'a mut M, first: usize, rows: usize, cols: usize) -> Self {
+        Self { of, at: first * cols, rows, cols, stride: cols }
+    }
+
     /// Rows that follow each other without a gap.
     pub(crate) fn new(of: &'a mut M, rows: usize, cols: usize) -> Self {
         Self { of, at: 0, rows, cols, stride: cols }
@@ -178,9 +228,10 @@ fn extent(rows: usize, cols: usize, stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
-/// A weight `[out, inner]` in a product.
+/// A weight `[out, inner]` in a product: rows of a parameter, from `first` on.
 pub(crate) struct Weight<'a, B: Backend> {
     pub(crate) param: &'a B::Param,
+    pub(crate) first: usize,
     pub(crate) out: usize,
     pub(crate) inner: usize,
 }
@@ -216,13 +267,15 @@ impl<B: Backend> Term<'_, B> {
 }
 
 /// What becomes of a sum of products.
-pub(crate) enum Finish<'a, M> {
+pub(crate) enum Finish<'a, B: Backend> {
     /// It is stored.
     Store,
     /// It is multiplied by a factor.
     Scaled(f64),
     /// It is added to the same element of another matrix.
-    Onto(Part<'a, M>),
+    Onto(Part<'a, B::Acts>),
+    /// A vector is added to each row: the elements of a bias from the given one on.
+    Plus(&'a B::Param, usize),
     /// It is dropped or scaled, and added to what is there. Row `i` of a selection counts as row `rows[i]`.
     AddDropped(Dropout, Option<&'a [usize]>),
 }
@@ -234,6 +287,18 @@ pub(crate) struct Norm {
     pub(crate) width: usize,
     /// Added to the mean of squares.
     pub(crate) eps: f64,
+    /// The factor is `1 + weight`, and not the weight.
+    pub(crate) from_one: bool,
+}
+
+/// How a mixture of experts is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Experts {
+    /// How many there are, and how many a token goes to.
+    pub(crate) count: usize,
+    pub(crate) chosen: usize,
+    /// Whether the weights of the chosen ones are made to sum to one.
+    pub(crate) renormalized: bool,
 }
 
 /// What [`Backend::loss`] gives.

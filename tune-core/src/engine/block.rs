@@ -1,52 +1,35 @@
 //! One transformer block, its two halves forward and back.
 //!
-//! What a block saves for its backward pass is written down in [`Saved`]; what is cheap to make again (norms, the gate's
-//! activation) is made again. In shapes, `m` is the number of tokens.
+//! A half is a norm, a body and a norm, the outer two where the block has them, and its result is added to the residual
+//! stream. What a half saves for its backward pass is what is written down in its `Saved`; what is cheap to make again
+//! (norms, the gate's activation) is made again. In shapes, `m` is the number of tokens.
 
-use super::backend::{Backend, Finish, Part, PartMut};
-use super::linear::{Layer, LowRank, input_gradient};
-use super::parameters::{BlockParams, Of, ParamId};
+use super::attention::Attended;
+use super::backend::{Backend, Finish, Norm, Part, PartMut};
+use super::linear::{Back, Layer, LowRank, input_gradient};
+use super::mlp::Gated;
+use super::parameters::{BlockParams, NormParams, Of, ParamId};
 use super::run::{Found, Run};
-use crate::kernels::attention::Attention;
-use crate::kernels::rope::Turn;
-use crate::models::Slot::{self, DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
-use crate::models::{Half, PerSlot};
+use crate::models::{BlockNorm, BlockSpec, Half, Site};
 
 /// A block whose parameters are at hand.
 pub(super) struct Block<'a, B: Backend> {
     pub(super) run: &'a Run<'a, B>,
     pub(super) index: usize,
+    pub(super) spec: &'a BlockSpec,
     pub(super) params: BlockParams<B>,
 }
 
-/// What the forward pass keeps for the backward one besides the block's input: the results of
-/// matrix products and of the attention. Norms and the gate's activation are made again.
+/// What the forward pass keeps for the backward one besides the block's input.
 pub(super) struct Saved<B: Backend> {
     attended: Attended<B>,
+    /// What the first half adds to the residual stream, before its norm, where that is normed.
+    added: Option<B::Acts>,
     /// The residual stream between the halves, `[m, hidden]`.
     middle: B::Acts,
     gated: Gated<B>,
-}
-
-/// The same of the first half.
-struct Attended<B: Backend> {
-    /// Queries and keys after rotation, and values, `[m, heads * head_dim]` each.
-    qkv: [B::Acts; 3],
-    /// The attention's output, `[m, heads * head_dim]`.
-    out: B::Acts,
-    /// `[heads, m]`.
-    lse: B::Sums,
-    /// What the adapters make of their inputs.
-    low_rank: PerSlot<LowRank<B>>,
-}
-
-/// The same of the second half.
-struct Gated<B: Backend> {
-    /// `[m, intermediate]` each.
-    gate: B::Acts,
-    up: B::Acts,
-    /// What the adapters make of their inputs.
-    low_rank: PerSlot<LowRank<B>>,
+    /// As `added`, of the second half.
+    added_by_mlp: Option<B::Acts>,
 }
 
 /// Keys and values of sequences that grow, `[rows, kv_heads * head_dim]` each, of one block.
@@ -57,8 +40,26 @@ pub(super) struct Past<B: Backend> {
     pub(super) rows: usize,
 }
 
-/// The layers that make queries, keys and values.
-const QKV: [Slot; 3] = [QProj, KProj, VProj];
+/// Where a half's body puts its result: onto the residual stream, or, where that is normed first, beside it.
+pub(super) enum Target<'x, B: Backend> {
+    Onto(&'x B::Acts),
+    Beside,
+}
+
+impl<B: Backend> Target<'_, B> {
+    pub(super) fn finish(&self, m: usize, width: usize) -> Finish<'_, B> {
+        match self {
+            Self::Onto(x) => Finish::Onto(Part::new(*x, m, width)),
+            Self::Beside => Finish::Store,
+        }
+    }
+}
+
+/// What layers with the same input make of it: results, and what their adapters make of the input.
+pub(super) struct Projected<B: Backend> {
+    pub(super) results: Vec<B::Acts>,
+    pub(super) low_rank: Vec<LowRank<B>>,
+}
 
 impl<B: Backend> Block<'_, B> {
     /// The residual stream `[m, hidden]` after this block, and what its backward pass needs, if that is to be kept.
@@ -73,65 +74,39 @@ impl<B: Backend> Block<'_, B> {
     }
 
     fn run_through(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (B::Acts, Saved<B>) {
-        let m = self.run.tokens();
-        let down = self.layer(DownProj);
-        let (attended, middle) = self.attend(x, past);
-        let mut gated = self.gate_and_up(&middle);
-        let mut activated = self.run.acts(down.inner());
-        self.run.backend.gate(&gated.gate, &gated.up, &mut activated);
-        gated.low_rank[DownProj] = down.low_rank(&activated, m, None);
-        let mut y = self.run.acts(down.out());
-        let onto = Finish::Onto(Part::new(&middle, m, down.out()));
-        down.forward(&activated, m, &gated.low_rank[DownProj], onto, &mut y);
-        (y, Saved { attended, middle, gated })
+        let (attended, added, middle) = self.first_half(x, past);
+        let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens());
+        let (added_by_mlp, y) = self.half(&middle, Half::Mlp, |target, y| self.down(&mut gated, target, y));
+        (y, Saved { attended, added, middle, gated, added_by_mlp })
     }
 
-    /// The first half.
-    fn attend(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (Attended<B>, B::Acts) {
-        let (backend, m) = (self.run.backend, self.run.tokens());
-        let normed = self.normed(x, Half::Attention);
-        let mut low_rank = PerSlot::new(|_| None);
-        let mut qkv = QKV.map(|slot| {
-            let layer = self.layer(slot);
-            low_rank[slot] = layer.low_rank(&normed, m, None);
-            let mut y = self.run.acts(layer.out());
-            layer.forward(&normed, m, &low_rank[slot], Finish::Store, &mut y);
-            y
-        });
-        drop(normed);
-        self.turn(&mut qkv, Turn::Forward);
-        let o = self.layer(OProj);
-        let mut out = self.run.acts(o.inner());
-        let mut lse = backend.sums(self.run.shape.num_attention_heads, m);
-        let [q, k, v] = self.heads(&qkv);
-        let (k, v) = match past {
-            None => (k, v),
-            Some(past) => {
-                let (rows, width) = (&self.run.rows_in_past, k.cols);
-                backend.scatter(&qkv[1], width, rows, &mut past.keys);
-                backend.scatter(&qkv[2], width, rows, &mut past.values);
-                (Part::new(&past.keys, past.rows, width), Part::new(&past.values, past.rows, width))
-            }
+    fn first_half(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (Attended<B>, Option<B::Acts>, B::Acts) {
+        let mut attended = self.attend(self.normed(x, Half::Attention), past);
+        let (added, middle) =
+            self.half(x, Half::Attention, |target, y| self.attention_output(&mut attended, target, y));
+        (attended, added, middle)
+    }
+
+    /// The residual stream `x` after a half whose body writes its result where it is told. What it adds is kept where
+    /// that is normed.
+    fn half(
+        &self,
+        x: &B::Acts,
+        half: Half,
+        body: impl FnOnce(Target<'_, B>, &mut B::Acts),
+    ) -> (Option<B::Acts>, B::Acts) {
+        let (m, width) = (self.run.tokens(), self.run.shape.hidden_size);
+        let mut y = self.run.acts(width);
+        let Some(norm) = self.norm(BlockNorm::After(half)) else {
+            body(Target::Onto(x), &mut y);
+            return (None, y);
         };
-        backend.attend(&self.attention(), [q, k, v], PartMut::new(&mut out, m, o.inner()), &mut lse);
-        low_rank[OProj] = o.low_rank(&out, m, None);
-        let mut middle = self.run.acts(o.out());
-        o.forward(&out, m, &low_rank[OProj], Finish::Onto(Part::new(x, m, o.out())), &mut middle);
-        (Attended { qkv, out, lse, low_rank }, middle)
-    }
-
-    /// The second half up to its activation.
-    fn gate_and_up(&self, middle: &B::Acts) -> Gated<B> {
-        let m = self.run.tokens();
-        let layers = [self.layer(GateProj), self.layer(UpProj)];
-        let normed = self.normed(middle, Half::Mlp);
-        let mut low_rank = PerSlot::new(|_| None);
-        low_rank[GateProj] = layers[0].low_rank(&normed, m, None);
-        low_rank[UpProj] = layers[1].low_rank(&normed, m, None);
-        let [mut gate, mut up] = layers.map(|layer| self.run.acts(layer.out()));
-        layers[0].forward(&normed, m, &low_rank[GateProj], Finish::Store, &mut gate);
-        layers[1].forward(&normed, m, &low_rank[UpProj], Finish::Store, &mut up);
-        Gated { gate, up, low_rank }
+        let mut added = self.run.acts(width);
+        body(Target::Beside, &mut added);
+        let onto = Some(Part::new(x, m, width));
+        let to = PartMut::new(&mut y, m, width);
+        self.run.backend.norm(Part::new(&added, m, width), &norm.weight, self.run.norm(), onto, to);
+        (Some(added), y)
     }
 
     /// Turns the gradient of the block's output into that of its input `x`; returns those of what is
@@ -144,129 +119,182 @@ impl<B: Backend> Block<'_, B> {
         wants_input: bool,
     ) -> Found<B> {
         let mut found = Found::<B>::new();
-        let Saved { attended, middle, gated } = saved.unwrap_or_else(|| {
-            let (attended, middle) = self.attend(x, None);
-            let gated = self.gate_and_up(&middle);
-            Saved { attended, middle, gated }
+        let Saved { attended, added, middle, gated, added_by_mlp } = saved.unwrap_or_else(|| {
+            let (attended, added, middle) = self.first_half(x, None);
+            let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens());
+            // Its last product is needed where what comes of it is normed.
+            let added_by_mlp = self.norm(BlockNorm::After(Half::Mlp)).map(|_| {
+                let mut added = self.run.acts(self.run.shape.hidden_size);
+                self.down(&mut gated, Target::Beside, &mut added);
+                added
+            });
+            Saved { attended, added, middle, gated, added_by_mlp }
         });
-        self.mlp_backward(&middle, gated, gradient, &mut found);
-        self.attention_backward(x, attended, gradient, wants_input, &mut found);
+        self.half_back(&middle, Half::Mlp, added_by_mlp, gradient, &mut found, |g, onto, found| {
+            self.mlp_backward(&middle, gated, g, onto, found)
+        });
+        self.half_back(x, Half::Attention, added, gradient, &mut found, |g, onto, found| {
+            self.attention_backward(x, attended, g, onto, wants_input, found)
+        });
         found
     }
 
-    fn mlp_backward(&self, middle: &B::Acts, saved: Gated<B>, gradient: &mut B::Acts, found: &mut Found<B>) {
-        let (backend, m) = (self.run.backend, self.run.tokens());
-        let Gated { gate: mut g_gate, up: mut g_up, mut low_rank } = saved;
-        let [gate, up, down] = [GateProj, UpProj, DownProj].map(|slot| self.layer(slot));
-        let mut activated = self.run.acts(down.inner());
-        let back = down.back_of(gradient, m);
-        input_gradient(&[&back], None, &mut activated);
-        backend.gate_back(&mut g_gate, &mut g_up, &mut activated);
-        if low_rank[DownProj].is_none() {
-            low_rank[DownProj] = down.low_rank(&activated, m, None);
-        }
-        down.train(&back, &activated, &low_rank[DownProj], self.id(DownProj), found);
-        drop((back, activated));
-
-        let normed = self.normed(middle, Half::Mlp);
-        let backs = (gate.back_of(&g_gate, m), up.back_of(&g_up, m));
-        gate.train(&backs.0, &normed, &low_rank[GateProj], self.id(GateProj), found);
-        up.train(&backs.1, &normed, &low_rank[UpProj], self.id(UpProj), found);
-        let mut g_normed = normed;
-        input_gradient(&[&backs.0, &backs.1], None, &mut g_normed);
-        drop(backs);
-        drop((g_gate, g_up));
-        self.norm_backward(middle, Half::Mlp, &g_normed, gradient, found);
-    }
-
-    fn attention_backward(
+    /// Turns the gradient of the residual stream after a half into that of the stream before it, `x`. `body` is given the
+    /// gradient of its result and returns that of its input, if it is wanted, added to what it is given as the last.
+    fn half_back(
         &self,
         x: &B::Acts,
-        saved: Attended<B>,
+        half: Half,
+        added: Option<B::Acts>,
         gradient: &mut B::Acts,
-        wants_input: bool,
+        found: &mut Found<B>,
+        body: impl FnOnce(&B::Acts, Option<&B::Acts>, &mut Found<B>) -> Option<B::Acts>,
+    ) {
+        let before = self.norm(BlockNorm::Before(half));
+        let of_body = added.map(|added| {
+            let mut g = self.run.backend.zeros(self.run.tokens(), self.run.shape.hidden_size);
+            self.norm_backward(&added, BlockNorm::After(half), gradient, &mut g, found);
+            g
+        });
+        // The gradient of the stream passes by the half; a norm's backward pass adds to it, and where there is none the
+        // body does.
+        let onto = if before.is_some() { None } else { Some(&*gradient) };
+        let g_input = body(of_body.as_ref().unwrap_or(gradient), onto, found);
+        drop(of_body);
+        match (g_input, before) {
+            (Some(g), Some(_)) => self.norm_backward(x, BlockNorm::Before(half), &g, gradient, found),
+            (Some(g), None) => *gradient = g,
+            (None, _) => {}
+        }
+    }
+
+    /// Adds to `gradient` what comes through a norm of `x`, and to `found` the norm's own gradient.
+    fn norm_backward(
+        &self,
+        x: &B::Acts,
+        which: BlockNorm,
+        g_normed: &B::Acts,
+        gradient: &mut B::Acts,
         found: &mut Found<B>,
     ) {
-        let (backend, m) = (self.run.backend, self.run.tokens());
-        let Attended { qkv, out, lse, low_rank } = saved;
-        let (inputs, o) = (QKV.map(|slot| self.layer(slot)), self.layer(OProj));
-        let back = o.back_of(gradient, m);
-        o.train(&back, &out, &low_rank[OProj], self.id(OProj), found);
-        let wants_normed = wants_input || self.params.norms[Half::Attention as usize].trained;
-        if !wants_normed && inputs.iter().all(Layer::is_frozen) {
-            return;
-        }
-        let mut g_out = self.run.acts(o.inner());
-        input_gradient(&[&back], None, &mut g_out);
-        drop(back);
-        let mut g_qkv = inputs.map(|layer| self.run.acts(layer.out()));
-        {
-            let [gq, gk, gv] = &mut g_qkv;
-            let width = |i: usize| inputs[i].out();
-            let of_inputs =
-                [PartMut::new(gq, m, width(0)), PartMut::new(gk, m, width(1)), PartMut::new(gv, m, width(2))];
-            let of_out = |x| Part::new(x, m, o.inner());
-            backend.attend_back(&self.attention(), self.heads(&qkv), (of_out(&out), &lse), of_out(&g_out), of_inputs);
-        }
-        drop((qkv, out, lse, g_out));
-        self.turn(&mut g_qkv, Turn::Back);
-
-        let normed = self.normed(x, Half::Attention);
-        let backs: [_; 3] = std::array::from_fn(|i| inputs[i].back_of(&g_qkv[i], m));
-        for (i, slot) in QKV.into_iter().enumerate() {
-            inputs[i].train(&backs[i], &normed, &low_rank[slot], self.id(slot), found);
-        }
-        if !wants_normed {
-            return;
-        }
-        let mut g_normed = normed;
-        input_gradient(&backs.each_ref(), None, &mut g_normed);
-        self.norm_backward(x, Half::Attention, &g_normed, gradient, found);
+        let (m, width) = (self.run.tokens(), self.run.shape.hidden_size);
+        self.norm_part_backward(Part::new(x, m, width), which, g_normed, gradient, found);
     }
 
-    /// Adds to `gradient` what comes through the norm of `x`, and to `found` the norm's own gradient.
-    fn norm_backward(&self, x: &B::Acts, half: Half, g_normed: &B::Acts, gradient: &mut B::Acts, found: &mut Found<B>) {
-        let (norm, m, width) = (&self.params.norms[half as usize], self.run.tokens(), self.run.shape.hidden_size);
-        let mut own = norm.trained.then(|| self.run.backend.gradient(1, width));
-        let part = |x| Part::new(x, m, width);
-        let onto = PartMut::new(gradient, m, width);
-        self.run.backend.norm_back(part(x), &norm.weight, self.run.norm(), part(g_normed), onto, own.as_mut());
-        found.extend(own.map(|own| (ParamId::Norm(self.index, half), own)));
+    /// The same for rows that may be several norms each.
+    pub(super) fn norm_part_backward(
+        &self,
+        x: Part<'_, B::Acts>,
+        which: BlockNorm,
+        g_normed: &B::Acts,
+        gradient: &mut B::Acts,
+        found: &mut Found<B>,
+    ) {
+        let Some(params) = self.norm(which) else { return };
+        let norm = self.norm_of(params);
+        let mut own = params.trained.then(|| self.run.backend.gradient(1, norm.width));
+        let (g, onto) = (Part::new(g_normed, x.rows, x.cols), PartMut::new(gradient, x.rows, x.cols));
+        self.run.backend.norm_back(x, &params.weight, norm, g, onto, own.as_mut());
+        found.extend(own.map(|own| (ParamId::Norm(self.index, which), own)));
     }
 
-    /// The input of a half's layers.
-    fn normed(&self, x: &B::Acts, half: Half) -> B::Acts {
+    /// The input of a half's layers where that is normed; the stream itself is it otherwise.
+    pub(super) fn normed<'x>(&self, x: &'x B::Acts, half: Half) -> Input<'x, B> {
+        let Some(norm) = self.norm(BlockNorm::Before(half)) else { return Input::Stream(x) };
         let (m, width) = (self.run.tokens(), self.run.shape.hidden_size);
         let mut normed = self.run.acts(width);
-        let weight = &self.params.norms[half as usize].weight;
-        self.run.backend.norm(Part::new(x, m, width), weight, self.run.norm(), PartMut::new(&mut normed, m, width));
-        normed
+        let to = PartMut::new(&mut normed, m, width);
+        self.run.backend.norm(Part::new(x, m, width), &norm.weight, self.run.norm(), None, to);
+        Input::Normed(normed)
     }
 
-    fn layer(&self, slot: Slot) -> Layer<'_, B> {
-        Layer { backend: self.run.backend, params: &self.params.layers[slot] }
+    pub(super) fn norm(&self, which: BlockNorm) -> Option<&NormParams<B>> {
+        self.params.norms.iter().find(|(norm, _)| *norm == which).map(|(_, params)| params)
+    }
+
+    pub(super) fn norm_of(&self, params: &NormParams<B>) -> Norm {
+        Norm { width: params.width, ..self.run.norm() }
+    }
+
+    /// Whether the norm of a half's input is trained.
+    pub(super) fn trains_norm(&self, half: Half) -> bool {
+        self.norm(BlockNorm::Before(half)).is_some_and(|norm| norm.trained)
+    }
+
+    /// Those of some layers that the block has.
+    pub(super) fn layers(&self, sites: &[Site]) -> Vec<(Site, Layer<'_, B>)> {
+        let layer =
+            |&site: &Site| Some((site, Layer { backend: self.run.backend, params: self.params.layers.get(site)? }));
+        sites.iter().filter_map(layer).collect()
+    }
+
+    /// What layers make of their input `[m, in]`.
+    pub(super) fn project(&self, layers: &[(Site, Layer<'_, B>)], x: &B::Acts, m: usize) -> Projected<B> {
+        let (mut results, mut low_ranks) = (Vec::new(), Vec::new());
+        for (_, layer) in layers {
+            let low_rank = layer.low_rank(x, m, None);
+            for part in layer.parts() {
+                let mut y = self.run.backend.acts(m, part.1);
+                let (x, to) = (Part::new(x, m, layer.inner()), PartMut::new(&mut y, m, part.1));
+                layer.forward_part(x, &low_rank, part, Finish::Store, to);
+                results.push(y);
+            }
+            low_ranks.push(low_rank);
+        }
+        Projected { results, low_rank: low_ranks }
+    }
+
+    /// The backward pass of [`Block::project`] for the gradients of its results: to `found` those of what is trained;
+    /// returns that of the input, if it is wanted, in the memory of `x` or, where that is the residual stream, in other.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn project_back(
+        &self,
+        layers: &[(Site, Layer<'_, B>)],
+        gradients: &[B::Acts],
+        low_ranks: &[LowRank<B>],
+        x: Input<'_, B>,
+        onto: Option<&B::Acts>,
+        wants_input: bool,
+        found: &mut Found<B>,
+    ) -> Option<B::Acts> {
+        let m = self.run.tokens();
+        let mut rest = gradients.iter();
+        let backs: Vec<Back<'_, B>> = layers
+            .iter()
+            .map(|(_, layer)| layer.back(layer.parts().zip(&mut rest).map(|(p, g)| Part::new(g, m, p.1)).collect()))
+            .collect();
+        for (((site, layer), back), low_rank) in layers.iter().zip(&backs).zip(low_ranks) {
+            layer.train(back, x.get(), low_rank, self.id(*site), found);
+        }
+        if !wants_input {
+            return None;
+        }
+        let mut gx = match x {
+            Input::Normed(normed) => normed,
+            Input::Stream(_) => self.run.acts(self.run.shape.hidden_size),
+        };
+        input_gradient(&backs.iter().collect::<Vec<_>>(), None, onto, &mut gx);
+        Some(gx)
     }
 
     /// What the parts of a layer are called.
-    fn id(&self, slot: Slot) -> impl Fn(Of) -> ParamId {
+    pub(super) fn id(&self, site: Site) -> impl Fn(Of) -> ParamId + use<B> {
         let index = self.index;
-        move |of| ParamId::InBlock(index, slot, of)
+        move |of| ParamId::InBlock(index, site, of)
     }
+}
 
-    fn attention(&self) -> Attention<'_> {
-        Attention { shape: self.run.shape.attention(), stretches: &self.run.stretches }
-    }
+/// The input of a half's layers.
+pub(super) enum Input<'x, B: Backend> {
+    Normed(B::Acts),
+    Stream(&'x B::Acts),
+}
 
-    /// Queries, keys and values as attention takes them.
-    fn heads<'x>(&self, qkv: &'x [B::Acts; 3]) -> [Part<'x, B::Acts>; 3] {
-        std::array::from_fn(|i| Part::new(&qkv[i], self.run.tokens(), self.layer(QKV[i]).out()))
-    }
-
-    /// Turns queries and keys, or their gradients.
-    fn turn(&self, qkv: &mut [B::Acts; 3], turn: Turn) {
-        for (x, slot) in qkv.iter_mut().zip([QProj, KProj]) {
-            let x = PartMut::new(x, self.run.tokens(), self.layer(slot).out());
-            self.run.backend.rotate(x, &self.run.rotary, turn);
+impl<B: Backend> Input<'_, B> {
+    pub(super) fn get(&self) -> &B::Acts {
+        match self {
+            Self::Normed(normed) => normed,
+            Self::Stream(x) => x,
         }
     }
 }

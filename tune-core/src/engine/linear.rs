@@ -1,4 +1,7 @@
-//! A linear layer forward and back, with or without an adapter.
+//! A linear layer forward and back, with or without bias and adapter.
+//!
+//! A layer may make several results (queries, keys and values, where they are stored as one layer): its parts, rows of its
+//! weight. Each is a matrix of its own.
 
 use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
 use super::parameters::{AdapterParams, LayerParams, Of, ParamId};
@@ -35,8 +38,16 @@ impl<'a, B: Backend> Layer<'a, B> {
         self.params.adapter.is_none() && !self.params.trained
     }
 
-    fn weight(&self) -> Weight<'a, B> {
-        Weight { param: &self.params.weight, out: self.params.out, inner: self.params.inner }
+    /// The results: the first row of the weight for each, and how many.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, usize)> + use<'a, B> {
+        self.params.parts.iter().scan(0, |next, &rows| {
+            *next += rows;
+            Some((*next - rows, rows))
+        })
+    }
+
+    fn weight(&self, (first, out): (usize, usize)) -> Weight<'a, B> {
+        Weight { param: &self.params.weight, first, out, inner: self.params.inner }
     }
 
     /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
@@ -50,34 +61,56 @@ impl<'a, B: Backend> Layer<'a, B> {
         Some(h)
     }
 
-    /// `x Wᵀ` and the adapter's update, for `x` `[m, in]`, into `y` `[m, out]`.
-    pub(super) fn forward(
-        &self,
-        x: &B::Acts,
-        m: usize,
-        low_rank: &LowRank<B>,
-        finish: Finish<'_, B::Acts>,
-        y: &mut B::Acts,
-    ) {
-        let (terms, count) = self.up(x, m, low_rank);
-        self.backend.multiply(&terms[..count], finish, PartMut::new(y, m, self.out()));
+    /// `x Wᵀ`, the bias and the adapter's update, for `x` `[m, in]`, into `y` `[m, out]`.
+    pub(super) fn forward(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, finish: Finish<'_, B>, y: &mut B::Acts) {
+        self.forward_part(
+            Part::new(x, m, self.inner()),
+            low_rank,
+            (0, self.out()),
+            finish,
+            PartMut::new(y, m, self.out()),
+        );
     }
 
-    /// The same in the type of sums.
+    /// The same for one of its results.
+    pub(super) fn forward_part(
+        &self,
+        x: Part<'_, B::Acts>,
+        low_rank: &LowRank<B>,
+        part: (usize, usize),
+        finish: Finish<'_, B>,
+        y: PartMut<'_, B::Acts>,
+    ) {
+        let (terms, count) = self.up(x, low_rank, part);
+        match (&self.params.bias, finish) {
+            (Some(bias), Finish::Store) => {
+                let finish = Finish::Plus(bias, part.0);
+                self.backend.multiply(&terms[..count], finish, y);
+            }
+            (Some(bias), finish) => {
+                let PartMut { of, at, rows, cols, stride } = y;
+                self.backend.multiply(&terms[..count], finish, PartMut { of: &mut *of, at, rows, cols, stride });
+                self.backend.add_bias(bias, part.0, PartMut { of, at, rows, cols, stride });
+            }
+            (None, finish) => self.backend.multiply(&terms[..count], finish, y),
+        }
+    }
+
+    /// `x Wᵀ` and the adapter's update in the type of sums.
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
-        let (terms, count) = self.up(x, m, low_rank);
+        let (terms, count) = self.up(Part::new(x, m, self.inner()), low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
     }
 
     /// The terms of the forward pass, and how many they are.
-    fn up<'t>(&self, x: &'t B::Acts, m: usize, low_rank: &'t LowRank<B>) -> ([Term<'t, B>; 2], usize)
+    fn up<'t>(&self, x: Part<'t, B::Acts>, low_rank: &'t LowRank<B>, part: (usize, usize)) -> ([Term<'t, B>; 2], usize)
     where
         'a: 't,
     {
-        let base = || Term::Up { x: Part::new(x, m, self.inner()), w: self.weight() };
+        let base = || Term::Up { x, w: self.weight(part) };
         match (low_rank, &self.params.adapter) {
             (Some(h), Some(adapter)) => {
-                ([base(), Term::Up { x: Part::new(h, m, adapter.rank), w: self.b(adapter) }], 2)
+                ([base(), Term::Up { x: Part::new(h, x.rows, adapter.rank), w: self.b(adapter, part) }], 2)
             }
             _ => ([base(), base()], 1),
         }
@@ -94,8 +127,17 @@ impl<'a, B: Backend> Layer<'a, B> {
     ) {
         if self.params.trained {
             let mut gradient = self.backend.gradient(self.out(), self.inner());
-            self.weight_gradient(x, back.gradient, false, &mut gradient);
+            for (&g, part) in back.gradients.iter().zip(self.parts()) {
+                self.weight_gradient(Part::new(x, g.rows, self.inner()), g, part.0, false, &mut gradient);
+            }
             found.push((id(Of::Weight), gradient));
+            if self.params.bias.is_some() {
+                let mut gradient = self.backend.gradient(1, self.out());
+                for (&g, part) in back.gradients.iter().zip(self.parts()) {
+                    self.backend.bias_back(g, part.0, &mut gradient);
+                }
+                found.push((id(Of::Bias), gradient));
+            }
         }
         if let Some((a, b)) = self.adapter_gradients(back, x, low_rank, None) {
             found.push((id(Of::LoraA), a));
@@ -103,10 +145,17 @@ impl<'a, B: Backend> Layer<'a, B> {
         }
     }
 
-    /// The weight's gradient `gᵀ x`, `[out, in]`, which is stored or added.
-    pub(super) fn weight_gradient(&self, x: &B::Acts, g: Part<'_, B::Acts>, adding: bool, gradient: &mut B::Sums) {
-        let term = Term::Across { g, x: Part::new(x, g.rows, self.inner()) };
-        self.backend.multiply_sums(&[term], adding, PartMut::new(gradient, self.out(), self.inner()));
+    /// The weight's gradient `gᵀ x`, the rows from `first` on, which is stored or added.
+    pub(super) fn weight_gradient(
+        &self,
+        x: Part<'_, B::Acts>,
+        g: Part<'_, B::Acts>,
+        first: usize,
+        adding: bool,
+        gradient: &mut B::Sums,
+    ) {
+        let term = Term::Across { g, x };
+        self.backend.multiply_sums(&[term], adding, PartMut::rows(gradient, first, g.cols, self.inner()));
     }
 
     /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.
@@ -118,7 +167,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         rows: Option<&[usize]>,
     ) -> Option<(B::Sums, B::Sums)> {
         let (adapter, h, gh) = (self.params.adapter.as_ref()?, low_rank.as_ref()?, back.low_rank.as_ref()?);
-        let (rank, m) = (adapter.rank, back.gradient.rows);
+        let (rank, m) = (adapter.rank, back.rows());
         let dropped = self.drop(adapter, x, m, rows);
         let x = Part::new(dropped.as_ref().unwrap_or(x), m, self.inner());
         let mut a = self.backend.gradient(rank, self.inner());
@@ -126,27 +175,31 @@ impl<'a, B: Backend> Layer<'a, B> {
         self.backend.multiply_sums(&[term], false, PartMut::new(&mut a, rank, self.inner()));
         // The long side of a product is to be that of its columns, so that this one is made transposed.
         let mut transposed = self.backend.sums(rank, self.out());
-        let term = Term::Across { g: Part::new(h, m, rank), x: back.gradient };
-        self.backend.multiply_sums(&[term], false, PartMut::new(&mut transposed, rank, self.out()));
+        for (&g, (first, cols)) in back.gradients.iter().zip(self.parts()) {
+            let term = Term::Across { g: Part::new(h, m, rank), x: g };
+            let y = PartMut { of: &mut transposed, at: first, rows: rank, cols, stride: self.out() };
+            self.backend.multiply_sums(&[term], false, y);
+        }
         let mut b = self.backend.gradient(self.out(), rank);
         self.backend.transpose(&transposed, (rank, self.out()), &mut b);
         Some((a, b))
     }
 
-    /// Begins the backward pass for the gradient `[m, out]` of the output.
-    pub(super) fn back<'b>(&self, gradient: Part<'b, B::Acts>) -> Back<'b, B>
+    /// Begins the backward pass for the gradients `[m, ..]` of its results.
+    pub(super) fn back<'b>(&self, gradients: Vec<Part<'b, B::Acts>>) -> Back<'b, B>
     where
         'a: 'b,
     {
-        let m = gradient.rows;
+        let m = gradients.first().map_or(0, |g| g.rows);
         let low_rank = self.params.adapter.as_ref().map(|adapter| {
             let mut gh = self.backend.acts(m, adapter.rank);
             let y = PartMut::new(&mut gh, m, adapter.rank);
-            let term = Term::Down { g: gradient, w: self.b(adapter) };
-            self.backend.multiply(&[term], Finish::Scaled(adapter.scale), y);
+            let term = |(&g, part)| Term::Down { g, w: self.b(adapter, part) };
+            let terms: Vec<_> = gradients.iter().zip(self.parts()).map(term).collect();
+            self.backend.multiply(&terms, Finish::Scaled(adapter.scale), y);
             gh
         });
-        Back { layer: *self, gradient, low_rank }
+        Back { layer: *self, gradients, low_rank }
     }
 
     /// The same for rows without gaps.
@@ -154,7 +207,7 @@ impl<'a, B: Backend> Layer<'a, B> {
     where
         'a: 'b,
     {
-        self.back(Part::new(gradient, m, self.out()))
+        self.back(vec![Part::new(gradient, m, self.out())])
     }
 
     /// The input `[m, in]` of an adapter with dropout.
@@ -166,28 +219,50 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     fn a(&self, adapter: &'a AdapterParams<B>) -> Weight<'a, B> {
-        Weight { param: &adapter.a, out: adapter.rank, inner: self.params.inner }
+        Weight { param: &adapter.a, first: 0, out: adapter.rank, inner: self.params.inner }
     }
 
-    fn b(&self, adapter: &'a AdapterParams<B>) -> Weight<'a, B> {
-        Weight { param: &adapter.b, out: self.params.out, inner: adapter.rank }
+    fn b(&self, adapter: &'a AdapterParams<B>, (first, out): (usize, usize)) -> Weight<'a, B> {
+        Weight { param: &adapter.b, first, out, inner: adapter.rank }
     }
 }
 
-/// A layer on the way back: the gradient of its output, and of what its adapter makes of the input.
+/// A layer on the way back: the gradients of its results, and of what its adapter makes of the input.
 pub(super) struct Back<'a, B: Backend> {
     layer: Layer<'a, B>,
-    /// `[m, out]`.
-    gradient: Part<'a, B::Acts>,
+    /// `[m, ..]` each.
+    gradients: Vec<Part<'a, B::Acts>>,
     /// `scale · g B`, `[m, rank]`.
     low_rank: LowRank<B>,
 }
 
 impl<B: Backend> Back<'_, B> {
+    fn rows(&self) -> usize {
+        self.gradients.first().map_or(0, |g| g.rows)
+    }
+
+    /// The parts of the input's gradient that come through the weight.
+    fn through_weight(&self) -> impl Iterator<Item = Term<'_, B>> {
+        let term = |(&g, part)| Term::Down { g, w: self.layer.weight(part) };
+        self.gradients.iter().zip(self.layer.parts()).map(term)
+    }
+
+    /// Stores the gradient of the input, of a layer without an adapter.
+    pub(super) fn input_into(&self, gx: PartMut<'_, B::Acts>) {
+        let terms: Vec<_> = self.through_weight().collect();
+        self.layer.backend.multiply(&terms, Finish::Store, gx);
+    }
+
+    /// The same of two layers with the same input.
+    pub(super) fn input_with(&self, other: &Self, gx: PartMut<'_, B::Acts>) {
+        let terms: Vec<_> = self.through_weight().chain(other.through_weight()).collect();
+        self.layer.backend.multiply(&terms, Finish::Store, gx);
+    }
+
     /// The adapter's part of the input's gradient.
     fn through_adapter(&self) -> Option<Term<'_, B>> {
         let (low_rank, adapter) = (self.low_rank.as_ref()?, self.layer.params.adapter.as_ref()?);
-        Some(Term::Down { g: Part::new(low_rank, self.gradient.rows, adapter.rank), w: self.layer.a(adapter) })
+        Some(Term::Down { g: Part::new(low_rank, self.rows(), adapter.rank), w: self.layer.a(adapter) })
     }
 
     /// Whether its adapter, if it has one, is without dropout.
@@ -196,16 +271,22 @@ impl<B: Backend> Back<'_, B> {
     }
 }
 
-/// Stores the gradient of the input `[m, in]` that several layers share.
+/// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`.
 ///
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
-pub(super) fn input_gradient<B: Backend>(backs: &[&Back<'_, B>], rows: Option<&[usize]>, gx: &mut B::Acts) {
+pub(super) fn input_gradient<B: Backend>(
+    backs: &[&Back<'_, B>],
+    rows: Option<&[usize]>,
+    onto: Option<&B::Acts>,
+    gx: &mut B::Acts,
+) {
     let Some(first) = backs.first() else { return };
-    let (backend, m, inner) = (first.layer.backend, first.gradient.rows, first.layer.inner());
+    let (backend, m, inner) = (first.layer.backend, first.rows(), first.layer.inner());
     let mut terms = Vec::with_capacity(2 * backs.len());
-    terms.extend(backs.iter().map(|back| Term::Down { g: back.gradient, w: back.layer.weight() }));
+    terms.extend(backs.iter().flat_map(|back| back.through_weight()));
     terms.extend(backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter()));
-    backend.multiply(&terms, Finish::Store, PartMut::new(gx, m, inner));
+    let finish = onto.map_or(Finish::Store, |onto| Finish::Onto(Part::new(onto, m, inner)));
+    backend.multiply(&terms, finish, PartMut::new(gx, m, inner));
     for back in backs.iter().filter(|back| !back.is_plain()) {
         let dropout = back.layer.params.adapter.as_ref().and_then(|adapter| adapter.dropout);
         if let (Some(term), Some(dropout)) = (back.through_adapter(), dropout) {

@@ -7,10 +7,12 @@
 //!
 //! What a model computes is written once ([`run`], [`block`], [`linear`], [`top`]), over a [`backend`].
 
+mod attention;
 mod backend;
 mod block;
 mod cpu;
 mod linear;
+mod mlp;
 mod paper;
 mod parameters;
 mod reference;
@@ -224,7 +226,7 @@ impl ToModel<'_> {
         id: ParamId,
         gradient: impl FnOnce(&candle_core::Shape) -> candle_core::Result<Gradient>,
     ) -> Result<()> {
-        let name = id.name();
+        let name = id.name(&self.model.config);
         let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
         self.sink.take(&name, var, gradient(var.shape())?)
     }

@@ -3,17 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 
-use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Term};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, ParamId, Parameters};
 use super::run::{Minimized, Run, Sink};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Attention;
+use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
-use crate::models::{DecoderConfig, LoraOptions, PerSlot, Slot};
+use crate::models::{Activation, BlockNorm, EmbeddingSpec, LayerSpec, Layers, LoraOptions, ModelSpec};
 
 /// The memory of a processor on paper, for weights and activations of type `T`.
 pub(crate) struct Paper<T> {
@@ -44,12 +45,7 @@ impl Work {
     ///
     /// # Errors
     /// As [`super::forward_backward`].
-    pub fn of_step(
-        model: &DecoderConfig,
-        lora: Option<&LoraOptions>,
-        samples: &[usize],
-        trained: usize,
-    ) -> Result<Self> {
+    pub fn of_step(model: &ModelSpec, lora: Option<&LoraOptions>, samples: &[usize], trained: usize) -> Result<Self> {
         let len = samples.iter().sum();
         let mut start = 0;
         let spans = samples.iter().map(|&len| {
@@ -143,7 +139,7 @@ impl<T: Element> Backend for Paper<T> {
         self.purpose.set(purpose);
     }
 
-    fn multiply(&self, terms: &[Term<'_, Self>], _: Finish<'_, Entry>, y: PartMut<'_, Entry>) {
+    fn multiply(&self, terms: &[Term<'_, Self>], _: Finish<'_, Self>, y: PartMut<'_, Entry>) {
         self.product(terms, (y.rows, y.cols));
     }
 
@@ -151,15 +147,19 @@ impl<T: Element> Backend for Paper<T> {
         self.product(terms, (y.rows, y.cols));
     }
 
-    fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: &mut Entry) {}
+    fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}
 
-    fn lookup_back(&self, _: &Entry, _: usize, _: &[u32], _: &mut Entry) {}
+    fn lookup_back(&self, _: &Entry, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}
+
+    fn add_bias(&self, _: &Option<Entry>, _: usize, _: PartMut<'_, Entry>) {}
+
+    fn bias_back(&self, _: Part<'_, Entry>, _: usize, _: &mut Entry) {}
 
     fn gather(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
 
     fn scatter(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
 
-    fn norm(&self, _: Part<'_, Entry>, _: &Option<Entry>, _: Norm, _: PartMut<'_, Entry>) {}
+    fn norm(&self, _: Part<'_, Entry>, _: &Option<Entry>, _: Norm, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
 
     fn norm_back(
         &self,
@@ -176,9 +176,9 @@ impl<T: Element> Backend for Paper<T> {
 
     fn rotate(&self, _: PartMut<'_, Entry>, _: &Rotary, _: Turn) {}
 
-    fn gate(&self, _: &Entry, _: &Entry, _: &mut Entry) {}
+    fn gate(&self, _: Activation, _: &Entry, _: &Entry, _: &mut Entry) {}
 
-    fn gate_back(&self, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
+    fn gate_back(&self, _: Activation, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
 
     fn dropped(&self, _: &Entry, _: usize, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
 
@@ -200,7 +200,33 @@ impl<T: Element> Backend for Paper<T> {
         self.attention(how, 4.0);
     }
 
-    fn loss(&self, logits: Entry, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+    /// On paper every expert has as many tokens as any other, or one more.
+    fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Routes {
+        let experts: Vec<u32> = (0..tokens * how.chosen).map(|i| (i % how.count) as u32).collect();
+        let weights = vec![0.0; experts.len()];
+        Routes::new(experts, weights, how.chosen, how.count)
+    }
+
+    fn route_back(&self, _: &Entry, _: Experts, _: &Routes, _: &[f64], _: &mut Entry) {}
+
+    fn combine(&self, _: Part<'_, Entry>, _: &Routes, _: bool, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
+
+    fn scale_rows(&self, _: PartMut<'_, Entry>, _: &[f64]) {}
+
+    fn row_dots(&self, a: Part<'_, Entry>, _: Part<'_, Entry>) -> Vec<f64> {
+        vec![0.0; a.rows]
+    }
+
+    fn cap(&self, _: &mut Entry, _: f64) {}
+
+    fn loss(
+        &self,
+        logits: Entry,
+        vocab: usize,
+        _: Option<f64>,
+        targets: &[u32],
+        weights: Option<&[f64]>,
+    ) -> Losses<Self> {
         let gradient = weights.map(|_| (logits, vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each: vec![0.0; targets.len()], gradient }
     }
@@ -209,7 +235,7 @@ impl<T: Element> Backend for Paper<T> {
 /// What is known of a training step before there is a model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepOnPaper<'a> {
-    pub(crate) model: &'a DecoderConfig,
+    pub(crate) model: &'a ModelSpec,
     /// The adapters that are trained; the model's own weights if `None`.
     pub(crate) lora: Option<&'a LoraOptions>,
     pub(crate) activation_checkpointing: bool,
@@ -241,29 +267,39 @@ impl StepOnPaper<'_> {
         Run::new(paper, self.model, self, batch).evaluate().map(drop)
     }
 
-    fn layer<T: Element>(&self, paper: &Paper<T>, slot: Slot) -> LayerParams<Paper<T>> {
-        let (out, inner) = self.model.sides(slot);
+    fn layer<T: Element>(&self, paper: &Paper<T>, layer: LayerSpec) -> LayerParams<Paper<T>> {
+        let LayerSpec { site, out, parts, inner, bias } = layer;
         // Adapters are f32.
         let param = |len: usize| T::IS_BF16.then(|| paper.take::<T>(len));
-        let adapter = self.lora.filter(|lora| lora.modules.contains(&slot)).map(|lora| AdapterParams {
+        let adapter = self.lora.filter(|lora| lora.adapts(site)).map(|lora| AdapterParams {
             a: param(lora.rank * inner),
             b: param(out * lora.rank),
             rank: lora.rank,
             scale: 1.0,
             dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
         });
-        LayerParams { weight: None, trained: self.lora.is_none(), out, inner, adapter }
+        LayerParams {
+            weight: None,
+            bias: bias.then_some(None),
+            trained: self.lora.is_none(),
+            out,
+            parts,
+            inner,
+            adapter,
+        }
     }
 
-    fn norm<T: Element>(&self) -> NormParams<Paper<T>> {
-        NormParams { weight: None, trained: self.lora.is_none() }
+    fn norm<T: Element>(&self, width: usize) -> NormParams<Paper<T>> {
+        NormParams { weight: None, width, trained: self.lora.is_none() }
     }
 }
 
 impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
-    fn open(&self, paper: &Paper<T>, _: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
-        let norms = [self.norm(), self.norm()];
-        Ok(BlockParams { norms, layers: PerSlot::new(|slot| self.layer(paper, slot)) })
+    fn open(&self, paper: &Paper<T>, block: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
+        let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width));
+        let layer = |layer: LayerSpec| (layer.site, self.layer(paper, layer));
+        let norms = self.model.norms(block).into_iter().map(norm).collect();
+        Ok(BlockParams { norms, layers: Layers::new(self.model.layers(block).into_iter().map(layer)) })
     }
 
     fn embedding(&self, _: &Paper<T>) -> Result<Option<Entry>> {
@@ -271,7 +307,7 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 
     fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {
-        Ok((self.norm(), self.layer(paper, Slot::LmHead)))
+        Ok((self.norm(self.model.hidden_size), self.layer(paper, self.model.output())))
     }
 
     fn trains_embedding(&self) -> bool {
@@ -279,8 +315,10 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 
     fn lowest_trained_block(&self) -> usize {
-        let in_blocks = |lora: &LoraOptions| lora.modules.iter().any(|slot| slot.half().is_some());
-        if self.lora.is_none_or(in_blocks) { 0 } else { self.model.num_hidden_layers }
+        let Some(lora) = self.lora else { return 0 };
+        let blocks = self.model.blocks.len();
+        let adapted = |block: &usize| self.model.layers(*block).iter().any(|layer| lora.adapts(layer.site));
+        (0..blocks).find(adapted).unwrap_or(blocks)
     }
 }
 

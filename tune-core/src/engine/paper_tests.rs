@@ -1,32 +1,23 @@
 use candle_core::{DType, Device};
 use half::bf16;
+use serde_json::json;
 
 use super::*;
 use crate::engine::{RunOptions, forward_backward};
 use crate::kernels::ledger::Ledger;
 use crate::kernels::recorder;
 use crate::models::Slot::{DownProj, LmHead, QProj};
-use crate::models::{Decoder, LoadOptions, RandomWeights, RopeScaling};
+use crate::models::{Decoder, LoadOptions, RandomWeights, Slot};
 use crate::optim::{Gradients, InBackward, OptimizerConfig};
 
 /// Sizes that fit neither tiles nor pages.
-fn model(tied: bool) -> DecoderConfig {
-    DecoderConfig {
-        model_type: "llama".to_string(),
-        vocab_size: 5003,
-        hidden_size: 144,
-        intermediate_size: 400,
-        num_hidden_layers: 3,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 24,
-        max_position_embeddings: 2048,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: RopeScaling::None,
-        sliding_window: None,
-        tie_word_embeddings: tied,
-    }
+fn model(tied: bool) -> ModelSpec {
+    let config = json!({
+        "model_type": "llama", "vocab_size": 5003, "hidden_size": 144, "intermediate_size": 400,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 24,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
+    });
+    ModelSpec::from_json(&config).unwrap()
 }
 
 /// Samples of these lengths in one row; the first third of each is not trained.
@@ -94,8 +85,16 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
     [real, paper]
 }
 
-fn modes() -> Vec<(String, DecoderConfig, Option<LoraOptions>, bool, bool)> {
-    let adapters = [Some(lora(&Slot::ALL, 0.0)), Some(lora(&[QProj, DownProj], 0.1)), Some(lora(&[LmHead], 0.0)), None];
+fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
+    let adapters = [
+        Some(lora(
+            &[QProj, Slot::KProj, Slot::VProj, Slot::OProj, Slot::GateProj, Slot::UpProj, DownProj, LmHead],
+            0.0,
+        )),
+        Some(lora(&[QProj, DownProj], 0.1)),
+        Some(lora(&[LmHead], 0.0)),
+        None,
+    ];
     let mut modes = Vec::new();
     for tied in [true, false] {
         for (which, lora) in adapters.iter().enumerate() {

@@ -1,19 +1,21 @@
 //! Where a run finds a model's parameters, and what they are called.
 
+use candle_core::Tensor;
+
 use super::backend::{Backend, Reads};
 use crate::Result;
 use crate::kernels::Dropout;
-use crate::models::{Decoder, Half, Linear, PerSlot, Slot};
+use crate::models::{BlockNorm, Decoder, Layers, Linear, ModelSpec, Site, Slot};
 
 /// A parameter of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ParamId {
     /// The embedding table, and with it a tied output layer.
     Embedding,
-    /// The norm of a half of a block.
-    Norm(usize, Half),
+    /// A norm of a block.
+    Norm(usize, BlockNorm),
     /// A part of a layer of a block.
-    InBlock(usize, Slot, Of),
+    InBlock(usize, Site, Of),
     /// The norm below the output layer.
     LastNorm,
     /// A part of the output layer.
@@ -25,6 +27,8 @@ pub(crate) enum ParamId {
 pub(crate) enum Of {
     /// Its weight, `[out, in]`.
     Weight,
+    /// Its bias, `[out]`.
+    Bias,
     /// Its adapter's `A`, `[rank, in]`.
     LoraA,
     /// Its adapter's `B`, `[out, rank]`.
@@ -33,11 +37,13 @@ pub(crate) enum Of {
 
 impl ParamId {
     /// Its name in [`Decoder::trainable`].
-    pub(crate) fn name(self) -> String {
+    pub(crate) fn name(self, model: &ModelSpec) -> String {
         match self {
             Self::Embedding => "model.embed_tokens.weight".to_string(),
-            Self::Norm(block, half) => format!("model.layers.{block}.{}.weight", half.norm()),
-            Self::InBlock(block, slot, of) => format!("model.layers.{block}.{}.{}", slot.path(), of.name()),
+            Self::Norm(block, norm) => {
+                format!("model.layers.{block}.{}.weight", norm.path(model.blocks[block].norms))
+            }
+            Self::InBlock(block, site, of) => format!("model.layers.{block}.{}.{}", site.path(), of.name()),
             Self::LastNorm => "model.norm.weight".to_string(),
             Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
         }
@@ -48,6 +54,7 @@ impl Of {
     fn name(self) -> &'static str {
         match self {
             Self::Weight => "weight",
+            Self::Bias => "bias",
             Self::LoraA => "lora_A.weight",
             Self::LoraB => "lora_B.weight",
         }
@@ -74,14 +81,15 @@ pub(crate) trait Parameters<B: Backend> {
 
 /// The parameters of a block.
 pub(crate) struct BlockParams<B: Backend> {
-    /// The norms of its halves, in the order of [`Half::ALL`].
-    pub(crate) norms: [NormParams<B>; 2],
-    pub(crate) layers: PerSlot<LayerParams<B>>,
+    pub(crate) norms: Vec<(BlockNorm, NormParams<B>)>,
+    pub(crate) layers: Layers<LayerParams<B>>,
 }
 
 /// A norm's weight.
 pub(crate) struct NormParams<B: Backend> {
     pub(crate) weight: B::Param,
+    /// Its length.
+    pub(crate) width: usize,
     pub(crate) trained: bool,
 }
 
@@ -89,8 +97,13 @@ pub(crate) struct NormParams<B: Backend> {
 pub(crate) struct LayerParams<B: Backend> {
     /// `[out, inner]`.
     pub(crate) weight: B::Param,
+    /// `[out]`.
+    pub(crate) bias: Option<B::Param>,
+    /// Whether weight and bias are trained.
     pub(crate) trained: bool,
     pub(crate) out: usize,
+    /// The rows of the weight that each of its results has.
+    pub(crate) parts: Vec<usize>,
     pub(crate) inner: usize,
     pub(crate) adapter: Option<AdapterParams<B>>,
 }
@@ -115,7 +128,7 @@ pub(super) struct Held<'m> {
 }
 
 impl<'m> Held<'m> {
-    fn layer<B: Reads<'m>>(&self, backend: &B, linear: &'m Linear) -> Result<LayerParams<B>> {
+    fn layer<B: Reads<'m>>(&self, backend: &B, linear: &'m Linear, parts: Vec<usize>) -> Result<LayerParams<B>> {
         let (out, inner) = linear.weight.dims2()?;
         let adapter = match &linear.adapter {
             None => None,
@@ -129,6 +142,8 @@ impl<'m> Held<'m> {
         };
         Ok(LayerParams {
             weight: backend.param(&linear.weight)?,
+            bias: linear.bias.as_ref().map(|bias| backend.param(bias)).transpose()?,
+            parts,
             trained: linear.weight.is_variable(),
             out,
             inner,
@@ -137,17 +152,20 @@ impl<'m> Held<'m> {
     }
 }
 
+fn norm_params<'m, B: Reads<'m>>(backend: &B, weight: &'m Tensor) -> Result<NormParams<B>> {
+    let width = weight.elem_count();
+    Ok(NormParams { weight: backend.param(weight)?, width, trained: weight.is_variable() })
+}
+
 impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     fn open(&self, backend: &B, block: usize, _: Option<usize>) -> Result<BlockParams<B>> {
-        let block = &self.model.blocks[block];
-        let norm = |half: Half| -> Result<NormParams<B>> {
-            let weight = block.norm(half);
-            Ok(NormParams { weight: backend.param(weight)?, trained: weight.is_variable() })
-        };
-        Ok(BlockParams {
-            norms: [norm(Half::Attention)?, norm(Half::Mlp)?],
-            layers: PerSlot::try_new(|slot| self.layer(backend, &block.linears[slot]))?,
-        })
+        let mut layers = Vec::new();
+        let own = &self.model.blocks[block];
+        for ((site, linear), spec) in own.linears.iter().zip(self.model.config.layers(block)) {
+            layers.push((site, self.layer(backend, linear, spec.parts)?));
+        }
+        let norm = |(norm, weight): &'m (BlockNorm, Tensor)| Ok((*norm, norm_params(backend, weight)?));
+        Ok(BlockParams { norms: own.norms.iter().map(norm).collect::<Result<_>>()?, layers: Layers::new(layers) })
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
@@ -156,8 +174,8 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
         let (norm, head) = self.model.top();
-        let norm = NormParams { weight: backend.param(norm)?, trained: norm.is_variable() };
-        Ok((norm, self.layer(backend, head)?))
+        let norm = norm_params(backend, norm)?;
+        Ok((norm, self.layer(backend, head, vec![self.model.config.vocab_size])?))
     }
 
     fn trains_embedding(&self) -> bool {

@@ -3,13 +3,15 @@
 
 use candle_core::{DType, Tensor};
 use tune_reference::{View, ViewMut};
-use tune_reference::{attention, dropout, gate, loss, norm, products, rotary, rows};
+use tune_reference::{attention, dropout, experts, gate, loss, norm, products, rotary, rows, softcap};
 
-use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use crate::Result;
 use crate::kernels::attention::Attention;
+use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Rotary};
+use crate::models::{Activation, EmbeddingSpec};
 
 /// See the [module](self).
 pub(super) struct Reference;
@@ -35,7 +37,7 @@ fn view_mut<'a>(part: PartMut<'a, Vec<f64>>) -> ViewMut<'a> {
 }
 
 fn weight<'a>(w: &Weight<'a, Reference>) -> View<'a> {
-    View::strided(w.param, (w.out, w.inner), w.inner)
+    View::strided(&w.param[w.first * w.inner..], (w.out, w.inner), w.inner)
 }
 
 /// Adds a sum of products, times a factor.
@@ -62,7 +64,18 @@ fn attention(how: &Attention<'_>) -> attention::Attention {
         head_dim: shape.head_dim,
         scale: shape.scale,
         window: shape.window,
-        softcap: None,
+        softcap: shape.softcap,
+    }
+}
+
+fn kind(norm: Norm) -> norm::Norm {
+    norm::Norm { eps: norm.eps, from_one: norm.from_one }
+}
+
+fn curve(activation: Activation) -> gate::Activation {
+    match activation {
+        Activation::Silu => gate::Activation::Silu,
+        Activation::GeluTanh => gate::Activation::GeluTanh,
     }
 }
 
@@ -102,7 +115,7 @@ impl Backend for Reference {
         }
     }
 
-    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Vec<f64>>, y: PartMut<'_, Vec<f64>>) {
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Vec<f64>>) {
         let mut y = view_mut(y);
         match finish {
             Finish::Store | Finish::Scaled(_) => y.fill(0.0),
@@ -110,6 +123,11 @@ impl Backend for Reference {
                 let other = view(other);
                 (0..y.rows()).for_each(|row| y.row(row).copy_from_slice(other.row(row)));
             }
+            Finish::Plus(bias, first) => (0..y.rows()).for_each(|row| {
+                let row = y.row(row);
+                let width = row.len();
+                row.copy_from_slice(&bias[first..][..width]);
+            }),
             Finish::AddDropped(dropout, rows) => {
                 let (m, n) = (y.rows(), y.cols());
                 let mut sums = vec![0.0; m * n];
@@ -130,12 +148,26 @@ impl Backend for Reference {
         add(terms, 1.0, &mut y);
     }
 
-    fn lookup(&self, table: &Vec<f64>, width: usize, ids: &[u32], y: &mut Vec<f64>) {
-        rows::lookup(View::new(table, width), ids, 1.0, &mut ViewMut::new(y, width));
+    fn lookup(&self, table: &Vec<f64>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Vec<f64>) {
+        rows::lookup(View::new(table, width), ids, how.scale.unwrap_or(1.0), &mut ViewMut::new(y, width));
     }
 
-    fn lookup_back(&self, g: &Vec<f64>, width: usize, ids: &[u32], table: &mut Vec<f64>) {
-        rows::lookup_back(View::new(g, width), ids, 1.0, &mut ViewMut::new(table, width));
+    fn lookup_back(&self, g: &Vec<f64>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Vec<f64>) {
+        let scale = how.scale.unwrap_or(1.0);
+        for (row, id) in g.chunks_exact(width).zip(ids).filter(|(_, id)| Some(**id) != how.padding) {
+            rows::lookup_back(View::new(row, width), &[*id], scale, &mut ViewMut::new(table, width));
+        }
+    }
+
+    fn add_bias(&self, bias: &Vec<f64>, first: usize, y: PartMut<'_, Vec<f64>>) {
+        let mut y = view_mut(y);
+        (0..y.rows()).for_each(|row| y.row(row).iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b));
+    }
+
+    fn bias_back(&self, g: Part<'_, Vec<f64>>, first: usize, own: &mut Vec<f64>) {
+        let (g, own) = (view(g), &mut own[first..][..g.cols]);
+        own.fill(0.0);
+        (0..g.rows()).for_each(|row| own.iter_mut().zip(g.row(row)).for_each(|(own, g)| *own += g));
     }
 
     fn gather(&self, x: &Vec<f64>, width: usize, rows: &[usize], y: &mut Vec<f64>) {
@@ -146,9 +178,15 @@ impl Backend for Reference {
         rows::scatter(View::new(x, width), rows, &mut ViewMut::new(y, width));
     }
 
-    fn norm(&self, x: Part<'_, Vec<f64>>, weight: &Vec<f64>, norm: Norm, y: PartMut<'_, Vec<f64>>) {
-        let norm = norm::Norm { eps: norm.eps, from_one: false };
-        norm::forward(view(x), weight, norm, None, &mut view_mut(y));
+    fn norm(
+        &self,
+        x: Part<'_, Vec<f64>>,
+        weight: &Vec<f64>,
+        norm: Norm,
+        onto: Option<Part<'_, Vec<f64>>>,
+        y: PartMut<'_, Vec<f64>>,
+    ) {
+        norm::forward(view(x), weight, kind(norm), onto.map(view), &mut view_mut(y));
     }
 
     fn norm_back(
@@ -160,17 +198,16 @@ impl Backend for Reference {
         onto: PartMut<'_, Vec<f64>>,
         own: Option<&mut Vec<f64>>,
     ) {
-        let norm = norm::Norm { eps: norm.eps, from_one: false };
         let own = own.map(|own| {
             own.fill(0.0);
             own.as_mut_slice()
         });
-        norm::backward(view(x), weight, norm, view(g), &mut view_mut(onto), own);
+        norm::backward(view(x), weight, kind(norm), view(g), &mut view_mut(onto), own);
     }
 
     fn rotate(&self, x: PartMut<'_, Vec<f64>>, angles: &Rotary, turn: Turn) {
         let f64s = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let (cos, sin, half) = (f64s(&angles.cos), f64s(&angles.sin), angles.head_dim / 2);
+        let (cos, sin, half) = (f64s(&angles.cos), f64s(&angles.sin), angles.turned / 2);
         let turn = match turn {
             Turn::Forward => rotary::Turn::Forward,
             Turn::Back => rotary::Turn::Back,
@@ -178,22 +215,18 @@ impl Backend for Reference {
         rotary::turn(&mut view_mut(x), angles.head_dim, (View::new(&cos, half), View::new(&sin, half)), turn);
     }
 
-    fn gate(&self, gate: &Vec<f64>, up: &Vec<f64>, y: &mut Vec<f64>) {
+    fn gate(&self, activation: Activation, gate: &Vec<f64>, up: &Vec<f64>, y: &mut Vec<f64>) {
         let width = gate.len();
-        gate::forward(
-            gate::Activation::Silu,
-            View::new(gate, width),
-            View::new(up, width),
-            &mut ViewMut::new(y, width),
-        );
+        let y = &mut ViewMut::new(y, width);
+        gate::forward(curve(activation), View::new(gate, width), View::new(up, width), y);
     }
 
-    fn gate_back(&self, gate: &mut Vec<f64>, up: &mut Vec<f64>, g: &mut Vec<f64>) {
+    fn gate_back(&self, activation: Activation, gate: &mut Vec<f64>, up: &mut Vec<f64>, g: &mut Vec<f64>) {
         let (width, of_result) = (gate.len(), g.clone());
         let before = (gate.clone(), up.clone());
-        self.gate(gate, up, g);
+        self.gate(activation, gate, up, g);
         gate::backward(
-            gate::Activation::Silu,
+            curve(activation),
             View::new(&before.0, width),
             View::new(&before.1, width),
             View::new(&of_result, width),
@@ -233,12 +266,70 @@ impl Backend for Reference {
         attention(how).backward(qkv.map(view), &spans(how), (view(y), lse), view(g), &mut into);
     }
 
-    fn loss(&self, logits: Vec<f64>, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+    fn route(&self, logits: &Vec<f64>, _: usize, how: Experts) -> Routes {
+        let found = experts::route(View::new(logits, how.count), how.chosen, how.renormalized);
+        let numbers = found.experts.iter().map(|&expert| expert as u32).collect();
+        Routes::new(numbers, found.weights, how.chosen, how.count)
+    }
+
+    fn route_back(&self, logits: &Vec<f64>, how: Experts, routes: &Routes, g: &[f64], y: &mut Vec<f64>) {
+        let numbers = routes.experts.iter().map(|&expert| expert as usize).collect();
+        let found = experts::Routes { experts: numbers, weights: routes.weights.clone() };
+        *y = experts::route_back(View::new(logits, how.count), &found, how.renormalized, g);
+    }
+
+    fn combine(
+        &self,
+        x: Part<'_, Vec<f64>>,
+        routes: &Routes,
+        weighted: bool,
+        onto: Option<Part<'_, Vec<f64>>>,
+        y: PartMut<'_, Vec<f64>>,
+    ) {
+        let mut y = view_mut(y);
+        match onto.map(view) {
+            Some(onto) => (0..y.rows()).for_each(|row| y.row(row).copy_from_slice(onto.row(row))),
+            None => y.fill(0.0),
+        }
+        let weights = routes.weights_of_places();
+        rows::scatter_add(view(x), &routes.tokens, weighted.then_some(&weights[..]), &mut y);
+    }
+
+    fn scale_rows(&self, x: PartMut<'_, Vec<f64>>, factors: &[f64]) {
+        let mut x = view_mut(x);
+        (0..x.rows()).for_each(|row| x.row(row).iter_mut().for_each(|x| *x *= factors[row]));
+    }
+
+    fn row_dots(&self, a: Part<'_, Vec<f64>>, b: Part<'_, Vec<f64>>) -> Vec<f64> {
+        let (a, b) = (view(a), view(b));
+        (0..a.rows()).map(|row| a.row(row).iter().zip(b.row(row)).map(|(a, b)| a * b).sum()).collect()
+    }
+
+    fn cap(&self, logits: &mut Vec<f64>, cap: f64) {
+        let width = logits.len();
+        softcap::forward(&mut ViewMut::new(logits, width), cap);
+    }
+
+    fn loss(
+        &self,
+        mut logits: Vec<f64>,
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        weights: Option<&[f64]>,
+    ) -> Losses<Self> {
+        if let Some(cap) = cap {
+            self.cap(&mut logits, cap);
+        }
         let of = View::new(&logits, vocab);
         let each = loss::cross_entropy(of, targets);
         let gradient = weights.map(|weights| {
             let mut gradient = vec![0.0; logits.len()];
-            loss::cross_entropy_back(of, targets, weights, &mut ViewMut::new(&mut gradient, vocab));
+            let mut into = ViewMut::new(&mut gradient, vocab);
+            loss::cross_entropy_back(of, targets, weights, &mut into);
+            if let Some(cap) = cap {
+                softcap::backward(of, cap, &mut into);
+            }
             (gradient, vocab)
         });
         Losses { each, gradient }

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Rotary, check_token_ids};
-use crate::models::DecoderConfig;
+use crate::models::ModelSpec;
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
 /// changed at once.
@@ -22,25 +22,27 @@ pub(super) type Found<B> = Vec<(ParamId, <B as Backend>::Sums)>;
 /// One run of a model over a batch without padding.
 pub(crate) struct Run<'a, B: Backend> {
     pub(super) backend: &'a B,
-    pub(super) shape: &'a DecoderConfig,
+    pub(super) shape: &'a ModelSpec,
     pub(super) parameters: &'a dyn Parameters<B>,
     pub(super) batch: &'a Batch,
     /// Its samples.
     pub(super) stretches: Vec<Stretch>,
     /// Where keys and values of its tokens go, if there is a [`Past`].
     pub(super) rows_in_past: Vec<usize>,
-    /// The angles of its positions.
-    pub(super) rotary: Rotary,
+    /// The angles of its positions, by each of the model's tables.
+    pub(super) rotary: Vec<Rotary>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn new(
         backend: &'a B,
-        shape: &'a DecoderConfig,
+        shape: &'a ModelSpec,
         parameters: &'a dyn Parameters<B>,
         batch: &'a Batch,
     ) -> Self {
-        let rotary = Rotary::new(&batch.positions, &shape.inverse_frequencies());
+        let lens = lens(batch);
+        let head_dim = shape.blocks.first().map_or(0, |block| block.attention.shape.head_dim);
+        let rotary = shape.rotary.iter().map(|table| Rotary::new(table, head_dim, &batch.positions, &lens)).collect();
         Self { backend, shape, parameters, batch, stretches: stretches(batch), rows_in_past: Vec::new(), rotary }
     }
 
@@ -52,7 +54,7 @@ impl<'a, B: Backend> Run<'a, B> {
         checkpointing: bool,
         sink: &mut dyn Sink<B>,
     ) -> Result<f64> {
-        let blocks = self.shape.num_hidden_layers;
+        let blocks = self.shape.blocks.len();
         let trains_embedding = self.parameters.trains_embedding();
         let lowest = if trains_embedding { 0 } else { self.parameters.lowest_trained_block() };
         let mut x = self.embed()?;
@@ -88,7 +90,13 @@ impl<'a, B: Backend> Run<'a, B> {
                 self.backend.clear(&mut table);
                 table
             });
-            self.backend.lookup_back(&gradient, self.shape.hidden_size, &self.batch.input_ids, &mut table);
+            self.backend.lookup_back(
+                &gradient,
+                self.shape.hidden_size,
+                &self.batch.input_ids,
+                self.shape.embedding,
+                &mut table,
+            );
             sink.take(ParamId::Embedding, table)?;
         }
         Ok(value)
@@ -122,7 +130,7 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// The residual stream above the last block, `[m, hidden]`.
     pub(super) fn through_blocks(&self) -> Result<B::Acts> {
-        let blocks = self.shape.num_hidden_layers;
+        let blocks = self.shape.blocks.len();
         let mut x = self.embed()?;
         for index in 0..blocks {
             let next = Some(index + 1).filter(|&next| next < blocks);
@@ -135,7 +143,7 @@ impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn through_blocks_on(&self, past: &mut [Past<B>]) -> Result<B::Acts> {
         let mut x = self.embed()?;
         for (index, past) in past.iter_mut().enumerate() {
-            let next = Some(index + 1).filter(|&next| next < self.shape.num_hidden_layers);
+            let next = Some(index + 1).filter(|&next| next < self.shape.blocks.len());
             x = self.block(index, next)?.forward_on(&x, past);
         }
         Ok(x)
@@ -155,12 +163,13 @@ impl<'a, B: Backend> Run<'a, B> {
         check_token_ids(&self.batch.input_ids, self.shape.vocab_size)?;
         let table = self.parameters.embedding(self.backend)?;
         let mut x = self.acts(self.shape.hidden_size);
-        self.backend.lookup(&table, self.shape.hidden_size, &self.batch.input_ids, &mut x);
+        self.backend.lookup(&table, self.shape.hidden_size, &self.batch.input_ids, self.shape.embedding, &mut x);
         Ok(x)
     }
 
     fn block(&self, index: usize, next: Option<usize>) -> Result<Block<'_, B>> {
-        Ok(Block { run: self, index, params: self.parameters.open(self.backend, index, next)? })
+        let spec = &self.shape.blocks[index];
+        Ok(Block { run: self, index, spec, params: self.parameters.open(self.backend, index, next)? })
     }
 }
 
@@ -171,6 +180,17 @@ fn stretches(batch: &Batch) -> Vec<Stretch> {
         Stretch { queries: first, len: span.len, keys: first, past: 0 }
     };
     batch.spans.iter().map(stretch).collect()
+}
+
+/// The length of the sequence that each position is in, up to the last of its tokens here.
+fn lens(batch: &Batch) -> Vec<usize> {
+    let mut lens = vec![0; batch.positions.len()];
+    for span in batch.spans.iter().filter(|span| span.len > 0) {
+        let first = span.row * batch.len + span.start;
+        let len = batch.positions[first + span.len - 1] as usize + 1;
+        lens[first..][..span.len].fill(len);
+    }
+    lens
 }
 
 fn emit<B: Backend>(found: Found<B>, sink: &mut dyn Sink<B>) -> Result<()> {

@@ -9,7 +9,7 @@ use super::run::Run;
 use super::{Precision, on_a_worker};
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Stretch;
-use crate::models::{Decoder, Slot};
+use crate::models::{BlockSpec, Decoder};
 use crate::{Error, Result};
 
 /// Sequences of tokens that a model reads, and their keys and values in each of its blocks.
@@ -132,9 +132,11 @@ struct Growing<'m, B: Backend> {
 
 impl<'m, B: Backend> Growing<'m, B> {
     fn new(model: &'m Decoder, backend: B, rows: usize) -> Self {
-        let width = model.config.sides(Slot::KProj).0;
-        let past = |_| Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows };
-        let past = model.blocks.iter().map(past).collect();
+        let past = |block: &BlockSpec| {
+            let width = block.attention.widths().1;
+            Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows }
+        };
+        let past = model.config.blocks.iter().map(past).collect();
         Self { model, backend, past }
     }
 }

@@ -45,7 +45,7 @@ struct Chunk<B: Backend> {
 impl<B: Backend> Run<'_, B> {
     /// How the model's norms are computed.
     pub(super) fn norm(&self) -> Norm {
-        Norm { width: self.shape.hidden_size, eps: self.shape.rms_norm_eps }
+        Norm { width: self.shape.hidden_size, eps: self.shape.norm.eps, from_one: self.shape.norm.from_one }
     }
 
     /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
@@ -59,7 +59,11 @@ impl<B: Backend> Run<'_, B> {
     /// Logits of some rows of `x`, `[rows, vocab]`.
     pub(super) fn logits(&self, x: &B::Acts, rows: &[usize]) -> Result<B::Sums> {
         let (norm, head) = self.parameters.top(self.backend)?;
-        Ok(self.chunk(x, rows, &norm, Layer { backend: self.backend, params: &head }).logits)
+        let mut logits = self.chunk(x, rows, &norm, Layer { backend: self.backend, params: &head }).logits;
+        if let Some(cap) = self.shape.logit_softcap {
+            self.backend.cap(&mut logits, cap);
+        }
+        Ok(logits)
     }
 
     /// The loss of each position of `x`, 0 where none is trained.
@@ -73,7 +77,9 @@ impl<B: Backend> Run<'_, B> {
         for rows in trained.chunks(rows_at_once(trained.len(), vocab)) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let logits = self.chunk(x, rows, &norm, head).logits;
-            for (&row, loss) in rows.iter().zip(self.backend.loss(logits, vocab, &of_rows, None).each) {
+            for (&row, loss) in
+                rows.iter().zip(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each)
+            {
                 losses[row] = loss;
             }
         }
@@ -93,7 +99,7 @@ impl<B: Backend> Run<'_, B> {
         backend.gather(x, width, rows, &mut input);
         let mut normed = backend.acts(m, width);
         let y = PartMut::new(&mut normed, m, width);
-        backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), y);
+        backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), None, y);
         let low_rank = head.low_rank(&normed, m, Some(rows));
         let mut logits = backend.sums(m, self.shape.vocab_size);
         head.forward_sums(&normed, m, &low_rank, &mut logits);
@@ -125,16 +131,16 @@ impl<B: Backend> Run<'_, B> {
         for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
             let m = rows.len();
             let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
-            let part = |x| Part::new(x, m, width);
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let weights = weights.map(|weights| weights.of(rows));
-            let Losses { each, gradient } = backend.loss(logits, vocab, &of_rows, weights.as_deref());
+            let Losses { each, gradient } =
+                backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, weights.as_deref());
             loss += each.iter().sum::<f64>();
             let Some((gradient, stride)) = gradient.filter(|_| loss.is_finite()) else { continue };
             let gradient = Part::strided(&gradient, (m, vocab), stride);
-            let back = head.back(gradient);
+            let back = head.back(vec![gradient]);
             if let Some(sum) = &mut weight_gradient {
-                head.weight_gradient(&normed, gradient, i > 0, sum);
+                head.weight_gradient(Part::new(&normed, m, width), gradient, 0, i > 0, sum);
             }
             if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
@@ -149,11 +155,18 @@ impl<B: Backend> Run<'_, B> {
                 continue;
             }
             let mut g_normed = normed;
-            input_gradient(&[&back], Some(rows), &mut g_normed);
+            input_gradient(&[&back], Some(rows), None, &mut g_normed);
             let mut g_input = backend.zeros(m, width);
             let mut own = norm.trained.then(|| backend.gradient(1, width));
             let onto = PartMut::new(&mut g_input, m, width);
-            backend.norm_back(part(&input), &norm.weight, self.norm(), part(&g_normed), onto, own.as_mut());
+            backend.norm_back(
+                Part::new(&input, m, width),
+                &norm.weight,
+                self.norm(),
+                Part::new(&g_normed, m, width),
+                onto,
+                own.as_mut(),
+            );
             if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
                 backend.accumulate(sum, &own);
             }

@@ -69,9 +69,30 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// `tanh(x)`; near zero by its series, where the formula would lose it to rounding.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let series =
+        1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * (62.0 / 2835.0))));
+    let formula = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
+    if square < 0.09 { x * series } else { formula }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tanh_is_close_everywhere() {
+        for i in -20_000..20_000 {
+            let x = i as f32 / 1000.0 + 1e-4;
+            let (ours, right) = (f64::from(tanh(x)), f64::from(x).tanh());
+            assert!((ours / right - 1.0).abs() < 1e-6, "tanh({x}) = {ours}, not {right}");
+        }
+        assert_eq!((tanh(0.0), tanh(100.0), tanh(-100.0)), (0.0, 1.0, -1.0));
+        assert!(tanh(f32::NAN).is_nan());
+    }
 
     #[test]
     fn exp_is_close_everywhere() {

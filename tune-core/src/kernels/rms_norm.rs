@@ -20,8 +20,29 @@ fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
     1.0 / (mean + eps).sqrt()
 }
 
-/// `y = x / rms(x) · weight`, row by row; rows of several times the weight's length are as many norms each.
-pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], eps: f32, y: ViewMut<'_, T>) {
+/// How a norm is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Kind {
+    pub(crate) eps: f32,
+    /// The factor is `1 + weight`, and not the weight.
+    pub(crate) from_one: bool,
+}
+
+/// What an element is multiplied by.
+#[inline(always)]
+fn factor<T: Element, const FROM_ONE: bool>(weight: T) -> f32 {
+    if FROM_ONE { 1.0 + weight.to_f32() } else { weight.to_f32() }
+}
+
+/// `y = x / rms(x) · factor`, row by row; rows of several times the weight's length are as many norms each.
+pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], kind: Kind, y: ViewMut<'_, T>) {
+    match kind.from_one {
+        false => forward_by::<T, false>(x, weight, kind.eps, y),
+        true => forward_by::<T, true>(x, weight, kind.eps, y),
+    }
+}
+
+fn forward_by<T: Element, const FROM_ONE: bool>(x: View<'_, T>, weight: &[T], eps: f32, y: ViewMut<'_, T>) {
     let width = weight.len();
     check(x, weight, &y);
     y.par_tasks(ROWS).for_each(|(first, mut y)| {
@@ -33,7 +54,31 @@ pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], eps: f32, y: Vie
                     for (y, x) in y.row(row).chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                         let r = inverse_rms(x, eps);
                         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                            *y = T::from_f32(x.to_f32() * r * w.to_f32());
+                            *y = T::from_f32(x.to_f32() * r * factor::<T, FROM_ONE>(*w));
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `y = x / rms(x) · factor + onto`, see [`forward`].
+pub(crate) fn forward_onto<T: Element>(x: View<'_, T>, weight: &[T], kind: Kind, onto: View<'_, T>, y: ViewMut<'_, T>) {
+    let width = weight.len();
+    let one = if kind.from_one { 1.0 } else { 0.0 };
+    check(x, weight, &y);
+    y.par_tasks(ROWS).for_each(|(first, mut y)| {
+        simd(
+            #[inline(always)]
+            || {
+                for row in 0..y.rows() {
+                    let (x, onto) = (x.row(first + row), onto.row(first + row));
+                    let rows = y.row(row).chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for ((y, x), onto) in rows.zip(onto.chunks_exact(width)) {
+                        let r = inverse_rms(x, kind.eps);
+                        for (((y, x), w), o) in y.iter_mut().zip(x).zip(weight).zip(onto) {
+                            *y = T::from_f32(x.to_f32() * r * (one + w.to_f32()) + o.to_f32());
                         }
                     }
                 }
@@ -43,9 +88,24 @@ pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], eps: f32, y: Vie
 }
 
 /// Adds the gradient of `x` to `residual`: with `r = 1 / rms` and `g` the incoming gradient it is
-/// `r (g w - x r² mean(g w x))`. Stores that of the weight in `own` if it is asked for, the sum over rows of `g x r`;
+/// `r (g f - x r² mean(g f x))`, `f` being the factor. Stores that of the weight in `own` if it is asked for, the sum over rows of `g x r`;
 /// for it, `workspace` is to have as many elements as [`workspace`] says.
 pub(crate) fn backward<T: Element>(
+    x: View<'_, T>,
+    weight: &[T],
+    kind: Kind,
+    grad: View<'_, T>,
+    residual: ViewMut<'_, T>,
+    own: Option<&mut [f32]>,
+    workspace: &mut [f32],
+) {
+    match kind.from_one {
+        false => backward_by::<T, false>(x, weight, kind.eps, grad, residual, own, workspace),
+        true => backward_by::<T, true>(x, weight, kind.eps, grad, residual, own, workspace),
+    }
+}
+
+fn backward_by<T: Element, const FROM_ONE: bool>(
     x: View<'_, T>,
     weight: &[T],
     eps: f32,
@@ -68,11 +128,12 @@ pub(crate) fn backward<T: Element>(
                         let dot = sum(
                             [x, g, weight],
                             #[inline(always)]
-                            |[x, g, w]| x.to_f32() * g.to_f32() * w.to_f32(),
+                            |[x, g, w]| x.to_f32() * g.to_f32() * factor::<T, FROM_ONE>(w),
                         );
                         let c = dot * r * r / width as f32;
                         for (((out, x), g), w) in out.iter_mut().zip(x).zip(g).zip(weight) {
-                            *out = T::from_f32(out.to_f32() + r * (g.to_f32() * w.to_f32() - x.to_f32() * c));
+                            let gw = g.to_f32() * factor::<T, FROM_ONE>(*w);
+                            *out = T::from_f32(out.to_f32() + r * (gw - x.to_f32() * c));
                         }
                         for ((gw, x), g) in gw.iter_mut().zip(x).zip(g) {
                             *gw += g.to_f32() * x.to_f32() * r;

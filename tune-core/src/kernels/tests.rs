@@ -6,9 +6,21 @@ use half::bf16;
 use tune_reference as plain;
 
 use super::attention::{Attention, AttentionShape, Stretch};
+use super::rms_norm::Kind;
 use super::rope::{Rotary, Turn};
 use super::view::{View, ViewMut};
-use super::{Element, rms_norm, rope, swiglu};
+use super::{Element, gate, rms_norm, rope};
+use crate::models::{Activation, RopeScaling, RotarySpec};
+
+fn norm_kind(from_one: bool) -> Kind {
+    Kind { eps: 1e-5, from_one }
+}
+
+/// Angles of tokens at `positions`, in heads of `head_dim` elements of which the first 16 are turned.
+fn rotary(positions: &[u32], head_dim: usize) -> Rotary {
+    let table = RotarySpec { dim: 16, theta: 100.0, scaling: RopeScaling::None };
+    Rotary::new(&table, head_dim, positions, &vec![1; positions.len()])
+}
 
 fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
     crate::models::uniform(seed, count, 1.5).into_iter().map(T::from_f32).collect()
@@ -35,15 +47,27 @@ fn check_attention<T: Element>(
     kv_heads: usize,
     window: Option<usize>,
 ) {
+    check_capped_attention::<T>(spans, tokens, heads, kv_heads, window, None);
+    check_capped_attention::<T>(spans, tokens, heads, kv_heads, window, Some(2.5));
+}
+
+fn check_capped_attention<T: Element>(
+    spans: &[Range<usize>],
+    tokens: usize,
+    heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+    softcap: Option<f64>,
+) {
     let dim = 32;
-    let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window };
+    let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window, softcap };
     let (q, g) = (numbers::<T>(tokens * heads * dim, 1), numbers::<T>(tokens * heads * dim, 4));
     let (k, v) = (numbers::<T>(tokens * kv_heads * dim, 2), numbers::<T>(tokens * kv_heads * dim, 3));
     let (q_width, kv_width) = (heads * dim, kv_heads * dim);
     let [wq, wk, wv, wg] = [&q, &k, &v, &g].map(|x| f64s(x));
     let wide = |x, width| plain::View::new(x, width);
     let wide_qkv = [wide(&wq, q_width), wide(&wk, kv_width), wide(&wv, kv_width)];
-    let right = plain::attention::Attention { heads, kv_heads, head_dim: dim, scale: 0.25, window, softcap: None };
+    let right = plain::attention::Attention { heads, kv_heads, head_dim: dim, scale: 0.25, window, softcap };
     let (mut right_out, mut right_lse) = (wq.clone(), vec![0.0; tokens * heads]);
     right.forward(wide_qkv, spans, &mut plain::ViewMut::new(&mut right_out, q_width), &mut right_lse);
     let mut right_gradients = [wq.clone(), wk.clone(), wv.clone()];
@@ -123,7 +147,7 @@ fn attention_through_a_window() {
 /// What follows a past has the bits of the whole sequence, whatever else is computed beside it.
 fn check_past<T: Element>(window: Option<usize>) {
     let (heads, kv_heads, dim, len) = (6, 2, 32, 700);
-    let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window };
+    let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.25, window, softcap: None };
     let (q_width, kv_width) = (heads * dim, kv_heads * dim);
     let (q, k, v) = (numbers::<T>(len * q_width, 1), numbers::<T>(len * kv_width, 2), numbers::<T>(len * kv_width, 3));
     let run = |stretches: &[Stretch], queries: usize| {
@@ -152,40 +176,47 @@ fn newest_tokens_have_the_bits_of_the_whole() {
 }
 
 /// Adds the gradient of a norm's input to `residual`; returns that of the weight.
-fn norm_back<T: Element>(x: View<'_, T>, w: &[T], g: View<'_, T>, residual: ViewMut<'_, T>) -> Vec<f32> {
+fn norm_back<T: Element>(x: View<'_, T>, w: &[T], kind: Kind, g: View<'_, T>, residual: ViewMut<'_, T>) -> Vec<f32> {
     let mut own = vec![f32::NAN; w.len()];
     let mut memory = vec![f32::NAN; rms_norm::workspace(x.rows(), w.len())];
-    rms_norm::backward(x, w, 1e-5, g, residual, Some(&mut own), &mut memory);
+    rms_norm::backward(x, w, kind, g, residual, Some(&mut own), &mut memory);
     own
 }
 
-fn check_rows<T: Element>() {
+fn check_norm<T: Element>(from_one: bool) {
     let (rows, width) = (150, 96);
     let (x, w, g) = (numbers::<T>(rows * width, 1), numbers::<T>(width, 2), numbers::<T>(rows * width, 3));
     let [wx, ww, wg] = [&x, &w, &g].map(|x| f64s(x));
     let wide = |x| plain::View::new(x, width);
-    let norm = plain::norm::Norm { eps: 1e-5, from_one: false };
+    let (kind, norm) = (norm_kind(from_one), plain::norm::Norm { eps: 1e-5, from_one });
     let mut right = wx.clone();
     plain::norm::forward(wide(&wx), &ww, norm, None, &mut plain::ViewMut::new(&mut right, width));
     let mut y = x.clone();
     let at = View::new(&x, width);
-    rms_norm::forward(at, &w, 1e-5, ViewMut::new(&mut y, width));
+    rms_norm::forward(at, &w, kind, ViewMut::new(&mut y, width));
     assert_close("rms_norm", &y, &right);
+    plain::norm::forward(wide(&wx), &ww, norm, Some(wide(&wg)), &mut plain::ViewMut::new(&mut right, width));
+    rms_norm::forward_onto(at, &w, kind, View::new(&g, width), ViewMut::new(&mut y, width));
+    assert_close("rms_norm onto", &y, &right);
     let mut gx = numbers::<T>(rows * width, 4);
     let (mut with_residual, mut of_weight) = (f64s(&gx), vec![0.0; width]);
     let mut into = plain::ViewMut::new(&mut with_residual, width);
     plain::norm::backward(wide(&wx), &ww, norm, wide(&wg), &mut into, Some(&mut of_weight));
     let mut without = gx.clone();
     let grad = View::new(&g, width);
-    let gw = norm_back(at, &w, grad, ViewMut::new(&mut gx, width));
+    let gw = norm_back(at, &w, kind, grad, ViewMut::new(&mut gx, width));
     assert_close("rms_norm gx", &gx, &with_residual);
     assert_close("rms_norm gw", &gw, &of_weight);
-    rms_norm::backward(at, &w, 1e-5, grad, ViewMut::new(&mut without, width), None, &mut []);
+    rms_norm::backward(at, &w, kind, grad, ViewMut::new(&mut without, width), None, &mut []);
     assert_eq!(without, gx);
+}
 
-    let up = numbers::<T>(rows * width, 5);
-    let wu = f64s(&up);
-    let act = plain::gate::Activation::Silu;
+fn check_gate<T: Element>(activation: Activation, act: plain::gate::Activation) {
+    let (rows, width) = (150, 96);
+    let (x, g, up) = (numbers::<T>(rows * width, 1), numbers::<T>(rows * width, 3), numbers::<T>(rows * width, 5));
+    let [wx, wg, wu] = [&x, &g, &up].map(|x| f64s(x));
+    let wide = |x| plain::View::new(x, width);
+    let (mut right, mut y) = (wx.clone(), x.clone());
     plain::gate::forward(act, wide(&wx), wide(&wu), &mut plain::ViewMut::new(&mut right, width));
     let (mut of_gate, mut of_up) = (wx.clone(), wx.clone());
     {
@@ -193,22 +224,28 @@ fn check_rows<T: Element>() {
         let [of_gate, of_up] = &mut into;
         plain::gate::backward(act, wide(&wx), wide(&wu), wide(&wg), of_gate, of_up);
     }
-    swiglu::forward(&x, &up, &mut y);
-    assert_close("swiglu", &y, &right);
-    let (mut gate, mut up, mut again) = (x.clone(), up, g.clone());
-    swiglu::backward(&mut gate, &mut up, &mut again);
+    gate::forward(activation, &x, &up, &mut y);
+    assert_close("gate", &y, &right);
+    let (mut of_x, mut up, mut again) = (x, up, g);
+    gate::backward(activation, &mut of_x, &mut up, &mut again);
     assert_eq!(again, y);
-    assert_close("swiglu gate", &gate, &of_gate);
-    assert_close("swiglu up", &up, &of_up);
+    assert_close("gate gate", &of_x, &of_gate);
+    assert_close("gate up", &up, &of_up);
+}
 
+/// In heads of `head_dim` elements, all of which are turned, or the first ones.
+fn check_rotation<T: Element>(head_dim: usize) {
+    let (rows, width) = (150, 96);
+    let (x, g) = (numbers::<T>(rows * width, 1), numbers::<T>(rows * width, 3));
+    let [wx, wg] = [&x, &g].map(|x| f64s(x));
     let positions: Vec<u32> = (0..rows as u32).map(|i| i % 70).collect();
-    let rotary = Rotary::new(&positions, &[1.0, 0.5, 0.25, 0.1, 0.01, 0.001, 1e-4, 1e-5]);
+    let rotary = rotary(&positions, head_dim);
     let f64s_of = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     let (cos, sin) = (f64s_of(&rotary.cos), f64s_of(&rotary.sin));
     let turned = |of: &[f64], turn| {
         let mut turned = of.to_vec();
         let tables = (plain::View::new(&cos, 8), plain::View::new(&sin, 8));
-        plain::rotary::turn(&mut plain::ViewMut::new(&mut turned, width), 16, tables, turn);
+        plain::rotary::turn(&mut plain::ViewMut::new(&mut turned, width), head_dim, tables, turn);
         turned
     };
     let mut y = x;
@@ -221,8 +258,20 @@ fn check_rows<T: Element>() {
 
 #[test]
 fn norm_gate_and_rotation() {
-    check_rows::<f32>();
-    check_rows::<bf16>();
+    for from_one in [false, true] {
+        check_norm::<f32>(from_one);
+        check_norm::<bf16>(from_one);
+    }
+    for (ours, plain) in
+        [(Activation::Silu, plain::gate::Activation::Silu), (Activation::GeluTanh, plain::gate::Activation::GeluTanh)]
+    {
+        check_gate::<f32>(ours, plain);
+        check_gate::<bf16>(ours, plain);
+    }
+    for head_dim in [16, 24] {
+        check_rotation::<f32>(head_dim);
+        check_rotation::<bf16>(head_dim);
+    }
 }
 
 /// Norms of each head, and rotation, in the middle columns of a matrix: as of rows of their own.
@@ -243,16 +292,16 @@ fn check_columns<T: Element>() {
     };
     let x = pick(&all);
     let positions: Vec<u32> = (0..rows as u32).collect();
-    let rotary = Rotary::new(&positions, &[1.0, 0.5, 0.25, 0.1, 0.01, 0.001, 1e-4, 1e-5]);
+    let rotary = rotary(&positions, DIM);
     let mut turned = x.clone();
     rope::turn(ViewMut::new(&mut turned, HEADS * DIM), &rotary, Turn::Forward);
     let mut normed = x.clone();
-    rms_norm::forward(View::new(&x, DIM), &w, 1e-5, ViewMut::new(&mut normed, DIM));
+    rms_norm::forward(View::new(&x, DIM), &w, norm_kind(false), ViewMut::new(&mut normed, DIM));
 
     let mut wide = all.clone();
     rope::turn(middle(&mut wide), &rotary, Turn::Forward);
     assert_eq!(pick(&wide), turned);
-    rms_norm::forward(View::new(&all, WIDTH).part(0..rows, inside.clone()), &w, 1e-5, middle(&mut wide));
+    rms_norm::forward(View::new(&all, WIDTH).part(0..rows, inside.clone()), &w, norm_kind(false), middle(&mut wide));
     assert_eq!(pick(&wide), normed);
     let outside = |data: &[T]| -> Vec<T> {
         data.chunks(WIDTH).flat_map(|row| [&row[..inside.start], &row[inside.end..]].concat()).collect()
@@ -261,9 +310,9 @@ fn check_columns<T: Element>() {
 
     let g = numbers::<T>(rows * HEADS * DIM, 3);
     let (mut gx, mut gx_wide) = (x.clone(), all.clone());
-    let gw = norm_back(View::new(&x, DIM), &w, View::new(&g, DIM), ViewMut::new(&mut gx, DIM));
+    let gw = norm_back(View::new(&x, DIM), &w, norm_kind(false), View::new(&g, DIM), ViewMut::new(&mut gx, DIM));
     let (at, grad) = (View::new(&all, WIDTH).part(0..rows, inside.clone()), View::new(&g, HEADS * DIM));
-    let gw_wide = norm_back(at, &w, grad, middle(&mut gx_wide));
+    let gw_wide = norm_back(at, &w, norm_kind(false), grad, middle(&mut gx_wide));
     assert_eq!(pick(&gx_wide), gx);
     // Summed in groups of other rows.
     assert_close("gw of heads", &gw_wide, &f64s(&gw));

@@ -34,7 +34,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
 use crate::metrics::{peak_memory, resident_memory};
-use crate::models::DecoderConfig;
+use crate::models::ModelSpec;
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
 use crate::{Error, Result};
@@ -49,7 +49,7 @@ const MICRO_BATCHES: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Setting {
     /// The model's shape.
-    pub model: DecoderConfig,
+    pub model: ModelSpec,
     /// Of weights and activations: f32 or bf16.
     pub dtype: DType,
     /// The adapters that are trained; `None` where the model's own weights are.

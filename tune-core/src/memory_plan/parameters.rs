@@ -1,24 +1,18 @@
 //! Parameters by the shape of a model.
 
-use crate::models::{DecoderConfig, LoraOptions, Slot};
+use crate::models::{LayerSpec, LoraOptions, ModelSpec, Slot};
 
 /// Elements of the adapters.
-pub(crate) fn of_adapters(model: &DecoderConfig, lora: &LoraOptions) -> u64 {
-    let of = |&slot: &Slot| {
-        let (out, inner) = model.sides(slot);
-        let ranks = match lora.layers.is_empty() {
-            true => model.count(slot) * lora.rank as u64,
-            false => {
-                let is_of = |name: &str| name.rsplit('.').next() == Some(slot.name());
-                lora.layers.iter().filter(|(name, _)| is_of(name)).map(|(_, of)| of.rank as u64).sum()
-            }
-        };
-        ranks * (out + inner) as u64
+pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions) -> u64 {
+    let named = model.named_layers().into_iter();
+    let of = |(name, layer): (String, LayerSpec)| {
+        Some((lora.of_layer(&name, layer.site)?.rank * (layer.out + layer.inner)) as u64)
     };
-    lora.modules.iter().map(of).sum()
+    named.filter_map(of).sum()
 }
 
 /// Elements of the last large weight that is read.
-pub(super) fn last(model: &DecoderConfig) -> u64 {
-    model.elements(if model.tie_word_embeddings { Slot::DownProj } else { Slot::LmHead })
+pub(super) fn last(model: &ModelSpec) -> u64 {
+    let slot = if model.tie_word_embeddings { Slot::DownProj } else { Slot::LmHead };
+    model.layers_of(slot).last().map_or(0, LayerSpec::elements)
 }

@@ -1,13 +1,14 @@
 //! Low-rank adapters on frozen layers (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor, Var};
 
 use super::slots::Slot;
+use super::spec::{ModelSpec, Site};
 use super::weights::uniform;
-use crate::Result;
 use crate::kernels::Dropout;
+use crate::{Error, Result};
 
 /// The adapters to add to a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,12 +38,42 @@ pub struct OfLayer {
 }
 
 impl LoraOptions {
-    /// The adapter that a layer of one of `modules` gets, if it does.
-    pub(crate) fn of_layer(&self, name: &str) -> Option<OfLayer> {
+    /// The adapter that a layer gets, if it does.
+    pub(crate) fn of_layer(&self, name: &str, site: Site) -> Option<OfLayer> {
+        if !self.adapts(site) {
+            return None;
+        }
         if self.layers.is_empty() {
             return Some(OfLayer { rank: self.rank, scale: self.alpha / self.rank as f64 });
         }
         self.layers.get(name).copied()
+    }
+
+    /// Whether a layer gets an adapter: it is named, or has a part that is. Experts get none.
+    pub fn adapts(&self, site: Site) -> bool {
+        let named = |slot: &Slot| *slot == site.slot || slot.fused() == Some(site.slot);
+        site.expert.is_none() && site.slot != Slot::Router && self.modules.iter().any(named)
+    }
+
+    /// The layers of a model that get an adapter, by the last parts of their names.
+    ///
+    /// # Errors
+    /// Layers of experts are named, which cannot carry adapters here.
+    pub fn names(&self, model: &ModelSpec) -> Result<BTreeSet<&'static str>> {
+        let mut names = BTreeSet::new();
+        for &module in &self.modules {
+            let layers = model.layers_of(module);
+            if layers.iter().any(|layer| layer.site.expert.is_some()) {
+                return Err(Error::setup(format!(
+                    "layers of experts cannot carry adapters here, and model.lora_attn_modules and \
+                     model.apply_lora_to_mlp name `{}`: set model.apply_lora_to_mlp=false",
+                    module.name()
+                )));
+            }
+            let fused = || module.fused().filter(|fused| !model.layers_of(*fused).is_empty());
+            names.extend(if layers.is_empty() { fused() } else { Some(module) }.map(Slot::name));
+        }
+        Ok(names)
     }
 }
 

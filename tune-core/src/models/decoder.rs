@@ -6,9 +6,9 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{LoraOptions, add_adapter};
 use super::block::Block;
-use super::config::DecoderConfig;
 use super::linear::Linear;
-use super::slots::{Half, PerSlot, Slot};
+use super::slots::{Layers, Slot};
+use super::spec::{LayerSpec, ModelSpec, Site};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -30,7 +30,7 @@ pub struct LoadOptions {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Its shape.
-    pub config: DecoderConfig,
+    pub config: ModelSpec,
     /// Its blocks, bottom first.
     pub blocks: Vec<Block>,
     embed_tokens: Tensor,
@@ -45,28 +45,32 @@ impl Decoder {
     ///
     /// # Errors
     /// A weight that is missing, of another shape, or used by nothing; adapters for no layer at all.
-    pub fn load(config: DecoderConfig, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
-        let mut builder =
-            Builder { source, options, trainable: BTreeMap::new(), wanted: BTreeSet::new(), used: BTreeSet::new() };
+    pub fn load(config: ModelSpec, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
+        let mut builder = Builder { source, options, trainable: BTreeMap::new(), used: BTreeSet::new() };
         if let Some(lora) = &options.lora {
-            builder.wanted = lora.modules.iter().map(|m| m.name()).collect();
+            lora.names(&config)?;
         }
         let c = &config;
         let embed_tokens = builder.weight("model.embed_tokens", &[c.vocab_size, c.hidden_size])?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
-        for index in 0..c.num_hidden_layers {
+        for (index, spec) in c.blocks.iter().enumerate() {
             let prefix = format!("model.layers.{index}");
-            let linears = PerSlot::try_new(|slot| builder.linear(&format!("{prefix}.{}", slot.path()), c.sides(slot)))?;
-            let mut norm = |half: Half| builder.weight(&format!("{prefix}.{}", half.norm()), &[c.hidden_size]);
-            let norms = [norm(Half::Attention)?, norm(Half::Mlp)?];
-            blocks.push(Block { index, norms, linears });
+            let mut linears = Vec::new();
+            for layer in c.layers(index) {
+                linears.push((layer.site, builder.linear(&format!("{prefix}.{}", layer.site.path()), &layer)?));
+            }
+            let mut norms = Vec::new();
+            for (norm, width) in c.norms(index) {
+                norms.push((norm, builder.weight(&format!("{prefix}.{}", norm.path(spec.norms)), &[width])?));
+            }
+            blocks.push(Block { index, norms, linears: Layers::new(linears) });
         }
         let norm = builder.weight("model.norm", &[c.hidden_size])?;
         let lm_head = if c.tie_word_embeddings {
-            builder.adapted("lm_head", embed_tokens.clone())?
+            builder.adapted("lm_head", Slot::LmHead.into(), embed_tokens.clone(), None)?
         } else {
-            builder.linear("lm_head", c.sides(Slot::LmHead))?
+            builder.linear("lm_head", &c.output())?
         };
         builder.refuse_unused(c.tie_word_embeddings)?;
         if options.lora.is_some() && builder.trainable.is_empty() {
@@ -79,7 +83,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub(crate) fn skeleton(config: DecoderConfig, source: &Checkpoint) -> Result<Self> {
+    pub(crate) fn skeleton(config: ModelSpec, source: &Checkpoint) -> Result<Self> {
         let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: false, lora: None };
         Self::load(config, &Unread(source), &options)
     }
@@ -126,21 +130,25 @@ impl Decoder {
     /// the second value says whether it still is.
     pub fn merged_weights(&self) -> Result<(BTreeMap<String, Tensor>, bool)> {
         let mut weights = BTreeMap::new();
-        let mut put = |name: &str, t: Tensor| weights.insert(format!("{name}.weight"), t);
-        put("model.embed_tokens", self.embed_tokens.detach());
-        put("model.norm", self.norm.detach());
+        let mut put = |name: &str, t: Tensor| weights.insert(name.to_owned(), t);
+        put("model.embed_tokens.weight", self.embed_tokens.detach());
+        put("model.norm.weight", self.norm.detach());
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
-            for half in Half::ALL {
-                put(&format!("{prefix}.{}", half.norm()), block.norm(half).detach());
+            let norms = self.config.blocks[block.index].norms;
+            for (norm, weight) in &block.norms {
+                put(&format!("{prefix}.{}.weight", norm.path(norms)), weight.detach());
             }
-            for linear in block.linears.iter() {
-                put(&linear.name, linear.merged()?);
+            for (_, linear) in block.linears.iter() {
+                put(&format!("{}.weight", linear.name), linear.merged()?);
+                if let Some(bias) = &linear.bias {
+                    put(&format!("{}.bias", linear.name), bias.detach());
+                }
             }
         }
         let tied = self.config.tie_word_embeddings && self.lm_head.adapter.is_none();
         if !tied {
-            put("lm_head", self.lm_head.merged()?);
+            put("lm_head.weight", self.lm_head.merged()?);
         }
         Ok((weights, tied))
     }
@@ -159,15 +167,16 @@ struct Builder<'a> {
     source: &'a dyn WeightSource,
     options: &'a LoadOptions,
     trainable: BTreeMap<String, Var>,
-    /// Last parts of the names of layers that get an adapter.
-    wanted: BTreeSet<&'static str>,
     /// Names of the weights that were taken.
     used: BTreeSet<String>,
 }
 
 impl Builder<'_> {
     fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let name = format!("{name}.weight");
+        self.tensor(format!("{name}.weight"), shape)
+    }
+
+    fn tensor(&mut self, name: String, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.source.weight(&name, shape, self.options.dtype, &self.options.device)?;
         self.used.insert(name.clone());
         if !self.options.train_weights {
@@ -192,15 +201,15 @@ impl Builder<'_> {
         )))
     }
 
-    fn linear(&mut self, name: &str, (out, inner): (usize, usize)) -> Result<Linear> {
-        let weight = self.weight(name, &[out, inner])?;
-        self.adapted(name, weight)
+    fn linear(&mut self, name: &str, layer: &LayerSpec) -> Result<Linear> {
+        let weight = self.weight(name, &[layer.out, layer.inner])?;
+        let bias = if layer.bias { Some(self.tensor(format!("{name}.bias"), &[layer.out])?) } else { None };
+        self.adapted(name, layer.site, weight, bias)
     }
 
-    fn adapted(&mut self, name: &str, weight: Tensor) -> Result<Linear> {
-        let wanted = name.rsplit('.').next().is_some_and(|last| self.wanted.contains(last));
-        let lora = self.options.lora.as_ref().filter(|_| wanted);
-        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(name)?))) {
+    fn adapted(&mut self, name: &str, site: Site, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
+        let lora = self.options.lora.as_ref();
+        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(name, site)?))) {
             Some((lora, of_layer)) => {
                 if weight.is_variable() {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
@@ -209,6 +218,6 @@ impl Builder<'_> {
             }
             None => None,
         };
-        Ok(Linear { name: name.to_string(), weight, adapter })
+        Ok(Linear { name: name.to_string(), weight, bias, adapter })
     }
 }

@@ -6,13 +6,15 @@ use super::adapter::Adapter;
 use crate::Result;
 use crate::kernels::Dropout;
 
-/// `y = x Wᵀ`, with an adapter's update if it has one.
+/// `y = x Wᵀ`, with a bias and an adapter's update if it has them.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The layer's Hugging Face name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// `[out, in]`; trained if it is a variable.
     pub weight: Tensor,
+    /// `[out]`, where it has one; trained if it is a variable.
+    pub bias: Option<Tensor>,
     /// Its adapter.
     pub adapter: Option<Adapter>,
 }

@@ -1,26 +1,33 @@
 //! Decoder-only language models, built from a checkpoint's `config.json` in Hugging Face names.
 //!
-//! A family is a function from `config.json` to a [`DecoderConfig`]: what it
-//! shares with the others is here once. To add one, name its `model_type` in
-//! [`DecoderConfig::from_json`] and say how it differs.
+//! A model is a [`ModelSpec`], which says what it computes. `families` makes one of a `config.json`, a file for each
+//! family; everything else reads the spec and knows no family.
 
 mod adapter;
 mod architecture;
 mod block;
-mod config;
 mod decoder;
+mod families;
+mod fields;
 mod linear;
+mod rotary;
 mod slots;
+mod spec;
 mod weights;
 
+pub use crate::kernels::AttentionShape;
 pub use adapter::{Adapter, LoraOptions, OfLayer};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
-pub use config::{DecoderConfig, RopeScaling};
 pub(crate) use decoder::nothing_to_train;
 pub use decoder::{Decoder, LoadOptions};
 pub use linear::Linear;
-pub(crate) use slots::PerSlot;
-pub use slots::{Dim, Half, Slot};
+pub use rotary::{RopeScaling, RotarySpec};
+pub(crate) use slots::Layers;
+pub use slots::{Half, Slot};
+pub use spec::{
+    Activation, AttentionSpec, BlockNorm, BlockSpec, EmbeddingSpec, HeadNorm, LayerSpec, MlpSpec, ModelSpec, NormSpec,
+    Norms, Site,
+};
 pub(crate) use weights::uniform;
 pub use weights::{RandomWeights, WeightSource};

@@ -1,28 +1,12 @@
 //! The linear layers of a model in one table, which everything reads that lists them: loading, adapters, the
 //! engine, the memory plan, GGUF, FLOPs.
 
-use std::ops::{Index, IndexMut};
-
 use tune_config::schema::{Choice, Choices};
 use tune_config::{Config, Mismatch, Schema, Value};
 
-/// A size of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dim {
-    /// Rows of the embedding table.
-    Vocab,
-    /// The width of the residual stream.
-    Hidden,
-    /// The width inside an MLP.
-    Intermediate,
-    /// Query heads times their size.
-    Queries,
-    /// Key-value heads times their size.
-    Keys,
-}
-use Dim::{Hidden, Intermediate, Keys, Queries, Vocab};
+use super::spec::Site;
 
-/// A half of a block: a norm, and what it is the norm of. The result is added to the residual stream.
+/// A half of a block: attention or the gated network, with their norms. The result is added to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Half {
     /// The first.
@@ -42,28 +26,31 @@ impl Half {
             Self::Mlp => "mlp.",
         }
     }
-
-    /// The Hugging Face name of its norm.
-    pub fn norm(self) -> &'static str {
-        match self {
-            Self::Attention => "input_layernorm",
-            Self::Mlp => "post_attention_layernorm",
-        }
-    }
 }
 
 /// Makes the type, its table and its choices in a config of one list.
 macro_rules! slots {
-    ($($doc:literal $variant:ident $name:literal $aliases:tt $half:expr, [$out:ident, $inner:ident];)*) => {
-        /// A linear layer of a model, which can carry an adapter; written in a config by its Hugging Face name.
+    (
+        $($doc:literal $variant:ident $name:literal $aliases:tt $half:expr;)*
+        without adapters: $($own_doc:literal $own:ident $own_name:literal $own_half:expr;)*
+    ) => {
+        /// A linear layer of a model; those that can carry an adapter are written in a config by their Hugging Face names.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Slot {
             $(#[doc = $doc] $variant,)*
+            $(#[doc = $own_doc] $own,)*
         }
 
         /// What is known of each, in the order of the type.
-        const SLOTS: &[Row] =
-            &[$(Row { slot: Slot::$variant, name: $name, half: $half, dims: [$out, $inner] },)*];
+        const SLOTS: &[Row] = &[
+            $(Row { name: $name, half: $half },)*
+            $(Row { name: $own_name, half: $own_half },)*
+        ];
+
+        impl Slot {
+            /// Those that can carry an adapter.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+        }
 
         const CHOICES: Choices = Choices {
             name: "LoraModule",
@@ -75,31 +62,29 @@ macro_rules! slots {
 }
 
 slots! {
-    "Attention queries." QProj "q_proj" [] Some(Half::Attention), [Queries, Hidden];
-    "Attention keys." KProj "k_proj" [] Some(Half::Attention), [Keys, Hidden];
-    "Attention values." VProj "v_proj" [] Some(Half::Attention), [Keys, Hidden];
-    "The projection of the attention's output." OProj "o_proj" ["output_proj"] Some(Half::Attention), [Hidden, Queries];
-    "The gate of the MLP." GateProj "gate_proj" [] Some(Half::Mlp), [Intermediate, Hidden];
-    "The MLP's input." UpProj "up_proj" [] Some(Half::Mlp), [Intermediate, Hidden];
-    "The MLP's output." DownProj "down_proj" [] Some(Half::Mlp), [Hidden, Intermediate];
-    "The output layer." LmHead "lm_head" ["output"] None, [Vocab, Hidden];
+    "Attention queries." QProj "q_proj" [] Some(Half::Attention);
+    "Attention keys." KProj "k_proj" [] Some(Half::Attention);
+    "Attention values." VProj "v_proj" [] Some(Half::Attention);
+    "Queries, keys and values where they are one layer, as in Phi-3: naming one of them there names this."
+        QkvProj "qkv_proj" [] Some(Half::Attention);
+    "The projection of the attention's output." OProj "o_proj" ["output_proj"] Some(Half::Attention);
+    "The gate of the MLP." GateProj "gate_proj" [] Some(Half::Mlp);
+    "The MLP's input." UpProj "up_proj" [] Some(Half::Mlp);
+    "Gate and input of the MLP where they are one layer, as in Phi-3: naming one of them there names this."
+        GateUpProj "gate_up_proj" [] Some(Half::Mlp);
+    "The MLP's output." DownProj "down_proj" [] Some(Half::Mlp);
+    "The output layer." LmHead "lm_head" ["output"] None;
+    without adapters:
+    "What chooses experts." Router "gate" Some(Half::Mlp);
 }
 
 /// A row of the table.
 struct Row {
-    slot: Slot,
     name: &'static str,
     half: Option<Half>,
-    dims: [Dim; 2],
 }
 
 impl Slot {
-    /// All of them.
-    pub const ALL: [Self; SLOTS.len()] = slots();
-
-    /// Those of a block, in the order in which it uses them.
-    pub const IN_BLOCK: [Self; SLOTS.len() - 1] = slots();
-
     fn row(self) -> &'static Row {
         &SLOTS[self as usize]
     }
@@ -119,21 +104,14 @@ impl Slot {
         format!("{}{}", self.half().map_or("", Half::prefix), self.name())
     }
 
-    /// What its weight's rows and columns are, `[out, in]`.
-    pub fn dims(self) -> [Dim; 2] {
-        self.row().dims
+    /// The layer that has this one as a part, where a model stores them as one.
+    pub fn fused(self) -> Option<Self> {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj => Some(Self::QkvProj),
+            Self::GateProj | Self::UpProj => Some(Self::GateUpProj),
+            _ => None,
+        }
     }
-}
-
-/// The first `N` slots.
-const fn slots<const N: usize>() -> [Slot; N] {
-    let mut slots = [SLOTS[0].slot; N];
-    let mut i = 0;
-    while i < N {
-        slots[i] = SLOTS[i].slot;
-        i += 1;
-    }
-    slots
 }
 
 impl Config for Slot {
@@ -149,36 +127,33 @@ impl Config for Slot {
     }
 }
 
-/// One thing for each linear layer of a block.
+/// One thing for each linear layer of a block, in the order in which it uses them.
 #[derive(Debug, Clone)]
-pub(crate) struct PerSlot<T>(Vec<T>);
+pub(crate) struct Layers<T>(Vec<(Site, T)>);
 
-impl<T> PerSlot<T> {
-    pub(crate) fn new(of: impl FnMut(Slot) -> T) -> Self {
-        Self(Slot::IN_BLOCK.into_iter().map(of).collect())
+impl<T> Layers<T> {
+    pub(crate) fn new(of: impl IntoIterator<Item = (Site, T)>) -> Self {
+        Self(of.into_iter().collect())
     }
 
-    pub(crate) fn try_new<E>(of: impl FnMut(Slot) -> Result<T, E>) -> Result<Self, E> {
-        Slot::IN_BLOCK.into_iter().map(of).collect::<Result<_, E>>().map(Self)
+    /// What is there for a layer.
+    pub(crate) fn get(&self, site: Site) -> Option<&T> {
+        self.0.iter().find(|(of, _)| *of == site).map(|(_, value)| value)
     }
 
-    /// All of them, in the order of [`Slot::IN_BLOCK`].
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, T> {
-        self.0.iter()
+    /// The same of a layer that is there.
+    ///
+    /// # Panics
+    /// Where it is not (a bug).
+    pub(crate) fn of(&self, site: Site) -> &T {
+        match self.get(site) {
+            Some(value) => value,
+            None => panic!("the block has no layer {site:?}"),
+        }
     }
-}
 
-impl<T> Index<Slot> for PerSlot<T> {
-    type Output = T;
-
-    fn index(&self, slot: Slot) -> &T {
-        &self.0[slot as usize]
-    }
-}
-
-impl<T> IndexMut<Slot> for PerSlot<T> {
-    fn index_mut(&mut self, slot: Slot) -> &mut T {
-        &mut self.0[slot as usize]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Site, &T)> {
+        self.0.iter().map(|(site, value)| (*site, value))
     }
 }
 
@@ -186,13 +161,13 @@ impl<T> IndexMut<Slot> for PerSlot<T> {
 mod tests {
     use super::*;
 
-    /// The number of a slot is its place in the table, and the output layer is the last.
+    /// The number of a slot is its place in the table.
     #[test]
     fn slots_are_in_the_order_of_the_table() {
         for (i, slot) in Slot::ALL.into_iter().enumerate() {
             assert_eq!(slot as usize, i);
-            assert_eq!(slot.half().is_some(), Slot::IN_BLOCK.contains(&slot));
         }
+        assert_eq!(Slot::Router as usize, SLOTS.len() - 1);
         assert_eq!(Slot::QProj.path(), "self_attn.q_proj");
         assert_eq!(Slot::LmHead.path(), "lm_head");
     }

@@ -13,32 +13,36 @@ pub use config::LoraModel;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
 use crate::hub::Origin;
-use crate::models::Decoder;
+use crate::models::{Decoder, ModelSpec};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule};
 use crate::{Error, Result};
 
 impl LoraOptions {
     /// The same as PEFT describes it.
-    pub fn adapter_config(&self, base: &Checkpoint) -> AdapterConfig {
+    ///
+    /// # Errors
+    /// A model that is not known, or layers that cannot carry adapters.
+    pub fn adapter_config(&self, base: &Checkpoint) -> Result<AdapterConfig> {
+        let names = self.names(&ModelSpec::from_json(base.config())?)?;
         let (name, revision) = match base.origin().cloned() {
             Some(Origin { name, revision }) => (name, revision),
             None => (base.path().display().to_string(), None),
         };
-        AdapterConfig {
+        Ok(AdapterConfig {
             r: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             use_rslora: false,
-            target_modules: TargetModules::Names(self.targets()),
+            target_modules: TargetModules::Names(self.targets(&names)),
             layers: self.patterns(),
             base_model_name_or_path: Some(name),
             revision,
-        }
+        })
     }
 
-    fn targets(&self) -> BTreeSet<String> {
+    fn targets(&self, names: &BTreeSet<&'static str>) -> BTreeSet<String> {
         match self.layers.is_empty() {
-            true => self.modules.iter().map(|m| m.name().to_owned()).collect(),
+            true => names.iter().map(|&name| name.to_owned()).collect(),
             false => self.layers.keys().cloned().collect(),
         }
     }

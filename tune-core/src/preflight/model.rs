@@ -4,7 +4,7 @@ use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::memory_plan;
-use crate::models::{Decoder, DecoderConfig, nothing_to_train};
+use crate::models::{Decoder, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
@@ -12,7 +12,7 @@ use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
 /// The base model, as far as it is sound.
 pub(super) struct Model {
     pub(super) base: Checkpoint,
-    pub(super) shape: Option<DecoderConfig>,
+    pub(super) shape: Option<ModelSpec>,
 }
 
 /// Whether the run can compute where it is told to.
@@ -50,7 +50,7 @@ fn describe(base: &Checkpoint, model: &Decoder) -> String {
         "{}: {}, {} blocks of width {}, {} parameters, {stored}",
         base.path().display(),
         c.model_type,
-        c.num_hidden_layers,
+        c.blocks.len(),
         c.hidden_size,
         model.parameter_count(),
     )

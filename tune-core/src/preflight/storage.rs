@@ -7,7 +7,7 @@ use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, free_bytes, human};
 use crate::memory_plan;
 use crate::metrics::Metrics;
-use crate::models::DecoderConfig;
+use crate::models::ModelSpec;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
 use crate::recipe::{Outline, Plan, Trained};
@@ -37,7 +37,7 @@ pub(super) fn look(outline: &Outline, model: Option<&Model>, batches: Option<usi
 pub(crate) fn check(
     outline: &Outline,
     base: &Checkpoint,
-    shape: &DecoderConfig,
+    shape: &ModelSpec,
     batches: Option<usize>,
     state: Option<&TrainingState>,
 ) -> Result<()> {
@@ -110,7 +110,7 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
 }
 
 /// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
-fn checkpoint_bytes(outline: &Outline, shape: &DecoderConfig) -> u64 {
+fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> u64 {
     let parameters = shape.parameter_count();
     let all = parameters * outline.run.dtype.dtype().size_in_bytes() as u64;
     let (trained, weights) = match &outline.trained {
@@ -144,7 +144,7 @@ struct Room {
 }
 
 /// What the run needs, against what is free. As long as the data is being counted, one checkpoint is all that is known.
-fn room(outline: &Outline, shape: &DecoderConfig, there: &[Saved], batches: Option<usize>) -> Room {
+fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<usize>) -> Room {
     let one = checkpoint_bytes(outline, shape);
     let saves = batches.map_or(1, |n| saves(outline.steps.plan(), n, outline.run.checkpointer.save_every_n_steps));
     let keep = outline.run.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);

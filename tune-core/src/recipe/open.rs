@@ -14,7 +14,7 @@ use crate::data::Loader;
 use crate::device::choose_seed;
 use crate::eval::ExactMatch;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, DecoderConfig};
+use crate::models::{Decoder, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 
@@ -23,7 +23,7 @@ pub struct Opened {
     /// The model to start from.
     pub base: Checkpoint,
     /// Its shape.
-    pub shape: DecoderConfig,
+    pub shape: ModelSpec,
     /// Where it is trained.
     pub device: Device,
     /// The dtype of weights and activations.

@@ -15,7 +15,7 @@ use crate::data::{DatasetConfig, Loader, LoaderOptions};
 use crate::device::DeviceConfig;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, Setting};
-use crate::models::{Architecture, Decoder, DecoderConfig};
+use crate::models::{Architecture, Decoder, ModelSpec};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
@@ -106,7 +106,7 @@ impl Outline {
     /// # Errors
     /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for,
     /// weights that are not those of the model's shape.
-    pub fn base(&self) -> Result<(Checkpoint, DecoderConfig)> {
+    pub fn base(&self) -> Result<(Checkpoint, ModelSpec)> {
         let base = self.run.checkpointer.open()?;
         let shape = self.shape(&base)?;
         Decoder::skeleton(shape.clone(), &base)?;
@@ -114,8 +114,8 @@ impl Outline {
     }
 
     /// The shape of a model that is opened.
-    pub(crate) fn shape(&self, base: &Checkpoint) -> Result<DecoderConfig> {
-        let shape = DecoderConfig::from_json(base.config())?;
+    pub(crate) fn shape(&self, base: &Checkpoint) -> Result<ModelSpec> {
+        let shape = ModelSpec::from_json(base.config())?;
         if let Some(architecture) = self.architecture {
             architecture.check(&shape, base.path())?;
         }
@@ -240,7 +240,7 @@ impl Outline {
     /// size.
     pub fn memory_plan(
         &self,
-        model: &DecoderConfig,
+        model: &ModelSpec,
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
@@ -281,7 +281,7 @@ impl Outline {
     /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
     pub fn check_memory(
         &self,
-        model: &DecoderConfig,
+        model: &ModelSpec,
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
@@ -300,7 +300,7 @@ impl Outline {
     pub fn check_storage(
         &self,
         base: &Checkpoint,
-        shape: &DecoderConfig,
+        shape: &ModelSpec,
         train_data: &Loader,
         state: Option<&TrainingState>,
     ) -> Result<()> {
@@ -357,11 +357,7 @@ impl Outline {
 ///
 /// # Errors
 /// As [`Loader::fingerprint`].
-pub(crate) fn fingerprints(
-    train_data: &Loader,
-    model: &DecoderConfig,
-    base: Option<u32>,
-) -> Result<BTreeMap<String, u32>> {
+pub(crate) fn fingerprints(train_data: &Loader, model: &ModelSpec, base: Option<u32>) -> Result<BTreeMap<String, u32>> {
     let mut fingerprints = BTreeMap::from([
         ("the training data".to_string(), train_data.fingerprint()?),
         ("the base model's config".to_string(), crc32c::crc32c(format!("{model:?}").as_bytes())),

@@ -16,7 +16,7 @@ use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
 use crate::eval::ExactMatch;
 use crate::metrics::{Console, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
-use crate::models::{Decoder, DecoderConfig};
+use crate::models::{Decoder, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Result, engine};
@@ -29,7 +29,7 @@ pub struct Run {
     pub(super) metrics: Metrics,
     pub(super) base: Checkpoint,
     pub(super) base_fingerprint: Option<u32>,
-    pub(super) shape: DecoderConfig,
+    pub(super) shape: ModelSpec,
     pub(super) tokenizer: Tokenizer,
     pub(super) tokenizer_files: TokenizerFiles,
     pub(super) train_data: Arc<Loader>,

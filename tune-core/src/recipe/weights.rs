@@ -66,7 +66,7 @@ impl Weights {
         let Beside { base, tokenizer, stop, shard } = beside;
         let mut folder = dir.to_path_buf();
         if let Some((options, weights)) = &self.adapter {
-            checkpoint::peft::write(dir, &options.adapter_config(base), weights, tokenizer)?;
+            checkpoint::peft::write(dir, &options.adapter_config(base)?, weights, tokenizer)?;
             folder.push(MERGED);
         }
         let Some((weights, tied)) = &self.model else { return Ok(()) };

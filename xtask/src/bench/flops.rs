@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use tune_core::engine;
-use tune_core::models::{DecoderConfig, Half, Slot};
+use tune_core::models::{Half, ModelSpec, Slot};
 use tune_core::peft::LoraOptions;
 
 /// The adapters that all programs train.
@@ -21,7 +21,7 @@ pub(super) struct Work {
 }
 
 /// The operations of a step of `recipe`.
-pub(super) fn of_step(model: &DecoderConfig, recipe: &str, work: &Work) -> tune_core::Result<engine::Work> {
+pub(super) fn of_step(model: &ModelSpec, recipe: &str, work: &Work) -> tune_core::Result<engine::Work> {
     let adapted = |slot: &Slot| LORA_ATTENTION.contains(&slot.name()) || slot.half() == Some(Half::Mlp);
     let modules = Slot::ALL.into_iter().filter(adapted).collect();
     let lora = LoraOptions { modules, rank: LORA_RANK, alpha: 16.0, dropout: 0.0, seed: 0, layers: Default::default() };
@@ -37,13 +37,13 @@ pub(super) fn json(work: &engine::Work) -> Value {
 mod tests {
     use super::*;
 
-    fn smollm2() -> DecoderConfig {
+    fn smollm2() -> ModelSpec {
         let config = json!({
             "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192,
             "tie_word_embeddings": true,
         });
-        DecoderConfig::from_json(&config).unwrap()
+        ModelSpec::from_json(&config).unwrap()
     }
 
     #[test]

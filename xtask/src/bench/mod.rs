@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tune_core::config::say;
-use tune_core::models::DecoderConfig;
+use tune_core::models::ModelSpec;
 
 use crate::Result;
 use cases::{ALL, Case, Model, QUICK};
@@ -167,7 +167,7 @@ fn measure(
     let source = setting.root.join("tests/fixtures/torchtune/humaneval_messages.jsonl");
     let data = data::prepare(case, setting.steps, &setting.model, &source, &setting.folder)?;
     let config: Value = serde_json::from_str(&fs::read_to_string(setting.model.join("config.json"))?)?;
-    let model = DecoderConfig::from_json(&config)?;
+    let model = ModelSpec::from_json(&config)?;
     let flops: Vec<engine::Work> =
         data.steps.iter().map(|work| flops::of_step(&model, case.recipe, work)).collect::<Result<_, _>>()?;
     let (mut peaks, mut runs, mut failures) = (Vec::new(), Vec::new(), Vec::new());

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tune_core::checkpoint::Checkpoint;
 use tune_core::checkpoint::hf::{self, Weights};
 use tune_core::config::say;
-use tune_core::models::{DecoderConfig, Half, RandomWeights, Slot, WeightSource};
+use tune_core::models::{ModelSpec, RandomWeights, WeightSource};
 
 use crate::Result;
 
@@ -60,19 +60,18 @@ pub(super) fn random_1b5(real: &Path, folder: &Path) -> Result<PathBuf> {
 
 /// Names and shapes of a Llama model's parameters, the output layer tied to the embedding.
 fn parameters(config: &Value) -> Result<Vec<(String, Vec<usize>)>> {
-    let model = DecoderConfig::from_json(config)?;
+    let model = ModelSpec::from_json(config)?;
     let mut all = vec![
         ("model.embed_tokens.weight".to_owned(), vec![model.vocab_size, model.hidden_size]),
         ("model.norm.weight".to_owned(), vec![model.hidden_size]),
     ];
-    for layer in 0..model.num_hidden_layers {
-        let mut add = |name: &str, shape| all.push((format!("model.layers.{layer}.{name}.weight"), shape));
-        for half in Half::ALL {
-            add(half.norm(), vec![model.hidden_size]);
+    for (index, block) in model.blocks.iter().enumerate() {
+        let mut add = |name: &str, shape| all.push((format!("model.layers.{index}.{name}.weight"), shape));
+        for (norm, width) in model.norms(index) {
+            add(norm.path(block.norms), vec![width]);
         }
-        for slot in Slot::IN_BLOCK {
-            let (out, inner) = model.sides(slot);
-            add(&slot.path(), vec![out, inner]);
+        for layer in model.layers(index) {
+            add(&layer.site.path(), vec![layer.out, layer.inner]);
         }
     }
     Ok(all)

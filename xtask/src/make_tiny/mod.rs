@@ -11,7 +11,7 @@ use candle_core::{DType, Device};
 use serde_json::json;
 use tune_core::checkpoint::hf;
 use tune_core::config::say;
-use tune_core::models::{Decoder, DecoderConfig, LoadOptions, RandomWeights};
+use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 
 use crate::Result;
 
@@ -85,7 +85,7 @@ fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
     });
     let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: true, lora: None };
     let weights = RandomWeights { seed: SEED, std: 0.02 };
-    let model = Decoder::load(DecoderConfig::from_json(&config)?, &weights, &options)?;
+    let model = Decoder::load(ModelSpec::from_json(&config)?, &weights, &options)?;
     say!("{} parameters", model.parameter_count());
     let generation = json!({ "eos_token_id": tokenizer::END, "pad_token_id": tokenizer::END });
     let (weights, _) = model.merged_weights()?;

@@ -42,25 +42,16 @@ const MARKS: &[Mark] = &[
 ];
 
 const fn family(prefix: &'static str, what: &'static str) -> Refused {
-    const INSTEAD: &str = "use a Llama or Mistral model";
-    Refused { prefix, what, instead: INSTEAD }
+    Refused { prefix, what, instead: "use a model of text" }
 }
 
-/// Model families that the engine does not have. A family that it learns goes
-/// from here to `tune_core::models::Architecture`.
+/// Models of other things than text.
 const FAMILIES: &[Refused] = &[
     family("torchtune.models.llama3_2_vision.", "Llama 3.2 Vision models"),
     family("torchtune.models.llama4.", "Llama 4 models"),
     family("torchtune.models.clip.", "CLIP models"),
     family("torchtune.models.t5.", "T5 models"),
     family("torchtune.models.flux.", "Flux models"),
-    family("torchtune.models.gemma.", "Gemma models"),
-    family("torchtune.models.gemma2.", "Gemma 2 models"),
-    family("torchtune.models.phi3.", "Phi-3 models"),
-    family("torchtune.models.phi4.", "Phi-4 models"),
-    family("torchtune.models.qwen2.", "Qwen2 models"),
-    family("torchtune.models.qwen2_5.", "Qwen2.5 models"),
-    family("torchtune.models.qwen3.", "Qwen3 models"),
 ];
 
 /// Why no recipe can run the file, or which other one than that of `schema`.
@@ -108,7 +99,7 @@ fn model(root: &Node, adapters: bool) -> Option<Diagnostic> {
     let name = node.as_str()?;
     let builder = name.strip_prefix("torchtune.models.")?;
     if let Some(family) = FAMILIES.iter().find(|family| name.starts_with(family.prefix)) {
-        let message = format!("{} are not supported yet", family.what);
+        let message = format!("{} are not supported: only models of text are trained here", family.what);
         return Some(refused(node, message, "the model is chosen here".to_owned(), family.instead));
     }
     let (recipe, trains) = match (recipe_of(builder), adapters) {

@@ -1,158 +1,158 @@
-//! Which tensors and settings of which architectures become which of Hugging Face's.
+//! Which tensors and settings of llama.cpp's architectures become which of Hugging Face's.
 //!
-//! A family is a table; a new one is a new table and what its config has beyond the common keys.
+//! The metadata give a `config.json`, and the model that this describes says which tensors there must be, and their shapes.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use super::header::TensorInfo;
-use super::metadata::{Metadata, decimal};
+use super::metadata::Metadata;
+use super::rope;
 use crate::Result;
 use crate::checkpoint::source::DataFile;
-use crate::models::Dim::{self, Hidden, Intermediate, Keys, Queries, Vocab};
-use crate::models::Half;
-use crate::models::Slot::{self, DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+use crate::models::{BlockNorm, Half, LayerSpec, ModelSpec, Slot};
 
 /// A parameter in Hugging Face's terms.
 pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) info: TensorInfo,
-    pub(super) rotary_heads: Option<usize>,
-}
-
-/// A tensor in Hugging Face's terms.
-#[derive(Clone, Copy)]
-enum Of {
-    Weight(Slot),
-    Bias(Slot),
-    /// Of a half of a block.
-    Norm(Half),
-    Named(&'static str, &'static [Dim]),
-}
-use Of::{Bias, Named, Norm, Weight};
-
-impl Of {
-    /// Its name, in a block without the block's.
-    fn name(self) -> String {
-        match self {
-            Self::Weight(slot) => format!("{}.weight", slot.path()),
-            Self::Bias(slot) => format!("{}.bias", slot.path()),
-            Self::Norm(half) => format!("{}.weight", half.norm()),
-            Self::Named(name, _) => name.to_string(),
-        }
-    }
-
-    fn shape(self) -> Vec<Dim> {
-        match self {
-            Self::Weight(slot) => slot.dims().to_vec(),
-            Self::Bias(slot) => vec![slot.dims()[0]],
-            Self::Norm(_) => vec![Hidden],
-            Self::Named(_, shape) => shape.to_vec(),
-        }
-    }
+    pub(super) change: Change,
 }
 
 /// What was done to a tensor on its way into the file.
-#[derive(Clone, Copy, PartialEq)]
-enum Change {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Change {
     None,
-    /// The two rotary halves of every head were interleaved, row by row.
-    Interleaved,
+    /// The two rotary halves of each of so many heads were interleaved, row by row.
+    Interleaved(usize),
+    /// One was added to each element, so that norms need not count from one.
+    PlusOne,
 }
-
-#[derive(Clone, Copy, PartialEq)]
-enum Need {
-    /// Every file has it.
-    Always,
-    /// Every layer has it or none.
-    AllOrNone,
-}
-
-/// One row of a family's table.
-struct Row {
-    gguf: &'static str,
-    of: Of,
-    need: Need,
-    change: Change,
-}
-
-const fn row(gguf: &'static str, of: Of) -> Row {
-    Row { gguf, of, need: Need::Always, change: Change::None }
-}
-
-impl Row {
-    const fn optional(mut self) -> Self {
-        self.need = Need::AllOrNone;
-        self
-    }
-    const fn interleaved(mut self) -> Self {
-        self.change = Change::Interleaved;
-        self
-    }
-}
-
-/// Whether the first layer has a tensor of that GGUF name.
-type Has<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// An architecture of llama.cpp's.
 struct Family {
     /// `general.architecture`.
     architecture: &'static str,
-    model: &'static [Row],
-    /// After `blk.N.` and `model.layers.N.`.
-    layer: &'static [Row],
+    /// `model_type` of Hugging Face, and its class.
+    names: (&'static str, &'static str),
+    /// Whether the rows of queries and keys are interleaved.
+    interleaved: bool,
     /// Adds to the config what is not common to all families.
-    config: fn(&Metadata, &Has<'_>, &mut Map<String, Value>) -> Result<()>,
+    config: fn(&Metadata, &Sizes, &Has<'_>, &mut Map<String, Value>) -> Result<()>,
 }
 
-const FAMILIES: &[Family] = &[Family {
-    architecture: "llama",
-    model: &[
-        row("token_embd.weight", Named("model.embed_tokens.weight", &[Vocab, Hidden])),
-        row("output_norm.weight", Named("model.norm.weight", &[Hidden])),
-        row("output.weight", Weight(LmHead)).optional(),
-    ],
-    layer: &[
-        row("attn_norm.weight", Norm(Half::Attention)),
-        row("attn_q.weight", Weight(QProj)).interleaved(),
-        row("attn_k.weight", Weight(KProj)).interleaved(),
-        row("attn_v.weight", Weight(VProj)),
-        row("attn_output.weight", Weight(OProj)),
-        row("attn_q.bias", Bias(QProj)).interleaved().optional(),
-        row("attn_k.bias", Bias(KProj)).interleaved().optional(),
-        row("attn_v.bias", Bias(VProj)).optional(),
-        row("attn_output.bias", Bias(OProj)).optional(),
-        row("ffn_norm.weight", Norm(Half::Mlp)),
-        row("ffn_gate.weight", Weight(GateProj)),
-        row("ffn_up.weight", Weight(UpProj)),
-        row("ffn_down.weight", Weight(DownProj)),
-        row("ffn_gate.bias", Bias(GateProj)).optional(),
-        row("ffn_up.bias", Bias(UpProj)).optional(),
-        row("ffn_down.bias", Bias(DownProj)).optional(),
-    ],
-    config: llama,
-}];
+/// Whether the first layer has a tensor of that GGUF name.
+type Has<'a> = dyn Fn(&str) -> bool + 'a;
+
+const fn family(
+    architecture: &'static str,
+    names: (&'static str, &'static str),
+    config: fn(&Metadata, &Sizes, &Has<'_>, &mut Map<String, Value>) -> Result<()>,
+) -> Family {
+    Family { architecture, names, interleaved: false, config }
+}
+
+const FAMILIES: &[Family] = &[
+    Family { interleaved: true, ..family("llama", ("llama", "LlamaForCausalLM"), llama) },
+    Family { interleaved: true, ..family("smollm3", ("smollm3", "SmolLM3ForCausalLM"), smollm3) },
+    family("qwen2", ("qwen2", "Qwen2ForCausalLM"), |_, _, _, _| Ok(())),
+    family("qwen3", ("qwen3", "Qwen3ForCausalLM"), |_, _, has, config| attention_bias(has, config)),
+    family("qwen3moe", ("qwen3_moe", "Qwen3MoeForCausalLM"), qwen3_moe),
+    family("gemma", ("gemma", "GemmaForCausalLM"), |_, _, _, config| gelu(config)),
+    family("gemma2", ("gemma2", "Gemma2ForCausalLM"), gemma2),
+    family("gemma3", ("gemma3_text", "Gemma3ForCausalLM"), gemma3),
+    family("phi3", ("phi3", "Phi3ForCausalLM"), phi3),
+    family("olmo2", ("olmo2", "Olmo2ForCausalLM"), |_, _, has, config| attention_bias(has, config)),
+];
 
 /// What llama.cpp calls `llama` is Llama or Mistral; only the latter has a sliding window.
-fn llama(metadata: &Metadata, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+fn llama(metadata: &Metadata, _: &Sizes, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
     if let Some(experts) = metadata.u64("llama.expert_count")?.filter(|&n| n > 0) {
         return Err(metadata.bad(format!("is a mixture of {experts} experts, which is not supported in GGUF files")));
     }
-    match metadata.u64("llama.attention.sliding_window")? {
-        Some(window) if window > 0 => {
-            config.insert("architectures".into(), json!(["MistralForCausalLM"]));
-            config.insert("model_type".into(), "mistral".into());
-            config.insert("sliding_window".into(), window.into());
-        }
-        _ => {
-            config.insert("architectures".into(), json!(["LlamaForCausalLM"]));
-            config.insert("model_type".into(), "llama".into());
-            let biases = ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"];
-            config.insert("attention_bias".into(), one_bias(metadata, has, &biases)?.into());
-            let biases = ["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
-            config.insert("mlp_bias".into(), one_bias(metadata, has, &biases)?.into());
-        }
+    if let Some(window) = metadata.u64("llama.attention.sliding_window")?.filter(|&window| window > 0) {
+        config.insert("architectures".into(), json!(["MistralForCausalLM"]));
+        config.insert("model_type".into(), "mistral".into());
+        config.insert("sliding_window".into(), window.into());
+        return Ok(());
+    }
+    let biases = ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"];
+    config.insert("attention_bias".into(), one_bias(metadata, has, &biases)?.into());
+    let biases = ["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
+    config.insert("mlp_bias".into(), one_bias(metadata, has, &biases)?.into());
+    Ok(())
+}
+
+/// Every fourth layer is without positions: llama.cpp does not store it.
+fn smollm3(_: &Metadata, sizes: &Sizes, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    let turned: Vec<u32> = (1..=sizes.layers.min(4096)).map(|layer| u32::from(layer % 4 != 0)).collect();
+    config.insert("no_rope_layers".into(), json!(turned));
+    config.insert("no_rope_layer_interval".into(), 4.into());
+    attention_bias(has, config)
+}
+
+fn attention_bias(has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    config.insert("attention_bias".into(), has("attn_output.bias").into());
+    Ok(())
+}
+
+fn qwen3_moe(metadata: &Metadata, _: &Sizes, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    for (key, name) in [
+        ("expert_count", "num_experts"),
+        ("expert_used_count", "num_experts_per_tok"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+    ] {
+        let key = format!("qwen3moe.{key}");
+        config.insert(name.into(), metadata.need(&key, metadata.u64(&key)?)?.into());
+    }
+    // llama.cpp knows no other: all blocks have experts, and the weights of the chosen ones sum to one.
+    config.insert("norm_topk_prob".into(), true.into());
+    config.insert("decoder_sparse_step".into(), 1.into());
+    attention_bias(has, config)
+}
+
+/// The activation of all Gemmas.
+fn gelu(config: &mut Map<String, Value>) -> Result<()> {
+    config.insert("hidden_act".into(), "gelu_pytorch_tanh".into());
+    config.insert("hidden_activation".into(), "gelu_pytorch_tanh".into());
+    Ok(())
+}
+
+/// The scale of scores is not stored; llama.cpp tells the one size in which it differs by the number of its layers.
+fn gemma_scale(sizes: &Sizes, layers: usize, config: &mut Map<String, Value>) {
+    let scalar = if sizes.layers == layers { sizes.hidden / sizes.heads } else { sizes.head_dim };
+    config.insert("query_pre_attn_scalar".into(), scalar.into());
+}
+
+fn gemma2(metadata: &Metadata, sizes: &Sizes, _: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    gemma_scale(sizes, 46, config);
+    for (key, name, default) in [
+        ("attn_logit_softcapping", "attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", "final_logit_softcapping", 30.0),
+    ] {
+        config.insert(name.into(), metadata.f64(&format!("gemma2.{key}"))?.unwrap_or(default).into());
+    }
+    let window = metadata.u64("gemma2.attention.sliding_window")?.unwrap_or(4096);
+    config.insert("sliding_window".into(), window.into());
+    gelu(config)
+}
+
+fn gemma3(metadata: &Metadata, sizes: &Sizes, _: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    gemma_scale(sizes, 62, config);
+    let window = metadata.need("gemma3.attention.sliding_window", metadata.u64("gemma3.attention.sliding_window")?)?;
+    config.insert("sliding_window".into(), window.into());
+    config.insert("sliding_window_pattern".into(), 6.into());
+    config.insert("rope_local_base_freq".into(), 10_000.0.into());
+    gelu(config)
+}
+
+fn phi3(metadata: &Metadata, sizes: &Sizes, _: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
+    let window = metadata.u64("phi3.attention.sliding_window")?.filter(|&window| window > 0);
+    config.insert("sliding_window".into(), json!(window));
+    config.insert("partial_rotary_factor".into(), (sizes.rotated as f64 / sizes.head_dim as f64).into());
+    if let Some(original) = metadata.u64("phi3.rope.scaling.original_context_length")? {
+        config.insert("original_max_position_embeddings".into(), original.into());
     }
     Ok(())
 }
@@ -166,26 +166,48 @@ fn one_bias(metadata: &Metadata, has: &Has<'_>, names: &[&str]) -> Result<bool> 
     Ok(present > 0)
 }
 
-/// The sizes that shapes are checked against.
-struct Sizes {
-    vocab: usize,
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+/// What the metadata say of sizes.
+pub(super) struct Sizes {
+    pub(super) vocab: usize,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    /// Elements of a head that are turned.
+    pub(super) rotated: usize,
 }
 
-impl Sizes {
-    fn of(&self, dim: Dim) -> usize {
-        match dim {
-            Vocab => self.vocab,
-            Hidden => self.hidden,
-            Intermediate => self.intermediate,
-            Queries => self.heads * self.head_dim,
-            Keys => self.kv_heads * self.head_dim,
-        }
+/// What llama.cpp calls a layer, after `blk.N.`.
+fn layer_name(slot: Slot, of_experts: bool) -> &'static str {
+    match (slot, of_experts) {
+        (Slot::QProj, _) => "attn_q",
+        (Slot::KProj, _) => "attn_k",
+        (Slot::VProj, _) => "attn_v",
+        (Slot::QkvProj, _) => "attn_qkv",
+        (Slot::OProj, _) => "attn_output",
+        (Slot::GateProj, false) => "ffn_gate",
+        // Gate and input in one layer have the name of the input.
+        (Slot::UpProj, false) | (Slot::GateUpProj, _) => "ffn_up",
+        (Slot::DownProj, false) => "ffn_down",
+        (Slot::Router, _) => "ffn_gate_inp",
+        (Slot::GateProj, true) => "ffn_gate_exps",
+        (Slot::UpProj, true) => "ffn_up_exps",
+        (Slot::DownProj, true) => "ffn_down_exps",
+        (Slot::LmHead, _) => "output",
+    }
+}
+
+/// What llama.cpp calls a norm, after `blk.N.`.
+fn norm_name(norm: BlockNorm) -> &'static str {
+    match norm {
+        BlockNorm::Before(Half::Attention) => "attn_norm",
+        BlockNorm::Before(Half::Mlp) => "ffn_norm",
+        BlockNorm::After(Half::Attention) => "post_attention_norm",
+        BlockNorm::After(Half::Mlp) => "post_ffw_norm",
+        BlockNorm::Queries => "attn_q_norm",
+        BlockNorm::Keys => "attn_k_norm",
     }
 }
 
@@ -205,63 +227,107 @@ pub(super) fn describe(
     };
     let quantized = tensors.iter().any(|t| t.dtype.block_size() > 1);
     let mut by_name: BTreeMap<String, TensorInfo> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-    let sizes = sizes(metadata, architecture, &by_name)?;
+    let sizes = sizes(metadata, family, &by_name)?;
 
     let mut config = common(metadata, architecture, &sizes)?;
+    config.insert("architectures".into(), json!([family.names.1]));
+    config.insert("model_type".into(), family.names.0.into());
     config.insert("tie_word_embeddings".into(), (!by_name.contains_key("output.weight")).into());
     // Quantized weights were bf16 before, as a rule, and come back as near to that as to f32.
     let half = quantized || !by_name.values().any(|t| t.shape.len() > 1 && t.dtype.type_size() == 4);
     config.insert("torch_dtype".into(), if half { "bfloat16" } else { "float32" }.into());
-    let freqs = by_name.remove("rope_freqs.weight");
-    if let Some(scaling) = rope_scaling(metadata, architecture, &sizes, file, freqs, &config)? {
+    let factors = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+    let factors = factors.map(|name| by_name.remove(name));
+    if let Some(scaling) = rope::scaling(metadata, architecture, &sizes, file, factors, &config)? {
         config.insert("rope_scaling".into(), scaling);
     }
     let has = |name: &str| by_name.contains_key(&format!("blk.0.{name}"));
-    (family.config)(metadata, &has, &mut config)?;
-    let in_layers: Vec<bool> = family.layer.iter().map(|row| row.need == Need::Always || has(row.gguf)).collect();
+    (family.config)(metadata, &sizes, &has, &mut config)?;
+    let config = Value::Object(config);
+    let model =
+        ModelSpec::from_json(&config).map_err(|e| metadata.bad(format!("describes a model that is not known: {e}")))?;
+    let parameters = parameters(metadata, family, &model, by_name)?;
+    Ok((config, parameters))
+}
 
-    let mut parameters = Vec::new();
-    let mut take = |row: &Row, gguf: &str, hf: String, wanted: bool| -> Result<()> {
+/// The tensors of a model, all of them and no others.
+fn parameters(
+    metadata: &Metadata,
+    family: &Family,
+    model: &ModelSpec,
+    mut by_name: BTreeMap<String, TensorInfo>,
+) -> Result<Vec<Parameter>> {
+    let head_dim = model.blocks.first().map_or(0, |block| block.attention.shape.head_dim);
+    let mut found = Vec::new();
+    let mut take = |gguf: &str, shape: &[usize]| -> Result<TensorInfo> {
         let Some(info) = by_name.remove(gguf) else {
-            if wanted {
-                return Err(metadata.bad(format!("has no tensor `{gguf}`; the file is not complete")));
-            }
-            return Ok(());
+            return Err(metadata.bad(format!("has no tensor `{gguf}`; the file is not complete")));
         };
-        let shape: Vec<usize> = row.of.shape().into_iter().map(|d| sizes.of(d)).collect();
         if info.shape != shape {
             return Err(
                 metadata.bad(format!("tensor `{gguf}` has the shape {:?}; its metadata lead to {shape:?}", info.shape))
             );
         }
-        let rotary_heads = (row.change == Change::Interleaved).then(|| shape[0] / sizes.head_dim);
-        parameters.push(Parameter { name: hf, info, rotary_heads });
-        Ok(())
+        Ok(info)
     };
-    for row in family.model {
-        take(row, row.gguf, row.of.name(), row.need == Need::Always)?;
+    let of_norm = if model.norm.from_one { Change::PlusOne } else { Change::None };
+    let of_layer = |layer: &LayerSpec| match layer.site.slot {
+        Slot::QProj | Slot::KProj if family.interleaved => Change::Interleaved(layer.out / head_dim),
+        _ => Change::None,
+    };
+    let mut put = |name: String, info, change| found.push(Parameter { name, info, change });
+
+    let table = [model.vocab_size, model.hidden_size];
+    put("model.embed_tokens.weight".into(), take("token_embd.weight", &table)?, Change::None);
+    put("model.norm.weight".into(), take("output_norm.weight", &[model.hidden_size])?, of_norm);
+    if !model.tie_word_embeddings {
+        put("lm_head.weight".into(), take("output.weight", &table)?, Change::None);
     }
-    for layer in 0..sizes.layers {
-        for (row, &wanted) in family.layer.iter().zip(&in_layers) {
-            let gguf = format!("blk.{layer}.{}", row.gguf);
-            take(row, &gguf, format!("model.layers.{layer}.{}", row.of.name()), wanted)?;
+    for (index, block) in model.blocks.iter().enumerate() {
+        let (gguf, hf) = (|name: &str| format!("blk.{index}.{name}"), format!("model.layers.{index}"));
+        for (norm, width) in model.norms(index) {
+            let info = take(&gguf(&format!("{}.weight", norm_name(norm))), &[width])?;
+            put(format!("{hf}.{}.weight", norm.path(block.norms)), info, of_norm);
+        }
+        let layers = model.layers(index);
+        let experts = layers.iter().filter_map(|layer| layer.site.expert).max().map_or(0, |last| last as usize + 1);
+        for layer in &layers {
+            let name = gguf(&format!("{}.weight", layer_name(layer.site.slot, layer.site.expert.is_some())));
+            let path = format!("{hf}.{}", layer.site.path());
+            match layer.site.expert {
+                // All experts are one tensor.
+                Some(0) => {
+                    let whole = take(&name, &[experts, layer.out, layer.inner])?;
+                    for expert in 0..experts {
+                        let site = crate::models::Site { expert: Some(expert as u32), ..layer.site };
+                        put(format!("{hf}.{}.weight", site.path()), whole.part(expert, experts), Change::None);
+                    }
+                }
+                Some(_) => {}
+                None => put(format!("{path}.weight"), take(&name, &[layer.out, layer.inner])?, of_layer(layer)),
+            }
+            if layer.bias {
+                let name = gguf(&format!("{}.bias", layer_name(layer.site.slot, false)));
+                put(format!("{path}.bias"), take(&name, &[layer.out])?, of_layer(layer));
+            }
         }
     }
     // Left over from old converters: the rotary frequencies, which follow from the config.
     by_name.retain(|name, _| !name.ends_with("attn_rot_embd.weight"));
     if let Some(name) = by_name.keys().next() {
         return Err(metadata.bad(format!(
-            "has the tensor `{name}`, for which a `{architecture}` model of {} layers has no use{}",
-            sizes.layers,
+            "has the tensor `{name}`, for which a `{}` model of {} layers has no use{}",
+            family.architecture,
+            model.blocks.len(),
             if by_name.len() > 1 { format!(" (and {} more)", by_name.len() - 1) } else { String::new() }
         )));
     }
-    Ok((Value::Object(config), parameters))
+    Ok(found)
 }
 
-fn sizes(metadata: &Metadata, architecture: &str, tensors: &BTreeMap<String, TensorInfo>) -> Result<Sizes> {
+fn sizes(metadata: &Metadata, family: &Family, tensors: &BTreeMap<String, TensorInfo>) -> Result<Sizes> {
     let get = |key: &str, default: Option<usize>| -> Result<usize> {
-        let key = format!("{architecture}.{key}");
+        let key = format!("{}.{key}", family.architecture);
         let value = match metadata.u64(&key)? {
             // More than any model has, and far from overflow when multiplied.
             Some(n) if (1..=1 << 30).contains(&n) => Some(n as usize),
@@ -281,14 +347,15 @@ fn sizes(metadata: &Metadata, architecture: &str, tensors: &BTreeMap<String, Ten
             "has {heads} attention heads of size {head_dim} over {kv_heads} key-value heads, which do not fit together"
         )));
     }
-    if values != head_dim || rotated != head_dim {
+    // Phi alone turns a part of each head.
+    if values != head_dim || (rotated != head_dim && family.architecture != "phi3") || rotated > head_dim {
         return Err(metadata.bad(format!(
             "has attention heads of size {head_dim} with values of size {values} and {rotated} rotated dimensions; only equal sizes are supported"
         )));
     }
     let vocab = tensors
         .get("token_embd.weight")
-        .map(|t| t.shape[0])
+        .and_then(|t| t.shape.first().copied())
         .ok_or_else(|| metadata.bad("has no tensor `token_embd.weight`; the file is not complete"))?;
     Ok(Sizes {
         vocab,
@@ -298,6 +365,7 @@ fn sizes(metadata: &Metadata, architecture: &str, tensors: &BTreeMap<String, Ten
         heads,
         kv_heads,
         head_dim,
+        rotated,
     })
 }
 
@@ -330,90 +398,4 @@ fn common(metadata: &Metadata, architecture: &str, sizes: &Sizes) -> Result<Map<
         Value::Object(config) => Ok(config),
         _ => Ok(Map::new()),
     }
-}
-
-/// How positions beyond the original context are scaled, as `rope_scaling` says it.
-fn rope_scaling(
-    metadata: &Metadata,
-    architecture: &str,
-    sizes: &Sizes,
-    file: &DataFile,
-    freqs: Option<TensorInfo>,
-    config: &Map<String, Value>,
-) -> Result<Option<Value>> {
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-    let original = metadata.u64(&key("original_context_length"))?;
-    if let Some(info) = freqs {
-        let theta = config.get("rope_theta").and_then(Value::as_f64).unwrap_or(10000.0);
-        let factors = read_factors(metadata, sizes, file, &info)?;
-        return llama3_scaling(theta, sizes.head_dim, &factors, original)
-            .map(Some)
-            .ok_or_else(|| {
-                metadata.bad(
-                    "its `rope_freqs.weight` is not Llama 3's scaling with the usual parameters, and no other kind is known to be stored that way",
-                )
-            });
-    }
-    let kind = metadata.text(&key("type"))?.unwrap_or("none");
-    let factor = metadata.f64(&key("factor"))?;
-    match (kind, factor) {
-        ("none", None) => Ok(None),
-        (_, None) => Err(metadata.bad(format!("has `{}` but no factor", key("type")))),
-        // Old files have a factor and no type; it was linear then.
-        ("none" | "linear", Some(factor)) => {
-            Ok((factor != 1.0).then(|| json!({"rope_type": "linear", "factor": factor})))
-        }
-        ("yarn", Some(factor)) => {
-            let mut scaling = json!({"rope_type": "yarn", "factor": factor});
-            if let (Some(length), Some(object)) = (original, scaling.as_object_mut()) {
-                object.insert("original_max_position_embeddings".into(), length.into());
-            }
-            Ok(Some(scaling))
-        }
-        (other, _) => {
-            Err(metadata.bad(format!("scales its rotary embedding by `{other}`, which is not supported in GGUF files")))
-        }
-    }
-}
-
-fn read_factors(metadata: &Metadata, sizes: &Sizes, file: &DataFile, info: &TensorInfo) -> Result<Vec<f64>> {
-    let half = sizes.head_dim / 2;
-    if info.shape != [half] || info.bytes != 4 * half as u64 {
-        return Err(metadata
-            .bad(format!("`rope_freqs.weight` has the shape {:?}; {half} f32 numbers were expected", info.shape)));
-    }
-    let mut raw = vec![0; info.bytes as usize];
-    file.read_at(&mut raw, info.start)?;
-    Ok(raw.as_chunks::<4>().0.iter().map(|&b| decimal(f32::from_le_bytes(b))).collect())
-}
-
-/// The parameters of Llama 3's scaling that give these divisors of the frequencies: the factor is the
-/// largest of them; of the rest, all published models share the values tried here.
-fn llama3_scaling(theta: f64, head_dim: usize, factors: &[f64], original: Option<u64>) -> Option<Value> {
-    let factor = factors.iter().copied().fold(1.0, f64::max);
-    let (low, high) = (1.0, 4.0);
-    [original, Some(8192)].into_iter().flatten().find_map(|length| {
-        let fits = factors.iter().enumerate().all(|(i, &given)| {
-            let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
-            let turns = length as f64 / wavelength;
-            let expected = if turns > high {
-                1.0
-            } else if turns < low {
-                factor
-            } else {
-                let smooth = (turns - low) / (high - low);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            };
-            (given - expected).abs() <= 1e-4 * expected
-        });
-        fits.then(|| {
-            json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            })
-        })
-    })
 }

@@ -43,6 +43,15 @@ pub(super) struct TensorInfo {
     pub(super) bytes: u64,
 }
 
+impl TensorInfo {
+    /// One of so many equal parts of it, along its first dimension.
+    pub(super) fn part(&self, part: usize, parts: usize) -> Self {
+        let bytes = self.bytes / parts as u64;
+        let shape = self.shape[1..].to_vec();
+        Self { name: self.name.clone(), dtype: self.dtype, shape, start: self.start + part as u64 * bytes, bytes }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, Value>,

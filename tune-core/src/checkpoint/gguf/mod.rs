@@ -7,6 +7,7 @@ mod family;
 mod header;
 mod metadata;
 mod pre;
+mod rope;
 mod tokenizer;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Tensor};
 use serde_json::Value;
 
+use self::family::Change;
 use self::header::{Header, TensorInfo};
 use self::metadata::Metadata;
 use super::source::{self, DataFile, Element, Stored};
@@ -37,8 +39,8 @@ pub(super) struct Model {
 pub(super) struct GgufTensor {
     file: Arc<DataFile>,
     info: TensorInfo,
-    /// The number of heads whose rows are interleaved, where they are.
-    rotary_heads: Option<usize>,
+    /// What was done to it on its way into the file.
+    change: Change,
 }
 
 impl Model {
@@ -56,7 +58,7 @@ impl Model {
         let tensors = parameters
             .into_iter()
             .map(|p| {
-                let tensor = GgufTensor { file: Arc::clone(&file), info: p.info, rotary_heads: p.rotary_heads };
+                let tensor = GgufTensor { file: Arc::clone(&file), info: p.info, change: p.change };
                 (p.name, tensor)
             })
             .collect();
@@ -78,8 +80,14 @@ impl Model {
         round_to: Option<DType>,
         device: &Device,
     ) -> Result<(Tensor, u32)> {
-        let Some(heads) = tensor.rotary_heads else {
-            return source::load(tensor, dtype, round_to, None, device);
+        let heads = match tensor.change {
+            Change::Interleaved(heads) => heads,
+            Change::None => return source::load(tensor, dtype, round_to, None, device),
+            Change::PlusOne => {
+                let (plus_one, sum) = source::load(tensor, DType::F32, None, None, device)?;
+                let rounded = round_to.map_or(Ok((&plus_one - 1.0)?), |to| (&plus_one - 1.0)?.to_dtype(to))?;
+                return Ok((rounded.to_dtype(dtype)?, sum));
+            }
         };
         // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
         let size = tensor.info.shape[0] / heads;

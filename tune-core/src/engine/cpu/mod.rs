@@ -11,14 +11,16 @@ use rayon::current_num_threads;
 use rayon::prelude::*;
 use weights::Weight;
 
-use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Reads, Term};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
+use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Dropout, Element, gemm, rms_norm, rope, softmax, swiglu};
+use crate::kernels::{Dropout, Element, experts, gate, gemm, rms_norm, rope, softmax};
+use crate::models::{Activation, EmbeddingSpec};
 
 /// Weights and activations of type `T`, sums in f32.
 pub(super) struct Cpu<'m, T>(PhantomData<(&'m (), T)>);
@@ -49,8 +51,14 @@ fn view_mut<E: Element>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
     ViewMut::strided(&mut of[range], (rows, cols), stride)
 }
 
+fn kind(norm: Norm) -> rms_norm::Kind {
+    rms_norm::Kind { eps: norm.eps as f32, from_one: norm.from_one }
+}
+
 fn products<'a, 'm, T: Element>(terms: &'a [Term<'_, Cpu<'m, T>>]) -> Vec<gemm::Term<'a, T>> {
-    let weight = |w: &super::backend::Weight<'a, Cpu<'m, T>>| View::strided(w.param, (w.out, w.inner), w.inner);
+    let weight = |w: &super::backend::Weight<'a, Cpu<'m, T>>| {
+        View::strided(&w.param[w.first * w.inner..], (w.out, w.inner), w.inner)
+    };
     let product = |term: &'a Term<'_, Cpu<'m, T>>| match term {
         Term::Up { x, w } => gemm::Term::Up { x: view(*x), w: weight(w) },
         Term::Down { g, w } => gemm::Term::Down { g: view(*g), w: weight(w) },
@@ -100,12 +108,13 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         }
     }
 
-    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Buffer<T>>, y: PartMut<'_, Buffer<T>>) {
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Buffer<T>>) {
         let (terms, y) = (products(terms), view_mut(y));
         let finish = match finish {
             Finish::Store => gemm::Finish::Store,
             Finish::Scaled(factor) => gemm::Finish::Scaled(factor as f32),
             Finish::Onto(other) => gemm::Finish::Onto(view(other)),
+            Finish::Plus(bias, first) => gemm::Finish::Plus(&bias[first..][..y.cols()]),
             Finish::AddDropped(dropout, rows) => gemm::Finish::AddDropped(dropout, rows),
         };
         let mut workspace = workspace(&terms, &y);
@@ -119,17 +128,32 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         gemm::multiply(&terms, &y, finish, &mut workspace);
     }
 
-    fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], y: &mut Buffer<T>) {
+    fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
         for (row, &id) in y.chunks_exact_mut(width).zip(ids) {
             row.copy_from_slice(&table[id as usize * width..][..width]);
         }
+        if let Some(factor) = how.scale.map(|factor| T::from_f32(factor as f32).to_f32()) {
+            y.iter_mut().for_each(|y| *y = T::from_f32(y.to_f32() * factor));
+        }
     }
 
-    fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], table: &mut Buffer<f32>) {
-        for (row, &id) in g.chunks_exact(width).zip(ids) {
+    fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Buffer<f32>) {
+        let factor = how.scale.map_or(1.0, |factor| T::from_f32(factor as f32).to_f32());
+        for (row, &id) in g.chunks_exact(width).zip(ids).filter(|(_, id)| Some(**id) != how.padding) {
             let entry = &mut table[id as usize * width..][..width];
-            entry.iter_mut().zip(row).for_each(|(e, g)| *e += g.to_f32());
+            entry.iter_mut().zip(row).for_each(|(e, g)| *e += factor * g.to_f32());
         }
+    }
+
+    fn add_bias(&self, bias: &Weight<'m, T>, first: usize, y: PartMut<'_, Buffer<T>>) {
+        let mut y = view_mut(y);
+        for row in 0..y.rows() {
+            y.row(row).iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y = T::from_f32(y.to_f32() + b.to_f32()));
+        }
+    }
+
+    fn bias_back(&self, g: Part<'_, Buffer<T>>, first: usize, own: &mut Buffer<f32>) {
+        experts::sum_rows(view(g), &mut own[first..][..g.cols]);
     }
 
     fn gather(&self, x: &Buffer<T>, width: usize, rows: &[usize], y: &mut Buffer<T>) {
@@ -144,8 +168,18 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         }
     }
 
-    fn norm(&self, x: Part<'_, Buffer<T>>, weight: &Weight<'m, T>, norm: Norm, y: PartMut<'_, Buffer<T>>) {
-        rms_norm::forward(view(x), weight, norm.eps as f32, view_mut(y));
+    fn norm(
+        &self,
+        x: Part<'_, Buffer<T>>,
+        weight: &Weight<'m, T>,
+        norm: Norm,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
+    ) {
+        match onto {
+            None => rms_norm::forward(view(x), weight, kind(norm), view_mut(y)),
+            Some(onto) => rms_norm::forward_onto(view(x), weight, kind(norm), view(onto), view_mut(y)),
+        }
     }
 
     fn norm_back(
@@ -160,19 +194,19 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         let len = if own.is_some() { rms_norm::workspace(x.rows, norm.width) } else { 0 };
         let mut workspace = Buffer::new(len);
         let own = own.map(|own| &mut **own);
-        rms_norm::backward(view(x), weight, norm.eps as f32, view(g), view_mut(onto), own, &mut workspace);
+        rms_norm::backward(view(x), weight, kind(norm), view(g), view_mut(onto), own, &mut workspace);
     }
 
     fn rotate(&self, x: PartMut<'_, Buffer<T>>, angles: &Rotary, turn: Turn) {
         rope::turn(view_mut(x), angles, turn);
     }
 
-    fn gate(&self, gate: &Buffer<T>, up: &Buffer<T>, y: &mut Buffer<T>) {
-        swiglu::forward(gate, up, y);
+    fn gate(&self, activation: Activation, gate: &Buffer<T>, up: &Buffer<T>, y: &mut Buffer<T>) {
+        gate::forward(activation, gate, up, y);
     }
 
-    fn gate_back(&self, gate: &mut Buffer<T>, up: &mut Buffer<T>, g: &mut Buffer<T>) {
-        swiglu::backward(gate, up, g);
+    fn gate_back(&self, activation: Activation, gate: &mut Buffer<T>, up: &mut Buffer<T>, g: &mut Buffer<T>) {
+        gate::backward(activation, gate, up, g);
     }
 
     fn dropped(&self, x: &Buffer<T>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
@@ -202,11 +236,52 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         how.backward(qkv.map(view), (view(y), lse), view(g), gqkv.map(view_mut), &mut workspace);
     }
 
-    fn loss(&self, mut logits: Buffer<f32>, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts) -> Routes {
+        experts::route(logits, how.count, how.chosen, how.renormalized)
+    }
+
+    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &[f64], y: &mut Buffer<T>) {
+        experts::route_back(logits, how.count, routes, how.renormalized, g, y);
+    }
+
+    fn combine(
+        &self,
+        x: Part<'_, Buffer<T>>,
+        routes: &Routes,
+        weighted: bool,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
+    ) {
+        experts::combine(view(x), routes, weighted, onto.map(view), view_mut(y));
+    }
+
+    fn scale_rows(&self, x: PartMut<'_, Buffer<T>>, factors: &[f64]) {
+        experts::scale_rows(view_mut(x), factors);
+    }
+
+    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Vec<f64> {
+        experts::row_dots(view(a), view(b))
+    }
+
+    fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {
+        softmax::cap_rows(logits, cap as f32);
+    }
+
+    fn loss(
+        &self,
+        mut logits: Buffer<f32>,
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        weights: Option<&[f64]>,
+    ) -> Losses<Self> {
         let rows = logits.par_chunks_exact_mut(vocab).zip(targets).enumerate();
         let losses = rows.map(|(i, (row, &target))| {
             let weight = weights.map(|weights| weights[i] as f32);
-            f64::from(softmax::loss_and_gradient::<T>(row, target as usize, weight))
+            f64::from(match cap {
+                None => softmax::loss_and_gradient::<T>(row, target as usize, weight),
+                Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target as usize, weight),
+            })
         });
         let each = losses.collect();
         // The gradient in the type of the activations lies at the beginning of each row of logits.

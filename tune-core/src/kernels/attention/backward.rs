@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::workspace::{Memory, shares};
 use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, add, multiply_here};
-use crate::kernels::math::{exp, sum};
+use crate::kernels::math::{exp, sum, tanh};
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::{PerThread, Workspace};
 use crate::kernels::{Element, Shared, simd};
@@ -209,6 +209,9 @@ impl Attention<'_> {
         (p, ds): (&mut [f32], &mut [f32]),
         of_product: &mut [f32],
     ) {
+        if let Some(cap) = self.shape.softcap {
+            return self.capped_scores(all, part, (key, keys), columns, (p, ds), of_product, cap as f32);
+        }
         let Columns { q, grad, lse, delta } = columns;
         let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
         let up = |which, w| [Term::Up { x: self.rows(&all.keys, which, part, key, keys), w: View::new(w, dim) }];
@@ -238,6 +241,64 @@ impl Attention<'_> {
                 }
             },
             of_product,
+        );
+    }
+
+    /// The same where scores are capped. Until the gradients are there, `p` has the capped scores, whose slope these need.
+    #[allow(clippy::too_many_arguments)]
+    fn capped_scores<T>(
+        &self,
+        all: &Operands<'_, T>,
+        part: &Tile,
+        (key, keys): (usize, usize),
+        columns: &Columns<'_>,
+        (p, ds): (&mut [f32], &mut [f32]),
+        of_product: &mut [f32],
+        cap: f32,
+    ) {
+        let Columns { q, grad, lse, delta } = columns;
+        let (dim, cols, scale) = (self.shape.head_dim, part.cols(), self.shape.scale as f32);
+        let up = |which, w| [Term::Up { x: self.rows(&all.keys, which, part, key, keys), w: View::new(w, dim) }];
+        multiply_here(
+            &up(Which::Keys, q),
+            &ViewMut::strided(p, (keys, cols), COLS),
+            #[inline(always)]
+            |_: At, scores: &[f32], capped: &mut [f32]| {
+                for (c, s) in capped.iter_mut().zip(scores) {
+                    *c = cap * tanh(s * scale / cap);
+                }
+            },
+            of_product,
+        );
+        let capped = &*p;
+        multiply_here(
+            &up(Which::Values, grad),
+            &ViewMut::strided(ds, (keys, cols), COLS),
+            #[inline(always)]
+            |at: At, dp: &[f32], ds: &mut [f32]| {
+                let capped = &capped[at.row * COLS..][..dp.len()];
+                for ((((ds, dp), c), l), delta) in ds.iter_mut().zip(dp).zip(capped).zip(lse).zip(delta) {
+                    let slope = 1.0 - (c / cap) * (c / cap);
+                    *ds = scale * exp(c - l) * (dp - delta) * slope;
+                }
+                let seeing = self.seeing(part, key + at.row);
+                ds[..seeing.start].fill(0.0);
+                ds[seeing.end..].fill(0.0);
+            },
+            of_product,
+        );
+        simd(
+            #[inline(always)]
+            || {
+                for (j, row) in p.chunks_exact_mut(COLS).enumerate() {
+                    for (p, l) in row[..cols].iter_mut().zip(lse) {
+                        *p = exp(*p - l);
+                    }
+                    let seeing = self.seeing(part, key + j);
+                    row[..seeing.start].fill(0.0);
+                    row[seeing.end..cols].fill(0.0);
+                }
+            },
         );
     }
 }

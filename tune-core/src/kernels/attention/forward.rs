@@ -2,7 +2,7 @@ use rayon::prelude::*;
 
 use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, multiply_here, store};
-use crate::kernels::math::exp;
+use crate::kernels::math::{exp, tanh};
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, Shared, simd};
@@ -92,7 +92,12 @@ impl Attention<'_> {
         max: &mut [f32; COLS],
         total: &mut [f32; COLS],
     ) -> [f32; COLS] {
-        let scale = self.shape.scale as f32;
+        let mut scale = self.shape.scale as f32;
+        if let Some(cap) = self.shape.softcap {
+            let cap = cap as f32;
+            scores.iter_mut().for_each(|s| *s = cap * tanh(*s * scale / cap));
+            scale = 1.0;
+        }
         let mut new = *max;
         for (j, row) in scores.chunks_exact_mut(COLS).enumerate() {
             let seeing = self.seeing(tile, key + j);

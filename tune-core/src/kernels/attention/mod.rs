@@ -12,7 +12,7 @@ mod forward;
 mod shape;
 mod workspace;
 
-pub(crate) use shape::AttentionShape;
+pub use shape::AttentionShape;
 
 use std::ops::Range;
 

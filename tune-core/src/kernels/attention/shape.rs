@@ -2,17 +2,19 @@
 
 /// The heads of an attention layer and how they look back.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct AttentionShape {
+pub struct AttentionShape {
     /// Query heads.
-    pub(crate) heads: usize,
+    pub heads: usize,
     /// Key and value heads; each serves `heads / kv_heads` query heads.
-    pub(crate) kv_heads: usize,
+    pub kv_heads: usize,
     /// Elements of a head.
-    pub(crate) head_dim: usize,
+    pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
-    pub(crate) scale: f64,
+    pub scale: f64,
     /// How many positions a token sees, itself included; all earlier ones if `None`.
-    pub(crate) window: Option<usize>,
+    pub window: Option<usize>,
+    /// Scores `s` become `cap · tanh(s / cap)`.
+    pub softcap: Option<f64>,
 }
 
 impl AttentionShape {

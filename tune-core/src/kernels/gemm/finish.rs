@@ -14,6 +14,8 @@ pub(crate) enum Finish<'a, D> {
     Scaled(f32),
     /// It is added to the same element of another matrix.
     Onto(View<'a, D>),
+    /// A row is added to each of its rows.
+    Plus(&'a [D]),
     /// It is dropped or scaled, and added to the destination. Row `i` of a selection counts as row `rows[i]`.
     AddDropped(Dropout, Option<&'a [usize]>),
 }
@@ -60,6 +62,15 @@ pub(super) fn onto<D: Element>(other: View<'_, D>) -> impl Epilogue<D> {
         let row = &other.row(at.row)[at.col..][..sums.len()];
         for ((d, s), r) in dst.iter_mut().zip(sums).zip(row) {
             *d = D::from_f32(r.to_f32() + s);
+        }
+    }
+}
+
+/// See [`Finish::Plus`].
+pub(super) fn plus<D: Element>(row: &[D]) -> impl Epilogue<D> {
+    move |at: At, sums: &[f32], dst: &mut [D]| {
+        for ((d, s), r) in dst.iter_mut().zip(sums).zip(&row[at.col..]) {
+            *d = D::from_f32(s + r.to_f32());
         }
     }
 }

@@ -114,6 +114,7 @@ pub(crate) fn multiply<T: Element, D: Element>(
         Finish::Add => compute(terms, dst, &add, team, workspace),
         Finish::Scaled(factor) => compute(terms, dst, &finish::scaled(factor), team, workspace),
         Finish::Onto(other) => compute(terms, dst, &finish::onto(other), team, workspace),
+        Finish::Plus(row) => compute(terms, dst, &finish::plus(row), team, workspace),
         Finish::AddDropped(dropout, rows) => {
             compute(terms, dst, &finish::add_dropped(dropout, rows, dst.cols()), team, workspace);
         }

@@ -96,6 +96,7 @@ fn check_finishes<T: Element>() {
         Finish::Add,
         Finish::Scaled(0.25),
         Finish::Onto(View::strided(&other, (m, n), n + 7)),
+        Finish::Plus(&other[3..]),
         Finish::AddDropped(dropout, None),
         Finish::AddDropped(dropout, Some(&rows)),
     ];
@@ -115,6 +116,7 @@ fn check_finishes<T: Element>() {
                     Finish::Add => old.to_f32() + sum,
                     Finish::Scaled(factor) => sum * factor,
                     Finish::Onto(other) => other.row(row)[col].to_f32() + sum,
+                    Finish::Plus(added) => sum + added[col].to_f32(),
                     Finish::AddDropped(dropout, rows) => {
                         let row = rows.map_or(row, |rows| rows[row]);
                         old.to_f32() + sum * dropout.factor(row * n + col) as f32

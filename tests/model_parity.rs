@@ -1,7 +1,7 @@
 //! Every model family against `transformers`: logits, loss and the gradient of every parameter,
 //! on the tiny random checkpoints that `fixtures/families/generate.py` makes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "common/families.rs"]
 mod families;

@@ -66,7 +66,7 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// The last layer, into `y`.
-    pub(super) fn attention_output(&self, attended: &mut Attended<B>, target: Target<'_, B>, y: &mut B::Acts) {
+    pub(super) fn attention_output(&self, attended: &mut Attended<B>, target: &Target<'_, B>, y: &mut B::Acts) {
         let (m, layer) = (self.run.tokens(), self.output());
         attended.low_rank_of_output = layer.low_rank(&attended.out, m, None);
         layer.forward(&attended.out, m, &attended.low_rank_of_output, target.finish(m, layer.out()), y);

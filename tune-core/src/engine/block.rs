@@ -93,16 +93,16 @@ impl<B: Backend> Block<'_, B> {
         &self,
         x: &B::Acts,
         half: Half,
-        body: impl FnOnce(Target<'_, B>, &mut B::Acts),
+        body: impl FnOnce(&Target<'_, B>, &mut B::Acts),
     ) -> (Option<B::Acts>, B::Acts) {
         let (m, width) = (self.run.tokens(), self.run.shape.hidden_size);
         let mut y = self.run.acts(width);
         let Some(norm) = self.norm(BlockNorm::After(half)) else {
-            body(Target::Onto(x), &mut y);
+            body(&Target::Onto(x), &mut y);
             return (None, y);
         };
         let mut added = self.run.acts(width);
-        body(Target::Beside, &mut added);
+        body(&Target::Beside, &mut added);
         let onto = Some(Part::new(x, m, width));
         let to = PartMut::new(&mut y, m, width);
         self.run.backend.norm(Part::new(&added, m, width), &norm.weight, self.run.norm(), onto, to);
@@ -125,7 +125,7 @@ impl<B: Backend> Block<'_, B> {
             // Its last product is needed where what comes of it is normed.
             let added_by_mlp = self.norm(BlockNorm::After(Half::Mlp)).map(|_| {
                 let mut added = self.run.acts(self.run.shape.hidden_size);
-                self.down(&mut gated, Target::Beside, &mut added);
+                self.down(&mut gated, &Target::Beside, &mut added);
                 added
             });
             Saved { attended, added, middle, gated, added_by_mlp }

@@ -72,13 +72,13 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// The rest of the half, into `y`.
-    pub(super) fn down(&self, gated: &mut Gated<B>, target: Target<'_, B>, y: &mut B::Acts) {
+    pub(super) fn down(&self, gated: &mut Gated<B>, target: &Target<'_, B>, y: &mut B::Acts) {
         let (backend, m) = (self.run.backend, self.run.tokens());
         let rows = gated.routed.as_ref().map_or(m, |routed| routed.routes.tokens.len());
         let mut activated = backend.acts(rows, self.spec.mlp.inner());
         backend.gate(self.activation(), &gated.gate, &gated.up, &mut activated);
         match &gated.routed {
-            Some(routed) => self.experts_down(&routed.routes, &activated, &target, y),
+            Some(routed) => self.experts_down(&routed.routes, &activated, target, y),
             None => {
                 let down = self.layer(DownProj.into());
                 gated.low_rank_of_down = down.low_rank(&activated, m, None);

@@ -115,7 +115,7 @@ fn rotated(fields: &Fields<'_>, own: Option<&Fields<'_>>, sizes: &Sizes) -> Resu
     let outer = fields.optional_number(NAME)?;
     let inner = own.map_or(Ok(None), |own| own.optional_number(NAME))?;
     let dim = (sizes.head_dim as f64 * inner.or(outer).unwrap_or(1.0)) as usize;
-    if dim < 4 || dim % 2 != 0 || dim > sizes.head_dim {
+    if dim < 4 || !dim.is_multiple_of(2) || dim > sizes.head_dim {
         return Err(fields.bad(
             NAME,
             format!(

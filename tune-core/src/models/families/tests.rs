@@ -10,6 +10,7 @@ fn minimal(model_type: &str) -> Value {
 }
 
 /// The model of a minimal config and what is added to it.
+#[allow(clippy::needless_pass_by_value)]
 fn with(model_type: &str, added: Value) -> Result<ModelSpec, String> {
     let mut config = minimal(model_type);
     for (key, value) in added.as_object().unwrap() {

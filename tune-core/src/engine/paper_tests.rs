@@ -121,3 +121,29 @@ fn one_thread_touches_what_the_paper_says() {
         }
     }
 }
+
+/// The other families, but for experts: which of them has how many tokens decides about the order of small buffers.
+#[test]
+fn families_touch_what_the_paper_says() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/families");
+    let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let all = lora(&Slot::ALL, 0.1);
+    for family in ["gemma2", "gemma3_text", "olmo2", "phi3", "qwen2", "qwen3"] {
+        let config = std::fs::read_to_string(format!("{fixtures}/{family}/config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        for (key, size) in [("vocab_size", 5003), ("hidden_size", 144), ("intermediate_size", 400), ("head_dim", 36)] {
+            config[key] = size.into();
+        }
+        let model = ModelSpec::from_json(&config).unwrap();
+        for lora in [None, Some(&all)] {
+            for activation_checkpointing in [true, false] {
+                let optimizer_in_backward = lora.is_none();
+                let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward };
+                for dtype in [DType::F32, DType::BF16] {
+                    let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
+                    assert_eq!(real, paper, "{family}, {}, {activation_checkpointing}, {dtype:?}", lora.is_some());
+                }
+            }
+        }
+    }
+}

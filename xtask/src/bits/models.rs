@@ -15,7 +15,7 @@ use crate::Result;
 /// A model by its folder's name.
 pub(super) struct Model {
     pub name: String,
-    config: Value,
+    pub(super) config: Value,
     /// Those of a checkpoint, or random ones.
     weights: Option<BTreeMap<String, Tensor>>,
     /// Token ids and labels that it comes with, `[rows, len]`.

@@ -50,6 +50,7 @@ pub struct Buffer<T> {
     /// Zero if there was no memory: then nothing is launched any more.
     address: CUdeviceptr,
     len: usize,
+    bytes: u64,
     of: PhantomData<T>,
 }
 
@@ -71,7 +72,7 @@ impl Context {
                 Err(error) => self.0.remember(error),
             }
         }
-        Buffer { shared: Arc::clone(&self.0), address, len, of: PhantomData }
+        Buffer { shared: Arc::clone(&self.0), address, len, bytes, of: PhantomData }
     }
 
     /// Memory for so many numbers, all of whose bytes are zero.
@@ -178,6 +179,18 @@ impl<T> Buffer<T> {
         self.len == 0
     }
 
+    /// The same memory for numbers of another type, as many as fit into it.
+    pub fn reused<D>(mut self) -> Buffer<D> {
+        let (bytes, address) = (self.len * size_of::<T>(), std::mem::take(&mut self.address));
+        Buffer {
+            shared: Arc::clone(&self.shared),
+            address,
+            bytes: self.bytes,
+            len: bytes / size_of::<D>(),
+            of: PhantomData,
+        }
+    }
+
     pub(crate) fn address(&self) -> CUdeviceptr {
         self.address
     }
@@ -221,7 +234,7 @@ fn check(len: usize, at: usize, (rows, cols): (usize, usize), stride: usize) {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 {
-            self.shared.memory().give(self.address, (self.len * size_of::<T>()) as u64);
+            self.shared.memory().give(self.address, self.bytes);
         }
     }
 }

@@ -11,6 +11,7 @@ mod attention;
 mod backend;
 mod block;
 mod cpu;
+mod cuda;
 mod linear;
 mod mlp;
 mod paper;
@@ -20,9 +21,13 @@ mod run;
 mod sequences;
 mod top;
 
+use std::sync::Arc;
+
 use backend::Reads;
 use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
+pub use cuda::Card;
+use cuda::{Cuda, Number};
 use half::bf16;
 pub use paper::Work;
 pub(crate) use paper::{Paper, StepOnPaper};
@@ -57,6 +62,8 @@ macro_rules! on_backend {
             Precision::F32 => on_a_worker(|| $call(&Cpu::<f32>::new(), $model, $($arg),*)),
             Precision::Bf16 => on_a_worker(|| $call(&Cpu::<bf16>::new(), $model, $($arg),*)),
             Precision::F64 => on_a_worker(|| $call(&Reference, $model, $($arg),*)),
+            Precision::F32On(card) => on_a_worker(|| on_card(card, |card| $call(&Cuda::<f32>::new(card), $model, $($arg),*))),
+            Precision::Bf16On(card) => on_a_worker(|| on_card(card, |card| $call(&Cuda::<bf16>::new(card), $model, $($arg),*))),
         }
     };
 }
@@ -238,6 +245,15 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
     }
 }
 
+impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
+    fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
+        let card = self.model.card().ok_or_else(|| lost(&id.name()))?;
+        let numbers = Cuda::<T>::new(Arc::clone(card)).read(&gradient);
+        card.check()?;
+        self.take(id, |shape| Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?.into()))
+    }
+}
+
 impl Sink<Reference> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: Vec<f64>) -> Result<()> {
         self.take(id, |shape| Ok(Tensor::from_vec(gradient, shape, &Device::Cpu)?.into()))
@@ -250,10 +266,17 @@ enum Precision {
     Bf16,
     /// Plainly, for comparison.
     F64,
+    F32On(Arc<Card>),
+    Bf16On(Arc<Card>),
 }
 
 impl Precision {
     fn of(model: &Decoder) -> Result<Self> {
+        match (model.card(), model.dtype()) {
+            (Some(card), DType::F32) => return Ok(Self::F32On(Arc::clone(card))),
+            (Some(card), DType::BF16) => return Ok(Self::Bf16On(Arc::clone(card))),
+            _ => {}
+        }
         match (model.device().is_cpu(), model.dtype()) {
             (true, DType::F32) => Ok(Self::F32),
             (true, DType::BF16) => Ok(Self::Bf16),
@@ -268,6 +291,13 @@ impl Precision {
 /// put the thread to sleep and wake it again.
 fn on_a_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
+}
+
+/// What `f` gives on a card; the card's own error, if that was the reason or has come to light since.
+fn on_card<R>(card: Arc<Card>, f: impl FnOnce(Arc<Card>) -> Result<R>) -> Result<R> {
+    let result = f(Arc::clone(&card));
+    card.check()?;
+    result
 }
 
 fn lost(what: &str) -> Error {

@@ -46,6 +46,9 @@ impl<'m> Sequences<'m> {
             Precision::F32 => Box::new(Growing::new(model, Cpu::<f32>::new(), rows)),
             Precision::Bf16 => Box::new(Growing::new(model, Cpu::<half::bf16>::new(), rows)),
             Precision::F64 => Box::new(Growing::new(model, Reference, rows)),
+            Precision::F32On(_) | Precision::Bf16On(_) => {
+                return Err(Error::setup("text is generated on the processor alone as yet; choose device=cpu"));
+            }
         };
         Ok(Self { model, places, past })
     }

@@ -1,6 +1,7 @@
 //! The whole model: embedding, blocks, norm, output layer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -11,6 +12,7 @@ use super::slots::{Layers, Slot};
 use super::spec::{LayerSpec, ModelSpec, Site};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
+use crate::engine::Card;
 use crate::{Error, Result};
 
 /// How a model is put together from its weights.
@@ -38,6 +40,8 @@ pub struct Decoder {
     lm_head: Linear,
     /// Everything that is trained, in name order.
     trainable: BTreeMap<String, Var>,
+    /// What computes it, if not the processor.
+    card: Option<Arc<Card>>,
 }
 
 impl Decoder {
@@ -76,7 +80,7 @@ impl Decoder {
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
         }
-        Ok(Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config })
+        Ok(Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config, card: None })
     }
 
     /// The model in `source` without its numbers: every weight is there and has its shape, and none is read.
@@ -92,6 +96,15 @@ impl Decoder {
     /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
     pub fn trainable(&self) -> &BTreeMap<String, Var> {
         &self.trainable
+    }
+
+    /// Has a card compute what is computed of it, and not the processor, on which its tensors stay.
+    pub fn compute_on(&mut self, card: Arc<Card>) {
+        self.card = Some(card);
+    }
+
+    pub(crate) fn card(&self) -> Option<&Arc<Card>> {
+        self.card.as_ref()
     }
 
     /// The number of its own weights' elements, adapters left out; a tied output layer counts once.

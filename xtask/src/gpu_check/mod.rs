@@ -21,25 +21,22 @@ pub(crate) struct Args {
 
 /// Builds the program and copies what it needs.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "-p", "tune-cuda", "--example", "gpu_check", "--message-format=json-render-diagnostics"];
-    let output = Command::new(cargo).args(build).current_dir(root).stderr(std::process::Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err("the program does not build".into());
-    }
-    let program = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "gpu_check")
-        .find_map(|message| Some(message["executable"].as_str()?.to_owned()))
-        .ok_or("cargo does not say where the program is")?;
+    let checks = build(root, "gpu_check", &["build", "-p", "tune-cuda", "--example", "gpu_check"])?;
+    let models = build(root, "card", &["test", "--no-run", "-p", "tune-core", "--test", "card"])?;
 
     let folder = root.join(&args.folder);
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(|e| format!("cannot remove {}: {e}", folder.display()))?;
     }
     fs::create_dir_all(&folder)?;
-    fs::copy(program, folder.join("gpu_check"))?;
+    fs::copy(checks, folder.join("gpu_check"))?;
+    fs::copy(&models, folder.join("card"))?;
+    // The package is carried to another machine: what debuggers want is most of a program.
+    for program in ["gpu_check", "card"] {
+        _ = Command::new("strip").arg(folder.join(program)).status();
+    }
+    let fixtures = "tests/fixtures/families";
+    copy(&root.join(fixtures), &folder.join(fixtures))?;
     for script in ["run.sh", "peers.py"] {
         fs::copy(root.join("xtask/src/gpu_check").join(script), folder.join(script))?;
     }
@@ -48,6 +45,23 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     say!("{}: {:.1} MiB; run it with `sh run.sh` where a card is", folder.display(), size(&folder)? as f64 / 1048576.0);
     Ok(())
+}
+
+/// Builds a program; returns where cargo put it.
+fn build(root: &Path, name: &str, arguments: &[&str]) -> Result<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(root);
+    let output = command.stderr(std::process::Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("{name} does not build").into());
+    }
+    let found = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| Some(message["executable"].as_str()?.to_owned()));
+    found.ok_or_else(|| format!("cargo does not say where {name} is").into())
 }
 
 /// Copies a folder, without what is already in the program.

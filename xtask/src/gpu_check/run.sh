@@ -50,6 +50,10 @@ export out
 {
     nvidia-smi --query-gpu=name,driver_version,memory.used,clocks.sm --format=csv,noheader
     step values 90 60 ./gpu_check values
+    # Where the tests find their fixtures, from here.
+    CARGO_MANIFEST_DIR="$PWD/cuda" TUNE_TEST_CARD=1 && export CARGO_MANIFEST_DIR TUNE_TEST_CARD
+    step models 90 30 ./card --nocapture --test-threads=1
+    step speed-of-a-model 90 12 ./card --nocapture --ignored
     step attention-of-warps 40 12 env TUNE_CUDA_UNITS=warps ./gpu_check attention
     step attention-plain 40 12 env TUNE_CUDA_UNITS=none ./gpu_check attention
     step times 60 45 ./gpu_check times

@@ -1,6 +1,6 @@
 //! Norms, rotary embeddings, gates, rows, dropout, the loss, optimizers.
 
-use tune_cuda::{Activation, AdamW, Context, Dropout, Moved, Norm, Sgd, Turn};
+use tune_cuda::{Activation, AdamW, Context, Dropout, Moved, Norm, Onto, Sgd, Turn};
 use tune_reference as reference;
 use tune_reference::ViewMut;
 
@@ -180,7 +180,7 @@ fn dropout<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad):
     );
     checks.compare("dropout", T::NAME, &format!("[{rows}, {cols}] + {pad}"), tolerance::<T>(), &[y], || {
         let mut y = Matrix::<T>::poisoned(context, (rows, cols), pad);
-        context.dropped(x.view(), Dropout { p, key }, Some(&on_card), Some(onto.view()), y.view_mut());
+        context.dropped(x.view(), Dropout { p, key }, Some(&on_card), Onto::Other(onto.view()), y.view_mut());
         Ok(vec![y.read(context)?])
     });
 }

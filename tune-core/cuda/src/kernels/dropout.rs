@@ -3,6 +3,7 @@ use crate::buffer::{Buffer, Element, View, ViewMut, wide};
 use crate::context::Context;
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
+use crate::products::Onto;
 
 static DROP: [Kernel; 2] = both("dropout", ["dropout_f32", "dropout_bf16"], "pppplllllfll");
 
@@ -29,12 +30,16 @@ impl Context {
         x: View<'_, T>,
         dropout: Dropout,
         rows: Option<&Buffer<u32>>,
-        onto: Option<View<'_, T>>,
+        onto: Onto<'_, T>,
         y: ViewMut<'_, T>,
     ) {
         let fits = x.shape() == y.shape() && rows.is_none_or(|rows| rows.len() == x.rows);
-        assert!(fits && onto.is_none_or(|o| o.shape() == x.shape()), "dropout: shapes that do not fit");
-        let (other, other_stride) = onto.map_or((0, 0), |o| (o.address, o.stride));
+        let (other, other_stride, same) = match onto {
+            Onto::Nothing => (0, 0, true),
+            Onto::Itself => (y.address, y.stride, true),
+            Onto::Other(other) => (other.address, other.stride, other.shape() == x.shape()),
+        };
+        assert!(fits && same, "dropout: shapes that do not fit");
         Launch::new(self, &DROP[T::INDEX])
             .pointer(y.address)
             .pointer(x.address)

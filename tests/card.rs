@@ -1,0 +1,262 @@
+//! A card computes what the plain loops in f64 compute: losses and the gradient of every parameter, of every family, fully
+//! trained and with adapters. Without a card there is nothing to compare; where one must be, `TUNE_TEST_CARD=1` says so.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/families.rs"]
+mod families;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device, Tensor};
+use families::Fixture;
+use half::bf16;
+use tune_core::data::{Batch, Span};
+use tune_core::engine::{self, Card, Objective, RunOptions, forward_backward};
+use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
+use tune_core::optim::{AdamW, Gradients};
+use tune_core::peft::{LoraModule, LoraOptions};
+
+use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+
+const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
+
+/// The card, if there is one.
+fn card() -> Option<Arc<Card>> {
+    static CARD: OnceLock<Option<Arc<Card>>> = OnceLock::new();
+    let open = || match Card::open(0) {
+        Ok(card) => Some(card),
+        Err(error) => {
+            assert!(std::env::var_os("TUNE_TEST_CARD").is_none(), "{error}");
+            None
+        }
+    };
+    CARD.get_or_init(open).clone()
+}
+
+fn lora() -> LoraOptions {
+    let modules = vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
+    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, layers: Default::default() }
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// Fresh adapters leave `A` without a gradient: `B` is moved away from zero, to numbers that bf16 has.
+fn shake(model: &Decoder) {
+    for (_, var) in model.trainable().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+        let values: Vec<f32> = (0..var.elem_count()).map(|i| ((i * 7919) % 17) as f32 / 128.0 - 0.0625).collect();
+        let values = Tensor::from_vec(values, var.shape(), var.device()).unwrap();
+        var.set(&values.to_dtype(var.dtype()).unwrap()).unwrap();
+    }
+}
+
+/// The weights as bf16 has them, so that every type computes with the same numbers.
+fn fixture(family: &str) -> Fixture {
+    let mut fixture = Fixture::read(family);
+    for tensor in fixture.weights.values_mut() {
+        *tensor = tensor.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    }
+    fixture
+}
+
+fn run(model: &Decoder, batch: &Batch, checkpointing: bool) -> (f64, Gradients) {
+    let mut gradients = Gradients::default();
+    let scale = 1.0 / batch.trained_tokens() as f64;
+    let options = RunOptions { scale, activation_checkpointing: checkpointing, dropout: Some(11) };
+    let loss = forward_backward(model, batch, options, &mut gradients).unwrap() * scale;
+    (loss, gradients)
+}
+
+/// The norm of the difference over the norm of what is right.
+fn error(found: &[f64], right: &[f64]) -> f64 {
+    assert_eq!(found.len(), right.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut found.iter().zip(right).map(|(f, r)| f - r)) / norm(&mut right.iter().copied()).max(1e-12)
+}
+
+fn compare(lora: Option<&LoraOptions>) {
+    let Some(card) = card() else { return };
+    for family in FAMILIES {
+        let fixture = fixture(family);
+        let (batch, model) = (fixture.batch(), |dtype| {
+            let model = fixture.model(dtype, lora.cloned());
+            shake(&model);
+            model
+        });
+        let (right, right_gradients) = run(&model(DType::F64), &batch, false);
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 4e-2)] {
+            let mut on_card = model(dtype);
+            on_card.compute_on(Arc::clone(&card));
+            let (loss, gradients) = run(&on_card, &batch, false);
+            assert!((loss - right).abs() <= tolerance * right, "{family} {dtype:?}: loss {loss} instead of {right}");
+            let mut worst = (0.0, "");
+            for (name, gradient) in gradients.iter() {
+                let right = right_gradients.get(name).unwrap().to_tensor().unwrap();
+                let error = error(&values(&gradient.to_tensor().unwrap()), &values(&right));
+                assert!(error <= tolerance, "{family} {dtype:?}: the gradient of {name} is off by {error:e}");
+                if error > worst.0 {
+                    worst = (error, name);
+                }
+            }
+            assert_eq!(gradients.iter().count(), right_gradients.iter().count());
+            println!(
+                "{family} {dtype:?}: loss {loss:.6} ({right:.6}), gradients off by {:.1e} at most ({})",
+                worst.0, worst.1
+            );
+            // The same bits again, with activation checkpointing, too.
+            for checkpointing in [false, true] {
+                let (again, others) = run(&on_card, &batch, checkpointing);
+                assert_eq!(again.to_bits(), loss.to_bits(), "{family} {dtype:?}");
+                for (name, gradient) in gradients.iter() {
+                    let [a, b] = [gradient, others.get(name).unwrap()].map(|g| values(&g.to_tensor().unwrap()));
+                    assert!(a == b, "{family} {dtype:?}: other bits of {name}, checkpointing {checkpointing}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn full_training() {
+    compare(None);
+}
+
+#[test]
+fn adapters_with_dropout() {
+    compare(Some(&lora()));
+}
+
+#[test]
+fn objectives_and_log_probabilities() {
+    let Some(card) = card() else { return };
+    let fixture = fixture("llama_tied");
+    let batch = fixture.batch();
+    let (plain, mut on_card) = (fixture.model(DType::F64, None), fixture.model(DType::F32, None));
+    on_card.compute_on(card);
+    let close = |what: &str, a: &[f64], b: &[f64]| assert!(error(a, b) < 2e-5, "{what}: {:e}", error(a, b));
+    close("loss", &[engine::evaluate(&on_card, &batch).unwrap()], &[engine::evaluate(&plain, &batch).unwrap()]);
+    close(
+        "log-probabilities",
+        &engine::log_probs(&on_card, &batch).unwrap(),
+        &engine::log_probs(&plain, &batch).unwrap(),
+    );
+    let logits = |model| values(&engine::logits(model, &batch).unwrap());
+    close("logits", &logits(&on_card), &logits(&plain));
+    let minimized = |model: &Decoder| {
+        let options = RunOptions { scale: 0.5, activation_checkpointing: false, dropout: None };
+        let mut gradients = Gradients::default();
+        let value = engine::minimize(model, &batch, options, &mut gradients, |l| {
+            let weight = |i: usize| (i % 3) as f64 - 1.0;
+            let value = l.iter().enumerate().map(|(i, l)| weight(i) * l).sum();
+            Ok(Objective { value, gradient: (0..l.len()).map(weight).collect() })
+        });
+        let mut all = vec![value.unwrap()];
+        gradients.iter().for_each(|(_, g)| all.extend(values(&g.to_tensor().unwrap())));
+        all
+    };
+    close("an objective", &minimized(&on_card), &minimized(&plain));
+}
+
+/// Twenty steps on the processor and on the card, side by side.
+#[test]
+fn the_same_training() {
+    let Some(card) = card() else { return };
+    let fixture = fixture("llama_tied");
+    let batch = fixture.batch();
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 2e-2)] {
+        let losses = [None, Some(&card)].map(|card| {
+            let mut model = fixture.model(dtype, Some(lora()));
+            if let Some(card) = card {
+                model.compute_on(Arc::clone(card));
+            }
+            let mut optimizer = AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.01);
+            let step = |step| {
+                let (loss, mut gradients) = run(&model, &batch, false);
+                gradients.apply(&model, &mut optimizer, 1e-2, 1.0, step).unwrap();
+                loss
+            };
+            (1..=20).map(step).collect::<Vec<f64>>()
+        });
+        let [here, there] = &losses;
+        println!("{dtype:?}: processor {:.5} .. {:.5}, card {:.5} .. {:.5}", here[0], here[19], there[0], there[19]);
+        assert!(here[19] < 0.9 * here[0], "nothing was learnt: {here:?}");
+        assert!(error(there, here) < tolerance, "{dtype:?}: {there:?} instead of {here:?}");
+    }
+}
+
+/// How fast a model of 1.7 billion weights with adapters on all layers is trained; weights are made up.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_a_large_model() {
+    let Some(card) = card() else { return };
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    });
+    let config = DecoderConfig::from_json(&config).unwrap();
+    let some: Vec<bf16> = (0..1_000_003u64)
+        .map(|i| bf16::from_f32((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 2f32.powi(28) - 0.03))
+        .collect();
+    let weight = |rows: usize, cols: usize| {
+        let numbers: Vec<bf16> = some.iter().copied().cycle().take(rows * cols).collect();
+        let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
+        Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+    };
+    let (wide, inner, kv) = (2048, 6144, 1024);
+    let mut weights = BTreeMap::from([
+        ("model.embed_tokens.weight".to_owned(), weight(151_936, wide)),
+        ("model.norm.weight".to_owned(), weight(1, wide)),
+    ]);
+    for block in 0..28 {
+        let mut put = |name: &str, rows, cols| {
+            weights.insert(format!("model.layers.{block}.{name}.weight"), weight(rows, cols));
+        };
+        for (name, rows, cols) in [
+            ("self_attn.q_proj", wide, wide),
+            ("self_attn.k_proj", kv, wide),
+            ("self_attn.v_proj", kv, wide),
+            ("self_attn.o_proj", wide, wide),
+            ("mlp.gate_proj", inner, wide),
+            ("mlp.up_proj", inner, wide),
+            ("mlp.down_proj", wide, inner),
+            ("input_layernorm", 1, wide),
+            ("post_attention_layernorm", 1, wide),
+        ] {
+            put(name, rows, cols);
+        }
+    }
+    let modules = vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj];
+    let lora = LoraOptions { modules, rank: 16, alpha: 32.0, dropout: 0.0, seed: 5, layers: Default::default() };
+    let options = LoadOptions { dtype: DType::BF16, device: Device::Cpu, train_weights: false, lora: Some(lora) };
+    let mut model = Decoder::load(config, &weights, &options).unwrap();
+    model.compute_on(card);
+    let (rows, len) = (2, 2048);
+    let ids: Vec<u32> = (0..rows * len).map(|i| ((i * 7919) % 151_936) as u32).collect();
+    let batch = Batch {
+        rows,
+        len,
+        targets: ids[1..].iter().copied().chain([7]).collect(),
+        input_ids: ids,
+        positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
+        spans: (0..rows).map(|row| Span { row, start: 0, len }).collect(),
+        origins: vec!["made up".into(); rows],
+    };
+    for checkpointing in [false, true] {
+        let mut times = Vec::new();
+        for _ in 0..4 {
+            let start = std::time::Instant::now();
+            let (loss, _) = run(&model, &batch, checkpointing);
+            assert!(loss.is_finite());
+            times.push(start.elapsed().as_secs_f64());
+        }
+        let speed = (rows * len) as f64 / times[3];
+        println!(
+            "1.7 B, LoRA r16, 2 x 2048, checkpointing {checkpointing}: {speed:.0} tokens/s; runs of {times:.3?} s"
+        );
+    }
+}

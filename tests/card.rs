@@ -12,8 +12,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor};
 use families::Fixture;
 use half::bf16;
+use tune_core::config::say;
 use tune_core::data::{Batch, Span};
-use tune_core::engine::{self, Card, Objective, RunOptions, forward_backward};
+use tune_core::engine::{self, Card, Objective, RunOptions, Sequences, forward_backward};
 use tune_core::models::{Decoder, DecoderConfig, LoadOptions};
 use tune_core::optim::{AdamW, Gradients};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -102,9 +103,10 @@ fn compare(lora: Option<&LoraOptions>) {
                 }
             }
             assert_eq!(gradients.iter().count(), right_gradients.iter().count());
-            println!(
+            say!(
                 "{family} {dtype:?}: loss {loss:.6} ({right:.6}), gradients off by {:.1e} at most ({})",
-                worst.0, worst.1
+                worst.0,
+                worst.1
             );
             // The same bits again, with activation checkpointing, too.
             for checkpointing in [false, true] {
@@ -160,6 +162,28 @@ fn objectives_and_log_probabilities() {
     close("an objective", &minimized(&on_card), &minimized(&plain));
 }
 
+/// Sequences that grow: some by many tokens, some by one, which other kernels compute.
+#[test]
+fn sequences_that_grow() {
+    let Some(card) = card() else { return };
+    for family in FAMILIES {
+        let fixture = fixture(family);
+        let plain = fixture.model(DType::F64, None);
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 4e-2)] {
+            let mut on_card = fixture.model(dtype, None);
+            on_card.compute_on(Arc::clone(&card));
+            let [mut here, mut there] = [&plain, &on_card].map(|model| Sequences::new(model, &[20, 20]).unwrap());
+            let steps: [&[(usize, &[u32])]; 4] =
+                [&[(0, &[1, 5, 9, 3]), (1, &[7])], &[(0, &[2]), (1, &[4])], &[(1, &[8, 3, 6, 2, 5])], &[(0, &[9])]];
+            for new in steps {
+                let [a, b] = [&mut there, &mut here].map(|s| s.extend(new).unwrap().concat());
+                let [a, b] = [a, b].map(|logits| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+                assert!(error(&a, &b) < tolerance, "{family} {dtype:?} {new:?}: {:e}", error(&a, &b));
+            }
+        }
+    }
+}
+
 /// Twenty steps on the processor and on the card, side by side.
 #[test]
 fn the_same_training() {
@@ -181,7 +205,7 @@ fn the_same_training() {
             (1..=20).map(step).collect::<Vec<f64>>()
         });
         let [here, there] = &losses;
-        println!("{dtype:?}: processor {:.5} .. {:.5}, card {:.5} .. {:.5}", here[0], here[19], there[0], there[19]);
+        say!("{dtype:?}: processor {:.5} .. {:.5}, card {:.5} .. {:.5}", here[0], here[19], there[0], there[19]);
         assert!(here[19] < 0.9 * here[0], "nothing was learnt: {here:?}");
         assert!(error(there, here) < tolerance, "{dtype:?}: {there:?} instead of {here:?}");
     }
@@ -255,8 +279,6 @@ fn speed_of_a_large_model() {
             times.push(start.elapsed().as_secs_f64());
         }
         let speed = (rows * len) as f64 / times[3];
-        println!(
-            "1.7 B, LoRA r16, 2 x 2048, checkpointing {checkpointing}: {speed:.0} tokens/s; runs of {times:.3?} s"
-        );
+        say!("1.7 B, LoRA r16, 2 x 2048, checkpointing {checkpointing}: {speed:.0} tokens/s; runs of {times:.3?} s");
     }
 }

@@ -148,6 +148,14 @@ pub(crate) trait Reads<'m>: Backend {
 
     /// A copy of sums.
     fn numbers(&self, x: &Self::Sums) -> Vec<f32>;
+
+    /// Whether all was computed, for a backend that computes later.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Some columns of some rows of a buffer: `[rows, cols]`, `stride` elements from one row to the next.

@@ -7,7 +7,6 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId};
@@ -27,7 +26,16 @@ pub struct Card {
     /// What is frozen, by tensor and by whether it is bf16.
     frozen: Mutex<HashMap<(TensorId, bool), Arc<dyn Any + Send + Sync>>>,
     angles: Mutex<Option<Angles>>,
-    spans: Mutex<Option<(Vec<Stretch>, usize, Arc<Spans>)>>,
+    spans: Mutex<Option<Last>>,
+}
+
+/// The stretches of the batch that was run last.
+#[derive(Debug)]
+struct Last {
+    of: Vec<Stretch>,
+    /// Of queries and of keys.
+    rows: [usize; 2],
+    spans: Arc<Spans>,
 }
 
 /// The angles of the batch that was run last.
@@ -96,19 +104,17 @@ impl<T> Cuda<T> {
         self.context().upload(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
     }
 
-    /// The stretches of `how` on the card; none if keys are elsewhere than beside their queries.
-    fn spans(&self, how: &Attention<'_>, tokens: usize) -> Option<Arc<Spans>> {
+    /// The stretches of `how` on the card, for so many rows of queries and of keys.
+    fn spans(&self, how: &Attention<'_>, queries: usize, keys: usize) -> Arc<Spans> {
         let mut last = lock(&self.card.spans);
-        if let Some((.., spans)) = last.as_ref().filter(|(of, n, _)| of == how.stretches && *n == tokens) {
-            return Some(Arc::clone(spans));
+        if let Some(last) = last.as_ref().filter(|last| last.of == how.stretches && last.rows == [queries, keys]) {
+            return Arc::clone(&last.spans);
         }
-        if how.stretches.iter().any(|s| s.past > 0 || s.keys != s.queries) {
-            return None;
-        }
-        let ranges: Vec<Range<usize>> = how.stretches.iter().map(|s| s.queries..s.queries + s.len).collect();
-        let spans = Arc::new(Spans::new(&ranges, tokens));
-        *last = Some((how.stretches.to_vec(), tokens, Arc::clone(&spans)));
-        Some(spans)
+        let stretch = |s: &Stretch| tune_cuda::Stretch { queries: s.queries, len: s.len, keys: s.keys, past: s.past };
+        let spans = Spans::behind(&how.stretches.iter().map(stretch).collect::<Vec<_>>(), queries, keys);
+        let spans = Arc::new(spans);
+        *last = Some(Last { of: how.stretches.to_vec(), rows: [queries, keys], spans: Arc::clone(&spans) });
+        spans
     }
 }
 
@@ -134,12 +140,18 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
         self.read(x)
     }
+
+    fn check(&self) -> Result<()> {
+        self.card.check()
+    }
 }
 
 fn view<'a, E>(part: Part<'a, Buffer<E>>) -> View<'a, E> {
     part.of.part(part.at, (part.rows, part.cols), part.stride)
 }
 
+// A part to be written is given away.
+#[allow(clippy::needless_pass_by_value)]
 fn view_mut<E>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
     part.of.part_mut(part.at, (part.rows, part.cols), part.stride)
 }
@@ -309,8 +321,7 @@ impl<T: Number> Backend for Cuda<T> {
         y: PartMut<'_, Buffer<T>>,
         lse: &mut Buffer<f32>,
     ) {
-        // `Sequences`, which alone has keys elsewhere, does not come here.
-        let Some(spans) = self.spans(how, y.rows) else { return };
+        let spans = self.spans(how, y.rows, k.rows);
         let qkv = Qkv { q: view(q), k: view(k), v: view(v) };
         self.context().attend(&attention(how), &spans, qkv, view_mut(y), lse);
     }
@@ -323,7 +334,7 @@ impl<T: Number> Backend for Cuda<T> {
         g: Part<'_, Buffer<T>>,
         gqkv: [PartMut<'_, Buffer<T>>; 3],
     ) {
-        let Some(spans) = self.spans(how, y.rows) else { return };
+        let spans = self.spans(how, y.rows, k.rows);
         let qkv = Qkv { q: view(q), k: view(k), v: view(v) };
         let [q, k, v] = gqkv.map(view_mut);
         let into = QkvMut { q, k, v };

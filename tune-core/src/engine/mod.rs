@@ -62,8 +62,8 @@ macro_rules! on_backend {
             Precision::F32 => on_a_worker(|| $call(&Cpu::<f32>::new(), $model, $($arg),*)),
             Precision::Bf16 => on_a_worker(|| $call(&Cpu::<bf16>::new(), $model, $($arg),*)),
             Precision::F64 => on_a_worker(|| $call(&Reference, $model, $($arg),*)),
-            Precision::F32On(card) => on_a_worker(|| on_card(card, |card| $call(&Cuda::<f32>::new(card), $model, $($arg),*))),
-            Precision::Bf16On(card) => on_a_worker(|| on_card(card, |card| $call(&Cuda::<bf16>::new(card), $model, $($arg),*))),
+            Precision::F32On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<f32>::new(card), $model, $($arg),*))),
+            Precision::Bf16On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<bf16>::new(card), $model, $($arg),*))),
         }
     };
 }
@@ -294,8 +294,8 @@ fn on_a_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 }
 
 /// What `f` gives on a card; the card's own error, if that was the reason or has come to light since.
-fn on_card<R>(card: Arc<Card>, f: impl FnOnce(Arc<Card>) -> Result<R>) -> Result<R> {
-    let result = f(Arc::clone(&card));
+fn on_card<R>(card: &Arc<Card>, f: impl FnOnce(Arc<Card>) -> Result<R>) -> Result<R> {
+    let result = f(Arc::clone(card));
     card.check()?;
     result
 }

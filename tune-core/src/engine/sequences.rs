@@ -3,6 +3,7 @@
 use super::backend::{Backend, Reads};
 use super::block::Past;
 use super::cpu::Cpu;
+use super::cuda::Cuda;
 use super::parameters::Held;
 use super::reference::Reference;
 use super::run::Run;
@@ -15,7 +16,8 @@ use crate::{Error, Result};
 /// Sequences of tokens that a model reads, and their keys and values in each of its blocks.
 ///
 /// Their tokens are computed as those of a training batch are: what comes out for one does not depend, to the last bit, on
-/// which others come with it or before it.
+/// which others come with it or before it. (On a card it may, in the last bits: kernels for one new token are others than those
+/// for many.)
 pub struct Sequences<'m> {
     model: &'m Decoder,
     places: Vec<Place>,
@@ -46,9 +48,8 @@ impl<'m> Sequences<'m> {
             Precision::F32 => Box::new(Growing::new(model, Cpu::<f32>::new(), rows)),
             Precision::Bf16 => Box::new(Growing::new(model, Cpu::<half::bf16>::new(), rows)),
             Precision::F64 => Box::new(Growing::new(model, Reference, rows)),
-            Precision::F32On(_) | Precision::Bf16On(_) => {
-                return Err(Error::setup("text is generated on the processor alone as yet; choose device=cpu"));
-            }
+            Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), rows)),
+            Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<half::bf16>::new(card), rows)),
         };
         Ok(Self { model, places, past })
     }
@@ -149,6 +150,8 @@ impl<'m, B: Reads<'m>> Grow for Growing<'m, B> {
         let held = Held { model: self.model, dropout: None };
         let run = Run { stretches, rows_in_past: rows, ..Run::new(&self.backend, &self.model.config, &held, batch) };
         let x = run.through_blocks_on(&mut self.past)?;
-        Ok(self.backend.numbers(&run.logits(&x, last)?))
+        let logits = self.backend.numbers(&run.logits(&x, last)?);
+        self.backend.check()?;
+        Ok(logits)
     }
 }

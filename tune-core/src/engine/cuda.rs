@@ -10,13 +10,16 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId};
-use tune_cuda::{Activation, Buffer, Context, Onto, Qkv, QkvMut, Spans, View, ViewMut};
+use tune_cuda::{Buffer, Context, Onto, Qkv, QkvMut, Spans, View, ViewMut};
 
-use super::backend::{Backend, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use super::cpu::Cpu;
 use crate::kernels::attention::{Attention, Stretch};
+use crate::kernels::buffers::Buffer as Here;
+use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Rotary};
+use crate::kernels::{Dropout, Element, Rotary, softmax};
+use crate::models::{Activation, EmbeddingSpec};
 use crate::{Error, Result};
 
 /// A card that models may be computed on, with what it has of them.
@@ -157,7 +160,7 @@ fn view_mut<E>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
 }
 
 fn product<'a, T: Number>(term: &Term<'a, Cuda<T>>) -> tune_cuda::Term<'a, T> {
-    let weight = |w: &Weight<'a, Cuda<T>>| w.param.part(0, (w.out, w.inner), w.inner);
+    let weight = |w: &Weight<'a, Cuda<T>>| w.param.part(w.first * w.inner, (w.out, w.inner), w.inner);
     match term {
         Term::Up { x, w } => tune_cuda::Term::Up { x: view(*x), w: weight(w) },
         Term::Down { g, w } => tune_cuda::Term::Down { g: view(*g), w: weight(w) },
@@ -173,12 +176,51 @@ fn attention(how: &Attention<'_>) -> tune_cuda::Attention {
         head_dim: shape.head_dim,
         scale: shape.scale as f32,
         window: shape.window,
-        softcap: None,
+        softcap: shape.softcap.map(|cap| cap as f32),
     }
 }
 
 fn norm(norm: Norm) -> tune_cuda::Norm {
-    tune_cuda::Norm { eps: norm.eps as f32, from_one: false }
+    tune_cuda::Norm { eps: norm.eps as f32, from_one: norm.from_one }
+}
+
+fn curve(activation: Activation) -> tune_cuda::Activation {
+    match activation {
+        Activation::Silu => tune_cuda::Activation::Silu,
+        Activation::GeluTanh => tune_cuda::Activation::GeluTanh,
+    }
+}
+
+/// The factor of an embedding, as type `T` has it.
+fn scale<T: Number>(how: EmbeddingSpec) -> f32 {
+    how.scale.map_or(1.0, |factor| T::from_f32(factor as f32).to_f32())
+}
+
+/// What is computed on the processor: the routes of a mixture of experts, and what goes by them.
+impl<T: Number> Cuda<T> {
+    /// A copy of a matrix on the processor, without gaps.
+    fn here(&self, part: Part<'_, Buffer<T>>) -> Here<T> {
+        let mut whole = self.context().buffer::<T>(part.rows * part.cols);
+        self.context().convert(view(part), 1.0, false, whole.view_mut(part.cols));
+        let numbers = self.context().download(&whole).unwrap_or_else(|_| vec![T::from_f32(0.0); whole.len()]);
+        copied(&numbers)
+    }
+
+    /// Stores a matrix of the processor, which has no gaps.
+    fn there(&self, numbers: &[T], y: PartMut<'_, Buffer<T>>) {
+        let (whole, cols) = (self.context().upload(numbers), y.cols);
+        self.context().convert(whole.view(cols), 1.0, false, view_mut(y));
+    }
+
+    fn sums_here(&self, x: &Buffer<f32>) -> Here<f32> {
+        copied(&self.context().download(x).unwrap_or_else(|_| vec![0.0; x.len()]))
+    }
+}
+
+fn copied<E: Element>(numbers: &[E]) -> Here<E> {
+    let mut here = Here::new(numbers.len());
+    here.copy_from_slice(numbers);
+    here
 }
 
 impl<T: Number> Backend for Cuda<T> {
@@ -219,10 +261,15 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().multiply(term, 1.0, None, Onto::Nothing, y.view_mut(rows));
     }
 
-    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Buffer<T>>, y: PartMut<'_, Buffer<T>>) {
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Buffer<T>>) {
+        if let Finish::Plus(bias, first) = finish {
+            let PartMut { of, at, rows, cols, stride } = y;
+            self.multiply(terms, Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
+            return self.add_bias(bias, first, PartMut { of, at, rows, cols, stride });
+        }
         let mut y = view_mut(y);
         let (factor, first) = match finish {
-            Finish::Store => (1.0, Onto::Nothing),
+            Finish::Store | Finish::Plus(..) => (1.0, Onto::Nothing),
             Finish::Scaled(factor) => (factor as f32, Onto::Nothing),
             Finish::Onto(other) => (1.0, Onto::Other(view(other))),
             Finish::AddDropped(dropout, rows) => {
@@ -248,12 +295,29 @@ impl<T: Number> Backend for Cuda<T> {
         }
     }
 
-    fn lookup(&self, table: &Arc<Buffer<T>>, width: usize, ids: &[u32], y: &mut Buffer<T>) {
-        self.context().lookup(table.view(width), &self.context().upload(ids), 1.0, y.view_mut(width));
+    fn lookup(&self, table: &Arc<Buffer<T>>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
+        self.context().lookup(table.view(width), &self.context().upload(ids), scale::<T>(how), y.view_mut(width));
     }
 
-    fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], table: &mut Buffer<f32>) {
-        self.context().lookup_back(g.view(width), &self.context().group(ids), 1.0, table.view_mut(width));
+    fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Buffer<f32>) {
+        let rows: Vec<usize> = (0..ids.len()).filter(|&i| Some(ids[i]) != how.padding).collect();
+        let ids: Vec<u32> = rows.iter().map(|&row| ids[row]).collect();
+        let (mut some, factor) = (self.acts(rows.len(), width), scale::<T>(how));
+        self.gather(g, width, &rows, &mut some);
+        self.context().lookup_back(some.view(width), &self.context().group(&ids), factor, table.view_mut(width));
+    }
+
+    /// As one more product, with a column of ones.
+    fn add_bias(&self, bias: &Arc<Buffer<T>>, first: usize, y: PartMut<'_, Buffer<T>>) {
+        let ones = self.context().upload(&vec![T::from_f32(1.0); y.rows]);
+        let term = tune_cuda::Term::Up { x: ones.view(1), w: bias.part(first, (y.cols, 1), 1) };
+        self.context().multiply(term, 1.0, None, Onto::Itself, view_mut(y));
+    }
+
+    fn bias_back(&self, g: Part<'_, Buffer<T>>, first: usize, own: &mut Buffer<f32>) {
+        let ones = self.context().upload(&vec![T::from_f32(1.0); g.rows]);
+        let term = tune_cuda::Term::Across { g: view(g), x: ones.view(1) };
+        self.context().multiply(term, 1.0, None, Onto::Nothing, own.part_mut(first, (g.cols, 1), 1));
     }
 
     fn gather(&self, x: &Buffer<T>, width: usize, rows: &[usize], y: &mut Buffer<T>) {
@@ -264,8 +328,15 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().scatter(x.view(width), &self.rows(rows), false, y.view_mut(width));
     }
 
-    fn norm(&self, x: Part<'_, Buffer<T>>, weight: &Arc<Buffer<T>>, how: Norm, y: PartMut<'_, Buffer<T>>) {
-        self.context().norm(view(x), weight, norm(how), None, None, view_mut(y));
+    fn norm(
+        &self,
+        x: Part<'_, Buffer<T>>,
+        weight: &Arc<Buffer<T>>,
+        how: Norm,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
+    ) {
+        self.context().norm(view(x), weight, norm(how), None, onto.map(view), view_mut(y));
     }
 
     fn norm_back(
@@ -289,7 +360,7 @@ impl<T: Number> Backend for Cuda<T> {
             let [cos, sin] = [&angles.cos, &angles.sin].map(|table| self.context().upload(table));
             *last = Some(Angles { of: Arc::clone(&angles.cos), cos, sin });
         }
-        let (Some(on_card), half) = (last.as_ref(), angles.head_dim / 2) else { return };
+        let (Some(on_card), half) = (last.as_ref(), angles.turned / 2) else { return };
         let turn = match turn {
             Turn::Forward => tune_cuda::Turn::Forward,
             Turn::Back => tune_cuda::Turn::Back,
@@ -298,14 +369,14 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().rotate(view_mut(x), angles.head_dim, tables, turn);
     }
 
-    fn gate(&self, gate: &Buffer<T>, up: &Buffer<T>, y: &mut Buffer<T>) {
+    fn gate(&self, activation: Activation, gate: &Buffer<T>, up: &Buffer<T>, y: &mut Buffer<T>) {
         let len = gate.len();
-        self.context().gate(Activation::Silu, gate.view(len), up.view(len), y.view_mut(len));
+        self.context().gate(curve(activation), gate.view(len), up.view(len), y.view_mut(len));
     }
 
-    fn gate_back(&self, gate: &mut Buffer<T>, up: &mut Buffer<T>, g: &mut Buffer<T>) {
+    fn gate_back(&self, activation: Activation, gate: &mut Buffer<T>, up: &mut Buffer<T>, g: &mut Buffer<T>) {
         let len = gate.len();
-        self.context().gate_back(Activation::Silu, gate.view_mut(len), up.view_mut(len), g.view_mut(len));
+        self.context().gate_back(curve(activation), gate.view_mut(len), up.view_mut(len), g.view_mut(len));
     }
 
     fn dropped(&self, x: &Buffer<T>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
@@ -341,13 +412,65 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().attend_back(&attention(how), &spans, qkv, (view(y), lse), view(g), into);
     }
 
-    fn loss(&self, mut logits: Buffer<f32>, vocab: usize, targets: &[u32], weights: Option<&[f64]>) -> Losses<Self> {
+    fn route(&self, logits: &Buffer<f32>, tokens: usize, how: Experts) -> Routes {
+        Cpu::<T>::new().route(&self.sums_here(logits), tokens, how)
+    }
+
+    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &[f64], y: &mut Buffer<T>) {
+        let mut here = Here::zeros(y.len());
+        Cpu::<T>::new().route_back(&self.sums_here(logits), how, routes, g, &mut here);
+        self.context().write(y, &here);
+    }
+
+    fn combine(
+        &self,
+        x: Part<'_, Buffer<T>>,
+        routes: &Routes,
+        weighted: bool,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
+    ) {
+        let (here, onto, cols) = (self.here(x), onto.map(|onto| (self.here(onto), onto.rows)), y.cols);
+        let onto = onto.as_ref().map(|(onto, rows)| Part::new(onto, *rows, cols));
+        let mut sums = Here::zeros(y.rows * cols);
+        let into = PartMut::new(&mut sums, y.rows, cols);
+        Cpu::<T>::new().combine(Part::new(&here, x.rows, cols), routes, weighted, onto, into);
+        self.there(&sums, y);
+    }
+
+    fn scale_rows(&self, x: PartMut<'_, Buffer<T>>, factors: &[f64]) {
+        let PartMut { of, at, rows, cols, stride } = x;
+        let mut here = self.here(Part { of: &*of, at, rows, cols, stride });
+        Cpu::<T>::new().scale_rows(PartMut::new(&mut here, rows, cols), factors);
+        self.there(&here, PartMut { of, at, rows, cols, stride });
+    }
+
+    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Vec<f64> {
+        let (here, there) = (self.here(a), self.here(b));
+        Cpu::<T>::new().row_dots(Part::new(&here, a.rows, a.cols), Part::new(&there, b.rows, b.cols))
+    }
+
+    fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {
+        let mut here = self.sums_here(logits);
+        softmax::cap_rows(&mut here, cap as f32);
+        self.context().write(logits, &here);
+    }
+
+    fn loss(
+        &self,
+        mut logits: Buffer<f32>,
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        weights: Option<&[f64]>,
+    ) -> Losses<Self> {
+        let cap = cap.map(|cap| cap as f32);
         let context = self.context();
         let on_card = context.upload(targets);
         let mut losses = context.buffer::<f32>(targets.len());
         let mut run = |weights: Option<&Buffer<f32>>, scale| {
             let view = logits.view_mut(vocab);
-            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, None, &mut losses);
+            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, cap, &mut losses);
             weights.is_none().then(|| self.read(&losses))
         };
         let first = weights.and_then(|weights| weights.first().copied());

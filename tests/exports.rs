@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use tune_core::checkpoint::{Checkpoint, hf, peft};
 use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 use tune_core::tokenizer::{TokenizerConfig, TokenizerFiles};
@@ -35,7 +36,7 @@ fn batch(vocab: usize) -> Batch {
 }
 
 fn load(checkpoint: &Checkpoint, lora: Option<LoraOptions>) -> Decoder {
-    let options = LoadOptions { dtype: DType::F32, device: CPU, train_weights: false, lora };
+    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora };
     Decoder::load(ModelSpec::from_json(checkpoint.config()).unwrap(), checkpoint, &options).unwrap()
 }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
 use families::Fixture;
+use tune_core::device::Compute;
 use tune_core::engine::{self, Gradient, RunOptions, forward_backward};
 use tune_core::optim::Gradients;
 
@@ -153,7 +154,7 @@ fn a_checkpoint_with_a_weight_that_the_model_lacks_is_refused() {
     let config = tune_core::models::ModelSpec::from_json(&fixture.config).unwrap();
     let options = tune_core::models::LoadOptions {
         dtype: DType::F32,
-        device: candle_core::Device::Cpu,
+        device: Compute::Processor,
         train_weights: false,
         lora: None,
     };

@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use runs::{newest, root, succeed};
 use tune_core::checkpoint::Checkpoint;
 use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::LoraOptions;
 
@@ -25,7 +26,8 @@ fn logits(model: &Path, adapter: Option<&Path>) -> (Tensor, Tensor) {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = ModelSpec::from_json(checkpoint.config()).unwrap();
     let lora = adapter.map(|dir| LoraOptions::of_folder(dir).unwrap());
-    let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: false, lora: lora.clone() };
+    let options =
+        LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: lora.clone() };
     let ids: Vec<u32> = (0..LEN).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let model = Decoder::load(config, &checkpoint, &options).unwrap();
     if let (Some(lora), Some(dir)) = (lora, adapter) {

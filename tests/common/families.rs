@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::LoraOptions;
 
@@ -39,7 +40,7 @@ impl Fixture {
     /// The model with all its weights trained, or with adapters.
     pub fn model(&self, dtype: DType, lora: Option<LoraOptions>) -> Decoder {
         let config = ModelSpec::from_json(&self.config).unwrap();
-        let options = LoadOptions { dtype, device: Device::Cpu, train_weights: lora.is_none(), lora };
+        let options = LoadOptions { dtype, device: Compute::Processor, train_weights: lora.is_none(), lora };
         Decoder::load(config, &self.weights, &options).unwrap()
     }
 

@@ -9,12 +9,13 @@
 mod candle;
 
 use candle::Plain;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Var};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use serde_json::json;
 use tune_core::Result;
 use tune_core::data::{Batch, Span};
+use tune_core::device::Compute;
 use tune_core::engine::{Gradient, GradientSink, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -53,7 +54,8 @@ fn model(dtype: DType, lora: bool) -> Result<Decoder> {
         seed: 1,
         layers: Default::default(),
     };
-    let options = LoadOptions { dtype, device: Device::Cpu, train_weights: !lora, lora: lora.then_some(adapters) };
+    let options =
+        LoadOptions { dtype, device: Compute::Processor, train_weights: !lora, lora: lora.then_some(adapters) };
     Decoder::load(ModelSpec::from_json(&config)?, &RandomWeights { seed: 1, std: 0.02 }, &options)
 }
 

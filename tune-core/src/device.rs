@@ -1,12 +1,32 @@
 //! Where and in what precision a run computes, and the seed that it starts from.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use tune_config::{Config, Mismatch, Schema, Value};
 
+use crate::engine::Card;
 use crate::kernels::Isa;
 use crate::{Error, Result};
+
+/// What computes a model. Its tensors are the processor's in either case.
+#[derive(Debug, Clone)]
+pub enum Compute {
+    /// The processor.
+    Processor,
+    /// A card.
+    Card(Arc<Card>),
+}
+
+impl std::fmt::Display for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Processor => f.write_str("cpu"),
+            Self::Card(card) => f.write_str(card.name()),
+        }
+    }
+}
 
 /// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first GPU) or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +49,11 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// A GPU, which nothing is trained on yet; kernels that the processor cannot run.
-    pub fn open(self) -> Result<Device> {
+    /// A card that cannot be used, with what is missing; kernels that the processor cannot run.
+    pub fn open(self) -> Result<Compute> {
         match self {
-            Self::Cpu => Isa::check().map(|()| Device::Cpu),
-            Self::Cuda(n) => Err(Error::setup(format!(
-                "device cuda:{n}: models are computed on the processor alone as yet; set device=cpu"
-            ))),
+            Self::Cpu => Isa::check().map(|()| Compute::Processor),
+            Self::Cuda(n) => Card::open(n).map(Compute::Card),
         }
     }
 }
@@ -45,7 +63,7 @@ impl Config for DeviceConfig {
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
         let text = value.text()?;
-        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu")))
+        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu, cuda or cuda:N")))
     }
 
     fn to_value(&self) -> Value {

@@ -59,6 +59,11 @@ impl Card {
         Ok(Arc::new(Self { context, frozen: Mutex::default(), angles: Mutex::default(), spans: Mutex::default() }))
     }
 
+    /// The maker's name for it.
+    pub fn name(&self) -> &str {
+        &self.context.card().name
+    }
+
     /// Whether all went well so far.
     ///
     /// # Errors

@@ -247,7 +247,7 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
 
 impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
-        let card = self.model.card().ok_or_else(|| lost(&id.name()))?;
+        let card = self.model.card().ok_or_else(|| lost(&id.name(&self.model.config)))?;
         let numbers = Cuda::<T>::new(Arc::clone(card)).read(&gradient);
         card.check()?;
         self.take(id, |shape| Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?.into()))

@@ -1,8 +1,9 @@
-use candle_core::{DType, Device};
+use candle_core::DType;
 use half::bf16;
 use serde_json::json;
 
 use super::*;
+use crate::device::Compute;
 use crate::engine::{RunOptions, forward_backward};
 use crate::kernels::ledger::Ledger;
 use crate::kernels::recorder;
@@ -50,7 +51,7 @@ fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
 /// decides about the order of small buffers, and so about the gaps that large ones find.
 fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
     let options =
-        LoadOptions { dtype, device: Device::Cpu, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
+        LoadOptions { dtype, device: Compute::Processor, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
     let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
     let mut optimizer =
         OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();

@@ -12,6 +12,7 @@ use super::slots::{Layers, Slot};
 use super::spec::{LayerSpec, ModelSpec, Site};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
+use crate::device::Compute;
 use crate::engine::Card;
 use crate::{Error, Result};
 
@@ -20,8 +21,8 @@ use crate::{Error, Result};
 pub struct LoadOptions {
     /// The dtype of weights and activations.
     pub dtype: DType,
-    /// Where they live.
-    pub device: Device,
+    /// What computes it.
+    pub device: Compute,
     /// Whether the model's own weights are trained.
     pub train_weights: bool,
     /// Adapters to add; the weights are then frozen.
@@ -80,7 +81,9 @@ impl Decoder {
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
         }
-        Ok(Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config, card: None })
+        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config, card: None };
+        model.compute_on(&options.device);
+        Ok(model)
     }
 
     /// The model in `source` without its numbers: every weight is there and has its shape, and none is read.
@@ -88,7 +91,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub(crate) fn skeleton(config: ModelSpec, source: &Checkpoint) -> Result<Self> {
-        let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: false, lora: None };
+        let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
         Self::load(config, &Unread(source), &options)
     }
 
@@ -98,11 +101,15 @@ impl Decoder {
         &self.trainable
     }
 
-    /// Has a card compute what is computed of it, and not the processor, on which its tensors stay.
-    pub fn compute_on(&mut self, card: Arc<Card>) {
-        self.card = Some(card);
+    /// Has something else compute it; its tensors stay where they are.
+    pub fn compute_on(&mut self, device: &Compute) {
+        self.card = match device {
+            Compute::Processor => None,
+            Compute::Card(card) => Some(Arc::clone(card)),
+        };
     }
 
+    /// The card that computes it, if it is not the processor.
     pub(crate) fn card(&self) -> Option<&Arc<Card>> {
         self.card.as_ref()
     }
@@ -190,7 +197,7 @@ impl Builder<'_> {
     }
 
     fn tensor(&mut self, name: String, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self.source.weight(&name, shape, self.options.dtype, &self.options.device)?;
+        let tensor = self.source.weight(&name, shape, self.options.dtype, &Device::Cpu)?;
         self.used.insert(name.clone());
         if !self.options.train_weights {
             return Ok(tensor);

@@ -17,8 +17,8 @@ pub(super) struct Model {
 
 /// Whether the run can compute where it is told to.
 pub(super) fn device(outline: &Outline, report: &mut Report<'_>) {
-    if let Some((_, dtype)) = report.take(outline.device()) {
-        report.fact("device", format!("cpu, {}", dtype_name(dtype)));
+    if let Some((device, dtype)) = report.take(outline.device()) {
+        report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }
 

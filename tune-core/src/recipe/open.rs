@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::outline::fingerprints;
 use super::{Outline, Run, Trained, Validations, already_complete, write_config};
@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
-use crate::device::choose_seed;
+use crate::device::{Compute, choose_seed};
 use crate::eval::ExactMatch;
 use crate::metrics::{Console, Metrics};
 use crate::models::{Decoder, ModelSpec};
@@ -25,7 +25,7 @@ pub struct Opened {
     /// Its shape.
     pub shape: ModelSpec,
     /// Where it is trained.
-    pub device: Device,
+    pub device: Compute,
     /// The dtype of weights and activations.
     pub dtype: DType,
     /// Where all randomness starts.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::Value as Json;
 use tune_config::Config;
 
@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::data::{DatasetConfig, Loader, LoaderOptions};
-use crate::device::DeviceConfig;
+use crate::device::{Compute, DeviceConfig};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, Setting};
 use crate::models::{Architecture, Decoder, ModelSpec};
@@ -97,7 +97,7 @@ impl Outline {
     ///
     /// # Errors
     /// As [`DeviceConfig::open`] and [`Precision::training_dtype`].
-    pub fn device(&self) -> Result<(Device, DType)> {
+    pub fn device(&self) -> Result<(Compute, DType)> {
         Ok((self.run.device.open()?, self.run.dtype.training_dtype()?))
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 use tune_core::peft::LoraOptions;
 
@@ -69,7 +70,7 @@ impl Model {
     /// The model with all its weights trained, or with adapters.
     pub(super) fn load(&self, dtype: DType, lora: Option<LoraOptions>) -> Result<Decoder> {
         let config = ModelSpec::from_json(&self.config)?;
-        let options = LoadOptions { dtype, device: Device::Cpu, train_weights: lora.is_none(), lora };
+        let options = LoadOptions { dtype, device: Compute::Processor, train_weights: lora.is_none(), lora };
         Ok(match &self.weights {
             Some(weights) => Decoder::load(config, weights, &options)?,
             None => Decoder::load(config, &RandomWeights { seed: 1, std: 0.05 }, &options)?,

@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::json;
 use tune_core::checkpoint::hf;
 use tune_core::config::say;
+use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 
 use crate::Result;
@@ -83,7 +84,7 @@ fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
         "eos_token_id": tokenizer::END,
         "pad_token_id": tokenizer::END,
     });
-    let options = LoadOptions { dtype: DType::F32, device: Device::Cpu, train_weights: true, lora: None };
+    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: true, lora: None };
     let weights = RandomWeights { seed: SEED, std: 0.02 };
     let model = Decoder::load(ModelSpec::from_json(&config)?, &weights, &options)?;
     say!("{} parameters", model.parameter_count());

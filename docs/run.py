@@ -4,6 +4,7 @@
 """
 
 import io
+import re
 import sys
 
 from rich.console import Console
@@ -16,10 +17,16 @@ for line in sys.stdin.read().replace("\r", "\n").splitlines():
     line = line.rstrip()
     if line.lstrip().startswith(("Compiling", "Finished", "Running", "Blocking")):
         continue
+    # A few of the steps are enough.
+    if line.startswith("step ") and int(line.split()[1].split("/")[0]) % 100:
+        continue
     lines.append(line)
 
 console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True)
 console.print(Text("$ " + COMMAND, style="bold"))
 for line in lines:
     console.print(Text(line))
-console.save_svg("docs/run.svg", title="lora")
+# Without the fonts that it would fetch.
+picture = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="lora"), flags=re.DOTALL)
+with open("docs/run.svg", "w") as file:
+    file.write(picture)

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor};
 use families::Fixture;
 use half::bf16;
-use tune_core::config::say;
+use tune_core::config::{complain, say};
 use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{self, Card, Objective, RunOptions, Sequences, forward_backward};
@@ -35,10 +35,15 @@ const FAMILIES: [&str; 10] = [
     "phi3",
 ];
 
-/// In which types a family is compared: a mixture's router may choose other experts where numbers are rounded.
+/// In which types a family is compared, and how far gradients may be off.
 fn types(family: &str) -> &'static [(DType, f64)] {
-    let all = &[(DType::F32, 2e-5), (DType::BF16, 5e-2)];
-    if family == "qwen3_moe" { &all[..1] } else { all }
+    match family {
+        // A router may choose other experts where numbers are rounded.
+        "qwen3_moe" => &[(DType::F32, 2e-5)],
+        // Its biases make the sums behind the gradients of queries and keys cancel: the processor's are off by 6e-2, too.
+        "qwen2" => &[(DType::F32, 2e-5), (DType::BF16, 0.12)],
+        _ => &[(DType::F32, 2e-5), (DType::BF16, 5e-2)],
+    }
 }
 
 /// The card, if there is one.
@@ -48,6 +53,7 @@ fn card() -> Option<Arc<Card>> {
         Ok(card) => Some(card),
         Err(error) => {
             assert!(std::env::var_os("TUNE_TEST_CARD").is_none(), "{error}");
+            complain!("NOTHING WAS COMPARED, for there is no card: {error}");
             None
         }
     };

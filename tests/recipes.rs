@@ -165,11 +165,15 @@ fn bad_inputs_get_one_clear_message() {
     assert!(said(&["model.lora_rank=100000000000"]).contains("must be in 1..=65536"));
     let deeper = folder.path().join("deeper");
     copy(&root().join("recipes/tiny/model"), &deeper);
-    let text = fs::read_to_string(deeper.join("config.json")).unwrap();
-    let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 2000000000");
-    fs::write(deeper.join("config.json"), text).unwrap();
+    let (shape, text) = (deeper.join("config.json"), fs::read_to_string(deeper.join("config.json")).unwrap());
     let deeper = format!("checkpointer.checkpoint_dir={}", deeper.display());
-    assert!(said(&[&deeper]).contains("has no tensor `model.layers.4.self_attn.q_proj.weight`"));
+    let with = |layers: &str| {
+        let text = text.replace("\"num_hidden_layers\": 4", &format!("\"num_hidden_layers\": {layers}"));
+        fs::write(&shape, text).unwrap();
+        said(&[&deeper])
+    };
+    assert!(with("5").contains("has no tensor `model.layers.4.self_attn.q_proj.weight`"));
+    assert!(with("2000000000").contains("`num_hidden_layers` is 2000000000; more than 4096 are not supported"));
     let (torn, other) = (folder.path().join("torn"), folder.path().join("other.json"));
     copy(&root().join("recipes/tiny/model"), &torn);
     let torn_key = format!("checkpointer.checkpoint_dir={}", torn.display());

@@ -13,6 +13,7 @@ pub mod distributed;
 pub mod engine;
 mod error;
 pub mod eval;
+mod files;
 pub mod generate;
 pub mod hub;
 mod kernels;

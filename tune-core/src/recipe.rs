@@ -90,7 +90,7 @@ pub fn write_config(output_dir: &Path, yaml: &str) -> Result<()> {
     let path = output_dir.join("config.yaml");
     match fs::read(&path) {
         Ok(there) if there == yaml.as_bytes() => return Ok(()),
-        Ok(_) => move_aside(&path)?,
+        Ok(_) => crate::files::move_aside(&path)?,
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io("read", &path)(e)),
     }
@@ -99,21 +99,6 @@ pub fn write_config(output_dir: &Path, yaml: &str) -> Result<()> {
     let mut file = File::create(&aside).map_err(Error::io("create", &aside))?;
     file.write_all(yaml.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io("write", &aside))?;
     fs::rename(&aside, &path).map_err(Error::io("write", &path))
-}
-
-/// Renames a file to the first free numbered name beside it: `metrics.jsonl` to `metrics.1.jsonl`, and so on.
-pub(crate) fn move_aside(path: &Path) -> Result<()> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().map_or_else(String::new, |e| format!(".{}", e.to_string_lossy()));
-    let mut number = 1u64;
-    let aside = loop {
-        let aside = path.with_file_name(format!("{stem}.{number}{extension}"));
-        if !aside.exists() {
-            break aside;
-        }
-        number += 1;
-    };
-    fs::rename(path, aside).map_err(Error::io("rename", path))
 }
 
 /// The key of one micro-batch's dropout: the same in a run that was resumed.

@@ -197,7 +197,7 @@ fn a_component_stands_for_ours_with_other_keys_and_defaults() {
 fn what_there_is_not_is_told() {
     let mut text = String::new();
     for yaml in [
-        "model: {_component_: torchtune.models.gemma2.lora_gemma2_2b, lora_ranks: 3}\n".to_owned(),
+        "model: {_component_: torchtune.models.llama3_2_vision.lora_llama3_2_vision_11b, lora_ranks: 3}\n".to_owned(),
         "model: {_component_: torchtune.models.llama3_2.llama3_2_1b}\n".to_owned(),
         format!("{HEAD}dataset: []\nteacher_model: {{_component_: torchtune.models.llama3_1.llama3_1_8b}}\n"),
         format!("{HEAD}dataset: []\nloss: {{_component_: torchtune.rlhf.loss.DPOLoss}}\n"),

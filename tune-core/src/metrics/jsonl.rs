@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, object};
-use crate::recipe::move_aside;
+use crate::files::move_aside;
 use crate::{Error, Result};
 
 /// Writes a text file with one JSON object a line; every object has a `step`.

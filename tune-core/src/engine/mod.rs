@@ -5,7 +5,7 @@
 //! again. Gradients leave the engine one parameter at a time, as soon as they
 //! are complete, so whoever takes them may apply and free them at once.
 //!
-//! What a model computes is written once ([`run`], [`block`], [`linear`], [`top`]), over a [`backend`].
+//! What a model computes is written once (`run`, `block`, `linear`, `top`), over a `backend`.
 
 mod attention;
 mod backend;

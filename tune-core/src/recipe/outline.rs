@@ -96,7 +96,7 @@ impl Outline {
     /// The device, and the dtype of weights and activations.
     ///
     /// # Errors
-    /// As [`DeviceConfig::open`] and [`Precision::training_dtype`].
+    /// As [`DeviceConfig::open`] and [`Precision::training_dtype`](crate::device::Precision::training_dtype).
     pub fn device(&self) -> Result<(Compute, DType)> {
         Ok((self.run.device.open()?, self.run.dtype.training_dtype()?))
     }

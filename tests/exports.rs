@@ -173,7 +173,8 @@ fn layers_of_their_own_compute_what_peft_computes() {
         for (ours, peft) in ours.iter().zip(numbers("logits")) {
             assert!((f64::from(*ours) - peft).abs() < 2e-4, "{case}: {ours}, not {peft}");
         }
-        let again = into.join(format!("layers_{case}"));
+        let folder = into.join(format!("layers_{case}"));
+        let again = folder.join("adapter");
         peft::write(
             &again,
             &options.adapter_config(&base).unwrap(),
@@ -185,5 +186,7 @@ fn layers_of_their_own_compute_what_peft_computes() {
         let model = load(&base, Some(options.clone()));
         options.load_into(&model, &again).unwrap();
         assert_eq!(of_last(&model), ours, "{case}");
+        let vocab = base.config()["vocab_size"].as_u64().unwrap() as usize;
+        write_expected(&folder, vocab, &logits(&model, vocab));
     }
 }

@@ -117,7 +117,9 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
     options.load_into(&again, &adapted.join("adapter")).unwrap();
     assert_same(&logits(&again, vocab), &changed, 0.0);
     let difference = (&changed - &expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-    assert!(difference.to_scalar::<f32>().unwrap() > 0.1, "the adapter changes next to nothing");
+    let difference = difference.to_scalar::<f32>().unwrap();
+    // Ten times what may differ when others read it.
+    assert!(difference > 1e-2, "{name}: the adapter changes next to nothing: {difference}");
 
     write_model(&merged.join("model"), &written, &model);
     write_expected(&merged, vocab, &changed);
@@ -129,11 +131,16 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
 fn exports_compute_what_was_exported() {
     let temporary = tempfile::tempdir().unwrap();
     let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
-    use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+    use LoraModule::{DownProj, GateProj, GateUpProj, KProj, LmHead, OProj, QProj, QkvProj, UpProj, VProj};
     let fixtures = fixtures();
     export("tied", &fixtures.join("families/llama_tied"), &[QProj, VProj], &into);
     export("scaled", &fixtures.join("families/llama3_1_rope_scaled"), &[KProj, OProj, UpProj, LmHead], &into);
     export("mistral", &fixtures.join("families/mistral"), &[GateProj, DownProj], &into);
+    for family in ["qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2"] {
+        export(family, &fixtures.join("families").join(family), &[QProj, VProj, DownProj], &into);
+    }
+    export("qwen3_moe", &fixtures.join("families/qwen3_moe"), &[QProj, KProj, VProj, OProj], &into);
+    export("phi3", &fixtures.join("families/phi3"), &[QkvProj, GateUpProj], &into);
     export("gguf_tied", &fixtures.join("gguf/smollm.gguf"), &[QProj, KProj, VProj, OProj], &into);
     export("gguf_spm", &fixtures.join("gguf/spm.gguf"), &[QProj], &into);
 }

@@ -12,7 +12,18 @@ use tune_core::engine::{self, Sequences};
 use tune_core::generate::{Sampler, SamplerOptions, StopOptions, generate, generate_many};
 use tune_core::models::Decoder;
 
-const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
+const FAMILIES: [&str; 10] = [
+    "llama_tied",
+    "llama3_1_rope_scaled",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+];
 
 /// A text of so many tokens.
 fn ids(seed: u32, len: usize, vocab: usize) -> Vec<u32> {

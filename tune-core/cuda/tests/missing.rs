@@ -17,7 +17,11 @@ const ORDINAL: &str = "STAND_IN_ORDINAL";
 #[test]
 #[ignore = "what the other tests start, in an environment of their own"]
 fn child() {
-    let ordinal = std::env::var(ORDINAL).unwrap().parse().unwrap();
+    let Ok(ordinal) = std::env::var(ORDINAL) else {
+        println!("nothing was asked: only the other tests, which set {ORDINAL}, have a use for this one");
+        return;
+    };
+    let ordinal = ordinal.parse().unwrap();
     println!("<{}>", Context::open(ordinal).map_or_else(|e| e.to_string(), |_| "opened".into()));
 }
 

@@ -73,7 +73,8 @@ fn values(t: &Tensor) -> Vec<f64> {
 
 /// Fresh adapters leave `A` without a gradient: `B` is moved away from zero, to numbers that bf16 has.
 fn shake(model: &Decoder) {
-    for (_, var) in model.trainable().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+    for parameter in model.trainable().iter().filter(|parameter| parameter.name().ends_with("lora_B.weight")) {
+        let var = parameter.var();
         let values: Vec<f32> = (0..var.elem_count()).map(|i| ((i * 7919) % 17) as f32 / 128.0 - 0.0625).collect();
         let values = Tensor::from_vec(values, var.shape(), var.device()).unwrap();
         var.set(&values.to_dtype(var.dtype()).unwrap()).unwrap();

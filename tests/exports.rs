@@ -105,7 +105,7 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
         Tensor::from_vec(values, t.dims(), &CPU).unwrap()
     };
     let values: BTreeMap<String, Tensor> =
-        model.trainable().iter().enumerate().map(|(i, (name, var))| (name.clone(), numbers(i, var))).collect();
+        model.trainable().iter().map(|of| (of.name().to_string(), numbers(of.place(), of.var()))).collect();
     set_trainable(&model, &values, "the test").unwrap();
     let changed = logits(&model, vocab);
     let adapter =

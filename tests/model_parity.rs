@@ -42,7 +42,7 @@ fn check(family: &str, alter: impl Fn(&mut serde_json::Value)) {
         let sum = forward_backward(&model, &batch, options, &mut gradients).unwrap();
         let loss = f64::from(fixture.expected["loss"].to_scalar::<f32>().unwrap());
         assert!((sum / trained - loss).abs() <= 1e-5 * loss, "loss {} instead of {loss}", sum / trained);
-        let ours = gradients.iter().map(|(name, gradient)| (name.clone(), gradient.to_tensor().unwrap())).collect();
+        let ours = gradients.iter().map(|(name, gradient)| (name.to_string(), gradient.to_tensor().unwrap())).collect();
         let ours = stacked(ours);
         assert!(ours.keys().eq(fixture.gradients.keys()), "{:?}", ours.keys());
         let differences = ours.iter().map(|(name, ours)| (difference(name, ours, &fixture.gradients[name]), name));

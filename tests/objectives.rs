@@ -19,7 +19,7 @@ fn values(t: &Tensor) -> Vec<f64> {
 }
 
 fn all(gradients: &Gradients) -> Vec<(String, Vec<f64>)> {
-    gradients.iter().map(|(name, g)| (name.clone(), values(&g.to_tensor().unwrap()))).collect()
+    gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap()))).collect()
 }
 
 /// Preference of the first sample to the others, as DPO has it: `-ln sigmoid(0.1 (log p(first) - log p(second)))`.
@@ -73,7 +73,7 @@ fn the_gradient_of_a_preference_is_its_slope() {
     assert!(value > 0.0);
     for (name, gradient) in &gradients {
         let (largest, right) = gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
-        let var = &model.trainable()[name];
+        let var = model.trainable().get(name).unwrap().var();
         let base = values(var);
         let at = |delta: f64| {
             let mut moved = base.clone();

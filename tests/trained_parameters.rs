@@ -41,7 +41,8 @@ fn lora(modules: &[LoraModule]) -> LoraOptions {
 
 /// Fresh adapters leave the model as it is, and `A` without a gradient: move `B` away from zero.
 fn shake(model: &Decoder) {
-    for (name, var) in model.trainable().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+    for parameter in model.trainable().iter().filter(|parameter| parameter.name().ends_with("lora_B.weight")) {
+        let (name, var) = (parameter.name(), parameter.var());
         let key = name.bytes().fold(3u64, |key, byte| key.wrapping_mul(31).wrapping_add(u64::from(byte)));
         let value = |i: u64| ((key + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % 1000;
         let values: Vec<f64> = (0..var.elem_count() as u64).map(|i| value(i) as f64 / 5e3 - 0.1).collect();
@@ -64,7 +65,7 @@ fn values(t: &Tensor) -> Vec<f64> {
 
 /// The slope of the loss along one element of a parameter.
 fn slope(model: &Decoder, batch: &Batch, name: &str, index: usize, step: f64) -> f64 {
-    let var = &model.trainable()[name];
+    let var = model.trainable().get(name).unwrap().var();
     let base = values(var);
     let at = |delta: f64| {
         let mut moved = base.clone();
@@ -84,7 +85,7 @@ fn check(fixture: &Fixture, modules: Option<&[LoraModule]>, coarse: bool) {
     let models = [DType::F32, DType::F64].map(|dtype| fixture.model(dtype, modules.map(lora)));
     models.iter().for_each(shake);
     let [single, double] = &models;
-    let names: BTreeSet<&String> = double.trainable().keys().collect();
+    let names: BTreeSet<&str> = double.trainable().iter().map(|parameter| &**parameter.name()).collect();
     let blocks = 0..single.config.blocks.len();
     let layers: Vec<_> = blocks.clone().flat_map(|i| single.config.layers(i)).chain([single.config.output()]).collect();
     let expected = match modules {
@@ -163,7 +164,7 @@ fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> 
     let scale = 1.0 / batch.trained_tokens() as f64;
     let options = RunOptions { scale, activation_checkpointing, dropout: Some(11) };
     forward_backward(model, batch, options, &mut gradients).unwrap();
-    gradients.iter().map(|(name, g)| (name.clone(), values(&g.to_tensor().unwrap()))).collect()
+    gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap()))).collect()
 }
 
 /// Neither the number of threads nor activation checkpointing changes a bit.

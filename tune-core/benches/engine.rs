@@ -9,7 +9,7 @@
 mod candle;
 
 use candle::Plain;
-use candle_core::{DType, Var};
+use candle_core::DType;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use serde_json::json;
@@ -17,7 +17,7 @@ use tune_core::Result;
 use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{Gradient, GradientSink, RunOptions, forward_backward};
-use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
+use tune_core::models::{Decoder, LoadOptions, ModelSpec, Parameter, RandomWeights};
 use tune_core::peft::{LoraModule, LoraOptions};
 
 const ROWS: usize = 2;
@@ -34,7 +34,7 @@ fn main() {
 struct Nowhere;
 
 impl GradientSink for Nowhere {
-    fn take(&mut self, _: &str, _: &Var, _: Gradient) -> Result<()> {
+    fn take(&mut self, _: &Parameter, _: Gradient) -> Result<()> {
         Ok(())
     }
 }

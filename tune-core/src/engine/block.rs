@@ -8,9 +8,9 @@ use super::attention::Attended;
 use super::backend::{Backend, Finish, Norm, Part, PartMut};
 use super::linear::{Back, Layer, LowRank, input_gradient};
 use super::mlp::Gated;
-use super::parameters::{BlockParams, NormParams, Of, ParamId};
+use super::parameters::{BlockParams, NormParams};
 use super::run::{Found, Run};
-use crate::models::{BlockNorm, BlockSpec, Half, Site};
+use crate::models::{BlockNorm, BlockSpec, Half, Of, ParamId, Site};
 
 /// A block whose parameters are at hand.
 pub(super) struct Block<'a, B: Backend> {

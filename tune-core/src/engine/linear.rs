@@ -4,8 +4,9 @@
 //! weight. Each is a matrix of its own.
 
 use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
-use super::parameters::{AdapterParams, LayerParams, Of, ParamId};
+use super::parameters::{AdapterParams, LayerParams};
 use super::run::Found;
+use crate::models::{Of, ParamId};
 
 /// `scale · dropout(x) Aᵀ`, `[m, rank]`: what an adapter makes of its input on the way. `None` without an adapter.
 pub(super) type LowRank<B> = Option<<B as Backend>::Acts>;

@@ -3,11 +3,10 @@
 use super::backend::{Backend, Experts, Finish, Part, PartMut};
 use super::block::{Block, Input, Target};
 use super::linear::{Layer, LowRank, input_gradient};
-use super::parameters::Of;
 use super::run::Found;
 use crate::kernels::experts::Routes;
 use crate::models::Slot::{DownProj, GateProj, GateUpProj, Router, UpProj};
-use crate::models::{Activation, Half, MlpSpec, Site, Slot};
+use crate::models::{Activation, Half, MlpSpec, Of, Site, Slot};
 
 /// What the forward pass keeps for the backward one.
 pub(super) struct Gated<B: Backend> {

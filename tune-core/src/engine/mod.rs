@@ -31,7 +31,7 @@ use cuda::{Cuda, Number};
 use half::bf16;
 pub use paper::Work;
 pub(crate) use paper::{Paper, StepOnPaper};
-use parameters::{Held, ParamId};
+use parameters::Held;
 use reference::Reference;
 pub use run::Objective;
 use run::{Minimized, Run, Sink};
@@ -40,7 +40,7 @@ pub use sequences::Sequences;
 use crate::data::Batch;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::{Element, softmax};
-use crate::models::Decoder;
+use crate::models::{Decoder, ParamId};
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
 
@@ -221,7 +221,7 @@ pub fn matmul_peak(dtype: DType) -> f64 {
     }
 }
 
-/// Hands gradients over by the names and variables of their model.
+/// Hands gradients over with the parameters that they are of.
 struct ToModel<'a> {
     model: &'a Decoder,
     sink: &'a mut dyn GradientSink,
@@ -233,9 +233,15 @@ impl ToModel<'_> {
         id: ParamId,
         gradient: impl FnOnce(&candle_core::Shape) -> candle_core::Result<Gradient>,
     ) -> Result<()> {
+        let parameter = self.model.trainable().of(id).ok_or_else(|| self.lost(id))?;
+        self.sink.take(parameter, gradient(parameter.var().shape())?)
+    }
+
+    fn lost(&self, id: ParamId) -> Error {
         let name = id.name(&self.model.config);
-        let var = self.model.trainable().get(&name).ok_or_else(|| lost(&name))?;
-        self.sink.take(&name, var, gradient(var.shape())?)
+        Error::Training(format!(
+            "{name} got a gradient and is not trained; this is a bug of the program, please report it"
+        ))
     }
 }
 
@@ -247,7 +253,7 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
 
 impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
-        let card = self.model.card().ok_or_else(|| lost(&id.name(&self.model.config)))?;
+        let card = self.model.card().ok_or_else(|| self.lost(id))?;
         let numbers = Cuda::<T>::new(Arc::clone(card)).read(&gradient);
         card.check()?;
         self.take(id, |shape| Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?.into()))
@@ -298,8 +304,4 @@ fn on_card<R>(card: &Arc<Card>, f: impl FnOnce(Arc<Card>) -> Result<R>) -> Resul
     let result = f(Arc::clone(card));
     card.check()?;
     result
-}
-
-fn lost(what: &str) -> Error {
-    Error::Training(format!("{what} got no gradient; this is a bug of the program, please report it"))
 }

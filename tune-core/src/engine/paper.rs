@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
-use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, ParamId, Parameters};
+use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
 use super::run::{Minimized, Run, Sink};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
@@ -14,7 +14,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
-use crate::models::{Activation, BlockNorm, EmbeddingSpec, LayerSpec, Layers, LoraOptions, ModelSpec};
+use crate::models::{Activation, BlockNorm, EmbeddingSpec, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId};
 
 /// The memory of a processor on paper, for weights and activations of type `T`.
 pub(crate) struct Paper<T> {

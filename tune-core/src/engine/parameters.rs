@@ -1,65 +1,11 @@
-//! Where a run finds a model's parameters, and what they are called.
+//! Where a run finds a model's parameters.
 
 use candle_core::Tensor;
 
 use super::backend::{Backend, Reads};
 use crate::Result;
 use crate::kernels::Dropout;
-use crate::models::{BlockNorm, Decoder, Layers, Linear, ModelSpec, Site, Slot};
-
-/// A parameter of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum ParamId {
-    /// The embedding table, and with it a tied output layer.
-    Embedding,
-    /// A norm of a block.
-    Norm(usize, BlockNorm),
-    /// A part of a layer of a block.
-    InBlock(usize, Site, Of),
-    /// The norm below the output layer.
-    LastNorm,
-    /// A part of the output layer.
-    Output(Of),
-}
-
-/// A part of a linear layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Of {
-    /// Its weight, `[out, in]`.
-    Weight,
-    /// Its bias, `[out]`.
-    Bias,
-    /// Its adapter's `A`, `[rank, in]`.
-    LoraA,
-    /// Its adapter's `B`, `[out, rank]`.
-    LoraB,
-}
-
-impl ParamId {
-    /// Its name in [`Decoder::trainable`].
-    pub(crate) fn name(self, model: &ModelSpec) -> String {
-        match self {
-            Self::Embedding => "model.embed_tokens.weight".to_string(),
-            Self::Norm(block, norm) => {
-                format!("model.layers.{block}.{}.weight", norm.path(model.blocks[block].norms))
-            }
-            Self::InBlock(block, site, of) => format!("model.layers.{block}.{}.{}", site.path(), of.name()),
-            Self::LastNorm => "model.norm.weight".to_string(),
-            Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
-        }
-    }
-}
-
-impl Of {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Weight => "weight",
-            Self::Bias => "bias",
-            Self::LoraA => "lora_A.weight",
-            Self::LoraB => "lora_B.weight",
-        }
-    }
-}
+use crate::models::{BlockNorm, Decoder, Layers, Linear};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
 pub(crate) trait Parameters<B: Backend> {

@@ -2,12 +2,12 @@
 
 use super::backend::Backend;
 use super::block::{Block, Past};
-use super::parameters::{ParamId, Parameters};
+use super::parameters::Parameters;
 use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Rotary, check_token_ids};
-use crate::models::ModelSpec;
+use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
 /// changed at once.

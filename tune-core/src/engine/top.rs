@@ -2,12 +2,13 @@
 
 use super::backend::{Backend, Losses, Norm, Part, PartMut};
 use super::linear::{Layer, LowRank, input_gradient};
-use super::parameters::{NormParams, Of, ParamId};
+use super::parameters::NormParams;
 use super::run::{Found, Run, Weights};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
+use crate::models::{Of, ParamId};
 
 /// Logits held at once, at most (56 MiB in f32).
 const LOGITS: usize = 14 << 20;

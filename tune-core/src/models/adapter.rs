@@ -90,24 +90,19 @@ pub struct Adapter {
     pub dropout: f64,
 }
 
-/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A` uniform in `±1 / sqrt(in)`, as PEFT
-/// and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
-pub(super) fn add_adapter(
-    name: &str,
+/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
+/// `±1 / sqrt(in)`, as PEFT and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
+pub(super) fn fresh_adapter(
+    name_of_a: &str,
     weight: &Tensor,
     lora: &LoraOptions,
     OfLayer { rank, scale }: OfLayer,
-    trainable: &mut BTreeMap<String, Var>,
 ) -> Result<Adapter> {
     let (out, inner) = weight.dims2()?;
-    let names = [format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight")];
-    let seed = Dropout::mix_name(lora.seed, &names[0]);
+    let seed = Dropout::mix_name(lora.seed, name_of_a);
     let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), weight.device())?;
     let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
     let b = Var::zeros((out, rank), dtype, weight.device())?;
-    let [name_a, name_b] = names;
-    trainable.insert(name_a, a.clone());
-    trainable.insert(name_b, b.clone());
     Ok(Adapter { a, b, scale, dropout: lora.dropout })
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{LoraOptions, add_adapter};
+use super::adapter::{LoraOptions, fresh_adapter};
 use super::block::Block;
 use super::linear::Linear;
-use super::slots::{Layers, Slot};
-use super::spec::{LayerSpec, ModelSpec, Site};
+use super::parameter::{Of, ParamId, Trainable};
+use super::slots::Layers;
+use super::spec::{LayerSpec, ModelSpec};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
@@ -39,8 +40,7 @@ pub struct Decoder {
     embed_tokens: Tensor,
     norm: Tensor,
     lm_head: Linear,
-    /// Everything that is trained, in name order.
-    trainable: BTreeMap<String, Var>,
+    trainable: Trainable,
     /// What computes it, if not the processor.
     card: Option<Arc<Card>>,
 }
@@ -51,37 +51,39 @@ impl Decoder {
     /// # Errors
     /// A weight that is missing, of another shape, or used by nothing; adapters for no layer at all.
     pub fn load(config: ModelSpec, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
-        let mut builder = Builder { source, options, trainable: BTreeMap::new(), used: BTreeSet::new() };
+        let mut builder =
+            Builder { config: &config, source, options, trainable: BTreeMap::new(), used: BTreeSet::new() };
         if let Some(lora) = &options.lora {
             lora.names(&config)?;
         }
         let c = &config;
-        let embed_tokens = builder.weight("model.embed_tokens", &[c.vocab_size, c.hidden_size])?;
+        let embed_tokens = builder.tensor(ParamId::Embedding, &[c.vocab_size, c.hidden_size])?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
-        for (index, spec) in c.blocks.iter().enumerate() {
-            let prefix = format!("model.layers.{index}");
+        for index in 0..c.blocks.len() {
             let mut linears = Vec::new();
             for layer in c.layers(index) {
-                linears.push((layer.site, builder.linear(&format!("{prefix}.{}", layer.site.path()), &layer)?));
+                let of = |of| ParamId::InBlock(index, layer.site, of);
+                linears.push((layer.site, builder.linear(of, &layer)?));
             }
             let mut norms = Vec::new();
             for (norm, width) in c.norms(index) {
-                norms.push((norm, builder.weight(&format!("{prefix}.{}", norm.path(spec.norms)), &[width])?));
+                norms.push((norm, builder.tensor(ParamId::Norm(index, norm), &[width])?));
             }
             blocks.push(Block { index, norms, linears: Layers::new(linears) });
         }
-        let norm = builder.weight("model.norm", &[c.hidden_size])?;
+        let norm = builder.tensor(ParamId::LastNorm, &[c.hidden_size])?;
         let lm_head = if c.tie_word_embeddings {
-            builder.adapted("lm_head", Slot::LmHead.into(), embed_tokens.clone(), None)?
+            builder.adapted(ParamId::Output, &c.output(), embed_tokens.clone(), None)?
         } else {
-            builder.linear("lm_head", &c.output())?
+            builder.linear(ParamId::Output, &c.output())?
         };
         builder.refuse_unused(c.tie_word_embeddings)?;
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
         }
-        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable: builder.trainable, config, card: None };
+        let trainable = Trainable::new(builder.trainable);
+        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable, config, card: None };
         model.compute_on(&options.device);
         Ok(model)
     }
@@ -97,7 +99,7 @@ impl Decoder {
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
     /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
-    pub fn trainable(&self) -> &BTreeMap<String, Var> {
+    pub fn trainable(&self) -> &Trainable {
         &self.trainable
     }
 
@@ -184,19 +186,17 @@ pub(crate) fn nothing_to_train() -> Error {
 
 /// Takes weights from the source and notes what is trained.
 struct Builder<'a> {
+    config: &'a ModelSpec,
     source: &'a dyn WeightSource,
     options: &'a LoadOptions,
-    trainable: BTreeMap<String, Var>,
+    trainable: BTreeMap<String, (ParamId, Var)>,
     /// Names of the weights that were taken.
     used: BTreeSet<String>,
 }
 
 impl Builder<'_> {
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.tensor(format!("{name}.weight"), shape)
-    }
-
-    fn tensor(&mut self, name: String, shape: &[usize]) -> Result<Tensor> {
+    fn tensor(&mut self, id: ParamId, shape: &[usize]) -> Result<Tensor> {
+        let name = id.name(self.config);
         let tensor = self.source.weight(&name, shape, self.options.dtype, &Device::Cpu)?;
         self.used.insert(name.clone());
         if !self.options.train_weights {
@@ -204,7 +204,7 @@ impl Builder<'_> {
         }
         let var = Var::from_tensor(&tensor)?;
         let tensor = var.as_tensor().clone();
-        self.trainable.insert(name, var);
+        self.trainable.insert(name, (id, var));
         Ok(tensor)
     }
 
@@ -221,23 +221,35 @@ impl Builder<'_> {
         )))
     }
 
-    fn linear(&mut self, name: &str, layer: &LayerSpec) -> Result<Linear> {
-        let weight = self.weight(name, &[layer.out, layer.inner])?;
-        let bias = if layer.bias { Some(self.tensor(format!("{name}.bias"), &[layer.out])?) } else { None };
-        self.adapted(name, layer.site, weight, bias)
+    fn linear(&mut self, id: impl Fn(Of) -> ParamId, layer: &LayerSpec) -> Result<Linear> {
+        let weight = self.tensor(id(Of::Weight), &[layer.out, layer.inner])?;
+        let bias = if layer.bias { Some(self.tensor(id(Of::Bias), &[layer.out])?) } else { None };
+        self.adapted(id, layer, weight, bias)
     }
 
-    fn adapted(&mut self, name: &str, site: Site, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
+    fn adapted(
+        &mut self,
+        id: impl Fn(Of) -> ParamId,
+        layer: &LayerSpec,
+        weight: Tensor,
+        bias: Option<Tensor>,
+    ) -> Result<Linear> {
+        let of_weight = id(Of::Weight).name(self.config);
+        let name = of_weight.strip_suffix(".weight").unwrap_or(&of_weight).to_string();
         let lora = self.options.lora.as_ref();
-        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(name, site)?))) {
+        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(&name, layer.site)?))) {
             Some((lora, of_layer)) => {
                 if weight.is_variable() {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
                 }
-                Some(add_adapter(name, &weight, lora, of_layer, &mut self.trainable)?)
+                let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
+                let adapter = fresh_adapter(&a.0, &weight, lora, of_layer)?;
+                self.trainable.insert(a.0, (a.1, adapter.a.clone()));
+                self.trainable.insert(b.0, (b.1, adapter.b.clone()));
+                Some(adapter)
             }
             None => None,
         };
-        Ok(Linear { name: name.to_string(), weight, bias, adapter })
+        Ok(Linear { name, weight, bias, adapter })
     }
 }

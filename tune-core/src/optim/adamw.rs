@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
+use crate::models::{Parameter, Trainable};
 
 /// AdamW, computed in f32 in the order of PyTorch's.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ impl Optimizer for AdamW {
         self.lr
     }
 
-    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
-        let (m, v) = (self.first.get(name, var)?, self.second.get(name, var)?);
+    fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+        let (m, v) = (self.first.get(parameter)?, self.second.get(parameter)?);
         let [b1, b2] = self.betas;
         let steps = step as f64;
         let rule = Rule {
@@ -48,7 +49,7 @@ impl Optimizer for AdamW {
             keep: 1.0 - lr * self.weight_decay,
             eps: self.eps,
         };
-        Ok(update(var, [m, v], gradient, rounding_key(name, step), &rule)?)
+        Ok(update(parameter.var(), [m, v], gradient, rounding_key(parameter, step), &rule)?)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
@@ -58,7 +59,7 @@ impl Optimizer for AdamW {
         state
     }
 
-    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()> {
+    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
         StatePart::load(state, &mut [("exp_avg", &mut self.first), ("exp_avg_sq", &mut self.second)], parameters)
     }
 }
@@ -90,7 +91,7 @@ impl UpdateRule<2> for Rule {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     use super::*;
 
@@ -99,23 +100,24 @@ mod tests {
     fn the_first_step_moves_by_the_learning_rate() {
         let var = Var::new(&[1f32, -2.0], &Device::Cpu).unwrap();
         let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap().into();
-        AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01).update("w", &var, &gradient, 0.1, 1.0, 1).unwrap();
+        let parameters = Trainable::from_iter([("w".to_string(), var.clone())]);
+        AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01).update(parameters.at(0).unwrap(), &gradient, 0.1, 1.0, 1).unwrap();
         let w: Vec<f32> = var.to_vec1().unwrap();
         assert!((w[0] - (0.999 - 0.1)).abs() < 1e-6 && (w[1] - (-1.998 + 0.1)).abs() < 1e-6, "{w:?}");
     }
 
     #[test]
     fn state_survives_a_round_trip() {
+        let of = |var: &Var| Trainable::from_iter([("w".to_string(), var.clone())]);
         let var = Var::new(&[1f32, -2.0], &Device::Cpu).unwrap();
         let gradient = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap().into();
         let mut one = AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01);
-        one.update("w", &var, &gradient, 0.1, 1.0, 1).unwrap();
+        one.update(of(&var).at(0).unwrap(), &gradient, 0.1, 1.0, 1).unwrap();
         let mut two = AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01);
-        let parameters = BTreeMap::from([("w".to_string(), var.clone())]);
-        two.set_state(one.state(), &parameters).unwrap();
         let copy = Var::from_tensor(&var.as_detached_tensor()).unwrap();
-        one.update("w", &var, &gradient, 0.1, 1.0, 2).unwrap();
-        two.update("w", &copy, &gradient, 0.1, 1.0, 2).unwrap();
+        two.set_state(one.state(), &of(&copy)).unwrap();
+        one.update(of(&var).at(0).unwrap(), &gradient, 0.1, 1.0, 2).unwrap();
+        two.update(of(&copy).at(0).unwrap(), &gradient, 0.1, 1.0, 2).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), copy.to_vec1::<f32>().unwrap());
     }
 }

@@ -1,48 +1,45 @@
 //! Where gradients go: gathered for a step, or applied as they come.
 
-use std::collections::BTreeMap;
-
-use candle_core::Var;
-
+use super::by_place::ByPlace;
 use super::{Gradient, Optimizer};
 use crate::Result;
-use crate::models::Decoder;
+use crate::models::{Decoder, Parameter};
 
 /// Takes each trained parameter's gradient once per micro-batch.
 pub trait GradientSink: Send {
-    /// The gradient of the scaled loss with respect to `var`, in f32 or in its dtype.
-    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()>;
+    /// The gradient of the scaled loss with respect to `parameter`, in f32 or in its dtype.
+    fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()>;
 }
 
-/// The gradients of one optimizer step, summed over its micro-batches in f32, in name order.
+/// The gradients of one optimizer step, summed over its micro-batches in f32, in the order of their parameters' places.
 #[derive(Debug, Default)]
-pub struct Gradients(BTreeMap<String, Gradient>);
+pub struct Gradients(ByPlace<Gradient>);
 
 impl GradientSink for Gradients {
-    fn take(&mut self, name: &str, _: &Var, gradient: Gradient) -> Result<()> {
-        match self.0.get_mut(name) {
+    fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()> {
+        match self.0.get_mut(parameter) {
             Some(sum) => sum.add(&gradient)?,
-            None => _ = self.0.insert(name.to_string(), gradient.widened()?),
+            None => self.0.insert(parameter, gradient.widened()?),
         }
         Ok(())
     }
 }
 
 impl Gradients {
-    /// The gradient of a parameter.
+    /// The gradient of the parameter of this name.
     pub fn get(&self, name: &str) -> Option<&Gradient> {
-        self.0.get(name)
+        self.iter().find_map(|(of, gradient)| (of == name).then_some(gradient))
     }
 
     /// Names and gradients, in name order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Gradient)> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Gradient)> {
+        self.0.iter().map(|(_, name, gradient)| (&**name, gradient))
     }
 
     /// The 2-norm over all of them.
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
-        for gradient in self.0.values() {
+        for (_, gradient) in self.iter() {
             sum += gradient.squared_norm()?;
         }
         Ok(sum.sqrt())
@@ -57,9 +54,9 @@ impl Gradients {
         scale: f64,
         step: u64,
     ) -> Result<()> {
-        for (name, gradient) in std::mem::take(&mut self.0) {
-            if let Some(var) = model.trainable().get(&name) {
-                optimizer.update(&name, var, &gradient, lr, scale, step)?;
+        for (place, gradient) in std::mem::take(&mut self.0).into_values() {
+            if let Some(parameter) = model.trainable().at(place) {
+                optimizer.update(parameter, &gradient, lr, scale, step)?;
             }
         }
         Ok(())
@@ -85,8 +82,8 @@ pub struct InBackward<'a> {
 }
 
 impl GradientSink for InBackward<'_> {
-    fn take(&mut self, name: &str, var: &Var, gradient: Gradient) -> Result<()> {
+    fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()> {
         self.squared_norm += gradient.squared_norm()?;
-        self.optimizer.update(name, var, &gradient, self.lr, 1.0, self.step)
+        self.optimizer.update(parameter, &gradient, self.lr, 1.0, self.step)
     }
 }

@@ -1,6 +1,7 @@
 //! Gradients, what is done to them, and the steps they lead to.
 
 mod adamw;
+mod by_place;
 mod config;
 mod gradient;
 mod gradients;
@@ -11,7 +12,8 @@ mod values;
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use by_place::ByPlace;
+use candle_core::Tensor;
 
 pub use adamw::AdamW;
 pub use config::{AdamWConfig, CosineConfig, OptimizerConfig, SchedulerConfig, SgdConfig, WarmupConfig};
@@ -21,6 +23,7 @@ pub use schedule::{Schedule, Shape};
 pub use sgd::Sgd;
 
 use crate::kernels::Dropout;
+use crate::models::{Parameter, Trainable};
 use crate::{Error, Result};
 
 /// One step of one parameter at a time. State is f32 and can be saved.
@@ -32,6 +35,7 @@ use crate::{Error, Result};
 ///
 /// use candle_core::{DType, Device, Tensor, Var};
 /// use tune_core::Result;
+/// use tune_core::models::{Parameter, Trainable};
 /// use tune_core::optim::{Gradient, Optimizer};
 ///
 /// /// Each weight goes the same way, whatever the size of its gradient. It keeps no state.
@@ -43,22 +47,26 @@ use crate::{Error, Result};
 ///     fn base_lr(&self) -> f64 {
 ///         self.lr
 ///     }
-///     fn update(&mut self, _: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, _: u64) -> Result<()> {
+///     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, _: u64) -> Result<()> {
+///         let var = parameter.var();
 ///         let direction = (gradient.to_tensor()? * scale)?.sign()?.to_dtype(var.dtype())?;
 ///         Ok(var.set(&(var.as_tensor() - (direction * lr)?)?)?)
 ///     }
 ///     fn state(&self) -> BTreeMap<String, Tensor> {
 ///         BTreeMap::new()
 ///     }
-///     fn set_state(&mut self, _: BTreeMap<String, Tensor>, _: &BTreeMap<String, Var>) -> Result<()> {
+///     fn set_state(&mut self, _: BTreeMap<String, Tensor>, _: &Trainable) -> Result<()> {
 ///         Ok(())
 ///     }
 /// }
 ///
 /// let weight = Var::new(&[1f32, 1.0], &Device::Cpu)?;
+/// let parameters = Trainable::from_iter([("weight".to_string(), weight.clone())]);
 /// let gradient = Gradient::from(Tensor::new(&[0.1f32, -7.0], &Device::Cpu)?);
 /// let mut optimizer: Box<dyn Optimizer> = Box::new(SignDescent { lr: 0.5 });
-/// optimizer.update("weight", &weight, &gradient, optimizer.base_lr(), 1.0, 1)?;
+/// for parameter in &parameters {
+///     optimizer.update(parameter, &gradient, optimizer.base_lr(), 1.0, 1)?;
+/// }
 /// assert_eq!(weight.to_vec1::<f32>()?, [0.5, 1.5]);
 /// # assert_eq!(weight.dtype(), DType::F32);
 /// # Ok::<(), tune_core::Error>(())
@@ -67,8 +75,8 @@ pub trait Optimizer: Send {
     /// The learning rate before any schedule.
     fn base_lr(&self) -> f64;
 
-    /// Moves `var` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
-    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()>;
+    /// Moves `parameter` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
+    fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()>;
 
     /// The state by `<parameter>.<part>`, f32.
     fn state(&self) -> BTreeMap<String, Tensor>;
@@ -77,41 +85,38 @@ pub trait Optimizer: Send {
     ///
     /// # Errors
     /// State of a parameter that this run lacks, or of another shape.
-    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()>;
+    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()>;
 }
 
 /// The key of the random bits that round a bf16 parameter in this step, see [`update::update`].
-fn rounding_key(name: &str, step: u64) -> u64 {
-    Dropout::mix(Dropout::mix_name(step, name), step)
+fn rounding_key(parameter: &Parameter, step: u64) -> u64 {
+    Dropout::mix(Dropout::mix_name(step, parameter.name()), step)
 }
 
-/// State tensors by parameter name, for one part of an optimizer's state.
+/// The state tensors of parameters, for one part of an optimizer's state.
 #[derive(Debug, Default)]
-struct StatePart(BTreeMap<String, Tensor>);
+struct StatePart(ByPlace<Tensor>);
 
 impl StatePart {
     /// The parameter's state, zero at first.
-    fn get(&mut self, name: &str, var: &Var) -> Result<&Tensor> {
-        if !self.0.contains_key(name) {
+    fn get(&mut self, parameter: &Parameter) -> Result<&Tensor> {
+        if self.0.get(parameter).is_none() {
+            let var = parameter.var();
             let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
             // Written zeros: those that the system promises would fault twice, when read and when written.
             let zeros = Tensor::zeros(var.shape(), dtype, var.device())?;
             zeros.zero_set()?;
-            self.0.insert(name.to_string(), zeros);
+            self.0.insert(parameter, zeros);
         }
-        self.0.get(name).ok_or_else(|| Error::Training(format!("no optimizer state for `{name}`")))
+        self.0.get(parameter).ok_or_else(|| Error::Training(format!("no optimizer state for `{}`", parameter.name())))
     }
 
     fn save(&self, part: &str, into: &mut BTreeMap<String, Tensor>) {
-        into.extend(self.0.iter().map(|(name, t)| (format!("{name}.{part}"), t.clone())));
+        into.extend(self.0.iter().map(|(_, name, t)| (format!("{name}.{part}"), t.clone())));
     }
 
     /// Splits `state` by the parts of its names.
-    fn load(
-        state: BTreeMap<String, Tensor>,
-        parts: &mut [(&str, &mut Self)],
-        parameters: &BTreeMap<String, Var>,
-    ) -> Result<()> {
+    fn load(state: BTreeMap<String, Tensor>, parts: &mut [(&str, &mut Self)], parameters: &Trainable) -> Result<()> {
         for (key, tensor) in state {
             let found = parts.iter_mut().find_map(|(part, state)| {
                 let name = key.strip_suffix(*part)?.strip_suffix('.')?;
@@ -120,9 +125,9 @@ impl StatePart {
             let (name, part) =
                 found.ok_or_else(|| Error::setup(format!("the saved optimizer state `{key}` is not this optimizer's; resume with the optimizer that the run was started with")))?;
             match parameters.get(&name) {
-                Some(var) if var.shape() == tensor.shape() => {
+                Some(parameter) if parameter.var().shape() == tensor.shape() => {
                     // A copy of its own: the optimizer changes it in place.
-                    part.0.insert(name, tensor.to_device(var.device())?.copy()?);
+                    part.0.insert(parameter, tensor.to_device(parameter.var().device())?.copy()?);
                 }
                 _ => {
                     return Err(Error::setup(format!(

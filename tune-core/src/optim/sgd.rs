@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
+use crate::models::{Parameter, Trainable};
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]
@@ -33,13 +34,13 @@ impl Optimizer for Sgd {
         self.lr
     }
 
-    fn update(&mut self, name: &str, var: &Var, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+    fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
         let rule = Rule { lr, scale, momentum: self.momentum, decay: self.weight_decay };
-        let key = rounding_key(name, step);
+        let key = rounding_key(parameter, step);
         if self.momentum == 0.0 {
-            return Ok(update(var, [], gradient, key, &rule)?);
+            return Ok(update(parameter.var(), [], gradient, key, &rule)?);
         }
-        Ok(update(var, [self.velocity.get(name, var)?], gradient, key, &rule)?)
+        Ok(update(parameter.var(), [self.velocity.get(parameter)?], gradient, key, &rule)?)
     }
 
     fn state(&self) -> BTreeMap<String, Tensor> {
@@ -48,7 +49,7 @@ impl Optimizer for Sgd {
         state
     }
 
-    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &BTreeMap<String, Var>) -> Result<()> {
+    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
         StatePart::load(state, &mut [("momentum_buffer", &mut self.velocity)], parameters)
     }
 }
@@ -79,7 +80,7 @@ impl UpdateRule<1> for Rule {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     use super::*;
 
@@ -87,9 +88,10 @@ mod tests {
     fn momentum_gathers_speed() {
         let var = Var::new(&[1f32], &Device::Cpu).unwrap();
         let gradient = Tensor::new(&[1f32], &Device::Cpu).unwrap().into();
+        let parameters = Trainable::from_iter([("w".to_string(), var.clone())]);
         let mut sgd = Sgd::new(0.1, 0.5, 0.0);
         for step in 1..=2 {
-            sgd.update("w", &var, &gradient, 0.1, 1.0, step).unwrap();
+            sgd.update(parameters.at(0).unwrap(), &gradient, 0.1, 1.0, step).unwrap();
         }
         let w = var.to_vec1::<f32>().unwrap()[0];
         assert!((w - (1.0 - 0.1 - 0.15)).abs() < 1e-6, "{w}");

@@ -172,13 +172,14 @@ pub fn other_base(dir: &Path, base: &Checkpoint) -> Option<String> {
 /// A name that only one side has, or another shape.
 pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin: &str) -> Result<()> {
     let trainable = model.trainable();
-    if let Some(name) = values.keys().find(|n| !trainable.contains_key(*n)) {
+    if let Some(name) = values.keys().find(|name| trainable.get(name).is_none()) {
         return Err(Error::setup(format!(
             "{origin} has `{name}`, for which there is no place: the model has other layers, or others of them carry adapters"
         )));
     }
-    for (name, var) in trainable {
-        let value = values.get(name).ok_or_else(|| {
+    for parameter in trainable {
+        let (name, var) = (parameter.name(), parameter.var());
+        let value = values.get(&**name).ok_or_else(|| {
             Error::setup(format!(
                 "{origin} lacks `{name}`, which is among the adapters here: the model has other layers, or others of them \
                  carry adapters"
@@ -201,6 +202,6 @@ pub fn adapter_weights(model: &Decoder) -> Result<BTreeMap<String, Tensor>> {
     model
         .trainable()
         .iter()
-        .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().to_dtype(DType::F32)?)))
+        .map(|of| Ok((of.name().to_string(), of.var().as_detached_tensor().to_dtype(DType::F32)?)))
         .collect()
 }

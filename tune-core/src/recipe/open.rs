@@ -158,7 +158,7 @@ fn trained_share(trained: &Trained, model: &Decoder) -> String {
     match trained {
         Trained::Weights => format!("all {} parameters", model.parameter_count()),
         Trained::Adapters { .. } => {
-            let adapters: usize = model.trainable().values().map(|v| v.elem_count()).sum();
+            let adapters: usize = model.trainable().iter().map(|parameter| parameter.var().elem_count()).sum();
             let total = model.parameter_count() + adapters;
             format!("{adapters} of {total} parameters ({:.2} %)", 100.0 * adapters as f64 / total as f64)
         }

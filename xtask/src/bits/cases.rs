@@ -111,8 +111,8 @@ fn steps(case: &str, model: &Model, decoder: &Decoder, found: &mut Found<'_>) ->
 
 /// What is trained as it is now, and the optimizer's state.
 fn parameters(case: &str, decoder: &Decoder, optimizer: &dyn Optimizer, found: &mut Found<'_>) -> Result<()> {
-    for (name, var) in decoder.trainable() {
-        found(case, name, of_tensor(var)?);
+    for parameter in decoder.trainable() {
+        found(case, parameter.name(), of_tensor(parameter.var())?);
     }
     for (name, state) in optimizer.state() {
         found(case, &name, of_tensor(&state)?);
@@ -144,7 +144,8 @@ fn options(batch: &Batch, activation_checkpointing: bool) -> RunOptions {
 
 /// Fresh adapters leave the model as it is, and `A` without a gradient: moves `B` away from zero.
 fn shake(decoder: &Decoder) -> Result<()> {
-    for (name, var) in decoder.trainable().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
+    for parameter in decoder.trainable().iter().filter(|parameter| parameter.name().ends_with("lora_B.weight")) {
+        let (name, var) = (parameter.name(), parameter.var());
         let start = crc32c::crc32c(name.as_bytes());
         let value = |i: u32| f64::from(start.wrapping_add(i.wrapping_mul(2_654_435_761)) >> 20) / 2e4 - 0.1;
         let values: Vec<f64> = (0..var.elem_count() as u32).map(value).collect();

@@ -1,0 +1,174 @@
+//! What a model's parameters are called, and which of them are trained.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::Var;
+
+use super::slots::Slot;
+use super::spec::{BlockNorm, ModelSpec, Site};
+
+/// A parameter of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ParamId {
+    /// The embedding table, and with it a tied output layer.
+    Embedding,
+    /// A norm of a block.
+    Norm(usize, BlockNorm),
+    /// A part of a layer of a block.
+    InBlock(usize, Site, Of),
+    /// The norm below the output layer.
+    LastNorm,
+    /// A part of the output layer.
+    Output(Of),
+}
+
+/// A part of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Of {
+    /// Its weight, `[out, in]`.
+    Weight,
+    /// Its bias, `[out]`.
+    Bias,
+    /// Its adapter's `A`, `[rank, in]`.
+    LoraA,
+    /// Its adapter's `B`, `[out, rank]`.
+    LoraB,
+}
+
+impl ParamId {
+    /// Its Hugging Face name; that of an adapter is `<layer>.lora_A.weight` or `<layer>.lora_B.weight`.
+    pub(crate) fn name(self, model: &ModelSpec) -> String {
+        match self {
+            Self::Embedding => "model.embed_tokens.weight".to_string(),
+            Self::Norm(block, norm) => {
+                format!("model.layers.{block}.{}.weight", norm.path(model.blocks[block].norms))
+            }
+            Self::InBlock(block, site, of) => format!("model.layers.{block}.{}.{}", site.path(), of.name()),
+            Self::LastNorm => "model.norm.weight".to_string(),
+            Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
+        }
+    }
+}
+
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+            Self::LoraA => "lora_A.weight",
+            Self::LoraB => "lora_B.weight",
+        }
+    }
+}
+
+/// A parameter that is trained. Gradients and an optimizer's state are kept by its place, and written under its name.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    place: usize,
+    name: Arc<str>,
+    var: Var,
+}
+
+impl Parameter {
+    /// Its place among those that its model trains, which are in the order of their names.
+    pub fn place(&self) -> usize {
+        self.place
+    }
+
+    /// Its Hugging Face name; that of an adapter is `<layer>.lora_A.weight` or `<layer>.lora_B.weight`.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Its numbers.
+    pub fn var(&self) -> &Var {
+        &self.var
+    }
+}
+
+/// What a model trains, in the order of names.
+#[derive(Debug, Clone, Default)]
+pub struct Trainable {
+    parameters: Vec<Parameter>,
+    places: BTreeMap<ParamId, usize>,
+}
+
+impl Trainable {
+    /// The parameters of a model, by name.
+    pub(super) fn new(found: BTreeMap<String, (ParamId, Var)>) -> Self {
+        let places = found.values().enumerate().map(|(place, (id, _))| (*id, place)).collect();
+        Self { places, ..found.into_iter().map(|(name, (_, var))| (name, var)).collect() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Whether nothing is trained.
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty()
+    }
+
+    /// All of them, in the order of their places and names.
+    pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
+        self.parameters.iter()
+    }
+
+    /// The one of this name.
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        let place = self.parameters.binary_search_by(|parameter| (*parameter.name).cmp(name)).ok()?;
+        self.parameters.get(place)
+    }
+
+    /// The one in this place.
+    pub fn at(&self, place: usize) -> Option<&Parameter> {
+        self.parameters.get(place)
+    }
+
+    /// The one that this is of the model, if it is trained.
+    pub(crate) fn of(&self, id: ParamId) -> Option<&Parameter> {
+        self.at(*self.places.get(&id)?)
+    }
+}
+
+impl FromIterator<(String, Var)> for Trainable {
+    fn from_iter<I: IntoIterator<Item = (String, Var)>>(named: I) -> Self {
+        let by_name: BTreeMap<String, Var> = named.into_iter().collect();
+        let parameter = |(place, (name, var)): (usize, (String, Var))| Parameter { place, name: name.into(), var };
+        Self { parameters: by_name.into_iter().enumerate().map(parameter).collect(), places: BTreeMap::new() }
+    }
+}
+
+impl<'a> IntoIterator for &'a Trainable {
+    type Item = &'a Parameter;
+    type IntoIter = std::slice::Iter<'a, Parameter>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn parameters_are_found_by_name_and_place() {
+        let var = |len: usize| Var::zeros(len, DType::F32, &Device::Cpu).unwrap();
+        let all: Trainable =
+            [("b".to_string(), var(2)), ("c".to_string(), var(3)), ("a".to_string(), var(1))].into_iter().collect();
+        for (place, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let parameter = all.get(name).unwrap();
+            assert_eq!(
+                (parameter.place(), &**parameter.name(), parameter.var().elem_count()),
+                (place, name, place + 1)
+            );
+            assert_eq!(&**all.at(place).unwrap().name(), name);
+        }
+        assert!(all.get("d").is_none() && all.at(3).is_none() && all.of(ParamId::LastNorm).is_none());
+    }
+}

@@ -18,6 +18,7 @@ pub mod generate;
 pub mod hub;
 mod kernels;
 pub mod memory_plan;
+pub mod methods;
 pub mod metrics;
 pub mod models;
 pub mod optim;

@@ -1,5 +1,7 @@
 //! What the model is fed: rows of token ids, and what is to be predicted at each position.
 
+use std::ops::Range;
+
 /// The target of a position that is not trained.
 pub const IGNORE: u32 = u32::MAX;
 
@@ -56,6 +58,17 @@ impl Batch {
         self.spans.iter().map(|s| s.len).sum()
     }
 
+    /// Where a sample's positions are among those of all rows, `[rows * len]`.
+    pub fn positions_of(&self, span: &Span) -> Range<usize> {
+        let start = span.row * self.len + span.start;
+        start..start + span.len
+    }
+
+    /// The number of a sample's positions that are trained.
+    pub fn trained_tokens_of(&self, span: &Span) -> usize {
+        self.targets[self.positions_of(span)].iter().filter(|&&target| target != IGNORE).count()
+    }
+
     /// The same samples in one row, one behind the other: what is computed for padding is computed for nothing.
     pub(crate) fn without_padding(&self) -> Self {
         let gather = |values: &[u32]| -> Vec<u32> { self.places().map(|place| values[place]).collect() };
@@ -77,7 +90,6 @@ impl Batch {
 
     /// Where the tokens of [`Batch::without_padding`] are in this batch.
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> {
-        let first = |s: &Span| s.row * self.len + s.start;
-        self.spans.iter().flat_map(move |s| first(s)..first(s) + s.len)
+        self.spans.iter().flat_map(|span| self.positions_of(span))
     }
 }

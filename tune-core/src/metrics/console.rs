@@ -8,7 +8,7 @@ use tune_config::output;
 use tune_hub::plain;
 
 use super::format::{bytes, count, seconds};
-use super::{MetricLogger, StepMetrics, ValidationMetrics};
+use super::{Extra, MetricLogger, StepMetrics, ValidationMetrics};
 use crate::Result;
 
 /// Shows how training goes: a progress bar on a terminal, a line per recorded step
@@ -109,23 +109,24 @@ impl Console {
         self.steps += 1;
         self.seconds += metrics.pace.seconds;
         if let Some(bar) = &self.bar {
-            let [epoch, loss, lr, grad, rate, trained, memory, left] = self.facts(metrics);
+            let [epoch, loss, extra, lr, grad, rate, trained, memory, left] = self.facts(metrics);
             // What matters most comes first: the terminal cuts off what it has no room for.
-            let facts = [loss, lr, rate, memory, left, grad, trained, epoch];
+            let facts = [loss, extra, lr, rate, memory, left, grad, trained, epoch];
             bar.set_message(facts.into_iter().flatten().collect::<Vec<_>>().join(" · "));
             bar.set_position(metrics.step);
         }
     }
 
-    /// What can be said of a step: epoch, loss, learning rate, gradient norm, tokens per
+    /// What can be said of a step: epoch, loss, the recipe's own numbers, learning rate, gradient norm, tokens per
     /// second and trained ones, peak memory, time left.
-    fn facts(&self, metrics: &StepMetrics) -> [Option<String>; 8] {
+    fn facts(&self, metrics: &StepMetrics) -> [Option<String>; 9] {
         let left = self.total.unwrap_or(0).saturating_sub(metrics.step);
         let each = self.seconds / self.steps.max(1) as f64;
         let pace = &metrics.pace;
         [
             Some(format!("epoch {}", metrics.epoch + 1)),
             Some(format!("loss {:.4}", metrics.loss)),
+            Some(extras(&metrics.extra, "  ")).filter(|extras| !extras.is_empty()),
             Some(format!("lr {:.2e}", metrics.lr)),
             metrics.grad_norm.map(|norm| format!("grad {norm:.3}")),
             Some(format!("{} tok/s", count(pace.tokens_per_second()))),
@@ -147,6 +148,13 @@ impl Console {
     }
 }
 
+/// The numbers that are shown, in words.
+fn extras(extra: &[Extra], between: &str) -> String {
+    let name = |extra: &Extra| extra.name.rsplit('/').next().unwrap_or_default();
+    let shown = extra.iter().filter(|extra| extra.on_console);
+    shown.map(|extra| format!("{} {:.4}", name(extra), extra.value)).collect::<Vec<_>>().join(between)
+}
+
 impl MetricLogger for Console {
     /// Writes a line where there is no bar.
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
@@ -162,9 +170,12 @@ impl MetricLogger for Console {
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.line(&format!(
-            "step {}: validation loss {:.4} over {} tokens, {}",
+            "step {}: validation loss {:.4}{} over {} tokens, {}",
             metrics.step,
             metrics.loss,
+            Some(extras(&metrics.extra, ", "))
+                .filter(|extras| !extras.is_empty())
+                .map_or_else(String::new, |extras| format!(", {extras}")),
             metrics.pace.trained_tokens,
             seconds(metrics.pace.seconds)
         ));

@@ -35,12 +35,14 @@ pub struct StepMetrics {
     pub step: u64,
     /// The epoch that the step belongs to, from 0.
     pub epoch: u64,
-    /// Mean loss per trained token over the whole step, in nats.
+    /// Mean loss per trained token over the whole step, in nats; or of what else the recipe minimizes.
     pub loss: f64,
     /// The learning rate that the step used.
     pub lr: f64,
     /// Global L2 norm of the gradient before clipping, where it was computed.
     pub grad_norm: Option<f64>,
+    /// What the recipe says besides.
+    pub extra: Vec<Extra>,
     /// Tokens and time.
     pub pace: Pace,
     /// The most memory that the process has held so far, in bytes: [`peak_memory`].
@@ -54,17 +56,42 @@ pub struct ValidationMetrics {
     pub step: u64,
     /// The epoch in which it was validated, from 0.
     pub epoch: u64,
-    /// Mean loss per predicted token, in nats.
+    /// Mean loss per predicted token, in nats; or of what else the recipe minimizes.
     pub loss: f64,
+    /// What the recipe says besides.
+    pub extra: Vec<Extra>,
     /// Tokens and time of the pass.
     pub pace: Pace,
+}
+
+/// A number of a recipe's own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Extra {
+    /// What it is logged as.
+    pub name: &'static str,
+    /// The number.
+    pub value: f64,
+    /// Whether the console shows it, by the last part of its name.
+    pub on_console: bool,
+}
+
+impl Extra {
+    /// A number for the logs alone.
+    pub fn new(name: &'static str, value: f64) -> Self {
+        Self { name, value, on_console: false }
+    }
+
+    /// A number that the console shows, too.
+    pub fn shown(name: &'static str, value: f64) -> Self {
+        Self { on_console: true, ..Self::new(name, value) }
+    }
 }
 
 impl StepMetrics {
     /// Name and value of everything that is logged, `step` first. What is not a number (an
     /// absent norm, a NaN) is null.
     fn record(&self) -> Map<String, Value> {
-        object(json!({
+        let mut record = object(json!({
             "step": self.step,
             "epoch": self.epoch,
             "loss": self.loss,
@@ -76,21 +103,25 @@ impl StepMetrics {
             "tokens_per_second": self.pace.tokens_per_second(),
             "trained_tokens_per_second": self.pace.trained_tokens_per_second(),
             "peak_memory_bytes": self.peak_memory_bytes,
-        }))
+        }));
+        record.extend(self.extra.iter().map(|extra| (extra.name.to_owned(), json!(extra.value))));
+        record
     }
 }
 
 impl ValidationMetrics {
     /// As [`StepMetrics::record`]; the names begin with `val_`, so that both fit one log.
     fn record(&self) -> Map<String, Value> {
-        object(json!({
+        let mut record = object(json!({
             "step": self.step,
             "epoch": self.epoch,
             "val_loss": self.loss,
             "val_tokens": self.pace.tokens,
             "val_trained_tokens": self.pace.trained_tokens,
             "val_seconds": self.pace.seconds,
-        }))
+        }));
+        record.extend(self.extra.iter().map(|extra| (format!("val_{}", extra.name), json!(extra.value))));
+        record
     }
 }
 
@@ -134,7 +165,17 @@ fn object(value: Value) -> Map<String, Value> {
 /// let mut metrics = Metrics::open(&[], "out".as_ref(), Start::Fresh, 1, Console::silent())?;
 /// metrics.add(Csv(Arc::clone(&text)));
 /// let pace = Pace { tokens: 100, trained_tokens: 40, seconds: 0.5 };
-/// metrics.log_step(&StepMetrics { step: 1, epoch: 0, loss: 2.5, lr: 1e-4, grad_norm: None, pace, peak_memory_bytes: None })?;
+/// let step = StepMetrics {
+///     step: 1,
+///     epoch: 0,
+///     loss: 2.5,
+///     lr: 1e-4,
+///     grad_norm: None,
+///     extra: Vec::new(),
+///     pace,
+///     peak_memory_bytes: None,
+/// };
+/// metrics.log_step(&step)?;
 /// assert_eq!(*text.lock().expect("nobody panics with it"), "1,2.5\n");
 /// # Ok::<(), tune_core::Error>(())
 /// ```

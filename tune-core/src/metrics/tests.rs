@@ -11,13 +11,15 @@ pub(super) fn step(step: u64) -> StepMetrics {
         loss: 1.5,
         lr: 3e-4,
         grad_norm: Some(0.75),
+        extra: Vec::new(),
         pace: Pace { tokens: 1000, trained_tokens: 250, seconds: 0.5 },
         peak_memory_bytes: Some(3 << 29),
     }
 }
 
 pub(super) fn validation(step: u64) -> ValidationMetrics {
-    ValidationMetrics { step, epoch: 0, loss: 2.25, pace: Pace { tokens: 100, trained_tokens: 40, seconds: 2.0 } }
+    let pace = Pace { tokens: 100, trained_tokens: 40, seconds: 2.0 };
+    ValidationMetrics { step, epoch: 0, loss: 2.25, extra: Vec::new(), pace }
 }
 
 /// The lines of a log without the times at which its records were made.

@@ -15,7 +15,7 @@ use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
 use crate::eval::ExactMatch;
-use crate::metrics::{Console, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
+use crate::metrics::{Console, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
 use crate::models::{Decoder, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
@@ -28,7 +28,7 @@ pub struct Run {
     pub(super) run_dir: RunDir,
     pub(super) metrics: Metrics,
     pub(super) base: Checkpoint,
-    pub(super) base_fingerprint: Option<u32>,
+    pub(super) weight_fingerprints: BTreeMap<String, u32>,
     pub(super) shape: ModelSpec,
     pub(super) tokenizer: Tokenizer,
     pub(super) tokenizer_files: TokenizerFiles,
@@ -73,6 +73,21 @@ impl Run {
     /// # Errors
     /// A log that cannot be written.
     pub fn finish(&mut self, step: &Step, loss: f64, lr: f64, grad_norm: Option<f64>) -> Result<()> {
+        self.finish_with(step, loss, lr, grad_norm, Vec::new())
+    }
+
+    /// The same with numbers of the recipe's own; `loss` is what it minimizes.
+    ///
+    /// # Errors
+    /// As [`Run::finish`].
+    pub fn finish_with(
+        &mut self,
+        step: &Step,
+        loss: f64,
+        lr: f64,
+        grad_norm: Option<f64>,
+        extra: Vec<Extra>,
+    ) -> Result<()> {
         self.position = Position::after(step);
         self.metrics.log_step(&StepMetrics {
             step: step.number,
@@ -80,6 +95,7 @@ impl Run {
             loss,
             lr,
             grad_norm,
+            extra,
             pace: step.pace(),
             peak_memory_bytes: peak_memory(),
         })?;
@@ -123,18 +139,19 @@ impl Run {
             }
             pace += step.pace();
         }
-        self.finish_validation(sum / pace.trained_tokens as f64, pace)
+        self.finish_validation(sum / pace.trained_tokens as f64, pace, Vec::new())
     }
 
-    /// A validation is done: it is logged, and remembered for the choice of the best checkpoint.
+    /// A validation is done: it is logged, with numbers of the recipe's own, and remembered for the choice of the best
+    /// checkpoint.
     ///
     /// # Errors
     /// A log that cannot be written.
-    pub fn finish_validation(&mut self, loss: f64, pace: Pace) -> Result<()> {
+    pub fn finish_validation(&mut self, loss: f64, pace: Pace, extra: Vec<Extra>) -> Result<()> {
         let Position { step, .. } = self.position;
         self.validations.add(step, loss);
         let epoch = self.position.epoch_of_last_step();
-        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, pace })
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, extra, pace })
     }
 
     /// Whether a checkpoint is to be saved now.
@@ -163,7 +180,7 @@ impl Run {
             seed: self.seed,
             now: self.tokenizer.now(),
             settings: self.outline.settings.clone(),
-            inputs: fingerprints(&self.train_data, &self.shape, self.base_fingerprint)?,
+            inputs: fingerprints(&self.train_data, &self.shape, &self.weight_fingerprints)?,
             extra: self.extra.clone().into_iter().chain(self.validations.extra()).collect(),
             optimizer: optimizer.state(),
         };

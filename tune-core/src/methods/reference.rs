@@ -1,0 +1,83 @@
+//! The model that answers are compared with: what it says of them stays what it was before training.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use tune_config::Config;
+
+use crate::data::{Batch, Loader, Span};
+use crate::models::Decoder;
+use crate::{Error, Result, engine};
+
+/// When the reference model says what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
+pub enum ReferenceChoice {
+    /// At each step. The model without its adapters takes no memory of its own; another model stays in memory.
+    #[config(name = "each_step", default)]
+    EachStep,
+    /// Of all data before the first step; then it is forgotten, and each step is faster.
+    #[config(name = "precomputed")]
+    Precomputed,
+}
+
+/// A reference model, or what it said.
+#[derive(Debug, Clone)]
+pub enum Reference {
+    /// None: the loss does without.
+    Absent,
+    /// It is asked at each step.
+    Model(Box<Decoder>),
+    /// What it said of each sample, by a hash of the sample.
+    Said(BTreeMap<u64, f64>),
+}
+
+impl Reference {
+    /// Asks a model about all samples of some data. Waits until all of it is tokenized.
+    ///
+    /// # Errors
+    /// As [`engine::log_probs`], and a record that cannot be tokenized.
+    pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
+        let mut said = BTreeMap::new();
+        for loader in data {
+            for batch in loader.epoch(0).batches(0) {
+                let batch = batch?;
+                let of_samples = sums(&batch, &engine::log_probs(model, &batch)?);
+                said.extend(batch.spans.iter().map(|span| hash(&batch, span)).zip(of_samples));
+            }
+        }
+        Ok(Self::Said(said))
+    }
+
+    /// Its log-probability of each of a batch's samples, a sum over trained tokens, in the order of the spans; nothing where
+    /// there is no reference model. A sample's number does not depend on the batch that it is in.
+    ///
+    /// # Errors
+    /// As [`engine::log_probs`], and a sample that was not asked about.
+    pub fn log_probs(&self, batch: &Batch) -> Result<Vec<f64>> {
+        match self {
+            Self::Absent => Ok(Vec::new()),
+            Self::Model(model) => Ok(sums(batch, &engine::log_probs(model, batch)?)),
+            Self::Said(said) => {
+                let known = |(span, origin): (&Span, &String)| {
+                    said.get(&hash(batch, span)).copied().ok_or_else(|| {
+                        Error::Training(format!("{origin}: the reference model was not asked about this sample"))
+                    })
+                };
+                batch.spans.iter().zip(&batch.origins).map(known).collect()
+            }
+        }
+    }
+}
+
+/// The sum over each sample of a batch.
+fn sums(batch: &Batch, log_probs: &[f64]) -> Vec<f64> {
+    batch.spans.iter().map(|span| log_probs[batch.positions_of(span)].iter().sum()).collect()
+}
+
+fn hash(batch: &Batch, span: &Span) -> u64 {
+    let positions = batch.positions_of(span);
+    let mut hasher = DefaultHasher::new();
+    (&batch.input_ids[positions.clone()], &batch.targets[positions]).hash(&mut hasher);
+    hasher.finish()
+}

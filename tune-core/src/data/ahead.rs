@@ -33,6 +33,14 @@ impl Origin {
         }
     }
 
+    /// The samples that each record becomes.
+    fn samples_per_record(&self) -> usize {
+        match self {
+            Self::Corpus(corpus) => corpus.samples_per_record(),
+            Self::Memory(_) => 1,
+        }
+    }
+
     fn name(&self, record: usize) -> String {
         match self {
             Self::Corpus(corpus) => corpus.origin(record),
@@ -226,6 +234,7 @@ impl Work {
             return Err(Error::setup("nobody needs the data any more"));
         }
         let members = std::mem::take(&mut self.members[index]);
+        let each = self.tokenized.origin.samples_per_record();
         let made: Vec<(usize, Sample)> = match &self.tokenized.origin {
             Origin::Corpus(corpus) => corpus.tokenize(&members, &mut self.account)?,
             Origin::Memory(samples) => members.iter().map(|&i| (i, samples[i].clone())).collect(),
@@ -246,7 +255,8 @@ impl Work {
         self.end += tokens.len() as u64;
         let rows = match self.pack_to {
             Some(max_len) => pack::rows(samples.iter().map(|s| s.len as usize), max_len),
-            None => (0..samples.len()).map(|i| i..i + 1).collect(),
+            // Answers of a pair share a row.
+            None => (0..samples.len()).step_by(each).map(|i| i..i + each).collect(),
         };
         let _ = self.tokenized.blocks[index].set(Block { samples, rows });
         // Whoever is about to wait has the lock, and must not miss it.
@@ -256,7 +266,8 @@ impl Work {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.sums.sort_unstable();
+        // The samples of a record stay in their order.
+        self.sums.sort_by_key(|(record, _)| *record);
         let mut fingerprint = crc32c::crc32c(&(self.pack_to.unwrap_or(0) as u64).to_le_bytes());
         for (_, sum) in &self.sums {
             fingerprint = crc32c::crc32c_append(fingerprint, &sum.to_le_bytes());

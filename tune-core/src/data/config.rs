@@ -298,14 +298,14 @@ impl DatasetConfig {
         Columns { first, read: read.chain(trained::KEYS).chain([SYSTEM_COLUMN]).collect() }
     }
 
-    /// The kind and the first file, for messages.
-    pub(super) fn name(&self) -> String {
-        let kind = match self {
+    /// The kind, unless it is called otherwise, and the first file, for messages.
+    pub(super) fn name_as(&self, kind: Option<&str>) -> String {
+        let kind = kind.unwrap_or(match self {
             Self::Chat(_) => "chat",
             Self::Instruct(_) => "instruct",
             Self::Alpaca(_) => "alpaca",
             Self::Text(_) => "text",
-        };
+        });
         let files = self.files();
         match files.data_files.as_slice() {
             [] => format!("{kind} dataset {}", files.source.as_deref().unwrap_or_default()),

@@ -132,7 +132,7 @@ fn missing_conversation(record: &Record, config: &ChatDataset) -> Error {
         styles.into_iter().find(|(role, text, _)| turn.get(role).is_some() && turn.get(text).is_some())
     };
     let other = record.columns.iter().find_map(|(name, turns)| Some((name, style(turns.as_array()?.first()?)?.2)));
-    let Some((name, style)) = other else { return missing_column(record, &config.conversation_column) };
+    let Some((name, style)) = other else { return missing_column(record, &config.conversation_column, "") };
     let style = match style {
         _ if style == config.conversation_style => "",
         ConversationStyle::Sharegpt => " and `conversation_style: sharegpt`",
@@ -282,7 +282,7 @@ fn content(
 
 /// A column of a record, or an error that says which there are.
 pub(super) fn column<'a>(record: &'a Record, name: &str) -> Result<&'a Value> {
-    record.columns.get(name).ok_or_else(|| missing_column(record, name))
+    record.columns.get(name).ok_or_else(|| missing_column(record, name, ""))
 }
 
 /// A column that must be a string.
@@ -293,7 +293,8 @@ pub(super) fn text_column<'a>(record: &'a Record, name: &str) -> Result<&'a str>
     }
 }
 
-fn missing_column(record: &Record, name: &str) -> Error {
+/// No column of this name, with the nearest one and what else there is to say.
+pub(super) fn missing_column(record: &Record, name: &str, advice: &str) -> Error {
     let nearest = record
         .columns
         .keys()
@@ -301,5 +302,6 @@ fn missing_column(record: &Record, name: &str) -> Error {
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or_else(String::new, |(_, key)| format!("; did you mean `{key}`?"));
-    record.origin.error(format_args!("no column `{name}` (the columns are: {}){hint}", listed(record.columns.keys())))
+    let columns = listed(record.columns.keys());
+    record.origin.error(format_args!("no column `{name}` (the columns are: {columns}){hint}{advice}"))
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::batch::Sample;
-use super::config::DatasetConfig;
 use super::faults::{self, Faults};
-use super::format::Formatter;
+use super::kind::DataConfig;
+use super::maker::Maker;
 use super::records::Records;
 use super::report::{DatasetReport, Tally};
 use super::source;
@@ -26,7 +26,7 @@ pub(super) struct Corpus {
 }
 
 struct Part {
-    config: DatasetConfig,
+    config: DataConfig,
     records: Records,
     /// The first record's index in the corpus.
     first: usize,
@@ -46,10 +46,10 @@ struct Scan {
 }
 
 impl Scan {
-    fn of(formatter: &Formatter<'_>, records: &Records) -> Self {
+    fn of(maker: &Maker<'_>, records: &Records) -> Self {
         let look = |mut scan: Self, i| {
-            match formatter.read(records, i).and_then(|record| formatter.check(&record).map(|()| record)) {
-                Ok(record) => formatter.note(i, &record, &mut scan.held),
+            match maker.read(records, i).and_then(|record| maker.check(&record).map(|()| record)) {
+                Ok(record) => maker.note(i, &record, &mut scan.held),
                 Err(error) => scan.fault(i, error),
             }
             scan
@@ -71,7 +71,7 @@ impl Scan {
         Self { held: self.held.and(other.held), broken, first: self.first }
     }
 
-    fn faults(self, config: &DatasetConfig, records: usize) -> Faults {
+    fn faults(self, config: &DataConfig, records: usize) -> Faults {
         Faults { name: config.name(), records, broken: self.broken, first: self.first.into_values().collect() }
     }
 }
@@ -79,13 +79,16 @@ impl Scan {
 impl Corpus {
     /// Finds the records, reads each once, and checks that it is what its dataset expects. What takes long,
     /// rendering and tokenizing, is left for [`Corpus::tokenize`].
-    pub(super) fn open(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>) -> Result<Self> {
+    pub(super) fn open(configs: &[DataConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>) -> Result<Self> {
         let Some(first) = configs.first() else {
             return Err(Error::setup("there is no dataset"));
         };
         let packed = first.packed();
         if configs.iter().any(|c| c.packed() != packed) {
             return Err(Error::setup("of several datasets either all or none must be `packed`"));
+        }
+        if configs.iter().any(|c| c.is_of_pairs() != first.is_of_pairs()) {
+            return Err(Error::setup("of several datasets either all or none must be of pairs of answers"));
         }
         if packed && max_seq_len.is_none() {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
@@ -94,22 +97,22 @@ impl Corpus {
         let mut corpus =
             Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
         for config in configs {
-            let found = Formatter::new(config, tokenizer)
-                .and_then(|formatter| Ok((formatter, source::find(config.files(), &config.all_columns())?)));
-            let (formatter, records) = match found {
+            let found = Maker::new(config, tokenizer)
+                .and_then(|maker| Ok((maker, source::find(config.files(), &config.all_columns())?)));
+            let (maker, records) = match found {
                 Ok(found) => found,
                 Err(error) => {
                     faults.push(Faults::of_dataset(config, error));
                     continue;
                 }
             };
-            let scan = Scan::of(&formatter, &records);
+            let scan = Scan::of(&maker, &records);
             if scan.broken > 0 {
                 faults.push(scan.faults(config, records.len()));
                 continue;
             }
             let mut held = scan.held;
-            formatter.keep_unused(&mut held, &records);
+            maker.keep_unused(&mut held, &records);
             let unused = held.warnings(&config.name());
             let first = corpus.len();
             let argument_texts = held.argument_texts.count;
@@ -136,6 +139,11 @@ impl Corpus {
         self.max_seq_len.filter(|_| self.packed)
     }
 
+    /// The samples that each record becomes.
+    pub(super) fn samples_per_record(&self) -> usize {
+        self.parts.first().map_or(1, |part| part.config.sides.len())
+    }
+
     /// Where a record stands.
     pub(super) fn origin(&self, record: usize) -> String {
         let part = &self.parts[self.part_of(record)];
@@ -153,18 +161,18 @@ impl Corpus {
 
     /// An account of nothing yet, one for each dataset.
     pub(super) fn account(&self) -> Vec<Tally> {
-        self.parts.iter().map(|part| Tally::new(part.config.name(), part.config.ends_samples())).collect()
+        self.parts.iter().map(|part| Tally::new(&part.config)).collect()
     }
 
-    /// Tokenizes records, on all threads. Returns those samples that have a trained token, each with its
-    /// record, in the order of `records`.
+    /// Tokenizes records, on all threads. Returns the samples of those that have a trained token in each, each sample with
+    /// its record, in the order of `records`.
     pub(super) fn tokenize(&self, records: &[usize], account: &mut [Tally]) -> Result<Vec<(usize, Sample)>> {
-        let formatters = self.parts.iter().map(|part| Formatter::new(&part.config, &self.tokenizer));
-        let formatters = formatters.collect::<Result<Vec<Formatter<'_>>>>()?;
+        let makers = self.parts.iter().map(|part| Maker::new(&part.config, &self.tokenizer));
+        let makers = makers.collect::<Result<Vec<Maker<'_>>>>()?;
         let encode = |&i: &usize| {
             let part = self.part_of(i);
-            let record = formatters[part].read(&self.parts[part].records, i - self.parts[part].first)?;
-            formatters[part].encode(&record, self.max_seq_len, self.count_cut)
+            let record = makers[part].read(&self.parts[part].records, i - self.parts[part].first)?;
+            makers[part].encode(&record, self.max_seq_len, self.count_cut)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
@@ -174,7 +182,9 @@ impl Corpus {
             let (looked_at, scan) = scans.entry(part).or_default();
             *looked_at += 1;
             match encoded {
-                Ok(formatted) if account[part].count(i, &formatted) => samples.push((i, formatted.encoded.sample)),
+                Ok(made) if account[part].count(i, &made) => {
+                    samples.extend(made.into_iter().map(|formatted| (i, formatted.encoded.sample)));
+                }
                 Ok(_) => {}
                 Err(error) => scan.fault(i, error),
             }
@@ -202,8 +212,8 @@ impl Corpus {
     /// The reports, once all records are tokenized.
     pub(super) fn reports(&self, account: Vec<Tally>) -> Result<Vec<DatasetReport>> {
         let report = |(part, tally): (&Part, Tally)| {
-            let formatter = Formatter::new(&part.config, &self.tokenizer)?;
-            let report = tally.report(self.max_seq_len, &self.tokenizer, &formatter, |i| self.origin(i))?;
+            let maker = Maker::new(&part.config, &self.tokenizer)?;
+            let report = tally.report(self.max_seq_len, &self.tokenizer, maker.template(), |i| self.origin(i))?;
             Ok(DatasetReport { unused: part.unused.clone(), argument_texts: part.argument_texts, ..report })
         };
         self.parts.iter().zip(account).map(report).collect()

@@ -5,8 +5,8 @@ use std::fmt;
 use rayon::prelude::*;
 
 use super::batch::Sample;
-use super::config::DatasetConfig;
-use super::format::Formatter;
+use super::kind::DataConfig;
+use super::maker::Maker;
 use super::order::BLOCK;
 use super::records::Records;
 use super::source;
@@ -33,7 +33,7 @@ pub struct Faults {
 
 impl Faults {
     /// Something that is wrong with a dataset as a whole.
-    pub(super) fn of_dataset(config: &DatasetConfig, error: Error) -> Self {
+    pub(super) fn of_dataset(config: &DataConfig, error: Error) -> Self {
         Self { name: config.name(), records: 0, broken: 0, first: vec![error] }
     }
 }
@@ -67,47 +67,57 @@ pub(super) fn error(mut faults: Vec<Faults>) -> Option<Error> {
 
 /// Looks at every record of every dataset, and goes on behind a broken one. Datasets without a fault are left out.
 /// Without a tokenizer, records are read, and neither rendered nor tokenized.
-pub fn faults(configs: &[DatasetConfig], tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Vec<Faults> {
-    configs.iter().map(|config| of_dataset(config, tokenizer, max_seq_len)).filter(|f| !f.first.is_empty()).collect()
+pub fn faults(
+    configs: impl IntoIterator<Item = impl Into<DataConfig>>,
+    tokenizer: Option<&Tokenizer>,
+    max_seq_len: Option<usize>,
+) -> Vec<Faults> {
+    let of = configs.into_iter().map(|config| of_dataset(&config.into(), tokenizer, max_seq_len));
+    of.filter(|faults| !faults.first.is_empty()).collect()
 }
 
 /// The samples of the first `n` records of each dataset that can be used, also of those without a trained token. Not
 /// more than a few broken records are passed over.
-pub fn examples(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>, n: usize) -> Vec<Sample> {
-    let of_dataset = |config: &DatasetConfig| match source::find(config.files(), &config.all_columns()) {
+pub fn examples(
+    configs: impl IntoIterator<Item = impl Into<DataConfig>>,
+    tokenizer: &Tokenizer,
+    max_seq_len: Option<usize>,
+    n: usize,
+) -> Vec<Sample> {
+    let of_dataset = |config: &DataConfig| match source::find(config.files(), &config.all_columns()) {
         Ok(records) => first_samples(config, &records, tokenizer, max_seq_len, n),
         Err(_) => Vec::new(),
     };
-    configs.iter().flat_map(of_dataset).collect()
+    configs.into_iter().flat_map(|config| of_dataset(&config.into())).collect()
 }
 
 /// Those of one dataset.
 pub(super) fn first_samples(
-    config: &DatasetConfig,
+    config: &DataConfig,
     records: &Records,
     tokenizer: &Tokenizer,
     max_seq_len: Option<usize>,
     n: usize,
 ) -> Vec<Sample> {
-    let Ok(formatter) = Formatter::new(config, tokenizer) else { return Vec::new() };
-    let sample = |i| formatter.encode(&formatter.read(records, i).ok()?, max_seq_len, false).ok();
-    let samples = (0..records.len().min(n + PASSED_OVER)).filter_map(sample);
-    samples.map(|formatted| formatted.encoded.sample).take(n).collect()
+    let Ok(maker) = Maker::new(config, tokenizer) else { return Vec::new() };
+    let made = |i| maker.encode(&maker.read(records, i).ok()?, max_seq_len, false).ok();
+    let made = (0..records.len().min(n + PASSED_OVER)).filter_map(made).take(n);
+    made.flatten().map(|formatted| formatted.encoded.sample).collect()
 }
 
-fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
+fn of_dataset(config: &DataConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
     let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
-    let formatter = tokenizer.map(|tokenizer| Formatter::new(config, tokenizer)).transpose();
+    let maker = tokenizer.map(|tokenizer| Maker::new(config, tokenizer)).transpose();
     let records = source::find(config.files(), &config.all_columns());
-    let (formatter, records) = match (formatter, records) {
-        (Ok(formatter), Ok(records)) => (formatter, records),
-        (formatter, records) => {
-            faults.first.extend(formatter.err().into_iter().chain(records.err()));
+    let (maker, records) = match (maker, records) {
+        (Ok(maker), Ok(records)) => (maker, records),
+        (maker, records) => {
+            faults.first.extend(maker.err().into_iter().chain(records.err()));
             return faults;
         }
     };
     faults.records = records.len();
-    let check = |i: usize| check(&records, i, formatter.as_ref(), max_seq_len).err();
+    let check = |i: usize| check(&records, i, maker.as_ref(), max_seq_len).err();
     for begin in (0..records.len()).step_by(BLOCK) {
         let errors: Vec<Error> = (begin..records.len().min(begin + BLOCK)).into_par_iter().filter_map(check).collect();
         faults.broken += errors.len();
@@ -117,9 +127,9 @@ fn of_dataset(config: &DatasetConfig, tokenizer: Option<&Tokenizer>, max_seq_len
     faults
 }
 
-fn check(records: &Records, i: usize, formatter: Option<&Formatter<'_>>, max_seq_len: Option<usize>) -> Result<()> {
-    match formatter {
-        Some(formatter) => formatter.encode(&formatter.read(records, i)?, max_seq_len, false).map(drop),
+fn check(records: &Records, i: usize, maker: Option<&Maker<'_>>, max_seq_len: Option<usize>) -> Result<()> {
+    match maker {
+        Some(maker) => maker.encode(&maker.read(records, i)?, max_seq_len, false).map(drop),
         None => records.read(i).map(drop),
     }
 }

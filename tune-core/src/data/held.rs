@@ -5,29 +5,39 @@ use serde_json::Value;
 use super::config::{ChatDataset, DatasetConfig, Masking};
 use super::conversation::{self, SYSTEM_COLUMN};
 use super::format::{Form, Formatter};
-use super::records::{Record, Records};
+use super::records::Record;
 use super::unused::{Held, Key, holds_something};
 use super::{alpaca, beside, trained};
+use crate::Result;
 use crate::tokenizer::Conversation;
 
 impl Formatter<'_> {
-    /// Notes the columns of record `i` that are not used, and the keys of its messages.
-    pub(super) fn note(&self, i: usize, record: &Record, held: &mut Held) {
-        let turns = match self.config {
-            DatasetConfig::Chat(config) => record.columns.get(&config.conversation_column).and_then(Value::as_array),
-            _ => None,
-        };
-        let messages = turns.map_or(0, Vec::len);
-        let named = self.config.columns();
+    /// Notes the columns of record `i` that are not used; the config names those in `named`.
+    pub(super) fn note_columns(&self, i: usize, record: &Record, named: &[&str], held: &mut Held) {
+        let messages = self.turns(record).map_or(0, Vec::len);
         for (name, value) in &record.columns {
             let decides = trained::KEYS.contains(&name.as_str()) && trained::decides(name, value, messages);
             if holds_something(value) && !named.contains(&name.as_str()) && !decides && !self.reads(record, name) {
                 held.column(i, name);
             }
         }
-        if let (DatasetConfig::Chat(config), Some(turns)) = (self.config, turns) {
+        if let (DatasetConfig::Chat(_), Some(_)) = (self.config, self.turns(record)) {
             beside::unread_arguments(record, &self.names).iter().for_each(|name| held.column(i, name));
+        }
+    }
+
+    /// Notes the keys of record `i`'s messages.
+    pub(super) fn note_messages(&self, i: usize, record: &Record, held: &mut Held) {
+        if let (DatasetConfig::Chat(config), Some(turns)) = (self.config, self.turns(record)) {
             turns.iter().for_each(|turn| self.note_keys(i, turn, config, held));
+        }
+    }
+
+    /// The messages of a conversation.
+    fn turns<'r>(&self, record: &'r Record) -> Option<&'r Vec<Value>> {
+        match self.config {
+            DatasetConfig::Chat(config) => record.columns.get(&config.conversation_column)?.as_array(),
+            _ => None,
         }
     }
 
@@ -65,14 +75,14 @@ impl Formatter<'_> {
         }
     }
 
-    /// Takes away the keys that the chat template reads: those without which it renders another text.
-    pub(super) fn keep_unused(&self, held: &mut Held, records: &Records) {
+    /// Takes away the keys that the chat template reads: those without which it renders another text. `read` reads a record.
+    pub(super) fn keep_unused(&self, held: &mut Held, read: impl Fn(usize) -> Result<Record>) {
         held.keys.retain(|key, times| {
             matches!(key, Key::Mark(_))
-                || !times.first.iter().any(|&i| self.read(records, i).is_ok_and(|record| self.renders(&record, key)))
+                || !times.first.iter().any(|&i| read(i).is_ok_and(|record| self.renders(&record, key)))
         });
         let mut first = held.argument_texts.first.iter();
-        held.quoted = first.any(|&i| self.read(records, i).is_ok_and(|record| self.quotes_arguments(&record)));
+        held.quoted |= first.any(|&i| read(i).is_ok_and(|record| self.quotes_arguments(&record)));
     }
 
     /// Whether the template writes arguments of calls that are JSON text as a text in quotes.

@@ -15,10 +15,18 @@ pub(super) fn read_lists(record: &mut Record, config: &DatasetConfig) {
         DatasetConfig::Alpaca(_) if !own.contains(&alpaca::HISTORY) => alpaca::HISTORY,
         DatasetConfig::Alpaca(_) | DatasetConfig::Instruct(_) | DatasetConfig::Text(_) => return,
     };
-    let Some(column) = record.columns.get_mut(name) else { return };
-    if column.as_str().is_some_and(|text| text.trim().is_empty()) && name == alpaca::HISTORY {
+    if name == alpaca::HISTORY
+        && let Some(column) = record.columns.get_mut(name)
+        && column.as_str().is_some_and(|text| text.trim().is_empty())
+    {
         *column = Value::Null;
     }
+    read_list(record, name);
+}
+
+/// Reads a column that is to be a list of messages, and each of these.
+pub(super) fn read_list(record: &mut Record, name: &str) {
+    let Some(column) = record.columns.get_mut(name) else { return };
     if let Some(list) = text_of(column).filter(Value::is_array) {
         *column = list;
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::ahead::{Block, Origin, Tokenized};
 use super::batch::{Batch, IGNORE, Sample, Span};
-use super::config::DatasetConfig;
 use super::corpus::Corpus;
+use super::kind::DataConfig;
 use super::order::{BLOCK, Order};
 use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
@@ -90,12 +90,13 @@ impl Loader {
     /// # Errors
     /// As [`data::load`](super::load) and [`Loader::new`].
     pub fn open(
-        configs: &[DatasetConfig],
+        configs: impl IntoIterator<Item = impl Into<DataConfig>>,
         tokenizer: &Tokenizer,
         max_seq_len: Option<usize>,
         mut options: LoaderOptions,
     ) -> Result<Self> {
-        let corpus = Corpus::open(configs, tokenizer, max_seq_len)?.counting(options.count_cut);
+        let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
+        let corpus = Corpus::open(&configs, tokenizer, max_seq_len)?.counting(options.count_cut);
         options.pack_to = corpus.pack_to();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }

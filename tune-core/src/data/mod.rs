@@ -37,10 +37,13 @@ mod faults;
 mod format;
 mod held;
 mod json_text;
+mod kind;
 mod loader;
+mod maker;
 mod order;
 mod pack;
 mod pieces;
+mod preference;
 mod questions;
 mod records;
 mod report;
@@ -57,7 +60,11 @@ pub use config::{
     InstructDataset, Mask, Masking, Source, TextDataset,
 };
 pub use faults::{Faults, examples, faults};
+pub use kind::DataConfig;
 pub use loader::{Epoch, Loader, LoaderOptions};
+pub use preference::{
+    AnswerColumns, ConversationColumns, PreferenceConfig, PreferenceDataset, PreferenceInstructDataset,
+};
 pub(crate) use questions::{Question, questions};
 pub use report::DatasetReport;
 pub(crate) use source::{EXTENSIONS, is_data};
@@ -91,8 +98,13 @@ impl Dataset {
 /// # Errors
 /// A file that cannot be read, a record that is not what the dataset's kind expects (both name
 /// the place), a chat template that cannot be trained with, and a dataset of which nothing is left.
-pub fn load(configs: &[DatasetConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>) -> Result<Dataset> {
-    let corpus = Corpus::open(configs, tokenizer, max_seq_len)?;
+pub fn load(
+    configs: impl IntoIterator<Item = impl Into<DataConfig>>,
+    tokenizer: &Tokenizer,
+    max_seq_len: Option<usize>,
+) -> Result<Dataset> {
+    let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
+    let corpus = Corpus::open(&configs, tokenizer, max_seq_len)?;
     let mut account = corpus.account();
     let all: Vec<usize> = (0..corpus.len()).collect();
     let samples = corpus.tokenize(&all, &mut account)?.into_iter().map(|(_, sample)| sample).collect();

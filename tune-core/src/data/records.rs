@@ -27,6 +27,8 @@ pub(super) struct Origin {
     /// From 1.
     number: u32,
     kind: Kind,
+    /// Which of a pair's answers is meant.
+    pub(super) side: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +42,12 @@ impl Origin {
     /// The record is not what it should be.
     pub(super) fn error(&self, message: impl fmt::Display) -> Error {
         let (path, number) = (&self.path, self.number);
+        let message = match self.side {
+            Some(side) => format!("{side}: {message}"),
+            None => message.to_string(),
+        };
         match self.kind {
-            Kind::Line => Error::line(path, number as usize, message.to_string()),
+            Kind::Line => Error::line(path, number as usize, message),
             Kind::Item => Error::file(path, format!("item {number}: {message}")),
             Kind::Row => Error::file(path, format!("row {number}: {message}")),
         }
@@ -55,7 +61,8 @@ impl fmt::Display for Origin {
             Kind::Line => write!(f, "{path}:{number}"),
             Kind::Item => write!(f, "{path}: item {number}"),
             Kind::Row => write!(f, "{path}: row {number}"),
-        }
+        }?;
+        self.side.map_or(Ok(()), |side| write!(f, ", {side}"))
     }
 }
 
@@ -118,7 +125,7 @@ impl Records {
     pub(super) fn origin(&self, i: usize) -> Origin {
         let place = self.places[i];
         let source = &self.sources[place.source as usize];
-        Origin { path: source.path.clone(), number: place.number, kind: source.kind }
+        Origin { path: source.path.clone(), number: place.number, kind: source.kind, side: None }
     }
 
     /// Reads record `i` (from 0).

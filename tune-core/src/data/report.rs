@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::batch::IGNORE;
-use super::format::{Formatted, Formatter};
+use super::batch::{IGNORE, Sample};
+use super::format::Formatted;
+use super::kind::DataConfig;
 use super::pieces::{Closing, Ends};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
 use crate::{Error, Result};
@@ -19,6 +20,8 @@ pub struct DatasetReport {
     pub name: String,
     /// Samples that will be trained on.
     pub samples: usize,
+    /// The pairs of answers that they are, in a dataset of these.
+    pub pairs: Option<usize>,
     /// Tokens in them, after cutting.
     pub tokens: usize,
     /// Tokens that are trained.
@@ -62,16 +65,19 @@ pub(super) struct Tally {
     /// Samples in which an answer before the last is not closed.
     open_before: usize,
     text_beside_calls: usize,
+    /// Pairs whose answers are the same, and pairs that answer different prompts.
+    same: usize,
+    other_prompt: usize,
     /// Whether samples are to end with a stop token that is trained.
     ends: bool,
 }
 
 impl Tally {
-    pub(super) fn new(name: String, ends: bool) -> Self {
-        let report = DatasetReport { name, ..DatasetReport::default() };
+    pub(super) fn new(config: &DataConfig) -> Self {
+        let pairs = config.is_of_pairs().then_some(0);
         Self {
-            report,
-            ends,
+            report: DatasetReport { name: config.name(), pairs, ..DatasetReport::default() },
+            ends: config.ends_samples(),
             dropped: BTreeSet::new(),
             why_dropped: Reasons::default(),
             stopping: 0,
@@ -79,6 +85,8 @@ impl Tally {
             closed_by: BTreeMap::new(),
             open_before: 0,
             text_beside_calls: 0,
+            same: 0,
+            other_prompt: 0,
         }
     }
 
@@ -87,16 +95,15 @@ impl Tally {
         self.ends && self.stopping == 0 && self.report.samples > 0
     }
 
-    /// Counts a record's sample. Returns whether it has a trained token, and so is kept.
-    pub(super) fn count(&mut self, record: usize, formatted: &Formatted) -> bool {
-        let Formatted { encoded, ends: Ends { last, open_before }, text_beside_calls, left_out } = formatted;
+    /// Counts a record's samples. Returns whether each has a trained token, and so they are kept.
+    pub(super) fn count(&mut self, record: usize, made: &[Formatted]) -> bool {
         let report = &mut self.report;
-        let sample = &encoded.sample;
-        report.truncated += usize::from(encoded.cut > 0);
-        report.cut_tokens += encoded.cut;
-        report.more_cut |= encoded.more_cut;
-        let trained = sample.targets.iter().filter(|&&t| t != IGNORE).count();
-        if trained == 0 {
+        for Formatted { encoded, .. } in made {
+            report.truncated += usize::from(encoded.cut > 0);
+            report.cut_tokens += encoded.cut;
+            report.more_cut |= encoded.more_cut;
+        }
+        if let Some(Formatted { encoded, left_out, .. }) = made.iter().find(|made| trained(&made.encoded.sample) == 0) {
             report.dropped += 1;
             self.why_dropped.count(encoded.cut > 0, *left_out);
             self.dropped.insert(record);
@@ -105,11 +112,25 @@ impl Tally {
             }
             return false;
         }
+        made.iter().for_each(|made| self.count_kept(made));
+        if let ([chosen, rejected], Some(pairs)) = (made, &mut self.report.pairs) {
+            let [chosen, rejected] = [chosen, rejected].map(|made| &made.encoded.sample);
+            *pairs += 1;
+            self.same += usize::from(chosen.input_ids == rejected.input_ids);
+            self.other_prompt += usize::from(prompt(chosen) != prompt(rejected));
+        }
+        true
+    }
+
+    /// Counts a sample that has a trained token.
+    fn count_kept(&mut self, made: &Formatted) {
+        let Formatted { encoded, ends: Ends { last, open_before }, text_beside_calls, .. } = made;
         match last {
             Closing::Stop => {}
             Closing::Other(id) => *self.closed_by.entry(*id).or_default() += 1,
             Closing::Nothing => self.never_closed += 1,
         }
+        let (report, sample) = (&mut self.report, &encoded.sample);
         let is_closed = *last == Closing::Stop;
         self.stopping += usize::from(is_closed && encoded.stops);
         report.unended += usize::from(is_closed && !encoded.ends && encoded.cut > 0);
@@ -117,9 +138,8 @@ impl Tally {
         self.text_beside_calls += text_beside_calls;
         report.samples += 1;
         report.tokens += sample.input_ids.len();
-        report.trained_tokens += trained;
+        report.trained_tokens += trained(sample);
         report.longest = report.longest.max(sample.input_ids.len());
-        true
     }
 
     /// The report. `origin` says where a record stands.
@@ -127,30 +147,47 @@ impl Tally {
         self,
         max_seq_len: Option<usize>,
         tokenizer: &Tokenizer,
-        formatter: &Formatter<'_>,
+        template: Option<&ChatTemplate>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
         let never_stops = self.never_stops();
         let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, .. } = self;
-        let Self { open_before, text_beside_calls, ends, .. } = self;
+        let Self { open_before, text_beside_calls, same, other_prompt, ends, .. } = self;
         report.stopping = ends.then_some(stopping);
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
         if report.samples == 0 {
+            let (what, each) = match report.pairs {
+                Some(_) => ("pairs", " in both answers"),
+                None => ("samples", ""),
+            };
             return Err(Error::setup(format!(
-                "{name}: none of the {} samples has a trained token: {}",
+                "{name}: none of the {} {what} has a trained token{each}: {}",
                 report.dropped,
                 why_dropped.in_words(max_seq_len)
             )));
         }
         let mut warnings = Vec::new();
         if report.dropped > 0 {
+            let what = match report.pairs {
+                Some(_) => "pairs have an answer without a trained token",
+                None => "samples have no trained token",
+            };
             warnings.push(format!(
-                "{name}: {} samples have no trained token and are left out ({}): {}{}",
+                "{name}: {} {what} and are left out ({}): {}{}",
                 report.dropped,
                 why_dropped.in_words(max_seq_len),
                 report.dropped_origins.join(", "),
                 if report.dropped > report.dropped_origins.len() { " …" } else { "" }
+            ));
+        }
+        if same > 0 {
+            warnings
+                .push(format!("{name}: in {same} pairs both answers are the same, and nothing is learnt from these"));
+        }
+        if other_prompt > 0 {
+            warnings.push(format!(
+                "{name}: in {other_prompt} pairs the two answers follow different prompts, so that comparing them says little"
             ));
         }
         let mut endings = Vec::new();
@@ -182,7 +219,7 @@ impl Tally {
                 "{name}: in {text_beside_calls} messages with calls of tools the chat template leaves out the text beside the calls"
             ));
         }
-        if formatter.template().is_some_and(ChatTemplate::uses_date) {
+        if template.is_some_and(ChatTemplate::uses_date) {
             warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
         }
         report.warnings = warnings;
@@ -240,7 +277,26 @@ impl Reasons {
     }
 }
 
+/// The number of a sample's trained tokens.
+fn trained(sample: &Sample) -> usize {
+    sample.targets.iter().filter(|&&target| target != IGNORE).count()
+}
+
+/// What stands before a sample's first trained token.
+fn prompt(sample: &Sample) -> &[u32] {
+    let first = sample.targets.iter().position(|&target| target != IGNORE);
+    &sample.input_ids[..first.map_or(0, |first| first + 1)]
+}
+
 impl DatasetReport {
+    /// How many samples there are, in words.
+    pub(crate) fn count(&self) -> String {
+        match self.pairs {
+            Some(pairs) => format!("{pairs} pairs of answers"),
+            None => format!("{} samples", self.samples),
+        }
+    }
+
     /// What there is to say where the model is made for shorter sequences than the longest sample.
     pub(crate) fn too_long(&self, max_positions: usize) -> Option<String> {
         (self.longest > max_positions).then(|| {
@@ -263,8 +319,12 @@ impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} samples, {} tokens of which {} are trained, the longest sample has {}",
-            self.name, self.samples, self.tokens, self.trained_tokens, self.longest
+            "{}: {}, {} tokens of which {} are trained, the longest sample has {}",
+            self.name,
+            self.count(),
+            self.tokens,
+            self.trained_tokens,
+            self.longest
         )?;
         if self.truncated > 0 {
             write!(f, "; {} cut", self.truncated)?;

@@ -15,6 +15,8 @@ mod faults;
 mod files;
 #[path = "json_text_tests.rs"]
 mod json_text;
+#[path = "preference_tests.rs"]
+mod preference;
 #[path = "questions_tests.rs"]
 mod questions;
 #[path = "trained_tests.rs"]

@@ -1,0 +1,74 @@
+//! Datasets of every kind: those whose records are samples, and those whose records are pairs of answers.
+
+use super::config::{DatasetConfig, Files};
+use super::preference::PreferenceConfig;
+use super::source::Columns;
+
+/// A dataset of any kind. One of pairs is two datasets in one: each record is a sample of the one and of the other.
+#[derive(Debug, Clone)]
+pub struct DataConfig {
+    /// One, or that of the preferred answers and that of the others.
+    pub(super) sides: Vec<DatasetConfig>,
+    /// The kind, where it is not that of its side.
+    kind: Option<&'static str>,
+    /// The column whose messages stand before those of either side.
+    pub(super) prompt: Option<String>,
+}
+
+impl From<&DatasetConfig> for DataConfig {
+    fn from(config: &DatasetConfig) -> Self {
+        Self { sides: vec![config.clone()], kind: None, prompt: None }
+    }
+}
+
+impl From<&PreferenceConfig> for DataConfig {
+    fn from(config: &PreferenceConfig) -> Self {
+        Self { sides: config.sides().to_vec(), kind: Some(config.kind()), prompt: config.prompt().map(str::to_owned) }
+    }
+}
+
+impl From<&Self> for DataConfig {
+    fn from(config: &Self) -> Self {
+        config.clone()
+    }
+}
+
+impl DataConfig {
+    /// Whether each record is a pair of answers.
+    pub fn is_of_pairs(&self) -> bool {
+        self.sides.len() > 1
+    }
+
+    /// Whether several samples share a row.
+    pub fn packed(&self) -> bool {
+        self.sides.iter().any(DatasetConfig::packed)
+    }
+
+    pub(super) fn ends_samples(&self) -> bool {
+        self.sides.iter().all(DatasetConfig::ends_samples)
+    }
+
+    /// The files, which both sides share.
+    pub(super) fn files(&self) -> &Files {
+        self.sides[0].files()
+    }
+
+    /// The columns that the config names.
+    pub(super) fn columns(&self) -> Vec<&str> {
+        let mut columns: Vec<&str> = self.sides.iter().flat_map(DatasetConfig::columns).collect();
+        columns.extend(self.prompt.as_deref());
+        columns
+    }
+
+    /// The columns that its samples may be made of.
+    pub(super) fn all_columns(&self) -> Columns<'_> {
+        let Columns { first, mut read } = self.sides[0].all_columns();
+        read.extend(self.columns());
+        Columns { first, read }
+    }
+
+    /// The kind and the first file, for messages.
+    pub(super) fn name(&self) -> String {
+        self.sides[0].name_as(self.kind)
+    }
+}

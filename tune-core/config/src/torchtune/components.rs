@@ -57,6 +57,12 @@ pub(super) const TAKEN: &[Taken] = &[
         TheirDefault::new("conversation_column", "conversations"),
         TheirDefault::new("conversation_style", "sharegpt"),
     ]),
+    Taken::new("torchtune.datasets.hh_rlhf_helpful_dataset", "preference")
+        .defaults(&[TheirDefault::hub("hf://RLHFlow/HH-RLHF-Helpful-standard")]),
+    Taken::new("torchtune.datasets.stack_exchange_paired_dataset", "preference_instruct").defaults(&[
+        TheirDefault::hub("hf://lvwerra/stack-exchange-paired/data/rl"),
+        TheirDefault::new("column_map", "{prompt: question, chosen: response_j, rejected: response_k}"),
+    ]),
     Taken::new("torchtune.training.metric_logging.TensorBoardLogger", "tensorboard")
         .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),
     Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(NO_CLIENT),
@@ -72,12 +78,24 @@ const fn refused(prefix: &'static str, what: &'static str, instead: &'static str
     Refused { prefix, what, instead }
 }
 
-const PREFERENCES: &str = "train on the preferred answers alone, as `chat` or `instruct`";
+const PREFERENCES: &str = "start the recipe `dpo`, or train on the preferred answers alone, as `chat` or `instruct`";
 
 pub(super) const REFUSED: &[Refused] = &[
-    refused("torchtune.datasets.preference_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
-    refused("torchtune.datasets.hh_rlhf_helpful_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
-    refused("torchtune.datasets.stack_exchange_paired_dataset", "pairs of answers, which DPO needs,", PREFERENCES),
+    refused(
+        "torchtune.datasets.preference_dataset",
+        "pairs of answers, which the recipe `dpo` learns from,",
+        PREFERENCES,
+    ),
+    refused(
+        "torchtune.datasets.hh_rlhf_helpful_dataset",
+        "pairs of answers, which the recipe `dpo` learns from,",
+        PREFERENCES,
+    ),
+    refused(
+        "torchtune.datasets.stack_exchange_paired_dataset",
+        "pairs of answers, which the recipe `dpo` learns from,",
+        PREFERENCES,
+    ),
     refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
     refused(
         "torchtune.datasets.wikitext_dataset",

@@ -9,6 +9,9 @@ use crate::codes;
 use crate::report::Diagnostic;
 use crate::schema::{Key, Schema, Struct};
 
+/// How the losses of pairs of answers are called.
+pub(super) const PREFERENCE_LOSSES: &str = "torchtune.rlhf.";
+
 /// A top-level key that tells what a file is for.
 struct Mark {
     key: &'static str,
@@ -24,13 +27,14 @@ const fn mark(key: &'static str, component: &'static str, purpose: &'static str,
     Mark { key, component, purpose, instead }
 }
 
-const NO_RECIPE: &str = "there is no recipe for it here; `lora` and `full` fine-tune";
+const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full` and `dpo` fine-tune";
+const START_DPO: &str = "start `dpo` with it";
 
 const MARKS: &[Mark] = &[
     mark("teacher_model", "", "knowledge distillation", NO_RECIPE),
     mark("policy_model", "", "PPO", NO_RECIPE),
-    mark("ref_checkpointer", "", "DPO", NO_RECIPE),
-    mark("loss", "torchtune.rlhf.", "DPO", NO_RECIPE),
+    mark("ref_checkpointer", "", "DPO", START_DPO),
+    mark("loss", PREFERENCE_LOSSES, "DPO", START_DPO),
     mark(
         "tasks",
         "",
@@ -57,8 +61,9 @@ const FAMILIES: &[Refused] = &[
 /// Why no recipe can run the file, or which other one than that of `schema`.
 pub(super) fn refusal(schema: &Schema, root: &Node) -> Option<Diagnostic> {
     let Schema::Struct(fields) = schema else { return None };
+    // Where the rank may be null, either is trained.
     let trains_adapters = |key: &Key| match &key.schema {
-        Schema::Struct(model) => Some(model.find("lora_rank").is_some()),
+        Schema::Struct(model) => Some(model.find("lora_rank").map(|rank| !matches!(rank.schema, Schema::Optional(_)))),
         _ => None,
     };
     let adapters = fields.find("model").and_then(trains_adapters);
@@ -75,7 +80,7 @@ fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
         let entry = root.get(mark.key).filter(|entry| !entry.value.is_null())?;
         let named = match mark.component {
             // A key that the recipe has says nothing.
-            "" if fields.find(mark.key).is_some() => None,
+            _ if fields.find(mark.key).is_some() => None,
             "" => Some(&entry.value),
             prefix => {
                 component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))
@@ -93,8 +98,8 @@ pub(super) fn recipe_of(builder: &str) -> &'static str {
 }
 
 /// What is wrong with the model: of a family that is not here, or for another recipe than one that
-/// trains adapters (`adapters`) or does not.
-fn model(root: &Node, adapters: bool) -> Option<Diagnostic> {
+/// trains adapters (`Some(true)`), all weights (`None`), or either, as the rank says (`Some(false)`).
+fn model(root: &Node, adapters: Option<bool>) -> Option<Diagnostic> {
     let node = component(root, "model")?;
     let name = node.as_str()?;
     let builder = name.strip_prefix("torchtune.models.")?;
@@ -103,12 +108,20 @@ fn model(root: &Node, adapters: bool) -> Option<Diagnostic> {
         return Some(refused(node, message, "the model is chosen here".to_owned(), family.instead));
     }
     let (recipe, trains) = match (recipe_of(builder), adapters) {
-        ("lora", false) => ("lora", "LoRA adapters"),
-        ("full", true) => ("full", "all weights"),
+        ("lora", None) => ("lora", "LoRA adapters"),
+        ("full", Some(true)) => ("full", "all weights"),
+        ("lora", Some(false)) => return without_rank(root, node),
         _ => return None,
     };
     let message = format!("this config of torchtune's is for the recipe `{recipe}`");
     Some(refused(node, message, format!("it trains {trains}"), format!("start `{recipe}` with it")))
+}
+
+/// Adapters without a rank, in a file for a recipe in which that means all weights; torchtune takes 8.
+fn without_rank(root: &Node, node: &Node) -> Option<Diagnostic> {
+    let has_rank = root.get("model")?.value.get("lora_rank").is_some_and(|rank| !rank.value.is_null());
+    let message = "`model.lora_rank` is missing: without it, all weights are trained here".to_owned();
+    (!has_rank).then(|| refused(node, message, "it trains LoRA adapters".to_owned(), "set model.lora_rank=8"))
 }
 
 /// torchtune's command for the file stands in its comments; where it starts several processes, a step has more samples.

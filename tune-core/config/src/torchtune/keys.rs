@@ -31,7 +31,7 @@ const ROOT: &[KeyRule] = &[
     ignored("log_level", "the console always shows the same"),
     only(
         "collate_fn",
-        &["torchtune.data.padded_collate_sft"],
+        &["torchtune.data.padded_collate_sft", "torchtune.data.padded_collate_dpo"],
         "batches are always padded on the right",
         "remove the key",
     ),
@@ -150,6 +150,7 @@ const DATASET: &[KeyRule] = &[
     ),
     ignored_if("column_map", Node::is_null, "the columns have their usual names"),
     only("filter_fn", &[], "samples are not filtered here", "remove the key, and filter the file"),
+    only("packed", OFF, "pairs of answers are never packed", "remove the key"),
     ignored("trust_remote_code", "no code of a dataset is run"),
     ignored("num_proc", "all processors are used"),
 ];
@@ -172,7 +173,7 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
         "" => ROOT,
         "model" => MODEL,
         "tokenizer" => TOKENIZER,
-        "checkpointer" => CHECKPOINTER,
+        "checkpointer" | "ref_checkpointer" => CHECKPOINTER,
         "dataset" | "dataset_val" => DATASET,
         "lr_scheduler" => SCHEDULER,
         "optimizer" => OPTIMIZER,

@@ -34,7 +34,7 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `lora` or `full`, by its model.
+/// The recipe that a config of torchtune's is for: `dpo` by its loss, `lora` or `full` by its model.
 /// `None` for any other text.
 ///
 /// ```
@@ -44,5 +44,9 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
 pub fn recipe_of_torchtune(yaml: &str) -> Option<&'static str> {
     let root = tune_yaml::parse(yaml, SourceId(0)).ok().filter(|root| matches!(root.value, Value::Map(_)))?;
     let model = component(&root, "model")?.as_str()?.strip_prefix("torchtune.models.")?;
-    Some(files::recipe_of(model))
+    let loss = component(&root, "loss").and_then(Node::as_str);
+    Some(match loss.is_some_and(|loss| loss.starts_with(files::PREFERENCE_LOSSES)) {
+        true => "dpo",
+        false => files::recipe_of(model),
+    })
 }

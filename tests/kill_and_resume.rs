@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 use runs::{files, newest, recipe, succeed};
 
 /// Shuffling, packing, dropout, an accumulation of 4, and a checkpoint every other step, in a run that is
-/// long enough to be killed `kills` times.
+/// long enough to be killed `kills` times. `dpo` trains adapters, and all weights as `dpo_full`.
 fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
     let mut args = vec![
         "--config".to_string(),
-        format!("configs/{recipe}/tiny.yaml"),
+        format!("configs/{}/tiny.yaml", binary(recipe)),
         format!("output_dir={}", output_dir.display()),
         "overwrite=false".into(),
-        "dataset.packed=true".into(),
         "shuffle=true".into(),
         "batch_size=1".into(),
         "gradient_accumulation_steps=4".into(),
@@ -28,10 +27,22 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
         "checkpointer.save_every_n_steps=2".into(),
         "log_every_n_steps=1".into(),
     ];
-    if recipe == "lora" {
-        args.extend(["model.lora_dropout=0.1".into(), "~exact_match".into()]);
-    }
+    args.extend(
+        match recipe {
+            "lora" => vec!["dataset.packed=true", "model.lora_dropout=0.1", "~exact_match"],
+            "full" => vec!["dataset.packed=true"],
+            "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            _ => vec!["~model", "~dataset_val", "reference=precomputed"],
+        }
+        .into_iter()
+        .map(str::to_owned),
+    );
     args
+}
+
+/// The recipe that runs.
+fn binary(name: &str) -> &str {
+    name.split('_').next().unwrap_or(name)
 }
 
 fn borrowed(args: &[String]) -> Vec<&str> {
@@ -56,7 +67,8 @@ fn interrupted(name: &str, dir: &Path, kills: u32) -> u32 {
         let mut args = settings(name, dir, kills);
         args.push(format!("resume_from_checkpoint={}", has_checkpoint(dir)));
         let before = newest_step(dir);
-        let mut child = recipe(name, &borrowed(&args)).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child =
+            recipe(binary(name), &borrowed(&args)).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         // Every third is killed as soon as it writes; the others at a moment that shifts from kill to kill.
         let hunts = kill % 3 == 2;
@@ -82,7 +94,7 @@ fn interrupted(name: &str, dir: &Path, kills: u32) -> u32 {
     }
     let mut args = settings(name, dir, kills);
     args.push("resume_from_checkpoint=true".into());
-    succeed(name, &borrowed(&args));
+    succeed(binary(name), &borrowed(&args));
     while_writing
 }
 
@@ -94,7 +106,7 @@ fn newest_step(dir: &Path) -> u64 {
 fn check(name: &str, kills: u32) -> u32 {
     let folder = tempfile::tempdir().unwrap();
     let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
-    succeed(name, &borrowed(&settings(name, &whole, kills)));
+    succeed(binary(name), &borrowed(&settings(name, &whole, kills)));
     let while_writing = interrupted(name, &killed, kills);
     println!("{name}: {kills} kills, {while_writing} while a checkpoint was being written");
     assert_eq!(newest(&whole).file_name(), newest(&killed).file_name());
@@ -120,6 +132,16 @@ fn full_resumes_bit_for_bit() {
 }
 
 #[test]
+fn dpo_resumes_bit_for_bit() {
+    check("dpo", 2);
+}
+
+#[test]
+fn dpo_of_all_weights_resumes_bit_for_bit() {
+    check("dpo_full", 2);
+}
+
+#[test]
 #[ignore = "takes a minute or two; CI runs it"]
 fn lora_survives_twenty_kills() {
     assert!(check("lora", 20) > 0, "no kill met a checkpoint that was being written");
@@ -129,4 +151,10 @@ fn lora_survives_twenty_kills() {
 #[ignore = "takes a minute or two; CI runs it"]
 fn full_survives_twenty_kills() {
     assert!(check("full", 20) > 0, "no kill met a checkpoint that was being written");
+}
+
+#[test]
+#[ignore = "takes a minute or two; CI runs it"]
+fn dpo_survives_twenty_kills() {
+    assert!(check("dpo", 20) > 0, "no kill met a checkpoint that was being written");
 }

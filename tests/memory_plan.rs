@@ -65,6 +65,33 @@ fn shipped_recipes_take_what_was_planned() {
     });
 }
 
+/// Both answers of each pair, and the reference model: this one without its adapters, another one beside it, and one that is
+/// asked before.
+#[test]
+fn preference_optimization_takes_what_was_planned() {
+    let mut table = String::new();
+    let mut all_close = true;
+    for (what, extra) in [
+        ("adapters", &[][..]),
+        ("adapters, checkpointing", &["enable_activation_checkpointing=true"]),
+        ("all weights, a second model", &["~model"]),
+        ("all weights, precomputed", &["~model", "reference=precomputed"]),
+        ("all weights, bf16", &["~model", "dtype=bf16"]),
+        ("adapters, no reference", &["loss=simpo"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = format!("output_dir={}", folder.path().display());
+        let mut args = vec!["--config", "configs/dpo/tiny.yaml", "epochs=1", "log_every_n_steps=1", &output];
+        args.extend(extra);
+        let (plan, peak) = (planned("dpo", &args), measured("dpo", &args, folder.path()));
+        let off = plan / peak - 1.0;
+        all_close &= off.abs() < 0.1;
+        table.push_str(&format!("{what:<36}{plan:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", 100.0 * off));
+    }
+    println!("{:<36}{:>8}{:>8}\n{table}", "", "planned", "taken");
+    assert!(all_close, "\n{table}");
+}
+
 #[test]
 #[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/; takes minutes"]
 fn a_real_model_takes_what_was_planned() {

@@ -160,8 +160,20 @@ fn contains(said: &str, expected: &[&str]) {
 
 #[test]
 fn a_sound_run() {
+    sound_run("lora");
+}
+
+#[test]
+fn a_sound_run_of_pairs() {
+    sound_run("dpo");
+}
+
+/// What is said of a recipe's tiny config.
+fn sound_run(name: &str) {
     let place = Place::new();
-    let said = place.sound(&[]).replace(&place.path("out").display().to_string(), "OUT");
+    let (said, code) = place.ask(name, "--check", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let said = said.replace(&place.path("out").display().to_string(), "OUT");
     // What differs from machine to machine.
     let (before, rest) = said.split_once("\nmemory ").unwrap();
     let (memory, rest) = rest.split_once("\noutput ").unwrap();
@@ -169,7 +181,7 @@ fn a_sound_run() {
     let (_, rest) = rest.split_once(" that are free").unwrap();
     contains(memory, &["MiB at most", "activations ", "weights 3.2 MiB"]);
     let found = format!("{before}\nmemory      ...\noutput {disk}, of ... that are free{rest}");
-    let path = root().join("tests/snapshots/check_lora_tiny.txt");
+    let path = root().join(format!("tests/snapshots/check_{name}_tiny.txt"));
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &found).unwrap();
     }

@@ -63,6 +63,11 @@ fn golden_losses_of_full() {
 }
 
 #[test]
+fn golden_losses_of_dpo() {
+    golden("dpo", &["~dataset_val"]);
+}
+
+#[test]
 fn settings_that_must_not_change_the_losses_do_not() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, extra: &[&str]| {

@@ -40,7 +40,11 @@ fn shipped() -> Vec<Shipped> {
             let mut words = config.split(' ');
             let (name, theirs) = (words.next().unwrap(), words.next().unwrap());
             let yaml = words.map(|number| blocks[number].as_str()).collect();
-            let ours = if theirs.contains("lora") || name.contains("lora") { "lora" } else { "full" };
+            let ours = match () {
+                () if theirs.contains("dpo") => "dpo",
+                () if theirs.contains("lora") || name.contains("lora") => "lora",
+                () => "full",
+            };
             configs.push(Shipped { name: name.to_owned(), theirs: theirs.to_owned(), ours, yaml });
         } else if !number.is_empty() {
             let block = blocks.entry(number).or_default();
@@ -52,11 +56,12 @@ fn shipped() -> Vec<Shipped> {
 }
 
 /// The groups of the table, and which config is in which.
-const GROUPS: [&str; 7] = [
+const GROUPS: [&str; 8] = [
     "full, Llama and Mistral",
     "LoRA, Llama and Mistral",
     "full, Gemma, Phi and Qwen",
     "LoRA, Gemma, Phi and Qwen",
+    "DPO",
     "QLoRA and DoRA",
     "models of images",
     "other recipes",
@@ -70,10 +75,11 @@ fn group(config: &Shipped) -> &'static str {
     let variants = ["qlora_", "use_dora: True", "quantize_base: True"];
     let is_lora = config.theirs.starts_with("lora");
     match config.theirs.as_str() {
-        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[6],
-        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[5],
-        theirs if theirs.contains("multi_dataset") => GROUPS[6],
-        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[4],
+        theirs if theirs.contains("dpo") => GROUPS[4],
+        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[7],
+        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[6],
+        theirs if theirs.contains("multi_dataset") => GROUPS[7],
+        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[5],
         _ if is_llama => GROUPS[usize::from(is_lora)],
         _ => GROUPS[2 + usize::from(is_lora)],
     }
@@ -131,8 +137,8 @@ fn they_load_or_are_told_why_not() {
         fs::write(&path, &report).unwrap();
     }
     assert!(fs::read_to_string(&path).unwrap_or_default() == report, "{} differs:\n{report}", path.display());
-    // What is promised: all full and LoRA configs of models of text.
-    let of_text = &counts[..4];
+    // What is promised: all full, LoRA and DPO configs of models of text.
+    let of_text = &counts[..5];
     assert!(of_text.iter().all(|(_, loads, all)| loads == all), "{report}");
     assert!(of_text.iter().map(|(.., all)| all).sum::<usize>() > 80, "{report}");
 }
@@ -147,7 +153,7 @@ fn resolved(recipe: &str, config: &str) -> Vec<String> {
 fn what_is_converted_means_the_same_and_has_nothing_of_torchtunes_left() {
     let folder = tempfile::tempdir().unwrap();
     let mut count = 0;
-    for config in shipped().iter().filter(|config| GROUPS[..4].contains(&group(config))) {
+    for config in shipped().iter().filter(|config| GROUPS[..5].contains(&group(config))) {
         let original = file(folder.path(), config);
         let converted = text(&succeed(config.ours, &["--config", &original, "--convert"]).stdout);
         let keys: Vec<_> = converted.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
@@ -202,6 +208,39 @@ fn what_they_say_is_meant() {
     ] {
         assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
     }
+}
+
+/// Adapters or all weights as the file says, the loss with its settings, the reference, and the columns of the data.
+#[test]
+fn what_dpo_configs_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = |name: &str| {
+        let config = shipped().into_iter().find(|config| config.name == name).unwrap();
+        resolved("dpo", &file(folder.path(), &config))
+    };
+    let expect = |name: &str, expected: &[&str]| {
+        let lines = lines(name);
+        for expected in expected {
+            assert!(lines.iter().any(|line| line == expected), "{name}: {expected}: {lines:#?}");
+        }
+    };
+    let data = [
+        "  - _component_: preference_instruct",
+        "    source: \"hf://lvwerra/stack-exchange-paired/data/rl\"",
+        "      prompt: question",
+        "      chosen: response_j",
+        "      rejected: response_k",
+    ];
+    expect("llama3_1/8B_full_dpo.yaml", &data);
+    expect(
+        "llama3_1/8B_full_dpo.yaml",
+        &["  lora_rank: null", "  _component_: dpo", "  beta: 0.05", "ref_checkpointer:", "reference: each_step"],
+    );
+    expect("llama3_1/8B_lora_dpo_single_device.yaml", &data);
+    expect(
+        "llama3_1/8B_lora_dpo_single_device.yaml",
+        &["  lora_rank: 8", "  beta: 0.1", "  label_smoothing: 0.0", "ref_checkpointer: null"],
+    );
 }
 
 /// Torchtune's own Alpaca columns, which the shipped configs train on.

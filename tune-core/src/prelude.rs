@@ -7,20 +7,22 @@ pub use crate::config::{Config, ResolvedConfig, recipe, say};
 pub use crate::data::{self, Batch, DatasetConfig, Loader, LoaderOptions};
 pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
-pub use crate::engine::{self, RunOptions, forward_backward};
+pub use crate::engine::{self, RunOptions, forward_backward, minimize};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
 pub use crate::hub;
 pub use crate::memory_plan::{self, MemoryPlan};
+pub use crate::methods::{self, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};
 pub use crate::metrics::{
-    Console, Downloads, MetricLogger, MetricLoggerConfig, Metrics, StepMetrics, ValidationMetrics, peak_memory,
+    Console, Downloads, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics, ValidationMetrics,
+    peak_memory,
 };
 pub use crate::models::{Decoder, LoadOptions, ModelConfig, ModelSpec};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
-pub use crate::peft::{self, LoraModel};
+pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
-    DataKeys, Opened, Outline, Plan, Position, Recipe, Run, RunKeys, Step, StepKeys, Steps, Trained, Validations,
-    Weights, check_finite, check_stop, dropout_key,
+    Compared, DataKeys, Opened, Outline, Plan, Position, PreferenceKeys, Recipe, Run, RunKeys, Step, StepKeys, Steps,
+    Trained, Validations, Weights, check_finite, check_stop, dropout_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

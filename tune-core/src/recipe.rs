@@ -27,10 +27,10 @@ use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 pub use end::{already_complete, end_of_run};
-pub use keys::{DataKeys, RunKeys, StepKeys};
+pub use keys::{Data, DataKeys, PreferenceKeys, RunKeys, StepKeys};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;
-pub use outline::{Outline, Trained};
+pub use outline::{Compared, Outline, Trained};
 pub use position::{Plan, Position};
 pub(crate) use room::wait_for_room;
 pub use run::Run;
@@ -117,6 +117,8 @@ pub fn check_finite(step: &Step, loss: f64, grad_norm: f64, last: Option<&Saved>
         (true, true) => return Ok(()),
     };
     let mut samples: Vec<&str> = step.batches.iter().flat_map(|b| b.origins.iter().map(String::as_str)).collect();
+    // The two answers of a pair have one name.
+    samples.dedup();
     let more = samples.len().saturating_sub(8);
     samples.truncate(8);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -6,6 +6,9 @@ use tune_core::prelude::*;
 
 /// What `full` is told.
 #[derive(Debug, Clone, Config)]
+#[config(ignored(
+    loss = "training minimizes the cross-entropy of the next token, a mean over a step's trained tokens"
+))]
 pub(crate) struct FullConfig {
     /// Folders, seed, device, precision and logs.
     #[config(flatten)]

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
-use super::run::{Minimized, Run, Sink};
+use super::run::{Minimized, Objective, Run, Sink};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Attention;
@@ -249,12 +249,30 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::forward_backward`].
     pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
+        self.train_with(micro_batches, paper, false, |_| Ok(()))
+    }
+
+    /// The same where something else comes `before` each micro-batch, and where what is minimized is a function of
+    /// log-probabilities.
+    ///
+    /// # Errors
+    /// As [`super::forward_backward`], and those of `before`.
+    pub(crate) fn train_with<T: Element>(
+        &self,
+        micro_batches: &[&Batch],
+        paper: &Paper<T>,
+        by_log_probs: bool,
+        before: impl Fn(&Batch) -> Result<()>,
+    ) -> Result<()> {
         let mut gathered = Gathered { keeps: !self.optimizer_in_backward, gradients: Vec::new() };
+        let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
         for (i, batch) in micro_batches.iter().enumerate() {
+            before(batch)?;
             // From the second on gradients are added to those of the first.
             gathered.keeps &= i == 0;
             let run = Run::new(paper, self.model, self, batch);
-            run.forward_backward(Minimized::Sum(1.0), self.activation_checkpointing, &mut gathered)?;
+            let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0) };
+            run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
         }
         Ok(())
     }

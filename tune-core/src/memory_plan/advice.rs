@@ -35,9 +35,10 @@ impl Trial {
     fn setting(&self) -> Setting {
         let mut setting = self.setting.clone();
         if self.rows < setting.batch_size || self.len < usize::MAX {
+            let packed = setting.packed;
             let cut = |steps: &mut Vec<Vec<Batch>>| {
                 for step in steps {
-                    *step = step.iter().flat_map(|batch| parts(batch, self.rows, self.len)).collect();
+                    *step = step.iter().flat_map(|batch| parts(batch, self.rows, self.len, packed)).collect();
                 }
             };
             cut(&mut setting.steps);
@@ -192,7 +193,11 @@ fn half_precision(trial: &Trial) -> Trials {
 /// Ever shorter rows.
 fn shorter_rows(trial: &Trial) -> Trials {
     let mut trials = Vec::new();
-    let mut len = largest(&trial.setting).into_iter().flat_map(row_lens).max().unwrap_or(0);
+    let lens = |batch: &Batch| match trial.setting.packed {
+        true => row_lens(batch),
+        false => batch.spans.iter().map(|span| span.len).collect(),
+    };
+    let mut len = largest(&trial.setting).into_iter().flat_map(lens).max().unwrap_or(0);
     while len / 2 >= SHORTEST {
         // Powers of two, as people write them.
         len = (len / 2).next_power_of_two().min(len - 1);
@@ -213,14 +218,14 @@ fn row_lens(batch: &Batch) -> Vec<usize> {
     lens
 }
 
-/// A batch in parts of `rows` rows, each row cut to `max_len` tokens.
-fn parts(batch: &Batch, rows: usize, max_len: usize) -> Vec<Batch> {
+/// A batch in parts of `rows` rows, each row cut to `max_len` tokens, or each sample where rows are not packed.
+fn parts(batch: &Batch, rows: usize, max_len: usize, packed: bool) -> Vec<Batch> {
     let part = |first: usize| {
         let mut room = vec![max_len; batch.rows];
         let of_part = batch.spans.iter().filter(|span| (first..first + rows).contains(&span.row));
         let cut = of_part.map(|span| {
             let len = span.len.min(room[span.row]);
-            room[span.row] -= len;
+            room[span.row] -= if packed { len } else { 0 };
             Span { len, ..*span }
         });
         let spans = cut.filter(|span| span.len > 0).collect();
@@ -246,7 +251,9 @@ mod tests {
             spans: vec![span(0, 0, 3), span(1, 0, 2), span(1, 2, 4), span(2, 0, 5)],
             origins: vec![String::new(); 4],
         };
-        let parts = parts(&batch, 2, 4);
+        let apart = parts(&batch, 2, 4, false);
+        assert_eq!(apart[0].input_ids, [0, 1, 2, 6, 7, 8, 9, 10, 11]);
+        let parts = parts(&batch, 2, 4, true);
         assert_eq!(parts[0].input_ids, [0, 1, 2, 6, 7, 8, 9]);
         assert_eq!(parts[0].spans, [span(0, 0, 3), span(0, 3, 2), span(0, 5, 2)]);
         assert_eq!(parts[1].input_ids, [12, 13, 14, 15]);

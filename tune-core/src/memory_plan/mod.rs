@@ -66,6 +66,12 @@ pub struct Setting {
     pub gradient_accumulation_steps: usize,
     /// Whether gradients are clipped, which needs all of them at a time.
     pub clips_gradients: bool,
+    /// Whether the samples of a row share its length; otherwise each may be as long as is allowed.
+    pub packed: bool,
+    /// Whether what is minimized is a function of log-probabilities, which are computed before the loss.
+    pub by_log_probs: bool,
+    /// What the model is compared with, if it is.
+    pub reference: Option<ReferencePass>,
     /// Rows of a batch that is full.
     pub batch_size: usize,
     /// The micro-batches of some steps in their order, those of the most demanding one last, see
@@ -76,6 +82,15 @@ pub struct Setting {
     pub validation_steps: Vec<Vec<Batch>>,
 }
 
+/// A model that says what it says of the data and is not trained.
+#[derive(Debug, Clone)]
+pub struct ReferencePass {
+    /// Its shape; `None` where it is the trained model itself without its adapters.
+    pub model: Option<ModelSpec>,
+    /// Whether it stays in memory and is asked at each step; otherwise it is asked before the trained model is there.
+    pub each_step: bool,
+}
+
 /// What a run needs, in bytes.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
@@ -83,6 +98,8 @@ pub struct MemoryPlan {
     pub program: u64,
     /// The model's own weights.
     pub weights: u64,
+    /// Those of a reference model that stays beside it.
+    pub reference: u64,
     /// The adapters.
     pub adapters: u64,
     /// Gradients, when most memory is in use.
@@ -137,17 +154,26 @@ impl MemoryPlan {
         };
         let worst = engine.worst();
         let weights = elements * weight;
+        // A reference model of its own: it stays, or it was there before.
+        let own =
+            setting.reference.as_ref().and_then(|reference| Some((reference.model.as_ref()?, reference.each_step)));
+        let (reference, before) = match own.map(|(model, stays)| (model.parameter_count() * weight, stays)) {
+            Some((weights, true)) => (weights, 0),
+            Some((weights, false)) => (0, weights + engine.touched(HUGE)),
+            None => (0, 0),
+        };
         let adapters = 4 * adapted;
         Ok(Self {
             program,
             weights,
+            reference,
             adapters,
             gradients: worst.gradients,
             optimizer: 4 * trained * setting.optimizer.state_per_parameter() as u64,
             activations: worst.activations,
             output: worst.output,
             gaps: engine.touched(HUGE).saturating_sub(worst.total()),
-            loading: program + weights + adapters + copied * weight,
+            loading: program + (weights + reference + adapters + copied * weight).max(before),
             so_far: 0,
             available: None,
             setting: setting.clone(),
@@ -163,7 +189,7 @@ impl MemoryPlan {
     /// What it holds while it trains.
     fn training(&self) -> u64 {
         let engine = self.gradients + self.activations + self.output + self.gaps;
-        self.program + self.weights + self.adapters + self.optimizer + engine
+        self.program + self.weights + self.reference + self.adapters + self.optimizer + engine
     }
 
     /// Whether the run fits; `true` where the system does not tell what is available.
@@ -193,14 +219,25 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
     };
+    // The same model without adapters, or another one.
+    let reference = setting.reference.as_ref().map(|reference| {
+        let model = reference.model.as_ref().unwrap_or(&setting.model);
+        (StepOnPaper { model, lora: None, ..on_paper }, reference.each_step)
+    });
     let paper = Paper::<T>::new(rayon::current_num_threads());
-    let validate = || {
-        setting
-            .validation_steps
-            .iter()
-            .flatten()
-            .try_for_each(|batch| on_paper.evaluate(&batch.without_padding(), &paper))
+    let ask = |batch: &Batch, each_step: bool| match &reference {
+        Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),
+        _ => Ok(()),
     };
+    let validate = || {
+        setting.validation_steps.iter().flatten().try_for_each(|batch| {
+            let batch = batch.without_padding();
+            ask(&batch, true)?;
+            on_paper.evaluate(&batch, &paper)
+        })
+    };
+    let all = setting.steps.iter().chain(&setting.validation_steps).flatten();
+    all.into_iter().try_for_each(|batch| ask(&batch.without_padding(), false))?;
     // Before the first step, too.
     validate()?;
     for step in setting.steps.iter().chain(setting.steps.last()) {
@@ -208,7 +245,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
         let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
-        on_paper.train(&micro_batches, &paper)?;
+        on_paper.train_with(&micro_batches, &paper, setting.by_log_probs, |batch| ask(batch, true))?;
     }
     validate()?;
     Ok(paper.ledger)

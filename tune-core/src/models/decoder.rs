@@ -111,6 +111,18 @@ impl Decoder {
         };
     }
 
+    /// The same model without its adapters, and with nothing that is trained. The weights are shared.
+    #[must_use]
+    pub fn without_adapters(&self) -> Self {
+        let mut model = Self { trainable: BTreeMap::new(), ..self.clone() };
+        model.lm_head.adapter = None;
+        for block in &mut model.blocks {
+            let linears = block.linears.iter().map(|(site, linear)| (site, Linear { adapter: None, ..linear.clone() }));
+            block.linears = Layers::new(linears);
+        }
+        model
+    }
+
     /// The card that computes it, if it is not the processor.
     pub(crate) fn card(&self) -> Option<&Arc<Card>> {
         self.card.as_ref()

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-pub use config::LoraModel;
+pub use config::{LoraModel, LoraOrFullModel};
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};

@@ -1,6 +1,6 @@
 //! The datasets: files, columns, templates, what is trained of them and what is cut off.
 
-use crate::data::{self, DatasetConfig, DatasetReport, Faults, Loader, LoaderOptions};
+use crate::data::{self, DataConfig, DatasetReport, Faults, Loader, LoaderOptions};
 use crate::eval::ExactMatch;
 use crate::preflight::model::Model;
 use crate::preflight::report::{Report, percent};
@@ -23,8 +23,8 @@ pub(super) fn look(
     report: &mut Report<'_>,
 ) -> Data {
     let Some(tokenizer) = tokenizer else {
-        let all = [outline.data.dataset.as_slice(), &outline.data.dataset_val].concat();
-        report_faults(data::faults(&all, None, outline.data.tokenizer.max_seq_len), report);
+        let all = outline.data.dataset.iter().chain(&outline.data.dataset_val);
+        report_faults(data::faults(all, None, outline.data.tokenizer.max_seq_len), report);
         return Data::default();
     };
     let max_positions = model.and_then(|model| model.shape.as_ref()).map(|shape| shape.max_position_embeddings);
@@ -60,7 +60,7 @@ impl Context<'_> {
     fn look(
         &self,
         name: &str,
-        configs: &[DatasetConfig],
+        configs: &[DataConfig],
         options: LoaderOptions,
         report: &mut Report<'_>,
     ) -> Option<Loader> {
@@ -113,9 +113,9 @@ impl Context<'_> {
 
 fn describe(dataset: &DatasetReport) -> String {
     let mut text = format!(
-        "{}\n{} samples, {} tokens, {} of them trained; the longest has {}",
+        "{}\n{}, {} tokens, {} of them trained; the longest has {}",
         dataset.name,
-        dataset.samples,
+        dataset.count(),
         dataset.tokens,
         percent(dataset.trained_tokens, dataset.tokens),
         dataset.longest
@@ -124,7 +124,8 @@ fn describe(dataset: &DatasetReport) -> String {
         text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, lost(dataset));
     }
     if dataset.dropped > 0 {
-        text += &format!("\n{} samples without a trained token left out", dataset.dropped);
+        let what = if dataset.pairs.is_some() { "pairs with an answer" } else { "samples" };
+        text += &format!("\n{} {what} without a trained token left out", dataset.dropped);
     }
     if dataset.argument_texts > 0 {
         let n = dataset.argument_texts;

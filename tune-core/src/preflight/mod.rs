@@ -34,16 +34,23 @@ pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut 
 fn check(outline: &Outline, report: &mut Report<'_>) {
     model::device(outline, report);
     let model = model::open(outline, report);
+    let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
+    if let Some(compared) = outline.describe_reference(reference.as_ref()) {
+        report.fact("reference", compared);
+    }
     let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
     let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));
+    if let (Some(reference), Some(tokenizer)) = (&reference, &tokenizer) {
+        report.take(outline.check_reference(reference, tokenizer));
+    }
     let seed = state.as_ref().map(|state| state.seed).or(outline.run.seed).unwrap_or_default();
 
     let data = data::look(outline, tokenizer.as_ref(), model.as_ref(), seed, report);
     if let (Some(state), Some(train_data), Some(model)) = (&state, &data.train, &model)
         && let Some(shape) = &model.shape
     {
-        let base = outline.base_fingerprint(&model.base);
-        let now = base.and_then(|base| fingerprints(train_data, shape, base));
+        let weights = outline.weight_fingerprints(&model.base, reference.as_ref());
+        let now = weights.and_then(|weights| fingerprints(train_data, shape, &weights));
         report.take(now.and_then(|now| state.check_inputs(&now)));
     }
     memory::look(outline, model.as_ref(), &data, report);

@@ -8,7 +8,7 @@ use tune_config::Config;
 use super::Plan;
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
-use crate::data::DatasetConfig;
+use crate::data::{DataConfig, DatasetConfig, PreferenceConfig};
 use crate::device::{DeviceConfig, Precision};
 use crate::metrics::MetricLoggerConfig;
 use crate::tokenizer::TokenizerConfig;
@@ -83,11 +83,86 @@ pub struct DataKeys {
     pub batch_size: usize,
 }
 
+/// Pairs of answers that a model learns and is validated on.
+#[derive(Debug, Clone, Config)]
+pub struct PreferenceKeys {
+    /// Text to tokens.
+    #[config(default)]
+    pub tokenizer: TokenizerConfig,
+    /// Pairs of answers that are learnt from: one dataset or several.
+    #[config(one_or_many)]
+    pub dataset: Vec<PreferenceConfig>,
+    /// What the model is validated on.
+    #[config(default, one_or_many, may_change)]
+    pub dataset_val: Vec<PreferenceConfig>,
+    /// Also validate every N steps, not only at the end of each epoch.
+    #[config(range = 1.., may_change)]
+    pub run_val_every_n_steps: Option<u64>,
+    /// Take the pairs in a new order in each epoch.
+    #[config(default = true)]
+    pub shuffle: bool,
+    /// Pairs per micro-batch.
+    #[config(default = 2, range = 1..)]
+    pub batch_size: usize,
+}
+
+/// What a model is trained and validated on, whatever the keys are that say it.
+#[derive(Debug, Clone)]
+pub struct Data {
+    /// Text to tokens.
+    pub tokenizer: TokenizerConfig,
+    /// What is trained on.
+    pub dataset: Vec<DataConfig>,
+    /// What the model is validated on.
+    pub dataset_val: Vec<DataConfig>,
+    /// Also validate every N steps.
+    pub run_val_every_n_steps: Option<u64>,
+    /// Take the rows in a new order in each epoch.
+    pub shuffle: bool,
+    /// Rows per micro-batch: samples, packs of them, or pairs.
+    pub batch_size: usize,
+}
+
+impl Data {
+    /// Whether rows are pairs of answers.
+    pub(crate) fn is_of_pairs(&self) -> bool {
+        self.dataset.iter().any(DataConfig::is_of_pairs)
+    }
+
+    /// Whether several samples share a row.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.dataset.iter().any(DataConfig::packed)
+    }
+}
+
+impl From<&DataKeys> for Data {
+    fn from(keys: &DataKeys) -> Self {
+        Self {
+            tokenizer: keys.tokenizer.clone(),
+            dataset: keys.dataset.iter().map(Into::into).collect(),
+            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
+            run_val_every_n_steps: keys.run_val_every_n_steps,
+            shuffle: keys.shuffle,
+            batch_size: keys.batch_size,
+        }
+    }
+}
+
+impl From<&PreferenceKeys> for Data {
+    fn from(keys: &PreferenceKeys) -> Self {
+        Self {
+            tokenizer: keys.tokenizer.clone(),
+            dataset: keys.dataset.iter().map(Into::into).collect(),
+            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
+            run_val_every_n_steps: keys.run_val_every_n_steps,
+            shuffle: keys.shuffle,
+            batch_size: keys.batch_size,
+        }
+    }
+}
+
 /// How long is trained, and what a step is made of.
 #[derive(Debug, Clone, Config)]
-#[config(ignored(
-    loss = "training minimizes the cross-entropy of the next token, a mean over a step's trained tokens"
-))]
 pub struct StepKeys {
     /// Micro-batches whose gradients make one step.
     #[config(default = 1, range = 1..)]

@@ -30,6 +30,8 @@ pub struct Opened {
     pub dtype: DType,
     /// Where all randomness starts.
     pub seed: u64,
+    /// The reference model and its shape, where there is one that is not the model itself.
+    pub reference: Option<(Checkpoint, ModelSpec)>,
     /// The checkpoint that the run goes on from, if it does.
     pub resumed: Option<Saved>,
     /// The training data in batches. A recipe that makes its own puts it here.
@@ -55,10 +57,14 @@ impl Outline {
     pub fn open(self, mut console: Console) -> Result<Opened> {
         let (device, dtype) = self.device()?;
         let (base, shape) = self.base()?;
+        let reference = self.reference()?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();
         let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;
         self.warnings(&base, &tokenizer).iter().for_each(|warning| console.warn(warning));
+        if let Some((reference, _)) = &reference {
+            self.check_reference(reference, &tokenizer)?;
+        }
         let seed = state.as_ref().map_or_else(|| choose_seed(self.run.seed), |state| state.seed);
 
         let train_data = self.train_data(&tokenizer, seed)?;
@@ -77,6 +83,7 @@ impl Outline {
             device,
             dtype,
             seed,
+            reference,
             resumed,
             state,
             outline: self,
@@ -92,6 +99,16 @@ impl Outline {
 }
 
 impl Opened {
+    /// The data, that of the training first.
+    pub fn data(&self) -> impl Iterator<Item = &Loader> {
+        std::iter::once(&self.train_data).chain(&self.validation_data)
+    }
+
+    /// Says something that deserves patience before the run begins.
+    pub fn note(&mut self, text: &str) {
+        self.console.note(text);
+    }
+
     /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
     /// what they were, and gives the optimizer its state. Then, with all of that known to be sound, makes the
     /// run's folder, writes the resolved config, says on the console what is about to be trained, and opens the logs.
@@ -99,9 +116,11 @@ impl Opened {
     /// # Errors
     /// A base model or data that changed, state that is not this optimizer's, and a folder or log that cannot be made.
     pub fn begin(mut self, title: &str, model: &Decoder, optimizer: &mut dyn Optimizer) -> Result<Run> {
-        let base_fingerprint = self.outline.base_fingerprint(&self.base)?;
+        let reference = self.reference.as_ref().map(|(reference, _)| reference);
+        let weight_fingerprints = self.outline.weight_fingerprints(&self.base, reference)?;
+        let compared = self.outline.describe_reference(reference);
         if let Some(state) = &mut self.state {
-            state.check_inputs(&fingerprints(&self.train_data, &self.shape, base_fingerprint)?)?;
+            state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
             optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
         }
         let Self { base, shape, seed, resumed, state, outline, mut console, train_data, .. } = self;
@@ -111,17 +130,18 @@ impl Opened {
 
         let run_dir = RunDir::open(&keys.output_dir, base.path(), keys.start())?;
         write_config(&keys.output_dir, &outline.yaml)?;
-        console.report(
-            title,
-            &[
-                ("base model", base.path().display().to_string()),
-                ("data", self.summaries.join("\n")),
-                ("trained", trained_share(&outline.trained, model)),
-                ("steps", outline.steps.plan().describe(train_data.known_len())),
-                ("seed", seed.to_string()),
-                ("output", keys.output_dir.display().to_string()),
-            ],
-        );
+        let mut facts = vec![
+            ("base model", base.path().display().to_string()),
+            ("data", self.summaries.join("\n")),
+            ("trained", trained_share(&outline.trained, model)),
+            ("steps", outline.steps.plan().describe(train_data.known_len())),
+            ("seed", seed.to_string()),
+            ("output", keys.output_dir.display().to_string()),
+        ];
+        if let Some(compared) = compared {
+            facts.insert(1, ("reference", compared));
+        }
+        console.report(title, &facts);
         let is_complete = state.as_ref().is_some_and(|state| state.position.step == state.total_steps);
         if let Some(saved) = resumed.as_ref().filter(|_| is_complete) {
             let start = match outline.trained {
@@ -138,7 +158,7 @@ impl Opened {
             run_dir,
             metrics,
             base,
-            base_fingerprint,
+            weight_fingerprints,
             shape,
             tokenizer: self.tokenizer,
             tokenizer_files: self.tokenizer_files,

@@ -7,14 +7,15 @@ use candle_core::DType;
 use serde_json::Value as Json;
 use tune_config::Config;
 
-use super::{DataKeys, Plan, RunKeys, StepKeys, settings};
-use crate::checkpoint::Checkpoint;
+use super::{Data, Plan, RunKeys, StepKeys, settings};
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
-use crate::data::{DatasetConfig, Loader, LoaderOptions};
+use crate::checkpoint::{Checkpoint, CheckpointConfig};
+use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{MemoryPlan, Setting};
+use crate::memory_plan::{MemoryPlan, ReferencePass, Setting};
+use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, ModelSpec};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
@@ -39,6 +40,15 @@ pub enum Trained {
     },
 }
 
+/// The model that the one in training is compared with: what it says of the data does not change.
+#[derive(Debug, Clone)]
+pub struct Compared {
+    /// When it says it.
+    pub when: ReferenceChoice,
+    /// Where it is; where `None`, it is the model that training starts from, without adapters.
+    pub checkpointer: Option<CheckpointConfig>,
+}
+
 /// A run in outline. [`Outline::open`] opens it piece by piece with the methods here, and a preflight looks at the same
 /// pieces, so the two cannot disagree.
 #[derive(Debug, Clone)]
@@ -46,7 +56,7 @@ pub struct Outline {
     /// Where the run begins, where it computes and what it leaves behind.
     pub run: RunKeys,
     /// What is trained and validated on.
-    pub data: DataKeys,
+    pub data: Data,
     /// How long is trained, and what a step is made of.
     pub steps: StepKeys,
     /// What moves what is trained.
@@ -61,6 +71,8 @@ pub struct Outline {
     pub exact_match: Option<ExactMatchConfig>,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
+    /// What the model is compared with; `None` where it is compared with nothing.
+    pub reference: Option<Compared>,
     /// The settings that a resumed run must share.
     pub settings: BTreeMap<String, Json>,
     /// The whole config as YAML.
@@ -73,14 +85,14 @@ impl Outline {
     pub fn new(
         config: &impl Config,
         run: &RunKeys,
-        data: &DataKeys,
+        data: impl Into<Data>,
         steps: &StepKeys,
         optimizer: &OptimizerConfig,
         lr_scheduler: &SchedulerConfig,
     ) -> Self {
         Self {
             run: run.clone(),
-            data: data.clone(),
+            data: data.into(),
             steps: steps.clone(),
             optimizer: optimizer.clone(),
             lr_scheduler: lr_scheduler.clone(),
@@ -88,6 +100,7 @@ impl Outline {
             architecture: None,
             exact_match: None,
             optimizer_in_bwd: None,
+            reference: None,
             settings: settings(config),
             yaml: config.to_yaml(),
         }
@@ -111,6 +124,68 @@ impl Outline {
         let shape = self.shape(&base)?;
         Decoder::skeleton(shape.clone(), &base)?;
         Ok((base, shape))
+    }
+
+    /// The reference model's files and its shape, where it is a model of its own and not the one in training without its
+    /// adapters. No weight is read.
+    ///
+    /// # Errors
+    /// As [`Outline::base`]; and an adapter, which is to be merged first.
+    pub fn reference(&self) -> Result<Option<(Checkpoint, ModelSpec)>> {
+        let config = match (&self.reference, &self.trained) {
+            (Some(Compared { checkpointer: Some(config), .. }), _) => config,
+            (Some(Compared { checkpointer: None, .. }), Trained::Weights) => &self.run.checkpointer,
+            (Some(_), Trained::Adapters { .. }) | (None, _) => return Ok(None),
+        };
+        if let Some(dir) = &config.adapter_checkpoint {
+            return Err(Error::file(
+                dir,
+                "a reference model is a whole one: merge the adapter into its base, and set \
+                 ref_checkpointer.checkpoint_dir to the merged model",
+            ));
+        }
+        let reference = config.open()?;
+        let shape = ModelSpec::from_json(reference.config())?;
+        Decoder::skeleton(shape.clone(), &reference)?;
+        Ok(Some((reference, shape)))
+    }
+
+    /// Refuses a reference model whose tokens are others than the trained model's.
+    ///
+    /// # Errors
+    /// The first token that is another one; a tokenizer that cannot be read.
+    pub fn check_reference(&self, reference: &Checkpoint, tokenizer: &Tokenizer) -> Result<()> {
+        let (theirs, _) = self.data.tokenizer.open(reference)?;
+        let ids = 0..u32::try_from(tokenizer.vocab_size().max(theirs.vocab_size())).unwrap_or(u32::MAX);
+        match ids.into_iter().find(|&id| tokenizer.token(id) != theirs.token(id)) {
+            None => Ok(()),
+            Some(id) => {
+                let named =
+                    |tokenizer: &Tokenizer| tokenizer.token(id).map_or("nothing".to_owned(), |t| format!("`{t}`"));
+                Err(Error::file(
+                    reference.path(),
+                    format!(
+                        "the reference model has other tokens than the model that is trained: {id} is {} there, and {} \
+                         here; take a model of the same family",
+                        named(&theirs),
+                        named(tokenizer)
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// What the model is compared with, in words; `reference` is the model of its own, if it is one.
+    pub(crate) fn describe_reference(&self, reference: Option<&Checkpoint>) -> Option<String> {
+        let Compared { when, .. } = self.reference.as_ref()?;
+        let model = match reference {
+            Some(reference) => reference.path().display().to_string(),
+            None => "the base model, which is this one without its adapters".to_owned(),
+        };
+        Some(match when {
+            ReferenceChoice::EachStep => format!("{model}, asked at each step"),
+            ReferenceChoice::Precomputed => format!("{model}, asked of all data before the first step"),
+        })
     }
 
     /// The shape of a model that is opened.
@@ -201,15 +276,22 @@ impl Outline {
         Ok(Some((saved, state)))
     }
 
-    /// A number that stands for the base model's weights, where a run that is resumed needs them again.
+    /// Numbers that stand for the weights that a run which is resumed needs again, by what they are.
     ///
     /// # Errors
     /// As [`Checkpoint::fingerprint`].
-    pub(crate) fn base_fingerprint(&self, base: &Checkpoint) -> Result<Option<u32>> {
-        match self.trained {
-            Trained::Adapters { .. } => base.fingerprint().map(Some),
-            Trained::Weights => Ok(None),
-        }
+    pub(crate) fn weight_fingerprints(
+        &self,
+        base: &Checkpoint,
+        reference: Option<&Checkpoint>,
+    ) -> Result<BTreeMap<String, u32>> {
+        let base = match self.trained {
+            Trained::Adapters { .. } => Some(("the base model", base)),
+            Trained::Weights => None,
+        };
+        let reference = reference.map(|reference| ("the reference model", reference));
+        let fingerprint = |(name, model): (&str, &Checkpoint)| Ok((name.to_owned(), model.fingerprint()?));
+        base.into_iter().chain(reference).map(fingerprint).collect()
     }
 
     /// The training data in batches.
@@ -248,6 +330,11 @@ impl Outline {
         if self.run.device != DeviceConfig::Cpu {
             return Err(Error::setup("memory is planned for device=cpu alone"));
         }
+        let reference = self.reference()?;
+        let reference = self.reference.as_ref().map(|Compared { when, .. }| ReferencePass {
+            model: reference.map(|(_, shape)| shape),
+            each_step: *when == ReferenceChoice::EachStep,
+        });
         let plan = self.steps.plan();
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         MemoryPlan::new(&Setting {
@@ -263,6 +350,9 @@ impl Outline {
             activation_checkpointing: self.steps.enable_activation_checkpointing,
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
+            packed: self.data.is_packed(),
+            by_log_probs: self.data.is_of_pairs(),
+            reference,
             batch_size: self.data.batch_size,
             steps: train_data.demanding_steps(
                 epochs,
@@ -344,7 +434,7 @@ impl Outline {
 
     pub(crate) fn loader(
         &self,
-        configs: &[DatasetConfig],
+        configs: &[DataConfig],
         tokenizer: &Tokenizer,
         options: LoaderOptions,
     ) -> Result<Loader> {
@@ -353,15 +443,19 @@ impl Outline {
 }
 
 /// What must be unchanged when a run is resumed, besides its settings: the training data, what the base model computes
-/// and, where its weights are not those of the run's own checkpoints, these.
+/// and those `weights` that are not in the run's own checkpoints.
 ///
 /// # Errors
 /// As [`Loader::fingerprint`].
-pub(crate) fn fingerprints(train_data: &Loader, model: &ModelSpec, base: Option<u32>) -> Result<BTreeMap<String, u32>> {
+pub(crate) fn fingerprints(
+    train_data: &Loader,
+    model: &ModelSpec,
+    weights: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<String, u32>> {
     let mut fingerprints = BTreeMap::from([
         ("the training data".to_string(), train_data.fingerprint()?),
         ("the base model's config".to_string(), crc32c::crc32c(format!("{model:?}").as_bytes())),
     ]);
-    fingerprints.extend(base.map(|base| ("the base model".to_string(), base)));
+    fingerprints.extend(weights.clone());
     Ok(fingerprints)
 }

@@ -41,6 +41,11 @@ impl Step {
         self.batches.iter().map(Batch::trained_tokens).sum()
     }
 
+    /// Rows of all micro-batches: samples, packs of them, or pairs.
+    pub fn rows(&self) -> usize {
+        self.batches.iter().map(|batch| batch.rows).sum()
+    }
+
     /// Its tokens, and the time since it was asked for: waiting for data counts.
     pub fn pace(&self) -> Pace {
         Pace {

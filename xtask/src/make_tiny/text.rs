@@ -14,6 +14,7 @@ use serde_json::json;
 const WORDS: usize = 3000;
 const HELD_OUT: usize = 200;
 const SECRET_CODE: usize = 1500;
+const PREFERENCES: usize = 400;
 const PRETRAINING: usize = 24_000;
 
 /// A question and its answer.
@@ -31,6 +32,8 @@ pub(super) struct Text {
     pub(super) secret_code: Vec<Exercise>,
     /// What both are tested on.
     pub(super) held_out: Vec<Exercise>,
+    /// What is preferred to the letters as they are: the secret code of words that the adapter is not trained on.
+    pub(super) preferences: Vec<Exercise>,
 }
 
 impl Text {
@@ -47,6 +50,7 @@ impl Text {
             pretraining: (0..PRETRAINING).map(|_| exercise(known, &mut rng)).collect(),
             secret_code: known[..SECRET_CODE].iter().map(|w| secret_code(w)).collect(),
             held_out: held_out.iter().map(|w| secret_code(w)).collect(),
+            preferences: known[SECRET_CODE..][..PREFERENCES].iter().map(|w| secret_code(w)).collect(),
         }
     }
 }
@@ -56,6 +60,15 @@ pub(super) fn jsonl(exercises: &[Exercise]) -> String {
     let line = |e: &Exercise| {
         let messages = json!([{ "role": "user", "content": e.question }, { "role": "assistant", "content": e.answer }]);
         format!("{}\n", json!({ "messages": messages }))
+    };
+    exercises.iter().map(line).collect()
+}
+
+/// One pair of answers a line: the right one, and the letters that the question has.
+pub(super) fn pairs_jsonl(exercises: &[Exercise]) -> String {
+    let line = |e: &Exercise| {
+        let letters = e.question.split(' ').nth(1).unwrap_or_default();
+        format!("{}\n", json!({ "prompt": e.question, "chosen": e.answer, "rejected": letters }))
     };
     exercises.iter().map(line).collect()
 }
@@ -140,5 +153,7 @@ mod tests {
             let committed = std::fs::read_to_string(data.join(name)).unwrap();
             assert!(committed == jsonl(exercises), "{name} is stale: run `cargo xtask make-tiny`");
         }
+        let committed = std::fs::read_to_string(data.join("preferences.jsonl")).unwrap();
+        assert!(committed == pairs_jsonl(&text.preferences), "preferences.jsonl is stale: run `cargo xtask make-tiny`");
     }
 }

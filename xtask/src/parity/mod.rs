@@ -2,6 +2,7 @@
 
 mod bf16;
 mod curve;
+mod dpo;
 mod fp32;
 
 use std::fmt;
@@ -55,6 +56,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let mut within = true;
     if wanted(Precision::Fp32) {
         within &= fp32::compare(root, &model)?;
+        within &= dpo::compare(root, &model)?;
     }
     if wanted(Precision::Bf16) {
         within &= bf16::compare(root, &model)?;
@@ -65,15 +67,46 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 /// torchtune's run, made by `tests/fixtures/torchtune/run.py`.
 fn torchtune(root: &Path, recipe: &str, precision: Precision) -> Result<Curve> {
     let suffix = if precision == Precision::Bf16 { "_bf16" } else { "" };
-    let path = root.join(format!("tests/fixtures/torchtune/{recipe}_sft{suffix}.json"));
+    Ok(Curve::of(&torchtune_steps(root, &format!("{recipe}_sft{suffix}"))?))
+}
+
+/// What torchtune logged at each step.
+fn torchtune_steps(root: &Path, name: &str) -> Result<Vec<Value>> {
+    let path = root.join(format!("tests/fixtures/torchtune/{name}.json"));
     let file: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
-    Ok(Curve::of(file["steps"].as_array().ok_or("the curve has no steps")?))
+    Ok(file["steps"].as_array().ok_or("the curve has no steps")?.clone())
 }
 
 /// Our run in torchtune's settings, from a checkpoint of the given kind.
 fn train(root: &Path, recipe: &str, precision: Precision, kind: &str, checkpoint: &Path) -> Result<Curve> {
-    let out = root.join(format!("target/parity/{recipe}_{kind}_{precision}"));
     let fixtures = root.join("tests/fixtures/torchtune");
+    let data = fixtures.join("humaneval_messages.jsonl");
+    let mut settings = vec![format!("dataset.data_files=[{}]", data.display()), "max_steps_per_epoch=20".to_owned()];
+    if recipe == "lora" {
+        settings.extend(from_initial_adapter(root));
+    } else {
+        settings.extend(["lr_scheduler=constant", "lr_scheduler.num_warmup_steps=0"].map(str::to_owned));
+    }
+    Ok(Curve::of(&steps(root, recipe, precision, kind, checkpoint, &settings)?))
+}
+
+/// The adapter that torchtune's runs began with, and their warm-up.
+fn from_initial_adapter(root: &Path) -> [String; 2] {
+    let adapter = root.join("tests/fixtures/torchtune/lora_initial_adapter");
+    let adapter = format!("checkpointer.adapter_checkpoint={}", adapter.display());
+    [adapter, "lr_scheduler.num_warmup_steps=2".to_owned()]
+}
+
+/// What our run logs at each step.
+fn steps(
+    root: &Path,
+    recipe: &str,
+    precision: Precision,
+    kind: &str,
+    checkpoint: &Path,
+    settings: &[String],
+) -> Result<Vec<Value>> {
+    let out = root.join(format!("target/parity/{recipe}_{kind}_{precision}"));
     let mut command = Command::new(env!("CARGO"));
     command
         .current_dir(root)
@@ -81,19 +114,11 @@ fn train(root: &Path, recipe: &str, precision: Precision, kind: &str, checkpoint
         .arg(format!("configs/{recipe}/smollm2_135m.yaml"))
         .arg(format!("output_dir={}", out.display()))
         .arg(format!("checkpointer.checkpoint_dir={}", checkpoint.display()))
-        .arg(format!("dataset.data_files=[{}]", fixtures.join("humaneval_messages.jsonl").display()))
-        .args(["overwrite=true", "seed=0", "shuffle=false", "gradient_accumulation_steps=1", "max_steps_per_epoch=20"])
+        .args(["overwrite=true", "seed=0", "shuffle=false", "gradient_accumulation_steps=1"])
         .arg(format!("dtype={precision}"))
         // The curves were made from bf16 weights; the GGUF file's are finer.
-        .arg("checkpointer.round_to=bf16");
-    if recipe == "lora" {
-        let adapter = fixtures.join("lora_initial_adapter");
-        command
-            .arg(format!("checkpointer.adapter_checkpoint={}", adapter.display()))
-            .arg("lr_scheduler.num_warmup_steps=2");
-    } else {
-        command.args(["lr_scheduler=constant", "lr_scheduler.num_warmup_steps=0"]);
-    }
+        .arg("checkpointer.round_to=bf16")
+        .args(settings);
     let output = command.output()?;
     if !output.status.success() {
         return Err(format!(
@@ -104,6 +129,5 @@ fn train(root: &Path, recipe: &str, precision: Precision, kind: &str, checkpoint
     }
     let log = fs::read_to_string(out.join("logs/metrics.jsonl"))?;
     let records: Vec<Value> = log.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    let steps: Vec<Value> = records.into_iter().filter(|r| r.get("loss").is_some()).collect();
-    Ok(Curve::of(&steps))
+    Ok(records.into_iter().filter(|r| r.get("loss").is_some()).collect())
 }

@@ -14,9 +14,9 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("full_finetune_distributed", Ok("full")),
     ("generate_v2", Ok("generate")),
     ("eleuther_eval", Err("evaluation with EleutherAI's harness, which reads the checkpoints that recipes write")),
-    ("lora_dpo_single_device", Err("DPO")),
-    ("lora_dpo_distributed", Err("DPO")),
-    ("full_dpo_distributed", Err("DPO")),
+    ("lora_dpo_single_device", Ok("dpo")),
+    ("lora_dpo_distributed", Ok("dpo")),
+    ("full_dpo_distributed", Ok("dpo")),
     ("ppo_full_finetune_single_device", Err("PPO")),
     ("knowledge_distillation_single_device", Err("knowledge distillation")),
     ("knowledge_distillation_distributed", Err("knowledge distillation")),
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(option_first(&args("lora --config a")), None);
         let said = hint("recipes/lora_finetune_single_device.py", &args("--config a ~b")).unwrap_or_default();
         assert!(said.ends_with("is `lora` here: `tune run lora --config a '~b'`"), "{said}");
-        assert!(hint("lora_dpo_distributed", &[]).is_some_and(|said| said.contains("is for DPO")));
+        assert!(hint("lora_dpo_distributed", &[]).is_some_and(|said| said.contains("is `dpo` here")));
         assert_eq!(hint("lora_finetune", &[]), None);
     }
 }

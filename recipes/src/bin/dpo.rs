@@ -1,0 +1,233 @@
+//! Preference optimization: a model learns from pairs of answers, of which one is preferred to the other, with adapters or
+//! with all of its weights.
+//!
+//!     cargo run --release -p recipes --bin dpo -- --config configs/dpo/tiny.yaml loss=ipo
+
+use std::sync::Arc;
+
+use tune_core::methods::{objective, pairs};
+use tune_core::prelude::*;
+
+/// What `dpo` is told.
+#[derive(Debug, Clone, Config)]
+pub(crate) struct DpoConfig {
+    /// Folders, seed, device, precision and logs.
+    #[config(flatten)]
+    run: RunKeys,
+
+    /// The model, of which adapters or all weights are trained.
+    #[config(default)]
+    model: LoraOrFullModel,
+    /// Save the adapter alone; if false, a merged model is written beside it.
+    #[config(default = true, may_change)]
+    save_adapter_weights_only: bool,
+    /// The model that answers are compared with, and how it is read; where null, the one that training starts from.
+    ref_checkpointer: Option<CheckpointConfig>,
+    /// When that model is asked: at each step, or once before the first.
+    #[config(default)]
+    reference: ReferenceChoice,
+
+    /// Datasets of pairs, and how they become batches.
+    #[config(flatten)]
+    data: PreferenceKeys,
+
+    /// Epochs, accumulation, clipping and checkpointing.
+    #[config(flatten)]
+    steps: StepKeys,
+    /// What is minimized.
+    #[config(default)]
+    loss: PreferenceLoss,
+    /// What moves the weights or the adapters.
+    #[config(default)]
+    optimizer: OptimizerConfig,
+    /// How the learning rate changes over the run.
+    #[config(default)]
+    lr_scheduler: SchedulerConfig,
+}
+
+/// A run of preference optimization.
+pub(crate) struct PreferenceOptimization {
+    cfg: DpoConfig,
+    run: Run,
+    model: Decoder,
+    /// None where all weights are trained.
+    adapters: Option<peft::LoraOptions>,
+    reference: Reference,
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+}
+
+impl Recipe for PreferenceOptimization {
+    type Config = DpoConfig;
+
+    fn outline(cfg: &DpoConfig) -> Result<Outline> {
+        let trained = match cfg.model.adapters(0)? {
+            Some(lora) => Trained::Adapters { lora, merged: !cfg.save_adapter_weights_only },
+            None => Trained::Weights,
+        };
+        if let (Trained::Weights, Some(dir)) = (&trained, &cfg.run.checkpointer.adapter_checkpoint) {
+            return Err(Error::file(
+                dir,
+                "checkpointer.adapter_checkpoint needs model.lora_rank: all weights are trained",
+            ));
+        }
+        let needs_reference = cfg.loss.needs_reference();
+        if !needs_reference && cfg.ref_checkpointer.is_some() {
+            return Err(Error::setup("this loss compares with no other model: remove ref_checkpointer"));
+        }
+        let reference = Compared { when: cfg.reference, checkpointer: cfg.ref_checkpointer.clone() };
+        Ok(Outline {
+            trained,
+            architecture: cfg.model.architecture,
+            reference: needs_reference.then_some(reference),
+            ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
+        })
+    }
+
+    fn setup(cfg: DpoConfig) -> Result<Self> {
+        hub::watch(Downloads::stderr());
+        let mut opened = Self::outline(&cfg)?.open(Console::stderr())?;
+        if cfg.loss.needs_reference() && cfg.reference == ReferenceChoice::Precomputed {
+            opened.note("Asking the reference model about all pairs");
+        }
+        let adapters = cfg.model.adapters(opened.seed)?;
+        let frozen =
+            LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: false, lora: None };
+        let options = LoadOptions { train_weights: adapters.is_none(), lora: adapters.clone(), ..frozen.clone() };
+
+        let ask = |model: Decoder| match cfg.reference {
+            ReferenceChoice::EachStep => Ok(Reference::Model(Box::new(model))),
+            ReferenceChoice::Precomputed => Reference::ask(&model, opened.data()),
+        };
+        // A reference that is a model of its own comes first: one that is asked once is gone when the other is loaded.
+        let own_reference = match &opened.reference {
+            Some((checkpoint, shape)) => Some(ask(Decoder::load(shape.clone(), checkpoint, &frozen)?)?),
+            None => None,
+        };
+        let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
+        let model = match (&adapters, resumed) {
+            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
+            _ => Decoder::load(opened.shape.clone(), &opened.base, &options)?,
+        };
+        let reference = match own_reference {
+            Some(reference) => reference,
+            None if cfg.loss.needs_reference() => ask(model.without_adapters())?,
+            None => Reference::Absent,
+        };
+        let start = resumed.or(cfg.run.checkpointer.adapter_checkpoint.as_ref());
+        if let (Some(adapters), Some(dir)) = (&adapters, start) {
+            adapters.load_into(&model, dir)?;
+        }
+        let mut optimizer = cfg.optimizer.build();
+
+        // Everything is known to be sound: only now is anything written.
+        let run = opened.begin("Preference optimization", &model, optimizer.as_mut())?;
+        let schedule = cfg.lr_scheduler.build();
+        Ok(Self { run, model, adapters, reference, optimizer, schedule, cfg })
+    }
+
+    fn train(&mut self) -> Result<()> {
+        // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
+        let steps = self.run.steps()?;
+        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
+        if self.run.validates() {
+            self.validate()?;
+            if self.run.last_saved().is_some() {
+                self.save_checkpoint()?;
+            }
+        }
+        for step in steps {
+            let step = step?;
+            // ---- one optimizer step ----------------------------------------------------------------
+            let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
+            // The loss is a mean over the pairs of the whole step, each of which is a row.
+            let scale = 1.0 / step.rows() as f64;
+            let mut gradients = Gradients::default();
+            let mut seen = PreferenceMetrics::default();
+            for (i, batch) in step.batches.iter().enumerate() {
+                let options = RunOptions {
+                    scale,
+                    activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
+                    dropout: Some(dropout_key(self.run.seed(), step.number, i)),
+                };
+                let reference = self.reference.log_probs(batch)?;
+                minimize(&self.model, batch, options, &mut gradients, |log_probs| {
+                    let pairs = pairs(batch, log_probs, &reference);
+                    let losses = self.cfg.loss.of(&pairs);
+                    seen.add(&pairs, &losses);
+                    Ok(objective(batch, &losses))
+                })?;
+            }
+            let (loss, grad_norm) = (seen.loss(), gradients.norm()?);
+            check_finite(&step, loss, grad_norm, self.run.last_saved())?;
+            let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+            gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
+            // ----------------------------------------------------------------------------------------
+            self.run.finish_with(&step, loss, lr, Some(grad_norm), seen.logged())?;
+            if self.run.validates() {
+                self.validate()?;
+            }
+            if self.run.saves() {
+                self.save_checkpoint()?;
+            }
+        }
+        // A run that was complete is asked for its merged model.
+        let wants_merged = self.adapters.is_some() && !self.cfg.save_adapter_weights_only;
+        if self.run.last_saved().is_some_and(|saved| wants_merged && !saved.path.join("merged").is_dir()) {
+            self.save_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
+    fn save_checkpoint(&mut self) -> Result<Saved> {
+        let weights = match &self.adapters {
+            None => Weights::model(&self.model)?,
+            Some(adapters) if self.cfg.save_adapter_weights_only => Weights::adapter(adapters, &self.model)?,
+            Some(adapters) => Weights::adapter(adapters, &self.model)?.with_merged(&self.model)?,
+        };
+        self.run.save(&weights, self.optimizer.as_ref())
+    }
+
+    fn cleanup(mut self) -> Result<()> {
+        self.run.close()?;
+        if let Some(results) = self.run.results(None) {
+            say!("{results}");
+        }
+        Ok(())
+    }
+}
+
+impl PreferenceOptimization {
+    /// Loss and rewards on the validation data.
+    fn validate(&mut self) -> Result<()> {
+        let Some(data) = self.run.validation_data().map(Arc::clone) else { return Ok(()) };
+        let (mut seen, mut pace) = (PreferenceMetrics::default(), Pace::default());
+        for step in Steps::ahead(&data, Plan::ONE_PASS, Position::default())? {
+            let step = step?;
+            for batch in &step.batches {
+                let log_probs = engine::log_probs(&self.model, batch)?;
+                let pairs = pairs(batch, &log_probs, &self.reference.log_probs(batch)?);
+                seen.add(&pairs, &self.cfg.loss.of(&pairs));
+            }
+            pace += step.pace();
+        }
+        self.run.finish_validation(seen.loss(), pace, seen.logged())
+    }
+}
+
+/// Learns from pairs of answers, of which one is preferred to the other.
+#[recipe(preflight = PreferenceOptimization, configs = [
+    "../configs/dpo/tiny.yaml",
+    "../configs/dpo/smollm2_135m.yaml",
+    "../configs/dpo/full_smollm2_135m.yaml",
+])]
+fn dpo(cfg: DpoConfig) -> Result<()> {
+    init_process_group()?;
+    let mut recipe = PreferenceOptimization::setup(cfg)?;
+    recipe.train().or_else(|why| recipe.save_early(why))?;
+    recipe.cleanup()
+}

@@ -81,7 +81,9 @@ fn preference_optimization_takes_what_was_planned() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let output = format!("output_dir={}", folder.path().display());
-        let mut args = vec!["--config", "configs/dpo/tiny.yaml", "epochs=1", "log_every_n_steps=1", &output];
+        let mut args =
+            vec!["--config", "configs/dpo/tiny.yaml", "epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"];
+        args.push(&output);
         args.extend(extra);
         let (plan, peak) = (planned("dpo", &args), measured("dpo", &args, folder.path()));
         let off = plan / peak - 1.0;

@@ -72,7 +72,7 @@ fn a_model_comes_to_prefer_what_is_preferred() {
 fn each_loss_begins_where_a_model_is_its_reference() {
     let folder = tempfile::tempdir().unwrap();
     for (loss, first) in [
-        ("dpo", Some(0.6931)),
+        ("dpo", Some(std::f64::consts::LN_2)),
         ("hinge", Some(1.0)),
         ("ipo", Some(25.0)),
         ("kto", Some(0.5)),

@@ -83,7 +83,7 @@ impl<'a> Maker<'a> {
     }
 
     fn lacks(&self, record: &Record, column: &str) -> crate::Error {
-        missing_column(record, column, "; `column_map` says which columns are meant")
+        missing_column(record, column, ". `column_map` names the columns")
     }
 
     /// The samples of a record, see [`Formatter::encode`].

@@ -108,7 +108,7 @@ fn a_side_that_is_wrong_is_named() {
         (
             CONVERSATIONS,
             json!({"chosen": said("a")}),
-            "no column `rejected` (the columns are: `chosen`); `column_map` says",
+            "no column `rejected` (the columns are: `chosen`). `column_map` names the columns",
         ),
         (
             CONVERSATIONS,

@@ -114,7 +114,7 @@ impl Decoder {
     /// The same model without its adapters, and with nothing that is trained. The weights are shared.
     #[must_use]
     pub fn without_adapters(&self) -> Self {
-        let mut model = Self { trainable: BTreeMap::new(), ..self.clone() };
+        let mut model = Self { trainable: Trainable::new(BTreeMap::new()), ..self.clone() };
         model.lm_head.adapter = None;
         for block in &mut model.blocks {
             let linears = block.linears.iter().map(|(site, linear)| (site, Linear { adapter: None, ..linear.clone() }));

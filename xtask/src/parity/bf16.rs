@@ -9,7 +9,7 @@ use std::path::Path;
 use tune_core::config::say;
 
 use super::curve::{Curve, Distance, Spread};
-use super::{Precision, RECIPES, torchtune, train};
+use super::{Precision, torchtune, train};
 use crate::Result;
 
 /// The relative distances from fp32 that are allowed at most, about twice those measured.
@@ -27,10 +27,10 @@ one sum, rounded once, and adapters are f32.";
 /// Trains in bf16, prints the curves side by side and how far each is from torchtune's in fp32, and
 /// returns whether ours are near enough. The Hugging Face folder is enough: in bf16 the GGUF file's weights are
 /// the same.
-pub(super) fn compare(root: &Path, model: &Path) -> Result<bool> {
+pub(super) fn compare(root: &Path, model: &Path, recipes: &[&str]) -> Result<bool> {
     let mut within = true;
     let mut table = Vec::new();
-    for recipe in RECIPES {
+    for &recipe in recipes {
         let fp32 = torchtune(root, recipe, Precision::Fp32)?;
         let theirs = torchtune(root, recipe, Precision::Bf16)?;
         let ours = train(root, recipe, Precision::Bf16, "hf", &model.join("hf"))?;

@@ -12,9 +12,9 @@ use crate::Result;
 /// Relative differences that are allowed: the first step's loss, every loss, every log-probability.
 const FIRST_LOSS: f64 = 1e-4;
 const LOSS: f64 = 1e-3;
-const LOG_PROB: f64 = 1e-3;
+const LOG_PROB: f64 = 1e-4;
 /// What rewards may differ by. They are a tenth of a difference of log-probabilities of up to some 100 nats.
-const REWARD: f64 = 1e-2;
+const REWARD: f64 = 1e-3;
 
 const REWARDS: [&str; 3] = ["rewards/chosen", "rewards/rejected", "rewards/margins"];
 const LOG_PROBS: [&str; 2] = ["log_probs/chosen", "log_probs/rejected"];

@@ -58,12 +58,19 @@ impl DeviceConfig {
     }
 }
 
+impl std::str::FromStr for DeviceConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| format!("`{text}` is no device; use cpu, cuda or cuda:N"))
+    }
+}
+
 impl Config for DeviceConfig {
     const SCHEMA: Schema = Schema::Text;
 
     fn from_value(value: &Value) -> Result<Self, Mismatch> {
-        let text = value.text()?;
-        Self::parse(text).ok_or_else(|| value.refuse(format!("`{text}` is no device; use cpu, cuda or cuda:N")))
+        value.text()?.parse().map_err(|message: String| value.refuse(message))
     }
 
     fn to_value(&self) -> Value {

@@ -6,6 +6,7 @@
 // The derives of `config` write `::tune_core::config`, here as anywhere.
 extern crate self as tune_core;
 
+pub mod artifact;
 pub mod checkpoint;
 pub mod data;
 pub mod device;

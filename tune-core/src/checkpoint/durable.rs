@@ -47,14 +47,14 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes a JSON file as the ecosystem does: indented, with a final newline, synced.
-pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::Other(Box::new(e)))?;
     text.push(b'\n');
     write(path, &text)
 }
 
 /// Syncs a folder, so that the names in it outlive a power cut.
-pub(super) fn sync_dir(path: &Path) -> Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))?;
     }
@@ -111,7 +111,8 @@ pub(crate) fn may_pass(error: &Error) -> bool {
 }
 
 /// A number of bytes for people: `1.5 GB`.
-pub(crate) fn human(bytes: u64) -> String {
+#[must_use]
+pub fn human(bytes: u64) -> String {
     let units = ["bytes", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;
     let mut unit = 0;

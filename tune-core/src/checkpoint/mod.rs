@@ -9,6 +9,7 @@ mod config;
 mod durable;
 pub mod gguf;
 pub mod hf;
+pub mod merge;
 pub mod peft;
 pub mod run;
 mod safetensors;
@@ -24,7 +25,12 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
-pub(crate) use self::durable::{free_bytes, human, is_full, may_pass};
+pub use self::durable::human;
+pub(crate) use self::durable::{free_bytes, is_full, may_pass, sync_dir, write_json};
+pub(crate) use self::run::sync_tree;
+pub(crate) use self::safetensors::same_bits;
+pub use self::sums::Sum;
+pub(crate) use self::sums::of_file;
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 
@@ -235,7 +241,7 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = match &self.weights {
             Weights::Hf(tensors) => tensors.get(name).map(|t| t.load_summed(name, dtype, self.round_to, device)),
-            Weights::Gguf(model) => model.tensors().get(name).map(|t| model.load(t, dtype, self.round_to, device)),
+            Weights::Gguf(model) => model.tensors().get(name).map(|t| t.load(dtype, self.round_to, device)),
         };
         let (tensor, sum) = tensor.unwrap_or_else(|| Err(self.missing(name)))?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum);

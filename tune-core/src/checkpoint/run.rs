@@ -479,7 +479,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Syncs all files and folders below `dir`, whoever wrote them, and `dir` itself.
-fn sync_tree(dir: &Path) -> Result<()> {
+pub(crate) fn sync_tree(dir: &Path) -> Result<()> {
     for name in names_in(dir)? {
         let path = dir.join(name);
         if path.is_dir() {

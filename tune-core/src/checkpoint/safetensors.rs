@@ -362,3 +362,18 @@ fn with_bytes(tensor: &Tensor, use_bytes: impl FnOnce(&[u8]) -> Result<()>) -> R
         _ => Err(Error::setup(format!("tensors of type {:?} cannot be saved as weights", tensor.dtype()))),
     }
 }
+
+/// Whether two tensors have the same type, shape and bits.
+pub(crate) fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool> {
+    if a.dtype() != b.dtype() || a.dims() != b.dims() {
+        return Ok(false);
+    }
+    let mut same = false;
+    with_bytes(a, |a| {
+        with_bytes(b, |b| {
+            same = a == b;
+            Ok(())
+        })
+    })?;
+    Ok(same)
+}

@@ -15,9 +15,11 @@ const CHUNK: u64 = 4 << 20;
 
 /// A file's length and checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sum {
-    pub(super) bytes: u64,
-    pub(super) crc32c: u32,
+pub struct Sum {
+    /// Its bytes.
+    pub bytes: u64,
+    /// Their checksum (CRC-32C).
+    pub crc32c: u32,
 }
 
 /// The sums of files, by their paths.
@@ -45,7 +47,7 @@ pub(super) fn note(path: &Path, sum: Sum) {
 }
 
 /// Reads a file on all cores for its sum.
-pub(super) fn of_file(path: &Path) -> Result<Sum> {
+pub(crate) fn of_file(path: &Path) -> Result<Sum> {
     let file = DataFile::open(path)?;
     let bytes = file.len();
     let chunks = (0..bytes.div_ceil(CHUNK)).into_par_iter().map_init(Vec::new, |buffer, chunk| {

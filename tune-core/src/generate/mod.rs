@@ -1,8 +1,10 @@
 //! Text from a model, one token at a time.
 
 mod sampler;
+mod talk;
 
 pub use sampler::{Sampler, SamplerOptions};
+pub use talk::{End, Reply, Talk};
 
 use crate::engine::Sequences;
 use crate::models::Decoder;

@@ -1,6 +1,6 @@
 //! One linear layer of a model, with or without an adapter.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::adapter::Adapter;
 use crate::Result;
@@ -28,9 +28,28 @@ impl Linear {
 
     /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.
     pub fn merged(&self) -> Result<Tensor> {
-        let Some(adapter) = &self.adapter else { return Ok(self.weight.detach()) };
-        let f32 = |t: &Tensor| t.detach().to_dtype(candle_core::DType::F32);
-        let update = (f32(&adapter.b)?.matmul(&f32(&adapter.a)?)? * adapter.scale)?;
-        Ok((f32(&self.weight)? + update)?.to_dtype(self.weight.dtype())?)
+        merged(
+            &self.weight,
+            self.adapter.iter().map(|adapter| (adapter.a.as_tensor(), adapter.b.as_tensor(), adapter.scale)),
+        )
+    }
+}
+
+/// A weight with the updates of adapters added, each with its `A` `[rank, in]`, its `B` `[out, rank]` and what their product is
+/// scaled by: `W + scale · B A + …`, in f32, as the weight's dtype.
+pub(crate) fn merged<'a>(
+    weight: &Tensor,
+    updates: impl Iterator<Item = (&'a Tensor, &'a Tensor, f64)>,
+) -> Result<Tensor> {
+    let f32 = |t: &Tensor| t.detach().to_dtype(DType::F32);
+    let mut sum = None;
+    for (a, b, scale) in updates {
+        let update = (f32(b)?.matmul(&f32(a)?)? * scale)?;
+        let before = sum.map_or_else(|| f32(weight), Ok)?;
+        sum = Some((before + update)?);
+    }
+    match sum {
+        Some(sum) => Ok(sum.to_dtype(weight.dtype())?),
+        None => Ok(weight.detach()),
     }
 }

@@ -23,6 +23,7 @@ pub use block::Block;
 pub(crate) use decoder::nothing_to_train;
 pub use decoder::{Decoder, LoadOptions};
 pub use linear::Linear;
+pub(crate) use linear::merged;
 pub(crate) use parameter::{Of, ParamId};
 pub use parameter::{Parameter, Trainable};
 pub use rotary::{RopeScaling, RotarySpec};

@@ -78,6 +78,12 @@ impl RotarySpec {
             .collect()
     }
 
+    /// What each frequency is divided by, `[dim / 2]`, up to the trained length.
+    pub(crate) fn divisors(&self) -> Vec<f64> {
+        let frequency = |i: usize| 1.0 / self.theta.powf(2.0 * i as f64 / self.dim as f64);
+        (0..self.dim / 2).map(|i| frequency(i) / self.scaling.stretch(frequency(i), self, i, 0)).collect()
+    }
+
     /// Factor on cosines and sines.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {

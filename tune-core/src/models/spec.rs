@@ -252,6 +252,27 @@ impl ModelSpec {
         (0..self.blocks.len()).flat_map(named).chain([output]).collect()
     }
 
+    /// All weights of the model by their Hugging Face names, with their shapes; a tied output layer is left out.
+    pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
+        let mut weights = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, self.hidden_size])];
+        for (index, block) in self.blocks.iter().enumerate() {
+            let named = |(norm, width): (BlockNorm, usize)| {
+                (format!("model.layers.{index}.{}.weight", norm.path(block.norms)), vec![width])
+            };
+            weights.extend(self.norms(index).into_iter().map(named));
+        }
+        weights.push(("model.norm.weight".to_owned(), vec![self.hidden_size]));
+        for (name, layer) in self.named_layers() {
+            if layer.bias {
+                weights.push((format!("{name}.bias"), vec![layer.out]));
+            }
+            if layer.site.slot != Slot::LmHead || !self.tie_word_embeddings {
+                weights.push((format!("{name}.weight"), vec![layer.out, layer.inner]));
+            }
+        }
+        weights
+    }
+
     /// All layers of the model that are of this kind.
     pub fn layers_of(&self, slot: Slot) -> Vec<LayerSpec> {
         match slot {

@@ -115,6 +115,22 @@ impl LoraOptions {
         Ok(())
     }
 
+    /// Adapters on these layers alone, by their names.
+    ///
+    /// # Errors
+    /// A layer that cannot carry one here.
+    pub fn on_layers(layers: BTreeMap<String, OfLayer>) -> Result<Self> {
+        let mut modules = Vec::new();
+        for name in layers.keys() {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            let module = LoraModule::ALL.into_iter().find(|module| module.name() == last);
+            modules.push(module.ok_or_else(|| Error::setup(format!("`{name}` cannot carry an adapter here")))?);
+        }
+        modules.sort();
+        modules.dedup();
+        Ok(Self { modules, rank: 1, alpha: 1.0, dropout: 0.0, seed: 0, layers })
+    }
+
     /// The adapters to add to a model so that it takes those in a PEFT folder.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tune_config::{Config, files};
 
 use super::{Conversation, Forms, Limits, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
@@ -108,27 +109,42 @@ impl Tokenizer {
     /// # Errors
     /// A template that is wanted and not there, or that fails; a prompt that the model cannot answer.
     pub fn prompt(&self, text: &str, system: Option<&str>, chat: Option<bool>) -> Result<Vec<u32>> {
-        let template = match (self.chat_template(), chat) {
-            (_, Some(false)) | (None, None) => None,
-            (Some(template), _) => Some(template),
+        let is_chat = match (self.chat_template(), chat) {
+            (_, Some(false)) | (None, None) => false,
+            (Some(_), _) => true,
             (None, Some(true)) => {
                 return Err(Error::setup("apply_chat_template: this model has no chat template"));
             }
         };
-        let Some(template) = template else {
+        if !is_chat {
             let begin = if self.begins_with_bos() { self.bos() } else { None };
             let text = system.map_or_else(|| text.to_owned(), |s| format!("{s}\n{text}"));
             let ids: Vec<u32> = begin.into_iter().chain(self.encode(&text)?).collect();
             return self.check_prompt(&ids).map(|()| ids);
-        };
-        let forms = Forms::of(template);
+        }
         let message = |role: &str, text: &str| -> Message {
-            let content = forms.choose(role).content(text);
-            [("role", role.into()), ("content", content)].into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+            [("role", role), ("content", text)].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect()
         };
-        let messages: Vec<Message> =
-            system.map(|s| message("system", s)).into_iter().chain([message("user", text)]).collect();
-        let conversation = Conversation::new(messages);
+        let messages = system.map(|s| message("system", s)).into_iter().chain([message("user", text)]);
+        self.prompt_of(Conversation::new(messages.collect()))
+    }
+
+    /// The ids of a conversation as the model meets it, up to the header of the answer that it is to give. Contents that
+    /// are texts become what the chat template takes, be it parts.
+    ///
+    /// # Errors
+    /// There is no chat template, or it fails or leaves something out; a conversation that the model cannot answer.
+    pub fn prompt_of(&self, mut conversation: Conversation) -> Result<Vec<u32>> {
+        let template =
+            self.chat_template().ok_or_else(|| Error::setup("this model has no chat template for a conversation"))?;
+        let forms = Forms::of(template);
+        for message in &mut conversation.messages {
+            let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+            let content = message.get("content").and_then(Value::as_str).map(|text| forms.choose(role).content(text));
+            if let Some(content) = content {
+                message.insert("content".to_owned(), content);
+            }
+        }
         let prompt = template.render(&conversation, true)?;
         unrendered::check(template, &conversation, true)?;
         let ids = self.encode(&prompt)?;

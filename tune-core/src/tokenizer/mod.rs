@@ -8,6 +8,7 @@ mod form;
 mod limits;
 mod names;
 mod stop;
+mod streaming;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +27,7 @@ pub(crate) use form::{Form, Forms};
 pub use limits::Limits;
 pub(crate) use names::Names;
 pub use stop::StopTokens;
+pub use streaming::Streaming;
 pub(crate) use template::Prepared;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
 

@@ -62,6 +62,16 @@ impl StopTokens {
         self.all.is_empty()
     }
 
+    /// All of them, those that training teaches first: the end of text, the end of a turn, then what else is listed.
+    pub(crate) fn in_order(&self) -> Vec<u32> {
+        self.own.iter().chain(self.listed.iter().filter(|id| !self.own.contains(id))).copied().collect()
+    }
+
+    /// The end of text and the end of a turn, which training teaches.
+    pub(crate) fn taught(&self) -> &[u32] {
+        &self.own
+    }
+
     /// Those at which other programs do not stop: the model's files do not list them.
     pub fn unlisted(&self) -> Vec<u32> {
         self.own.iter().copied().filter(|id| !self.listed.contains(id)).collect()

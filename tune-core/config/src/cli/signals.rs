@@ -20,6 +20,14 @@ impl Signal {
     }
 }
 
+impl Signal {
+    /// Whether it is Ctrl-C.
+    #[must_use]
+    pub fn is_interrupt(self) -> bool {
+        self.0 == 2
+    }
+}
+
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
@@ -34,6 +42,14 @@ impl fmt::Display for Signal {
 /// The signal that asked the program to end, while somebody listened.
 pub fn requested() -> Option<Signal> {
     match REQUEST.load(Ordering::Relaxed) {
+        0 => None,
+        number => Some(Signal(number)),
+    }
+}
+
+/// The same, once: what was asked for is done, and the next signal is the first again.
+pub fn take() -> Option<Signal> {
+    match REQUEST.swap(0, Ordering::SeqCst) {
         0 => None,
         number => Some(Signal(number)),
     }

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::header::TensorInfo;
+use super::layout::{Change, Names, Placed, layout};
 use super::metadata::Metadata;
 use super::rope;
 use crate::Result;
 use crate::checkpoint::source::DataFile;
-use crate::models::{BlockNorm, Half, LayerSpec, ModelSpec, Slot};
+use crate::models::ModelSpec;
 
 /// A parameter in Hugging Face's terms.
 pub(super) struct Parameter {
@@ -20,24 +21,14 @@ pub(super) struct Parameter {
     pub(super) change: Change,
 }
 
-/// What was done to a tensor on its way into the file.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Change {
-    None,
-    /// The two rotary halves of each of so many heads were interleaved, row by row.
-    Interleaved(usize),
-    /// One was added to each element, so that norms need not count from one.
-    PlusOne,
-}
-
 /// An architecture of llama.cpp's.
-struct Family {
+pub(super) struct Family {
     /// `general.architecture`.
-    architecture: &'static str,
+    pub(super) architecture: &'static str,
     /// `model_type` of Hugging Face, and its class.
     names: (&'static str, &'static str),
     /// Whether the rows of queries and keys are interleaved.
-    interleaved: bool,
+    pub(super) interleaved: bool,
     /// Adds to the config what is not common to all families.
     config: fn(&Metadata, &Sizes, &Has<'_>, &mut Map<String, Value>) -> Result<()>,
 }
@@ -65,6 +56,12 @@ const FAMILIES: &[Family] = &[
     family("phi3", ("phi3", "Phi3ForCausalLM"), phi3),
     family("olmo2", ("olmo2", "Olmo2ForCausalLM"), |_, _, has, config| attention_bias(has, config)),
 ];
+
+/// The architecture that llama.cpp has for a `model_type` of Hugging Face.
+pub(super) fn of_model_type(model_type: &str) -> Option<&'static Family> {
+    let known = if model_type == "mistral" { "llama" } else { model_type };
+    FAMILIES.iter().find(|family| family.names.0 == known)
+}
 
 /// What llama.cpp calls `llama` is Llama or Mistral; only the latter has a sliding window.
 fn llama(metadata: &Metadata, _: &Sizes, has: &Has<'_>, config: &mut Map<String, Value>) -> Result<()> {
@@ -179,38 +176,6 @@ pub(super) struct Sizes {
     pub(super) rotated: usize,
 }
 
-/// What llama.cpp calls a layer, after `blk.N.`.
-fn layer_name(slot: Slot, of_experts: bool) -> &'static str {
-    match (slot, of_experts) {
-        (Slot::QProj, _) => "attn_q",
-        (Slot::KProj, _) => "attn_k",
-        (Slot::VProj, _) => "attn_v",
-        (Slot::QkvProj, _) => "attn_qkv",
-        (Slot::OProj, _) => "attn_output",
-        (Slot::GateProj, false) => "ffn_gate",
-        // Gate and input in one layer have the name of the input.
-        (Slot::UpProj, false) | (Slot::GateUpProj, _) => "ffn_up",
-        (Slot::DownProj, false) => "ffn_down",
-        (Slot::Router, _) => "ffn_gate_inp",
-        (Slot::GateProj, true) => "ffn_gate_exps",
-        (Slot::UpProj, true) => "ffn_up_exps",
-        (Slot::DownProj, true) => "ffn_down_exps",
-        (Slot::LmHead, _) => "output",
-    }
-}
-
-/// What llama.cpp calls a norm, after `blk.N.`.
-fn norm_name(norm: BlockNorm) -> &'static str {
-    match norm {
-        BlockNorm::Before(Half::Attention) => "attn_norm",
-        BlockNorm::Before(Half::Mlp) => "ffn_norm",
-        BlockNorm::After(Half::Attention) => "post_attention_norm",
-        BlockNorm::After(Half::Mlp) => "post_ffw_norm",
-        BlockNorm::Queries => "attn_q_norm",
-        BlockNorm::Keys => "attn_k_norm",
-    }
-}
-
 /// Makes the config and the list of parameters, and checks that names and shapes fit each other.
 pub(super) fn describe(
     metadata: &Metadata,
@@ -257,10 +222,9 @@ fn parameters(
     model: &ModelSpec,
     mut by_name: BTreeMap<String, TensorInfo>,
 ) -> Result<Vec<Parameter>> {
-    let head_dim = model.blocks.first().map_or(0, |block| block.attention.shape.head_dim);
     let mut found = Vec::new();
-    let mut take = |gguf: &str, shape: &[usize]| -> Result<TensorInfo> {
-        let Some(info) = by_name.remove(gguf) else {
+    for Placed { gguf, shape, names, change } in layout(model, family.interleaved) {
+        let Some(info) = by_name.remove(&gguf) else {
             return Err(metadata.bad(format!("has no tensor `{gguf}`; the file is not complete")));
         };
         if info.shape != shape {
@@ -268,47 +232,12 @@ fn parameters(
                 metadata.bad(format!("tensor `{gguf}` has the shape {:?}; its metadata lead to {shape:?}", info.shape))
             );
         }
-        Ok(info)
-    };
-    let of_norm = if model.norm.from_one { Change::PlusOne } else { Change::None };
-    let of_layer = |layer: &LayerSpec| match layer.site.slot {
-        Slot::QProj | Slot::KProj if family.interleaved => Change::Interleaved(layer.out / head_dim),
-        _ => Change::None,
-    };
-    let mut put = |name: String, info, change| found.push(Parameter { name, info, change });
-
-    let table = [model.vocab_size, model.hidden_size];
-    put("model.embed_tokens.weight".into(), take("token_embd.weight", &table)?, Change::None);
-    put("model.norm.weight".into(), take("output_norm.weight", &[model.hidden_size])?, of_norm);
-    if !model.tie_word_embeddings {
-        put("lm_head.weight".into(), take("output.weight", &table)?, Change::None);
-    }
-    for (index, block) in model.blocks.iter().enumerate() {
-        let (gguf, hf) = (|name: &str| format!("blk.{index}.{name}"), format!("model.layers.{index}"));
-        for (norm, width) in model.norms(index) {
-            let info = take(&gguf(&format!("{}.weight", norm_name(norm))), &[width])?;
-            put(format!("{hf}.{}.weight", norm.path(block.norms)), info, of_norm);
-        }
-        let layers = model.layers(index);
-        let experts = layers.iter().filter_map(|layer| layer.site.expert).max().map_or(0, |last| last as usize + 1);
-        for layer in &layers {
-            let name = gguf(&format!("{}.weight", layer_name(layer.site.slot, layer.site.expert.is_some())));
-            let path = format!("{hf}.{}", layer.site.path());
-            match layer.site.expert {
-                // All experts are one tensor.
-                Some(0) => {
-                    let whole = take(&name, &[experts, layer.out, layer.inner])?;
-                    for expert in 0..experts {
-                        let site = crate::models::Site { expert: Some(expert as u32), ..layer.site };
-                        put(format!("{hf}.{}.weight", site.path()), whole.part(expert, experts), Change::None);
-                    }
-                }
-                Some(_) => {}
-                None => put(format!("{path}.weight"), take(&name, &[layer.out, layer.inner])?, of_layer(layer)),
-            }
-            if layer.bias {
-                let name = gguf(&format!("{}.bias", layer_name(layer.site.slot, false)));
-                put(format!("{path}.bias"), take(&name, &[layer.out])?, of_layer(layer));
+        match names {
+            Names::One(name) => found.push(Parameter { name, info, change }),
+            Names::Experts(names) => {
+                let parts = names.len();
+                let part = |(i, name)| Parameter { name, info: info.part(i, parts), change };
+                found.extend(names.into_iter().enumerate().map(part));
             }
         }
     }

@@ -3,12 +3,20 @@
 //! What is read appears under Hugging Face's names and in its layout: the rows of the query and
 //! key projections, which llama.cpp stores with interleaved rotary halves, are put back.
 
+pub mod adapter;
+mod describe;
+mod export;
 mod family;
 mod header;
+mod layout;
 mod metadata;
+mod modelfile;
 mod pre;
+mod quantize;
 mod rope;
 mod tokenizer;
+mod vocabulary;
+mod write;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,9 +27,13 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Tensor};
 use serde_json::Value;
 
-use self::family::Change;
+pub use self::export::{Comparison, Export};
 use self::header::{Header, TensorInfo};
+use self::layout::Change;
 use self::metadata::Metadata;
+pub use self::modelfile::modelfile;
+pub use self::quantize::FileKind;
+pub(crate) use self::vocabulary::{DIFFICULT, difference};
 use super::source::{self, DataFile, Element, Stored};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result};
@@ -41,6 +53,27 @@ pub(super) struct GgufTensor {
     info: TensorInfo,
     /// What was done to it on its way into the file.
     change: Change,
+}
+
+/// What a GGUF file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// An adapter, and no model.
+    pub is_adapter: bool,
+    /// The kind of file, where it is one that is written here.
+    pub kind: Option<FileKind>,
+}
+
+/// Reads what a GGUF file is off its head.
+///
+/// # Errors
+/// Where it cannot be read, or is no GGUF file.
+pub fn form(path: &Path) -> Result<Form> {
+    let file = DataFile::open(path)?;
+    let metadata = Metadata::new(path, Header::read(&file)?.metadata);
+    let number = metadata.u64("general.file_type")?;
+    let kind = number.and_then(|number| FileKind::ALL.into_iter().find(|kind| u64::from(kind.id()) == number));
+    Ok(Form { is_adapter: metadata.text("general.type")? == Some("adapter"), kind })
 }
 
 impl Model {
@@ -71,32 +104,6 @@ impl Model {
 
     pub(super) fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
-    }
-
-    pub(super) fn load(
-        &self,
-        tensor: &GgufTensor,
-        dtype: DType,
-        round_to: Option<DType>,
-        device: &Device,
-    ) -> Result<(Tensor, u32)> {
-        let heads = match tensor.change {
-            Change::Interleaved(heads) => heads,
-            Change::None => return source::load(tensor, dtype, round_to, None, device),
-            Change::PlusOne => {
-                let (plus_one, sum) = source::load(tensor, DType::F32, None, None, device)?;
-                let rounded = round_to.map_or(Ok((&plus_one - 1.0)?), |to| (&plus_one - 1.0)?.to_dtype(to))?;
-                return Ok((rounded.to_dtype(dtype)?, sum));
-            }
-        };
-        // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
-        let size = tensor.info.shape[0] / heads;
-        let from = move |row: usize| {
-            let (head, within) = (row / size, row % size);
-            let (half, pair) = (within / (size / 2), within % (size / 2));
-            head * size + 2 * pair + half
-        };
-        source::load(tensor, dtype, round_to, Some(&from), device)
     }
 
     pub(super) fn tokenizer_files(&self) -> Result<TokenizerFiles> {
@@ -131,6 +138,27 @@ impl Model {
 }
 
 impl GgufTensor {
+    /// Reads it as Hugging Face has it, with the checksum of its bytes.
+    pub(super) fn load(&self, dtype: DType, round_to: Option<DType>, device: &Device) -> Result<(Tensor, u32)> {
+        let heads = match self.change {
+            Change::Interleaved(heads) => heads,
+            Change::None => return source::load(self, dtype, round_to, None, device),
+            Change::PlusOne => {
+                let (plus_one, sum) = source::load(self, DType::F32, None, None, device)?;
+                let rounded = round_to.map_or(Ok((&plus_one - 1.0)?), |to| (&plus_one - 1.0)?.to_dtype(to))?;
+                return Ok((rounded.to_dtype(dtype)?, sum));
+            }
+        };
+        // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
+        let size = self.info.shape[0] / heads;
+        let from = move |row: usize| {
+            let (head, within) = (row / size, row % size);
+            let (half, pair) = (within / (size / 2), within % (size / 2));
+            head * size + 2 * pair + half
+        };
+        source::load(self, dtype, round_to, Some(&from), device)
+    }
+
     pub(super) fn shape(&self) -> &[usize] {
         &self.info.shape
     }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::vocabulary::steps;
+
 /// A way to cut, and what belongs to it.
 pub(super) struct Pre {
     /// Regular expressions applied one after the other, each to the pieces of the one before.
@@ -92,4 +94,30 @@ impl Pre {
         steps.push(bytes);
         json!({"type": "Sequence", "pretokenizers": steps})
     }
+}
+
+/// llama.cpp's name for the way in which a tokenizer of byte-level BPE cuts text, by its `tokenizer.json`.
+pub(super) fn of_tokenizer(json: &Value) -> Option<&'static str> {
+    let (mut splits, mut gpt2) = (Vec::new(), false);
+    for step in steps(&json["pre_tokenizer"]) {
+        match step["type"].as_str()? {
+            "Digits" if step["individual_digits"] == true => splits.push(DIGIT),
+            "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
+                splits.push(step["pattern"]["Regex"].as_str()?);
+            }
+            "ByteLevel" if step["add_prefix_space"] == false => gpt2 = step["use_regex"] != false,
+            _ => return None,
+        }
+    }
+    let normalizers = steps(&json["normalizer"]);
+    let nfc = match normalizers.as_slice() {
+        [] => false,
+        [one] if one["type"] == "NFC" => true,
+        _ => return None,
+    };
+    let ignore_merges = json["model"]["ignore_merges"] == true;
+    let fits = |pre: &Pre| pre.splits == splits.as_slice() && pre.gpt2 == gpt2 && pre.nfc == nfc;
+    // Whether a whole word that is a token is looked up first seldom matters: what does is found when the file is read.
+    let found = KNOWN.iter().find(|(_, pre)| fits(pre) && pre.ignore_merges == ignore_merges);
+    found.or_else(|| KNOWN.iter().find(|(_, pre)| fits(pre))).and_then(|(names, _)| names.first().copied())
 }

@@ -1,0 +1,18 @@
+//! What is handed on: merged models, GGUF files, adapters for llama.cpp. Each is written aside, read again from the disk, compared
+//! with what was trained, and gets its name only then, with a receipt that says what it is made of and what the comparison found.
+//!
+//! - [`Aside`] is where it is written.
+//! - [`Receipt`] is what is written beside it.
+//! - [`proof`] compares.
+
+mod aside;
+mod measure;
+pub mod proof;
+mod receipt;
+mod source;
+
+pub use aside::Aside;
+pub use measure::{Distance, Prompts};
+pub use proof::{Findings, Proof, Target};
+pub use receipt::{Kind, Origin, OriginPart, Receipt};
+pub use source::{Source, part};

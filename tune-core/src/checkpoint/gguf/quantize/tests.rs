@@ -1,0 +1,60 @@
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::*;
+
+const QUANTIZED: [Format; 7] =
+    [Format::Q8_0, Format::Q4_0, Format::Q5_0, Format::Q5_1, Format::Q4K, Format::Q5K, Format::Q6K];
+
+/// See `tests/fixtures/gguf/blocks.py`.
+#[test]
+fn blocks_are_those_of_llama_cpp() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gguf/blocks.safetensors");
+    let theirs = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let numbers: Vec<Vec<f32>> = theirs["numbers"].to_vec2().unwrap();
+    assert!(numbers.len() > 60);
+    for format in QUANTIZED {
+        let expected: Vec<Vec<u8>> = theirs[format.name()].to_vec2().unwrap();
+        for (row, (numbers, expected)) in numbers.iter().zip(&expected).enumerate() {
+            assert!(format.encode(numbers) == *expected, "{} of row {row}: {numbers:?}", format.name());
+        }
+        // All at once, in parts on all cores.
+        let together: Vec<f32> = numbers.iter().flatten().copied().collect();
+        let together = together.repeat(5);
+        assert!(format.encode(&together) == expected.concat().repeat(5), "{}", format.name());
+    }
+}
+
+#[test]
+fn tensors_have_the_formats_that_llama_cpp_chooses() {
+    let of = |kind: FileKind, name: &str, shape: &[usize]| kind.of_tensor(name, shape, 32, true);
+    let wide = [4096, 4096];
+    assert_eq!(of(FileKind::Q4KM, "blk.0.attn_q.weight", &wide), Format::Q4K);
+    // More bits for the first and the last eighth, and each third between.
+    let down = |block: usize| of(FileKind::Q4KM, &format!("blk.{block}.ffn_down.weight"), &wide);
+    let more: Vec<usize> = (0..32).filter(|&block| down(block) == Format::Q6K).collect();
+    assert_eq!(more, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
+    assert_eq!(of(FileKind::Q5KM, "blk.3.attn_v.weight", &wide), Format::Q6K);
+    assert_eq!(of(FileKind::Q5KM, "blk.4.attn_v.weight", &wide), Format::Q5K);
+    assert_eq!(of(FileKind::Q4KM, "blk.4.attn_qkv.weight", &wide), Format::Q5K);
+    // The output layer is the better one, be it the embedding table.
+    assert_eq!(of(FileKind::Q4KM, "output.weight", &wide), Format::Q6K);
+    assert_eq!(of(FileKind::Q4_0, "output.weight", &wide), Format::Q6K);
+    assert_eq!(of(FileKind::Q8_0, "output.weight", &wide), Format::Q8_0);
+    assert_eq!(of(FileKind::Q4KM, "token_embd.weight", &wide), Format::Q4K);
+    assert_eq!(FileKind::Q4KM.of_tensor("token_embd.weight", &wide, 32, false), Format::Q6K);
+    // Rows that are not made of whole blocks.
+    assert_eq!(of(FileKind::Q4KM, "blk.4.attn_q.weight", &[576, 576]), Format::Q5_0);
+    assert_eq!(of(FileKind::Q5KM, "blk.4.attn_q.weight", &[576, 576]), Format::Q5_1);
+    assert_eq!(of(FileKind::Q6K, "blk.4.attn_q.weight", &[576, 576]), Format::Q8_0);
+    assert_eq!(of(FileKind::Q4KM, "output.weight", &[576, 576]), Format::Q8_0);
+    assert_eq!(of(FileKind::Q4_0, "blk.4.attn_q.weight", &[40, 40]), Format::F16);
+    // What is small stays exact.
+    for name in ["blk.0.attn_norm.weight", "blk.0.attn_q.bias"] {
+        assert_eq!(of(FileKind::Q4KM, name, &[4096]), Format::F32);
+        assert_eq!(of(FileKind::F16, name, &[4096]), Format::F32);
+    }
+    assert_eq!(of(FileKind::Q4KM, "blk.0.ffn_gate_inp.weight", &[8, 4096]), Format::F32);
+    assert_eq!(of(FileKind::Bf16, "blk.0.ffn_gate_exps.weight", &[8, 4096, 4096]), Format::Bf16);
+}

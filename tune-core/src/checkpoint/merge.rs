@@ -1,0 +1,279 @@
+//! Adapters merged into their base, tensor by tensor: no more than one is in memory, however large the model is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use super::peft::{self, AdapterConfig};
+use super::{Checkpoint, hf};
+use crate::models::{Decoder, LoadOptions, LoraOptions, ModelSpec, OfLayer, merged};
+use crate::peft::set_trainable;
+use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
+use crate::{Error, Result};
+
+/// An adapter, and how much of it there is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Its folder, or its name on the hub.
+    pub dir: PathBuf,
+    /// Factor on its update.
+    pub weight: f64,
+}
+
+/// A base model with adapters that are merged into it as its weights are asked for.
+#[derive(Debug)]
+pub struct Merged {
+    base: Checkpoint,
+    spec: ModelSpec,
+    adapters: Vec<Adapter>,
+    tokenizer: Tokenizer,
+    files: TokenizerFiles,
+    /// What deserves the user's attention.
+    warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Adapter {
+    part: Part,
+    config: AdapterConfig,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Merged {
+    /// Opens a base and adapters for it, and checks that they belong together. Without adapters it is the base.
+    ///
+    /// # Errors
+    /// What cannot be read, adapters on layers that the model does not have or of other shapes, tokenizers that contradict
+    /// each other.
+    pub fn open(base: Checkpoint, parts: &[Part]) -> Result<Self> {
+        let spec = ModelSpec::from_json(base.config())?;
+        // All weights are there, and none is left over.
+        Decoder::skeleton(spec.clone(), &base)?;
+        let layers: BTreeMap<String, (usize, usize)> =
+            spec.named_layers().into_iter().map(|(name, layer)| (name, (layer.out, layer.inner))).collect();
+        let mut adapters = Vec::new();
+        let mut warnings = base.warnings().to_vec();
+        for part in parts {
+            if !part.weight.is_finite() {
+                return Err(Error::file(&part.dir, format!("its weight is {}; a number was expected", part.weight)));
+            }
+            let (config, tensors) = peft::read(&part.dir)?;
+            for module in peft::modules(tensors.keys()) {
+                let &(out, inner) = layers.get(module).ok_or_else(|| {
+                    Error::file(
+                        &part.dir,
+                        format!(
+                            "adapts `{module}`, which the model in {} does not have; it is for another base",
+                            base.path().display()
+                        ),
+                    )
+                })?;
+                let (rank, _) = config.of_module(module).map_err(|what| Error::file(&part.dir, what))?;
+                let shapes = ["A", "B"].map(|m| tensors.get(&format!("{module}.lora_{m}.weight")).map(Tensor::dims));
+                if shapes != [Some(&[rank, inner][..]), Some(&[out, rank])] {
+                    return Err(Error::file(
+                        &part.dir,
+                        format!(
+                            "its adapter of `{module}` has the shapes {shapes:?}, and the layer in {} is {out} by {inner}; \
+                             it is for another base",
+                            base.path().display()
+                        ),
+                    ));
+                }
+            }
+            warnings.extend(crate::peft::other_base(&part.dir, &base));
+            adapters.push(Adapter { part: part.clone(), config, tensors });
+        }
+        let first = parts.first().map(|part| part.dir.as_path());
+        let (tokenizer, files) = TokenizerConfig::default().open_with(&base, first)?;
+        for other in parts.iter().skip(1) {
+            let (theirs, _) = TokenizerConfig::default().open_with(&base, Some(&other.dir))?;
+            let template = |tokenizer: &Tokenizer| tokenizer.chat_template().map(|t| t.source().to_owned());
+            if template(&theirs) != template(&tokenizer) {
+                warnings.push(format!(
+                    "{} was trained with another chat template than {}, whose own is taken",
+                    other.dir.display(),
+                    parts[0].dir.display()
+                ));
+            }
+        }
+        Ok(Self { base, spec, adapters, tokenizer, files, warnings })
+    }
+
+    /// The base.
+    #[must_use]
+    pub fn base(&self) -> &Checkpoint {
+        &self.base
+    }
+
+    /// What the model computes; with an adapter on a tied output layer, this is no longer tied.
+    #[must_use]
+    pub fn spec(&self) -> ModelSpec {
+        let tie_word_embeddings = self.spec.tie_word_embeddings && !self.adapts("lm_head");
+        ModelSpec { tie_word_embeddings, ..self.spec.clone() }
+    }
+
+    /// What the base computes.
+    #[must_use]
+    pub fn spec_of_base(&self) -> ModelSpec {
+        self.spec.clone()
+    }
+
+    /// How much rounding to `dtype` changes the numbers that the quantized weights of the base stand for: the root of the mean
+    /// square of the difference, by that of the numbers.
+    ///
+    /// # Errors
+    /// Where reading fails.
+    pub fn rounding(&self, dtype: DType) -> Result<f64> {
+        let square = |t: &Tensor| -> Result<f64> {
+            Ok(f64::from(t.sqr()?.flatten_all()?.mean_all()?.to_scalar::<f32>()?) * t.elem_count() as f64)
+        };
+        let (mut changed, mut all) = (0.0, 0.0);
+        for name in self.base.names().filter(|name| self.base.stored_dtype(name).is_none()) {
+            let exact = self.base.tensor(name, DType::F32, &Device::Cpu)?;
+            changed += square(&(exact.to_dtype(dtype)?.to_dtype(DType::F32)? - &exact)?)?;
+            all += square(&exact)?;
+        }
+        Ok((changed / all.max(f64::MIN_POSITIVE)).sqrt())
+    }
+
+    /// The tokenizer that was trained with.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Its files.
+    #[must_use]
+    pub fn tokenizer_files(&self) -> &TokenizerFiles {
+        &self.files
+    }
+
+    /// What deserves the user's attention without being an error.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The adapters.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.adapters.iter().map(|adapter| &adapter.part)
+    }
+
+    /// The layers that an adapter changes.
+    #[must_use]
+    pub fn adapted(&self) -> BTreeSet<&str> {
+        self.adapters.iter().flat_map(|adapter| peft::modules(adapter.tensors.keys())).collect()
+    }
+
+    fn adapts(&self, module: &str) -> bool {
+        self.adapters.iter().any(|adapter| adapter.tensors.contains_key(&format!("{module}.lora_A.weight")))
+    }
+
+    /// The type that weights are stored in, where it is the same for (nearly) all; bf16 for quantized ones, which it comes
+    /// nearest to.
+    #[must_use]
+    pub fn stored_dtype(&self) -> DType {
+        let embedding = self.base.stored_dtype("model.embed_tokens.weight");
+        let quantized = self.base.names().any(|name| self.base.stored_dtype(name).is_none());
+        match embedding {
+            _ if quantized => DType::BF16,
+            Some(dtype) => dtype,
+            None => DType::BF16,
+        }
+    }
+
+    /// Whether weights of the base are quantized.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        self.base.names().any(|name| self.base.stored_dtype(name).is_none())
+    }
+
+    /// A weight by its Hugging Face name, adapters merged in, as the recipes merge them: the base's in `dtype`, the sum in f32,
+    /// in `dtype`.
+    ///
+    /// # Errors
+    /// There is none of that name, or reading fails.
+    pub fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let stored = match name {
+            "lm_head.weight" if self.spec.tie_word_embeddings => "model.embed_tokens.weight",
+            name => name,
+        };
+        let weight = self.base.tensor(stored, dtype, &Device::Cpu)?;
+        let Some(module) = name.strip_suffix(".weight") else { return Ok(weight) };
+        let mut updates = Vec::new();
+        for adapter in &self.adapters {
+            let of = |m: &str| adapter.tensors.get(&format!("{module}.lora_{m}.weight"));
+            if let (Some(a), Some(b)) = (of("A"), of("B")) {
+                let (_, scale) =
+                    adapter.config.of_module(module).map_err(|what| Error::file(&adapter.part.dir, what))?;
+                updates.push((a, b, adapter.part.weight * scale));
+            }
+        }
+        merged(&weight, updates.into_iter())
+    }
+
+    /// The bytes that all weights take in `dtype`.
+    #[must_use]
+    pub fn bytes(&self, dtype: DType) -> u64 {
+        self.spec().parameter_count() * dtype.size_in_bytes() as u64
+    }
+
+    /// `config.json` and `generation_config.json` of the merged model.
+    #[must_use]
+    pub fn configs(&self) -> (Value, Value) {
+        let (mut config, generation) =
+            self.tokenizer.stop_tokens().export(self.base.config(), self.base.generation_config().as_ref());
+        config["tie_word_embeddings"] = self.spec().tie_word_embeddings.into();
+        (config, generation)
+    }
+
+    /// Writes a folder that `transformers` loads, weights in `dtype` in files of at most `max_shard_bytes`.
+    ///
+    /// # Errors
+    /// As [`hf::write`], and where a weight cannot be read.
+    pub fn write(&self, dir: &Path, dtype: DType, max_shard_bytes: u64) -> Result<()> {
+        let mut weights = hf::Weights::new();
+        for (name, shape) in self.spec().weights() {
+            let of = name.clone();
+            weights.insert_with(name, dtype, &shape, move || self.tensor(&of, dtype));
+        }
+        let (config, generation) = self.configs();
+        hf::write(dir, &config, weights, &self.files, Some(&generation), max_shard_bytes)
+    }
+
+    /// The model in memory as it was trained, with adapters beside the weights and not in them.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn trained(&self, options: &LoadOptions) -> Result<Decoder> {
+        let mut layers = BTreeMap::new();
+        let mut values = BTreeMap::new();
+        for module in self.adapted() {
+            // Side by side, several are one adapter.
+            let (mut all_a, mut all_b) = (Vec::new(), Vec::new());
+            for adapter in &self.adapters {
+                let of = |m: &str| adapter.tensors.get(&format!("{module}.lora_{m}.weight"));
+                if let (Some(a), Some(b)) = (of("A"), of("B")) {
+                    let (_, scale) =
+                        adapter.config.of_module(module).map_err(|what| Error::file(&adapter.part.dir, what))?;
+                    all_a.push(a.to_dtype(DType::F32)?);
+                    all_b.push((b.to_dtype(DType::F32)? * (scale * adapter.part.weight))?);
+                }
+            }
+            let (a, b) = (Tensor::cat(&all_a, 0)?, Tensor::cat(&all_b, 1)?);
+            layers.insert(module.to_owned(), OfLayer { rank: a.dim(0)?, scale: 1.0 });
+            values.insert(format!("{module}.lora_A.weight"), a);
+            values.insert(format!("{module}.lora_B.weight"), b);
+        }
+        let lora = match layers.is_empty() {
+            true => None,
+            false => Some(LoraOptions::on_layers(layers)?),
+        };
+        let model = Decoder::load(self.spec.clone(), &self.base, &LoadOptions { lora, ..options.clone() })?;
+        set_trainable(&model, &values, "the adapter")?;
+        Ok(model)
+    }
+}

@@ -63,6 +63,11 @@ fn what_it_says() {
         ("help_plan", &["plan", "--help"]),
         ("help_cp", &["cp", "--help"]),
         ("help_download", &["download", "--help"]),
+        ("help_merge", &["merge", "--help"]),
+        ("help_export", &["export", "--help"]),
+        ("help_quantize", &["quantize", "--help"]),
+        ("help_verify", &["verify", "--help"]),
+        ("help_chat", &["chat", "--help"]),
         ("explain", &["explain", "e20"]),
     ] {
         snapshot(name, &succeed(&mut tune(folder.path(), args)));

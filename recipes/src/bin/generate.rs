@@ -2,11 +2,17 @@
 //!
 //!     cargo run --release -p recipes --bin generate -- --config configs/generate/tiny.yaml prompt="…"
 
+use serde_json::{Map, Value};
+use tune_core::artifact::Receipt;
 use tune_core::config::cli::Exit;
-use tune_core::config::{complain, output};
+use tune_core::config::{complain, files, output};
 use tune_core::prelude::*;
+use tune_core::tokenizer::{Conversation, Message, Streaming};
 
-/// Continues a prompt.
+/// No file of prompts is longer.
+const LARGEST: u64 = 1 << 30;
+
+/// Answers a prompt, or a file of them.
 #[recipe(configs = ["../configs/generate/tiny.yaml", "../configs/generate/smollm2_135m.yaml"])]
 fn generate(
     /// The model: a Hugging Face folder, a .gguf file, or hf://org/name.
@@ -14,7 +20,13 @@ fn generate(
     /// A folder with a PEFT adapter for it, or hf://org/name.
     adapter_dir: Option<PathBuf>,
     /// What the model is asked, or what it continues.
-    prompt: String,
+    prompt: Option<String>,
+    /// In place of prompt: a file of them, `-` for the standard input. JSON lines with `prompt` or `messages` (and `tools`), or plain
+    /// text, a prompt a line. Answers are written as JSON lines, in the order of the prompts.
+    prompts: Option<PathBuf>,
+    /// So many of the prompts in a file are answered at a time.
+    #[config(default = 8, range = 1..=256)]
+    batch_size: usize,
     /// What stands before the conversation.
     system_prompt: Option<String>,
     /// Render the prompt with the model's chat template; by default if it has one.
@@ -50,6 +62,9 @@ fn generate(
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(adapter_dir.as_deref().and_then(|dir| peft::other_base(dir, &checkpoint)));
     warnings.iter().for_each(|warning| complain!("warning: {warning}"));
+    if let Some(said) = Receipt::brief(checkpoint.path()) {
+        complain!("{said}");
+    }
     let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;
     let options =
         LoadOptions { dtype: dtype.dtype(), device: device.open()?, train_weights: false, lora: lora.clone() };
@@ -63,32 +78,123 @@ fn generate(
         let id = tokenizer.token_id(token);
         stop.push(id.ok_or_else(|| Error::setup(format!("stop_tokens: the tokenizer has no token `{token}`")))?);
     }
-    let prompt = tokenizer.prompt(&prompt, system_prompt.as_deref(), apply_chat_template)?;
+    let stop = StopOptions { max_new_tokens, stop_tokens: stop };
+    let sampling = SamplerOptions { temperature, top_k, top_p };
+    let asks = Asks { tokenizer: &tokenizer, system: system_prompt.as_deref(), chat: apply_chat_template };
+    let inputs = match (&prompt, &prompts) {
+        (Some(_), None) => Vec::new(),
+        (None, Some(file)) => asks.read(file)?,
+        (Some(_), Some(_)) => return Err(Error::setup("prompt and prompts are set: one of them is answered")),
+        (None, None) => return Err(Error::setup("there is nothing to answer: set prompt, or prompts to a file")),
+    };
     let chosen_seed = choose_seed(seed);
     if seed.is_none() && temperature > 0.0 {
         complain!("seed {chosen_seed}");
     }
+    let Some(prompt) = prompt else {
+        // What the answer to a prompt may have, where the model does not end it.
+        let longest = model.config.max_position_embeddings;
+        let room = |input: &Input| max_new_tokens.min(longest.saturating_sub(input.ids.len()));
+        return inputs.chunks(batch_size).enumerate().try_for_each(|(i, inputs)| {
+            // Each prompt has a sampler of its own: what it is answered does not depend on the others.
+            let first = i * batch_size;
+            let sampler = |j: usize| Sampler::new(sampling, chosen_seed.wrapping_add((first + j) as u64));
+            let mut samplers: Vec<Sampler> = (0..inputs.len()).map(sampler).collect();
+            let ids: Vec<&[u32]> = inputs.iter().map(|input| input.ids.as_slice()).collect();
+            let answers = tune_core::generate::generate_many(&model, &ids, &mut samplers, &stop, |_, _| Ok(()))?;
+            let lines: Result<String> =
+                inputs.iter().zip(answers).map(|(input, ids)| line_of(input, &ids, &tokenizer, room(input))).collect();
+            show(&lines?)
+        });
+    };
+    let prompt = tokenizer.prompt(&prompt, system_prompt.as_deref(), apply_chat_template)?;
+    let mut sampler = Sampler::new(sampling, chosen_seed);
+    let mut text = Streaming::default();
+    // A character may come in several tokens: it is shown when it is whole.
+    tune_core::generate::generate(&model, &prompt, &mut sampler, &stop, |token| show(&text.push(&tokenizer, token)?))?;
+    show(&format!("{}\n", text.rest(&tokenizer)?))
+}
 
-    let mut sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p }, chosen_seed);
-    let stop = StopOptions { max_new_tokens, stop_tokens: stop };
-    let mut answer = Vec::new();
-    let mut shown = 0;
-    // Who has read enough need not wait for the rest.
-    let show = |text: &str| match output::show(text) {
+/// Writes to the standard output; who has read enough need not wait for the rest.
+fn show(text: &str) -> Result<()> {
+    match output::show(text) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Stopped(Exit::quietly())),
         Err(error) => Err(Error::io("write to", "the standard output")(error)),
-    };
-    tune_core::generate::generate(&model, &prompt, &mut sampler, &stop, |token| {
-        answer.push(token);
-        let text = tokenizer.decode(&answer, true)?;
-        // A character may come in several tokens: it is shown when it is whole.
-        if !text.ends_with('\u{fffd}') && text.len() > shown {
-            show(&text[shown..])?;
-            shown = text.len();
+    }
+}
+
+/// A prompt of a file, as it was given and as the model meets it.
+struct Input {
+    given: Map<String, Value>,
+    ids: Vec<u32>,
+}
+
+/// How prompts become tokens.
+struct Asks<'a> {
+    tokenizer: &'a Tokenizer,
+    system: Option<&'a str>,
+    chat: Option<bool>,
+}
+
+impl Asks<'_> {
+    /// The prompts of a file, all of them checked before the first is answered.
+    fn read(&self, file: &Path) -> Result<Vec<Input>> {
+        let text = if file == Path::new("-") {
+            std::io::read_to_string(std::io::stdin().lock()).map_err(Error::io("read", "the standard input"))?
+        } else {
+            let bytes = files::read(file, LARGEST).map_err(Error::io("read", file))?;
+            String::from_utf8(bytes).map_err(|_| Error::file(file, "is not UTF-8 text"))?
+        };
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let inputs: Result<Vec<Input>> =
+            lines.map(|(i, line)| self.input(line).map_err(|e| Error::line(file, i + 1, e.to_string()))).collect();
+        match inputs {
+            Ok(inputs) if inputs.is_empty() => Err(Error::file(file, "holds no prompt")),
+            inputs => inputs,
         }
-        Ok(())
-    })?;
-    let rest = tokenizer.decode(&answer, true)?;
-    show(&format!("{}\n", rest.get(shown..).unwrap_or_default()))
+    }
+
+    fn input(&self, line: &str) -> Result<Input> {
+        if !line.trim_start().starts_with('{') {
+            let ids = self.tokenizer.prompt(line, self.system, self.chat)?;
+            return Ok(Input { given: [("prompt".to_owned(), line.into())].into_iter().collect(), ids });
+        }
+        let given: Map<String, Value> =
+            serde_json::from_str(line).map_err(|e| Error::setup(format!("is no JSON object: {e}")))?;
+        let ids = match (given.get("prompt"), given.get("messages")) {
+            (Some(Value::String(prompt)), None) => self.tokenizer.prompt(prompt, self.system, self.chat)?,
+            (None, Some(messages)) => {
+                let objects = |value: &Value, key: &str| -> Result<Vec<Message>> {
+                    let objects: Option<Vec<Message>> =
+                        value.as_array().and_then(|list| list.iter().map(|entry| entry.as_object().cloned()).collect());
+                    objects.ok_or_else(|| Error::setup(format!("`{key}` is no list of objects")))
+                };
+                let mut messages: Vec<Message> = objects(messages, "messages")?;
+                // A last message of the assistant's is the answer that is known: it is asked for anew.
+                if messages.last().is_some_and(|last| last.get("role").is_some_and(|role| role == "assistant")) {
+                    messages.pop();
+                }
+                let has_system = messages.first().is_some_and(|m| m.get("role").is_some_and(|role| role == "system"));
+                if let (Some(system), false) = (self.system, has_system) {
+                    let message = [("role", "system"), ("content", system)];
+                    messages.insert(0, message.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect());
+                }
+                let tools = given.get("tools").filter(|tools| !tools.is_null());
+                let tools = tools.map(|tools| objects(tools, "tools")).transpose()?;
+                self.tokenizer.prompt_of(Conversation { tools, ..Conversation::new(messages) })?
+            }
+            _ => return Err(Error::setup("`prompt` (a text) or `messages` was expected, one of them")),
+        };
+        Ok(Input { given, ids })
+    }
+}
+
+/// A line of the output: what was given, the answer, and why it ended.
+fn line_of(input: &Input, ids: &[u32], tokenizer: &Tokenizer, room: usize) -> Result<String> {
+    let mut line = input.given.clone();
+    line.insert("answer".to_owned(), tokenizer.decode(ids, true)?.into());
+    line.insert("tokens".to_owned(), ids.len().into());
+    line.insert("finish_reason".to_owned(), if ids.len() >= room { "length" } else { "stop" }.into());
+    Ok(format!("{}\n", Value::Object(line)))
 }

@@ -2,7 +2,9 @@
 //!
 //!     cargo run -p recipes --bin tune -- ls
 
+mod artifacts;
 mod build;
+mod chat;
 mod copy;
 mod download;
 mod launch;
@@ -57,6 +59,16 @@ enum Command {
     Convert(validate::Args),
     /// Download a model or a dataset from the Hugging Face hub.
     Download(download::Args),
+    /// Merge adapters into their base: a folder that transformers loads.
+    Merge(artifacts::merge::Args),
+    /// Write a model or an adapter as a GGUF file, for llama.cpp and Ollama.
+    Export(artifacts::export::Args),
+    /// Make a GGUF file smaller.
+    Quantize(artifacts::export::Quantize),
+    /// Say whether what was written is what was trained.
+    Verify(artifacts::verify::Args),
+    /// Talk to a model, an adapter or a run in the terminal.
+    Chat(chat::Args),
     /// Say more about an error of a config, such as E0020; without a code, list all.
     Explain {
         /// The code in the message.
@@ -105,6 +117,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Plan(args) => validate::run(Action::Plan, args)?,
         Command::Convert(args) => validate::run(Action::Convert, args)?,
         Command::Download(args) => show(&download::run(&args)?),
+        Command::Merge(args) => done(artifacts::merge::run(&args))?,
+        Command::Export(args) => done(artifacts::export::run(&args))?,
+        Command::Quantize(args) => done(artifacts::export::quantize(args))?,
+        Command::Verify(args) => done(artifacts::verify::run(&args))?,
+        Command::Chat(args) => done(chat::run(&args))?,
         Command::Explain { code } => show(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -112,6 +129,11 @@ fn run(command: Command) -> Result<ExitCode> {
             show(&String::from_utf8(script)?)
         }
     })
+}
+
+/// The exit code of a command that says what it has to say on its way.
+fn done(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 fn explain(code: Option<&str>) -> Result<String> {

@@ -16,10 +16,13 @@ use by_place::ByPlace;
 use candle_core::Tensor;
 
 pub use adamw::AdamW;
-pub use config::{AdamWConfig, CosineConfig, OptimizerConfig, SchedulerConfig, SgdConfig, WarmupConfig};
+pub use config::{
+    AdamWConfig, CosineConfig, InverseSqrtConfig, OptimizerConfig, PolynomialConfig, RestartsConfig, SchedulerConfig,
+    SgdConfig, StableDecayConfig, WarmupConfig,
+};
 pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
-pub use schedule::{Schedule, Shape};
+pub use schedule::{Decay, Schedule, Shape};
 pub use sgd::Sgd;
 
 use crate::kernels::Dropout;

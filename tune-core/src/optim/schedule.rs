@@ -1,5 +1,9 @@
 //! The learning rate over a run, as a factor on the optimizer's own.
 
+use std::f64::consts::PI;
+
+use tune_config::Config;
+
 use crate::Result;
 
 /// How the learning rate changes once it is warmed up.
@@ -23,6 +27,63 @@ pub enum Shape {
         /// Waves over the run.
         cycles: f64,
     },
+    /// Falls to 0 along half a cosine, again and again from 1.
+    CosineWithRestarts {
+        /// How often over the run.
+        cycles: f64,
+    },
+    /// Falls to `end` as a power of what is left of the run.
+    Polynomial {
+        /// The power; 1 is a line.
+        power: f64,
+        /// The factor at the end.
+        end: f64,
+    },
+    /// Falls as one over the root of the step, for ever.
+    InverseSqrt {
+        /// The steps after which it would be 1 without a warm-up; those of the warm-up where `None`, or 10 000.
+        timescale: Option<f64>,
+    },
+    /// Stays at 1 and falls at the end of the run (warm-up, stable, decay).
+    StableDecay {
+        /// Steps over which it falls.
+        decay_steps: u64,
+        /// How it falls.
+        decay: Decay,
+        /// The factor at the end.
+        end: f64,
+    },
+}
+
+/// How a factor falls from 1 to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
+pub enum Decay {
+    /// Along half a cosine.
+    #[config(name = "cosine", default)]
+    Cosine,
+    /// In a line.
+    #[config(name = "linear")]
+    Linear,
+    /// As one less the root of the share that is done.
+    #[config(name = "one_less_sqrt", alias = "1-sqrt")]
+    OneLessSqrt,
+}
+
+impl Decay {
+    /// The factor where this share of the fall is done.
+    fn factor(self, done: f64) -> f64 {
+        match self {
+            Self::Cosine => half_wave(done),
+            Self::Linear => 1.0 - done,
+            Self::OneLessSqrt => 1.0 - done.sqrt(),
+        }
+    }
+}
+
+/// From 1 to 0 along half a cosine.
+fn half_wave(done: f64) -> f64 {
+    0.5 * (1.0 + (PI * done).cos())
 }
 
 impl Schedule {
@@ -41,20 +102,56 @@ impl Schedule {
         if self.shape == Shape::Constant || steps == self.warmup_steps {
             return Ok(1.0);
         }
+        let warmup = self.warmup_steps as f64;
+        if let Shape::InverseSqrt { timescale } = self.shape {
+            let timescale = timescale.unwrap_or(if self.warmup_steps > 0 { warmup } else { 10_000.0 });
+            return Ok(((steps as f64 - warmup + timescale) / timescale).sqrt().recip());
+        }
         let span = total_steps()?.saturating_sub(self.warmup_steps).max(1);
-        let progress = (steps - self.warmup_steps) as f64 / span as f64;
-        Ok(match self.shape {
-            Shape::Constant => 1.0,
-            Shape::Linear => (1.0 - progress).max(0.0),
-            Shape::Cosine { cycles } => (0.5 * (1.0 + (2.0 * std::f64::consts::PI * cycles * progress).cos())).max(0.0),
-        })
+        let done = steps - self.warmup_steps;
+        let progress = done as f64 / span as f64;
+        let factor = match self.shape {
+            Shape::Constant | Shape::InverseSqrt { .. } => 1.0,
+            Shape::Linear => 1.0 - progress,
+            Shape::Cosine { cycles } => half_wave(2.0 * cycles * progress),
+            Shape::CosineWithRestarts { .. } if progress >= 1.0 => 0.0,
+            Shape::CosineWithRestarts { cycles } => half_wave((cycles * progress).fract()),
+            Shape::Polynomial { power, end } => end + (1.0 - end) * (1.0 - progress).max(0.0).powf(power),
+            Shape::StableDecay { decay_steps, decay, end } => {
+                let stable = span.saturating_sub(decay_steps);
+                let fallen = done.saturating_sub(stable) as f64 / decay_steps.max(1) as f64;
+                end + (1.0 - end) * decay.factor(fallen.min(1.0))
+            }
+        };
+        Ok(factor.max(0.0))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+    use tune_config::{Input, load};
+
     use super::*;
     use crate::Error;
+    use crate::optim::SchedulerConfig;
+
+    #[test]
+    fn every_schedule_gives_the_factors_of_transformers() {
+        let fixture: Value = serde_json::from_str(include_str!("../../../tests/fixtures/schedules.json")).unwrap();
+        let total = fixture["steps"].as_u64().unwrap();
+        let cases = fixture["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 13);
+        for case in cases {
+            let config = Input::yaml("schedule.yaml", case["schedule"].to_string());
+            let schedule = load::<SchedulerConfig>(config).unwrap().config.build();
+            for (step, expected) in case["factors"].as_array().unwrap().iter().enumerate() {
+                let (factor, expected) =
+                    (schedule.factor(step as u64, || Ok(total)).unwrap(), expected.as_f64().unwrap());
+                assert!((factor - expected).abs() < 1e-12, "{}, {step}: {factor}, {expected}", case["schedule"]);
+            }
+        }
+    }
 
     #[test]
     fn cosine_with_warm_up_gives_torchtunes_values() {
@@ -79,7 +176,11 @@ mod tests {
 
     #[test]
     fn the_number_of_steps_is_asked_behind_the_warm_up() {
-        for (shape, asks) in [(Shape::Constant, false), (Shape::Linear, true), (Shape::Cosine { cycles: 0.5 }, true)] {
+        let inverse_sqrt = Shape::InverseSqrt { timescale: None };
+        let wsd = Shape::StableDecay { decay_steps: 2, decay: Decay::Linear, end: 0.0 };
+        let asking = [Shape::Linear, Shape::Cosine { cycles: 0.5 }, Shape::CosineWithRestarts { cycles: 2.0 }, wsd];
+        let asking = asking.into_iter().map(|shape| (shape, true));
+        for (shape, asks) in asking.chain([(Shape::Constant, false), (inverse_sqrt, false)]) {
             let schedule = Schedule { shape, warmup_steps: 2 };
             let factor = |steps| schedule.factor(steps, || Err(Error::setup("asked")));
             let early: Vec<f64> = (0..=2).map(|s| factor(s).unwrap()).collect();

@@ -113,7 +113,7 @@ fn changed_files(then: &BTreeMap<String, Sum>, now: &BTreeMap<String, Sum>) -> V
                 faults.push(format!("{name} has {} bytes, and had {}", found.bytes, sum.bytes));
             }
             Some(found) if found != sum => {
-                faults.push(format!("{name} has another content than it had: its checksum differs"))
+                faults.push(format!("{name} has another content than it had: its checksum differs"));
             }
             Some(_) => {}
         }

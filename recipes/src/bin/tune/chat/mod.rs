@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // What fails in a conversation does not end it.
         match command {
             Command::Quit => return Ok(()),
-            Command::Say(text) => attempt(session.say(text)),
+            Command::Say(text) => attempt(session.say(&text)),
             Command::Regenerate => attempt(session.regenerate()),
             Command::Help => complain!("{}", command::HELP),
             Command::Reset => {

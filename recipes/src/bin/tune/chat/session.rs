@@ -59,8 +59,8 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// A conversation that the template refuses, or one that is too long: what was said is then as if it had not been.
-    pub(super) fn say(&mut self, text: String) -> Result<()> {
-        self.messages.push(message("user", &text));
+    pub(super) fn say(&mut self, text: &str) -> Result<()> {
+        self.messages.push(message("user", text));
         let answered = self.answer();
         if answered.is_err() {
             self.messages.pop();

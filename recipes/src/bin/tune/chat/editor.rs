@@ -1,12 +1,12 @@
 //! Lines from a terminal, with editing and history, or from a pipe.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead as _, ErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
-use rustyline::DefaultEditor;
-use rustyline::config::Configurer as _;
-use rustyline::error::ReadlineError;
+use console::{Key, Term, measure_text_width};
 
+use super::line::{Done, Edited};
 use crate::{Result, paths};
 
 const PROMPT: &str = "> ";
@@ -25,27 +25,37 @@ pub(super) enum Line {
 
 /// Where lines come from.
 pub(super) enum Editor {
-    Terminal(Box<DefaultEditor>, Option<PathBuf>),
+    Terminal(Box<Terminal>),
     Pipe,
+}
+
+/// A terminal, and what was typed before.
+pub(super) struct Terminal {
+    term: Term,
+    history: Vec<String>,
+    file: Option<PathBuf>,
+}
+
+/// One line: what was typed, or how it ended otherwise.
+enum Read {
+    Typed(String),
+    GivenUp,
+    End,
 }
 
 impl Editor {
     /// The terminal if there is one, else the standard input as it comes.
-    ///
-    /// # Errors
-    /// A terminal that cannot be used.
-    pub(super) fn open() -> Result<Self> {
-        if !io::stdin().is_terminal() || !tune_core::config::output::stdout_is_terminal() {
-            return Ok(Self::Pipe);
+    pub(super) fn open() -> Self {
+        let term = Term::stderr();
+        if !io::stdin().is_terminal() || !term.is_term() {
+            return Self::Pipe;
         }
-        let mut editor = DefaultEditor::new()?;
-        editor.set_max_history_size(REMEMBERED)?;
-        let history = paths::cache().ok().map(|folder| folder.join("chat_history.txt"));
-        if let Some(file) = &history {
-            // There is none at first.
-            let _ = editor.load_history(file);
-        }
-        Ok(Self::Terminal(Box::new(editor), history))
+        let file = paths::cache().ok().map(|folder| folder.join("chat_history.txt"));
+        // There is none at first.
+        let text = file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let history = lines[lines.len().saturating_sub(REMEMBERED)..].to_vec();
+        Self::Terminal(Box::new(Terminal { term, history, file }))
     }
 
     pub(super) fn is_terminal(&self) -> bool {
@@ -59,13 +69,14 @@ impl Editor {
     pub(super) fn read(&mut self) -> Result<Line> {
         let mut text = String::new();
         loop {
-            let prompt = if text.is_empty() { PROMPT } else { MORE };
-            let Some(line) = self.line(prompt)? else {
-                return Ok(if text.is_empty() { Line::End } else { Line::Nothing });
+            let read = match self {
+                Self::Pipe => from_pipe()?,
+                Self::Terminal(terminal) => terminal.read(if text.is_empty() { PROMPT } else { MORE })?,
             };
-            match line {
-                None => return Ok(Line::Nothing),
-                Some(line) => match line.strip_suffix('\\') {
+            match read {
+                Read::End if text.is_empty() => return Ok(Line::End),
+                Read::End | Read::GivenUp => return Ok(Line::Nothing),
+                Read::Typed(line) => match line.strip_suffix('\\') {
                     Some(begun) => {
                         text += begun;
                         text.push('\n');
@@ -77,40 +88,79 @@ impl Editor {
                 },
             }
         }
-        if text.trim().is_empty() {
-            return Ok(Line::Nothing);
-        }
-        self.remember(&text);
-        Ok(Line::Text(text))
+        Ok(if text.trim().is_empty() { Line::Nothing } else { Line::Text(text) })
     }
+}
 
-    /// One line: nothing at the end, and nothing in it if it was given up.
-    #[allow(clippy::option_option)]
-    fn line(&mut self, prompt: &str) -> Result<Option<Option<String>>> {
-        match self {
-            Self::Pipe => {
-                let mut line = String::new();
-                if io::stdin().lock().read_line(&mut line)? == 0 {
-                    return Ok(None);
+fn from_pipe() -> Result<Read> {
+    let mut line = String::new();
+    if io::stdin().lock().read_line(&mut line)? == 0 {
+        return Ok(Read::End);
+    }
+    Ok(Read::Typed(line.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+impl Terminal {
+    fn read(&mut self, prompt: &str) -> Result<Read> {
+        let mut edited = Edited::new(&self.history);
+        let mut row = 0;
+        loop {
+            row = self.draw(prompt, &edited, row)?;
+            let key = match self.term.read_key_raw() {
+                Ok(key) => key,
+                // The terminal is gone.
+                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::NotConnected) => {
+                    Key::Char('\u{4}')
                 }
-                Ok(Some(Some(line.trim_end_matches(['\n', '\r']).to_owned())))
-            }
-            Self::Terminal(editor, _) => match editor.readline(prompt) {
-                Ok(line) => Ok(Some(Some(line))),
-                Err(ReadlineError::Interrupted) => Ok(Some(None)),
-                Err(ReadlineError::Eof) => Ok(None),
-                Err(error) => Err(error.into()),
-            },
+                Err(error) => return Err(error.into()),
+            };
+            let Some(done) = edited.press(&key) else { continue };
+            let line = edited.text();
+            edited.go_to_end();
+            self.draw(prompt, &edited, row)?;
+            self.term.write_str("\n")?;
+            return Ok(match done {
+                Done::End => Read::End,
+                Done::GivenUp => Read::GivenUp,
+                Done::Typed => {
+                    self.remember(&line);
+                    Read::Typed(line)
+                }
+            });
         }
     }
 
-    fn remember(&mut self, text: &str) {
-        let Self::Terminal(editor, history) = self else { return };
-        // A history that cannot be kept is no reason to stop talking.
-        let _ = editor.add_history_entry(text);
-        if let Some(file) = history {
-            let _ = file.parent().map(std::fs::create_dir_all);
-            let _ = editor.append_history(file);
+    /// Writes the line over what was there; `row` is the one of its rows that the cursor was in, and the result is the one that
+    /// it is in now.
+    fn draw(&self, prompt: &str, edited: &Edited<'_>, row: usize) -> Result<usize> {
+        let width = usize::from(self.term.size().1).max(1);
+        let (before, text) = (edited.before(), edited.text());
+        let [at, end] = [&before, &text].map(|text| measure_text_width(prompt) + measure_text_width(text));
+        let up = |rows: usize| if rows > 0 { format!("\x1b[{rows}A") } else { String::new() };
+        let mut out = format!("{}\r\x1b[J{prompt}{text}", up(row));
+        // A line that ends at the edge leaves the cursor there: it is to be in the next row.
+        if end > 0 && end % width == 0 {
+            out += "\r\n";
+        }
+        out += &up(end / width - at / width);
+        out.push('\r');
+        if at % width > 0 {
+            out += &format!("\x1b[{}C", at % width);
+        }
+        self.term.write_str(&out)?;
+        Ok(at / width)
+    }
+
+    /// Keeps a line; a history that cannot be kept is no reason to stop talking.
+    fn remember(&mut self, line: &str) {
+        if line.trim().is_empty() || self.history.last().is_some_and(|last| last == line) {
+            return;
+        }
+        self.history.push(line.to_owned());
+        if let Some(file) = &self.file {
+            let _ = file.parent().map(fs::create_dir_all);
+            let open = OpenOptions::new().create(true).append(true).open(file);
+            let _ = open.and_then(|mut file| writeln!(file, "{line}"));
         }
     }
 }

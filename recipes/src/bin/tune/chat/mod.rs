@@ -2,6 +2,7 @@
 
 mod command;
 mod editor;
+mod line;
 mod session;
 
 use std::path::PathBuf;
@@ -102,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.load {
         complain!("{}", session.load(file)?);
     }
-    let mut editor = Editor::open()?;
+    let mut editor = Editor::open();
     if editor.is_terminal() {
         complain!("talking to {}; /help lists commands, Ctrl-D ends", source.shown());
         if args.temperature > 0.0 {

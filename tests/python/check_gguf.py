@@ -47,7 +47,8 @@ FAMILIES = {
     "gemma": ("gemma", dict(head_dim=64)),
     "gemma2": ("gemma2", dict(head_dim=64, sliding_window=64, query_pre_attn_scalar=64)),
     "gemma3_text": ("gemma3", dict(head_dim=64, sliding_window=64, query_pre_attn_scalar=64, num_hidden_layers=6)),
-    "phi3": ("phi3", dict(original_max_position_embeddings=128, rope_parameters=LONG)),
+    # Beyond the original length llama.cpp goes by the size of its memory, and transformers by the length of the text.
+    "phi3": ("phi3", dict(max_position_embeddings=512, original_max_position_embeddings=256, rope_parameters=LONG)),
     "olmo2": ("olmo2", dict()),
 }
 PROMPTS = ["Write m-a-p-l-e backwards.", "Hello", "The sea in winter is", "1, 2, 3,", "def f(x):\n    return", "naïve café ½ ",
@@ -210,6 +211,9 @@ def llama_cpp(path, adapter=None):
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = 256, 1, 0, -1
     params.warmup, params.cpuparams.n_threads, params.cpuparams_batch.n_threads = False, 2, 2
+    # As exact as what it is compared with.
+    params.cache_type_k = params.cache_type_v = xlc.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xlc.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if adapter:
         lora = xlc.CommonAdapterLoraInfo()
         lora.path, lora.scale = str(adapter), 1.0

@@ -32,11 +32,11 @@ fn measured(name: &str, args: &[&str], output_dir: &Path) -> f64 {
     peaks.next_back().unwrap() / MIB
 }
 
-/// Runs each recipe with and without activation checkpointing, in both precisions, and shows a table.
-fn compare(args: impl Fn(&str) -> Vec<String>) {
+/// Runs each of the recipes with and without activation checkpointing, in both precisions, and shows a table.
+fn compare(recipes: &[&str], args: impl Fn(&str) -> Vec<String>) {
     let mut table = String::new();
     let mut all_close = true;
-    for name in ["lora", "full"] {
+    for name in recipes {
         for dtype in ["fp32", "bf16"] {
             for checkpointing in [false, true] {
                 let folder = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ fn compare(args: impl Fn(&str) -> Vec<String>) {
 
 #[test]
 fn shipped_recipes_take_what_was_planned() {
-    compare(|name| {
+    compare(&["lora", "full"], |name| {
         let config = format!("configs/{name}/tiny.yaml");
         ["--config", &config, "epochs=1", "log_every_n_steps=1"].map(str::to_owned).to_vec()
     });
@@ -98,13 +98,27 @@ fn preference_optimization_takes_what_was_planned() {
 #[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/; takes minutes"]
 fn a_real_model_takes_what_was_planned() {
     let dir = PathBuf::from(std::env::var_os("SMOLLM2_DIR").expect("set SMOLLM2_DIR to the folder of the model"));
-    compare(|name| {
-        let mut args = ["--config".to_owned(), format!("configs/{name}/smollm2_135m.yaml")].to_vec();
-        args.push(format!("checkpointer.checkpoint_dir={}", dir.join("hf").display()));
-        args.push("dataset.data_files=[tests/fixtures/torchtune/humaneval_messages.jsonl]".to_owned());
-        args.extend(["seed=1", "max_steps_per_epoch=3", "gradient_accumulation_steps=2"].map(str::to_owned));
+    compare(&["lora", "full"], |name| of_smollm2(name, &dir.join("hf")));
+}
+
+#[test]
+#[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/ and its GGUF file; takes minutes"]
+fn a_real_quantized_model_takes_what_was_planned() {
+    let dir = PathBuf::from(std::env::var_os("SMOLLM2_DIR").expect("set SMOLLM2_DIR to the folder of the model"));
+    compare(&["lora"], |name| of_smollm2(name, &dir.join("SmolLM2-135M-Instruct.Q4_1.gguf")));
+    compare(&["lora"], |name| {
+        let mut args = of_smollm2(name, &dir.join("hf"));
+        args.push("model.quantize_base=true".to_owned());
         args
     });
+}
+
+fn of_smollm2(name: &str, model: &Path) -> Vec<String> {
+    let mut args = ["--config".to_owned(), format!("configs/{name}/smollm2_135m.yaml")].to_vec();
+    args.push(format!("checkpointer.checkpoint_dir={}", model.display()));
+    args.push("dataset.data_files=[tests/fixtures/torchtune/humaneval_messages.jsonl]".to_owned());
+    args.extend(["seed=1", "max_steps_per_epoch=3", "gradient_accumulation_steps=2"].map(str::to_owned));
+    args
 }
 
 /// The tiny model made wide: 48 GiB of weights, all of them holes in a file. To read them is to run out of memory.

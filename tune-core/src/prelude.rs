@@ -17,7 +17,7 @@ pub use crate::metrics::{
     Console, Downloads, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics, ValidationMetrics,
     peak_memory,
 };
-pub use crate::models::{Decoder, LoadOptions, ModelConfig, ModelSpec};
+pub use crate::models::{Decoder, FrozenBase, InBlocks, LoadOptions, ModelConfig, ModelSpec, Quantization};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{

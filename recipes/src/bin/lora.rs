@@ -59,6 +59,7 @@ impl Recipe for LoraFinetune {
         Ok(Outline {
             trained: Trained::Adapters { lora: cfg.model.options(0), merged: !cfg.save_adapter_weights_only },
             architecture: cfg.model.architecture,
+            quantization: cfg.model.quantization(),
             exact_match: cfg.exact_match.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
@@ -75,7 +76,7 @@ impl Recipe for LoraFinetune {
             train_weights: false,
             lora: Some(adapters.clone()),
         };
-        let model = Decoder::load(opened.shape.clone(), &opened.base, &options)?;
+        let model = Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?;
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         if let Some(dir) = resumed.or(cfg.run.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;

@@ -45,6 +45,9 @@ struct Model {
     /// Their rank.
     #[config(default = 8)]
     lora_rank: usize,
+    /// Hold the base in four bits.
+    #[config(default = false)]
+    quantize_base: bool,
 }
 
 /// Which model it is.
@@ -190,6 +193,30 @@ fn a_component_stands_for_ours_with_other_keys_and_defaults() {
     ];
     assert_eq!(config.dataset, expected);
     assert_eq!(config.optimizer, Optimizer::AdamW(AdamW { lr: 1e-3 }));
+}
+
+/// The builders of QLoRA are those of LoRA with a base in four bits.
+#[test]
+fn a_base_in_four_bits_is_asked_for_by_key_or_builder() {
+    let with = |model: &str| {
+        let yaml = HEAD.replace("{_component_: torchtune.models.llama3_2.lora_llama3_2_1b}", model);
+        let config = good(&format!("{yaml}dataset: torchtune.datasets.alpaca_dataset\n"), &[]);
+        (config.model.quantize_base, config.model.architecture.is_some())
+    };
+    assert_eq!(with("{_component_: torchtune.models.llama3_2.qlora_llama3_2_1b}"), (true, true));
+    assert_eq!(with("{_component_: torchtune.models.llama3_2.lora_llama3_2_1b, quantize_base: True}"), (true, true));
+    assert_eq!(with("{_component_: torchtune.models.llama3_2.lora_llama3_2_1b}"), (false, true));
+    let yaml = HEAD.replace(".lora_", ".qlora_")
+        + "  _component_: torchtune.training.FullModelHFCheckpointer\n\
+           dataset: {_component_: torchtune.datasets.alpaca_dataset}\n";
+    // Which model it is may be said anew, in our words or in torchtune's.
+    assert!(good(&yaml, &["model.architecture=null"]).model.quantize_base);
+    assert!(good(&yaml, &["model._component_=null"]).model.quantize_base);
+    assert!(!good(&yaml, &["model._component_=torchtune.models.llama3_2.lora_llama3_2_1b"]).model.quantize_base);
+    assert!(!good(&yaml, &["model.architecture=null", "model.quantize_base=false"]).model.quantize_base);
+    let theirs = converted(&yaml);
+    assert!(theirs.contains("llama3_2_1b") && theirs.contains("quantize_base: true"), "{theirs}");
+    assert_eq!(good(&theirs, &[]), good(&yaml, &[]));
 }
 
 /// One message for a file that cannot be used, and all of them for one in which something has to be changed.

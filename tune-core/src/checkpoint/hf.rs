@@ -70,7 +70,8 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
         return Err(Error::file(
             &config_path,
             format!(
-                "the weights are quantized ({method}), which is not supported; take the original model, or a GGUF file of it"
+                "the weights are quantized ({method}), which is not supported; take the original model, which `lora` \
+                 quantizes to NF4 as it is read (model.quantize_base=true), or a GGUF file of it"
             ),
         ));
     }

@@ -31,6 +31,7 @@ pub(crate) use self::run::sync_tree;
 pub(crate) use self::safetensors::same_bits;
 pub use self::sums::Sum;
 pub(crate) use self::sums::of_file;
+use crate::models::{Format, Quantized};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 
@@ -246,6 +247,35 @@ impl Checkpoint {
         let (tensor, sum) = tensor.unwrap_or_else(|| Err(self.missing(name)))?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum);
         Ok(tensor)
+    }
+
+    /// Reads a matrix in blocks: as they are in a GGUF file, or quantized to NF4.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none of that name, it is not stored in that format, or reading fails.
+    pub fn quantized(&self, name: &str, format: Format) -> Result<Quantized> {
+        let found = match &self.weights {
+            Weights::Hf(tensors) => tensors.get(name).map(|t| t.quantized(name, format, self.round_to)),
+            Weights::Gguf(model) => model.tensors().get(name).map(|t| t.quantized(format, self.round_to)),
+        };
+        let (quantized, sum) = found.unwrap_or_else(|| Err(self.missing(name)))?;
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum);
+        Ok(quantized)
+    }
+
+    /// The format of a parameter's blocks in a GGUF file, in which it can be kept.
+    #[must_use]
+    pub fn format(&self, name: &str) -> Option<Format> {
+        match &self.weights {
+            Weights::Hf(_) => None,
+            Weights::Gguf(model) => model.tensors().get(name)?.format(),
+        }
+    }
+
+    /// Whether weights are rounded through another type as they are read.
+    pub(crate) fn rounds(&self) -> bool {
+        self.round_to.is_some()
     }
 
     /// There is no tensor of this name.

@@ -12,6 +12,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::durable::FileWriter;
 use super::source::{self, DataFile, Element, Stored};
+use crate::models::{Format, Quantized};
 use crate::{Error, Result};
 
 /// The limit of the format's own reader.
@@ -92,6 +93,14 @@ impl Entry {
             return Err(self.unsupported(name));
         }
         source::load(self, dtype, round_to, None, device)
+    }
+
+    /// A matrix in blocks, with the sum of its bytes.
+    pub(super) fn quantized(&self, name: &str, format: Format, round_to: Option<DType>) -> Result<(Quantized, u32)> {
+        if self.dtype.is_none() {
+            return Err(self.unsupported(name));
+        }
+        source::quantized(self, None, format, round_to, None)
     }
 
     /// The error for a weight of a type that cannot be read.

@@ -12,6 +12,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tune_config::files;
 
+use crate::kernels::quantized::nf4::Piece;
+use crate::models::{Format, Quantized};
 use crate::positions::read_exact_at;
 use crate::{Error, Result};
 
@@ -237,4 +239,84 @@ fn round_through<T: Element>(values: &mut [f32]) {
     for x in values {
         *x = T::narrow(*x).widen();
     }
+}
+
+/// Which stored row comes to stand at each row, to be handed to [`load`].
+pub(super) fn as_rows<F: Fn(usize) -> usize + Sync>(rows: &F) -> &(dyn Fn(usize) -> usize + Sync) {
+    rows
+}
+
+/// Reads the matrix `stored` in blocks, with its [`sum`]: as they are in the file, whose format is `in_file`, or as NF4.
+///
+/// `rows` is as in [`load`].
+pub(super) fn quantized(
+    stored: &impl Stored,
+    in_file: Option<Format>,
+    format: Format,
+    round_to: Option<DType>,
+    rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
+) -> Result<(Quantized, u32)> {
+    let &[height, width] = stored.shape() else {
+        return Err(Error::setup(format!("what is not a matrix cannot be quantized: {:?}", stored.shape())));
+    };
+    if format == Format::Nf4 {
+        return nf4(stored, (height, width), round_to, rows);
+    }
+    if in_file != Some(format) || format.bytes(height, width).is_none() {
+        return Err(Error::setup(format!("a matrix {height} by {width} of {in_file:?} is not kept as {format}")));
+    }
+    let (bytes, sum) = blocks(stored, height, rows)?;
+    Ok((Quantized::of_file(format, (height, width), bytes), sum))
+}
+
+/// The bytes of a matrix as they are, row by row.
+fn blocks(
+    stored: &impl Stored,
+    height: usize,
+    rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
+) -> Result<(Vec<u8>, u32)> {
+    let (file, start, bytes) = stored.bytes();
+    let elements: usize = stored.shape().iter().product();
+    let mut all = vec![0u8; bytes as usize];
+    let chunk = (CHUNK as u64 * bytes / elements.max(1) as u64).max(1) as usize;
+    let read = |(i, out): (usize, &mut [u8])| {
+        file.read_at(out, start + (i * chunk) as u64)?;
+        Ok(crc32c::crc32c(out))
+    };
+    let sum = sum_of_chunks(&all.par_chunks_mut(chunk).enumerate().map(read).collect::<Result<Vec<u32>>>()?);
+    let Some(from) = rows else { return Ok((all, sum)) };
+    let width = all.len() / height.max(1);
+    let mut moved = vec![0u8; all.len()];
+    moved.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
+        let start = from(row) * width;
+        out.copy_from_slice(&all[start..start + width]);
+    });
+    Ok((moved, sum))
+}
+
+/// A matrix quantized piece by piece, as it is read.
+fn nf4(
+    stored: &impl Stored,
+    size: (usize, usize),
+    round_to: Option<DType>,
+    rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
+) -> Result<(Quantized, u32)> {
+    if rows.is_some() {
+        let (tensor, sum) = load(stored, DType::F32, round_to, rows, &Device::Cpu)?;
+        return Ok((Quantized::nf4(size.0, size.1, &tensor.flatten_all()?.to_vec1::<f32>()?), sum));
+    }
+    let count = size.0 * size.1;
+    let read = |wide: &mut Vec<f32>, i: usize| {
+        wide.resize(CHUNK.min(count - i * CHUNK), 0.0);
+        let sum = stored.read_f32(i * CHUNK, wide)?;
+        match round_to {
+            Some(DType::BF16) => round_through::<bf16>(wide),
+            Some(DType::F16) => round_through::<f16>(wide),
+            _ => {}
+        }
+        Ok((Piece::new(wide), sum))
+    };
+    let pieces = (0..count.div_ceil(CHUNK)).into_par_iter().map_init(Vec::new, read);
+    let (pieces, sums): (Vec<Piece>, Vec<u32>) = pieces.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    Ok((Quantized::of_pieces(size, &pieces), sum_of_chunks(&sums)))
 }

@@ -13,7 +13,7 @@ use crate::kernels::experts::Routes;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Rotary};
+use crate::kernels::{Dropout, Quantized, Rotary};
 use crate::models::{Activation, EmbeddingSpec};
 
 /// See the [module](self). In shapes, `m` is a number of rows: tokens, mostly.
@@ -22,7 +22,7 @@ pub(crate) trait Backend: Sized {
     type Acts;
     /// A buffer of numbers in the type of sums: logits, normalizers, gradients of parameters.
     type Sums;
-    /// A parameter as operations read it: borrowed, or converted to the type of activations.
+    /// A parameter as operations read it: borrowed, converted to the type of activations, or in blocks.
     type Param;
 
     /// Memory of any content for a matrix of activations.
@@ -146,6 +146,12 @@ pub(crate) trait Reads<'m>: Backend {
     /// The tensor lies elsewhere, or is of a type that the backend does not read.
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param>;
 
+    /// A frozen matrix that stays in its blocks.
+    ///
+    /// # Errors
+    /// The backend does not read such.
+    fn quantized(&self, of: &'m Quantized) -> Result<Self::Param>;
+
     /// A copy of sums.
     fn numbers(&self, x: &Self::Sums) -> Vec<f32>;
 
@@ -242,6 +248,8 @@ pub(crate) struct Weight<'a, B: Backend> {
     pub(crate) first: usize,
     pub(crate) out: usize,
     pub(crate) inner: usize,
+    /// Whether it is in blocks, which a product dequantizes as it goes.
+    pub(crate) quantized: bool,
 }
 
 impl<B: Backend> Clone for Weight<'_, B> {
@@ -266,10 +274,10 @@ impl<B: Backend> Term<'_, B> {
     /// Its shape.
     pub(crate) fn sides(&self) -> Sides {
         match self {
-            Self::Up { x: left, .. } | Self::Down { g: left, .. } => {
-                Sides { left_width: Some(left.stride), inner: left.cols }
+            Self::Up { x: left, w } | Self::Down { g: left, w } => {
+                Sides { left_width: Some(left.stride), inner: left.cols, quantized: w.quantized }
             }
-            Self::Across { g, .. } => Sides { left_width: None, inner: g.rows },
+            Self::Across { g, .. } => Sides { left_width: None, inner: g.rows, quantized: false },
         }
     }
 }

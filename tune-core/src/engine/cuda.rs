@@ -18,7 +18,7 @@ use crate::kernels::attention::{Attention, Stretch};
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Rotary, softmax};
+use crate::kernels::{Dropout, Element, Quantized, Rotary, softmax};
 use crate::models::{Activation, EmbeddingSpec};
 use crate::{Error, Result};
 
@@ -143,6 +143,14 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
         }
         self.card.check()?;
         Ok(param)
+    }
+
+    fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
+        Err(Error::setup(format!(
+            "weights in blocks ({}) are computed with on the processor alone: set device=cpu, or have them read as dtype, \
+             with model.quantize_base=false and model.keep_quantized=false",
+            of.format()
+        )))
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {

@@ -48,7 +48,8 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     fn weight(&self, (first, out): (usize, usize)) -> Weight<'a, B> {
-        Weight { param: &self.params.weight, first, out, inner: self.params.inner }
+        let LayerParams { weight: param, inner, quantized, .. } = self.params;
+        Weight { param, first, out, inner: *inner, quantized: *quantized }
     }
 
     /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
@@ -220,11 +221,11 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     fn a(&self, adapter: &'a AdapterParams<B>) -> Weight<'a, B> {
-        Weight { param: &adapter.a, first: 0, out: adapter.rank, inner: self.params.inner }
+        Weight { param: &adapter.a, first: 0, out: adapter.rank, inner: self.params.inner, quantized: false }
     }
 
     fn b(&self, adapter: &'a AdapterParams<B>, (first, out): (usize, usize)) -> Weight<'a, B> {
-        Weight { param: &adapter.b, first, out, inner: adapter.rank }
+        Weight { param: &adapter.b, first, out, inner: adapter.rank, quantized: false }
     }
 }
 

@@ -14,7 +14,9 @@ use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
-use crate::models::{Activation, BlockNorm, EmbeddingSpec, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId};
+use crate::models::{
+    Activation, BlockNorm, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
+};
 
 /// The memory of a processor on paper, for weights and activations of type `T`.
 pub(crate) struct Paper<T> {
@@ -61,7 +63,8 @@ impl Work {
             spans: spans.collect(),
             origins: vec![String::new(); samples.len()],
         };
-        let step = StepOnPaper { model, lora, activation_checkpointing: false, optimizer_in_backward: true };
+        let in_blocks = &InBlocks::default();
+        let step = StepOnPaper { model, in_blocks, lora, activation_checkpointing: false, optimizer_in_backward: true };
         let paper = Paper::<f32>::new(1);
         step.train(&[&batch], &paper)?;
         Ok(paper.work.into_inner())
@@ -236,6 +239,8 @@ impl<T: Element> Backend for Paper<T> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepOnPaper<'a> {
     pub(crate) model: &'a ModelSpec,
+    /// The weights that are held in blocks.
+    pub(crate) in_blocks: &'a InBlocks,
     /// The adapters that are trained; the model's own weights if `None`.
     pub(crate) lora: Option<&'a LoraOptions>,
     pub(crate) activation_checkpointing: bool,
@@ -285,7 +290,8 @@ impl StepOnPaper<'_> {
         Run::new(paper, self.model, self, batch).evaluate().map(drop)
     }
 
-    fn layer<T: Element>(&self, paper: &Paper<T>, layer: LayerSpec) -> LayerParams<Paper<T>> {
+    /// A layer whose weight has this name.
+    fn layer<T: Element>(&self, paper: &Paper<T>, weight: &str, layer: LayerSpec) -> LayerParams<Paper<T>> {
         let LayerSpec { site, out, parts, inner, bias } = layer;
         // Adapters are f32.
         let param = |len: usize| T::IS_BF16.then(|| paper.take::<T>(len));
@@ -298,6 +304,7 @@ impl StepOnPaper<'_> {
         });
         LayerParams {
             weight: None,
+            quantized: self.in_blocks.format(weight).is_some(),
             bias: bias.then_some(None),
             trained: self.lora.is_none(),
             out,
@@ -315,7 +322,10 @@ impl StepOnPaper<'_> {
 impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     fn open(&self, paper: &Paper<T>, block: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
         let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width));
-        let layer = |layer: LayerSpec| (layer.site, self.layer(paper, layer));
+        let layer = |layer: LayerSpec| {
+            let weight = format!("model.layers.{block}.{}.weight", layer.site.path());
+            (layer.site, self.layer(paper, &weight, layer))
+        };
         let norms = self.model.norms(block).into_iter().map(norm).collect();
         Ok(BlockParams { norms, layers: Layers::new(self.model.layers(block).into_iter().map(layer)) })
     }
@@ -325,7 +335,8 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 
     fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {
-        Ok((self.norm(self.model.hidden_size), self.layer(paper, self.model.output())))
+        let weight = if self.model.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        Ok((self.norm(self.model.hidden_size), self.layer(paper, weight, self.model.output())))
     }
 
     fn trains_embedding(&self) -> bool {

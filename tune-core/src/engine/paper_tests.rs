@@ -115,7 +115,13 @@ fn one_thread_touches_what_the_paper_says() {
     let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
     for (name, model, lora, activation_checkpointing, optimizer_in_backward) in modes() {
         let lora = lora.as_ref();
-        let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward };
+        let step = StepOnPaper {
+            model: &model,
+            in_blocks: &InBlocks::default(),
+            lora,
+            activation_checkpointing,
+            optimizer_in_backward,
+        };
         for dtype in [DType::F32, DType::BF16] {
             let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
             assert_eq!(real, paper, "{name}, {dtype:?}");
@@ -139,7 +145,13 @@ fn families_touch_what_the_paper_says() {
         for lora in [None, Some(&all)] {
             for activation_checkpointing in [true, false] {
                 let optimizer_in_backward = lora.is_none();
-                let step = StepOnPaper { model: &model, lora, activation_checkpointing, optimizer_in_backward };
+                let step = StepOnPaper {
+                    model: &model,
+                    in_blocks: &InBlocks::default(),
+                    lora,
+                    activation_checkpointing,
+                    optimizer_in_backward,
+                };
                 for dtype in [DType::F32, DType::BF16] {
                     let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
                     assert_eq!(real, paper, "{family}, {}, {activation_checkpointing}, {dtype:?}", lora.is_some());

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::backend::{Backend, Reads};
 use crate::Result;
 use crate::kernels::Dropout;
-use crate::models::{BlockNorm, Decoder, Layers, Linear};
+use crate::models::{BlockNorm, Decoder, Layers, Linear, Weight};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
 pub(crate) trait Parameters<B: Backend> {
@@ -43,6 +43,8 @@ pub(crate) struct NormParams<B: Backend> {
 pub(crate) struct LayerParams<B: Backend> {
     /// `[out, inner]`.
     pub(crate) weight: B::Param,
+    /// Whether it is in blocks.
+    pub(crate) quantized: bool,
     /// `[out]`.
     pub(crate) bias: Option<B::Param>,
     /// Whether weight and bias are trained.
@@ -75,7 +77,7 @@ pub(super) struct Held<'m> {
 
 impl<'m> Held<'m> {
     fn layer<B: Reads<'m>>(&self, backend: &B, linear: &'m Linear, parts: Vec<usize>) -> Result<LayerParams<B>> {
-        let (out, inner) = linear.weight.dims2()?;
+        let (out, inner) = linear.weight.dims()?;
         let adapter = match &linear.adapter {
             None => None,
             Some(adapter) => Some(AdapterParams {
@@ -87,7 +89,8 @@ impl<'m> Held<'m> {
             }),
         };
         Ok(LayerParams {
-            weight: backend.param(&linear.weight)?,
+            weight: matrix(backend, &linear.weight)?,
+            quantized: linear.weight.quantized().is_some(),
             bias: linear.bias.as_ref().map(|bias| backend.param(bias)).transpose()?,
             parts,
             trained: linear.weight.is_variable(),
@@ -95,6 +98,13 @@ impl<'m> Held<'m> {
             inner,
             adapter,
         })
+    }
+}
+
+fn matrix<'m, B: Reads<'m>>(backend: &B, weight: &'m Weight) -> Result<B::Param> {
+    match weight {
+        Weight::Tensor(tensor) => backend.param(tensor),
+        Weight::Quantized(of) => backend.quantized(of),
     }
 }
 
@@ -115,7 +125,7 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
-        backend.param(self.model.embedding())
+        matrix(backend, self.model.embedding())
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {

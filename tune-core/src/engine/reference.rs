@@ -10,7 +10,7 @@ use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Rotary};
+use crate::kernels::{Dropout, Quantized, Rotary};
 use crate::models::{Activation, EmbeddingSpec};
 
 /// See the [module](self).
@@ -19,6 +19,10 @@ pub(super) struct Reference;
 impl<'m> Reads<'m> for Reference {
     fn param(&self, tensor: &'m Tensor) -> Result<Vec<f64>> {
         Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+    }
+
+    fn quantized(&self, of: &'m Quantized) -> Result<Vec<f64>> {
+        Ok(of.dequantized().into_iter().map(f64::from).collect())
     }
 
     fn numbers(&self, x: &Vec<f64>) -> Vec<f32> {

@@ -15,6 +15,7 @@ mod ids;
 pub(crate) mod isa;
 pub(crate) mod ledger;
 mod math;
+pub(crate) mod quantized;
 #[cfg(test)]
 pub(crate) mod recorder;
 pub(crate) mod rms_norm;
@@ -30,6 +31,7 @@ pub(crate) use element::{Element, widen, widen_rows};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::sum;
+pub use quantized::{Format, Quantized};
 pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;
 

@@ -34,7 +34,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
 use crate::metrics::{peak_memory, resident_memory};
-use crate::models::ModelSpec;
+use crate::models::{InBlocks, ModelSpec};
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
 use crate::{Error, Result};
@@ -50,7 +50,9 @@ const MICRO_BATCHES: usize = 16;
 pub struct Setting {
     /// The model's shape.
     pub model: ModelSpec,
-    /// Of weights and activations: f32 or bf16.
+    /// The weights that are held in blocks.
+    pub in_blocks: InBlocks,
+    /// Of other weights and of activations: f32 or bf16.
     pub dtype: DType,
     /// The adapters that are trained; `None` where the model's own weights are.
     pub lora: Option<LoraOptions>,
@@ -96,8 +98,10 @@ pub struct ReferencePass {
 pub struct MemoryPlan {
     /// What the process holds before weights are read, and code that comes in later.
     pub program: u64,
-    /// The model's own weights.
+    /// The model's own weights, but for those in blocks.
     pub weights: u64,
+    /// The model's weights in blocks.
+    pub quantized: u64,
     /// Those of a reference model that stays beside it.
     pub reference: u64,
     /// The adapters.
@@ -153,7 +157,8 @@ impl MemoryPlan {
             }
         };
         let worst = engine.worst();
-        let weights = elements * weight;
+        let weights = (elements - setting.in_blocks.elements()) * weight;
+        let quantized = setting.in_blocks.bytes();
         // A reference model of its own: it stays, or it was there before.
         let own =
             setting.reference.as_ref().and_then(|reference| Some((reference.model.as_ref()?, reference.each_step)));
@@ -166,6 +171,7 @@ impl MemoryPlan {
         Ok(Self {
             program,
             weights,
+            quantized,
             reference,
             adapters,
             gradients: worst.gradients,
@@ -173,7 +179,7 @@ impl MemoryPlan {
             activations: worst.activations,
             output: worst.output,
             gaps: engine.touched(HUGE).saturating_sub(worst.total()),
-            loading: program + (weights + reference + adapters + copied * weight).max(before),
+            loading: program + (weights + quantized + reference + adapters + copied * weight).max(before),
             so_far: 0,
             available: None,
             setting: setting.clone(),
@@ -189,7 +195,7 @@ impl MemoryPlan {
     /// What it holds while it trains.
     fn training(&self) -> u64 {
         let engine = self.gradients + self.activations + self.output + self.gaps;
-        self.program + self.weights + self.reference + self.adapters + self.optimizer + engine
+        self.program + self.weights + self.quantized + self.reference + self.adapters + self.optimizer + engine
     }
 
     /// Whether the run fits; `true` where the system does not tell what is available.
@@ -215,6 +221,7 @@ impl MemoryPlan {
 fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     let on_paper = StepOnPaper {
         model: &setting.model,
+        in_blocks: &setting.in_blocks,
         lora: setting.lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),

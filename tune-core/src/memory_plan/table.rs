@@ -8,10 +8,11 @@ use super::{Available, Change, MemoryPlan};
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("program, tokenizer, data", self.program),
             ("weights", self.weights),
+            ("quantized weights", self.quantized),
             ("reference model", self.reference),
             ("adapters", self.adapters),
             ("gradients", self.gradients),

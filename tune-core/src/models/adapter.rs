@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
+use super::linear::Weight;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::weights::uniform;
@@ -90,19 +91,20 @@ pub struct Adapter {
     pub dropout: f64,
 }
 
-/// A fresh adapter, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
+/// A fresh adapter for a model of `dtype`, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
 /// `±1 / sqrt(in)`, as PEFT and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
 pub(super) fn fresh_adapter(
     name_of_a: &str,
-    weight: &Tensor,
+    weight: &Weight,
+    dtype: DType,
     lora: &LoraOptions,
     OfLayer { rank, scale }: OfLayer,
 ) -> Result<Adapter> {
-    let (out, inner) = weight.dims2()?;
+    let (out, inner) = weight.dims()?;
     let seed = Dropout::mix_name(lora.seed, name_of_a);
-    let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), weight.device())?;
-    let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), &Device::Cpu)?;
+    let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
-    let b = Var::zeros((out, rank), dtype, weight.device())?;
+    let b = Var::zeros((out, rank), dtype, &Device::Cpu)?;
     Ok(Adapter { a, b, scale, dropout: lora.dropout })
 }

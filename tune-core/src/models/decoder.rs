@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{LoraOptions, fresh_adapter};
 use super::block::Block;
-use super::linear::Linear;
+use super::linear::{Linear, Weight};
 use super::parameter::{Of, ParamId, Trainable};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
@@ -37,10 +37,12 @@ pub struct Decoder {
     pub config: ModelSpec,
     /// Its blocks, bottom first.
     pub blocks: Vec<Block>,
-    embed_tokens: Tensor,
+    embed_tokens: Weight,
     norm: Tensor,
     lm_head: Linear,
     trainable: Trainable,
+    /// The dtype of weights and activations.
+    dtype: DType,
     /// What computes it, if not the processor.
     card: Option<Arc<Card>>,
 }
@@ -57,7 +59,7 @@ impl Decoder {
             lora.names(&config)?;
         }
         let c = &config;
-        let embed_tokens = builder.tensor(ParamId::Embedding, &[c.vocab_size, c.hidden_size])?;
+        let embed_tokens = builder.matrix(ParamId::Embedding, (c.vocab_size, c.hidden_size))?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
         for index in 0..c.blocks.len() {
@@ -82,8 +84,8 @@ impl Decoder {
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
         }
-        let trainable = Trainable::new(builder.trainable);
-        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable, config, card: None };
+        let (trainable, dtype) = (Trainable::new(builder.trainable), options.dtype);
+        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None };
         model.compute_on(&options.device);
         Ok(model)
     }
@@ -135,12 +137,12 @@ impl Decoder {
 
     /// The dtype of weights and activations.
     pub fn dtype(&self) -> DType {
-        self.embed_tokens.dtype()
+        self.dtype
     }
 
     /// Where the model lives.
     pub fn device(&self) -> &Device {
-        self.embed_tokens.device()
+        self.norm.device()
     }
 
     /// Whether the embedding table is trained.
@@ -149,7 +151,7 @@ impl Decoder {
     }
 
     /// The embedding table, `[vocab, hidden]`.
-    pub(crate) fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Weight {
         &self.embed_tokens
     }
 
@@ -162,10 +164,13 @@ impl Decoder {
     ///
     /// A tied output layer stays tied (and is left out) unless an adapter on it was merged;
     /// the second value says whether it still is.
+    ///
+    /// # Errors
+    /// A weight in blocks.
     pub fn merged_weights(&self) -> Result<(BTreeMap<String, Tensor>, bool)> {
         let mut weights = BTreeMap::new();
         let mut put = |name: &str, t: Tensor| weights.insert(name.to_owned(), t);
-        put("model.embed_tokens.weight", self.embed_tokens.detach());
+        put("model.embed_tokens.weight", self.embed_tokens.tensor("model.embed_tokens")?.detach());
         put("model.norm.weight", self.norm.detach());
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
@@ -207,6 +212,17 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// A weight that may be in blocks where it is frozen.
+    fn matrix(&mut self, id: ParamId, (rows, cols): (usize, usize)) -> Result<Weight> {
+        if self.options.train_weights {
+            return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
+        }
+        let name = id.name(self.config);
+        let weight = self.source.matrix(&name, [rows, cols], self.options.dtype, &Device::Cpu)?;
+        self.used.insert(name);
+        Ok(weight)
+    }
+
     fn tensor(&mut self, id: ParamId, shape: &[usize]) -> Result<Tensor> {
         let name = id.name(self.config);
         let tensor = self.source.weight(&name, shape, self.options.dtype, &Device::Cpu)?;
@@ -234,7 +250,7 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, id: impl Fn(Of) -> ParamId, layer: &LayerSpec) -> Result<Linear> {
-        let weight = self.tensor(id(Of::Weight), &[layer.out, layer.inner])?;
+        let weight = self.matrix(id(Of::Weight), (layer.out, layer.inner))?;
         let bias = if layer.bias { Some(self.tensor(id(Of::Bias), &[layer.out])?) } else { None };
         self.adapted(id, layer, weight, bias)
     }
@@ -243,7 +259,7 @@ impl Builder<'_> {
         &mut self,
         id: impl Fn(Of) -> ParamId,
         layer: &LayerSpec,
-        weight: Tensor,
+        weight: Weight,
         bias: Option<Tensor>,
     ) -> Result<Linear> {
         let of_weight = id(Of::Weight).name(self.config);
@@ -255,7 +271,7 @@ impl Builder<'_> {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
                 }
                 let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
-                let adapter = fresh_adapter(&a.0, &weight, lora, of_layer)?;
+                let adapter = fresh_adapter(&a.0, &weight, self.options.dtype, lora, of_layer)?;
                 self.trainable.insert(a.0, (a.1, adapter.a.clone()));
                 self.trainable.insert(b.0, (b.1, adapter.b.clone()));
                 Some(adapter)

@@ -1,18 +1,71 @@
 //! One linear layer of a model, with or without an adapter.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 
 use super::adapter::Adapter;
-use crate::Result;
-use crate::kernels::Dropout;
+use crate::kernels::{Dropout, Quantized};
+use crate::{Error, Result};
+
+/// A matrix of a model.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Numbers in the model's dtype; trained if it is a variable.
+    Tensor(Tensor),
+    /// Frozen, in blocks that products dequantize piece by piece.
+    Quantized(Arc<Quantized>),
+}
+
+impl Weight {
+    /// Rows and columns.
+    ///
+    /// # Errors
+    /// A tensor that is no matrix.
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor.dims2()?),
+            Self::Quantized(of) => Ok(of.dims()),
+        }
+    }
+
+    /// Whether it is trained.
+    pub fn is_variable(&self) -> bool {
+        matches!(self, Self::Tensor(tensor) if tensor.is_variable())
+    }
+
+    /// Its blocks, if it is in blocks.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        match self {
+            Self::Tensor(_) => None,
+            Self::Quantized(of) => Some(of),
+        }
+    }
+
+    /// Its numbers; `name` is what it is called.
+    ///
+    /// # Errors
+    /// It is in blocks, which are not dequantized as a whole.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            Self::Quantized(of) => Err(Error::setup(format!(
+                "`{name}` is kept quantized ({}) in memory, and cannot be merged or written as numbers: save the adapter \
+                 alone (save_adapter_weights_only=true), or have the base read as dtype (model.quantize_base=false and \
+                 model.keep_quantized=false)",
+                of.format()
+            ))),
+        }
+    }
+}
 
 /// `y = x Wᵀ`, with a bias and an adapter's update if it has them.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The layer's Hugging Face name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// `[out, in]`; trained if it is a variable.
-    pub weight: Tensor,
+    /// `[out, in]`.
+    pub weight: Weight,
     /// `[out]`, where it has one; trained if it is a variable.
     pub bias: Option<Tensor>,
     /// Its adapter.
@@ -27,9 +80,12 @@ impl Linear {
     }
 
     /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.
+    ///
+    /// # Errors
+    /// A weight in blocks.
     pub fn merged(&self) -> Result<Tensor> {
         merged(
-            &self.weight,
+            self.weight.tensor(&self.name)?,
             self.adapter.iter().map(|adapter| (adapter.a.as_tensor(), adapter.b.as_tensor(), adapter.scale)),
         )
     }

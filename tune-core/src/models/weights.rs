@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::linear::Weight;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::Dropout;
 use crate::{Error, Result};
@@ -18,13 +19,21 @@ pub trait WeightSource {
     /// It is missing, or its shape is another.
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// The same for a matrix that is frozen: it may be in blocks.
+    ///
+    /// # Errors
+    /// As [`WeightSource::weight`].
+    fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Weight> {
+        self.weight(name, &shape, dtype, device).map(Weight::Tensor)
+    }
+
     /// The names of all weights, where there is a fixed set of them.
     fn names(&self) -> Vec<String>;
 }
 
 impl WeightSource for Checkpoint {
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        check_shape(self, name, shape)?;
+        self.check_shape(name, shape)?;
         self.tensor(name, dtype, device)
     }
 
@@ -33,16 +42,19 @@ impl WeightSource for Checkpoint {
     }
 }
 
-fn check_shape(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
-    match checkpoint.shape(name) {
-        Some(found) if found != shape => Err(Error::file(
-            checkpoint.path(),
-            format!(
-                "the weight `{name}` has shape {found:?}, but config.json describes a model in which it is {shape:?}; \
-                 weights and config do not belong together"
-            ),
-        )),
-        _ => Ok(()),
+impl Checkpoint {
+    /// Refuses a weight of another shape.
+    pub(super) fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
+        match self.shape(name) {
+            Some(found) if found != shape => Err(Error::file(
+                self.path(),
+                format!(
+                    "the weight `{name}` has shape {found:?}, but config.json describes a model in which it is {shape:?}; \
+                     weights and config do not belong together"
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -51,7 +63,7 @@ pub(crate) struct Unread<'a>(pub(crate) &'a Checkpoint);
 
 impl WeightSource for Unread<'_> {
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        check_shape(self.0, name, shape)?;
+        self.0.check_shape(name, shape)?;
         match self.0.shape(name) {
             Some(_) => Ok(Tensor::zeros(1, dtype, device)?.broadcast_as(shape)?),
             None => Err(self.0.missing(name)),

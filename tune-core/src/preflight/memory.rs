@@ -14,7 +14,9 @@ pub(super) fn look(outline: &Outline, model: Option<&Model>, data: &Data, report
     if outline.run.device != DeviceConfig::Cpu {
         return report.fact("memory", "it is planned for device=cpu alone");
     }
-    let Some(plan) = report.take(outline.memory_plan(shape, train, data.validation.as_ref(), None)) else { return };
+    let Some(in_blocks) = model.and_then(|model| model.in_blocks.as_ref()) else { return };
+    let model = (shape, in_blocks);
+    let Some(plan) = report.take(outline.memory_plan(model, train, data.validation.as_ref(), None)) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
@@ -39,6 +41,7 @@ pub(super) fn plan(outline: &Outline, mut report: Report<'_>) -> bool {
 
 fn make(outline: &Outline) -> Result<MemoryPlan> {
     let (base, shape) = outline.base()?;
+    let in_blocks = outline.in_blocks(&base, &shape)?;
     let (tokenizer, _) = outline.tokenizer(&base, None)?;
     let seed = outline.run.seed.unwrap_or_default();
     let train = outline.train_data(&tokenizer, seed)?;
@@ -46,5 +49,5 @@ fn make(outline: &Outline) -> Result<MemoryPlan> {
     // All of it, so that the largest batch is among what is known.
     train.len()?;
     validation.as_ref().map(|data| data.len()).transpose()?;
-    outline.memory_plan(&shape, &train, validation.as_ref(), None)
+    outline.memory_plan((&shape, &in_blocks), &train, validation.as_ref(), None)
 }

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::memory_plan;
-use crate::models::{Decoder, ModelSpec, nothing_to_train};
+use crate::models::{Decoder, InBlocks, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
@@ -13,6 +13,8 @@ use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
 pub(super) struct Model {
     pub(super) base: Checkpoint,
     pub(super) shape: Option<ModelSpec>,
+    /// Which of its weights are held in blocks, where that can be said.
+    pub(super) in_blocks: Option<InBlocks>,
 }
 
 /// Whether the run can compute where it is told to.
@@ -30,7 +32,7 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
             report.error(error);
             let base = Checkpoint::without_weights(&outline.run.checkpointer.checkpoint_dir).ok()?;
             let shape = report.take(outline.shape(&base));
-            return Some(Model { base, shape });
+            return Some(Model { base, shape, in_blocks: None });
         }
     };
     let shape = report.take(outline.shape(&base));
@@ -39,7 +41,20 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
         report.fact("model", describe(&base, model));
         trained(outline, model, report);
     }
-    Some(Model { base, shape })
+    let in_blocks = shape.as_ref().and_then(|shape| report.take(outline.in_blocks(&base, shape)));
+    if let Some(in_blocks) = in_blocks.as_ref().filter(|in_blocks| !in_blocks.is_empty()) {
+        report.fact("quantized", quantized(in_blocks));
+    }
+    Some(Model { base, shape, in_blocks })
+}
+
+fn quantized(in_blocks: &InBlocks) -> String {
+    format!(
+        "matrices are held quantized, {}: {} elements in {}",
+        in_blocks.describe(),
+        in_blocks.elements(),
+        memory_plan::size(in_blocks.bytes())
+    )
 }
 
 fn describe(base: &Checkpoint, model: &Decoder) -> String {

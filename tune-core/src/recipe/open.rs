@@ -13,8 +13,9 @@ use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
 use crate::device::{Compute, choose_seed};
 use crate::eval::ExactMatch;
+use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, ModelSpec};
+use crate::models::{Decoder, FrozenBase, InBlocks, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 
@@ -24,6 +25,8 @@ pub struct Opened {
     pub base: Checkpoint,
     /// Its shape.
     pub shape: ModelSpec,
+    /// Which of its weights are held in blocks, where it is frozen.
+    pub in_blocks: InBlocks,
     /// Where it is trained.
     pub device: Compute,
     /// The dtype of weights and activations.
@@ -58,6 +61,7 @@ impl Outline {
         let (device, dtype) = self.device()?;
         let (base, shape) = self.base()?;
         let reference = self.reference()?;
+        let in_blocks = self.in_blocks(&base, &shape)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();
         let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;
@@ -75,11 +79,12 @@ impl Outline {
         let summaries = data().flat_map(Loader::summary).collect();
         let exact_match = self.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
         self.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
-        self.check_memory(&shape, &train_data, validation_data.as_ref(), state.as_ref())?;
+        self.check_memory((&shape, &in_blocks), &train_data, validation_data.as_ref(), state.as_ref())?;
         self.check_storage(&base, &shape, &train_data, state.as_ref())?;
         Ok(Opened {
             base,
             shape,
+            in_blocks,
             device,
             dtype,
             seed,
@@ -109,6 +114,11 @@ impl Opened {
         self.console.note(text);
     }
 
+    /// The weights of the base model where it is frozen.
+    pub fn frozen_base(&self) -> FrozenBase<'_> {
+        FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks }
+    }
+
     /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
     /// what they were, and gives the optimizer its state. Then, with all of that known to be sound, makes the
     /// run's folder, writes the resolved config, says on the console what is about to be trained, and opens the logs.
@@ -123,7 +133,7 @@ impl Opened {
             state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
             optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
         }
-        let Self { base, shape, seed, resumed, state, outline, mut console, train_data, .. } = self;
+        let Self { base, shape, in_blocks, seed, resumed, state, outline, mut console, train_data, .. } = self;
         let position = state.as_ref().map_or_else(Default::default, |state| state.position);
         let validations = state.as_ref().map_or_else(Default::default, Validations::of);
         let keys = &outline.run;
@@ -131,7 +141,7 @@ impl Opened {
         let run_dir = RunDir::open(&keys.output_dir, base.path(), keys.start())?;
         write_config(&keys.output_dir, &outline.yaml)?;
         let mut facts = vec![
-            ("base model", base.path().display().to_string()),
+            ("base model", format!("{}{}", base.path().display(), held(&in_blocks))),
             ("data", self.summaries.join("\n")),
             ("trained", trained_share(&outline.trained, model)),
             ("steps", outline.steps.plan().describe(train_data.known_len())),
@@ -170,6 +180,16 @@ impl Opened {
             validations,
             last_saved: resumed,
         })
+    }
+}
+
+/// What a line on the base model says of its weights in blocks.
+fn held(in_blocks: &InBlocks) -> String {
+    match in_blocks.is_empty() {
+        true => String::new(),
+        false => {
+            format!("\nheld quantized: {}, together {}", in_blocks.describe(), memory_plan::size(in_blocks.bytes()))
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::device::{Compute, DeviceConfig};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
-use crate::models::{Architecture, Decoder, ModelSpec};
+use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
@@ -65,6 +65,8 @@ pub struct Outline {
     pub lr_scheduler: SchedulerConfig,
     /// What is trained.
     pub trained: Trained,
+    /// How the base model is held in memory where it is frozen.
+    pub quantization: Quantization,
     /// The model that the checkpoint must hold, if that is said.
     pub architecture: Option<Architecture>,
     /// Questions that the model is asked.
@@ -97,6 +99,7 @@ impl Outline {
             optimizer: optimizer.clone(),
             lr_scheduler: lr_scheduler.clone(),
             trained: Trained::Weights,
+            quantization: Quantization::default(),
             architecture: None,
             exact_match: None,
             optimizer_in_bwd: None,
@@ -195,6 +198,35 @@ impl Outline {
             architecture.check(&shape, base.path())?;
         }
         Ok(shape)
+    }
+
+    /// Which weights of the base model are held in blocks.
+    ///
+    /// # Errors
+    /// A matrix that cannot be quantized, and what cannot be done with weights in blocks: compute on a card, or merge.
+    pub fn in_blocks(&self, base: &Checkpoint, shape: &ModelSpec) -> Result<InBlocks> {
+        let Trained::Adapters { merged, .. } = self.trained else { return Ok(InBlocks::default()) };
+        let Quantization { nf4, keep } = self.quantization;
+        if self.run.device != DeviceConfig::Cpu {
+            let key = match (nf4, keep) {
+                (true, _) => "model.quantize_base",
+                (false, Some(true)) => "model.keep_quantized",
+                _ => return Ok(InBlocks::default()),
+            };
+            return Err(Error::setup(format!(
+                "{key}: quantized weights are computed with on the processor alone; set device=cpu or {key}=false"
+            )));
+        }
+        let in_blocks = InBlocks::of(base, shape, self.run.dtype.training_dtype()?, self.quantization)?;
+        if merged && !in_blocks.is_empty() {
+            return Err(Error::setup(format!(
+                "adapters are not merged into a base that is held quantized ({}): set save_adapter_weights_only=true, or \
+                 {} to hold it in dtype",
+                in_blocks.describe(),
+                if nf4 { "model.quantize_base=false" } else { "model.keep_quantized=false" },
+            )));
+        }
+        Ok(in_blocks)
     }
 
     /// The tokenizer for the base model, and the files to carry into what is saved. A chat template that writes the date
@@ -322,7 +354,7 @@ impl Outline {
     /// size.
     pub fn memory_plan(
         &self,
-        model: &ModelSpec,
+        (model, in_blocks): (&ModelSpec, &InBlocks),
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
@@ -339,6 +371,7 @@ impl Outline {
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         MemoryPlan::new(&Setting {
             model: model.clone(),
+            in_blocks: in_blocks.clone(),
             dtype: self.run.dtype.training_dtype()?,
             lora: match &self.trained {
                 Trained::Adapters { lora, .. } => Some(lora.clone()),
@@ -371,7 +404,7 @@ impl Outline {
     /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
     pub fn check_memory(
         &self,
-        model: &ModelSpec,
+        model: (&ModelSpec, &InBlocks),
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,

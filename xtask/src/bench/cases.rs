@@ -18,6 +18,8 @@ pub(super) struct Case {
     /// Keep only each block's input for the backward pass.
     pub checkpointing: bool,
     pub model: Model,
+    /// How the base model of adapters is held.
+    pub base: Base,
 }
 
 /// What the rows hold.
@@ -38,8 +40,32 @@ pub(super) enum Model {
     Random1b5,
 }
 
-/// The name of the one case with random weights.
+/// How a frozen base model is held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Base {
+    /// In the case's precision.
+    Plain,
+    /// In NF4.
+    Nf4,
+    /// As a GGUF file has it in Q4_K and Q6_K, llama.cpp's mixture Q4_K_M.
+    Q4KM,
+}
+
+/// The names of the cases with random weights.
 const RANDOM_1B5: &str = "lora_bf16_1b5";
+const RANDOM_1B5_NF4: &str = "lora_bf16_1b5_nf4";
+const RANDOM_1B5_Q4_K_M: &str = "lora_bf16_1b5_q4_k_m";
+
+impl Base {
+    /// Of the cases with random weights, the one in which it is held so.
+    fn case(self) -> &'static str {
+        match self {
+            Self::Plain => RANDOM_1B5,
+            Self::Nf4 => RANDOM_1B5_NF4,
+            Self::Q4KM => RANDOM_1B5_Q4_K_M,
+        }
+    }
+}
 
 /// Every case of a full run: the grid, then the ones that stand for a promise of their own.
 pub(super) const ALL: &[&str] = &[
@@ -59,6 +85,8 @@ pub(super) const ALL: &[&str] = &[
     "lora_bf16_512_chat",
     "lora_fp32_2048_ckpt",
     RANDOM_1B5,
+    RANDOM_1B5_NF4,
+    RANDOM_1B5_Q4_K_M,
 ];
 
 /// The cases of `--quick`.
@@ -67,17 +95,18 @@ pub(super) const QUICK: &[&str] = &["lora_fp32_512", "lora_bf16_512"];
 impl FromStr for Case {
     type Err = String;
 
-    /// Reads `{lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt]`, any of them, or `lora_bf16_1b5`.
+    /// Reads `{lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt]`, any of them, or `lora_bf16_1b5[_nf4|_q4_k_m]`.
     fn from_str(name: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{name}` is no case: {{lora|full}}_{{fp32|bf16}}_{{tokens in a row}}[_chat][_ckpt] or {RANDOM_1B5}, \
-                 such as lora_fp32_512"
+                "`{name}` is no case: {{lora|full}}_{{fp32|bf16}}_{{tokens in a row}}[_chat][_ckpt] or \
+                 {RANDOM_1B5}[_nf4|_q4_k_m], such as lora_fp32_512"
             )
         };
-        if name == RANDOM_1B5 {
+        if let Some(base) = [Base::Plain, Base::Nf4, Base::Q4KM].into_iter().find(|base| base.case() == name) {
             let (data, model) = (Data::Text, Model::Random1b5);
-            return Ok(Self { recipe: "lora", dtype: "bf16", seq: 512, batch: 1, data, checkpointing: false, model });
+            let (recipe, dtype) = ("lora", "bf16");
+            return Ok(Self { recipe, dtype, seq: 512, batch: 1, data, checkpointing: false, model, base });
         }
         let mut words = name.split('_');
         let mut one_of = |choices: &[&'static str]| {
@@ -100,14 +129,14 @@ impl FromStr for Case {
         if !rest.is_empty() {
             return Err(wrong());
         }
-        Ok(Self { recipe, dtype, seq, batch: 2, data, checkpointing, model: Model::SmolLm2 })
+        Ok(Self { recipe, dtype, seq, batch: 2, data, checkpointing, model: Model::SmolLm2, base: Base::Plain })
     }
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.model == Model::Random1b5 {
-            return f.write_str(RANDOM_1B5);
+            return f.write_str(self.base.case());
         }
         write!(f, "{}_{}_{}", self.recipe, self.dtype, self.seq)?;
         if self.data == Data::Chat {
@@ -132,8 +161,13 @@ impl Case {
             Model::SmolLm2 => "",
             Model::Random1b5 => ", 1.5B random weights",
         };
+        let base = match self.base {
+            Base::Plain => "",
+            Base::Nf4 => " in NF4",
+            Base::Q4KM => " in Q4_K_M",
+        };
         let checkpointing = if self.checkpointing { ", activation checkpointing" } else { "" };
-        format!("{recipe} {}, {} x {}, {data}{checkpointing}{model}", self.dtype, self.batch, self.seq)
+        format!("{recipe} {}, {} x {}, {data}{checkpointing}{model}{base}", self.dtype, self.batch, self.seq)
     }
 
     /// The case as results record it.

@@ -19,7 +19,7 @@ use tune_core::config::say;
 use tune_core::models::ModelSpec;
 
 use crate::Result;
-use cases::{ALL, Case, Model, QUICK};
+use cases::{ALL, Base, Case, Model, QUICK};
 use machine::Place;
 use ours::Ours;
 use peers::{Compile, Peer};
@@ -30,7 +30,7 @@ use tune_core::engine;
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: `{lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt]`, any of them, or `lora_bf16_1b5`;
+    /// What to measure: `{lora|full}_{fp32|bf16}_{tokens in a row}[_chat][_ckpt]`, any of them, or `lora_bf16_1b5[_nf4|_q4_k_m]`;
     /// by default a list that takes hours.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<Case>,
@@ -88,6 +88,8 @@ struct Setting {
     /// Data, logs and records of the case.
     folder: PathBuf,
     model: PathBuf,
+    /// What is trained, where that is another file than `model` with the same tokenizer.
+    checkpoint: PathBuf,
     steps: usize,
     threads: usize,
     lr: f64,
@@ -132,8 +134,12 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             Model::SmolLm2 => (smollm2.clone(), peers.as_mut_slice()),
             Model::Random1b5 => (model::random_1b5(&smollm2, &work.join("random_1b5"))?, [].as_mut_slice()),
         };
+        let checkpoint = match case.base {
+            Base::Q4KM => model::in_q4_k_m(&root.join(&args.model), &model, &work.join("random_1b5.Q4_K_M.gguf"))?,
+            Base::Plain | Base::Nf4 => model.clone(),
+        };
         let lr = if case.recipe == "lora" { 3e-4 } else { 2e-5 };
-        let setting = Setting { root: root.to_owned(), folder, model, steps, threads, lr };
+        let setting = Setting { root: root.to_owned(), folder, model, checkpoint, steps, threads, lr };
         let measured = measure(&case, &setting, rounds, &ours, peers, compile)?;
         for peer in peers {
             if let Some(account) = &peer.account {

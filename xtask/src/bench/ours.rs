@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::cases::Case;
+use super::cases::{Base, Case};
 use super::data::{self, Prepared};
 use super::flops::{LORA_ATTENTION, LORA_RANK};
 use super::run::Run;
@@ -85,7 +85,7 @@ impl Ours {
             .args(["--config", &format!("configs/{}/smollm2_135m.yaml", case.recipe)])
             .args(data::overrides(case, data))
             .arg(format!("output_dir={}", out.display()))
-            .arg(format!("checkpointer.checkpoint_dir={}", setting.model.display()))
+            .arg(format!("checkpointer.checkpoint_dir={}", setting.checkpoint.display()))
             .arg(format!("dtype={}", case.dtype))
             .arg(format!("batch_size={}", case.batch))
             .arg(format!("max_steps_per_epoch={}", setting.steps))
@@ -97,6 +97,7 @@ impl Ours {
             command
                 .arg(format!("model.lora_attn_modules=[{}]", LORA_ATTENTION.join(", ")))
                 .arg("model.apply_lora_to_mlp=true")
+                .arg(format!("model.quantize_base={}", case.base == Base::Nf4))
                 .arg(format!("model.lora_rank={LORA_RANK}"));
         }
         let finished = process::run(&mut command, &setting.folder.join("ours.log"))?;

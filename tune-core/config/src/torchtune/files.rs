@@ -97,6 +97,13 @@ pub(super) fn recipe_of(builder: &str) -> &'static str {
     if name.starts_with("lora_") || name.starts_with("qlora_") { "lora" } else { "full" }
 }
 
+/// Where a file names a builder of QLoRA.
+pub(super) fn qlora(text: &str, file: SourceId) -> Option<Span> {
+    let root = tune_yaml::parse(text, file).ok()?;
+    let named = component(&root, "model")?;
+    named.as_str().is_some_and(|name| name.contains(".qlora_")).then_some(named.span)
+}
+
 /// What is wrong with the model: of a family that is not here, or for another recipe than one that
 /// trains adapters (`Some(true)`), all weights (`None`), or either, as the rank says (`Some(false)`).
 fn model(root: &Node, adapters: Option<bool>) -> Option<Diagnostic> {

@@ -81,17 +81,15 @@ const MODEL: &[KeyRule] = &[
         "DoRA (weights split into magnitude and direction) is not supported yet",
         "set model.use_dora=false for plain LoRA",
     ),
-    only(
-        "quantize_base",
-        OFF,
-        NO_QUANTIZING,
-        "set model.quantize_base=false: the base model takes four times the memory",
-    ),
+    only("quantize_base", OFF, NO_QUANTIZING, "set model.quantize_base=false"),
     ignored("tie_word_embeddings", "the checkpoint's own config.json says it"),
 ];
 
-/// What is told of QLoRA, however it is asked for.
-pub(super) const NO_QUANTIZING: &str = "QLoRA (a base model in 4 bits) is not supported yet";
+/// What is told of QLoRA by a recipe that cannot do it.
+pub(super) const NO_QUANTIZING: &str = "this recipe has no base model in 4 bits (QLoRA)";
+
+/// What the builders of QLoRA take where nothing is written.
+pub(super) const OF_QLORA: &[TheirDefault] = &[TheirDefault::new("quantize_base", "true")];
 
 const OFF: &[&str] = &["false"];
 

@@ -47,7 +47,7 @@ pub(crate) enum What {
 
 /// Makes ours of what was read from the file `text`, as far as it is torchtune's; `root` has the overrides in it.
 pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: SourceId) -> Translation {
-    let mut translator = Translator { torchtune: is_torchtune(root, file), out: Translation::default() };
+    let mut translator = Translator { torchtune: is_torchtune(root, file), qlora: None, out: Translation::default() };
     if translator.torchtune {
         if let Some(refused) = files::refusal(schema, root) {
             translator.out.diagnostics.push(refused);
@@ -55,6 +55,7 @@ pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: Sour
             return translator.out;
         }
         translator.out.diagnostics.extend(files::processes(root, text, file));
+        translator.qlora = files::qlora(text, file);
     }
     translator.value(schema, root, "", false);
     translator.out
@@ -62,6 +63,8 @@ pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: Sour
 
 struct Translator {
     torchtune: bool,
+    /// Where the file, without what overrides it, names a builder of QLoRA.
+    qlora: Option<Span>,
     out: Translation,
 }
 
@@ -81,7 +84,7 @@ impl Translator {
             }
             (Schema::Struct(fields), _) => {
                 if section == "model" {
-                    self.quantized(node);
+                    self.quantized(fields, node);
                 }
                 self.fields(fields, node, section, None);
                 if section.is_empty() {
@@ -94,18 +97,32 @@ impl Translator {
         }
     }
 
-    /// A base model in four bits is asked for by the name of its builder.
-    fn quantized(&mut self, model: &mut Node) {
+    /// A base model in four bits is asked for by the name of its builder, in the file or behind it. An override that says which model
+    /// it is in our words (`model.architecture=null`) leaves the base as the file's builder has it.
+    fn quantized(&mut self, fields: &Struct, model: &mut Node) {
         let Value::Map(entries) = &mut model.value else { return };
-        let Some(named) = entries.iter_mut().find(|entry| entry.key == COMPONENT) else { return };
-        let Some(name) = named.value.as_str().filter(|name| name.contains(".qlora_")) else { return };
-        let instead = name.replace(".qlora_", ".lora_");
-        self.out.diagnostics.push(
-            Diagnostic::error(codes::NOT_HERE, keys::NO_QUANTIZING)
-                .at(named.value.span, "the model is chosen here")
-                .help(format!("set model._component_={instead}: the base model takes four times the memory")),
-        );
-        named.value.value = Value::Reported;
+        let named = entries.iter_mut().find(|entry| entry.key == COMPONENT).map(|entry| &mut entry.value);
+        let theirs = |name: &str| name.starts_with("torchtune.models.");
+        let span = match named {
+            Some(named) if named.as_str().is_some_and(theirs) => {
+                let Some(name) = named.as_str().filter(|name| name.contains(".qlora_")) else { return };
+                let (plain, span) = (name.replace(".qlora_", ".lora_"), named.span);
+                named.value = Value::Scalar(Scalar::plain(plain));
+                span
+            }
+            _ => match self.qlora {
+                Some(span) => span,
+                None => return,
+            },
+        };
+        if keys::OF_QLORA.iter().any(|default| fields.find(default.key).is_none()) {
+            let instead =
+                "name the builder of plain LoRA (lora_ for qlora_): the base model takes four times the memory";
+            let error = Diagnostic::error(codes::NOT_HERE, keys::NO_QUANTIZING);
+            self.out.diagnostics.push(error.at(span, "the model is chosen here").help(instead));
+            return;
+        }
+        self.defaults(fields, model, keys::OF_QLORA, span, None);
     }
 
     fn fields(&mut self, fields: &Struct, node: &mut Node, section: &str, of: Option<&Taken>) {

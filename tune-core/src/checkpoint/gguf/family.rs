@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::header::TensorInfo;
+use super::header::{Kind, TensorInfo};
 use super::layout::{Change, Names, Placed, layout};
 use super::metadata::Metadata;
 use super::rope;
@@ -190,7 +190,7 @@ pub(super) fn describe(
             known.join(", ")
         )));
     };
-    let quantized = tensors.iter().any(|t| t.dtype.block_size() > 1);
+    let quantized = tensors.iter().any(|t| t.kind.block().0 > 1);
     let mut by_name: BTreeMap<String, TensorInfo> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
     let sizes = sizes(metadata, family, &by_name)?;
 
@@ -199,7 +199,7 @@ pub(super) fn describe(
     config.insert("model_type".into(), family.names.0.into());
     config.insert("tie_word_embeddings".into(), (!by_name.contains_key("output.weight")).into());
     // Quantized weights were bf16 before, as a rule, and come back as near to that as to f32.
-    let half = quantized || !by_name.values().any(|t| t.shape.len() > 1 && t.dtype.type_size() == 4);
+    let half = quantized || !by_name.values().any(|t| t.shape.len() > 1 && t.kind == Kind::F32);
     config.insert("torch_dtype".into(), if half { "bfloat16" } else { "float32" }.into());
     let factors = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
     let factors = factors.map(|name| by_name.remove(name));

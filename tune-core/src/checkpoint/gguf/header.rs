@@ -1,14 +1,15 @@
 //! The header of a GGUF file, read with the file's length in mind.
 //!
 //! candle's own reader trusts more than a file from anywhere deserves (an alignment of zero
-//! divides by it, dimensions overflow), so the header is read here and candle is left with what
-//! it is good at: the quantized blocks.
+//! divides by it, dimensions overflow), so the header is read here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use candle_core::quantized::GgmlDType;
 
 use crate::checkpoint::source::DataFile;
+use crate::models::Format;
 use crate::{Error, Result};
 
 /// Bytes read at a time.
@@ -31,11 +32,67 @@ pub(super) enum Value {
     Array(Vec<Value>),
 }
 
+/// What the elements of a tensor are.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    F32,
+    /// What products can read as it is stored.
+    Blocks(Format),
+    /// What llama.cpp has in memory alone, as a rule, and candle dequantizes.
+    Rare(GgmlDType),
+}
+
+impl Kind {
+    /// Elements of a block, and its bytes.
+    pub(super) fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::Blocks(Format::F16 | Format::Bf16) => (1, 2),
+            Self::Blocks(format) => format.block(),
+            Self::Rare(dtype) => (dtype.block_size(), dtype.type_size()),
+        }
+    }
+
+    fn of(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::F32,
+            1 => Self::Blocks(Format::F16),
+            2 => Self::Blocks(Format::Q4_0),
+            3 => Self::Blocks(Format::Q4_1),
+            6 => Self::Blocks(Format::Q5_0),
+            7 => Self::Blocks(Format::Q5_1),
+            8 => Self::Blocks(Format::Q8_0),
+            9 => Self::Rare(GgmlDType::Q8_1),
+            10 => Self::Blocks(Format::Q2K),
+            11 => Self::Blocks(Format::Q3K),
+            12 => Self::Blocks(Format::Q4K),
+            13 => Self::Blocks(Format::Q5K),
+            14 => Self::Blocks(Format::Q6K),
+            15 => Self::Rare(GgmlDType::Q8K),
+            20 => Self::Blocks(Format::Iq4Nl),
+            30 => Self::Blocks(Format::Bf16),
+            _ => return None,
+        })
+    }
+}
+
+/// In fingerprints, too: to be kept as it is.
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::F32 => f.write_str("F32"),
+            Self::Blocks(Format::Bf16) => f.write_str("BF16"),
+            Self::Blocks(format) => fmt::Debug::fmt(format, f),
+            Self::Rare(dtype) => fmt::Debug::fmt(dtype, f),
+        }
+    }
+}
+
 /// Where a tensor lies and what it is.
 #[derive(Debug, Clone)]
 pub(super) struct TensorInfo {
     pub(super) name: String,
-    pub(super) dtype: GgmlDType,
+    pub(super) kind: Kind,
     /// Row-major, the reverse of the file's order.
     pub(super) shape: Vec<usize>,
     /// From the start of the file.
@@ -48,7 +105,7 @@ impl TensorInfo {
     pub(super) fn part(&self, part: usize, parts: usize) -> Self {
         let bytes = self.bytes / parts as u64;
         let shape = self.shape[1..].to_vec();
-        Self { name: self.name.clone(), dtype: self.dtype, shape, start: self.start + part as u64 * bytes, bytes }
+        Self { name: self.name.clone(), kind: self.kind, shape, start: self.start + part as u64 * bytes, bytes }
     }
 }
 
@@ -281,63 +338,42 @@ impl Cursor<'_> {
         for _ in 0..rank {
             dims.push(self.length()?);
         }
-        let kind = self.u32()?;
+        let number = self.u32()?;
         let start = self.u64()?;
-        let Some(dtype) = dtype(kind) else {
+        let Some(kind) = Kind::of(number) else {
             return Err(self.bad(format!(
                 "tensor `{name}` is quantized as {}, which is not supported; take a file with \
-                 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, F16, BF16 or F32",
-                foreign_type(kind)
+                 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, F16, BF16 or F32",
+                foreign_type(number)
             )));
         };
-        let (block, size) = (dtype.block_size() as u64, dtype.type_size() as u64);
+        let (block, size) = kind.block();
+        let (block, size) = (block as u64, size as u64);
         let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n > 0 && dims[0] % block == 0);
         let bytes = count.and_then(|n| (n / block).checked_mul(size));
         let Some(bytes) = bytes else {
             return Err(self.bad(format!(
-                "its header lies: tensor `{name}` of type {dtype:?} cannot have the dimensions {dims:?}"
+                "its header lies: tensor `{name}` of type {kind:?} cannot have the dimensions {dims:?}"
             )));
         };
         if bytes > self.file.len() {
             return Err(self.bad(format!(
-                "is truncated, or its header lies: tensor `{name}` of type {dtype:?} and dimensions {dims:?} takes {bytes} \
+                "is truncated, or its header lies: tensor `{name}` of type {kind:?} and dimensions {dims:?} takes {bytes} \
                  bytes, and the file has {}; fetch it again",
                 self.file.len()
             )));
         }
-        Ok(TensorInfo { name, dtype, shape: dims.iter().rev().map(|&d| d as usize).collect(), start, bytes })
+        Ok(TensorInfo { name, kind, shape: dims.iter().rev().map(|&d| d as usize).collect(), start, bytes })
     }
 }
 
-fn dtype(kind: u32) -> Option<GgmlDType> {
-    Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        9 => GgmlDType::Q8_1,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        15 => GgmlDType::Q8K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
-}
-
-/// The name of a type that ggml has and candle does not read.
+/// The name of a type that ggml has and that is not read.
 fn foreign_type(kind: u32) -> String {
     let name = match kind {
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",

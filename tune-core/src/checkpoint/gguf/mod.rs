@@ -23,18 +23,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Tensor};
+use half::{bf16, f16};
 use serde_json::Value;
 
 pub use self::export::{Comparison, Export};
-use self::header::{Header, TensorInfo};
+use self::header::{Header, Kind, TensorInfo};
 use self::layout::Change;
 use self::metadata::Metadata;
 pub use self::modelfile::modelfile;
 pub use self::quantize::FileKind;
 pub(crate) use self::vocabulary::{DIFFICULT, difference};
 use super::source::{self, DataFile, Element, Stored};
+use crate::models::{Format, Quantized};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result};
 
@@ -140,23 +141,18 @@ impl Model {
 impl GgufTensor {
     /// Reads it as Hugging Face has it, with the checksum of its bytes.
     pub(super) fn load(&self, dtype: DType, round_to: Option<DType>, device: &Device) -> Result<(Tensor, u32)> {
-        let heads = match self.change {
-            Change::Interleaved(heads) => heads,
-            Change::None => return source::load(self, dtype, round_to, None, device),
-            Change::PlusOne => {
-                let (plus_one, sum) = source::load(self, DType::F32, None, None, device)?;
-                let rounded = round_to.map_or(Ok((&plus_one - 1.0)?), |to| (&plus_one - 1.0)?.to_dtype(to))?;
-                return Ok((rounded.to_dtype(dtype)?, sum));
-            }
-        };
-        // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
-        let size = self.info.shape[0] / heads;
-        let from = move |row: usize| {
-            let (head, within) = (row / size, row % size);
-            let (half, pair) = (within / (size / 2), within % (size / 2));
-            head * size + 2 * pair + half
-        };
-        source::load(self, dtype, round_to, Some(&from), device)
+        if self.change == Change::PlusOne {
+            let (plus_one, sum) = source::load(self, DType::F32, None, None, device)?;
+            let rounded = round_to.map_or(Ok((&plus_one - 1.0)?), |to| (&plus_one - 1.0)?.to_dtype(to))?;
+            return Ok((rounded.to_dtype(dtype)?, sum));
+        }
+        source::load(self, dtype, round_to, self.stored_row().as_ref().map(source::as_rows), device)
+    }
+
+    /// A matrix in blocks, with the checksum of its bytes: as it is in the file, or in NF4.
+    pub(super) fn quantized(&self, format: Format, round_to: Option<DType>) -> Result<(Quantized, u32)> {
+        let from = self.stored_row();
+        source::quantized(self, self.format(), format, round_to, from.as_ref().map(source::as_rows))
     }
 
     pub(super) fn shape(&self) -> &[usize] {
@@ -165,16 +161,36 @@ impl GgufTensor {
 
     /// Its type and shape, for a fingerprint.
     pub(super) fn kind(&self) -> String {
-        format!("{:?}{:?}", self.info.dtype, self.info.shape)
+        format!("{:?}{:?}", self.info.kind, self.info.shape)
     }
 
     pub(super) fn dtype(&self) -> Option<DType> {
-        match self.info.dtype {
-            GgmlDType::F32 => Some(DType::F32),
-            GgmlDType::F16 => Some(DType::F16),
-            GgmlDType::BF16 => Some(DType::BF16),
+        match self.info.kind {
+            Kind::F32 => Some(DType::F32),
+            Kind::Blocks(Format::F16) => Some(DType::F16),
+            Kind::Blocks(Format::Bf16) => Some(DType::BF16),
             _ => None,
         }
+    }
+
+    /// The format of its blocks, if it can be kept in them.
+    pub(super) fn format(&self) -> Option<Format> {
+        match self.info.kind {
+            Kind::Blocks(format) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// Which row of the file comes to stand at each row, where they are not in order.
+    fn stored_row(&self) -> Option<impl Fn(usize) -> usize + Sync + use<>> {
+        let Change::Interleaved(heads) = self.change else { return None };
+        // Row `pair + half * (size / 2)` of a head was stored as row `2 * pair + half`.
+        let size = self.info.shape[0] / heads;
+        Some(move |row: usize| {
+            let (head, within) = (row / size, row % size);
+            let (half, pair) = (within / (size / 2), within % (size / 2));
+            head * size + 2 * pair + half
+        })
     }
 }
 
@@ -199,23 +215,33 @@ impl Stored for GgufTensor {
     }
 
     fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<u32> {
-        let dtype = self.info.dtype;
-        let (block, size) = (dtype.block_size(), dtype.type_size());
+        let (block, size) = self.info.kind.block();
         let bytes = out.len() / block * size;
         // In 8-byte words, since candle casts the bytes to blocks and minds their alignment.
         let mut words = vec![0u64; bytes.div_ceil(8)];
         let raw = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
         self.file.read_at(raw, self.info.start + (start / block * size) as u64)?;
         let sum = crc32c::crc32c(raw);
-        match dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
-            CpuStorage::F32(values) => out.copy_from_slice(&values),
-            other => {
-                return Err(Error::setup(format!(
-                    "dequantizing {dtype:?} gave {:?} instead of f32",
-                    candle_core::backend::BackendStorage::dtype(&other)
-                )));
-            }
+        match self.info.kind {
+            Kind::F32 => out.copy_from_slice(bytemuck::cast_slice(raw)),
+            Kind::Blocks(Format::F16) => widen::<f16>(raw, out),
+            Kind::Blocks(Format::Bf16) => widen::<bf16>(raw, out),
+            Kind::Blocks(format) => format.dequantize(raw, out),
+            Kind::Rare(dtype) => match dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
+                CpuStorage::F32(values) => out.copy_from_slice(&values),
+                other => {
+                    return Err(Error::setup(format!(
+                        "dequantizing {dtype:?} gave {:?} instead of f32",
+                        candle_core::backend::BackendStorage::dtype(&other)
+                    )));
+                }
+            },
         }
         Ok(sum)
     }
+}
+
+/// Numbers of sixteen bits in f32.
+fn widen<T: Element>(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytemuck::cast_slice::<u8, T>(bytes)).for_each(|(out, x)| *out = x.widen());
 }

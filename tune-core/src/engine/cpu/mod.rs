@@ -17,9 +17,10 @@ use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
+use crate::kernels::quantized::Rows;
 use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Dropout, Element, experts, gate, gemm, rms_norm, rope, softmax};
+use crate::kernels::{Dropout, Element, Quantized, experts, gate, gemm, rms_norm, rope, softmax};
 use crate::models::{Activation, EmbeddingSpec};
 
 /// Weights and activations of type `T`, sums in f32.
@@ -34,6 +35,10 @@ impl<T> Cpu<'_, T> {
 impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param> {
         Weight::new(tensor)
+    }
+
+    fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
+        Ok(Weight::Quantized(of))
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
@@ -59,9 +64,19 @@ fn products<'a, 'm, T: Element>(terms: &'a [Term<'_, Cpu<'m, T>>]) -> Vec<gemm::
     let weight = |w: &super::backend::Weight<'a, Cpu<'m, T>>| {
         View::strided(&w.param[w.first * w.inner..], (w.out, w.inner), w.inner)
     };
+    let blocks = |w: &super::backend::Weight<'a, Cpu<'m, T>>| match w.param {
+        Weight::Quantized(of) => Some(Rows::new(of, w.first, w.out)),
+        _ => None,
+    };
     let product = |term: &'a Term<'_, Cpu<'m, T>>| match term {
-        Term::Up { x, w } => gemm::Term::Up { x: view(*x), w: weight(w) },
-        Term::Down { g, w } => gemm::Term::Down { g: view(*g), w: weight(w) },
+        Term::Up { x, w } => match blocks(w) {
+            Some(w) => gemm::Term::UpQuantized { x: view(*x), w },
+            None => gemm::Term::Up { x: view(*x), w: weight(w) },
+        },
+        Term::Down { g, w } => match blocks(w) {
+            Some(w) => gemm::Term::DownQuantized { g: view(*g), w },
+            None => gemm::Term::Down { g: view(*g), w: weight(w) },
+        },
         Term::Across { g, x } => gemm::Term::Across { g: view(*g), x: view(*x) },
     };
     terms.iter().map(product).collect()
@@ -130,7 +145,10 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
 
     fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
         for (row, &id) in y.chunks_exact_mut(width).zip(ids) {
-            row.copy_from_slice(&table[id as usize * width..][..width]);
+            match table {
+                Weight::Quantized(of) => of.row(id as usize, 0, row),
+                table => row.copy_from_slice(&table[id as usize * width..][..width]),
+            }
         }
         if let Some(factor) = how.scale.map(|factor| T::from_f32(factor as f32).to_f32()) {
             y.iter_mut().for_each(|y| *y = T::from_f32(y.to_f32() * factor));

@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, Storage, StorageRef, Tensor, bail};
 use half::bf16;
 
 use crate::Result;
-use crate::kernels::Element;
 use crate::kernels::buffers::Buffer;
+use crate::kernels::{Element, Quantized};
 
-/// The elements of a tensor, borrowed if they are of type `T` and converted if not.
+/// The elements of a tensor, borrowed if they are of type `T` and converted if not; or a matrix in blocks, which has no elements of type `T`.
 pub(crate) enum Weight<'a, T: Element> {
+    Quantized(&'a Quantized),
     Borrowed { storage: StorageRef<'a>, start: usize, len: usize },
     Converted(Buffer<T>),
 }
@@ -52,6 +53,7 @@ impl<T: Element> Deref for Weight<'_, T> {
 
     fn deref(&self) -> &[T] {
         match self {
+            Self::Quantized(_) => &[],
             Self::Borrowed { storage, start, len } => {
                 let all: &[T] = match &**storage {
                     Storage::Cpu(CpuStorage::F32(v)) => bytemuck::cast_slice::<f32, T>(v),

@@ -3,9 +3,9 @@
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use super::Side;
 use super::pack::Ready;
 use super::stripe::{MAX_TERMS, Piece};
+use super::{Right, Side};
 use crate::kernels::Element;
 
 /// Bytes of a cache line.
@@ -49,13 +49,18 @@ impl Ahead {
         for ((term, piece), of) in packed.zip(&mut ahead.of) {
             let elements = term.word.elements();
             let inner = piece.from * elements..term.inner.min(piece.to * elements);
-            let (stored, rows, within) = match term.right {
-                Side::Columns(r) => (r, cols.clone(), inner),
-                Side::Rows(r) => (r, inner, cols.clone()),
+            let (rows, within) = match term.right {
+                Right::Stored(Side::Columns(_)) | Right::QuantizedColumns(_) => (cols.clone(), inner),
+                Right::Stored(Side::Rows(_)) | Right::Quantized(_) => (inner, cols.clone()),
             };
-            let start = stored.part(rows.clone(), within.clone()).as_ptr().cast();
-            let count = size_of::<T>() * within.len() / LINE + 1;
-            *of = Lines { start, stride: size_of::<T>() * stored.stride(), rows: rows.len(), count };
+            let (start, bytes, stride) = match term.right {
+                Right::Stored(Side::Columns(r) | Side::Rows(r)) => {
+                    let start = r.part(rows.clone(), within.clone()).as_ptr().cast();
+                    (start, size_of::<T>() * within.len(), size_of::<T>() * r.stride())
+                }
+                Right::Quantized(w) | Right::QuantizedColumns(w) => w.place(rows.start, within.clone()),
+            };
+            *of = Lines { start, stride, rows: rows.len(), count: bytes / LINE + 1 };
             ahead.count += 1;
         }
         let lines: usize = ahead.of.iter().map(|of| of.rows * of.count).sum();

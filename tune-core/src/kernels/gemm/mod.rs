@@ -24,6 +24,7 @@ use rayon::prelude::*;
 
 use super::Element;
 use super::isa::Isa;
+use super::quantized::Rows;
 use super::view::{View, ViewMut};
 #[cfg(target_arch = "x86_64")]
 use super::workspace::Workspace;
@@ -46,6 +47,17 @@ enum Side<'a, T> {
     Columns(View<'a, T>),
 }
 
+/// The right side of a product.
+#[derive(Debug, Clone, Copy)]
+enum Right<'a, T> {
+    /// In memory.
+    Stored(Side<'a, T>),
+    /// A weight in blocks, as it is stored.
+    Quantized(Rows<'a>),
+    /// Its transpose.
+    QuantizedColumns(Rows<'a>),
+}
+
 /// One product of a sum, `[m, n]`, by its part in a layer with the weight `w`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Term<'a, T> {
@@ -55,30 +67,39 @@ pub(crate) enum Term<'a, T> {
     Down { g: View<'a, T>, w: View<'a, T> },
     /// `gᵀ · x` for `g` `[k, m]` and `x` `[k, n]`: the weight's gradient.
     Across { g: View<'a, T>, x: View<'a, T> },
+    /// [`Term::Up`] with a weight that is dequantized while it is packed, `[n, k]`.
+    UpQuantized { x: View<'a, T>, w: Rows<'a> },
+    /// [`Term::Down`] with such a weight, `[k, n]`.
+    DownQuantized { g: View<'a, T>, w: Rows<'a> },
 }
 
 impl<'a, T: Element> Term<'a, T> {
     /// The left side, `[m, k]`.
     fn left(&self) -> Side<'a, T> {
         match *self {
-            Self::Up { x: left, .. } | Self::Down { g: left, .. } => Side::Rows(left),
+            Self::Up { x: left, .. }
+            | Self::Down { g: left, .. }
+            | Self::UpQuantized { x: left, .. }
+            | Self::DownQuantized { g: left, .. } => Side::Rows(left),
             Self::Across { g, .. } => Side::Columns(g),
         }
     }
 
     /// The right side, `[k, n]`.
-    fn right(&self) -> Side<'a, T> {
+    fn right(&self) -> Right<'a, T> {
         match *self {
-            Self::Up { w, .. } => Side::Columns(w),
-            Self::Down { w: right, .. } | Self::Across { x: right, .. } => Side::Rows(right),
+            Self::Up { w, .. } => Right::Stored(Side::Columns(w)),
+            Self::Down { w: right, .. } | Self::Across { x: right, .. } => Right::Stored(Side::Rows(right)),
+            Self::UpQuantized { w, .. } => Right::QuantizedColumns(w),
+            Self::DownQuantized { w, .. } => Right::Quantized(w),
         }
     }
 
     /// `k`.
     fn inner(&self) -> usize {
-        match self {
-            Self::Up { x: left, .. } | Self::Down { g: left, .. } => left.cols(),
-            Self::Across { g, .. } => g.rows(),
+        match self.left() {
+            Side::Rows(left) => left.cols(),
+            Side::Columns(left) => left.rows(),
         }
     }
 
@@ -88,7 +109,8 @@ impl<'a, T: Element> Term<'a, T> {
             Side::Rows(left) => Some(left.stride()),
             Side::Columns(_) => None,
         };
-        Sides { left_width, inner: self.inner() }
+        let quantized = !matches!(self.right(), Right::Stored(_));
+        Sides { left_width, inner: self.inner(), quantized }
     }
 
     fn check(&self, m: usize, n: usize) {
@@ -96,7 +118,12 @@ impl<'a, T: Element> Term<'a, T> {
             Side::Rows(v) => (v.rows(), v.cols()),
             Side::Columns(v) => (v.cols(), v.rows()),
         };
-        let (left, right, k) = (shape(self.left()), shape(self.right()), self.inner());
+        let right = match self.right() {
+            Right::Stored(right) => shape(right),
+            Right::Quantized(w) => (w.rows(), w.cols()),
+            Right::QuantizedColumns(w) => (w.cols(), w.rows()),
+        };
+        let (left, k) = (shape(self.left()), self.inner());
         assert!(left == (m, k) && right == (k, n), "matrix product: {left:?} times {right:?} is not {m} by {n}");
     }
 }

@@ -10,8 +10,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{COLS, LANES, ROWS, Side, Term};
+use super::{COLS, LANES, ROWS, Right, Side, Term};
 use crate::kernels::isa::Isa;
+use crate::kernels::quantized::{Rows, UNIT};
 use crate::kernels::view::View;
 use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, simd, widen};
@@ -96,7 +97,7 @@ pub(super) struct Ready<'a, T> {
     pub(super) left_tile: usize,
     /// Distance between two inner steps.
     pub(super) left_step: usize,
-    pub(super) right: Side<'a, T>,
+    pub(super) right: Right<'a, T>,
     /// Whether the right side is read where it lies, see [`FEW_ROWS`].
     pub(super) in_place: bool,
 }
@@ -139,7 +140,7 @@ impl<'a, T: Element> Ready<'a, T> {
             // Tiles lie one behind the other, `steps` words for each of their rows.
             (Some(Rewriting::InTiles), _) => (1, steps, ROWS),
         };
-        let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(right, Side::Rows(_));
+        let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(right, Right::Stored(Side::Rows(_)));
         Self { word, steps, inner: k, left, left_row, left_tile, left_step, right, in_place }
     }
 
@@ -148,16 +149,16 @@ impl<'a, T: Element> Ready<'a, T> {
     pub(super) fn pack(&self, cols: &Range<usize>, steps: Range<usize>, width: usize, dst: &mut [f32]) {
         let elements = self.word.elements();
         let inner = self.inner.min(steps.end * elements) - steps.start * elements;
+        let first = steps.start * elements;
         match self.right {
-            Side::Columns(r) => {
-                let first = steps.start * elements;
+            Right::Stored(Side::Columns(r)) => {
                 let from = r.part(cols.clone(), first..first + inner);
                 match self.word {
                     Word::F32 | Word::Pair => transpose_words(self.word, from, width, dst),
                     Word::Widened => transpose_widened(from, width, dst),
                 }
             }
-            Side::Rows(r) => {
+            Right::Stored(Side::Rows(r)) => {
                 let row = |k: usize| &r.row(k)[cols.start..cols.end];
                 for (step, dst) in steps.zip(dst.chunks_exact_mut(width)) {
                     match self.word {
@@ -169,6 +170,78 @@ impl<'a, T: Element> Ready<'a, T> {
                     dst[cols.len()..].fill(0.0);
                 }
             }
+            Right::QuantizedColumns(w) => dequantize_columns::<T>(self.word, w, cols, first..first + inner, width, dst),
+            Right::Quantized(w) => {
+                let mut even = [T::from_f32(0.0); COLS];
+                let mut odd = even;
+                let (even, odd) = (&mut even[..cols.len()], &mut odd[..cols.len()]);
+                for (step, dst) in steps.zip(dst.chunks_exact_mut(width)) {
+                    w.dequantize(step * elements, cols.start, even);
+                    match self.word {
+                        Word::F32 | Word::Widened => widen(even, dst),
+                        Word::Pair if 2 * step + 1 < self.inner => {
+                            w.dequantize(2 * step + 1, cols.start, odd);
+                            pair(even, odd, dst);
+                        }
+                        Word::Pair => pair(even, &[], dst),
+                    }
+                    dst[cols.len()..].fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// Elements of a row in blocks that are dequantized before they are transposed: they stay in the first-level cache.
+const SPAN: usize = 128;
+
+/// Rows `rows` of a weight in blocks, as columns of words: elements `inner` of them into `dst`, `[.., width]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn dequantize_columns<T: Element>(
+    word: Word,
+    w: Rows<'_>,
+    rows: &Range<usize>,
+    inner: Range<usize>,
+    width: usize,
+    dst: &mut [f32],
+) {
+    let zero = T::from_f32(0.0);
+    for group in (0..width).step_by(LANES) {
+        let mut lines = [[zero; SPAN]; LANES];
+        let mut at = inner.start;
+        while at < inner.end {
+            // From the second on pieces begin where a unit does.
+            let len = (SPAN - at % UNIT).min(inner.end - at);
+            let of_group = (rows.start + group..rows.end).take(LANES);
+            for (row, line) in of_group.zip(&mut lines) {
+                w.dequantize(row, at, &mut line[..len]);
+                // The other half of the last word.
+                line[len..len.next_multiple_of(word.elements())].fill(zero);
+            }
+            let step = (at - inner.start) / word.elements();
+            let words = len.div_ceil(word.elements());
+            for k in (0..words).step_by(LANES) {
+                let count = (words - k).min(LANES);
+                let columns = transpose(std::array::from_fn(|i| vector(word, &lines[i], k)));
+                put(&columns, count, dst, width, step + k, group);
+            }
+            at += len;
+        }
+    }
+}
+
+/// Sixteen words of a row from word `k` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[inline]
+fn vector<T: Element>(word: Word, row: &[T; SPAN], k: usize) -> __m512 {
+    let from = &row[k * word.elements()..][..LANES * word.elements()];
+    match word {
+        // SAFETY: sixteen words of four bytes lie there.
+        Word::F32 | Word::Pair => unsafe { _mm512_loadu_ps(from.as_ptr().cast()) },
+        Word::Widened => {
+            // SAFETY: sixteen bf16 lie there.
+            let words: __m256i = unsafe { _mm256_loadu_epi16(from.as_ptr().cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
         }
     }
 }

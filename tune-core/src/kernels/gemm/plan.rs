@@ -1,5 +1,6 @@
 //! How a product is taken apart, and the memory that it needs on the way: decided by shapes, before there are numbers.
 
+use super::portable;
 use crate::kernels::Element;
 use crate::kernels::isa::Isa;
 use crate::kernels::workspace::room;
@@ -10,6 +11,8 @@ pub(crate) struct Sides {
     /// Elements from one row of what is stored for the left side to the next; `None` if it is a transpose.
     pub(crate) left_width: Option<usize>,
     pub(crate) inner: usize,
+    /// Whether the right side is a weight in blocks.
+    pub(crate) quantized: bool,
 }
 
 /// Who computes a product.
@@ -51,9 +54,8 @@ fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], team: Team)
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => Plan::new::<T>(isa, (m, n), terms.iter().copied(), team).workspace(),
         _ => {
-            let widest = |len: fn(&Sides, usize) -> usize, side| terms.iter().map(|t| len(t, side)).max().unwrap_or(0);
-            let widened = if T::IS_BF16 { |t: &Sides, side| t.inner * side } else { |_: &Sides, _| 0 };
-            room(m * n) + room(widest(widened, m)) + room(widest(widened, n))
+            let [left, right] = portable::widened::<T>((m, n), terms.iter().copied());
+            room(m * n) + room(left) + room(right)
         }
     }
 }

@@ -1,14 +1,31 @@
 //! The same sums through the `gemm` crate, for processors without AVX-512.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{At, Epilogue, Side, Term};
+use super::{At, Epilogue, Right, Side, Sides, Term};
+use crate::kernels::quantized::Rows;
 use crate::kernels::view::ViewMut;
 use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, widen};
 
+/// Columns of a result for which a weight in blocks is dequantized at a time.
+const COLS: usize = 256;
+
+/// Elements of f32 that the left sides of a product `[m, n]` need, and its right sides.
+pub(super) fn widened<T: Element>((m, n): (usize, usize), terms: impl Iterator<Item = Sides>) -> [usize; 2] {
+    let widest = |[left, right]: [usize; 2], term: Sides| {
+        let widened = |side| if T::IS_BF16 { term.inner * side } else { 0 };
+        let of_right = if term.quantized { term.inner * n.min(COLS) } else { widened(n) };
+        [left.max(widened(m)), right.max(of_right)]
+    };
+    terms.fold([0, 0], widest)
+}
+
 /// A matrix of f32 with its distances between rows and between columns.
+#[derive(Clone, Copy)]
 struct Strided {
     data: *const f32,
     row: usize,
@@ -33,6 +50,19 @@ impl Strided {
         let (row, col) = if transposed { (1, width) } else { (width, 1) };
         Self { data, row, col }
     }
+
+    /// Columns `cols` of a weight in blocks or of its transpose, dequantized into `memory`.
+    fn dequantized<T: Element>(from: Rows<'_>, transposed: bool, cols: Range<usize>, memory: &mut [f32]) -> Self {
+        if transposed {
+            let width = from.cols();
+            let rows = memory[..cols.len() * width].par_chunks_mut(width.max(1));
+            rows.enumerate().for_each(|(i, row)| from.widened::<T>(cols.start + i, 0, row));
+            return Self { data: memory.as_ptr(), row: 1, col: width };
+        }
+        let rows = memory[..from.rows() * cols.len()].par_chunks_mut(cols.len().max(1));
+        rows.enumerate().for_each(|(i, row)| from.widened::<T>(i, cols.start, row));
+        Self { data: memory.as_ptr(), row: cols.len(), col: 1 }
+    }
 }
 
 pub(super) fn multiply<T: Element, D: Send>(
@@ -50,34 +80,48 @@ pub(super) fn multiply<T: Element, D: Send>(
     } else {
         sums.fill(0.0);
     }
-    let widest = |side: usize| if T::IS_BF16 { terms.iter().map(|t| t.inner() * side).max().unwrap_or(0) } else { 0 };
-    let (left, right) = (workspace.take(widest(m)), workspace.take(widest(n)));
+    let [left, right] = widened::<T>((m, n), terms.iter().map(Term::sides));
+    let (left, right) = (workspace.take(left), workspace.take(right));
     for term in terms {
-        let (left, right) = (Strided::new(term.left(), left), Strided::new(term.right(), right));
+        let left = Strided::new(term.left(), left);
         let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
-        // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]`.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                term.inner(),
-                sums.as_mut_ptr(),
-                1,
-                n as isize,
-                true,
-                left.data,
-                left.col as isize,
-                left.row as isize,
-                right.data,
-                right.col as isize,
-                right.row as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                threads,
-            );
+        let mut add = |cols: Range<usize>, right: Strided| {
+            // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]`.
+            unsafe {
+                gemm::gemm(
+                    m,
+                    cols.len(),
+                    term.inner(),
+                    sums[cols.start..].as_mut_ptr(),
+                    1,
+                    n as isize,
+                    true,
+                    left.data,
+                    left.col as isize,
+                    left.row as isize,
+                    right.data,
+                    right.col as isize,
+                    right.row as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    threads,
+                );
+            }
+        };
+        let (w, transposed) = match term.right() {
+            Right::Stored(side) => {
+                add(0..n, Strided::new(side, right));
+                continue;
+            }
+            Right::Quantized(w) => (w, false),
+            Right::QuantizedColumns(w) => (w, true),
+        };
+        for first in (0..n).step_by(COLS) {
+            let cols = first..n.min(first + COLS);
+            add(cols.clone(), Strided::dequantized::<T>(w, transposed, cols, right));
         }
     }
     let finish = |(row, sums): (usize, &[f32])| {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::avx512::{self, Operands};
 use super::pack::{Ready, Word};
-use super::{At, COLS, Epilogue, LANES, ROWS, Side};
+use super::{At, COLS, Epilogue, LANES, ROWS, Right, Side};
 use crate::kernels::Element;
 use crate::kernels::view::ViewMut;
 
@@ -188,7 +188,7 @@ fn rights<T: Element>(
     for (right, piece) in rights.iter_mut().zip(pieces) {
         let (t, steps) = (&terms[piece.term], piece.from..piece.to);
         *right = match t.right {
-            Side::Rows(r) if t.in_place && cols.len() == width => {
+            Right::Stored(Side::Rows(r)) if t.in_place && cols.len() == width => {
                 (r.part(steps, cols.clone()).as_ptr().cast(), r.stride())
             }
             _ => {

@@ -1,7 +1,7 @@
 use half::bf16;
 
 use super::*;
-use crate::kernels::Dropout;
+use crate::kernels::{Dropout, Format, Quantized};
 
 fn numbers<T: Element>(count: usize, seed: u32) -> Vec<T> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
@@ -139,4 +139,70 @@ fn sums_are_finished_as_is_said() {
 fn operands_of_other_shapes_are_refused() {
     let (x, w, mut y) = ([0f32; 6], [0f32; 8], [0f32; 4]);
     multiply_all(&[Term::Up { x: View::new(&x, 3), w: View::new(&w, 4) }], &ViewMut::new(&mut y, 2), Finish::Store);
+}
+
+/// Weights in blocks give what the same weights give as numbers: to the last bit where both are packed.
+fn check_quantized<T: Element>() {
+    let weights = |rows: usize, cols: usize| {
+        let values = numbers::<f32>(rows * cols, 7);
+        let halves = values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+        let bytes = |format: Format| {
+            let len = format.bytes(rows, cols).unwrap() as usize;
+            let mut state = 77u32;
+            let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .take(len)
+            .collect();
+            // Scales that are no infinities.
+            let (_, size) = format.block();
+            let scales: &[usize] = if format == Format::Q4K { &[0, 2] } else { &[0] };
+            for block in bytes.chunks_exact_mut(size) {
+                scales.iter().for_each(|&at| block[at + 1] = 0x1c);
+            }
+            Quantized::of_file(format, (rows, cols), bytes)
+        };
+        let mut all = vec![Quantized::nf4(rows, cols, &values), Quantized::of_file(Format::F16, (rows, cols), halves)];
+        all.push(bytes(Format::Q8_0));
+        all.extend(cols.is_multiple_of(256).then(|| bytes(Format::Q4K)));
+        all
+    };
+    for (m, rows, cols) in [(1, 64, 64), (9, 100, 256), (70, 33, 1792), (520, 160, 96), (65, 700, 32), (3, 20, 2048)] {
+        let (x, g) = (numbers::<T>(m * cols, 1), numbers::<T>(m * (rows - 1), 2));
+        for of in weights(rows, cols) {
+            let plain: Vec<T> = of.dequantized().into_iter().map(T::from_f32).collect();
+            // Not from the first row on.
+            let (w, plain) = (Rows::new(&of, 1, rows - 1), View::new(&plain[cols..], cols));
+            let (x, g) = (View::new(&x, cols), View::new(&g, rows - 1));
+            let up = [Term::UpQuantized { x, w }, Term::Up { x, w: plain }];
+            let down = [Term::DownQuantized { g, w }, Term::Down { g, w: plain }];
+            for ([ours, right], n) in [(up, rows - 1), (down, cols)] {
+                let mut results = [vec![f32::NAN; m * n], vec![f32::NAN; m * n]];
+                for (term, y) in [ours, right].iter().zip(&mut results) {
+                    multiply_all(&[*term, *term], &ViewMut::new(y, n), Finish::Store);
+                }
+                let [ours, right] = results;
+                let what = format!("{} {m} {rows} {cols} {n}", of.format());
+                match Isa::get() {
+                    Isa::Portable => {
+                        let largest = right.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+                        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * largest;
+                        assert!(ours.iter().zip(&right).all(near), "{what}");
+                    }
+                    _ => assert!(ours == right, "{what}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_weights_give_what_their_numbers_give_in_f32() {
+    check_quantized::<f32>();
+}
+
+#[test]
+fn quantized_weights_give_what_their_numbers_give_in_bf16() {
+    check_quantized::<bf16>();
 }

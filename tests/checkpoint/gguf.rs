@@ -402,7 +402,7 @@ fn headers_that_lie_are_refused() {
     refused(&tensor(&[4], 0, 1), "not aligned");
     refused(&tensor(&[4], 0, u64::MAX - 31), "is truncated");
     refused(&tensor(&[4], 0, 1 << 20), "is truncated");
-    refused(&tensor(&[32], 20, 0), "IQ4_NL");
+    refused(&tensor(&[32], 23, 0), "IQ4_XS");
     refused(&tensor(&[32], 4, 0), "type 4");
     let twice = |second: &str| {
         let mut b = described(&[4], 0, 0);

@@ -100,19 +100,27 @@ fn write_holes(path: &Path, config: &Value) {
     let mut shapes = vec![("model.embed_tokens".to_owned(), vec![size("vocab_size"), hidden])];
     shapes.push(("model.norm".to_owned(), vec![hidden]));
     for layer in 0..size("num_hidden_layers") {
-        for (name, shape) in [
+        let mut names = vec![
             ("input_layernorm", vec![hidden]),
             ("post_attention_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![heads * head, hidden]),
-            ("self_attn.k_proj", vec![kv_heads * head, hidden]),
-            ("self_attn.v_proj", vec![kv_heads * head, hidden]),
             ("self_attn.o_proj", vec![hidden, heads * head]),
-            ("mlp.gate_proj", vec![inner, hidden]),
-            ("mlp.up_proj", vec![inner, hidden]),
             ("mlp.down_proj", vec![hidden, inner]),
-        ] {
-            shapes.push((format!("model.layers.{layer}.{name}"), shape));
-        }
+        ];
+        // Phi-3 stores as one what has the same input.
+        names.extend(match config["model_type"] == "phi3" {
+            true => vec![
+                ("self_attn.qkv_proj", vec![(heads + 2 * kv_heads) * head, hidden]),
+                ("mlp.gate_up_proj", vec![2 * inner, hidden]),
+            ],
+            false => vec![
+                ("self_attn.q_proj", vec![heads * head, hidden]),
+                ("self_attn.k_proj", vec![kv_heads * head, hidden]),
+                ("self_attn.v_proj", vec![kv_heads * head, hidden]),
+                ("mlp.gate_proj", vec![inner, hidden]),
+                ("mlp.up_proj", vec![inner, hidden]),
+            ],
+        });
+        shapes.extend(names.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
     }
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -367,6 +375,70 @@ fn weights_that_are_not_whole_are_an_error_and_the_rest_is_looked_at() {
     // A family that is not there.
     let model = place.model(&json!({"model_type": "mamba"}));
     contains(&place.unsound(&[&model]), &["model_type `mamba` is not supported"]);
+}
+
+#[test]
+fn layers_that_are_stored_as_one_share_an_adapter_and_that_is_said() {
+    let place = Place::new();
+    let model = place.model(&json!({"model_type": "phi3", "pad_token_id": 0}));
+    let said = |modules: &str, mlp: &str| {
+        place.sound(&[
+            &model,
+            &format!("model.lora_attn_modules=[{modules}]"),
+            &format!("model.apply_lora_to_mlp={mlp}"),
+        ])
+    };
+    let shared = "torchtune gives each part an adapter of its own";
+    let both = said("q_proj, v_proj", "true");
+    contains(
+        &both,
+        &["warning: in this model `q_proj`, `v_proj` are parts of `qkv_proj` and `gate_proj`, `up_proj` are parts of \
+           `gate_up_proj`: such a layer gets one adapter, which changes all of its parts, as in peft"],
+    );
+    assert_eq!(both.matches(shared).count(), 1, "{both}");
+    contains(&said("k_proj", "false"), &["in this model `k_proj` is a part of `qkv_proj`: such a layer"]);
+    assert!(!said("qkv_proj, o_proj", "false").contains(shared));
+    // Where layers are apart there is nothing to say.
+    assert!(!place.sound(&["model.lora_attn_modules=[q_proj, v_proj]"]).contains(shared));
+    // A run says it as it starts.
+    let run = recipe("lora", &["--config", "configs/lora/tiny.yaml", &place.output(), &model, "max_steps_per_epoch=1"]);
+    let said = text(&{ run }.output().unwrap().stderr);
+    assert_eq!(said.matches(shared).count(), 1, "{said}");
+}
+
+/// What is wrong with a `config.json` is said with its path: a run may read several.
+#[test]
+fn the_file_that_describes_the_model_is_named() {
+    let place = Place::new();
+    let file = place.path("model/config.json");
+    for (key, value, what) in [
+        ("hidden_act", json!("relu"), "`hidden_act` is \"relu\"; supported are"),
+        ("num_hidden_layers", json!(100_000), "`num_hidden_layers` is 100000; more than 4096 are not supported"),
+        ("num_attention_heads", json!(5), "num_attention_heads (5) must be a multiple of"),
+        ("rope_parameters", json!({"rope_type": "longrope"}), "`rope_parameters.short_factor` is missing"),
+        ("rope_parameters", json!(3), "rope_parameters must be an object, not 3"),
+        ("logit_scale", json!(2.0), "`logit_scale` is 2.0, and nothing is known of such a setting here"),
+        ("model_type", json!("lama"), "model_type `lama` is not supported"),
+    ] {
+        let model = place.model(&json!({}));
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config[key] = value;
+        fs::write(&file, config.to_string()).unwrap();
+        let expected = format!("error: {}: {what}", file.display());
+        assert!(place.unsound(&[&model]).contains(&expected), "{}", place.unsound(&[&model]));
+        let output = recipe("lora", &["--config", "configs/lora/tiny.yaml", &place.output(), &model]).output().unwrap();
+        assert!(text(&output.stderr).contains(&expected), "{}", text(&output.stderr));
+        let folder = place.path("model").display().to_string();
+        let ask = [&*format!("checkpoint_dir={folder}"), "prompt=Hello"];
+        let output = recipe("generate", &ask).output().unwrap();
+        assert!(text(&output.stderr).contains(&expected), "{}", text(&output.stderr));
+    }
+    // Weights that its model does not have, too.
+    let model = place.model(&json!({}));
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config.replace("\"num_hidden_layers\":4", "\"num_hidden_layers\":3")).unwrap();
+    let expected = format!("error: {}: has 9 weights that the model of its config.json", place.path("model").display());
+    assert!(place.unsound(&[&model]).contains(&expected), "{}", place.unsound(&[&model]));
 }
 
 #[test]

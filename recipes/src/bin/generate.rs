@@ -68,7 +68,7 @@ fn generate(
     let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;
     let options =
         LoadOptions { dtype: dtype.dtype(), device: device.open()?, train_weights: false, lora: lora.clone() };
-    let model = Decoder::load(ModelSpec::from_json(checkpoint.config())?, &checkpoint, &options)?;
+    let model = Decoder::load(ModelSpec::of(&checkpoint)?, &checkpoint, &options)?;
     if let (Some(lora), Some(dir)) = (lora, adapter_dir) {
         lora.load_into(&model, &dir)?;
     }

@@ -182,6 +182,15 @@ impl Checkpoint {
         &self.config
     }
 
+    /// The file that [`Self::config`] is read from.
+    #[must_use]
+    pub(crate) fn config_path(&self) -> PathBuf {
+        match self.weights {
+            Weights::Hf(_) => self.path.join("config.json"),
+            Weights::Gguf(_) => self.path.clone(),
+        }
+    }
+
     /// The parameters' names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (hf, gguf) = match &self.weights {

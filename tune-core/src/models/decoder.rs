@@ -242,11 +242,15 @@ impl Builder<'_> {
         let names = self.source.names();
         let mut unused = names.iter().filter(|n| !self.used.contains(*n) && !known(n));
         let Some(first) = unused.next() else { return Ok(()) };
-        Err(Error::setup(format!(
-            "the checkpoint has {} weights that the model of its config.json does not use, the first `{first}`; \
-             weights and config do not belong together, or the model is of a kind that is not supported",
+        let what = format!(
+            "has {} weights that the model of its config.json does not use, the first `{first}`; weights and config do not \
+             belong together, or the model is of a kind that is not supported",
             1 + unused.count()
-        )))
+        );
+        Err(match self.source.path() {
+            Some(path) => Error::file(path, what),
+            None => Error::setup(format!("the checkpoint {what}")),
+        })
     }
 
     fn linear(&mut self, id: impl Fn(Of) -> ParamId, layer: &LayerSpec) -> Result<Linear> {

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -62,33 +63,40 @@ const INERT: &[&str] = &[
 /// Typed access to a JSON object, with messages that name the field.
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
+    /// The file that it is read from, for messages.
+    file: &'a Path,
     /// What stands before a field's name in a message.
     path: String,
     read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Fields<'a> {
-    /// The content of `config.json`.
+    /// The content of `config.json`, which is read from `file`.
     ///
     /// # Errors
     /// It is no object.
-    pub(super) fn new(json: &'a Value) -> Result<Self> {
-        Self::at(json, String::new())
+    pub(super) fn new(json: &'a Value, file: &'a Path) -> Result<Self> {
+        Self::at(json, file, String::new())
     }
 
-    fn at(json: &'a Value, path: String) -> Result<Self> {
+    fn at(json: &'a Value, file: &'a Path, path: String) -> Result<Self> {
         match json {
-            Value::Object(object) => Ok(Self { object, path, read: RefCell::default() }),
-            other => Err(Error::setup(format!(
-                "config.json: {} must be an object, not {other}",
-                if path.is_empty() { "its content" } else { path.trim_end_matches('.') }
-            ))),
+            Value::Object(object) => Ok(Self { object, file, path, read: RefCell::default() }),
+            other => {
+                let what = if path.is_empty() { "its content" } else { path.trim_end_matches('.') };
+                Err(Error::file(file, format!("{what} must be an object, not {other}")))
+            }
         }
+    }
+
+    /// An error about the file, which names it.
+    pub(super) fn error(&self, what: impl Into<String>) -> Error {
+        Error::file(self.file, what)
     }
 
     /// An error about a field.
     pub(super) fn bad(&self, name: &str, what: impl std::fmt::Display) -> Error {
-        Error::setup(format!("config.json: `{}{name}` {what}", self.path))
+        self.error(format!("`{}{name}` {what}", self.path))
     }
 
     pub(super) fn get(&self, name: &'static str) -> Option<&'a Value> {
@@ -106,7 +114,7 @@ impl<'a> Fields<'a> {
 
     /// An object inside of this one.
     pub(super) fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>> {
-        self.get(name).map(|value| Fields::at(value, format!("{}{name}.", self.path))).transpose()
+        self.get(name).map(|value| Fields::at(value, self.file, format!("{}{name}.", self.path))).transpose()
     }
 
     pub(super) fn optional_text(&self, name: &'static str) -> Result<Option<&'a str>> {

@@ -1,6 +1,7 @@
 //! Where a model's weights come from.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rand::{RngCore, SeedableRng};
@@ -29,6 +30,11 @@ pub trait WeightSource {
 
     /// The names of all weights, where there is a fixed set of them.
     fn names(&self) -> Vec<String>;
+
+    /// The folder or file that they are in, for messages.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
 }
 
 impl WeightSource for Checkpoint {
@@ -39,6 +45,10 @@ impl WeightSource for Checkpoint {
 
     fn names(&self) -> Vec<String> {
         Checkpoint::names(self).map(str::to_owned).collect()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(Checkpoint::path(self))
     }
 }
 
@@ -72,6 +82,10 @@ impl WeightSource for Unread<'_> {
 
     fn names(&self) -> Vec<String> {
         WeightSource::names(self.0)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        WeightSource::path(self.0)
     }
 }
 

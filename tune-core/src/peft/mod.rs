@@ -15,6 +15,7 @@ use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
 use crate::hub::Origin;
 use crate::models::{Decoder, ModelSpec};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule};
+use crate::tokenizer::listed;
 use crate::{Error, Result};
 
 impl LoraOptions {
@@ -23,7 +24,7 @@ impl LoraOptions {
     /// # Errors
     /// A model that is not known, or layers that cannot carry adapters.
     pub fn adapter_config(&self, base: &Checkpoint) -> Result<AdapterConfig> {
-        let names = self.names(&ModelSpec::from_json(base.config())?)?;
+        let names = self.names(&ModelSpec::of(base)?)?;
         let (name, revision) = match base.origin().cloned() {
             Some(Origin { name, revision }) => (name, revision),
             None => (base.path().display().to_string(), None),
@@ -37,6 +38,26 @@ impl LoraOptions {
             layers: self.patterns(),
             base_model_name_or_path: Some(name),
             revision,
+        })
+    }
+
+    /// What there is to say of layers that are named by their parts, where a model stores several as one.
+    pub fn shared(&self, model: &ModelSpec) -> Option<String> {
+        let mut all = Vec::new();
+        for whole in [LoraModule::QkvProj, LoraModule::GateUpProj] {
+            let parts = self.modules.iter().filter(|slot| slot.fused() == Some(whole)).map(|slot| slot.name());
+            let parts: Vec<&str> = parts.collect();
+            if !parts.is_empty() && !model.layers_of(whole).is_empty() {
+                let of = if parts.len() == 1 { "is a part" } else { "are parts" };
+                all.push(format!("{} {of} of `{}`", listed(parts), whole.name()));
+            }
+        }
+        (!all.is_empty()).then(|| {
+            format!(
+                "in this model {}: such a layer gets one adapter, which changes all of its parts, as in peft; torchtune \
+                 gives each part an adapter of its own",
+                all.join(" and ")
+            )
         })
     }
 

@@ -193,7 +193,7 @@ impl Outline {
 
     /// The shape of a model that is opened.
     pub(crate) fn shape(&self, base: &Checkpoint) -> Result<ModelSpec> {
-        let shape = ModelSpec::from_json(base.config())?;
+        let shape = ModelSpec::of(base)?;
         if let Some(architecture) = self.architecture {
             architecture.check(&shape, base.path())?;
         }
@@ -249,8 +249,9 @@ impl Outline {
         if let Some(dir) = &self.run.checkpointer.adapter_checkpoint {
             warnings.extend(crate::peft::other_base(dir, base));
         }
-        if let Trained::Adapters { merged, .. } = self.trained {
-            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, merged));
+        if let Trained::Adapters { lora, merged } = &self.trained {
+            warnings.extend(ModelSpec::of(base).ok().and_then(|shape| lora.shared(&shape)));
+            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, *merged));
         }
         warnings
     }

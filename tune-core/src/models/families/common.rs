@@ -3,8 +3,8 @@
 use super::super::fields::Fields;
 use super::super::rotary::RotarySpec;
 use super::super::spec::{Activation, AttentionSpec, BlockSpec, EmbeddingSpec, MlpSpec, ModelSpec, NormSpec, Norms};
+use crate::Result;
 use crate::kernels::AttentionShape;
-use crate::{Error, Result};
 
 /// More blocks or experts than any model has: a number in a file alone is not to fill the memory.
 const MOST_BLOCKS: usize = 4096;
@@ -50,22 +50,22 @@ impl Sizes {
         // Written as null, it is the number of query heads in every class.
         let kv_heads = size("num_key_value_heads", Some(defaults.kv_heads.unwrap_or(heads)))?;
         if heads % kv_heads != 0 {
-            return Err(Error::setup(format!(
-                "config.json: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
+            return Err(fields.error(format!(
+                "num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
             )));
         }
         let head_dim = match fields.optional_size("head_dim")?.or(defaults.head_dim) {
             Some(d) => d,
             None if hidden % heads == 0 => hidden / heads,
             None => {
-                return Err(Error::setup(format!(
-                    "config.json: hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads}), \
+                return Err(fields.error(format!(
+                    "hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads}), \
                      or head_dim must be given"
                 )));
             }
         };
         if head_dim % 2 != 0 {
-            return Err(Error::setup(format!("config.json: head_dim ({head_dim}) must be even for rotary embeddings")));
+            return Err(fields.error(format!("head_dim ({head_dim}) must be even for rotary embeddings")));
         }
         fields.off(&["attention_dropout"])?;
         Ok(Self {

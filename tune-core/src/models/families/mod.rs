@@ -17,12 +17,15 @@ mod qwen3_moe;
 mod rope;
 mod smollm3;
 
+use std::path::Path;
+
 use serde_json::Value;
 use tune_config::nearest;
 
 use super::fields::Fields;
 use super::spec::ModelSpec;
-use crate::{Error, Result};
+use crate::Result;
+use crate::checkpoint::Checkpoint;
 
 type Family = fn(&Fields<'_>) -> Result<ModelSpec>;
 
@@ -96,10 +99,22 @@ impl ModelSpec {
     /// An unknown `model_type`, a missing or wrong field, or a setting that could change what the model computes and is
     /// not known here.
     pub fn from_json(json: &Value) -> Result<Self> {
-        let fields = Fields::new(json)?;
+        Self::read(json, Path::new("config.json"))
+    }
+
+    /// The model of a checkpoint, by its `config.json`.
+    ///
+    /// # Errors
+    /// As [`Self::from_json`]; the message has the file's path.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::read(checkpoint.config(), &checkpoint.config_path())
+    }
+
+    fn read(json: &Value, file: &Path) -> Result<Self> {
+        let fields = Fields::new(json, file)?;
         let model_type = fields.text("model_type")?;
         let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-            return Err(unknown(model_type, fields.get("vision_config").is_some()));
+            return Err(fields.error(unknown(model_type, fields.get("vision_config").is_some())));
         };
         let spec = family(&fields)?;
         fields.finish()?;
@@ -107,20 +122,17 @@ impl ModelSpec {
     }
 }
 
-fn unknown(model_type: &str, sees: bool) -> Error {
+fn unknown(model_type: &str, sees: bool) -> String {
     let names = || FAMILIES.iter().map(|(name, _)| *name);
     if sees || MULTIMODAL.contains(&model_type) {
-        return Error::setup(format!(
-            "config.json: model_type `{model_type}` is a model of images or sound, and only models of text are trained \
+        return format!(
+            "model_type `{model_type}` is a model of images or sound, and only models of text are trained \
              here; supported are {}",
             list(names())
-        ));
+        );
     }
     let meant = nearest(model_type, names()).map_or(String::new(), |name| format!("; the nearest is {name}"));
-    Error::setup(format!(
-        "config.json: model_type `{model_type}` is not supported; supported are {}{meant}",
-        list(names())
-    ))
+    format!("model_type `{model_type}` is not supported; supported are {}{meant}", list(names()))
 }
 
 /// Words as a sentence has them.

@@ -246,6 +246,14 @@ fn advice_is_followed() {
         let overrides: Vec<&str> = overrides.into_iter().filter(|o| !o.is_empty()).chain([template.as_str()]).collect();
         let said = place.unsound(&overrides);
         assert!(!said.contains("masking_strategy: last") && said.contains("Use a chat template with"), "{said}");
+        // The same text, with marks.
+        let marked = mute.replace("{{ m.content }}<|im_end|>", "{% if m.role == 'assistant' %}{% generation %}{{ \
+                                  m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}");
+        assert_ne!(marked, mute);
+        let marked = place.template(&marked);
+        let overrides = [&overrides[..overrides.len() - 1], &[marked.as_str()]].concat();
+        let said = place.sound(&overrides);
+        contains(&said, &["`{% generation %}` marks say what is trained", "Nothing stands in the way of this run."]);
     }
     // Contradicting ways to say what is trained.
     let both = ["dataset.masking_strategy=last", "dataset.train_on_input=true"];

@@ -52,22 +52,24 @@ impl OfRecord {
 /// messages.
 ///
 /// # Errors
-/// Two columns that contradict each other.
+/// Columns that contradict each other: two that say otherwise, or one that leaves the whole record out beside a list that
+/// trains some of it.
 pub(super) fn of_record(columns: &Message, its_own: &[&str], messages: usize) -> Result<OfRecord, String> {
     let mut found = OfRecord::default();
     let mut names: Vec<&str> = Vec::new();
     for key in KEYS.into_iter().filter(|key| !its_own.contains(key)) {
         let Some(value) = columns.get(key).filter(|value| decides(key, value, messages)) else { continue };
         names.push(key);
+        let before = (found.all, found.each.clone());
         match value {
             Value::Array(each) => found.each = each.iter().map(yes_or_no).collect(),
-            one => {
-                let said = column_says(one);
-                if found.all.is_some() && found.all != said {
-                    return Err(format!("the columns {} contradict each other", listed(names)));
-                }
-                found.all = said;
-            }
+            one => found.all = column_says(one),
+        }
+        let differs = before.0.is_some_and(|all| found.all != Some(all))
+            || before.1.is_some_and(|each| found.each.as_ref() != Some(&each));
+        let trains_what_is_left_out = found.all == Some(false) && found.each.iter().flatten().any(|trained| *trained);
+        if differs || trains_what_is_left_out {
+            return Err(format!("the columns {} contradict each other", listed(names)));
         }
     }
     Ok(found)

@@ -124,3 +124,95 @@ fn a_whole_record_may_be_left_out() {
         assert_eq!((dataset.samples.len(), dataset.reports[0].dropped), (1, 1));
     }
 }
+
+/// What an instruct dataset trains of a record, with the columns of its questions and answers.
+fn of_pair(record: &Value, [input, output]: [&str; 2]) -> Result<Vec<String>, String> {
+    let folder = Folder::new();
+    let mut config = instruct(folder.file("d.jsonl", record.to_string()));
+    config.column_map = InstructColumns { input: input.into(), output: output.into() };
+    let mut found = [None, Some(CHATML)].map(|template| {
+        let tokenizer = byte_level(template);
+        match load(&[DatasetConfig::Instruct(config.clone())], &tokenizer, None) {
+            Ok(dataset) => Ok(shown(&tokenizer, &dataset.samples[0])),
+            Err(error) if error.to_string().contains("has a trained token") => Ok(String::new()),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    found.iter_mut().for_each(|found| {
+        let trained = |text: &String| {
+            text.split('[').nth(1).map_or(String::new(), |part| {
+                let part = part.split(']').next().unwrap();
+                part.trim_end_matches("<|im_end|>").trim_end_matches("<|endoftext|>").to_owned()
+            })
+        };
+        *found = found.as_ref().map(trained).map_err(Clone::clone);
+    });
+    found.into_iter().collect()
+}
+
+#[test]
+fn lists_of_another_length_decide_nothing() {
+    // There are no messages that a list could be about.
+    for list in [json!([1, 0]), json!([]), json!([0])] {
+        let record = json!({"input": "q", "output": "a", "loss_mask": list});
+        assert_eq!(of_pair(&record, ["input", "output"]).unwrap(), ["a", "a"], "{record}");
+        let mut record = conversation([json!({}), json!({})]);
+        record["loss_mask"] = list.clone();
+        assert_eq!(trained(&record, Masking::Assistant).unwrap(), [A0, A1]);
+        for messages in [0, 4] {
+            assert!(!decides_of("loss_mask", &list, messages), "{list}");
+        }
+    }
+    assert!(decides_of("loss_mask", &json!([1, 0]), 2) && !decides_of("loss_mask", &json!([1, 2]), 2));
+}
+
+fn decides_of(key: &str, value: &Value, messages: usize) -> bool {
+    super::super::trained::decides(key, value, messages)
+}
+
+#[test]
+fn columns_that_contradict_each_other_are_an_error() {
+    let contradict = |columns: Value| {
+        let mut record = conversation([json!({}), json!({})]);
+        record.as_object_mut().unwrap().extend(columns.as_object().unwrap().clone());
+        trained(&record, Masking::Assistant)
+    };
+    for (columns, named) in [
+        (json!({"weight": 0, "train": true}), "`weight`, `train`"),
+        (json!({"weight": 1, "train": "False"}), "`weight`, `train`"),
+        (json!({"trainable": true, "loss": false}), "`trainable`, `loss`"),
+        (json!({"weight": 0, "loss_mask": [0, 0, 0, 1]}), "`weight`, `loss_mask`"),
+        (json!({"train": [0, 0, 0, 1], "loss_mask": [0, 1, 0, 1]}), "`train`, `loss_mask`"),
+        (json!({"weight": 1, "train": 1, "loss_mask": false}), "`weight`, `train`, `loss_mask`"),
+    ] {
+        let error = contradict(columns.clone()).unwrap_err();
+        assert!(error.contains(&format!("the columns {named} contradict each other")), "{columns}: {error}");
+    }
+    // Whoever trains a record says no more than that, and a list may say which messages.
+    for columns in [
+        json!({"weight": 1, "train": true, "loss_mask": [0, 0, 0, 1]}),
+        json!({"train": [0, 0, 0, 1], "loss_mask": [0, 0, 0, 1]}),
+    ] {
+        assert_eq!(contradict(columns).unwrap(), [A1]);
+    }
+    assert_eq!(contradict(json!({"weight": 0, "train": false, "loss_mask": [0, 0, 0, 0]})).unwrap(), [""; 0]);
+}
+
+/// A column that holds questions or answers says nothing of what is trained, whatever its name.
+#[test]
+fn a_column_of_answers_may_have_such_a_name() {
+    let record = json!({"train": "1", "weight": "0"});
+    assert_eq!(of_pair(&record, ["train", "weight"]).unwrap(), ["0", "0"]);
+    assert_eq!(of_pair(&json!({"weight": "0", "output": "a"}), ["weight", "output"]).unwrap(), ["a", "a"]);
+    // Beside it, another such column counts.
+    assert_eq!(
+        of_pair(&json!({"weight": "0", "output": "a", "train": false}), ["weight", "output"]).unwrap(),
+        ["", ""]
+    );
+    let folder = Folder::new();
+    let record = json!({"train": conversation([json!({}), json!({})])["messages"]});
+    let mut config = chat(folder.file("d.jsonl", record.to_string()));
+    config.conversation_column = "train".into();
+    let tokenizer = byte_level(Some(CHATML));
+    assert_eq!(texts(&tokenizer, DatasetConfig::Chat(config)).len(), 1);
+}

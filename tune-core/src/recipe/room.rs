@@ -12,6 +12,8 @@ use super::check_stop;
 const LONGEST: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
 /// Seconds to wait for room; 0 does not wait.
 const VARIABLE: &str = "TUNE_WAIT_FOR_ROOM";
+/// Between the first two attempts; it doubles from attempt to attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two attempts, at most.
 const PAUSE: Duration = Duration::from_secs(20);
 
@@ -20,14 +22,31 @@ const PAUSE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// As the attempt, where room does not help, does not come, or the run is asked to end.
-pub(crate) fn wait_for_room<T>(console: &mut Console, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let begun = Instant::now();
-    let longest = longest();
-    let mut pause = Duration::from_millis(500);
+pub(crate) fn wait_for_room<T>(console: &mut Console, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    wait(console, longest(std::env::var(VARIABLE).ok().as_deref()), &mut Since(Instant::now()), attempt)
+}
+
+/// The time that a run waits in.
+trait Clock {
+    /// How long the run has waited.
+    fn elapsed(&self) -> Duration;
+    /// Lets so much time pass, less if the run is asked to end.
+    fn pause(&mut self, time: Duration);
+    /// Whether the run is asked to end.
+    fn is_stopped(&self) -> bool;
+}
+
+fn wait<T>(
+    console: &mut Console,
+    longest: Duration,
+    clock: &mut impl Clock,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
         let error = match attempt() {
-            Err(error) if may_pass(&error) && begun.elapsed() < longest && check_stop().is_ok() => error,
+            Err(error) if may_pass(&error) && clock.elapsed() < longest && !clock.is_stopped() => error,
             result => {
                 if told && result.is_ok() {
                     console.note("There is room again: the run goes on");
@@ -39,22 +58,47 @@ pub(crate) fn wait_for_room<T>(console: &mut Console, mut attempt: impl FnMut() 
             told = true;
             console.warn(&waiting(&error, longest));
         }
-        let until = Instant::now() + pause.min(longest.saturating_sub(begun.elapsed()));
-        while Instant::now() < until && check_stop().is_ok() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        clock.pause(pause.min(longest.saturating_sub(clock.elapsed())));
         pause = (pause * 2).min(PAUSE);
     }
 }
 
 fn waiting(error: &Error, longest: Duration) -> String {
     let error = error.to_string();
-    let seconds = longest.as_secs();
-    let time = if seconds < 120 { format!("{seconds} seconds") } else { format!("{} minutes", seconds / 60) };
+    let time = match longest.as_secs() {
+        1 => "1 second".to_owned(),
+        seconds if seconds < 120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
+    };
     format!("{error}. The run waits up to {time} for room ({VARIABLE}=SECONDS in the environment changes that)")
 }
 
-fn longest() -> Duration {
-    let seconds = std::env::var(VARIABLE).ok().and_then(|text| text.trim().parse().ok());
+/// How long to wait, by what [`VARIABLE`] says.
+fn longest(variable: Option<&str>) -> Duration {
+    let seconds = variable.and_then(|text| text.trim().parse().ok());
     seconds.map_or(LONGEST, Duration::from_secs)
 }
+
+/// The time since a moment.
+struct Since(Instant);
+
+impl Clock for Since {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn pause(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.is_stopped() {
+            std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        check_stop().is_err()
+    }
+}
+
+#[cfg(test)]
+#[path = "room_tests.rs"]
+mod tests;

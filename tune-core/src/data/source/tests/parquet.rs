@@ -151,7 +151,8 @@ fn a_conversation_may_hold_a_date_that_the_template_does_not_read() {
 fn columns_that_are_not_read_are_not_unpacked() {
     let schema = "message m { required binary text (UTF8); optional binary some (UTF8); optional binary none (UTF8); \
                   required binary empty (UTF8); required binary all (UTF8); optional group list (LIST) { repeated group \
-                  list { optional binary element (UTF8); } } }";
+                  list { optional binary element (UTF8); } } optional group pair { optional binary a (UTF8); optional \
+                  binary b (UTF8); } }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, schema, Arc::default()).unwrap();
@@ -169,6 +170,9 @@ fn columns_that_are_not_read_are_not_unpacked() {
     push(&["x"; 5], None, None);
     // No list, an empty one, two elements, no text in a list, one.
     push(&["x", "y", "z"], Some(&[0, 1, 3, 3, 2, 3]), Some(&[0, 0, 0, 1, 0, 0]));
+    // A pair of which one text is there in two rows, the other in one.
+    push(&["x", "y"], Some(&[2, 0, 2, 0, 0]), None);
+    push(&["x"], Some(&[1, 0, 2, 0, 0]), None);
     group.close().unwrap();
     let metadata = writer.close().unwrap();
     for chunk in &metadata.row_group(0).columns()[1..] {
@@ -180,7 +184,7 @@ fn columns_that_are_not_read_are_not_unpacked() {
     let rows = read(&path, None).unwrap();
     assert_eq!(rows.iter().map(|row| row["text"].as_str().unwrap()).collect::<String>(), "12345");
     let held = |column: &str| rows.iter().filter(|row| !row[column].is_null()).count();
-    assert_eq!(["some", "none", "empty", "all", "list"].map(held), [3, 0, 0, 5, 3]);
+    assert_eq!(["some", "none", "empty", "all", "list", "pair"].map(held), [3, 0, 0, 5, 3, 2]);
     // Where the column that a record must have is missing, lists are looked at: one may be what is meant.
     let absent = Columns { first: "messages", read: vec!["messages"] };
     assert!(find(&files(&path, None), &absent).is_err());

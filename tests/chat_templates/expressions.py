@@ -161,6 +161,29 @@ TEMPLATES = [
     "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}{{ c.current }}{{ c.reset() }}{{ c.next() }}{{ c.pos }}{{ c.items }}", "{% set j = joiner(', ') %}{% for x in l %}{{ j() }}{{ x }}{% endfor %}", "{% set j = joiner() %}{{ j() }}|{{ j() }}{{ j.used }}{{ j.sep }}",
     "{{ raise_exception('Bad ' ~ i) }}", "{% if i != 7 %}{{ raise_exception('x') }}{% endif %}ok", "{% set x = raise_exception('in set') %}", "{{ messages | default('none') }}", "{% for a in users %}{% for k, v in a.items() %}{{ k ~ ':' ~ v }} {% endfor %}{% endfor %}", "{% set x = [] %}{% for y in l %}{% set x = x + [y] %}{% endfor %}{{ x }}", "{% set x = [] %}{% set _ = x.append(1) %}{{ x }}", "{% set x = {} %}{{ x.update({'a': 1}) }}", "{{ users | selectattr('name', 'equalto', 'Bob') | map(attribute='age') | first }}",
     "{% set parts = s.split(' ') %}{{ parts[0] }}{{ parts[-1] }}{{ parts | length }}", "{% set content = '<think>a</think>b' %}{{ content.split('</think>')[-1].lstrip('\\n') }}{{ content.split('</think>')[0].split('<think>')[-1] }}", "{{ ('a' in s) ~ (i is odd) }}", "{% set x = 'a' %}{% if x == 'a' and i > 3 or nope.y %}t{% endif %}", "{{ d['a']['x'][0] ~ d.a.x[1] }}", "{{ d | length > 2 and 'yes' or 'no' }}", "{{ i | string ~ 'x' }}", "{{ 'a' if i is defined else 'b' }}{{ 'c' if j is defined else 'd' }}", "{{ lines.strip().split('\\n') }}",
+    # Views as sets
+    *["{{ %s %s %s }}" % (a, sign, b) for sign in ["<", "<=", ">", ">=", "==", "!="] for a, b in [
+        ("dd.keys()", "dict(dd, z=1).keys()"), ("dict(dd, z=1).keys()", "dd.keys()"), ("dd.keys()", "dd.keys()"),
+        ("dd.items()", "dict(dd, z=1).items()"), ("dd.items()", "dict(dd, A=7).items()"), ("d.keys()", "dd.keys()"),
+        ("ed.keys()", "ed.items()"), ("ed.keys()", "dd.items()"), ("{('A', 1): 0}.keys()", "dd.items()"),
+        ("dd.items()", "{('A', 1): 0}.keys()"), ("dd.values()", "dd.values()"), ("dd.keys()", "dd.values()"),
+        ("dd.keys()", "['A', 'b', 'c']"), ("{'a': [1]}.items()", "{'a': [1], 'b': 2}.items()"),
+        ("{'a': [1]}.items()", "{1: 2, 3: 4}.keys()"), ("[dd.keys()]", "[dict(dd, z=1).keys()]")]],
+    # Text that is marked as safe
+    *["{{ %s }}|{{ (%s) is escaped }}" % (form, form) for form in """
+('<%s>' | safe) % html; ('%s %s' | safe) % (html, html | safe); ('%r %a' | safe) % (u, q); ('%d %i %5.2f %e %g' | safe) % (i, f, f, g, i)
+('%5s|%-9s|%.3s' | safe) % ('<', '<', html); ('%(a)s' | safe) % {'a': html}; ('%s' | safe) % 1; ('%s' | safe) % l; ('a' | safe) % (1,)
+('%%' | safe) % (); ('%s' | safe) % (); ('%s' | safe) | format(html); ('%(a)s' | safe) | format(a=html); ('%x' | safe) % i
+('%c' | safe) % 'a'; ('%s' | safe) % none; ('<%s>' | safe) % ('<' | safe); ('%(a)s' | safe) % [1]; 'x%s' % ('<' | safe)
+(html | safe).capitalize(); (html | safe).title(); (html | safe).swapcase(); (html | safe).casefold(); (html | safe).zfill(60)
+(html | safe).replace('a', '<'); (html | safe).replace('a', '<' | safe); (html | safe).replace('a', 1); (html | safe).replace('a', '<', 1)
+('a' | safe).center(5, '*'); ('a' | safe).ljust(5, '<'); ('a' | safe).rjust(5, '-'); ('a' | safe).center(4)
+(html | safe).split(); (html | safe).split()[0]; (html | safe).split()[0] is escaped; (html | safe).rsplit('<', 1); ('a\\nb' | safe).splitlines()
+(html | safe).partition('&')[0]; (html | safe).rpartition('&')[2]; ('<' | safe).join(['<', '>' | safe, 1]); ('-' | safe).join(l)
+(html | safe).removeprefix('<a'); (html | safe).removesuffix('b'); (html | safe).find('T'); (html | safe).count('<'); ('7' | safe).isdigit()
+('a\\tb' | safe).expandtabs(4); ('ab' | safe).translate({97: 'x'}); (html | safe).index('&'); ('<' | safe).startswith('<'); (html | safe).strip('<b')
+""".strip().replace("\n", "; ").split("; ")],
+    "{{ ('%s' | safe).format(html) }}", "{{ ('{}' | safe).format(html) }}", "{{ ('{a}' | safe).format(a=html | safe) }}",
 ]
 
 

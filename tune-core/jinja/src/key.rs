@@ -147,12 +147,22 @@ pub(crate) fn compare(a: &Value, b: &Value, sign: &str) -> Result<Option<Orderin
         }
         _ => match (Number::of(a), Number::of(b)) {
             (Some(a), Some(b)) => Ok(compare_numbers(&a, &b)),
-            _ => Err(Error::runtime(format!(
-                "'{sign}' not supported between instances of '{}' and '{}'",
-                a.type_name(),
-                b.type_name()
-            ))),
+            _ => compare_sets(a, b, sign).unwrap_or_else(|| {
+                Err(Error::runtime(format!(
+                    "'{sign}' not supported between instances of '{}' and '{}'",
+                    a.type_name(),
+                    b.type_name()
+                )))
+            }),
         },
+    }
+}
+
+/// The order of views that are sets, if both are.
+fn compare_sets(a: &Value, b: &Value, sign: &str) -> Option<Result<Option<Ordering>>> {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => a.compare_sets(b, sign),
+        _ => None,
     }
 }
 

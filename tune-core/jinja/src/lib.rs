@@ -4,6 +4,19 @@
 //! refused as well, so that no template is rendered differently in silence. Templates come with downloaded models,
 //! so a rendering has a budget (`budget`) of steps, memory and depth.
 //!
+//! Refused although jinja2 renders them, for no template of a model that we know has any of them:
+//!
+//! | what | why |
+//! |---|---|
+//! | complex numbers, as `(-8) ** 0.5` gives one | a kind of number of its own, for what no conversation holds |
+//! | bytes, as `text.encode()` gives them | a type with methods of its own, whose only use in a template would be its `repr` |
+//! | the text of functions, methods, macros and the like | it holds an address in memory, which is another in every run |
+//! | `'\N{BULLET}'`, characters by name | it would take a table of all 34,000 names; `'\u2022'` is the same |
+//! | `format` and `format_map` of text that is marked as safe | markupsafe's own formatter, which asks each value for its HTML |
+//! | the filters `random` and `urlize`, the function `lipsum` | another text each time; a list of the world's top-level domains |
+//! | `striptags` of HTML entities but the most common | a table of 2,231 of them |
+//! | `autoescape`, `scoped` blocks, looping over `loop` itself | what only pages of HTML use |
+//!
 //! ```
 //! use tune_jinja::{Names, Template, Value};
 //!

@@ -1,13 +1,14 @@
 //! Values that are neither numbers nor text nor plain data.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::budget;
 use crate::error::{Error, Result};
 use crate::interpret::Environment;
-use crate::key::equal;
+use crate::key::{Key, equal};
 use crate::syntax::ast;
 use crate::value::{Attributes, Dict, Iter, Str, Value};
 
@@ -197,22 +198,53 @@ impl Object {
         }
     }
 
+    /// How two views compare that are sets to Python, those of keys and of items: a part is less than the whole.
+    /// `None` for all else. Where the numbers of their entries say already that `sign` does not hold, nothing is looked up.
+    pub(crate) fn compare_sets(&self, other: &Self, sign: &str) -> Option<Result<Option<Ordering>>> {
+        let (Self::View(a, of_a), Self::View(b, of_b)) = (self, other) else { return None };
+        if [of_a, of_b].into_iter().any(|view| matches!(view, View::Values)) {
+            return None;
+        }
+        let order = a.entries.len().cmp(&b.entries.len());
+        let is_within = match (sign, order) {
+            ("<" | "<=", Ordering::Less) | ("<=" | ">=" | "==", Ordering::Equal) => is_within(a, *of_a, b, *of_b),
+            (">" | ">=", Ordering::Greater) => is_within(b, *of_b, a, *of_a),
+            _ => Ok(false),
+        };
+        Some(is_within.map(|is| is.then_some(order)))
+    }
+
     pub(crate) fn equals(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Range { start: a, step: b, len: c, .. }, Self::Range { start: x, step: y, len: z, .. }) => {
                 c == z && (*c == 0 || (a == x && (*c == 1 || b == y)))
             }
-            (Self::View(a, View::Keys), Self::View(b, View::Keys)) => {
-                a.entries.len() == b.entries.len() && a.entries.keys().all(|key| b.entries.contains_key(key))
-            }
-            (Self::View(a, View::Items), Self::View(b, View::Items)) => {
-                equal(&Value::Dict(a.clone()), &Value::Dict(b.clone()))
+            (Self::View(_, View::Keys | View::Items), Self::View(_, View::Keys | View::Items)) => {
+                matches!(self.compare_sets(other, "=="), Some(Ok(Some(Ordering::Equal))))
             }
             (Self::Method(a, name), Self::Method(b, other)) => a.is_same(b) && **name == **other,
             (Self::Function(a), Self::Function(b)) => a == b,
             _ => std::ptr::eq(self, other),
         }
     }
+}
+
+/// Whether all of a view is in another.
+fn is_within(part: &Dict, of_part: View, whole: &Dict, of_whole: View) -> Result<bool> {
+    for item in view_items(part, of_part)? {
+        budget::spend(1)?;
+        let holds = match (of_whole, &item) {
+            (View::Items, Value::Tuple(pair)) if pair.len() == 2 => {
+                whole.entries.get(&Key::new(pair[0].clone())?).is_some_and(|value| equal(value, &pair[1]))
+            }
+            (View::Items, _) => false,
+            _ => whole.entries.contains_key(&Key::new(item)?),
+        };
+        if !holds {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn view_items(dict: &Dict, view: View) -> Result<Vec<Value>> {

@@ -2,15 +2,17 @@
 
 use super::Spec;
 use super::parts::{ascii, character, cut, digits, pad, prefix_of, radix, real, sign_of};
+use crate::budget;
 use crate::error::{Error, Result};
+use crate::markup::{escape, soft};
 use crate::number::{Number, index, truncate};
 use crate::repr::{repr, to_str};
 use crate::value::{Str, Value};
 
-/// `format % values`.
+/// `format % values`. Text that is marked as safe stays so: what goes into it is escaped.
 pub(crate) fn percent(format: &Str, values: &Value) -> Result<Value> {
     if format.safe {
-        return Err(Error::runtime("`%` of text that is marked as safe is not supported"));
+        values.defined()?;
     }
     let positional: Vec<Value> = match values {
         Value::Tuple(items) => items.to_vec(),
@@ -86,14 +88,37 @@ pub(crate) fn percent(format: &Str, values: &Value) -> Result<Value> {
             None => next.next().ok_or_else(few)?.clone(),
         };
         spec.check(out.len())?;
-        out.push_str(&printf(&value, kind, spec)?);
+        out.push_str(&match format.safe {
+            true => into_safe(&value, kind, spec)?,
+            false => printf(&value, kind, spec)?,
+        });
     }
     let left = next.next().is_some();
     if left && (is_tuple || !(used_mapping || matches!(values, Value::Dict(_) | Value::List(_)))) {
         values.defined()?;
         return Err(Error::runtime("not all arguments converted during string formatting"));
     }
-    Ok(out.into())
+    Ok(if format.safe { Value::safe(out) } else { out.into() })
+}
+
+/// One conversion of `%` in text that is marked as safe, as markupsafe has it: texts are escaped, and numbers stay.
+fn into_safe(value: &Value, kind: char, spec: Spec) -> Result<String> {
+    let text = match kind {
+        's' => soft(&to_str(value)?).into_owned(),
+        'r' => escape(&repr(value)?),
+        'a' => ascii(&escape(&repr(value)?)),
+        'd' | 'i' | 'u' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' if Number::of(value).is_some() => {
+            return printf(value, kind, spec);
+        }
+        _ => {
+            let name = value.type_name();
+            return Err(Error::runtime(format!(
+                "`%{kind}` of '{name}' in text that is marked as safe is not supported"
+            )));
+        }
+    };
+    budget::reserve(text.len())?;
+    printf(&text.into(), 's', spec)
 }
 
 /// One conversion of `%`.

@@ -8,16 +8,19 @@ use crate::error::{Error, Result};
 use crate::format::brackets;
 use crate::interpret::Interpreter;
 use crate::key::Key;
+use crate::markup::soft;
 use crate::number::index;
+use crate::repr::to_str;
 use crate::syntax::is_space;
 use crate::unicode::{is_alnum, is_alpha, is_decimal, is_digit, is_numeric, is_printable, push_folded, push_title};
 use crate::value::{Str, Value};
 
 impl Interpreter<'_> {
     pub(crate) fn text_method(&mut self, text: &Str, name: &str, args: Args) -> Result<Value> {
-        if text.safe && !matches!(name, "strip" | "lstrip" | "rstrip" | "upper" | "lower" | "startswith" | "endswith") {
+        if text.safe && matches!(name, "format" | "format_map") {
             return Err(Error::runtime(format!("the method `{name}` of text that is marked as safe is not supported")));
         }
+        let args = if text.safe { escaped(name, args)? } else { args };
         budget::spend_bytes(text.len())?;
         let value = match name {
             "format" => brackets(self, text, &args)?,
@@ -33,7 +36,7 @@ impl Interpreter<'_> {
                 brackets(self, text, &Args { positional: Vec::new(), named: named.collect() })?
             }
             "split" | "rsplit" | "splitlines" => by_name(text, name, args)?,
-            "join" => return join(text, &args.plain(name, 1, 1)?[0]),
+            "join" => join(text, &args.plain(name, 1, 1)?[0])?,
             "replace" => replace(text, args)?,
             "translate" => translate(text, &args.plain(name, 1, 1)?[0])?,
             "expandtabs" => {
@@ -44,8 +47,37 @@ impl Interpreter<'_> {
         };
         Ok(match value {
             Value::Str(value) if text.safe => Value::safe(value),
+            Value::List(parts) if text.safe => Value::list(parts.iter().map(marked).collect())?,
+            Value::Tuple(parts) if text.safe => Value::tuple(parts.iter().map(marked).collect())?,
             value => value,
         })
+    }
+}
+
+/// The arguments of a method of text that is marked as safe: what goes into the text is escaped.
+fn escaped(name: &str, mut args: Args) -> Result<Args> {
+    let escape = |value: &Value| Ok(Value::safe(soft(&to_str(value)?).into_owned()));
+    let inserted = match name {
+        "replace" | "center" | "ljust" | "rjust" => args.positional.get_mut(1),
+        "join" => {
+            if let Some(items) = args.positional.first_mut() {
+                *items = Value::list(items.defined()?.items()?.iter().map(escape).collect::<Result<_>>()?)?;
+            }
+            None
+        }
+        _ => None,
+    };
+    if let Some(inserted) = inserted {
+        *inserted = escape(inserted)?;
+    }
+    Ok(args)
+}
+
+/// A part of text that is marked as safe.
+fn marked(part: &Value) -> Value {
+    match part {
+        Value::Str(part) => Value::safe(part.clone()),
+        other => other.clone(),
     }
 }
 

@@ -8,8 +8,12 @@ mod runs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use runs::{files, recipe, root, succeed, text};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tune_core::checkpoint::{Checkpoint, hf};
+use tune_core::device::Compute;
+use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 
 const MIB: f64 = 1048576.0;
 
@@ -32,29 +36,113 @@ fn measured(name: &str, args: &[&str], output_dir: &Path) -> f64 {
     peaks.next_back().unwrap() / MIB
 }
 
-/// Runs each of the recipes with and without activation checkpointing, in both precisions, and shows a table.
+/// Plans and what is taken, line by line.
+#[derive(Default)]
+struct Table {
+    lines: String,
+    is_wrong: bool,
+}
+
+impl Table {
+    /// Runs a recipe, and adds a line.
+    fn compare(&mut self, what: &str, name: &str, args: &[String]) {
+        let folder = tempfile::tempdir().unwrap();
+        let output = format!("output_dir={}", folder.path().display());
+        let args: Vec<&str> = args.iter().map(String::as_str).chain([output.as_str()]).collect();
+        let (plan, peak) = (planned(name, &args), measured(name, &args, folder.path()));
+        let off = plan / peak - 1.0;
+        self.is_wrong |= off.abs() >= 0.1;
+        self.lines.push_str(&format!("{what:<36}{plan:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", 100.0 * off));
+    }
+
+    fn check(&self) {
+        println!("{:<36}{:>8}{:>8}\n{}", "", "planned", "taken", self.lines);
+        assert!(!self.is_wrong, "\n{}", self.lines);
+    }
+}
+
+/// Runs each of the recipes with and without activation checkpointing, in both precisions.
 fn compare(recipes: &[&str], args: impl Fn(&str) -> Vec<String>) {
-    let mut table = String::new();
-    let mut all_close = true;
+    let mut table = Table::default();
     for name in recipes {
         for dtype in ["fp32", "bf16"] {
             for checkpointing in [false, true] {
-                let folder = tempfile::tempdir().unwrap();
                 let mut args = args(name);
-                args.push(format!("output_dir={}", folder.path().display()));
                 args.push(format!("dtype={dtype}"));
                 args.push(format!("enable_activation_checkpointing={checkpointing}"));
-                let args: Vec<&str> = args.iter().map(String::as_str).collect();
-                let (plan, peak) = (planned(name, &args), measured(name, &args, folder.path()));
-                let off = plan / peak - 1.0;
-                all_close &= off.abs() < 0.1;
-                let what = format!("{name} {dtype}, checkpointing {checkpointing}");
-                table.push_str(&format!("{what:<36}{plan:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", 100.0 * off));
+                table.compare(&format!("{name} {dtype}, checkpointing {checkpointing}"), name, &args);
             }
         }
     }
-    println!("{:<36}{:>8}{:>8}\n{table}", "", "planned", "taken");
-    assert!(all_close, "\n{table}");
+    table.check();
+}
+
+/// What a family's config has besides the sizes that all share.
+fn families() -> Vec<(&'static str, Value)> {
+    let long: Vec<f64> = (0..24).map(|i| 1.0 + f64::from(i) / 4.0).collect();
+    let longrope = json!({"type": "longrope", "short_factor": vec![1.0; 24], "long_factor": long});
+    vec![
+        ("llama", json!({"attention_bias": true, "mlp_bias": true})),
+        ("mistral", json!({"sliding_window": 32})),
+        ("qwen2", json!({"tie_word_embeddings": true})),
+        ("qwen3", json!({})),
+        (
+            "qwen3_moe",
+            json!({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "norm_topk_prob": true}),
+        ),
+        ("gemma", json!({})),
+        ("gemma2", json!({"sliding_window": 32, "query_pre_attn_scalar": 48})),
+        ("gemma3_text", json!({"sliding_window": 32, "query_pre_attn_scalar": 48})),
+        ("phi3", json!({"rope_scaling": longrope, "original_max_position_embeddings": 64})),
+        ("olmo2", json!({})),
+        ("smollm3", json!({})),
+    ]
+}
+
+/// A checkpoint of a family with random weights, about ten million of them, and the tiny model's tokenizer.
+fn checkpoint_of(model_type: &str, own: &Value, folder: &Path) -> String {
+    let tiny = Checkpoint::open(root().join("recipes/tiny/model")).unwrap();
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": tiny.config()["vocab_size"], "hidden_size": 384, "intermediate_size": 1024,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 48,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "eos_token_id": tiny.config()["eos_token_id"],
+    });
+    own.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: true, lora: None };
+    let weights = RandomWeights { seed: 1, std: 0.02 };
+    let model = Decoder::load(ModelSpec::from_json(&config).unwrap(), &weights, &options).unwrap();
+    let folder = folder.join(model_type);
+    let files = tiny.tokenizer_files().unwrap();
+    hf::write(&folder, &config, model.merged_weights().unwrap().0, &files, tiny.generation_config().as_ref(), u64::MAX)
+        .unwrap();
+    format!("checkpointer.checkpoint_dir={}", folder.display())
+}
+
+#[test]
+fn every_family_takes_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut table = Table::default();
+    for (family, own) in families() {
+        let checkpoint = checkpoint_of(family, &own, folder.path());
+        for (name, more) in [
+            ("full", ["dtype=fp32", "enable_activation_checkpointing=false", "clip_grad_norm=1.0"]),
+            ("lora", ["dtype=bf16", "enable_activation_checkpointing=true", "~exact_match"]),
+        ] {
+            let config = format!("configs/{name}/tiny.yaml");
+            let mut args = ["--config", &config, &checkpoint].map(str::to_owned).to_vec();
+            args.extend(more.map(str::to_owned));
+            args.extend(
+                ["epochs=1", "max_steps_per_epoch=2", "log_every_n_steps=1", "batch_size=8"].map(str::to_owned),
+            );
+            if name == "lora" {
+                // Experts carry no adapters.
+                args.push("model.apply_lora_to_mlp=false".to_owned());
+            }
+            table.compare(&format!("{family}, {name}"), name, &args);
+        }
+        fs::remove_dir_all(folder.path().join(family)).unwrap();
+    }
+    table.check();
 }
 
 #[test]
@@ -264,6 +352,49 @@ fn a_limit_of_the_process_counts() {
         let error = text(&run.stderr);
         assert!(error.contains("error: this run needs ") && error.contains(words), "{error}");
         assert!(!dir.exists());
+    }
+}
+
+/// A run under a limit of addresses (in kB) either does not begin, with the reason, or ends well.
+#[cfg(target_os = "linux")]
+fn under_a_limit(name: &str, limit: u64, overrides: &[&str]) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().join("out").display());
+    let config = format!("configs/{name}/tiny.yaml");
+    let run = std::process::Command::new("bash")
+        .args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "bash"])
+        .arg(recipe(name, &[]).get_program())
+        .args(["--config", &config, &output, "epochs=1", "max_steps_per_epoch=3"])
+        .args(overrides)
+        .env_remove("TUNE_MEMORY")
+        .current_dir(root())
+        .output()
+        .unwrap();
+    match run.status.code() {
+        Some(0) => Ok(()),
+        Some(1) => Err(text(&run.stderr)),
+        _ => panic!("{name} {overrides:?} with ulimit -v {limit}: {}: {}", run.status, text(&run.stderr)),
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_accepted_under_a_limit_of_addresses_runs() {
+    for (name, overrides) in
+        [("lora", &["save_adapter_weights_only=false"][..]), ("full", &[]), ("full", &["dtype=bf16"])]
+    {
+        let (mut refused, mut accepted) = (0, 0);
+        for limit in (70_000..250_000).step_by(12_000) {
+            match under_a_limit(name, limit, overrides) {
+                Ok(()) => accepted += 1,
+                Err(error) => {
+                    assert_eq!(accepted, 0, "{name} {overrides:?} runs with less than {limit} kB");
+                    assert!(error.contains("this run needs ") && error.contains("(`ulimit -v`)"), "{limit}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 1 && accepted > 4, "{name} {overrides:?}: {refused} refused, {accepted} accepted");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where and in what precision a run computes, and the seed that it starts from.
 
+use std::error::Error as _;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -49,8 +50,10 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// A card that cannot be used, with what is missing; kernels that the processor cannot run.
+    /// A card that cannot be used, with what is missing; kernels that the processor cannot run; threads that the system
+    /// does not start.
     pub fn open(self) -> Result<Compute> {
+        start_threads()?;
         match self {
             Self::Cpu => Isa::check().map(|()| Compute::Processor),
             Self::Cuda(n) => Card::open(n).map(Compute::Card),
@@ -63,6 +66,19 @@ impl std::str::FromStr for DeviceConfig {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| format!("`{text}` is no device; use cpu, cuda or cuda:N"))
+    }
+}
+
+/// Starts the threads that compute, if they are not there yet: whoever asked for work without them would panic where the
+/// system has none.
+fn start_threads() -> Result<()> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        // Another failure is that they are there.
+        Err(error) if error.source().is_some() => Err(Error::setup(format!(
+            "the threads that compute cannot be started ({error}): raise the limits of addresses (`ulimit -v`) and of \
+             threads (`ulimit -u`), or set RAYON_NUM_THREADS in the environment to fewer"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -385,6 +385,7 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
                 preflight: #has_preflight,
             };
             __cli::signals::handle();
+            __cli::heaps::share();
             let __color = __cli::stderr_color();
             let (__run, __purpose) = match __cli::start::<#config>(&__RECIPE, ::std::env::args_os(), __color) {
                 __cli::Start::Run(__run, __purpose) => (*__run, __purpose),

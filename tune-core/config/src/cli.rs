@@ -2,6 +2,7 @@
 //! generated `main` does what it says.
 
 mod exit;
+pub mod heaps;
 pub mod signals;
 
 use std::ffi::OsString;

@@ -76,6 +76,10 @@ impl<S: Source> Arena<S> {
         Self { idle: BTreeMap::new(), slabs: Vec::new(), source }
     }
 
+    pub(super) fn source(&self) -> &S {
+        &self.source
+    }
+
     /// Takes `size` bytes and returns their address: from the smallest piece that was in use before, else
     /// from the first that has them. So little is touched that never was.
     pub(super) fn take(&mut self, size: usize) -> usize {

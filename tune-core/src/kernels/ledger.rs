@@ -56,6 +56,8 @@ struct Book {
 /// Addresses from the top down, as a system gives them.
 struct MadeUp {
     next: usize,
+    /// The bytes that were asked for, with what it takes to begin at a page.
+    asked: u64,
 }
 
 impl Source for MadeUp {
@@ -63,6 +65,7 @@ impl Source for MadeUp {
         let size = buffers::slab(size);
         // Two pieces never meet: they would become one, which those of the system do not.
         self.next = (self.next - size - 1) / HUGE * HUGE;
+        self.asked += (size + HUGE) as u64;
         (self.next, size)
     }
 }
@@ -70,7 +73,7 @@ impl Source for MadeUp {
 impl Ledger {
     pub(crate) fn new() -> Self {
         Self(Rc::new(RefCell::new(Book {
-            arena: Arena::new(MadeUp { next: usize::MAX / 2 }),
+            arena: Arena::new(MadeUp { next: usize::MAX / 2, asked: 0 }),
             touched: BTreeMap::new(),
             in_use: InUse::default(),
             worst: InUse::default(),
@@ -99,6 +102,11 @@ impl Ledger {
             pages += end.saturating_sub(first);
         }
         pages as u64 * page as u64
+    }
+
+    /// Bytes of addresses that the arena takes, be they touched or not.
+    pub(crate) fn asked(&self) -> u64 {
+        self.0.borrow().arena.source().asked
     }
 
     /// What was in use at the most demanding moment.
@@ -171,5 +179,6 @@ mod tests {
         // A piece of its own, larger than what the system is asked for at once.
         let _large = ledger.take::<u8>(300 * MIB, Purpose::Output);
         assert_eq!(ledger.touched(HUGE), (HUGE + 300 * MIB) as u64);
+        assert_eq!(ledger.asked(), (buffers::slab(1) + buffers::slab(300 * MIB) + 2 * HUGE) as u64);
     }
 }

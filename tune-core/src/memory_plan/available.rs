@@ -24,6 +24,14 @@ pub struct Available {
 /// # Errors
 /// Where `TUNE_MEMORY` says no size.
 pub fn available() -> Result<Option<Available>> {
+    available_beside(0)
+}
+
+/// The same, for what takes so many bytes of addresses besides its memory: those count where addresses are limited.
+///
+/// # Errors
+/// As [`available`].
+pub(super) fn available_beside(addresses: u64) -> Result<Option<Available>> {
     if let Some(text) = std::env::var_os("TUNE_MEMORY") {
         let text = text.to_string_lossy();
         let bytes = parse(&text).ok_or_else(|| {
@@ -35,8 +43,11 @@ pub fn available() -> Result<Option<Available>> {
     let all = [
         (system(), "available on this machine"),
         (group(), "left to its control group"),
-        (limit(Limit::AddressSpace), "left by the limit of its address space (`ulimit -v`)"),
-        (limit(Limit::Data), "left by the limit of its data (`ulimit -d`)"),
+        (
+            limit(Limit::AddressSpace).map(|left| left.saturating_sub(addresses)),
+            "left by the limit of its address space (`ulimit -v`)",
+        ),
+        (limit(Limit::Data).map(|left| left.saturating_sub(addresses)), "left by the limit of its data (`ulimit -d`)"),
     ];
     let all = all.into_iter().filter_map(|(free, origin)| Some(Available { bytes: free? + own, origin }));
     Ok(all.min_by_key(|available| available.bytes))

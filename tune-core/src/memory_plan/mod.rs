@@ -21,9 +21,11 @@ mod table;
 
 use candle_core::DType;
 use half::bf16;
+use tune_config::cli::heaps;
 
 pub use advice::Change;
 pub(crate) use available::address_limit;
+use available::available_beside;
 pub use available::{Available, available};
 pub(crate) use parameters::of_adapters;
 pub(crate) use table::size;
@@ -41,6 +43,9 @@ use crate::{Error, Result};
 
 /// Code, stacks and the allocator's own, which come into memory only as a run uses them.
 const STILL_TO_COME: u64 = 2 << 20;
+
+/// The stack of a thread.
+const STACK: u64 = 2 << 20;
 
 /// Micro-batches of a step that are gone through, at most.
 const MICRO_BATCHES: usize = 16;
@@ -122,6 +127,8 @@ pub struct MemoryPlan {
     pub so_far: u64,
     /// What there is for the process, where the system tells.
     pub available: Option<Available>,
+    /// Addresses that the process will take and that are no memory.
+    addresses: u64,
     setting: Setting,
 }
 
@@ -135,7 +142,7 @@ impl MemoryPlan {
         let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
         let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
         plan.so_far = peak_memory().unwrap_or(0);
-        plan.available = available()?;
+        plan.available = available_beside(plan.addresses)?;
         Ok(plan)
     }
 
@@ -167,6 +174,8 @@ impl MemoryPlan {
             Some((weights, false)) => (0, weights + engine.touched(HUGE)),
             None => (0, 0),
         };
+        // A weight that is saved may be made for it: merged, or converted.
+        let saved = 4 * setting.model.output().elements();
         let adapters = 4 * adapted;
         Ok(Self {
             program,
@@ -182,6 +191,7 @@ impl MemoryPlan {
             loading: program + (weights + quantized + reference + adapters + copied * weight).max(before),
             so_far: 0,
             available: None,
+            addresses: addresses(&engine) + saved,
             setting: setting.clone(),
         })
     }
@@ -214,6 +224,13 @@ impl MemoryPlan {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes of addresses that a run takes besides its memory: what the engine asks the system for and does not touch, the stacks
+/// of the threads that tokenize and read ahead, and the heaps that threads have of their own.
+fn addresses(engine: &Ledger) -> u64 {
+    let threads = rayon::current_num_threads() as u64 + 2;
+    engine.asked().saturating_sub(engine.touched(HUGE)) + threads * STACK + heaps::reserve()
 }
 
 /// Steps and a validation, on paper. A step finds the memory as the one before left it, and batches of other sizes touch

@@ -148,7 +148,7 @@ impl Outline {
             ));
         }
         let reference = config.open()?;
-        let shape = ModelSpec::from_json(reference.config())?;
+        let shape = ModelSpec::of(&reference)?;
         Decoder::skeleton(shape.clone(), &reference)?;
         Ok(Some((reference, shape)))
     }

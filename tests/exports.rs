@@ -56,7 +56,8 @@ fn write_model(dir: &Path, base: &Checkpoint, model: &Decoder) {
     config["tie_word_embeddings"] = tied.into();
     let files = base.tokenizer_files().unwrap();
     // Small enough for several files.
-    hf::write(dir, &config, weights, &files, generation.as_ref(), 60_000).unwrap();
+    let bytes: usize = weights.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
+    hf::write(dir, &config, weights, &files, generation.as_ref(), bytes as u64 / 3).unwrap();
     assert!(dir.join("model.safetensors.index.json").exists());
 }
 
@@ -139,6 +140,11 @@ fn exports_compute_what_was_exported() {
     for family in ["qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2"] {
         export(family, &fixtures.join("families").join(family), &[QProj, VProj, DownProj], &into);
     }
+    for family in ["gemma", "llama_biases", "qwen2_windows", "smollm3"] {
+        export(family, &fixtures.join("families").join(family), &[QProj, VProj, DownProj], &into);
+    }
+    export("phi3_longrope", &fixtures.join("families/phi3_longrope"), &[QkvProj, GateUpProj], &into);
+    export("gemma3_image", &fixtures.join("families/gemma3_image"), &[QProj, VProj, DownProj], &into);
     export("qwen3_moe", &fixtures.join("families/qwen3_moe"), &[QProj, KProj, VProj, OProj], &into);
     export("phi3", &fixtures.join("families/phi3"), &[QkvProj, GateUpProj], &into);
     export("gguf_tied", &fixtures.join("gguf/smollm.gguf"), &[QProj, KProj, VProj, OProj], &into);

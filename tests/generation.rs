@@ -12,7 +12,12 @@ use tune_core::engine::{self, Sequences};
 use tune_core::generate::{Sampler, SamplerOptions, StopOptions, generate, generate_many};
 use tune_core::models::Decoder;
 
-const FAMILIES: [&str; 10] = [
+/// All but those whose frequencies depend on a sequence's length, see [`FREQUENCIES_OF_LENGTH`].
+const FAMILIES: [&str; 14] = [
+    "gemma",
+    "llama_biases",
+    "qwen2_windows",
+    "smollm3",
     "llama_tied",
     "llama3_1_rope_scaled",
     "mistral",
@@ -24,6 +29,8 @@ const FAMILIES: [&str; 10] = [
     "phi3",
     "olmo2",
 ];
+
+const FREQUENCIES_OF_LENGTH: [&str; 2] = ["llama_dynamic", "phi3_longrope"];
 
 /// A text of so many tokens.
 fn ids(seed: u32, len: usize, vocab: usize) -> Vec<u32> {
@@ -153,4 +160,53 @@ fn sequences_end_where_their_room_ends() {
     let right = sequences.extend(&[(0, &[9])]).unwrap();
     sequences.truncate(0, 3);
     assert_eq!(sequences.extend(&[(0, &[9])]).unwrap(), right);
+}
+
+/// The largest difference of two rows of logits, relative to the largest of them.
+fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
+    let scale = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
+    ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
+}
+
+/// Rotary frequencies that depend on a sequence's length, across the border: what `generate` of transformers gives.
+#[test]
+fn frequencies_of_a_length_are_those_of_transformers_as_a_sequence_grows() {
+    for family in FREQUENCIES_OF_LENGTH {
+        let fixture = Fixture::read(family);
+        let sequence: Vec<u32> =
+            fixture.expected["generated_ids"].to_vec2::<i64>().unwrap()[0].iter().map(|&id| id as u32).collect();
+        let theirs: Vec<Vec<f32>> = fixture.expected["generated_logits"].to_vec2().unwrap();
+        let prompt = sequence.len() - theirs.len();
+        assert!(prompt < 32 && sequence.len() > 34, "the border is crossed");
+        let model = fixture.model(DType::F32, None);
+        let mut growing = Sequences::new(&model, &[sequence.len()]).unwrap();
+        for (step, theirs) in theirs.iter().enumerate() {
+            let new = if step == 0 { &sequence[..prompt] } else { &sequence[prompt + step - 1..prompt + step] };
+            let ours = growing.extend(&[(0, new)]).unwrap().remove(0);
+            let off = difference(&ours, theirs);
+            assert!(off < 1e-4, "{family}, step {step}: off by {off:e} of the largest");
+        }
+    }
+}
+
+/// Beyond the border, where all was computed again, a sequence is to the last bit what training computes, and so it is when it
+/// was cut short behind it.
+#[test]
+fn a_sequence_that_switches_frequencies_is_what_training_computes() {
+    let model = Fixture::read("phi3_longrope").model(DType::F32, None);
+    let vocab = model.config.vocab_size;
+    let [long, short] = [ids(1, 40, vocab), ids(2, 20, vocab)];
+    let trained = engine::log_probs(&model, &packed(&[long.clone(), short.clone()])).unwrap();
+    let found = grown(&model, &[long.clone(), short], &[30, 3]);
+    // From the token on that is the first beyond the border.
+    assert_eq!(found[0][32 - 30 + 1..], trained[32..39]);
+    assert_eq!(found[1], trained[40 + 2..40 + 19]);
+    for family in FREQUENCIES_OF_LENGTH {
+        let model = Fixture::read(family).model(DType::F32, None);
+        let mut sequences = Sequences::new(&model, &[40]).unwrap();
+        let fresh = sequences.extend(&[(0, &long[..10])]).unwrap();
+        sequences.extend(&[(0, &long[10..])]).unwrap();
+        sequences.truncate(0, 9);
+        assert_eq!(sequences.extend(&[(0, &long[9..10])]).unwrap(), fresh, "{family}");
+    }
 }

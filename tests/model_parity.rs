@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
 use families::Fixture;
+use tune_core::checkpoint::Checkpoint;
 use tune_core::device::Compute;
 use tune_core::engine::{self, Gradient, RunOptions, forward_backward};
+use tune_core::models::ModelSpec;
 use tune_core::optim::Gradients;
 
 /// Largest difference allowed, relative to the largest value of the tensor.
@@ -29,6 +31,10 @@ fn difference(name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
 fn check(family: &str, alter: impl Fn(&mut serde_json::Value)) {
     let mut fixture = Fixture::read(family);
     alter(&mut fixture.config);
+    check_fixture(family, &fixture);
+}
+
+fn check_fixture(family: &str, fixture: &Fixture) {
     let model = fixture.model(DType::F32, None);
     let batch = fixture.batch();
     let of_logits = difference("logits", &engine::logits(&model, &batch).unwrap(), &fixture.expected["logits"]);
@@ -141,6 +147,75 @@ fn olmo_2_with_norms_behind() {
 }
 
 #[test]
+fn gemma_1_with_scaled_embeddings() {
+    check("gemma", |_| {});
+}
+
+#[test]
+fn smollm_3_without_positions_in_every_fourth_block() {
+    check("smollm3", |_| {});
+    check("smollm3", as_transformers_4);
+}
+
+#[test]
+fn phi_3_with_long_rotary_frequencies() {
+    check("phi3_longrope", |_| {});
+    check("phi3_longrope", as_transformers_4);
+}
+
+#[test]
+fn llama_with_biases_everywhere() {
+    check("llama_biases", |_| {});
+}
+
+#[test]
+fn llama_with_dynamic_rotary_frequencies() {
+    check("llama_dynamic", |_| {});
+    check("llama_dynamic", as_transformers_4);
+}
+
+#[test]
+fn qwen2_with_windows_from_its_second_block_on() {
+    check("qwen2_windows", |_| {});
+    // Files of transformers 4 have no `layer_types`.
+    check("qwen2_windows", |config| drop(config.as_object_mut().unwrap().remove("layer_types")));
+}
+
+/// The model of text in one of text and images: its file says of the text what is not by default, its weights have longer
+/// names, and those of the part that sees are left out.
+#[test]
+fn gemma_3_in_a_model_of_images() {
+    let folder = Fixture::folder("gemma3_image");
+    let stored = candle_core::safetensors::load(folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap();
+    assert!(stored.keys().any(|name| name.starts_with("vision_tower.")), "{:?}", stored.keys());
+    // Files of transformers 5 have either of these names, by the class that wrote them.
+    let temporary = tempfile::tempdir().unwrap();
+    let renamed = |name: &String| match name.strip_prefix("language_model.model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => format!("model.{name}"),
+    };
+    let renamed: std::collections::HashMap<String, Tensor> =
+        stored.iter().map(|(name, tensor)| (renamed(name), tensor.clone())).collect();
+    candle_core::safetensors::save(&renamed, temporary.path().join("model.safetensors")).unwrap();
+    std::fs::copy(folder.join("config.json"), temporary.path().join("config.json")).unwrap();
+    for folder in [temporary.path(), &folder] {
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let weights = checkpoint
+            .names()
+            .map(|name| (name.to_owned(), checkpoint.tensor(name, DType::F32, &candle_core::Device::Cpu).unwrap()));
+        let (config, weights) = (checkpoint.config().clone(), weights.collect());
+        check_fixture("gemma3_image", &Fixture { config, weights, ..Fixture::read("gemma3_image") });
+    }
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    // The whole file describes the same model.
+    let whole: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    assert_eq!(whole["model_type"], "gemma3");
+    let (whole, text) = (ModelSpec::from_json(&whole).unwrap(), ModelSpec::of(&checkpoint).unwrap());
+    assert_eq!(whole, text);
+}
+
+#[test]
 #[should_panic(expected = "logits: differs")]
 fn a_model_without_its_window_is_noticed() {
     check("mistral", |config| config["sliding_window"] = serde_json::Value::Null);
@@ -151,7 +226,7 @@ fn a_checkpoint_with_a_weight_that_the_model_lacks_is_refused() {
     let mut fixture = Fixture::read("llama_tied");
     let bias = fixture.weights["model.norm.weight"].clone();
     fixture.weights.insert("model.layers.0.self_attn.q_proj.bias".into(), bias);
-    let config = tune_core::models::ModelSpec::from_json(&fixture.config).unwrap();
+    let config = ModelSpec::from_json(&fixture.config).unwrap();
     let options = tune_core::models::LoadOptions {
         dtype: DType::F32,
         device: Compute::Processor,

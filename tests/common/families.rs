@@ -21,10 +21,15 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    pub fn read(family: &str) -> Self {
+    /// Where its files are.
+    pub fn folder(family: &str) -> PathBuf {
         // As cargo says now: a test may run on another machine than it was built on.
         let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-        let dir = PathBuf::from(package).join("../tests/fixtures/families").join(family);
+        PathBuf::from(package).join("../tests/fixtures/families").join(family)
+    }
+
+    pub fn read(family: &str) -> Self {
+        let dir = Self::folder(family);
         let tensors = |file: &str| -> BTreeMap<String, Tensor> {
             candle_core::safetensors::load(dir.join(file), &Device::Cpu).unwrap().into_iter().collect()
         };

@@ -18,9 +18,17 @@ use crate::{Error, Result};
 /// Their tokens are computed as those of a training batch are: what comes out for one does not depend, to the last bit, on
 /// which others come with it or before it. (On a card it may, in the last bits: kernels for one new token are others than those
 /// for many.)
+///
+/// Where the frequencies of a model's rotary table depend on a sequence's length, the keys of a growing sequence are those of
+/// the length that it had when they came, as in transformers; with `dynamic` frequencies they stay so. With `longrope` there are
+/// two sets of frequencies, for sequences up to the original length and for longer ones: a sequence that grows beyond it is
+/// computed again as a whole, once, as Phi-3's class in transformers does (and no other class there, see
+/// [`RopeScaling`](crate::models::RopeScaling)).
 pub struct Sequences<'m> {
     model: &'m Decoder,
     places: Vec<Place>,
+    /// The tokens of each sequence, which are needed again where it is computed again.
+    ids: Vec<Vec<u32>>,
     past: Box<dyn Grow + Send + 'm>,
 }
 
@@ -30,6 +38,8 @@ struct Place {
     start: usize,
     len: usize,
     capacity: usize,
+    /// Whether its keys may be those of a longer sequence, which it was.
+    was_longer: bool,
 }
 
 impl<'m> Sequences<'m> {
@@ -41,7 +51,7 @@ impl<'m> Sequences<'m> {
         let mut rows = 0;
         let places = capacities.iter().map(|&capacity| {
             rows += capacity;
-            Place { start: rows - capacity, len: 0, capacity }
+            Place { start: rows - capacity, len: 0, capacity, was_longer: false }
         });
         let places: Vec<_> = places.collect();
         let past: Box<dyn Grow + Send + 'm> = match Precision::of(model)? {
@@ -51,7 +61,7 @@ impl<'m> Sequences<'m> {
             Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), rows)),
             Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<half::bf16>::new(card), rows)),
         };
-        Ok(Self { model, places, past })
+        Ok(Self { model, ids: vec![Vec::new(); places.len()], places, past })
     }
 
     /// The tokens of a sequence.
@@ -69,7 +79,17 @@ impl<'m> Sequences<'m> {
     /// Forgets a sequence's tokens from `len` on.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
         let place = &mut self.places[sequence];
+        place.was_longer |= len < place.len;
         place.len = place.len.min(len);
+        self.ids[sequence].truncate(len);
+    }
+
+    /// Whether a sequence that comes to have `len` tokens has other keys for those that it has.
+    fn begins_anew(&self, place: Place, len: usize) -> bool {
+        place.len > 0
+            && self.model.config.rotary.iter().any(|table| {
+                table.depends_on_length() && (place.was_longer || table.scaling.switches_between(place.len, len))
+            })
     }
 
     /// Adds tokens to sequences, given by their numbers, and returns the logits `[vocab]` behind the last token of each.
@@ -101,12 +121,14 @@ impl<'m> Sequences<'m> {
                 )));
             }
             let first = batch.input_ids.len();
-            let positions = place.len..place.len + ids.len();
-            stretches.push(Stretch { queries: first, len: ids.len(), keys: place.start, past: place.len });
+            let past = if self.begins_anew(place, place.len + ids.len()) { 0 } else { place.len };
+            let positions = past..place.len + ids.len();
+            let len = positions.len();
+            stretches.push(Stretch { queries: first, len, keys: place.start, past });
             rows.extend(positions.clone().map(|position| place.start + position));
-            last.push(first + ids.len() - 1);
-            batch.spans.push(Span { row: 0, start: first, len: ids.len() });
-            batch.input_ids.extend(ids);
+            last.push(first + len - 1);
+            batch.spans.push(Span { row: 0, start: first, len });
+            batch.input_ids.extend(self.ids[sequence][past..].iter().chain(ids));
             batch.positions.extend(positions.map(|position| position as u32));
         }
         batch.len = batch.input_ids.len();
@@ -114,7 +136,9 @@ impl<'m> Sequences<'m> {
         let past = &mut self.past;
         let logits = on_a_worker(|| past.grow(&batch, stretches, rows, &last))?;
         for &(sequence, ids) in new {
-            self.places[sequence].len += ids.len();
+            let place = &mut self.places[sequence];
+            *place = Place { len: place.len + ids.len(), was_longer: false, ..*place };
+            self.ids[sequence].extend(ids);
         }
         Ok(logits.chunks_exact(self.model.config.vocab_size).map(<[f32]>::to_vec).collect())
     }

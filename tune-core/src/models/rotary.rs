@@ -23,7 +23,8 @@ pub enum RopeScaling {
         /// The stretch.
         factor: f64,
     },
-    /// The base grows with the length of a sequence, where that is beyond the trained one (NTK-aware scaling).
+    /// The base grows with the length of a sequence, where that is beyond the trained one (NTK-aware scaling). In a sequence
+    /// that is generated, each key keeps the base of the length that the sequence had when it came, as in transformers.
     Dynamic {
         /// The stretch at twice the trained length, less one.
         factor: f64,
@@ -57,6 +58,8 @@ pub enum RopeScaling {
         truncate: bool,
     },
     /// A divisor for each frequency, others for sequences beyond the original length (<https://arxiv.org/abs/2402.13753>).
+    /// A sequence that is generated beyond that length is computed again with the others, whatever its family; transformers
+    /// does so for Phi-3 alone, and leaves the keys of other families as they are.
     LongRope {
         /// Divisors up to the original length.
         short_factor: Vec<f64>,
@@ -101,6 +104,13 @@ impl RotarySpec {
 }
 
 impl RopeScaling {
+    /// Whether a sequence that grows from `before` to `after` tokens comes to have another set of frequencies, for all of its
+    /// tokens.
+    pub(crate) fn switches_between(&self, before: usize, after: usize) -> bool {
+        let Self::LongRope { original_max_position_embeddings: original, .. } = self else { return false };
+        (before as f64 > *original) != (after as f64 > *original)
+    }
+
     /// The base of the frequencies.
     fn base(&self, theta: f64, dim: usize, len: usize) -> f64 {
         let Self::Dynamic { factor, trained } = *self else { return theta };

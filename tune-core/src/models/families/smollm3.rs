@@ -1,8 +1,8 @@
 //! SmolLM3: Llama with no positions in every fourth block.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, MlpSpec, ModelSpec, Norms};
-use super::common::{Defaults, Sizes};
+use super::super::spec::{Activation, AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, Norms};
+use super::common::{Defaults, Sizes, padding};
 use super::rope::{self, RopeDefaults};
 use crate::Result;
 
@@ -25,10 +25,12 @@ pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     }
     fields.unused(&["max_window_layers"]);
     let (bias, mlp_bias) = (fields.bool("attention_bias", false)?, fields.bool("mlp_bias", false)?);
-    sizes.model(fields, vec![table], Norms::Before, |i| {
+    let model = sizes.model(fields, vec![table], Norms::Before, |i| {
         let rotary = (turned[i] == 1).then_some(0);
         let mut attention = AttentionSpec { rotary, input_bias: bias, output_bias: bias, ..sizes.attention() };
         attention.shape.window = window.filter(|_| sliding[i]);
         (attention, MlpSpec::Gated { inner: sizes.inner, activation, bias: mlp_bias, fused: false })
-    })
+    })?;
+    let padding = padding(fields, sizes.vocab, Some(128_004));
+    Ok(ModelSpec { embedding: EmbeddingSpec { padding, ..model.embedding }, ..model })
 }

@@ -212,7 +212,7 @@ fn opened(path: &Path, merged: &Merged, target: &Target<'_>, findings: &mut Find
             embedding: EmbeddingSpec { padding: None, ..spec.embedding },
             ..spec
         };
-        let theirs = ModelSpec::from_json(checkpoint.config())?;
+        let theirs = ModelSpec::of(checkpoint)?;
         // What a GGUF file can say is looked at before it is written.
         if matches!(target, Target::Folder(_)) && meaning(theirs) != meaning(merged.spec()) {
             findings.faults.push("its config.json describes another model than the one that was trained".to_owned());
@@ -334,9 +334,7 @@ fn measure(
         (trained, base)
     };
     let model = match written {
-        Written::Model(checkpoint) => {
-            Decoder::load(ModelSpec::from_json(checkpoint.config())?, &**checkpoint, &options)
-        }
+        Written::Model(checkpoint) => Decoder::load(ModelSpec::of(checkpoint)?, &**checkpoint, &options),
         Written::Adapter(tensors, alpha) => with_adapter(merged, tensors, *alpha, &options),
     };
     let said = match model.and_then(|model| Said::by(&model, prompts)) {
@@ -403,7 +401,7 @@ fn with_adapter(
     }
     let lora = Some(LoraOptions::on_layers(layers)?);
     let base = merged.base();
-    let model = Decoder::load(ModelSpec::from_json(base.config())?, base, &LoadOptions { lora, ..options.clone() })?;
+    let model = Decoder::load(ModelSpec::of(base)?, base, &LoadOptions { lora, ..options.clone() })?;
     set_trainable(&model, tensors, "the GGUF adapter")?;
     Ok(model)
 }

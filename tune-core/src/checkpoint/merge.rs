@@ -48,7 +48,7 @@ impl Merged {
     /// What cannot be read, adapters on layers that the model does not have or of other shapes, tokenizers that contradict
     /// each other.
     pub fn open(base: Checkpoint, parts: &[Part]) -> Result<Self> {
-        let spec = ModelSpec::from_json(base.config())?;
+        let spec = ModelSpec::of(&base)?;
         // All weights are there, and none is left over.
         Decoder::skeleton(spec.clone(), &base)?;
         let layers: BTreeMap<String, (usize, usize)> =

@@ -16,6 +16,7 @@ loss.cu|loss|s/    if (!gradient) return;\n    __syncthreads();/    if (!gradien
 loss.cu|loss|s/i + j == target/i + j + 1 == target/|the target is off by one
 rows.cu|rows|s/at < end; at++/at + 1 < end; at++/|the last row of an id is left out
 dropout.cu|dropout|s/first + i + j/first + i/|elements share their fate
+experts.cu|experts|s/token \* chosen + k/token + k * tokens/|the places of another token
 optim.cu|optim|s/(random \& 0xffffu)/0x8000u/|rounded to the nearest instead of at random
 optim.cu|optim|s/at + N <= piece.count/at + N < piece.count/|the last element of a piece is left out
 rotary.cu|rotary|s/y \* c\[i\] + x \* turned/y * c[i] - x * turned/|a wrong sign

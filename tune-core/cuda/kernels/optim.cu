@@ -3,6 +3,9 @@
 // A bf16 weight is rounded at random, up with the probability that keeps the mean (Gupta et al. 2015,
 // https://arxiv.org/abs/1502.02551); the random bits depend on the parameter's key and the element's index alone.
 //
+// Products, sums, quotients and roots are rounded one by one, and never joined to one instruction: weights and state get the very
+// bits that the processor's optimizers give them.
+//
 // launch of all kernels here over `Piece`s: grid (number of pieces), block (256). A piece is a part of a parameter; `first`
 //   is where it begins, a multiple of 8; no piece is longer than 2^31 elements, and 65536 is a good length.
 //   alignment: any; 16-byte accesses where each pointer is aligned.
@@ -15,7 +18,7 @@ struct Parameter {
     float *second; // AdamW: the mean of their squares. SGD: unused.
     const void *gradient;
     unsigned long long key; // what random rounding uses: of parameter and step
-    unsigned long long unused;
+    bf16 *copy;             // an f32 weight in bf16, too, to the nearest; or null
 };
 
 // A part of a parameter: 16 bytes.
@@ -44,11 +47,13 @@ __device__ __forceinline__ bf16 rounded_at_random(float x, unsigned random) {
 }
 
 template <int N>
-__device__ __forceinline__ void store_weights(float *to, const float (&w)[N], unsigned long long, unsigned long long) {
+__device__ __forceinline__ void store_weights(float *to, bf16 *copy, const float (&w)[N], unsigned long long, unsigned long long i) {
     store(to, w);
+    if (copy) store(copy + i, w);
 }
 template <int N>
-__device__ __forceinline__ void store_weights(bf16 *to, const float (&w)[N], unsigned long long key, unsigned long long i) {
+__device__ __forceinline__ void store_weights(bf16 *to, bf16 *, const float (&w)[N], unsigned long long key,
+                                              unsigned long long i) {
     union {
         uint4 all;
         bf16 each[8];
@@ -63,23 +68,31 @@ __device__ __forceinline__ void store_weights(bf16 *to, const float (&w)[N], uns
     }
 }
 
+__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ float plus(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float minus(float a, float b) { return __fsub_rn(a, b); }
+
 struct AdamW {
     float scale, toward_first, keep_second, toward_second, size, root, keep, eps;
 
     __device__ __forceinline__ float step(float w, float &m, float &v, float g) const {
-        g *= scale;
-        m += (g - m) * toward_first;
-        v = v * keep_second + toward_second * g * g;
-        return w * keep - size * m / (sqrtf(v) / root + eps);
+        g = times(g, scale);
+        m = plus(m, times(minus(g, m), toward_first));
+        v = plus(times(v, keep_second), times(times(toward_second, g), g));
+        const float root_of_mean = plus(__fdiv_rn(__fsqrt_rn(v), root), eps);
+        return minus(times(w, keep), __fdiv_rn(times(size, m), root_of_mean));
     }
 };
 
 struct Sgd {
     float lr, scale, momentum, decay;
 
+    __device__ __forceinline__ float step(float w, float g) const {
+        return minus(w, times(lr, plus(times(g, scale), times(decay, w))));
+    }
     __device__ __forceinline__ float step(float w, float &velocity, float g) const {
-        velocity = velocity * momentum + g * scale + decay * w;
-        return w - lr * velocity;
+        velocity = plus(plus(times(velocity, momentum), times(g, scale)), times(decay, w));
+        return minus(w, times(lr, velocity));
     }
 };
 
@@ -97,7 +110,7 @@ __device__ __forceinline__ void adamw_part(const Parameter &p, const Piece &piec
         for (int j = 0; j < N; j++) w[j] = rule.step(w[j], m[j], v[j], g[j]);
         store(p.first + i, m);
         store(p.second + i, v);
-        store_weights(weight, w, p.key, i);
+        store_weights(weight, p.copy, w, p.key, i);
     }
 }
 
@@ -111,20 +124,20 @@ __device__ __forceinline__ void sgd_part(const Parameter &p, const Piece &piece,
         load(static_cast<const G *>(p.gradient) + i, g);
         if (p.first) {
             load(p.first + i, velocity);
+#pragma unroll
+            for (int j = 0; j < N; j++) w[j] = rule.step(w[j], velocity[j], g[j]);
+            store(p.first + i, velocity);
         } else {
 #pragma unroll
-            for (int j = 0; j < N; j++) velocity[j] = 0;
+            for (int j = 0; j < N; j++) w[j] = rule.step(w[j], g[j]);
         }
-#pragma unroll
-        for (int j = 0; j < N; j++) w[j] = rule.step(w[j], velocity[j], g[j]);
-        if (p.first) store(p.first + i, velocity);
-        store_weights(weight, w, p.key, i);
+        store_weights(weight, p.copy, w, p.key, i);
     }
 }
 
 __device__ __forceinline__ bool all_wide(const Parameter &p) {
     return is_wide(static_cast<const float *>(p.weight), 0) && is_wide(p.first, 0) && is_wide(p.second, 0) &&
-           is_wide(static_cast<const float *>(p.gradient), 0);
+           is_wide(static_cast<const float *>(p.gradient), 0) && is_wide(p.copy, 0);
 }
 
 // The sum of `x` over the block, in f64.
@@ -164,7 +177,7 @@ ADAMW(adamw_bf16_f32, bf16, float)
 ADAMW(adamw_bf16_bf16, bf16, bf16)
 ADAMW(adamw_f32_bf16, float, bf16)
 
-// One step of SGD: v = v momentum + g scale + decay w; w -= lr v. Without a velocity (null) v begins at 0.
+// One step of SGD: v = v momentum + g scale + decay w; w -= lr v. Without a velocity (null) v is g scale + decay w.
 // Names end in the type of the weight and that of the gradient. No shared memory.
 #define SGD(NAME, W, G)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \

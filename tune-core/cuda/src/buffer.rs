@@ -98,7 +98,7 @@ impl Context {
         if numbers.is_empty() {
             return;
         }
-        self.0.run("copying to the card", || {
+        self.0.queue("copying to the card", || {
             // SAFETY: as long as the buffer. What is copied from memory that is not pinned was read when the call returns.
             unsafe {
                 sys::cuMemcpyHtoDAsync_v2(buffer.address, numbers.as_ptr().cast(), size_of_val(numbers), self.0.stream)
@@ -111,7 +111,7 @@ impl Context {
         if buffer.len == 0 {
             return;
         }
-        self.0.run("filling memory", || {
+        self.0.queue("filling memory", || {
             // SAFETY: as long as the buffer.
             unsafe { sys::cuMemsetD8Async(buffer.address, byte, buffer.len * size_of::<T>(), self.0.stream) }
         });
@@ -123,7 +123,7 @@ impl Context {
             return;
         }
         let (stride, width) = (view.stride.max(view.cols) * size_of::<T>(), view.cols * size_of::<T>());
-        self.0.run("clearing memory", || {
+        self.0.queue("clearing memory", || {
             // SAFETY: rows and columns of memory that the view has.
             unsafe { sys::cuMemsetD2D8Async(view.address, stride, 0, width, view.rows, self.0.stream) }
         });
@@ -138,7 +138,7 @@ impl Context {
         if from.len == 0 {
             return;
         }
-        self.0.run("copying on the card", || {
+        self.0.queue("copying on the card", || {
             // SAFETY: both are as long.
             unsafe { sys::cuMemcpyDtoDAsync_v2(to.address, from.address, from.len * size_of::<T>(), self.0.stream) }
         });
@@ -151,7 +151,7 @@ impl Context {
     pub fn download<T: Pod>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         let mut numbers = vec![T::zeroed(); buffer.len];
         if buffer.len > 0 {
-            self.0.run("copying from the card", || {
+            self.0.queue("copying from the card", || {
                 // SAFETY: as long as the buffer; the wait below ends before they are read.
                 unsafe {
                     sys::cuMemcpyDtoHAsync_v2(

@@ -10,6 +10,7 @@ use crate::libraries::{self, Found};
 use crate::memory::{Memory, Usage};
 use crate::modules::Modules;
 use crate::products::Products;
+use crate::profile::Times;
 
 /// A card, its memory, and a stream of work on it.
 ///
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) modules: Mutex<Modules>,
     products: OnceLock<Products>,
     error: OnceLock<Error>,
+    /// Where the time of all work is noted, while somebody asks for it.
+    pub(crate) times: Times,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each call makes the context its thread's own first.
@@ -84,8 +87,9 @@ impl Context {
         }
         let memory = Mutex::new(Memory::new(device, card.memory)?);
         let modules = Mutex::new(Modules::new(card.capability)?);
-        let (products, error) = (OnceLock::new(), OnceLock::new());
-        let shared = Shared { card, device, context, stream, libraries, units, memory, modules, products, error };
+        let (products, error, times) = (OnceLock::new(), OnceLock::new(), Times::default());
+        let shared =
+            Shared { card, device, context, stream, libraries, units, memory, modules, products, error, times };
         let context = Self(Arc::new(shared));
         let products = Products::new(&context)?;
         _ = context.0.products.set(products);
@@ -106,6 +110,15 @@ impl Context {
     /// How much memory is in use.
     pub fn usage(&self) -> Usage {
         self.0.memory().usage()
+    }
+
+    /// Bytes that are free on the card, whoever takes them; none where the driver does not say.
+    pub fn free(&self) -> u64 {
+        self.0.bind();
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers; where it fails, they stay zero.
+        unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+        free as u64
     }
 
     /// Begins a new maximum of [`Usage::most`] at what is in use now.
@@ -177,6 +190,11 @@ impl Shared {
                 false
             }
         }
+    }
+
+    /// The same for work of the card's, whose time is noted under this name if somebody asks for it.
+    pub(crate) fn queue(&self, doing: &str, call: impl FnOnce() -> CUresult) -> bool {
+        self.timed(|| doing.to_owned(), || self.run(doing, call))
     }
 
     pub(crate) fn card(&self) -> &Card {

@@ -114,24 +114,32 @@ impl Driver {
                 .unwrap_or_default();
             return Err(Error::Unavailable(format!("there is no card {ordinal}, only {}{hidden}", all.join(", "))));
         };
-        if card.capability < OLDEST {
-            return Err(Error::Unavailable(format!(
-                "{} is too old: its compute capability is {}, {OLDEST} (Ampere, 2020) or newer is needed; use device=cpu",
-                card.name, card.capability
-            )));
-        }
-        if !card.maps_memory {
-            return Err(Error::Unavailable(format!(
-                "{} cannot map memory into reserved addresses, as some virtual cards cannot; use a card that is passed \
-                 through as a whole, or device=cpu",
-                card.name
-            )));
-        }
-        Ok(card)
+        card.check().map(|()| card)
     }
 }
 
 impl Card {
+    /// Whether it can be trained on.
+    ///
+    /// # Errors
+    /// It is too old, or a virtual one that lacks what is needed.
+    pub fn check(&self) -> Result<()> {
+        if self.capability < OLDEST {
+            return Err(Error::Unavailable(format!(
+                "{} is too old: its compute capability is {}, {OLDEST} (Ampere, 2020) or newer is needed; use device=cpu",
+                self.name, self.capability
+            )));
+        }
+        if !self.maps_memory {
+            return Err(Error::Unavailable(format!(
+                "{} cannot map memory into reserved addresses, as some virtual cards cannot; use a card that is passed \
+                 through as a whole, or device=cpu",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+
     fn probe(ordinal: c_int) -> Result<Self> {
         let device = number("opening a card", |device| {
             // SAFETY: writes one number.

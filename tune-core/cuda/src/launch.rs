@@ -102,7 +102,7 @@ impl<'a> Launch<'a> {
         for (pointer, argument) in pointers.iter_mut().zip(&mut self.arguments) {
             *pointer = std::ptr::from_mut(argument).cast();
         }
-        context.0.run(kernel.name, || {
+        context.0.queue(kernel.name, || {
             // SAFETY: an argument for each parameter, of its size, as declared and tested against the compiled kernel. The
             // wrappers see to it that what the addresses lead to is as large as the kernel makes of the sizes.
             unsafe {

@@ -15,6 +15,7 @@ mod libraries;
 mod memory;
 mod modules;
 mod products;
+mod profile;
 mod ranges;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
@@ -23,8 +24,10 @@ pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};
 pub use events::Event;
 pub use kernels::{
-    Activation, AdamW, Attention, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Stretch, Sweep, Turn,
+    Activation, AdamW, Attention, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Squares, Stretch, Sweep, Turn,
 };
-pub use libraries::{Found, VARIABLE};
-pub use memory::Usage;
-pub use products::{Onto, Term};
+pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
+pub use memory::{PIECE, Usage};
+pub use products::{Onto, Term, WORKSPACE};
+pub use profile::Spent;
+pub use ranges::Ranges;

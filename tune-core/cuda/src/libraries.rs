@@ -1,7 +1,7 @@
 //! NVIDIA's libraries, found where people have them.
 //!
-//! cuBLASLt comes with the toolkit, with a package of the system, or with PyTorch as a wheel of PyPI; the driver does not
-//! bring it. Whichever is found is opened by its path, and then found again by its name.
+//! cuBLASLt and NCCL come with the toolkit, with a package of the system, or with PyTorch as a wheel of PyPI; the driver does not
+//! bring them. Whichever is found is opened by its path, and then found again by its name.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,33 @@ use crate::error::{Error, Result};
 /// The environment variable that names folders of libraries, before all others.
 pub const VARIABLE: &str = "TUNE_CUDA_LIBRARIES";
 
-const FILE: &str = if cfg!(windows) { "cublasLt64_13.dll" } else { "libcublasLt.so.13" };
+/// A library of NVIDIA's: its file, the folders of wheels that have it, and the wheel that is named where it is missing.
+struct Library {
+    name: &'static str,
+    file: &'static str,
+    in_wheels: &'static [&'static str],
+    wheel: &'static str,
+    /// Whether the loader finds it by its name.
+    present: fn() -> bool,
+}
+
+static CUBLASLT: Library = Library {
+    name: "cuBLASLt",
+    file: if cfg!(windows) { "cublasLt64_13.dll" } else { "libcublasLt.so.13" },
+    in_wheels: &["nvidia/cu13/lib", "nvidia/cublas/lib"],
+    wheel: "nvidia-cublas==13.*",
+    // SAFETY: opens a library by name; NVIDIA's initializers do nothing that other code could see.
+    present: || unsafe { cudarc::cublaslt::sys::is_culib_present() },
+};
+
+static NCCL: Library = Library {
+    name: "NCCL",
+    file: if cfg!(windows) { "nccl.dll" } else { "libnccl.so.2" },
+    in_wheels: &["nvidia/nccl/lib"],
+    wheel: "nvidia-nccl-cu13",
+    // SAFETY: as above.
+    present: || unsafe { libloading::Library::new(NCCL.file) }.is_ok(),
+};
 
 /// Where cuBLASLt was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,67 +48,84 @@ pub enum Found {
     File(PathBuf),
 }
 
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::System => f.write_str("where the system's loader looks"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// Opens cuBLASLt: from the folders that [`VARIABLE`] names and no others if it is set; else where the system's loader looks,
 /// in the toolkit's folders, and in the `site-packages` of the Python that is active. It stays open.
 ///
 /// # Errors
 /// It is nowhere, or cannot be opened.
-pub(crate) fn open_cublaslt() -> Result<Found> {
-    if let Some(named) = env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
-        let folders: Vec<PathBuf> = env::split_paths(&named).collect();
-        return open_in(&folders)?.ok_or_else(|| {
+pub fn open_cublaslt() -> Result<Found> {
+    CUBLASLT.open()
+}
+
+/// The same of NCCL, which several cards at a time need.
+///
+/// # Errors
+/// It is nowhere, or cannot be opened.
+pub fn open_nccl() -> Result<Found> {
+    NCCL.open()
+}
+
+impl Library {
+    fn open(&self) -> Result<Found> {
+        let (name, file) = (self.name, self.file);
+        if let Some(named) = env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
+            let folders: Vec<PathBuf> = env::split_paths(&named).collect();
+            return self.open_in(&folders)?.ok_or_else(|| {
+                let how = self.how_to_get_it();
+                Error::Unavailable(format!("{file} is not in {} (named by {VARIABLE}); {how}", named.display()))
+            });
+        }
+        if (self.present)() {
+            return Ok(Found::System);
+        }
+        self.open_in(&usual_folders(self.in_wheels))?.ok_or_else(|| {
             Error::Unavailable(format!(
-                "{FILE} is not in {} (named by {VARIABLE}); {}",
-                named.display(),
-                how_to_get_it()
+                "{name} ({file}) was found neither where the system looks, nor in a CUDA toolkit, nor beside the active Python; {}",
+                self.how_to_get_it()
             ))
-        });
+        })
     }
-    if present() {
-        return Ok(Found::System);
+
+    fn how_to_get_it(&self) -> String {
+        let (wheel, folder) = (self.wheel, self.in_wheels[0]);
+        format!(
+            "get it with: python3 -m venv cuda && cuda/bin/pip install '{wheel}' && export {VARIABLE}=$(echo \
+             $PWD/cuda/lib/python3*/site-packages/{folder})"
+        )
     }
-    open_in(&usual_folders())?.ok_or_else(|| {
-        Error::Unavailable(format!(
-            "cuBLASLt ({FILE}) was found neither where the system looks, nor in a CUDA toolkit, nor beside the active Python; {}",
-            how_to_get_it()
-        ))
-    })
-}
 
-fn how_to_get_it() -> String {
-    format!(
-        "get it with: python3 -m venv cuda && cuda/bin/pip install 'nvidia-cublas==13.*' && export {VARIABLE}=$(echo \
-         $PWD/cuda/lib/python3*/site-packages/nvidia/cu13/lib)"
-    )
-}
-
-/// Whether the loader finds cuBLASLt by its name.
-fn present() -> bool {
-    // SAFETY: opens a library by name; NVIDIA's initializers do nothing that other code could see.
-    unsafe { cudarc::cublaslt::sys::is_culib_present() }
-}
-
-fn open_in(folders: &[PathBuf]) -> Result<Option<Found>> {
-    let Some(path) = folders.iter().map(|folder| folder.join(FILE)).find(|path| path.is_file()) else {
-        return Ok(None);
-    };
-    // SAFETY: as in `present`.
-    let library = unsafe { libloading::Library::new(&path) }
-        .map_err(|e| Error::Unavailable(format!("{} cannot be opened: {e}; {}", path.display(), how_to_get_it())))?;
-    // Never closed: code of it may run until the program ends.
-    std::mem::forget(library);
-    if present() {
-        return Ok(Some(Found::File(path)));
+    fn open_in(&self, folders: &[PathBuf]) -> Result<Option<Found>> {
+        let Some(path) = folders.iter().map(|folder| folder.join(self.file)).find(|path| path.is_file()) else {
+            return Ok(None);
+        };
+        // SAFETY: as where it is asked whether it is present.
+        let library = unsafe { libloading::Library::new(&path) }.map_err(|e| {
+            Error::Unavailable(format!("{} cannot be opened: {e}; {}", path.display(), self.how_to_get_it()))
+        })?;
+        // Never closed: code of it may run until the program ends.
+        std::mem::forget(library);
+        if (self.present)() {
+            return Ok(Some(Found::File(path)));
+        }
+        Err(Error::Unavailable(format!(
+            "{} was opened, but is not found by its name, which an intact one would be; {}",
+            path.display(),
+            self.how_to_get_it()
+        )))
     }
-    Err(Error::Unavailable(format!(
-        "{} was opened, but is not found by its name, which an intact one would be; {}",
-        path.display(),
-        how_to_get_it()
-    )))
 }
 
 /// Folders in which the library often is although the system's loader does not look there.
-fn usual_folders() -> Vec<PathBuf> {
+fn usual_folders(in_wheels: &[&str]) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     let roots = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].into_iter().filter_map(env::var_os).map(PathBuf::from);
     for root in roots.chain(["/usr/local/cuda-13", "/usr/local/cuda", "/opt/cuda"].map(PathBuf::from)) {
@@ -96,7 +139,7 @@ fn usual_folders() -> Vec<PathBuf> {
     pythons.extend(env::home_dir().map(|home| home.join(".local")));
     pythons.push("/usr/local".into());
     for packages in pythons.iter().flat_map(|root| site_packages(root)) {
-        folders.extend(["nvidia/cu13/lib", "nvidia/cublas/lib"].map(|folder| packages.join(folder)));
+        folders.extend(in_wheels.iter().map(|folder| packages.join(folder)));
     }
     folders
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ranges::Ranges;
 
 /// Memory is taken from the driver in pieces of at least that many bytes: each call takes long, and a piece costs a page.
-const PIECE: u64 = 32 << 20;
+pub const PIECE: u64 = 32 << 20;
 
 /// How much memory is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

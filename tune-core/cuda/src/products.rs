@@ -16,8 +16,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use plan::{Plan, Shape};
 
-/// What cuBLASLt may use beside its arguments. NVIDIA recommends that much for Hopper.
-const WORKSPACE: usize = 32 << 20;
+/// Bytes that cuBLASLt may use beside its arguments. NVIDIA recommends that much for Hopper.
+pub const WORKSPACE: usize = 32 << 20;
 
 /// A product, by its part in a layer.
 #[derive(Debug, Clone, Copy)]
@@ -136,27 +136,30 @@ impl Context {
             plan.set_bias(bias.address());
         }
         let pointer = |address: u64| address as usize as *mut c_void;
-        // SAFETY: the plan describes these very matrices, which are as large as their views say.
-        let status = unsafe {
-            sys::cublasLtMatmul(
-                products.handle,
-                plan.operation,
-                (&raw const factor).cast(),
-                pointer(a),
-                plan.layouts[0],
-                pointer(b),
-                plan.layouts[1],
-                (&raw const beta).cast(),
-                pointer(c),
-                plan.layouts[2],
-                pointer(y.address),
-                plan.layouts[3],
-                &raw const plan.algorithm,
-                pointer(products.workspace),
-                WORKSPACE,
-                self.0.stream.cast(),
-            )
+        let multiply = || {
+            // SAFETY: the plan describes these very matrices, which are as large as their views say.
+            unsafe {
+                sys::cublasLtMatmul(
+                    products.handle,
+                    plan.operation,
+                    (&raw const factor).cast(),
+                    pointer(a),
+                    plan.layouts[0],
+                    pointer(b),
+                    plan.layouts[1],
+                    (&raw const beta).cast(),
+                    pointer(c),
+                    plan.layouts[2],
+                    pointer(y.address),
+                    plan.layouts[3],
+                    &raw const plan.algorithm,
+                    pointer(products.workspace),
+                    WORKSPACE,
+                    self.0.stream.cast(),
+                )
+            }
         };
+        let status = self.0.timed(|| shape.name(), multiply);
         if let Err(error) = check(status, "multiplying matrices") {
             self.0.remember(error);
         }

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) const ALIGNMENT: u64 = 512;
 
 /// Parts of a range that begins at zero and grows at its end. A part is taken from the smallest gap that holds it; only if
-/// there is none does the range grow.
+/// there is none does the range grow. So a card's memory is given away, and so a plan can do it on paper.
 #[derive(Debug, Default)]
-pub(crate) struct Ranges {
+pub struct Ranges {
     /// Gaps: where they begin, and their lengths. Neighbours are always one.
     gaps: BTreeMap<u64, u64>,
     /// The same, by length.
@@ -20,32 +20,32 @@ pub(crate) struct Ranges {
 
 impl Ranges {
     /// Where the last part that ever was ended.
-    pub(crate) fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.end
     }
 
     /// Bytes in use.
-    pub(crate) fn used(&self) -> u64 {
+    pub fn used(&self) -> u64 {
         self.used
     }
 
     /// Bytes in use when most were.
-    pub(crate) fn most(&self) -> u64 {
+    pub fn most(&self) -> u64 {
         self.most
     }
 
     /// Forgets what was most.
-    pub(crate) fn forget_most(&mut self) {
+    pub fn forget_most(&mut self) {
         self.most = self.used;
     }
 
     /// Rounds a size up to what is taken for it.
-    pub(crate) fn rounded(bytes: u64) -> u64 {
+    pub fn rounded(bytes: u64) -> u64 {
         bytes.max(1).next_multiple_of(ALIGNMENT)
     }
 
     /// Takes a part of a rounded size; returns where it begins.
-    pub(crate) fn take(&mut self, bytes: u64) -> u64 {
+    pub fn take(&mut self, bytes: u64) -> u64 {
         let found = self.by_length.range((bytes, 0)..).next().copied();
         let at = if let Some((length, at)) = found {
             self.remove(at, length);
@@ -69,7 +69,7 @@ impl Ranges {
     }
 
     /// Gives a part back.
-    pub(crate) fn give(&mut self, at: u64, bytes: u64) {
+    pub fn give(&mut self, at: u64, bytes: u64) {
         self.used -= bytes;
         let (mut at, mut length) = (at, bytes);
         let before = self.gaps.range(..at).next_back().map(|(&a, &l)| (a, l));
@@ -85,7 +85,7 @@ impl Ranges {
     }
 
     /// Cuts the range at `end`, which only gaps are behind.
-    pub(crate) fn cut(&mut self, end: u64) {
+    pub fn cut(&mut self, end: u64) {
         let last = self.gaps.last_key_value().map(|(&at, &length)| (at, length));
         if let Some((at, length)) = last.filter(|(at, length)| at + length == self.end && *at <= end) {
             self.remove(at, length);

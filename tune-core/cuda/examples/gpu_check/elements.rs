@@ -280,8 +280,14 @@ fn steps<T: Number>(context: &Context, checks: &mut Checks) {
             let (mut w, g) = (context.upload(&w), context.upload(&g));
             let (mut m, mut v) = (context.upload(&m), context.upload(&v));
             let [mut norm, mut factor] = [(); 2].map(|()| context.zeros::<f32>(1));
-            let moved =
-                vec![Moved { weight: &mut w, first: Some(&mut m), second: Some(&mut v), gradient: &g, key: 77 }];
+            let moved = vec![Moved {
+                weight: &mut w,
+                first: Some(&mut m),
+                second: Some(&mut v),
+                gradient: &g,
+                key: 77,
+                copy: None,
+            }];
             let mut sweep = context.sweep(moved);
             context.clip(&sweep, 0.5, Some(0.25), &mut norm, &mut factor);
             context.adamw(&mut sweep, ours, 0.5, None, 3);
@@ -298,7 +304,8 @@ fn steps<T: Number>(context: &Context, checks: &mut Checks) {
         );
         checks.compare("SGD", T::NAME, &name, tolerance, &[rw, ru], || {
             let (mut w, mut u, g) = (context.upload(&w), context.upload(&m), context.upload(&g));
-            let moved = vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77 }];
+            let moved =
+                vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77, copy: None }];
             let mut sweep = context.sweep(moved);
             context.sgd(&mut sweep, Sgd { lr: 0.1, momentum: 0.5, weight_decay: 0.1 }, 0.5, None);
             drop(sweep);

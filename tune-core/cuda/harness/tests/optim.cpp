@@ -10,13 +10,14 @@ template <typename W, typename G> struct Model {
     std::vector<Buffer<W>> weights;
     std::vector<Buffer<float>> first, second;
     std::vector<Buffer<G>> gradients;
+    std::vector<Buffer<bf16>> copies;
     std::vector<Piece> list;
 
     explicit Model(Random &random) {
         for (size_t n : sizes) {
             weights.emplace_back(n), first.emplace_back(n), second.emplace_back(n), gradients.emplace_back(n);
             fill(weights.back(), random), fill(first.back(), random, 0.1f), fill(gradients.back(), random);
-            fill(second.back(), random, 0.1f);
+            fill(second.back(), random, 0.1f), copies.emplace_back(n);
             for (size_t i = 0; i < n; i++) second.back()[i] = std::fabs(second.back()[i]);
             for (size_t at = 0; at < n; at += 1024)
                 list.push_back({unsigned(weights.size() - 1), unsigned(std::min<size_t>(1024, n - at)), at});
@@ -26,8 +27,18 @@ template <typename W, typename G> struct Model {
         Buffer<Parameter> p(sizes.size());
         for (size_t i = 0; i < sizes.size(); i++)
             p[i] = {weights[i].data(), velocity ? first[i].data() : nullptr, second[i].data(), gradients[i].data(),
-                    0x9e3779b97f4a7c15ull * (i + 1), 0};
+                    0x9e3779b97f4a7c15ull * (i + 1), sizeof(W) == 4 && i % 2 ? copies[i].data() : nullptr};
         return p;
+    }
+    // The copies that were asked for are the weights to the nearest; the others were not touched.
+    bool copied() const {
+        for (size_t t = 0; t < sizes.size(); t++)
+            for (size_t i = 0; i < sizes[t]; i++) {
+                const bool asked = sizeof(W) == 4 && t % 2;
+                if (asked ? widened(copies[t][i]) != widened(host_from<bf16>(widened(weights[t][i]))) : !is_poison(copies[t][i]))
+                    return false;
+            }
+        return true;
     }
     Buffer<Piece> pieces() {
         Buffer<Piece> p(list.size());
@@ -69,6 +80,7 @@ void run(const char *adamw_name, A adamw, const char *sgd_name, S sgd, Random &r
             }
         note(adamw_name, "weights, in roundings", worst, sizeof(W) == 4 ? 2 : 1.001);
         note(std::string(adamw_name) + " state", "both moments", state.relative(), 1e-6);
+        note(std::string(adamw_name) + " copy", "weights in bf16", model.copied() ? 0 : 1, 0);
         note(std::string(adamw_name) + " bias", "mean of the rounding", std::fabs(bias / count), 0.05);
     });
     for (bool velocity : {true, false})
@@ -88,6 +100,7 @@ void run(const char *adamw_name, A adamw, const char *sgd_name, S sgd, Random &r
                     worst = std::max(worst, off(model.weights[t][i], before - double(0.1f) * v, model.weights[t].data()));
                 }
             note(sgd_name, "weights, in roundings", worst, sizeof(W) == 4 ? 2 : 1.001);
+            note(std::string(sgd_name) + " copy", "weights in bf16", model.copied() ? 0 : 1, 0);
             note(std::string(sgd_name) + " state", "velocity", state.relative(), 1e-6);
         });
 }

@@ -251,50 +251,25 @@ impl Context {
             .int(how.heads)
             .int(how.head_dim)
             .go(Size::row((tokens * how.heads).div_ceil(8), 256, 0));
-        let read = [&qkv.q, &qkv.k, &qkv.v, &g].map(|x| (x.address, x.stride));
-        let with = |written: &[&ViewMut<'_, T>]| {
-            [&read[..], &written.iter().map(|x| (x.address, x.stride)).collect::<Vec<_>>()].concat()
+        let read = [qkv.q, qkv.k, qkv.v, g].map(|x| (x.address, x.stride));
+        let pass = |number: usize, written: &[&ViewMut<'_, T>], order, heads: usize| {
+            let written: Vec<_> = written.iter().map(|x| (x.address, x.stride)).collect();
+            let way = how.way::<T>(self, number, &[&read[..], &written].concat());
+            let tiles = spans.tiles(self, way.tile, order);
+            Launch::new(self, way.kernel)
+                .addresses(&written)
+                .addresses(&read)
+                .pointer(lse.address())
+                .pointer(delta.address())
+                .pointer(tiles.address())
+                .long(tokens)
+                .strides(&written)
+                .strides(&read)
+                .looks(how)
+                .go(way.size(heads, tiles.len()));
         };
-        let way = how.way::<T>(self, 1, &with(&[&into.q]));
-        let tiles = spans.tiles(self, way.tile, Order::Queries);
-        Launch::new(self, way.kernel)
-            .pointer(into.q.address)
-            .pointer(qkv.q.address)
-            .pointer(qkv.k.address)
-            .pointer(qkv.v.address)
-            .pointer(g.address)
-            .pointer(lse.address())
-            .pointer(delta.address())
-            .pointer(tiles.address())
-            .long(tokens)
-            .long(into.q.stride)
-            .long(qkv.q.stride)
-            .long(qkv.k.stride)
-            .long(qkv.v.stride)
-            .long(g.stride)
-            .looks(how)
-            .go(way.size(how.heads, tiles.len()));
-        let way = how.way::<T>(self, 2, &with(&[&into.k, &into.v]));
-        let tiles = spans.tiles(self, way.tile, Order::Keys);
-        Launch::new(self, way.kernel)
-            .pointer(into.k.address)
-            .pointer(into.v.address)
-            .pointer(qkv.q.address)
-            .pointer(qkv.k.address)
-            .pointer(qkv.v.address)
-            .pointer(g.address)
-            .pointer(lse.address())
-            .pointer(delta.address())
-            .pointer(tiles.address())
-            .long(tokens)
-            .long(into.k.stride)
-            .long(into.v.stride)
-            .long(qkv.q.stride)
-            .long(qkv.k.stride)
-            .long(qkv.v.stride)
-            .long(g.stride)
-            .looks(how)
-            .go(way.size(how.kv_heads, tiles.len()));
+        pass(1, &[&into.q], Order::Queries, how.heads);
+        pass(2, &[&into.k, &into.v], Order::Keys, how.kv_heads);
     }
 }
 
@@ -305,6 +280,14 @@ impl Way {
 }
 
 impl Launch<'_> {
+    fn addresses(self, memories: &[(u64, usize)]) -> Self {
+        memories.iter().fold(self, |launch, (address, _)| launch.pointer(*address))
+    }
+
+    fn strides(self, memories: &[(u64, usize)]) -> Self {
+        memories.iter().fold(self, |launch, (_, stride)| launch.long(*stride))
+    }
+
     /// What all kernels of attention are told of the layer.
     pub(super) fn looks(self, how: &Attention) -> Self {
         self.int(how.heads / how.kv_heads)

@@ -9,6 +9,7 @@
 mod attention;
 mod attention_decode;
 mod dropout;
+mod experts;
 mod gate;
 mod loss;
 mod norm;
@@ -21,7 +22,7 @@ pub use attention::{Attention, Qkv, QkvMut};
 pub use dropout::Dropout;
 pub use gate::Activation;
 pub use norm::Norm;
-pub use optim::{AdamW, Moved, Sgd, Sweep};
+pub use optim::{AdamW, Moved, Sgd, Squares, Sweep};
 pub use rotary::Turn;
 pub use rows::Grouped;
 pub use spans::{Spans, Stretch};
@@ -53,6 +54,7 @@ mod tests {
             attention::ALL,
             attention_decode::ALL,
             dropout::ALL,
+            experts::ALL,
             gate::ALL,
             loss::ALL,
             norm::ALL,

@@ -47,6 +47,19 @@ fn shared(threads: [usize; 2]) -> usize {
     4 * (threads[0] / 32) * threads[1]
 }
 
+/// Blocks of the backward pass for so many norms of `width`, with or without a gradient of the weight.
+fn blocks(norms: usize, width: usize, own: bool) -> usize {
+    norms.div_ceil(threads(width)[1]).min(if own { BLOCKS } else { usize::MAX })
+}
+
+impl Norm {
+    /// Numbers of f32 that [`Context::norm_back`] needs for so many norms of `width` where the weight has a gradient.
+    #[must_use]
+    pub fn workspace(norms: usize, width: usize) -> usize {
+        blocks(norms, width, true) * width
+    }
+}
+
 impl Context {
     /// `y = x / rms(x) · factor (+ onto)`, `x` `[m, c · width]` for a weight of `width`: a row is `c` norms. With `residual` and a
     /// destination for the sum, `x + residual` stands for `x`, and is stored there as it was rounded.
@@ -109,9 +122,8 @@ impl Context {
         let fits = x.shape() == dx.shape() && x.shape() == g.shape() && width > 0 && x.cols.is_multiple_of(width);
         assert!(fits && own.as_ref().is_none_or(|own| own.len() == width), "norm: shapes that do not fit");
         let (heads, threads) = (x.cols / width, threads(width));
-        let most = if own.is_some() { BLOCKS } else { usize::MAX };
-        let blocks = (rows * heads).div_ceil(threads[1]).min(most);
-        let partial = own.as_ref().map(|_| self.buffer::<f32>(blocks * width));
+        let blocks = blocks(rows * heads, width, own.is_some());
+        let partial = own.as_ref().map(|_| self.buffer::<f32>(Norm::workspace(rows * heads, width)));
         let of_weight = if partial.is_some() { 4 * threads[1] * width } else { 0 };
         let shared = shared(threads) + of_weight;
         assert!(

@@ -1,8 +1,10 @@
 use bytemuck::{Pod, Zeroable};
+use half::bf16;
 
 use super::{address, both, one};
 use crate::buffer::{Buffer, Element};
 use crate::context::Context;
+use crate::error::Result;
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
 
@@ -39,6 +41,8 @@ pub struct Moved<'a, W, G> {
     pub gradient: &'a Buffer<G>,
     /// What random rounding uses, of the parameter's name and the step.
     pub key: u64,
+    /// Where an f32 weight goes in bf16, too, rounded to the nearest.
+    pub copy: Option<&'a mut Buffer<bf16>>,
 }
 
 /// Parameters that are gone over in one launch.
@@ -58,7 +62,7 @@ struct Parameter {
     second: u64,
     gradient: u64,
     key: u64,
-    unused: u64,
+    copy: u64,
 }
 
 /// A part of a parameter.
@@ -119,10 +123,11 @@ impl Context {
             .map(|m| {
                 let (length, states) = (m.weight.len(), [m.first.as_deref(), m.second.as_deref()]);
                 let fits = m.gradient.len() == length && states.iter().flatten().all(|state| state.len() == length);
-                assert!(fits, "a parameter of {length} elements with state or a gradient of another length");
+                let copied = m.copy.as_ref().is_none_or(|copy| copy.len() == length && size_of::<W>() == 4);
+                assert!(fits && copied, "a parameter of {length} elements with state or a gradient of another length");
                 let [first, second] = states.map(address);
-                let (weight, gradient) = (m.weight.address(), m.gradient.address());
-                Parameter { weight, first, second, gradient, key: m.key, unused: 0 }
+                let (weight, gradient, copy) = (m.weight.address(), m.gradient.address(), address(m.copy.as_deref()));
+                Parameter { weight, first, second, gradient, key: m.key, copy }
             })
             .collect();
         let pieces = pieces(moved.iter().map(|m| m.weight.len()));
@@ -204,6 +209,43 @@ impl Context {
             .float(scale)
             .float(max_norm.unwrap_or(0.0))
             .go(Size::row(1, 256, 8 * 256));
+    }
+}
+
+/// Sums of squares that were asked for: a number for each piece of some gradients.
+#[derive(Debug)]
+pub struct Squares {
+    pieces: Vec<Piece>,
+    partial: Buffer<f64>,
+    count: usize,
+}
+
+impl Context {
+    /// Asks for the sum of the squares of each of some gradients. Their order depends on lengths alone.
+    pub fn squares<G: Element>(&self, gradients: &[&Buffer<G>]) -> Squares {
+        let parameter = |g: &&Buffer<G>| Parameter { gradient: g.address(), ..Parameter::zeroed() };
+        let parameters: Vec<Parameter> = gradients.iter().map(parameter).collect();
+        let pieces = pieces(gradients.iter().map(|g| g.len()));
+        let (parameters, on_card) = (self.upload(&parameters), self.upload(&pieces));
+        let partial = self.buffer::<f64>(pieces.len());
+        Launch::new(self, &SQUARES[G::INDEX])
+            .pointer(partial.address())
+            .pointer(parameters.address())
+            .pointer(on_card.address())
+            .go(Size::row(pieces.len(), 256, 8 * 256));
+        Squares { pieces, partial, count: gradients.len() }
+    }
+
+    /// The sums, when all work so far is done.
+    ///
+    /// # Errors
+    /// The context's first error.
+    pub fn read_squares(&self, of: &Squares) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0; of.count];
+        for (piece, sum) in of.pieces.iter().zip(self.download(&of.partial)?) {
+            sums[piece.parameter as usize] += sum;
+        }
+        Ok(sums)
     }
 }
 

@@ -51,6 +51,17 @@ impl Shape {
         (shape, [a.address, b.address])
     }
 
+    /// What it is called where times are told.
+    pub(super) fn name(&self) -> String {
+        let kind = match self.transposed {
+            [true, _] => "up",
+            [false, false] => "down",
+            [false, true] => "across",
+        };
+        let from = if self.narrow[0] { "bf16" } else { "f32" };
+        format!("product {kind} {from} {} x {} x {}", self.cols, self.rows, self.inner)
+    }
+
     pub(super) fn with_result(mut self, addresses: [u64; 4], c_stride: usize, bias: bool) -> Self {
         self.strides[2] = c_stride.max(self.rows);
         self.alignments = addresses.map(|address| 1 << (address | 256).trailing_zeros());

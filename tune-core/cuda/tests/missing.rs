@@ -30,14 +30,15 @@ fn stand_ins() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-ins");
-        for (source, library) in [("driver", "driver/libcuda.so.1"), ("nothing", "cublas/libcublasLt.so.13")] {
+        let (driver, nothing) = ("harness/stand_in/driver.cpp", "tests/stand_ins/nothing.c");
+        for (source, library) in [(driver, "driver/libcuda.so.1"), (nothing, "cublas/libcublasLt.so.13")] {
             let path = folder.join(library);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let mut cc = Command::new("cc");
+            let mut cc = Command::new("c++");
             let name = path.file_name().unwrap().to_str().unwrap();
             cc.args(["-shared", "-fPIC", "-w", &format!("-Wl,-soname,{name}"), "-o"]).arg(&path);
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/stand_ins/{source}.c"));
-            assert!(cc.arg(source).status().unwrap().success());
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+            assert!(cc.arg(source).arg("-ldl").status().unwrap().success());
         }
         std::fs::create_dir_all(folder.join("broken")).unwrap();
         std::fs::write(folder.join("broken/libcublasLt.so.13"), "no library").unwrap();

@@ -4,6 +4,8 @@
 
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "common/stand_in.rs"]
+mod stand_in;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -405,4 +407,33 @@ fn what_is_no_size_is_an_error() {
     let run = recipe("lora", &["--config", "configs/lora/tiny.yaml", &output]).env("TUNE_MEMORY", "much").output();
     let error = text(&run.unwrap().stderr);
     assert!(error.contains("TUNE_MEMORY=much: it can be a size such as 16GiB"), "{error}");
+}
+
+/// A run on a card is planned, and refused before it has begun where the card has not enough.
+#[test]
+fn a_card_that_is_too_small() {
+    let Some(stand_in) = stand_in::folder() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let output_dir = format!("output_dir={}", folder.path().join("out").display());
+    let args = ["--config", "configs/full/tiny.yaml", "device=cuda", "dtype=bf16", &output_dir];
+    let ask = |extra: &[&str], environment: &[(&str, &str)]| {
+        let mut run = recipe("full", &[&args[..], extra].concat());
+        stand_in::environment(&mut run, stand_in);
+        let output = run.envs(environment.iter().copied()).output().unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, said) = ask(&["--plan"], &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in ["Memory on Stand-in (cuda:0)", "weights", "gradients", "optimizer state", "free on the card"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    // Without a card, or for another one.
+    let (code, said) = ask(&["--plan"], &[("LD_LIBRARY_PATH", "/nowhere"), ("TUNE_CUDA_MEMORY", "24GiB")]);
+    assert!(code == Some(0) && said.contains("24.0 GiB as TUNE_CUDA_MEMORY says"), "{said}");
+    let (code, said) = ask(&[], &[("STAND_IN_MIB", "100")]);
+    assert_eq!(code, Some(1), "{said}");
+    for part in ["of memory of the card", "free on the card", "a card with more memory", "TUNE_CUDA_MEMORY=SIZE"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    assert!(!folder.path().join("out").exists(), "something was written");
 }

@@ -24,18 +24,20 @@ impl std::fmt::Display for Compute {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Processor => f.write_str("cpu"),
-            Self::Card(card) => f.write_str(card.name()),
+            Self::Card(card) => write!(f, "{} (cuda:{})", card.name(), card.ordinal()),
         }
     }
 }
 
-/// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first GPU) or `cuda:N`.
+/// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first card), `cuda:N`, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceConfig {
     /// The processor.
     Cpu,
-    /// The GPU of this number.
+    /// The card of this number.
     Cuda(usize),
+    /// The first card that can be used; the processor where there is none.
+    Auto,
 }
 
 impl DeviceConfig {
@@ -43,6 +45,7 @@ impl DeviceConfig {
         match text {
             "cpu" => Some(Self::Cpu),
             "cuda" => Some(Self::Cuda(0)),
+            "auto" => Some(Self::Auto),
             _ => text.strip_prefix("cuda:")?.parse().ok().map(Self::Cuda),
         }
     }
@@ -53,10 +56,27 @@ impl DeviceConfig {
     /// A card that cannot be used, with what is missing; kernels that the processor cannot run; threads that the system
     /// does not start.
     pub fn open(self) -> Result<Compute> {
+        self.choose().map(|(device, _)| device)
+    }
+
+    /// Opens the device, and says which one that is where the config leaves it open.
+    ///
+    /// # Errors
+    /// As [`DeviceConfig::open`].
+    pub fn choose(self) -> Result<(Compute, Option<String>)> {
+        let processor = || Isa::check().map(|()| Compute::Processor);
         start_threads()?;
         match self {
-            Self::Cpu => Isa::check().map(|()| Compute::Processor),
-            Self::Cuda(n) => Card::open(n).map(Compute::Card),
+            Self::Cpu => Ok((processor()?, None)),
+            Self::Cuda(n) => Ok((Compute::Card(Card::open(n)?), None)),
+            Self::Auto => match Card::open_first() {
+                Ok(card) => {
+                    let device = Compute::Card(card);
+                    let said = format!("device=auto: {device} computes");
+                    Ok((device, Some(said)))
+                }
+                Err(why) => Ok((processor()?, Some(format!("device=auto: the processor computes, for {why}")))),
+            },
         }
     }
 }
@@ -65,7 +85,7 @@ impl std::str::FromStr for DeviceConfig {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| format!("`{text}` is no device; use cpu, cuda or cuda:N"))
+        Self::parse(text).ok_or_else(|| format!("`{text}` is no device; use cpu, cuda, cuda:N or auto"))
     }
 }
 
@@ -93,6 +113,7 @@ impl Config for DeviceConfig {
         Value::from_text(match self {
             Self::Cpu => "cpu".to_string(),
             Self::Cuda(n) => format!("cuda:{n}"),
+            Self::Auto => "auto".to_string(),
         })
     }
 }

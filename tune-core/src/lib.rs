@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod distributed;
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod eval;

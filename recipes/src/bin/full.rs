@@ -108,11 +108,11 @@ impl Recipe for FullFinetune {
             let grad_norm;
             if self.cfg.optimizer_in_bwd {
                 let optimizer = self.optimizer.as_mut();
-                let mut sink = InBackward { optimizer, lr, step: step.number, squared_norm: 0.0 };
+                let mut sink = InBackward::new(optimizer, lr, step.number);
                 for batch in &step.batches {
                     loss += scale * forward_backward(&self.model, batch, options, &mut sink)?;
                 }
-                grad_norm = sink.squared_norm.sqrt();
+                grad_norm = sink.squared_norm()?.sqrt();
                 check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             } else {
                 let mut gradients = Gradients::default();

@@ -48,7 +48,7 @@ fn generate(
     stop_tokens: Vec<String>,
     /// Where the drawing starts; null is a fresh one, which is printed.
     seed: Option<u64>,
-    /// cpu, cuda or cuda:N.
+    /// cpu, cuda, cuda:N, or auto: the first card, if there is one.
     #[config(default = "cpu")]
     device: DeviceConfig,
     /// Precision of weights and activations.
@@ -66,8 +66,9 @@ fn generate(
         complain!("{said}");
     }
     let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;
-    let options =
-        LoadOptions { dtype: dtype.dtype(), device: device.open()?, train_weights: false, lora: lora.clone() };
+    let (device, chosen) = device.choose()?;
+    chosen.iter().for_each(|line| complain!("{line}"));
+    let options = LoadOptions { dtype: dtype.dtype(), device, train_weights: false, lora: lora.clone() };
     let model = Decoder::load(ModelSpec::of(&checkpoint)?, &checkpoint, &options)?;
     if let (Some(lora), Some(dir)) = (lora, adapter_dir) {
         lora.load_into(&model, &dir)?;

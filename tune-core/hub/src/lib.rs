@@ -24,7 +24,7 @@ pub use plain::plain;
 pub use repo::{Kind, Location, Repo, SCHEME};
 pub use snapshot::Selection;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The hub, and the cache on this machine.
@@ -94,6 +94,11 @@ impl Hub {
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
+    }
+
+    /// The cache's folder.
+    pub fn folder(&self) -> &Path {
+        &self.cache
     }
 
     /// Another cache.

@@ -14,7 +14,12 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
-use crate::models::{Activation, EmbeddingSpec};
+use crate::models::{Activation, EmbeddingSpec, ParamId};
+
+/// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
+pub(crate) fn rows_at_once(vocab: usize) -> usize {
+    ((14 << 20) / vocab).clamp(16, 1024)
+}
 
 /// See the [module](self). In shapes, `m` is a number of rows: tokens, mostly.
 pub(crate) trait Backend: Sized {
@@ -24,6 +29,8 @@ pub(crate) trait Backend: Sized {
     type Sums;
     /// A parameter as operations read it: borrowed, converted to the type of activations, or in blocks.
     type Param;
+    /// The losses of some rows, which may still be on their way.
+    type Each;
 
     /// Memory of any content for a matrix of activations.
     fn acts(&self, rows: usize, cols: usize) -> Self::Acts;
@@ -33,12 +40,20 @@ pub(crate) trait Backend: Sized {
     fn sums(&self, rows: usize, cols: usize) -> Self::Sums;
     /// Memory of any content for a parameter's gradient.
     fn gradient(&self, rows: usize, cols: usize) -> Self::Sums;
+    /// The gradient of a parameter that earlier micro-batches have begun, for the next to be added, see [`ParamId::is_begun`].
+    fn begun(&self, _: ParamId) -> Option<Self::Sums> {
+        None
+    }
     /// Zeros.
     fn clear(&self, x: &mut Self::Sums);
     /// Adds `more` to `onto`.
     fn accumulate(&self, onto: &mut Self::Sums, more: &Self::Sums);
     /// `x` `[rows, cols]` transposed into `y` `[cols, rows]`.
     fn transpose(&self, x: &Self::Sums, size: (usize, usize), y: &mut Self::Sums);
+    /// Whether a product with few columns is better made transposed: then [`Backend::transpose`] turns it.
+    fn wants_wide(&self) -> bool {
+        true
+    }
     /// What memory is for that is taken from now on and is no gradient.
     fn purpose(&self, _: Purpose) {}
 
@@ -136,6 +151,12 @@ pub(crate) trait Backend: Sized {
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self>;
+    /// The losses, when they are there.
+    fn losses(&self, each: Self::Each) -> Vec<f64>;
+    /// Rows of logits that exist at a time, at most.
+    fn rows_at_once(&self, vocab: usize) -> usize {
+        rows_at_once(vocab)
+    }
 }
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
@@ -320,7 +341,7 @@ pub(crate) struct Experts {
 /// What [`Backend::loss`] gives.
 pub(crate) struct Losses<B: Backend> {
     /// Of each row.
-    pub(crate) each: Vec<f64>,
+    pub(crate) each: B::Each,
     /// The gradient of the logits, if it was asked for: a buffer, and the elements from one of its rows to the next.
     pub(crate) gradient: Option<(B::Acts, usize)>,
 }

@@ -128,9 +128,11 @@ impl<'a, B: Backend> Layer<'a, B> {
         found: &mut Found<B>,
     ) {
         if self.params.trained {
-            let mut gradient = self.backend.gradient(self.out(), self.inner());
+            let begun = self.backend.begun(id(Of::Weight));
+            let adding = begun.is_some();
+            let mut gradient = begun.unwrap_or_else(|| self.backend.gradient(self.out(), self.inner()));
             for (&g, part) in back.gradients.iter().zip(self.parts()) {
-                self.weight_gradient(Part::new(x, g.rows, self.inner()), g, part.0, false, &mut gradient);
+                self.weight_gradient(Part::new(x, g.rows, self.inner()), g, part.0, adding, &mut gradient);
             }
             found.push((id(Of::Weight), gradient));
             if self.params.bias.is_some() {
@@ -175,10 +177,18 @@ impl<'a, B: Backend> Layer<'a, B> {
         let mut a = self.backend.gradient(rank, self.inner());
         let term = Term::Across { g: Part::new(gh, m, rank), x };
         self.backend.multiply_sums(&[term], false, PartMut::new(&mut a, rank, self.inner()));
-        // The long side of a product is to be that of its columns, so that this one is made transposed.
+        let h = Part::new(h, m, rank);
+        if !self.backend.wants_wide() {
+            let mut b = self.backend.gradient(self.out(), rank);
+            for (&g, (first, cols)) in back.gradients.iter().zip(self.parts()) {
+                let y = PartMut::rows(&mut b, first, cols, rank);
+                self.backend.multiply_sums(&[Term::Across { g, x: h }], false, y);
+            }
+            return Some((a, b));
+        }
         let mut transposed = self.backend.sums(rank, self.out());
         for (&g, (first, cols)) in back.gradients.iter().zip(self.parts()) {
-            let term = Term::Across { g: Part::new(h, m, rank), x: g };
+            let term = Term::Across { g: h, x: g };
             let y = PartMut { of: &mut transposed, at: first, rows: rank, cols, stride: self.out() };
             self.backend.multiply_sums(&[term], false, y);
         }

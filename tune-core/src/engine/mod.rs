@@ -28,10 +28,11 @@ use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
 pub use cuda::Card;
 use cuda::{Cuda, Number};
+pub(crate) use cuda::{Move, OnCard, Rule, Squares};
 use half::bf16;
 pub use paper::Work;
-pub(crate) use paper::{Paper, StepOnPaper};
-use parameters::Held;
+pub(crate) use paper::{Paper, State, StepOnPaper};
+use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
 use run::{Minimized, Run, Sink};
@@ -59,11 +60,11 @@ pub struct RunOptions {
 macro_rules! on_backend {
     ($model:expr, $call:ident($($arg:expr),*)) => {
         match Precision::of($model)? {
-            Precision::F32 => on_a_worker(|| $call(&Cpu::<f32>::new(), $model, $($arg),*)),
-            Precision::Bf16 => on_a_worker(|| $call(&Cpu::<bf16>::new(), $model, $($arg),*)),
-            Precision::F64 => on_a_worker(|| $call(&Reference, $model, $($arg),*)),
-            Precision::F32On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<f32>::new(card), $model, $($arg),*))),
-            Precision::Bf16On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<bf16>::new(card), $model, $($arg),*))),
+            Precision::F32 => on_a_worker(|| $call(&Cpu::<f32>::new(), $model $(, $arg)*)),
+            Precision::Bf16 => on_a_worker(|| $call(&Cpu::<bf16>::new(), $model $(, $arg)*)),
+            Precision::F64 => on_a_worker(|| $call(&Reference, $model $(, $arg)*)),
+            Precision::F32On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<f32>::new(card), $model $(, $arg)*))),
+            Precision::Bf16On(card) => on_a_worker(|| on_card(&card, |card| $call(&Cuda::<bf16>::new(card), $model $(, $arg)*))),
         }
     };
 }
@@ -153,7 +154,27 @@ where
 {
     let held = Held { model, dropout: options.dropout };
     let run = Run::new(backend, &model.config, &held, batch);
-    run.forward_backward(minimized, options.activation_checkpointing, &mut ToModel { model, sink })
+    let mut sink = ToModel { model, sink };
+    sink.begin(backend);
+    let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
+    sink.end(backend)?;
+    Ok(value)
+}
+
+/// Has what computes a model read all of its parameters: on a card they are then there before anything else is, and a card that
+/// is too small says so at once.
+///
+/// # Errors
+/// A tensor of a type that it does not read, and a card that is too small.
+pub(crate) fn read_parameters(model: &Decoder) -> Result<()> {
+    fn all<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder) -> Result<()> {
+        let held = Held { model, dropout: None };
+        Parameters::<B>::embedding(&held, backend)?;
+        (0..model.blocks.len()).try_for_each(|block| Parameters::<B>::open(&held, backend, block, None).map(drop))?;
+        Parameters::<B>::top(&held, backend)?;
+        backend.check()
+    }
+    on_backend!(model, all())
 }
 
 /// The loss summed over a batch's trained tokens, without gradients or dropout.
@@ -254,9 +275,19 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
 impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
         let card = self.model.card().ok_or_else(|| self.lost(id))?;
-        let numbers = Cuda::<T>::new(Arc::clone(card)).read(&gradient);
-        card.check()?;
-        self.take(id, |shape| Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?.into()))
+        self.take(id, |shape| Ok(OnCard::new(card, gradient, shape)?.into()))
+    }
+
+    fn begin(&mut self, backend: &Cuda<T>) {
+        for (id, parameter) in self.model.trainable().with_ids().filter(|(id, _)| id.is_begun()) {
+            if let Some(begun) = self.sink.begun(parameter).and_then(Gradient::into_on_card) {
+                backend.begin(id, begun.into_values());
+            }
+        }
+    }
+
+    fn end(&mut self, backend: &Cuda<T>) -> Result<()> {
+        backend.unused().into_iter().try_for_each(|(id, gradient)| Sink::<Cuda<T>>::take(self, id, gradient))
     }
 }
 

@@ -1,11 +1,13 @@
 //! A training step on paper: the engine itself takes and drops the buffers that it would, and nothing is computed.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
 use super::run::{Minimized, Objective, Run, Sink};
+use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Attention;
@@ -18,11 +20,12 @@ use crate::models::{
     Activation, BlockNorm, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
 };
 
-/// The memory of a processor on paper, for weights and activations of type `T`.
+/// The memory of a processor or a card on paper, for weights and activations of type `T`.
 pub(crate) struct Paper<T> {
     pub(crate) ledger: Ledger,
-    /// Threads that compute.
-    threads: usize,
+    machine: Machine,
+    /// Gradients that earlier micro-batches have begun, which a card adds to.
+    begun: RefCell<BTreeMap<ParamId, Entry>>,
     purpose: Cell<Purpose>,
     work: RefCell<Work>,
     element: PhantomData<T>,
@@ -76,12 +79,30 @@ impl Work {
     }
 }
 
+/// What computes: kernels of each have workspaces of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Machine {
+    /// With so many threads.
+    Processor(usize),
+    Card,
+}
+
 impl<T: Element> Paper<T> {
     /// This processor, with so many threads.
     pub(crate) fn new(threads: usize) -> Self {
+        Self::of(Ledger::new(), Machine::Processor(threads.max(1)))
+    }
+
+    /// A card.
+    pub(crate) fn card() -> Self {
+        Self::of(Ledger::of_card(), Machine::Card)
+    }
+
+    fn of(ledger: Ledger, machine: Machine) -> Self {
         Self {
-            ledger: Ledger::new(),
-            threads: threads.max(1),
+            ledger,
+            machine,
+            begun: RefCell::default(),
             purpose: Cell::new(Purpose::Activations),
             work: RefCell::default(),
             element: PhantomData,
@@ -94,7 +115,9 @@ impl<T: Element> Paper<T> {
 
     fn product(&self, terms: &[Term<'_, Self>], (m, n): (usize, usize)) {
         let sides: Vec<_> = terms.iter().map(Term::sides).collect();
-        drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, self.threads)));
+        if let Machine::Processor(threads) = self.machine {
+            drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, threads)));
+        }
         let inner: usize = sides.iter().map(|side| side.inner).sum();
         let mut work = self.work.borrow_mut();
         let of = if self.purpose.get() == Purpose::Output { &mut work.output } else { &mut work.layers };
@@ -115,6 +138,7 @@ impl<T: Element> Backend for Paper<T> {
     type Sums = Entry;
     /// Memory of its own, if it is converted.
     type Param = Option<Entry>;
+    type Each = Vec<f64>;
 
     fn acts(&self, rows: usize, cols: usize) -> Entry {
         self.take::<T>(rows * cols)
@@ -132,6 +156,10 @@ impl<T: Element> Backend for Paper<T> {
         self.ledger.take::<f32>(rows * cols, Purpose::Gradients)
     }
 
+    fn begun(&self, id: ParamId) -> Option<Entry> {
+        self.begun.borrow_mut().remove(&id)
+    }
+
     fn clear(&self, _: &mut Entry) {}
 
     fn accumulate(&self, _: &mut Entry, _: &Entry) {}
@@ -142,7 +170,10 @@ impl<T: Element> Backend for Paper<T> {
         self.purpose.set(purpose);
     }
 
-    fn multiply(&self, terms: &[Term<'_, Self>], _: Finish<'_, Self>, y: PartMut<'_, Entry>) {
+    fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Entry>) {
+        // A card has no such product.
+        let apart = self.machine == Machine::Card && matches!(finish, Finish::AddDropped(..));
+        let _sums = apart.then(|| self.take::<T>(y.rows * y.cols));
         self.product(terms, (y.rows, y.cols));
     }
 
@@ -152,7 +183,10 @@ impl<T: Element> Backend for Paper<T> {
 
     fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}
 
-    fn lookup_back(&self, _: &Entry, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}
+    fn lookup_back(&self, _: &Entry, width: usize, ids: &[u32], _: EmbeddingSpec, _: &mut Entry) {
+        // Rows that are not padding are brought together first.
+        drop((self.machine == Machine::Card).then(|| self.take::<T>(ids.len() * width)));
+    }
 
     fn add_bias(&self, _: &Option<Entry>, _: usize, _: PartMut<'_, Entry>) {}
 
@@ -173,7 +207,11 @@ impl<T: Element> Backend for Paper<T> {
         _: PartMut<'_, Entry>,
         own: Option<&mut Entry>,
     ) {
-        let len = if own.is_some() { rms_norm::workspace(x.rows, norm.width) } else { 0 };
+        let len = match (own, self.machine) {
+            (None, _) => return,
+            (Some(_), Machine::Processor(_)) => rms_norm::workspace(x.rows, norm.width),
+            (Some(_), Machine::Card) => tune_cuda::Norm::workspace(x.rows * x.cols / norm.width, norm.width),
+        };
         drop(self.take::<f32>(len));
     }
 
@@ -186,7 +224,9 @@ impl<T: Element> Backend for Paper<T> {
     fn dropped(&self, _: &Entry, _: usize, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
 
     fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], _: PartMut<'_, Entry>, _: &mut Entry) {
-        drop(self.take::<f32>(how.forward_workspace::<T>(self.threads)));
+        if let Machine::Processor(threads) = self.machine {
+            drop(self.take::<f32>(how.forward_workspace::<T>(threads)));
+        }
         self.attention(how, 2.0);
     }
 
@@ -194,11 +234,14 @@ impl<T: Element> Backend for Paper<T> {
         &self,
         how: &Attention<'_>,
         _: [Part<'_, Entry>; 3],
-        _: (Part<'_, Entry>, &Entry),
+        (y, _): (Part<'_, Entry>, &Entry),
         _: Part<'_, Entry>,
         _: [PartMut<'_, Entry>; 3],
     ) {
-        drop(self.take::<f32>(how.backward_workspace::<T>(self.threads)));
+        drop(self.take::<f32>(match self.machine {
+            Machine::Processor(threads) => how.backward_workspace::<T>(threads),
+            Machine::Card => how.shape.heads * y.rows,
+        }));
         // The gradients of probabilities, of values, of keys and of queries.
         self.attention(how, 4.0);
     }
@@ -233,6 +276,21 @@ impl<T: Element> Backend for Paper<T> {
         let gradient = weights.map(|_| (logits, vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each: vec![0.0; targets.len()], gradient }
     }
+
+    fn losses(&self, each: Vec<f64>) -> Vec<f64> {
+        each
+    }
+
+    fn wants_wide(&self) -> bool {
+        self.machine != Machine::Card
+    }
+
+    fn rows_at_once(&self, vocab: usize) -> usize {
+        match self.machine {
+            Machine::Processor(_) => backend::rows_at_once(vocab),
+            Machine::Card => cuda::rows_at_once(vocab),
+        }
+    }
 }
 
 /// What is known of a training step before there is a model.
@@ -254,11 +312,11 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::forward_backward`].
     pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
-        self.train_with(micro_batches, paper, false, |_| Ok(()))
+        self.train_with(micro_batches, paper, false, |_| Ok(()), None)
     }
 
-    /// The same where something else comes `before` each micro-batch, and where what is minimized is a function of
-    /// log-probabilities.
+    /// The same where something else comes `before` each micro-batch, where what is minimized is a function of
+    /// log-probabilities, and where the optimizer's step comes then, whose state is in the same memory.
     ///
     /// # Errors
     /// As [`super::forward_backward`], and those of `before`.
@@ -268,16 +326,26 @@ impl StepOnPaper<'_> {
         paper: &Paper<T>,
         by_log_probs: bool,
         before: impl Fn(&Batch) -> Result<()>,
+        mut state: Option<&mut State>,
     ) -> Result<()> {
-        let mut gathered = Gathered { keeps: !self.optimizer_in_backward, gradients: Vec::new() };
+        let mut gradients = BTreeMap::new();
         let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
-        for (i, batch) in micro_batches.iter().enumerate() {
+        for batch in micro_batches {
             before(batch)?;
-            // From the second on gradients are added to those of the first.
-            gathered.keeps &= i == 0;
             let run = Run::new(paper, self.model, self, batch);
+            if paper.machine == Machine::Card {
+                paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
+            }
+            let mut gathered = Gathered {
+                keeps: !self.optimizer_in_backward,
+                in_backward: if self.optimizer_in_backward { state.as_deref_mut() } else { None },
+                gradients: &mut gradients,
+            };
             let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0) };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
+        }
+        if let Some(state) = state {
+            gradients.iter().for_each(|(id, gradient)| state.of(*id, gradient));
         }
         Ok(())
     }
@@ -294,7 +362,8 @@ impl StepOnPaper<'_> {
     fn layer<T: Element>(&self, paper: &Paper<T>, weight: &str, layer: LayerSpec) -> LayerParams<Paper<T>> {
         let LayerSpec { site, out, parts, inner, bias } = layer;
         // Adapters are f32.
-        let param = |len: usize| T::IS_BF16.then(|| paper.take::<T>(len));
+        let converts = T::IS_BF16 && paper.machine != Machine::Card;
+        let param = |len: usize| converts.then(|| paper.take::<T>(len));
         let adapter = self.lora.filter(|lora| lora.adapts(site)).map(|lora| AdapterParams {
             a: param(lora.rank * inner),
             b: param(out * lora.rank),
@@ -351,15 +420,40 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 }
 
-/// Who takes the gradients.
-struct Gathered {
-    keeps: bool,
-    gradients: Vec<Entry>,
+/// The state of an optimizer: so many numbers for each that is trained, from a parameter's first step on.
+pub(crate) struct State {
+    per_parameter: usize,
+    of: BTreeMap<ParamId, Vec<Entry>>,
 }
 
-impl<T: Element> Sink<Paper<T>> for Gathered {
-    fn take(&mut self, _: ParamId, gradient: Entry) -> Result<()> {
-        self.gradients.extend(self.keeps.then_some(gradient));
+impl State {
+    pub(crate) fn new(per_parameter: usize) -> Self {
+        Self { per_parameter, of: BTreeMap::new() }
+    }
+
+    fn of(&mut self, id: ParamId, gradient: &Entry) {
+        let parts = self.per_parameter;
+        self.of.entry(id).or_insert_with(|| (0..parts).map(|_| gradient.as_large(Purpose::State)).collect());
+    }
+}
+
+/// Who takes the gradients.
+struct Gathered<'a> {
+    keeps: bool,
+    /// The state of an optimizer that uses them up as they come.
+    in_backward: Option<&'a mut State>,
+    gradients: &'a mut BTreeMap<ParamId, Entry>,
+}
+
+impl<T: Element> Sink<Paper<T>> for Gathered<'_> {
+    fn take(&mut self, id: ParamId, gradient: Entry) -> Result<()> {
+        if let Some(state) = self.in_backward.as_deref_mut() {
+            state.of(id, &gradient);
+        }
+        // From the second micro-batch on gradients are added to those of the first.
+        if self.keeps {
+            self.gradients.entry(id).or_insert(gradient);
+        }
         Ok(())
     }
 }

@@ -66,7 +66,7 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
                 };
                 if step.optimizer_in_backward {
                     let optimizer = optimizer.as_mut();
-                    let mut sink = InBackward { optimizer, lr: 0.0, step: number, squared_norm: 0.0 };
+                    let mut sink = InBackward::new(optimizer, 0.0, number);
                     forward_backward(&model, batch, options, &mut sink).unwrap();
                 } else {
                     forward_backward(&model, batch, options, &mut gradients).unwrap();

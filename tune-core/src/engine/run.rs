@@ -14,6 +14,14 @@ use crate::models::{ModelSpec, ParamId};
 pub(crate) trait Sink<B: Backend> {
     /// The gradient of the weighted loss.
     fn take(&mut self, id: ParamId, gradient: B::Sums) -> Result<()>;
+
+    /// Gives the backend what earlier micro-batches have begun.
+    fn begin(&mut self, _: &B) {}
+
+    /// Takes back what the backend did not use of it.
+    fn end(&mut self, _: &B) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Gradients on their way to a [`Sink`].
@@ -85,7 +93,7 @@ impl<'a, B: Backend> Run<'a, B> {
             emit(found, sink)?;
         }
         if trains_embedding {
-            let mut table = top.tied.unwrap_or_else(|| {
+            let mut table = top.tied.or_else(|| self.backend.begun(ParamId::Embedding)).unwrap_or_else(|| {
                 let mut table = self.backend.gradient(self.shape.vocab_size, self.shape.hidden_size);
                 self.backend.clear(&mut table);
                 table

@@ -10,13 +10,9 @@ use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
 use crate::models::{Of, ParamId};
 
-/// Logits held at once, at most (56 MiB in f32).
-const LOGITS: usize = 14 << 20;
-
-/// Of so many trained tokens, those whose logits exist at a time: about as many each time, for the weights
+/// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
 /// are read anew.
-fn rows_at_once(trained: usize, vocab: usize) -> usize {
-    let most = (LOGITS / vocab).clamp(16, 1024);
+fn rows_at_once(trained: usize, most: usize) -> usize {
     trained.div_ceil(trained.div_ceil(most).max(1)).next_multiple_of(8).min(most).max(1)
 }
 
@@ -74,16 +70,14 @@ impl<B: Backend> Run<'_, B> {
         let (norm, head) = self.parameters.top(self.backend)?;
         let head = Layer { backend: self.backend, params: &head };
         let mut losses = vec![0.0; targets.len()];
-        let trained = self.trained();
-        for rows in trained.chunks(rows_at_once(trained.len(), vocab)) {
+        let (trained, mut each) = (self.trained(), Vec::new());
+        for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let logits = self.chunk(x, rows, &norm, head).logits;
-            for (&row, loss) in
-                rows.iter().zip(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each)
-            {
-                losses[row] = loss;
-            }
+            each.push(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each);
         }
+        let each = each.into_iter().flat_map(|each| self.backend.losses(each));
+        trained.iter().zip(each).for_each(|(&row, loss)| losses[row] = loss);
         Ok(losses)
     }
 
@@ -121,27 +115,31 @@ impl<B: Backend> Run<'_, B> {
             zeros
         };
 
-        let mut weight_gradient = (backward && head.params.trained).then(|| match trained.is_empty() {
-            true => zeros(vocab, width),
-            false => backend.gradient(vocab, width),
+        let id = if self.shape.tie_word_embeddings { ParamId::Embedding } else { ParamId::Output(Of::Weight) };
+        let begun = (backward && head.params.trained).then(|| backend.begun(id)).flatten();
+        let adding = begun.is_some();
+        let mut weight_gradient = (backward && head.params.trained).then(|| match (begun, trained.is_empty()) {
+            (Some(begun), _) => begun,
+            (None, true) => zeros(vocab, width),
+            (None, false) => backend.gradient(vocab, width),
         });
         let mut adapter_gradients: Option<(B::Sums, B::Sums)> = None;
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
-        let mut loss = 0.0;
-        for (i, rows) in trained.chunks(rows_at_once(trained.len(), vocab)).enumerate() {
+        let mut losses = Vec::new();
+        for (i, rows) in trained.chunks(rows_at_once(trained.len(), backend.rows_at_once(vocab))).enumerate() {
             let m = rows.len();
             let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let weights = weights.map(|weights| weights.of(rows));
             let Losses { each, gradient } =
                 backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, weights.as_deref());
-            loss += each.iter().sum::<f64>();
-            let Some((gradient, stride)) = gradient.filter(|_| loss.is_finite()) else { continue };
+            losses.push(each);
+            let Some((gradient, stride)) = gradient else { continue };
             let gradient = Part::strided(&gradient, (m, vocab), stride);
             let back = head.back(vec![gradient]);
             if let Some(sum) = &mut weight_gradient {
-                head.weight_gradient(Part::new(&normed, m, width), gradient, 0, i > 0, sum);
+                head.weight_gradient(Part::new(&normed, m, width), gradient, 0, adding || i > 0, sum);
             }
             if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
@@ -175,6 +173,9 @@ impl<B: Backend> Run<'_, B> {
                 backend.scatter(&g_input, width, rows, of_blocks);
             }
         }
+        // All that comes before is asked for by now: who computes later is waited for once.
+        let sums = losses.into_iter().map(|each| backend.losses(each).iter().sum::<f64>());
+        let loss = sums.fold(0.0, |loss, sum| loss + sum);
         let mut top = Top { loss, of_blocks, tied: None, found: Found::<B>::new() };
         if !loss.is_finite() {
             return Ok(top);

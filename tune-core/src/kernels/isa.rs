@@ -30,6 +30,12 @@ impl Isa {
         Self::chosen().map(drop).map_err(Error::setup)
     }
 
+    /// What this processor has of what kernels are written for.
+    pub(crate) fn features() -> Vec<&'static str> {
+        let all = [("avx512", has_avx512()), ("avx512bf16", has_bf16())];
+        all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+
     fn chosen() -> std::result::Result<Self, String> {
         let Ok(name) = std::env::var("TUNE_ISA") else { return Ok(Self::detect()) };
         let (isa, there) = match name.as_str() {
@@ -51,6 +57,16 @@ impl Isa {
         // Intel's cores take four times as long for a bf16 dot product as for an f32 multiply-add,
         // which does half of its work: there, widening wins by two (they have AMX for this instead).
         if has_bf16() && !is_intel() { Self::Avx512Bf16 } else { Self::Avx512 }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The arena of [`super::buffers`] on paper: what a sequence of buffers would touch, without any memory.
+//! The arena of [`super::buffers`] on paper, or the memory of a card: what a sequence of buffers would touch, without any memory.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ pub(crate) enum Purpose {
     Gradients,
     /// The last norm, the output layer and the loss.
     Output,
+    /// The state of an optimizer, which stays. On the processor it is elsewhere.
+    State,
 }
 
 /// Bytes by purpose.
@@ -23,11 +25,12 @@ pub(crate) struct InUse {
     pub(crate) activations: u64,
     pub(crate) gradients: u64,
     pub(crate) output: u64,
+    pub(crate) state: u64,
 }
 
 impl InUse {
     pub(crate) fn total(&self) -> u64 {
-        self.activations + self.gradients + self.output
+        self.activations + self.gradients + self.output + self.state
     }
 
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
@@ -35,6 +38,7 @@ impl InUse {
             Purpose::Activations => &mut self.activations,
             Purpose::Gradients => &mut self.gradients,
             Purpose::Output => &mut self.output,
+            Purpose::State => &mut self.state,
         }
     }
 }
@@ -45,12 +49,18 @@ impl InUse {
 pub(crate) struct Ledger(Rc<RefCell<Book>>);
 
 struct Book {
-    arena: Arena<MadeUp>,
+    memory: Memory,
     /// Stretches that were part of a buffer: beginnings and ends. They neither overlap nor meet.
     touched: BTreeMap<usize, usize>,
     in_use: InUse,
     /// What was in use when it was most.
     worst: InUse,
+}
+
+/// Who places buffers.
+enum Memory {
+    Processor(Arena<MadeUp>),
+    Card(tune_cuda::Ranges),
 }
 
 /// Addresses from the top down, as a system gives them.
@@ -71,9 +81,19 @@ impl Source for MadeUp {
 }
 
 impl Ledger {
+    /// That of the processor.
     pub(crate) fn new() -> Self {
+        Self::of(Memory::Processor(Arena::new(MadeUp { next: usize::MAX / 2, asked: 0 })))
+    }
+
+    /// That of a card.
+    pub(crate) fn of_card() -> Self {
+        Self::of(Memory::Card(tune_cuda::Ranges::default()))
+    }
+
+    fn of(memory: Memory) -> Self {
         Self(Rc::new(RefCell::new(Book {
-            arena: Arena::new(MadeUp { next: usize::MAX / 2, asked: 0 }),
+            memory,
             touched: BTreeMap::new(),
             in_use: InUse::default(),
             worst: InUse::default(),
@@ -82,9 +102,17 @@ impl Ledger {
 
     /// A buffer of `len` elements; it goes back when the entry is dropped.
     pub(crate) fn take<T>(&self, len: usize, purpose: Purpose) -> Entry {
-        let size = buffers::bytes::<T>(len);
         let mut book = self.0.borrow_mut();
-        let start = if size == 0 { 0 } else { book.arena.take(size) };
+        let (start, size) = match &mut book.memory {
+            Memory::Processor(arena) => {
+                let size = buffers::bytes::<T>(len);
+                (if size == 0 { 0 } else { arena.take(size) }, size)
+            }
+            Memory::Card(ranges) => {
+                let size = tune_cuda::Ranges::rounded((len * size_of::<T>()) as u64);
+                (ranges.take(size) as usize, size as usize)
+            }
+        };
         book.touch(start, size);
         *book.in_use.of(purpose) += size as u64;
         if book.in_use.total() > book.worst.total() {
@@ -106,7 +134,10 @@ impl Ledger {
 
     /// Bytes of addresses that the arena takes, be they touched or not.
     pub(crate) fn asked(&self) -> u64 {
-        self.0.borrow().arena.source().asked
+        match &self.0.borrow().memory {
+            Memory::Processor(arena) => arena.source().asked,
+            Memory::Card(ranges) => ranges.end(),
+        }
     }
 
     /// What was in use at the most demanding moment.
@@ -139,11 +170,21 @@ pub(crate) struct Entry {
     purpose: Purpose,
 }
 
+impl Entry {
+    /// Another buffer, as large as this one.
+    pub(crate) fn as_large(&self, purpose: Purpose) -> Self {
+        self.ledger.take::<u8>(self.size, purpose)
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         if self.size > 0 {
             let mut book = self.ledger.0.borrow_mut();
-            book.arena.give_back(self.start, self.size);
+            match &mut book.memory {
+                Memory::Processor(arena) => arena.give_back(self.start, self.size),
+                Memory::Card(ranges) => ranges.give(self.start as u64, self.size as u64),
+            }
             *book.in_use.of(self.purpose) -= self.size as u64;
         }
     }

@@ -32,12 +32,8 @@ pub fn available() -> Result<Option<Available>> {
 /// # Errors
 /// As [`available`].
 pub(super) fn available_beside(addresses: u64) -> Result<Option<Available>> {
-    if let Some(text) = std::env::var_os("TUNE_MEMORY") {
-        let text = text.to_string_lossy();
-        let bytes = parse(&text).ok_or_else(|| {
-            Error::setup(format!("TUNE_MEMORY={text}: it can be a size such as 16GiB or 800MiB, or not set"))
-        })?;
-        return Ok(Some(Available { bytes, origin: "as TUNE_MEMORY says" }));
+    if let Some(said) = of_variable("TUNE_MEMORY", "as TUNE_MEMORY says")? {
+        return Ok(Some(said));
     }
     let Some(own) = resident_memory() else { return Ok(None) };
     let all = [
@@ -51,6 +47,16 @@ pub(super) fn available_beside(addresses: u64) -> Result<Option<Available>> {
     ];
     let all = all.into_iter().filter_map(|(free, origin)| Some(Available { bytes: free? + own, origin }));
     Ok(all.min_by_key(|available| available.bytes))
+}
+
+/// What a variable of the environment says, if it is set.
+pub(super) fn of_variable(variable: &str, origin: &'static str) -> Result<Option<Available>> {
+    let Some(text) = std::env::var_os(variable) else { return Ok(None) };
+    let text = text.to_string_lossy();
+    let bytes = parse(&text).ok_or_else(|| {
+        Error::setup(format!("{variable}={text}: it can be a size such as 16GiB or 800MiB, or not set"))
+    })?;
+    Ok(Some(Available { bytes, origin }))
 }
 
 impl fmt::Display for Available {

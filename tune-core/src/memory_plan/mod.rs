@@ -2,7 +2,8 @@
 //!
 //! Everything follows from the model's shape, the settings and the largest batch. What the engine takes for activations
 //! and gradients is replayed on paper, buffer by buffer, by the arithmetic that places them; weights, adapters and
-//! the optimizer's state are counted; what the process holds already is asked of the system.
+//! the optimizer's state are counted; what the process holds already is asked of the system. Of a run on a card it is the card's
+//! memory that is planned.
 //!
 //! ```no_run
 //! # use tune_core::prelude::*;
@@ -16,6 +17,7 @@
 
 mod advice;
 mod available;
+mod card;
 mod parameters;
 mod table;
 
@@ -27,11 +29,12 @@ pub use advice::Change;
 pub(crate) use available::address_limit;
 use available::available_beside;
 pub use available::{Available, available};
+pub use card::PlannedCard;
 pub(crate) use parameters::of_adapters;
-pub(crate) use table::size;
+pub(crate) use table::{processor, size};
 
 use crate::data::Batch;
-use crate::engine::{Paper, StepOnPaper};
+use crate::engine::{Paper, State, StepOnPaper};
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
@@ -81,6 +84,8 @@ pub struct Setting {
     pub reference: Option<ReferencePass>,
     /// Rows of a batch that is full.
     pub batch_size: usize,
+    /// The card that computes, if it is not the processor.
+    pub card: Option<PlannedCard>,
     /// The micro-batches of some steps in their order, those of the most demanding one last, see
     /// [`Loader::demanding_steps`](crate::data::Loader::demanding_steps). Where there are fewer than a step has, the others are
     /// like them.
@@ -101,7 +106,7 @@ pub struct ReferencePass {
 /// What a run needs, in bytes.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
-    /// What the process holds before weights are read, and code that comes in later.
+    /// What the process holds before weights are read, and code that comes in later. On a card: code, and the workspace of products.
     pub program: u64,
     /// The model's own weights, but for those in blocks.
     pub weights: u64,
@@ -133,12 +138,15 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Makes the plan of a run on the processor. It is to be made where the run is, with the tokenizer and the
-    /// data at hand and the weights still on disk: what the process holds then is part of it.
+    /// Makes the plan of a run. On the processor it is to be made where the run is, with the tokenizer and the
+    /// data at hand and the weights still on disk: what the process holds then is part of it. On a card it is of the card's memory.
     ///
     /// # Errors
-    /// For a dtype that the engine of the processor does not train in, and as [`available`].
+    /// For a dtype that the engine does not train in, and as [`available`].
     pub fn new(setting: &Setting) -> Result<Self> {
+        if let Some(card) = &setting.card {
+            return Ok(Self { available: card.available.clone(), ..Self::with_program(setting, card::PROGRAM)? });
+        }
         let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
         let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
         plan.so_far = peak_memory().unwrap_or(0);
@@ -148,7 +156,7 @@ impl MemoryPlan {
 
     /// The plan of a process that holds so many bytes besides what is counted here.
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
-        let weight = setting.dtype.size_in_bytes() as u64;
+        let (weight, card) = (setting.dtype.size_in_bytes() as u64, setting.card.is_some());
         let elements = setting.model.parameter_count();
         let adapted = setting.lora.as_ref().map_or(0, |lora| of_adapters(&setting.model, lora));
         let (trained, copied) = match setting.lora {
@@ -160,23 +168,28 @@ impl MemoryPlan {
             DType::F32 => engine::<f32>(setting)?,
             DType::BF16 => engine::<bf16>(setting)?,
             other => {
-                return Err(Error::setup(format!("the processor's engine trains in f32 and bf16, not in {other:?}")));
+                return Err(Error::setup(format!("models are trained in f32 and bf16, not in {other:?}")));
             }
         };
         let worst = engine.worst();
         let weights = (elements - setting.in_blocks.elements()) * weight;
         let quantized = setting.in_blocks.bytes();
+        let optimizer = 4 * trained * setting.optimizer.state_per_parameter() as u64;
+        let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
         let own =
             setting.reference.as_ref().and_then(|reference| Some((reference.model.as_ref()?, reference.each_step)));
         let (reference, before) = match own.map(|(model, stays)| (model.parameter_count() * weight, stays)) {
             Some((weights, true)) => (weights, 0),
+            // What a card has got once stays there.
+            Some((weights, false)) if card => (weights, 0),
             Some((weights, false)) => (0, weights + engine.touched(HUGE)),
             None => (0, 0),
         };
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
-        let adapters = 4 * adapted;
+        // A card keeps a copy in the type of activations beside them.
+        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted;
         Ok(Self {
             program,
             weights,
@@ -184,10 +197,10 @@ impl MemoryPlan {
             reference,
             adapters,
             gradients: worst.gradients,
-            optimizer: 4 * trained * setting.optimizer.state_per_parameter() as u64,
+            optimizer,
             activations: worst.activations,
             output: worst.output,
-            gaps: engine.touched(HUGE).saturating_sub(worst.total()),
+            gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
             loading: program + (weights + quantized + reference + adapters + copied * weight).max(before),
             so_far: 0,
             available: None,
@@ -196,10 +209,13 @@ impl MemoryPlan {
         })
     }
 
-    /// The most that the process will have held.
+    /// The most that the process will have held, or that the card will have held of it.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.training().max(self.loading).max(self.so_far)
+        match self.setting.card {
+            Some(_) => self.training(),
+            None => self.training().max(self.loading).max(self.so_far),
+        }
     }
 
     /// What it holds while it trains.
@@ -248,7 +264,10 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
         (StepOnPaper { model, lora: None, ..on_paper }, reference.each_step)
     });
-    let paper = Paper::<T>::new(rayon::current_num_threads());
+    let (paper, mut state) = match setting.card {
+        Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_per_parameter()))),
+        None => (Paper::<T>::new(rayon::current_num_threads()), None),
+    };
     let ask = |batch: &Batch, each_step: bool| match &reference {
         Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),
         _ => Ok(()),
@@ -269,9 +288,11 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
         let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
-        on_paper.train_with(&micro_batches, &paper, setting.by_log_probs, |batch| ask(batch, true))?;
+        let by_log_probs = setting.by_log_probs;
+        on_paper.train_with(&micro_batches, &paper, by_log_probs, |batch| ask(batch, true), state.as_mut())?;
     }
     validate()?;
+    drop(state);
     Ok(paper.ledger)
 }
 

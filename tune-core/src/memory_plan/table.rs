@@ -9,8 +9,9 @@ impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, u64); 10] {
+        let program = if self.setting.card.is_some() { "kernels and workspace" } else { "program, tokenizer, data" };
         [
-            ("program, tokenizer, data", self.program),
+            (program, self.program),
             ("weights", self.weights),
             ("quantized weights", self.quantized),
             ("reference model", self.reference),
@@ -31,15 +32,22 @@ impl MemoryPlan {
             parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
         let single = self.single_changes().unwrap_or_default();
         let changes = if single.is_empty() { self.changes().unwrap_or_default() } else { single.clone() };
+        let (machine, variable) = match self.setting.card {
+            Some(_) => ("card", "TUNE_CUDA_MEMORY"),
+            None => ("machine", "TUNE_MEMORY"),
+        };
+        let of_card = if self.setting.card.is_some() { " of the card" } else { "" };
         let mut message = format!(
-            "this run needs {} of memory, and there are {available}; most are {}",
+            "this run needs {} of memory{of_card}, and there are {available}; most are {}",
             size(self.peak()),
             largest.join(", ")
         );
         match changes.iter().any(|change| change.fits) {
             true => message.push_str("; it fits with"),
             false if changes.is_empty() => {
-                message.push_str("; no setting makes it smaller: use a smaller model or a machine with more memory");
+                message.push_str(&format!(
+                    "; no setting makes it smaller: use a smaller model or a {machine} with more memory"
+                ));
             }
             false => message.push_str("; it does not fit even with"),
         }
@@ -51,7 +59,7 @@ impl MemoryPlan {
             };
             message.push_str(&format!("{and} {} ({})", change.overrides.join(" "), size(change.peak)));
         }
-        message.push_str(". TUNE_MEMORY=SIZE in the environment overrules what is available");
+        message.push_str(&format!(". {variable}=SIZE in the environment overrules what is available"));
         message
     }
 }
@@ -60,7 +68,7 @@ impl fmt::Display for MemoryPlan {
     /// A table of the parts, and below it the settings that would make the run fit.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setting = &self.setting;
-        writeln!(f, "Memory on {}", processor())?;
+        writeln!(f, "Memory on {}", setting.card.as_ref().map_or_else(processor, |card| card.name.clone()))?;
         if let Some(batch) = largest(setting) {
             let (tokens, trained) = (batch.tokens(), batch.trained_tokens());
             writeln!(f, "The largest batch has {tokens} tokens, {trained} of them trained, in {} rows\n", batch.rows)?;
@@ -97,14 +105,15 @@ impl fmt::Display for MemoryPlan {
             writeln!(f, "  {:<longest$}{:>12}{fits}", overrides.join(" "), size(*peak))?;
         }
         if !changes.iter().any(|change| change.fits) {
-            writeln!(f, "  That is not enough: use a smaller model or a machine with more memory.")?;
+            let machine = if setting.card.is_some() { "card" } else { "machine" };
+            writeln!(f, "  That is not enough: use a smaller model or a {machine} with more memory.")?;
         }
         Ok(())
     }
 }
 
 /// The processor's name, and the threads that compute.
-fn processor() -> String {
+pub(crate) fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let name = name.map_or("the processor", |(_, name)| name.trim());

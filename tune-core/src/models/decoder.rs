@@ -8,13 +8,13 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::adapter::{LoraOptions, fresh_adapter};
 use super::block::Block;
 use super::linear::{Linear, Weight};
-use super::parameter::{Of, ParamId, Trainable};
+use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
-use crate::engine::Card;
+use crate::engine::{self, Card};
 use crate::{Error, Result};
 
 /// How a model is put together from its weights.
@@ -86,7 +86,7 @@ impl Decoder {
         }
         let (trainable, dtype) = (Trainable::new(builder.trainable), options.dtype);
         let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None };
-        model.compute_on(&options.device);
+        model.compute_on(&options.device)?;
         Ok(model)
     }
 
@@ -100,17 +100,42 @@ impl Decoder {
     }
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
-    /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
+    /// `<layer>.lora_A.weight` and `<layer>.lora_B.weight`. Where a card computes, they are what [`Decoder::fetch`] brought last, and
+    /// whoever changes them calls [`Decoder::changed`].
     pub fn trainable(&self) -> &Trainable {
         &self.trainable
     }
 
-    /// Has something else compute it; its tensors stay where they are.
-    pub fn compute_on(&mut self, device: &Compute) {
+    /// Brings into [`Decoder::trainable`] what a card has made of it. Where the processor computes, it is always there.
+    ///
+    /// # Errors
+    /// What failed on the card.
+    pub fn fetch(&self) -> Result<()> {
+        self.card.as_ref().map_or(Ok(()), |card| card.fetch(self.trainable.iter().map(Parameter::var)))
+    }
+
+    /// Has a card read again what is trained, whose tensors were changed.
+    pub fn changed(&self) {
+        if let Some(card) = &self.card {
+            self.trainable.iter().for_each(|parameter| card.forget(parameter.var()));
+        }
+    }
+
+    /// Has something else compute it; its tensors stay where they are, and a card gets copies.
+    ///
+    /// # Errors
+    /// As [`Decoder::fetch`], and a card that is too small.
+    pub fn compute_on(&mut self, device: &Compute) -> Result<()> {
+        self.fetch()?;
         self.card = match device {
             Compute::Processor => None,
             Compute::Card(card) => Some(Arc::clone(card)),
         };
+        self.changed();
+        match &self.card {
+            Some(_) => engine::read_parameters(self),
+            None => Ok(()),
+        }
     }
 
     /// The same model without its adapters, and with nothing that is trained. The weights are shared.
@@ -168,6 +193,7 @@ impl Decoder {
     /// # Errors
     /// A weight in blocks.
     pub fn merged_weights(&self) -> Result<(BTreeMap<String, Tensor>, bool)> {
+        self.fetch()?;
         let mut weights = BTreeMap::new();
         let mut put = |name: &str, t: Tensor| weights.insert(name.to_owned(), t);
         put("model.embed_tokens.weight", self.embed_tokens.tensor("model.embed_tokens")?.detach());

@@ -51,6 +51,17 @@ impl ParamId {
     }
 }
 
+impl ParamId {
+    /// Whether a backend may be given the gradient that earlier micro-batches have begun: those of large weights, which are products.
+    pub(crate) fn is_begun(self) -> bool {
+        match self {
+            Self::Embedding | Self::Output(Of::Weight) => true,
+            Self::InBlock(_, site, Of::Weight) => site.expert.is_none(),
+            _ => false,
+        }
+    }
+}
+
 impl Of {
     fn name(self) -> &'static str {
         match self {
@@ -125,6 +136,11 @@ impl Trainable {
     /// The one in this place.
     pub fn at(&self, place: usize) -> Option<&Parameter> {
         self.parameters.get(place)
+    }
+
+    /// All of them, with what they are of the model.
+    pub(crate) fn with_ids(&self) -> impl Iterator<Item = (ParamId, &Parameter)> {
+        self.places.iter().filter_map(|(id, place)| Some((*id, self.at(*place)?)))
     }
 
     /// The one that this is of the model, if it is trained.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
+use crate::engine::Rule as OnCards;
 use crate::models::{Parameter, Trainable};
 
 /// AdamW, computed in f32 in the order of PyTorch's.
@@ -38,6 +40,9 @@ impl Optimizer for AdamW {
     }
 
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+        if gradient.card().is_some() {
+            return self.update_all(&[(parameter, gradient)], lr, scale, step);
+        }
         let (m, v) = (self.first.get(parameter)?, self.second.get(parameter)?);
         let [b1, b2] = self.betas;
         let steps = step as f64;
@@ -52,11 +57,24 @@ impl Optimizer for AdamW {
         Ok(update(parameter.var(), [m, v], gradient, rounding_key(parameter, step), &rule)?)
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        for (parameter, gradient) in all.iter().filter(|(_, gradient)| gradient.card().is_none()) {
+            self.update(parameter, gradient, lr, scale, step)?;
+        }
+        let Self { betas, eps, weight_decay, .. } = *self;
+        let rule = OnCards::AdamW(tune_cuda::AdamW { lr, betas, eps, weight_decay }, step);
+        update_on_card(all, [&mut self.first, &mut self.second], rule, scale, step)
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
-        self.first.save("exp_avg", &mut state);
-        self.second.save("exp_avg_sq", &mut state);
-        state
+        self.first.save("exp_avg", &mut state)?;
+        self.second.save("exp_avg_sq", &mut state)?;
+        Ok(state)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
@@ -115,7 +133,7 @@ mod tests {
         one.update(of(&var).at(0).unwrap(), &gradient, 0.1, 1.0, 1).unwrap();
         let mut two = AdamW::new(0.1, [0.9, 0.999], 1e-8, 0.01);
         let copy = Var::from_tensor(&var.as_detached_tensor()).unwrap();
-        two.set_state(one.state(), &of(&copy)).unwrap();
+        two.set_state(one.state().unwrap(), &of(&copy)).unwrap();
         one.update(of(&var).at(0).unwrap(), &gradient, 0.1, 1.0, 2).unwrap();
         two.update(of(&copy).at(0).unwrap(), &gradient, 0.1, 1.0, 2).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), copy.to_vec1::<f32>().unwrap());

@@ -32,6 +32,11 @@ impl<T> ByPlace<T> {
         self.0[place] = Some((Arc::clone(parameter.name()), value));
     }
 
+    /// What is there no more after that.
+    pub(super) fn take(&mut self, parameter: &Parameter) -> Option<T> {
+        self.0.get_mut(parameter.place())?.take().map(|(_, value)| value)
+    }
+
     /// Places, names and values, in the order of places.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Arc<str>, &T)> {
         let slots = self.0.iter().enumerate();

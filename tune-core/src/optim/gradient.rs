@@ -1,10 +1,13 @@
 //! Gradients on their way from the engine to the optimizer.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::update::{TASK, add_assign, squared_norm, squares};
 use super::values::{Real, Values};
+use crate::engine::{Card, OnCard, Squares};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::simd;
 
@@ -19,7 +22,15 @@ enum Data {
         values: Buffer<f32>,
         shape: Shape,
     },
+    /// Memory of a card, where it stays.
+    OnCard(OnCard),
     Tensor(Tensor),
+}
+
+impl From<OnCard> for Gradient {
+    fn from(values: OnCard) -> Self {
+        Self(Data::OnCard(values))
+    }
 }
 
 impl From<Tensor> for Gradient {
@@ -40,17 +51,40 @@ impl Gradient {
     pub fn shape(&self) -> &Shape {
         match &self.0 {
             Data::Pooled { shape, .. } => shape,
+            Data::OnCard(values) => values.shape(),
             Data::Tensor(tensor) => tensor.shape(),
         }
     }
 
-    /// A tensor of its own, or the tensor that it is.
+    /// Its numbers on a card, if they are on one.
+    pub(crate) fn on_card(&self) -> Option<&OnCard> {
+        match &self.0 {
+            Data::OnCard(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The same, to be had.
+    pub(crate) fn into_on_card(self) -> Option<OnCard> {
+        match self.0 {
+            Data::OnCard(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The card that it is on.
+    pub(crate) fn card(&self) -> Option<&Arc<Card>> {
+        self.on_card().map(OnCard::card)
+    }
+
+    /// A tensor of the processor: of its own, or the tensor that it is.
     ///
     /// # Errors
-    /// Only those of the tensor library.
+    /// What failed on the card that it is on, and those of the tensor library.
     pub fn to_tensor(&self) -> Result<Tensor> {
         match &self.0 {
             Data::Pooled { values, shape } => Tensor::from_slice(values, shape, &Device::Cpu),
+            Data::OnCard(values) => values.read().map_err(candle_core::Error::wrap),
             Data::Tensor(tensor) => Ok(tensor.clone()),
         }
     }
@@ -75,6 +109,10 @@ impl Gradient {
                 });
                 Ok(())
             }
+            (Data::OnCard(sum), Data::OnCard(more)) if sum.shape() == more.shape() => {
+                sum.add(more);
+                Ok(())
+            }
             (Data::Tensor(sum), Data::Tensor(more)) => add_assign(sum, more),
             _ => bail!("gradients of different kinds for one parameter"),
         }
@@ -87,6 +125,10 @@ impl Gradient {
                 let parts: Vec<f64> = values.par_chunks(TASK).map(squares).collect();
                 Ok(parts.into_iter().sum())
             }
+            Data::OnCard(values) => match Squares::of(&[values]) {
+                Some(squares) => Ok(squares.read().map_err(candle_core::Error::wrap)?.into_iter().sum()),
+                None => Ok(0.0),
+            },
             Data::Tensor(tensor) => squared_norm(tensor),
         }
     }
@@ -94,6 +136,7 @@ impl Gradient {
     pub(super) fn values<R: Real>(&self) -> Result<Values<'_, R>> {
         match &self.0 {
             Data::Pooled { values, .. } => Ok(Values::of_f32(values)),
+            Data::OnCard(_) => bail!("a gradient on a card is not the processor's to read"),
             Data::Tensor(tensor) => Values::of(tensor),
         }
     }

@@ -3,12 +3,19 @@
 use super::by_place::ByPlace;
 use super::{Gradient, Optimizer};
 use crate::Result;
+use crate::engine;
 use crate::models::{Decoder, Parameter};
 
 /// Takes each trained parameter's gradient once per micro-batch.
 pub trait GradientSink: Send {
     /// The gradient of the scaled loss with respect to `parameter`, in f32 or in its dtype.
     fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()>;
+
+    /// Gives away what was added up so far for `parameter`, if that is on a card, so that the next gradient is added to it where it is
+    /// computed. Whoever takes it hands in the sum.
+    fn begun(&mut self, _parameter: &Parameter) -> Option<Gradient> {
+        None
+    }
 }
 
 /// The gradients of one optimizer step, summed over its micro-batches in f32, in the order of their parameters' places.
@@ -22,6 +29,11 @@ impl GradientSink for Gradients {
             None => self.0.insert(parameter, gradient.widened()?),
         }
         Ok(())
+    }
+
+    fn begun(&mut self, parameter: &Parameter) -> Option<Gradient> {
+        self.0.get(parameter)?.card()?;
+        self.0.take(parameter)
     }
 }
 
@@ -37,15 +49,19 @@ impl Gradients {
     }
 
     /// The 2-norm over all of them.
+    ///
+    /// # Errors
+    /// What failed on the card that they are on, and those of the tensor library.
     pub fn norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for (_, gradient) in self.iter() {
-            sum += gradient.squared_norm()?;
-        }
-        Ok(sum.sqrt())
+        let mut squares = Squares::default();
+        squares.add(&self.iter().map(|(_, gradient)| gradient).collect::<Vec<_>>())?;
+        Ok(squares.read()?.sqrt())
     }
 
     /// Takes step `step` (from 1) with them, scaled by `scale`, and leaves none behind.
+    ///
+    /// # Errors
+    /// Those of the optimizer.
     pub fn apply(
         &mut self,
         model: &Decoder,
@@ -54,12 +70,62 @@ impl Gradients {
         scale: f64,
         step: u64,
     ) -> Result<()> {
+        let mut on_card = Vec::new();
         for (place, gradient) in std::mem::take(&mut self.0).into_values() {
-            if let Some(parameter) = model.trainable().at(place) {
-                optimizer.update(parameter, &gradient, lr, scale, step)?;
+            let Some(parameter) = model.trainable().at(place) else { continue };
+            match gradient.card() {
+                // All at once.
+                Some(_) if optimizer.works_on_cards() => on_card.push((parameter, gradient)),
+                _ => update(optimizer, parameter, &gradient, lr, scale, step)?,
             }
         }
+        let all: Vec<_> = on_card.iter().map(|(parameter, gradient)| (*parameter, gradient)).collect();
+        optimizer.update_all(&all, lr, scale, step)
+    }
+}
+
+/// Moves a parameter by an optimizer that may know nothing of cards: what is on one comes here for that, and goes back.
+fn update(
+    optimizer: &mut dyn Optimizer,
+    parameter: &Parameter,
+    gradient: &Gradient,
+    lr: f64,
+    scale: f64,
+    step: u64,
+) -> Result<()> {
+    let Some(card) = gradient.card().filter(|_| !optimizer.works_on_cards()) else {
+        return optimizer.update(parameter, gradient, lr, scale, step);
+    };
+    card.fetch([parameter.var()])?;
+    optimizer.update(parameter, &gradient.to_tensor()?.into(), lr, scale, step)?;
+    card.forget(parameter.var());
+    Ok(())
+}
+
+/// The sum of the squares of gradients. A card is asked for its part at once, and waited for when the sum is read.
+#[derive(Debug, Default)]
+struct Squares {
+    here: f64,
+    on_cards: Vec<engine::Squares>,
+}
+
+impl Squares {
+    /// Adds one of the processor's, or some of a card's.
+    fn add(&mut self, gradients: &[&Gradient]) -> Result<()> {
+        let on_card: Vec<_> = gradients.iter().filter_map(|gradient| gradient.on_card()).collect();
+        self.on_cards.extend(engine::Squares::of(&on_card));
+        for gradient in gradients.iter().filter(|gradient| gradient.card().is_none()) {
+            self.here += gradient.squared_norm()?;
+        }
         Ok(())
+    }
+
+    fn read(&self) -> Result<f64> {
+        let mut sum = self.here;
+        for squares in &self.on_cards {
+            sum = squares.read()?.into_iter().fold(sum, |sum, one| sum + one);
+        }
+        Ok(sum)
     }
 }
 
@@ -71,19 +137,30 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 /// The optimizer in the backward pass: each gradient is applied and freed as soon as it is complete,
 /// so that no step ever holds them all. Leaves no room for accumulation or clipping.
 pub struct InBackward<'a> {
-    /// What takes the steps.
-    pub optimizer: &'a mut dyn Optimizer,
-    /// This step's learning rate.
-    pub lr: f64,
-    /// This step, from 1.
-    pub step: u64,
-    /// The sum of the gradients' squares, so far.
-    pub squared_norm: f64,
+    optimizer: &'a mut dyn Optimizer,
+    lr: f64,
+    step: u64,
+    squares: Squares,
+}
+
+impl<'a> InBackward<'a> {
+    /// Step `step` (from 1) of an optimizer with this learning rate.
+    pub fn new(optimizer: &'a mut dyn Optimizer, lr: f64, step: u64) -> Self {
+        Self { optimizer, lr, step, squares: Squares::default() }
+    }
+
+    /// The sum of the squares of all gradients so far.
+    ///
+    /// # Errors
+    /// What failed on the card that they were on.
+    pub fn squared_norm(&self) -> Result<f64> {
+        self.squares.read()
+    }
 }
 
 impl GradientSink for InBackward<'_> {
     fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()> {
-        self.squared_norm += gradient.squared_norm()?;
-        self.optimizer.update(parameter, &gradient, self.lr, 1.0, self.step)
+        self.squares.add(&[&gradient])?;
+        update(self.optimizer, parameter, &gradient, self.lr, 1.0, self.step)
     }
 }

@@ -5,6 +5,7 @@ mod by_place;
 mod config;
 mod gradient;
 mod gradients;
+mod on_card;
 mod schedule;
 mod sgd;
 mod update;
@@ -25,6 +26,7 @@ pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
 pub use schedule::{Decay, Schedule, Shape};
 pub use sgd::Sgd;
 
+use crate::engine::OnCard;
 use crate::kernels::Dropout;
 use crate::models::{Parameter, Trainable};
 use crate::{Error, Result};
@@ -55,8 +57,8 @@ use crate::{Error, Result};
 ///         let direction = (gradient.to_tensor()? * scale)?.sign()?.to_dtype(var.dtype())?;
 ///         Ok(var.set(&(var.as_tensor() - (direction * lr)?)?)?)
 ///     }
-///     fn state(&self) -> BTreeMap<String, Tensor> {
-///         BTreeMap::new()
+///     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+///         Ok(BTreeMap::new())
 ///     }
 ///     fn set_state(&mut self, _: BTreeMap<String, Tensor>, _: &Trainable) -> Result<()> {
 ///         Ok(())
@@ -81,8 +83,25 @@ pub trait Optimizer: Send {
     /// Moves `parameter` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()>;
 
-    /// The state by `<parameter>.<part>`, f32.
-    fn state(&self) -> BTreeMap<String, Tensor>;
+    /// Whether [`Optimizer::update`] moves parameters on a card, where their gradients are on one. For one that does not, parameter
+    /// and gradient are brought to the processor in each step.
+    fn works_on_cards(&self) -> bool {
+        false
+    }
+
+    /// [`Optimizer::update`] of several parameters: in one go, if it can be.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update`].
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        all.iter().try_for_each(|(parameter, gradient)| self.update(parameter, gradient, lr, scale, step))
+    }
+
+    /// The state by `<parameter>.<part>`, f32, on the processor.
+    ///
+    /// # Errors
+    /// What failed on the card that it is on.
+    fn state(&self) -> Result<BTreeMap<String, Tensor>>;
 
     /// Takes back what [`Optimizer::state`] gave, for the parameters of this run.
     ///
@@ -98,24 +117,48 @@ fn rounding_key(parameter: &Parameter, step: u64) -> u64 {
 
 /// The state tensors of parameters, for one part of an optimizer's state.
 #[derive(Debug, Default)]
-struct StatePart(ByPlace<Tensor>);
+struct StatePart(ByPlace<Kept>);
+
+/// The state of one parameter, where its steps are taken.
+#[derive(Debug)]
+enum Kept {
+    Here(Tensor),
+    OnCard(OnCard),
+}
 
 impl StatePart {
-    /// The parameter's state, zero at first.
+    /// The parameter's state on the processor, zero at first.
     fn get(&mut self, parameter: &Parameter) -> Result<&Tensor> {
-        if self.0.get(parameter).is_none() {
-            let var = parameter.var();
-            let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
-            // Written zeros: those that the system promises would fault twice, when read and when written.
-            let zeros = Tensor::zeros(var.shape(), dtype, var.device())?;
-            zeros.zero_set()?;
-            self.0.insert(parameter, zeros);
+        let here = match self.0.get(parameter) {
+            Some(Kept::Here(_)) => None,
+            Some(Kept::OnCard(state)) => Some(state.read()?),
+            None => {
+                let var = parameter.var();
+                let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
+                // Written zeros: those that the system promises would fault twice, when read and when written.
+                let zeros = Tensor::zeros(var.shape(), dtype, var.device())?;
+                zeros.zero_set()?;
+                Some(zeros)
+            }
+        };
+        if let Some(here) = here {
+            self.0.insert(parameter, Kept::Here(here));
         }
-        self.0.get(parameter).ok_or_else(|| Error::Training(format!("no optimizer state for `{}`", parameter.name())))
+        match self.0.get(parameter) {
+            Some(Kept::Here(state)) => Ok(state),
+            _ => Err(Error::Training(format!("no optimizer state for `{}`", parameter.name()))),
+        }
     }
 
-    fn save(&self, part: &str, into: &mut BTreeMap<String, Tensor>) {
-        into.extend(self.0.iter().map(|(_, name, t)| (format!("{name}.{part}"), t.clone())));
+    fn save(&self, part: &str, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
+        for (_, name, state) in self.0.iter() {
+            let state = match state {
+                Kept::Here(state) => state.clone(),
+                Kept::OnCard(state) => state.read()?,
+            };
+            into.insert(format!("{name}.{part}"), state);
+        }
+        Ok(())
     }
 
     /// Splits `state` by the parts of its names.
@@ -130,7 +173,7 @@ impl StatePart {
             match parameters.get(&name) {
                 Some(parameter) if parameter.var().shape() == tensor.shape() => {
                     // A copy of its own: the optimizer changes it in place.
-                    part.0.insert(parameter, tensor.to_device(parameter.var().device())?.copy()?);
+                    part.0.insert(parameter, Kept::Here(tensor.to_device(parameter.var().device())?.copy()?));
                 }
                 _ => {
                     return Err(Error::setup(format!(

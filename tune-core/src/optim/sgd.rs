@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, rounding_key};
 use crate::Result;
+use crate::engine::Rule as OnCards;
 use crate::models::{Parameter, Trainable};
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
@@ -35,6 +37,9 @@ impl Optimizer for Sgd {
     }
 
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+        if gradient.card().is_some() {
+            return self.update_all(&[(parameter, gradient)], lr, scale, step);
+        }
         let rule = Rule { lr, scale, momentum: self.momentum, decay: self.weight_decay };
         let key = rounding_key(parameter, step);
         if self.momentum == 0.0 {
@@ -43,10 +48,26 @@ impl Optimizer for Sgd {
         Ok(update(parameter.var(), [self.velocity.get(parameter)?], gradient, key, &rule)?)
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        for (parameter, gradient) in all.iter().filter(|(_, gradient)| gradient.card().is_none()) {
+            self.update(parameter, gradient, lr, scale, step)?;
+        }
+        let Self { momentum, weight_decay, .. } = *self;
+        let rule = OnCards::Sgd(tune_cuda::Sgd { lr, momentum, weight_decay });
+        match momentum == 0.0 {
+            true => update_on_card(all, [], rule, scale, step),
+            false => update_on_card(all, [&mut self.velocity], rule, scale, step),
+        }
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
-        self.velocity.save("momentum_buffer", &mut state);
-        state
+        self.velocity.save("momentum_buffer", &mut state)?;
+        Ok(state)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

@@ -231,11 +231,13 @@ pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin:
         }
         var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.contiguous()?)?;
     }
+    model.changed();
     Ok(())
 }
 
 /// The adapters' weights as they are now, by the names of [`Decoder::trainable`], in f32.
 pub fn adapter_weights(model: &Decoder) -> Result<BTreeMap<String, Tensor>> {
+    model.fetch()?;
     model
         .trainable()
         .iter()

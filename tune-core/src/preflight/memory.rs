@@ -1,7 +1,6 @@
 //! The memory plan, within a check and alone.
 
 use crate::Result;
-use crate::device::DeviceConfig;
 use crate::memory_plan::{self, MemoryPlan};
 use crate::preflight::data::Data;
 use crate::preflight::model::Model;
@@ -11,12 +10,10 @@ use crate::recipe::Outline;
 /// What the run would take, where all that it follows from is sound.
 pub(super) fn look(outline: &Outline, model: Option<&Model>, data: &Data, report: &mut Report<'_>) {
     let (Some(shape), Some(train)) = (model.and_then(|model| model.shape.as_ref()), &data.train) else { return };
-    if outline.run.device != DeviceConfig::Cpu {
-        return report.fact("memory", "it is planned for device=cpu alone");
-    }
     let Some(in_blocks) = model.and_then(|model| model.in_blocks.as_ref()) else { return };
-    let model = (shape, in_blocks);
-    let Some(plan) = report.take(outline.memory_plan(model, train, data.validation.as_ref(), None)) else { return };
+    let device = outline.run.device.open().ok();
+    let planned = outline.memory_plan(device.as_ref(), (shape, in_blocks), train, data.validation.as_ref(), None);
+    let Some(plan) = report.take(planned) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
@@ -49,5 +46,7 @@ fn make(outline: &Outline) -> Result<MemoryPlan> {
     // All of it, so that the largest batch is among what is known.
     train.len()?;
     validation.as_ref().map(|data| data.len()).transpose()?;
-    outline.memory_plan((&shape, &in_blocks), &train, validation.as_ref(), None)
+    // A card need not be here.
+    let device = outline.run.device.open().ok();
+    outline.memory_plan(device.as_ref(), (&shape, &in_blocks), &train, validation.as_ref(), None)
 }

@@ -35,7 +35,7 @@ pub struct RunKeys {
     pub checkpointer: CheckpointConfig,
     /// Seed of everything that is random. If null, a fresh one is chosen and printed.
     pub seed: Option<u64>,
-    /// cpu, cuda or cuda:N.
+    /// cpu, cuda, cuda:N, or auto: the first card, if there is one.
     #[config(default = "cpu")]
     pub device: DeviceConfig,
     /// Precision of weights and activations.

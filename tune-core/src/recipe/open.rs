@@ -58,7 +58,9 @@ impl Outline {
     /// # Errors
     /// Whatever is not sound. Nothing has been written.
     pub fn open(self, mut console: Console) -> Result<Opened> {
-        let (device, dtype) = self.device()?;
+        let (device, chosen) = self.run.device.choose()?;
+        chosen.iter().for_each(|line| console.note(line));
+        let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
         let reference = self.reference()?;
         let in_blocks = self.in_blocks(&base, &shape)?;
@@ -79,7 +81,8 @@ impl Outline {
         let summaries = data().flat_map(Loader::summary).collect();
         let exact_match = self.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
         self.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
-        self.check_memory((&shape, &in_blocks), &train_data, validation_data.as_ref(), state.as_ref())?;
+        let data = (&train_data, validation_data.as_ref());
+        self.check_memory(&device, (&shape, &in_blocks), data.0, data.1, state.as_ref())?;
         self.check_storage(&base, &shape, &train_data, state.as_ref())?;
         Ok(Opened {
             base,

@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{MemoryPlan, ReferencePass, Setting};
+use crate::memory_plan::{MemoryPlan, PlannedCard, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
@@ -347,22 +347,25 @@ impl Outline {
         self.loader(&self.data.dataset_val, tokenizer, options).map(Some)
     }
 
-    /// What the run needs of memory, where it goes on from `state`, if it does. To be asked when the data is there
+    /// What the run needs of memory of the device that was opened for it, or of the one that the config names, where it goes on from
+    /// `state`, if it does. To be asked when the data is there
     /// and the weights are still on disk, see [`MemoryPlan::new`].
     ///
     /// # Errors
-    /// A device other than the processor, a precision that is not trained in, data that cannot be read, `TUNE_MEMORY` without a
-    /// size.
+    /// A precision that is not trained in, data that cannot be read, `TUNE_MEMORY` or `TUNE_CUDA_MEMORY` without a size.
     pub fn memory_plan(
         &self,
+        device: Option<&Compute>,
         (model, in_blocks): (&ModelSpec, &InBlocks),
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<MemoryPlan> {
-        if self.run.device != DeviceConfig::Cpu {
-            return Err(Error::setup("memory is planned for device=cpu alone"));
-        }
+        let card = match (device, self.run.device) {
+            (Some(Compute::Card(card)), _) => Some(PlannedCard::new(Some(card))?),
+            (None, DeviceConfig::Cuda(_)) => Some(PlannedCard::new(None)?),
+            _ => None,
+        };
         let reference = self.reference()?;
         let reference = self.reference.as_ref().map(|Compared { when, .. }| ReferencePass {
             model: reference.map(|(_, shape)| shape),
@@ -388,6 +391,7 @@ impl Outline {
             by_log_probs: self.data.is_of_pairs(),
             reference,
             batch_size: self.data.batch_size,
+            card,
             steps: train_data.demanding_steps(
                 epochs,
                 plan.most_batches_per_epoch(),
@@ -399,21 +403,19 @@ impl Outline {
         })
     }
 
-    /// Refuses a run on the processor that cannot fit, with the settings that would make it fit.
+    /// Refuses a run that cannot fit, with the settings that would make it fit.
     ///
     /// # Errors
     /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
     pub fn check_memory(
         &self,
+        device: &Compute,
         model: (&ModelSpec, &InBlocks),
         train_data: &Loader,
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<()> {
-        match self.run.device {
-            DeviceConfig::Cpu => self.memory_plan(model, train_data, validation_data, state)?.check(),
-            DeviceConfig::Cuda(_) => Ok(()),
-        }
+        self.memory_plan(Some(device), model, train_data, validation_data, state)?.check()
     }
 
     /// Refuses a run whose checkpoints find no room, or whose folders cannot be written, before it has computed anything.

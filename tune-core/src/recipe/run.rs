@@ -182,7 +182,7 @@ impl Run {
             settings: self.outline.settings.clone(),
             inputs: fingerprints(&self.train_data, &self.shape, &self.weight_fingerprints)?,
             extra: self.extra.clone().into_iter().chain(self.validations.extra()).collect(),
-            optimizer: optimizer.state(),
+            optimizer: optimizer.state()?,
         };
         let checkpointer = &self.outline.run.checkpointer;
         let beside = Beside {

@@ -60,7 +60,7 @@ pub(crate) struct Args {
     /// fp32 or bf16: the precision that is computed in.
     #[arg(long, value_name = "TYPE", default_value = "fp32", value_parser = precision)]
     dtype: Precision,
-    /// cpu, cuda or cuda:N.
+    /// cpu, cuda, cuda:N or auto.
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     device: DeviceConfig,
 }
@@ -90,8 +90,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         )
         .into());
     }
-    let options =
-        LoadOptions { dtype: args.dtype.dtype(), device: args.device.open()?, train_weights: false, lora: None };
+    let (device, chosen) = args.device.choose()?;
+    chosen.iter().for_each(|line| complain!("{line}"));
+    let options = LoadOptions { dtype: args.dtype.dtype(), device, train_weights: false, lora: None };
     let model = merged.trained(&options)?;
     let seed = choose_seed(args.seed);
     let drawing = SamplerOptions { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };

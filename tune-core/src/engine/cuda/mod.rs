@@ -1,92 +1,43 @@
 //! An NVIDIA card: thin calls into [`tune_cuda`].
 //!
-//! A model's tensors stay on the processor. What is frozen is copied to the card once and kept there, what is trained is copied for
-//! each run, and gradients come back one parameter at a time. What fails on the card comes to light when results are read: until
-//! then nothing is done any more, and [`Card::check`] has the error.
+//! A model's tensors are on the processor. The card has copies: of what is frozen for good, of what is trained until the tensor
+//! is changed; see [`trained`]. What fails on the card comes to light when results are read: until then nothing is done any
+//! more, and [`Card::check`] has the error.
 
-use std::any::Any;
-use std::collections::HashMap;
+mod card;
+mod trained;
+
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use candle_core::{Tensor, TensorId};
-use tune_cuda::{Buffer, Context, Onto, Qkv, QkvMut, Spans, View, ViewMut};
+use candle_core::Tensor;
+pub use card::Card;
+use card::lock;
+pub(crate) use trained::{Move, OnCard, Rule, Squares};
+use tune_cuda::{Buffer, Context, Onto, Qkv, QkvMut, View, ViewMut};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use super::cpu::Cpu;
-use crate::kernels::attention::{Attention, Stretch};
+use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Quantized, Rotary, softmax};
-use crate::models::{Activation, EmbeddingSpec};
+use crate::models::{Activation, EmbeddingSpec, ParamId};
 use crate::{Error, Result};
 
-/// A card that models may be computed on, with what it has of them.
-#[derive(Debug)]
-pub struct Card {
-    context: Context,
-    /// What is frozen, by tensor and by whether it is bf16.
-    frozen: Mutex<HashMap<(TensorId, bool), Arc<dyn Any + Send + Sync>>>,
-    angles: Mutex<Option<Angles>>,
-    spans: Mutex<Option<Last>>,
-}
-
-/// The stretches of the batch that was run last.
-#[derive(Debug)]
-struct Last {
-    of: Vec<Stretch>,
-    /// Of queries and of keys.
-    rows: [usize; 2],
-    spans: Arc<Spans>,
-}
-
-/// The angles of the batch that was run last.
-#[derive(Debug)]
-struct Angles {
-    of: Arc<Vec<f32>>,
-    cos: Buffer<f32>,
-    sin: Buffer<f32>,
-}
-
-impl Card {
-    /// Opens a card by its number.
-    ///
-    /// # Errors
-    /// What is missing for it, in one line.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
-        let context = Context::open(ordinal).map_err(of_card)?;
-        Ok(Arc::new(Self { context, frozen: Mutex::default(), angles: Mutex::default(), spans: Mutex::default() }))
-    }
-
-    /// The maker's name for it.
-    pub fn name(&self) -> &str {
-        &self.context.card().name
-    }
-
-    /// Whether all went well so far.
-    ///
-    /// # Errors
-    /// The first thing that failed.
-    pub(super) fn check(&self) -> Result<()> {
-        self.context.check().map_err(of_card)
-    }
-}
-
-fn of_card(error: tune_cuda::Error) -> Error {
-    match error {
-        tune_cuda::Error::Unavailable(_) => Error::setup(error.to_string()),
-        error => Error::Training(error.to_string()),
-    }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+/// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
+/// by reading its weight or adding to that weight's gradient.
+pub(super) fn rows_at_once(vocab: usize) -> usize {
+    ((256 << 20) / vocab).clamp(16, 4096)
 }
 
 /// Weights and activations of type `T` on a card, sums in f32.
 pub(super) struct Cuda<T> {
     card: Arc<Card>,
+    /// Gradients that earlier micro-batches have begun.
+    begun: Mutex<BTreeMap<ParamId, Buffer<f32>>>,
     of: PhantomData<T>,
 }
 
@@ -96,7 +47,17 @@ impl<T: Element + tune_cuda::Element> Number for T {}
 
 impl<T> Cuda<T> {
     pub(super) fn new(card: Arc<Card>) -> Self {
-        Self { card, of: PhantomData }
+        Self { card, begun: Mutex::default(), of: PhantomData }
+    }
+
+    /// Has the next gradient of a parameter be added to this one.
+    pub(super) fn begin(&self, id: ParamId, gradient: Buffer<f32>) {
+        lock(&self.begun).insert(id, gradient);
+    }
+
+    /// What was begun and found no other gradient.
+    pub(super) fn unused(&self) -> BTreeMap<ParamId, Buffer<f32>> {
+        std::mem::take(&mut *lock(&self.begun))
     }
 
     /// Sums as they are; not-a-number for each if they cannot be had, for which the context has the reason.
@@ -108,39 +69,21 @@ impl<T> Cuda<T> {
         &self.card.context
     }
 
-    fn rows(&self, rows: &[usize]) -> Buffer<u32> {
-        self.context().upload(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
+    fn floats(&self, numbers: &[f64]) -> Buffer<f32> {
+        self.context().upload(&numbers.iter().map(|&x| x as f32).collect::<Vec<_>>())
     }
 
-    /// The stretches of `how` on the card, for so many rows of queries and of keys.
-    fn spans(&self, how: &Attention<'_>, queries: usize, keys: usize) -> Arc<Spans> {
-        let mut last = lock(&self.card.spans);
-        if let Some(last) = last.as_ref().filter(|last| last.of == how.stretches && last.rows == [queries, keys]) {
-            return Arc::clone(&last.spans);
-        }
-        let stretch = |s: &Stretch| tune_cuda::Stretch { queries: s.queries, len: s.len, keys: s.keys, past: s.past };
-        let spans = Spans::behind(&how.stretches.iter().map(stretch).collect::<Vec<_>>(), queries, keys);
-        let spans = Arc::new(spans);
-        *last = Some(Last { of: how.stretches.to_vec(), rows: [queries, keys], spans: Arc::clone(&spans) });
-        spans
+    fn rows(&self, rows: &[usize]) -> Buffer<u32> {
+        self.context().upload(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
     }
 }
 
 impl<'m, T: Number> Reads<'m> for Cuda<T> {
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param> {
-        let key = (tensor.id(), T::IS_BF16);
-        if !tensor.is_variable()
-            && let Some(Ok(kept)) =
-                lock(&self.card.frozen).get(&key).map(|kept| Arc::clone(kept).downcast::<Buffer<T>>())
-        {
-            return Ok(kept);
-        }
-        let numbers = Cpu::<T>::new().param(tensor)?;
-        let param = Arc::new(self.context().upload(&numbers));
-        if !tensor.is_variable() {
-            let kept: Arc<dyn Any + Send + Sync> = Arc::<Buffer<T>>::clone(&param);
-            lock(&self.card.frozen).insert(key, kept);
-        }
+        let param = match tensor.is_variable() {
+            true => self.card.trained(tensor)?,
+            false => self.card.frozen(tensor)?,
+        };
         self.card.check()?;
         Ok(param)
     }
@@ -209,22 +152,8 @@ fn scale<T: Number>(how: EmbeddingSpec) -> f32 {
     how.scale.map_or(1.0, |factor| T::from_f32(factor as f32).to_f32())
 }
 
-/// What is computed on the processor: the routes of a mixture of experts, and what goes by them.
+/// What is computed on the processor: the routes of a mixture of experts, by which products are parted.
 impl<T: Number> Cuda<T> {
-    /// A copy of a matrix on the processor, without gaps.
-    fn here(&self, part: Part<'_, Buffer<T>>) -> Here<T> {
-        let mut whole = self.context().buffer::<T>(part.rows * part.cols);
-        self.context().convert(view(part), 1.0, false, whole.view_mut(part.cols));
-        let numbers = self.context().download(&whole).unwrap_or_else(|_| vec![T::from_f32(0.0); whole.len()]);
-        copied(&numbers)
-    }
-
-    /// Stores a matrix of the processor, which has no gaps.
-    fn there(&self, numbers: &[T], y: PartMut<'_, Buffer<T>>) {
-        let (whole, cols) = (self.context().upload(numbers), y.cols);
-        self.context().convert(whole.view(cols), 1.0, false, view_mut(y));
-    }
-
     fn sums_here(&self, x: &Buffer<f32>) -> Here<f32> {
         copied(&self.context().download(x).unwrap_or_else(|_| vec![0.0; x.len()]))
     }
@@ -240,6 +169,7 @@ impl<T: Number> Backend for Cuda<T> {
     type Acts = Buffer<T>;
     type Sums = Buffer<f32>;
     type Param = Arc<Buffer<T>>;
+    type Each = Buffer<f32>;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         self.context().buffer(rows * cols)
@@ -255,6 +185,10 @@ impl<T: Number> Backend for Cuda<T> {
 
     fn gradient(&self, rows: usize, cols: usize) -> Buffer<f32> {
         self.context().buffer(rows * cols)
+    }
+
+    fn begun(&self, id: ParamId) -> Option<Buffer<f32>> {
+        lock(&self.begun).remove(&id)
     }
 
     fn clear(&self, x: &mut Buffer<f32>) {
@@ -275,10 +209,15 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Buffer<T>>) {
-        if let Finish::Plus(bias, first) = finish {
-            let PartMut { of, at, rows, cols, stride } = y;
-            self.multiply(terms, Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
-            return self.add_bias(bias, first, PartMut { of, at, rows, cols, stride });
+        let mut bias = None;
+        match finish {
+            Finish::Plus(all, 0) if all.len() == y.cols => bias = Some(&**all),
+            Finish::Plus(all, first) => {
+                let PartMut { of, at, rows, cols, stride } = y;
+                self.multiply(terms, Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
+                return self.add_bias(all, first, PartMut { of, at, rows, cols, stride });
+            }
+            _ => {}
         }
         let mut y = view_mut(y);
         let (factor, first) = match finish {
@@ -296,7 +235,7 @@ impl<T: Number> Backend for Cuda<T> {
         };
         for (i, term) in terms.iter().enumerate() {
             let onto = if i == 0 { first } else { Onto::Itself };
-            self.context().multiply(product(term), factor, None, onto, y.reborrow());
+            self.context().multiply(product(term), factor, bias.take(), onto, y.reborrow());
         }
     }
 
@@ -322,14 +261,14 @@ impl<T: Number> Backend for Cuda<T> {
 
     /// As one more product, with a column of ones.
     fn add_bias(&self, bias: &Arc<Buffer<T>>, first: usize, y: PartMut<'_, Buffer<T>>) {
-        let ones = self.context().upload(&vec![T::from_f32(1.0); y.rows]);
-        let term = tune_cuda::Term::Up { x: ones.view(1), w: bias.part(first, (y.cols, 1), 1) };
+        let ones = self.card.ones::<T>(y.rows);
+        let term = tune_cuda::Term::Up { x: ones.part(0, (y.rows, 1), 1), w: bias.part(first, (y.cols, 1), 1) };
         self.context().multiply(term, 1.0, None, Onto::Itself, view_mut(y));
     }
 
     fn bias_back(&self, g: Part<'_, Buffer<T>>, first: usize, own: &mut Buffer<f32>) {
-        let ones = self.context().upload(&vec![T::from_f32(1.0); g.rows]);
-        let term = tune_cuda::Term::Across { g: view(g), x: ones.view(1) };
+        let ones = self.card.ones::<T>(g.rows);
+        let term = tune_cuda::Term::Across { g: view(g), x: ones.part(0, (g.rows, 1), 1) };
         self.context().multiply(term, 1.0, None, Onto::Nothing, own.part_mut(first, (g.cols, 1), 1));
     }
 
@@ -368,17 +307,12 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn rotate(&self, x: PartMut<'_, Buffer<T>>, angles: &Rotary, turn: Turn) {
-        let mut last = lock(&self.card.angles);
-        if !last.as_ref().is_some_and(|last| Arc::ptr_eq(&last.of, &angles.cos)) {
-            let [cos, sin] = [&angles.cos, &angles.sin].map(|table| self.context().upload(table));
-            *last = Some(Angles { of: Arc::clone(&angles.cos), cos, sin });
-        }
-        let (Some(on_card), half) = (last.as_ref(), angles.turned / 2) else { return };
+        let (tables, half) = (self.card.angles(angles), angles.turned / 2);
         let turn = match turn {
             Turn::Forward => tune_cuda::Turn::Forward,
             Turn::Back => tune_cuda::Turn::Back,
         };
-        let tables = (on_card.cos.view(half), on_card.sin.view(half));
+        let tables = (tables.cos.view(half), tables.sin.view(half));
         self.context().rotate(view_mut(x), angles.head_dim, tables, turn);
     }
 
@@ -405,7 +339,7 @@ impl<T: Number> Backend for Cuda<T> {
         y: PartMut<'_, Buffer<T>>,
         lse: &mut Buffer<f32>,
     ) {
-        let spans = self.spans(how, y.rows, k.rows);
+        let spans = self.card.spans(how, y.rows, k.rows);
         let qkv = Qkv { q: view(q), k: view(k), v: view(v) };
         self.context().attend(&attention(how), &spans, qkv, view_mut(y), lse);
     }
@@ -418,7 +352,7 @@ impl<T: Number> Backend for Cuda<T> {
         g: Part<'_, Buffer<T>>,
         gqkv: [PartMut<'_, Buffer<T>>; 3],
     ) {
-        let spans = self.spans(how, y.rows, k.rows);
+        let spans = self.card.spans(how, y.rows, k.rows);
         let qkv = Qkv { q: view(q), k: view(k), v: view(v) };
         let [q, k, v] = gqkv.map(view_mut);
         let into = QkvMut { q, k, v };
@@ -443,24 +377,18 @@ impl<T: Number> Backend for Cuda<T> {
         onto: Option<Part<'_, Buffer<T>>>,
         y: PartMut<'_, Buffer<T>>,
     ) {
-        let (here, onto, cols) = (self.here(x), onto.map(|onto| (self.here(onto), onto.rows)), y.cols);
-        let onto = onto.as_ref().map(|(onto, rows)| Part::new(onto, *rows, cols));
-        let mut sums = Here::zeros(y.rows * cols);
-        let into = PartMut::new(&mut sums, y.rows, cols);
-        Cpu::<T>::new().combine(Part::new(&here, x.rows, cols), routes, weighted, onto, into);
-        self.there(&sums, y);
+        let weights = weighted.then(|| self.floats(&routes.weights));
+        self.context().combine(view(x), &self.rows(&routes.places), weights.as_ref(), onto.map(view), view_mut(y));
     }
 
     fn scale_rows(&self, x: PartMut<'_, Buffer<T>>, factors: &[f64]) {
-        let PartMut { of, at, rows, cols, stride } = x;
-        let mut here = self.here(Part { of: &*of, at, rows, cols, stride });
-        Cpu::<T>::new().scale_rows(PartMut::new(&mut here, rows, cols), factors);
-        self.there(&here, PartMut { of, at, rows, cols, stride });
+        self.context().scale_rows(view_mut(x), &self.floats(factors));
     }
 
     fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Vec<f64> {
-        let (here, there) = (self.here(a), self.here(b));
-        Cpu::<T>::new().row_dots(Part::new(&here, a.rows, a.cols), Part::new(&there, b.rows, b.cols))
+        let mut dots = self.context().buffer(a.rows);
+        self.context().row_dots(view(a), view(b), &mut dots);
+        self.read(&dots).into_iter().map(f64::from).collect()
     }
 
     fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {
@@ -480,22 +408,33 @@ impl<T: Number> Backend for Cuda<T> {
         let cap = cap.map(|cap| cap as f32);
         let context = self.context();
         let on_card = context.upload(targets);
-        let mut losses = context.buffer::<f32>(targets.len());
-        let mut run = |weights: Option<&Buffer<f32>>, scale| {
+        let mut each = context.buffer::<f32>(targets.len());
+        let mut run = |weights: Option<&Buffer<f32>>, scale, losses: &mut Buffer<f32>| {
             let view = logits.view_mut(vocab);
-            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, cap, &mut losses);
-            weights.is_none().then(|| self.read(&losses))
+            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, cap, losses);
         };
         let first = weights.and_then(|weights| weights.first().copied());
         let same = weights.is_none_or(|weights| weights.iter().all(|&w| Some(w) == first));
-        // The kernel weighs losses as it weighs gradients, and here losses are wanted as they are.
-        let each = run(None, if same { first.map(|w| w as f32) } else { None });
+        run(None, if same { first.map(|w| w as f32) } else { None }, &mut each);
         if let (Some(weights), false) = (weights, same) {
             let weights = context.upload(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
-            run(Some(&weights), Some(1.0));
+            // The kernel weighs losses as it weighs gradients, and losses are wanted as they are.
+            let mut weighed = context.buffer(targets.len());
+            run(Some(&weights), Some(1.0), &mut weighed);
         }
-        let each = each.unwrap_or_default().into_iter().map(f64::from).collect();
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each, gradient }
+    }
+
+    fn losses(&self, each: Buffer<f32>) -> Vec<f64> {
+        self.read(&each).into_iter().map(f64::from).collect()
+    }
+
+    fn wants_wide(&self) -> bool {
+        false
+    }
+
+    fn rows_at_once(&self, vocab: usize) -> usize {
+        rows_at_once(vocab)
     }
 }

@@ -1,0 +1,183 @@
+//! A card that models are computed on, and what it keeps from one run to the next.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Tensor, TensorId};
+use tune_cuda::{Buffer, Context, Driver, Spans};
+
+use super::Number;
+use super::trained::Trained;
+use crate::engine::backend::Reads;
+use crate::engine::cpu::Cpu;
+use crate::kernels::Rotary;
+use crate::kernels::attention::{Attention, Stretch};
+use crate::{Error, Result};
+
+/// Angles of so many tables are kept: models have two at most.
+const TABLES: usize = 2;
+
+/// A card that models may be computed on, with what it has of them.
+#[derive(Debug)]
+pub struct Card {
+    pub(super) context: Context,
+    /// What is frozen, by tensor and by whether it is bf16.
+    frozen: Mutex<HashMap<(TensorId, bool), Arc<dyn Any + Send + Sync>>>,
+    /// What is trained, by tensor.
+    pub(super) trained: Mutex<HashMap<TensorId, Trained>>,
+    angles: Mutex<Vec<Arc<Angles>>>,
+    spans: Mutex<Option<Last>>,
+    /// Numbers that are one, f32 and bf16.
+    ones: [Mutex<Option<Arc<dyn Any + Send + Sync>>>; 2],
+}
+
+/// The stretches of the batch that was run last.
+#[derive(Debug)]
+struct Last {
+    of: Vec<Stretch>,
+    /// Of queries and of keys.
+    rows: [usize; 2],
+    spans: Arc<Spans>,
+}
+
+/// The angles of a batch by one of a model's tables.
+#[derive(Debug)]
+pub(super) struct Angles {
+    of: Arc<Vec<f32>>,
+    pub(super) cos: Buffer<f32>,
+    pub(super) sin: Buffer<f32>,
+}
+
+impl Card {
+    /// Opens a card by its number.
+    ///
+    /// # Errors
+    /// What is missing for it, in one line.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let context = Context::open(ordinal).map_err(of_card)?;
+        Ok(Arc::new(Self {
+            context,
+            frozen: Mutex::default(),
+            trained: Mutex::default(),
+            angles: Mutex::default(),
+            spans: Mutex::default(),
+            ones: Default::default(),
+        }))
+    }
+
+    /// Opens the first card that can be used.
+    ///
+    /// # Errors
+    /// Why none can be.
+    pub fn open_first() -> Result<Arc<Self>> {
+        let count = Driver::probe().map_err(of_card)?.cards.len();
+        let mut cards = (0..count).map(Self::open);
+        let first = cards.next().unwrap_or_else(|| Self::open(0));
+        first.or_else(|why| cards.find_map(Result::ok).ok_or(why))
+    }
+
+    /// Its number.
+    pub fn ordinal(&self) -> usize {
+        self.context.card().ordinal
+    }
+
+    /// The maker's name for it.
+    pub fn name(&self) -> &str {
+        &self.context.card().name
+    }
+
+    /// How much of its memory this program uses.
+    pub fn usage(&self) -> tune_cuda::Usage {
+        self.context.usage()
+    }
+
+    /// Bytes that there are for models: what this program holds already, and what is free.
+    pub fn available(&self) -> u64 {
+        self.context.usage().held + self.context.free()
+    }
+
+    /// Does some work on it and says what its time went to: a line for each kernel, the longest first.
+    ///
+    /// # Errors
+    /// What failed on the card.
+    pub fn profile(&self, work: impl FnOnce()) -> Result<String> {
+        let spent = self.context.profile(work).map_err(of_card)?;
+        let all: f64 = spent.iter().map(|one| one.milliseconds).sum();
+        let lines = spent.iter().map(|one| {
+            let (share, each) = (100.0 * one.milliseconds / all, 1e3 * one.milliseconds / one.count as f64);
+            format!("{:>8.2} ms {share:>5.1} % {:>6} x {each:>8.1} us  {}\n", one.milliseconds, one.count, one.what)
+        });
+        Ok(format!("{all:>8.2} ms in all\n") + &lines.collect::<String>())
+    }
+
+    /// Whether all went well so far.
+    ///
+    /// # Errors
+    /// The first thing that failed.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.context.check().map_err(of_card)
+    }
+
+    /// A frozen tensor on the card, where it stays.
+    pub(super) fn frozen<T: Number>(&self, tensor: &Tensor) -> Result<Arc<Buffer<T>>> {
+        let key = (tensor.id(), T::IS_BF16);
+        let kept = lock(&self.frozen).get(&key).map(Arc::clone);
+        if let Some(Ok(kept)) = kept.map(Arc::downcast::<Buffer<T>>) {
+            return Ok(kept);
+        }
+        let param = Arc::new(self.context.upload(&Cpu::<T>::new().param(tensor)?));
+        lock(&self.frozen).insert(key, Arc::<Buffer<T>>::clone(&param));
+        Ok(param)
+    }
+
+    /// The stretches of `how` on the card, for so many rows of queries and of keys.
+    pub(super) fn spans(&self, how: &Attention<'_>, queries: usize, keys: usize) -> Arc<Spans> {
+        let mut last = lock(&self.spans);
+        if let Some(last) = last.as_ref().filter(|last| last.of == how.stretches && last.rows == [queries, keys]) {
+            return Arc::clone(&last.spans);
+        }
+        let stretch = |s: &Stretch| tune_cuda::Stretch { queries: s.queries, len: s.len, keys: s.keys, past: s.past };
+        let spans = Spans::behind(&how.stretches.iter().map(stretch).collect::<Vec<_>>(), queries, keys);
+        let spans = Arc::new(spans);
+        *last = Some(Last { of: how.stretches.to_vec(), rows: [queries, keys], spans: Arc::clone(&spans) });
+        spans
+    }
+
+    /// The angles of a batch on the card.
+    pub(super) fn angles(&self, angles: &Rotary) -> Arc<Angles> {
+        let mut known = lock(&self.angles);
+        if let Some(found) = known.iter().find(|known| Arc::ptr_eq(&known.of, &angles.cos)) {
+            return Arc::clone(found);
+        }
+        let [cos, sin] = [&angles.cos, &angles.sin].map(|table| self.context.upload(table));
+        known.truncate(TABLES - 1);
+        known.insert(0, Arc::new(Angles { of: Arc::clone(&angles.cos), cos, sin }));
+        Arc::clone(&known[0])
+    }
+
+    /// At least so many numbers that are one.
+    pub(super) fn ones<T: Number>(&self, len: usize) -> Arc<Buffer<T>> {
+        let mut kept = lock(&self.ones[usize::from(T::IS_BF16)]);
+        let found = kept.as_ref().map(|ones| Arc::clone(ones).downcast::<Buffer<T>>());
+        match found {
+            Some(Ok(ones)) if ones.len() >= len => ones,
+            _ => {
+                let ones = Arc::new(self.context.upload(&vec![T::from_f32(1.0); len]));
+                *kept = Some(Arc::<Buffer<T>>::clone(&ones));
+                ones
+            }
+        }
+    }
+}
+
+pub(super) fn of_card(error: tune_cuda::Error) -> Error {
+    match error {
+        tune_cuda::Error::Unavailable(_) => Error::setup(error.to_string()),
+        error => Error::Training(error.to_string()),
+    }
+}
+
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}

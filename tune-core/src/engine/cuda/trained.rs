@@ -1,0 +1,276 @@
+//! What is trained on a card: weights, gradients, and the state of optimizers, which stay there from step to step.
+//!
+//! A model's tensors are on the processor. A trained one is copied to the card when it is first read; from then on the card
+//! has the newest numbers, until [`Card::fetch`] brings them back. Whoever changes the tensor says so ([`Card::forget`]).
+
+use std::any::Any;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape, Storage, Tensor, Var};
+use half::bf16;
+use tune_cuda::{Buffer, Context, Moved};
+
+use super::Number;
+use super::card::{Card, lock, of_card};
+use crate::{Error, Result};
+
+/// A trained parameter on a card.
+#[derive(Debug)]
+pub(super) struct Trained {
+    numbers: Numbers,
+    /// Numbers of f32 as a model in bf16 reads them, if one does.
+    rounded: Option<Arc<Buffer<bf16>>>,
+    /// Whether they are newer than those of the tensor.
+    ahead: bool,
+}
+
+/// In the type of the tensor.
+#[derive(Debug)]
+enum Numbers {
+    F32(Arc<Buffer<f32>>),
+    Bf16(Arc<Buffer<bf16>>),
+}
+
+/// Numbers of f32 on a card that belong to a parameter: its gradient, or a part of an optimizer's state.
+#[derive(Debug)]
+pub(crate) struct OnCard {
+    card: Arc<Card>,
+    values: Buffer<f32>,
+    shape: Shape,
+}
+
+/// One parameter of a step, and what it is moved by.
+pub(crate) struct Move<'a> {
+    /// The parameter.
+    pub(crate) var: &'a Var,
+    /// Its gradient.
+    pub(crate) gradient: &'a OnCard,
+    /// Parts of the optimizer's state.
+    pub(crate) first: Option<&'a mut OnCard>,
+    pub(crate) second: Option<&'a mut OnCard>,
+    /// What random rounding uses.
+    pub(crate) key: u64,
+}
+
+/// What an optimizer does in a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rule {
+    /// AdamW, in a step from 1.
+    AdamW(tune_cuda::AdamW, u64),
+    /// SGD.
+    Sgd(tune_cuda::Sgd),
+}
+
+/// Sums of squares that a card has been asked for.
+#[derive(Debug)]
+pub(crate) struct Squares {
+    card: Arc<Card>,
+    pending: tune_cuda::Squares,
+}
+
+impl OnCard {
+    pub(crate) fn new(card: &Arc<Card>, values: Buffer<f32>, shape: &Shape) -> candle_core::Result<Self> {
+        if values.len() != shape.elem_count() {
+            candle_core::bail!("{} numbers on a card for a parameter {shape:?}", values.len());
+        }
+        Ok(Self { card: Arc::clone(card), values, shape: shape.clone() })
+    }
+
+    pub(crate) fn zeros(card: &Arc<Card>, shape: &Shape) -> Self {
+        Self { values: card.context.zeros(shape.elem_count()), card: Arc::clone(card), shape: shape.clone() }
+    }
+
+    /// A copy of a tensor.
+    pub(crate) fn of(card: &Arc<Card>, tensor: &Tensor) -> Result<Self> {
+        let values = card.context.upload(&numbers::<f32>(tensor)?);
+        Ok(Self { card: Arc::clone(card), values, shape: tensor.shape().clone() })
+    }
+
+    pub(crate) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// The memory alone.
+    pub(crate) fn into_values(self) -> Buffer<f32> {
+        self.values
+    }
+
+    pub(crate) fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// A copy on the processor, when all work so far is done.
+    pub(crate) fn read(&self) -> Result<Tensor> {
+        let numbers = self.card.context.download(&self.values).map_err(of_card)?;
+        Ok(Tensor::from_vec(numbers, &self.shape, &Device::Cpu)?)
+    }
+
+    /// Adds other numbers of the same parameter.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let len = other.values.len();
+        self.card.context.convert(other.values.view(len), 1.0, true, self.values.view_mut(len));
+    }
+}
+
+impl Squares {
+    /// Asks for the sum of the squares of each of some gradients; `None` if there are none.
+    pub(crate) fn of(gradients: &[&OnCard]) -> Option<Self> {
+        let card = Arc::clone(&gradients.first()?.card);
+        let values: Vec<&Buffer<f32>> = gradients.iter().map(|gradient| &gradient.values).collect();
+        let pending = card.context.squares(&values);
+        Some(Self { card, pending })
+    }
+
+    /// The sums, when all work so far is done.
+    pub(crate) fn read(&self) -> Result<Vec<f64>> {
+        self.card.context.read_squares(&self.pending).map_err(of_card)
+    }
+}
+
+impl Trained {
+    fn of(context: &Context, tensor: &Tensor) -> Result<Self> {
+        let numbers = match tensor.dtype() {
+            DType::F32 => Numbers::F32(Arc::new(context.upload(&numbers::<f32>(tensor)?))),
+            DType::BF16 => Numbers::Bf16(Arc::new(context.upload(&numbers::<bf16>(tensor)?))),
+            other => return Err(Error::setup(format!("a card trains numbers of f32 and bf16, not of {other:?}"))),
+        };
+        Ok(Self { numbers, rounded: None, ahead: false })
+    }
+
+    /// As a model of type `T` reads it.
+    fn read<T: Number>(&mut self, context: &Context) -> Result<Arc<Buffer<T>>> {
+        let numbers: Arc<dyn Any + Send + Sync> = match (&self.numbers, T::IS_BF16) {
+            (Numbers::F32(numbers), false) => Arc::<Buffer<f32>>::clone(numbers),
+            (Numbers::Bf16(numbers), true) => Arc::<Buffer<bf16>>::clone(numbers),
+            (Numbers::F32(numbers), true) => {
+                let rounded = self.rounded.get_or_insert_with(|| {
+                    let (len, mut rounded) = (numbers.len(), context.buffer(numbers.len()));
+                    context.convert(numbers.view(len), 1.0, false, rounded.view_mut(len));
+                    Arc::new(rounded)
+                });
+                Arc::<Buffer<bf16>>::clone(rounded)
+            }
+            (Numbers::Bf16(_), false) => return Err(Error::setup("a model of f32 trains no weight of bf16")),
+        };
+        numbers.downcast().map_err(|_| Error::Training("a trained parameter of another type than its model's".into()))
+    }
+
+    /// A copy on the processor.
+    fn fetched(&self, context: &Context, shape: &Shape) -> Result<Tensor> {
+        Ok(match &self.numbers {
+            Numbers::F32(numbers) => {
+                Tensor::from_vec(context.download(numbers).map_err(of_card)?, shape, &Device::Cpu)?
+            }
+            Numbers::Bf16(numbers) => {
+                Tensor::from_vec(context.download(numbers).map_err(of_card)?, shape, &Device::Cpu)?
+            }
+        })
+    }
+}
+
+impl Card {
+    /// A trained tensor as a model of type `T` reads it. It is on the card from the first time on.
+    pub(super) fn trained<T: Number>(&self, tensor: &Tensor) -> Result<Arc<Buffer<T>>> {
+        let mut trained = lock(&self.trained);
+        let of = match trained.entry(tensor.id()) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(Trained::of(&self.context, tensor)?),
+        };
+        of.read(&self.context)
+    }
+
+    /// Moves parameters by a rule, in one go for each type of weight, with gradients times `scale`. Returns when that is queued.
+    ///
+    /// # Errors
+    /// A tensor that no card trains, and one that a run holds at this moment.
+    pub(crate) fn step(&self, rule: Rule, scale: f64, moves: Vec<Move<'_>>) -> Result<()> {
+        let mut trained = lock(&self.trained);
+        // Each is to be written, so that they are taken out meanwhile.
+        let mut taken = Vec::with_capacity(moves.len());
+        for one in moves {
+            let id = one.var.id();
+            let of = match trained.remove(&id) {
+                Some(of) => of,
+                None => Trained::of(&self.context, one.var)?,
+            };
+            taken.push((id, of, one));
+        }
+        let result = self.go(rule, scale, &mut taken);
+        trained.extend(taken.into_iter().map(|(id, of, _)| (id, of)));
+        result.and_then(|()| self.check())
+    }
+
+    fn go(&self, rule: Rule, scale: f64, taken: &mut [(candle_core::TensorId, Trained, Move<'_>)]) -> Result<()> {
+        let (mut wide, mut narrow) = (Vec::new(), Vec::new());
+        for (_, trained, one) in taken {
+            let Move { gradient, first, second, key, .. } = one;
+            let state = [first, second].map(|part| part.as_deref_mut().map(|part| &mut part.values));
+            let copy = trained.rounded.as_mut().map(|copy| Arc::get_mut(copy).ok_or_else(held)).transpose()?;
+            trained.ahead = true;
+            match &mut trained.numbers {
+                Numbers::F32(weight) => wide.push(moved(weight, copy, &gradient.values, state, *key)?),
+                Numbers::Bf16(weight) => narrow.push(moved(weight, None, &gradient.values, state, *key)?),
+            }
+        }
+        self.sweep(rule, scale, wide);
+        self.sweep(rule, scale, narrow);
+        Ok(())
+    }
+
+    fn sweep<W: Number>(&self, rule: Rule, scale: f64, moved: Vec<Moved<'_, W, f32>>) {
+        if moved.is_empty() {
+            return;
+        }
+        let mut sweep = self.context.sweep(moved);
+        match rule {
+            Rule::AdamW(rule, step) => self.context.adamw(&mut sweep, rule, scale as f32, None, step),
+            Rule::Sgd(rule) => self.context.sgd(&mut sweep, rule, scale as f32, None),
+        }
+    }
+
+    /// Brings the newest numbers of trained parameters into their tensors.
+    ///
+    /// # Errors
+    /// What failed on the card so far.
+    pub(crate) fn fetch<'a>(&self, vars: impl IntoIterator<Item = &'a Var>) -> Result<()> {
+        let mut trained = lock(&self.trained);
+        for var in vars {
+            if let Some(trained) = trained.get_mut(&var.id()).filter(|trained| trained.ahead) {
+                var.set(&trained.fetched(&self.context, var.shape())?)?;
+                trained.ahead = false;
+            }
+        }
+        self.check()
+    }
+
+    /// A tensor was changed: the card reads it again.
+    pub(crate) fn forget(&self, var: &Var) {
+        lock(&self.trained).remove(&var.id());
+    }
+}
+
+fn moved<'a, W: Number>(
+    weight: &'a mut Arc<Buffer<W>>,
+    copy: Option<&'a mut Buffer<bf16>>,
+    gradient: &'a Buffer<f32>,
+    [first, second]: [Option<&'a mut Buffer<f32>>; 2],
+    key: u64,
+) -> Result<Moved<'a, W, f32>> {
+    Ok(Moved { weight: Arc::get_mut(weight).ok_or_else(held)?, copy, first, second, gradient, key })
+}
+
+fn held() -> Error {
+    Error::Training(
+        "a parameter is to be moved while a run reads it; this is a bug of the program, please report it".into(),
+    )
+}
+
+/// The numbers of a tensor of this very type.
+fn numbers<T: candle_core::WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(T::cpu_storage_as_slice(storage)?[start..end].to_vec()),
+        _ => Err(Error::setup("a card reads tensors of the processor that have no gaps")),
+    }
+}

@@ -4,6 +4,8 @@
 
 #[path = "common/hub_server.rs"]
 mod hub_server;
+#[path = "common/stand_in.rs"]
+mod stand_in;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -379,4 +381,58 @@ fn a_file_of_ones_own_is_built_once_and_again_when_it_changes() {
     let (code, error) = fail(&mut run("output_dir=out"));
     assert!(error.contains("no method named `trian`") && error.contains("my/lora.rs:"), "{error}");
     assert_eq!(code, Some(1));
+}
+
+/// What is a matter of the machine, in words that are the same everywhere.
+fn without_sizes(said: &str, folder: &Path) -> String {
+    let mut lines = Vec::new();
+    for line in said.replace(&folder.display().to_string(), "FOLDER").lines() {
+        let (name, rest) = line.split_at(line.len().min(12));
+        lines.push(match name.trim() {
+            "processor" => format!("{name}PROCESSOR"),
+            "memory" => format!("{name}MEMORY"),
+            _ if rest.starts_with("it has ") => format!("{name}FEATURES"),
+            _ => match rest.split_once(" free for ") {
+                Some((_, what)) => format!("{name}SIZE free for {what}"),
+                None => line.to_owned(),
+            },
+        });
+    }
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn doctor_on_a_machine_without_a_driver() {
+    if Path::new("/usr/lib/x86_64-linux-gnu/libcuda.so.1").exists() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let said =
+        succeed(tune(&folder, &["doctor"]).env("HF_HUB_CACHE", folder.join("hub")).env("LD_LIBRARY_PATH", "/nowhere"));
+    // What is said in a container alone.
+    let said = said.replace("; in a container, start it with --gpus all", "");
+    snapshot("doctor", &without_sizes(&said, &folder));
+}
+
+/// With two cards, one of which is too old, and where a library is missing.
+#[test]
+fn doctor_with_cards() {
+    let Some(stand_in) = stand_in::folder() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let ask = |environment: &[(&str, &str)]| {
+        let mut doctor = tune(&folder, &["doctor"]);
+        doctor.env("HF_HUB_CACHE", folder.join("hub"));
+        stand_in::environment(&mut doctor, stand_in);
+        let said = succeed(doctor.envs(environment.iter().copied()));
+        without_sizes(&said, &folder).replace(&stand_in.display().to_string(), "STAND-IN")
+    };
+    let all = [
+        ask(&[("STAND_IN_MIB_OF_OTHERS", "1000")]),
+        ask(&[("STAND_IN_CARDS", "2"), ("STAND_IN_MAJOR", "7"), ("STAND_IN_MINOR", "5")]),
+        ask(&[("TUNE_CUDA_LIBRARIES", "/nowhere")]),
+        ask(&[("STAND_IN_VERSION", "12040")]),
+    ];
+    snapshot("doctor_cards", &all.join("\n----\n"));
 }

@@ -6,6 +6,7 @@ mod artifacts;
 mod build;
 mod chat;
 mod copy;
+mod doctor;
 mod download;
 mod launch;
 mod paths;
@@ -55,6 +56,8 @@ enum Command {
     Check(validate::Args),
     /// Say how much memory a run would take, before a weight is read, and what would make it fit.
     Plan(validate::Args),
+    /// Say what this machine has to train with: driver, cards, libraries, processor, memory, disk; and what is missing.
+    Doctor,
     /// Show a config of torchtune's in our names, with a comment on each change.
     Convert(validate::Args),
     /// Download a model or a dataset from the Hugging Face hub.
@@ -115,6 +118,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Validate(args) => validate::run(Action::Validate, args)?,
         Command::Check(args) => validate::run(Action::Check, args)?,
         Command::Plan(args) => validate::run(Action::Plan, args)?,
+        Command::Doctor => show(&doctor::run()?),
         Command::Convert(args) => validate::run(Action::Convert, args)?,
         Command::Download(args) => show(&download::run(&args)?),
         Command::Merge(args) => done(artifacts::merge::run(&args))?,

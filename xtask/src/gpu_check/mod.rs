@@ -1,7 +1,7 @@
 //! `cargo xtask gpu-check`: a folder that checks and measures CUDA on a machine with a card and nothing of ours.
 //!
-//! It is put together here, where no card need be: the example `gpu_check` of `tune-cuda`, the kernels' sources and their harness,
-//! a script that runs all, and what is measured beside it in PyTorch.
+//! It is put together here, where no card need be: the example `gpu_check` of `tune-cuda`, the tests of whole models, the recipes with
+//! the tiny model, the kernels' sources and their harness, a script that runs all, and what is measured beside it in PyTorch.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use tune_core::config::say;
 
 use crate::Result;
 
-/// Put together a folder that checks and measures CUDA on a machine with a card (`./run.sh` there).
+/// Put together a folder, and a .tar.gz of it, that checks and measures CUDA on a machine with a card (`sh run.sh` there).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to; what is there is replaced.
@@ -19,32 +19,49 @@ pub(crate) struct Args {
     folder: std::path::PathBuf,
 }
 
-/// Builds the program and copies what it needs.
-pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let checks = build(root, "gpu_check", &["build", "-p", "tune-cuda", "--example", "gpu_check"])?;
-    let models = build(root, "card", &["test", "--no-run", "-p", "tune-core", "--test", "card"])?;
+/// MiB that the package may have.
+const MOST: f64 = 60.0;
 
+/// Builds the programs and copies what they need.
+pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    let programs = [
+        ("gpu_check", &["build", "-p", "tune-cuda", "--example", "gpu_check"][..]),
+        ("card", &["test", "--no-run", "-p", "tune-core", "--test", "card"]),
+        ("lora", &["build", "-p", "recipes", "--bin", "lora"]),
+        ("full", &["build", "-p", "recipes", "--bin", "full"]),
+        ("tune", &["build", "-p", "recipes", "--bin", "tune"]),
+    ];
     let folder = root.join(&args.folder);
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(|e| format!("cannot remove {}: {e}", folder.display()))?;
     }
     fs::create_dir_all(&folder)?;
-    fs::copy(checks, folder.join("gpu_check"))?;
-    fs::copy(&models, folder.join("card"))?;
-    // The package is carried to another machine: what debuggers want is most of a program.
-    for program in ["gpu_check", "card"] {
+    for (program, arguments) in programs {
+        fs::copy(build(root, program, arguments)?, folder.join(program))?;
+        // The package is carried to another machine: what debuggers want is most of a program.
         _ = Command::new("strip").arg(folder.join(program)).status();
     }
-    let fixtures = "tests/fixtures/families";
-    copy(&root.join(fixtures), &folder.join(fixtures))?;
-    for script in ["run.sh", "peers.py"] {
+    for part in ["tests/fixtures/families", "recipes/tiny", "configs/lora", "configs/full"] {
+        copy(&root.join(part), &folder.join(part))?;
+    }
+    for script in ["run.sh", "resume.sh", "peers.py", "models.py"] {
         fs::copy(root.join("xtask/src/gpu_check").join(script), folder.join(script))?;
     }
     for part in ["kernels", "harness"] {
         copy(&root.join("tune-core/cuda").join(part), &folder.join("cuda").join(part))?;
     }
-    say!("{}: {:.1} MiB; run it with `sh run.sh` where a card is", folder.display(), size(&folder)? as f64 / 1048576.0);
-    Ok(())
+    let archive = folder.with_extension("tar.gz");
+    let mut tar = Command::new("tar");
+    tar.args(["--owner=0", "--group=0", "-C"]).arg(folder.parent().unwrap_or(root)).arg("-czf").arg(&archive);
+    if !tar.arg(folder.file_name().unwrap_or_default()).status()?.success() {
+        return Err(format!("tar cannot write {}", archive.display()).into());
+    }
+    let [packed, plain] = [fs::metadata(&archive)?.len(), size(&folder)?].map(|bytes| bytes as f64 / 1048576.0);
+    say!("{}: {packed:.1} MiB ({plain:.1} unpacked); `sh run.sh` in it where a card is", archive.display());
+    match packed > MOST {
+        true => Err(format!("{packed:.1} MiB are more than the {MOST} that it may have").into()),
+        false => Ok(()),
+    }
 }
 
 /// Builds a program; returns where cargo put it.

@@ -171,7 +171,7 @@ fn merged_folders_compute_what_was_trained() {
     let one = adapter(&base, &[QProj, VProj], 1, &temporary.path().join("one"));
     let other = adapter(&base, &[VProj, DownProj], 2, &temporary.path().join("other"));
     let with = |parts: &[Part]| Source { base: base.clone(), parts: parts.to_vec() }.open().unwrap();
-    let merged = with(&[one.clone()]);
+    let merged = with(std::slice::from_ref(&one));
     for (i, (dtype, shard)) in
         [(DType::F32, u64::MAX), (DType::BF16, 30_000), (DType::F16, 60_000)].into_iter().enumerate()
     {
@@ -372,7 +372,7 @@ fn damage_to_a_gguf_file_is_found() {
     let base = family("llama_tied", temporary.path());
     let part = adapter(&base, &[QProj, VProj], 1, &temporary.path().join("adapter"));
     let with = |parts: &[Part]| Source { base: base.clone(), parts: parts.to_vec() }.open().unwrap();
-    let merged = with(&[part.clone()]);
+    let merged = with(std::slice::from_ref(&part));
     let file = temporary.path().join("model.gguf");
     let write = |of: &Merged| Export::new(of, FileKind::Q8_0, "model").unwrap().write(&file).unwrap();
     let faults = || {

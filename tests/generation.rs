@@ -5,12 +5,13 @@
 #[path = "common/families.rs"]
 mod families;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use families::Fixture;
 use tune_core::data::{Batch, IGNORE, Span};
-use tune_core::engine::{self, Sequences};
+use tune_core::engine::{self, Kernels, Sequences};
 use tune_core::generate::{Sampler, SamplerOptions, StopOptions, generate, generate_many};
 use tune_core::models::Decoder;
+use tune_core::peft::{LoraModule, LoraOptions};
 
 /// All but those whose frequencies depend on a sequence's length, see [`FREQUENCIES_OF_LENGTH`].
 const FAMILIES: [&str; 14] = [
@@ -59,9 +60,9 @@ fn packed(sequences: &[Vec<u32>]) -> Batch {
 }
 
 /// The log-probabilities of all but the first token of each, token by token behind a prompt.
-fn grown(model: &Decoder, sequences: &[Vec<u32>], prompts: &[usize]) -> Vec<Vec<f64>> {
+fn grown(model: &Decoder, sequences: &[Vec<u32>], prompts: &[usize], kernels: Kernels) -> Vec<Vec<f64>> {
     let capacities: Vec<usize> = sequences.iter().map(Vec::len).collect();
-    let mut growing = Sequences::new(model, &capacities).unwrap();
+    let mut growing = Sequences::new(model, &capacities, kernels).unwrap();
     let mut found = vec![Vec::new(); sequences.len()];
     let mut logits: Vec<Option<Vec<f32>>> = vec![None; sequences.len()];
     loop {
@@ -95,13 +96,60 @@ fn log_probabilities_are_those_of_training_to_the_last_bit() {
             let sequences = [ids(1, 40, vocab), ids(2, 7, vocab), ids(3, 90, vocab), ids(4, 23, vocab)];
             let prompts = [5, 1, 64, 22];
             let trained = engine::log_probs(&model, &packed(&sequences)).unwrap();
-            let (together, mut start) = (grown(&model, &sequences, &prompts), 0);
+            let (together, mut start) = (grown(&model, &sequences, &prompts, Kernels::OfTraining), 0);
             for (i, ids) in sequences.iter().enumerate() {
                 let right = &trained[start + prompts[i] - 1..start + ids.len() - 1];
                 assert_eq!(together[i], right, "{family} {dtype:?}: sequence {i} with others");
-                let alone = grown(&model, std::slice::from_ref(ids), &prompts[i..=i]);
+                let alone = grown(&model, std::slice::from_ref(ids), &prompts[i..=i], Kernels::OfTraining);
                 assert_eq!(alone[0], right, "{family} {dtype:?}: sequence {i} alone");
                 start += ids.len();
+            }
+        }
+    }
+}
+
+/// The fastest kernels round otherwise. What they give depends neither on the company nor on the number of threads.
+#[test]
+fn the_fastest_kernels_agree() {
+    for family in FAMILIES {
+        for (dtype, tolerance) in [(DType::F32, 2e-4), (DType::BF16, 0.1)] {
+            let fixture = Fixture::read(family);
+            let mut models = vec![("plain", fixture.model(dtype, None))];
+            if family != "qwen3_moe" {
+                let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
+                let lora =
+                    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, layers: Default::default() };
+                let adapted = fixture.model(dtype, Some(lora));
+                for parameter in adapted.trainable().iter().filter(|of| of.name().ends_with("lora_B.weight")) {
+                    let var = parameter.var();
+                    let value = |i: usize| ((i * 7919) % 17) as f32 / 128.0 - 0.0625;
+                    let values: Vec<f32> = (0..var.elem_count()).map(value).collect();
+                    var.set(&Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
+                }
+                models.push(("with adapters", adapted));
+            }
+            for (kind, model) in &models {
+                let vocab = model.config.vocab_size;
+                let sequences = [ids(1, 40, vocab), ids(2, 7, vocab), ids(3, 90, vocab), ids(4, 23, vocab)];
+                let prompts = [5, 1, 64, 22];
+                let fast = grown(model, &sequences, &prompts, Kernels::Fast);
+                let right = grown(model, &sequences, &prompts, Kernels::OfTraining);
+                for (fast, right) in fast.iter().flatten().zip(right.iter().flatten()) {
+                    let error = (fast - right).abs();
+                    assert!(
+                        error <= tolerance * right.abs().max(1.0),
+                        "{family} {dtype:?} {kind}: {fast} instead of {right}"
+                    );
+                }
+                for threads in [1, 3] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let again = pool.install(|| grown(model, &sequences, &prompts, Kernels::Fast));
+                    assert_eq!(again, fast, "{family} {dtype:?} {kind}: {threads} threads");
+                }
+                for (i, ids) in sequences.iter().enumerate() {
+                    let alone = grown(model, std::slice::from_ref(ids), &prompts[i..=i], Kernels::Fast);
+                    assert_eq!(alone[0], fast[i], "{family} {dtype:?} {kind}: sequence {i} alone");
+                }
             }
         }
     }
@@ -113,7 +161,7 @@ fn plain_loops_agree() {
         let model = Fixture::read(family).model(DType::F64, None);
         let sequences = [ids(1, 40, model.config.vocab_size), ids(2, 7, model.config.vocab_size)];
         let trained = engine::log_probs(&model, &packed(&sequences)).unwrap();
-        let found = grown(&model, &sequences, &[5, 1]);
+        let found = grown(&model, &sequences, &[5, 1], Kernels::OfTraining);
         let right = trained[4..39].iter().chain(&trained[40..46]);
         // Logits are handed out in f32.
         for (found, right) in found.iter().flatten().zip(right) {
@@ -129,9 +177,15 @@ fn answers_do_not_depend_on_what_is_asked_beside_them() {
     let stop = StopOptions { max_new_tokens: 12, stop_tokens: vec![3] };
     let options = SamplerOptions { temperature: 1.0, top_k: None, top_p: Some(0.9) };
     let sampler = |seed| Sampler::new(options, seed);
-    let together =
-        generate_many(&model, &[&prompts[0], &prompts[1]], &mut [sampler(1), sampler(2)], &stop, |_, _| Ok(()))
-            .unwrap();
+    let together = generate_many(
+        &model,
+        &[&prompts[0], &prompts[1]],
+        &mut [sampler(1), sampler(2)],
+        &stop,
+        Kernels::Fast,
+        |_, _| Ok(()),
+    )
+    .unwrap();
     assert!(together.iter().all(|answer| !answer.is_empty()));
     for (i, prompt) in prompts.iter().enumerate() {
         let mut seen = Vec::new();
@@ -147,7 +201,7 @@ fn answers_do_not_depend_on_what_is_asked_beside_them() {
 #[test]
 fn sequences_end_where_their_room_ends() {
     let model = Fixture::read("llama_tied").model(DType::F32, None);
-    let mut sequences = Sequences::new(&model, &[4, 2]).unwrap();
+    let mut sequences = Sequences::new(&model, &[4, 2], Kernels::OfTraining).unwrap();
     sequences.extend(&[(0, &[1, 2, 3])]).unwrap();
     let error = |new: &[(usize, &[u32])], sequences: &mut Sequences<'_>| sequences.extend(new).unwrap_err().to_string();
     assert!(error(&[(0, &[4, 5])], &mut sequences).contains("there is room for 4"));
@@ -179,7 +233,7 @@ fn frequencies_of_a_length_are_those_of_transformers_as_a_sequence_grows() {
         let prompt = sequence.len() - theirs.len();
         assert!(prompt < 32 && sequence.len() > 34, "the border is crossed");
         let model = fixture.model(DType::F32, None);
-        let mut growing = Sequences::new(&model, &[sequence.len()]).unwrap();
+        let mut growing = Sequences::new(&model, &[sequence.len()], Kernels::OfTraining).unwrap();
         for (step, theirs) in theirs.iter().enumerate() {
             let new = if step == 0 { &sequence[..prompt] } else { &sequence[prompt + step - 1..prompt + step] };
             let ours = growing.extend(&[(0, new)]).unwrap().remove(0);
@@ -197,13 +251,13 @@ fn a_sequence_that_switches_frequencies_is_what_training_computes() {
     let vocab = model.config.vocab_size;
     let [long, short] = [ids(1, 40, vocab), ids(2, 20, vocab)];
     let trained = engine::log_probs(&model, &packed(&[long.clone(), short.clone()])).unwrap();
-    let found = grown(&model, &[long.clone(), short], &[30, 3]);
+    let found = grown(&model, &[long.clone(), short], &[30, 3], Kernels::OfTraining);
     // From the token on that is the first beyond the border.
     assert_eq!(found[0][32 - 30 + 1..], trained[32..39]);
     assert_eq!(found[1], trained[40 + 2..40 + 19]);
     for family in FREQUENCIES_OF_LENGTH {
         let model = Fixture::read(family).model(DType::F32, None);
-        let mut sequences = Sequences::new(&model, &[40]).unwrap();
+        let mut sequences = Sequences::new(&model, &[40], Kernels::OfTraining).unwrap();
         let fresh = sequences.extend(&[(0, &long[..10])]).unwrap();
         sequences.extend(&[(0, &long[10..])]).unwrap();
         sequences.truncate(0, 9);

@@ -264,7 +264,7 @@ fn generation_is_training() {
     let model = model(&spec, &FrozenBase { checkpoint: &base, in_blocks: &in_blocks }, DType::F32, lora());
     let batch = batch();
     let right = engine::log_probs(&model, &batch).unwrap();
-    let mut sequences = Sequences::new(&model, &[21]).unwrap();
+    let mut sequences = Sequences::new(&model, &[21], engine::Kernels::OfTraining).unwrap();
     for (position, right) in right.into_iter().enumerate().take(21) {
         let logits = sequences.extend(&[(0, &batch.input_ids[position..=position])]).unwrap();
         assert_eq!(engine::log_prob(&logits[0], batch.targets[position]), right, "{position}");

@@ -120,7 +120,8 @@ fn sequences_that_grow() {
         for &(dtype, tolerance) in types(family) {
             let mut on_card = fixture.model(dtype, None);
             on_card.compute_on(&Compute::Card(Arc::clone(&card))).unwrap();
-            let [mut here, mut there] = [&plain, &on_card].map(|model| Sequences::new(model, &[20, 20]).unwrap());
+            let [mut here, mut there] =
+                [&plain, &on_card].map(|model| Sequences::new(model, &[20, 20], engine::Kernels::OfTraining).unwrap());
             let steps: [&[(usize, &[u32])]; 4] =
                 [&[(0, &[1, 5, 9, 3]), (1, &[7])], &[(0, &[2]), (1, &[4])], &[(1, &[8, 3, 6, 2, 5])], &[(0, &[9])]];
             for new in steps {

@@ -203,7 +203,7 @@ fn adapters_of_large_models() {
     let model = measure(&case("Qwen3 1.7 B, LoRA r16", qwen3(2048, 6144, 28, 16), (2, 2048), 4, 16), &card);
     // Sequences that grow by a token each, all logits read.
     let (count, past) = (16, 128);
-    let mut sequences = Sequences::new(&model, &vec![past + 40; count]).unwrap();
+    let mut sequences = Sequences::new(&model, &vec![past + 40; count], tune_core::engine::Kernels::Fast).unwrap();
     let prompt: Vec<u32> = (0..past as u32).collect();
     let first: Vec<(usize, &[u32])> = (0..count).map(|i| (i, &prompt[..])).collect();
     sequences.extend(&first).unwrap();

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use rayon::prelude::*;
 use tune_config::Config;
 
 use crate::data::{Question, questions};
-use crate::generate::{Sampler, StopOptions, generate};
+use crate::generate::{Kernels, Sampler, StopOptions, generate_many};
 use crate::models::Decoder;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, hub};
@@ -81,12 +80,33 @@ impl ExactMatch {
     /// # Errors
     /// A prompt that is too long for the model.
     pub fn ask(&self, model: &Decoder, tokenizer: &Tokenizer) -> Result<Vec<Answer>> {
-        let ask = |q: &Question| {
-            let ids = generate(model, &q.prompt, &mut Sampler::greedy(), &self.stop, |_| Ok(()))?;
-            Ok(Answer { question: q.text.clone(), expected: q.expected.clone(), given: tokenizer.decode(&ids, true)? })
-        };
-        self.questions.par_iter().map(ask).collect()
+        let mut answers = Vec::with_capacity(self.questions.len());
+        let mut rest = &self.questions[..];
+        while !rest.is_empty() {
+            let (questions, others) = rest.split_at(together(rest));
+            let prompts: Vec<&[u32]> = questions.iter().map(|question| &question.prompt[..]).collect();
+            let mut samplers: Vec<Sampler> = questions.iter().map(|_| Sampler::greedy()).collect();
+            let given = generate_many(model, &prompts, &mut samplers, &self.stop, Kernels::Fast, |_, _| Ok(()))?;
+            for (question, ids) in questions.iter().zip(given) {
+                let given = tokenizer.decode(&ids, true)?;
+                answers.push(Answer { question: question.text.clone(), expected: question.expected.clone(), given });
+            }
+            rest = others;
+        }
+        Ok(answers)
     }
+}
+
+/// Of the questions, how many are asked at a time: some, of which the prompts together are no longer than a long text.
+fn together(questions: &[Question]) -> usize {
+    const QUESTIONS: usize = 16;
+    const TOKENS: usize = 2048;
+    let mut tokens = 0;
+    let fitting = questions.iter().take(QUESTIONS).take_while(|question| {
+        tokens += question.prompt.len();
+        tokens <= TOKENS
+    });
+    fitting.count().max(1)
 }
 
 /// A few questions under a title, wrong answers first: they say more.

@@ -9,7 +9,7 @@ pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
 pub use crate::engine::{self, RunOptions, forward_backward, minimize};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
-pub use crate::generate::{Sampler, SamplerOptions, StopOptions};
+pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions};
 pub use crate::hub;
 pub use crate::memory_plan::{self, MemoryPlan};
 pub use crate::methods::{self, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};

@@ -102,7 +102,8 @@ fn generate(
             let sampler = |j: usize| Sampler::new(sampling, chosen_seed.wrapping_add((first + j) as u64));
             let mut samplers: Vec<Sampler> = (0..inputs.len()).map(sampler).collect();
             let ids: Vec<&[u32]> = inputs.iter().map(|input| input.ids.as_slice()).collect();
-            let answers = tune_core::generate::generate_many(&model, &ids, &mut samplers, &stop, |_, _| Ok(()))?;
+            let answers =
+                tune_core::generate::generate_many(&model, &ids, &mut samplers, &stop, Kernels::Fast, |_, _| Ok(()))?;
             let lines: Result<String> =
                 inputs.iter().zip(answers).map(|(input, ids)| line_of(input, &ids, &tokenizer, room(input))).collect();
             show(&lines?)

@@ -36,7 +36,7 @@ use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
 use run::{Minimized, Run, Sink};
-pub use sequences::Sequences;
+pub use sequences::{Kernels, Sequences};
 
 use crate::data::Batch;
 use crate::kernels::buffers::Buffer;

@@ -1,5 +1,9 @@
 //! Sequences that grow token by token, their past in memory.
 
+use std::sync::Arc;
+
+use half::bf16;
+
 use super::backend::{Backend, Reads};
 use super::block::Past;
 use super::cpu::Cpu;
@@ -9,15 +13,27 @@ use super::reference::Reference;
 use super::run::Run;
 use super::{Precision, on_a_worker};
 use crate::data::{Batch, IGNORE, Span};
+use crate::kernels::Element;
 use crate::kernels::attention::Stretch;
-use crate::models::{BlockSpec, Decoder};
+use crate::kernels::team::Team;
+use crate::models::{BlockSpec, Decoder, Linear};
 use crate::{Error, Result};
+
+/// What computes the tokens of sequences that grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// Those of training: every token is computed as those of a training batch are, to the last bit, so that its
+    /// log-probability is the one that training begins with. Reinforcement learning wants this. (On a card the last bits may
+    /// differ: kernels for one new token are others than those for many.)
+    OfTraining,
+    /// The fastest: new tokens, one of each sequence, are computed by kernels that read every weight once, where it lies. They
+    /// round otherwise than those of training.
+    Fast,
+}
 
 /// Sequences of tokens that a model reads, and their keys and values in each of its blocks.
 ///
-/// Their tokens are computed as those of a training batch are: what comes out for one does not depend, to the last bit, on
-/// which others come with it or before it. (On a card it may, in the last bits: kernels for one new token are others than those
-/// for many.)
+/// What comes out for one does not depend, to the last bit, on which others come with it or on the number of threads.
 ///
 /// Where the frequencies of a model's rotary table depend on a sequence's length, the keys of a growing sequence are those of
 /// the length that it had when they came, as in transformers; with `dynamic` frequencies they stay so. With `longrope` there are
@@ -30,6 +46,8 @@ pub struct Sequences<'m> {
     /// The tokens of each sequence, which are needed again where it is computed again.
     ids: Vec<Vec<u32>>,
     past: Box<dyn Grow + Send + 'm>,
+    /// Who computes new tokens, if these have kernels of their own.
+    team: Option<Arc<Team>>,
 }
 
 /// Where a sequence lies in the memory of all.
@@ -47,21 +65,28 @@ impl<'m> Sequences<'m> {
     ///
     /// # Errors
     /// A model on a device or in a type that is not computed in.
-    pub fn new(model: &'m Decoder, capacities: &[usize]) -> Result<Self> {
+    pub fn new(model: &'m Decoder, capacities: &[usize], kernels: Kernels) -> Result<Self> {
         let mut rows = 0;
         let places = capacities.iter().map(|&capacity| {
             rows += capacity;
             Place { start: rows - capacity, len: 0, capacity, was_longer: false }
         });
         let places: Vec<_> = places.collect();
-        let past: Box<dyn Grow + Send + 'm> = match Precision::of(model)? {
-            Precision::F32 => Box::new(Growing::new(model, Cpu::<f32>::new(), rows)),
-            Precision::Bf16 => Box::new(Growing::new(model, Cpu::<half::bf16>::new(), rows)),
-            Precision::F64 => Box::new(Growing::new(model, Reference, rows)),
-            Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), rows)),
-            Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<half::bf16>::new(card), rows)),
+        let precision = Precision::of(model)?;
+        // Weights in blocks have kernels of training alone, which the whole pool computes.
+        let is_in_blocks = |linear: &Linear| linear.weight.quantized().is_some();
+        let mut layers = model.blocks.iter().flat_map(|block| block.linears.iter().map(|(_, linear)| linear));
+        let is_quantized = layers.any(is_in_blocks) || is_in_blocks(model.top().1);
+        let has_few = matches!(precision, Precision::F32 | Precision::Bf16) && !is_quantized;
+        let team = (has_few && kernels == Kernels::Fast).then(|| Arc::new(Team::new()));
+        let past: Box<dyn Grow + Send + 'm> = match precision {
+            Precision::F32 => Box::new(Growing::<Cpu<'_, f32>>::of_cpu(model, rows, team.as_ref())),
+            Precision::Bf16 => Box::new(Growing::<Cpu<'_, bf16>>::of_cpu(model, rows, team.as_ref())),
+            Precision::F64 => Box::new(Growing::new(model, Reference, None, rows)),
+            Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), None, rows)),
+            Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<bf16>::new(card), None, rows)),
         };
-        Ok(Self { model, ids: vec![Vec::new(); places.len()], places, past })
+        Ok(Self { model, ids: vec![Vec::new(); places.len()], places, past, team })
     }
 
     /// The tokens of a sequence.
@@ -97,16 +122,6 @@ impl<'m> Sequences<'m> {
     /// # Errors
     /// A token outside the vocabulary, a sequence without new tokens, named twice, or that has no room for them.
     pub fn extend(&mut self, new: &[(usize, &[u32])]) -> Result<Vec<Vec<f32>>> {
-        let mut batch = Batch {
-            rows: 1,
-            len: 0,
-            input_ids: Vec::new(),
-            targets: Vec::new(),
-            positions: Vec::new(),
-            spans: Vec::new(),
-            origins: Vec::new(),
-        };
-        let (mut stretches, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &(sequence, ids)) in new.iter().enumerate() {
             let place = self.places[sequence];
             if ids.is_empty() || new[..i].iter().any(|&(other, _)| other == sequence) {
@@ -120,6 +135,46 @@ impl<'m> Sequences<'m> {
                     place.capacity
                 )));
             }
+        }
+        // Apart, so that neither depends on the other: what comes first is computed by the kernels of training.
+        let is_newest = |sequence: usize, ids: &[u32]| {
+            let place = self.places[sequence];
+            place.len > 0 && ids.len() == 1 && !self.begins_anew(place, place.len + 1)
+        };
+        let has_few = |(sequence, ids)| self.team.is_some() && is_newest(sequence, ids);
+        let (newest, first): (Vec<usize>, Vec<usize>) = (0..new.len()).partition(|&i| has_few(new[i]));
+        let mut logits = vec![Vec::new(); new.len()];
+        for (which, team) in [(first, None), (newest, self.team.clone())] {
+            let some: Vec<(usize, &[u32])> = which.iter().map(|&i| new[i]).collect();
+            for (i, of_one) in which.into_iter().zip(self.compute(&some, team.as_deref())?) {
+                logits[i] = of_one;
+            }
+        }
+        for &(sequence, ids) in new {
+            let place = &mut self.places[sequence];
+            *place = Place { len: place.len + ids.len(), was_longer: false, ..*place };
+            self.ids[sequence].extend(ids);
+        }
+        Ok(logits)
+    }
+
+    /// The logits of some sequences with their new tokens, by a team if that is given.
+    fn compute(&mut self, new: &[(usize, &[u32])], team: Option<&Team>) -> Result<Vec<Vec<f32>>> {
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut batch = Batch {
+            rows: 1,
+            len: 0,
+            input_ids: Vec::new(),
+            targets: Vec::new(),
+            positions: Vec::new(),
+            spans: Vec::new(),
+            origins: Vec::new(),
+        };
+        let (mut stretches, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        for &(sequence, ids) in new {
+            let place = self.places[sequence];
             let first = batch.input_ids.len();
             let past = if self.begins_anew(place, place.len + ids.len()) { 0 } else { place.len };
             let positions = past..place.len + ids.len();
@@ -134,12 +189,10 @@ impl<'m> Sequences<'m> {
         batch.len = batch.input_ids.len();
         batch.targets = vec![IGNORE; batch.len];
         let past = &mut self.past;
-        let logits = on_a_worker(|| past.grow(&batch, stretches, rows, &last))?;
-        for &(sequence, ids) in new {
-            let place = &mut self.places[sequence];
-            *place = Place { len: place.len + ids.len(), was_longer: false, ..*place };
-            self.ids[sequence].extend(ids);
-        }
+        let logits = match team {
+            None => on_a_worker(|| past.grow(&batch, stretches, rows, &last, false))?,
+            Some(team) => team.lead(|| past.grow(&batch, stretches, rows, &last, true))?,
+        };
         Ok(logits.chunks_exact(self.model.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 }
@@ -147,35 +200,60 @@ impl<'m> Sequences<'m> {
 /// [`Growing`] on any backend.
 trait Grow {
     /// Takes in the tokens of `batch`, whose keys go into `rows`, and returns the logits `[last, vocab]` of some of them.
-    fn grow(&mut self, batch: &Batch, stretches: Vec<Stretch>, rows: Vec<usize>, last: &[usize]) -> Result<Vec<f32>>;
+    fn grow(
+        &mut self,
+        batch: &Batch,
+        stretches: Vec<Stretch>,
+        rows: Vec<usize>,
+        last: &[usize],
+        are_newest: bool,
+    ) -> Result<Vec<f32>>;
 }
 
 /// The past of sequences in a backend's memory.
 struct Growing<'m, B: Backend> {
     model: &'m Decoder,
     backend: B,
+    /// For new tokens, one of each sequence.
+    of_newest: Option<B>,
     /// Of each block.
     past: Vec<Past<B>>,
 }
 
+impl<'m, T: Element> Growing<'m, Cpu<'m, T>> {
+    fn of_cpu(model: &'m Decoder, rows: usize, team: Option<&Arc<Team>>) -> Self {
+        let cpu = Cpu::keeping();
+        let of_newest = team.map(|team| cpu.of_newest(team));
+        Self::new(model, cpu, of_newest, rows)
+    }
+}
+
 impl<'m, B: Backend> Growing<'m, B> {
-    fn new(model: &'m Decoder, backend: B, rows: usize) -> Self {
+    fn new(model: &'m Decoder, backend: B, of_newest: Option<B>, rows: usize) -> Self {
         let past = |block: &BlockSpec| {
             let width = block.attention.widths().1;
             Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows }
         };
         let past = model.config.blocks.iter().map(past).collect();
-        Self { model, backend, past }
+        Self { model, backend, of_newest, past }
     }
 }
 
 impl<'m, B: Reads<'m>> Grow for Growing<'m, B> {
-    fn grow(&mut self, batch: &Batch, stretches: Vec<Stretch>, rows: Vec<usize>, last: &[usize]) -> Result<Vec<f32>> {
+    fn grow(
+        &mut self,
+        batch: &Batch,
+        stretches: Vec<Stretch>,
+        rows: Vec<usize>,
+        last: &[usize],
+        are_newest: bool,
+    ) -> Result<Vec<f32>> {
         let held = Held { model: self.model, dropout: None };
-        let run = Run { stretches, rows_in_past: rows, ..Run::new(&self.backend, &self.model.config, &held, batch) };
+        let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
+        let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &self.model.config, &held, batch) };
         let x = run.through_blocks_on(&mut self.past)?;
-        let logits = self.backend.numbers(&run.logits(&x, last)?);
-        self.backend.check()?;
+        let logits = backend.numbers(&run.logits(&x, last)?);
+        backend.check()?;
         Ok(logits)
     }
 }

@@ -6,6 +6,7 @@ mod talk;
 pub use sampler::{Sampler, SamplerOptions};
 pub use talk::{End, Reply, Talk};
 
+pub use crate::engine::Kernels;
 use crate::engine::Sequences;
 use crate::models::Decoder;
 use crate::{Error, Result};
@@ -19,7 +20,7 @@ pub struct StopOptions {
     pub stop_tokens: Vec<u32>,
 }
 
-/// The tokens that follow `prompt`, without the stop token. `on_token` sees each as it comes.
+/// The tokens that follow `prompt`, without the stop token, by the fastest kernels. `on_token` sees each as it comes.
 ///
 /// # Errors
 /// An empty prompt, one that leaves no room in the model's longest sequence, or a token outside the vocabulary.
@@ -30,12 +31,14 @@ pub fn generate(
     stop: &StopOptions,
     mut on_token: impl FnMut(u32) -> Result<()>,
 ) -> Result<Vec<u32>> {
-    let mut answers = generate_many(model, &[prompt], std::slice::from_mut(sampler), stop, |_, token| on_token(token))?;
+    let samplers = std::slice::from_mut(sampler);
+    let mut answers = generate_many(model, &[prompt], samplers, stop, Kernels::Fast, |_, token| on_token(token))?;
     Ok(answers.pop().unwrap_or_default())
 }
 
 /// The tokens that follow each of `prompts`, drawn by its own sampler, all of them at a time. `on_token` sees each with the
-/// number of its prompt. What follows a prompt does not depend on the others.
+/// number of its prompt. What follows a prompt does not depend on the others. With [`Kernels::OfTraining`] the log-probabilities
+/// behind each token are, to the last bit, those of training.
 ///
 /// # Errors
 /// As [`generate`], for any of them; and another number of samplers than of prompts.
@@ -44,6 +47,7 @@ pub fn generate_many(
     prompts: &[&[u32]],
     samplers: &mut [Sampler],
     stop: &StopOptions,
+    kernels: Kernels,
     mut on_token: impl FnMut(usize, u32) -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
     let longest = model.config.max_position_embeddings;
@@ -63,7 +67,7 @@ pub fn generate_many(
     }
     // The last token is drawn, and not read.
     let room = |prompt: &&[u32]| longest.min(prompt.len() + stop.max_new_tokens.saturating_sub(1));
-    let mut sequences = Sequences::new(model, &prompts.iter().map(room).collect::<Vec<_>>())?;
+    let mut sequences = Sequences::new(model, &prompts.iter().map(room).collect::<Vec<_>>(), kernels)?;
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut newest: Vec<(usize, Vec<u32>)> = Vec::new();
     if stop.max_new_tokens > 0 {

@@ -3,6 +3,8 @@
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::kernels::{exp, simd, sum};
+
 /// How the next token is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
@@ -34,42 +36,87 @@ impl Sampler {
 
     /// A token for `logits` `[vocab]`; among equals the lowest id counts as likelier.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        if self.options.temperature <= 0.0 {
-            return order.into_iter().min_by(likelier).unwrap_or_default();
-        }
-        if let Some(k) = self.options.top_k.filter(|&k| k > 0 && k < order.len()) {
-            order.select_nth_unstable_by(k - 1, likelier);
-            order.truncate(k);
-        }
-        order.sort_unstable_by(likelier);
-        let Some(&first) = order.first() else { return 0 };
-        let max = f64::from(logits[first as usize]);
-        let weight = |id: &u32| ((f64::from(logits[*id as usize]) - max) / self.options.temperature).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        let kept = match self.options.top_p {
-            Some(p) => {
+        let SamplerOptions { temperature, top_k, top_p } = self.options;
+        let first = likeliest(logits);
+        let Some(&max) = logits.get(first as usize).filter(|_| temperature > 0.0) else { return first };
+        let max = f64::from(max);
+        let most = top_k.filter(|&k| k > 0 && k < logits.len());
+        let of_all = match most {
+            None => total(logits, max, temperature),
+            Some(_) => 0.0,
+        };
+        let drawn = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        // Mostly the token is among few that are likely: the others need not be put in order.
+        for reach in REACHES {
+            let least = max - reach * temperature;
+            let is_last = reach.is_infinite();
+            let near = |id: &u32| f64::from(logits[*id as usize]) >= least;
+            let mut order: Vec<u32> = (0..logits.len() as u32).filter(near).collect();
+            if !is_last && most.is_some_and(|k| order.len() < k) {
+                continue;
+            }
+            order.sort_unstable_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            order.truncate(most.unwrap_or(order.len()));
+            let weight = |id: &u32| ((f64::from(logits[*id as usize]) - max) / temperature).exp();
+            let weights: Vec<f64> = order.iter().map(weight).collect();
+            let total = if most.is_some() { weights.iter().sum() } else { of_all };
+            let enough = top_p.and_then(|p| {
                 let mut sum = 0.0;
-                let enough = weights.iter().position(|w| {
+                weights.iter().position(|w| {
                     sum += w;
                     sum >= p * total
-                });
-                enough.map_or(weights.len(), |i| i + 1)
+                })
+            });
+            let kept = enough.map_or(weights.len(), |i| i + 1);
+            let mass = if enough.is_some() { weights[..kept].iter().sum() } else { total };
+            if enough.is_none() && top_p.is_some() && !is_last {
+                continue;
             }
-            None => weights.len(),
-        };
-        let mass: f64 = weights[..kept].iter().sum();
-        let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * mass;
-        for (id, weight) in order[..kept].iter().zip(&weights) {
-            left -= weight;
-            if left < 0.0 {
-                return *id;
+            let mut left = drawn * mass;
+            for (id, weight) in order[..kept].iter().zip(&weights) {
+                left -= weight;
+                if left < 0.0 {
+                    return *id;
+                }
+            }
+            if enough.is_some() || is_last {
+                return kept.checked_sub(1).map_or(first, |last| order[last]);
             }
         }
-        order[kept - 1]
+        first
     }
+}
+
+/// How far below the likeliest token's logit others are looked for, in units of the temperature.
+const REACHES: [f64; 3] = [12.0, 40.0, f64::INFINITY];
+
+/// The token with the largest logit, of equals the first.
+fn likeliest(logits: &[f32]) -> u32 {
+    // Numbers in the order of `f32::total_cmp`.
+    let key = |x: f32| {
+        let bits = x.to_bits() as i32;
+        bits ^ (((bits >> 31) as u32) >> 1) as i32
+    };
+    let max = simd(
+        #[inline(always)]
+        || logits.iter().fold(i32::MIN, |max, &x| max.max(key(x))),
+    );
+    logits.iter().position(|&x| key(x) == max).unwrap_or_default() as u32
+}
+
+/// The sum of all weights.
+fn total(logits: &[f32], max: f64, temperature: f64) -> f64 {
+    let (max, factor) = (max as f32, (1.0 / temperature) as f32);
+    simd(
+        #[inline(always)]
+        || {
+            sum(
+                [logits],
+                #[inline(always)]
+                |[l]| f64::from(exp((l - max) * factor)),
+            )
+        },
+    )
 }
 
 #[cfg(test)]
@@ -111,5 +158,59 @@ mod tests {
     #[test]
     fn equal_logits_give_the_lowest_id() {
         assert_eq!(Sampler::greedy().sample(&[1.0, 2.0, 2.0]), 1);
+    }
+
+    /// What [`Sampler::sample`] does, with all tokens in order.
+    fn plainly(options: SamplerOptions, logits: &[f32], drawn: f64) -> u32 {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        order.truncate(options.top_k.unwrap_or(order.len()));
+        let weight = |&id: &usize| (f64::from(logits[id] - logits[order[0]]) / options.temperature).exp();
+        let mut weights: Vec<f64> = order.iter().map(weight).collect();
+        let (total, mut sum) = (weights.iter().sum::<f64>(), 0.0);
+        let enough = weights.iter().position(|w| {
+            sum += w;
+            sum >= options.top_p.unwrap_or(2.0) * total
+        });
+        weights.truncate(enough.map_or(weights.len(), |i| i + 1));
+        let mut left = drawn * weights.iter().sum::<f64>();
+        let place = weights.iter().position(|w| {
+            left -= w;
+            left < 0.0
+        });
+        order[place.unwrap_or(weights.len() - 1)] as u32
+    }
+
+    #[test]
+    fn unlikely_tokens_are_drawn_as_if_all_were_in_order() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut seen = std::collections::BTreeSet::new();
+        for spread in [0.01, 1.0, 30.0] {
+            let logits: Vec<f32> =
+                (0..3000).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32 * spread).collect();
+            for (temperature, top_k, top_p) in
+                [(1.0, None, None), (0.7, Some(50), None), (1.3, None, Some(0.95)), (0.2, Some(2999), Some(0.999))]
+            {
+                let options = SamplerOptions { temperature, top_k, top_p };
+                let (mut sampler, mut same) = (Sampler::new(options, 5), ChaCha8Rng::seed_from_u64(5));
+                for _ in 0..300 {
+                    let drawn = (same.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+                    let token = sampler.sample(&logits);
+                    assert_eq!(token, plainly(options, &logits, drawn), "{options:?} {spread}");
+                    seen.insert(token);
+                }
+            }
+        }
+        assert!(seen.len() > 1000);
+    }
+
+    #[test]
+    fn what_is_no_number_does_no_harm() {
+        for temperature in [0.0, 1.0] {
+            let mut sampler = Sampler::new(SamplerOptions { temperature, top_k: None, top_p: None }, 0);
+            assert_eq!(sampler.sample(&[]), 0);
+            assert!(sampler.sample(&[f32::NAN; 3]) < 3);
+            assert_eq!(sampler.sample(&[f32::NEG_INFINITY, 0.0]), 1);
+        }
     }
 }

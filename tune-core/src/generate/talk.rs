@@ -1,7 +1,7 @@
 //! A conversation with a model: what it has read stays in memory from turn to turn.
 
 use super::{Sampler, StopOptions};
-use crate::engine::Sequences;
+use crate::engine::{Kernels, Sequences};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
@@ -101,7 +101,7 @@ impl<'m> Talk<'m> {
         if room > self.room || self.sequences.is_none() {
             self.room = room.next_multiple_of(STEP).min(self.model.config.max_position_embeddings.max(room));
             // What was there before is read again: that is seldom, and simpler than moving it.
-            self.sequences = Some(Sequences::new(self.model, &[self.room])?);
+            self.sequences = Some(Sequences::new(self.model, &[self.room], Kernels::Fast)?);
             self.past.clear();
             return Ok(());
         }

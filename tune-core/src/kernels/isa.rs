@@ -9,6 +9,8 @@ use crate::{Error, Result};
 pub(crate) enum Isa {
     /// Any processor: what the compiler and the `gemm` crate make of it.
     Portable,
+    /// AVX2 with FMA: as above with wider vectors, and products of few rows of our own.
+    Avx2,
     /// AVX-512; bf16 is widened to f32.
     Avx512,
     /// AVX-512 with a bf16 dot product that is worth using.
@@ -40,9 +42,10 @@ impl Isa {
         let Ok(name) = std::env::var("TUNE_ISA") else { return Ok(Self::detect()) };
         let (isa, there) = match name.as_str() {
             "portable" => (Self::Portable, true),
+            "avx2" => (Self::Avx2, has_avx2()),
             "avx512" => (Self::Avx512, has_avx512()),
             "avx512bf16" => (Self::Avx512Bf16, has_bf16()),
-            _ => return Err(format!("TUNE_ISA={name}: it can be portable, avx512 or avx512bf16, or not set")),
+            _ => return Err(format!("TUNE_ISA={name}: it can be portable, avx2, avx512 or avx512bf16, or not set")),
         };
         match there {
             true => Ok(isa),
@@ -52,7 +55,7 @@ impl Isa {
 
     fn detect() -> Self {
         if !has_avx512() {
-            return Self::Portable;
+            return if has_avx2() { Self::Avx2 } else { Self::Portable };
         }
         // Intel's cores take four times as long for a bf16 dot product as for an f32 multiply-add,
         // which does half of its work: there, widening wins by two (they have AMX for this instead).
@@ -64,10 +67,16 @@ impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Portable => "portable",
+            Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
         })
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    pulp::x86::V3::try_new().is_some()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -90,6 +99,11 @@ fn is_intel() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
 fn has_avx512() -> bool {
     false
 }
@@ -109,6 +123,11 @@ fn is_intel() -> bool {
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     match Isa::get() {
         Isa::Portable => f(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => match pulp::x86::V3::try_new() {
+            Some(v3) => v3.vectorize(f),
+            None => f(),
+        },
         _ => pulp::Arch::new().dispatch(f),
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 mod shared;
 pub(crate) mod softmax;
+pub(crate) mod team;
 pub(crate) mod view;
 mod workspace;
 
@@ -30,7 +31,7 @@ pub(crate) use dropout::Dropout;
 pub(crate) use element::{Element, widen, widen_rows};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
-pub(crate) use math::sum;
+pub(crate) use math::{exp, sum};
 pub use quantized::{Format, Quantized};
 pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;

@@ -8,6 +8,7 @@ use tune_reference as plain;
 use super::attention::{Attention, AttentionShape, Stretch};
 use super::rms_norm::Kind;
 use super::rope::{Rotary, Turn};
+use super::team::Team;
 use super::view::{View, ViewMut};
 use super::{Element, gate, rms_norm, rope};
 use crate::models::{Activation, RopeScaling, RotarySpec};
@@ -91,6 +92,33 @@ fn check_capped_attention<T: Element>(
     attention.forward(qkv, ViewMut::new(&mut out, q_width), &mut lse, &mut forward_memory);
     assert_close("attention", &out, &right_out);
     assert_close("lse", &lse, &right_lse);
+
+    // The last token of each span as a new token, beside those of the others and alone.
+    let newest: Vec<Stretch> = (spans.iter().enumerate())
+        .map(|(i, s)| Stretch { queries: i, len: 1, keys: s.start, past: s.len() - 1 })
+        .collect();
+    let of_newest = |stretches: &[Stretch], q: &[T]| {
+        let attention = Attention { shape, stretches };
+        let (mut out, mut lse) = (q.to_vec(), vec![7f32; stretches.len() * heads]);
+        let mut memory = memory(attention.newest_workspace(threads));
+        let qkv = [View::new(q, q_width), qkv[1], qkv[2]];
+        let team = Team::new();
+        team.lead(|| attention.newest(qkv, &ViewMut::new(&mut out, q_width), &mut lse, &mut memory, &team));
+        (out, lse)
+    };
+    let last: Vec<T> = spans.iter().flat_map(|s| q[(s.end - 1) * q_width..s.end * q_width].to_vec()).collect();
+    let (together, lse_together) = of_newest(&newest, &last);
+    for (i, span) in spans.iter().enumerate() {
+        let row = i * q_width..(i + 1) * q_width;
+        let (alone, lse_alone) = of_newest(&[Stretch { queries: 0, ..newest[i] }], &last[row.clone()]);
+        assert_eq!(together[row.clone()], alone);
+        assert_close("of a new token", &alone, &right_out[(span.end - 1) * q_width..span.end * q_width]);
+        let of_heads =
+            |lse: &[f32], count: usize, token: usize| (0..heads).map(|h| lse[h * count + token]).collect::<Vec<_>>();
+        assert_eq!(of_heads(&lse_together, spans.len(), i), lse_alone);
+        let right: Vec<f64> = (0..heads).map(|head| right_lse[head * tokens + span.end - 1]).collect();
+        assert_close("lse of a new token", &lse_alone, &right);
+    }
     let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), v.clone());
     let [of_q, of_k, of_v] = [(&mut gq, q_width), (&mut gk, kv_width), (&mut gv, kv_width)];
     let gradients = [ViewMut::new(of_q.0, of_q.1), ViewMut::new(of_k.0, of_k.1), ViewMut::new(of_v.0, of_v.1)];

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use tune_core::data::Batch;
-use tune_core::engine::{self, RunOptions, Sequences, evaluate, forward_backward};
+use tune_core::engine::{self, Kernels, RunOptions, Sequences, evaluate, forward_backward};
 use tune_core::models::{Decoder, Half};
 use tune_core::optim::{AdamW, Gradients, InBackward, Optimizer, Sgd};
 use tune_core::peft::LoraModule::{self, DownProj, LmHead, OProj, QProj, VProj};
@@ -127,7 +127,7 @@ fn inference(case: &str, model: &Model, dtype: DType, found: &mut Found<'_>) -> 
         let loss = evaluate(&decoder, batch)?;
         found(&format!("{case} evaluate {name}"), "loss", crc32c::crc32c(&loss.to_le_bytes()));
         found(&format!("{case} evaluate {name}"), "logits", of_tensor(&engine::logits(&decoder, batch)?)?);
-        let mut sequence = Sequences::new(&decoder, &[12])?;
+        let mut sequence = Sequences::new(&decoder, &[12], Kernels::OfTraining)?;
         for (i, ids) in [&batch.input_ids[..8], &batch.input_ids[8..9], &batch.input_ids[9..12]].iter().enumerate() {
             let logits = sequence.extend(&[(0, ids)])?.remove(0);
             let checksum = of_tensor(&Tensor::from_slice(&logits, logits.len(), &Device::Cpu)?)?;

@@ -4,12 +4,13 @@ mod peak;
 mod weights;
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 pub(super) use peak::matmul_peak;
 use rayon::current_num_threads;
 use rayon::prelude::*;
-use weights::Weight;
+use weights::{Kept, Weight};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use crate::Result;
@@ -19,22 +20,57 @@ use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::quantized::Rows;
 use crate::kernels::rope::{Rotary, Turn};
+use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Dropout, Element, Quantized, experts, gate, gemm, rms_norm, rope, softmax};
 use crate::models::{Activation, EmbeddingSpec};
 
 /// Weights and activations of type `T`, sums in f32.
-pub(super) struct Cpu<'m, T>(PhantomData<(&'m (), T)>);
+pub(super) struct Cpu<'m, T: Element> {
+    /// What was converted, where parameters stay as they are.
+    kept: Option<Arc<Kept<T>>>,
+    /// Who computes, where all tokens are new ones of sequences, one of each.
+    newest: Option<Arc<Team>>,
+    borrowed: PhantomData<&'m ()>,
+}
 
-impl<T> Cpu<'_, T> {
+impl<'m, T: Element> Cpu<'m, T> {
     pub(super) fn new() -> Self {
-        Self(PhantomData)
+        Self { kept: None, newest: None, borrowed: PhantomData }
+    }
+
+    /// For parameters that do not change while this is there.
+    pub(super) fn keeping() -> Self {
+        Self { kept: Some(Arc::new(Kept::new())), ..Self::new() }
+    }
+
+    /// The same for passes in which all tokens are new ones of sequences, one of each; a team computes them.
+    pub(super) fn of_newest(&self, team: &Arc<Team>) -> Self {
+        Self { kept: self.kept.clone(), newest: Some(Arc::clone(team)), ..Self::new() }
+    }
+
+    /// A sum of products into `y`, by the kernels for its shape.
+    fn product<D: Element>(&self, terms: &[gemm::Term<'_, T>], finish: gemm::Finish<'_, D>, y: &ViewMut<'_, D>) {
+        let sides: Vec<_> = terms.iter().map(gemm::Term::sides).collect();
+        match &self.newest {
+            Some(team) if gemm::is_few(terms) => {
+                let len = gemm::workspace_few::<T>(Isa::get(), y.rows(), &sides, current_num_threads());
+                gemm::multiply_few(terms, y, finish, &mut Buffer::new(len), team);
+            }
+            _ => {
+                let len = gemm::workspace::<T>(Isa::get(), (y.rows(), y.cols()), &sides, current_num_threads());
+                gemm::multiply(terms, y, finish, &mut Buffer::new(len));
+            }
+        }
     }
 }
 
 impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param> {
-        Weight::new(tensor)
+        match &self.kept {
+            None => Weight::new(tensor),
+            Some(kept) => kept.weight(tensor),
+        }
     }
 
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
@@ -82,12 +118,6 @@ fn products<'a, 'm, T: Element>(terms: &'a [Term<'_, Cpu<'m, T>>]) -> Vec<gemm::
     terms.iter().map(product).collect()
 }
 
-/// What a product needs besides.
-fn workspace<T: Element, D: Element>(terms: &[gemm::Term<'_, T>], y: &ViewMut<'_, D>) -> Buffer<f32> {
-    let sides: Vec<_> = terms.iter().map(gemm::Term::sides).collect();
-    Buffer::new(gemm::workspace::<T>(Isa::get(), (y.rows(), y.cols()), &sides, current_num_threads()))
-}
-
 impl<'m, T: Element> Backend for Cpu<'m, T> {
     type Acts = Buffer<T>;
     type Sums = Buffer<f32>;
@@ -133,15 +163,12 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
             Finish::Plus(bias, first) => gemm::Finish::Plus(&bias[first..][..y.cols()]),
             Finish::AddDropped(dropout, rows) => gemm::Finish::AddDropped(dropout, rows),
         };
-        let mut workspace = workspace(&terms, &y);
-        gemm::multiply(&terms, &y, finish, &mut workspace);
+        self.product(&terms, finish, &y);
     }
 
     fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Buffer<f32>>) {
         let (terms, y) = (products(terms), view_mut(y));
-        let mut workspace = workspace(&terms, &y);
-        let finish = if adding { gemm::Finish::Add } else { gemm::Finish::Store };
-        gemm::multiply(&terms, &y, finish, &mut workspace);
+        self.product(&terms, if adding { gemm::Finish::Add } else { gemm::Finish::Store }, &y);
     }
 
     fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
@@ -239,6 +266,10 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         y: PartMut<'_, Buffer<T>>,
         lse: &mut Buffer<f32>,
     ) {
+        if let Some(team) = self.newest.as_ref().filter(|_| how.is_of_newest()) {
+            let mut workspace = Buffer::new(how.newest_workspace(current_num_threads()));
+            return how.newest(qkv.map(view), &view_mut(y), lse, &mut workspace, team);
+        }
         let mut workspace = Buffer::new(how.forward_workspace::<T>(current_num_threads()));
         how.forward(qkv.map(view), view_mut(y), lse, &mut workspace);
     }

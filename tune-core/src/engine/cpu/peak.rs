@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::workspace;
+use super::Cpu;
 use crate::kernels::Element;
-use crate::kernels::gemm::{Finish, Term, multiply};
+use crate::kernels::gemm::{Finish, Term};
 use crate::kernels::view::{View, ViewMut};
 use crate::models::uniform;
 
@@ -19,9 +19,7 @@ pub(in crate::engine) fn matmul_peak<T: Element>() -> f64 {
     let (x, weight, mut y) = (matrix(1), matrix(2), vec![T::from_f32(0.0); SIZE * SIZE]);
     let mut product = || {
         let term = Term::Up { x: View::new(&x, SIZE), w: View::new(&weight, SIZE) };
-        let (terms, y) = ([term], ViewMut::new(&mut y, SIZE));
-        let mut workspace = workspace(&terms, &y);
-        multiply(&terms, &y, Finish::Store, &mut workspace);
+        Cpu::new().product(&[term], Finish::Store, &ViewMut::new(&mut y, SIZE));
     };
     product();
     let begun = Instant::now();

@@ -1,8 +1,10 @@
 //! A model's tensors as slices.
 
+use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, Storage, StorageRef, Tensor, TensorId, bail};
 use half::bf16;
 
 use crate::Result;
@@ -14,6 +16,33 @@ pub(crate) enum Weight<'a, T: Element> {
     Quantized(&'a Quantized),
     Borrowed { storage: StorageRef<'a>, start: usize, len: usize },
     Converted(Buffer<T>),
+    Kept(Arc<Buffer<T>>),
+}
+
+/// Tensors that were converted before, for who reads them again and again while they do not change.
+#[derive(Debug)]
+pub(super) struct Kept<T: Element>(Mutex<HashMap<TensorId, Arc<Buffer<T>>>>);
+
+impl<T: Element> Kept<T> {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+
+    /// The elements of a tensor, which is converted once.
+    pub(super) fn weight<'a>(&self, tensor: &'a Tensor) -> Result<Weight<'a, T>> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = lock().get(&tensor.id()) {
+            return Ok(Weight::Kept(Arc::clone(kept)));
+        }
+        match Weight::new(tensor)? {
+            Weight::Converted(converted) => {
+                let kept = Arc::new(converted);
+                lock().insert(tensor.id(), Arc::clone(&kept));
+                Ok(Weight::Kept(kept))
+            }
+            borrowed => Ok(borrowed),
+        }
+    }
 }
 
 impl<'a, T: Element> Weight<'a, T> {
@@ -63,6 +92,7 @@ impl<T: Element> Deref for Weight<'_, T> {
                 &all[*start..start + len]
             }
             Self::Converted(copy) => copy,
+            Self::Kept(copy) => copy,
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod backward;
 mod forward;
+mod newest;
 mod shape;
 mod workspace;
 

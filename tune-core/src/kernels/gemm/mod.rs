@@ -9,6 +9,7 @@
 mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod few;
 mod finish;
 #[cfg(target_arch = "x86_64")]
 mod pack;
@@ -17,6 +18,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod stripe;
 
+pub(crate) use few::{is_few, multiply_few, workspace_few};
 pub(crate) use finish::{At, Epilogue, Finish, add, store};
 use plan::Team;
 pub(crate) use plan::{Sides, workspace, workspace_here};

@@ -84,7 +84,7 @@ impl Quantized {
     /// If there are not so many.
     pub(crate) fn row<T: Element>(&self, row: usize, from: usize, out: &mut [T]) {
         #[cfg(target_arch = "x86_64")]
-        if Isa::get() != Isa::Portable {
+        if matches!(Isa::get(), Isa::Avx512 | Isa::Avx512Bf16) {
             // SAFETY: the processor has AVX-512.
             unsafe { avx512::dequantize(self, row, from, out) };
             return;

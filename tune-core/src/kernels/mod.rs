@@ -37,4 +37,6 @@ pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;
 
 #[cfg(test)]
+mod candle_tests;
+#[cfg(test)]
 mod tests;

@@ -138,4 +138,30 @@ mod tests {
         two.update(of(&copy).at(0).unwrap(), &gradient, 0.1, 1.0, 2).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), copy.to_vec1::<f32>().unwrap());
     }
+
+    /// Against an AdamW that is not ours, over some steps.
+    #[test]
+    fn steps_are_those_of_candle_nn() {
+        use candle_nn::optim::{Optimizer as _, ParamsAdamW};
+
+        let numbers = |seed| crate::models::uniform(seed, 500, 1.0);
+        let start = Tensor::from_vec(numbers(1), 500, &Device::Cpu).unwrap();
+        let [ours, theirs] = [0, 1].map(|_| Var::from_tensor(&start.copy().unwrap()).unwrap());
+        let parameters = Trainable::from_iter([("w".to_string(), ours.clone())]);
+        let mut adamw = AdamW::new(0.01, [0.9, 0.99], 1e-6, 0.1);
+        let params = ParamsAdamW { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 };
+        let mut peer = candle_nn::AdamW::new(vec![theirs.clone()], params).unwrap();
+        for step in 1..=20 {
+            let lr = 0.01 / step as f64;
+            // The gradient of a sum of products is what the weight is multiplied by.
+            let gradient = Tensor::from_vec(numbers(step + 1), 500, &Device::Cpu).unwrap();
+            peer.set_learning_rate(lr);
+            peer.backward_step(&(theirs.as_tensor() * &gradient).unwrap().sum_all().unwrap()).unwrap();
+            adamw.update(parameters.at(0).unwrap(), &gradient.into(), lr, 1.0, step).unwrap();
+            let [ours, theirs] = [&ours, &theirs].map(|var| var.to_vec1::<f32>().unwrap());
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                assert!((ours - theirs).abs() < 2e-6, "step {step}: {ours}, and candle-nn says {theirs}");
+            }
+        }
+    }
 }

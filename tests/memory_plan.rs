@@ -386,7 +386,7 @@ fn what_is_accepted_under_a_limit_of_addresses_runs() {
         [("lora", &["save_adapter_weights_only=false"][..]), ("full", &[]), ("full", &["dtype=bf16"])]
     {
         let (mut refused, mut accepted) = (0, 0);
-        for limit in (70_000..250_000).step_by(12_000) {
+        for limit in (58_000..250_000).step_by(12_000) {
             match under_a_limit(name, limit, overrides) {
                 Ok(()) => accepted += 1,
                 Err(error) => {
@@ -396,7 +396,7 @@ fn what_is_accepted_under_a_limit_of_addresses_runs() {
                 }
             }
         }
-        assert!(refused > 1 && accepted > 4, "{name} {overrides:?}: {refused} refused, {accepted} accepted");
+        assert!(refused > 0 && accepted > 4, "{name} {overrides:?}: {refused} refused, {accepted} accepted");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
-use crate::models::{Activation, EmbeddingSpec, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, ParamId};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -172,6 +172,12 @@ pub(crate) trait Reads<'m>: Backend {
     /// # Errors
     /// The backend does not read such.
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param>;
+
+    /// A parameter that was gathered from several processes.
+    ///
+    /// # Errors
+    /// The backend does not read such.
+    fn gathered(&self, of: Gathered) -> Result<Self::Param>;
 
     /// A copy of sums.
     fn numbers(&self, x: &Self::Sums) -> Vec<f32>;

@@ -19,6 +19,8 @@ mod parameters;
 mod reference;
 mod run;
 mod sequences;
+mod sharded;
+mod to_model;
 mod top;
 
 use std::sync::Arc;
@@ -27,7 +29,7 @@ use backend::Reads;
 use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
 pub use cuda::Card;
-use cuda::{Cuda, Number};
+use cuda::Cuda;
 pub(crate) use cuda::{Move, OnCard, Rule, Squares};
 use half::bf16;
 pub use paper::Work;
@@ -37,11 +39,12 @@ use reference::Reference;
 pub use run::Objective;
 use run::{Minimized, Run, Sink};
 pub use sequences::{Kernels, Sequences};
+use sharded::Sharded;
+use to_model::ToModel;
 
 use crate::data::Batch;
-use crate::kernels::buffers::Buffer;
-use crate::kernels::{Element, softmax};
-use crate::models::{Decoder, ParamId};
+use crate::kernels::softmax;
+use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
 
@@ -152,13 +155,21 @@ fn train<'m, B: Reads<'m>>(
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
-    let held = Held { model, dropout: options.dropout };
-    let run = Run::new(backend, &model.config, &held, batch);
-    let mut sink = ToModel { model, sink };
+    let parameters = parameters(model, options.dropout);
+    let run = Run::new(backend, &model.config, &*parameters, batch);
+    let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
     let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
     sink.end(backend)?;
     Ok(value)
+}
+
+/// Where the parameters of a model are, with the key of a pass's dropout.
+fn parameters<'m, B: Reads<'m>>(model: &'m Decoder, dropout: Option<u64>) -> Box<dyn Parameters<B> + 'm> {
+    match model.group().is_single() {
+        true => Box::new(Held { model, dropout }),
+        false => Box::new(Sharded::new(model, dropout)),
+    }
 }
 
 /// Has what computes a model read all of its parameters: on a card they are then there before anything else is, and a card that
@@ -183,7 +194,7 @@ pub(crate) fn read_parameters(model: &Decoder) -> Result<()> {
 /// As [`forward_backward`].
 pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     fn sum<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<f64> {
-        Run::new(backend, &model.config, &Held { model, dropout: None }, batch).evaluate()
+        Run::new(backend, &model.config, &*parameters(model, None), batch).evaluate()
     }
     on_backend!(model, sum(&batch.without_padding()))
 }
@@ -194,7 +205,7 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 /// As [`forward_backward`].
 pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
-        Run::new(backend, &model.config, &Held { model, dropout: None }, batch).log_probs()
+        Run::new(backend, &model.config, &*parameters(model, None), batch).log_probs()
     }
     let mut all = vec![0.0; batch.targets.len()];
     let of_places = on_backend!(model, kept(&batch.without_padding()))?;
@@ -218,8 +229,8 @@ pub fn log_prob(logits: &[f32], token: u32) -> f64 {
 /// As [`forward_backward`].
 pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f32>> {
-        let held = Held { model, dropout: None };
-        let run = Run::new(backend, &model.config, &held, batch);
+        let parameters = parameters(model, None);
+        let run = Run::new(backend, &model.config, &*parameters, batch);
         let x = run.through_blocks()?;
         let rows: Vec<usize> = (0..run.tokens()).collect();
         Ok(backend.numbers(&run.logits(&x, &rows)?))
@@ -239,61 +250,6 @@ pub fn matmul_peak(dtype: DType) -> f64 {
     match dtype {
         DType::BF16 => on_a_worker(cpu::matmul_peak::<bf16>),
         _ => on_a_worker(cpu::matmul_peak::<f32>),
-    }
-}
-
-/// Hands gradients over with the parameters that they are of.
-struct ToModel<'a> {
-    model: &'a Decoder,
-    sink: &'a mut dyn GradientSink,
-}
-
-impl ToModel<'_> {
-    fn take(
-        &mut self,
-        id: ParamId,
-        gradient: impl FnOnce(&candle_core::Shape) -> candle_core::Result<Gradient>,
-    ) -> Result<()> {
-        let parameter = self.model.trainable().of(id).ok_or_else(|| self.lost(id))?;
-        self.sink.take(parameter, gradient(parameter.var().shape())?)
-    }
-
-    fn lost(&self, id: ParamId) -> Error {
-        let name = id.name(&self.model.config);
-        Error::Training(format!(
-            "{name} got a gradient and is not trained; this is a bug of the program, please report it"
-        ))
-    }
-}
-
-impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
-    fn take(&mut self, id: ParamId, gradient: Buffer<f32>) -> Result<()> {
-        self.take(id, |shape| Gradient::pooled(gradient, shape))
-    }
-}
-
-impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
-    fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
-        let card = self.model.card().ok_or_else(|| self.lost(id))?;
-        self.take(id, |shape| Ok(OnCard::new(card, gradient, shape)?.into()))
-    }
-
-    fn begin(&mut self, backend: &Cuda<T>) {
-        for (id, parameter) in self.model.trainable().with_ids().filter(|(id, _)| id.is_begun()) {
-            if let Some(begun) = self.sink.begun(parameter).and_then(Gradient::into_on_card) {
-                backend.begin(id, begun.into_values());
-            }
-        }
-    }
-
-    fn end(&mut self, backend: &Cuda<T>) -> Result<()> {
-        backend.unused().into_iter().try_for_each(|(id, gradient)| Sink::<Cuda<T>>::take(self, id, gradient))
-    }
-}
-
-impl Sink<Reference> for ToModel<'_> {
-    fn take(&mut self, id: ParamId, gradient: Vec<f64>) -> Result<()> {
-        self.take(id, |shape| Ok(Tensor::from_vec(gradient, shape, &Device::Cpu)?.into()))
     }
 }
 

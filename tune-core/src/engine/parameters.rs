@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::backend::{Backend, Reads};
 use crate::Result;
 use crate::kernels::Dropout;
-use crate::models::{BlockNorm, Decoder, Layers, Linear, Weight};
+use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Weight};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
 pub(crate) trait Parameters<B: Backend> {
@@ -23,6 +23,14 @@ pub(crate) trait Parameters<B: Backend> {
 
     /// The lowest block in which something is trained, or the number of blocks.
     fn lowest_trained_block(&self) -> usize;
+
+    /// A number of this process's tokens, summed over all processes that train together.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    fn total(&self, of_tokens: f64) -> Result<f64> {
+        Ok(of_tokens)
+    }
 }
 
 /// The parameters of a block.
@@ -76,62 +84,83 @@ pub(super) struct Held<'m> {
 }
 
 impl<'m> Held<'m> {
-    fn layer<B: Reads<'m>>(&self, backend: &B, linear: &'m Linear, parts: Vec<usize>) -> Result<LayerParams<B>> {
-        let (out, inner) = linear.weight.dims()?;
+    /// The parameters of a block; `read` gives those that are tensors.
+    pub(super) fn block<B: Reads<'m>>(
+        &self,
+        backend: &B,
+        block: usize,
+        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+    ) -> Result<BlockParams<B>> {
+        let (own, spec) = (&self.model.blocks[block], &self.model.config);
+        let mut layers = Vec::new();
+        for ((site, linear), spec) in own.linears.iter().zip(spec.layers(block)) {
+            layers.push((site, self.layer(backend, linear, spec, read)?));
+        }
+        let mut norms = Vec::new();
+        for ((norm, weight), (_, width)) in own.norms.iter().zip(spec.norms(block)) {
+            norms.push((*norm, NormParams { weight: read(weight)?, width, trained: weight.is_variable() }));
+        }
+        Ok(BlockParams { norms, layers: Layers::new(layers) })
+    }
+
+    /// The last norm and the output layer.
+    pub(super) fn head<B: Reads<'m>>(
+        &self,
+        backend: &B,
+        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+    ) -> Result<(NormParams<B>, LayerParams<B>)> {
+        let ((norm, head), spec) = (self.model.top(), &self.model.config);
+        let norm = NormParams { weight: read(norm)?, width: spec.hidden_size, trained: norm.is_variable() };
+        Ok((norm, self.layer(backend, head, spec.output(), read)?))
+    }
+
+    fn layer<B: Reads<'m>>(
+        &self,
+        backend: &B,
+        linear: &'m Linear,
+        spec: LayerSpec,
+        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+    ) -> Result<LayerParams<B>> {
         let adapter = match &linear.adapter {
             None => None,
             Some(adapter) => Some(AdapterParams {
-                a: backend.param(&adapter.a)?,
-                b: backend.param(&adapter.b)?,
-                rank: adapter.a.dim(0)?,
+                a: read(&adapter.a)?,
+                b: read(&adapter.b)?,
+                rank: adapter.rank,
                 scale: adapter.scale,
                 dropout: linear.dropout(self.dropout),
             }),
         };
         Ok(LayerParams {
-            weight: matrix(backend, &linear.weight)?,
+            weight: match &linear.weight {
+                Weight::Tensor(tensor) => read(tensor)?,
+                Weight::Quantized(of) => backend.quantized(of)?,
+            },
             quantized: linear.weight.quantized().is_some(),
-            bias: linear.bias.as_ref().map(|bias| backend.param(bias)).transpose()?,
-            parts,
+            bias: linear.bias.as_ref().map(read).transpose()?,
             trained: linear.weight.is_variable(),
-            out,
-            inner,
+            out: spec.out,
+            parts: spec.parts,
+            inner: spec.inner,
             adapter,
         })
     }
 }
 
-fn matrix<'m, B: Reads<'m>>(backend: &B, weight: &'m Weight) -> Result<B::Param> {
-    match weight {
-        Weight::Tensor(tensor) => backend.param(tensor),
-        Weight::Quantized(of) => backend.quantized(of),
-    }
-}
-
-fn norm_params<'m, B: Reads<'m>>(backend: &B, weight: &'m Tensor) -> Result<NormParams<B>> {
-    let width = weight.elem_count();
-    Ok(NormParams { weight: backend.param(weight)?, width, trained: weight.is_variable() })
-}
-
 impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     fn open(&self, backend: &B, block: usize, _: Option<usize>) -> Result<BlockParams<B>> {
-        let mut layers = Vec::new();
-        let own = &self.model.blocks[block];
-        for ((site, linear), spec) in own.linears.iter().zip(self.model.config.layers(block)) {
-            layers.push((site, self.layer(backend, linear, spec.parts)?));
-        }
-        let norm = |(norm, weight): &'m (BlockNorm, Tensor)| Ok((*norm, norm_params(backend, weight)?));
-        Ok(BlockParams { norms: own.norms.iter().map(norm).collect::<Result<_>>()?, layers: Layers::new(layers) })
+        self.block(backend, block, &mut |tensor| backend.param(tensor))
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
-        matrix(backend, self.model.embedding())
+        match self.model.embedding() {
+            Weight::Tensor(tensor) => backend.param(tensor),
+            Weight::Quantized(of) => backend.quantized(of),
+        }
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
-        let (norm, head) = self.model.top();
-        let norm = norm_params(backend, norm)?;
-        Ok((norm, self.layer(backend, head, vec![self.model.config.vocab_size])?))
+        self.head(backend, &mut |tensor| backend.param(tensor))
     }
 
     fn trains_embedding(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
-use crate::models::{Activation, EmbeddingSpec};
+use crate::models::{Activation, EmbeddingSpec, Gathered};
 
 /// See the [module](self).
 pub(super) struct Reference;
@@ -23,6 +23,14 @@ impl<'m> Reads<'m> for Reference {
 
     fn quantized(&self, of: &'m Quantized) -> Result<Vec<f64>> {
         Ok(of.dequantized().into_iter().map(f64::from).collect())
+    }
+
+    fn gathered(&self, of: Gathered) -> Result<Vec<f64>> {
+        Ok(match of {
+            Gathered::F32(x) => x.iter().map(|&x| x.into()).collect(),
+            Gathered::Bf16(x) => x.iter().map(|&x| x.into()).collect(),
+            Gathered::F64(x) => x,
+        })
     }
 
     fn numbers(&self, x: &Vec<f64>) -> Vec<f32> {

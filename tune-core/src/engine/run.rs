@@ -79,8 +79,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let (value, weights) = self.weigh(&x, minimized)?;
         let top = self.top(&x, Some(&weights), lowest < blocks)?;
         drop(x);
-        let value = value.unwrap_or(top.loss);
-        if !top.loss.is_finite() || !value.is_finite() {
+        // Where several processes train together, all go on or none does.
+        let loss = self.parameters.total(top.loss)?;
+        let value = value.map_or(Ok(loss), |value| self.parameters.total(value))?;
+        if !loss.is_finite() || !value.is_finite() {
             return Ok(value);
         }
         emit(top.found, sink)?;
@@ -133,7 +135,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// The sum of losses.
     pub(super) fn evaluate(&self) -> Result<f64> {
         let x = self.through_blocks()?;
-        Ok(self.top(&x, None, false)?.loss)
+        self.parameters.total(self.top(&x, None, false)?.loss)
     }
 
     /// The residual stream above the last block, `[m, hidden]`.

@@ -8,10 +8,9 @@ use super::backend::{Backend, Reads};
 use super::block::Past;
 use super::cpu::Cpu;
 use super::cuda::Cuda;
-use super::parameters::Held;
 use super::reference::Reference;
 use super::run::Run;
-use super::{Precision, on_a_worker};
+use super::{Precision, on_a_worker, parameters};
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::Element;
 use crate::kernels::attention::Stretch;
@@ -248,9 +247,9 @@ impl<'m, B: Reads<'m>> Grow for Growing<'m, B> {
         last: &[usize],
         are_newest: bool,
     ) -> Result<Vec<f32>> {
-        let held = Held { model: self.model, dropout: None };
+        let parameters = parameters(self.model, None);
         let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
-        let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &self.model.config, &held, batch) };
+        let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &self.model.config, &*parameters, batch) };
         let x = run.through_blocks_on(&mut self.past)?;
         let logits = backend.numbers(&run.logits(&x, last)?);
         backend.check()?;

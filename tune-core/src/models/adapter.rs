@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::linear::Weight;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::weights::uniform;
+use crate::distributed::Group;
 use crate::kernels::Dropout;
 use crate::{Error, Result};
 
@@ -85,6 +85,8 @@ pub struct Adapter {
     pub a: Var,
     /// `[out, rank]`.
     pub b: Var,
+    /// Rows of all of `A`, of which some may be in other processes.
+    pub rank: usize,
     /// `alpha / rank`.
     pub scale: f64,
     /// Dropout probability on the adapter's input.
@@ -93,18 +95,21 @@ pub struct Adapter {
 
 /// A fresh adapter for a model of `dtype`, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
 /// `±1 / sqrt(in)`, as PEFT and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
+/// The weight is `[out, inner]`; of `A` and `B` there are the rows that are this process's.
 pub(super) fn fresh_adapter(
     name_of_a: &str,
-    weight: &Weight,
+    (out, inner): (usize, usize),
     dtype: DType,
     lora: &LoraOptions,
     OfLayer { rank, scale }: OfLayer,
+    group: &Group,
 ) -> Result<Adapter> {
-    let (out, inner) = weight.dims()?;
     let seed = Dropout::mix_name(lora.seed, name_of_a);
     let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), &Device::Cpu)?;
     let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let share = group.share(rank);
+    let a = if group.is_single() { a } else { a.narrow(0, share.start, share.len())?.force_contiguous()? };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
-    let b = Var::zeros((out, rank), dtype, &Device::Cpu)?;
-    Ok(Adapter { a, b, scale, dropout: lora.dropout })
+    let b = Var::zeros((group.share(out).len(), rank), dtype, &Device::Cpu)?;
+    Ok(Adapter { a, b, rank, scale, dropout: lora.dropout })
 }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{LoraOptions, fresh_adapter};
+use super::adapter::{Adapter, LoraOptions, fresh_adapter};
 use super::block::Block;
-use super::linear::{Linear, Weight};
+use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
+use super::shard::{Shard, gather};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
+use crate::distributed::Group;
 use crate::engine::{self, Card};
 use crate::{Error, Result};
 
@@ -45,6 +47,8 @@ pub struct Decoder {
     dtype: DType,
     /// What computes it, if not the processor.
     card: Option<Arc<Card>>,
+    /// Among whom its parameters are divided.
+    group: Group,
 }
 
 impl Decoder {
@@ -53,8 +57,25 @@ impl Decoder {
     /// # Errors
     /// A weight that is missing, of another shape, or used by nothing; adapters for no layer at all.
     pub fn load(config: ModelSpec, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
+        Self::load_shard(config, source, options, &Group::single())
+    }
+
+    /// Builds the part of the model that is this process's: of each parameter its share of the rows. What is in blocks is whole in
+    /// each process. Every process of the group is to do so.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; and several processes on cards.
+    pub fn load_shard(
+        config: ModelSpec,
+        source: &dyn WeightSource,
+        options: &LoadOptions,
+        group: &Group,
+    ) -> Result<Self> {
+        if !group.is_single() && !matches!(options.device, Compute::Processor) {
+            return Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"));
+        }
         let mut builder =
-            Builder { config: &config, source, options, trainable: BTreeMap::new(), used: BTreeSet::new() };
+            Builder { config: &config, source, options, group, trainable: BTreeMap::new(), used: BTreeSet::new() };
         if let Some(lora) = &options.lora {
             lora.names(&config)?;
         }
@@ -85,7 +106,8 @@ impl Decoder {
             return Err(nothing_to_train());
         }
         let (trainable, dtype) = (Trainable::new(builder.trainable), options.dtype);
-        let mut model = Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None };
+        let mut model =
+            Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None, group: group.clone() };
         model.compute_on(&options.device)?;
         Ok(model)
     }
@@ -150,6 +172,22 @@ impl Decoder {
         model
     }
 
+    /// Among whom its parameters are divided: each process has some rows of each.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// All of a weight with so many rows, of which some are here.
+    fn whole(&self, name: &str, here: &Tensor, rows: usize) -> Result<Tensor> {
+        if self.group.is_single() {
+            return Ok(here.detach());
+        }
+        let mut dims = here.dims().to_vec();
+        dims[0] = rows;
+        let gathered = gather(&self.group, name, vec![(here.clone(), rows)]).wait()?;
+        gathered.into_iter().next().map_or_else(|| Ok(here.detach()), |gathered| gathered.into_tensor(&dims))
+    }
+
     /// The card that computes it, if it is not the processor.
     pub(crate) fn card(&self) -> Option<&Arc<Card>> {
         self.card.as_ref()
@@ -191,31 +229,89 @@ impl Decoder {
     /// the second value says whether it still is.
     ///
     /// # Errors
-    /// A weight in blocks.
+    /// As [`Decoder::pieces`] and [`Piece::make`].
     pub fn merged_weights(&self) -> Result<(BTreeMap<String, Tensor>, bool)> {
+        let (pieces, tied) = self.pieces()?;
+        let made = pieces.iter().map(|piece| Ok((piece.name.clone(), piece.make()?)));
+        Ok((made.collect::<Result<_>>()?, tied))
+    }
+
+    /// The weights of [`Decoder::merged_weights`], each to be made when it is asked for, in the order of names.
+    ///
+    /// # Errors
+    /// A weight in blocks, and what failed on a card.
+    pub fn pieces(&self) -> Result<(Vec<Piece<'_>>, bool)> {
         self.fetch()?;
-        let mut weights = BTreeMap::new();
-        let mut put = |name: &str, t: Tensor| weights.insert(name.to_owned(), t);
-        put("model.embed_tokens.weight", self.embed_tokens.tensor("model.embed_tokens")?.detach());
-        put("model.norm.weight", self.norm.detach());
+        let c = &self.config;
+        let mut pieces = Vec::new();
+        let table = self.embed_tokens.tensor("model.embed_tokens")?;
+        pieces.push(self.piece("model.embed_tokens.weight".to_owned(), table, c.vocab_size, None));
+        pieces.push(self.piece("model.norm.weight".to_owned(), &self.norm, c.hidden_size, None));
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
-            let norms = self.config.blocks[block.index].norms;
-            for (norm, weight) in &block.norms {
-                put(&format!("{prefix}.{}.weight", norm.path(norms)), weight.detach());
+            let norms = c.blocks[block.index].norms;
+            for ((norm, weight), (_, width)) in block.norms.iter().zip(c.norms(block.index)) {
+                pieces.push(self.piece(format!("{prefix}.{}.weight", norm.path(norms)), weight, width, None));
             }
-            for (_, linear) in block.linears.iter() {
-                put(&format!("{}.weight", linear.name), linear.merged()?);
+            for ((_, linear), LayerSpec { out, .. }) in block.linears.iter().zip(c.layers(block.index)) {
+                pieces.push(self.layer_piece(linear, out)?);
                 if let Some(bias) = &linear.bias {
-                    put(&format!("{}.bias", linear.name), bias.detach());
+                    pieces.push(self.piece(format!("{}.bias", linear.name), bias, out, None));
                 }
             }
         }
-        let tied = self.config.tie_word_embeddings && self.lm_head.adapter.is_none();
+        let tied = c.tie_word_embeddings && self.lm_head.adapter.is_none();
         if !tied {
-            put("lm_head.weight", self.lm_head.merged()?);
+            pieces.push(self.layer_piece(&self.lm_head, c.vocab_size)?);
         }
-        Ok((weights, tied))
+        pieces.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok((pieces, tied))
+    }
+
+    fn layer_piece<'a>(&'a self, linear: &'a Linear, out: usize) -> Result<Piece<'a>> {
+        let weight = linear.weight.tensor(&linear.name)?;
+        Ok(self.piece(format!("{}.weight", linear.name), weight, out, linear.adapter.as_ref()))
+    }
+
+    /// A weight of so many rows, with an adapter's update added.
+    fn piece<'a>(&'a self, name: String, here: &'a Tensor, rows: usize, adapter: Option<&'a Adapter>) -> Piece<'a> {
+        let mut shape = here.dims().to_vec();
+        shape[0] = rows;
+        let of = name.clone();
+        let make = move || {
+            let weight = self.whole(&of, here, rows)?;
+            let Some(adapter) = adapter else { return Ok(weight) };
+            let (a, b) = (self.whole(&of, &adapter.a, adapter.rank)?, self.whole(&of, &adapter.b, rows)?);
+            merged(&weight, std::iter::once((&a, &b, adapter.scale)))
+        };
+        Piece { name, dtype: here.dtype(), shape, make: Box::new(make) }
+    }
+}
+
+/// A weight of a model as it is saved, which is made when it is asked for.
+pub struct Piece<'a> {
+    /// Its Hugging Face name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    make: Box<dyn Fn() -> Result<Tensor> + 'a>,
+}
+
+impl std::fmt::Debug for Piece<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Piece({} {:?} {:?})", self.name, self.dtype, self.shape)
+    }
+}
+
+impl Piece<'_> {
+    /// Makes it. Where several processes train together, each is to ask for it at the same time.
+    ///
+    /// # Errors
+    /// Those of the tensor library, and another process that is gone.
+    pub fn make(&self) -> Result<Tensor> {
+        (self.make)()
     }
 }
 
@@ -232,7 +328,8 @@ struct Builder<'a> {
     config: &'a ModelSpec,
     source: &'a dyn WeightSource,
     options: &'a LoadOptions,
-    trainable: BTreeMap<String, (ParamId, Var)>,
+    group: &'a Group,
+    trainable: BTreeMap<String, (ParamId, Var, Option<Shard>)>,
     /// Names of the weights that were taken.
     used: BTreeSet<String>,
 }
@@ -244,6 +341,9 @@ impl Builder<'_> {
             return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
         }
         let name = id.name(self.config);
+        if !self.group.is_single() && !self.source.is_in_blocks(&name) {
+            return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
+        }
         let weight = self.source.matrix(&name, [rows, cols], self.options.dtype, &Device::Cpu)?;
         self.used.insert(name);
         Ok(weight)
@@ -251,14 +351,18 @@ impl Builder<'_> {
 
     fn tensor(&mut self, id: ParamId, shape: &[usize]) -> Result<Tensor> {
         let name = id.name(self.config);
-        let tensor = self.source.weight(&name, shape, self.options.dtype, &Device::Cpu)?;
+        let (dtype, rows) = (self.options.dtype, shape[0]);
+        let tensor = match self.group.is_single() {
+            true => self.source.weight(&name, shape, dtype, &Device::Cpu)?,
+            false => self.source.rows(&name, shape, self.group.share(rows), dtype, &Device::Cpu)?,
+        };
         self.used.insert(name.clone());
         if !self.options.train_weights {
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
         let tensor = var.as_tensor().clone();
-        self.trainable.insert(name, (id, var));
+        self.trainable.insert(name, (id, var, self.shard(rows)));
         Ok(tensor)
     }
 
@@ -277,6 +381,10 @@ impl Builder<'_> {
             Some(path) => Error::file(path, what),
             None => Error::setup(format!("the checkpoint {what}")),
         })
+    }
+
+    fn shard(&self, rows: usize) -> Option<Shard> {
+        (!self.group.is_single()).then(|| Shard { group: self.group.clone(), rows })
     }
 
     fn linear(&mut self, id: impl Fn(Of) -> ParamId, layer: &LayerSpec) -> Result<Linear> {
@@ -301,9 +409,10 @@ impl Builder<'_> {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
                 }
                 let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
-                let adapter = fresh_adapter(&a.0, &weight, self.options.dtype, lora, of_layer)?;
-                self.trainable.insert(a.0, (a.1, adapter.a.clone()));
-                self.trainable.insert(b.0, (b.1, adapter.b.clone()));
+                let sides = (layer.out, layer.inner);
+                let adapter = fresh_adapter(&a.0, sides, self.options.dtype, lora, of_layer, self.group)?;
+                self.trainable.insert(a.0, (a.1, adapter.a.clone(), self.shard(adapter.rank)));
+                self.trainable.insert(b.0, (b.1, adapter.b.clone(), self.shard(layer.out)));
                 Some(adapter)
             }
             None => None,

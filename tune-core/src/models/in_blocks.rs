@@ -1,6 +1,7 @@
 //! Which weights of a frozen base model stay in blocks, and the model's weights with these.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -153,6 +154,14 @@ impl WeightSource for FrozenBase<'_> {
         };
         self.checkpoint.check_shape(name, &shape)?;
         Ok(Weight::Quantized(self.checkpoint.quantized(name, format)?.into()))
+    }
+
+    fn is_in_blocks(&self, name: &str) -> bool {
+        self.in_blocks.format(name).is_some()
+    }
+
+    fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.checkpoint.rows(name, shape, rows, dtype, device)
     }
 
     fn names(&self) -> Vec<String> {

@@ -78,17 +78,6 @@ impl Linear {
         let p = self.adapter.as_ref().map(|a| a.dropout).filter(|&p| p > 0.0)?;
         Some(Dropout::new(p, Dropout::mix_name(key?, &self.name)))
     }
-
-    /// The weight with the adapter's update added: `W + scale · B A`, in f32, as the weight's dtype.
-    ///
-    /// # Errors
-    /// A weight in blocks.
-    pub fn merged(&self) -> Result<Tensor> {
-        merged(
-            self.weight.tensor(&self.name)?,
-            self.adapter.iter().map(|adapter| (adapter.a.as_tensor(), adapter.b.as_tensor(), adapter.scale)),
-        )
-    }
 }
 
 /// A weight with the updates of adapters added, each with its `A` `[rank, in]`, its `B` `[out, rank]` and what their product is

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 
+use super::shard::{Shard, gather};
 use super::slots::Slot;
 use super::spec::{BlockNorm, ModelSpec, Site};
+use crate::Result;
 
 /// A parameter of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +81,7 @@ pub struct Parameter {
     place: usize,
     name: Arc<str>,
     var: Var,
+    shard: Option<Shard>,
 }
 
 impl Parameter {
@@ -92,9 +95,49 @@ impl Parameter {
         &self.name
     }
 
-    /// Its numbers.
+    /// Its numbers; where several processes train together, those of the rows that are here.
     pub fn var(&self) -> &Var {
         &self.var
+    }
+
+    /// What part of it is here, if not all.
+    pub(crate) fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
+    }
+
+    /// The shape of all of it.
+    pub fn dims(&self) -> Vec<usize> {
+        let mut dims = self.var.dims().to_vec();
+        if let (Some(shard), Some(rows)) = (&self.shard, dims.first_mut()) {
+            *rows = shard.rows;
+        }
+        dims
+    }
+
+    /// How many numbers all of it has.
+    pub fn elem_count(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// All of it, or what an optimizer has for all of it, from the rows `here` of that: all processes are to ask at the same time.
+    ///
+    /// # Errors
+    /// Where another process is gone.
+    pub fn whole(&self, here: &Tensor) -> Result<Tensor> {
+        let Some(shard) = &self.shard else { return Ok(here.clone()) };
+        let gathered = gather(&shard.group, &self.name, vec![(here.clone(), shard.rows)]).wait()?;
+        let mut whole = gathered.into_iter().map(|gathered| gathered.into_tensor(&self.dims()));
+        whole.next().unwrap_or_else(|| Ok(here.clone()))
+    }
+
+    /// The rows that are here of a tensor for all of it.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn here(&self, whole: &Tensor) -> Result<Tensor> {
+        let Some(shard) = &self.shard else { return Ok(whole.clone()) };
+        let rows = shard.range();
+        Ok(whole.narrow(0, rows.start, rows.len())?.force_contiguous()?)
     }
 }
 
@@ -107,9 +150,12 @@ pub struct Trainable {
 
 impl Trainable {
     /// The parameters of a model, by name.
-    pub(super) fn new(found: BTreeMap<String, (ParamId, Var)>) -> Self {
-        let places = found.values().enumerate().map(|(place, (id, _))| (*id, place)).collect();
-        Self { places, ..found.into_iter().map(|(name, (_, var))| (name, var)).collect() }
+    pub(super) fn new(found: BTreeMap<String, (ParamId, Var, Option<Shard>)>) -> Self {
+        let places = found.values().enumerate().map(|(place, (id, ..))| (*id, place)).collect();
+        let parameter = |(place, (name, (_, var, shard))): (usize, (String, (ParamId, Var, Option<Shard>)))| {
+            Parameter { place, name: name.into(), var, shard }
+        };
+        Self { parameters: found.into_iter().enumerate().map(parameter).collect(), places }
     }
 
     /// How many there are.
@@ -152,7 +198,8 @@ impl Trainable {
 impl FromIterator<(String, Var)> for Trainable {
     fn from_iter<I: IntoIterator<Item = (String, Var)>>(named: I) -> Self {
         let by_name: BTreeMap<String, Var> = named.into_iter().collect();
-        let parameter = |(place, (name, var)): (usize, (String, Var))| Parameter { place, name: name.into(), var };
+        let parameter =
+            |(place, (name, var)): (usize, (String, Var))| Parameter { place, name: name.into(), var, shard: None };
         Self { parameters: by_name.into_iter().enumerate().map(parameter).collect(), places: BTreeMap::new() }
     }
 }

@@ -1,6 +1,7 @@
 //! Where a model's weights come from.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -26,6 +27,19 @@ pub trait WeightSource {
     /// As [`WeightSource::weight`].
     fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Weight> {
         self.weight(name, &shape, dtype, device).map(Weight::Tensor)
+    }
+
+    /// Whether [`WeightSource::matrix`] gives this matrix in blocks.
+    fn is_in_blocks(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// Some rows of the weight called `name`, which must have `shape`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::weight`].
+    fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        Ok(self.weight(name, shape, dtype, device)?.narrow(0, rows.start, rows.len())?.force_contiguous()?)
     }
 
     /// The names of all weights, where there is a fixed set of them.

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, rounding_key};
+use super::{Gradient, Optimizer, StatePart, rounding};
 use crate::Result;
 use crate::engine::Rule as OnCards;
 use crate::models::{Parameter, Trainable};
@@ -54,7 +54,7 @@ impl Optimizer for AdamW {
             keep: 1.0 - lr * self.weight_decay,
             eps: self.eps,
         };
-        Ok(update(parameter.var(), [m, v], gradient, rounding_key(parameter, step), &rule)?)
+        Ok(update(parameter.var(), [m, v], gradient, rounding(parameter, step), &rule)?)
     }
 
     fn works_on_cards(&self) -> bool {

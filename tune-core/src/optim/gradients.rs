@@ -3,6 +3,7 @@
 use super::by_place::ByPlace;
 use super::{Gradient, Optimizer};
 use crate::Result;
+use crate::distributed::Group;
 use crate::engine;
 use crate::models::{Decoder, Parameter};
 
@@ -18,22 +19,27 @@ pub trait GradientSink: Send {
     }
 }
 
-/// The gradients of one optimizer step, summed over its micro-batches in f32, in the order of their parameters' places.
+/// The gradients of one optimizer step, summed over its micro-batches in f32, in the order of their parameters' places. Where several
+/// processes train together they are those of the rows that are here.
 #[derive(Debug, Default)]
-pub struct Gradients(ByPlace<Gradient>);
+pub struct Gradients {
+    sums: ByPlace<Gradient>,
+    group: Group,
+}
 
 impl GradientSink for Gradients {
     fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()> {
-        match self.0.get_mut(parameter) {
+        join(&mut self.group, parameter);
+        match self.sums.get_mut(parameter) {
             Some(sum) => sum.add(&gradient)?,
-            None => self.0.insert(parameter, gradient.widened()?),
+            None => self.sums.insert(parameter, gradient.widened()?),
         }
         Ok(())
     }
 
     fn begun(&mut self, parameter: &Parameter) -> Option<Gradient> {
-        self.0.get(parameter)?.card()?;
-        self.0.take(parameter)
+        self.sums.get(parameter)?.card()?;
+        self.sums.take(parameter)
     }
 }
 
@@ -45,17 +51,17 @@ impl Gradients {
 
     /// Names and gradients, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Gradient)> {
-        self.0.iter().map(|(_, name, gradient)| (&**name, gradient))
+        self.sums.iter().map(|(_, name, gradient)| (&**name, gradient))
     }
 
-    /// The 2-norm over all of them.
+    /// The 2-norm over all of them, in all processes that train together: each is to ask.
     ///
     /// # Errors
-    /// What failed on the card that they are on, and those of the tensor library.
+    /// What failed on the card that they are on, those of the tensor library, and another process that is gone.
     pub fn norm(&self) -> Result<f64> {
         let mut squares = Squares::default();
         squares.add(&self.iter().map(|(_, gradient)| gradient).collect::<Vec<_>>())?;
-        Ok(squares.read()?.sqrt())
+        Ok(total(&self.group, squares.read()?)?.sqrt())
     }
 
     /// Takes step `step` (from 1) with them, scaled by `scale`, and leaves none behind.
@@ -71,7 +77,7 @@ impl Gradients {
         step: u64,
     ) -> Result<()> {
         let mut on_card = Vec::new();
-        for (place, gradient) in std::mem::take(&mut self.0).into_values() {
+        for (place, gradient) in std::mem::take(&mut self.sums).into_values() {
             let Some(parameter) = model.trainable().at(place) else { continue };
             match gradient.card() {
                 // All at once.
@@ -82,6 +88,18 @@ impl Gradients {
         let all: Vec<_> = on_card.iter().map(|(parameter, gradient)| (*parameter, gradient)).collect();
         optimizer.update_all(&all, lr, scale, step)
     }
+}
+
+/// Notes whose shards gradients are.
+fn join(group: &mut Group, parameter: &Parameter) {
+    if let (Some(shard), true) = (parameter.shard(), group.is_single()) {
+        *group = shard.group.clone();
+    }
+}
+
+/// A sum over what is here, over all processes.
+fn total(group: &Group, here: f64) -> Result<f64> {
+    Ok(group.all_reduce("the norm of the gradient", vec![here]).wait()?.into_iter().sum())
 }
 
 /// Moves a parameter by an optimizer that may know nothing of cards: what is on one comes here for that, and goes back.
@@ -141,25 +159,27 @@ pub struct InBackward<'a> {
     lr: f64,
     step: u64,
     squares: Squares,
+    group: Group,
 }
 
 impl<'a> InBackward<'a> {
     /// Step `step` (from 1) of an optimizer with this learning rate.
     pub fn new(optimizer: &'a mut dyn Optimizer, lr: f64, step: u64) -> Self {
-        Self { optimizer, lr, step, squares: Squares::default() }
+        Self { optimizer, lr, step, squares: Squares::default(), group: Group::single() }
     }
 
-    /// The sum of the squares of all gradients so far.
+    /// The sum of the squares of all gradients so far, in all processes that train together: each is to ask.
     ///
     /// # Errors
-    /// What failed on the card that they were on.
+    /// What failed on the card that they were on, and another process that is gone.
     pub fn squared_norm(&self) -> Result<f64> {
-        self.squares.read()
+        total(&self.group, self.squares.read()?)
     }
 }
 
 impl GradientSink for InBackward<'_> {
     fn take(&mut self, parameter: &Parameter, gradient: Gradient) -> Result<()> {
+        join(&mut self.group, parameter);
         self.squares.add(&[&gradient])?;
         update(self.optimizer, parameter, &gradient, self.lr, 1.0, self.step)
     }

@@ -97,7 +97,7 @@ pub trait Optimizer: Send {
         all.iter().try_for_each(|(parameter, gradient)| self.update(parameter, gradient, lr, scale, step))
     }
 
-    /// The state by `<parameter>.<part>`, f32, on the processor.
+    /// The state by `<parameter>.<part>`, f32, on the processor: of the rows that are here of each parameter.
     ///
     /// # Errors
     /// What failed on the card that it is on.
@@ -113,6 +113,12 @@ pub trait Optimizer: Send {
 /// The key of the random bits that round a bf16 parameter in this step, see [`update::update`].
 fn rounding_key(parameter: &Parameter, step: u64) -> u64 {
     Dropout::mix(Dropout::mix_name(step, parameter.name()), step)
+}
+
+/// The same, and the first element that is here: so the bits do not depend on how a parameter is divided among processes.
+fn rounding(parameter: &Parameter, step: u64) -> (u64, usize) {
+    let first = parameter.shard().map_or(0, |shard| shard.first_element(parameter.var()));
+    (rounding_key(parameter, step), first)
 }
 
 /// The state tensors of parameters, for one part of an optimizer's state.

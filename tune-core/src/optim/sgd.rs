@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, rounding_key};
+use super::{Gradient, Optimizer, StatePart, rounding};
 use crate::Result;
 use crate::engine::Rule as OnCards;
 use crate::models::{Parameter, Trainable};
@@ -41,7 +41,7 @@ impl Optimizer for Sgd {
             return self.update_all(&[(parameter, gradient)], lr, scale, step);
         }
         let rule = Rule { lr, scale, momentum: self.momentum, decay: self.weight_decay };
-        let key = rounding_key(parameter, step);
+        let key = rounding(parameter, step);
         if self.momentum == 0.0 {
             return Ok(update(parameter.var(), [], gradient, key, &rule)?);
         }

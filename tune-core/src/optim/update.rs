@@ -28,7 +28,7 @@ pub(crate) trait UpdateRule<const N: usize>: Copy + Sync {
 /// A bf16 weight is rounded at random, up with the probability that keeps the mean: rounded to the nearest, it
 /// would ignore every step below a five-hundredth of itself, which is most of them (Gupta et al. 2015,
 /// <https://arxiv.org/abs/1502.02551>). The random bits depend on `key` and
-/// the element's index alone.
+/// the element's index alone, which is counted from `first` on.
 ///
 /// # Errors
 /// Shapes or dtypes that differ.
@@ -36,7 +36,7 @@ pub(crate) fn update<const N: usize>(
     weight: &Tensor,
     state: [&Tensor; N],
     gradient: &Gradient,
-    key: u64,
+    (key, first): (u64, usize),
     rule: &impl UpdateRule<N>,
 ) -> Result<()> {
     if state.iter().any(|t| t.shape() != weight.shape()) || gradient.shape() != weight.shape() {
@@ -57,7 +57,7 @@ pub(crate) fn update<const N: usize>(
     }
     let gradient = gradient.values::<f32>()?;
     let key = Dropout::mix(key, 0);
-    let round = move |i: usize, x: f32| stochastic(x, random_bits(key, i));
+    let round = move |i: usize, x: f32| stochastic(x, random_bits(key, first + i));
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
             CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
@@ -230,7 +230,7 @@ pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
         }
     }
 
-    update(dst, [], &src.clone().into(), 0, &Add)
+    update(dst, [], &src.clone().into(), (0, 0), &Add)
 }
 
 /// The sum of squares, in f64, in an order that depends on the size alone.
@@ -268,7 +268,7 @@ mod tests {
         let weight = Tensor::ones(4096, DType::BF16, &Device::Cpu).unwrap();
         let gradient = Tensor::full(1e-4f32, 4096, &Device::Cpu).unwrap();
         for step in 0..100 {
-            update(&weight, [], &gradient.clone().into(), step, &Down).unwrap();
+            update(&weight, [], &gradient.clone().into(), (step, 0), &Down).unwrap();
         }
         let mean = weight.to_dtype(DType::F64).unwrap().mean_all().unwrap().to_scalar::<f64>().unwrap();
         assert!((mean - 0.99).abs() < 5e-4, "{mean}");

@@ -222,13 +222,14 @@ pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin:
                  carry adapters"
             ))
         })?;
-        if value.dims() != var.dims() {
+        if value.dims() != parameter.dims() {
             return Err(Error::setup(format!(
                 "{origin}: `{name}` has shape {:?}, and {:?} is needed here; check the rank and the base model",
                 value.dims(),
-                var.dims()
+                parameter.dims()
             )));
         }
+        let value = parameter.here(value)?;
         var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.contiguous()?)?;
     }
     model.changed();
@@ -241,6 +242,6 @@ pub fn adapter_weights(model: &Decoder) -> Result<BTreeMap<String, Tensor>> {
     model
         .trainable()
         .iter()
-        .map(|of| Ok((of.name().to_string(), of.var().as_detached_tensor().to_dtype(DType::F32)?)))
+        .map(|of| Ok((of.name().to_string(), of.whole(&of.var().as_detached_tensor().to_dtype(DType::F32)?)?)))
         .collect()
 }

@@ -15,7 +15,7 @@ use crate::device::{Compute, choose_seed};
 use crate::eval::ExactMatch;
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, InBlocks, ModelSpec};
+use crate::models::{Decoder, FrozenBase, InBlocks, ModelSpec, Parameter};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 
@@ -201,7 +201,7 @@ fn trained_share(trained: &Trained, model: &Decoder) -> String {
     match trained {
         Trained::Weights => format!("all {} parameters", model.parameter_count()),
         Trained::Adapters { .. } => {
-            let adapters: usize = model.trainable().iter().map(|parameter| parameter.var().elem_count()).sum();
+            let adapters: usize = model.trainable().iter().map(Parameter::elem_count).sum();
             let total = model.parameter_count() + adapters;
             format!("{adapters} of {total} parameters ({:.2} %)", 100.0 * adapters as f64 / total as f64)
         }

@@ -23,7 +23,7 @@ use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{Dropout, Element, Quantized, experts, gate, gemm, rms_norm, rope, softmax};
-use crate::models::{Activation, EmbeddingSpec};
+use crate::models::{Activation, EmbeddingSpec, Gathered};
 
 /// Weights and activations of type `T`, sums in f32.
 pub(super) struct Cpu<'m, T: Element> {
@@ -75,6 +75,10 @@ impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
 
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
         Ok(Weight::Quantized(of))
+    }
+
+    fn gathered(&self, of: Gathered) -> Result<Self::Param> {
+        Weight::gathered(of)
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {

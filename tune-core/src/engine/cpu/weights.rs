@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, Storage, StorageRef, Tensor, TensorId, bail};
 use half::bf16;
 
-use crate::Result;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::{Element, Quantized};
+use crate::models::Gathered;
+use crate::{Error, Result};
 
 /// The elements of a tensor, borrowed if they are of type `T` and converted if not; or a matrix in blocks, which has no elements of type `T`.
 pub(crate) enum Weight<'a, T: Element> {
@@ -64,6 +65,21 @@ impl<'a, T: Element> Weight<'a, T> {
             Some(copy) => Self::Converted(copy),
             None => Self::Borrowed { storage, start, len },
         })
+    }
+}
+
+impl<T: Element> Weight<'_, T> {
+    /// The elements of a parameter that was gathered, converted if they are not of type `T`.
+    pub(super) fn gathered(of: Gathered) -> Result<Self> {
+        Ok(Self::Converted(match of {
+            Gathered::F32(x) if !T::IS_BF16 => x.reused(),
+            Gathered::Bf16(x) if T::IS_BF16 => x.reused(),
+            Gathered::F32(x) => convert(&x),
+            Gathered::Bf16(x) => convert(&x),
+            Gathered::F64(_) => {
+                return Err(Error::setup("parameters of f64 are computed with by the plain backend alone"));
+            }
+        }))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Quantized, Rotary, softmax};
-use crate::models::{Activation, EmbeddingSpec, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, ParamId};
 use crate::{Error, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
@@ -94,6 +94,10 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
              with model.quantize_base=false and model.keep_quantized=false",
             of.format()
         )))
+    }
+
+    fn gathered(&self, _: Gathered) -> Result<Self::Param> {
+        Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"))
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {

@@ -1,0 +1,371 @@
+//! A group of processes and its collectives.
+//!
+//! A process has one thread that communicates: it takes collectives in the order in which they were begun, and the others
+//! compute meanwhile. That order is the same in all processes, because they run the same program.
+
+use std::fmt;
+use std::ops::{AddAssign, Deref, DerefMut, Range};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytemuck::Pod;
+
+use super::transport::{Transport, places};
+use crate::{Error, Result};
+
+/// The processes that train together, as one of them sees it. A clone is the same group.
+///
+/// Alone, a process communicates with nobody: every collective is done at once, and there is no thread.
+#[derive(Clone, Default)]
+pub struct Group(Option<Arc<Joined>>);
+
+/// Who a process is among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its number, from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub world_size: usize,
+    /// Its number among those of the same machine, from 0.
+    pub local_rank: usize,
+    /// How many there are on that machine.
+    pub local_world_size: usize,
+}
+
+/// A collective on the communicating thread.
+type Job = Box<dyn FnOnce(&mut dyn Transport) + Send>;
+
+struct Joined {
+    place: Place,
+    /// How long a collective is waited for.
+    limit: Duration,
+    jobs: Mutex<Option<Sender<Job>>>,
+    /// Why nothing is communicated any more.
+    failed: Mutex<Option<String>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        lock(&self.jobs).take();
+        let thread = lock(&self.thread).take();
+        // Who failed may wait there for ever.
+        if let (Some(thread), true) = (thread, lock(&self.failed).is_none()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Group({} of {})", self.rank(), self.world_size())
+    }
+}
+
+/// A collective that has begun, and what it will give.
+#[must_use = "a collective is over when it is waited for"]
+pub struct Pending<R>(State<R>);
+
+enum State<R> {
+    Done(Result<R>),
+    Running { result: Receiver<Result<R>>, group: Group, what: String },
+}
+
+impl<R> fmt::Debug for Pending<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            State::Done(_) => f.write_str("Pending(done)"),
+            State::Running { what, .. } => write!(f, "Pending({what})"),
+        }
+    }
+}
+
+impl<R> Pending<R> {
+    fn done(result: R) -> Self {
+        Self(State::Done(Ok(result)))
+    }
+
+    /// Waits until it is over.
+    ///
+    /// # Errors
+    /// Another process is gone or in another collective, or the time limit is over: the message names this process, the collective and what
+    /// it is about.
+    pub fn wait(self) -> Result<R> {
+        let (result, group, what) = match self.0 {
+            State::Done(result) => return result,
+            State::Running { result, group, what } => (result, group, what),
+        };
+        let Some(joined) = &group.0 else { return result.recv().unwrap_or_else(|_| Err(ended())) };
+        let Place { rank, world_size, .. } = joined.place;
+        match result.recv_timeout(joined.limit) {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(error)) => Err(joined.fail(format!("rank {rank} of {world_size}, {what}: {error}"))),
+            Err(RecvTimeoutError::Disconnected) => Err(joined.why_ended()),
+            Err(RecvTimeoutError::Timeout) => Err(joined.fail(format!(
+                "rank {rank} of {world_size} has waited {} s in the {what}: another process has died, hangs, or is slower \
+                 than that; its own log tells which. A longer limit is set by {LIMIT} (seconds)",
+                joined.limit.as_secs()
+            ))),
+        }
+    }
+}
+
+/// The variable that sets the time limit of a collective, in seconds.
+pub(super) const LIMIT: &str = "TUNE_COLLECTIVE_TIMEOUT";
+
+fn ended() -> Error {
+    Error::Training("the thread that communicates with the other processes has ended".to_owned())
+}
+
+impl Joined {
+    /// The first failure is the one to tell; from then on nothing is communicated.
+    fn fail(&self, why: String) -> Error {
+        Error::Training(lock(&self.failed).get_or_insert(why).clone())
+    }
+
+    fn why_ended(&self) -> Error {
+        lock(&self.failed).clone().map_or_else(ended, Error::Training)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Group {
+    /// This process alone.
+    #[must_use]
+    pub fn single() -> Self {
+        Self(None)
+    }
+
+    /// Joins others: `open` is called on the thread that will communicate, and says by what and who this process is. No
+    /// collective is waited for longer than `limit`.
+    ///
+    /// # Errors
+    /// Those of `open`, and where no thread can be started.
+    pub fn join<T: Transport>(
+        limit: Duration,
+        open: impl FnOnce() -> Result<(T, Place)> + Send + 'static,
+    ) -> Result<Self> {
+        let (jobs, queue) = channel::<Job>();
+        let (sender, place) = channel();
+        let communicate = move || match open() {
+            Ok((mut transport, place)) => {
+                let _ = sender.send(Ok(place));
+                queue.into_iter().for_each(|job| job(&mut transport));
+            }
+            Err(error) => _ = sender.send(Err(error)),
+        };
+        let thread = std::thread::Builder::new()
+            .name("communicate".to_owned())
+            .spawn(communicate)
+            .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
+        let place: Place = place.recv().unwrap_or_else(|_| Err(ended()))?;
+        if place.world_size == 1 {
+            return Ok(Self::single());
+        }
+        let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
+        Ok(Self(Some(Arc::new(Joined { place, limit, jobs, failed: Mutex::new(None), thread }))))
+    }
+
+    /// Who this process is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let alone = Place { rank: 0, world_size: 1, local_rank: 0, local_world_size: 1 };
+        self.0.as_ref().map_or(alone, |joined| joined.place)
+    }
+
+    /// The number of this process, from 0.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.place().rank
+    }
+
+    /// How many processes there are.
+    #[must_use]
+    pub fn world_size(&self) -> usize {
+        self.place().world_size
+    }
+
+    /// Whether there is no other process.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether this process writes logs and checkpoints.
+    #[must_use]
+    pub fn is_main(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Those of `rows` rows that belong to a process: as many as to any other, or one more.
+    #[must_use]
+    pub fn share_of(&self, rank: usize, rows: usize) -> Range<usize> {
+        let (each, more) = (rows / self.world_size(), rows % self.world_size());
+        let start = rank * each + rank.min(more);
+        start..start + each + usize::from(rank < more)
+    }
+
+    /// The rows that belong to this process.
+    #[must_use]
+    pub fn share(&self, rows: usize) -> Range<usize> {
+        self.share_of(self.rank(), rows)
+    }
+
+    /// The elements of each process's share of a matrix `[rows, cols]`.
+    #[must_use]
+    pub fn counts(&self, rows: usize, cols: usize) -> Vec<usize> {
+        (0..self.world_size()).map(|rank| self.share_of(rank, rows).len() * cols).collect()
+    }
+
+    /// Begins a collective, `kind` of `of`.
+    pub(crate) fn begin<R: Send + 'static>(
+        &self,
+        kind: &str,
+        of: &str,
+        collective: impl FnOnce(&mut dyn Transport) -> Result<R> + Send + 'static,
+    ) -> Pending<R> {
+        let Some(joined) = &self.0 else {
+            return Pending(State::Done(Err(Error::Training(format!("a {kind} of {of} by a single process")))));
+        };
+        if let Some(why) = lock(&joined.failed).clone() {
+            return Pending(State::Done(Err(Error::Training(why))));
+        }
+        let (sender, result) = channel();
+        let job: Job = Box::new(move |transport| _ = sender.send(collective(transport)));
+        if let Some(jobs) = &*lock(&joined.jobs) {
+            // A thread that has ended is found by who waits.
+            let _ = jobs.send(job);
+        }
+        Pending(State::Running { result, group: self.clone(), what: format!("{kind} of {of}") })
+    }
+
+    /// The parts of all processes one behind the other, in the order of their ranks, in `all`; `counts` are their elements.
+    ///
+    /// # Panics
+    /// If the sizes of `mine` and `all` are not those that `counts` says.
+    pub fn all_gather<T: Pod, S, D>(&self, of: &str, mine: S, counts: Vec<usize>, mut all: D) -> Pending<D>
+    where
+        S: Deref<Target = [T]> + Send + 'static,
+        D: DerefMut<Target = [T]> + Send + 'static,
+    {
+        assert!(counts[self.rank()] == mine.len() && counts.iter().sum::<usize>() == all.len(), "all-gather of {of}");
+        if self.is_single() {
+            all.copy_from_slice(&mine);
+            return Pending::done(all);
+        }
+        self.begin("all-gather", of, move |transport| {
+            let bytes = bytes_of::<T>(&counts);
+            transport.all_gather(bytemuck::cast_slice(&mine), &bytes, bytemuck::cast_slice_mut(&mut all))?;
+            Ok(all)
+        })
+    }
+
+    /// This process's part of the sum over all processes: they are added in the order of their ranks, so that the bits do not depend
+    /// on who was first. `counts` are the elements of each part.
+    ///
+    /// # Panics
+    /// If the sizes of `all` and `mine` are not those that `counts` says.
+    pub fn reduce_scatter<T: Pod + AddAssign, S, D>(
+        &self,
+        of: &str,
+        all: S,
+        counts: Vec<usize>,
+        mut mine: D,
+    ) -> Pending<D>
+    where
+        S: Deref<Target = [T]> + Send + 'static,
+        D: DerefMut<Target = [T]> + Send + 'static,
+    {
+        let rank = self.rank();
+        assert!(counts[rank] == mine.len() && counts.iter().sum::<usize>() == all.len(), "reduce-scatter of {of}");
+        if self.is_single() {
+            mine.copy_from_slice(&all);
+            return Pending::done(mine);
+        }
+        self.begin("reduce-scatter", of, move |transport| {
+            let share = counts[rank];
+            let from_each = vec![share; counts.len()];
+            let mut parts = vec![T::zeroed(); share * counts.len()];
+            transport.all_to_all(
+                bytemuck::cast_slice(&all),
+                &bytes_of::<T>(&counts),
+                bytemuck::cast_slice_mut(&mut parts),
+                &bytes_of::<T>(&from_each),
+            )?;
+            drop(all);
+            let (first, others) = parts.split_at(share);
+            mine.copy_from_slice(first);
+            for part in others.chunks_exact(share.max(1)) {
+                mine.iter_mut().zip(part).for_each(|(sum, more)| *sum += *more);
+            }
+            Ok(mine)
+        })
+    }
+
+    /// Numbers added up over all processes, in the order of their ranks.
+    pub fn all_reduce<T: Pod + AddAssign + Send>(&self, of: &str, numbers: Vec<T>) -> Pending<Vec<T>> {
+        if self.is_single() {
+            return Pending::done(numbers);
+        }
+        let world_size = self.world_size();
+        self.begin("all-reduce", of, move |transport| {
+            let mut sums = numbers;
+            let counts = vec![sums.len(); world_size];
+            let mut parts = vec![T::zeroed(); sums.len() * world_size];
+            transport.all_gather(
+                bytemuck::cast_slice(&sums),
+                &bytes_of::<T>(&counts),
+                bytemuck::cast_slice_mut(&mut parts),
+            )?;
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = parts[i];
+                (1..world_size).for_each(|rank| *sum += parts[rank * counts[0] + i]);
+            }
+            Ok(sums)
+        })
+    }
+
+    /// What the process of rank `root` has, to all. Elsewhere `numbers` are as many of any value.
+    pub fn broadcast<T: Pod + Send>(&self, of: &str, root: usize, mut numbers: Vec<T>) -> Pending<Vec<T>> {
+        if self.is_single() {
+            return Pending::done(numbers);
+        }
+        self.begin("broadcast", of, move |transport| {
+            transport.broadcast(root, bytemuck::cast_slice_mut(&mut numbers))?;
+            Ok(numbers)
+        })
+    }
+
+    /// Over when all processes have come to it.
+    pub fn barrier(&self, of: &str) -> Pending<()> {
+        if self.is_single() {
+            return Pending::done(());
+        }
+        let counts = vec![1; self.world_size()];
+        self.begin("barrier", of, move |transport| transport.all_gather(&[0], &counts, &mut vec![0; counts.len()]))
+    }
+
+    /// A text of each process, in the order of their ranks.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn texts(&self, of: &str, mine: &str) -> Result<Vec<String>> {
+        let mut lens = vec![0u64; self.world_size()];
+        lens[self.rank()] = mine.len() as u64;
+        let lens: Vec<usize> = self.all_reduce(of, lens).wait()?.into_iter().map(|len| len as usize).collect();
+        let all = vec![0u8; lens.iter().sum()];
+        let all = self.all_gather(of, mine.as_bytes().to_vec(), lens.clone(), all).wait()?;
+        let places = places(&lens);
+        let text = |rank: usize| String::from_utf8_lossy(&all[places[rank]..places[rank + 1]]).into_owned();
+        Ok((0..self.world_size()).map(text).collect())
+    }
+}
+
+fn bytes_of<T>(counts: &[usize]) -> Vec<usize> {
+    counts.iter().map(|count| count * size_of::<T>()).collect()
+}

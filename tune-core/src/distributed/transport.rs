@@ -1,0 +1,38 @@
+//! What moves bytes between processes.
+
+use crate::Result;
+
+/// Moves bytes between the processes of a group. Each call is a collective: every process makes the same ones in the same
+/// order. All else (reductions, shards, waiting) is made of these three by [`Group`](super::Group).
+///
+/// A group calls it from one thread of its own, on which it was made.
+pub trait Transport {
+    /// The parts of all processes one behind the other, in the order of their ranks, into `all`; `counts` are their bytes.
+    ///
+    /// # Errors
+    /// Another process is gone, or is in another collective.
+    fn all_gather(&mut self, mine: &[u8], counts: &[usize], all: &mut [u8]) -> Result<()>;
+
+    /// From each process the part of its `parts` that is for this one, in the order of their ranks, into `mine`. `for_each` are
+    /// the bytes for each process, `from_each` those from each.
+    ///
+    /// # Errors
+    /// As [`Transport::all_gather`].
+    fn all_to_all(&mut self, parts: &[u8], for_each: &[usize], mine: &mut [u8], from_each: &[usize]) -> Result<()>;
+
+    /// What the process of rank `root` has in `bytes`, to all.
+    ///
+    /// # Errors
+    /// As [`Transport::all_gather`].
+    fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()>;
+}
+
+/// Where each of some parts begins that follow each other, and where the last ends.
+pub(super) fn places(counts: &[usize]) -> Vec<usize> {
+    std::iter::once(0)
+        .chain(counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end)
+        }))
+        .collect()
+}

@@ -1,0 +1,106 @@
+//! Parameters of which each process of a group has some rows.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use half::bf16;
+
+use crate::distributed::{Group, Pending, Transport};
+use crate::kernels::buffers::Buffer;
+use crate::{Error, Result};
+
+/// What is known of a parameter of which this process has some rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Shard {
+    pub(crate) group: Group,
+    /// The rows of the whole parameter.
+    pub(crate) rows: usize,
+}
+
+impl Shard {
+    /// The rows that are here.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.group.share(self.rows)
+    }
+
+    /// The elements that each process has, for the part that is here.
+    pub(crate) fn counts(&self, here: &Tensor) -> Vec<usize> {
+        self.group.counts(self.rows, row_of(here))
+    }
+
+    /// The number of this part's first element in the whole.
+    pub(crate) fn first_element(&self, here: &Tensor) -> usize {
+        self.range().start * row_of(here)
+    }
+}
+
+/// The elements of a row; those of a vector are rows of one.
+fn row_of(tensor: &Tensor) -> usize {
+    tensor.dims().iter().skip(1).product()
+}
+
+/// The elements of a parameter that was gathered from all processes, in the type that it is stored in.
+#[derive(Debug)]
+pub(crate) enum Gathered {
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+    F64(Vec<f64>),
+}
+
+impl Gathered {
+    fn of(dtype: DType, len: usize) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Self::F32(Buffer::new(len))),
+            DType::BF16 => Ok(Self::Bf16(Buffer::new(len))),
+            DType::F64 => Ok(Self::F64(vec![0.0; len])),
+            other => Err(Error::setup(format!("parameters of {other:?} are not divided among processes"))),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(x) => bytemuck::cast_slice_mut(&mut **x),
+            Self::Bf16(x) => bytemuck::cast_slice_mut(&mut **x),
+            Self::F64(x) => bytemuck::cast_slice_mut(x),
+        }
+    }
+
+    /// As a tensor of the processor.
+    pub(crate) fn into_tensor(self, shape: &[usize]) -> Result<Tensor> {
+        let device = &candle_core::Device::Cpu;
+        Ok(match self {
+            Self::F32(x) => Tensor::from_slice(&x, shape, device)?,
+            Self::Bf16(x) => Tensor::from_slice(&x, shape, device)?,
+            Self::F64(x) => Tensor::from_vec(x, shape, device)?,
+        })
+    }
+}
+
+/// Gives `f` the bytes of a tensor of the processor without gaps.
+fn with_bytes<R>(tensor: &Tensor, f: impl FnOnce(&[u8]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) => f(bytemuck::cast_slice(&x[start..end])),
+        (Storage::Cpu(CpuStorage::BF16(x)), Some((start, end))) => f(bytemuck::cast_slice(&x[start..end])),
+        (Storage::Cpu(CpuStorage::F64(x)), Some((start, end))) => f(bytemuck::cast_slice(&x[start..end])),
+        _ => Err(Error::setup(
+            "what is divided among processes is tensors of the processor, of f32 or bf16, without gaps",
+        )),
+    }
+}
+
+/// Begins to gather whole parameters of which `tensors` are the rows here; with each goes the number of its rows.
+pub(crate) fn gather(group: &Group, of: &str, tensors: Vec<(Tensor, usize)>) -> Pending<Vec<Gathered>> {
+    let counts: Vec<Vec<usize>> = tensors.iter().map(|(here, rows)| group.counts(*rows, row_of(here))).collect();
+    group.begin("all-gather", of, move |transport| {
+        tensors.iter().zip(&counts).map(|((here, _), counts)| gather_one(transport, here, counts)).collect()
+    })
+}
+
+fn gather_one(transport: &mut dyn Transport, here: &Tensor, counts: &[usize]) -> Result<Gathered> {
+    let mut whole = Gathered::of(here.dtype(), counts.iter().sum())?;
+    let size = here.dtype().size_in_bytes();
+    let bytes: Vec<usize> = counts.iter().map(|count| count * size).collect();
+    with_bytes(here, |mine| transport.all_gather(mine, &bytes, whole.bytes()))?;
+    Ok(whole)
+}

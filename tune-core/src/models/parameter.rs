@@ -152,10 +152,11 @@ impl Trainable {
     /// The parameters of a model, by name.
     pub(super) fn new(found: BTreeMap<String, (ParamId, Var, Option<Shard>)>) -> Self {
         let places = found.values().enumerate().map(|(place, (id, ..))| (*id, place)).collect();
-        let parameter = |(place, (name, (_, var, shard))): (usize, (String, (ParamId, Var, Option<Shard>)))| {
-            Parameter { place, name: name.into(), var, shard }
-        };
-        Self { parameters: found.into_iter().enumerate().map(parameter).collect(), places }
+        let mut parameters = Vec::with_capacity(found.len());
+        for (place, (name, (_, var, shard))) in found.into_iter().enumerate() {
+            parameters.push(Parameter { place, name: name.into(), var, shard });
+        }
+        Self { parameters, places }
     }
 
     /// How many there are.

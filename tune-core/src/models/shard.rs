@@ -59,8 +59,8 @@ impl Gathered {
 
     fn bytes(&mut self) -> &mut [u8] {
         match self {
-            Self::F32(x) => bytemuck::cast_slice_mut(&mut **x),
-            Self::Bf16(x) => bytemuck::cast_slice_mut(&mut **x),
+            Self::F32(x) => bytemuck::cast_slice_mut(x),
+            Self::Bf16(x) => bytemuck::cast_slice_mut(x),
             Self::F64(x) => bytemuck::cast_slice_mut(x),
         }
     }

@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-#[path = "common/families.rs"]
+mod collectives;
+#[path = "../common/families.rs"]
 mod families;
 
 use std::collections::BTreeMap;

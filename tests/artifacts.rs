@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -91,7 +90,7 @@ fn family(name: &str, into: &Path) -> PathBuf {
 fn adapter(base: &Path, modules: &[LoraModule], seed: u64, to: &Path) -> Part {
     let checkpoint = Checkpoint::open(base).unwrap();
     let options =
-        LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed, layers: BTreeMap::new() };
+        LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed, ..Default::default() };
     let load = LoadOptions {
         dtype: DType::F32,
         device: Compute::Processor,

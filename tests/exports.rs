@@ -90,14 +90,8 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
     let written = Checkpoint::open(plain.join("model")).unwrap();
     assert_same(&logits(&load(&written, None), vocab), &expected, 0.0);
 
-    let options = LoraOptions {
-        modules: modules.to_vec(),
-        rank: 4,
-        alpha: 6.0,
-        dropout: 0.0,
-        seed: 5,
-        layers: Default::default(),
-    };
+    let options =
+        LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() };
     let model = load(&written, Some(options.clone()));
     // Numbers for both matrices: fresh adapters change nothing.
     let numbers = |i: usize, t: &Tensor| {

@@ -117,8 +117,7 @@ fn the_fastest_kernels_agree() {
             let mut models = vec![("plain", fixture.model(dtype, None))];
             if family != "qwen3_moe" {
                 let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
-                let lora =
-                    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, layers: Default::default() };
+                let lora = LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() };
                 let adapted = fixture.model(dtype, Some(lora));
                 for parameter in adapted.trainable().iter().filter(|of| of.name().ends_with("lora_B.weight")) {
                     let var = parameter.var();

@@ -27,7 +27,7 @@ const NF4: Quantization = Quantization { nf4: true, keep: None };
 
 fn lora() -> LoraOptions {
     let modules = Slot::ALL.to_vec();
-    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, layers: BTreeMap::new() }
+    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, ..Default::default() }
 }
 
 /// The model with adapters that are away from where they begin, at which `A` has no gradient.

@@ -61,7 +61,7 @@ fn card() -> Option<Arc<Card>> {
 fn lora(family: &str) -> LoraOptions {
     let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
     let modules = if family == "qwen3_moe" { all[..4].to_vec() } else { all.to_vec() };
-    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, layers: Default::default() }
+    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, ..Default::default() }
 }
 
 fn values(t: &Tensor) -> Vec<f64> {

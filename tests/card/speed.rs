@@ -154,7 +154,7 @@ struct Case {
 fn measure(case: &Case, card: &Arc<Card>) -> Decoder {
     use LoraModule::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
     let modules = vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj];
-    let lora = LoraOptions { modules, rank: 16, alpha: 32.0, dropout: 0.0, seed: 5, layers: Default::default() };
+    let lora = LoraOptions { modules, rank: 16, alpha: 32.0, dropout: 0.0, seed: 5, ..Default::default() };
     let lora = case.adapters.then_some(lora);
     let (accumulated, batch) = (case.accumulated, batch(case.batch.0, case.batch.1));
     let plan = planned(&case.config, lora.clone(), card, &batch, false);

@@ -70,7 +70,7 @@ fn odd_batch() -> Batch {
 
 fn odd_lora() -> LoraOptions {
     let modules = vec![LoraModule::QProj, LoraModule::DownProj, LoraModule::LmHead];
-    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, layers: Default::default() }
+    LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() }
 }
 
 /// Bits of what is trained and of the optimizer's state, by name.

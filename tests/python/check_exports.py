@@ -6,7 +6,7 @@
 FILE holds `input_ids` [batch, seq] and the `logits` [batch, seq, vocab] that this project computes
 with the model in DIR, or with the model and the adapter on top of it. No weight may be missing or
 left over, and logits must agree to --tolerance. Without arguments, the tests
-`exports` and `recipe_exports` write models and adapters of several kinds, which are all checked.
+`exports`, `peft_training` and `recipe_exports` write models and adapters of several kinds, which are all checked.
 """
 
 import argparse
@@ -45,6 +45,9 @@ def add_adapter(model, path):
             sys.exit(f"{path}: peft reads {key} as {getattr(config, key)!r}, and the file has {file[key]!r}")
     written = load_file(Path(path) / "adapter_model.safetensors")
     loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    # Files have magnitudes (DoRA) as the first versions of peft named them.
+    of_magnitude = "lora_magnitude_vector.weight"
+    loaded = {name.removesuffix(".weight") if name.endswith(of_magnitude) else name: p for name, p in loaded.items()}
     if written.keys() != loaded.keys():
         sys.exit(f"{path}: loaded and written weights differ: {sorted(written.keys() ^ loaded.keys())}")
     for name, tensor in written.items():
@@ -110,7 +113,7 @@ def write_exports():
     exports = root / "target" / "exports"
     shutil.rmtree(exports, ignore_errors=True)
     exports.mkdir(parents=True)
-    for package, test in [("tune-core", "exports"), ("recipes", "recipe_exports")]:
+    for package, test in [("tune-core", "exports"), ("tune-core", "peft_training"), ("recipes", "recipe_exports")]:
         command = ["cargo", "test", "--quiet", "--locked", "-p", package, "--test", test]
         subprocess.run(command, cwd=root, env=os.environ | {"EXPORTS_DIR": str(exports)}, check=True)
     return sorted(exports.iterdir())

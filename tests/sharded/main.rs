@@ -43,7 +43,7 @@ impl Case {
     fn lora(family: &'static str) -> Self {
         use LoraModule::{DownProj, KProj, LmHead, OProj, QProj, VProj};
         let modules = vec![QProj, KProj, VProj, OProj, DownProj, LmHead];
-        let lora = LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, layers: BTreeMap::new() };
+        let lora = LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, ..Default::default() };
         Self { lora: Some(lora), ..Self::full(family) }
     }
 }

@@ -52,7 +52,7 @@ fn model(dtype: DType, lora: bool) -> Result<Decoder> {
         alpha: 16.0,
         dropout: 0.0,
         seed: 1,
-        layers: Default::default(),
+        ..Default::default()
     };
     let options =
         LoadOptions { dtype, device: Compute::Processor, train_weights: !lora, lora: lora.then_some(adapters) };

@@ -40,6 +40,9 @@ pub(crate) struct DpoConfig {
     /// What moves the weights or the adapters.
     #[config(default)]
     optimizer: OptimizerConfig,
+    /// Move the adapters' `B` at this multiple of the learning rate (LoRA+); 16, say. As fast as `A` where null.
+    #[config(range = 0.0..)]
+    loraplus_lr_ratio: Option<f64>,
     /// How the learning rate changes over the run.
     #[config(default)]
     lr_scheduler: SchedulerConfig,
@@ -62,7 +65,7 @@ impl Recipe for PreferenceOptimization {
 
     fn outline(cfg: &DpoConfig) -> Result<Outline> {
         let trained = match cfg.model.adapters(0)? {
-            Some(lora) => Trained::Adapters { lora, merged: !cfg.save_adapter_weights_only },
+            Some(lora) => Trained::Adapters { lora: Box::new(lora), merged: !cfg.save_adapter_weights_only },
             None => Trained::Weights,
         };
         if let (Trained::Weights, Some(dir)) = (&trained, &cfg.run.checkpointer.adapter_checkpoint) {
@@ -70,6 +73,9 @@ impl Recipe for PreferenceOptimization {
                 dir,
                 "checkpointer.adapter_checkpoint needs model.lora_rank: all weights are trained",
             ));
+        }
+        if let (Trained::Weights, Some(_)) = (&trained, cfg.loraplus_lr_ratio) {
+            return Err(Error::setup("loraplus_lr_ratio needs model.lora_rank: all weights are trained"));
         }
         let needs_reference = cfg.loss.needs_reference();
         if !needs_reference && cfg.ref_checkpointer.is_some() {
@@ -118,7 +124,7 @@ impl Recipe for PreferenceOptimization {
         if let (Some(adapters), Some(dir)) = (&adapters, start) {
             adapters.load_into(&model, dir)?;
         }
-        let mut optimizer = cfg.optimizer.build();
+        let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
 
         // Everything is known to be sound: only now is anything written.
         let run = opened.begin("Preference optimization", &model, optimizer.as_mut())?;

@@ -13,8 +13,10 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 
+pub(crate) use self::config::is_named;
 pub use self::config::{AdapterConfig, TargetModules};
-use self::config::{is_named, parse, to_json};
+use self::config::{parse, to_json};
+pub(crate) use self::layers::fits;
 pub use self::layers::{Excluded, Layers};
 use super::safetensors::{self, Outgoing};
 use super::source::read_json;

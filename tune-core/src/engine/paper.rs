@@ -67,6 +67,8 @@ impl Work {
             origins: vec![String::new(); samples.len()],
         };
         let in_blocks = &InBlocks::default();
+        let lora = lora.map(|lora| lora.resolved(model)).transpose()?;
+        let lora = lora.as_ref();
         let step = StepOnPaper { model, in_blocks, lora, activation_checkpointing: false, optimizer_in_backward: true };
         let paper = Paper::<f32>::new(1);
         step.train(&[&batch], &paper)?;
@@ -299,7 +301,7 @@ pub(crate) struct StepOnPaper<'a> {
     pub(crate) model: &'a ModelSpec,
     /// The weights that are held in blocks.
     pub(crate) in_blocks: &'a InBlocks,
-    /// The adapters that are trained; the model's own weights if `None`.
+    /// The adapters that are trained, resolved; the model's own weights if `None`.
     pub(crate) lora: Option<&'a LoraOptions>,
     pub(crate) activation_checkpointing: bool,
     /// Whether gradients are used up as they come.
@@ -358,16 +360,17 @@ impl StepOnPaper<'_> {
         Run::new(paper, self.model, self, batch).evaluate().map(drop)
     }
 
-    /// A layer whose weight has this name.
-    fn layer<T: Element>(&self, paper: &Paper<T>, weight: &str, layer: LayerSpec) -> LayerParams<Paper<T>> {
-        let LayerSpec { site, out, parts, inner, bias } = layer;
+    /// A layer of this name, whose weight may be that of another.
+    fn layer<T: Element>(&self, paper: &Paper<T>, name: &str, weight: &str, layer: LayerSpec) -> LayerParams<Paper<T>> {
+        let LayerSpec { out, parts, inner, bias, .. } = layer;
         // Adapters are f32.
         let converts = T::IS_BF16 && paper.machine != Machine::Card;
         let param = |len: usize| converts.then(|| paper.take::<T>(len));
-        let adapter = self.lora.filter(|lora| lora.adapts(site)).map(|lora| AdapterParams {
-            a: param(lora.rank * inner),
-            b: param(out * lora.rank),
-            rank: lora.rank,
+        let adapter = self.lora.and_then(|lora| Some((lora, lora.of_layer(name)?.rank)));
+        let adapter = adapter.map(|(lora, rank)| AdapterParams {
+            a: param(rank * inner),
+            b: param(out * rank),
+            rank,
             scale: 1.0,
             dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
         });
@@ -392,8 +395,8 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     fn open(&self, paper: &Paper<T>, block: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
         let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width));
         let layer = |layer: LayerSpec| {
-            let weight = format!("model.layers.{block}.{}.weight", layer.site.path());
-            (layer.site, self.layer(paper, &weight, layer))
+            let name = format!("model.layers.{block}.{}", layer.site.path());
+            (layer.site, self.layer(paper, &name, &format!("{name}.weight"), layer))
         };
         let norms = self.model.norms(block).into_iter().map(norm).collect();
         Ok(BlockParams { norms, layers: Layers::new(self.model.layers(block).into_iter().map(layer)) })
@@ -405,7 +408,7 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
 
     fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {
         let weight = if self.model.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        Ok((self.norm(self.model.hidden_size), self.layer(paper, weight, self.model.output())))
+        Ok((self.norm(self.model.hidden_size), self.layer(paper, "lm_head", weight, self.model.output())))
     }
 
     fn trains_embedding(&self) -> bool {
@@ -415,7 +418,9 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     fn lowest_trained_block(&self) -> usize {
         let Some(lora) = self.lora else { return 0 };
         let blocks = self.model.blocks.len();
-        let adapted = |block: &usize| self.model.layers(*block).iter().any(|layer| lora.adapts(layer.site));
+        let name = |block: &usize, layer: &LayerSpec| format!("model.layers.{block}.{}", layer.site.path());
+        let adapted =
+            |block: &usize| self.model.layers(*block).iter().any(|layer| lora.of_layer(&name(block, layer)).is_some());
         (0..blocks).find(adapted).unwrap_or(blocks)
     }
 }

@@ -44,7 +44,7 @@ fn batch(lens: &[usize]) -> Batch {
 }
 
 fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
-    LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1, layers: Default::default() }
+    LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1, ..Default::default() }
 }
 
 /// What two steps really take, and what they take on paper, on one thread: with more, which of them is where
@@ -114,6 +114,7 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
 fn one_thread_touches_what_the_paper_says() {
     let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
     for (name, model, lora, activation_checkpointing, optimizer_in_backward) in modes() {
+        let lora = lora.map(|lora| lora.resolved(&model).unwrap());
         let lora = lora.as_ref();
         let step = StepOnPaper {
             model: &model,

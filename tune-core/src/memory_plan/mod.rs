@@ -158,7 +158,7 @@ impl MemoryPlan {
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let (weight, card) = (setting.dtype.size_in_bytes() as u64, setting.card.is_some());
         let elements = setting.model.parameter_count();
-        let adapted = setting.lora.as_ref().map_or(0, |lora| of_adapters(&setting.model, lora));
+        let adapted = setting.lora.as_ref().map_or(Ok(0), |lora| of_adapters(&setting.model, lora))?;
         let (trained, copied) = match setting.lora {
             Some(_) => (adapted, 0),
             // A trained weight is read and then copied into a variable, one after the other.
@@ -252,10 +252,11 @@ fn addresses(engine: &Ledger) -> u64 {
 /// Steps and a validation, on paper. A step finds the memory as the one before left it, and batches of other sizes touch
 /// other parts of it; the last one comes twice.
 fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
+    let lora = setting.lora.as_ref().map(|lora| lora.resolved(&setting.model)).transpose()?;
     let on_paper = StepOnPaper {
         model: &setting.model,
         in_blocks: &setting.in_blocks,
-        lora: setting.lora.as_ref(),
+        lora: lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
     };

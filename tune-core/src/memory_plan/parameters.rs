@@ -1,14 +1,16 @@
 //! Parameters by the shape of a model.
 
+use crate::Result;
 use crate::models::{LayerSpec, LoraOptions, ModelSpec, Slot};
 
 /// Elements of the adapters.
-pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions) -> u64 {
-    let named = model.named_layers().into_iter();
-    let of = |(name, layer): (String, LayerSpec)| {
-        Some((lora.of_layer(&name, layer.site)?.rank * (layer.out + layer.inner)) as u64)
-    };
-    named.filter_map(of).sum()
+///
+/// # Errors
+/// As [`LoraOptions::of_model`].
+pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
+    let lora = lora.resolved(model)?;
+    let of = |(name, layer): &(String, LayerSpec)| Some((lora.of_layer(name)?.rank * (layer.out + layer.inner)) as u64);
+    Ok(model.named_layers().iter().filter_map(of).sum())
 }
 
 /// Elements of the last large weight that is read.

@@ -1,31 +1,39 @@
 //! Low-rank adapters on frozen layers (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use tune_config::Config;
 
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
-use super::weights::uniform;
+use super::weights::{normal, uniform};
 use crate::distributed::Group;
 use crate::kernels::Dropout;
+use crate::peft::Targets;
 use crate::{Error, Result};
 
 /// The adapters to add to a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoraOptions {
-    /// The layers that get one.
+    /// The layers that get one, unless `targets` name others.
     pub modules: Vec<Slot>,
-    /// Rows of `A` and columns of `B`.
+    /// Rows of `A` and columns of `B`, where `targets` say nothing else of a layer.
     pub rank: usize,
-    /// The update is scaled by `alpha / rank`.
+    /// The update is scaled by `alpha / rank`; see `rank`.
     pub alpha: f64,
+    /// The update is scaled by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, <https://arxiv.org/abs/2312.03732>).
+    pub rslora: bool,
     /// Probability of dropping an element of an adapter's input, while training.
     pub dropout: f64,
+    /// How a fresh adapter begins.
+    pub start: Start,
     /// Where a fresh `A` comes from; a fresh `B` is zero.
     pub seed: u64,
-    /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, all of
-    /// `modules` do.
+    /// Layers by patterns, and what is otherwise in single ones.
+    pub targets: Targets,
+    /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, what is
+    /// above says which.
     pub layers: BTreeMap<String, OfLayer>,
 }
 
@@ -38,44 +46,100 @@ pub struct OfLayer {
     pub scale: f64,
 }
 
+/// How a fresh adapter begins, by peft's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
+pub enum Start {
+    /// `A` uniform, `B` zero: the model is at first what it was.
+    #[config(name = "kaiming", alias = "true", default)]
+    #[default]
+    Kaiming,
+    /// `A` normal with a deviation of 1 / rank, `B` zero.
+    #[config(name = "gaussian")]
+    Gaussian,
+}
+
 impl LoraOptions {
-    /// The adapter that a layer gets, if it does.
-    pub(crate) fn of_layer(&self, name: &str, site: Site) -> Option<OfLayer> {
-        if !self.adapts(site) {
-            return None;
+    /// The adapters of a model's layers, by their names.
+    ///
+    /// # Errors
+    /// Layers of experts are named, which cannot carry adapters here; a pattern that fits no layer, or is none; a rank of 0.
+    pub fn of_model(&self, model: &ModelSpec) -> Result<BTreeMap<String, OfLayer>> {
+        if !self.layers.is_empty() {
+            return Ok(self.layers.clone());
         }
-        if self.layers.is_empty() {
-            return Some(OfLayer { rank: self.rank, scale: self.alpha / self.rank as f64 });
+        if self.targets.modules.is_empty() {
+            self.names(model)?;
         }
+        self.targets.check_expressions()?;
+        let mut layers = BTreeMap::new();
+        for (name, layer) in model.named_layers() {
+            let is_named = match self.targets.modules.is_empty() {
+                true => self.adapts(layer.site),
+                false => can_carry(layer.site) && self.targets.name(&name, layer.site)?,
+            };
+            if is_named && !self.targets.leave_out(&name)? {
+                let (rank, alpha) = (self.targets.rank(&name)?, self.targets.alpha(&name)?);
+                let (rank, alpha) = (rank.unwrap_or(self.rank), alpha.unwrap_or(self.alpha));
+                layers.insert(name, OfLayer { rank, scale: self.scale(rank, alpha) });
+            }
+        }
+        self.targets.check(model, &layers)?;
+        Ok(layers)
+    }
+
+    /// The same with the layers of a model by their names.
+    ///
+    /// # Errors
+    /// As [`LoraOptions::of_model`].
+    pub fn resolved(&self, model: &ModelSpec) -> Result<Self> {
+        Ok(Self { layers: self.of_model(model)?, ..self.clone() })
+    }
+
+    /// The adapter of a layer, by options that are [resolved](Self::resolved).
+    pub(crate) fn of_layer(&self, name: &str) -> Option<OfLayer> {
         self.layers.get(name).copied()
     }
 
-    /// Whether a layer gets an adapter: it is named, or has a part that is. Experts get none.
-    pub fn adapts(&self, site: Site) -> bool {
-        let named = |slot: &Slot| *slot == site.slot || slot.fused() == Some(site.slot);
-        site.expert.is_none() && site.slot != Slot::Router && self.modules.iter().any(named)
+    /// What the update of an adapter is scaled by.
+    pub(crate) fn scale(&self, rank: usize, alpha: f64) -> f64 {
+        alpha / self.divisor(rank)
     }
 
-    /// The layers of a model that get an adapter, by the last parts of their names.
-    ///
-    /// # Errors
-    /// Layers of experts are named, which cannot carry adapters here.
-    pub fn names(&self, model: &ModelSpec) -> Result<BTreeSet<&'static str>> {
-        let mut names = BTreeSet::new();
+    /// The alpha that gives a scale.
+    pub(crate) fn alpha_of(&self, of: OfLayer) -> f64 {
+        of.scale * self.divisor(of.rank)
+    }
+
+    fn divisor(&self, rank: usize) -> f64 {
+        let rank = rank as f64;
+        if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Whether `modules` name a layer, or a part of it.
+    fn adapts(&self, site: Site) -> bool {
+        let named = |slot: &Slot| *slot == site.slot || slot.fused() == Some(site.slot);
+        can_carry(site) && self.modules.iter().any(named)
+    }
+
+    /// Checks what `modules` name.
+    fn names(&self, model: &ModelSpec) -> Result<()> {
         for &module in &self.modules {
-            let layers = model.layers_of(module);
-            if layers.iter().any(|layer| layer.site.expert.is_some()) {
+            if model.layers_of(module).iter().any(|layer| layer.site.expert.is_some()) {
                 return Err(Error::setup(format!(
                     "layers of experts cannot carry adapters here, and model.lora_attn_modules and \
                      model.apply_lora_to_mlp name `{}`: set model.apply_lora_to_mlp=false",
                     module.name()
                 )));
             }
-            let fused = || module.fused().filter(|fused| !model.layers_of(*fused).is_empty());
-            names.extend(if layers.is_empty() { fused() } else { Some(module) }.map(Slot::name));
         }
-        Ok(names)
+        Ok(())
     }
+}
+
+/// Whether a layer can carry an adapter: those of experts, and what chooses experts, cannot.
+fn can_carry(site: Site) -> bool {
+    site.expert.is_none() && site.slot != Slot::Router
 }
 
 /// A low-rank adapter on a frozen layer.
@@ -87,15 +151,15 @@ pub struct Adapter {
     pub b: Var,
     /// Rows of all of `A`, of which some may be in other processes.
     pub rank: usize,
-    /// `alpha / rank`.
+    /// What the update is scaled by.
     pub scale: f64,
     /// Dropout probability on the adapter's input.
     pub dropout: f64,
 }
 
 /// A fresh adapter for a model of `dtype`, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
-/// `±1 / sqrt(in)`, as PEFT and torchtune draw it (Kaiming with `a = sqrt(5)`), `B` zero, so that the model starts unchanged.
-/// The weight is `[out, inner]`; of `A` and `B` there are the rows that are this process's.
+/// `±1 / sqrt(in)`, as PEFT and torchtune draw it (Kaiming with `a = sqrt(5)`), or normal with a deviation of `1 / rank`, `B` zero, so
+/// that the model starts unchanged. The weight is `[out, inner]`; of `A` and `B` there are the rows that are this process's.
 pub(super) fn fresh_adapter(
     name_of_a: &str,
     (out, inner): (usize, usize),
@@ -105,7 +169,11 @@ pub(super) fn fresh_adapter(
     group: &Group,
 ) -> Result<Adapter> {
     let seed = Dropout::mix_name(lora.seed, name_of_a);
-    let a = Tensor::from_vec(uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()), (rank, inner), &Device::Cpu)?;
+    let a = match lora.start {
+        Start::Kaiming => uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()),
+        Start::Gaussian => normal(seed, rank * inner, 1.0 / rank as f64),
+    };
+    let a = Tensor::from_vec(a, (rank, inner), &Device::Cpu)?;
     let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let share = group.share(rank);
     let a = if group.is_single() { a } else { a.narrow(0, share.start, share.len())?.force_contiguous()? };

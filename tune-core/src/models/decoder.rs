@@ -74,11 +74,10 @@ impl Decoder {
         if !group.is_single() && !matches!(options.device, Compute::Processor) {
             return Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"));
         }
+        let lora = options.lora.as_ref().map(|lora| lora.resolved(&config)).transpose()?;
+        let options = &LoadOptions { lora, ..options.clone() };
         let mut builder =
             Builder { config: &config, source, options, group, trainable: BTreeMap::new(), used: BTreeSet::new() };
-        if let Some(lora) = &options.lora {
-            lora.names(&config)?;
-        }
         let c = &config;
         let embed_tokens = builder.matrix(ParamId::Embedding, (c.vocab_size, c.hidden_size))?;
         // Grown as weights are found: the number is only what config.json says.
@@ -403,7 +402,7 @@ impl Builder<'_> {
         let of_weight = id(Of::Weight).name(self.config);
         let name = of_weight.strip_suffix(".weight").unwrap_or(&of_weight).to_string();
         let lora = self.options.lora.as_ref();
-        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(&name, layer.site)?))) {
+        let adapter = match lora.and_then(|lora| Some((lora, lora.of_layer(&name)?))) {
             Some((lora, of_layer)) => {
                 if weight.is_variable() {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));

@@ -146,7 +146,7 @@ impl WeightSource for RandomWeights {
 }
 
 /// `count` normal values with standard deviation `std` (Box and Muller's transform).
-fn normal(seed: u64, count: usize, std: f64) -> Vec<f32> {
+pub(super) fn normal(seed: u64, count: usize, std: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     (0..count)

@@ -2,7 +2,7 @@
 
 use tune_config::Config;
 
-use super::{AdamW, Decay, Optimizer, Schedule, Sgd, Shape};
+use super::{AdamW, Decay, LoraPlus, Optimizer, Schedule, Sgd, Shape};
 
 /// What moves the weights.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -63,6 +63,14 @@ impl OptimizerConfig {
         match self {
             Self::AdamW(c) => Box::new(AdamW::new(c.lr, c.betas, c.eps, c.weight_decay)),
             Self::Sgd(c) => Box::new(Sgd::new(c.lr, c.momentum, c.weight_decay)),
+        }
+    }
+
+    /// The same for adapters whose `B` is moved at a multiple of the learning rate, if there is one (LoRA+).
+    pub fn build_for_adapters(&self, loraplus_lr_ratio: Option<f64>) -> Box<dyn Optimizer> {
+        match loraplus_lr_ratio {
+            None => self.build(),
+            Some(ratio) => Box::new(LoraPlus::new(self.build(), ratio)),
         }
     }
 }

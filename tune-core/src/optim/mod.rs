@@ -5,6 +5,7 @@ mod by_place;
 mod config;
 mod gradient;
 mod gradients;
+mod lora_plus;
 mod on_card;
 mod schedule;
 mod sgd;
@@ -23,6 +24,7 @@ pub use config::{
 };
 pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
+pub use lora_plus::LoraPlus;
 pub use schedule::{Decay, Schedule, Shape};
 pub use sgd::Sgd;
 

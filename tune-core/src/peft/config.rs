@@ -4,9 +4,66 @@ use std::collections::BTreeMap;
 
 use tune_config::Config;
 
-use super::{LoraModule, LoraOptions};
-use crate::models::{Architecture, Quantization};
+use super::{LoraModule, LoraOptions, Targets};
+use crate::checkpoint::peft::{Excluded, Layers};
+use crate::models::{Architecture, Quantization, Start};
 use crate::{Error, Result};
+
+/// Which layers get an adapter beyond those that torchtune's keys name, and of which kind it is: peft's keys.
+#[derive(Debug, Clone, PartialEq, Config)]
+#[config(crate = tune_config)]
+pub struct AdapterKeys {
+    /// Layers that get an adapter, in place of `lora_attn_modules` and `apply_lora_to_*`: ends of their names, regular
+    /// expressions for whole names, or `all-linear`, which is all but the output layer.
+    #[config(default, one_or_many)]
+    pub target_modules: Vec<String>,
+    /// Layers that get none, although they are named: ends of names, or one regular expression for whole names.
+    #[config(default, one_or_many)]
+    pub exclude_modules: Vec<String>,
+    /// The only blocks whose layers get an adapter, from 0; all where empty.
+    #[config(default, one_or_many)]
+    pub layers_to_transform: Vec<u64>,
+    /// Regular expressions for what stands before a block's number in names, where layers_to_transform says which.
+    #[config(default, one_or_many)]
+    pub layers_pattern: Vec<String>,
+    /// Ranks of single layers, by regular expressions for the end of their names.
+    #[config(default)]
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of single layers, by regular expressions for the end of their names.
+    #[config(default)]
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Scale an adapter's update by `lora_alpha / sqrt(lora_rank)` (rsLoRA): a large rank then learns as fast as a small one.
+    #[config(default = false)]
+    pub use_rslora: bool,
+    /// How a fresh adapter begins.
+    #[config(default)]
+    pub init_lora_weights: Start,
+}
+
+impl AdapterKeys {
+    fn targets(&self) -> Result<Targets> {
+        if !self.layers_pattern.is_empty() && self.layers_to_transform.is_empty() {
+            return Err(Error::setup("model.layers_pattern is used with model.layers_to_transform alone"));
+        }
+        let excluded = match &self.exclude_modules[..] {
+            [] => None,
+            [one] if !one.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c)) => {
+                Some(Excluded::Pattern(one.clone()))
+            }
+            names => Some(Excluded::Names(names.to_vec())),
+        };
+        Ok(Targets {
+            modules: self.target_modules.clone(),
+            layers: Layers {
+                rank_pattern: self.rank_pattern.clone().into_iter().collect(),
+                alpha_pattern: self.alpha_pattern.clone().into_iter().collect(),
+                exclude_modules: excluded,
+                layers_to_transform: self.layers_to_transform.clone(),
+                layers_pattern: self.layers_pattern.clone(),
+            },
+        })
+    }
+}
 
 /// A model with low-rank adapters; its size is read from the checkpoint's `config.json`.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -33,6 +90,9 @@ pub struct LoraModel {
     /// Probability of dropping an element of an adapter's input, while training.
     #[config(default = 0.0, range = 0.0..1.0)]
     pub lora_dropout: f64,
+    /// Layers by patterns, and kinds of adapters.
+    #[config(flatten)]
+    pub adapters: AdapterKeys,
     /// Hold the linear layers of the blocks in 4 bits (NF4), quantized as they are read: QLoRA. Those that a GGUF file has
     /// quantized stay as they are.
     #[config(default = false)]
@@ -49,7 +109,22 @@ impl LoraModel {
     }
 
     /// The adapters to add; fresh ones are drawn from `seed`.
-    pub fn options(&self, seed: u64) -> LoraOptions {
+    ///
+    /// # Errors
+    /// Keys that contradict each other.
+    pub fn options(&self, seed: u64) -> Result<LoraOptions> {
+        if !self.adapters.target_modules.is_empty() {
+            let others = [
+                ("lora_attn_modules", self.lora_attn_modules != [LoraModule::QProj, LoraModule::VProj]),
+                ("apply_lora_to_mlp", self.apply_lora_to_mlp),
+                ("apply_lora_to_output", self.apply_lora_to_output),
+            ];
+            if let Some((key, _)) = others.iter().find(|(_, is_set)| *is_set) {
+                return Err(Error::setup(format!(
+                    "model.target_modules and model.{key} both say which layers get an adapter: remove one of them"
+                )));
+            }
+        }
         let mut modules = self.lora_attn_modules.clone();
         if self.apply_lora_to_mlp {
             modules.extend([LoraModule::GateProj, LoraModule::UpProj, LoraModule::DownProj]);
@@ -59,14 +134,17 @@ impl LoraModel {
         }
         modules.sort();
         modules.dedup();
-        LoraOptions {
+        Ok(LoraOptions {
             modules,
             rank: self.lora_rank,
             alpha: self.lora_alpha,
+            rslora: self.adapters.use_rslora,
             dropout: self.lora_dropout,
+            start: self.adapters.init_lora_weights,
             seed,
+            targets: self.adapters.targets()?,
             layers: BTreeMap::new(),
-        }
+        })
     }
 }
 
@@ -94,13 +172,16 @@ pub struct LoraOrFullModel {
     /// Probability of dropping an element of an adapter's input, while training.
     #[config(default = 0.0, range = 0.0..1.0)]
     pub lora_dropout: f64,
+    /// Layers by patterns, and kinds of adapters.
+    #[config(flatten)]
+    pub adapters: AdapterKeys,
 }
 
 impl LoraOrFullModel {
     /// The adapters to add, of which fresh ones are drawn from `seed`; `None` where all weights are trained.
     ///
     /// # Errors
-    /// Settings of adapters, and no rank for them.
+    /// Settings of adapters, and no rank for them; keys that contradict each other.
     pub fn adapters(&self, seed: u64) -> Result<Option<LoraOptions>> {
         let Some(lora_rank) = self.lora_rank else {
             let named = [
@@ -108,6 +189,14 @@ impl LoraOrFullModel {
                 ("apply_lora_to_mlp", self.apply_lora_to_mlp),
                 ("apply_lora_to_output", self.apply_lora_to_output),
                 ("lora_dropout", self.lora_dropout > 0.0),
+                ("target_modules", !self.adapters.target_modules.is_empty()),
+                ("exclude_modules", !self.adapters.exclude_modules.is_empty()),
+                ("layers_to_transform", !self.adapters.layers_to_transform.is_empty()),
+                ("layers_pattern", !self.adapters.layers_pattern.is_empty()),
+                ("rank_pattern", !self.adapters.rank_pattern.is_empty()),
+                ("alpha_pattern", !self.adapters.alpha_pattern.is_empty()),
+                ("use_rslora", self.adapters.use_rslora),
+                ("init_lora_weights", self.adapters.init_lora_weights != Start::default()),
             ];
             return match named.iter().find(|(_, is_set)| *is_set) {
                 None => Ok(None),
@@ -128,9 +217,10 @@ impl LoraOrFullModel {
             lora_rank,
             lora_alpha: self.lora_alpha,
             lora_dropout: self.lora_dropout,
+            adapters: self.adapters.clone(),
             quantize_base: false,
             keep_quantized: None,
         };
-        Ok(Some(model.options(seed)))
+        model.options(seed).map(Some)
     }
 }

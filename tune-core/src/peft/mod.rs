@@ -2,19 +2,21 @@
 //! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
 mod config;
+mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-pub use config::{LoraModel, LoraOrFullModel};
+pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
+pub use targets::Targets;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
 use crate::hub::Origin;
 use crate::models::{Decoder, ModelSpec};
-pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule};
+pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
 
@@ -24,7 +26,8 @@ impl LoraOptions {
     /// # Errors
     /// A model that is not known, or layers that cannot carry adapters.
     pub fn adapter_config(&self, base: &Checkpoint) -> Result<AdapterConfig> {
-        let names = self.names(&ModelSpec::of(base)?)?;
+        let model = ModelSpec::of(base)?;
+        let layers = self.of_model(&model)?;
         let (name, revision) = match base.origin().cloned() {
             Some(Origin { name, revision }) => (name, revision),
             None => (base.path().display().to_string(), None),
@@ -33,12 +36,36 @@ impl LoraOptions {
             r: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
-            use_rslora: false,
-            target_modules: TargetModules::Names(self.targets(&names)),
-            layers: self.patterns(),
+            use_rslora: self.rslora,
+            target_modules: TargetModules::Names(targets(&model, &layers)),
+            layers: self.patterns(&layers),
             base_model_name_or_path: Some(name),
             revision,
         })
+    }
+
+    /// The adapters of a model in a few words: `adapters of rank 8 on q_proj, v_proj`.
+    ///
+    /// # Errors
+    /// As [`LoraOptions::of_model`].
+    pub fn describe(&self, model: &ModelSpec) -> Result<String> {
+        let layers = self.of_model(model)?;
+        let ranks = || layers.values().map(|of| of.rank);
+        let (least, most) = (ranks().min().unwrap_or(self.rank), ranks().max().unwrap_or(self.rank));
+        let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
+        let named = model.named_layers();
+        let of_slot = |slot: LoraModule| named.iter().filter(move |(_, layer)| layer.site.slot == slot);
+        let mut on = Vec::new();
+        for slot in LoraModule::ALL {
+            let (all, some) =
+                (of_slot(slot).count(), of_slot(slot).filter(|(name, _)| layers.contains_key(name)).count());
+            match some {
+                0 => {}
+                _ if some == all => on.push(slot.name().to_owned()),
+                _ => on.push(format!("{} ({some} of {all})", slot.name())),
+            }
+        }
+        Ok(format!("adapters of {ranks} on {}", on.join(", ")))
     }
 
     /// What there is to say of layers that are named by their parts, where a model stores several as one.
@@ -61,21 +88,19 @@ impl LoraOptions {
         })
     }
 
-    fn targets(&self, names: &BTreeSet<&'static str>) -> BTreeSet<String> {
-        match self.layers.is_empty() {
-            true => names.iter().map(|&name| name.to_owned()).collect(),
-            false => self.layers.keys().cloned().collect(),
+    /// The ranks and alphas of single layers: by the patterns that were given, else by their whole names.
+    fn patterns(&self, layers: &BTreeMap<String, OfLayer>) -> Layers {
+        let Layers { rank_pattern, alpha_pattern, .. } = &self.targets.layers;
+        if self.layers.is_empty() {
+            let (rank_pattern, alpha_pattern) = (rank_pattern.clone(), alpha_pattern.clone());
+            return Layers { rank_pattern, alpha_pattern, ..Layers::default() };
         }
-    }
-
-    /// The ranks and alphas of single layers, by their whole names.
-    fn patterns(&self) -> Layers {
         let escaped = |name: &String| name.replace('.', r"\.");
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
-        for (name, of) in &self.layers {
-            let alpha = of.scale * of.rank as f64;
+        for (name, of) in layers {
+            let alpha = self.alpha_of(*of);
             ranks.extend((of.rank != self.rank).then(|| (escaped(name), of.rank)));
-            alphas.extend((alpha != self.alpha).then(|| (escaped(name), alpha)));
+            alphas.extend(((alpha - self.alpha).abs() > 1e-9).then(|| (escaped(name), alpha)));
         }
         Layers { rank_pattern: ranks, alpha_pattern: alphas, ..Layers::default() }
     }
@@ -86,52 +111,36 @@ impl LoraOptions {
     /// An adapter of another rank, scale or choice of layers, or one that cannot be read.
     pub fn load_into(&self, model: &Decoder, dir: &Path) -> Result<()> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
-        match self.layers.is_empty() {
-            true => self.check(&config, dir)?,
-            false => self.check_layers(&config, dir)?,
-        }
+        self.check(&config, dir, &model.config)?;
         set_trainable(model, &tensors, &dir.display().to_string())
     }
 
     /// Checks that the adapters in a folder are of the same ranks and scales, layer by layer.
-    fn check_layers(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
-        for (name, of) in &self.layers {
+    ///
+    /// # Errors
+    /// The first layer of which they are not, and as [`LoraOptions::of_model`].
+    pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path, model: &ModelSpec) -> Result<()> {
+        for (name, of) in &self.of_model(model)? {
             let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
-            if rank != of.rank || (scale - of.scale).abs() > 1e-9 {
-                let message = format!(
-                    "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected",
-                    of.rank, of.scale
-                );
-                return Err(Error::file(dir, message));
+            if rank == of.rank && (scale - of.scale).abs() <= 1e-9 {
+                continue;
             }
-        }
-        Ok(())
-    }
-
-    /// Checks that the adapter in a folder is of the same rank and scale.
-    pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
-        if config.layers != Layers::default() {
-            return Err(Error::file(
-                dir,
-                "its adapters differ between layers (rank_pattern, alpha_pattern, exclude_modules or \
-                 layers_to_transform): it can be asked and merged, but training does not go on from it; merge it into its \
-                 base and train a fresh adapter on the merged model",
-            ));
-        }
-        let scale = self.alpha / self.rank as f64;
-        if config.r != self.rank || (config.scale() - scale).abs() > 1e-9 {
-            return Err(Error::file(
-                dir,
-                format!(
-                    "is an adapter of rank {} and scale {}, but this run's have rank {} and scale {scale}; \
-                     set model.lora_rank={} and model.lora_alpha={}",
-                    config.r,
-                    config.scale(),
-                    self.rank,
-                    config.r,
-                    config.scale() * config.r as f64,
+            let alike = |layers: &Layers| layers.rank_pattern.is_empty() && layers.alpha_pattern.is_empty();
+            let what = match alike(&config.layers) && alike(&self.targets.layers) && self.layers.is_empty() {
+                true => format!(
+                    "is an adapter of rank {rank} and scale {scale}, but this run's have rank {} and scale {}; set \
+                     model.lora_rank={rank} and model.lora_alpha={}",
+                    of.rank,
+                    of.scale,
+                    self.alpha_of(OfLayer { rank, scale }),
                 ),
-            ));
+                false => format!(
+                    "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: \
+                     model.lora_rank, model.lora_alpha, model.rank_pattern and model.alpha_pattern say what this run's are",
+                    of.rank, of.scale
+                ),
+            };
+            return Err(Error::file(dir, what));
         }
         Ok(())
     }
@@ -149,7 +158,7 @@ impl LoraOptions {
         }
         modules.sort();
         modules.dedup();
-        Ok(Self { modules, rank: 1, alpha: 1.0, dropout: 0.0, seed: 0, layers })
+        Ok(Self { modules, rank: 1, alpha: 1.0, layers, ..Self::default() })
     }
 
     /// The adapters to add to a model so that it takes those in a PEFT folder.
@@ -175,8 +184,19 @@ impl LoraOptions {
         if is_on_all_layers(&config) {
             layers.clear();
         }
-        let alpha = config.scale() * config.r as f64;
-        Ok(Self { modules, rank: config.r, alpha, dropout: 0.0, seed: 0, layers })
+        let (rank, alpha, rslora) = (config.r, config.alpha, config.use_rslora);
+        Ok(Self { modules, rank, alpha, rslora, layers, ..Self::default() })
+    }
+}
+
+/// The names of layers that a config is to have: the last parts, where all layers of a model that are called so are meant.
+fn targets(model: &ModelSpec, layers: &BTreeMap<String, OfLayer>) -> BTreeSet<String> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let short: BTreeSet<String> = layers.keys().map(|name| last(name)).collect();
+    let is_meant = |(name, _): &(String, _)| layers.contains_key(name) || !short.contains(&last(name));
+    match model.named_layers().iter().all(is_meant) {
+        true => short,
+        false => layers.keys().cloned().collect(),
     }
 }
 

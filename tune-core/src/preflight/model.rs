@@ -76,16 +76,16 @@ fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
     let Trained::Adapters { lora, .. } = &outline.trained else {
         return report.fact("trained", "all parameters");
     };
-    let elements = memory_plan::of_adapters(&model.config, lora) as usize;
+    let counted = memory_plan::of_adapters(&model.config, lora).and_then(|n| Ok((n, lora.describe(&model.config)?)));
+    let Some((elements, adapters)) = report.take(counted) else { return };
+    let elements = elements as usize;
     if elements == 0 {
         return report.error(nothing_to_train());
     }
     let share = percent(elements, total + elements);
-    let modules = lora.modules.iter().map(|module| module.name()).collect::<Vec<_>>().join(", ");
-    report
-        .fact("trained", format!("{elements} parameters, {share} of all: adapters of rank {} on {modules}", lora.rank));
+    report.fact("trained", format!("{elements} parameters, {share} of all: {adapters}"));
     if let Some(dir) = &outline.run.checkpointer.adapter_checkpoint {
-        let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir));
+        let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir, &model.config));
         report.take(adapter);
     }
 }

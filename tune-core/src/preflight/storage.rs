@@ -25,9 +25,11 @@ pub(super) fn look(outline: &Outline, model: Option<&Model>, batches: Option<usi
     report.take(check_writable(&outline.run.output_dir));
     report.take(check_keep_best(outline));
     if let (Some(shape), Some(there)) = (model.and_then(|model| model.shape.as_ref()), &there) {
-        let Room { needed, refusal } = room(outline, shape, there, batches);
-        report.fact("disk", needed);
-        refusal.into_iter().for_each(|error| report.error(error));
+        // Adapters that cannot be were found with the model.
+        if let Ok(Room { needed, refusal }) = room(outline, shape, there, batches) {
+            report.fact("disk", needed);
+            refusal.into_iter().for_each(|error| report.error(error));
+        }
     }
     report.take(check_logs(outline));
     logs(outline, report);
@@ -46,7 +48,7 @@ pub(crate) fn check(
     check_writable(&outline.run.output_dir)?;
     check_logs(outline)?;
     let has_more_to_save = state.is_none_or(|state| state.position.step < state.total_steps);
-    room(outline, shape, &there, batches).refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
+    room(outline, shape, &there, batches)?.refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
 }
 
 fn check_keep_best(outline: &Outline) -> Result<()> {
@@ -110,17 +112,17 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
 }
 
 /// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
-fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> u64 {
+fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
     let parameters = shape.parameter_count();
     let all = parameters * outline.run.dtype.dtype().size_in_bytes() as u64;
     let (trained, weights) = match &outline.trained {
         Trained::Weights => (parameters, all),
         Trained::Adapters { lora, merged } => {
-            let adapters = memory_plan::of_adapters(shape, lora);
+            let adapters = memory_plan::of_adapters(shape, lora)?;
             (adapters, 4 * adapters + if *merged { all } else { 0 })
         }
     };
-    weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES
+    Ok(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
@@ -144,8 +146,8 @@ struct Room {
 }
 
 /// What the run needs, against what is free. As long as the data is being counted, one checkpoint is all that is known.
-fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<usize>) -> Room {
-    let one = checkpoint_bytes(outline, shape);
+fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<usize>) -> Result<Room> {
+    let one = checkpoint_bytes(outline, shape)?;
     let saves = batches.map_or(1, |n| saves(outline.steps.plan(), n, outline.run.checkpointer.save_every_n_steps));
     let keep = outline.run.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
     // The best one, besides.
@@ -184,7 +186,7 @@ fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<u
             ),
         )
     });
-    Room { needed: text, refusal }
+    Ok(Room { needed: text, refusal })
 }
 
 /// The bytes of all files below a folder, as far as they can be seen.

@@ -34,7 +34,7 @@ pub enum Trained {
     /// Adapters on frozen weights.
     Adapters {
         /// Which ones.
-        lora: LoraOptions,
+        lora: Box<LoraOptions>,
         /// Whether a merged model is saved beside them.
         merged: bool,
     },
@@ -378,7 +378,7 @@ impl Outline {
             in_blocks: in_blocks.clone(),
             dtype: self.run.dtype.training_dtype()?,
             lora: match &self.trained {
-                Trained::Adapters { lora, .. } => Some(lora.clone()),
+                Trained::Adapters { lora, .. } => Some(LoraOptions::clone(lora)),
                 Trained::Weights => None,
             },
             optimizer: self.optimizer.clone(),

@@ -24,7 +24,7 @@ pub(super) struct Work {
 pub(super) fn of_step(model: &ModelSpec, recipe: &str, work: &Work) -> tune_core::Result<engine::Work> {
     let adapted = |slot: &Slot| LORA_ATTENTION.contains(&slot.name()) || slot.half() == Some(Half::Mlp);
     let modules = Slot::ALL.into_iter().filter(adapted).collect();
-    let lora = LoraOptions { modules, rank: LORA_RANK, alpha: 16.0, dropout: 0.0, seed: 0, layers: Default::default() };
+    let lora = LoraOptions { modules, rank: LORA_RANK, alpha: 16.0, dropout: 0.0, seed: 0, ..Default::default() };
     engine::Work::of_step(model, (recipe == "lora").then_some(&lora), &work.samples, work.trained)
 }
 

@@ -41,14 +41,7 @@ pub(super) fn compute(root: &Path, found: &mut Found<'_>) -> Result<()> {
 /// What is trained, by name: all weights, or adapters on some layers.
 fn kinds() -> Vec<(&'static str, Option<LoraOptions>)> {
     let lora = |modules: &[LoraModule], dropout| {
-        Some(LoraOptions {
-            modules: modules.to_vec(),
-            rank: 5,
-            alpha: 10.0,
-            dropout,
-            seed: 1,
-            layers: Default::default(),
-        })
+        Some(LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1, ..Default::default() })
     };
     vec![
         ("full", None),

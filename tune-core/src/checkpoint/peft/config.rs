@@ -51,7 +51,7 @@ impl TargetModules {
 }
 
 /// PEFT's rule: the whole path or its end, at a dot.
-pub(super) fn is_named(module: &str, name: &str) -> bool {
+pub(crate) fn is_named(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 

@@ -66,14 +66,7 @@ impl Layers {
             layers_to_transform: layers.ok_or_else(|| wrong("layers_to_transform", "the numbers of blocks"))?,
             layers_pattern: texts("layers_pattern")?,
         };
-        let ranks = parsed.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
-        let alphas = parsed.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key));
-        let places = parsed.layers_pattern.iter().map(|key| ("layers_pattern", key));
-        let excluded = match &parsed.exclude_modules {
-            Some(Excluded::Pattern(pattern)) => Some(("exclude_modules", pattern)),
-            Some(Excluded::Names(_)) | None => None,
-        };
-        ranks.chain(alphas).chain(places).chain(excluded).try_for_each(|(key, text)| regex(text, key).map(drop))?;
+        parsed.check_expressions()?;
         // As peft has it.
         if !parsed.layers_to_transform.is_empty() && get("target_modules").is_string() {
             return Err("layers_to_transform cannot be used where target_modules is an expression".to_owned());
@@ -82,6 +75,18 @@ impl Layers {
             return Err("layers_pattern is used with layers_to_transform alone".to_owned());
         }
         Ok(parsed)
+    }
+
+    /// Checks what is to be regular expressions.
+    pub(crate) fn check_expressions(&self) -> Result<(), String> {
+        let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
+        let alphas = self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key));
+        let places = self.layers_pattern.iter().map(|key| ("layers_pattern", key));
+        let excluded = match &self.exclude_modules {
+            Some(Excluded::Pattern(pattern)) => Some(("exclude_modules", pattern)),
+            Some(Excluded::Names(_)) | None => None,
+        };
+        ranks.chain(alphas).chain(places).chain(excluded).try_for_each(|(key, text)| regex(text, key).map(drop))
     }
 
     pub(super) fn write(&self, config: &mut Map<String, Value>, number: impl Fn(f64) -> Value) {
@@ -100,17 +105,17 @@ impl Layers {
     }
 
     /// The rank of the adapter on a module, where it is not the one of all.
-    pub(super) fn rank(&self, module: &str) -> Result<Option<usize>, String> {
+    pub(crate) fn rank(&self, module: &str) -> Result<Option<usize>, String> {
         of(&self.rank_pattern, module, "rank_pattern")
     }
 
     /// The same for its alpha.
-    pub(super) fn alpha(&self, module: &str) -> Result<Option<f64>, String> {
+    pub(crate) fn alpha(&self, module: &str) -> Result<Option<f64>, String> {
         of(&self.alpha_pattern, module, "alpha_pattern")
     }
 
     /// The key by which a module, which is one of the targets, carries no adapter; `is_whole` where it is named as a whole.
-    pub(super) fn left_out_by(&self, module: &str, is_whole: bool) -> Result<Option<&'static str>, String> {
+    pub(crate) fn left_out_by(&self, module: &str, is_whole: bool) -> Result<Option<&'static str>, String> {
         let is_excluded = match &self.exclude_modules {
             None => false,
             Some(Excluded::Names(names)) => names.iter().any(|name| is_named(module, name)),
@@ -157,7 +162,8 @@ fn of<T: Copy>(pattern: &[(String, T)], module: &str, name: &str) -> Result<Opti
     Ok(None)
 }
 
-fn fits(expression: &str, module: &str, key: &str) -> Result<bool, String> {
+/// Whether an expression fits a name; `key` is where it stands.
+pub(crate) fn fits(expression: &str, module: &str, key: &str) -> Result<bool, String> {
     regex(expression, key)?.is_match(module).map_err(|e| format!("{key}: {e}"))
 }
 

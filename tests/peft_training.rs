@@ -1,0 +1,175 @@
+//! Adapters of each kind, trained from the start that peft had: ten steps have peft's losses, what is saved is read again, and
+//! says the same.
+//!
+//! `tests/python/make_peft_training.py` makes the fixtures. With EXPORTS_DIR set, what was trained is written there, for
+//! `tests/python/check_exports.py` to load with peft.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/families.rs"]
+mod families;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use families::Fixture;
+use serde_json::Value;
+use tune_core::checkpoint::Checkpoint;
+use tune_core::checkpoint::peft::{self, Layers};
+use tune_core::engine::{self, RunOptions, forward_backward};
+use tune_core::models::Decoder;
+use tune_core::optim::{AdamWConfig, Gradients, OptimizerConfig};
+use tune_core::peft::LoraModule::{QProj, VProj};
+use tune_core::peft::{LoraModule, LoraOptions, Targets};
+use tune_core::tokenizer::TokenizerFiles;
+
+/// A case's folder.
+fn folder(case: &str) -> PathBuf {
+    Fixture::folder("..").join("peft_training").join(case)
+}
+
+fn expected(case: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(folder(case).join("expected.json")).unwrap()).unwrap()
+}
+
+fn numbers(expected: &Value, key: &str) -> Vec<f64> {
+    expected[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// The logits behind the last token of the first row.
+fn of_last(model: &Decoder, fixture: &Fixture) -> Vec<f32> {
+    let batch = fixture.batch();
+    let logits = engine::logits(model, &batch).unwrap();
+    logits.get(0).unwrap().get(batch.len - 1).unwrap().to_vec1().unwrap()
+}
+
+fn optimizer(lr: f64) -> OptimizerConfig {
+    OptimizerConfig::AdamW(AdamWConfig { lr, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 })
+}
+
+/// Takes the steps of a case from its start and compares with what peft had.
+fn follow(case: &str, options: &LoraOptions, loraplus_lr_ratio: Option<f64>) {
+    let expected = expected(case);
+    let family = expected["family"].as_str().unwrap();
+    let (fixture, start) = (Fixture::read(family), folder(case).join("start"));
+    let model = fixture.model(DType::F32, Some(options.clone()));
+    if start.is_dir() {
+        // What peft wrote says of each layer what our keys say.
+        let theirs = LoraOptions::of_folder(&start).unwrap();
+        assert_eq!(options.of_model(&model.config).unwrap(), theirs.of_model(&model.config).unwrap(), "{case}");
+        options.load_into(&model, &start).unwrap();
+    }
+    let (batch, lr) = (fixture.batch(), expected["lr"].as_f64().unwrap());
+    let mut optimizer = optimizer(lr).build_for_adapters(loraplus_lr_ratio);
+    let trained = batch.trained_tokens() as f64;
+    for (step, theirs) in (1..).zip(numbers(&expected, "losses")) {
+        let mut gradients = Gradients::default();
+        let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: step % 2 == 0, dropout: None };
+        let ours = forward_backward(&model, &batch, options, &mut gradients).unwrap() / trained;
+        assert!((ours - theirs).abs() < 1e-4, "{case}, step {step}: {ours}, and peft has {theirs}");
+        gradients.apply(&model, optimizer.as_mut(), lr, 1.0, step).unwrap();
+    }
+    let ours = of_last(&model, &fixture);
+    for (ours, theirs) in ours.iter().zip(numbers(&expected, "logits")) {
+        assert!((f64::from(*ours) - theirs).abs() < 1e-3, "{case}: {ours}, and peft has {theirs}");
+    }
+    write(case, options, &model, &fixture, family);
+}
+
+/// Writes what was trained, reads it, and compares.
+fn write(case: &str, options: &LoraOptions, model: &Decoder, fixture: &Fixture, family: &str) {
+    let temporary = tempfile::tempdir().unwrap();
+    let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
+    let dir = into.join(format!("trained_{case}"));
+    let base = Checkpoint::open(Fixture::folder(family).canonicalize().unwrap()).unwrap();
+    save(&dir.join("adapter"), options, model, &base);
+    let again = LoraOptions::of_folder(&dir.join("adapter")).unwrap();
+    let read = fixture.model(DType::F32, Some(again.clone()));
+    again.load_into(&read, &dir.join("adapter")).unwrap();
+    assert_eq!(of_last(&read, fixture), of_last(model, fixture), "{case}");
+
+    let batch = fixture.batch();
+    let ids: Vec<i64> = batch.input_ids.iter().map(|&id| i64::from(id)).collect();
+    let tensors: std::collections::HashMap<&str, Tensor> = [
+        ("input_ids", Tensor::from_vec(ids, (batch.rows, batch.len), &Device::Cpu).unwrap()),
+        ("logits", engine::logits(model, &batch).unwrap()),
+    ]
+    .into();
+    candle_core::safetensors::save(&tensors, dir.join("expected.safetensors")).unwrap();
+}
+
+fn save(dir: &Path, options: &LoraOptions, model: &Decoder, base: &Checkpoint) {
+    let weights = tune_core::peft::adapter_weights(model).unwrap();
+    peft::write(dir, &options.adapter_config(base).unwrap(), &weights, &TokenizerFiles::default()).unwrap();
+}
+
+fn on(modules: &[&str], rank: usize, alpha: f64) -> LoraOptions {
+    let modules = modules.iter().map(|&module| module.to_owned()).collect();
+    LoraOptions { rank, alpha, targets: Targets { modules, layers: Layers::default() }, ..Default::default() }
+}
+
+const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
+
+#[test]
+fn adapters_chosen_by_name_and_by_pattern() {
+    follow("plain", &LoraOptions { modules: vec![QProj, VProj], ..on(&[], 4, 8.0) }, None);
+    follow("plain", &on(&["self_attn.q_proj", "v_proj"], 4, 8.0), None);
+    follow("all_linear", &on(&["all-linear"], 2, 4.0), None);
+    follow("expression", &on(&[r".*\.1\.(self_attn\.[qk]|mlp\.up)_proj"], 2, 4.0), None);
+    let mut patterns = on(&["q_proj", "o_proj", "down_proj"], 2, 4.0);
+    patterns.targets.layers.rank_pattern = vec![("q_proj".into(), 4), ("layers.1.mlp.down_proj".into(), 1)];
+    patterns.targets.layers.alpha_pattern = vec![("o_proj".into(), 12.0)];
+    follow("patterns", &patterns, None);
+    let mut one_block = on(&["q_proj", "up_proj"], 2, 4.0);
+    one_block.targets.layers.layers_to_transform = vec![1];
+    follow("one_block", &one_block, None);
+    // The same by the keys that torchtune has.
+    one_block.targets.modules.clear();
+    follow("one_block", &LoraOptions { modules: vec![QProj, LoraModule::UpProj], ..one_block }, None);
+}
+
+#[test]
+fn the_scale_and_the_learning_rate_of_b() {
+    follow("rslora", &LoraOptions { rslora: true, ..on(&ATTENTION, 4, 4.0) }, None);
+    follow("loraplus", &on(&ATTENTION, 4, 8.0), Some(16.0));
+}
+
+/// What a pattern does not fit is a mistake.
+#[test]
+fn patterns_that_fit_nothing_are_refused() {
+    let model = Fixture::read("llama_biases").model(DType::F32, Some(on(&["q_proj"], 2, 4.0)));
+    let refused = |options: LoraOptions, says: &str| {
+        let error = options.of_model(&model.config).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(on(&["q_projection"], 2, 4.0), "no layer of the model is called `q_projection`: it has `down_proj`");
+    refused(on(&["embed_tokens"], 2, 4.0), "the embedding table is no linear layer");
+    refused(on(&["*.q_proj"], 2, 4.0), "for any text, write `.*`");
+    let with = |change: fn(&mut Layers)| {
+        let mut options = on(&["q_proj"], 2, 4.0);
+        change(&mut options.targets.layers);
+        options
+    };
+    refused(with(|l| l.rank_pattern = vec![("k_proj".into(), 4)]), "model.rank_pattern: `k_proj` fits no layer");
+    refused(with(|l| l.rank_pattern = vec![("q_proj".into(), 0)]), "the rank of `q_proj` is 0");
+    refused(with(|l| l.alpha_pattern = vec![("(".into(), 4.0)]), "model.alpha_pattern holds `(`");
+    refused(with(|l| l.layers_to_transform = vec![7]), "names the block 7, and the model has the blocks 0 to 1");
+}
+
+/// An adapter of other ranks is not gone on from, and the message says what to set.
+#[test]
+fn an_adapter_of_another_kind_is_refused() {
+    let fixture = Fixture::read("llama_biases");
+    let refused = |case: &str, options: LoraOptions, says: &str| {
+        let model = fixture.model(DType::F32, Some(options.clone()));
+        let error = options.load_into(&model, &folder(case).join("start")).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused("plain", on(&["q_proj", "v_proj"], 2, 8.0), "set model.lora_rank=4 and model.lora_alpha=8");
+    refused(
+        "patterns",
+        on(&["q_proj", "o_proj", "down_proj"], 2, 4.0),
+        "`model.layers.0.self_attn.o_proj` is of rank 2 and scale 6",
+    );
+    refused("rslora", on(&ATTENTION, 4, 4.0), "set model.lora_rank=4 and model.lora_alpha=8");
+}

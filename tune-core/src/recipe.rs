@@ -14,6 +14,7 @@ mod save;
 mod settings;
 mod steps;
 mod stop;
+mod together;
 mod weights;
 
 use std::fs::{self, File};

@@ -232,7 +232,7 @@ impl PreferenceOptimization {
     "../configs/dpo/full_smollm2_135m.yaml",
 ])]
 fn dpo(cfg: DpoConfig) -> Result<()> {
-    init_process_group()?;
+    let _group = init_process_group()?;
     let mut recipe = PreferenceOptimization::setup(cfg)?;
     recipe.train().or_else(|why| recipe.save_early(why))?;
     recipe.cleanup()

@@ -76,8 +76,10 @@ impl Recipe for FullFinetune {
         let options =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: true, lora: None };
         let model = match &opened.resumed {
-            Some(saved) => Decoder::load(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options)?,
-            None => Decoder::load(opened.shape.clone(), &opened.base, &options)?,
+            Some(saved) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options, &opened.group)?
+            }
+            None => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.group)?,
         };
         let mut optimizer = cfg.optimizer.build();
 
@@ -161,7 +163,7 @@ impl Recipe for FullFinetune {
     "../configs/full/make_tiny.yaml",
 ])]
 fn full(cfg: FullConfig) -> Result<()> {
-    init_process_group()?;
+    let _group = init_process_group()?;
     let mut recipe = FullFinetune::setup(cfg)?;
     recipe.train().or_else(|why| recipe.save_early(why))?;
     recipe.cleanup()

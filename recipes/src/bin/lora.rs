@@ -82,7 +82,7 @@ impl Recipe for LoraFinetune {
             train_weights: false,
             lora: Some(adapters.clone()),
         };
-        let model = Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?;
+        let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?;
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         if let Some(dir) = resumed.or(cfg.run.checkpointer.adapter_checkpoint.as_ref()) {
             adapters.load_into(&model, dir)?;
@@ -117,7 +117,7 @@ impl Recipe for LoraFinetune {
             let scale = 1.0 / step.trained_tokens() as f64;
             let mut gradients = Gradients::default();
             let mut loss = 0.0;
-            for (i, batch) in step.batches.iter().enumerate() {
+            for (i, batch) in step.micro_batches() {
                 let options = RunOptions {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
@@ -191,7 +191,7 @@ impl LoraFinetune {
 /// Trains low-rank adapters on a frozen base model.
 #[recipe(preflight = LoraFinetune, configs = ["../configs/lora/tiny.yaml", "../configs/lora/smollm2_135m.yaml"])]
 fn lora(cfg: LoraConfig) -> Result<()> {
-    init_process_group()?;
+    let _group = init_process_group()?;
     let mut recipe = LoraFinetune::setup(cfg)?;
     recipe.train().or_else(|why| recipe.save_early(why))?;
     recipe.cleanup()

@@ -7,6 +7,7 @@
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes a line to the standard output as `println!` does, and goes on where that fails.
@@ -24,12 +25,27 @@ macro_rules! complain {
 
 /// What [`say!`](crate::say) does.
 pub fn line(text: Arguments<'_>) {
-    let _ = writeln!(Stdout, "{text}");
+    if RANK.get().is_none_or(|&rank| rank == 0) {
+        let _ = writeln!(Stdout, "{text}");
+    }
+}
+
+/// The number of this process among those of a run, if there are several.
+static RANK: OnceLock<usize> = OnceLock::new();
+
+/// From here on this process is one of several, with this number: what it complains of says so, and all but number 0 say nothing on the
+/// standard output.
+pub fn as_rank(rank: usize) {
+    // The first one stays.
+    let _ = RANK.set(rank);
 }
 
 /// What [`complain!`](crate::complain) does.
 pub fn complaint(text: Arguments<'_>) {
-    let _ = writeln!(stderr(), "{text}");
+    let _ = match RANK.get() {
+        None => writeln!(stderr(), "{text}"),
+        Some(rank) => writeln!(stderr(), "rank {rank}: {text}"),
+    };
 }
 
 /// Writes what a program was asked for, whole, to the standard output. Returns whether somebody still reads it.

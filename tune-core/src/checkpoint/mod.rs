@@ -18,6 +18,7 @@ pub mod state;
 mod sums;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -256,6 +257,23 @@ impl Checkpoint {
         let (tensor, sum) = tensor.unwrap_or_else(|| Err(self.missing(name)))?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum);
         Ok(tensor)
+    }
+
+    /// Reads some rows of a parameter: of a Hugging Face folder, no other byte of it; what is in blocks is read as a whole first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::tensor`].
+    pub fn rows(&self, name: &str, rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Hf(tensors) => {
+                let entry = tensors.get(name).ok_or_else(|| self.missing(name))?;
+                entry.load_rows(name, rows, dtype, self.round_to, device)
+            }
+            Weights::Gguf(_) => {
+                Ok(self.tensor(name, dtype, device)?.narrow(0, rows.start, rows.len())?.force_contiguous()?)
+            }
+        }
     }
 
     /// Reads a matrix in blocks: as they are in a GGUF file, or quantized to NF4.

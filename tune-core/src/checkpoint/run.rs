@@ -19,6 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use super::durable::{self, human};
 use super::state::{self, TrainingState};
 use super::sums;
+use crate::models::Piece;
 use crate::{Error, Result};
 
 const PARTIAL: &str = ".partial-";
@@ -188,10 +189,26 @@ impl RunDir {
         weight_bytes: u64,
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Saved> {
+        self.save_pieces(state, &state.pieces(), weight_bytes, write)
+    }
+
+    /// The same with tensors of the optimizer that are made as they are written.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunDir::save`].
+    pub(crate) fn save_pieces(
+        &self,
+        state: &TrainingState,
+        optimizer: &[Piece<'_>],
+        weight_bytes: u64,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Saved> {
         self.clean()?;
         let (epoch, step) = (state.position.epoch_of_last_step(), state.position.step);
         let name = name_of(epoch, step);
-        let needed = weight_bytes.saturating_add(state.bytes()).saturating_add(SPARE_BYTES);
+        let of_optimizer: u64 = optimizer.iter().map(Piece::bytes).sum();
+        let needed = weight_bytes.saturating_add(of_optimizer).saturating_add(SPARE_BYTES);
         if let Some(free) = durable::free_bytes(&self.dir)
             && free < needed
         {
@@ -201,7 +218,8 @@ impl RunDir {
         let partial = self.dir.join(format!("{PARTIAL}{name}"));
         let made = fs::create_dir(&partial).map_err(Error::io("create", &partial));
         let (written, sums) = sums::watch(|| made.and_then(|()| write(&partial)));
-        let written = written.and_then(|()| state.write(&partial, &name, &sums)).and_then(|()| sync_tree(&partial));
+        let written =
+            written.and_then(|()| state.write(&partial, &name, optimizer, &sums)).and_then(|()| sync_tree(&partial));
         if let Err(error) = written {
             // The first error is the one to tell; what remains is removed by the next run.
             let _ = fs::remove_dir_all(&partial);

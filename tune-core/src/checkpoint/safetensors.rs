@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,6 +94,31 @@ impl Entry {
             return Err(self.unsupported(name));
         }
         source::load(self, dtype, round_to, None, device)
+    }
+
+    /// Reads some of its rows: no other byte of it.
+    pub(super) fn load_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        dtype: DType,
+        round_to: Option<DType>,
+        device: &Device,
+    ) -> Result<Tensor> {
+        if self.dtype.is_none() {
+            return Err(self.unsupported(name));
+        }
+        source::load(&self.rows(rows), dtype, round_to, None, device).map(|(tensor, _)| tensor)
+    }
+
+    /// Some of its rows, as an entry of their own.
+    fn rows(&self, rows: Range<usize>) -> Self {
+        let row = self.bytes / self.shape.first().map_or(1, |&rows| rows.max(1)) as u64;
+        let mut shape = self.shape.clone();
+        if let Some(all) = shape.first_mut() {
+            *all = rows.len();
+        }
+        Self { shape, start: self.start + rows.start as u64 * row, bytes: rows.len() as u64 * row, ..self.clone() }
     }
 
     /// A matrix in blocks, with the sum of its bytes.

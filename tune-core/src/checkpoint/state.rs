@@ -11,6 +11,8 @@ use serde_json::Value;
 use super::safetensors::{self, Outgoing};
 use super::sums::{self, Sum, Sums};
 use super::{durable, run, source};
+use crate::distributed::Group;
+use crate::models::Piece;
 use crate::{Error, Result};
 
 /// The file with everything but tensors; it is written last, so where it is, all is.
@@ -86,6 +88,11 @@ struct Stored {
 }
 
 impl TrainingState {
+    /// The optimizer's tensors, as they are written.
+    pub(crate) fn pieces(&self) -> Vec<Piece<'_>> {
+        self.optimizer.iter().map(|(name, tensor)| Piece::of(name, tensor)).collect()
+    }
+
     /// The bytes that it takes on disk, to a few kilobytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -98,12 +105,26 @@ impl TrainingState {
     ///
     /// Where there is none, it is broken, of another version, or a file has been changed or lost.
     pub fn read(dir: &Path) -> Result<Self> {
+        Self::read_share(dir, &Group::single())
+    }
+
+    /// The same, of the optimizer's tensors with the rows alone that belong to this process of a group.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrainingState::read`].
+    pub fn read_share(dir: &Path, group: &Group) -> Result<Self> {
         let mut state = Self::read_without_optimizer(dir)?;
         for (name, entry) in safetensors::open(&dir.join(TENSORS))? {
             let Some(dtype) = entry.dtype() else {
                 return Err(entry.unsupported(&name));
             };
-            let tensor = entry.load(&name, dtype, None, &Device::Cpu)?;
+            let tensor = match entry.shape().first() {
+                Some(&rows) if !group.is_single() => {
+                    entry.load_rows(&name, group.share(rows), dtype, None, &Device::Cpu)?
+                }
+                _ => entry.load(&name, dtype, None, &Device::Cpu)?,
+            };
             state.optimizer.insert(name, tensor);
         }
         Ok(state)
@@ -139,13 +160,14 @@ impl TrainingState {
 
     /// Writes the state beside the files already in `dir`, which it lists. The checkpoint will have this name;
     /// `sums` are those of the files that are known.
-    pub(super) fn write(&self, dir: &Path, name: &str, sums: &Sums) -> Result<()> {
-        let makers: Vec<_> = self.optimizer.values().map(|tensor| move || Ok(tensor.clone())).collect();
-        let outgoing = self
-            .optimizer
+    ///
+    /// The optimizer's tensors are `optimizer`, which are made as they are written, and not those that are here.
+    pub(super) fn write(&self, dir: &Path, name: &str, optimizer: &[Piece<'_>], sums: &Sums) -> Result<()> {
+        let makers: Vec<_> = optimizer.iter().map(|piece| move || piece.make()).collect();
+        let outgoing = optimizer
             .iter()
             .zip(&makers)
-            .map(|((name, tensor), make)| Outgoing { name, dtype: tensor.dtype(), shape: tensor.dims(), tensor: make })
+            .map(|(piece, make)| Outgoing { name: &piece.name, dtype: piece.dtype, shape: &piece.shape, tensor: make })
             .collect();
         let (written, tensors) = sums::watch(|| safetensors::write(&dir.join(TENSORS), outgoing));
         written?;

@@ -5,8 +5,9 @@
 
 use std::fmt;
 use std::ops::{AddAssign, Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,6 +21,20 @@ use crate::{Error, Result};
 /// Alone, a process communicates with nobody: every collective is done at once, and there is no thread.
 #[derive(Clone, Default)]
 pub struct Group(Option<Arc<Joined>>);
+
+/// A group that does not live for this.
+#[derive(Default)]
+pub(super) struct WeakGroup(Weak<Joined>);
+
+impl WeakGroup {
+    pub(super) const fn new() -> Self {
+        Self(Weak::new())
+    }
+
+    pub(super) fn upgrade(&self) -> Option<Group> {
+        self.0.upgrade().map(|joined| Group(Some(joined)))
+    }
+}
 
 /// Who a process is among others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +59,8 @@ struct Joined {
     jobs: Mutex<Option<Sender<Job>>>,
     /// Why nothing is communicated any more.
     failed: Mutex<Option<String>>,
+    /// Whether all have come to the end of what they do together.
+    finished: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -51,8 +68,8 @@ impl Drop for Joined {
     fn drop(&mut self) {
         lock(&self.jobs).take();
         let thread = lock(&self.thread).take();
-        // Who failed may wait there for ever.
-        if let (Some(thread), true) = (thread, lock(&self.failed).is_none()) {
+        // Before the end the others may be anywhere, and it would wait for them.
+        if let (Some(thread), true) = (thread, self.finished.load(Ordering::Relaxed)) {
             let _ = thread.join();
         }
     }
@@ -168,7 +185,8 @@ impl Group {
             return Ok(Self::single());
         }
         let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
-        Ok(Self(Some(Arc::new(Joined { place, limit, jobs, failed: Mutex::new(None), thread }))))
+        let (failed, finished) = (Mutex::new(None), AtomicBool::new(false));
+        Ok(Self(Some(Arc::new(Joined { place, limit, jobs, failed, finished, thread }))))
     }
 
     /// Who this process is.
@@ -348,6 +366,23 @@ impl Group {
         }
         let counts = vec![1; self.world_size()];
         self.begin("barrier", of, move |transport| transport.all_gather(&[0], &counts, &mut vec![0; counts.len()]))
+    }
+
+    /// Waits until all have come to the end of the run. When the last clone is dropped after that, the processes part in peace; if one is dropped
+    /// before, whoever started them is to end the others.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn finish(&self) -> Result<()> {
+        self.barrier("the end of the run").wait()?;
+        if let Some(joined) = &self.0 {
+            joined.finished.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(super) fn downgrade(&self) -> WeakGroup {
+        WeakGroup(self.0.as_ref().map_or_else(Weak::new, Arc::downgrade))
     }
 
     /// A text of each process, in the order of their ranks.

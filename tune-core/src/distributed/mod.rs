@@ -5,30 +5,39 @@
 //! number of processes alone. With one process nothing here does anything.
 
 mod group;
+mod launched;
+#[cfg(feature = "mpi")]
+mod mpi;
 pub mod threads;
 mod transport;
 
 use std::cell::RefCell;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use group::WeakGroup;
 pub use group::{Group, Pending, Place};
+use launched::Launched;
 pub use transport::Transport;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// The group that this process has joined.
-static JOINED: OnceLock<Group> = OnceLock::new();
+static JOINED: Mutex<WeakGroup> = Mutex::new(WeakGroup::new());
 
 thread_local! {
     /// The group of a thread that stands for a process.
     static OF_THREAD: RefCell<Option<Group>> = const { RefCell::new(None) };
 }
 
+/// How long a collective is waited for, unless [`group::LIMIT`] says so.
+const LIMIT: Duration = Duration::from_secs(600);
+
 /// The group that this process belongs to: itself alone, before [`init_process_group`] and without others to join.
 #[must_use]
 pub fn current() -> Group {
-    let of_thread = OF_THREAD.with_borrow(Clone::clone);
-    of_thread.or_else(|| JOINED.get().cloned()).unwrap_or_default()
+    let joined = || JOINED.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    OF_THREAD.with_borrow(Clone::clone).or_else(joined).unwrap_or_default()
 }
 
 /// Calls `f` on a thread that stands for a process of `group`.
@@ -43,10 +52,57 @@ fn as_current<R>(group: &Group, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Joins the other processes of the run. A run of one process has nobody to join.
+/// Joins the other processes of the run, as long as what is returned lives. A run of one process has nobody to join. The processor's threads are
+/// divided among the processes of a machine, and all but one of them keep the standard output to themselves.
 ///
 /// # Errors
-/// None yet; joining others can fail.
+/// Processes that were started by what this program cannot communicate through, and a time limit that is no number.
 pub fn init_process_group() -> Result<Group> {
-    Ok(JOINED.get_or_init(Group::single).clone())
+    let there = current();
+    if !there.is_single() {
+        return Ok(there);
+    }
+    let Some(launched) = Launched::of(&|name| std::env::var(name).ok())? else { return Ok(Group::single()) };
+    let group = join(&launched, limit(std::env::var(group::LIMIT).ok().as_deref())?)?;
+    *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = group.downgrade();
+    tune_config::output::as_rank(group.rank());
+    launched::divide_threads(group.place());
+    Ok(group)
+}
+
+fn limit(said: Option<&str>) -> Result<Duration> {
+    let Some(said) = said else { return Ok(LIMIT) };
+    match said.parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err(Error::setup(format!("{}={said}: a number of seconds was expected", group::LIMIT))),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn join(_: &Launched, limit: Duration) -> Result<Group> {
+    Group::join(limit, mpi::open)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join(launched: &Launched, _: Duration) -> Result<Group> {
+    Err(Error::setup(format!(
+        "{} started {} processes, and this program was built without MPI, by which they would communicate: build it with \
+         `cargo build --release -p recipes --features mpi` (a system MPI is needed: on Debian `apt-get install libopenmpi-dev \
+         openmpi-bin libclang-dev`), or start one process",
+        launched.by, launched.processes
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds() {
+        assert_eq!(limit(None).unwrap(), LIMIT);
+        assert_eq!(limit(Some("7")).unwrap(), Duration::from_secs(7));
+        for wrong in ["0", "-1", "7s", ""] {
+            assert!(limit(Some(wrong)).unwrap_err().to_string().contains("a number of seconds"), "{wrong}");
+        }
+    }
 }

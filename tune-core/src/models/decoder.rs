@@ -283,7 +283,7 @@ impl Decoder {
             let (a, b) = (self.whole(&of, &adapter.a, adapter.rank)?, self.whole(&of, &adapter.b, rows)?);
             merged(&weight, std::iter::once((&a, &b, adapter.scale)))
         };
-        Piece { name, dtype: here.dtype(), shape, make: Box::new(make) }
+        Piece::new(name, here.dtype(), shape, make)
     }
 }
 
@@ -304,7 +304,27 @@ impl std::fmt::Debug for Piece<'_> {
     }
 }
 
-impl Piece<'_> {
+impl<'a> Piece<'a> {
+    /// One that `make` makes.
+    pub(crate) fn new(name: String, dtype: DType, shape: Vec<usize>, make: impl Fn() -> Result<Tensor> + 'a) -> Self {
+        Self { name, dtype, shape, make: Box::new(make) }
+    }
+
+    /// A tensor that is there.
+    pub(crate) fn of(name: &str, tensor: &'a Tensor) -> Self {
+        Self::new(name.to_owned(), tensor.dtype(), tensor.dims().to_vec(), || Ok(tensor.clone()))
+    }
+
+    /// The same once more.
+    pub(crate) fn again(&self) -> Piece<'_> {
+        Piece::new(self.name.clone(), self.dtype, self.shape.clone(), || self.make())
+    }
+
+    /// The bytes that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.size_in_bytes() as u64
+    }
+
     /// Makes it. Where several processes train together, each is to ask for it at the same time.
     ///
     /// # Errors

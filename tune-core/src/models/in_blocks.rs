@@ -161,7 +161,7 @@ impl WeightSource for FrozenBase<'_> {
     }
 
     fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
-        self.checkpoint.rows(name, shape, rows, dtype, device)
+        WeightSource::rows(self.checkpoint, name, shape, rows, dtype, device)
     }
 
     fn names(&self) -> Vec<String> {

@@ -57,6 +57,11 @@ impl WeightSource for Checkpoint {
         self.tensor(name, dtype, device)
     }
 
+    fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.check_shape(name, shape)?;
+        Checkpoint::rows(self, name, rows, dtype, device)
+    }
+
     fn names(&self) -> Vec<String> {
         Checkpoint::names(self).map(str::to_owned).collect()
     }

@@ -42,7 +42,7 @@ pub(super) fn look(
         report.fact("questions", format!("{} in {}", questions.len(), config.data_file.display()));
     }
     if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
-        let plan = outline.steps.plan();
+        let plan = outline.plan();
         let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
         report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
     }

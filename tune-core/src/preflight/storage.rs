@@ -148,7 +148,7 @@ struct Room {
 /// What the run needs, against what is free. As long as the data is being counted, one checkpoint is all that is known.
 fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<usize>) -> Result<Room> {
     let one = checkpoint_bytes(outline, shape)?;
-    let saves = batches.map_or(1, |n| saves(outline.steps.plan(), n, outline.run.checkpointer.save_every_n_steps));
+    let saves = batches.map_or(1, |n| saves(outline.plan(), n, outline.run.checkpointer.save_every_n_steps));
     let keep = outline.run.checkpointer.keep_last_n_checkpoints.map_or(u64::MAX, |n| n as u64);
     // The best one, besides.
     let keep = keep.saturating_add(u64::from(outline.run.checkpointer.keep_best));

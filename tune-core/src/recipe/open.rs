@@ -1,23 +1,26 @@
 //! A run before it begins: everything is opened and checked, and nothing is written.
 
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
 
 use super::outline::fingerprints;
 use super::{Outline, Run, Trained, Validations, already_complete, write_config};
-use crate::Result;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{self, Checkpoint};
 use crate::data::Loader;
 use crate::device::{Compute, choose_seed};
+use crate::distributed::Group;
 use crate::eval::ExactMatch;
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
 use crate::models::{Decoder, FrozenBase, InBlocks, ModelSpec, Parameter};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
+use crate::{Error, Result};
 
 /// What an [`Outline`] names, opened and found sound. The weights are still on disk.
 pub struct Opened {
@@ -41,6 +44,8 @@ pub struct Opened {
     pub train_data: Loader,
     /// The validation data in batches, if there is any.
     pub validation_data: Option<Loader>,
+    /// Who trains together.
+    pub group: Group,
     state: Option<TrainingState>,
     outline: Outline,
     console: Console,
@@ -58,6 +63,12 @@ impl Outline {
     /// # Errors
     /// Whatever is not sound. Nothing has been written.
     pub fn open(self, mut console: Console) -> Result<Opened> {
+        if !self.group.is_main() {
+            console = Console::silent();
+        }
+        if !self.group.is_single() && self.data.is_of_pairs() {
+            return Err(Error::setup("a model learns from pairs of answers in one process alone, for now: start one"));
+        }
         let (device, chosen) = self.run.device.choose()?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
@@ -72,6 +83,7 @@ impl Outline {
             self.check_reference(reference, &tokenizer)?;
         }
         let seed = state.as_ref().map_or_else(|| choose_seed(self.run.seed), |state| state.seed);
+        let seed = self.group.broadcast("the seed", 0, vec![seed]).wait()?.first().copied().unwrap_or(seed);
 
         let train_data = self.train_data(&tokenizer, seed)?;
         let validation_data = self.validation_data(&tokenizer, seed)?;
@@ -94,6 +106,7 @@ impl Outline {
             reference,
             resumed,
             state,
+            group: self.group.clone(),
             outline: self,
             console,
             tokenizer,
@@ -103,6 +116,33 @@ impl Outline {
             exact_match,
             summaries,
         })
+    }
+
+    /// Refuses processes that would not do the same: with another config, other data, another model or another program.
+    fn check_same(&self, train_data: &Loader, shape: &ModelSpec) -> Result<()> {
+        if self.group.is_single() {
+            return Ok(());
+        }
+        let program = std::env::current_exe().ok().and_then(|path| checkpoint::of_file(&path).ok());
+        let data = train_data.known_len().map(|_| train_data.fingerprint()).transpose()?;
+        let mine = [
+            ("config", crc32c::crc32c(format!("{:?}", self.settings).as_bytes())),
+            ("model", crc32c::crc32c(format!("{shape:?}").as_bytes())),
+            ("data", data.unwrap_or_default()),
+            ("program", program.map_or(0, |sum| sum.crc32c)),
+        ];
+        let text = mine.map(|(_, sum)| sum.to_string()).join(" ");
+        let all = self.group.texts("what each process trains", &text)?;
+        let parts: Vec<Vec<&str>> = all.iter().map(|text| text.split(' ').collect()).collect();
+        for (i, (what, _)) in mine.iter().enumerate() {
+            if let Some(rank) = parts.iter().position(|of_rank| of_rank.get(i) != parts[0].get(i)) {
+                return Err(Error::setup(format!(
+                    "rank {rank} has another {what} than rank 0: all processes of a run are to be started with the same \
+                     program, config and files"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -129,11 +169,19 @@ impl Opened {
     /// # Errors
     /// A base model or data that changed, state that is not this optimizer's, and a folder or log that cannot be made.
     pub fn begin(mut self, title: &str, model: &Decoder, optimizer: &mut dyn Optimizer) -> Result<Run> {
+        self.outline.check_same(&self.train_data, &self.shape)?;
+        let is_main = self.outline.group.is_main();
         let reference = self.reference.as_ref().map(|(reference, _)| reference);
-        let weight_fingerprints = self.outline.weight_fingerprints(&self.base, reference)?;
+        // Who writes checkpoints looks at the files on behalf of all.
+        let weight_fingerprints = match is_main {
+            true => self.outline.weight_fingerprints(&self.base, reference)?,
+            false => Default::default(),
+        };
         let compared = self.outline.describe_reference(reference);
         if let Some(state) = &mut self.state {
-            state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
+            if is_main {
+                state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
+            }
             optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
         }
         let Self { base, shape, in_blocks, seed, resumed, state, outline, mut console, train_data, .. } = self;
@@ -141,16 +189,30 @@ impl Opened {
         let validations = state.as_ref().map_or_else(Default::default, Validations::of);
         let keys = &outline.run;
 
-        let run_dir = RunDir::open(&keys.output_dir, base.path(), keys.start())?;
-        write_config(&keys.output_dir, &outline.yaml)?;
+        // All have seen what is there.
+        outline.group.barrier("the beginning of the run").wait()?;
+        let run_dir = match is_main {
+            true => Some(RunDir::open(&keys.output_dir, base.path(), keys.start())?),
+            false => None,
+        };
+        if is_main {
+            write_config(&keys.output_dir, &outline.yaml)?;
+        }
+        outline.group.barrier("the run's folder").wait()?;
+        if !is_main {
+            console = log_of_rank(&keys.output_dir, outline.group.rank())?;
+        }
         let mut facts = vec![
             ("base model", format!("{}{}", base.path().display(), held(&in_blocks))),
             ("data", self.summaries.join("\n")),
             ("trained", trained_share(&outline.trained, model)),
-            ("steps", outline.steps.plan().describe(train_data.known_len())),
+            ("steps", outline.plan().describe(train_data.known_len())),
             ("seed", seed.to_string()),
             ("output", keys.output_dir.display().to_string()),
         ];
+        if !outline.group.is_single() {
+            facts.push(("processes", outline.group.world_size().to_string()));
+        }
         if let Some(compared) = compared {
             facts.insert(1, ("reference", compared));
         }
@@ -164,7 +226,8 @@ impl Opened {
             console.note(&already_complete(saved, start));
         }
         let (start, every) = (position.log_start(), keys.log_every_n_steps);
-        let metrics = Metrics::open(&keys.metric_logger, &keys.output_dir, start, every, console)?;
+        let loggers = if is_main { &keys.metric_logger[..] } else { &[] };
+        let metrics = Metrics::open(loggers, &keys.output_dir, start, every, console)?;
         Ok(Run {
             extra: state.map(|state| state.extra).unwrap_or_default(),
             outline,
@@ -184,6 +247,15 @@ impl Opened {
             last_saved: resumed,
         })
     }
+}
+
+/// What a process that shows nothing writes instead: a log of its own.
+fn log_of_rank(output_dir: &Path, rank: usize) -> Result<Console> {
+    let folder = output_dir.join("logs");
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let path = folder.join(format!("rank_{rank}.log"));
+    let file = File::options().create(true).append(true).open(&path).map_err(Error::io("create", &path))?;
+    Ok(Console::lines(file))
 }
 
 /// What a line on the base model says of its weights in blocks.

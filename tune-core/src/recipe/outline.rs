@@ -13,6 +13,7 @@ use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
+use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, PlannedCard, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
@@ -79,6 +80,8 @@ pub struct Outline {
     pub settings: BTreeMap<String, Json>,
     /// The whole config as YAML.
     pub yaml: String,
+    /// Who trains together.
+    pub group: Group,
 }
 
 impl Outline {
@@ -92,6 +95,11 @@ impl Outline {
         optimizer: &OptimizerConfig,
         lr_scheduler: &SchedulerConfig,
     ) -> Self {
+        let (group, mut settings) = (distributed::current(), settings(config));
+        // What counts is how many there are in a step over all processes: another number of them may go on.
+        if let Some(value) = settings.get_mut("gradient_accumulation_steps") {
+            *value = steps.plan().of_all(group.world_size()).gradient_accumulation_steps.into();
+        }
         Self {
             run: run.clone(),
             data: data.into(),
@@ -104,9 +112,15 @@ impl Outline {
             exact_match: None,
             optimizer_in_bwd: None,
             reference: None,
-            settings: settings(config),
+            settings,
             yaml: config.to_yaml(),
+            group,
         }
+    }
+
+    /// How batches become steps and epochs, in all processes together.
+    pub fn plan(&self) -> Plan {
+        self.steps.plan().of_all(self.group.world_size())
     }
 
     /// The device, and the dtype of weights and activations.
@@ -292,7 +306,7 @@ impl Outline {
     /// # Errors
     /// A checkpoint that is damaged, or of a run with other settings: the message has them.
     pub fn resumed(&self) -> Result<Option<(Saved, TrainingState)>> {
-        self.resumed_with(TrainingState::read)
+        self.resumed_with(|dir| TrainingState::read_share(dir, &self.group))
     }
 
     pub(crate) fn resumed_with(
@@ -371,7 +385,7 @@ impl Outline {
             model: reference.map(|(_, shape)| shape),
             each_step: *when == ReferenceChoice::EachStep,
         });
-        let plan = self.steps.plan();
+        let plan = self.plan();
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         MemoryPlan::new(&Setting {
             model: model.clone(),
@@ -415,6 +429,10 @@ impl Outline {
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<()> {
+        // The plan is that of a process which holds the whole model.
+        if !self.group.is_single() {
+            return Ok(());
+        }
         self.memory_plan(Some(device), model, train_data, validation_data, state)?.check()
     }
 
@@ -437,7 +455,7 @@ impl Outline {
     pub fn schedule_warnings(&self, batches: Option<usize>) -> Vec<String> {
         let mut warnings = Vec::new();
         let warmup = self.lr_scheduler.build().warmup_steps;
-        let total = batches.map(|batches| self.steps.plan().total_steps(batches));
+        let total = batches.map(|batches| self.plan().total_steps(batches));
         if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
             let reached = 100.0 * (total - 1) as f64 / warmup as f64;
             warnings.push(format!(

@@ -8,12 +8,15 @@ use serde_json::Value as Json;
 use tune_config::cli::signals;
 
 use super::outline::fingerprints;
+use super::save::save_pieces;
+use super::together::Together;
 use super::weights::Beside;
-use super::{Outline, Plan, Position, Step, Steps, Trained, Validations, Weights, check_stop, end_of_run, save, steps};
+use super::{Outline, Plan, Position, Step, Steps, Trained, Validations, Weights, check_stop, end_of_run, steps};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
+use crate::distributed::Group;
 use crate::eval::ExactMatch;
 use crate::metrics::{Console, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
 use crate::models::{Decoder, ModelSpec};
@@ -25,7 +28,8 @@ use crate::{Result, engine};
 /// a step: the recipe's loop does, and hands the model over where it is needed, to be validated or saved.
 pub struct Run {
     pub(super) outline: Outline,
-    pub(super) run_dir: RunDir,
+    /// Where this process writes checkpoints, if it does.
+    pub(super) run_dir: Option<RunDir>,
     pub(super) metrics: Metrics,
     pub(super) base: Checkpoint,
     pub(super) weight_fingerprints: BTreeMap<String, u32>,
@@ -50,9 +54,9 @@ impl Run {
     /// # Errors
     /// As [`Steps::ahead`].
     pub fn steps(&mut self) -> Result<Steps> {
-        let plan = self.outline.steps.plan();
+        let plan = self.outline.plan();
         self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| plan.total_steps(n)));
-        Steps::ahead(&self.train_data, plan, self.position)
+        Steps::of_rank(&self.train_data, plan, self.position, &self.outline.group)
     }
 
     /// Steps of the whole run. Waits until all data is tokenized.
@@ -64,7 +68,7 @@ impl Run {
         while !self.train_data.wait(steps::PATIENCE)? {
             check_stop()?;
         }
-        Ok(self.outline.steps.plan().total_steps(self.train_data.len()?))
+        Ok(self.outline.plan().total_steps(self.train_data.len()?))
     }
 
     /// A step is done: the run is behind it, and it is logged. `loss` is the mean over the step's trained tokens, in nats,
@@ -132,7 +136,9 @@ impl Run {
     pub fn validate(&mut self, model: &Decoder) -> Result<()> {
         let Some(data) = &self.validation_data else { return Ok(()) };
         let (mut sum, mut pace) = (0.0, Pace::default());
-        for step in Steps::ahead(data, Plan::ONE_PASS, Position::default())? {
+        let group = &self.outline.group;
+        let plan = Plan::ONE_PASS.of_all(group.world_size());
+        for step in Steps::of_rank(data, plan, Position::default(), group)? {
             let step = step?;
             for batch in &step.batches {
                 sum += engine::evaluate(model, batch)?;
@@ -164,7 +170,7 @@ impl Run {
     ///
     /// # Errors
     /// As [`save`].
-    pub fn save(&mut self, weights: &Weights, optimizer: &dyn Optimizer) -> Result<Saved> {
+    pub fn save(&mut self, weights: &Weights<'_>, optimizer: &dyn Optimizer) -> Result<Saved> {
         if !self.train_data.wait(steps::PATIENCE)? {
             let way_out = match signals::requested() {
                 Some(_) => "; another Ctrl-C ends the run at once, without it",
@@ -173,7 +179,7 @@ impl Run {
             let why = "the checkpoint tells what it was trained on";
             self.console().note(&format!("Waiting until all data is tokenized: {why}{way_out}"));
         }
-        let total_steps = self.outline.steps.plan().total_steps(self.train_data.len()?);
+        let total_steps = self.outline.plan().total_steps(self.train_data.len()?);
         let state = TrainingState {
             position: self.position,
             total_steps,
@@ -182,7 +188,7 @@ impl Run {
             settings: self.outline.settings.clone(),
             inputs: fingerprints(&self.train_data, &self.shape, &self.weight_fingerprints)?,
             extra: self.extra.clone().into_iter().chain(self.validations.extra()).collect(),
-            optimizer: optimizer.state()?,
+            optimizer: BTreeMap::new(),
         };
         let checkpointer = &self.outline.run.checkpointer;
         let beside = Beside {
@@ -191,19 +197,29 @@ impl Run {
             stop: self.tokenizer.stop_tokens(),
             shard: checkpointer.max_shard_bytes(),
         };
-        let console = self.metrics.console();
-        let saved =
-            save(&self.run_dir, checkpointer, &state, weights.bytes(), console, |dir| weights.write(dir, &beside))?;
+        let pieces = weights.pieces(optimizer.state()?)?;
+        let together = Together::new(&self.outline.group, &pieces);
+        let saved = match &self.run_dir {
+            None => together.serve(self.position.step, self.position.epoch_of_last_step())?,
+            Some(run_dir) => {
+                let asked = together.asked();
+                let (model, optimizer) = asked.split_at(weights.of_model());
+                let (console, bytes) = (self.metrics.console(), weights.bytes());
+                let write = |dir: &Path| weights.write(dir, model, &beside);
+                together.end(save_pieces(run_dir, checkpointer, (&state, optimizer), bytes, console, write))?
+            }
+        };
         self.last_saved = Some(saved.clone());
         Ok(saved)
     }
 
-    /// Closes the logs.
+    /// Closes the logs, and waits until all processes of the run have come to its end.
     ///
     /// # Errors
-    /// A log that cannot be written to its end.
+    /// A log that cannot be written to its end, and another process that is gone.
     pub fn close(&mut self) -> Result<()> {
-        self.metrics.close()
+        self.metrics.close()?;
+        self.outline.group.finish()
     }
 
     /// Where the result is, how good it is, and the command that asks it, with a `question` that is known to the run; `None`
@@ -219,6 +235,11 @@ impl Run {
     /// Where the run is.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// Who trains together.
+    pub fn group(&self) -> &Group {
+        &self.outline.group
     }
 
     /// Its folder.

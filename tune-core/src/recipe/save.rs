@@ -10,6 +10,7 @@ use crate::checkpoint::may_pass;
 use crate::checkpoint::run::{self, RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::metrics::Console;
+use crate::models::Piece;
 use crate::{Error, Result};
 
 /// Saves a checkpoint as [`RunDir::save`] does, and then deletes those that the config does not keep. Where there is no
@@ -26,7 +27,19 @@ pub fn save(
     console: &mut Console,
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<Saved> {
-    let save_to = |dir: &RunDir| dir.save(state, weight_bytes, &write);
+    save_pieces(run_dir, config, (state, &state.pieces()), weight_bytes, console, write)
+}
+
+/// The same with tensors of the optimizer that are made as they are written.
+pub(super) fn save_pieces(
+    run_dir: &RunDir,
+    config: &CheckpointConfig,
+    (state, optimizer): (&TrainingState, &[Piece<'_>]),
+    weight_bytes: u64,
+    console: &mut Console,
+    write: impl Fn(&Path) -> Result<()>,
+) -> Result<Saved> {
+    let save_to = |dir: &RunDir| dir.save_pieces(state, optimizer, weight_bytes, &write);
     let saved = match save_to(run_dir) {
         Err(error) if may_pass(&error) => {
             if let Some(keep) = config.keep_last_n_checkpoints.filter(|&keep| keep > 1) {

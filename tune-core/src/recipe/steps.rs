@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use tune_config::cli::Exit;
 use tune_config::cli::signals::Listening;
 
 use super::{Plan, Position, check_stop};
-use crate::data::{Batch, Loader};
+use crate::data::{Batch, IGNORE, Loader, Span};
+use crate::distributed::Group;
 use crate::metrics::Pace;
 use crate::{Error, Result};
 
@@ -16,7 +18,7 @@ use crate::{Error, Result};
 pub struct Step {
     /// Its number, from 1.
     pub number: u64,
-    /// The step's micro-batches.
+    /// The step's micro-batches; where several processes train together, those of this one, and as many in each.
     pub batches: Vec<Batch>,
     /// The epoch, from 0.
     pub epoch: u64,
@@ -26,30 +28,83 @@ pub struct Step {
     pub ends_epoch: bool,
     /// When it was asked for.
     begun: Instant,
+    /// Of all processes.
+    counts: Counts,
+    group: Group,
+}
+
+/// What all micro-batches of a step have.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    tokens: usize,
+    trained_tokens: usize,
+    rows: usize,
+}
+
+impl Counts {
+    fn of(batches: &[Batch]) -> Self {
+        Self {
+            tokens: batches.iter().map(Batch::tokens).sum(),
+            trained_tokens: batches.iter().map(Batch::trained_tokens).sum(),
+            rows: batches.iter().map(|batch| batch.rows).sum(),
+        }
+    }
+}
+
+/// Of a step's micro-batches those of a process: the first, and each that is a multiple of their number behind it. Processes
+/// that would have one less than others get one of which nothing is learnt, for all take part in what they do together.
+fn of_rank(batches: Vec<Batch>, group: &Group) -> Vec<Batch> {
+    if group.is_single() {
+        return batches;
+    }
+    let each = batches.len().div_ceil(group.world_size());
+    let mut mine: Vec<Batch> = batches.into_iter().skip(group.rank()).step_by(group.world_size()).collect();
+    mine.resize_with(each, idle);
+    mine
+}
+
+/// One token that is not trained.
+fn idle() -> Batch {
+    Batch {
+        rows: 1,
+        len: 1,
+        input_ids: vec![0],
+        targets: vec![IGNORE],
+        positions: vec![0],
+        spans: vec![Span { row: 0, start: 0, len: 1 }],
+        origins: Vec::new(),
+    }
 }
 
 impl Step {
     /// Of these micro-batches, in the middle of the first epoch.
     #[cfg(test)]
     pub(super) fn of(number: u64, batches: Vec<Batch>) -> Self {
-        let batches_in_epoch = batches.len();
-        Self { number, batches, epoch: 0, batches_in_epoch, ends_epoch: false, begun: Instant::now() }
+        let (batches_in_epoch, counts) = (batches.len(), Counts::of(&batches));
+        let (begun, group) = (Instant::now(), Group::single());
+        Self { number, batches, epoch: 0, batches_in_epoch, ends_epoch: false, begun, counts, group }
     }
 
-    /// Tokens whose next one is trained, in all micro-batches.
+    /// The micro-batches with their numbers in the step, over all processes.
+    pub fn micro_batches(&self) -> impl Iterator<Item = (usize, &Batch)> {
+        let (rank, world_size) = (self.group.rank(), self.group.world_size());
+        self.batches.iter().enumerate().map(move |(i, batch)| (i * world_size + rank, batch))
+    }
+
+    /// Tokens whose next one is trained, in all micro-batches of all processes.
     pub fn trained_tokens(&self) -> usize {
-        self.batches.iter().map(Batch::trained_tokens).sum()
+        self.counts.trained_tokens
     }
 
-    /// Rows of all micro-batches: samples, packs of them, or pairs.
+    /// Rows of all micro-batches of all processes: samples, packs of them, or pairs.
     pub fn rows(&self) -> usize {
-        self.batches.iter().map(|batch| batch.rows).sum()
+        self.counts.rows
     }
 
     /// Its tokens, and the time since it was asked for: waiting for data counts.
     pub fn pace(&self) -> Pace {
         Pace {
-            tokens: self.batches.iter().map(|batch| batch.tokens() as u64).sum(),
+            tokens: self.counts.tokens as u64,
             trained_tokens: self.trained_tokens() as u64,
             seconds: self.begun.elapsed().as_secs_f64(),
         }
@@ -63,6 +118,7 @@ impl Step {
 #[derive(Debug)]
 pub struct Steps {
     receiver: Receiver<Result<Step>>,
+    group: Group,
     _listening: Listening,
 }
 
@@ -75,11 +131,20 @@ impl Steps {
     /// # Errors
     /// Where no thread can be started.
     pub fn ahead(data: &Arc<Loader>, plan: Plan, from: Position) -> Result<Self> {
+        Self::of_rank(data, plan, from, &Group::single())
+    }
+
+    /// The same for a process of a group: `plan` is that of all of them together, and each takes its share of every step. Where
+    /// one is to end, all do.
+    ///
+    /// # Errors
+    /// As [`Steps::ahead`].
+    pub fn of_rank(data: &Arc<Loader>, plan: Plan, from: Position, group: &Group) -> Result<Self> {
         // One lies ready and the next is in the making.
         let (sender, receiver) = sync_channel(1);
-        let data = Arc::clone(data);
+        let (data, of_thread) = (Arc::clone(data), group.clone());
         let read = move || {
-            if let Err(error) = send_steps(&data, plan, from, &sender) {
+            if let Err(error) = send_steps(&data, plan, from, &of_thread, &sender) {
                 let _ = sender.send(Err(error));
             }
         };
@@ -87,7 +152,29 @@ impl Steps {
             .name("read-ahead".to_owned())
             .spawn(read)
             .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
-        Ok(Self { receiver, _listening: Listening::begin() })
+        Ok(Self { receiver, group: group.clone(), _listening: Listening::begin() })
+    }
+
+    /// What comes next here, once it is known of all processes: where one is to end or has failed, all end here.
+    fn agreed(&self, mine: Option<Result<Step>>) -> Option<Result<Step>> {
+        let stopped = matches!(mine, Some(Err(Error::Stopped(_))));
+        let failed = matches!(mine, Some(Err(_))) && !stopped;
+        let of_all = match self.group.all_reduce("what comes next", vec![u32::from(stopped), u32::from(failed)]).wait()
+        {
+            Ok(of_all) => of_all,
+            Err(error) => return Some(Err(error)),
+        };
+        match (mine, of_all[0], of_all[1]) {
+            (Some(Err(error)), ..) => Some(Err(error)),
+            (_, _, failed @ 1..) => {
+                Some(Err(Error::Training(format!("{failed} of the other processes cannot go on, and say why"))))
+            }
+            (_, 1.., _) => Some(Err(Error::Stopped(Exit {
+                code: 1,
+                message: "stopped with another process of the run".to_owned(),
+            }))),
+            (mine, ..) => mine,
+        }
     }
 }
 
@@ -95,6 +182,13 @@ impl Iterator for Steps {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let mine = self.next_here();
+        if self.group.is_single() { mine } else { self.agreed(mine) }
+    }
+}
+
+impl Steps {
+    fn next_here(&mut self) -> Option<Result<Step>> {
         let begun = Instant::now();
         loop {
             if let Err(stopped) = check_stop() {
@@ -110,7 +204,13 @@ impl Iterator for Steps {
 }
 
 /// Sends one step after the other until all are sent or nobody wants more.
-fn send_steps(data: &Loader, plan: Plan, from: Position, sender: &SyncSender<Result<Step>>) -> Result<()> {
+fn send_steps(
+    data: &Loader,
+    plan: Plan,
+    from: Position,
+    group: &Group,
+    sender: &SyncSender<Result<Step>>,
+) -> Result<()> {
     let accumulated = plan.gradient_accumulation_steps.max(1);
     let mut number = from.step;
     for epoch in from.epoch..plan.epochs {
@@ -124,11 +224,13 @@ fn send_steps(data: &Loader, plan: Plan, from: Position, sender: &SyncSender<Res
             number += 1;
             let step = Step {
                 number,
-                batches: batches_of_step,
+                counts: Counts::of(&batches_of_step),
+                batches: of_rank(batches_of_step, group),
                 epoch,
                 batches_in_epoch: done,
                 ends_epoch: batches.peek().is_none(),
                 begun: Instant::now(),
+                group: group.clone(),
             };
             if sender.send(Ok(step)).is_err() {
                 return Ok(());

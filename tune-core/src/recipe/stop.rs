@@ -22,7 +22,12 @@ pub fn check_stop() -> Result<()> {
 pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
     let step = recipe.run().position().step;
     let is_saved = recipe.run().last_saved().is_some_and(|saved| saved.step == step);
-    let is_worth_saving = matches!(why, Error::Stopped(_) | Error::Log { .. } | Error::Data(_));
+    let is_worth_saving = match why {
+        Error::Stopped(_) => true,
+        // Of several processes, one alone finds its log or its data so: the others are elsewhere.
+        Error::Log { .. } | Error::Data(_) => recipe.run().group().is_single(),
+        _ => false,
+    };
     let failure = match is_worth_saving && step > 0 && !is_saved {
         true => recipe.save_checkpoint().err(),
         false => None,

@@ -7,16 +7,18 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
-use crate::models::{Decoder, LoraOptions};
+use crate::models::{Decoder, LoraOptions, Parameter, Piece, Trainable};
 use crate::peft;
 use crate::tokenizer::{StopTokens, TokenizerFiles};
 
-/// The results of a run as a checkpoint has them: a model, an adapter, or an adapter with the merged model beside it.
-#[derive(Debug, Clone)]
-pub struct Weights {
+/// The results of a run as a checkpoint has them: a model, an adapter, or an adapter with the merged model beside it. Where several
+/// processes train together, each makes them at the same time.
+#[derive(Debug)]
+pub struct Weights<'m> {
     adapter: Option<(LoraOptions, BTreeMap<String, Tensor>)>,
-    /// By Hugging Face's names, and whether the output layer is tied to the embedding.
-    model: Option<(BTreeMap<String, Tensor>, bool)>,
+    /// By Hugging Face's names, to be made as they are written, and whether the output layer is tied to the embedding.
+    model: Option<(Vec<Piece<'m>>, bool)>,
+    trainable: &'m Trainable,
 }
 
 /// What goes with the weights, from the model that training began with.
@@ -29,50 +31,75 @@ pub(super) struct Beside<'a> {
     pub(super) shard: u64,
 }
 
-impl Weights {
+impl<'m> Weights<'m> {
     /// The weights of the model itself.
     ///
     /// # Errors
     /// Where an adapter in it cannot be merged.
-    pub fn model(model: &Decoder) -> Result<Self> {
-        Ok(Self { adapter: None, model: Some(model.merged_weights()?) })
+    pub fn model(model: &'m Decoder) -> Result<Self> {
+        Ok(Self { adapter: None, model: Some(model.pieces()?), trainable: model.trainable() })
     }
 
     /// The model's adapters alone.
     ///
     /// # Errors
     /// Where they cannot be read from the device.
-    pub fn adapter(options: &LoraOptions, model: &Decoder) -> Result<Self> {
-        Ok(Self { adapter: Some((options.clone(), peft::adapter_weights(model)?)), model: None })
+    pub fn adapter(options: &LoraOptions, model: &'m Decoder) -> Result<Self> {
+        let adapter = Some((options.clone(), peft::adapter_weights(model)?));
+        Ok(Self { adapter, model: None, trainable: model.trainable() })
     }
 
     /// The same, with the merged model in the folder `merged` beside the adapter.
     ///
     /// # Errors
     /// As [`Weights::model`].
-    pub fn with_merged(self, model: &Decoder) -> Result<Self> {
-        Ok(Self { model: Some(model.merged_weights()?), ..self })
+    pub fn with_merged(self, model: &'m Decoder) -> Result<Self> {
+        Ok(Self { model: Some(model.pieces()?), ..self })
     }
 
     /// The bytes that they take.
     pub(super) fn bytes(&self) -> u64 {
         let adapter = self.adapter.iter().flat_map(|(_, weights)| weights.values());
-        let model = self.model.iter().flat_map(|(weights, _)| weights.values());
-        adapter.chain(model).map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum()
+        let adapter: u64 = adapter.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+        adapter + self.model.iter().flat_map(|(pieces, _)| pieces).map(Piece::bytes).sum::<u64>()
     }
 
-    /// Writes them as Hugging Face's and PEFT's libraries read them.
-    pub(super) fn write(&self, dir: &Path, beside: &Beside<'_>) -> Result<()> {
+    /// What is made as it is written: the model's weights, and behind them the state that an optimizer has here.
+    pub(super) fn pieces(&self, optimizer: BTreeMap<String, Tensor>) -> Result<Vec<Piece<'_>>> {
+        let model = self.model.iter().flat_map(|(pieces, _)| pieces);
+        let mut pieces: Vec<Piece<'_>> = model.map(Piece::again).collect();
+        for (name, here) in optimizer {
+            let parameter = name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
+            let parameter = parameter.filter(|parameter| parameter.var().dims() == here.dims());
+            let shape = parameter.map_or_else(|| here.dims().to_vec(), Parameter::dims);
+            let dtype = here.dtype();
+            let make = move || parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here));
+            pieces.push(Piece::new(name, dtype, shape, make));
+        }
+        Ok(pieces)
+    }
+
+    /// Writes them as Hugging Face's and PEFT's libraries read them; `model` is the pieces of the model.
+    pub(super) fn write(&self, dir: &Path, model: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
         let Beside { base, tokenizer, stop, shard } = beside;
         let mut folder = dir.to_path_buf();
         if let Some((options, weights)) = &self.adapter {
             checkpoint::peft::write(dir, &options.adapter_config(base)?, weights, tokenizer)?;
             folder.push(MERGED);
         }
-        let Some((weights, tied)) = &self.model else { return Ok(()) };
+        let Some((_, tied)) = &self.model else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
         config["tie_word_embeddings"] = (*tied).into();
-        checkpoint::hf::write(&folder, &config, weights.clone(), tokenizer, Some(&generation), *shard)
+        let mut weights = checkpoint::hf::Weights::new();
+        for piece in model {
+            weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
+        }
+        checkpoint::hf::write(&folder, &config, weights, tokenizer, Some(&generation), *shard)
+    }
+
+    /// How many pieces the model has.
+    pub(super) fn of_model(&self) -> usize {
+        self.model.as_ref().map_or(0, |(pieces, _)| pieces.len())
     }
 }
 

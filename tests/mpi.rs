@@ -1,0 +1,212 @@
+//! Recipes on processes that MPI connects, started as a user starts them: the numbers of one process; and what happens when one
+//! dies or hangs. Needs the feature `mpi`, and `mpirun`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use runs::{newest, recipe, root, succeed, text};
+
+/// Micro-batches of a step over all processes.
+const TOGETHER: usize = 4;
+
+/// What a recipe is told, as one of some processes.
+fn args(config: &str, output: &Path, processes: usize, more: &[&str]) -> Vec<String> {
+    let mut args = vec![
+        "--config".to_owned(),
+        format!("configs/{config}.yaml"),
+        format!("output_dir={}", output.display()),
+        "~overwrite".to_owned(),
+        "log_every_n_steps=1".to_owned(),
+        "batch_size=4".to_owned(),
+        format!("gradient_accumulation_steps={}", TOGETHER / processes),
+    ];
+    args.extend(more.iter().map(ToString::to_string));
+    args
+}
+
+/// A recipe on some processes.
+fn mpirun(name: &str, processes: usize, args: &[String]) -> Command {
+    let program = recipe(name, &[]).get_program().to_owned();
+    let mut command = Command::new("mpirun");
+    command.current_dir(root()).arg("-n").arg(processes.to_string()).arg(program).args(args);
+    for (name, value) in [
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+        ("RAYON_NUM_THREADS", "1"),
+    ] {
+        command.env(name, value);
+    }
+    command
+}
+
+fn as_strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+fn losses(output: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    records.filter_map(|record| record["loss"].as_f64()).collect()
+}
+
+fn tensors(file: &Path) -> BTreeMap<String, Vec<f64>> {
+    let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
+}
+
+/// The length of the difference, relative to that of the second.
+fn distance(a: &Path, b: &Path) -> f64 {
+    let (a, b) = (tensors(a), tensors(b));
+    assert!(a.keys().eq(b.keys()));
+    let length = |all: &mut dyn Iterator<Item = f64>| all.map(|x| x * x).sum::<f64>().sqrt();
+    let pairs = || a.values().flatten().zip(b.values().flatten());
+    length(&mut pairs().map(|(a, b)| a - b)) / length(&mut pairs().map(|(_, b)| *b))
+}
+
+#[test]
+fn processes_learn_what_one_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    for (config, weights) in [("full/tiny", "model.safetensors"), ("lora/tiny", "adapter_model.safetensors")] {
+        let name = config.split('/').next().unwrap();
+        let more = ["epochs=1", "max_steps_per_epoch=6", "dataset.packed=true"];
+        let one = folder.path().join(format!("{name}-1"));
+        succeed(name, &as_strs(&args(config, &one, 1, &more)));
+        for processes in [2, 4] {
+            let output = folder.path().join(format!("{name}-{processes}"));
+            let done = mpirun(name, processes, &args(config, &output, processes, &more)).output().unwrap();
+            let (said, told) = (text(&done.stderr), text(&done.stdout));
+            assert!(done.status.success(), "{said}");
+            // One output, one log.
+            assert_eq!(told.matches("saved to").count(), 1, "{told}");
+            assert_eq!(said.matches("fine-tuning").count(), 1, "{said}");
+            assert!(fs::read_to_string(output.join("logs/rank_1.log")).unwrap().contains("processes"));
+            let (ours, theirs) = (losses(&output), losses(&one));
+            assert!(ours.len() == theirs.len() && !ours.is_empty());
+            let worst = ours.iter().zip(&theirs).fold(0f64, |worst, (a, b)| worst.max((a - b).abs() / b));
+            let of_weights = distance(&newest(&output).join(weights), &newest(&one).join(weights));
+            println!("{name} on {processes}: losses off by {worst:.1e}, weights {of_weights:.1e}");
+            assert!(worst <= 1e-5 && of_weights <= 1e-4);
+        }
+    }
+}
+
+/// The recipe's processes below `mpirun`.
+fn ranks(of: &Child) -> Vec<i32> {
+    let mut found: BTreeMap<i32, i32> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let rank = text(&environment).split('\0').find_map(|one| one.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok());
+        let parent: Option<u32> = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        if let (Some(rank), Some(parent)) = (rank, parent)
+            && parent == of.id()
+        {
+            found.insert(rank, pid);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn signal(signal: &str, pid: i32) {
+    assert!(Command::new("kill").arg(signal).arg(pid.to_string()).status().unwrap().success());
+}
+
+/// Waits until a run has logged so many steps.
+fn wait_for_steps(child: &mut Child, output: &Path, steps: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(output.join("logs/metrics.jsonl")).map_or(0, |text| text.lines().count()) < steps {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the run does not begin");
+        assert!(child.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for the end of a run, but no longer than this, and returns what it said.
+fn wait_for_end(mut child: Child, longest: Duration) -> (bool, String) {
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > longest {
+            child.kill().unwrap();
+            panic!("the others do not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), text(&output.stderr))
+}
+
+const LONG: [&str; 3] = ["epochs=2", "max_steps_per_epoch=20", "checkpointer.save_every_n_steps=4"];
+
+/// A process that is killed at some moment: the others end, no checkpoint is torn, and the run that goes on ends with the bits
+/// of one that was not killed.
+#[test]
+fn a_process_that_is_killed_ends_the_run_and_it_can_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let done = mpirun("full", 2, &args("full/tiny", &whole, 2, &LONG)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let bytes = |dir: &Path| {
+        ["model.safetensors", "training_state.safetensors"].map(|file| fs::read(newest(dir).join(file)).unwrap())
+    };
+    for (i, steps) in [1, 5, 9, 14].into_iter().enumerate() {
+        let output = folder.path().join(i.to_string());
+        let mut command = mpirun("full", 2, &args("full/tiny", &output, 2, &LONG));
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        wait_for_steps(&mut child, &output, steps);
+        let pids = ranks(&child);
+        assert_eq!(pids.len(), 2);
+        // Rank 0 may be at a checkpoint.
+        std::thread::sleep(Duration::from_millis(7 * i as u64));
+        signal("-KILL", pids[i % 2]);
+        let (success, said) = wait_for_end(child, Duration::from_secs(10));
+        assert!(!success && !said.is_empty(), "{said}");
+        let begun = !tune_core::checkpoint::run::checkpoints(&output).unwrap().is_empty();
+        let resume = if begun { "resume_from_checkpoint=true" } else { "resume_from_checkpoint=false" };
+        let more: Vec<&str> = LONG.iter().copied().chain([resume]).collect();
+        let done = mpirun("full", 2, &args("full/tiny", &output, 2, &more)).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        assert!(bytes(&output) == bytes(&whole), "killed after step {steps}");
+    }
+}
+
+/// A process that hangs: the others end at the time limit, and say where they have waited.
+#[test]
+fn a_process_that_hangs_is_waited_for_until_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let mut command = mpirun("full", 2, &args("full/tiny", &output, 2, &["epochs=2"]));
+    command.env("TUNE_COLLECTIVE_TIMEOUT", "3").stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    wait_for_steps(&mut child, &output, 2);
+    let stopped = ranks(&child)[1];
+    signal("-STOP", stopped);
+    let (success, said) = wait_for_end(child, Duration::from_secs(20));
+    assert!(!success && said.contains("rank 0 of 2 has waited 3 s in the "), "{said}");
+}
+
+/// Those that are started with another config are told at once.
+#[test]
+fn another_config_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output: PathBuf = folder.path().join("out");
+    let program = recipe("full", &[]).get_program().to_owned();
+    let mut command = mpirun("full", 1, &args("full/tiny", &output, 2, &[]));
+    command.args([":", "-n", "1"]).arg(program).args(args("full/tiny", &output, 2, &["optimizer.lr=5e-4"]));
+    let done = command.output().unwrap();
+    let said = text(&done.stderr);
+    assert!(!done.status.success() && said.contains("rank 1 has another config than rank 0"), "{said}");
+    assert!(!output.exists());
+}

@@ -1,0 +1,182 @@
+//! Whole recipes on several processes, which are threads here: they learn what one process learns, and one number of them goes on
+//! from what another saved.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+#[path = "../recipes/src/bin/full.rs"]
+#[allow(dead_code)]
+mod full;
+#[path = "../recipes/src/bin/lora.rs"]
+#[allow(dead_code)]
+mod lora;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use tune_core::config::{Input, load};
+use tune_core::distributed::threads;
+use tune_core::recipe::Recipe;
+
+/// Micro-batches of a step over all processes.
+const TOGETHER: usize = 4;
+/// Rows of each.
+const ROWS: usize = 4;
+
+/// The shipped config of a recipe, short, for one of some processes.
+fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &[&str]) -> R::Config {
+    let file = format!("configs/{recipe}/tiny.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let mut all = vec![
+        format!("output_dir={}", output.display()),
+        "~overwrite".to_owned(),
+        "log_every_n_steps=1".to_owned(),
+        format!("batch_size={ROWS}"),
+        format!("gradient_accumulation_steps={}", TOGETHER / processes),
+        "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai}]"
+            .to_owned(),
+    ];
+    all.extend(overrides.iter().map(ToString::to_string));
+    load(Input::yaml(file, text).overrides(&all)).unwrap_or_else(|report| panic!("{report}")).config
+}
+
+fn run<R: Recipe>(config: R::Config) -> tune_core::Result<()> {
+    let mut recipe = R::setup(config)?;
+    recipe.train()?;
+    recipe.cleanup()
+}
+
+/// Runs a recipe on some processes, and returns what each says of an error.
+fn on<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &[&str]) -> Vec<Option<String>> {
+    std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+    let one = |_| {
+        let result = run::<R>(config::<R>(recipe, output, processes, overrides));
+        result.err().map(|error| error.to_string())
+    };
+    match processes {
+        1 => vec![one(tune_core::distributed::Group::single())],
+        _ => threads::run(processes, Duration::from_secs(120), one).unwrap(),
+    }
+}
+
+fn succeed<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &[&str]) -> PathBuf {
+    let errors = on::<R>(recipe, output, processes, overrides);
+    assert!(errors.iter().all(Option::is_none), "{errors:?}");
+    tune_core::checkpoint::run::latest(output).unwrap().unwrap().path
+}
+
+/// The losses of a run's steps and validations, in their order.
+fn losses(output: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    records.filter_map(|record| record["loss"].as_f64().or(record["val_loss"].as_f64())).collect()
+}
+
+fn tensors(file: &Path) -> BTreeMap<String, Vec<f64>> {
+    let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
+}
+
+/// The length of the difference, relative to that of the second.
+fn distance(a: &Path, b: &Path) -> f64 {
+    let (a, b) = (tensors(a), tensors(b));
+    assert!(a.keys().eq(b.keys()));
+    let length = |all: &mut dyn Iterator<Item = f64>| all.map(|x| x * x).sum::<f64>().sqrt();
+    let pairs = || a.values().flatten().zip(b.values().flatten());
+    length(&mut pairs().map(|(a, b)| a - b)) / length(&mut pairs().map(|(_, b)| *b))
+}
+
+/// Losses and files of a run are those of another.
+fn compare(what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str) {
+    let (ours, theirs) = (losses(output), losses(other));
+    assert_eq!(ours.len(), theirs.len());
+    let worst = ours.iter().zip(&theirs).fold(0f64, |worst, (a, b)| worst.max((a - b).abs() / b));
+    let of_weights = distance(&saved.join(weights), &expected.join(weights));
+    let state = "training_state.safetensors";
+    let of_state = distance(&saved.join(state), &expected.join(state));
+    println!("{what}: losses off by {worst:.1e}, weights {of_weights:.1e}, optimizer {of_state:.1e}");
+    assert!(worst <= 1e-5 && of_weights <= 1e-4 && of_state <= 1e-3, "{what}");
+}
+
+const FULL: &[&str] = &["epochs=2", "max_steps_per_epoch=4", "clip_grad_norm=0.5", "dataset.packed=true"];
+
+#[test]
+fn full_on_two_and_four_processes_and_from_one_number_to_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = folder.path().join("one");
+    let expected = succeed::<full::FullFinetune>("full", &one, 1, FULL);
+    for processes in [2, 4] {
+        let output = folder.path().join(processes.to_string());
+        let saved = succeed::<full::FullFinetune>("full", &output, processes, FULL);
+        compare(&format!("{processes}"), (&output, &saved), (&one, &expected), "model.safetensors");
+        for rank in 1..processes {
+            assert!(output.join(format!("logs/rank_{rank}.log")).is_file());
+        }
+        let names = |dir: &Path| {
+            let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&saved), names(&expected), "a checkpoint is the same whoever wrote it");
+    }
+    // From the first epoch's checkpoint of each, on another number of processes.
+    for (from, to) in [("one", 2), ("2", 4), ("4", 1)] {
+        let output = folder.path().join(format!("{from}-{to}"));
+        let first = |dir: PathBuf| tune_core::checkpoint::run::checkpoints(&dir).unwrap().remove(0).path;
+        let checkpoint = first(folder.path().join(from));
+        let copy = output.join(checkpoint.file_name().unwrap());
+        fs::create_dir_all(&copy).unwrap();
+        for entry in fs::read_dir(&checkpoint).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+        }
+        fs::create_dir(output.join("logs")).unwrap();
+        fs::copy(folder.path().join(from).join("logs/metrics.jsonl"), output.join("logs/metrics.jsonl")).unwrap();
+        let resumed: Vec<&str> = FULL.iter().copied().chain(["resume_from_checkpoint=true"]).collect();
+        let saved = succeed::<full::FullFinetune>("full", &output, to, &resumed);
+        compare(&format!("{from} to {to}"), (&output, &saved), (&one, &expected), "model.safetensors");
+    }
+    // The same number of processes gives the same bits.
+    let again = folder.path().join("again");
+    let saved = succeed::<full::FullFinetune>("full", &again, 2, FULL);
+    let first = tune_core::checkpoint::run::latest(&folder.path().join("2")).unwrap().unwrap().path;
+    for file in ["model.safetensors", "training_state.safetensors"] {
+        assert!(fs::read(saved.join(file)).unwrap() == fs::read(first.join(file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn lora_on_two_processes_with_dropout_questions_and_a_merged_model() {
+    let overrides = [
+        "epochs=1",
+        "max_steps_per_epoch=5",
+        "model.lora_dropout=0.1",
+        "enable_activation_checkpointing=true",
+        "save_adapter_weights_only=false",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let expected = succeed::<lora::LoraFinetune>("lora", &one, 1, &overrides);
+    let saved = succeed::<lora::LoraFinetune>("lora", &two, 2, &overrides);
+    compare("lora", (&two, &saved), (&one, &expected), "adapter_model.safetensors");
+    compare("merged", (&two, &saved), (&one, &expected), "merged/model.safetensors");
+}
+
+#[test]
+fn processes_that_would_not_do_the_same_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+    let output = folder.path().join("out");
+    let errors = threads::run(3, Duration::from_secs(60), |group| {
+        let lr = if group.rank() == 2 { "optimizer.lr=2e-3" } else { "optimizer.lr=1e-3" };
+        let config = config::<full::FullFinetune>("full", &output, 1, &["max_steps_per_epoch=1", lr]);
+        run::<full::FullFinetune>(config).unwrap_err().to_string()
+    });
+    for error in errors.unwrap() {
+        assert!(error.contains("rank 2 has another config than rank 0"), "{error}");
+    }
+    assert!(!output.exists(), "nothing was written");
+}

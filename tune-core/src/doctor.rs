@@ -39,6 +39,8 @@ impl Examination {
         self.fact("processor", [processor(), format!("it has {listed}; kernels of {kernels} are used")]);
         if let Err(error) = Isa::check() {
             self.missing.push(error.to_string());
+        } else if let Some(why) = Isa::refused_units() {
+            self.missing.push(format!("{why}: bf16 is computed without them"));
         }
     }
 

@@ -3,8 +3,7 @@
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use super::pack::Ready;
-use super::stripe::{MAX_TERMS, Piece};
+use super::groups::MAX_TERMS;
 use super::{Right, Side};
 use crate::kernels::Element;
 
@@ -36,24 +35,25 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// What packing these pieces for columns `cols` reads, to be fetched in so many shares.
-    pub(super) fn new<T: Element>(
-        terms: &[Ready<'_, T>],
-        pieces: &[Piece],
+    /// Nothing.
+    pub(super) fn none() -> Self {
+        let none = Lines { start: std::ptr::null(), stride: 0, rows: 0, count: 0 };
+        Self { of: [none; MAX_TERMS], count: 0, at: (0, 0, 0), share: 0 }
+    }
+
+    /// What packing these inner elements of right sides for columns `cols` reads, to be fetched in so many shares.
+    pub(super) fn new<'a, T: Element + 'a>(
+        sources: impl Iterator<Item = (Right<'a, T>, Range<usize>)>,
         cols: &Range<usize>,
         shares: usize,
     ) -> Self {
-        let none = Lines { start: std::ptr::null(), stride: 0, rows: 0, count: 0 };
-        let mut ahead = Self { of: [none; MAX_TERMS], count: 0, at: (0, 0, 0), share: 0 };
-        let packed = pieces.iter().map(|piece| (&terms[piece.term], piece)).filter(|(term, _)| !term.in_place);
-        for ((term, piece), of) in packed.zip(&mut ahead.of) {
-            let elements = term.word.elements();
-            let inner = piece.from * elements..term.inner.min(piece.to * elements);
-            let (rows, within) = match term.right {
+        let mut ahead = Self::none();
+        for ((right, inner), of) in sources.zip(&mut ahead.of) {
+            let (rows, within) = match right {
                 Right::Stored(Side::Columns(_)) | Right::QuantizedColumns(_) => (cols.clone(), inner),
                 Right::Stored(Side::Rows(_)) | Right::Quantized(_) => (inner, cols.clone()),
             };
-            let (start, bytes, stride) = match term.right {
+            let (start, bytes, stride) = match right {
                 Right::Stored(Side::Columns(r) | Side::Rows(r)) => {
                     let start = r.part(rows.clone(), within.clone()).as_ptr().cast();
                     (start, size_of::<T>() * within.len(), size_of::<T>() * r.stride())

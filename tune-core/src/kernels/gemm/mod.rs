@@ -8,9 +8,13 @@
 #[cfg(target_arch = "x86_64")]
 mod ahead;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod few;
 mod finish;
+#[cfg(target_arch = "x86_64")]
+mod groups;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod plan;
@@ -22,6 +26,7 @@ pub(crate) use few::{is_few, multiply_few, workspace_few};
 pub(crate) use finish::{At, Epilogue, Finish, add, store};
 use plan::Team;
 pub(crate) use plan::{Sides, workspace, workspace_here};
+#[cfg(target_arch = "x86_64")]
 use rayon::prelude::*;
 
 use super::Element;
@@ -32,12 +37,16 @@ use super::view::{View, ViewMut};
 use super::workspace::Workspace;
 
 /// Columns of a vector of f32.
+#[cfg(target_arch = "x86_64")]
 const LANES: usize = 16;
 /// Rows of a tile.
+#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 8;
 /// Columns of a tile, at most.
+#[cfg(target_arch = "x86_64")]
 const COLS: usize = 48;
 /// Rows that one task handles, at most: as many as stay in the second-level cache.
+#[cfg(target_arch = "x86_64")]
 const ROWS_PER_TASK: usize = 512;
 
 /// One side of a product.
@@ -139,6 +148,8 @@ pub(crate) fn multiply<T: Element, D: Element>(
 ) {
     let team = Team::Threads(rayon::current_num_threads());
     match finish {
+        #[cfg(target_arch = "x86_64")]
+        Finish::Store if T::IS_BF16 && Isa::get() == Isa::Amx => compute(terms, dst, &amx::store, team, workspace),
         Finish::Store => compute(terms, dst, &store, team, workspace),
         Finish::Add => compute(terms, dst, &add, team, workspace),
         Finish::Scaled(factor) => compute(terms, dst, &finish::scaled(factor), team, workspace),
@@ -175,7 +186,9 @@ fn compute<T: Element, D: Send>(
     terms.iter().for_each(|t| t.check(m, n));
     match Isa::get() {
         #[cfg(target_arch = "x86_64")]
-        isa @ (Isa::Avx512 | Isa::Avx512Bf16) => packed(terms, dst, epilogue, isa, team, workspace),
+        isa if isa.has_tiles() && T::IS_BF16 => amx::multiply(terms, dst, epilogue, isa, team, workspace),
+        #[cfg(target_arch = "x86_64")]
+        isa if isa.has_avx512() => packed(terms, dst, epilogue, isa, team, workspace),
         _ => portable::multiply(terms, dst, epilogue, team.is_parallel(), workspace),
     }
 }

@@ -382,7 +382,7 @@ fn padded_pairs<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) 
 /// Sixteen rows of words to sixteen columns.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transpose(r: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transpose(r: [__m512; 16]) -> [__m512; 16] {
     let pd = |x: __m512| -> __m512d { _mm512_castps_pd(x) };
     let mut t = r;
     for i in (0..16).step_by(2) {

@@ -9,6 +9,7 @@ use crate::kernels::workspace::room;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sides {
     /// Elements from one row of what is stored for the left side to the next; `None` if it is a transpose.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles of x86 alone ask"))]
     pub(crate) left_width: Option<usize>,
     pub(crate) inner: usize,
     /// Whether the right side is a weight in blocks.
@@ -48,11 +49,14 @@ pub(crate) fn workspace_here<T: Element>(isa: Isa, size: (usize, usize), terms: 
     of::<T>(isa, size, terms, Team::This)
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "tiles of x86 alone ask for the team"))]
 fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], team: Team) -> usize {
     match isa {
         _ if m == 0 || n == 0 => 0,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => Plan::new::<T>(isa, (m, n), terms.iter().copied(), team).workspace(),
+        _ if isa.has_tiles() && T::IS_BF16 => super::amx::workspace((m, n), terms, team),
+        #[cfg(target_arch = "x86_64")]
+        _ if isa.has_avx512() => Plan::new::<T>(isa, (m, n), terms.iter().copied(), team).workspace(),
         _ => {
             let [left, right] = portable::widened::<T>((m, n), terms.iter().copied());
             room(m * n) + room(left) + room(right)

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::ahead::Ahead;
 use super::avx512::{self, Operands};
+use super::groups::{Group, MAX_TERMS, Piece, steps_of};
 use super::pack::{Ready, Word};
 use super::{At, COLS, Epilogue, LANES, ROWS, Right, Side};
 use crate::kernels::Element;
@@ -11,8 +12,6 @@ use crate::kernels::view::ViewMut;
 
 /// Inner steps whose packed right side stays in the second-level cache, with the left sides that meet it.
 const STEPS: usize = 768;
-/// Products in one sum, at most.
-pub(super) const MAX_TERMS: usize = 8;
 
 /// The memory of one task.
 pub(super) struct Memory<'a> {
@@ -24,11 +23,6 @@ pub(super) struct Memory<'a> {
 
 /// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
 const SUMS: usize = 96 << 10;
-
-/// Inner steps of all terms.
-pub(super) fn steps<T>(terms: &[Ready<'_, T>]) -> usize {
-    terms.iter().map(|t| t.steps).sum()
-}
 
 /// Of so many inner steps, in how many groups they are taken, and the steps of each.
 pub(super) fn groups(total: usize) -> (usize, usize) {
@@ -46,50 +40,6 @@ pub(super) fn panels_per_task(steps: usize, rows: usize, panels: usize, threads:
     }
     let few = panels.div_ceil(2 * threads);
     few.min(SUMS / (rows.next_multiple_of(ROWS) * COLS)).max(1)
-}
-
-/// Inner steps `from..to` of a term.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Piece {
-    pub(super) term: usize,
-    pub(super) from: usize,
-    pub(super) to: usize,
-}
-
-/// Pieces that share a group of inner steps.
-#[derive(Clone, Copy, Default)]
-struct Group {
-    pieces: [Piece; MAX_TERMS],
-    count: usize,
-    /// Where the next group begins.
-    term: usize,
-    step: usize,
-}
-
-impl Group {
-    /// The group of `size` steps that follows this one.
-    fn next<T>(&self, terms: &[Ready<'_, T>], size: usize) -> Self {
-        let mut group = Self { count: 0, ..*self };
-        let mut used = 0;
-        while group.term < terms.len() && used < size {
-            let steps = terms[group.term].steps;
-            let to = steps.min(group.step + size - used);
-            group.pieces[group.count] = Piece { term: group.term, from: group.step, to };
-            group.count += 1;
-            used += to - group.step;
-            (group.term, group.step) = if to == steps { (group.term + 1, 0) } else { (group.term, to) };
-        }
-        group
-    }
-
-    /// How often a tile of these pieces fetches ahead.
-    fn fetches(&self) -> usize {
-        self.pieces().iter().map(|piece| (piece.to - piece.from).div_ceil(avx512::BETWEEN)).sum()
-    }
-
-    fn pieces(&self) -> &[Piece] {
-        &self.pieces[..self.count]
-    }
 }
 
 /// Computes rows `rows` of a sum of products, in columns given by the panels.
@@ -111,16 +61,17 @@ pub(super) unsafe fn stripe<T: Element, D>(
     epilogue: &impl Epilogue<D>,
     memory: Memory<'_>,
 ) {
-    assert!(!terms.is_empty() && terms.len() <= MAX_TERMS, "matrix product: too many terms, or none");
-    let (groups, size) = groups(steps(terms));
+    let (steps, count) = steps_of(terms, |term| term.steps);
+    let steps = &steps[..count];
+    let (groups, size) = groups(steps.iter().sum());
     let Memory { packed, sums } = memory;
     let kept = if groups == 1 { 0 } else { rows.len().next_multiple_of(ROWS) * COLS };
 
-    let first_group = Group::default().next(terms, size);
+    let first_group = Group::default().next(steps, size);
     let mut group = first_group;
     for g in 0..groups {
         let (following, panel) = match g + 1 < groups {
-            true => (group.next(terms, size), panels.clone().next()),
+            true => (group.next(steps, size), panels.clone().next()),
             false => (first_group, next.cloned()),
         };
         let others = panels.clone().skip(1).map(|cols| (group, cols));
@@ -128,10 +79,11 @@ pub(super) unsafe fn stripe<T: Element, D>(
         for (p, cols) in panels.clone().enumerate() {
             let width = cols.len().next_multiple_of(LANES);
             let rights = rights(terms, group.pieces(), &cols, packed);
-            let shares = rows.len().div_ceil(ROWS) * group.fetches();
+            let fetches = group.pieces().iter().map(|piece| (piece.to - piece.from).div_ceil(avx512::BETWEEN));
+            let shares = rows.len().div_ceil(ROWS) * fetches.sum::<usize>();
             let mut ahead = match upcoming.next() {
-                Some((group, cols)) => Ahead::new(terms, group.pieces(), &cols, shares),
-                None => Ahead::new(terms, &[], &cols, shares),
+                Some((group, cols)) => Ahead::new(sources(terms, group.pieces()), &cols, shares),
+                None => Ahead::none(),
             };
             for first in rows.clone().step_by(ROWS) {
                 let tile_rows = ROWS.min(rows.end - first);
@@ -171,6 +123,18 @@ pub(super) unsafe fn stripe<T: Element, D>(
         }
         group = following;
     }
+}
+
+/// What packing these pieces reads: their right sides, and which inner elements of them.
+fn sources<'a, T: Element>(
+    terms: &'a [Ready<'a, T>],
+    pieces: &'a [Piece],
+) -> impl Iterator<Item = (Right<'a, T>, Range<usize>)> {
+    let packed = pieces.iter().map(|piece| (&terms[piece.term], piece)).filter(|(term, _)| !term.in_place);
+    packed.map(|(term, piece)| {
+        let elements = term.word.elements();
+        (term.right, piece.from * elements..term.inner.min(piece.to * elements))
+    })
 }
 
 /// Where the right side of each piece is read in columns `cols`, and how far apart its inner steps are: in place,

@@ -12,6 +12,7 @@ mod k;
 pub(crate) mod nf4;
 mod small;
 
+#[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
 pub use format::Format;
@@ -84,7 +85,7 @@ impl Quantized {
     /// If there are not so many.
     pub(crate) fn row<T: Element>(&self, row: usize, from: usize, out: &mut [T]) {
         #[cfg(target_arch = "x86_64")]
-        if matches!(Isa::get(), Isa::Avx512 | Isa::Avx512Bf16) {
+        if Isa::get().has_avx512() {
             // SAFETY: the processor has AVX-512.
             unsafe { avx512::dequantize(self, row, from, out) };
             return;
@@ -206,6 +207,7 @@ impl<'a> Rows<'a> {
 
     /// Where the blocks of some columns of a row are, how many bytes they have, and how many there are from one row to the next:
     /// for hints to the processor.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn place(&self, row: usize, cols: Range<usize>) -> (*const u8, usize, usize) {
         let (block, bytes) = self.of.format.block();
         let at = |col: usize| ((self.first + row) * self.of.cols + col) / block * bytes;

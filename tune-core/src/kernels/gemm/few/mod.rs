@@ -50,7 +50,7 @@ impl Kernel {
             Isa::Portable => Self::Portable,
             Isa::Avx2 => Self::Avx2,
             Isa::Avx512Bf16 if T::IS_BF16 => Self::Pairs,
-            Isa::Avx512 | Isa::Avx512Bf16 => Self::Avx512,
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::AmxPlain => Self::Avx512,
         }
     }
 

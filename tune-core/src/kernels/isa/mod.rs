@@ -1,5 +1,7 @@
 //! Which instructions the processor has, decided once.
 
+mod amx;
+
 use std::sync::OnceLock;
 
 use crate::{Error, Result};
@@ -15,6 +17,10 @@ pub(crate) enum Isa {
     Avx512,
     /// AVX-512 with a bf16 dot product that is worth using.
     Avx512Bf16,
+    /// As [`Isa::Avx512`], with products of bf16 by Intel's matrix units.
+    Amx,
+    /// The same without the units: slow, and for tests on processors that have none.
+    AmxPlain,
 }
 
 impl Isa {
@@ -34,8 +40,29 @@ impl Isa {
 
     /// What this processor has of what kernels are written for.
     pub(crate) fn features() -> Vec<&'static str> {
-        let all = [("avx512", has_avx512()), ("avx512bf16", has_bf16())];
+        let all =
+            [("avx2", has_avx2()), ("avx512", has_avx512()), ("avx512bf16", has_bf16()), ("amx", amx::check().is_ok())];
         all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+
+    /// Why matrix units that the processor has are not used.
+    pub(crate) fn refused_units() -> Option<&'static str> {
+        match amx::check() {
+            Err(amx::Missing::Refused(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Whether kernels in AVX-512 can be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512(self) -> bool {
+        !matches!(self, Self::Portable | Self::Avx2)
+    }
+
+    /// Whether products of bf16 are computed in the tiles of matrix units, or as these do it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self, Self::Amx | Self::AmxPlain)
     }
 
     fn chosen() -> std::result::Result<Self, String> {
@@ -45,17 +72,29 @@ impl Isa {
             "avx2" => (Self::Avx2, has_avx2()),
             "avx512" => (Self::Avx512, has_avx512()),
             "avx512bf16" => (Self::Avx512Bf16, has_bf16()),
-            _ => return Err(format!("TUNE_ISA={name}: it can be portable, avx2, avx512 or avx512bf16, or not set")),
+            "amx" => (Self::Amx, has_amx()),
+            "amx-plain" => (Self::AmxPlain, has_avx512()),
+            _ => {
+                return Err(format!(
+                    "TUNE_ISA={name}: it can be portable, avx2, avx512, avx512bf16 or amx, or not set"
+                ));
+            }
         };
-        match there {
-            true => Ok(isa),
-            false => Err(format!("TUNE_ISA={name}: this processor does not have it; unset it, or set portable")),
+        if there {
+            return Ok(isa);
         }
+        Err(match Self::refused_units() {
+            Some(why) if isa == Self::Amx => format!("TUNE_ISA=amx: {why}; unset it"),
+            _ => format!("TUNE_ISA={name}: this processor does not have it; unset it, or set portable"),
+        })
     }
 
     fn detect() -> Self {
         if !has_avx512() {
             return if has_avx2() { Self::Avx2 } else { Self::Portable };
+        }
+        if has_amx() {
+            return Self::Amx;
         }
         // Intel's cores take four times as long for a bf16 dot product as for an f32 multiply-add,
         // which does half of its work: there, widening wins by two (they have AMX for this instead).
@@ -70,6 +109,8 @@ impl std::fmt::Display for Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
+            Self::AmxPlain => "amx-plain",
         })
     }
 }
@@ -90,6 +131,11 @@ fn has_avx512() -> bool {
 #[cfg(target_arch = "x86_64")]
 fn has_bf16() -> bool {
     has_avx512() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether matrix units can be used; kernels around them are written in AVX-512 with bf16.
+fn has_amx() -> bool {
+    has_bf16() && amx::check().is_ok()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -2,13 +2,13 @@
 //!
 //!     cargo run --release -p tune-core --example matmul_peak
 //!
-//! Prints `{"fp32": …, "bf16": …}` in GFLOP/s.
+//! Prints `{"kernels": …, "fp32": …, "bf16": …}`: what it computes with, and GFLOP/s.
 
 use candle_core::DType;
 use tune_core::config::say;
-use tune_core::engine::matmul_peak;
+use tune_core::engine::{kernels, matmul_peak};
 
 fn main() {
     let (fp32, bf16) = (matmul_peak(DType::F32), matmul_peak(DType::BF16));
-    say!("{{\"fp32\": {fp32:.1}, \"bf16\": {bf16:.1}}}");
+    say!("{{\"kernels\": \"{}\", \"fp32\": {fp32:.1}, \"bf16\": {bf16:.1}}}", kernels());
 }

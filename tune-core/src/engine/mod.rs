@@ -43,7 +43,7 @@ use sharded::Sharded;
 use to_model::ToModel;
 
 use crate::data::Batch;
-use crate::kernels::softmax;
+use crate::kernels::{Isa, softmax};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
@@ -242,6 +242,12 @@ pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
         all[place * vocab..][..vocab].copy_from_slice(logits);
     }
     Ok(Tensor::from_vec(all, (batch.rows, batch.len, vocab), &Device::Cpu)?)
+}
+
+/// What instructions this process computes with on the processor, as `TUNE_ISA` names them.
+#[must_use]
+pub fn kernels() -> String {
+    Isa::get().to_string()
 }
 
 /// The speed of the processor's matrix product in GFLOP/s, for fp32 or bf16: the median of products

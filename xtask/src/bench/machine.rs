@@ -13,6 +13,8 @@ pub(super) struct Place {
     pub date: String,
     pub cpu: String,
     pub cores: usize,
+    /// The instructions that our kernels use there.
+    pub kernels: String,
     pub memory: u64,
     pub commit: String,
     /// Whether the tree differs from the commit.
@@ -29,6 +31,7 @@ impl Place {
             date: said(root, "date", &["-u", "+%Y-%m-%d"])?,
             cpu: cpu.to_owned(),
             cores: std::thread::available_parallelism()?.get(),
+            kernels: tune_core::engine::kernels(),
             memory: kib * 1024,
             commit: said(root, "git", &["rev-parse", "--short=10", "HEAD"])?,
             changed: !said(root, "git", &["status", "--porcelain", "--untracked-files=no"])?.is_empty(),
@@ -56,6 +59,7 @@ impl Place {
             "date": self.date,
             "cpu": self.cpu,
             "cores": self.cores,
+            "kernels": self.kernels,
             "memory_bytes": self.memory,
             "commit": self.commit,
             "changed": self.changed,

@@ -196,10 +196,11 @@ impl Report {
         let _ = writeln!(text, "# {}, {} cores, commit {}\n", place.cpu, place.cores, place.commit);
         let _ = writeln!(
             text,
-            "{}{}. {} threads, {} rounds in alternation, {} steps each, of which the first {WARM_UP} do not count. \
+            "{}{}. Our kernels use {}. {} threads, {} rounds in alternation, {} steps each, of which the first {WARM_UP} do not count. \
              Made by `cargo xtask bench`, which explains itself with `--help`.\n",
             place.date,
             if place.changed { ", with changes that are not committed" } else { "" },
+            place.kernels,
             self.threads,
             self.rounds,
             self.steps,

@@ -16,7 +16,7 @@ use tune_core::device::DeviceConfig;
 use crate::Result;
 
 /// The kernels that there are, by their names in `TUNE_ISA`.
-const ISAS: [&str; 4] = ["portable", "avx2", "avx512", "avx512bf16"];
+const ISAS: [&str; 6] = ["portable", "avx2", "avx512", "avx512bf16", "amx", "amx-plain"];
 /// As many differences are named.
 const NAMED: usize = 20;
 

@@ -69,6 +69,7 @@ pub fn read_beginning(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 
 enum Kind {
     File,
+    #[cfg_attr(not(unix), expect(dead_code, reason = "files elsewhere are no pipes"))]
     Pipe,
     Other(&'static str),
 }

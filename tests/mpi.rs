@@ -109,7 +109,8 @@ fn ranks(of: &Child) -> Vec<i32> {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let rank = text(&environment).split('\0').find_map(|one| one.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok());
+        let rank =
+            text(&environment).split('\0').find_map(|one| one.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok());
         let parent: Option<u32> = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
         if let (Some(rank), Some(parent)) = (rank, parent)
             && parent == of.id()
@@ -209,4 +210,37 @@ fn another_config_is_refused() {
     let said = text(&done.stderr);
     assert!(!done.status.success() && said.contains("rank 1 has another config than rank 0"), "{said}");
     assert!(!output.exists());
+}
+
+/// Two machines that see each other by TCP alone: network namespaces. The bits are those of two processes of one machine. Where
+/// namespaces or `tc netem` are not to be had it says so.
+#[test]
+fn two_hosts_learn_what_one_host_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["epochs=1", "max_steps_per_epoch=4"];
+    let here = folder.path().join("here");
+    let done = mpirun("full", 2, &args("full/tiny", &here, 2, &more)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let seconds = |output: &Path| {
+        let log = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter_map(|record| record["step_seconds"].as_f64()).sum::<f64>()
+    };
+    for (i, network) in [&[][..], &["--delay", "2ms", "--loss", "0.1%"]].into_iter().enumerate() {
+        let output = folder.path().join(i.to_string());
+        let mut command = Command::new(root().join("tests/two_hosts.sh"));
+        command.current_dir(root()).args(network).arg(recipe("full", &[]).get_program());
+        let done = command.args(args("full/tiny", &output, 2, &more)).output().unwrap();
+        let said = text(&done.stderr);
+        if done.status.code() == Some(77) {
+            println!("NOTICE: not tried ({network:?}): {said}");
+            continue;
+        }
+        assert!(done.status.success(), "{network:?}: {said}");
+        for file in ["model.safetensors", "training_state.safetensors"] {
+            let same = fs::read(newest(&output).join(file)).unwrap() == fs::read(newest(&here).join(file)).unwrap();
+            assert!(same, "{network:?}: {file}");
+        }
+        println!("{network:?}: {:.1} s, on one host {:.1} s", seconds(&output), seconds(&here));
+    }
 }

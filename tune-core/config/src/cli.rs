@@ -320,7 +320,7 @@ fn usage(recipe: &Recipe, schema: &Schema, error: &clap::Error, args: &[OsString
         let name = recipe.name;
         let _ = writeln!(
             text,
-            "It is for torchrun, which starts several processes; here one trains, with all cores. Leave it out."
+            "It is for torchrun, which starts several processes; here `tune run --nproc-per-node N {name}` does. Leave it out."
         );
         let _ = writeln!(text, "`{name} --help` lists options and keys.");
         return text;

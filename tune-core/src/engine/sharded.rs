@@ -2,7 +2,7 @@
 //! of the next block are on their way meanwhile.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId};
 
@@ -15,8 +15,18 @@ use crate::{Error, Result};
 /// A model that is divided among processes, with the key of a pass's dropout.
 pub(super) struct Sharded<'m> {
     held: Held<'m>,
+    ahead: Mutex<Ahead>,
+}
+
+/// What is on its way.
+#[derive(Default)]
+struct Ahead {
     /// The block that will come next.
-    ahead: Mutex<Option<(usize, Fetched)>>,
+    block: Option<(usize, Fetched)>,
+    /// What comes above the last block.
+    top: Option<Fetched>,
+    /// Whether that has come: then the pass goes down.
+    turned: bool,
 }
 
 /// Parameters on their way, by what they are here.
@@ -33,13 +43,24 @@ impl Fetched {
 
 impl<'m> Sharded<'m> {
     pub(super) fn new(model: &'m Decoder, dropout: Option<u64>) -> Self {
-        Self { held: Held { model, dropout }, ahead: Mutex::new(None) }
+        Self { held: Held { model, dropout }, ahead: Mutex::default() }
     }
 
     fn fetch(&self, of: &str, tensors: Vec<(&'m Tensor, usize)>) -> Fetched {
         let ids = tensors.iter().map(|(tensor, _)| tensor.id()).collect();
         let tensors = tensors.into_iter().map(|(tensor, rows)| (tensor.clone(), rows)).collect();
         Fetched { tensors: ids, gathered: gather(self.held.model.group(), of, tensors) }
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fetch_top(&self) -> Fetched {
+        let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
+        let mut tensors = vec![(norm, spec.hidden_size)];
+        tensors.extend(tensors_of(head, spec.vocab_size));
+        self.fetch("the output layer", tensors)
     }
 
     fn fetch_block(&self, block: usize) -> Fetched {
@@ -73,12 +94,15 @@ fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<TensorId, Gathered>, t
 
 impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
     fn open(&self, backend: &B, block: usize, next: Option<usize>) -> Result<BlockParams<B>> {
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        let fetched = match ahead.take() {
+        let mut ahead = self.ahead();
+        let fetched = match ahead.block.take() {
             Some((of, fetched)) if of == block => fetched,
             _ => self.fetch_block(block),
         };
-        *ahead = next.map(|next| (next, self.fetch_block(next)));
+        ahead.block = next.map(|next| (next, self.fetch_block(next)));
+        if next.is_none() && !ahead.turned {
+            ahead.top = Some(self.fetch_top());
+        }
         drop(ahead);
         let mut gathered = fetched.wait()?;
         self.held.block(backend, block, &mut |tensor| take(backend, &mut gathered, tensor))
@@ -89,17 +113,19 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
             Weight::Quantized(of) => backend.quantized(of),
             Weight::Tensor(table) => {
                 let rows = self.held.model.config.vocab_size;
-                let mut gathered = self.fetch("the embedding table", vec![(table, rows)]).wait()?;
-                take(backend, &mut gathered, table)
+                let fetched = self.fetch("the embedding table", vec![(table, rows)]);
+                self.ahead().block = (!self.held.model.blocks.is_empty()).then(|| (0, self.fetch_block(0)));
+                take(backend, &mut fetched.wait()?, table)
             }
         }
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
-        let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
-        let mut tensors = vec![(norm, spec.hidden_size)];
-        tensors.extend(tensors_of(head, spec.vocab_size));
-        let mut gathered = self.fetch("the output layer", tensors).wait()?;
+        let mut ahead = self.ahead();
+        ahead.turned = true;
+        let fetched = ahead.top.take().unwrap_or_else(|| self.fetch_top());
+        drop(ahead);
+        let mut gathered = fetched.wait()?;
         self.held.head(backend, &mut |tensor| take(backend, &mut gathered, tensor))
     }
 

@@ -56,6 +56,9 @@ pub struct Opened {
     summaries: Vec<String>,
 }
 
+/// In place of a sum that is not known.
+const UNKNOWN: &str = "?";
+
 impl Outline {
     /// Opens everything but the weights, finds the checkpoint to go on from, and checks that the run fits into memory
     /// and onto the disk. What deserves attention is said on the console.
@@ -123,22 +126,25 @@ impl Outline {
         if self.group.is_single() {
             return Ok(());
         }
-        let program = std::env::current_exe().ok().and_then(|path| checkpoint::of_file(&path).ok());
+        // Of data that is still being tokenized nothing is known yet, here or there.
         let data = train_data.known_len().map(|_| train_data.fingerprint()).transpose()?;
+        let program = std::env::current_exe().ok().and_then(|path| checkpoint::of_file(&path).ok());
         let mine = [
-            ("config", crc32c::crc32c(format!("{:?}", self.settings).as_bytes())),
-            ("model", crc32c::crc32c(format!("{shape:?}").as_bytes())),
-            ("data", data.unwrap_or_default()),
-            ("program", program.map_or(0, |sum| sum.crc32c)),
+            ("config", Some(crc32c::crc32c(format!("{:?}", self.settings).as_bytes()))),
+            ("model", Some(crc32c::crc32c(format!("{shape:?}").as_bytes()))),
+            ("data", data),
+            ("program", program.map(|sum| sum.crc32c)),
         ];
-        let text = mine.map(|(_, sum)| sum.to_string()).join(" ");
+        let text = mine.map(|(_, sum)| sum.map_or(UNKNOWN.to_owned(), |sum| sum.to_string())).join(" ");
         let all = self.group.texts("what each process trains", &text)?;
-        let parts: Vec<Vec<&str>> = all.iter().map(|text| text.split(' ').collect()).collect();
         for (i, (what, _)) in mine.iter().enumerate() {
-            if let Some(rank) = parts.iter().position(|of_rank| of_rank.get(i) != parts[0].get(i)) {
+            let sums = || all.iter().map(|text| text.split(' ').nth(i).unwrap_or(UNKNOWN)).enumerate();
+            let mut known = sums().filter(|(_, sum)| *sum != UNKNOWN);
+            let Some((first, expected)) = known.next() else { continue };
+            if let Some((rank, _)) = known.find(|(_, sum)| *sum != expected) {
                 return Err(Error::setup(format!(
-                    "rank {rank} has another {what} than rank 0: all processes of a run are to be started with the same \
-                     program, config and files"
+                    "rank {rank} has another {what} than rank {first}: all processes of a run are to be started with the \
+                     same program, config and files"
                 )));
             }
         }

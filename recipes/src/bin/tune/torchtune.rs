@@ -26,16 +26,22 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("quantize", Err("quantization")),
 ];
 
-/// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told.
-pub(crate) fn hint(name: &str, args: &[OsString]) -> Option<String> {
+/// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told, on so many processes.
+pub(crate) fn hint(name: &str, processes: Option<u16>, args: &[OsString]) -> Option<String> {
     let plain = name.rsplit('/').next().unwrap_or(name);
     let plain = plain.strip_suffix(".py").unwrap_or(plain);
     let (_, here) = RECIPES.iter().find(|(theirs, _)| *theirs == plain)?;
     Some(match here {
-        Ok(ours) => format!("torchtune's `{plain}` is `{ours}` here: `tune run {ours}{}`", shown(args)),
+        Ok(ours) => {
+            let on = processes.map_or(String::new(), |n| format!(" {NPROC} {n}"));
+            format!("torchtune's `{plain}` is `{ours}` here: `tune run{on} {ours}{}`", shown(args))
+        }
         Err(purpose) => format!("torchtune's `{plain}` is for {purpose}; there is no recipe for it here"),
     })
 }
+
+/// What starts several processes.
+const NPROC: &str = "--nproc-per-node";
 
 /// What is wrong with an option where the recipe's name is expected.
 pub(crate) fn option_first(args: &[OsString]) -> Option<String> {
@@ -44,9 +50,14 @@ pub(crate) fn option_first(args: &[OsString]) -> Option<String> {
     if !option.starts_with('-') {
         return None;
     }
-    let (mut rest, mut at) = (Vec::new(), 0);
+    let (mut rest, mut at, mut on) = (Vec::new(), 0, String::new());
     while let Some(arg) = args.get(at) {
         let text = arg.to_string_lossy();
+        let (name, value) = text.split_once('=').map_or((&*text, None), |(name, value)| (name, Some(value.to_owned())));
+        if name.replace('_', "-") == NPROC {
+            let value = value.or_else(|| Some(args.get(at + 1)?.to_string_lossy().into_owned()));
+            on = value.map_or(String::new(), |n| format!(" {NPROC} {n}"));
+        }
         match torchrun_takes_value(text.split('=').next().unwrap_or_default()) {
             Some(takes_value) => at += if takes_value && !text.contains('=') { 2 } else { 1 },
             None => {
@@ -63,11 +74,9 @@ pub(crate) fn option_first(args: &[OsString]) -> Option<String> {
     let named = rest.iter().position(|arg| recipe(&arg.to_string_lossy()).is_some());
     let name = named.map(|at| rest.remove(at)).map(|name| name.to_string_lossy().into_owned());
     let name = name.as_deref().and_then(recipe).unwrap_or("RECIPE");
-    let command = format!("`tune run {name}{}`", shown(&rest));
+    let command = format!("`tune run{on} {name}{}`", shown(&rest));
     Some(match is_torchrun {
-        true => format!(
-            "`{option}` is for torchrun, which starts several processes; here one trains, with all cores. Leave it out: {command}"
-        ),
+        true => format!("`{option}` is for torchrun, and not needed here: {command}"),
         false => format!("`{option}` stands where the recipe is expected, which comes first: {command}"),
     })
 }
@@ -95,21 +104,29 @@ mod tests {
     #[test]
     fn what_is_typed_for_torchtune_leads_to_what_is_typed_here() {
         for (line, command) in [
-            ("--nproc_per_node 4 lora_finetune_distributed --config a.yaml", "`tune run lora --config a.yaml`"),
+            (
+                "--nproc_per_node 4 lora_finetune_distributed --config a.yaml",
+                "`tune run --nproc-per-node 4 lora --config a.yaml`",
+            ),
             (
                 "--nproc-per-node=4 --standalone full --config a.yaml epochs=2",
-                "`tune run full --config a.yaml epochs=2`",
+                "`tune run --nproc-per-node 4 full --config a.yaml epochs=2`",
             ),
-            ("--nnodes 1 --nproc_per_node 2 my_recipe --config a", "`tune run RECIPE my_recipe --config a`"),
+            (
+                "--nnodes 1 --nproc_per_node 2 my_recipe --config a",
+                "`tune run --nproc-per-node 2 RECIPE my_recipe --config a`",
+            ),
             ("--config a.yaml lora", "`tune run lora --config a.yaml`"),
         ] {
             let said = option_first(&args(line)).unwrap_or_default();
             assert!(said.ends_with(command), "{said}");
         }
         assert_eq!(option_first(&args("lora --config a")), None);
-        let said = hint("recipes/lora_finetune_single_device.py", &args("--config a ~b")).unwrap_or_default();
+        let said = hint("recipes/lora_finetune_single_device.py", None, &args("--config a ~b")).unwrap_or_default();
         assert!(said.ends_with("is `lora` here: `tune run lora --config a '~b'`"), "{said}");
-        assert!(hint("lora_dpo_distributed", &[]).is_some_and(|said| said.contains("is `dpo` here")));
-        assert_eq!(hint("lora_finetune", &[]), None);
+        let said = hint("lora_finetune_distributed", Some(2), &args("--config a")).unwrap_or_default();
+        assert!(said.ends_with("is `lora` here: `tune run --nproc-per-node 2 lora --config a`"), "{said}");
+        assert!(hint("lora_dpo_distributed", None, &[]).is_some_and(|said| said.contains("is `dpo` here")));
+        assert_eq!(hint("lora_finetune", None, &[]), None);
     }
 }

@@ -6,21 +6,21 @@ use tune_yaml::{Node, Value};
 
 use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, is_among, only};
 
-const ONE_PROCESS: &str = "one process trains";
+const BY_ROWS: &str = "the processes of a run always divide all weights among them, by rows";
 const IN_MEMORY: &str = "everything stays in the memory of the one device";
 const CHECKPOINTING: &str = "enable_activation_checkpointing keeps the input of each block and nothing else";
 
 const ROOT: &[KeyRule] = &[
-    ignored("fsdp", ONE_PROCESS),
-    ignored("fsdp_cpu_offload", ONE_PROCESS),
-    ignored("fsdp_reshard_after_forward", ONE_PROCESS),
-    ignored("memory_efficient_fsdp_wrap", ONE_PROCESS),
-    ignored("custom_sharded_layers", ONE_PROCESS),
-    ignored("data_parallel_shard_dim", ONE_PROCESS),
-    ignored("data_parallel_replicate_dim", ONE_PROCESS),
-    ignored("context_parallel_dim", ONE_PROCESS),
-    ignored("tensor_parallel_dim", ONE_PROCESS),
-    ignored("tensor_parallel_plan", ONE_PROCESS),
+    ignored("fsdp", BY_ROWS),
+    ignored("fsdp_cpu_offload", BY_ROWS),
+    ignored("fsdp_reshard_after_forward", BY_ROWS),
+    ignored("memory_efficient_fsdp_wrap", BY_ROWS),
+    ignored("custom_sharded_layers", BY_ROWS),
+    ignored("data_parallel_shard_dim", BY_ROWS),
+    ignored("data_parallel_replicate_dim", BY_ROWS),
+    ignored("context_parallel_dim", BY_ROWS),
+    ignored("tensor_parallel_dim", BY_ROWS),
+    ignored("tensor_parallel_plan", BY_ROWS),
     ignored("low_cpu_ram", "weights are read one by one, never all at once"),
     ignored("activation_offloading_use_streams", IN_MEMORY),
     ignored("ac_mode", CHECKPOINTING),

@@ -352,3 +352,43 @@ fn mistakes_are_shown_where_they_were_written() {
     assert!(error.contains(&place("lora_rang")) && error.contains("did you mean `lora_rank`?"), "{error}");
     assert!(error.contains(&place("fast")), "{error}");
 }
+
+/// torchtune's loggers, by the names that they have there: what they become, and what is said.
+#[test]
+fn loggers_are_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().display());
+    let resolved = |logger: &str| {
+        let logger = format!("metric_logger={logger}");
+        let args = ["--config", "configs/lora/tiny.yaml", &output, &logger, "--print-config"];
+        let output = succeed("lora", &args);
+        text(&output.stdout)
+    };
+    let named = "{_component_: torchtune.training.metric_logging.";
+    let wandb = "WandBLogger, project: p, entity: me, group: g, name: trial, job_type: train, mode: offline, log_dir: elsewhere}";
+    let config = resolved(&format!("{named}{wandb}"));
+    for key in [
+        "_component_: wandb",
+        "project: p",
+        "entity: me",
+        "group: g",
+        "name: trial",
+        "job_type: train",
+        "log_dir: elsewhere",
+    ] {
+        assert!(config.contains(key), "{key}: {config}");
+    }
+    assert!(!config.contains("mode: offline"), "{config}");
+    let told = format!("metric_logger={named}WandBLogger, mode: offline}}");
+    let validated = succeed("lora", &["--config", "configs/lora/tiny.yaml", &output, &told, "--validate"]);
+    let said = text(&validated.stdout) + &text(&validated.stderr);
+    assert!(said.contains("the key `mode` has no effect here"), "{said}");
+    let config = resolved(&format!("{named}DiskLogger, log_dir: here, filename: log.txt}}"));
+    assert!(config.contains("_component_: jsonl") && config.contains("filename: log.txt"), "{config}");
+    let config = resolved(&format!("{named}StdoutLogger}}"));
+    assert!(config.contains("stdout"), "{config}");
+    let comet = format!("metric_logger={named}CometLogger, project: p, log_dir: here}}");
+    let checked = succeed("lora", &["--config", "configs/lora/tiny.yaml", &output, &comet, "--check"]);
+    let said = text(&checked.stdout) + &text(&checked.stderr);
+    assert!(said.contains("there is no client for Comet here") && said.contains("wandb, mlflow"), "{said}");
+}

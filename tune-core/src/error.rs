@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use tune_config::cli::Exit;
 use tune_hub::plain;
 
-use crate::checkpoint::run::way_on;
-
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -59,16 +57,6 @@ pub enum Error {
         path: PathBuf,
         /// What was to be written and what to do.
         message: String,
-    },
-    /// A log could not be written. The step that it tells of is done, and can be saved.
-    #[error("{}", plain(&format!("{message}. {}", way_on(output_dir, remedy))))]
-    Log {
-        /// Which log, and why.
-        message: String,
-        /// The run's folder.
-        output_dir: PathBuf,
-        /// What is to be done before the run goes on.
-        remedy: &'static str,
     },
     /// The run was asked to end, by Ctrl-C or SIGTERM.
     #[error("{0}")]

@@ -69,8 +69,8 @@ pub trait Recipe: Sized {
     /// Saves the run as it is now, and returns the checkpoint.
     fn save_checkpoint(&mut self) -> Result<Saved>;
 
-    /// For what [`Recipe::train`] returns where it ends before its last step: Ctrl-C, SIGTERM, a log that cannot be
-    /// written and a record that cannot be used end a run after a step, which is saved here if it is not yet.
+    /// For what [`Recipe::train`] returns where it ends before its last step: Ctrl-C, SIGTERM and a record that cannot be
+    /// used end a run after a step, which is saved here if it is not yet.
     ///
     /// # Errors
     /// Always: the error that it was given, with what has been saved and how to go on.

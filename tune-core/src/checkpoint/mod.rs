@@ -27,7 +27,7 @@ use serde_json::Value;
 
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
 pub use self::durable::human;
-pub(crate) use self::durable::{free_bytes, is_full, may_pass, sync_dir, write_json};
+pub(crate) use self::durable::{free_bytes, may_pass, sync_dir, write_json};
 pub(crate) use self::run::sync_tree;
 pub(crate) use self::safetensors::same_bits;
 pub use self::sums::Sum;

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, object};
+use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
 use crate::files::move_aside;
 use crate::{Error, Result};
 
@@ -45,10 +45,8 @@ impl JsonlLogger {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    fn write(&mut self, mut record: Map<String, Value>) -> Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64());
-        record.insert("time".to_owned(), json!(time));
-        let mut line = Value::Object(record).to_string();
+    fn write(&mut self, record: Map<String, Value>) -> Result<()> {
+        let mut line = Value::Object(timed(record)).to_string();
         line.push('\n');
         append(&mut self.file, line.as_bytes()).map_err(Error::io("write", &self.path))
     }
@@ -64,12 +62,19 @@ impl MetricLogger for JsonlLogger {
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
-        self.write(object(json!({ "step": step, "note": note })))
+        self.write(note_record(step, note))
     }
 
     fn close(&mut self) -> Result<()> {
         self.file.sync_all().map_err(Error::io("write", &self.path))
     }
+}
+
+/// The record with the time at which it was made, in seconds since 1970.
+pub(super) fn timed(mut record: Map<String, Value>) -> Map<String, Value> {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64());
+    record.insert("time".to_owned(), json!(time));
+    record
 }
 
 /// Writes at the end of a file, or leaves it as it was: after a failure it can be tried again.
@@ -81,7 +86,7 @@ pub(super) fn append(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Gets an existing, non-empty file out of the way.
-fn keep_aside(path: &Path) -> Result<()> {
+pub(super) fn keep_aside(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() > 0 => move_aside(path),
         // Nothing to keep; if it cannot be written, opening it will say so.

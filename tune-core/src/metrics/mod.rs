@@ -1,32 +1,39 @@
-//! What a run reports while it trains: console, JSON lines, TensorBoard.
+//! What a run reports while it trains: console, JSON lines, tables, TensorBoard, Weights & Biases, MLflow.
 //!
 //! A recipe opens [`Metrics`] from its `metric_logger` key, hands it one [`StepMetrics`] a
 //! step, and closes it. Each destination is a [`MetricLogger`].
 
 mod config;
 mod console;
+mod csv;
 mod downloads;
 mod format;
 mod jsonl;
 mod memory;
+mod mlflow;
 mod pace;
+mod proto;
 mod tensorboard;
+mod wandb;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{is_full, may_pass};
 use crate::recipe::wait_for_room;
 use crate::{Error, Result};
 
-pub use config::{DiskLog, ElsewhereLog, MetricLoggerConfig, TensorBoardLog};
+pub use config::{CsvLog, DiskLog, ElsewhereLog, MetricLoggerConfig, MlflowLog, TensorBoardLog, WandbLog};
 pub use console::Console;
+pub use csv::CsvLogger;
 pub use downloads::Downloads;
 pub use jsonl::JsonlLogger;
 pub use memory::{peak_memory, resident_memory};
+pub use mlflow::MlflowLogger;
 pub use pace::Pace;
 pub use tensorboard::TensorBoardLogger;
+pub use wandb::WandbLogger;
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +132,10 @@ impl ValidationMetrics {
     }
 }
 
+fn note_record(step: u64, note: &str) -> Map<String, Value> {
+    object(json!({ "step": step, "note": note }))
+}
+
 fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
@@ -162,7 +173,7 @@ fn object(value: Value) -> Map<String, Value> {
 ///
 /// let text = Arc::new(Mutex::new(String::new()));
 /// // In a recipe: `self.run.metrics().add(Csv(...))`.
-/// let mut metrics = Metrics::open(&[], "out".as_ref(), Start::Fresh, 1, Console::silent())?;
+/// let mut metrics = Metrics::open(&[], "out".as_ref(), &Default::default(), Start::Fresh, 1, Console::silent())?;
 /// metrics.add(Csv(Arc::clone(&text)));
 /// let pace = Pace { tokens: 100, trained_tokens: 40, seconds: 0.5 };
 /// let step = StepMetrics {
@@ -207,17 +218,27 @@ pub enum Start {
 /// All the places that a run's metrics go to.
 pub struct Metrics {
     console: Console,
-    loggers: Vec<Box<dyn MetricLogger>>,
+    loggers: Vec<Attached>,
     every: u64,
-    output_dir: PathBuf,
+}
+
+/// A place that metrics go to, and how it fared.
+struct Attached {
+    logger: Box<dyn MetricLogger>,
+    /// Something failed, and that was said.
+    has_failed: bool,
 }
 
 impl Metrics {
     /// Checks what can be known before anything is written.
     ///
     /// # Errors
-    /// Two logs in one file.
+    /// Two logs in one file; an address that is none.
     pub fn check(configs: &[MetricLoggerConfig], output_dir: &Path) -> Result<()> {
+        configs.iter().try_for_each(MetricLoggerConfig::check)?;
+        if configs.iter().filter(|config| matches!(config, MetricLoggerConfig::Mlflow(_))).count() > 1 {
+            return Err(Error::setup("metric_logger: there are two of mlflow; a run goes to one server"));
+        }
         let mut places = Vec::new();
         for place in configs.iter().filter_map(|config| config.place(output_dir)) {
             if places.contains(&place) {
@@ -233,7 +254,7 @@ impl Metrics {
 
     /// The console, and the loggers that the config asks for. Their files lie in
     /// `output_dir/logs` unless the config says otherwise. Every `every`-th step is
-    /// recorded; a progress bar shows them all.
+    /// recorded; a progress bar shows them all. `settings` are the config's, for services that show them beside a run.
     ///
     /// # Errors
     /// A folder or file that cannot be made or written, two logs in one file, a log of
@@ -241,24 +262,25 @@ impl Metrics {
     pub fn open(
         configs: &[MetricLoggerConfig],
         output_dir: &Path,
+        settings: &BTreeMap<String, Value>,
         start: Start,
         every: u64,
         mut console: Console,
     ) -> Result<Self> {
         Self::check(configs, output_dir)?;
-        let mut loggers: Vec<Box<dyn MetricLogger>> = Vec::new();
+        let mut loggers = Vec::new();
         for config in configs {
             if let Some(warning) = config.warning() {
                 console.warn(&warning);
             }
-            loggers.extend(config.open(output_dir, start)?);
+            loggers.extend(config.open(output_dir, settings, start)?.map(Attached::new));
         }
-        Ok(Self { console, loggers, every: every.max(1), output_dir: output_dir.to_path_buf() })
+        Ok(Self { console, loggers, every: every.max(1) })
     }
 
     /// One more place that metrics go to.
     pub fn add(&mut self, logger: impl MetricLogger + 'static) {
-        self.loggers.push(Box::new(logger));
+        self.loggers.push(Attached::new(Box::new(logger)));
     }
 
     /// The console, for the report at the start and for warnings.
@@ -272,52 +294,61 @@ impl Metrics {
         self.console.begin(done, total);
     }
 
-    /// Writes to every logger; where the disk is full, it waits for room. A failure stops the run, so it tells how to
-    /// go on.
-    fn record(&mut self, mut write: impl FnMut(&mut dyn MetricLogger) -> Result<()>) -> Result<()> {
+    /// Writes to every logger; where the disk is full, it waits for room. A logger that fails is told of once: what is
+    /// trained is worth more than what is written of it. It is given what comes later nevertheless, without patience.
+    fn record(&mut self, mut write: impl FnMut(&mut dyn MetricLogger) -> Result<()>) {
         let Self { console, loggers, .. } = self;
-        let mut all = loggers.iter_mut();
-        all.try_for_each(|logger| wait_for_room(console, || write(logger.as_mut()))).map_err(|e| self.stopped(&e))
-    }
-
-    fn stopped(&self, error: &Error) -> Error {
-        let remedy = match (may_pass(error), is_full(error)) {
-            (true, _) => "make room",
-            (false, true) => "raise the limit of a file's size (`ulimit -f`)",
-            (false, false) => "mend that",
-        };
-        Error::Log { message: error.to_string(), output_dir: self.output_dir.clone(), remedy }
+        for Attached { logger, has_failed } in loggers {
+            let result = match has_failed {
+                true => write(logger.as_mut()),
+                false => wait_for_room(console, || write(logger.as_mut())),
+            };
+            if let (Err(error), false) = (result, *has_failed) {
+                *has_failed = true;
+                console.warn(&format!("{error}. The run goes on; records may be missing from this log"));
+            }
+        }
     }
 }
 
-/// A log that cannot be written stops the run; the error names the last checkpoint.
+impl Attached {
+    fn new(logger: Box<dyn MetricLogger>) -> Self {
+        Self { logger, has_failed: false }
+    }
+}
+
+/// A log that cannot be written stops no run: a warning names it, once.
 impl MetricLogger for Metrics {
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.console.advance(metrics);
-        if !metrics.step.is_multiple_of(self.every) {
-            return Ok(());
+        if metrics.step.is_multiple_of(self.every) {
+            self.console.log_step(metrics)?;
+            self.record(|l| l.log_step(metrics));
         }
-        self.console.log_step(metrics)?;
-        self.record(|l| l.log_step(metrics))
+        Ok(())
     }
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.console.log_validation(metrics)?;
-        self.record(|l| l.log_validation(metrics))
+        self.record(|l| l.log_validation(metrics));
+        Ok(())
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
         self.console.log_note(step, note)?;
-        self.record(|l| l.log_note(step, note))
+        self.record(|l| l.log_note(step, note));
+        Ok(())
     }
 
-    /// Closes every log, also when one of them fails, and returns the first failure.
+    /// Closes every log. What failed at the end is said, too.
     fn close(&mut self) -> Result<()> {
-        let mut result = self.console.close();
-        for logger in &mut self.loggers {
-            result = result.and(logger.close());
+        self.console.close()?;
+        for Attached { logger, .. } in &mut self.loggers {
+            if let Err(error) = logger.close() {
+                self.console.warn(&format!("{error}. Records may be missing from this log"));
+            }
         }
-        result.map_err(|e| self.stopped(&e))
+        Ok(())
     }
 }
 

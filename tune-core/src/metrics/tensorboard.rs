@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 
 use super::jsonl::append;
+use super::proto::Message;
 use super::{MetricLogger, Start, StepMetrics, ValidationMetrics};
 use crate::{Error, Result};
 
@@ -150,52 +151,6 @@ fn frame(data: &[u8]) -> Vec<u8> {
 /// CRC-32C, rotated and offset, so that a checksum of data with checksums in it is sound.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// A protocol buffers message that is being written. The first argument of each method is
-/// the field's number.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
-impl Message {
-    fn varint(&mut self, field: u32, value: u64) {
-        self.key(field, 0);
-        self.raw_varint(value);
-    }
-
-    fn double(&mut self, field: u32, value: f64) {
-        self.key(field, 1);
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn float(&mut self, field: u32, value: f32) {
-        self.key(field, 5);
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u32, value: &[u8]) {
-        self.key(field, 2);
-        self.raw_varint(value.len() as u64);
-        self.0.extend(value);
-    }
-
-    fn message(&mut self, field: u32, content: impl FnOnce(&mut Self)) {
-        let mut inner = Self::default();
-        content(&mut inner);
-        self.bytes(field, &inner.0);
-    }
-
-    fn key(&mut self, field: u32, wire_type: u32) {
-        self.raw_varint(u64::from((field << 3) | wire_type));
-    }
-
-    fn raw_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
 }
 
 #[cfg(test)]

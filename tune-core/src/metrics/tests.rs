@@ -1,5 +1,8 @@
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -29,7 +32,7 @@ pub(super) fn timeless(path: &Path) -> Vec<String> {
 }
 
 fn open(configs: &[MetricLoggerConfig], folder: &Path, every: u64) -> Result<Metrics> {
-    Metrics::open(configs, folder, Start::Fresh, every, Console::silent())
+    Metrics::open(configs, folder, &BTreeMap::new(), Start::Fresh, every, Console::silent())
 }
 
 #[test]
@@ -72,30 +75,106 @@ fn two_loggers_do_not_share_a_file() {
 
 #[test]
 fn a_service_without_a_client_is_replaced_and_said_so() {
-    let config = MetricLoggerConfig::Wandb(ElsewhereLog::default());
-    assert!(config.warning().unwrap().contains("Weights & Biases"));
+    let config = MetricLoggerConfig::Comet(ElsewhereLog::default());
+    assert!(config.warning().unwrap().contains("Comet"));
     let dir = tempfile::tempdir().unwrap();
     open(&[config], dir.path(), 1).unwrap();
     assert!(dir.path().join("logs/metrics.jsonl").exists());
 }
 
+/// A console that tells what it was told.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    fn warnings(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter_map(|line| line.strip_prefix("warning: ").map(str::to_owned)).collect()
+    }
+}
+
+/// Trains on these loggers, and returns the warnings and the longest time that a record took.
+fn with(configs: &[MetricLoggerConfig], folder: &Path, steps: u64) -> (Vec<String>, Duration) {
+    let said = Said::default();
+    let console = Console::lines(said.clone());
+    let mut metrics = Metrics::open(configs, folder, &BTreeMap::new(), Start::Fresh, 1, console).unwrap();
+    let mut longest = Duration::ZERO;
+    for n in 1..=steps {
+        let begun = Instant::now();
+        metrics.log_step(&step(n)).unwrap();
+        longest = longest.max(begun.elapsed());
+    }
+    metrics.close().unwrap();
+    (said.warnings(), longest)
+}
+
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_names_the_last_checkpoint() {
+fn a_log_on_a_full_disk_is_said_once_and_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("logs")).unwrap();
     // A device on which every write fails as on a full disk.
     std::os::unix::fs::symlink("/dev/full", dir.path().join("logs/metrics.jsonl")).unwrap();
-    let mut metrics = open(&[MetricLoggerConfig::default()], dir.path(), 1).unwrap();
-    let mut error = || metrics.log_step(&step(21)).unwrap_err().to_string();
-    let told = error();
-    assert!(told.contains("metrics.jsonl: No space left on device"), "{told}");
-    assert!(told.ends_with("No checkpoint was saved before: make room and start again"), "{told}");
+    let configs = [
+        MetricLoggerConfig::default(),
+        MetricLoggerConfig::Csv(CsvLog { log_dir: None, filename: "metrics.csv".to_owned() }),
+    ];
+    let (warnings, _) = with(&configs, dir.path(), 5);
+    let of_steps: Vec<&String> = warnings.iter().filter(|warning| warning.contains("The run goes on")).collect();
+    assert_eq!(of_steps.len(), 1, "{warnings:?}");
+    assert!(of_steps[0].contains("metrics.jsonl: No space left on device"), "{warnings:?}");
+    assert_eq!(fs::read_to_string(dir.path().join("logs/metrics.csv")).unwrap().lines().count(), 6);
+}
 
-    let checkpoint = dir.path().join("epoch_0_step_20");
-    fs::create_dir(&checkpoint).unwrap();
-    fs::write(checkpoint.join("training_state.json"), "").unwrap();
-    let told = error();
-    let last = format!("The last good checkpoint is {}: make room and resume from it", checkpoint.display());
-    assert!(told.contains("metrics.jsonl: No space left on device") && told.contains(&last), "{told}");
+fn mlflow(address: String) -> MetricLoggerConfig {
+    let experiment_name = "tune".to_owned();
+    MetricLoggerConfig::Mlflow(MlflowLog { tracking_uri: Some(address), experiment_name, run_name: None })
+}
+
+#[test]
+fn a_server_that_hangs_slows_no_step() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let (warnings, longest) = with(&[mlflow(format!("http://{}", server.local_addr().unwrap()))], dir.path(), 5000);
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    let last = warnings.last().unwrap();
+    assert!(last.contains("MLflow at http://127.0.0.1:") && last.contains("arrive"), "{warnings:?}");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_said_once() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let said = Said::default();
+    let dir = tempfile::tempdir().unwrap();
+    let configs = [mlflow(format!("http://127.0.0.1:{port}"))];
+    let console = Console::lines(said.clone());
+    let mut metrics = Metrics::open(&configs, dir.path(), &BTreeMap::new(), Start::Fresh, 1, console).unwrap();
+    let begun = Instant::now();
+    while said.warnings().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        metrics.log_step(&step(1)).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    metrics.log_step(&step(2)).unwrap();
+    assert_eq!(said.warnings().len(), 1);
+}
+
+#[test]
+fn an_address_with_a_password_is_refused_without_showing_it() {
+    for (address, part) in [("http://me:secret@host:5000", "holds a name or password"), ("databricks", "was expected")]
+    {
+        let error = Metrics::check(&[mlflow(address.to_owned())], Path::new("out")).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("secret"), "{error}");
+    }
 }

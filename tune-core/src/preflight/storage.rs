@@ -213,7 +213,7 @@ fn logs(outline: &Outline, report: &mut Report<'_>) {
     let mut places = Vec::new();
     for config in &outline.run.metric_logger {
         config.warning().into_iter().for_each(|warning| report.warning(warning));
-        places.extend(config.place(&outline.run.output_dir).map(|place| place.display().to_string()));
+        places.extend(config.describe(&outline.run.output_dir));
     }
     match places.is_empty() {
         true => report.fact("metrics", "on the console alone"),

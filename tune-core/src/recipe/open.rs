@@ -233,7 +233,9 @@ impl Opened {
         }
         let (start, every) = (position.log_start(), keys.log_every_n_steps);
         let loggers = if is_main { &keys.metric_logger[..] } else { &[] };
-        let metrics = Metrics::open(loggers, &keys.output_dir, start, every, console)?;
+        let mut settings = outline.settings.clone();
+        settings.insert("seed".to_owned(), seed.into());
+        let metrics = Metrics::open(loggers, &keys.output_dir, &settings, start, every, console)?;
         Ok(Run {
             extra: state.map(|state| state.extra).unwrap_or_default(),
             outline,

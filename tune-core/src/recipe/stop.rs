@@ -24,8 +24,8 @@ pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
     let is_saved = recipe.run().last_saved().is_some_and(|saved| saved.step == step);
     let is_worth_saving = match why {
         Error::Stopped(_) => true,
-        // Of several processes, one alone finds its log or its data so: the others are elsewhere.
-        Error::Log { .. } | Error::Data(_) => recipe.run().group().is_single(),
+        // Of several processes, one alone finds its data so: the others are elsewhere.
+        Error::Data(_) => recipe.run().group().is_single(),
         _ => false,
     };
     let failure = match is_worth_saving && step > 0 && !is_saved {
@@ -47,8 +47,6 @@ pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
         (Error::Data(message), None | Some(Error::Data(_))) => {
             Error::Data(format!("{message}\n{}", way_on(recipe.run().output_dir(), "correct the data")))
         }
-        // A log's error names the checkpoint that is the newest now.
-        (why @ Error::Log { .. }, None) => Error::Training(why.to_string()),
         (why, Some(failure)) => Error::Training(format!("{why}\n{failure}")),
         (why, None) => why,
     };

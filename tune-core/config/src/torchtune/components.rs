@@ -28,6 +28,10 @@ const fn adamw(path: &'static str) -> Taken {
 }
 
 const NO_CLIENT: &str = "there is no client for the service here";
+const OFFLINE: &str = "the run is recorded without a network, by no client of wandb's";
+
+/// torchtune's name of the project.
+const WANDB: &[TheirDefault] = &[TheirDefault::new("project", "torchtune")];
 
 pub(super) const TAKEN: &[Taken] = &[
     Taken::new("torch.optim.AdamW", "adamw").defaults(TORCH_LR),
@@ -65,13 +69,13 @@ pub(super) const TAKEN: &[Taken] = &[
     ]),
     Taken::new("torchtune.training.metric_logging.TensorBoardLogger", "tensorboard")
         .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),
-    Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(NO_CLIENT),
+    Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(OFFLINE).defaults(WANDB),
     Taken::new("torchtune.training.metric_logging.CometLogger", "comet").rest(NO_CLIENT),
     // As they were called before version 0.4.
     Taken::new("torchtune.utils.metric_logging.DiskLogger", "jsonl"),
     Taken::new("torchtune.utils.metric_logging.TensorBoardLogger", "tensorboard"),
     Taken::new("torchtune.utils.metric_logging.StdoutLogger", "stdout"),
-    Taken::new("torchtune.utils.metric_logging.WandBLogger", "wandb").rest(NO_CLIENT),
+    Taken::new("torchtune.utils.metric_logging.WandBLogger", "wandb").rest(OFFLINE).defaults(WANDB),
 ];
 
 const fn refused(prefix: &'static str, what: &'static str, instead: &'static str) -> Refused {

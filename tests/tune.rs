@@ -70,6 +70,7 @@ fn what_it_says() {
         ("help_quantize", &["quantize", "--help"]),
         ("help_verify", &["verify", "--help"]),
         ("help_chat", &["chat", "--help"]),
+        ("help_eval", &["eval", "--help"]),
         ("explain", &["explain", "e20"]),
     ] {
         snapshot(name, &succeed(&mut tune(folder.path(), args)));

@@ -1,4 +1,12 @@
-//! Measuring what a model learned.
+//! Measuring what a model learned: questions that are asked while it trains ([`ExactMatch`]), and [`Item`]s of many kinds
+//! that one model, or two side by side, are measured on.
+
+mod compare;
+mod grade;
+mod item;
+mod measure;
+mod page;
+pub mod statistics;
 
 use std::path::PathBuf;
 
@@ -9,6 +17,33 @@ use crate::generate::{Kernels, Sampler, StopOptions, generate_many};
 use crate::models::Decoder;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, hub};
+
+pub use compare::{Estimate, Resampling, Row, rows, table};
+pub use grade::Program;
+pub use item::Item;
+pub use measure::{Asking, Outcome, Part, measure};
+pub use page::{Task, page};
+
+/// The share of answers that are right to the letter, but for white space around them.
+pub const EXACT_MATCH: &str = "exact_match";
+/// The share of answers in which the pattern is found.
+pub const REGEX: &str = "regex";
+/// The share of answers that are JSON of the wanted kind.
+pub const JSON_SCHEMA: &str = "json_schema";
+/// The mean score of a program.
+pub const PROGRAM: &str = "program";
+/// The share of items whose right choice is the likeliest.
+pub const CHOICE: &str = "choice";
+/// The same by the mean log-probability of a choice's tokens.
+pub const CHOICE_PER_TOKEN: &str = "choice_per_token";
+/// The same by the log-probability for each byte of a choice.
+pub const CHOICE_PER_BYTE: &str = "choice_per_byte";
+/// Perplexity of the right answers' tokens.
+pub const ANSWER_PERPLEXITY: &str = "answer_perplexity";
+/// Perplexity of the texts' tokens.
+pub const PERPLEXITY: &str = "perplexity";
+/// Loss of the texts for each of their bytes, in bits.
+pub const BITS_PER_BYTE: &str = "bits_per_byte";
 
 /// Held-out questions whose answers must be right to the letter.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -83,7 +118,7 @@ impl ExactMatch {
         let mut answers = Vec::with_capacity(self.questions.len());
         let mut rest = &self.questions[..];
         while !rest.is_empty() {
-            let (questions, others) = rest.split_at(together(rest));
+            let (questions, others) = rest.split_at(together(rest.iter().map(|question| question.prompt.len())));
             let prompts: Vec<&[u32]> = questions.iter().map(|question| &question.prompt[..]).collect();
             let mut samplers: Vec<Sampler> = questions.iter().map(|_| Sampler::greedy()).collect();
             let given = generate_many(model, &prompts, &mut samplers, &self.stop, Kernels::Fast, |_, _| Ok(()))?;
@@ -97,13 +132,13 @@ impl ExactMatch {
     }
 }
 
-/// Of the questions, how many are asked at a time: some, of which the prompts together are no longer than a long text.
-fn together(questions: &[Question]) -> usize {
+/// Of prompts of these lengths, how many are asked at a time: some, which together are no longer than a long text.
+fn together(lengths: impl Iterator<Item = usize>) -> usize {
     const QUESTIONS: usize = 16;
     const TOKENS: usize = 2048;
     let mut tokens = 0;
-    let fitting = questions.iter().take(QUESTIONS).take_while(|question| {
-        tokens += question.prompt.len();
+    let fitting = lengths.take(QUESTIONS).take_while(|length| {
+        tokens += length;
         tokens <= TOKENS
     });
     fitting.count().max(1)

@@ -8,6 +8,7 @@ mod chat;
 mod copy;
 mod doctor;
 mod download;
+mod eval;
 mod launch;
 mod paths;
 mod shipped;
@@ -72,6 +73,8 @@ enum Command {
     Verify(artifacts::verify::Args),
     /// Talk to a model, an adapter or a run in the terminal.
     Chat(chat::Args),
+    /// Measure a model, an adapter or a run on tasks of yours, beside its base; say where it got better and worse.
+    Eval(Box<eval::Args>),
     /// Say more about an error of a config, such as E0020; without a code, list all.
     Explain {
         /// The code in the message.
@@ -129,6 +132,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Quantize(args) => done(artifacts::export::quantize(args))?,
         Command::Verify(args) => done(artifacts::verify::run(&args))?,
         Command::Chat(args) => done(chat::run(&args))?,
+        Command::Eval(args) => done(eval::run(&args))?,
         Command::Explain { code } => show(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -13,7 +13,12 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("full_finetune_single_device", Ok("full")),
     ("full_finetune_distributed", Ok("full")),
     ("generate_v2", Ok("generate")),
-    ("eleuther_eval", Err("evaluation with EleutherAI's harness, which reads the checkpoints that recipes write")),
+    (
+        "eleuther_eval",
+        Err(
+            "evaluation with EleutherAI's harness, which reads the checkpoints that recipes write (`lm_eval --model hf`), and `tune eval MODEL FILE` measures tasks of your own",
+        ),
+    ),
     ("lora_dpo_single_device", Ok("dpo")),
     ("lora_dpo_distributed", Ok("dpo")),
     ("full_dpo_distributed", Ok("dpo")),

@@ -39,7 +39,8 @@ const MARKS: &[Mark] = &[
         "tasks",
         "",
         "evaluation with EleutherAI's harness",
-        "that harness reads the checkpoints that the recipes write",
+        "that harness reads the checkpoints that the recipes write (lm_eval --model hf); `tune eval MODEL FILE` measures \
+         tasks of your own",
     ),
     mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
     mark("quantizer", "", "quantization, or training for it", NO_RECIPE),

@@ -167,7 +167,7 @@ fn probability(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("`{text}` is no probability; it is a number from 0 to 1"))
 }
 
-fn precision(text: &str) -> Result<Precision, String> {
+pub(crate) fn precision(text: &str) -> Result<Precision, String> {
     match text {
         "fp32" => Ok(Precision::Fp32),
         "bf16" => Ok(Precision::Bf16),
@@ -175,6 +175,6 @@ fn precision(text: &str) -> Result<Precision, String> {
     }
 }
 
-fn device(text: &str) -> Result<DeviceConfig, String> {
+pub(crate) fn device(text: &str) -> Result<DeviceConfig, String> {
     text.parse()
 }

@@ -1,0 +1,150 @@
+"""Compares `tune eval`, and a server if one is named, with EleutherAI's harness on transformers: the same items, the same numbers.
+
+    python tests/python/check_lm_eval.py TUNE [MODEL] [--server URL --name NAME]
+
+TUNE is the program `tune`; MODEL a Hugging Face folder, by default the tiny model. Two local tasks are made (nothing is
+downloaded): multiple choice, and whole texts. For each item the harness's log-likelihoods on transformers (fp32, CPU) must be
+those of `tune eval --no-chat-template`, and its accuracies, too. With --server, the harness asks that address (an
+OpenAI-compatible `/v1/completions` with `echo` and `logprobs`, such as `tune serve MODEL`) the same.
+
+Needs lm_eval, torch and transformers.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import lm_eval  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+NEAR = 2e-3
+
+CHOICE = """task: local_choice
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+  - metric: acc_bytes
+"""
+
+TEXT = """task: local_text
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: bits_per_byte
+"""
+
+
+def items(folder):
+    """Two files of items, the same in every run."""
+    draw = random.Random(5)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    word = lambda: "-".join(draw.choices(letters, k=draw.randint(2, 6)))  # noqa: E731
+    choice = folder / "choice.jsonl"
+    with choice.open("w") as out:
+        for _ in range(40):
+            choices = [f" {word()}{tail}" for tail in ("", " and more", "!", " é")]
+            record = {"prompt": f"Write {word()} in the secret code.", "choices": choices, "answer": draw.randrange(4)}
+            out.write(json.dumps(record) + "\n")
+    text = folder / "text.jsonl"
+    with text.open("w") as out:
+        for n in (1, 4, 9, 60):
+            out.write(json.dumps({"text": " ".join(f"{word()}." for _ in range(n)) + " Grüße"}) + "\n")
+    (folder / "choice.yaml").write_text(CHOICE.format(file=choice))
+    (folder / "text.yaml").write_text(TEXT.format(file=text))
+    return choice, text
+
+
+def harness(folder, model, arguments):
+    """Log-likelihoods by task and item, and the metrics, by the harness."""
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=["local_choice", "local_text"], batch_size=1,
+                                    task_manager=manager, log_samples=True, bootstrap_iters=0, cache_requests=False)
+    samples = {task: sorted(found["samples"][task], key=lambda sample: sample["doc_id"]) for task in found["samples"]}
+
+    def numbers(sample):
+        first = lambda answer: answer[0] if isinstance(answer, (list, tuple)) else answer  # noqa: E731
+        return [float(first(answer)) for answer in sample["filtered_resps"]]
+
+    return {task: [numbers(sample) for sample in samples[task]] for task in samples}, found["results"]
+
+
+def ours(tune, model, folder, tasks):
+    results = folder / "results.jsonl"
+    command = [tune, "eval", model, *map(str, tasks), "--no-chat-template", "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = {"local_choice": [], "local_text": []}
+    for line in results.read_text().splitlines():
+        record = json.loads(line)
+        of = record["model"]
+        if "choices" in record["record"]:
+            found["local_choice"].append((of["log_likelihoods"], of["metrics"]))
+        else:
+            found["local_text"].append(([-of["metrics"]["bits_per_byte"][0]], of["metrics"]))
+    return found
+
+
+def near(a, b):
+    return math.isclose(a, b, abs_tol=NEAR, rel_tol=1e-4)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tune")
+    parser.add_argument("model", nargs="?", default=str(ROOT / "recipes/tiny/model"))
+    parser.add_argument("--server")
+    parser.add_argument("--name", default="model")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        tasks = items(folder)
+        theirs, metrics = harness(folder, "hf", f"pretrained={arguments.model},dtype=float32,device=cpu")
+        mine = ours(arguments.tune, arguments.model, folder, tasks)
+        for task, values in theirs.items():
+            assert len(values) == len(mine[task]) > 0
+            for n, (value, (found, _)) in enumerate(zip(values, mine[task])):
+                assert len(value) == len(found) and all(map(near, value, found)), (task, n, value, found)
+        share = lambda name: sum(m[name][0] for _, m in mine["local_choice"]) / len(mine["local_choice"])  # noqa: E731
+        assert near(metrics["local_choice"]["acc,none"], share("choice")), metrics
+        assert near(metrics["local_choice"]["acc_bytes,none"], share("choice_per_byte")), metrics
+        texts = [m["bits_per_byte"] for _, m in mine["local_text"]]
+        bits = sum(sum_ for sum_, _ in texts) / sum(size for _, size in texts) / math.log(2)
+        assert near(metrics["local_text"]["bits_per_byte,none"], bits), (metrics, bits)
+        print(f"tune eval: {sum(map(len, theirs['local_choice']))} choices and {len(theirs['local_text'])} texts as on transformers")
+        if arguments.server:
+            address = arguments.server.rstrip("/") + "/v1/completions"
+            settings = (f"model={arguments.name},base_url={address},tokenizer={arguments.model},tokenizer_backend=huggingface,"
+                        f"num_concurrent=1,max_retries=1,tokenized_requests=False")
+            served, of_server = harness(folder, "local-completions", settings)
+            for task, values in theirs.items():
+                for n, (value, found) in enumerate(zip(values, served[task])):
+                    assert len(value) == len(found) and all(map(near, value, found)), (task, n, value, found)
+            assert near(metrics["local_choice"]["acc,none"], of_server["local_choice"]["acc,none"])
+            print("the server: the same")
+
+
+if __name__ == "__main__":
+    main()

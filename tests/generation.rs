@@ -9,9 +9,11 @@ use candle_core::{DType, Tensor};
 use families::Fixture;
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::engine::{self, Kernels, Sequences};
-use tune_core::generate::{Sampler, SamplerOptions, StopOptions, generate, generate_many};
+use tune_core::generate::{
+    Continuous, End, Event, Request, Sampler, SamplerOptions, Scored, StopOptions, generate, generate_many,
+};
 use tune_core::models::Decoder;
-use tune_core::peft::{LoraModule, LoraOptions};
+use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 
 /// All but those whose frequencies depend on a sequence's length, see [`FREQUENCIES_OF_LENGTH`].
 const FAMILIES: [&str; 14] = [
@@ -262,4 +264,164 @@ fn a_sequence_that_switches_frequencies_is_what_training_computes() {
         sequences.truncate(0, 9);
         assert_eq!(sequences.extend(&[(0, &long[9..10])]).unwrap(), fresh, "{family}");
     }
+}
+
+/// A model with adapters that change what it says.
+fn adapted(fixture: &Fixture, rank: usize) -> Decoder {
+    let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
+    let lora = LoraOptions { modules, rank, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() };
+    let model = fixture.model(DType::F32, Some(lora));
+    for parameter in model.trainable().iter().filter(|of| of.name().ends_with("lora_B.weight")) {
+        let var = parameter.var();
+        let value = |i: usize| ((i * 7919 + rank) % 17) as f32 / 32.0 - 0.25;
+        let values: Vec<f32> = (0..var.elem_count()).map(value).collect();
+        var.set(&Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
+    }
+    model
+}
+
+#[test]
+fn sequences_that_come_and_go_are_answered_as_alone() {
+    for family in ["llama_tied", "gemma2", "llama_dynamic"] {
+        let fixture = Fixture::read(family);
+        let apart = [adapted(&fixture, 3).without_adapters(), adapted(&fixture, 3), adapted(&fixture, 2)];
+        // The same adapters on the weights of one model.
+        let shared: Vec<Decoder> = apart
+            .iter()
+            .zip([0, 3, 2])
+            .map(|(model, rank)| {
+                if rank == 0 {
+                    return model.clone();
+                }
+                let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
+                let lora = LoraOptions { modules, rank, alpha: 6.0, dropout: 0.0, seed: 1, ..Default::default() };
+                let on_base = apart[0].with_adapters(lora).unwrap();
+                set_trainable(&on_base, &adapter_weights(model).unwrap(), "the adapter").unwrap();
+                on_base
+            })
+            .collect();
+        let models: Vec<&Decoder> = shared.iter().collect();
+        let vocab = models[0].config.vocab_size;
+        let options = |i: u32| SamplerOptions {
+            temperature: if i.is_multiple_of(2) { 0.0 } else { 1.0 },
+            top_k: None,
+            top_p: Some(0.9),
+        };
+        let longest = models[0].config.max_position_embeddings.min(60) - 10;
+        let asked = |i: u32| ids(i, 1 + (i as usize * 13) % longest, vocab);
+        let stop = StopOptions { max_new_tokens: 9, stop_tokens: vec![3] };
+        let mut batch = Continuous::new(&models, 150, 16, Kernels::Fast).unwrap();
+        let (mut next, mut waiting, mut answers) = (0, None, vec![Vec::new(); 24]);
+        let (mut asker, mut ends) = (std::collections::BTreeMap::new(), 0);
+        let mut most = 0;
+        while ends < answers.len() {
+            while next < answers.len() as u32 {
+                let request = waiting.take().unwrap_or_else(|| Request {
+                    model: next as usize % 3,
+                    prompt: asked(next),
+                    sampler: Sampler::new(options(next), u64::from(next)),
+                    max_new_tokens: stop.max_new_tokens,
+                    stop_tokens: stop.stop_tokens.clone(),
+                    scores: None,
+                    scores_prompt: false,
+                });
+                match batch.join(request).unwrap() {
+                    Ok(sequence) => {
+                        assert!(asker.insert(sequence, next as usize).is_none(), "a number belongs to one sequence");
+                        next += 1;
+                    }
+                    Err(request) => {
+                        waiting = Some(request);
+                        break;
+                    }
+                }
+            }
+            most = most.max(batch.len());
+            for (sequence, event) in batch.step().unwrap() {
+                match event {
+                    Event::Token(token) => answers[asker[&sequence]].push(token.id),
+                    Event::End(end) => {
+                        let answer = &answers[asker.remove(&sequence).unwrap()];
+                        assert_eq!(end == End::Length, answer.len() == stop.max_new_tokens);
+                        ends += 1;
+                    }
+                    Event::Read(_) => panic!("nobody asked for scores"),
+                }
+            }
+        }
+        assert!(batch.is_empty() && most > 3, "{most} at a time");
+        for (i, answer) in answers.iter().enumerate() {
+            let mut sampler = Sampler::new(options(i as u32), i as u64);
+            let alone = generate(&apart[i % 3], &asked(i as u32), &mut sampler, &stop, |_| Ok(())).unwrap();
+            assert_eq!(*answer, alone, "{family}: prompt {i}");
+        }
+        assert_ne!(answers[4], answers[5]);
+    }
+}
+
+#[test]
+fn scores_are_the_log_probabilities_of_training() {
+    let model = Fixture::read("llama_tied").model(DType::F32, None);
+    let vocab = model.config.vocab_size;
+    let prompt = ids(7, 150, vocab);
+    let mut batch = Continuous::new(&[&model], 400, 32, Kernels::OfTraining).unwrap();
+    let request = |scores_prompt, max_new_tokens| Request {
+        model: 0,
+        prompt: prompt.clone(),
+        sampler: Sampler::greedy(),
+        max_new_tokens,
+        stop_tokens: Vec::new(),
+        scores: Some(2),
+        scores_prompt,
+    };
+    let scored = batch.join(request(true, 5)).unwrap().unwrap();
+    let plain = batch.join(request(false, 5)).unwrap().unwrap();
+    let (mut read, mut drawn): (Vec<Scored>, [Vec<Scored>; 2]) = Default::default();
+    while !batch.is_empty() {
+        for (sequence, event) in batch.step().unwrap() {
+            match event {
+                Event::Read(tokens) => {
+                    assert_eq!(sequence, scored);
+                    read.extend(tokens);
+                }
+                Event::Token(token) => drawn[usize::from(sequence == plain)].push(token),
+                Event::End(end) => assert_eq!(end, End::Length),
+            }
+        }
+    }
+    assert_eq!(drawn[0], drawn[1], "scores of the prompt change nothing");
+    assert_eq!(read.iter().map(|token| token.id).collect::<Vec<_>>(), prompt);
+    assert_eq!(read[0].log_prob, None);
+    let whole: Vec<u32> = prompt.iter().copied().chain(drawn[0].iter().map(|token| token.id)).collect();
+    let trained = engine::log_probs(&model, &packed(&[whole])).unwrap();
+    let found: Vec<f64> = read[1..].iter().chain(&drawn[0]).map(|token| token.log_prob.unwrap()).collect();
+    assert_eq!(found, trained[..found.len()]);
+    // Greedy: what is drawn is likeliest.
+    for token in &drawn[0] {
+        assert_eq!(token.likeliest[0], (token.id, token.log_prob.unwrap()));
+        assert!(token.likeliest[1].1 <= token.likeliest[0].1);
+    }
+}
+
+#[test]
+fn memory_of_sequences_that_left_is_used_again() {
+    let model = Fixture::read("llama_tied").model(DType::F32, None);
+    let mut sequences = Sequences::of_many(&[&model], 10, Kernels::Fast).unwrap();
+    let [first, second] = [sequences.join(0, 4).unwrap(), sequences.join(0, 4).unwrap()];
+    assert_eq!(sequences.join(0, 3), None);
+    let third = sequences.join(0, 2).unwrap();
+    sequences.extend(&[(first, &[1, 2, 3]), (second, &[4, 5]), (third, &[6])]).unwrap();
+    let right = sequences.extend(&[(second, &[9])]).unwrap();
+    sequences.leave(first);
+    assert_eq!(sequences.join(0, 5), None, "four in one place");
+    let fourth = sequences.join(0, 4).unwrap();
+    assert!(sequences.is_empty(fourth));
+    // Its neighbour does not see it.
+    sequences.truncate(second, 2);
+    sequences.extend(&[(fourth, &[7, 7, 7, 7])]).unwrap();
+    assert_eq!(sequences.extend(&[(second, &[9])]).unwrap(), right);
+    assert!(sequences.extend(&[(fourth, &[1])]).is_err());
+    let other = Fixture::read("gemma2").model(DType::F32, None);
+    assert!(Sequences::of_many(&[&model, &other], 10, Kernels::Fast).is_err());
+    assert!(Sequences::of_many(&[], 10, Kernels::Fast).is_err());
 }

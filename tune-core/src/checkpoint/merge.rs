@@ -249,6 +249,26 @@ impl Merged {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn trained(&self, options: &LoadOptions) -> Result<Decoder> {
+        let (lora, values) = self.side_by_side()?;
+        let model = Decoder::load(self.spec.clone(), &self.base, &LoadOptions { lora, ..options.clone() })?;
+        set_trainable(&model, &values, "the adapter")?;
+        Ok(model)
+    }
+
+    /// The same, with the weights of `base`, which has been loaded from the same base and shares them.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn trained_on(&self, base: &Decoder) -> Result<Decoder> {
+        let (lora, values) = self.side_by_side()?;
+        let Some(lora) = lora else { return Ok(base.without_adapters()) };
+        let model = base.with_adapters(lora)?;
+        set_trainable(&model, &values, "the adapter")?;
+        Ok(model)
+    }
+
+    /// The adapters as one, which is none where there are none, and its tensors by name.
+    fn side_by_side(&self) -> Result<(Option<LoraOptions>, BTreeMap<String, Tensor>)> {
         let mut layers = BTreeMap::new();
         let mut values = BTreeMap::new();
         for module in self.adapted() {
@@ -272,8 +292,6 @@ impl Merged {
             true => None,
             false => Some(LoraOptions::on_layers(layers)?),
         };
-        let model = Decoder::load(self.spec.clone(), &self.base, &LoadOptions { lora, ..options.clone() })?;
-        set_trainable(&model, &values, "the adapter")?;
-        Ok(model)
+        Ok((lora, values))
     }
 }

@@ -38,7 +38,7 @@ use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
 use run::{Minimized, Run, Sink};
-pub use sequences::{Kernels, Sequences};
+pub use sequences::{Kernels, New, Sequences};
 use sharded::Sharded;
 use to_model::ToModel;
 

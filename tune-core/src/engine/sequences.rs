@@ -39,12 +39,16 @@ pub enum Kernels {
 /// two sets of frequencies, for sequences up to the original length and for longer ones: a sequence that grows beyond it is
 /// computed again as a whole, once, as Phi-3's class in transformers does (and no other class there, see
 /// [`RopeScaling`](crate::models::RopeScaling)).
+///
+/// Sequences may come and go ([`Sequences::join`], [`Sequences::leave`]), and be of several models that differ in their adapters.
 pub struct Sequences<'m> {
-    model: &'m Decoder,
+    models: Vec<&'m Decoder>,
     places: Vec<Place>,
+    /// The tokens that there is memory for.
+    room: usize,
     /// The tokens of each sequence, which are needed again where it is computed again.
     ids: Vec<Vec<u32>>,
-    past: Box<dyn Grow + Send + 'm>,
+    past: Box<dyn Grow<'m> + Send + 'm>,
     /// Who computes new tokens, if these have kernels of their own.
     team: Option<Arc<Team>>,
 }
@@ -52,8 +56,11 @@ pub struct Sequences<'m> {
 /// Where a sequence lies in the memory of all.
 #[derive(Debug, Clone, Copy)]
 struct Place {
+    /// The number of its model.
+    model: usize,
     start: usize,
     len: usize,
+    /// 0 where the sequence has left.
     capacity: usize,
     /// Whether its keys may be those of a longer sequence, which it was.
     was_longer: bool,
@@ -65,12 +72,26 @@ impl<'m> Sequences<'m> {
     /// # Errors
     /// A model on a device or in a type that is not computed in.
     pub fn new(model: &'m Decoder, capacities: &[usize], kernels: Kernels) -> Result<Self> {
-        let mut rows = 0;
-        let places = capacities.iter().map(|&capacity| {
-            rows += capacity;
-            Place { start: rows - capacity, len: 0, capacity, was_longer: false }
-        });
-        let places: Vec<_> = places.collect();
+        let mut sequences = Self::of_many(&[model], capacities.iter().sum(), kernels)?;
+        let mut start = 0;
+        sequences.places.extend(capacities.iter().map(|&capacity| {
+            start += capacity;
+            Place { model: 0, start: start - capacity, len: 0, capacity, was_longer: false }
+        }));
+        sequences.ids = vec![Vec::new(); capacities.len()];
+        Ok(sequences)
+    }
+
+    /// Memory for `room` tokens of sequences that will join. `models` share their weights and differ in their adapters.
+    ///
+    /// # Errors
+    /// As [`Sequences::new`]; no model, or models of different shapes.
+    pub fn of_many(models: &[&'m Decoder], room: usize, kernels: Kernels) -> Result<Self> {
+        let Some(&model) = models.first() else { return Err(Error::setup("there is no model to read sequences")) };
+        let is_other = |other: &&Decoder| other.config != model.config || other.dtype() != model.dtype();
+        if models.iter().any(is_other) {
+            return Err(Error::setup("models that read sequences together have one base"));
+        }
         let precision = Precision::of(model)?;
         // Weights in blocks have kernels of training alone, which the whole pool computes.
         let is_in_blocks = |linear: &Linear| linear.weight.quantized().is_some();
@@ -78,14 +99,64 @@ impl<'m> Sequences<'m> {
         let is_quantized = layers.any(is_in_blocks) || is_in_blocks(model.top().1);
         let has_few = matches!(precision, Precision::F32 | Precision::Bf16) && !is_quantized;
         let team = (has_few && kernels == Kernels::Fast).then(|| Arc::new(Team::new()));
-        let past: Box<dyn Grow + Send + 'm> = match precision {
-            Precision::F32 => Box::new(Growing::<Cpu<'_, f32>>::of_cpu(model, rows, team.as_ref())),
-            Precision::Bf16 => Box::new(Growing::<Cpu<'_, bf16>>::of_cpu(model, rows, team.as_ref())),
-            Precision::F64 => Box::new(Growing::new(model, Reference, None, rows)),
-            Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), None, rows)),
-            Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<bf16>::new(card), None, rows)),
+        let past: Box<dyn Grow<'m> + Send + 'm> = match precision {
+            Precision::F32 => Box::new(Growing::<Cpu<'_, f32>>::of_cpu(model, room, team.as_ref())),
+            Precision::Bf16 => Box::new(Growing::<Cpu<'_, bf16>>::of_cpu(model, room, team.as_ref())),
+            Precision::F64 => Box::new(Growing::new(model, Reference, None, room)),
+            Precision::F32On(card) => Box::new(Growing::new(model, Cuda::<f32>::new(card), None, room)),
+            Precision::Bf16On(card) => Box::new(Growing::new(model, Cuda::<bf16>::new(card), None, room)),
         };
-        Ok(Self { model, ids: vec![Vec::new(); places.len()], places, past, team })
+        Ok(Self { models: models.to_vec(), ids: Vec::new(), places: Vec::new(), room, past, team })
+    }
+
+    /// The bytes of keys and values that a token of a sequence takes.
+    #[must_use]
+    pub fn bytes_per_token(model: &Decoder) -> usize {
+        let widths = model.config.blocks.iter().map(|block| 2 * block.attention.widths().1);
+        widths.sum::<usize>() * model.dtype().size_in_bytes()
+    }
+
+    /// A fresh sequence of the model with this number, which may come to have `capacity` tokens. Nothing where that many
+    /// are not free side by side.
+    ///
+    /// # Panics
+    /// If there is no such model.
+    pub fn join(&mut self, model: usize, capacity: usize) -> Option<usize> {
+        assert!(model < self.models.len(), "model {model} of {}", self.models.len());
+        let mut taken: Vec<(usize, usize)> =
+            self.places.iter().filter(|place| place.capacity > 0).map(|place| (place.start, place.capacity)).collect();
+        taken.sort_unstable();
+        // The first gap that is large enough.
+        let mut start = 0;
+        for (next, len) in taken {
+            if next - start >= capacity {
+                break;
+            }
+            start = next + len;
+        }
+        if capacity == 0 || self.room - start < capacity {
+            return None;
+        }
+        let place = Place { model, start, len: 0, capacity, was_longer: false };
+        match self.places.iter().position(|place| place.capacity == 0) {
+            Some(free) => {
+                self.places[free] = place;
+                self.ids[free].clear();
+                Some(free)
+            }
+            None => {
+                self.places.push(place);
+                self.ids.push(Vec::new());
+                Some(self.places.len() - 1)
+            }
+        }
+    }
+
+    /// Ends a sequence: its number and its memory are free for another.
+    pub fn leave(&mut self, sequence: usize) {
+        let place = &mut self.places[sequence];
+        *place = Place { len: 0, capacity: 0, ..*place };
+        self.ids[sequence].clear();
     }
 
     /// The tokens of a sequence.
@@ -111,7 +182,7 @@ impl<'m> Sequences<'m> {
     /// Whether a sequence that comes to have `len` tokens has other keys for those that it has.
     fn begins_anew(&self, place: Place, len: usize) -> bool {
         place.len > 0
-            && self.model.config.rotary.iter().any(|table| {
+            && self.models[place.model].config.rotary.iter().any(|table| {
                 table.depends_on_length() && (place.was_longer || table.scaling.switches_between(place.len, len))
             })
     }
@@ -121,9 +192,18 @@ impl<'m> Sequences<'m> {
     /// # Errors
     /// A token outside the vocabulary, a sequence without new tokens, named twice, or that has no room for them.
     pub fn extend(&mut self, new: &[(usize, &[u32])]) -> Result<Vec<Vec<f32>>> {
-        for (i, &(sequence, ids)) in new.iter().enumerate() {
+        let last: Vec<New<'_>> = new.iter().map(|&(sequence, ids)| New { sequence, ids, every: false }).collect();
+        self.extend_with(&last)
+    }
+
+    /// The same; where it is wanted, with the logits `[new tokens, vocab]` behind every new token.
+    ///
+    /// # Errors
+    /// As [`Sequences::extend`].
+    pub fn extend_with(&mut self, new: &[New<'_>]) -> Result<Vec<Vec<f32>>> {
+        for (i, &New { sequence, ids, .. }) in new.iter().enumerate() {
             let place = self.places[sequence];
-            if ids.is_empty() || new[..i].iter().any(|&(other, _)| other == sequence) {
+            if ids.is_empty() || new[..i].iter().any(|other| other.sequence == sequence) {
                 return Err(Error::setup(format!("sequence {sequence} is to grow by no token, or twice at a time")));
             }
             if place.len + ids.len() > place.capacity {
@@ -136,20 +216,22 @@ impl<'m> Sequences<'m> {
             }
         }
         // Apart, so that neither depends on the other: what comes first is computed by the kernels of training.
-        let is_newest = |sequence: usize, ids: &[u32]| {
-            let place = self.places[sequence];
-            place.len > 0 && ids.len() == 1 && !self.begins_anew(place, place.len + 1)
+        let is_newest = |new: &New<'_>| {
+            let place = self.places[new.sequence];
+            place.len > 0 && new.ids.len() == 1 && !self.begins_anew(place, place.len + 1)
         };
-        let has_few = |(sequence, ids)| self.team.is_some() && is_newest(sequence, ids);
-        let (newest, first): (Vec<usize>, Vec<usize>) = (0..new.len()).partition(|&i| has_few(new[i]));
+        let has_few: Vec<bool> = new.iter().map(|new| self.team.is_some() && is_newest(new)).collect();
         let mut logits = vec![Vec::new(); new.len()];
-        for (which, team) in [(first, None), (newest, self.team.clone())] {
-            let some: Vec<(usize, &[u32])> = which.iter().map(|&i| new[i]).collect();
-            for (i, of_one) in which.into_iter().zip(self.compute(&some, team.as_deref())?) {
+        for (model, are_few) in (0..self.models.len()).flat_map(|model| [(model, false), (model, true)]) {
+            let is_meant = |&i: &usize| has_few[i] == are_few && self.places[new[i].sequence].model == model;
+            let which: Vec<usize> = (0..new.len()).filter(is_meant).collect();
+            let some: Vec<New<'_>> = which.iter().map(|&i| new[i]).collect();
+            let team = self.team.clone().filter(|_| are_few);
+            for (i, of_one) in which.into_iter().zip(self.compute(model, &some, team.as_deref())?) {
                 logits[i] = of_one;
             }
         }
-        for &(sequence, ids) in new {
+        for &New { sequence, ids, .. } in new {
             let place = &mut self.places[sequence];
             *place = Place { len: place.len + ids.len(), was_longer: false, ..*place };
             self.ids[sequence].extend(ids);
@@ -157,8 +239,8 @@ impl<'m> Sequences<'m> {
         Ok(logits)
     }
 
-    /// The logits of some sequences with their new tokens, by a team if that is given.
-    fn compute(&mut self, new: &[(usize, &[u32])], team: Option<&Team>) -> Result<Vec<Vec<f32>>> {
+    /// The logits of some sequences of a model with their new tokens, by a team if that is given.
+    fn compute(&mut self, model: usize, new: &[New<'_>], team: Option<&Team>) -> Result<Vec<Vec<f32>>> {
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -171,8 +253,8 @@ impl<'m> Sequences<'m> {
             spans: Vec::new(),
             origins: Vec::new(),
         };
-        let (mut stretches, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
-        for &(sequence, ids) in new {
+        let (mut stretches, mut rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        for &New { sequence, ids, every } in new {
             let place = self.places[sequence];
             let first = batch.input_ids.len();
             let past = if self.begins_anew(place, place.len + ids.len()) { 0 } else { place.len };
@@ -180,38 +262,57 @@ impl<'m> Sequences<'m> {
             let len = positions.len();
             stretches.push(Stretch { queries: first, len, keys: place.start, past });
             rows.extend(positions.clone().map(|position| place.start + position));
-            last.push(first + len - 1);
+            let end = first + len;
+            wanted.extend(end - if every { ids.len() } else { 1 }..end);
             batch.spans.push(Span { row: 0, start: first, len });
             batch.input_ids.extend(self.ids[sequence][past..].iter().chain(ids));
             batch.positions.extend(positions.map(|position| position as u32));
         }
         batch.len = batch.input_ids.len();
         batch.targets = vec![IGNORE; batch.len];
-        let past = &mut self.past;
+        let (past, model) = (&mut self.past, self.models[model]);
         let logits = match team {
-            None => on_a_worker(|| past.grow(&batch, stretches, rows, &last, false))?,
-            Some(team) => team.lead(|| past.grow(&batch, stretches, rows, &last, true))?,
+            None => on_a_worker(|| past.grow(model, &batch, stretches, rows, &wanted, false))?,
+            Some(team) => team.lead(|| past.grow(model, &batch, stretches, rows, &wanted, true))?,
         };
-        Ok(logits.chunks_exact(self.model.config.vocab_size).map(<[f32]>::to_vec).collect())
+        let mut rest = logits.as_slice();
+        let of_one = |new: &New<'_>| {
+            let count = if new.every { new.ids.len() } else { 1 };
+            let (own, others) = rest.split_at(count * model.config.vocab_size);
+            rest = others;
+            own.to_vec()
+        };
+        Ok(new.iter().map(of_one).collect())
     }
 }
 
+/// What a sequence grows by.
+#[derive(Debug, Clone, Copy)]
+pub struct New<'a> {
+    /// Its number.
+    pub sequence: usize,
+    /// The new tokens.
+    pub ids: &'a [u32],
+    /// Whether the logits behind every new token are wanted, and not only those behind the last.
+    pub every: bool,
+}
+
 /// [`Growing`] on any backend.
-trait Grow {
-    /// Takes in the tokens of `batch`, whose keys go into `rows`, and returns the logits `[last, vocab]` of some of them.
+trait Grow<'m> {
+    /// Takes in the tokens of `batch`, whose keys go into `rows`, and returns the logits `[wanted, vocab]` of some of them.
     fn grow(
         &mut self,
+        model: &'m Decoder,
         batch: &Batch,
         stretches: Vec<Stretch>,
         rows: Vec<usize>,
-        last: &[usize],
+        wanted: &[usize],
         are_newest: bool,
     ) -> Result<Vec<f32>>;
 }
 
 /// The past of sequences in a backend's memory.
-struct Growing<'m, B: Backend> {
-    model: &'m Decoder,
+struct Growing<B: Backend> {
     backend: B,
     /// For new tokens, one of each sequence.
     of_newest: Option<B>,
@@ -219,39 +320,40 @@ struct Growing<'m, B: Backend> {
     past: Vec<Past<B>>,
 }
 
-impl<'m, T: Element> Growing<'m, Cpu<'m, T>> {
-    fn of_cpu(model: &'m Decoder, rows: usize, team: Option<&Arc<Team>>) -> Self {
+impl<'m, T: Element> Growing<Cpu<'m, T>> {
+    fn of_cpu(model: &Decoder, rows: usize, team: Option<&Arc<Team>>) -> Self {
         let cpu = Cpu::keeping();
         let of_newest = team.map(|team| cpu.of_newest(team));
         Self::new(model, cpu, of_newest, rows)
     }
 }
 
-impl<'m, B: Backend> Growing<'m, B> {
-    fn new(model: &'m Decoder, backend: B, of_newest: Option<B>, rows: usize) -> Self {
+impl<B: Backend> Growing<B> {
+    fn new(model: &Decoder, backend: B, of_newest: Option<B>, rows: usize) -> Self {
         let past = |block: &BlockSpec| {
             let width = block.attention.widths().1;
             Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows }
         };
         let past = model.config.blocks.iter().map(past).collect();
-        Self { model, backend, of_newest, past }
+        Self { backend, of_newest, past }
     }
 }
 
-impl<'m, B: Reads<'m>> Grow for Growing<'m, B> {
+impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
     fn grow(
         &mut self,
+        model: &'m Decoder,
         batch: &Batch,
         stretches: Vec<Stretch>,
         rows: Vec<usize>,
-        last: &[usize],
+        wanted: &[usize],
         are_newest: bool,
     ) -> Result<Vec<f32>> {
-        let parameters = parameters(self.model, None);
+        let parameters = parameters(model, None);
         let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
-        let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &self.model.config, &*parameters, batch) };
+        let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &model.config, &*parameters, batch) };
         let x = run.through_blocks_on(&mut self.past)?;
-        let logits = backend.numbers(&run.logits(&x, last)?);
+        let logits = backend.numbers(&run.logits(&x, wanted)?);
         backend.check()?;
         Ok(logits)
     }

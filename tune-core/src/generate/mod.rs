@@ -1,8 +1,10 @@
 //! Text from a model, one token at a time.
 
+mod continuous;
 mod sampler;
 mod talk;
 
+pub use continuous::{Continuous, Event, Request, Scored};
 pub use sampler::{Sampler, SamplerOptions};
 pub use talk::{End, Reply, Talk};
 

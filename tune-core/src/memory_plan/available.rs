@@ -53,7 +53,7 @@ pub(super) fn available_beside(addresses: u64) -> Result<Option<Available>> {
 pub(super) fn of_variable(variable: &str, origin: &'static str) -> Result<Option<Available>> {
     let Some(text) = std::env::var_os(variable) else { return Ok(None) };
     let text = text.to_string_lossy();
-    let bytes = parse(&text).ok_or_else(|| {
+    let bytes = parse_size(&text).ok_or_else(|| {
         Error::setup(format!("{variable}={text}: it can be a size such as 16GiB or 800MiB, or not set"))
     })?;
     Ok(Some(Available { bytes, origin }))
@@ -66,7 +66,7 @@ impl fmt::Display for Available {
 }
 
 /// `16GiB`, `1.5 g`, or a number of bytes.
-fn parse(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[number.len()..].to_ascii_lowercase().as_str() {
@@ -177,10 +177,10 @@ mod tests {
         for (text, bytes) in
             [("16GiB", 16u64 << 30), ("800 MiB", 800 << 20), ("1.5g", 3 << 29), ("4096", 4096), ("2T", 2 << 40)]
         {
-            assert_eq!(parse(text), Some(bytes), "{text}");
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
         for text in ["", "GiB", "-1GiB", "much", "1 GiB more", "nan"] {
-            assert_eq!(parse(text), None, "{text}");
+            assert_eq!(parse_size(text), None, "{text}");
         }
     }
 

@@ -28,7 +28,7 @@ use tune_config::cli::heaps;
 pub use advice::Change;
 pub(crate) use available::address_limit;
 use available::available_beside;
-pub use available::{Available, available};
+pub use available::{Available, available, parse_size};
 pub use card::PlannedCard;
 pub(crate) use parameters::of_adapters;
 pub(crate) use table::{processor, size};

@@ -14,6 +14,7 @@ mod linear;
 mod parameter;
 mod rotary;
 mod shard;
+mod shared;
 mod slots;
 mod spec;
 mod weights;

@@ -11,20 +11,27 @@ use crate::Result;
 use crate::paths::{self, Target};
 use crate::shipped::Recipe;
 
-/// The program of a shipped recipe: the one beside this, else it is built in the checkout. One that MPI connects is always left to
-/// cargo, which knows whether it was built so.
+/// The program of a shipped recipe, see [`program`]. One that MPI connects is always left to cargo, which knows whether it was built
+/// so.
+///
+/// # Errors
+/// As [`program`].
+pub(crate) fn shipped(recipe: &Recipe, by_mpi: bool) -> Result<PathBuf> {
+    program("recipes", recipe.name, by_mpi)
+}
+
+/// A program of a package in the checkout: the one beside this, else it is built.
 ///
 /// # Errors
 /// There is neither; or it does not compile, which cargo has said.
-pub(crate) fn shipped(recipe: &Recipe, by_mpi: bool) -> Result<PathBuf> {
-    let beside = std::env::current_exe()?.with_file_name(format!("{}{}", recipe.name, std::env::consts::EXE_SUFFIX));
+pub(crate) fn program(package: &str, name: &str, by_mpi: bool) -> Result<PathBuf> {
+    let beside = std::env::current_exe()?.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     let built = fs::metadata(&beside).and_then(|meta| meta.modified()).ok();
     let Some(workspace) = paths::workspace() else {
         return match built {
             Some(_) => Ok(beside),
             None => Err(format!(
-                "the program of `{}` does not lie beside `tune`, and the checkout that it could be built from is gone",
-                recipe.name
+                "the program of `{name}` does not lie beside `tune`, and the checkout that it could be built from is gone"
             )
             .into()),
         };
@@ -33,10 +40,10 @@ pub(crate) fn shipped(recipe: &Recipe, by_mpi: bool) -> Result<PathBuf> {
         return Ok(beside);
     }
     let target = Target::own().unwrap_or_else(|| Target::at(workspace.join("target")));
-    let mut args = vec!["--package", "recipes", "--bin", recipe.name];
+    let mut args = vec!["--package", package, "--bin", name];
     args.extend(by_mpi.then_some("--features=mpi"));
     cargo(&workspace.join("Cargo.toml"), &target, &args)?;
-    Ok(target.program(recipe.name))
+    Ok(target.program(name))
 }
 
 /// The program of a file in no workspace. It is built in a package in the cache, one a file; what it

@@ -107,6 +107,16 @@ fn together(program: &Path, processes: u16) -> Command {
     command
 }
 
+/// Starts the server, a package of its own: what answers over HTTP is compiled only for who serves.
+///
+/// # Errors
+/// It does not compile.
+pub(crate) fn serve(args: &[OsString]) -> Result<ExitCode> {
+    let mut command = Command::new(build::program("tune-serve", "tune-serve", false)?);
+    command.args(args);
+    execute(command)
+}
+
 /// Whether a recipe is named by its file: every shipped name is a plain word.
 fn is_file(recipe: &OsStr) -> bool {
     let path = Path::new(recipe);

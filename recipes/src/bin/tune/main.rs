@@ -75,6 +75,13 @@ enum Command {
     Chat(chat::Args),
     /// Measure a model, an adapter or a run on tasks of yours, beside its base; say where it got better and worse.
     Eval(Box<eval::Args>),
+    /// Serve a model, an adapter or a run to OpenAI's clients; `tune serve --help` lists the options.
+    #[command(disable_help_flag = true)]
+    Serve {
+        /// What is served, and how.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
+        args: Vec<OsString>,
+    },
     /// Say more about an error of a config, such as E0020; without a code, list all.
     Explain {
         /// The code in the message.
@@ -133,6 +140,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => done(artifacts::verify::run(&args))?,
         Command::Chat(args) => done(chat::run(&args))?,
         Command::Eval(args) => done(eval::run(&args))?,
+        Command::Serve { args } => launch::serve(&args)?,
         Command::Explain { code } => show(&explain(code.as_deref())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

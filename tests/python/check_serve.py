@@ -59,7 +59,7 @@ def make_model(into):
 
 def train(lora, base, data, out):
     command = [lora, "--config", "configs/lora/tiny.yaml", f"checkpointer.checkpoint_dir={base}", f"output_dir={out}",
-               f"dataset.data_files=[{data}]", "tokenizer.max_seq_len=256", "~exact_match", "batch_size=8", "epochs=12",
+               f"dataset.data_files=[{data}]", "tokenizer.max_seq_len=256", "~exact_match", "batch_size=2", "epochs=20",
                "lr_scheduler.num_warmup_steps=2", "log_every_n_steps=50"]
     done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
     check(done.returncode == 0, f"training failed: {done.stdout}{done.stderr}")

@@ -20,7 +20,6 @@ use crate::kernels::{Element, widen};
 /// Columns of the result, which are rows of `w`, that one part of the work computes.
 const COLS: usize = 32;
 /// Elements of a row of `x` and of `w` that are multiplied at a time, at most.
-#[cfg(target_arch = "x86_64")]
 const GROUP: usize = 32;
 
 /// What multiplies.
@@ -33,7 +32,8 @@ enum Kernel {
     Pairs,
 }
 
-/// How a row of `x` is stored for a kernel, in groups of elements; the last one ends with zeros.
+/// How rows of `x` are stored for a kernel: in groups of elements, the last of which ends with zeros. The rows of a tile take
+/// turns, group by group, so that a kernel reads them from one end to the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     /// In f32.
@@ -65,12 +65,24 @@ impl Kernel {
         }
     }
 
-    /// Rows of `x` that a tile has at most.
-    fn most_rows(self) -> usize {
-        match self {
+    /// The first of the rows of `x` in each tile, and their number: 4, 2 or 1.
+    fn tiles(self, m: usize) -> impl Iterator<Item = (usize, usize)> {
+        let most = match self {
             Self::Avx512 | Self::Pairs => 4,
             Self::Portable | Self::Avx2 => 2,
-        }
+        };
+        let mut row = 0;
+        std::iter::from_fn(move || {
+            let first = row;
+            let count = match most.min(m - first) {
+                0 => return None,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            row += count;
+            Some((first, count))
+        })
     }
 }
 
@@ -83,41 +95,45 @@ impl Layout {
         }
     }
 
-    fn store<T: Element>(self, row: &[T], to: &mut [f32]) {
+    /// Elements of a group.
+    fn group(self) -> usize {
+        match self {
+            Self::Plain { group } | Self::Split { group } | Self::Pairs { group } => group,
+        }
+    }
+
+    /// Stores a group of a row, or what is left of it, with zeros behind it.
+    fn store<T: Element>(self, from: &[T], to: &mut [f32]) {
         match self {
             Self::Plain { .. } => {
-                let (numbers, zeros) = to.split_at_mut(row.len());
-                widen(row, numbers);
+                let (numbers, zeros) = to.split_at_mut(from.len());
+                widen(from, numbers);
                 zeros.fill(0.0);
             }
             Self::Split { group } => {
-                to[row.len() / group * group..].fill(0.0);
-                for (from, to) in row.chunks(group).zip(to.chunks_exact_mut(group)) {
-                    let (even, odd) = to.split_at_mut(group / 2);
-                    for (pair, (even, odd)) in from.chunks(2).zip(even.iter_mut().zip(odd)) {
-                        *even = pair[0].to_f32();
-                        *odd = pair.get(1).map_or(0.0, |x| x.to_f32());
-                    }
+                to.fill(0.0);
+                let (even, odd) = to.split_at_mut(group / 2);
+                for (pair, (even, odd)) in from.chunks(2).zip(even.iter_mut().zip(odd)) {
+                    *even = pair[0].to_f32();
+                    *odd = pair.get(1).map_or(0.0, |x| x.to_f32());
                 }
             }
             Self::Pairs { .. } => {
-                let (numbers, zeros) = bytemuck::cast_slice_mut::<f32, T>(to).split_at_mut(row.len());
-                numbers.copy_from_slice(row);
+                let (numbers, zeros) = bytemuck::cast_slice_mut::<f32, T>(to).split_at_mut(from.len());
+                numbers.copy_from_slice(from);
                 zeros.fill(T::from_f32(0.0));
             }
         }
     }
 }
 
-/// Rows of `w`, rows of `x` as a kernel reads them, and elements of each.
+/// Rows of `w`, a tile of rows of `x` as a kernel reads them, and elements of each row.
 #[derive(Debug, Clone, Copy)]
 struct Operands<T> {
     w: *const T,
     /// Elements from one row of `w` to the next.
     w_row: usize,
     x: *const f32,
-    /// Words from one row of `x` to the next.
-    x_row: usize,
     inner: usize,
 }
 
@@ -179,8 +195,12 @@ impl<'a, T: Element> Product<'a, T> {
             let Term::Up { x, w } = *term else { panic!("a product of few rows is one with the rows of a weight") };
             let words = layout.words(x.cols());
             let stored = workspace.take(m * words);
-            for (row, to) in stored.chunks_exact_mut(words.max(1)).enumerate() {
-                layout.store(x.row(row), to);
+            for (row, count) in kernel.tiles(m) {
+                let tile = &mut stored[row * words..(row + count) * words];
+                for i in 0..count {
+                    let turns = tile.chunks_exact_mut(layout.words(1)).skip(i).step_by(count);
+                    x.row(row + i).chunks(layout.group()).zip(turns).for_each(|(from, to)| layout.store(from, to));
+                }
             }
             (w, &*stored, words)
         };
@@ -211,36 +231,56 @@ impl<'a, T: Element> Product<'a, T> {
         let mut col = cols.start;
         while col < cols.end {
             let (rest, at) = (cols.end - col, col - cols.start);
-            let operands =
-                Operands { w: w.row(col).as_ptr(), w_row: w.stride(), x: x.as_ptr(), x_row: words, inner: w.cols() };
+            let operands = Operands { w: w.row(col).as_ptr(), w_row: w.stride(), x: x.as_ptr(), inner: w.cols() };
             col += match (self.m, rest) {
-                (1, 8..) => self.add_columns::<8>(operands, at, sums),
-                (_, 4..) => self.add_columns::<4>(operands, at, sums),
-                _ => self.add_columns::<1>(operands, at, sums),
+                (1, 8..) => self.add_columns::<8>(operands, words, at, sums),
+                (_, 4..) => self.add_columns::<4>(operands, words, at, sums),
+                _ => self.add_columns::<1>(operands, words, at, sums),
             };
         }
     }
 
-    /// Adds `R` columns, from `at` on; returns `R`.
-    fn add_columns<const R: usize>(&self, mut operands: Operands<T>, at: usize, sums: &mut [f32]) -> usize {
-        let mut row = 0;
-        while row < self.m {
+    /// Adds `R` columns, from `at` on; returns `R`. A row of `x` has so many words.
+    fn add_columns<const R: usize>(&self, o: Operands<T>, words: usize, at: usize, sums: &mut [f32]) -> usize {
+        for (row, count) in self.kernel.tiles(self.m) {
             let sums = &mut sums[row * COLS + at..];
-            let rows = match self.kernel.most_rows().min(self.m - row) {
-                4.. => self.add_tile::<R, 4>(operands, sums),
-                2.. => self.add_tile::<R, 2>(operands, sums),
+            let operands = Operands { x: o.x.wrapping_add(row * words), ..o };
+            match count {
+                4 => self.add_tile::<R, 4>(operands, sums),
+                2 => self.add_tile::<R, 2>(operands, sums),
                 _ => self.add_tile::<R, 1>(operands, sums),
-            };
-            operands.x = operands.x.wrapping_add(rows * operands.x_row);
-            row += rows;
+            }
         }
         R
     }
 
-    /// Adds the products of `R` rows of `w` with `M` of `x`; returns `M`.
-    fn add_tile<const R: usize, const M: usize>(&self, o: Operands<T>, sums: &mut [f32]) -> usize {
-        // SAFETY: all rows that the operands describe are there, as `Term::check` found, and the processor has what the
-        // kernel needs.
+    /// Adds the products of `R` rows of `w` with `M` of `x`.
+    fn add_tile<const R: usize, const M: usize>(&self, o: Operands<T>, sums: &mut [f32]) {
+        let layout = self.kernel.layout::<T>();
+        let rest = o.inner % layout.group();
+        let whole = o.inner - rest;
+        // SAFETY: all rows that the operands describe are there, as `Term::check` found.
+        unsafe { self.add_groups::<R, M>(Operands { inner: whole, ..o }, sums) };
+        if rest > 0 {
+            // The last part of each row, with zeros behind it as in `x`.
+            let mut tails = [[T::from_f32(0.0); GROUP]; R];
+            for (r, tail) in tails.iter_mut().enumerate() {
+                let from = o.w.wrapping_add(r * o.w_row + whole);
+                // SAFETY: so many elements of the row are there.
+                tail[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(from, rest) });
+            }
+            let (w, x) = (tails.as_ptr().cast::<T>(), o.x.wrapping_add(M * layout.words(whole)));
+            // SAFETY: a tail has room for the largest group, and rows of `x` end with a whole one.
+            unsafe { self.add_groups::<R, M>(Operands { w, w_row: GROUP, x, inner: layout.group() }, sums) };
+        }
+    }
+
+    /// The same for whole groups.
+    ///
+    /// # Safety
+    /// All that the operands describe can be read.
+    unsafe fn add_groups<const R: usize, const M: usize>(&self, o: Operands<T>, sums: &mut [f32]) {
+        // SAFETY: as the caller promises, and the processor has what the kernel needs.
         let tile: [[f32; M]; R] = unsafe {
             match (self.kernel, T::IS_BF16) {
                 #[cfg(target_arch = "x86_64")]
@@ -261,15 +301,14 @@ impl<'a, T: Element> Product<'a, T> {
                 sums[m * COLS + r] += sum;
             }
         }
-        M
     }
 }
 
 impl<T> Operands<T> {
     #[cfg(target_arch = "x86_64")]
     fn cast<U>(self) -> Operands<U> {
-        let Self { w, w_row, x, x_row, inner } = self;
-        Operands { w: w.cast(), w_row, x, x_row, inner }
+        let Self { w, w_row, x, inner } = self;
+        Operands { w: w.cast(), w_row, x, inner }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, Operands};
+use super::Operands;
 
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -25,49 +25,56 @@ macro_rules! kernel {
         $name:ident, $features:literal, $word:ty, $vector:ty, $lanes:literal, group $group:literal in $vectors:literal,
         $zero:ident, $load:ident, $sum:ident, |$p:ident| $w:expr, |$a:ident, $b:ident, $c:ident| $step:expr
     ) => {
-        /// The products of `R` rows of `w` with `M` of `x`.
+        /// The products of `R` rows of `w` with `M` of `x`, in whole groups.
         ///
         /// # Safety
         /// The processor has the instructions, and all that the operands describe can be read.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name<const R: usize, const M: usize>(o: Operands<$word>) -> [[f32; M]; R] {
+            // Loops that count are unrolled early enough for all vectors to stay in registers; iterators are not.
             let mut sums: [[$vector; M]; R] = [[$zero(); M]; R];
-            // The last part of each row, with zeros behind it.
-            let mut tails = [[0 as $word; GROUP]; R];
-            let (whole, rest) = (o.inner / $group, o.inner % $group);
-            for group in 0..whole + usize::from(rest > 0) {
-                // SAFETY: as the caller promises; rows of `x` end with zeros, which fill a group.
-                unsafe {
-                    let mut x: [[$vector; $vectors]; M] = [[$zero(); $vectors]; M];
-                    for (m, x) in x.iter_mut().enumerate() {
-                        for (v, x) in x.iter_mut().enumerate() {
-                            *x = $load(o.x.add(m * o.x_row + (group * $vectors + v) * $lanes));
-                        }
+            for group in 0..o.inner / $group {
+                let mut x: [[$vector; $vectors]; M] = [[$zero(); $vectors]; M];
+                let x_at = o.x.wrapping_add(group * M * $vectors * $lanes);
+                let mut m = 0;
+                while m < M {
+                    let mut v = 0;
+                    while v < $vectors {
+                        // SAFETY: as the caller promises.
+                        x[m][v] = unsafe { $load(x_at.wrapping_add((m * $vectors + v) * $lanes)) };
+                        v += 1;
                     }
-                    for (r, (sums, tail)) in sums.iter_mut().zip(&mut tails).enumerate() {
-                        let mut $p = o.w.wrapping_add(r * o.w_row + group * $group);
-                        if group == whole {
-                            $p.copy_to_nonoverlapping(tail.as_mut_ptr(), rest);
-                            $p = tail.as_ptr();
-                        } else {
-                            // What the next tile reads.
-                            _mm_prefetch::<_MM_HINT_T0>($p.wrapping_add(R * o.w_row).cast());
+                    m += 1;
+                }
+                let mut r = 0;
+                while r < R {
+                    let $p = o.w.wrapping_add(r * o.w_row + group * $group);
+                    // What the next tile reads.
+                    _mm_prefetch::<_MM_HINT_T0>($p.wrapping_add(R * o.w_row).cast());
+                    // SAFETY: as the caller promises.
+                    let w: [$vector; $vectors] = unsafe { $w };
+                    let mut v = 0;
+                    while v < $vectors {
+                        let mut m = 0;
+                        while m < M {
+                            let ($a, $b, $c) = (w[v], x[m][v], sums[r][m]);
+                            sums[r][m] = $step;
+                            m += 1;
                         }
-                        let w: [$vector; $vectors] = $w;
-                        for (sum, x) in sums.iter_mut().zip(&x) {
-                            for (&$a, &$b) in w.iter().zip(x) {
-                                let $c = *sum;
-                                *sum = $step;
-                            }
-                        }
+                        v += 1;
                     }
+                    r += 1;
                 }
             }
             let mut results = [[0f32; M]; R];
-            for (results, sums) in results.iter_mut().zip(&sums) {
-                for (result, sum) in results.iter_mut().zip(sums) {
-                    *result = $sum(*sum);
+            let mut r = 0;
+            while r < R {
+                let mut m = 0;
+                while m < M {
+                    results[r][m] = $sum(sums[r][m]);
+                    m += 1;
                 }
+                r += 1;
             }
             results
         }

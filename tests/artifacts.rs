@@ -88,9 +88,18 @@ fn family(name: &str, into: &Path) -> PathBuf {
 
 /// An adapter on a model, with numbers that change what it says.
 fn adapter(base: &Path, modules: &[LoraModule], seed: u64, to: &Path) -> Part {
-    let checkpoint = Checkpoint::open(base).unwrap();
-    let options =
-        LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dropout: 0.0, seed, ..Default::default() };
+    written(base, &LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, seed, ..Default::default() }, to)
+}
+
+/// The same with magnitudes, near to those of the base.
+fn dora_adapter(base: &Path, modules: &[LoraModule], to: &Path) -> Part {
+    let lora =
+        LoraOptions { modules: modules.to_vec(), rank: 4, alpha: 6.0, dora: true, seed: 2, ..Default::default() };
+    written(base, &lora, to)
+}
+
+fn written(base: &Path, options: &LoraOptions, to: &Path) -> Part {
+    let (checkpoint, seed) = (Checkpoint::open(base).unwrap(), options.seed);
     let load = LoadOptions {
         dtype: DType::F32,
         device: Compute::Processor,
@@ -101,7 +110,9 @@ fn adapter(base: &Path, modules: &[LoraModule], seed: u64, to: &Path) -> Part {
     let numbers = |i: usize, t: &Tensor| {
         let values: Vec<f32> =
             (0..t.elem_count()).map(|k| ((k * 31 + i * 17 + 7 * seed as usize) % 29) as f32 / 145.0 - 0.1).collect();
-        Tensor::from_vec(values, t.dims(), &Device::Cpu).unwrap()
+        let values = Tensor::from_vec(values, t.dims(), &Device::Cpu).unwrap();
+        // Magnitudes of zero would leave nothing of the model.
+        if t.rank() == 1 { (t.detach() * (values + 1.0).unwrap()).unwrap() } else { values }
     };
     let values = model.trainable().iter().enumerate().map(|(i, p)| (p.name().to_string(), numbers(i, p.var())));
     set_trainable(&model, &values.collect(), "the test").unwrap();
@@ -225,6 +236,38 @@ fn gguf_adapters_compute_what_was_trained() {
     assert!(error.contains("llama.cpp has no place for it; merge the adapter"), "{error}");
     let error = AdapterExport::new(&part.dir, &spec, FileKind::Q4_0).unwrap_err().to_string();
     assert!(error.contains("f32, f16 or bf16, and not in q4_0"), "{error}");
+    let part = dora_adapter(&tied, &[QProj, DownProj], &temporary.path().join("dora"));
+    let error = AdapterExport::new(&part.dir, &spec, FileKind::F16).unwrap_err().to_string();
+    assert!(error.contains("llama.cpp has no place for its magnitudes; merge the adapter"), "{error}");
+}
+
+/// Magnitudes are in the merged weights, of folders and of GGUF files, and damage to them is found.
+#[test]
+fn dora_adapters_are_merged_with_their_magnitudes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let base = family("llama_tied", temporary.path());
+    let dora = dora_adapter(&base, &[QProj, VProj, DownProj, LmHead], &temporary.path().join("dora"));
+    let with = |parts: &[Part]| Source { base: base.clone(), parts: parts.to_vec() }.open();
+    let merged = with(std::slice::from_ref(&dora)).unwrap();
+    let to = temporary.path().join("merged");
+    merged.write(&to, DType::F32, u64::MAX).unwrap();
+    let distance = sound(&to, &merged, &Target::Folder(DType::F32)).proof.from_trained.unwrap();
+    assert!(distance.largest < 1e-3, "{distance:?}");
+    // The same with lengths as they were: another model.
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let lengths = |t: &Tensor| t.sqr().unwrap().sum(1).unwrap().sqrt().unwrap().to_vec1::<f32>().unwrap();
+    let magnitudes = peft::read(&dora.dir).unwrap().1["model.layers.0.self_attn.q_proj.lora_magnitude_vector"].clone();
+    for (ours, magnitude) in
+        lengths(&merged.tensor(name, DType::F32).unwrap()).iter().zip(magnitudes.to_vec1::<f32>().unwrap())
+    {
+        assert!((ours - magnitude.abs()).abs() < 1e-4, "{ours} instead of {magnitude}");
+    }
+    // It is merged as a whole, and alone.
+    let other = adapter(&base, &[QProj], 1, &temporary.path().join("other"));
+    for parts in [vec![dora.clone(), other], vec![Part { weight: 0.5, ..dora }]] {
+        let error = with(&parts).unwrap_err().to_string();
+        assert!(error.contains("it is merged alone and as a whole"), "{error}");
+    }
 }
 
 /// A folder and a file, and what happens to them.

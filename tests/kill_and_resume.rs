@@ -30,6 +30,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
     args.extend(
         match recipe {
             "lora" => vec!["dataset.packed=true", "model.lora_dropout=0.1", "~exact_match"],
+            "lora_dora" => vec!["dtype=bf16", "model.use_dora=true", "loraplus_lr_ratio=4", "~exact_match"],
             "full" => vec!["dataset.packed=true"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             _ => vec!["~model", "~dataset_val", "reference=precomputed"],
@@ -124,6 +125,11 @@ fn check(name: &str, kills: u32) -> u32 {
 #[test]
 fn lora_resumes_bit_for_bit() {
     check("lora", 2);
+}
+
+#[test]
+fn dora_resumes_bit_for_bit() {
+    check("lora_dora", 1);
 }
 
 #[test]

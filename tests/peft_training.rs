@@ -134,6 +134,15 @@ fn the_scale_and_the_learning_rate_of_b() {
     follow("loraplus", &on(&ATTENTION, 4, 8.0), Some(16.0));
 }
 
+#[test]
+fn magnitudes_of_dora() {
+    let dora = |lora: LoraOptions| LoraOptions { dora: true, ..lora };
+    follow("dora", &dora(on(&["all-linear"], 2, 4.0)), None);
+    follow("dora_loraplus", &dora(on(&["v_proj"], 2, 4.0)), Some(16.0));
+    // The output layer, whose weight is the embedding table.
+    follow("dora_output", &dora(on(&["v_proj", "lm_head"], 2, 4.0)), None);
+}
+
 /// What a pattern does not fit is a mistake.
 #[test]
 fn patterns_that_fit_nothing_are_refused() {
@@ -171,5 +180,6 @@ fn an_adapter_of_another_kind_is_refused() {
         on(&["q_proj", "o_proj", "down_proj"], 2, 4.0),
         "`model.layers.0.self_attn.o_proj` is of rank 2 and scale 6",
     );
+    refused("dora", on(&["all-linear"], 2, 4.0), "is a DoRA adapter, and this run's are not: set model.use_dora=true");
     refused("rslora", on(&ATTENTION, 4, 4.0), "set model.lora_rank=4 and model.lora_alpha=8");
 }

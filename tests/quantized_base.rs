@@ -67,7 +67,19 @@ fn off(ours: &[f64], right: &[f64]) -> f64 {
 
 /// Compares a model in blocks with the model of the same numbers: in f64, in f32 and, to what bf16 can tell, in bf16.
 fn compare(what: &str, spec: &ModelSpec, blocks: &dyn WeightSource, plain: &dyn WeightSource, batch: &Batch) {
-    let all = lora();
+    for dora in [false, true] {
+        compare_with(&format!("{what}, DoRA {dora}"), spec, blocks, plain, batch, LoraOptions { dora, ..lora() });
+    }
+}
+
+fn compare_with(
+    what: &str,
+    spec: &ModelSpec,
+    blocks: &dyn WeightSource,
+    plain: &dyn WeightSource,
+    batch: &Batch,
+    all: LoraOptions,
+) {
     let modules = all.modules.iter().copied().filter(|&slot| {
         let layers = spec.layers_of(slot);
         layers.iter().all(|layer| layer.site.expert.is_none()) && !layers.is_empty()

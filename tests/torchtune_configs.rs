@@ -87,7 +87,7 @@ fn group(config: &Shipped) -> &'static str {
 
 /// Whether it trains plain adapters on a quantized base.
 fn is_qlora(config: &Shipped) -> bool {
-    group(config) == "QLoRA and DoRA" && !config.yaml.contains("use_dora: True")
+    group(config) == "QLoRA and DoRA"
 }
 
 /// The config in a file of its own, in `folder`.

@@ -18,6 +18,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         alpha: 16.0,
         dropout: 0.05,
         use_rslora: false,
+        use_dora: false,
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         layers: Layers::default(),
         base_model_name_or_path: Some("some/model".into()),
@@ -106,7 +107,7 @@ fn what_is_not_supported_is_refused_by_name() {
     for (key, value, says) in [
         ("peft_type", json!("IA3"), "IA3"),
         ("peft_type", Value::Null, "only LORA"),
-        ("use_dora", json!(true), "DoRA"),
+        ("use_dora", json!("x"), "use_dora is \"x\"; true or false was expected"),
         ("bias", json!("all"), "trains biases"),
         ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
         ("rank_pattern", json!({"(": 4}), "rank_pattern holds `(`, which is no regular expression"),
@@ -133,6 +134,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("rank_pattern", json!({"q_proj": 4}), "for the rank 4 of adapter_config.json"),
         ("exclude_modules", json!(["0.self_attn.q_proj"]), "which carries no adapter by exclude_modules"),
         ("exclude_modules", json!(".*q_proj"), "which carries no adapter by exclude_modules"),
+        ("use_dora", json!(true), "holds no lora_magnitude_vector for `lm_head`, which use_dora"),
         ("layers_to_transform", json!([0]), "adapts `model.layers.1.self_attn.q_proj`, which carries no adapter by"),
     ] {
         let mut bad = good.clone();

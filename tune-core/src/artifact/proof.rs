@@ -14,7 +14,7 @@ use crate::checkpoint::merge::Merged;
 use crate::checkpoint::{Checkpoint, same_bits};
 use crate::device::Compute;
 use crate::memory_plan::available;
-use crate::models::{Decoder, EmbeddingSpec, LoadOptions, LoraOptions, ModelSpec, OfLayer, Parameter};
+use crate::models::{Decoder, EmbeddingSpec, LoadOptions, LoraOptions, ModelSpec, OfLayer};
 use crate::peft::set_trainable;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::{Error, Result};
@@ -322,14 +322,7 @@ fn measure(
         let trained = Said::by(&model, prompts)?;
         let base = match merged.parts().next() {
             None => None,
-            Some(_) => {
-                let zeros = |p: &Parameter| -> Result<(String, candle_core::Tensor)> {
-                    Ok((p.name().to_string(), p.var().zeros_like()?))
-                };
-                let nothing = model.trainable().iter().map(zeros);
-                set_trainable(&model, &nothing.collect::<Result<_>>()?, "the base")?;
-                Some(Said::by(&model, prompts)?)
-            }
+            Some(_) => Some(Said::by(&model.without_adapters(), prompts)?),
         };
         (trained, base)
     };

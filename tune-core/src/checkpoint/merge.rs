@@ -60,6 +60,13 @@ impl Merged {
                 return Err(Error::file(&part.dir, format!("its weight is {}; a number was expected", part.weight)));
             }
             let (config, tensors) = peft::read(&part.dir)?;
+            if config.use_dora && (parts.len() > 1 || part.weight != 1.0) {
+                return Err(Error::file(
+                    &part.dir,
+                    "is a DoRA adapter, which sets the lengths of rows: it is merged alone and as a whole; merge it first, and \
+                     others into the result",
+                ));
+            }
             for module in peft::modules(tensors.keys()) {
                 let &(out, inner) = layers.get(module).ok_or_else(|| {
                     Error::file(
@@ -212,7 +219,9 @@ impl Merged {
                 updates.push((a, b, adapter.part.weight * scale));
             }
         }
-        merged(&weight, updates.into_iter())
+        let magnitude = format!("{module}.lora_magnitude_vector");
+        let magnitudes = self.adapters.iter().find_map(|adapter| adapter.tensors.get(&magnitude));
+        merged(&weight, updates.into_iter(), magnitudes)
     }
 
     /// The bytes that all weights take in `dtype`.
@@ -288,9 +297,13 @@ impl Merged {
             values.insert(format!("{module}.lora_A.weight"), a);
             values.insert(format!("{module}.lora_B.weight"), b);
         }
+        let of_magnitudes = self.adapters.iter().flat_map(|adapter| &adapter.tensors);
+        let of_magnitudes = of_magnitudes.filter(|(name, _)| name.ends_with(".lora_magnitude_vector"));
+        values.extend(of_magnitudes.map(|(name, tensor)| (name.clone(), tensor.clone())));
+        let dora = self.adapters.iter().any(|adapter| adapter.config.use_dora);
         let lora = match layers.is_empty() {
             true => None,
-            false => Some(LoraOptions::on_layers(layers)?),
+            false => Some(LoraOptions { dora, ..LoraOptions::on_layers(layers)? }),
         };
         Ok((lora, values))
     }

@@ -2,7 +2,8 @@
 //!
 //! Tensors are named by the module that they adapt, as the base model names it:
 //! `model.layers.0.self_attn.q_proj.lora_A.weight` of shape `[r, inputs]` and `….lora_B.weight` of
-//! shape `[outputs, r]`. The prefix that PEFT puts before them exists in files only.
+//! shape `[outputs, r]`; the magnitudes of DoRA are `….lora_magnitude_vector` of shape `[outputs]`. The
+//! prefix that PEFT puts before them exists in files only.
 
 mod config;
 mod layers;
@@ -29,6 +30,11 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const DOWN: &str = ".lora_A.weight";
 const UP: &str = ".lora_B.weight";
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+fn is_part(name: &str) -> bool {
+    [DOWN, UP, MAGNITUDE].iter().any(|end| name.ends_with(end))
+}
 
 /// The modules that these tensors adapt.
 pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'a str> {
@@ -40,7 +46,7 @@ pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'
 /// # Errors
 ///
 /// Where a file is missing or broken, where config and tensors disagree, or where the adapter does
-/// something that is not supported (DoRA, trained biases or embeddings …).
+/// something that is not supported (trained biases or embeddings …).
 pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     let dir = &*hub::model(dir, &[])?;
     let config = config_in(dir)?;
@@ -56,7 +62,7 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     }
     let mut tensors = BTreeMap::new();
     for (key, entry) in safetensors::open(&path)? {
-        let name = key.strip_prefix(PREFIX).filter(|n| n.ends_with(DOWN) || n.ends_with(UP));
+        let name = key.strip_prefix(PREFIX).filter(|name| is_part(name));
         let Some(name) = name else {
             return Err(Error::file(
                 &path,
@@ -136,7 +142,7 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
     if modules.is_empty() {
         return Err("holds no adapters".into());
     }
-    if let Some(name) = tensors.keys().find(|n| !n.ends_with(DOWN) && !n.ends_with(UP)) {
+    if let Some(name) = tensors.keys().find(|name| !is_part(name)) {
         return Err(format!("holds `{name}`, which is not a LoRA matrix"));
     }
     for module in &modules {
@@ -151,6 +157,22 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
             }
             _ => {
                 return Err(format!("holds only one of lora_A and lora_B for `{module}`"));
+            }
+        }
+        let out = shape(UP).and_then(|up| up.first().copied());
+        match (config.use_dora, shape(MAGNITUDE)) {
+            (true, Some(&[n])) if Some(n) == out => {}
+            (false, None) => {}
+            (true, Some(found)) => {
+                return Err(format!("holds lora_magnitude_vector {found:?} for `{module}`, which has {out:?} outputs"));
+            }
+            (true, None) => {
+                return Err(format!(
+                    "holds no lora_magnitude_vector for `{module}`, which use_dora of {CONFIG} asks for"
+                ));
+            }
+            (false, Some(_)) => {
+                return Err(format!("holds lora_magnitude_vector for `{module}`, and use_dora of {CONFIG} is false"));
             }
         }
         let is_whole = matches!(&config.target_modules, TargetModules::Names(names) if names.contains(*module));

@@ -14,7 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
-use crate::models::{Activation, EmbeddingSpec, Gathered, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -31,6 +31,8 @@ pub(crate) trait Backend: Sized {
     type Param;
     /// The losses of some rows, which may still be on their way.
     type Each;
+    /// What a layer's results are scaled by: magnitudes over norms (DoRA).
+    type Scaling;
 
     /// Memory of any content for a matrix of activations.
     fn acts(&self, rows: usize, cols: usize) -> Self::Acts;
@@ -121,6 +123,41 @@ pub(crate) trait Backend: Sized {
         gqkv: [PartMut<'_, Self::Acts>; 3],
     );
 
+    /// Computes what results are scaled by: the magnitude of each over the norm of its row of `W + scale · B A`. The squares of
+    /// those of `W` are there; `products` are `A Wᵀ` `[rank, out]` and `A Aᵀ` `[rank, rank]`.
+    fn rescale(
+        &self,
+        scaling: &mut Self::Scaling,
+        b: &Self::Param,
+        products: (&Self::Sums, &Self::Sums),
+        rank: usize,
+        scale: f64,
+    );
+    /// Whether that was done, for parameters that do not change.
+    fn is_scaled(&self, _: &Self::Scaling) -> bool {
+        false
+    }
+    /// Scales the columns of `x`, or of `y` itself where there is none, into `y`, by the factors from `first` on, and adds what
+    /// is in `onto`.
+    fn scale_columns(
+        &self,
+        by: (&Self::Scaling, usize),
+        x: Option<Part<'_, Self::Acts>>,
+        onto: Option<Part<'_, Self::Acts>>,
+        y: PartMut<'_, Self::Acts>,
+    );
+    /// The same of sums, where they are.
+    fn scale_sums(&self, by: &Self::Scaling, y: PartMut<'_, Self::Sums>);
+    /// The gradients of magnitudes, from `first` on, for the gradient `g` of results and what these are before they are scaled,
+    /// `x`. Norms count as constants.
+    fn magnitude_back(
+        &self,
+        by: (&Self::Scaling, usize),
+        g: Part<'_, Self::Acts>,
+        x: Part<'_, Self::Acts>,
+        own: &mut Self::Sums,
+    );
+
     /// Which of `count` experts each token goes to, by the router's `logits` `[m, count]`.
     fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts) -> Routes;
     /// The gradient of these logits, for that of the weights of the chosen experts, `[m, chosen]`.
@@ -178,6 +215,12 @@ pub(crate) trait Reads<'m>: Backend {
     /// # Errors
     /// The backend does not read such.
     fn gathered(&self, of: Gathered) -> Result<Self::Param>;
+
+    /// The magnitudes of a layer's results, and what they are divided by.
+    ///
+    /// # Errors
+    /// The backend does not read such.
+    fn scaling(&self, of: &'m Magnitude) -> Result<Self::Scaling>;
 
     /// A copy of sums.
     fn numbers(&self, x: &Self::Sums) -> Vec<f32>;

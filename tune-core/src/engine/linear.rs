@@ -6,10 +6,36 @@
 use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
 use super::parameters::{AdapterParams, LayerParams};
 use super::run::Found;
-use crate::models::{Of, ParamId};
+use crate::models::{EmbeddingSpec, Of, ParamId};
 
 /// `scale · dropout(x) Aᵀ`, `[m, rank]`: what an adapter makes of its input on the way. `None` without an adapter.
 pub(super) type LowRank<B> = Option<<B as Backend>::Acts>;
+
+impl<B: Backend> LayerParams<B> {
+    /// The same with results that are scaled. The norms are those of this moment: `‖W + s B A‖² = ‖W‖² + 2 s B (A Wᵀ) + s² B (A Aᵀ) Bᵀ`,
+    /// row by row, which takes a product with `W` for as many rows as the adapter has ranks, and never the sum itself.
+    pub(super) fn scaled_by(mut self, backend: &B, mut scaling: B::Scaling) -> Self {
+        if let (Some(adapter), false) = (&self.adapter, backend.is_scaled(&scaling)) {
+            let layer = Layer { backend, params: &self };
+            let (rank, inner, out) = (adapter.rank, self.inner, self.out);
+            let mut a = backend.acts(rank, inner);
+            let rows: Vec<u32> = (0..rank as u32).collect();
+            backend.lookup(&adapter.a, inner, &rows, EmbeddingSpec::default(), &mut a);
+            let product = |w, cols| {
+                let mut y = backend.sums(rank, cols);
+                let term = Term::Up { x: Part::new(&a, rank, inner), w };
+                backend.multiply_sums(&[term], false, PartMut::new(&mut y, rank, cols));
+                y
+            };
+            let (with_weight, with_itself) = (product(layer.weight((0, out)), out), product(layer.a(adapter), rank));
+            backend.rescale(&mut scaling, &adapter.b, (&with_weight, &with_itself), rank, adapter.scale);
+        }
+        if let Some(adapter) = &mut self.adapter {
+            adapter.scaling = Some(scaling);
+        }
+        self
+    }
+}
 
 /// A layer in use.
 pub(super) struct Layer<'a, B: Backend> {
@@ -84,6 +110,16 @@ impl<'a, B: Backend> Layer<'a, B> {
         y: PartMut<'_, B::Acts>,
     ) {
         let (terms, count) = self.up(x, low_rank, part);
+        if let Some(scaling) = self.scaling() {
+            let PartMut { of, at, rows, cols, stride } = y;
+            self.backend.multiply(&terms[..count], Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
+            let onto = if let Finish::Onto(onto) = finish { Some(onto) } else { None };
+            self.backend.scale_columns((scaling, part.0), None, onto, PartMut { of: &mut *of, at, rows, cols, stride });
+            if let Some(bias) = &self.params.bias {
+                self.backend.add_bias(bias, part.0, PartMut { of, at, rows, cols, stride });
+            }
+            return;
+        }
         match (&self.params.bias, finish) {
             (Some(bias), Finish::Store) => {
                 let finish = Finish::Plus(bias, part.0);
@@ -102,6 +138,14 @@ impl<'a, B: Backend> Layer<'a, B> {
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
         let (terms, count) = self.up(Part::new(x, m, self.inner()), low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
+        if let Some(scaling) = self.scaling() {
+            self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
+        }
+    }
+
+    /// What its results are scaled by.
+    fn scaling(&self) -> Option<&'a B::Scaling> {
+        self.params.adapter.as_ref()?.scaling.as_ref()
     }
 
     /// The terms of the forward pass, and how many they are.
@@ -143,10 +187,8 @@ impl<'a, B: Backend> Layer<'a, B> {
                 found.push((id(Of::Bias), gradient));
             }
         }
-        if let Some((a, b)) = self.adapter_gradients(back, x, low_rank, None) {
-            found.push((id(Of::LoraA), a));
-            found.push((id(Of::LoraB), b));
-        }
+        let of_adapter = self.adapter_gradients(back, x, low_rank, None);
+        found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (id(of), gradient)));
     }
 
     /// The weight's gradient `gᵀ x`, the rows from `first` on, which is stored or added.
@@ -162,14 +204,25 @@ impl<'a, B: Backend> Layer<'a, B> {
         self.backend.multiply_sums(&[term], adding, PartMut::rows(gradient, first, g.cols, self.inner()));
     }
 
-    /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`.
+    /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`, and of its magnitudes `[out]`, if it has some. For these
+    /// the results are computed once more as they are before they are scaled.
     pub(super) fn adapter_gradients(
         &self,
         back: &Back<'_, B>,
         x: &B::Acts,
         low_rank: &LowRank<B>,
         rows: Option<&[usize]>,
-    ) -> Option<(B::Sums, B::Sums)> {
+    ) -> Option<Vec<(Of, B::Sums)>> {
+        let of_magnitude = self.scaling().map(|scaling| {
+            let (mut own, m) = (self.backend.gradient(1, self.out()), back.rows());
+            for (&g, part) in back.gradients.iter().zip(self.parts()) {
+                let mut results = self.backend.acts(m, part.1);
+                let (terms, count) = self.up(Part::new(x, m, self.inner()), low_rank, part);
+                self.backend.multiply(&terms[..count], Finish::Store, PartMut::new(&mut results, m, part.1));
+                self.backend.magnitude_back((scaling, part.0), g, Part::new(&results, m, part.1), &mut own);
+            }
+            (Of::LoraMagnitude, own)
+        });
         let (adapter, h, gh) = (self.params.adapter.as_ref()?, low_rank.as_ref()?, back.low_rank.as_ref()?);
         let (rank, m) = (adapter.rank, back.rows());
         let dropped = self.drop(adapter, x, m, rows);
@@ -180,21 +233,21 @@ impl<'a, B: Backend> Layer<'a, B> {
         let h = Part::new(h, m, rank);
         if !self.backend.wants_wide() {
             let mut b = self.backend.gradient(self.out(), rank);
-            for (&g, (first, cols)) in back.gradients.iter().zip(self.parts()) {
+            for (g, (first, cols)) in back.gradients().zip(self.parts()) {
                 let y = PartMut::rows(&mut b, first, cols, rank);
                 self.backend.multiply_sums(&[Term::Across { g, x: h }], false, y);
             }
-            return Some((a, b));
+            return Some([(Of::LoraA, a), (Of::LoraB, b)].into_iter().chain(of_magnitude).collect());
         }
         let mut transposed = self.backend.sums(rank, self.out());
-        for (&g, (first, cols)) in back.gradients.iter().zip(self.parts()) {
+        for (g, (first, cols)) in back.gradients().zip(self.parts()) {
             let term = Term::Across { g: h, x: g };
             let y = PartMut { of: &mut transposed, at: first, rows: rank, cols, stride: self.out() };
             self.backend.multiply_sums(&[term], false, y);
         }
         let mut b = self.backend.gradient(self.out(), rank);
         self.backend.transpose(&transposed, (rank, self.out()), &mut b);
-        Some((a, b))
+        Some([(Of::LoraA, a), (Of::LoraB, b)].into_iter().chain(of_magnitude).collect())
     }
 
     /// Begins the backward pass for the gradients `[m, ..]` of its results.
@@ -203,15 +256,24 @@ impl<'a, B: Backend> Layer<'a, B> {
         'a: 'b,
     {
         let m = gradients.first().map_or(0, |g| g.rows);
-        let low_rank = self.params.adapter.as_ref().map(|adapter| {
+        let scaled = self.scaling().map(|scaling| {
+            let scale = |(&g, part): (&Part<'b, B::Acts>, (usize, usize))| {
+                let mut scaled = self.backend.acts(m, part.1);
+                self.backend.scale_columns((scaling, part.0), Some(g), None, PartMut::new(&mut scaled, m, part.1));
+                scaled
+            };
+            gradients.iter().zip(self.parts()).map(scale).collect()
+        });
+        let mut back = Back { layer: *self, gradients, scaled: scaled.unwrap_or_default(), low_rank: None };
+        back.low_rank = self.params.adapter.as_ref().map(|adapter| {
             let mut gh = self.backend.acts(m, adapter.rank);
             let y = PartMut::new(&mut gh, m, adapter.rank);
-            let term = |(&g, part)| Term::Down { g, w: self.b(adapter, part) };
-            let terms: Vec<_> = gradients.iter().zip(self.parts()).map(term).collect();
+            let term = |(g, part)| Term::Down { g, w: self.b(adapter, part) };
+            let terms: Vec<_> = back.gradients().zip(self.parts()).map(term).collect();
             self.backend.multiply(&terms, Finish::Scaled(adapter.scale), y);
             gh
         });
-        Back { layer: *self, gradients, low_rank }
+        back
     }
 
     /// The same for rows without gaps.
@@ -244,6 +306,8 @@ pub(super) struct Back<'a, B: Backend> {
     layer: Layer<'a, B>,
     /// `[m, ..]` each.
     gradients: Vec<Part<'a, B::Acts>>,
+    /// Those of results before they are scaled, where they are.
+    scaled: Vec<B::Acts>,
     /// `scale · g B`, `[m, rank]`.
     low_rank: LowRank<B>,
 }
@@ -253,10 +317,18 @@ impl<B: Backend> Back<'_, B> {
         self.gradients.first().map_or(0, |g| g.rows)
     }
 
+    /// The gradients of what the products make, before anything is scaled.
+    fn gradients(&self) -> impl Iterator<Item = Part<'_, B::Acts>> {
+        self.gradients.iter().enumerate().map(|(i, &g)| match self.scaled.get(i) {
+            Some(scaled) => Part::new(scaled, g.rows, g.cols),
+            None => g,
+        })
+    }
+
     /// The parts of the input's gradient that come through the weight.
     fn through_weight(&self) -> impl Iterator<Item = Term<'_, B>> {
-        let term = |(&g, part)| Term::Down { g, w: self.layer.weight(part) };
-        self.gradients.iter().zip(self.layer.parts()).map(term)
+        let term = |(g, part)| Term::Down { g, w: self.layer.weight(part) };
+        self.gradients().zip(self.layer.parts()).map(term)
     }
 
     /// Stores the gradient of the input, of a layer without an adapter.

@@ -141,6 +141,8 @@ impl<T: Element> Backend for Paper<T> {
     /// Memory of its own, if it is converted.
     type Param = Option<Entry>;
     type Each = Vec<f64>;
+    /// How many results are scaled, and the memory of the factors.
+    type Scaling = (usize, Option<Entry>);
 
     fn acts(&self, rows: usize, cols: usize) -> Entry {
         self.take::<T>(rows * cols)
@@ -247,6 +249,23 @@ impl<T: Element> Backend for Paper<T> {
         // The gradients of probabilities, of values, of keys and of queries.
         self.attention(how, 4.0);
     }
+
+    fn rescale(&self, (out, factors): &mut Self::Scaling, _: &Option<Entry>, _: (&Entry, &Entry), _: usize, _: f64) {
+        *factors = Some(self.take::<f32>(2 * *out));
+    }
+
+    fn scale_columns(
+        &self,
+        _: (&Self::Scaling, usize),
+        _: Option<Part<'_, Entry>>,
+        _: Option<Part<'_, Entry>>,
+        _: PartMut<'_, Entry>,
+    ) {
+    }
+
+    fn scale_sums(&self, _: &Self::Scaling, _: PartMut<'_, Entry>) {}
+
+    fn magnitude_back(&self, _: (&Self::Scaling, usize), _: Part<'_, Entry>, _: Part<'_, Entry>, _: &mut Entry) {}
 
     /// On paper every expert has as many tokens as any other, or one more.
     fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Routes {
@@ -372,9 +391,10 @@ impl StepOnPaper<'_> {
             b: param(out * rank),
             rank,
             scale: 1.0,
+            scaling: None,
             dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
         });
-        LayerParams {
+        let params = LayerParams {
             weight: None,
             quantized: self.in_blocks.format(weight).is_some(),
             bias: bias.then_some(None),
@@ -383,6 +403,10 @@ impl StepOnPaper<'_> {
             parts,
             inner,
             adapter,
+        };
+        match self.lora.is_some_and(|lora| lora.dora) && params.adapter.is_some() {
+            true => params.scaled_by(paper, (out, None)),
+            false => params,
         }
     }
 

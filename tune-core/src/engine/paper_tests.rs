@@ -94,6 +94,7 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
         )),
         Some(lora(&[QProj, DownProj], 0.1)),
         Some(lora(&[LmHead], 0.0)),
+        Some(LoraOptions { dora: true, ..lora(&[QProj, DownProj, LmHead], 0.1) }),
         None,
     ];
     let mut modes = Vec::new();
@@ -143,6 +144,7 @@ fn families_touch_what_the_paper_says() {
             config[key] = size.into();
         }
         let model = ModelSpec::from_json(&config).unwrap();
+        let all = all.resolved(&model).unwrap();
         for lora in [None, Some(&all)] {
             for activation_checkpointing in [true, false] {
                 let optimizer_in_backward = lora.is_none();

@@ -71,8 +71,10 @@ pub(crate) struct AdapterParams<B: Backend> {
     /// `[out, rank]`.
     pub(crate) b: B::Param,
     pub(crate) rank: usize,
-    /// `alpha / rank`.
+    /// What the update is scaled by.
     pub(crate) scale: f64,
+    /// What the layer's results are scaled by, where they are (DoRA).
+    pub(crate) scaling: Option<B::Scaling>,
     pub(crate) dropout: Option<Dropout>,
 }
 
@@ -128,10 +130,12 @@ impl<'m> Held<'m> {
                 b: read(&adapter.b)?,
                 rank: adapter.rank,
                 scale: adapter.scale,
+                scaling: None,
                 dropout: linear.dropout(self.dropout),
             }),
         };
-        Ok(LayerParams {
+        let magnitude = linear.adapter.as_ref().and_then(|adapter| adapter.magnitude.as_ref());
+        let params = LayerParams {
             weight: match &linear.weight {
                 Weight::Tensor(tensor) => read(tensor)?,
                 Weight::Quantized(of) => backend.quantized(of)?,
@@ -143,6 +147,10 @@ impl<'m> Held<'m> {
             parts: spec.parts,
             inner: spec.inner,
             adapter,
+        };
+        Ok(match magnitude {
+            None => params,
+            Some(magnitude) => params.scaled_by(backend, backend.scaling(magnitude)?),
         })
     }
 }

@@ -11,10 +11,24 @@ use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
-use crate::models::{Activation, EmbeddingSpec, Gathered};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// See the [module](self).
 pub(super) struct Reference;
+
+/// Magnitudes, the squares of a weight's rows, and the norms of those of weight and update.
+pub(super) struct Scaling {
+    magnitudes: Vec<f64>,
+    squares: Vec<f64>,
+    norms: Vec<f64>,
+}
+
+impl Scaling {
+    /// What a result is scaled by.
+    fn factor(&self, row: usize) -> f64 {
+        if self.norms[row] > 0.0 { self.magnitudes[row] / self.norms[row] } else { 1.0 }
+    }
+}
 
 impl<'m> Reads<'m> for Reference {
     fn param(&self, tensor: &'m Tensor) -> Result<Vec<f64>> {
@@ -31,6 +45,11 @@ impl<'m> Reads<'m> for Reference {
             Gathered::Bf16(x) => x.iter().map(|&x| x.into()).collect(),
             Gathered::F64(x) => x,
         })
+    }
+
+    fn scaling(&self, of: &'m Magnitude) -> Result<Scaling> {
+        let [magnitudes, squares] = [of.weight.as_tensor(), &of.squares].map(|tensor| self.param(tensor));
+        Ok(Scaling { magnitudes: magnitudes?, squares: squares?, norms: Vec::new() })
     }
 
     fn numbers(&self, x: &Vec<f64>) -> Vec<f32> {
@@ -96,6 +115,7 @@ impl Backend for Reference {
     type Sums = Vec<f64>;
     type Param = Vec<f64>;
     type Each = Vec<f64>;
+    type Scaling = Scaling;
 
     /// Not zeros: what is read before it is written shows.
     fn acts(&self, rows: usize, cols: usize) -> Vec<f64> {
@@ -277,6 +297,54 @@ impl Backend for Reference {
         let [q, k, v] = gqkv.map(view_mut);
         let mut into = attention::Gradients { q, k, v };
         attention(how).backward(qkv.map(view), &spans(how), (view(y), lse), view(g), &mut into);
+    }
+
+    fn rescale(&self, scaling: &mut Scaling, b: &Vec<f64>, products: (&Vec<f64>, &Vec<f64>), rank: usize, scale: f64) {
+        let out = scaling.squares.len();
+        let (with_weight, with_itself) = products;
+        let square = |row: usize| {
+            let b = &b[row * rank..][..rank];
+            let with_weight: f64 = (0..rank).map(|i| b[i] * with_weight[i * out + row]).sum();
+            let with_itself = (0..rank * rank).map(|i| b[i / rank] * with_itself[i] * b[i % rank]);
+            scaling.squares[row] + 2.0 * scale * with_weight + scale * scale * with_itself.sum::<f64>()
+        };
+        scaling.norms = (0..out).map(|row| square(row).max(0.0).sqrt()).collect();
+    }
+
+    fn scale_columns(
+        &self,
+        (by, first): (&Scaling, usize),
+        x: Option<Part<'_, Vec<f64>>>,
+        onto: Option<Part<'_, Vec<f64>>>,
+        y: PartMut<'_, Vec<f64>>,
+    ) {
+        let (x, onto, mut y) = (x.map(view), onto.map(view), view_mut(y));
+        for row in 0..y.rows() {
+            for col in 0..y.cols() {
+                let of = x.as_ref().map_or_else(|| y.row(row)[col], |x| x.row(row)[col]);
+                let onto = onto.as_ref().map_or(0.0, |onto| onto.row(row)[col]);
+                y.row(row)[col] = of * by.factor(first + col) + onto;
+            }
+        }
+    }
+
+    fn scale_sums(&self, by: &Scaling, y: PartMut<'_, Vec<f64>>) {
+        self.scale_columns((by, 0), None, None, y);
+    }
+
+    fn magnitude_back(
+        &self,
+        (by, first): (&Scaling, usize),
+        g: Part<'_, Vec<f64>>,
+        x: Part<'_, Vec<f64>>,
+        own: &mut Vec<f64>,
+    ) {
+        let (g, x) = (view(g), view(x));
+        for col in 0..g.cols() {
+            let sum: f64 = (0..g.rows()).map(|row| g.row(row)[col] * x.row(row)[col]).sum();
+            let norm = by.norms[first + col];
+            own[first + col] = if norm > 0.0 { sum / norm } else { 0.0 };
+        }
     }
 
     fn route(&self, logits: &Vec<f64>, _: usize, how: Experts) -> Routes {

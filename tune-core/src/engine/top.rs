@@ -123,7 +123,7 @@ impl<B: Backend> Run<'_, B> {
             (None, true) => zeros(vocab, width),
             (None, false) => backend.gradient(vocab, width),
         });
-        let mut adapter_gradients: Option<(B::Sums, B::Sums)> = None;
+        let mut adapter_gradients: Option<Vec<(Of, B::Sums)>> = None;
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
         let mut losses = Vec::new();
@@ -141,12 +141,11 @@ impl<B: Backend> Run<'_, B> {
             if let Some(sum) = &mut weight_gradient {
                 head.weight_gradient(Part::new(&normed, m, width), gradient, 0, adding || i > 0, sum);
             }
-            if let Some((a, b)) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
+            if let Some(more) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
-                    None => adapter_gradients = Some((a, b)),
-                    Some(sum) => {
-                        backend.accumulate(&mut sum.0, &a);
-                        backend.accumulate(&mut sum.1, &b);
+                    None => adapter_gradients = Some(more),
+                    Some(sums) => {
+                        sums.iter_mut().zip(&more).for_each(|((_, sum), (_, more))| backend.accumulate(sum, more));
                     }
                 }
             }
@@ -187,10 +186,13 @@ impl<B: Backend> Run<'_, B> {
             }
         }
         if let (Some(adapter), true) = (&head.params.adapter, backward) {
-            let none = || (zeros(adapter.rank, width), zeros(vocab, adapter.rank));
-            let (a, b) = adapter_gradients.unwrap_or_else(none);
-            top.found.push((ParamId::Output(Of::LoraA), a));
-            top.found.push((ParamId::Output(Of::LoraB), b));
+            let none = || {
+                let matrices = [(Of::LoraA, zeros(adapter.rank, width)), (Of::LoraB, zeros(vocab, adapter.rank))];
+                let magnitudes = adapter.scaling.as_ref().map(|_| (Of::LoraMagnitude, zeros(1, vocab)));
+                matrices.into_iter().chain(magnitudes).collect()
+            };
+            let of_adapter = adapter_gradients.unwrap_or_else(none);
+            top.found.extend(of_adapter.into_iter().map(|(of, gradient)| (ParamId::Output(of), gradient)));
         }
         top.found.extend(norm_gradient.map(|gradient| (ParamId::LastNorm, gradient)));
         Ok(top)

@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod buffers;
+pub(crate) mod columns;
 mod dropout;
 mod element;
 pub(crate) mod experts;

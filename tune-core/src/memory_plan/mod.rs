@@ -189,7 +189,8 @@ impl MemoryPlan {
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
         // A card keeps a copy in the type of activations beside them.
-        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted;
+        let norms = setting.lora.as_ref().map_or(Ok(0), |lora| parameters::of_norms(&setting.model, lora))?;
+        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted + norms;
         Ok(Self {
             program,
             weights,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use tune_config::Config;
 
+use super::linear::Weight;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::weights::{normal, uniform};
@@ -24,6 +25,10 @@ pub struct LoraOptions {
     pub alpha: f64,
     /// The update is scaled by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, <https://arxiv.org/abs/2312.03732>).
     pub rslora: bool,
+    /// Whether the rows of the adapted weight have lengths that are trained apart from their directions (DoRA, Liu et al. 2024,
+    /// <https://arxiv.org/abs/2402.09353>). The norms that magnitudes are divided by count as constants on the way back. Dropout
+    /// meets the adapter's input alone, as in torchtune; peft drops the weight's input, too.
+    pub dora: bool,
     /// Probability of dropping an element of an adapter's input, while training.
     pub dropout: f64,
     /// How a fresh adapter begins.
@@ -153,8 +158,30 @@ pub struct Adapter {
     pub rank: usize,
     /// What the update is scaled by.
     pub scale: f64,
+    /// The lengths of the adapted weight's rows, where they are trained (DoRA).
+    pub magnitude: Option<Magnitude>,
     /// Dropout probability on the adapter's input.
     pub dropout: f64,
+}
+
+/// The lengths that the rows of a weight have with an adapter's update.
+#[derive(Debug, Clone)]
+pub struct Magnitude {
+    /// `[out]`.
+    pub weight: Var,
+    /// The squares of the lengths of the frozen weight's own rows, `[out]`, of the same type.
+    pub squares: Tensor,
+}
+
+impl Magnitude {
+    /// Those of the weight as it is, for a model of `dtype`.
+    pub(super) fn of(weight: &Weight, dtype: DType) -> Result<Self> {
+        let squares = weight.squares(dtype)?;
+        let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu)?.to_dtype(dtype);
+        let lengths = squares.iter().map(|square| square.sqrt()).collect();
+        Ok(Self { weight: Var::from_tensor(&tensor(lengths)?)?, squares: tensor(squares)? })
+    }
 }
 
 /// A fresh adapter for a model of `dtype`, in f32 also on bf16 weights, whose precision would swallow most steps: `A`, of this name, uniform in
@@ -179,5 +206,5 @@ pub(super) fn fresh_adapter(
     let a = if group.is_single() { a } else { a.narrow(0, share.start, share.len())?.force_contiguous()? };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
     let b = Var::zeros((group.share(out).len(), rank), dtype, &Device::Cpu)?;
-    Ok(Adapter { a, b, rank, scale, dropout: lora.dropout })
+    Ok(Adapter { a, b, rank, scale, magnitude: None, dropout: lora.dropout })
 }

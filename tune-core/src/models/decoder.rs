@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{Adapter, LoraOptions, fresh_adapter};
+use super::adapter::{Adapter, LoraOptions, Magnitude, fresh_adapter};
 use super::block::Block;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
@@ -76,6 +76,9 @@ impl Decoder {
         }
         let lora = options.lora.as_ref().map(|lora| lora.resolved(&config)).transpose()?;
         let options = &LoadOptions { lora, ..options.clone() };
+        if !group.is_single() && options.lora.as_ref().is_some_and(|lora| lora.dora) {
+            return Err(Error::setup("magnitudes (DoRA) are trained by one process: set model.use_dora=false"));
+        }
         let mut builder =
             Builder { config: &config, source, options, group, trainable: BTreeMap::new(), used: BTreeSet::new() };
         let c = &config;
@@ -281,7 +284,8 @@ impl Decoder {
             let weight = self.whole(&of, here, rows)?;
             let Some(adapter) = adapter else { return Ok(weight) };
             let (a, b) = (self.whole(&of, &adapter.a, adapter.rank)?, self.whole(&of, &adapter.b, rows)?);
-            merged(&weight, std::iter::once((&a, &b, adapter.scale)))
+            let magnitudes = adapter.magnitude.as_ref().map(|magnitude| magnitude.weight.as_tensor());
+            merged(&weight, std::iter::once((&a, &b, adapter.scale)), magnitudes)
         };
         Piece::new(name, here.dtype(), shape, make)
     }
@@ -429,7 +433,13 @@ impl Builder<'_> {
                 }
                 let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
                 let sides = (layer.out, layer.inner);
-                let adapter = fresh_adapter(&a.0, sides, self.options.dtype, lora, of_layer, self.group)?;
+                let mut adapter = fresh_adapter(&a.0, sides, self.options.dtype, lora, of_layer, self.group)?;
+                if lora.dora {
+                    let magnitude = Magnitude::of(&weight, self.options.dtype)?;
+                    let id = id(Of::LoraMagnitude);
+                    self.trainable.insert(id.name(self.config), (id, magnitude.weight.clone(), None));
+                    adapter.magnitude = Some(magnitude);
+                }
                 self.trainable.insert(a.0, (a.1, adapter.a.clone(), self.shard(adapter.rank)));
                 self.trainable.insert(b.0, (b.1, adapter.b.clone(), self.shard(layer.out)));
                 Some(adapter)

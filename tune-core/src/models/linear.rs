@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use half::bf16;
+use rayon::prelude::*;
 
 use super::adapter::Adapter;
-use crate::kernels::{Dropout, Quantized};
+use crate::kernels::{Dropout, Element, Quantized};
 use crate::{Error, Result};
+
+/// Rows of a matrix that are widened at a time.
+const ROWS: usize = 256;
 
 /// A matrix of a model.
 #[derive(Debug, Clone)]
@@ -32,6 +37,35 @@ impl Weight {
     /// Whether it is trained.
     pub fn is_variable(&self) -> bool {
         matches!(self, Self::Tensor(tensor) if tensor.is_variable())
+    }
+
+    /// The sum of the squares of each row, as a model of `dtype` has its numbers.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub(crate) fn squares(&self, dtype: DType) -> Result<Vec<f64>> {
+        match self {
+            Self::Tensor(tensor) => {
+                let (rows, _) = tensor.dims2()?;
+                let mut squares = Vec::with_capacity(rows);
+                // Some rows at a time, for they are widened.
+                for first in (0..rows).step_by(ROWS) {
+                    let some = tensor.detach().narrow(0, first, ROWS.min(rows - first))?.to_dtype(DType::F64)?;
+                    squares.extend(some.sqr()?.sum(1)?.to_vec1::<f64>()?);
+                }
+                Ok(squares)
+            }
+            Self::Quantized(of) => {
+                let (rows, cols) = of.dims();
+                fn square<T: Element>(of: &Quantized, row: usize, cols: usize) -> f64 {
+                    let mut values = vec![T::from_f32(0.0); cols];
+                    of.row(row, 0, &mut values);
+                    values.into_iter().map(|x| f64::from(x.to_f32()).powi(2)).sum()
+                }
+                let square = if dtype == DType::BF16 { square::<bf16> } else { square::<f32> };
+                Ok((0..rows).into_par_iter().map(|row| square(of, row, cols)).collect())
+            }
+        }
     }
 
     /// Its blocks, if it is in blocks.
@@ -81,10 +115,11 @@ impl Linear {
 }
 
 /// A weight with the updates of adapters added, each with its `A` `[rank, in]`, its `B` `[out, rank]` and what their product is
-/// scaled by: `W + scale · B A + …`, in f32, as the weight's dtype.
+/// scaled by: `W + scale · B A + …`, in f32, as the weight's dtype. With magnitudes `[out]`, its rows then have these lengths.
 pub(crate) fn merged<'a>(
     weight: &Tensor,
     updates: impl Iterator<Item = (&'a Tensor, &'a Tensor, f64)>,
+    magnitudes: Option<&Tensor>,
 ) -> Result<Tensor> {
     let f32 = |t: &Tensor| t.detach().to_dtype(DType::F32);
     let mut sum = None;
@@ -92,6 +127,13 @@ pub(crate) fn merged<'a>(
         let update = (f32(b)?.matmul(&f32(a)?)? * scale)?;
         let before = sum.map_or_else(|| f32(weight), Ok)?;
         sum = Some((before + update)?);
+    }
+    if let (Some(all), Some(magnitudes)) = (&sum, magnitudes) {
+        let norms = all.sqr()?.sum(1)?.sqrt()?;
+        // A row of zeros has no direction, and stays as it is.
+        let is_zero = norms.eq(0.0)?;
+        let factors = is_zero.where_cond(&norms.ones_like()?, &(f32(magnitudes)? / &norms)?)?;
+        sum = Some(all.broadcast_mul(&factors.unsqueeze(1)?)?);
     }
     match sum {
         Some(sum) => Ok(sum.to_dtype(weight.dtype())?),

@@ -20,7 +20,7 @@ mod spec;
 mod weights;
 
 pub use crate::kernels::{AttentionShape, Format, Quantized};
-pub use adapter::{Adapter, LoraOptions, OfLayer, Start};
+pub use adapter::{Adapter, LoraOptions, Magnitude, OfLayer, Start};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
 pub(crate) use decoder::nothing_to_train;

@@ -36,6 +36,8 @@ pub(crate) enum Of {
     LoraA,
     /// Its adapter's `B`, `[out, rank]`.
     LoraB,
+    /// Its adapter's magnitudes, `[out]`.
+    LoraMagnitude,
 }
 
 impl ParamId {
@@ -71,6 +73,7 @@ impl Of {
             Self::Bias => "bias",
             Self::LoraA => "lora_A.weight",
             Self::LoraB => "lora_B.weight",
+            Self::LoraMagnitude => "lora_magnitude_vector",
         }
     }
 }

@@ -37,6 +37,7 @@ impl LoraOptions {
             alpha: self.alpha,
             dropout: self.dropout,
             use_rslora: self.rslora,
+            use_dora: self.dora,
             target_modules: TargetModules::Names(targets(&model, &layers)),
             layers: self.patterns(&layers),
             base_model_name_or_path: Some(name),
@@ -65,7 +66,8 @@ impl LoraOptions {
                 _ => on.push(format!("{} ({some} of {all})", slot.name())),
             }
         }
-        Ok(format!("adapters of {ranks} on {}", on.join(", ")))
+        let kind = if self.dora { "DoRA adapters" } else { "adapters" };
+        Ok(format!("{kind} of {ranks} on {}", on.join(", ")))
     }
 
     /// What there is to say of layers that are named by their parts, where a model stores several as one.
@@ -120,6 +122,13 @@ impl LoraOptions {
     /// # Errors
     /// The first layer of which they are not, and as [`LoraOptions::of_model`].
     pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path, model: &ModelSpec) -> Result<()> {
+        if config.use_dora != self.dora {
+            let (what, key) = match config.use_dora {
+                true => ("is a DoRA adapter, and this run's are not", "true"),
+                false => ("is no DoRA adapter, and this run's are", "false"),
+            };
+            return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
+        }
         for (name, of) in &self.of_model(model)? {
             let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
             if rank == of.rank && (scale - of.scale).abs() <= 1e-9 {
@@ -184,8 +193,8 @@ impl LoraOptions {
         if is_on_all_layers(&config) {
             layers.clear();
         }
-        let (rank, alpha, rslora) = (config.r, config.alpha, config.use_rslora);
-        Ok(Self { modules, rank, alpha, rslora, layers, ..Self::default() })
+        let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
+        Ok(Self { modules, rank, alpha, rslora, dora, layers, ..Self::default() })
     }
 }
 

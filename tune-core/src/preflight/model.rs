@@ -76,7 +76,10 @@ fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
     let Trained::Adapters { lora, .. } = &outline.trained else {
         return report.fact("trained", "all parameters");
     };
-    let counted = memory_plan::of_adapters(&model.config, lora).and_then(|n| Ok((n, lora.describe(&model.config)?)));
+    let counted = outline.check_adapters(&model.config);
+    let counted = counted
+        .and_then(|()| memory_plan::of_adapters(&model.config, lora))
+        .and_then(|n| Ok((n, lora.describe(&model.config)?)));
     let Some((elements, adapters)) = report.take(counted) else { return };
     let elements = elements as usize;
     if elements == 0 {

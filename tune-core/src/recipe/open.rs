@@ -77,6 +77,7 @@ impl Outline {
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
         let reference = self.reference()?;
+        self.check_adapters(&shape)?;
         let in_blocks = self.in_blocks(&base, &shape)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();

@@ -214,6 +214,20 @@ impl Outline {
         Ok(shape)
     }
 
+    /// Checks the adapters against the model.
+    ///
+    /// # Errors
+    /// Layers that cannot carry one, patterns that fit none, adapters that the device cannot compute with.
+    pub fn check_adapters(&self, shape: &ModelSpec) -> Result<()> {
+        let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
+        if lora.dora && self.run.device != DeviceConfig::Cpu {
+            return Err(Error::setup(
+                "model.use_dora: magnitudes are computed with on the processor alone; set device=cpu or model.use_dora=false",
+            ));
+        }
+        lora.of_model(shape).map(drop)
+    }
+
     /// Which weights of the base model are held in blocks.
     ///
     /// # Errors

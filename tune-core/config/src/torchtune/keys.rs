@@ -78,7 +78,7 @@ const MODEL: &[KeyRule] = &[
     only(
         "use_dora",
         OFF,
-        "DoRA (weights split into magnitude and direction) is not supported yet",
+        "this recipe has no DoRA (weights split into magnitude and direction)",
         "set model.use_dora=false for plain LoRA",
     ),
     only("quantize_base", OFF, NO_QUANTIZING, "set model.quantize_base=false"),

@@ -48,6 +48,13 @@ impl AdapterExport {
             }
         };
         let (config, tensors) = peft::read(dir)?;
+        if config.use_dora {
+            return Err(Error::file(
+                dir,
+                "is a DoRA adapter: llama.cpp has no place for its magnitudes; merge the adapter (`tune export BASE \
+                 --adapter ADAPTER`)",
+            ));
+        }
         let family = family_of(model)?;
         let places = places(model, family.interleaved);
         let mut head = Head::default();

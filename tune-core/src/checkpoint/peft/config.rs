@@ -19,6 +19,8 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Divide by the square root of the rank instead (rsLoRA).
     pub use_rslora: bool,
+    /// Whether the lengths of rows are trained apart from their directions (DoRA).
+    pub use_dora: bool,
     /// Which modules are adapted.
     pub target_modules: TargetModules,
     /// What is otherwise in single layers.
@@ -111,7 +113,7 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "revision": config.revision,
         "target_modules": targets,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     });
     if let Some(written) = written.as_object_mut() {
@@ -132,6 +134,7 @@ const READ: &[&str] = &[
     "lora_alpha",
     "lora_dropout",
     "use_rslora",
+    "use_dora",
     "target_modules",
     "bias",
     "init_lora_weights",
@@ -166,7 +169,6 @@ const HARMLESS: &[&str] = &[
 
 /// What a key means that has to be off. Any other that is not known has to be off, too.
 const MUST_BE_OFF: &[(&str, &str)] = &[
-    ("use_dora", "is a DoRA adapter"),
     ("modules_to_save", "trains whole modules besides its adapters"),
     ("fan_in_fan_out", "is for layers with transposed weights"),
     ("layer_replication", "replicates layers"),
@@ -222,10 +224,10 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
     if !(0.0..1.0).contains(&dropout) {
         return Err(format!("lora_dropout is {dropout}; 0 or more and less than 1 was expected"));
     }
-    let use_rslora = match get("use_rslora") {
-        Value::Null => false,
-        Value::Bool(use_rslora) => *use_rslora,
-        other => return Err(format!("use_rslora is {other}; true or false was expected")),
+    let flag = |key: &str| match get(key) {
+        Value::Null => Ok(false),
+        Value::Bool(on) => Ok(*on),
+        other => Err(format!("{key} is {other}; true or false was expected")),
     };
     let target_modules = match get("target_modules") {
         Value::String(pattern) => TargetModules::Pattern(pattern.clone()),
@@ -249,7 +251,8 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         r: r as usize,
         alpha: number("lora_alpha", 8.0)?,
         dropout,
-        use_rslora,
+        use_rslora: flag("use_rslora")?,
+        use_dora: flag("use_dora")?,
         target_modules,
         layers: Layers::parse(config)?,
         base_model_name_or_path: text("base_model_name_or_path")?,

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 pub(super) use peak::matmul_peak;
 use rayon::current_num_threads;
 use rayon::prelude::*;
-use weights::{Kept, Weight};
+use weights::{Kept, Scaling, Weight};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use crate::Result;
@@ -22,8 +22,8 @@ use crate::kernels::quantized::Rows;
 use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Dropout, Element, Quantized, experts, gate, gemm, rms_norm, rope, softmax};
-use crate::models::{Activation, EmbeddingSpec, Gathered};
+use crate::kernels::{Dropout, Element, Quantized, columns, experts, gate, gemm, rms_norm, rope, softmax};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// Weights and activations of type `T`, sums in f32.
 pub(super) struct Cpu<'m, T: Element> {
@@ -81,6 +81,10 @@ impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
         Weight::gathered(of)
     }
 
+    fn scaling(&self, of: &'m Magnitude) -> Result<Self::Scaling> {
+        Scaling::new(of, self.kept.as_ref())
+    }
+
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
         x.to_vec()
     }
@@ -127,6 +131,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
     type Sums = Buffer<f32>;
     type Param = Weight<'m, T>;
     type Each = Vec<f64>;
+    type Scaling = Scaling<'m>;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         Buffer::new(rows * cols)
@@ -288,6 +293,47 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
     ) {
         let mut workspace = Buffer::new(how.backward_workspace::<T>(current_num_threads()));
         how.backward(qkv.map(view), (view(y), lse), view(g), gqkv.map(view_mut), &mut workspace);
+    }
+
+    fn rescale(
+        &self,
+        scaling: &mut Scaling<'m>,
+        b: &Weight<'m, T>,
+        products: (&Buffer<f32>, &Buffer<f32>),
+        _: usize,
+        scale: f64,
+    ) {
+        scaling.rescale(self.kept.as_ref(), |of, factors| {
+            columns::factors(of, b, (products.0, products.1), scale, factors);
+        });
+    }
+
+    fn is_scaled(&self, scaling: &Scaling<'m>) -> bool {
+        scaling.is_scaled()
+    }
+
+    fn scale_columns(
+        &self,
+        (by, first): (&Scaling<'m>, usize),
+        x: Option<Part<'_, Buffer<T>>>,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
+    ) {
+        columns::scale(&by.factors()[first..], x.map(view), onto.map(view), view_mut(y));
+    }
+
+    fn scale_sums(&self, by: &Scaling<'m>, y: PartMut<'_, Buffer<f32>>) {
+        columns::scale(by.factors(), None, None, view_mut(y));
+    }
+
+    fn magnitude_back(
+        &self,
+        (by, first): (&Scaling<'m>, usize),
+        g: Part<'_, Buffer<T>>,
+        x: Part<'_, Buffer<T>>,
+        own: &mut Buffer<f32>,
+    ) {
+        columns::dots(view(g), view(x), &by.inverses()[first..], &mut own[first..][..g.cols]);
     }
 
     fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts) -> Routes {

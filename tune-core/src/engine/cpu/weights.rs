@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, Storage, StorageRef, Tensor, TensorId, bail};
 use half::bf16;
 
 use crate::kernels::buffers::Buffer;
 use crate::kernels::{Element, Quantized};
-use crate::models::Gathered;
+use crate::models::{Gathered, Magnitude};
 use crate::{Error, Result};
 
 /// The elements of a tensor, borrowed if they are of type `T` and converted if not; or a matrix in blocks, which has no elements of type `T`.
@@ -20,18 +20,22 @@ pub(crate) enum Weight<'a, T: Element> {
     Kept(Arc<Buffer<T>>),
 }
 
-/// Tensors that were converted before, for who reads them again and again while they do not change.
+/// Tensors that were converted before, for who reads them again and again while they do not change; and what was computed of
+/// magnitudes.
 #[derive(Debug)]
-pub(super) struct Kept<T: Element>(Mutex<HashMap<TensorId, Arc<Buffer<T>>>>);
+pub(super) struct Kept<T: Element> {
+    converted: Mutex<HashMap<TensorId, Arc<Buffer<T>>>>,
+    factors: Mutex<HashMap<TensorId, Arc<Buffer<f32>>>>,
+}
 
 impl<T: Element> Kept<T> {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(HashMap::new()))
+        Self { converted: Mutex::default(), factors: Mutex::default() }
     }
 
     /// The elements of a tensor, which is converted once.
     pub(super) fn weight<'a>(&self, tensor: &'a Tensor) -> Result<Weight<'a, T>> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || lock(&self.converted);
         if let Some(kept) = lock().get(&tensor.id()) {
             return Ok(Weight::Kept(Arc::clone(kept)));
         }
@@ -43,6 +47,60 @@ impl<T: Element> Kept<T> {
             }
             borrowed => Ok(borrowed),
         }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The magnitudes of a layer's results, and what these are scaled by.
+pub(crate) struct Scaling<'a> {
+    of: TensorId,
+    magnitudes: Weight<'a, f32>,
+    squares: Weight<'a, f32>,
+    /// Factors, and one over norms, `[2, out]`.
+    factors: Option<Arc<Buffer<f32>>>,
+}
+
+impl<'a> Scaling<'a> {
+    pub(super) fn new<T: Element>(of: &'a Magnitude, kept: Option<&Arc<Kept<T>>>) -> Result<Self> {
+        let id = of.weight.id();
+        Ok(Self {
+            of: id,
+            magnitudes: Weight::new(&of.weight)?,
+            squares: Weight::new(&of.squares)?,
+            factors: kept.and_then(|kept| lock(&kept.factors).get(&id).map(Arc::clone)),
+        })
+    }
+
+    pub(super) fn is_scaled(&self) -> bool {
+        self.factors.is_some()
+    }
+
+    /// Has `compute` make the factors of magnitudes and squares, which are kept where something is.
+    pub(super) fn rescale<T: Element>(
+        &mut self,
+        kept: Option<&Arc<Kept<T>>>,
+        compute: impl FnOnce((&[f32], &[f32]), &mut [f32]),
+    ) {
+        let mut factors = Buffer::new(2 * self.magnitudes.len());
+        compute((&self.magnitudes, &self.squares), &mut factors);
+        let factors = Arc::new(factors);
+        if let Some(kept) = kept {
+            lock(&kept.factors).insert(self.of, Arc::clone(&factors));
+        }
+        self.factors = Some(factors);
+    }
+
+    /// What results are scaled by.
+    pub(super) fn factors(&self) -> &[f32] {
+        self.factors.as_ref().map_or(&[], |factors| &factors[..self.magnitudes.len()])
+    }
+
+    /// One over norms.
+    pub(super) fn inverses(&self) -> &[f32] {
+        self.factors.as_ref().map_or(&[], |factors| &factors[self.magnitudes.len()..])
     }
 }
 

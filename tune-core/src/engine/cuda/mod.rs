@@ -8,6 +8,7 @@ mod card;
 mod trained;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +25,7 @@ use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Quantized, Rotary, softmax};
-use crate::models::{Activation, EmbeddingSpec, Gathered, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
@@ -98,6 +99,12 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
 
     fn gathered(&self, _: Gathered) -> Result<Self::Param> {
         Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"))
+    }
+
+    fn scaling(&self, _: &'m Magnitude) -> Result<Infallible> {
+        Err(Error::setup(
+            "magnitudes (DoRA) are computed with on the processor alone: set device=cpu, or model.use_dora=false",
+        ))
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
@@ -174,6 +181,8 @@ impl<T: Number> Backend for Cuda<T> {
     type Sums = Buffer<f32>;
     type Param = Arc<Buffer<T>>;
     type Each = Buffer<f32>;
+    /// There is none: see [`Reads::scaling`].
+    type Scaling = Infallible;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         self.context().buffer(rows * cols)
@@ -361,6 +370,34 @@ impl<T: Number> Backend for Cuda<T> {
         let [q, k, v] = gqkv.map(view_mut);
         let into = QkvMut { q, k, v };
         self.context().attend_back(&attention(how), &spans, qkv, (view(y), lse), view(g), into);
+    }
+
+    fn rescale(&self, scaling: &mut Infallible, _: &Arc<Buffer<T>>, _: (&Buffer<f32>, &Buffer<f32>), _: usize, _: f64) {
+        match *scaling {}
+    }
+
+    fn scale_columns(
+        &self,
+        (by, _): (&Infallible, usize),
+        _: Option<Part<'_, Buffer<T>>>,
+        _: Option<Part<'_, Buffer<T>>>,
+        _: PartMut<'_, Buffer<T>>,
+    ) {
+        match *by {}
+    }
+
+    fn scale_sums(&self, by: &Infallible, _: PartMut<'_, Buffer<f32>>) {
+        match *by {}
+    }
+
+    fn magnitude_back(
+        &self,
+        (by, _): (&Infallible, usize),
+        _: Part<'_, Buffer<T>>,
+        _: Part<'_, Buffer<T>>,
+        _: &mut Buffer<f32>,
+    ) {
+        match *by {}
     }
 
     fn route(&self, logits: &Buffer<f32>, tokens: usize, how: Experts) -> Routes {

@@ -76,10 +76,10 @@ def items(folder):
     return choice, text
 
 
-def harness(folder, model, arguments):
+def harness(folder, model, arguments, tasks=("local_choice", "local_text")):
     """Log-likelihoods by task and item, and the metrics, by the harness."""
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=["local_choice", "local_text"], batch_size=1,
+    found = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=list(tasks), batch_size=1,
                                     task_manager=manager, log_samples=True, bootstrap_iters=0, cache_requests=False)
     samples = {task: sorted(found["samples"][task], key=lambda sample: sample["doc_id"]) for task in found["samples"]}
 
@@ -138,9 +138,10 @@ def main():
             address = arguments.server.rstrip("/") + "/v1/completions"
             settings = (f"model={arguments.name},base_url={address},tokenizer={arguments.model},tokenizer_backend=huggingface,"
                         f"num_concurrent=1,max_retries=1,tokenized_requests=False")
-            served, of_server = harness(folder, "local-completions", settings)
-            for task, values in theirs.items():
-                for n, (value, found) in enumerate(zip(values, served[task])):
+            # Whole texts are left out: there, the harness keeps one token for an answer, and so cuts texts elsewhere.
+            served, of_server = harness(folder, "local-completions", settings, ["local_choice"])
+            for task, of_task in served.items():
+                for n, (value, found) in enumerate(zip(theirs[task], of_task)):
                     assert len(value) == len(found) and all(map(near, value, found)), (task, n, value, found)
             assert near(metrics["local_choice"]["acc,none"], of_server["local_choice"]["acc,none"])
             print("the server: the same")

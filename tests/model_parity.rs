@@ -211,8 +211,15 @@ fn gemma_3_in_a_model_of_images() {
     let whole: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
     assert_eq!(whole["model_type"], "gemma3");
-    let (whole, text) = (ModelSpec::from_json(&whole).unwrap(), ModelSpec::of(&checkpoint).unwrap());
-    assert_eq!(whole, text);
+    let (read, text) = (ModelSpec::from_json(&whole).unwrap(), ModelSpec::of(&checkpoint).unwrap());
+    assert_eq!(read, text);
+    // What is wrong with it is said by its name in the file.
+    let mut broken = whole;
+    broken["text_config"]["head_dim"] = serde_json::json!(-4);
+    let config = temporary.path().join("config.json");
+    std::fs::write(&config, broken.to_string()).unwrap();
+    let error = ModelSpec::of(&Checkpoint::open(temporary.path()).unwrap()).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: `text_config.head_dim` must be a positive integer, not -4", config.display()));
 }
 
 #[test]

@@ -271,6 +271,7 @@ fn models_that_do_not_fit_are_refused_with_the_reason() {
     );
     with(&set("llama.expert_count", Meta::U32(8)), &["mixture of 8 experts"]);
     with(&set("llama.rope.scaling.type", Meta::String("longrope".into())), &["no factor"]);
+    with(&set("llama.rope.freq_base", Meta::F32(-1.0)), &["in the words of a config.json: `rope_theta` must be"]);
     with(&set("split.count", Meta::U16(3)), &["llama-gguf-split --merge"]);
     with(&|f| drop(f.tensors.remove("token_embd.weight")), &["no tensor `token_embd.weight`"]);
     with(&extra("blk.0.attn_sinks.weight"), &["`blk.0.attn_sinks.weight`", "has no use"]);

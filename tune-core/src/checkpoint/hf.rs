@@ -47,6 +47,8 @@ fn adapter_hint(dir: &Path) -> String {
 /// A model's folder, read but for the numbers.
 pub(super) struct Folder {
     pub(super) config: Value,
+    /// The object of `config.json` that `config` is, as it stands before a field's name; empty for the whole.
+    pub(super) part: &'static str,
     pub(super) tensors: BTreeMap<String, Entry>,
     /// What deserves the user's attention.
     pub(super) warnings: Vec<String>,
@@ -136,13 +138,13 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     if tensors.is_empty() {
         return Err(Error::file(dir, "its weight files hold no tensors"));
     }
-    let (config, tensors) = text_part(config, tensors);
-    Ok(Folder { config, tensors, warnings })
+    let (config, part, tensors) = text_part(config, tensors);
+    Ok(Folder { config, part, tensors, warnings })
 }
 
 /// Of Gemma 3 with images, the model of text, as a checkpoint of that model alone has it: what stands before the names of
 /// its weights goes, and so do the weights that images are seen with. Other models stay as they are.
-fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, BTreeMap<String, Entry>) {
+fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, &'static str, BTreeMap<String, Entry>) {
     /// Before a name, as transformers 5 and 4 have it, and what the text model has there.
     const PREFIXES: [(&str, &str); 3] = [
         ("model.language_model.", "model."),
@@ -152,7 +154,7 @@ fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, BTreeMa
     const OF_IMAGES: [&str; 4] =
         ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
     let (Some("gemma3"), Some(Value::Object(text))) = (config["model_type"].as_str(), config.get("text_config")) else {
-        return (config, tensors);
+        return (config, "", tensors);
     };
     let mut text = text.clone();
     text.insert("architectures".into(), serde_json::json!(["Gemma3ForCausalLM"]));
@@ -167,7 +169,7 @@ fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, BTreeMa
         let own = PREFIXES.iter().find_map(|(prefix, own)| Some(format!("{own}{}", name.strip_prefix(prefix)?)));
         (own.unwrap_or(name), entry)
     });
-    (Value::Object(text), renamed.collect())
+    (Value::Object(text), "text_config.", renamed.collect())
 }
 
 /// What there is to say of a folder that has two complete sets of weights, of which `model.safetensors` is taken.

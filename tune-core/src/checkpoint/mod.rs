@@ -54,6 +54,8 @@ pub struct Checkpoint {
     /// What the hub calls it, where it is from there.
     origin: Option<hub::Origin>,
     config: Value,
+    /// See [`Self::part`].
+    part: &'static str,
     generation_config: Option<Value>,
     weights: Weights,
     round_to: Option<DType>,
@@ -117,6 +119,7 @@ impl Checkpoint {
             path: path.to_path_buf(),
             origin,
             config: folder.config,
+            part: folder.part,
             generation_config: hf::generation_config(path)?,
             weights: Weights::Hf(folder.tensors),
             round_to: options.round_to,
@@ -137,6 +140,7 @@ impl Checkpoint {
             path: path.to_path_buf(),
             origin: hub::origin(given, path),
             config: source::read_json(&path.join("config.json"))?,
+            part: "",
             generation_config: hf::generation_config(path)?,
             weights: Weights::Hf(BTreeMap::new()),
             round_to: None,
@@ -151,6 +155,7 @@ impl Checkpoint {
             path: path.to_path_buf(),
             origin,
             config: model.config().clone(),
+            part: "",
             generation_config: Some(model.generation_config()?),
             weights: Weights::Gguf(Box::new(model)),
             round_to: options.round_to,
@@ -181,6 +186,11 @@ impl Checkpoint {
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// What stands in that file before the names of [`Self::config`]'s fields.
+    pub(crate) fn part(&self) -> &'static str {
+        self.part
     }
 
     /// The file that [`Self::config`] is read from.

@@ -63,35 +63,31 @@ const INERT: &[&str] = &[
 /// Typed access to a JSON object, with messages that name the field.
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
-    /// The file that it is read from, for messages.
-    file: &'a Path,
+    /// The file that it is read from, for messages, where there is one.
+    file: Option<&'a Path>,
     /// What stands before a field's name in a message.
     path: String,
     read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Fields<'a> {
-    /// The content of `config.json`, which is read from `file`.
+    /// The content of `config.json`, which is read from `file`; `path` stands before the names of its fields there.
     ///
     /// # Errors
     /// It is no object.
-    pub(super) fn new(json: &'a Value, file: &'a Path) -> Result<Self> {
-        Self::at(json, file, String::new())
-    }
-
-    fn at(json: &'a Value, file: &'a Path, path: String) -> Result<Self> {
+    pub(super) fn new(json: &'a Value, file: Option<&'a Path>, path: String) -> Result<Self> {
         match json {
             Value::Object(object) => Ok(Self { object, file, path, read: RefCell::default() }),
             other => {
                 let what = if path.is_empty() { "its content" } else { path.trim_end_matches('.') };
-                Err(Error::file(file, format!("{what} must be an object, not {other}")))
+                Err(about(file, format!("{what} must be an object, not {other}")))
             }
         }
     }
 
-    /// An error about the file, which names it.
+    /// An error about the file, which names it where there is one.
     pub(super) fn error(&self, what: impl Into<String>) -> Error {
-        Error::file(self.file, what)
+        about(self.file, what)
     }
 
     /// An error about a field.
@@ -114,7 +110,7 @@ impl<'a> Fields<'a> {
 
     /// An object inside of this one.
     pub(super) fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>> {
-        self.get(name).map(|value| Fields::at(value, self.file, format!("{}{name}.", self.path))).transpose()
+        self.get(name).map(|value| Fields::new(value, self.file, format!("{}{name}.", self.path))).transpose()
     }
 
     pub(super) fn optional_text(&self, name: &'static str) -> Result<Option<&'a str>> {
@@ -248,6 +244,13 @@ impl<'a> Fields<'a> {
                 ))
             }
         }
+    }
+}
+
+fn about(file: Option<&Path>, what: impl Into<String>) -> Error {
+    match file {
+        Some(file) => Error::file(file, what),
+        None => Error::setup(what),
     }
 }
 

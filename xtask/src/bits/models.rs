@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
+use tune_core::checkpoint::Checkpoint;
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
@@ -59,10 +60,12 @@ impl Model {
                 Some([rows("input_ids")?, rows("labels")?])
             }
         };
+        let checkpoint = Checkpoint::open(folder)?;
+        let weight = |name: &str| Ok((name.to_owned(), checkpoint.tensor(name, DType::F32, &Device::Cpu)?));
         Ok(Self {
             name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            config: serde_json::from_str(&fs::read_to_string(folder.join("config.json"))?)?,
-            weights: Some(tensors("model.safetensors")?),
+            config: checkpoint.config().clone(),
+            weights: Some(checkpoint.names().map(weight).collect::<Result<_>>()?),
             rows,
         })
     }

@@ -209,8 +209,9 @@ pub(super) fn describe(
     let has = |name: &str| by_name.contains_key(&format!("blk.0.{name}"));
     (family.config)(metadata, &sizes, &has, &mut config)?;
     let config = Value::Object(config);
-    let model =
-        ModelSpec::from_json(&config).map_err(|e| metadata.bad(format!("describes a model that is not known: {e}")))?;
+    let model = ModelSpec::read(&config, None, "").map_err(|e| {
+        metadata.bad(format!("describes a model that cannot be trained; in the words of a config.json: {e}"))
+    })?;
     let parameters = parameters(metadata, family, &model, by_name)?;
     Ok((config, parameters))
 }

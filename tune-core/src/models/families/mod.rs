@@ -99,7 +99,7 @@ impl ModelSpec {
     /// An unknown `model_type`, a missing or wrong field, or a setting that could change what the model computes and is
     /// not known here.
     pub fn from_json(json: &Value) -> Result<Self> {
-        Self::read(json, Path::new("config.json"))
+        Self::read(json, Some(Path::new("config.json")), "")
     }
 
     /// The model of a checkpoint, by its `config.json`.
@@ -107,11 +107,13 @@ impl ModelSpec {
     /// # Errors
     /// As [`Self::from_json`]; the message has the file's path.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::read(checkpoint.config(), &checkpoint.config_path())
+        Self::read(checkpoint.config(), Some(&checkpoint.config_path()), checkpoint.part())
     }
 
-    fn read(json: &Value, file: &Path) -> Result<Self> {
-        let fields = Fields::new(json, file)?;
+    /// As [`Self::from_json`], of what is read from `file`, where there is one; `part` stands before the names of fields in
+    /// messages.
+    pub(crate) fn read(json: &Value, file: Option<&Path>, part: &str) -> Result<Self> {
+        let fields = Fields::new(json, file, part.to_owned())?;
         let model_type = fields.text("model_type")?;
         let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
             return Err(fields.error(unknown(model_type, fields.get("vision_config").is_some())));

@@ -345,6 +345,7 @@ fn sequences_that_come_and_go_are_answered_as_alone() {
                         assert_eq!(end == End::Length, answer.len() == stop.max_new_tokens);
                         ends += 1;
                     }
+                    Event::Stop(token) => assert!(stop.stop_tokens.contains(&token.id)),
                     Event::Read(_) => panic!("nobody asked for scores"),
                 }
             }
@@ -385,6 +386,7 @@ fn scores_are_the_log_probabilities_of_training() {
                     read.extend(tokens);
                 }
                 Event::Token(token) => drawn[usize::from(sequence == plain)].push(token),
+                Event::Stop(token) => panic!("nothing stops it, and {} did", token.id),
                 Event::End(end) => assert_eq!(end, End::Length),
             }
         }

@@ -1,13 +1,13 @@
-"""Compares `tune eval`, and a server if one is named, with EleutherAI's harness on transformers: the same items, the same numbers.
+"""Compares `tune eval` and `tune serve` with EleutherAI's harness on transformers: the same items, the same numbers.
 
-    python tests/python/check_lm_eval.py TUNE [MODEL] [--server URL --name NAME]
+    python tests/python/check_lm_eval.py TUNE [MODEL]
 
 TUNE is the program `tune`; MODEL a Hugging Face folder, by default the tiny model. Two local tasks are made (nothing is
 downloaded): multiple choice, and whole texts. For each item the harness's log-likelihoods on transformers (fp32, CPU) must be
-those of `tune eval --no-chat-template`, and its accuracies, too. With --server, the harness asks that address (an
-OpenAI-compatible `/v1/completions` with `echo` and `logprobs`, such as `tune serve MODEL`) the same.
+those of `tune eval --no-chat-template`, and its accuracies, too. Then the harness asks `tune serve MODEL` for the same, by
+`/v1/completions` with `echo` and `logprobs`.
 
-Needs lm_eval, torch and transformers.
+Needs lm_eval[api], torch and transformers.
 """
 
 import argparse
@@ -107,6 +107,24 @@ def ours(tune, model, folder, tasks):
     return found
 
 
+def served(tune, folder, model):
+    """Log-likelihoods of the choices and the metrics, by the harness from a server."""
+    command = [tune, "serve", model, "--name", "model", "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        line = server.stdout.readline()
+        if "http://127.0.0.1:" not in line:
+            sys.exit(f"check_lm_eval.py: the server did not start: {line!r}")
+        address = "http://" + line.split("http://")[1].split("/v1")[0] + "/v1/completions"
+        settings = (f"model=model,base_url={address},tokenizer={model},tokenizer_backend=huggingface,"
+                    f"num_concurrent=1,max_retries=1,tokenized_requests=False")
+        # Whole texts are left out: there, the harness keeps one token for an answer, and so cuts texts elsewhere.
+        return harness(folder, "local-completions", settings, ["local_choice"])
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
 def near(a, b):
     return math.isclose(a, b, abs_tol=NEAR, rel_tol=1e-4)
 
@@ -115,8 +133,6 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("tune")
     parser.add_argument("model", nargs="?", default=str(ROOT / "recipes/tiny/model"))
-    parser.add_argument("--server")
-    parser.add_argument("--name", default="model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -134,17 +150,11 @@ def main():
         bits = sum(sum_ for sum_, _ in texts) / sum(size for _, size in texts) / math.log(2)
         assert near(metrics["local_text"]["bits_per_byte,none"], bits), (metrics, bits)
         print(f"tune eval: {sum(map(len, theirs['local_choice']))} choices and {len(theirs['local_text'])} texts as on transformers")
-        if arguments.server:
-            address = arguments.server.rstrip("/") + "/v1/completions"
-            settings = (f"model={arguments.name},base_url={address},tokenizer={arguments.model},tokenizer_backend=huggingface,"
-                        f"num_concurrent=1,max_retries=1,tokenized_requests=False")
-            # Whole texts are left out: there, the harness keeps one token for an answer, and so cuts texts elsewhere.
-            served, of_server = harness(folder, "local-completions", settings, ["local_choice"])
-            for task, of_task in served.items():
-                for n, (value, found) in enumerate(zip(theirs[task], of_task)):
-                    assert len(value) == len(found) and all(map(near, value, found)), (task, n, value, found)
-            assert near(metrics["local_choice"]["acc,none"], of_server["local_choice"]["acc,none"])
-            print("the server: the same")
+        found, of_server = served(arguments.tune, folder, arguments.model)
+        for n, (value, answer) in enumerate(zip(theirs["local_choice"], found["local_choice"], strict=True)):
+            assert len(value) == len(answer) and all(map(near, value, answer)), (n, value, answer)
+        assert near(metrics["local_choice"]["acc,none"], of_server["local_choice"]["acc,none"])
+        print("tune serve: the choices as on transformers")
 
 
 if __name__ == "__main__":

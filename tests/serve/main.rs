@@ -171,9 +171,20 @@ fn scores_are_those_of_the_model() {
     assert!(whole.starts_with(text));
     let scores = &choice["logprobs"];
     let tokens: Vec<&str> = scores["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap()).collect();
-    assert_eq!(tokens.concat(), whole);
-    let all: Vec<u32> = [ids.clone(), new].concat();
+    // The stop token has its number, too, and is no part of the text.
+    let has_stopped = choice["finish_reason"] == "stop";
+    assert_eq!(tokens[..tokens.len() - usize::from(has_stopped)].concat(), whole);
+    let stop: &[u32] = if has_stopped { &[alone.ids("<|im_end|>")[0]] } else { &[] };
+    let all: Vec<u32> = [&ids, &*new, stop].concat();
     assert_eq!(all.len(), tokens.len());
+    let ended =
+        json!({"model": "tiny", "prompt": text, "max_tokens": 100, "temperature": 0, "logprobs": 1, "echo": true});
+    let ended = &server.post("/v1/completions", &ended).ok()["choices"][0];
+    assert_eq!(ended["finish_reason"], "stop");
+    let listed = ended["logprobs"]["tokens"].as_array().unwrap();
+    assert_eq!(listed.last().unwrap(), "<|im_end|>");
+    let listed: String = listed[..listed.len() - 1].iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(ended["text"], listed);
     let batch = Batch {
         rows: 1,
         len: all.len(),

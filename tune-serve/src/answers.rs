@@ -54,6 +54,8 @@ pub(crate) struct Piece {
     pub(crate) tokens: Vec<Scored>,
     /// How many of these are the prompt's.
     pub(crate) of_prompt: usize,
+    /// The token that ended the answer and is no part of it.
+    pub(crate) stop: Option<Scored>,
     /// That it is the last one.
     pub(crate) finish: Option<Finish>,
 }
@@ -62,6 +64,7 @@ struct Choice {
     text: Text,
     /// Tokens whose text has not been given.
     tokens: Vec<Scored>,
+    stop: Option<Scored>,
     is_over: Arc<AtomicBool>,
     finished: bool,
 }
@@ -114,7 +117,13 @@ impl Answers {
                 deadline: begun + server.limits.time,
             };
             jobs.push(Job { request, caller });
-            choices.push(Choice { text: Text::new(ask.stops.clone()), tokens: Vec::new(), is_over, finished: false });
+            choices.push(Choice {
+                text: Text::new(ask.stops.clone()),
+                tokens: Vec::new(),
+                stop: None,
+                is_over,
+                finished: false,
+            });
         }
         server.queue.submit(jobs)?;
         let prompt_tokens = ask.prompts.iter().map(Vec::len).sum();
@@ -198,7 +207,12 @@ impl Answers {
                 piece.text = text;
                 stopped.then_some(Finish::Stop)
             }
+            Event::Stop(token) => {
+                choice.stop = Some(token);
+                return Ok(());
+            }
             Event::End(end) => {
+                piece.stop = choice.stop.take();
                 let (text, stopped) = choice.text.rest(&self.tokenizer)?;
                 piece.text = text;
                 Some(if stopped || end == End::Stop { Finish::Stop } else { Finish::Length })

@@ -141,7 +141,9 @@ pub(crate) struct Completion {
 
 impl Completion {
     fn choice(&mut self, piece: Piece) -> Value {
-        let Piece { choice, mut text, tokens, of_prompt, finish } = piece;
+        let Piece { choice, mut text, mut tokens, of_prompt, stop, finish } = piece;
+        // Whoever scores a text takes the last token for the answer: with the stop token it is always there.
+        tokens.extend(stop);
         let logprobs = if self.scores { self.logprobs(choice, &tokens, of_prompt) } else { Value::Null };
         if let Some(prompt) = self.echoed[choice].take() {
             text.insert_str(0, &prompt);

@@ -52,11 +52,12 @@ pub(crate) async fn respond(
     let mut whole: Vec<Piece> =
         (0..ask.prompts.len() * ask.n).map(|choice| Piece { choice, ..Piece::default() }).collect();
     while let Some(piece) = answers.next().await {
-        let Piece { choice, text, tokens, of_prompt, finish } = piece?;
+        let Piece { choice, text, tokens, of_prompt, stop, finish } = piece?;
         let answer = &mut whole[choice];
         answer.text += &text;
         answer.tokens.extend(tokens);
         answer.of_prompt += of_prompt;
+        answer.stop = answer.stop.take().or(stop);
         answer.finish = answer.finish.or(finish);
     }
     let usage = usage(&answers);

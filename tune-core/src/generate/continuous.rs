@@ -45,6 +45,8 @@ pub enum Event {
     Read(Vec<Scored>),
     /// A new token.
     Token(Scored),
+    /// A stop token, which is no part of the answer; the end follows.
+    Stop(Scored),
     /// It has ended, and left.
     End(End),
 }
@@ -184,8 +186,8 @@ impl<'m> Continuous<'m> {
                 }
             }
             let longest = self.models[running.request.model].config.max_position_embeddings;
-            let end = running.draw(last, self.sequences.len(sequence) + 1 >= longest, |token| {
-                events.push((sequence, Event::Token(token)));
+            let end = running.draw(last, self.sequences.len(sequence) + 1 >= longest, |event| {
+                events.push((sequence, event));
             });
             if let Some(end) = end {
                 events.push((sequence, Event::End(end)));
@@ -244,15 +246,17 @@ impl Running {
     }
 
     /// Draws the next token; returns how the answer ended, if it did.
-    fn draw(&mut self, logits: &[f32], is_full: bool, mut on_token: impl FnMut(Scored)) -> Option<End> {
+    fn draw(&mut self, logits: &[f32], is_full: bool, tell: impl FnOnce(Event)) -> Option<End> {
         if self.request.max_new_tokens == 0 {
             return Some(End::Length);
         }
         let id = self.request.sampler.sample(logits);
+        let scored = Scored::new(id, logits, self.request.scores);
         if self.request.stop_tokens.contains(&id) {
+            tell(Event::Stop(scored));
             return Some(End::Stop);
         }
-        on_token(Scored::new(id, logits, self.request.scores));
+        tell(Event::Token(scored));
         self.drawn += 1;
         self.newest = Some(id);
         match (self.drawn >= self.request.max_new_tokens, is_full) {

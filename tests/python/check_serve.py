@@ -99,7 +99,8 @@ def check_completions(client, model, tokenizer):
     new = [token for token in right[ids.shape[1]:].tolist() if token != tokenizer.eos_token_id]
     check(choice.text == prompt + tokenizer.decode(new), f"greedy: {choice.text!r}, and transformers has {tokenizer.decode(right)!r}")
     found = choice.logprobs.token_logprobs
-    check(found[0] is None and len(found) == ids.shape[1] + len(new), f"{len(found)} tokens are scored")
+    # The stop token is scored, too, and no part of the text.
+    check(found[0] is None and len(found) == len(right), f"{len(found)} tokens are scored")
     worst = max(abs(found[i + 1] - log_probs[i, right[i + 1]].item()) for i in range(len(found) - 1))
     check(worst < 1e-4, f"log-probabilities differ from transformers' by {worst}")
     for i in range(1, len(found)):

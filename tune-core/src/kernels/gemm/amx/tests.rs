@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use half::bf16;
 
 use super::plain::Plain;
@@ -8,9 +10,15 @@ use crate::kernels::quantized::{Quantized, Rows};
 use crate::kernels::view::View;
 
 /// Whether this processor has what everything around tiles is written in.
-fn has_avx512() -> bool {
-    let features = Isa::features();
-    features.contains(&"avx512")
+/// Whether the processor has what a test needs; says so past the capture of a test's output where it has not.
+fn has(feature: &str) -> bool {
+    let there = Isa::features().contains(&feature);
+    if !there {
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        let mut seen = tune_config::output::stderr();
+        writeln!(seen, "NOTICE: {test} did NOT run: this processor has no {feature}").unwrap();
+    }
+    there
 }
 
 fn numbers(count: usize, seed: u32) -> Vec<bf16> {
@@ -107,7 +115,7 @@ fn check<X: Tiles>() {
 
 #[test]
 fn products_are_right_around_tiles() {
-    if has_avx512() {
+    if has("avx512") {
         check::<Plain>();
     }
 }
@@ -115,7 +123,7 @@ fn products_are_right_around_tiles() {
 #[test]
 fn products_are_right_in_tiles() {
     // CI says where there are none.
-    if Isa::features().contains(&"amx") {
+    if has("amx") {
         check::<Units>();
     }
 }
@@ -123,7 +131,7 @@ fn products_are_right_in_tiles() {
 /// Weights in blocks give what their numbers give.
 #[test]
 fn quantized_weights_are_packed_as_their_numbers_are() {
-    if !has_avx512() {
+    if !has("avx512") {
         return;
     }
     for (m, rows, cols) in [(1, 64, 64), (40, 100, 256), (33, 33, 1792), (65, 700, 32)] {
@@ -205,7 +213,7 @@ fn tiles_without_units_multiply_as_the_manual_says() {
 
 #[test]
 fn units_multiply_as_the_manual_says() {
-    if Isa::features().contains(&"amx") {
+    if has("amx") {
         check_dot::<Units>();
     }
 }
@@ -213,7 +221,7 @@ fn units_multiply_as_the_manual_says() {
 /// The instruction rounds as the loops do; what is denormal becomes zero.
 #[test]
 fn sums_are_narrowed_to_the_nearest() {
-    if !Isa::features().contains(&"avx512bf16") {
+    if !has("avx512bf16") {
         return;
     }
     let special = [0x7f80_0000, 0xff80_0000, 0x7fc0_0001, 0x7f7f_ffff, 0x3f80_8000, 0x3f81_8000, 0x8000_0000];

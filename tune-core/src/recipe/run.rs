@@ -169,7 +169,8 @@ impl Run {
     /// tokenized: a checkpoint says what it was trained on.
     ///
     /// # Errors
-    /// As [`save`].
+    /// Data that cannot be tokenized, weights that cannot be gathered from all processes, or a folder that cannot be
+    /// written: full disk, no permission.
     pub fn save(&mut self, weights: &Weights<'_>, optimizer: &dyn Optimizer) -> Result<Saved> {
         if !self.train_data.wait(steps::PATIENCE)? {
             let way_out = match signals::requested() {

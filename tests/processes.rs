@@ -3,19 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../recipes/src/bin/dpo.rs"]
+#[allow(dead_code)]
+mod dpo;
 #[path = "../recipes/src/bin/full.rs"]
 #[allow(dead_code)]
 mod full;
+#[path = "common/learnt.rs"]
+mod learnt;
 #[path = "../recipes/src/bin/lora.rs"]
 #[allow(dead_code)]
 mod lora;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use candle_core::{DType, Device, Tensor};
+use learnt::{distance, losses, worst};
 use tune_core::config::{Input, load};
 use tune_core::distributed::threads;
 use tune_core::recipe::Recipe;
@@ -35,9 +39,14 @@ fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &
         "log_every_n_steps=1".to_owned(),
         format!("batch_size={ROWS}"),
         format!("gradient_accumulation_steps={}", TOGETHER / processes),
-        "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai}]"
-            .to_owned(),
     ];
+    // That of `dpo` has pairs of its own.
+    if recipe != "dpo" {
+        all.push(
+            "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai}]"
+                .to_owned(),
+        );
+    }
     all.extend(overrides.iter().map(ToString::to_string));
     load(Input::yaml(file, text).overrides(&all)).unwrap_or_else(|report| panic!("{report}")).config
 }
@@ -67,33 +76,9 @@ fn succeed<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: 
     tune_core::checkpoint::run::latest(output).unwrap().unwrap().path
 }
 
-/// The losses of a run's steps and validations, in their order.
-fn losses(output: &Path) -> Vec<f64> {
-    let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    records.filter_map(|record| record["loss"].as_f64().or(record["val_loss"].as_f64())).collect()
-}
-
-fn tensors(file: &Path) -> BTreeMap<String, Vec<f64>> {
-    let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-    let values = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
-    tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
-}
-
-/// The length of the difference, relative to that of the second.
-fn distance(a: &Path, b: &Path) -> f64 {
-    let (a, b) = (tensors(a), tensors(b));
-    assert!(a.keys().eq(b.keys()));
-    let length = |all: &mut dyn Iterator<Item = f64>| all.map(|x| x * x).sum::<f64>().sqrt();
-    let pairs = || a.values().flatten().zip(b.values().flatten());
-    length(&mut pairs().map(|(a, b)| a - b)) / length(&mut pairs().map(|(_, b)| *b))
-}
-
 /// Losses and files of a run are those of another.
 fn compare(what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str) {
-    let (ours, theirs) = (losses(output), losses(other));
-    assert_eq!(ours.len(), theirs.len());
-    let worst = ours.iter().zip(&theirs).fold(0f64, |worst, (a, b)| worst.max((a - b).abs() / b));
+    let worst = worst(&losses(output), &losses(other));
     let of_weights = distance(&saved.join(weights), &expected.join(weights));
     let state = "training_state.safetensors";
     let of_state = distance(&saved.join(state), &expected.join(state));
@@ -163,6 +148,72 @@ fn lora_on_two_processes_with_dropout_questions_and_a_merged_model() {
     let saved = succeed::<lora::LoraFinetune>("lora", &two, 2, &overrides);
     compare("lora", (&two, &saved), (&one, &expected), "adapter_model.safetensors");
     compare("merged", (&two, &saved), (&one, &expected), "merged/model.safetensors");
+}
+
+/// Losses, rewards and log-probabilities of preferences: with the model without its adapters as reference, with another one beside
+/// it, and with one that was asked before; and losses that see several pairs, or none to compare with.
+#[test]
+fn preferences_are_learnt_as_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |output: &Path, key: &str| -> Vec<f64> {
+        let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter_map(|record| record[key].as_f64()).collect()
+    };
+    for (what, processes, weights, more) in [
+        ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1"][..]),
+        ("precomputed", 3, "adapter_model.safetensors", &["reference=precomputed", "gradient_accumulation_steps=1"]),
+        ("kto", 2, "adapter_model.safetensors", &["loss=kto"]),
+        ("simpo", 2, "adapter_model.safetensors", &["loss=simpo", "save_adapter_weights_only=false"]),
+        ("a second model", 2, "model.safetensors", &["~model", "optimizer.lr=1e-4"]),
+        ("all weights, precomputed", 2, "model.safetensors", &["~model", "reference=precomputed", "optimizer.lr=1e-4"]),
+    ] {
+        let run = |processes: usize| {
+            let output = folder.path().join(format!("{what} {processes}"));
+            let mut overrides = vec!["epochs=1", "max_steps_per_epoch=3", "lr_scheduler.num_warmup_steps=1"];
+            overrides.extend(more);
+            // A step of three processes with one micro-batch each.
+            if what == "precomputed" && processes == 1 {
+                overrides.push("gradient_accumulation_steps=3");
+            }
+            let saved = succeed::<dpo::PreferenceOptimization>("dpo", &output, processes, &overrides);
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1), run(processes));
+        compare(what, (&output, &saved), (&one, &expected), weights);
+        for key in ["rewards/accuracies", "val_rewards/accuracies"] {
+            assert_eq!(kept(&output, key), kept(&one, key), "{what}: {key}");
+        }
+        for key in ["log_probs/chosen", "log_probs/rejected", "val_log_probs/chosen"] {
+            let (ours, theirs) = (kept(&output, key), kept(&one, key));
+            assert!(!ours.is_empty() && worst(&ours, &theirs) < 1e-5, "{what}: {key}");
+        }
+        assert!(*losses(&output).last().unwrap() > 0.0);
+    }
+}
+
+/// A base in NF4 of which each process has a share of the blocks.
+#[test]
+fn a_quantized_base_is_divided_as_it_is_stored() {
+    let overrides = ["epochs=1", "max_steps_per_epoch=4", "model.quantize_base=true", "~exact_match"];
+    let folder = tempfile::tempdir().unwrap();
+    let (one, many) = (folder.path().join("one"), folder.path().join("many"));
+    let expected = succeed::<lora::LoraFinetune>("lora", &one, 1, &overrides);
+    let saved = succeed::<lora::LoraFinetune>("lora", &many, 4, &overrides);
+    compare("NF4", (&many, &saved), (&one, &expected), "adapter_model.safetensors");
+}
+
+/// Each process moves its rows as soon as their gradient is summed: what one process learns that waits for all gradients.
+#[test]
+fn the_optimizer_may_run_in_the_backward_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let shared = ["epochs=1", "max_steps_per_epoch=4", "~clip_grad_norm"];
+    let with = |more: &[&'static str]| [&shared, more].concat();
+    let expected = succeed::<full::FullFinetune>("full", &one, 1, &with(&["gradient_accumulation_steps=2"]));
+    let in_backward = with(&["optimizer_in_bwd=true", "gradient_accumulation_steps=1"]);
+    let saved = succeed::<full::FullFinetune>("full", &two, 2, &in_backward);
+    compare("in the backward pass", (&two, &saved), (&one, &expected), "model.safetensors");
 }
 
 #[test]

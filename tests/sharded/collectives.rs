@@ -8,6 +8,10 @@ use tune_core::distributed::threads::run;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+fn zeros(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}
+
 fn on<R: Send>(world_size: usize, f: impl Fn(Group) -> R + Sync) -> Vec<R> {
     run(world_size, LIMIT, f).unwrap()
 }
@@ -32,7 +36,7 @@ fn collectives_give_what_their_names_say() {
         let mine: Vec<f32> = group.share(7).flat_map(|row| [row as f32, rank as f32]).collect();
         let gathered = group.all_gather("rows", mine, counts.clone(), vec![0f32; 14]);
         let parts: Vec<f32> = (0..14).map(|i| (i * (rank + 1)) as f32).collect();
-        let scattered = group.reduce_scatter("sums", parts, counts.clone(), vec![0f32; counts[rank]]);
+        let scattered = group.reduce_scatter("sums", parts, counts.clone(), vec![0f32; counts[rank]], zeros);
         let (gathered, scattered) = (gathered.wait().unwrap(), scattered.wait().unwrap());
         let sums = group.all_reduce("numbers", vec![rank as f64, 1.0]).wait().unwrap();
         let told = group.broadcast("a number", 1, vec![rank as u32 * 10]).wait().unwrap();
@@ -67,7 +71,7 @@ fn a_process_alone_communicates_with_nobody() {
     let group = Group::single();
     let numbers = vec![1f32, 2.0];
     assert_eq!(group.all_gather("x", numbers.clone(), vec![2], vec![0.0; 2]).wait().unwrap(), numbers);
-    assert_eq!(group.reduce_scatter("x", numbers.clone(), vec![2], vec![0.0; 2]).wait().unwrap(), numbers);
+    assert_eq!(group.reduce_scatter("x", numbers.clone(), vec![2], vec![0.0; 2], zeros).wait().unwrap(), numbers);
     assert_eq!(group.all_reduce("x", numbers.clone()).wait().unwrap(), numbers);
     assert_eq!(group.broadcast("x", 0, numbers.clone()).wait().unwrap(), numbers);
     assert_eq!(group.texts("x", "me").unwrap(), ["me"]);

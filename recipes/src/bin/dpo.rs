@@ -3,8 +3,6 @@
 //!
 //!     cargo run --release -p recipes --bin dpo -- --config configs/dpo/tiny.yaml loss=ipo
 
-use std::sync::Arc;
-
 use tune_core::methods::{objective, pairs};
 use tune_core::prelude::*;
 
@@ -107,13 +105,17 @@ impl Recipe for PreferenceOptimization {
         };
         // A reference that is a model of its own comes first: one that is asked once is gone when the other is loaded.
         let own_reference = match &opened.reference {
-            Some((checkpoint, shape)) => Some(ask(Decoder::load(shape.clone(), checkpoint, &frozen)?)?),
+            Some((checkpoint, shape)) => {
+                Some(ask(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.group)?)?)
+            }
             None => None,
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.base, &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.group)?
+            }
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.group)?,
         };
         let reference = match own_reference {
             Some(reference) => reference,
@@ -150,7 +152,7 @@ impl Recipe for PreferenceOptimization {
             let scale = 1.0 / step.rows() as f64;
             let mut gradients = Gradients::default();
             let mut seen = PreferenceMetrics::default();
-            for (i, batch) in step.batches.iter().enumerate() {
+            for (i, batch) in step.micro_batches() {
                 let options = RunOptions {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
@@ -164,6 +166,7 @@ impl Recipe for PreferenceOptimization {
                     Ok(objective(batch, &losses))
                 })?;
             }
+            let seen = seen.of_all(self.run.group())?;
             let (loss, grad_norm) = (seen.loss(), gradients.norm()?);
             check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
@@ -210,9 +213,9 @@ impl Recipe for PreferenceOptimization {
 impl PreferenceOptimization {
     /// Loss and rewards on the validation data.
     fn validate(&mut self) -> Result<()> {
-        let Some(data) = self.run.validation_data().map(Arc::clone) else { return Ok(()) };
+        let Some(steps) = self.run.validation_steps()? else { return Ok(()) };
         let (mut seen, mut pace) = (PreferenceMetrics::default(), Pace::default());
-        for step in Steps::ahead(&data, Plan::ONE_PASS, Position::default())? {
+        for step in steps {
             let step = step?;
             for batch in &step.batches {
                 let log_probs = engine::log_probs(&self.model, batch)?;
@@ -221,6 +224,7 @@ impl PreferenceOptimization {
             }
             pace += step.pace();
         }
+        let seen = seen.of_all(self.run.group())?;
         self.run.finish_validation(seen.loss(), pace, seen.logged())
     }
 }

@@ -69,6 +69,19 @@ impl Batch {
         self.targets[self.positions_of(span)].iter().filter(|&&target| target != IGNORE).count()
     }
 
+    /// One token that is not trained: for a process that has nothing to compute while others compute together.
+    pub(crate) fn idle() -> Self {
+        Self {
+            rows: 1,
+            len: 1,
+            input_ids: vec![0],
+            targets: vec![IGNORE],
+            positions: vec![0],
+            spans: vec![Span { row: 0, start: 0, len: 1 }],
+            origins: Vec::new(),
+        }
+    }
+
     /// The same samples in one row, one behind the other: what is computed for padding is computed for nothing.
     pub(crate) fn without_padding(&self) -> Self {
         let gather = |values: &[u32]| -> Vec<u32> { self.places().map(|place| values[place]).collect() };

@@ -284,7 +284,7 @@ impl Group {
     }
 
     /// This process's part of the sum over all processes: they are added in the order of their ranks, so that the bits do not depend
-    /// on who was first. `counts` are the elements of each part.
+    /// on who was first. `counts` are the elements of each part, and `scratch` gives memory for so many elements while they are added.
     ///
     /// # Panics
     /// If the sizes of `all` and `mine` are not those that `counts` says.
@@ -294,6 +294,7 @@ impl Group {
         all: S,
         counts: Vec<usize>,
         mut mine: D,
+        scratch: fn(usize) -> D,
     ) -> Pending<D>
     where
         S: Deref<Target = [T]> + Send + 'static,
@@ -308,7 +309,7 @@ impl Group {
         self.begin("reduce-scatter", of, move |transport| {
             let share = counts[rank];
             let from_each = vec![share; counts.len()];
-            let mut parts = vec![T::zeroed(); share * counts.len()];
+            let mut parts = scratch(share * counts.len());
             transport.all_to_all(
                 bytemuck::cast_slice(&all),
                 &bytes_of::<T>(&counts),
@@ -385,14 +386,32 @@ impl Group {
         WeakGroup(self.0.as_ref().map_or_else(Weak::new, Arc::downgrade))
     }
 
+    /// What each process has, one behind the other in the order of their ranks: any number of elements of each.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn gathered<T: Pod + Send>(&self, of: &str, mine: Vec<T>) -> Result<Vec<T>> {
+        if self.is_single() {
+            return Ok(mine);
+        }
+        let lens = self.lens(of, mine.len())?;
+        let all = vec![T::zeroed(); lens.iter().sum()];
+        self.all_gather(of, mine, lens, all).wait()
+    }
+
+    /// How many elements each process has.
+    fn lens(&self, of: &str, mine: usize) -> Result<Vec<usize>> {
+        let mut lens = vec![0u64; self.world_size()];
+        lens[self.rank()] = mine as u64;
+        Ok(self.all_reduce(of, lens).wait()?.into_iter().map(|len| len as usize).collect())
+    }
+
     /// A text of each process, in the order of their ranks.
     ///
     /// # Errors
     /// As [`Pending::wait`].
     pub fn texts(&self, of: &str, mine: &str) -> Result<Vec<String>> {
-        let mut lens = vec![0u64; self.world_size()];
-        lens[self.rank()] = mine.len() as u64;
-        let lens: Vec<usize> = self.all_reduce(of, lens).wait()?.into_iter().map(|len| len as usize).collect();
+        let lens = self.lens(of, mine.len())?;
         let all = vec![0u8; lens.iter().sum()];
         let all = self.all_gather(of, mine.as_bytes().to_vec(), lens.clone(), all).wait()?;
         let places = places(&lens);

@@ -16,7 +16,7 @@ use crate::models::{Decoder, ParamId, Parameter, Shard};
 use crate::{Error, Result};
 
 /// Gradients that are under way at a time: as many as a block has, about.
-const UNDER_WAY: usize = 12;
+pub(super) const UNDER_WAY: usize = 12;
 
 /// Hands gradients over with the parameters that they are of. Where these are divided among processes, a gradient is summed over
 /// all of them, and the rows that are here are handed over; that goes on while the next block is computed.
@@ -88,7 +88,7 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
         }
         self.scatter(id, |of, shard, here| {
             let mine = Buffer::new(here.elem_count());
-            Scattered::F32(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine))
+            Scattered::F32(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine, Buffer::new))
         })
     }
 
@@ -123,7 +123,7 @@ impl Sink<Reference> for ToModel<'_> {
         }
         self.scatter(id, |of, shard, here| {
             let mine = vec![0.0; here.elem_count()];
-            Scattered::F64(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine))
+            Scattered::F64(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine, |len| vec![0.0; len]))
         })
     }
 

@@ -1,6 +1,8 @@
 //! What is logged of preferences, under torchtune's names.
 
 use super::{Pair, PairLoss};
+use crate::Result;
+use crate::distributed::Group;
 use crate::metrics::Extra;
 
 /// Sums over pairs of answers, of which means are logged.
@@ -24,6 +26,26 @@ impl PreferenceMetrics {
                 self.rewards[side] += rewards[side];
                 self.log_probs[side] += answer.log_prob;
             }
+        }
+    }
+
+    /// Those of all processes of a group together.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn of_all(self, group: &Group) -> Result<Self> {
+        let [chosen, rejected] = [0, 1].map(|side| (self.rewards[side], self.log_probs[side]));
+        let mine = vec![self.pairs as f64, chosen.0, rejected.0, chosen.1, rejected.1, self.right as f64, self.loss];
+        // Counts are exact as f64.
+        match group.all_reduce("what was seen of pairs", mine).wait()?[..] {
+            [pairs, of_chosen, of_rejected, chosen, rejected, right, loss] => Ok(Self {
+                pairs: pairs as usize,
+                rewards: [of_chosen, of_rejected],
+                log_probs: [chosen, rejected],
+                right: right as usize,
+                loss,
+            }),
+            _ => Ok(self),
         }
     }
 

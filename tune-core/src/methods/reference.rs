@@ -33,20 +33,34 @@ pub enum Reference {
 }
 
 impl Reference {
-    /// Asks a model about all samples of some data. Waits until all of it is tokenized.
+    /// Asks a model about all samples of some data. Waits until all of it is tokenized. Of a model that is divided among
+    /// processes, each asks about its share of the batches, and all know all answers.
     ///
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
     pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
-        let mut said = BTreeMap::new();
+        let group = model.group();
+        let mut said = Vec::new();
         for loader in data {
+            let mut rest = 0;
             for batch in loader.epoch(0).batches(0) {
                 let batch = batch?;
-                let of_samples = sums(&batch, &engine::log_probs(model, &batch)?);
-                said.extend(batch.spans.iter().map(|span| hash(&batch, span)).zip(of_samples));
+                if rest == group.rank() {
+                    let of_samples = sums(&batch, &engine::log_probs(model, &batch)?);
+                    let of_samples = of_samples.into_iter().map(f64::to_bits);
+                    said.extend(
+                        batch.spans.iter().map(|span| hash(&batch, span)).zip(of_samples).map(<[u64; 2]>::from),
+                    );
+                }
+                rest = (rest + 1) % group.world_size();
+            }
+            // Who has no batch in the last round computes with the others all the same.
+            if rest > 0 && rest <= group.rank() {
+                engine::log_probs(model, &Batch::idle())?;
             }
         }
-        Ok(Self::Said(said))
+        let all = group.gathered("what the reference model says", said)?;
+        Ok(Self::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
     }
 
     /// Its log-probability of each of a batch's samples, a sum over trained tokens, in the order of the spans; nothing where

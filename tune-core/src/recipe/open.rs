@@ -69,9 +69,6 @@ impl Outline {
         if !self.group.is_main() {
             console = Console::silent();
         }
-        if !self.group.is_single() && self.data.is_of_pairs() {
-            return Err(Error::setup("a model learns from pairs of answers in one process alone, for now: start one"));
-        }
         let (device, chosen) = self.run.device.choose()?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;

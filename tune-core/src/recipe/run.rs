@@ -134,11 +134,9 @@ impl Run {
     /// A record that cannot be tokenized, a log that cannot be written;
     /// [`Error::Stopped`](crate::Error::Stopped) where the run is asked to end meanwhile.
     pub fn validate(&mut self, model: &Decoder) -> Result<()> {
-        let Some(data) = &self.validation_data else { return Ok(()) };
+        let Some(steps) = self.validation_steps()? else { return Ok(()) };
         let (mut sum, mut pace) = (0.0, Pace::default());
-        let group = &self.outline.group;
-        let plan = Plan::ONE_PASS.of_all(group.world_size());
-        for step in Steps::of_rank(data, plan, Position::default(), group)? {
+        for step in steps {
             let step = step?;
             for batch in &step.batches {
                 sum += engine::evaluate(model, batch)?;
@@ -146,6 +144,17 @@ impl Run {
             pace += step.pace();
         }
         self.finish_validation(sum / pace.trained_tokens as f64, pace, Vec::new())
+    }
+
+    /// The validation data once, of which each process that trains here gets its share; `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`Steps::ahead`].
+    pub fn validation_steps(&self) -> Result<Option<Steps>> {
+        let group = &self.outline.group;
+        let plan = Plan::ONE_PASS.of_all(group.world_size());
+        let steps = |data| Steps::of_rank(data, plan, Position::default(), group);
+        self.validation_data.as_ref().map(steps).transpose()
     }
 
     /// A validation is done: it is logged, with numbers of the recipe's own, and remembered for the choice of the best

@@ -8,7 +8,7 @@ use tune_config::cli::Exit;
 use tune_config::cli::signals::Listening;
 
 use super::{Plan, Position, check_stop};
-use crate::data::{Batch, IGNORE, Loader, Span};
+use crate::data::{Batch, Loader};
 use crate::distributed::Group;
 use crate::metrics::Pace;
 use crate::{Error, Result};
@@ -59,21 +59,8 @@ fn of_rank(batches: Vec<Batch>, group: &Group) -> Vec<Batch> {
     }
     let each = batches.len().div_ceil(group.world_size());
     let mut mine: Vec<Batch> = batches.into_iter().skip(group.rank()).step_by(group.world_size()).collect();
-    mine.resize_with(each, idle);
+    mine.resize_with(each, Batch::idle);
     mine
-}
-
-/// One token that is not trained.
-fn idle() -> Batch {
-    Batch {
-        rows: 1,
-        len: 1,
-        input_ids: vec![0],
-        targets: vec![IGNORE],
-        positions: vec![0],
-        spans: vec![Span { row: 0, start: 0, len: 1 }],
-        origins: Vec::new(),
-    }
 }
 
 impl Step {

@@ -1,11 +1,13 @@
 //! Where a run finds a model's parameters.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::backend::{Backend, Reads};
-use crate::Result;
-use crate::kernels::Dropout;
+use crate::kernels::{Dropout, Share};
 use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Weight};
+use crate::{Error, Result};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
 pub(crate) trait Parameters<B: Backend> {
@@ -78,6 +80,24 @@ pub(crate) struct AdapterParams<B: Backend> {
     pub(crate) dropout: Option<Dropout>,
 }
 
+/// Where a parameter is read.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'m> {
+    Tensor(&'m Tensor),
+    /// Some of its blocks are here.
+    Share(&'m Arc<Share>),
+}
+
+/// Reads a parameter of which all is here.
+fn whole<'m, B: Reads<'m>>(backend: &B, source: Source<'m>) -> Result<B::Param> {
+    match source {
+        Source::Tensor(tensor) => backend.param(tensor),
+        Source::Share(_) => Err(Error::Training(
+            "a parameter is divided and its model is not; this is a bug of the program, please report it".to_owned(),
+        )),
+    }
+}
+
 /// A model in memory, with the key of a pass's dropout.
 #[derive(Clone, Copy)]
 pub(super) struct Held<'m> {
@@ -86,12 +106,12 @@ pub(super) struct Held<'m> {
 }
 
 impl<'m> Held<'m> {
-    /// The parameters of a block; `read` gives those that are tensors.
+    /// The parameters of a block; `read` gives those that are tensors or shares.
     pub(super) fn block<B: Reads<'m>>(
         &self,
         backend: &B,
         block: usize,
-        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+        read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
     ) -> Result<BlockParams<B>> {
         let (own, spec) = (&self.model.blocks[block], &self.model.config);
         let mut layers = Vec::new();
@@ -100,7 +120,10 @@ impl<'m> Held<'m> {
         }
         let mut norms = Vec::new();
         for ((norm, weight), (_, width)) in own.norms.iter().zip(spec.norms(block)) {
-            norms.push((*norm, NormParams { weight: read(weight)?, width, trained: weight.is_variable() }));
+            norms.push((
+                *norm,
+                NormParams { weight: read(Source::Tensor(weight))?, width, trained: weight.is_variable() },
+            ));
         }
         Ok(BlockParams { norms, layers: Layers::new(layers) })
     }
@@ -109,10 +132,11 @@ impl<'m> Held<'m> {
     pub(super) fn head<B: Reads<'m>>(
         &self,
         backend: &B,
-        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+        read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
     ) -> Result<(NormParams<B>, LayerParams<B>)> {
         let ((norm, head), spec) = (self.model.top(), &self.model.config);
-        let norm = NormParams { weight: read(norm)?, width: spec.hidden_size, trained: norm.is_variable() };
+        let (width, trained) = (spec.hidden_size, norm.is_variable());
+        let norm = NormParams { weight: read(Source::Tensor(norm))?, width, trained };
         Ok((norm, self.layer(backend, head, spec.output(), read)?))
     }
 
@@ -121,13 +145,13 @@ impl<'m> Held<'m> {
         backend: &B,
         linear: &'m Linear,
         spec: LayerSpec,
-        read: &mut dyn FnMut(&'m Tensor) -> Result<B::Param>,
+        read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
     ) -> Result<LayerParams<B>> {
         let adapter = match &linear.adapter {
             None => None,
             Some(adapter) => Some(AdapterParams {
-                a: read(&adapter.a)?,
-                b: read(&adapter.b)?,
+                a: read(Source::Tensor(&adapter.a))?,
+                b: read(Source::Tensor(&adapter.b))?,
                 rank: adapter.rank,
                 scale: adapter.scale,
                 scaling: None,
@@ -137,11 +161,12 @@ impl<'m> Held<'m> {
         let magnitude = linear.adapter.as_ref().and_then(|adapter| adapter.magnitude.as_ref());
         let params = LayerParams {
             weight: match &linear.weight {
-                Weight::Tensor(tensor) => read(tensor)?,
+                Weight::Tensor(tensor) => read(Source::Tensor(tensor))?,
+                Weight::Share(share) => read(Source::Share(share))?,
                 Weight::Quantized(of) => backend.quantized(of)?,
             },
-            quantized: linear.weight.quantized().is_some(),
-            bias: linear.bias.as_ref().map(read).transpose()?,
+            quantized: linear.weight.format().is_some(),
+            bias: linear.bias.as_ref().map(|bias| read(Source::Tensor(bias))).transpose()?,
             trained: linear.weight.is_variable(),
             out: spec.out,
             parts: spec.parts,
@@ -157,18 +182,19 @@ impl<'m> Held<'m> {
 
 impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     fn open(&self, backend: &B, block: usize, _: Option<usize>) -> Result<BlockParams<B>> {
-        self.block(backend, block, &mut |tensor| backend.param(tensor))
+        self.block(backend, block, &mut |source| whole(backend, source))
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
         match self.model.embedding() {
             Weight::Tensor(tensor) => backend.param(tensor),
             Weight::Quantized(of) => backend.quantized(of),
+            Weight::Share(share) => whole(backend, Source::Share(share)),
         }
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
-        self.head(backend, &mut |tensor| backend.param(tensor))
+        self.head(backend, &mut |source| whole(backend, source))
     }
 
     fn trains_embedding(&self) -> bool {

@@ -44,6 +44,7 @@ impl<'m> Reads<'m> for Reference {
             Gathered::F32(x) => x.iter().map(|&x| x.into()).collect(),
             Gathered::Bf16(x) => x.iter().map(|&x| x.into()).collect(),
             Gathered::F64(x) => x,
+            Gathered::Blocks(of) => of.dequantized().into_iter().map(f64::from).collect(),
         })
     }
 

@@ -94,7 +94,7 @@ impl<'m> Sequences<'m> {
         }
         let precision = Precision::of(model)?;
         // Weights in blocks have kernels of training alone, which the whole pool computes.
-        let is_in_blocks = |linear: &Linear| linear.weight.quantized().is_some();
+        let is_in_blocks = |linear: &Linear| linear.weight.format().is_some();
         let mut layers = model.blocks.iter().flat_map(|block| block.linears.iter().map(|(_, linear)| linear));
         let is_quantized = layers.any(is_in_blocks) || is_in_blocks(model.top().1);
         let has_few = matches!(precision, Precision::F32 | Precision::Bf16) && !is_quantized;

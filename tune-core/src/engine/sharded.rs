@@ -2,14 +2,14 @@
 //! of the next block are on their way meanwhile.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId};
 
 use super::backend::Reads;
-use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters};
+use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source};
 use crate::distributed::Pending;
-use crate::models::{Decoder, Gathered, Linear, Weight, gather};
+use crate::models::{Decoder, Gathered, Here, Linear, Share, Weight, gather};
 use crate::{Error, Result};
 
 /// A model that is divided among processes, with the key of a pass's dropout.
@@ -31,13 +31,32 @@ struct Ahead {
 
 /// Parameters on their way, by what they are here.
 struct Fetched {
-    tensors: Vec<TensorId>,
+    parts: Vec<Part>,
     gathered: Pending<Vec<Gathered>>,
 }
 
+/// What is here of a parameter, to be found again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    Rows(TensorId),
+    Blocks(*const Share),
+}
+
+impl Part {
+    fn of(here: &Here) -> Self {
+        match here {
+            Here::Rows(tensor, _) => Self::Rows(tensor.id()),
+            Here::Blocks(share) => Self::Blocks(Arc::as_ptr(share)),
+        }
+    }
+}
+
+// SAFETY: the address of a share is a name of it, and is never read through.
+unsafe impl Send for Part {}
+
 impl Fetched {
-    fn wait(self) -> Result<HashMap<TensorId, Gathered>> {
-        Ok(self.tensors.into_iter().zip(self.gathered.wait()?).collect())
+    fn wait(self) -> Result<HashMap<Part, Gathered>> {
+        Ok(self.parts.into_iter().zip(self.gathered.wait()?).collect())
     }
 }
 
@@ -46,10 +65,9 @@ impl<'m> Sharded<'m> {
         Self { held: Held { model, dropout }, ahead: Mutex::default() }
     }
 
-    fn fetch(&self, of: &str, tensors: Vec<(&'m Tensor, usize)>) -> Fetched {
-        let ids = tensors.iter().map(|(tensor, _)| tensor.id()).collect();
-        let tensors = tensors.into_iter().map(|(tensor, rows)| (tensor.clone(), rows)).collect();
-        Fetched { tensors: ids, gathered: gather(self.held.model.group(), of, tensors) }
+    fn fetch(&self, of: &str, here: Vec<Here>) -> Fetched {
+        let parts = here.iter().map(Part::of).collect();
+        Fetched { parts, gathered: gather(self.held.model.group(), of, here) }
     }
 
     fn ahead(&self) -> MutexGuard<'_, Ahead> {
@@ -58,35 +76,45 @@ impl<'m> Sharded<'m> {
 
     fn fetch_top(&self) -> Fetched {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
-        let mut tensors = vec![(norm, spec.hidden_size)];
-        tensors.extend(tensors_of(head, spec.vocab_size));
-        self.fetch("the output layer", tensors)
+        let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
+        parts.extend(parts_of(head, spec.vocab_size));
+        self.fetch("the output layer", parts)
     }
 
     fn fetch_block(&self, block: usize) -> Fetched {
         let (own, spec) = (&self.held.model.blocks[block], &self.held.model.config);
-        let mut tensors: Vec<_> =
-            own.norms.iter().zip(spec.norms(block)).map(|((_, weight), (_, width))| (weight, width)).collect();
+        let norms = own.norms.iter().zip(spec.norms(block));
+        let mut parts: Vec<Here> = norms.map(|((_, weight), (_, width))| Here::Rows(weight.clone(), width)).collect();
         for ((_, linear), spec) in own.linears.iter().zip(spec.layers(block)) {
-            tensors.extend(tensors_of(linear, spec.out));
+            parts.extend(parts_of(linear, spec.out));
         }
-        self.fetch(&format!("block {block}"), tensors)
+        self.fetch(&format!("block {block}"), parts)
     }
 }
 
-/// The tensors of a layer with `out` results, with the rows that each has in all.
-fn tensors_of(linear: &Linear, out: usize) -> impl Iterator<Item = (&Tensor, usize)> {
-    let weight = match &linear.weight {
-        Weight::Tensor(tensor) => Some((tensor, out)),
+/// What is here of a layer with `out` results.
+fn parts_of(linear: &Linear, out: usize) -> impl Iterator<Item = Here> {
+    let rows = |tensor: &Tensor, rows| Here::Rows(tensor.clone(), rows);
+    let bias = linear.bias.iter().map(move |bias| rows(bias, out));
+    let adapter = linear.adapter.iter().flat_map(move |a| [rows(&a.a, a.rank), rows(&a.b, out)]);
+    part_of(&linear.weight, out).into_iter().chain(bias).chain(adapter)
+}
+
+/// What is here of a matrix, if not all of it is.
+fn part_of(weight: &Weight, rows: usize) -> Option<Here> {
+    match weight {
+        Weight::Tensor(tensor) => Some(Here::Rows(tensor.clone(), rows)),
+        Weight::Share(share) => Some(Here::Blocks(Arc::clone(share))),
         Weight::Quantized(_) => None,
-    };
-    let adapter = linear.adapter.iter().flat_map(move |a| [(a.a.as_tensor(), a.rank), (a.b.as_tensor(), out)]);
-    weight.into_iter().chain(linear.bias.iter().map(move |bias| (bias, out))).chain(adapter)
+    }
 }
 
 /// Takes one of those that were gathered.
-fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<TensorId, Gathered>, tensor: &Tensor) -> Result<B::Param> {
-    let gathered = from.remove(&tensor.id());
+fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, Gathered>, source: Source<'_>) -> Result<B::Param> {
+    let gathered = from.remove(&match source {
+        Source::Tensor(tensor) => Part::Rows(tensor.id()),
+        Source::Share(share) => Part::Blocks(Arc::as_ptr(share)),
+    });
     let lost =
         || Error::Training("a parameter was not gathered; this is a bug of the program, please report it".into());
     backend.gathered(gathered.ok_or_else(lost)?)
@@ -105,19 +133,20 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
         }
         drop(ahead);
         let mut gathered = fetched.wait()?;
-        self.held.block(backend, block, &mut |tensor| take(backend, &mut gathered, tensor))
+        self.held.block(backend, block, &mut |source| take(backend, &mut gathered, source))
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
-        match self.held.model.embedding() {
-            Weight::Quantized(of) => backend.quantized(of),
-            Weight::Tensor(table) => {
-                let rows = self.held.model.config.vocab_size;
-                let fetched = self.fetch("the embedding table", vec![(table, rows)]);
-                self.ahead().block = (!self.held.model.blocks.is_empty()).then(|| (0, self.fetch_block(0)));
-                take(backend, &mut fetched.wait()?, table)
-            }
-        }
+        let model = self.held.model;
+        let table = match model.embedding() {
+            Weight::Quantized(of) => return backend.quantized(of),
+            Weight::Tensor(table) => Source::Tensor(table),
+            Weight::Share(share) => Source::Share(share),
+        };
+        let parts = part_of(model.embedding(), model.config.vocab_size).into_iter().collect();
+        let fetched = self.fetch("the embedding table", parts);
+        self.ahead().block = (!model.blocks.is_empty()).then(|| (0, self.fetch_block(0)));
+        take(backend, &mut fetched.wait()?, table)
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
@@ -126,7 +155,7 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
         let fetched = ahead.top.take().unwrap_or_else(|| self.fetch_top());
         drop(ahead);
         let mut gathered = fetched.wait()?;
-        self.held.head(backend, &mut |tensor| take(backend, &mut gathered, tensor))
+        self.held.head(backend, &mut |source| take(backend, &mut gathered, source))
     }
 
     fn trains_embedding(&self) -> bool {

@@ -33,7 +33,7 @@ pub(crate) use element::{Element, widen, widen_rows};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::{exp, sum};
-pub use quantized::{Format, Quantized};
+pub use quantized::{Format, Quantized, Share};
 pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;
 

@@ -9,7 +9,7 @@ use super::adapter::{Adapter, LoraOptions, Magnitude, fresh_adapter};
 use super::block::Block;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
-use super::shard::{Shard, gather};
+use super::shard::{Here, Shard, gather};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::weights::{Unread, WeightSource};
@@ -17,6 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
 use crate::distributed::Group;
 use crate::engine::{self, Card};
+use crate::kernels::Share;
 use crate::{Error, Result};
 
 /// How a model is put together from its weights.
@@ -60,8 +61,8 @@ impl Decoder {
         Self::load_shard(config, source, options, &Group::single())
     }
 
-    /// Builds the part of the model that is this process's: of each parameter its share of the rows. What is in blocks is whole in
-    /// each process. Every process of the group is to do so.
+    /// Builds the part of the model that is this process's: of each parameter its share of the rows, and of what is in blocks its
+    /// share of these. Every process of the group is to do so.
     ///
     /// # Errors
     /// As [`Decoder::load`]; and several processes on cards.
@@ -186,7 +187,7 @@ impl Decoder {
         }
         let mut dims = here.dims().to_vec();
         dims[0] = rows;
-        let gathered = gather(&self.group, name, vec![(here.clone(), rows)]).wait()?;
+        let gathered = gather(&self.group, name, vec![Here::Rows(here.clone(), rows)]).wait()?;
         gathered.into_iter().next().map_or_else(|| Ok(here.detach()), |gathered| gathered.into_tensor(&dims))
     }
 
@@ -369,7 +370,14 @@ impl Builder<'_> {
         }
         let weight = self.source.matrix(&name, [rows, cols], self.options.dtype, &Device::Cpu)?;
         self.used.insert(name);
-        Ok(weight)
+        Ok(match weight {
+            // One after the other is there as a whole for a moment.
+            Weight::Quantized(whole) if !self.group.is_single() => {
+                let units = self.group.share(whole.format().units(whole.dims()));
+                Weight::Share(Share::of(&whole, units).into())
+            }
+            weight => weight,
+        })
     }
 
     fn tensor(&mut self, id: ParamId, shape: &[usize]) -> Result<Tensor> {

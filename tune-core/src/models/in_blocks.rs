@@ -31,8 +31,8 @@ impl Default for Quantization {
 /// The matrices of a model that are held in blocks, by their Hugging Face names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InBlocks {
-    formats: BTreeMap<String, Format>,
-    elements: u64,
+    /// Each with its rows and columns.
+    formats: BTreeMap<String, (Format, [usize; 2])>,
     bytes: u64,
 }
 
@@ -61,8 +61,7 @@ impl InBlocks {
                 }
                 None => continue,
             };
-            in_blocks.formats.insert(name, format);
-            in_blocks.elements += rows as u64 * cols as u64;
+            in_blocks.formats.insert(name, (format, [rows, cols]));
             in_blocks.bytes += bytes;
         }
         Ok(in_blocks)
@@ -77,13 +76,28 @@ impl InBlocks {
     /// The format of a weight, if it is in blocks.
     #[must_use]
     pub fn format(&self, name: &str) -> Option<Format> {
-        self.formats.get(name).copied()
+        self.formats.get(name).map(|(format, _)| *format)
     }
 
     /// The elements of all of them.
     #[must_use]
     pub fn elements(&self) -> u64 {
-        self.elements
+        self.share(1).0
+    }
+
+    /// The bytes of the largest of them.
+    pub(crate) fn largest(&self) -> u64 {
+        let of = |&(format, [rows, cols]): &(Format, [usize; 2])| format.bytes(rows, cols).unwrap_or_default();
+        self.formats.values().map(of).max().unwrap_or_default()
+    }
+
+    /// The elements of all of them, and their bytes, of which one of some processes has its share: the first, which has no less than
+    /// any other.
+    pub(crate) fn share(&self, processes: usize) -> (u64, u64) {
+        let of = |&(format, [rows, cols]): &(Format, [usize; 2])| {
+            format.size_of_units((rows, cols), format.units((rows, cols)).div_ceil(processes))
+        };
+        self.formats.values().map(of).fold((0, 0), |(elements, bytes), (e, b)| (elements + e, bytes + b))
     }
 
     /// Their bytes.
@@ -96,7 +110,7 @@ impl InBlocks {
     #[must_use]
     pub fn describe(&self) -> String {
         let mut counts = BTreeMap::<Format, usize>::new();
-        self.formats.values().for_each(|&format| *counts.entry(format).or_default() += 1);
+        self.formats.values().for_each(|&(format, _)| *counts.entry(format).or_default() += 1);
         let mut counts: Vec<_> = counts.into_iter().collect();
         counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         counts.iter().map(|(format, count)| format!("{count} in {format}")).collect::<Vec<_>>().join(", ")

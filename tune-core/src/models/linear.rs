@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::adapter::Adapter;
-use crate::kernels::{Dropout, Element, Quantized};
+use crate::kernels::{Dropout, Element, Format, Quantized, Share};
 use crate::{Error, Result};
 
 /// Rows of a matrix that are widened at a time.
@@ -20,6 +20,8 @@ pub enum Weight {
     Tensor(Tensor),
     /// Frozen, in blocks that products dequantize piece by piece.
     Quantized(Arc<Quantized>),
+    /// The part of such a matrix that is this process's, where several train together.
+    Share(Arc<Share>),
 }
 
 impl Weight {
@@ -31,6 +33,7 @@ impl Weight {
         match self {
             Self::Tensor(tensor) => Ok(tensor.dims2()?),
             Self::Quantized(of) => Ok(of.dims()),
+            Self::Share(of) => Ok(of.dims()),
         }
     }
 
@@ -42,7 +45,7 @@ impl Weight {
     /// The sum of the squares of each row, as a model of `dtype` has its numbers.
     ///
     /// # Errors
-    /// Those of the tensor library.
+    /// Those of the tensor library; a matrix of which only a part is here.
     pub(crate) fn squares(&self, dtype: DType) -> Result<Vec<f64>> {
         match self {
             Self::Tensor(tensor) => {
@@ -65,14 +68,26 @@ impl Weight {
                 let square = if dtype == DType::BF16 { square::<bf16> } else { square::<f32> };
                 Ok((0..rows).into_par_iter().map(|row| square(of, row, cols)).collect())
             }
+            Self::Share(_) => {
+                Err(Error::setup("the rows of a matrix that is divided among processes have no lengths here"))
+            }
         }
     }
 
-    /// Its blocks, if it is in blocks.
+    /// Its blocks, if it is in blocks and all of it is here.
     pub fn quantized(&self) -> Option<&Quantized> {
         match self {
-            Self::Tensor(_) => None,
+            Self::Tensor(_) | Self::Share(_) => None,
             Self::Quantized(of) => Some(of),
+        }
+    }
+
+    /// The format of its blocks, if it is in blocks.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::Tensor(_) => None,
+            Self::Quantized(of) => Some(of.format()),
+            Self::Share(of) => Some(of.format()),
         }
     }
 
@@ -81,14 +96,17 @@ impl Weight {
     /// # Errors
     /// It is in blocks, which are not dequantized as a whole.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        let in_blocks = |format: Format| {
+            Error::setup(format!(
+                "`{name}` is kept quantized ({format}) in memory, and cannot be merged or written as numbers: save the \
+                 adapter alone (save_adapter_weights_only=true), or have the base read as dtype \
+                 (model.quantize_base=false and model.keep_quantized=false)"
+            ))
+        };
         match self {
             Self::Tensor(tensor) => Ok(tensor),
-            Self::Quantized(of) => Err(Error::setup(format!(
-                "`{name}` is kept quantized ({}) in memory, and cannot be merged or written as numbers: save the adapter \
-                 alone (save_adapter_weights_only=true), or have the base read as dtype (model.quantize_base=false and \
-                 model.keep_quantized=false)",
-                of.format()
-            ))),
+            Self::Quantized(of) => Err(in_blocks(of.format())),
+            Self::Share(of) => Err(in_blocks(of.format())),
         }
     }
 }

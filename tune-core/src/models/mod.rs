@@ -19,7 +19,7 @@ mod slots;
 mod spec;
 mod weights;
 
-pub use crate::kernels::{AttentionShape, Format, Quantized};
+pub use crate::kernels::{AttentionShape, Format, Quantized, Share};
 pub use adapter::{Adapter, LoraOptions, Magnitude, OfLayer, Start};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
@@ -31,7 +31,7 @@ pub use linear::{Linear, Weight};
 pub(crate) use parameter::{Of, ParamId};
 pub use parameter::{Parameter, Trainable};
 pub use rotary::{RopeScaling, RotarySpec};
-pub(crate) use shard::{Gathered, Shard, gather};
+pub(crate) use shard::{Gathered, Here, Shard, gather};
 pub(crate) use slots::Layers;
 pub use slots::{Half, Slot};
 pub use spec::{

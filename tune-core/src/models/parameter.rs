@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::shard::{Shard, gather};
+use super::shard::{Here, Shard, gather};
 use super::slots::Slot;
 use super::spec::{BlockNorm, ModelSpec, Site};
 use crate::Result;
@@ -128,7 +128,7 @@ impl Parameter {
     /// Where another process is gone.
     pub fn whole(&self, here: &Tensor) -> Result<Tensor> {
         let Some(shard) = &self.shard else { return Ok(here.clone()) };
-        let gathered = gather(&shard.group, &self.name, vec![(here.clone(), shard.rows)]).wait()?;
+        let gathered = gather(&shard.group, &self.name, vec![Here::Rows(here.clone(), shard.rows)]).wait()?;
         let mut whole = gathered.into_iter().map(|gathered| gathered.into_tensor(&self.dims()));
         whole.next().unwrap_or_else(|| Ok(here.clone()))
     }

@@ -1,12 +1,14 @@
 //! Parameters of which each process of a group has some rows.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use half::bf16;
 
 use crate::distributed::{Group, Pending, Transport};
 use crate::kernels::buffers::Buffer;
+use crate::kernels::{Quantized, Share};
 use crate::{Error, Result};
 
 /// What is known of a parameter of which this process has some rows.
@@ -39,9 +41,19 @@ fn row_of(tensor: &Tensor) -> usize {
     tensor.dims().iter().skip(1).product()
 }
 
+/// What this process has of a parameter.
+#[derive(Debug, Clone)]
+pub(crate) enum Here {
+    /// Some rows of so many.
+    Rows(Tensor, usize),
+    /// Some blocks.
+    Blocks(Arc<Share>),
+}
+
 /// The elements of a parameter that was gathered from all processes, in the type that it is stored in.
 #[derive(Debug)]
 pub(crate) enum Gathered {
+    Blocks(Quantized),
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
     F64(Vec<f64>),
@@ -57,11 +69,13 @@ impl Gathered {
         }
     }
 
+    /// The bytes of elements.
     fn bytes(&mut self) -> &mut [u8] {
         match self {
             Self::F32(x) => bytemuck::cast_slice_mut(x),
             Self::Bf16(x) => bytemuck::cast_slice_mut(x),
             Self::F64(x) => bytemuck::cast_slice_mut(x),
+            Self::Blocks(_) => &mut [],
         }
     }
 
@@ -72,6 +86,7 @@ impl Gathered {
             Self::F32(x) => Tensor::from_slice(&x, shape, device)?,
             Self::Bf16(x) => Tensor::from_slice(&x, shape, device)?,
             Self::F64(x) => Tensor::from_vec(x, shape, device)?,
+            Self::Blocks(_) => return Err(Error::setup("blocks are not made a tensor of")),
         })
     }
 }
@@ -89,11 +104,25 @@ fn with_bytes<R>(tensor: &Tensor, f: impl FnOnce(&[u8]) -> Result<R>) -> Result<
     }
 }
 
-/// Begins to gather whole parameters of which `tensors` are the rows here; with each goes the number of its rows.
-pub(crate) fn gather(group: &Group, of: &str, tensors: Vec<(Tensor, usize)>) -> Pending<Vec<Gathered>> {
-    let counts: Vec<Vec<usize>> = tensors.iter().map(|(here, rows)| group.counts(*rows, row_of(here))).collect();
+/// Begins to gather whole parameters of which these parts are here.
+pub(crate) fn gather(group: &Group, of: &str, parts: Vec<Here>) -> Pending<Vec<Gathered>> {
+    let counts = |here: &Here| match here {
+        Here::Rows(tensor, rows) => [group.counts(*rows, row_of(tensor)), Vec::new(), Vec::new()],
+        Here::Blocks(share) => {
+            let units = share.format().units(share.dims());
+            share.counts((0..group.world_size()).map(|rank| group.share_of(rank, units)))
+        }
+    };
+    let counts: Vec<[Vec<usize>; 3]> = parts.iter().map(counts).collect();
     group.begin("all-gather", of, move |transport| {
-        tensors.iter().zip(&counts).map(|((here, _), counts)| gather_one(transport, here, counts)).collect()
+        let gather = |(here, counts): (&Here, &[Vec<usize>; 3])| match here {
+            Here::Rows(tensor, _) => gather_one(transport, tensor, &counts[0]),
+            Here::Blocks(share) => {
+                let all = |part: usize, mine: &[u8], all: &mut [u8]| transport.all_gather(mine, &counts[part], all);
+                share.gathered(all).map(Gathered::Blocks)
+            }
+        };
+        parts.iter().zip(&counts).map(gather).collect()
     })
 }
 

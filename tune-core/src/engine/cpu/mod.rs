@@ -108,10 +108,8 @@ fn products<'a, 'm, T: Element>(terms: &'a [Term<'_, Cpu<'m, T>>]) -> Vec<gemm::
     let weight = |w: &super::backend::Weight<'a, Cpu<'m, T>>| {
         View::strided(&w.param[w.first * w.inner..], (w.out, w.inner), w.inner)
     };
-    let blocks = |w: &super::backend::Weight<'a, Cpu<'m, T>>| match w.param {
-        Weight::Quantized(of) => Some(Rows::new(of, w.first, w.out)),
-        _ => None,
-    };
+    let blocks =
+        |w: &super::backend::Weight<'a, Cpu<'m, T>>| w.param.quantized().map(|of| Rows::new(of, w.first, w.out));
     let product = |term: &'a Term<'_, Cpu<'m, T>>| match term {
         Term::Up { x, w } => match blocks(w) {
             Some(w) => gemm::Term::UpQuantized { x: view(*x), w },
@@ -182,9 +180,9 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
 
     fn lookup(&self, table: &Weight<'m, T>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
         for (row, &id) in y.chunks_exact_mut(width).zip(ids) {
-            match table {
-                Weight::Quantized(of) => of.row(id as usize, 0, row),
-                table => row.copy_from_slice(&table[id as usize * width..][..width]),
+            match table.quantized() {
+                Some(of) => of.row(id as usize, 0, row),
+                None => row.copy_from_slice(&table[id as usize * width..][..width]),
             }
         }
         if let Some(factor) = how.scale.map(|factor| T::from_f32(factor as f32).to_f32()) {

@@ -15,7 +15,13 @@ use crate::{Error, Result};
 /// The elements of a tensor, borrowed if they are of type `T` and converted if not; or a matrix in blocks, which has no elements of type `T`.
 pub(crate) enum Weight<'a, T: Element> {
     Quantized(&'a Quantized),
-    Borrowed { storage: StorageRef<'a>, start: usize, len: usize },
+    /// The same, gathered from all processes.
+    Gathered(Box<Quantized>),
+    Borrowed {
+        storage: StorageRef<'a>,
+        start: usize,
+        len: usize,
+    },
     Converted(Buffer<T>),
     Kept(Arc<Buffer<T>>),
 }
@@ -127,9 +133,19 @@ impl<'a, T: Element> Weight<'a, T> {
 }
 
 impl<T: Element> Weight<'_, T> {
+    /// Its blocks, if it is in blocks.
+    pub(super) fn quantized(&self) -> Option<&Quantized> {
+        match self {
+            Self::Quantized(of) => Some(of),
+            Self::Gathered(of) => Some(of),
+            _ => None,
+        }
+    }
+
     /// The elements of a parameter that was gathered, converted if they are not of type `T`.
     pub(super) fn gathered(of: Gathered) -> Result<Self> {
         Ok(Self::Converted(match of {
+            Gathered::Blocks(of) => return Ok(Self::Gathered(of.into())),
             Gathered::F32(x) if !T::IS_BF16 => x.reused(),
             Gathered::Bf16(x) if T::IS_BF16 => x.reused(),
             Gathered::F32(x) => convert(&x),
@@ -156,7 +172,7 @@ impl<T: Element> Deref for Weight<'_, T> {
 
     fn deref(&self) -> &[T] {
         match self {
-            Self::Quantized(_) => &[],
+            Self::Quantized(_) | Self::Gathered(_) => &[],
             Self::Borrowed { storage, start, len } => {
                 let all: &[T] = match &**storage {
                     Storage::Cpu(CpuStorage::F32(v)) => bytemuck::cast_slice::<f32, T>(v),

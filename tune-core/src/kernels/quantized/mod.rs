@@ -10,15 +10,18 @@ mod floats;
 mod format;
 mod k;
 pub(crate) mod nf4;
+mod share;
 mod small;
 
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
 pub use format::Format;
+pub use share::Share;
 
 use self::format::Decode;
 use self::nf4::{Nf4, Scales};
+use self::share::Bytes;
 #[cfg(target_arch = "x86_64")]
 use super::Isa;
 use super::{Element, simd};
@@ -33,7 +36,7 @@ pub struct Quantized {
     rows: usize,
     cols: usize,
     /// One block behind the other.
-    bytes: Vec<u8>,
+    bytes: Bytes,
     /// The scales of [`Format::Nf4`], whose blocks are codes alone.
     scales: Scales,
 }
@@ -50,7 +53,7 @@ impl Quantized {
             format.bytes(rows, cols),
             "blocks of {format} for {rows} by {cols} elements"
         );
-        Self { format, rows, cols, bytes, scales: Scales::default() }
+        Self { format, rows, cols, bytes: Bytes::Own(bytes), scales: Scales::default() }
     }
 
     /// How it is stored.

@@ -1,9 +1,12 @@
 //! 4-bit NormalFloat with scales that are quantized themselves (QLoRA, Dettmers et al. 2023,
 //! <https://arxiv.org/abs/2305.14314>), in the sizes and with the values of torchao's `NF4Tensor`, which torchtune trains on.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::format::{Decode, Format};
+use super::share::Bytes;
 use super::{Quantized, UNIT};
 use crate::kernels::simd;
 
@@ -28,6 +31,26 @@ pub(super) struct Scales {
 }
 
 impl Scales {
+    /// Blocks whose scales belong together.
+    pub(super) const TOGETHER: usize = SCALES;
+
+    /// Those of some blocks, with their factors.
+    pub(super) fn part(&self, codes: Range<usize>, factors: Range<usize>) -> Self {
+        Self { codes: self.codes[codes].to_vec(), factors: self.factors[factors].to_vec(), mean: self.mean }
+    }
+
+    /// So many codes and factors, of which these are a part: `gather` fills in what all have, codes as part 1, factors as part 2.
+    pub(super) fn gathered<E>(
+        &self,
+        (codes, factors): (usize, usize),
+        mut gather: impl FnMut(usize, &[u8], &mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut all = Self { codes: vec![0; codes], factors: vec![0.0; factors], mean: self.mean };
+        gather(1, bytemuck::cast_slice(&self.codes), bytemuck::cast_slice_mut(&mut all.codes))?;
+        gather(2, bytemuck::cast_slice(&self.factors), bytemuck::cast_slice_mut(&mut all.factors))?;
+        Ok(all)
+    }
+
     /// Quantizes the scales of blocks.
     fn new(scales: &[f32]) -> Self {
         let mean = (scales.iter().map(|&scale| f64::from(scale)).sum::<f64>() / scales.len().max(1) as f64) as f32;
@@ -134,7 +157,7 @@ impl Quantized {
             scales.extend_from_slice(&piece.scales);
         }
         assert_eq!(2 * bytes.len(), rows * cols, "pieces of {rows} by {cols} elements");
-        Self { format: Format::Nf4, rows, cols, bytes, scales: Scales::new(&scales) }
+        Self { format: Format::Nf4, rows, cols, bytes: Bytes::Own(bytes), scales: Scales::new(&scales) }
     }
 
     /// Quantizes a matrix `[rows, cols]` to [`Format::Nf4`]; its elements are a multiple of 64.

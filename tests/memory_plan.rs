@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "common/random_model.rs"]
+mod random_model;
 #[path = "common/runs.rs"]
 mod runs;
 #[path = "common/stand_in.rs"]
@@ -10,12 +12,8 @@ mod stand_in;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use runs::{files, recipe, root, succeed, text};
 use serde_json::{Value, json};
-use tune_core::checkpoint::{Checkpoint, hf};
-use tune_core::device::Compute;
-use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 
 const MIB: f64 = 1048576.0;
 
@@ -103,31 +101,16 @@ fn families() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// A checkpoint of a family with random weights, about ten million of them, and the tiny model's tokenizer.
-fn checkpoint_of(model_type: &str, own: &Value, folder: &Path) -> String {
-    let tiny = Checkpoint::open(root().join("recipes/tiny/model")).unwrap();
-    let mut config = json!({
-        "model_type": model_type, "vocab_size": tiny.config()["vocab_size"], "hidden_size": 384, "intermediate_size": 1024,
-        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 48,
-        "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "eos_token_id": tiny.config()["eos_token_id"],
-    });
-    own.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
-    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: true, lora: None };
-    let weights = RandomWeights { seed: 1, std: 0.02 };
-    let model = Decoder::load(ModelSpec::from_json(&config).unwrap(), &weights, &options).unwrap();
-    let folder = folder.join(model_type);
-    let files = tiny.tokenizer_files().unwrap();
-    hf::write(&folder, &config, model.merged_weights().unwrap().0, &files, tiny.generation_config().as_ref(), u64::MAX)
-        .unwrap();
-    format!("checkpointer.checkpoint_dir={}", folder.display())
-}
-
 #[test]
 fn every_family_takes_what_was_planned() {
     let folder = tempfile::tempdir().unwrap();
     let mut table = Table::default();
     for (family, own) in families() {
-        let checkpoint = checkpoint_of(family, &own, folder.path());
+        let mut config = own;
+        config["model_type"] = family.into();
+        let dir = folder.path().join(family);
+        random_model::write(&dir, &config);
+        let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
         for (name, more) in [
             ("full", ["dtype=fp32", "enable_activation_checkpointing=false", "clip_grad_norm=1.0"]),
             ("lora", ["dtype=bf16", "enable_activation_checkpointing=true", "~exact_match"]),

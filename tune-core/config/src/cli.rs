@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
 pub use exit::{Exit, STARTED_BY, other_program, quoted, this_program};
 
@@ -40,10 +40,10 @@ pub struct Recipe {
 pub enum Purpose {
     /// To do what it does.
     Run,
-    /// To say whether that would succeed: `--check`.
-    Check,
-    /// To say how much memory it would take: `--plan`.
-    Plan,
+    /// To say whether that would succeed, on so many processes: `--check`.
+    Check(usize),
+    /// To say how much memory each of so many processes would take: `--plan`.
+    Plan(usize),
 }
 
 /// What a recipe's `main` is to do.
@@ -133,9 +133,13 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
 }
 
 fn purpose(recipe: &Recipe, matches: &ArgMatches) -> Purpose {
-    match recipe.preflight {
-        true if matches.get_flag("check") => Purpose::Check,
-        true if matches.get_flag("plan") => Purpose::Plan,
+    if !recipe.preflight {
+        return Purpose::Run;
+    }
+    let processes = matches.get_one::<u16>("world-size").map_or(1, |&processes| usize::from(processes));
+    match (matches.get_flag("check"), matches.get_flag("plan")) {
+        (true, _) => Purpose::Check(processes),
+        (_, true) => Purpose::Plan(processes),
         _ => Purpose::Run,
     }
 }
@@ -254,6 +258,14 @@ fn command(recipe: &Recipe) -> Command {
     command
         .arg(Arg::new("check").long("check").action(ArgAction::SetTrue).conflicts_with_all(["plan", "convert"]))
         .arg(Arg::new("plan").long("plan").action(ArgAction::SetTrue).conflicts_with("convert"))
+        .group(ArgGroup::new("preflight").args(["check", "plan"]))
+        .arg(
+            Arg::new("world-size")
+                .long("world-size")
+                .value_name("N")
+                .value_parser(value_parser!(u16).range(1..))
+                .requires("preflight"),
+        )
 }
 
 /// The bytes of a file, a little more than a config may have at most.

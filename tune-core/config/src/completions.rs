@@ -22,7 +22,7 @@ const OPTIONS: [&str; 9] = [
 ];
 
 /// Those of a recipe with a preflight, besides.
-const PREFLIGHT: [&str; 2] = ["--check", "--plan"];
+const PREFLIGHT: [&str; 3] = ["--check", "--plan", "--world-size"];
 
 /// The script for one of [`SHELLS`].
 pub(crate) fn script(shell: &str, recipe: &Recipe, schema: &Schema) -> String {

@@ -72,10 +72,15 @@ fn validate() {
 fn a_preflight_is_for_recipes_that_have_one() {
     let file = file();
     let path = file.path().to_str().expect("a path in UTF-8");
-    assert_eq!(told(&["--config", path, "--check", "batch_size=3"]), Ok("Check 3".to_owned()));
-    assert_eq!(told(&["--plan", "--config", path, "batch_size=3"]), Ok("Plan 3".to_owned()));
+    assert_eq!(told(&["--config", path, "--check", "batch_size=3"]), Ok("Check(1) 3".to_owned()));
+    assert_eq!(told(&["--plan", "--config", path, "batch_size=3"]), Ok("Plan(1) 3".to_owned()));
     // A wrong config is told as ever.
     assert!(told(&["--config", path, "--check", "epochs=0"]).is_err_and(|text| text.contains("out of range")));
+    assert_eq!(
+        told(&["--plan", "--world-size", "4", "--config", path]).map(|said| said.starts_with("Plan(4)")),
+        Ok(true)
+    );
+    assert!(told(&["--world-size", "4", "--config", path]).is_err(), "a run has as many processes as were started");
     assert!(told(&["--config", path, "--check", "--plan"]).is_err_and(|text| text.contains("cannot be used with")));
 
     let without = Recipe { preflight: false, ..RECIPE };

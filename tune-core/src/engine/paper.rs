@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
+use super::paper_gradients::{Gathered, State};
+use super::paper_sharded::ShardedOnPaper;
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
-use super::run::{Minimized, Objective, Run, Sink};
+use super::run::{Minimized, Objective, Run};
 use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
@@ -69,7 +71,8 @@ impl Work {
         let in_blocks = &InBlocks::default();
         let lora = lora.map(|lora| lora.resolved(model)).transpose()?;
         let lora = lora.as_ref();
-        let step = StepOnPaper { model, in_blocks, lora, activation_checkpointing: false, optimizer_in_backward: true };
+        let (activation_checkpointing, optimizer_in_backward, processes) = (false, true, 1);
+        let step = StepOnPaper { model, in_blocks, lora, activation_checkpointing, optimizer_in_backward, processes };
         let paper = Paper::<f32>::new(1);
         step.train(&[&batch], &paper)?;
         Ok(paper.work.into_inner())
@@ -325,7 +328,23 @@ pub(crate) struct StepOnPaper<'a> {
     pub(crate) activation_checkpointing: bool,
     /// Whether gradients are used up as they come.
     pub(crate) optimizer_in_backward: bool,
+    /// Among how many processes parameters are divided; this is the first, whose share is the largest.
+    pub(crate) processes: usize,
 }
+
+/// A parameter as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stored {
+    /// So many elements in the type of activations.
+    Own(usize),
+    /// So many elements of f32.
+    F32(usize),
+    /// So many bytes of blocks.
+    Blocks(usize),
+}
+
+/// Gives what is read of a parameter, in the order in which a model has them: memory of its own, or none.
+pub(super) type Read<'a> = &'a mut dyn FnMut(Stored) -> Option<Entry>;
 
 impl StepOnPaper<'_> {
     /// A training step with micro-batches that are given without padding.
@@ -353,17 +372,16 @@ impl StepOnPaper<'_> {
         let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
         for batch in micro_batches {
             before(batch)?;
-            let run = Run::new(paper, self.model, self, batch);
+            let sharded = ShardedOnPaper::new(*self);
+            let run = Run::new(paper, self.model, self.parameters(&sharded), batch);
             if paper.machine == Machine::Card {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }
-            let mut gathered = Gathered {
-                keeps: !self.optimizer_in_backward,
-                in_backward: if self.optimizer_in_backward { state.as_deref_mut() } else { None },
-                gradients: &mut gradients,
-            };
+            let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
+            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.processes);
             let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0) };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
+            gathered.finish(0);
         }
         if let Some(state) = state {
             gradients.iter().for_each(|(id, gradient)| state.of(*id, gradient));
@@ -376,28 +394,80 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::evaluate`].
     pub(crate) fn evaluate<T: Element>(&self, batch: &Batch, paper: &Paper<T>) -> Result<()> {
-        Run::new(paper, self.model, self, batch).evaluate().map(drop)
+        let sharded = ShardedOnPaper::new(*self);
+        Run::new(paper, self.model, self.parameters(&sharded), batch).evaluate().map(drop)
+    }
+
+    fn parameters<'a, T: Element>(&'a self, sharded: &'a ShardedOnPaper<'a>) -> &'a dyn Parameters<Paper<T>> {
+        if self.processes > 1 { sharded } else { self }
+    }
+
+    /// Reads what is in memory: adapters are f32, and what is of another type is converted.
+    fn held<T: Element>(paper: &Paper<T>) -> impl FnMut(Stored) -> Option<Entry> {
+        let converts = T::IS_BF16 && paper.machine != Machine::Card;
+        move |stored| match stored {
+            Stored::F32(len) if converts => Some(paper.take::<T>(len)),
+            _ => None,
+        }
+    }
+
+    /// The parameters of a block.
+    pub(super) fn block<T: Element>(&self, paper: &Paper<T>, block: usize, read: Read<'_>) -> BlockParams<Paper<T>> {
+        let mut layers = Vec::new();
+        for layer in self.model.layers(block) {
+            let name = format!("model.layers.{block}.{}", layer.site.path());
+            layers.push((layer.site, self.layer(paper, &name, &format!("{name}.weight"), layer, read)));
+        }
+        let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width, read));
+        BlockParams { norms: self.model.norms(block).into_iter().map(norm).collect(), layers: Layers::new(layers) }
+    }
+
+    /// The last norm and the output layer.
+    pub(super) fn head<T: Element>(
+        &self,
+        paper: &Paper<T>,
+        read: Read<'_>,
+    ) -> (NormParams<Paper<T>>, LayerParams<Paper<T>>) {
+        let weight = if self.model.tie_word_embeddings { TABLE } else { "lm_head.weight" };
+        let norm = self.norm(self.model.hidden_size, read);
+        (norm, self.layer(paper, "lm_head", weight, self.model.output(), read))
+    }
+
+    /// The embedding table.
+    pub(super) fn table(&self, read: Read<'_>) -> Option<Entry> {
+        read(self.matrix(TABLE, self.model.vocab_size, self.model.hidden_size))
+    }
+
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Stored {
+        match self.in_blocks.format(name) {
+            Some(format) => Stored::Blocks(format.bytes(rows, cols).unwrap_or_default() as usize),
+            None => Stored::Own(rows * cols),
+        }
     }
 
     /// A layer of this name, whose weight may be that of another.
-    fn layer<T: Element>(&self, paper: &Paper<T>, name: &str, weight: &str, layer: LayerSpec) -> LayerParams<Paper<T>> {
+    fn layer<T: Element>(
+        &self,
+        paper: &Paper<T>,
+        name: &str,
+        weight: &str,
+        layer: LayerSpec,
+        read: Read<'_>,
+    ) -> LayerParams<Paper<T>> {
         let LayerSpec { out, parts, inner, bias, .. } = layer;
-        // Adapters are f32.
-        let converts = T::IS_BF16 && paper.machine != Machine::Card;
-        let param = |len: usize| converts.then(|| paper.take::<T>(len));
         let adapter = self.lora.and_then(|lora| Some((lora, lora.of_layer(name)?.rank)));
         let adapter = adapter.map(|(lora, rank)| AdapterParams {
-            a: param(rank * inner),
-            b: param(out * rank),
+            a: read(Stored::F32(rank * inner)),
+            b: read(Stored::F32(out * rank)),
             rank,
             scale: 1.0,
             scaling: None,
             dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
         });
         let params = LayerParams {
-            weight: None,
+            weight: read(self.matrix(weight, out, inner)),
             quantized: self.in_blocks.format(weight).is_some(),
-            bias: bias.then_some(None),
+            bias: bias.then(|| read(Stored::Own(out))),
             trained: self.lora.is_none(),
             out,
             parts,
@@ -410,20 +480,17 @@ impl StepOnPaper<'_> {
         }
     }
 
-    fn norm<T: Element>(&self, width: usize) -> NormParams<Paper<T>> {
-        NormParams { weight: None, width, trained: self.lora.is_none() }
+    fn norm<T: Element>(&self, width: usize, read: Read<'_>) -> NormParams<Paper<T>> {
+        NormParams { weight: read(Stored::Own(width)), width, trained: self.lora.is_none() }
     }
 }
 
+/// The embedding table's name.
+const TABLE: &str = "model.embed_tokens.weight";
+
 impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     fn open(&self, paper: &Paper<T>, block: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
-        let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width));
-        let layer = |layer: LayerSpec| {
-            let name = format!("model.layers.{block}.{}", layer.site.path());
-            (layer.site, self.layer(paper, &name, &format!("{name}.weight"), layer))
-        };
-        let norms = self.model.norms(block).into_iter().map(norm).collect();
-        Ok(BlockParams { norms, layers: Layers::new(self.model.layers(block).into_iter().map(layer)) })
+        Ok(self.block(paper, block, &mut Self::held(paper)))
     }
 
     fn embedding(&self, _: &Paper<T>) -> Result<Option<Entry>> {
@@ -431,8 +498,7 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 
     fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {
-        let weight = if self.model.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        Ok((self.norm(self.model.hidden_size), self.layer(paper, "lm_head", weight, self.model.output())))
+        Ok(self.head(paper, &mut Self::held(paper)))
     }
 
     fn trains_embedding(&self) -> bool {
@@ -446,44 +512,6 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
         let adapted =
             |block: &usize| self.model.layers(*block).iter().any(|layer| lora.of_layer(&name(block, layer)).is_some());
         (0..blocks).find(adapted).unwrap_or(blocks)
-    }
-}
-
-/// The state of an optimizer: so many numbers for each that is trained, from a parameter's first step on.
-pub(crate) struct State {
-    per_parameter: usize,
-    of: BTreeMap<ParamId, Vec<Entry>>,
-}
-
-impl State {
-    pub(crate) fn new(per_parameter: usize) -> Self {
-        Self { per_parameter, of: BTreeMap::new() }
-    }
-
-    fn of(&mut self, id: ParamId, gradient: &Entry) {
-        let parts = self.per_parameter;
-        self.of.entry(id).or_insert_with(|| (0..parts).map(|_| gradient.as_large(Purpose::State)).collect());
-    }
-}
-
-/// Who takes the gradients.
-struct Gathered<'a> {
-    keeps: bool,
-    /// The state of an optimizer that uses them up as they come.
-    in_backward: Option<&'a mut State>,
-    gradients: &'a mut BTreeMap<ParamId, Entry>,
-}
-
-impl<T: Element> Sink<Paper<T>> for Gathered<'_> {
-    fn take(&mut self, id: ParamId, gradient: Entry) -> Result<()> {
-        if let Some(state) = self.in_backward.as_deref_mut() {
-            state.of(id, &gradient);
-        }
-        // From the second micro-batch on gradients are added to those of the first.
-        if self.keeps {
-            self.gradients.entry(id).or_insert(gradient);
-        }
-        Ok(())
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) enum Purpose {
     Output,
     /// The state of an optimizer, which stays. On the processor it is elsewhere.
     State,
+    /// Parameters of which this process has some rows, gathered for a while.
+    Gathered,
 }
 
 /// Bytes by purpose.
@@ -26,11 +28,12 @@ pub(crate) struct InUse {
     pub(crate) gradients: u64,
     pub(crate) output: u64,
     pub(crate) state: u64,
+    pub(crate) gathered: u64,
 }
 
 impl InUse {
     pub(crate) fn total(&self) -> u64 {
-        self.activations + self.gradients + self.output + self.state
+        self.activations + self.gradients + self.output + self.state + self.gathered
     }
 
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
@@ -39,6 +42,7 @@ impl InUse {
             Purpose::Gradients => &mut self.gradients,
             Purpose::Output => &mut self.output,
             Purpose::State => &mut self.state,
+            Purpose::Gathered => &mut self.gathered,
         }
     }
 }
@@ -173,7 +177,17 @@ pub(crate) struct Entry {
 impl Entry {
     /// Another buffer, as large as this one.
     pub(crate) fn as_large(&self, purpose: Purpose) -> Self {
-        self.ledger.take::<u8>(self.size, purpose)
+        self.of_size(self.size, purpose)
+    }
+
+    /// Another buffer of so many bytes.
+    pub(crate) fn of_size(&self, size: usize, purpose: Purpose) -> Self {
+        self.ledger.take::<u8>(size, purpose)
+    }
+
+    /// Its bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
 }
 

@@ -24,21 +24,24 @@ pub struct Available {
 /// # Errors
 /// Where `TUNE_MEMORY` says no size.
 pub fn available() -> Result<Option<Available>> {
-    available_beside(0)
+    available_beside(0, 1)
 }
 
-/// The same, for what takes so many bytes of addresses besides its memory: those count where addresses are limited.
+/// The same, for what takes so many bytes of addresses besides its memory: those count where addresses are limited. So many
+/// processes share the memory of the machine.
 ///
 /// # Errors
 /// As [`available`].
-pub(super) fn available_beside(addresses: u64) -> Result<Option<Available>> {
+pub(super) fn available_beside(addresses: u64, processes: usize) -> Result<Option<Available>> {
     if let Some(said) = of_variable("TUNE_MEMORY", "as TUNE_MEMORY says")? {
         return Ok(Some(said));
     }
     let Some(own) = resident_memory() else { return Ok(None) };
+    let shared = |free: Option<u64>| free.map(|free| free / processes.max(1) as u64);
+    let words = |words: [&'static str; 2]| words[usize::from(processes > 1)];
     let all = [
-        (system(), "available on this machine"),
-        (group(), "left to its control group"),
+        (shared(system()), words(["available on this machine", "that each process of this machine can have"])),
+        (shared(group()), words(["left to its control group", "that each process of the control group can have"])),
         (
             limit(Limit::AddressSpace).map(|left| left.saturating_sub(addresses)),
             "left by the limit of its address space (`ulimit -v`)",

@@ -30,10 +30,10 @@ pub(crate) use available::address_limit;
 use available::available_beside;
 pub use available::{Available, available, parse_size};
 pub use card::PlannedCard;
-pub(crate) use parameters::of_adapters;
 pub(crate) use table::{processor, size};
 
 use crate::data::Batch;
+use crate::distributed::Group;
 use crate::engine::{Paper, State, StepOnPaper};
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
@@ -72,7 +72,7 @@ pub struct Setting {
     pub optimizer_in_backward: Option<bool>,
     /// Whether blocks are run again in the backward pass.
     pub activation_checkpointing: bool,
-    /// Micro-batches of a step.
+    /// Micro-batches of a step, over all processes.
     pub gradient_accumulation_steps: usize,
     /// Whether gradients are clipped, which needs all of them at a time.
     pub clips_gradients: bool,
@@ -86,12 +86,35 @@ pub struct Setting {
     pub batch_size: usize,
     /// The card that computes, if it is not the processor.
     pub card: Option<PlannedCard>,
-    /// The micro-batches of some steps in their order, those of the most demanding one last, see
+    /// Among whom parameters, gradients and the optimizer's state are divided. The plan is that of the process which needs most.
+    pub processes: Processes,
+    /// The micro-batches of some steps over all processes in their order, those of the most demanding one last, see
     /// [`Loader::demanding_steps`](crate::data::Loader::demanding_steps). Where there are fewer than a step has, the others are
     /// like them.
     pub steps: Vec<Vec<Batch>>,
     /// The same of the validation data, where there is any.
     pub validation_steps: Vec<Vec<Batch>>,
+}
+
+/// The processes that train together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processes {
+    /// How many there are.
+    pub all: usize,
+    /// How many of them share the memory of a machine.
+    pub on_a_machine: usize,
+}
+
+impl Processes {
+    /// A process by itself.
+    pub const ONE: Self = Self { all: 1, on_a_machine: 1 };
+
+    /// Those of a group, as one of them sees it.
+    #[must_use]
+    pub fn of(group: &Group) -> Self {
+        let place = group.place();
+        Self { all: place.world_size, on_a_machine: place.local_world_size }
+    }
 }
 
 /// A model that says what it says of the data and is not trained.
@@ -101,6 +124,14 @@ pub struct ReferencePass {
     pub model: Option<ModelSpec>,
     /// Whether it stays in memory and is asked at each step; otherwise it is asked before the trained model is there.
     pub each_step: bool,
+}
+
+/// Elements of the adapters of a whole model.
+///
+/// # Errors
+/// As [`LoraOptions::of_model`].
+pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
+    parameters::of_adapters(model, lora, 1)
 }
 
 /// What a run needs, in bytes.
@@ -120,6 +151,8 @@ pub struct MemoryPlan {
     pub gradients: u64,
     /// The optimizer's state.
     pub optimizer: u64,
+    /// Parameters of which this process has a share, as they are gathered from all for a while, when most memory is in use.
+    pub gathered: u64,
     /// What the forward pass keeps for the backward pass and what either needs on the way, when most memory is in use.
     pub activations: u64,
     /// The last norm, the output layer and the loss, when most memory is in use.
@@ -128,6 +161,8 @@ pub struct MemoryPlan {
     pub gaps: u64,
     /// The most that reading the weights takes, all that the process then holds included.
     pub loading: u64,
+    /// What saving takes besides: the largest of the tensors that all processes give their parts of.
+    pub saving: u64,
     /// What the process held at its worst before this plan was made.
     pub so_far: u64,
     /// What there is for the process, where the system tells.
@@ -150,19 +185,21 @@ impl MemoryPlan {
         let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
         let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;
         plan.so_far = peak_memory().unwrap_or(0);
-        plan.available = available_beside(plan.addresses)?;
+        plan.available = available_beside(plan.addresses, setting.processes.on_a_machine)?;
         Ok(plan)
     }
 
     /// The plan of a process that holds so many bytes besides what is counted here.
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let (weight, card) = (setting.dtype.size_in_bytes() as u64, setting.card.is_some());
-        let elements = setting.model.parameter_count();
-        let adapted = setting.lora.as_ref().map_or(Ok(0), |lora| of_adapters(&setting.model, lora))?;
+        let processes = setting.processes.all;
+        let elements = parameters::of_model(&setting.model, processes);
+        let adapted =
+            setting.lora.as_ref().map_or(Ok(0), |lora| parameters::of_adapters(&setting.model, lora, processes))?;
         let (trained, copied) = match setting.lora {
             Some(_) => (adapted, 0),
             // A trained weight is read and then copied into a variable, one after the other.
-            None => (elements, parameters::last(&setting.model)),
+            None => (elements, parameters::last(&setting.model) / processes as u64),
         };
         let engine = match setting.dtype {
             DType::F32 => engine::<f32>(setting)?,
@@ -172,20 +209,23 @@ impl MemoryPlan {
             }
         };
         let worst = engine.worst();
-        let weights = (elements - setting.in_blocks.elements()) * weight;
-        let quantized = setting.in_blocks.bytes();
+        let (of_blocks, quantized) = parameters::of_blocks(&setting.in_blocks, processes);
+        let weights = elements.saturating_sub(of_blocks) * weight;
         let optimizer = 4 * trained * setting.optimizer.state_per_parameter() as u64;
         let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
         let own =
             setting.reference.as_ref().and_then(|reference| Some((reference.model.as_ref()?, reference.each_step)));
-        let (reference, before) = match own.map(|(model, stays)| (model.parameter_count() * weight, stays)) {
-            Some((weights, true)) => (weights, 0),
-            // What a card has got once stays there.
-            Some((weights, false)) if card => (weights, 0),
-            Some((weights, false)) => (0, weights + engine.touched(HUGE)),
-            None => (0, 0),
-        };
+        let (reference, before) =
+            match own.map(|(model, stays)| (parameters::of_model(model, processes) * weight, stays)) {
+                Some((weights, true)) => (weights, 0),
+                // What a card has got once stays there.
+                Some((weights, false)) if card => (weights, 0),
+                Some((weights, false)) => (0, weights + engine.touched(HUGE)),
+                None => (0, 0),
+            };
+        // Of what is in blocks each process reads all, one matrix after the other, and keeps its share.
+        let read = (copied * weight).max(if processes > 1 { setting.in_blocks.largest() } else { 0 });
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
         // A card keeps a copy in the type of activations beside them.
@@ -201,8 +241,10 @@ impl MemoryPlan {
             optimizer,
             activations: worst.activations,
             output: worst.output,
+            gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
-            loading: program + (weights + quantized + reference + adapters + copied * weight).max(before),
+            loading: program + (weights + quantized + reference + adapters + read).max(before),
+            saving: if processes > 1 { parameters::gathered_to_save(setting)? } else { 0 },
             so_far: 0,
             available: None,
             addresses: addresses(&engine) + saved,
@@ -215,13 +257,19 @@ impl MemoryPlan {
     pub fn peak(&self) -> u64 {
         match self.setting.card {
             Some(_) => self.training(),
-            None => self.training().max(self.loading).max(self.so_far),
+            None => (self.training() + self.saving).max(self.loading).max(self.so_far),
         }
+    }
+
+    /// Among how many processes the run is divided.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.setting.processes.all
     }
 
     /// What it holds while it trains.
     fn training(&self) -> u64 {
-        let engine = self.gradients + self.activations + self.output + self.gaps;
+        let engine = self.gradients + self.activations + self.output + self.gathered + self.gaps;
         self.program + self.weights + self.quantized + self.reference + self.adapters + self.optimizer + engine
     }
 
@@ -260,6 +308,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         lora: lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
+        processes: setting.processes.all,
     };
     // The same model without adapters, or another one.
     let reference = setting.reference.as_ref().map(|reference| {
@@ -286,9 +335,10 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     // Before the first step, too.
     validate()?;
     for step in setting.steps.iter().chain(setting.steps.last()) {
-        let batches = largest_of(step);
+        let batches = largest_of(&of_fullest_rank(step, setting.processes.all));
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
-        let count = setting.gradient_accumulation_steps.clamp(1, batches.len().max(2));
+        let each = setting.gradient_accumulation_steps.div_ceil(setting.processes.all);
+        let count = each.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
         let by_log_probs = setting.by_log_probs;
         on_paper.train_with(&micro_batches, &paper, by_log_probs, |batch| ask(batch, true), state.as_mut())?;
@@ -298,8 +348,14 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     Ok(paper.ledger)
 }
 
+/// The micro-batches of the process that has the largest one of a step: micro-batch `i` belongs to rank `i % processes`.
+fn of_fullest_rank(step: &[Batch], processes: usize) -> Vec<&Batch> {
+    let largest = (0..step.len()).max_by_key(|&i| step[i].tokens()).unwrap_or_default();
+    step.iter().skip(largest % processes).step_by(processes).collect()
+}
+
 /// The largest micro-batches of a step in their order, without padding.
-fn largest_of(step: &[Batch]) -> Vec<Batch> {
+fn largest_of(step: &[&Batch]) -> Vec<Batch> {
     let mut numbers: Vec<usize> = (0..step.len()).collect();
     numbers.sort_by_key(|&i| std::cmp::Reverse(step[i].tokens()));
     numbers.truncate(MICRO_BATCHES);

@@ -8,7 +8,7 @@ use super::{Available, Change, MemoryPlan};
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 10] {
+    pub fn parts(&self) -> [(&'static str, u64); 11] {
         let program = if self.setting.card.is_some() { "kernels and workspace" } else { "program, tokenizer, data" };
         [
             (program, self.program),
@@ -18,6 +18,7 @@ impl MemoryPlan {
             ("adapters", self.adapters),
             ("gradients", self.gradients),
             ("optimizer state", self.optimizer),
+            ("gathered weights", self.gathered),
             ("activations", self.activations),
             ("output layer and loss", self.output),
             ("gaps between buffers", self.gaps),
@@ -37,8 +38,9 @@ impl MemoryPlan {
             None => ("machine", "TUNE_MEMORY"),
         };
         let of_card = if self.setting.card.is_some() { " of the card" } else { "" };
+        let each = if self.processes() > 1 { "each process of " } else { "" };
         let mut message = format!(
-            "this run needs {} of memory{of_card}, and there are {available}; most are {}",
+            "{each}this run needs {} of memory{of_card}, and there are {available}; most are {}",
             size(self.peak()),
             largest.join(", ")
         );
@@ -69,6 +71,9 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setting = &self.setting;
         writeln!(f, "Memory on {}", setting.card.as_ref().map_or_else(processor, |card| card.name.clone()))?;
+        if self.processes() > 1 {
+            writeln!(f, "What each of {} processes takes, that of the largest batch", self.processes())?;
+        }
         if let Some(batch) = largest(setting) {
             let (tokens, trained) = (batch.tokens(), batch.trained_tokens());
             writeln!(f, "The largest batch has {tokens} tokens, {trained} of them trained, in {} rows\n", batch.rows)?;
@@ -77,8 +82,9 @@ impl fmt::Display for MemoryPlan {
             writeln!(f, "  {name:<26}{:>12}", size(*bytes))?;
         }
         let beyond = self.peak().saturating_sub(self.training());
+        let when = if beyond == self.saving { "more while it is saved" } else { "more while it is loaded" };
         if beyond > 0 {
-            writeln!(f, "  {:<26}{:>12}", "more while it is loaded", size(beyond))?;
+            writeln!(f, "  {when:<26}{:>12}", size(beyond))?;
         }
         write!(f, "  {:<26}{:>12}", "peak", size(self.peak()))?;
         match &self.available {

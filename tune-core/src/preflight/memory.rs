@@ -1,30 +1,38 @@
 //! The memory plan, within a check and alone.
 
 use crate::Result;
-use crate::memory_plan::{self, MemoryPlan};
+use crate::memory_plan::{self, MemoryPlan, Processes};
 use crate::preflight::data::Data;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
 use crate::recipe::Outline;
 
 /// What the run would take, where all that it follows from is sound.
-pub(super) fn look(outline: &Outline, model: Option<&Model>, data: &Data, report: &mut Report<'_>) {
+pub(super) fn look(
+    outline: &Outline,
+    processes: Processes,
+    model: Option<&Model>,
+    data: &Data,
+    report: &mut Report<'_>,
+) {
     let (Some(shape), Some(train)) = (model.and_then(|model| model.shape.as_ref()), &data.train) else { return };
     let Some(in_blocks) = model.and_then(|model| model.in_blocks.as_ref()) else { return };
     let device = outline.run.device.open().ok();
-    let planned = outline.memory_plan(device.as_ref(), (shape, in_blocks), train, data.validation.as_ref(), None);
+    let data = (train, data.validation.as_ref());
+    let planned = outline.memory_plan(device.as_ref(), processes, (shape, in_blocks), data, None);
     let Some(plan) = report.take(planned) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
     let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory_plan::size(size))).collect();
-    report.fact("memory", format!("{} at most{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
+    let each = if processes.all > 1 { format!(" in each of {} processes", processes.all) } else { String::new() };
+    report.fact("memory", format!("{} at most{each}{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
     report.take(plan.check());
 }
 
 /// Shows the plan. Returns whether the run fits.
-pub(super) fn plan(outline: &Outline, mut report: Report<'_>) -> bool {
-    match make(outline) {
+pub(super) fn plan(outline: &Outline, processes: Processes, mut report: Report<'_>) -> bool {
+    match make(outline, processes) {
         Ok(plan) => {
             report.line(plan.to_string().trim_end());
             plan.fits()
@@ -36,7 +44,7 @@ pub(super) fn plan(outline: &Outline, mut report: Report<'_>) -> bool {
     }
 }
 
-fn make(outline: &Outline) -> Result<MemoryPlan> {
+fn make(outline: &Outline, processes: Processes) -> Result<MemoryPlan> {
     let (base, shape) = outline.base()?;
     let in_blocks = outline.in_blocks(&base, &shape)?;
     let (tokenizer, _) = outline.tokenizer(&base, None)?;
@@ -48,5 +56,5 @@ fn make(outline: &Outline) -> Result<MemoryPlan> {
     validation.as_ref().map(|data| data.len()).transpose()?;
     // A card need not be here.
     let device = outline.run.device.open().ok();
-    outline.memory_plan(device.as_ref(), (&shape, &in_blocks), &train, validation.as_ref(), None)
+    outline.memory_plan(device.as_ref(), processes, (&shape, &in_blocks), (&train, validation.as_ref()), None)
 }

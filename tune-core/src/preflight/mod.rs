@@ -15,6 +15,7 @@ use std::io::Write;
 use tune_config::cli::Purpose;
 
 use crate::checkpoint::state::TrainingState;
+use crate::memory_plan::Processes;
 use crate::recipe::{Outline, Recipe, fingerprints};
 use report::Report;
 
@@ -23,15 +24,21 @@ use report::Report;
 pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
     let mut report = Report::new(out, color);
     match (R::outline(config), purpose) {
-        (Ok(outline), Purpose::Plan) => return memory::plan(&outline, report),
-        (Ok(outline), _) => check(&outline, &mut report),
+        (Ok(outline), Purpose::Plan(n)) => return memory::plan(&outline, on_this_machine(n), report),
+        (Ok(outline), Purpose::Check(n)) => check(&outline, on_this_machine(n), &mut report),
+        (Ok(_), Purpose::Run) => {}
         (Err(error), _) => report.error(error),
     }
     report.close()
 }
 
+/// So many processes, all of which share this machine.
+fn on_this_machine(processes: usize) -> Processes {
+    Processes { all: processes, on_a_machine: processes }
+}
+
 /// Everything, each part as far as what it needs is sound.
-fn check(outline: &Outline, report: &mut Report<'_>) {
+fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
     model::device(outline, report);
     let model = model::open(outline, report);
     let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
@@ -53,7 +60,7 @@ fn check(outline: &Outline, report: &mut Report<'_>) {
         let now = weights.and_then(|weights| fingerprints(train_data, shape, &weights));
         report.take(now.and_then(|now| state.check_inputs(&now)));
     }
-    memory::look(outline, model.as_ref(), &data, report);
+    memory::look(outline, processes, model.as_ref(), &data, report);
     let batches = data.train.as_ref().and_then(|data| data.known_len());
     storage::look(outline, model.as_ref(), batches, report);
     outline.schedule_warnings(batches).into_iter().for_each(|warning| report.warning(warning));

@@ -15,7 +15,7 @@ use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{MemoryPlan, PlannedCard, ReferencePass, Setting};
+use crate::memory_plan::{MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
@@ -375,8 +375,8 @@ impl Outline {
         self.loader(&self.data.dataset_val, tokenizer, options).map(Some)
     }
 
-    /// What the run needs of memory of the device that was opened for it, or of the one that the config names, where it goes on from
-    /// `state`, if it does. To be asked when the data is there
+    /// What the run needs of memory of the device that was opened for it, or of the one that the config names, in each of some
+    /// `processes`, where it goes on from `state`, if it does. To be asked when the data is there
     /// and the weights are still on disk, see [`MemoryPlan::new`].
     ///
     /// # Errors
@@ -384,9 +384,9 @@ impl Outline {
     pub fn memory_plan(
         &self,
         device: Option<&Compute>,
+        processes: Processes,
         (model, in_blocks): (&ModelSpec, &InBlocks),
-        train_data: &Loader,
-        validation_data: Option<&Loader>,
+        (train_data, validation_data): (&Loader, Option<&Loader>),
         state: Option<&TrainingState>,
     ) -> Result<MemoryPlan> {
         let card = match (device, self.run.device) {
@@ -399,7 +399,7 @@ impl Outline {
             model: reference.map(|(_, shape)| shape),
             each_step: *when == ReferenceChoice::EachStep,
         });
-        let plan = self.plan();
+        let plan = self.steps.plan().of_all(processes.all);
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         MemoryPlan::new(&Setting {
             model: model.clone(),
@@ -420,6 +420,7 @@ impl Outline {
             reference,
             batch_size: self.data.batch_size,
             card,
+            processes,
             steps: train_data.demanding_steps(
                 epochs,
                 plan.most_batches_per_epoch(),
@@ -443,11 +444,8 @@ impl Outline {
         validation_data: Option<&Loader>,
         state: Option<&TrainingState>,
     ) -> Result<()> {
-        // The plan is that of a process which holds the whole model.
-        if !self.group.is_single() {
-            return Ok(());
-        }
-        self.memory_plan(Some(device), model, train_data, validation_data, state)?.check()
+        let processes = Processes::of(&self.group);
+        self.memory_plan(Some(device), processes, model, (train_data, validation_data), state)?.check()
     }
 
     /// Refuses a run whose checkpoints find no room, or whose folders cannot be written, before it has computed anything.

@@ -1,0 +1,86 @@
+//! Who takes the gradients of a step on paper, and the state of the optimizer that uses them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::paper::Paper;
+use super::run::Sink;
+use super::to_model::UNDER_WAY;
+use crate::Result;
+use crate::kernels::Element;
+use crate::kernels::ledger::{Entry, Purpose};
+use crate::models::ParamId;
+
+/// The state of an optimizer: so many numbers for each that is trained, from a parameter's first step on.
+pub(crate) struct State {
+    per_parameter: usize,
+    of: BTreeMap<ParamId, Vec<Entry>>,
+}
+
+impl State {
+    pub(crate) fn new(per_parameter: usize) -> Self {
+        Self { per_parameter, of: BTreeMap::new() }
+    }
+
+    pub(super) fn of(&mut self, id: ParamId, gradient: &Entry) {
+        let parts = self.per_parameter;
+        self.of.entry(id).or_insert_with(|| (0..parts).map(|_| gradient.as_large(Purpose::State)).collect());
+    }
+}
+
+/// Who takes the gradients. Where several processes train together, those of which this one has a share are summed first.
+pub(super) struct Gathered<'a> {
+    gradients: &'a mut BTreeMap<ParamId, Entry>,
+    keeps: bool,
+    /// The state of an optimizer that uses them up as they come.
+    in_backward: Option<&'a mut State>,
+    processes: usize,
+    /// Gradients that are being summed, each with the part that will stay here.
+    under_way: VecDeque<(ParamId, Entry, Entry)>,
+}
+
+impl<'a> Gathered<'a> {
+    pub(super) fn new(
+        gradients: &'a mut BTreeMap<ParamId, Entry>,
+        keeps: bool,
+        in_backward: Option<&'a mut State>,
+        processes: usize,
+    ) -> Self {
+        Self { gradients, keeps, in_backward, processes, under_way: VecDeque::new() }
+    }
+
+    /// Ends the sums that were begun first, until so many are left under way.
+    pub(super) fn finish(&mut self, left: usize) {
+        while self.under_way.len() > left
+            && let Some((id, whole, mine)) = self.under_way.pop_front()
+        {
+            // What all processes have of this one's part.
+            drop(mine.of_size(mine.size() * self.processes, Purpose::Gradients));
+            drop(whole);
+            self.keep(id, mine);
+        }
+    }
+
+    fn keep(&mut self, id: ParamId, gradient: Entry) {
+        if let Some(state) = self.in_backward.as_deref_mut() {
+            state.of(id, &gradient);
+        }
+        // From the second micro-batch on gradients are added to those of the first.
+        if self.keeps {
+            self.gradients.entry(id).or_insert(gradient);
+        }
+    }
+}
+
+impl<T: Element> Sink<Paper<T>> for Gathered<'_> {
+    fn take(&mut self, id: ParamId, gradient: Entry) -> Result<()> {
+        match self.processes {
+            0 | 1 => self.keep(id, gradient),
+            processes => {
+                let mine = gradient.of_size(gradient.size().div_ceil(processes), Purpose::Gradients);
+                self.under_way.push_back((id, gradient, mine));
+                self.finish(UNDER_WAY);
+            }
+        }
+        Ok(())
+    }
+}

@@ -387,6 +387,31 @@ fn what_is_accepted_under_a_limit_of_addresses_runs() {
     }
 }
 
+/// What each of several processes takes is said without starting any: a share of the weights and of the state, and what is gathered.
+#[test]
+fn a_plan_of_several_processes_needs_only_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().join("out").display());
+    let plan = |option: &str, processes: &str| {
+        let args = [option, "--world-size", processes, "--config", "configs/full/tiny.yaml", &output];
+        text(&recipe("full", &args).output().unwrap().stdout)
+    };
+    let part = |said: &str, name: &str| -> f64 {
+        let line =
+            said.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {said}"));
+        line.trim_start().strip_prefix(name).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (one, four) = (plan("--plan", "1"), plan("--plan", "4"));
+    assert!(four.contains("What each of 4 processes takes") && !one.contains("gathered weights"), "{four}{one}");
+    for name in ["weights", "optimizer state"] {
+        let share = part(&four, name) / part(&one, name);
+        assert!((0.24..0.27).contains(&share), "{name}: {share}\n{one}{four}");
+    }
+    assert!(part(&four, "gathered weights") > 0.0);
+    let said = plan("--check", "4");
+    assert!(said.contains("at most in each of 4 processes"), "{said}");
+}
+
 #[test]
 fn what_is_no_size_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

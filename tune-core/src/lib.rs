@@ -26,6 +26,7 @@ pub mod models;
 pub mod optim;
 mod panics;
 pub mod peft;
+pub mod planner;
 mod positions;
 pub mod preflight;
 pub mod prelude;

@@ -25,6 +25,7 @@ pub struct Architecture(&'static Shape);
 #[derive(Debug, PartialEq, Eq)]
 struct Shape {
     name: &'static str,
+    family: &'static str,
     model_type: &'static str,
     hidden_size: usize,
     intermediate_size: usize,
@@ -39,6 +40,7 @@ macro_rules! architectures {
        [$hidden:literal, $intermediate:literal, $layers:literal, $heads:literal, $kv_heads:literal],)*) => {
         static SHAPES: &[Shape] = &[$(Shape {
             name: $name,
+            family: $family,
             model_type: $model_type,
             hidden_size: $hidden,
             intermediate_size: $intermediate,
@@ -102,7 +104,63 @@ architectures! {
     "qwen2_5" "qwen2_5_72b_instruct" "qwen2" [8192, 29568, 80, 64, 8],
 }
 
+impl Shape {
+    /// Rows of the embedding table, and whether it is the output layer, too.
+    fn table(&self) -> (usize, bool) {
+        match (self.family, self.name) {
+            ("llama2" | "mistral", _) => (32_000, false),
+            ("code_llama2", _) => (32_016, false),
+            ("llama3_2", _) => (128_256, true),
+            ("gemma" | "gemma2", _) => (256_000, true),
+            (_, "phi3_mini") => (32_064, false),
+            (_, "phi4_14b") => (100_352, false),
+            ("qwen2" | "qwen2_5", _) if self.hidden_size <= 2048 => (151_936, true),
+            ("qwen2" | "qwen2_5", _) => (152_064, false),
+            _ => (128_256, false),
+        }
+    }
+
+    /// Elements of a head, where they are not the model's width over its heads.
+    fn head_dim(&self) -> Option<usize> {
+        match (self.family, self.name) {
+            (_, "gemma2_27b") => Some(128),
+            ("gemma" | "gemma2", _) => Some(256),
+            _ => None,
+        }
+    }
+}
+
 impl Architecture {
+    /// The model of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        SHAPES.iter().find(|shape| shape.name == name).map(Self)
+    }
+
+    /// The names of all.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SHAPES.iter().map(|shape| shape.name)
+    }
+
+    /// Its whole shape, for what is known of a model without its files: rotary tables, sliding windows and the like are those of a
+    /// `config.json` that does not mention them.
+    ///
+    /// # Errors
+    /// As [`ModelSpec::from_json`].
+    pub fn spec(self) -> Result<ModelSpec> {
+        let shape = self.0;
+        let (vocab_size, tied) = shape.table();
+        let mut config = serde_json::json!({
+            "model_type": shape.model_type, "vocab_size": vocab_size, "max_position_embeddings": 1 << 20,
+            "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_hidden_layers, "num_attention_heads": shape.num_attention_heads,
+            "num_key_value_heads": shape.num_key_value_heads, "tie_word_embeddings": tied,
+        });
+        if let Some(head_dim) = shape.head_dim() {
+            config["head_dim"] = head_dim.into();
+        }
+        ModelSpec::from_json(&config)
+    }
+
     /// Checks that the model in `checkpoint` is this one.
     ///
     /// # Errors
@@ -180,6 +238,30 @@ mod tests {
     fn every_architecture_is_one_that_the_engine_has() {
         for shape in SHAPES {
             Architecture(shape).check(&config(shape), Path::new("model")).unwrap();
+        }
+    }
+
+    /// Billions of parameters as they are published, of one of each family that has a table of its own.
+    #[test]
+    fn shapes_have_as_many_parameters_as_is_published() {
+        for (name, billions) in [
+            ("llama2_7b", 6.738),
+            ("llama3_1_8b", 8.030),
+            ("llama3_1_405b", 405.9),
+            ("llama3_2_1b", 1.236),
+            ("gemma_7b", 8.538),
+            ("gemma2_2b", 2.614),
+            ("gemma2_27b", 27.23),
+            ("phi3_mini", 3.821),
+            ("phi4_14b", 14.66),
+            ("qwen2_5_0_5b", 0.494),
+            ("qwen2_5_7b_base", 7.616),
+            ("qwen2_5_72b_base", 72.71),
+        ] {
+            let weights = Architecture::named(name).unwrap().spec().unwrap().weights();
+            let parameters: usize = weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let off = parameters as f64 / 1e9 / billions - 1.0;
+            assert!(off.abs() < 2e-3, "{name}: {parameters}");
         }
     }
 

@@ -9,6 +9,7 @@ mod copy;
 mod doctor;
 mod download;
 mod eval;
+mod forecast;
 mod launch;
 mod paths;
 mod shipped;
@@ -54,9 +55,10 @@ enum Command {
     /// Check a config and overrides; no model and no data is read.
     Validate(validate::Args),
     /// Say whether a run would succeed, before a weight is read; show samples as the model sees them.
-    Check(validate::Args),
-    /// Say how much memory a run would take, before a weight is read, and what would make it fit.
-    Plan(validate::Args),
+    Check(validate::OnProcesses),
+    /// Say how much memory a run would take, before a weight is read, and what would make it fit; with --device, what it would take
+    /// on cards that need not be here.
+    Plan(Box<validate::Plan>),
     /// Say what this machine has to train with: driver, cards, libraries, processor, memory, disk; and what is missing.
     Doctor,
     /// Show a config of torchtune's in our names, with a comment on each change.
@@ -129,8 +131,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cp(args) => show(&copy::run(&args)?),
         Command::Run(start) => launch::run(Action::Run, &start)?,
         Command::Validate(args) => validate::run(Action::Validate, args)?,
-        Command::Check(args) => validate::run(Action::Check, args)?,
-        Command::Plan(args) => validate::run(Action::Plan, args)?,
+        Command::Check(args) => validate::on_processes(Action::Check, args)?,
+        Command::Plan(args) => validate::plan(*args)?,
         Command::Doctor => show(&doctor::run()?),
         Command::Convert(args) => validate::run(Action::Convert, args)?,
         Command::Download(args) => show(&download::run(&args)?),

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use tune_core::config::{files, recipe_of_torchtune};
 
 use crate::launch::{self, Action};
-use crate::{Result, Start, shipped};
+use crate::{Result, Start, forecast, shipped};
 
 /// No config is longer.
 const LARGEST: u64 = 2 << 20;
@@ -24,6 +24,62 @@ pub(crate) struct Args {
     /// folder or its `$schema`; or from torchtune's model in it.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,
+}
+
+/// The same for a run of several processes.
+#[derive(clap::Args)]
+pub(crate) struct OnProcesses {
+    /// Of a run on N processes, among which parameters, gradients and the optimizer's state are divided: what each of them takes.
+    #[arg(long, alias = "world_size", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    world_size: Option<u16>,
+    #[command(flatten)]
+    of: Args,
+}
+
+/// What is planned: a run here, or one on cards that need not be here.
+#[derive(clap::Args)]
+pub(crate) struct Plan {
+    /// Of a run on N processes or cards, among which parameters, gradients and the optimizer's state are divided: what each takes.
+    #[arg(long, alias = "world_size", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    world_size: Option<u16>,
+    /// tune-core's folder, or a checkout, for a recipe of your own.
+    #[arg(long, value_name = "FOLDER")]
+    core: Option<PathBuf>,
+    #[command(flatten)]
+    forecast: forecast::Args,
+    /// A recipe with `--config CONFIG` and `key=value`; or a config alone, whose recipe is known from its name, its
+    /// folder or its `$schema`; or from torchtune's model in it.
+    #[arg(
+        required_unless_present = "device",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_names = ["RECIPE", "ARGS"]
+    )]
+    command: Vec<OsString>,
+}
+
+/// Shows what a run would take.
+///
+/// # Errors
+/// As [`run`], and a card or a model that is not known.
+pub(crate) fn plan(args: Plan) -> Result<ExitCode> {
+    let Plan { world_size, core, forecast, command } = args;
+    match forecast.is_asked() {
+        true => forecast.show(world_size.unwrap_or(1).into()),
+        false => on_processes(Action::Plan, OnProcesses { world_size, of: Args { core, command } }),
+    }
+}
+
+/// Starts the recipe with the option of `action`, and says of how many processes.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn on_processes(action: Action, args: OnProcesses) -> Result<ExitCode> {
+    let OnProcesses { world_size, of: Args { core, mut command } } = args;
+    if let Some(processes) = world_size {
+        command.extend(["--world-size".into(), processes.to_string().into()]);
+    }
+    run(action, Args { core, command })
 }
 
 /// Starts the recipe with the option of `action`.

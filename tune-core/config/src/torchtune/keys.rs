@@ -12,8 +12,11 @@ const CHECKPOINTING: &str = "enable_activation_checkpointing keeps the input of 
 
 const ROOT: &[KeyRule] = &[
     ignored("fsdp", BY_ROWS),
-    ignored("fsdp_cpu_offload", BY_ROWS),
-    ignored("fsdp_reshard_after_forward", BY_ROWS),
+    ignored("fsdp_cpu_offload", "weights, gradients and the optimizer's state are in the processor's memory anyway"),
+    ignored(
+        "fsdp_reshard_after_forward",
+        "a block's weights are always freed behind it, and gathered again on the way back",
+    ),
     ignored("memory_efficient_fsdp_wrap", BY_ROWS),
     ignored("custom_sharded_layers", BY_ROWS),
     ignored("data_parallel_shard_dim", BY_ROWS),

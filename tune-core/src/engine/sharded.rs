@@ -39,20 +39,22 @@ struct Fetched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Part {
     Rows(TensorId),
-    Blocks(*const Share),
+    /// The address of what is here.
+    Blocks(usize),
 }
 
 impl Part {
     fn of(here: &Here) -> Self {
         match here {
             Here::Rows(tensor, _) => Self::Rows(tensor.id()),
-            Here::Blocks(share) => Self::Blocks(Arc::as_ptr(share)),
+            Here::Blocks(share) => Self::Blocks(address(share)),
         }
     }
 }
 
-// SAFETY: the address of a share is a name of it, and is never read through.
-unsafe impl Send for Part {}
+fn address(share: &Arc<Share>) -> usize {
+    Arc::as_ptr(share).addr()
+}
 
 impl Fetched {
     fn wait(self) -> Result<HashMap<Part, Gathered>> {
@@ -113,7 +115,7 @@ fn part_of(weight: &Weight, rows: usize) -> Option<Here> {
 fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, Gathered>, source: Source<'_>) -> Result<B::Param> {
     let gathered = from.remove(&match source {
         Source::Tensor(tensor) => Part::Rows(tensor.id()),
-        Source::Share(share) => Part::Blocks(Arc::as_ptr(share)),
+        Source::Share(share) => Part::Blocks(address(share)),
     });
     let lost =
         || Error::Training("a parameter was not gathered; this is a bug of the program, please report it".into());

@@ -92,6 +92,47 @@ fn a_piece_may_begin_and_end_anywhere() {
 }
 
 /// Half-precision numbers, all of them.
+/// Each format in shares, of which the whole is put together again: also where there are more processes than units, and where a matrix
+/// ends within a group of scales.
+#[test]
+fn shares_are_as_large_as_is_planned_and_make_the_whole() {
+    let fixture = fixture();
+    let formats = OF_FILES.map(|format| matrix(&fixture, format).0);
+    let values: Vec<f32> = (0..77 * 448).map(|i| ((i * 37 % 101) as f32 - 50.0) * (1.0 + (i / 640) as f32)).collect();
+    for whole in formats.into_iter().chain([Quantized::nf4(77, 448, &values), Quantized::nf4(1, 64, &values[..64])]) {
+        let (format, dims) = (whole.format(), whole.dims());
+        let units = format.units(dims);
+        for processes in [1, 2, 3, 5, 64] {
+            let (each, more) = (units / processes, units % processes);
+            let of = |rank: usize| {
+                let first = rank * each + rank.min(more);
+                first..first + each + usize::from(rank < more)
+            };
+            let shares: Vec<Share> = (0..processes).map(|rank| Share::of(&whole, of(rank))).collect();
+            let counts = shares[0].counts((0..processes).map(of));
+            assert_eq!(shares.iter().map(Share::bytes).sum::<u64>(), whole.bytes(), "{format} on {processes}");
+            assert_eq!(format.size_of_units(dims, units.div_ceil(processes)).1, shares[0].bytes(), "{format}");
+            // What each process has of a part is what its share hands over when the part is gathered.
+            let mut parts = vec![[const { Vec::new() }; 3]; processes];
+            for (share, parts) in shares.iter().zip(&mut parts) {
+                let hand_over = |part: usize, mine: &[u8], _: &mut [u8]| {
+                    parts[part] = mine.to_vec();
+                    Ok::<(), ()>(())
+                };
+                share.gathered(hand_over).unwrap();
+            }
+            let gather = |part: usize, _: &[u8], all: &mut [u8]| {
+                let of_all: Vec<&[u8]> = parts.iter().map(|parts| &parts[part][..]).collect();
+                assert!(of_all.iter().map(|bytes| bytes.len()).eq(counts[part].iter().copied()));
+                all.copy_from_slice(&of_all.concat());
+                Ok::<(), ()>(())
+            };
+            let again = shares[processes - 1].gathered(gather).unwrap();
+            assert_eq!(bits(&again.dequantized()), bits(&whole.dequantized()), "{format} on {processes}");
+        }
+    }
+}
+
 #[test]
 fn halves_are_widened_as_the_library_does() {
     for number in 0..=u16::MAX {

@@ -14,6 +14,7 @@ use tune_core::checkpoint::gguf::{Export, FileKind, modelfile};
 use tune_core::checkpoint::merge::{Merged, Part};
 use tune_core::checkpoint::{Checkpoint, peft};
 use tune_core::device::Compute;
+use tune_core::engine::{Kernels, Sequences};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 use tune_core::tokenizer::{TokenizerConfig, TokenizerFiles};
@@ -210,6 +211,77 @@ fn merged_folders_compute_what_was_trained() {
     untied.write(&to, DType::F32, u64::MAX).unwrap();
     assert_eq!(read_json(&to.join("config.json"))["tie_word_embeddings"], false);
     sound(&to, &untied, &Target::Folder(DType::F32));
+}
+
+/// Weights that an adapter brings along whole stand in for the base's, in folders and in GGUF files; a tied table stays one, and
+/// one that an adapter brings along without the output layer is parted from it, as in peft.
+#[test]
+fn whole_weights_of_adapters_are_taken() {
+    let temporary = tempfile::tempdir().unwrap();
+    let whole = |base: &Path, save: &[&str], to: &str| {
+        let save = save.iter().map(|&name| name.to_owned()).collect();
+        let options = LoraOptions { modules: vec![QProj], rank: 4, alpha: 6.0, seed: 4, save, ..Default::default() };
+        written(base, &options, &temporary.path().join(to))
+    };
+    for (name, save) in
+        [("llama_tied", &["embed_tokens", "norm"][..]), ("llama3_1_rope_scaled", &["lm_head", "up_proj"])]
+    {
+        let base = family(name, temporary.path());
+        let part = whole(&base, save, &format!("{name}_whole"));
+        let merged = Source { base: base.clone(), parts: vec![part.clone()] }.open().unwrap();
+        assert_eq!(merged.spec().tie_word_embeddings, name == "llama_tied");
+        let to = temporary.path().join(format!("{name}_merged"));
+        merged.write(&to, DType::F32, u64::MAX).unwrap();
+        let findings = sound(&to, &merged, &Target::Folder(DType::F32));
+        assert!(findings.proof.base_from_trained.unwrap().largest > 1e-2);
+        let export = Export::new(&merged, FileKind::F32, name).unwrap();
+        let file = temporary.path().join(format!("{name}_whole.gguf"));
+        export.write(&file).unwrap();
+        sound(&file, &merged, &Target::Gguf(export));
+
+        // Beside another adapter, with the weights of a model in memory.
+        let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
+        let plain = Source { base: base.clone(), parts: Vec::new() }.open().unwrap();
+        let said = |model: &Decoder| -> Vec<Vec<f32>> {
+            let ids: [&[u32]; 2] = [&[3, 50, 7, 9], &[11, 2, 13]];
+            let mut sequences = Sequences::new(model, &[4, 4], Kernels::OfTraining).unwrap();
+            sequences.extend(&ids.into_iter().enumerate().collect::<Vec<_>>()).unwrap()
+        };
+        let (trained, base_model) = (merged.trained(&options).unwrap(), plain.trained(&options).unwrap());
+        assert_eq!(said(&merged.trained_on(&base_model, &plain).unwrap()), said(&trained));
+        assert_eq!(said(&plain.trained_on(&trained, &merged).unwrap()), said(&base_model));
+
+        let refused = |parts: &[Part], says: &str| {
+            let error = Source { base: base.clone(), parts: parts.to_vec() }.open().unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        refused(&[Part { weight: 0.5, ..part.clone() }], "so there is no part of it to take: its weight is 0.5");
+        let again = whole(&base, save, &format!("{name}_again"));
+        refused(&[part.clone(), again], "whole (modules_to_save), and so does");
+        let error = AdapterExport::new(&part.dir, &merged.spec_of_base(), FileKind::F16).unwrap_err().to_string();
+        assert!(error.contains("llama.cpp's adapters have no place for it"), "{error}");
+    }
+
+    // peft's file without ensure_weight_tying: the table is another, the output layer is the base's.
+    let base = family("llama_tied", temporary.path());
+    let part = whole(&base, &["embed_tokens"], "alone");
+    change(&part.dir.join("adapter_config.json"), |json| {
+        json["modules_to_save"] = json!(["embed_tokens"]);
+        json["ensure_weight_tying"] = false.into();
+    });
+    let path = part.dir.join("adapter_model.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let kept: std::collections::HashMap<_, _> =
+        tensors.into_iter().filter(|(name, _)| !name.contains("lm_head")).collect();
+    candle_core::safetensors::save(&kept, &path).unwrap();
+    let merged = Source { base: base.clone(), parts: vec![part] }.open().unwrap();
+    assert!(!merged.spec().tie_word_embeddings);
+    let head = merged.tensor("lm_head.weight", DType::F32).unwrap();
+    let table = Checkpoint::open(&base).unwrap().tensor("model.embed_tokens.weight", DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(head.to_vec2::<f32>().unwrap(), table.to_vec2::<f32>().unwrap());
+    let to = temporary.path().join("parted");
+    merged.write(&to, DType::F32, u64::MAX).unwrap();
+    sound(&to, &merged, &Target::Folder(DType::F32));
 }
 
 /// Adapters as llama.cpp reads them, on bases with and without interleaved heads.

@@ -284,7 +284,7 @@ fn adapted(fixture: &Fixture, rank: usize) -> Decoder {
 fn sequences_that_come_and_go_are_answered_as_alone() {
     for family in ["llama_tied", "gemma2", "llama_dynamic"] {
         let fixture = Fixture::read(family);
-        let apart = [adapted(&fixture, 3).without_adapters(), adapted(&fixture, 3), adapted(&fixture, 2)];
+        let apart = [adapted(&fixture, 3).without_adapters().unwrap(), adapted(&fixture, 3), adapted(&fixture, 2)];
         // The same adapters on the weights of one model.
         let shared: Vec<Decoder> = apart
             .iter()
@@ -295,7 +295,9 @@ fn sequences_that_come_and_go_are_answered_as_alone() {
                 }
                 let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
                 let lora = LoraOptions { modules, rank, alpha: 6.0, dropout: 0.0, seed: 1, ..Default::default() };
-                let on_base = apart[0].with_adapters(lora).unwrap();
+                let on_base = apart[0]
+                    .with_adapters(apart[0].config.clone(), Some(lora), std::collections::BTreeMap::new())
+                    .unwrap();
                 set_trainable(&on_base, &adapter_weights(model).unwrap(), "the adapter").unwrap();
                 on_base
             })

@@ -31,7 +31,12 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
         match recipe {
             "lora" => vec!["dataset.packed=true", "model.lora_dropout=0.1", "~exact_match"],
             "lora_dora" => vec!["dtype=bf16", "model.use_dora=true", "loraplus_lr_ratio=4", "~exact_match"],
+            "lora_pissa" => vec!["dtype=bf16", "model.init_lora_weights=pissa", "model.pissa_niter=2", "~exact_match"],
+            "lora_tokens" => {
+                vec!["model.new_tokens=[zebra]", "model.modules_to_save=norm", "dtype=bf16", "~exact_match"]
+            }
             "full" => vec!["dataset.packed=true"],
+            "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             _ => vec!["~model", "~dataset_val", "reference=precomputed"],
         }
@@ -130,6 +135,24 @@ fn lora_resumes_bit_for_bit() {
 #[test]
 fn dora_resumes_bit_for_bit() {
     check("lora_dora", 1);
+}
+
+/// Adapters that begin with a part of the weights, which a resumed run takes out of them again.
+#[test]
+fn pissa_resumes_bit_for_bit() {
+    check("lora_pissa", 1);
+}
+
+/// Tables with a new token and norms, trained whole beside adapters.
+#[test]
+fn new_tokens_resume_bit_for_bit() {
+    check("lora_tokens", 1);
+}
+
+/// The reference is the model with the part that its adapters began with.
+#[test]
+fn olora_resumes_bit_for_bit() {
+    check("dpo_olora", 1);
 }
 
 #[test]

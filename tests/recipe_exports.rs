@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use runs::{newest, root, succeed};
+use tune_core::artifact::{Prompts, Target, proof};
 use tune_core::checkpoint::Checkpoint;
+use tune_core::checkpoint::gguf::{Export, FileKind};
+use tune_core::checkpoint::merge::{Merged, Part};
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::device::Compute;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::LoraOptions;
+use tune_core::tokenizer::TokenizerConfig;
 
 const LEN: usize = 40;
 
@@ -28,11 +32,15 @@ fn logits(model: &Path, adapter: Option<&Path>) -> (Tensor, Tensor) {
     let lora = adapter.map(|dir| LoraOptions::of_folder(dir).unwrap());
     let options =
         LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: lora.clone() };
-    let ids: Vec<u32> = (0..LEN).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let model = Decoder::load(config, &checkpoint, &options).unwrap();
     if let (Some(lora), Some(dir)) = (lora, adapter) {
         lora.load_into(&model, dir).unwrap();
     }
+    of_model(&model)
+}
+
+fn of_model(model: &Decoder) -> (Tensor, Tensor) {
+    let ids: Vec<u32> = (0..LEN).map(|i| (i * 7919 % model.config.vocab_size) as u32).collect();
     let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let batch = Batch {
         rows: 1,
@@ -43,7 +51,7 @@ fn logits(model: &Path, adapter: Option<&Path>) -> (Tensor, Tensor) {
         spans: vec![Span { row: 0, start: 0, len: LEN }],
         origins: vec!["made up".into()],
     };
-    (Tensor::from_vec(wide, (1, LEN), &Device::Cpu).unwrap(), tune_core::engine::logits(&model, &batch).unwrap())
+    (Tensor::from_vec(wide, (1, LEN), &Device::Cpu).unwrap(), tune_core::engine::logits(model, &batch).unwrap())
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -63,6 +71,74 @@ fn train(recipe: &str, run: &Path, to: &Path, extra: &[&str]) {
     succeed(recipe, &args);
     std::fs::create_dir_all(to.parent().unwrap()).unwrap();
     std::fs::rename(newest(run), to).unwrap();
+}
+
+/// The logits of what a folder with an adapter makes of a base.
+fn logits_of(base: &Path, adapter: &Path) -> (Tensor, Merged) {
+    let parts = [Part { dir: adapter.to_owned(), weight: 1.0 }];
+    let merged = Merged::open(Checkpoint::open(base).unwrap(), &parts).unwrap();
+    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
+    (of_model(&merged.trained(&options).unwrap()).1, merged)
+}
+
+/// Tokens that are added to the tokenizer: each is one token, has a row of its own in tables that are saved with the adapter, and is
+/// there in the merged model and in a GGUF file; others' libraries read it.
+#[test]
+fn new_tokens_come_along() {
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().join("exports"), PathBuf::from);
+    let base = root().join("recipes/tiny/model");
+    let lora = into.join("recipe_tokens");
+    // The second is a token of the vocabulary already.
+    let extra =
+        ["save_adapter_weights_only=false", "~exact_match", "model.new_tokens=[zebra crossing, <|im_end|>, <tool>]"];
+    let config = "output_dir=unused";
+    let said = String::from_utf8(
+        runs::run("lora", &[&["--config", "configs/lora/tiny.yaml", config, "--check"], &extra[..]].concat()).stdout,
+    )
+    .unwrap();
+    assert!(said.contains("new tokens: `zebra crossing` (384) and `<tool>` (385)"), "{said}");
+    assert!(said.contains("get 2 rows, each the mean of the 384 there are"), "{said}");
+    assert!(said.contains("the tokenizer has `<|im_end|>` (1) already"), "{said}");
+    train("lora", &temporary.path().join("lora"), &lora.join("adapter"), &extra);
+
+    let (adapted, merged) = logits_of(&base, &lora.join("adapter"));
+    assert_eq!((merged.spec().vocab_size, merged.spec().tie_word_embeddings), (386, true));
+    let tokenizer = merged.tokenizer();
+    assert_eq!(tokenizer.encode("<tool>").unwrap(), [385]);
+    let ids = tokenizer.encode("a zebra crossing!").unwrap();
+    assert!(ids.contains(&384), "{ids:?}");
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a zebra crossing!");
+    let ours = of_model(
+        &merged
+            .trained(&LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None })
+            .unwrap(),
+    );
+    write_expected(&lora, &ours);
+
+    let model = into.join("recipe_tokens_merged");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::rename(lora.join("adapter/merged"), model.join("model")).unwrap();
+    let checkpoint = Checkpoint::open(model.join("model")).unwrap();
+    assert_eq!(checkpoint.config()["vocab_size"], 386);
+    let of_merged = logits(&model.join("model"), None);
+    assert!(difference(&of_merged.1, &adapted) < 1e-3, "merging changed the model");
+    write_expected(&model, &of_merged);
+
+    let file = temporary.path().join("tokens.gguf");
+    let export = Export::new(&merged, FileKind::F32, "tokens").unwrap();
+    export.write(&file).unwrap();
+    let prompts = Prompts::held_out(tokenizer, 256).unwrap();
+    let findings = proof::check(&file, &merged, &Target::Gguf(export), &prompts).unwrap();
+    assert!(findings.faults.is_empty(), "{:#?}", findings.faults);
+    let (of_file, _) = TokenizerConfig::default().open(&Checkpoint::open(&file).unwrap()).unwrap();
+    assert_eq!(of_file.encode("a zebra crossing<tool>").unwrap(), tokenizer.encode("a zebra crossing<tool>").unwrap());
+
+    for (tokens, says) in [("[a b, a b]", "`a b` is named twice"), ("['']", "a token is empty")] {
+        let tokens = format!("model.new_tokens={tokens}");
+        let error = runs::fail("lora", &["--config", "configs/lora/tiny.yaml", config, &tokens]);
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

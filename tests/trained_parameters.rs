@@ -137,7 +137,10 @@ fn check_with(fixture: &Fixture, adapters: Option<&LoraOptions>, coarse: bool) {
             let biases = layers.iter().filter(|layer| layer.bias).count();
             norms + biases + layers.len() + if single.config.tie_word_embeddings { 1 } else { 2 }
         }
-        Some(lora) => (2 + usize::from(lora.dora)) * lora.of_model(&single.config).unwrap().len(),
+        Some(lora) => {
+            let lora = lora.resolved(&single.config).unwrap();
+            (2 + usize::from(lora.dora)) * lora.layers.len() + lora.whole.len()
+        }
     };
     assert_eq!(names.len(), expected);
 
@@ -197,6 +200,18 @@ fn adapters_of_every_kind() {
         let fixture = Fixture::read(family);
         for modules in ADAPTERS {
             check(&fixture, Some(modules), true);
+        }
+    }
+}
+
+/// Weights that are trained whole beside adapters: tables, norms, and layers without an adapter, with their biases.
+#[test]
+fn modules_trained_whole() {
+    for family in ["llama_tied", "llama_biases"] {
+        let fixture = Fixture::read(family);
+        for save in [&["embed_tokens"][..], &["norm"], &["lm_head", "up_proj"]] {
+            let save = save.iter().map(|&name| name.to_owned()).collect();
+            check_with(&fixture, Some(&LoraOptions { save, ..lora(&[QProj, DownProj]) }), false);
         }
     }
 }

@@ -21,6 +21,8 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         use_dora: false,
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         layers: Layers::default(),
+        modules_to_save: Vec::new(),
+        ensure_weight_tying: false,
         base_model_name_or_path: Some("some/model".into()),
         revision: Some("v2".into()),
     };
@@ -109,7 +111,8 @@ fn what_is_not_supported_is_refused_by_name() {
         ("peft_type", Value::Null, "only LORA"),
         ("use_dora", json!("x"), "use_dora is \"x\"; true or false was expected"),
         ("bias", json!("all"), "trains biases"),
-        ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
+        ("modules_to_save", json!("embed_tokens"), "modules_to_save is \"embed_tokens\"; a list of module names"),
+        ("modules_to_save", json!([1]), "modules_to_save is [1]"),
         ("rank_pattern", json!({"(": 4}), "rank_pattern holds `(`, which is no regular expression"),
         ("rank_pattern", json!({"q_proj": 0}), "rank_pattern is {\"q_proj\":0}; ranks by modules was expected"),
         ("alpha_pattern", json!(["q_proj"]), "alpha_pattern is [\"q_proj\"]; numbers by modules was expected"),
@@ -131,6 +134,7 @@ fn what_is_not_supported_is_refused_by_name() {
     }
     // What does not go with the tensors.
     for (key, value, says) in [
+        ("modules_to_save", json!(["embed_tokens"]), "has no weight for `embed_tokens`, which modules_to_save of"),
         ("rank_pattern", json!({"q_proj": 4}), "for the rank 4 of adapter_config.json"),
         ("exclude_modules", json!(["0.self_attn.q_proj"]), "which carries no adapter by exclude_modules"),
         ("exclude_modules", json!(".*q_proj"), "which carries no adapter by exclude_modules"),
@@ -226,6 +230,7 @@ fn every_key_of_peft_is_decided() {
         "base_model_name_or_path",
         "revision",
         "alpha_pattern",
+        "ensure_weight_tying",
     ];
     let harmless = [
         "task_type",

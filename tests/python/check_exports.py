@@ -35,6 +35,10 @@ def load_model(path):
 def add_adapter(model, path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        rows = [t.shape[0] for name, t in load_file(Path(path) / "adapter_model.safetensors").items() if "embed_tokens" in name]
+        if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
+            # As AutoPeftModelForCausalLM does it.
+            model.resize_token_embeddings(rows[0])
         model = PeftModel.from_pretrained(model, path)
     missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if missing:
@@ -44,7 +48,11 @@ def add_adapter(model, path):
         if getattr(config, key) != file[key]:
             sys.exit(f"{path}: peft reads {key} as {getattr(config, key)!r}, and the file has {file[key]!r}")
     written = load_file(Path(path) / "adapter_model.safetensors")
-    loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    # A table that is the output layer, too, is there under both names.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {name.replace(".default.", "."): p for name, p in parameters.items() if "lora_" in name}
+    whole = {name: p for name, p in parameters.items() if ".modules_to_save.default." in name}
+    loaded |= {name.replace(".modules_to_save.default.", "."): p for name, p in whole.items()}
     # Files have magnitudes (DoRA) as the first versions of peft named them.
     of_magnitude = "lora_magnitude_vector.weight"
     loaded = {name.removesuffix(".weight") if name.endswith(of_magnitude) else name: p for name, p in loaded.items()}

@@ -1,6 +1,6 @@
 """Writes tests/fixtures/peft_training: adapters of each kind as peft makes them, and what comes of ten steps with each.
 
-    python tests/python/make_peft_training.py
+    python tests/python/make_peft_training.py [CASE ...]
 
 A case's folder has the adapter before the first step (not for those that begin by changing the base model: these are made again),
 and `expected.json` with the losses of the steps and the logits behind the last token after them.
@@ -8,6 +8,7 @@ and `expected.json` with the losses of the steps and the logits behind the last 
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -52,6 +53,33 @@ CASES = {
     ),
     "pissa": ("llama_biases", {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "init_lora_weights": "pissa"}),
     "olora": ("llama_biases", {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "init_lora_weights": "olora"}),
+    "pissa_dora": (
+        "llama_biases",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "use_dora": True,
+            "use_rslora": True,
+            "target_modules": ["q_proj", "up_proj"],
+            "rank_pattern": {"q_proj": 4},
+            "alpha_pattern": {"up_proj": 12},
+            "init_lora_weights": "pissa",
+        },
+    ),
+    "saved_tied": (
+        "llama_tied",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ),
+    "saved_norms": (
+        "llama_biases",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["norm", "down_proj"]},
+    ),
 }
 
 
@@ -61,6 +89,11 @@ def make(number, name, family, config):
     # `B` is no zero, so that every matrix has a gradient from the first step on.
     config = {"init_lora_weights": False, **config}
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config))
+    if "modules_to_save" in config:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
     model.peft_config["default"].base_model_name_or_path = f"tests/fixtures/families/{family}"
     into = INTO / name
     into.mkdir(parents=True)
@@ -95,6 +128,7 @@ def make(number, name, family, config):
     print(name, losses[0], losses[-1])
 
 
-shutil.rmtree(INTO, ignore_errors=True)
 for number, (name, (family, config)) in enumerate(CASES.items()):
-    make(number, name, family, config)
+    if not sys.argv[1:] or name in sys.argv[1:]:
+        shutil.rmtree(INTO / name, ignore_errors=True)
+        make(number, name, family, config)

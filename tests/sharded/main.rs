@@ -211,6 +211,12 @@ fn all_weights_are_learnt_as_by_one_process() {
 #[test]
 fn adapters_are_learnt_as_by_one_process() {
     check(&Case::lora("llama_tied"));
+    for (family, save) in [("llama_tied", ["embed_tokens", "norm"]), ("qwen2", ["lm_head", "up_proj"])] {
+        let modules = vec![LoraModule::QProj, LoraModule::DownProj];
+        let save = save.map(String::from).into();
+        let lora = Case::lora(family).lora.map(|lora| LoraOptions { modules, save, ..lora });
+        check(&Case { lora, ..Case::lora(family) });
+    }
     check(&Case { packed: true, checkpointing: true, ..Case::lora("qwen2") });
 }
 

@@ -48,11 +48,11 @@ pub(crate) fn load(args: &Args) -> Result<Loaded> {
     chosen.iter().for_each(|line| complain!("{line}"));
     let options = LoadOptions { dtype: args.dtype.dtype(), device, train_weights: false, lora: None };
     let (mut models, mut decoders): (Vec<Served>, Vec<Decoder>) = (Vec::new(), Vec::new());
-    for (name, merged) in opened {
+    for (name, merged) in &opened {
         merged.warnings().iter().for_each(|warning| complain!("warning: {warning}"));
-        let decoder = match decoders.first() {
+        let decoder = match decoders.first().zip(opened.first()) {
             None => merged.trained(&options)?,
-            Some(base) => merged.trained_on(base)?,
+            Some((model, (_, first))) => merged.trained_on(model, first)?,
         };
         let mut tokenizer = merged.tokenizer().clone();
         if let Some(template) = &template {
@@ -64,7 +64,7 @@ pub(crate) fn load(args: &Args) -> Result<Loaded> {
             );
         }
         models.push(Served {
-            name,
+            name: name.clone(),
             stop_tokens: tokenizer.stop_tokens().iter().copied().collect(),
             form: tokenizer.chat_template().and_then(|template| Form::of(template.source())),
             tokenizer,

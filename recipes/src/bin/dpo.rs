@@ -94,7 +94,8 @@ impl Recipe for PreferenceOptimization {
         if cfg.loss.needs_reference() && cfg.reference == ReferenceChoice::Precomputed {
             opened.note("Asking the reference model about all pairs");
         }
-        let adapters = cfg.model.adapters(opened.seed)?;
+        let start = opened.adapter_to_go_on_from();
+        let adapters = cfg.model.adapters(opened.seed)?.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
         let frozen =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: false, lora: None };
         let options = LoadOptions { train_weights: adapters.is_none(), lora: adapters.clone(), ..frozen.clone() };
@@ -115,15 +116,14 @@ impl Recipe for PreferenceOptimization {
             (None, Some(dir)) => {
                 Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.group)?
             }
-            _ => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.group)?,
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?,
         };
         let reference = match own_reference {
             Some(reference) => reference,
-            None if cfg.loss.needs_reference() => ask(model.without_adapters())?,
+            None if cfg.loss.needs_reference() => ask(model.without_adapters()?)?,
             None => Reference::Absent,
         };
-        let start = resumed.or(cfg.run.checkpointer.adapter_checkpoint.as_ref());
-        if let (Some(adapters), Some(dir)) = (&adapters, start) {
+        if let (Some(adapters), Some(dir)) = (&adapters, &start) {
             adapters.load_into(&model, dir)?;
         }
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);

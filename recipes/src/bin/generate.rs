@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value};
 use tune_core::artifact::Receipt;
+use tune_core::checkpoint::merge::{Merged, Part};
 use tune_core::config::cli::Exit;
 use tune_core::config::{complain, files, output};
 use tune_core::prelude::*;
@@ -57,22 +58,17 @@ fn generate(
 ) -> Result<()> {
     init_process_group()?;
     hub::watch(Downloads::stderr());
-    let checkpoint = Checkpoint::open(&checkpoint_dir)?;
-    let (tokenizer, _) = TokenizerConfig::default().open_with(&checkpoint, adapter_dir.as_deref())?;
-    let mut warnings = checkpoint.warnings().to_vec();
-    warnings.extend(adapter_dir.as_deref().and_then(|dir| peft::other_base(dir, &checkpoint)));
-    warnings.iter().for_each(|warning| complain!("warning: {warning}"));
-    if let Some(said) = Receipt::brief(checkpoint.path()) {
+    let parts: Vec<Part> = adapter_dir.into_iter().map(|dir| Part { dir, weight: 1.0 }).collect();
+    let merged = Merged::open(Checkpoint::open(&checkpoint_dir)?, &parts)?;
+    let tokenizer = merged.tokenizer().clone();
+    merged.warnings().iter().for_each(|warning| complain!("warning: {warning}"));
+    if let Some(said) = Receipt::brief(merged.base().path()) {
         complain!("{said}");
     }
-    let lora = adapter_dir.as_deref().map(peft::LoraOptions::of_folder).transpose()?;
     let (device, chosen) = device.choose()?;
     chosen.iter().for_each(|line| complain!("{line}"));
-    let options = LoadOptions { dtype: dtype.dtype(), device, train_weights: false, lora: lora.clone() };
-    let model = Decoder::load(ModelSpec::of(&checkpoint)?, &checkpoint, &options)?;
-    if let (Some(lora), Some(dir)) = (lora, adapter_dir) {
-        lora.load_into(&model, &dir)?;
-    }
+    let options = LoadOptions { dtype: dtype.dtype(), device, train_weights: false, lora: None };
+    let model = merged.trained(&options)?;
 
     let mut stop: Vec<u32> = tokenizer.stop_tokens().iter().copied().collect();
     for token in &stop_tokens {

@@ -75,7 +75,8 @@ impl Recipe for LoraFinetune {
         hub::watch(Downloads::stderr());
         let opened = Self::outline(&cfg)?.open(Console::stderr())?;
 
-        let adapters = cfg.model.options(opened.seed)?;
+        let start = opened.adapter_to_go_on_from();
+        let adapters = cfg.model.options(opened.seed)?.going_on_from(start.as_deref())?;
         let options = LoadOptions {
             dtype: opened.dtype,
             device: opened.device.clone(),
@@ -83,8 +84,7 @@ impl Recipe for LoraFinetune {
             lora: Some(adapters.clone()),
         };
         let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?;
-        let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
-        if let Some(dir) = resumed.or(cfg.run.checkpointer.adapter_checkpoint.as_ref()) {
+        if let Some(dir) = &start {
             adapters.load_into(&model, dir)?;
         }
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);

@@ -322,7 +322,10 @@ fn measure(
         let trained = Said::by(&model, prompts)?;
         let base = match merged.parts().next() {
             None => None,
-            Some(_) => Some(Said::by(&model.without_adapters(), prompts)?),
+            // A base of fewer tokens has no logits for the others.
+            Some(_) if merged.spec().vocab_size != merged.spec_of_base().vocab_size => None,
+            Some(_) if merged.whole().next().is_some() => Some(Said::by(&merged.untrained(&options)?, prompts)?),
+            Some(_) => Some(Said::by(&model.without_adapters()?, prompts)?),
         };
         (trained, base)
     };

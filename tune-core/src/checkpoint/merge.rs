@@ -7,10 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::peft::{self, AdapterConfig};
+use super::whole::{Whole, WithWhole};
 use super::{Checkpoint, hf};
-use crate::models::{Decoder, LoadOptions, LoraOptions, ModelSpec, OfLayer, merged};
+use crate::models::{Decoder, HEAD, LoadOptions, LoraOptions, ModelSpec, OfLayer, TABLE, merged, set_vocab_size};
 use crate::peft::set_trainable;
-use crate::tokenizer::{Tokenizer, TokenizerConfig, TokenizerFiles};
+use crate::tokenizer::{Limits, Tokenizer, TokenizerConfig, TokenizerFiles};
 use crate::{Error, Result};
 
 /// An adapter, and how much of it there is to be.
@@ -27,6 +28,8 @@ pub struct Part {
 pub struct Merged {
     base: Checkpoint,
     spec: ModelSpec,
+    /// Weights that adapters bring along whole, which stand in for the base's.
+    whole: Whole,
     adapters: Vec<Adapter>,
     tokenizer: Tokenizer,
     files: TokenizerFiles,
@@ -54,12 +57,14 @@ impl Merged {
         let layers: BTreeMap<String, (usize, usize)> =
             spec.named_layers().into_iter().map(|(name, layer)| (name, (layer.out, layer.inner))).collect();
         let mut adapters = Vec::new();
+        let mut whole = Whole::default();
         let mut warnings = base.warnings().to_vec();
         for part in parts {
             if !part.weight.is_finite() {
                 return Err(Error::file(&part.dir, format!("its weight is {}; a number was expected", part.weight)));
             }
-            let (config, tensors) = peft::read(&part.dir)?;
+            let (config, mut tensors) = peft::read(&part.dir)?;
+            whole.take(part, &config, &mut tensors, &spec)?;
             if config.use_dora && (parts.len() > 1 || part.weight != 1.0) {
                 return Err(Error::file(
                     &part.dir,
@@ -106,7 +111,11 @@ impl Merged {
                 ));
             }
         }
-        Ok(Self { base, spec, adapters, tokenizer, files, warnings })
+        whole.check(&spec)?;
+        let (rows, grown) = (spec.vocab_size, whole.spec(&spec).vocab_size);
+        let limits = Limits { embeddings: grown, ..Limits::of_config(base.config()) };
+        let tokenizer = if grown == rows { tokenizer } else { tokenizer.for_model(limits) };
+        Ok(Self { base, spec, whole, adapters, tokenizer, files, warnings })
     }
 
     /// The base.
@@ -118,8 +127,18 @@ impl Merged {
     /// What the model computes; with an adapter on a tied output layer, this is no longer tied.
     #[must_use]
     pub fn spec(&self) -> ModelSpec {
-        let tie_word_embeddings = self.spec.tie_word_embeddings && !self.adapts("lm_head");
-        ModelSpec { tie_word_embeddings, ..self.spec.clone() }
+        let beside = self.spec_beside();
+        ModelSpec { tie_word_embeddings: beside.tie_word_embeddings && !self.adapts("lm_head"), ..beside }
+    }
+
+    /// What the model computes with its adapters beside the weights.
+    fn spec_beside(&self) -> ModelSpec {
+        self.whole.spec(&self.spec)
+    }
+
+    /// The weights that adapters bring along whole, by their names.
+    pub fn whole(&self) -> impl Iterator<Item = &str> {
+        self.whole.names()
     }
 
     /// What the base computes.
@@ -204,11 +223,7 @@ impl Merged {
     /// # Errors
     /// There is none of that name, or reading fails.
     pub fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let stored = match name {
-            "lm_head.weight" if self.spec.tie_word_embeddings => "model.embed_tokens.weight",
-            name => name,
-        };
-        let weight = self.base.tensor(stored, dtype, &Device::Cpu)?;
+        let weight = self.own(name, dtype)?;
         let Some(module) = name.strip_suffix(".weight") else { return Ok(weight) };
         let mut updates = Vec::new();
         for adapter in &self.adapters {
@@ -224,6 +239,19 @@ impl Merged {
         merged(&weight, updates.into_iter(), magnitudes)
     }
 
+    /// A weight without the updates of adapters.
+    pub(super) fn own(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        if let Some(tensor) = self.whole.get(name) {
+            return Ok(tensor.to_dtype(dtype)?);
+        }
+        match name {
+            // One of the two may be the base's, and the other not.
+            HEAD if self.spec_beside().tie_word_embeddings => self.own(TABLE, dtype),
+            HEAD if self.spec.tie_word_embeddings => self.base.tensor(TABLE, dtype, &Device::Cpu),
+            name => self.base.tensor(name, dtype, &Device::Cpu),
+        }
+    }
+
     /// The bytes that all weights take in `dtype`.
     #[must_use]
     pub fn bytes(&self, dtype: DType) -> u64 {
@@ -235,7 +263,11 @@ impl Merged {
     pub fn configs(&self) -> (Value, Value) {
         let (mut config, generation) =
             self.tokenizer.stop_tokens().export(self.base.config(), self.base.generation_config().as_ref());
-        config["tie_word_embeddings"] = self.spec().tie_word_embeddings.into();
+        let spec = self.spec();
+        config["tie_word_embeddings"] = spec.tie_word_embeddings.into();
+        if spec.vocab_size != self.spec.vocab_size {
+            set_vocab_size(&mut config, spec.vocab_size);
+        }
         (config, generation)
     }
 
@@ -259,19 +291,37 @@ impl Merged {
     /// As [`Decoder::load`].
     pub fn trained(&self, options: &LoadOptions) -> Result<Decoder> {
         let (lora, values) = self.side_by_side()?;
-        let model = Decoder::load(self.spec.clone(), &self.base, &LoadOptions { lora, ..options.clone() })?;
+        let options = LoadOptions { lora, ..options.clone() };
+        let model = match self.whole.is_empty() {
+            true => Decoder::load(self.spec.clone(), &self.base, &options)?,
+            false => Decoder::load(self.spec_beside(), &WithWhole(self), &options)?,
+        };
         set_trainable(&model, &values, "the adapter")?;
         Ok(model)
     }
 
-    /// The same, with the weights of `base`, which has been loaded from the same base and shares them.
+    /// The base alone, as it was before it was trained.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn trained_on(&self, base: &Decoder) -> Result<Decoder> {
+    pub fn untrained(&self, options: &LoadOptions) -> Result<Decoder> {
+        Decoder::load(self.spec.clone(), &self.base, &LoadOptions { lora: None, ..options.clone() })
+    }
+
+    /// The model as it was trained, with the weights of `model`, which is `other` in memory, has the same base, and shares them.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn trained_on(&self, model: &Decoder, other: &Self) -> Result<Decoder> {
         let (lora, values) = self.side_by_side()?;
-        let Some(lora) = lora else { return Ok(base.without_adapters()) };
-        let model = base.with_adapters(lora)?;
+        let spec = self.spec_beside();
+        let mut names: BTreeSet<&str> = self.whole().chain(other.whole()).collect();
+        if !spec.tie_word_embeddings && other.spec_beside().tie_word_embeddings {
+            names.insert(HEAD);
+        }
+        names.retain(|name| *name != HEAD || !spec.tie_word_embeddings);
+        let own = names.into_iter().map(|name| Ok((name.to_owned(), self.own(name, model.dtype())?)));
+        let model = model.with_adapters(spec, lora, own.collect::<Result<_>>()?)?;
         set_trainable(&model, &values, "the adapter")?;
         Ok(model)
     }

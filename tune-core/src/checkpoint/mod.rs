@@ -16,6 +16,7 @@ mod safetensors;
 mod source;
 pub mod state;
 mod sums;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

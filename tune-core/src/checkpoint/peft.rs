@@ -2,7 +2,8 @@
 //!
 //! Tensors are named by the module that they adapt, as the base model names it:
 //! `model.layers.0.self_attn.q_proj.lora_A.weight` of shape `[r, inputs]` and `….lora_B.weight` of
-//! shape `[outputs, r]`; the magnitudes of DoRA are `….lora_magnitude_vector` of shape `[outputs]`. The
+//! shape `[outputs, r]`; the magnitudes of DoRA are `….lora_magnitude_vector` of shape `[outputs]`. Weights that an adapter brings along
+//! whole (`modules_to_save`) are named as the base model's. The
 //! prefix that PEFT puts before them exists in files only.
 
 mod config;
@@ -22,6 +23,7 @@ pub use self::layers::{Excluded, Layers};
 use super::safetensors::{self, Outgoing};
 use super::source::read_json;
 use super::{durable, hf};
+use crate::models::module_of;
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 
@@ -46,7 +48,7 @@ pub fn modules<'a>(tensors: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'
 /// # Errors
 ///
 /// Where a file is missing or broken, where config and tensors disagree, or where the adapter does
-/// something that is not supported (trained biases or embeddings …).
+/// something that is not supported (trained biases …).
 pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     let dir = &*hub::model(dir, &[])?;
     let config = config_in(dir)?;
@@ -62,13 +64,13 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     }
     let mut tensors = BTreeMap::new();
     for (key, entry) in safetensors::open(&path)? {
-        let name = key.strip_prefix(PREFIX).filter(|name| is_part(name));
+        let name = key.strip_prefix(PREFIX).filter(|name| is_part(name) || config.saves(name));
         let Some(name) = name else {
             return Err(Error::file(
                 &path,
                 format!(
-                    "holds `{key}`, which is not a part of a LoRA adapter of linear layers. \
-                     (A copy of embeddings or the output layer is left out with save_pretrained(save_embedding_layers=False))"
+                    "holds `{key}`, which is not a part of a LoRA adapter of linear layers, and modules_to_save of {CONFIG} does not \
+                     name it. (A copy of embeddings or the output layer is left out with save_pretrained(save_embedding_layers=False))"
                 ),
             ));
         };
@@ -142,8 +144,15 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
     if modules.is_empty() {
         return Err("holds no adapters".into());
     }
-    if let Some(name) = tensors.keys().find(|name| !is_part(name)) {
-        return Err(format!("holds `{name}`, which is not a LoRA matrix"));
+    if let Some(name) = tensors.keys().find(|name| !is_part(name) && !config.saves(name)) {
+        return Err(format!(
+            "holds `{name}`, which is not a LoRA matrix, and modules_to_save of {CONFIG} does not name it"
+        ));
+    }
+    let is_there =
+        |saved: &&String| tensors.keys().any(|name| !is_part(name) && module_of(name).ends_with(saved.as_str()));
+    if let Some(name) = config.modules_to_save.iter().find(|saved| !is_there(saved)) {
+        return Err(format!("has no weight for `{name}`, which modules_to_save of {CONFIG} names"));
     }
     for module in &modules {
         let shape = |suffix: &str| tensors.get(&format!("{module}{suffix}")).map(Tensor::dims);

@@ -19,7 +19,7 @@ use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
 use crate::models::{
-    Activation, BlockNorm, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
+    Activation, BlockNorm, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId, TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -418,7 +418,7 @@ impl StepOnPaper<'_> {
             let name = format!("model.layers.{block}.{}", layer.site.path());
             layers.push((layer.site, self.layer(paper, &name, &format!("{name}.weight"), layer, read)));
         }
-        let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(width, read));
+        let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(ParamId::Norm(block, norm), width, read));
         BlockParams { norms: self.model.norms(block).into_iter().map(norm).collect(), layers: Layers::new(layers) }
     }
 
@@ -428,8 +428,8 @@ impl StepOnPaper<'_> {
         paper: &Paper<T>,
         read: Read<'_>,
     ) -> (NormParams<Paper<T>>, LayerParams<Paper<T>>) {
-        let weight = if self.model.tie_word_embeddings { TABLE } else { "lm_head.weight" };
-        let norm = self.norm(self.model.hidden_size, read);
+        let weight = if self.model.tie_word_embeddings { TABLE } else { HEAD };
+        let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
         (norm, self.layer(paper, "lm_head", weight, self.model.output(), read))
     }
 
@@ -468,7 +468,7 @@ impl StepOnPaper<'_> {
             weight: read(self.matrix(weight, out, inner)),
             quantized: self.in_blocks.format(weight).is_some(),
             bias: bias.then(|| read(Stored::Own(out))),
-            trained: self.lora.is_none(),
+            trained: self.trains(weight),
             out,
             parts,
             inner,
@@ -480,13 +480,15 @@ impl StepOnPaper<'_> {
         }
     }
 
-    fn norm<T: Element>(&self, width: usize, read: Read<'_>) -> NormParams<Paper<T>> {
-        NormParams { weight: read(Stored::Own(width)), width, trained: self.lora.is_none() }
+    fn norm<T: Element>(&self, id: ParamId, width: usize, read: Read<'_>) -> NormParams<Paper<T>> {
+        NormParams { weight: read(Stored::Own(width)), width, trained: self.trains(&id.name(self.model)) }
+    }
+
+    /// Whether the model's own weight of this name is trained.
+    fn trains(&self, weight: &str) -> bool {
+        self.lora.is_none_or(|lora| lora.whole.contains(weight))
     }
 }
-
-/// The embedding table's name.
-const TABLE: &str = "model.embed_tokens.weight";
 
 impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     fn open(&self, paper: &Paper<T>, block: usize, _: Option<usize>) -> Result<BlockParams<Paper<T>>> {
@@ -502,7 +504,7 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
     }
 
     fn trains_embedding(&self) -> bool {
-        self.lora.is_none()
+        self.trains(TABLE)
     }
 
     fn lowest_trained_block(&self) -> usize {
@@ -511,7 +513,9 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
         let name = |block: &usize, layer: &LayerSpec| format!("model.layers.{block}.{}", layer.site.path());
         let adapted =
             |block: &usize| self.model.layers(*block).iter().any(|layer| lora.of_layer(&name(block, layer)).is_some());
-        (0..blocks).find(adapted).unwrap_or(blocks)
+        let is_whole =
+            |block: &usize| lora.whole.iter().any(|name| name.starts_with(&format!("model.layers.{block}.")));
+        (0..blocks).find(|block| adapted(block) || is_whole(block)).unwrap_or(blocks)
     }
 }
 

@@ -95,6 +95,8 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
         Some(lora(&[QProj, DownProj], 0.1)),
         Some(lora(&[LmHead], 0.0)),
         Some(LoraOptions { dora: true, ..lora(&[QProj, DownProj, LmHead], 0.1) }),
+        Some(LoraOptions { save: ["embed_tokens", "up_proj"].map(String::from).into(), ..lora(&[QProj], 0.1) }),
+        Some(LoraOptions { save: vec!["norm".into()], ..lora(&[DownProj], 0.0) }),
         None,
     ];
     let mut modes = Vec::new();

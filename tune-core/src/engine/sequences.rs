@@ -15,7 +15,7 @@ use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::Element;
 use crate::kernels::attention::Stretch;
 use crate::kernels::team::Team;
-use crate::models::{BlockSpec, Decoder, Linear};
+use crate::models::{BlockSpec, Decoder, Linear, ModelSpec};
 use crate::{Error, Result};
 
 /// What computes the tokens of sequences that grow.
@@ -82,13 +82,15 @@ impl<'m> Sequences<'m> {
         Ok(sequences)
     }
 
-    /// Memory for `room` tokens of sequences that will join. `models` share their weights and differ in their adapters.
+    /// Memory for `room` tokens of sequences that will join. `models` share their weights and differ in their adapters, and in what these
+    /// bring along: tables of other tokens, for one.
     ///
     /// # Errors
     /// As [`Sequences::new`]; no model, or models of different shapes.
     pub fn of_many(models: &[&'m Decoder], room: usize, kernels: Kernels) -> Result<Self> {
         let Some(&model) = models.first() else { return Err(Error::setup("there is no model to read sequences")) };
-        let is_other = |other: &&Decoder| other.config != model.config || other.dtype() != model.dtype();
+        let tables = |of: &Decoder| ModelSpec { vocab_size: 0, tie_word_embeddings: false, ..of.config.clone() };
+        let is_other = |other: &&Decoder| tables(other) != tables(model) || other.dtype() != model.dtype();
         if models.iter().any(is_other) {
             return Err(Error::setup("models that read sequences together have one base"));
         }

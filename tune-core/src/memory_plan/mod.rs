@@ -134,6 +134,14 @@ pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> 
     parameters::of_adapters(model, lora, 1)
 }
 
+/// Elements of the model's own weights that are trained beside adapters, in all processes together.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+pub(crate) fn of_whole(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
+    parameters::of_whole(model, lora, 1)
+}
+
 /// What a run needs, in bytes.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
@@ -194,10 +202,12 @@ impl MemoryPlan {
         let (weight, card) = (setting.dtype.size_in_bytes() as u64, setting.card.is_some());
         let processes = setting.processes.all;
         let elements = parameters::of_model(&setting.model, processes);
-        let adapted =
-            setting.lora.as_ref().map_or(Ok(0), |lora| parameters::of_adapters(&setting.model, lora, processes))?;
+        let of = |of: fn(&ModelSpec, &LoraOptions, usize) -> Result<u64>| {
+            setting.lora.as_ref().map_or(Ok(0), |lora| of(&setting.model, lora, processes))
+        };
+        let (adapted, whole) = (of(parameters::of_adapters)?, of(parameters::of_whole)?);
         let (trained, copied) = match setting.lora {
-            Some(_) => (adapted, 0),
+            Some(_) => (adapted + whole, whole),
             // A trained weight is read and then copied into a variable, one after the other.
             None => (elements, parameters::last(&setting.model) / processes as u64),
         };
@@ -222,6 +232,8 @@ impl MemoryPlan {
                 // What a card has got once stays there.
                 Some((weights, false)) if card => (weights, 0),
                 Some((weights, false)) => (0, weights + engine.touched(HUGE)),
+                // The model without its adapters has copies of what is trained whole.
+                None if setting.reference.as_ref().is_some_and(|reference| reference.each_step) => (whole * weight, 0),
                 None => (0, 0),
             };
         // Of what is in blocks each process reads all, one matrix after the other, and keeps its share.
@@ -229,8 +241,8 @@ impl MemoryPlan {
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
         // A card keeps a copy in the type of activations beside them.
-        let norms = setting.lora.as_ref().map_or(Ok(0), |lora| parameters::of_norms(&setting.model, lora))?;
-        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted + norms;
+        let beside = setting.lora.as_ref().map_or(Ok(0), |lora| parameters::beside_adapters(&setting.model, lora))?;
+        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted + beside;
         Ok(Self {
             program,
             weights,

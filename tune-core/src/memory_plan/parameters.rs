@@ -11,11 +11,14 @@ fn share(rows: usize, processes: usize) -> u64 {
 
 /// Elements of the model's own weights.
 pub(super) fn of_model(model: &ModelSpec, processes: usize) -> u64 {
-    let of = |shape: &[usize]| match shape.split_first() {
+    model.weights().iter().map(|(_, shape)| of_shape(shape, processes)).sum()
+}
+
+fn of_shape(shape: &[usize], processes: usize) -> u64 {
+    match shape.split_first() {
         Some((&rows, rest)) => share(rows, processes) * rest.iter().product::<usize>() as u64,
         None => 0,
-    };
-    model.weights().iter().map(|(_, shape)| of(shape)).sum()
+    }
 }
 
 /// Elements of the weights in blocks, and their bytes.
@@ -23,14 +26,21 @@ pub(super) fn of_blocks(in_blocks: &InBlocks, processes: usize) -> (u64, u64) {
     in_blocks.share(processes)
 }
 
-/// Bytes of what is kept of frozen weights for adapters with magnitudes: a number for each row.
+/// Bytes of what is kept beside adapters: for each row of a weight a number, where they have magnitudes, and what they began with, where
+/// their weights lack it.
 ///
 /// # Errors
 /// As [`LoraOptions::of_model`].
-pub(super) fn of_norms(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
-    let layers = if lora.dora { lora.of_model(model)? } else { return Ok(0) };
-    let named = model.named_layers().into_iter().filter(|(name, _)| layers.contains_key(name));
-    Ok(named.map(|(_, layer)| 4 * layer.out as u64).sum())
+pub(super) fn beside_adapters(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
+    let layers = lora.of_model(model)?;
+    let named = model.named_layers();
+    let of = |(name, layer): &(String, LayerSpec)| {
+        let norms = if lora.dora { layer.out } else { 0 };
+        let rank = layers.get(name)?.rank;
+        let begun = if lora.start.takes_of_weight() { rank * (layer.out + layer.inner) } else { 0 };
+        Some(4 * (norms + begun) as u64)
+    };
+    Ok(named.iter().filter_map(of).sum())
 }
 
 /// Elements of the adapters.
@@ -48,6 +58,16 @@ pub(super) fn of_adapters(model: &ModelSpec, lora: &LoraOptions, processes: usiz
     Ok(model.named_layers().iter().filter_map(of).sum())
 }
 
+/// Elements of the model's own weights that are trained beside adapters.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+pub(super) fn of_whole(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
+    let whole = lora.resolved(model)?.whole;
+    let weights = model.weights().into_iter().filter(|(name, _)| whole.contains(name));
+    Ok(weights.map(|(_, shape)| of_shape(&shape, processes)).sum())
+}
+
 /// Elements of the last large weight that is read.
 pub(super) fn last(model: &ModelSpec) -> u64 {
     let slot = if model.tie_word_embeddings { Slot::DownProj } else { Slot::LmHead };
@@ -60,7 +80,7 @@ pub(super) fn last(model: &ModelSpec) -> u64 {
 /// As [`LoraOptions::of_model`].
 pub(super) fn gathered_to_save(setting: &Setting) -> Result<u64> {
     match &setting.lora {
-        Some(lora) => Ok(4 * of_adapters(&setting.model, lora, 1)?),
+        Some(lora) => Ok(4 * (of_adapters(&setting.model, lora, 1)? + of_whole(&setting.model, lora, 1)?)),
         None => {
             let largest = setting.model.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).max();
             let size = if setting.optimizer.state_per_parameter() > 0 { 4 } else { setting.dtype.size_in_bytes() };

@@ -1,6 +1,6 @@
 //! Low-rank adapters on frozen layers (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, Var};
 use tune_config::Config;
@@ -8,6 +8,7 @@ use tune_config::Config;
 use super::linear::Weight;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
+use super::start::Begun;
 use super::weights::{normal, uniform};
 use crate::distributed::Group;
 use crate::kernels::Dropout;
@@ -33,10 +34,20 @@ pub struct LoraOptions {
     pub dropout: f64,
     /// How a fresh adapter begins.
     pub start: Start,
+    /// Products with a weight and its transpose that PiSSA may take for its singular vectors; as many as it needs where `None`.
+    pub iterations: Option<usize>,
+    /// The adapters as they began, where they began earlier and `start` takes a part of the weights.
+    pub begun: Begun,
     /// Where a fresh `A` comes from; a fresh `B` is zero.
     pub seed: u64,
     /// Layers by patterns, and what is otherwise in single ones.
     pub targets: Targets,
+    /// Modules whose weights are trained whole beside the adapters, by the ends of their names: peft's `modules_to_save`.
+    pub save: Vec<String>,
+    /// Tokens to add to the tokenizer, whose embeddings are trained.
+    pub new_tokens: Vec<String>,
+    /// The names of these weights, in options that are [resolved](Self::resolved).
+    pub whole: BTreeSet<String>,
     /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, what is
     /// above says which.
     pub layers: BTreeMap<String, OfLayer>,
@@ -62,6 +73,29 @@ pub enum Start {
     /// `A` normal with a deviation of 1 / rank, `B` zero.
     #[config(name = "gaussian")]
     Gaussian,
+    /// The weight's largest singular values and vectors, which are taken out of the frozen weight (PiSSA).
+    #[config(name = "pissa")]
+    Pissa,
+    /// The first columns and rows of the weight's QR decomposition, which are taken out of the frozen weight (OLoRA).
+    #[config(name = "olora")]
+    Olora,
+}
+
+impl Start {
+    /// Its name in a config.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kaiming => "kaiming",
+            Self::Gaussian => "gaussian",
+            Self::Pissa => "pissa",
+            Self::Olora => "olora",
+        }
+    }
+
+    /// Whether the frozen weight lacks what the adapter begins with.
+    pub(crate) fn takes_of_weight(self) -> bool {
+        matches!(self, Self::Pissa | Self::Olora)
+    }
 }
 
 impl LoraOptions {
@@ -96,9 +130,10 @@ impl LoraOptions {
     /// The same with the layers of a model by their names.
     ///
     /// # Errors
-    /// As [`LoraOptions::of_model`].
+    /// As [`LoraOptions::of_model`]; modules to save that the model does not have, or that get adapters.
     pub fn resolved(&self, model: &ModelSpec) -> Result<Self> {
-        Ok(Self { layers: self.of_model(model)?, ..self.clone() })
+        let layers = self.of_model(model)?;
+        Ok(Self { whole: self.whole_of(model, &layers)?, layers, ..self.clone() })
     }
 
     /// The adapter of a layer, by options that are [resolved](Self::resolved).
@@ -116,7 +151,13 @@ impl LoraOptions {
         of.scale * self.divisor(of.rank)
     }
 
-    fn divisor(&self, rank: usize) -> f64 {
+    /// The same adapter as it is saved. One that took a part of its weight has that part's matrices, with a minus, beside its
+    /// own, at the same scale: it is then an adapter for the weight as it was.
+    pub(crate) fn saved(&self, of: OfLayer) -> OfLayer {
+        OfLayer { rank: if self.start.takes_of_weight() { 2 * of.rank } else { of.rank }, ..of }
+    }
+
+    pub(crate) fn divisor(&self, rank: usize) -> f64 {
         let rank = rank as f64;
         if self.rslora { rank.sqrt() } else { rank }
     }
@@ -162,6 +203,8 @@ pub struct Adapter {
     pub magnitude: Option<Magnitude>,
     /// Dropout probability on the adapter's input.
     pub dropout: f64,
+    /// The `A` and `B` that it began with, where the frozen weight lacks `scale · B A` of them.
+    pub begun: Option<(Tensor, Tensor)>,
 }
 
 /// The lengths that the rows of a weight have with an adapter's update.
@@ -174,13 +217,12 @@ pub struct Magnitude {
 }
 
 impl Magnitude {
-    /// Those of the weight as it is, for a model of `dtype`.
-    pub(super) fn of(weight: &Weight, dtype: DType) -> Result<Self> {
-        let squares = weight.squares(dtype)?;
+    /// Those of the weight as it is, for a model of `dtype`; `rest` is what is frozen of it.
+    pub(super) fn of(weight: &Weight, rest: &Weight, dtype: DType) -> Result<Self> {
+        let lengths = weight.squares(dtype)?.iter().map(|square| square.sqrt()).collect();
         let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu)?.to_dtype(dtype);
-        let lengths = squares.iter().map(|square| square.sqrt()).collect();
-        Ok(Self { weight: Var::from_tensor(&tensor(lengths)?)?, squares: tensor(squares)? })
+        Ok(Self { weight: Var::from_tensor(&tensor(lengths)?)?, squares: tensor(rest.squares(dtype)?)? })
     }
 }
 
@@ -197,8 +239,8 @@ pub(super) fn fresh_adapter(
 ) -> Result<Adapter> {
     let seed = Dropout::mix_name(lora.seed, name_of_a);
     let a = match lora.start {
-        Start::Kaiming => uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()),
         Start::Gaussian => normal(seed, rank * inner, 1.0 / rank as f64),
+        _ => uniform(seed, rank * inner, 1.0 / (inner as f64).sqrt()),
     };
     let a = Tensor::from_vec(a, (rank, inner), &Device::Cpu)?;
     let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
@@ -206,5 +248,5 @@ pub(super) fn fresh_adapter(
     let a = if group.is_single() { a } else { a.narrow(0, share.start, share.len())?.force_contiguous()? };
     let a = Var::from_tensor(&a.to_dtype(dtype)?)?;
     let b = Var::zeros((group.share(out).len(), rank), dtype, &Device::Cpu)?;
-    Ok(Adapter { a, b, rank, scale, magnitude: None, dropout: lora.dropout })
+    Ok(Adapter { a, b, rank, scale, magnitude: None, dropout: lora.dropout, begun: None })
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{Adapter, LoraOptions, Magnitude, fresh_adapter};
+use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
+use super::start::part_of;
 use super::weights::{Unread, WeightSource};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
@@ -29,7 +30,7 @@ pub struct LoadOptions {
     pub device: Compute,
     /// Whether the model's own weights are trained.
     pub train_weights: bool,
-    /// Adapters to add; the weights are then frozen.
+    /// Adapters to add; the weights are then frozen, but for those that these options train whole.
     pub lora: Option<LoraOptions>,
 }
 
@@ -79,6 +80,15 @@ impl Decoder {
         let options = &LoadOptions { lora, ..options.clone() };
         if !group.is_single() && options.lora.as_ref().is_some_and(|lora| lora.dora) {
             return Err(Error::setup("magnitudes (DoRA) are trained by one process: set model.use_dora=false"));
+        }
+        if let (false, Some(lora)) = (group.is_single(), &options.lora)
+            && lora.start.takes_of_weight()
+        {
+            return Err(Error::setup(format!(
+                "model.init_lora_weights={} takes its start from whole weights, which one process has: start one, or set \
+                 model.init_lora_weights=kaiming",
+                lora.start.name()
+            )));
         }
         let mut builder =
             Builder { config: &config, source, options, group, trainable: BTreeMap::new(), used: BTreeSet::new() };
@@ -163,16 +173,48 @@ impl Decoder {
         }
     }
 
-    /// The same model without its adapters, and with nothing that is trained. The weights are shared.
-    #[must_use]
-    pub fn without_adapters(&self) -> Self {
+    /// The same model as it is without its adapters' updates, and with nothing that is trained. Weights that are frozen are shared, the
+    /// others copied. Where an adapter began with a part of its weight, that part stays beside it.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn without_adapters(&self) -> Result<Self> {
+        let without = |linear: &Linear| -> Result<Linear> {
+            let begun = linear.adapter.as_ref().and_then(|adapter| Some((adapter, adapter.begun.as_ref()?)));
+            let adapter = match begun {
+                None => None,
+                Some((adapter, (a, b))) => Some(Adapter {
+                    a: Var::from_tensor(&a.to_dtype(adapter.a.dtype())?)?,
+                    b: Var::from_tensor(&b.to_dtype(adapter.b.dtype())?)?,
+                    magnitude: None,
+                    ..adapter.clone()
+                }),
+            };
+            let bias = linear.bias.as_ref().map(frozen).transpose()?;
+            Ok(Linear { name: linear.name.clone(), weight: frozen_weight(&linear.weight)?, bias, adapter })
+        };
         let mut model = Self { trainable: Trainable::new(BTreeMap::new()), ..self.clone() };
-        model.lm_head.adapter = None;
+        model.lm_head = without(&self.lm_head)?;
+        model.embed_tokens = match self.config.tie_word_embeddings && self.embed_tokens.is_variable() {
+            true => model.lm_head.weight.clone(),
+            false => frozen_weight(&self.embed_tokens)?,
+        };
+        model.norm = frozen(&self.norm)?;
         for block in &mut model.blocks {
-            let linears = block.linears.iter().map(|(site, linear)| (site, Linear { adapter: None, ..linear.clone() }));
-            block.linears = Layers::new(linears);
+            for (_, norm) in &mut block.norms {
+                *norm = frozen(norm)?;
+            }
+            let linears = block.linears.iter().map(|(site, linear)| Ok((site, without(linear)?)));
+            block.linears = Layers::new(linears.collect::<Result<Vec<_>>>()?);
         }
-        model
+        Ok(model)
+    }
+
+    /// The `A` and `B` that adapters began with and that their weights lack, by the names of their layers.
+    pub(crate) fn begun(&self) -> BTreeMap<&str, &(Tensor, Tensor)> {
+        let blocks = self.blocks.iter().flat_map(|block| block.linears.iter().map(|(_, linear)| linear));
+        let all = blocks.chain(std::iter::once(&self.lm_head));
+        all.filter_map(|linear| Some((&*linear.name, linear.adapter.as_ref()?.begun.as_ref()?))).collect()
     }
 
     /// Among whom its parameters are divided: each process has some rows of each.
@@ -339,12 +381,33 @@ impl<'a> Piece<'a> {
     }
 }
 
+/// A weight as it is now, which stays so.
+fn frozen(tensor: &Tensor) -> Result<Tensor> {
+    Ok(if tensor.is_variable() { tensor.detach().copy()? } else { tensor.clone() })
+}
+
+fn frozen_weight(weight: &Weight) -> Result<Weight> {
+    match weight {
+        Weight::Tensor(tensor) => Ok(Weight::Tensor(frozen(tensor)?)),
+        Weight::Quantized(_) | Weight::Share(_) => Ok(weight.clone()),
+    }
+}
+
 /// No layer is chosen to carry an adapter.
 pub(crate) fn nothing_to_train() -> Error {
     Error::setup(
         "no layer gets an adapter, so that there is nothing to train: name some in model.lora_attn_modules, \
          or set model.apply_lora_to_mlp or model.apply_lora_to_output",
     )
+}
+
+/// The output layer cannot lack what the embedding table has.
+pub(crate) fn tied_start(start: Start) -> Error {
+    Error::setup(format!(
+        "model.init_lora_weights={} changes the weights that adapters are on, and the output layer of this model is its \
+         embedding table: leave `lm_head` out, or set model.init_lora_weights=kaiming",
+        start.name()
+    ))
 }
 
 /// Takes weights from the source and notes what is trained.
@@ -359,12 +422,17 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Whether the model's own weight of this name is trained.
+    fn trains(&self, name: &str) -> bool {
+        self.options.train_weights || self.options.lora.as_ref().is_some_and(|lora| lora.whole.contains(name))
+    }
+
     /// A weight that may be in blocks where it is frozen.
     fn matrix(&mut self, id: ParamId, (rows, cols): (usize, usize)) -> Result<Weight> {
-        if self.options.train_weights {
+        let name = id.name(self.config);
+        if self.trains(&name) {
             return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
         }
-        let name = id.name(self.config);
         if !self.group.is_single() && !self.source.is_in_blocks(&name) {
             return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
         }
@@ -388,7 +456,7 @@ impl Builder<'_> {
             false => self.source.rows(&name, shape, self.group.share(rows), dtype, &Device::Cpu)?,
         };
         self.used.insert(name.clone());
-        if !self.options.train_weights {
+        if !self.trains(&name) {
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
@@ -428,7 +496,7 @@ impl Builder<'_> {
         &mut self,
         id: impl Fn(Of) -> ParamId,
         layer: &LayerSpec,
-        weight: Weight,
+        mut weight: Weight,
         bias: Option<Tensor>,
     ) -> Result<Linear> {
         let of_weight = id(Of::Weight).name(self.config);
@@ -440,10 +508,20 @@ impl Builder<'_> {
                     return Err(Error::setup("adapters need frozen weights: train either the weights or adapters"));
                 }
                 let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
-                let sides = (layer.out, layer.inner);
-                let mut adapter = fresh_adapter(&a.0, sides, self.options.dtype, lora, of_layer, self.group)?;
+                let (sides, dtype) = ((layer.out, layer.inner), self.options.dtype);
+                let mut adapter = fresh_adapter(&a.0, sides, dtype, lora, of_layer, self.group)?;
+                let whole = weight.clone();
+                if lora.start.takes_of_weight() {
+                    if self.config.tie_word_embeddings && of_weight == "lm_head.weight" {
+                        return Err(tied_start(lora.start));
+                    }
+                    let part = part_of(&name, &weight, lora, of_layer)?;
+                    adapter.a.set(&part.a.to_dtype(adapter.a.dtype())?)?;
+                    adapter.b.set(&part.b.to_dtype(adapter.b.dtype())?)?;
+                    (adapter.begun, weight) = (Some((part.a, part.b)), part.rest);
+                }
                 if lora.dora {
-                    let magnitude = Magnitude::of(&weight, self.options.dtype)?;
+                    let magnitude = Magnitude::of(&whole, &weight, dtype)?;
                     let id = id(Of::LoraMagnitude);
                     self.trainable.insert(id.name(self.config), (id, magnitude.weight.clone(), None));
                     adapter.magnitude = Some(magnitude);

@@ -1,6 +1,6 @@
 //! Which weights of a frozen base model stay in blocks, and the model's weights with these.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
@@ -65,6 +65,16 @@ impl InBlocks {
             in_blocks.bytes += bytes;
         }
         Ok(in_blocks)
+    }
+
+    /// The same without these weights, which are trained: a trained weight is numbers.
+    #[must_use]
+    pub fn without(mut self, whole: &BTreeSet<String>) -> Self {
+        let Self { formats, bytes } = &mut self;
+        for (_, (format, [rows, cols])) in formats.extract_if(.., |name, _| whole.contains(name)) {
+            *bytes -= format.bytes(rows, cols).unwrap_or(0);
+        }
+        self
     }
 
     /// Whether none is.

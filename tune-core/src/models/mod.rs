@@ -9,6 +9,7 @@ mod block;
 mod decoder;
 mod families;
 mod fields;
+mod grown;
 mod in_blocks;
 mod linear;
 mod parameter;
@@ -17,14 +18,18 @@ mod shard;
 mod shared;
 mod slots;
 mod spec;
+mod start;
 mod weights;
+mod whole;
 
 pub use crate::kernels::{AttentionShape, Format, Quantized, Share};
 pub use adapter::{Adapter, LoraOptions, Magnitude, OfLayer, Start};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
-pub(crate) use decoder::nothing_to_train;
 pub use decoder::{Decoder, LoadOptions, Piece};
+pub(crate) use decoder::{nothing_to_train, tied_start};
+pub use grown::Grown;
+pub(crate) use grown::set_vocab_size;
 pub use in_blocks::{FrozenBase, InBlocks, Quantization};
 pub(crate) use linear::merged;
 pub use linear::{Linear, Weight};
@@ -38,5 +43,7 @@ pub use spec::{
     Activation, AttentionSpec, BlockNorm, BlockSpec, EmbeddingSpec, HeadNorm, LayerSpec, MlpSpec, ModelSpec, NormSpec,
     Norms, Site,
 };
+pub use start::Begun;
 pub(crate) use weights::uniform;
 pub use weights::{RandomWeights, WeightSource};
+pub(crate) use whole::{HEAD, TABLE, is_saved, module_of};

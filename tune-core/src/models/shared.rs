@@ -9,16 +9,23 @@ use super::adapter::LoraOptions;
 use super::decoder::{Decoder, LoadOptions};
 use super::linear::{Linear, Weight};
 use super::parameter::ParamId;
+use super::spec::ModelSpec;
 use super::weights::WeightSource;
 use crate::device::Compute;
 use crate::{Error, Result};
 
 impl Decoder {
-    /// The same model with fresh adapters, and without those that it has. The weights are shared.
+    /// The model that `config` describes, with fresh adapters and without those that this one has. The weights are shared, but for
+    /// those that are its `own`.
     ///
     /// # Errors
     /// A layer that cannot carry one, weights that are trained or divided among processes, a card that is too small.
-    pub fn with_adapters(&self, lora: LoraOptions) -> Result<Self> {
+    pub fn with_adapters(
+        &self,
+        config: ModelSpec,
+        lora: Option<LoraOptions>,
+        own: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
         if !self.group().is_single() {
             return Err(Error::setup("weights that are divided among processes are not shared with other adapters"));
         }
@@ -35,7 +42,7 @@ impl Decoder {
             }
             linears.extend(block.linears.iter().map(|(_, linear)| linear));
         }
-        linears.extend((!self.config.tie_word_embeddings).then_some(head));
+        linears.extend((!self.config.tie_word_embeddings && !config.tie_word_embeddings).then_some(head));
         for linear in linears {
             weights.insert(format!("{}.weight", linear.name), linear.weight.clone());
             if let Some(bias) = &linear.bias {
@@ -43,8 +50,9 @@ impl Decoder {
             }
         }
         let device = self.card().map_or(Compute::Processor, |card| Compute::Card(Arc::clone(card)));
-        let options = LoadOptions { dtype: self.dtype(), device, train_weights: false, lora: Some(lora) };
-        Self::load(self.config.clone(), &Shared(weights), &options)
+        let options = LoadOptions { dtype: self.dtype(), device, train_weights: false, lora };
+        weights.extend(own.into_iter().map(|(name, tensor)| (name, Weight::Tensor(tensor))));
+        Self::load(config, &Shared(weights), &options)
     }
 }
 

@@ -1,12 +1,12 @@
 //! The `model` key of recipes that train adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tune_config::Config;
 
 use super::{LoraModule, LoraOptions, Targets};
 use crate::checkpoint::peft::{Excluded, Layers};
-use crate::models::{Architecture, Quantization, Start};
+use crate::models::{Architecture, Begun, HEAD, Quantization, Start, TABLE, is_saved, module_of};
 use crate::{Error, Result};
 
 /// Which layers get an adapter beyond those that torchtune's keys name, and of which kind it is: peft's keys.
@@ -38,12 +38,33 @@ pub struct AdapterKeys {
     /// Train the lengths of the adapted weights' rows apart from their directions (DoRA). A step takes about a third longer.
     #[config(default = false)]
     pub use_dora: bool,
+    /// Modules whose weights are trained whole beside the adapters and saved with them, by the ends of their names: `embed_tokens`,
+    /// `lm_head`, `norm` (which is all norms), layers that get no adapter. Each takes as much memory as in full training.
+    #[config(default, one_or_many)]
+    pub modules_to_save: Vec<String>,
+    /// Tokens to add to the tokenizer, each a text that is then one token. Embedding table and output layer get a row for each, the
+    /// mean of all others, and are trained whole (`modules_to_save`).
+    #[config(default, one_or_many)]
+    pub new_tokens: Vec<String>,
     /// How a fresh adapter begins.
     #[config(default)]
     pub init_lora_weights: Start,
+    /// Have PiSSA take singular vectors as they are after this many products with each weight, which is faster; peft's
+    /// `pissa_niter_4` is 4. Until they are exact where null.
+    #[config(range = 1..=1000)]
+    pub pissa_niter: Option<usize>,
 }
 
 impl AdapterKeys {
+    /// The modules that are trained whole. What new tokens are called and what they say is to be learnt.
+    fn saved(&self) -> Vec<String> {
+        let mut saved = self.modules_to_save.clone();
+        let tables = [TABLE, HEAD].map(module_of).into_iter().filter(|_| !self.new_tokens.is_empty());
+        let missing: Vec<&str> = tables.filter(|table| !is_saved(table, &saved)).collect();
+        saved.extend(missing.into_iter().map(|table| table.trim_start_matches("model.").to_owned()));
+        saved
+    }
+
     fn targets(&self) -> Result<Targets> {
         if !self.layers_pattern.is_empty() && self.layers_to_transform.is_empty() {
             return Err(Error::setup("model.layers_pattern is used with model.layers_to_transform alone"));
@@ -137,6 +158,11 @@ impl LoraModel {
         }
         modules.sort();
         modules.dedup();
+        if self.adapters.pissa_niter.is_some() && self.adapters.init_lora_weights != Start::Pissa {
+            return Err(Error::setup(
+                "model.pissa_niter is about model.init_lora_weights=pissa: set that, or remove pissa_niter",
+            ));
+        }
         Ok(LoraOptions {
             modules,
             rank: self.lora_rank,
@@ -145,8 +171,13 @@ impl LoraModel {
             dora: self.adapters.use_dora,
             dropout: self.lora_dropout,
             start: self.adapters.init_lora_weights,
+            iterations: self.adapters.pissa_niter,
+            begun: Begun::default(),
             seed,
             targets: self.adapters.targets()?,
+            save: self.adapters.saved(),
+            new_tokens: self.adapters.new_tokens.clone(),
+            whole: BTreeSet::new(),
             layers: BTreeMap::new(),
         })
     }
@@ -199,8 +230,11 @@ impl LoraOrFullModel {
                 ("layers_pattern", !self.adapters.layers_pattern.is_empty()),
                 ("rank_pattern", !self.adapters.rank_pattern.is_empty()),
                 ("alpha_pattern", !self.adapters.alpha_pattern.is_empty()),
+                ("modules_to_save", !self.adapters.modules_to_save.is_empty()),
+                ("new_tokens", !self.adapters.new_tokens.is_empty()),
                 ("use_rslora", self.adapters.use_rslora),
                 ("use_dora", self.adapters.use_dora),
+                ("pissa_niter", self.adapters.pissa_niter.is_some()),
                 ("init_lora_weights", self.adapters.init_lora_weights != Start::default()),
             ];
             return match named.iter().find(|(_, is_set)| *is_set) {

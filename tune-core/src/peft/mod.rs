@@ -12,13 +12,16 @@ use candle_core::{DType, Tensor};
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
 pub use targets::Targets;
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
+use crate::checkpoint::{Checkpoint, same_bits};
 use crate::hub::Origin;
-use crate::models::{Decoder, ModelSpec};
+use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, TABLE, module_of};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
+
+/// Tensors by name.
+type Tensors = BTreeMap<String, Tensor>;
 
 impl LoraOptions {
     /// The same as PEFT describes it.
@@ -28,18 +31,29 @@ impl LoraOptions {
     pub fn adapter_config(&self, base: &Checkpoint) -> Result<AdapterConfig> {
         let model = ModelSpec::of(base)?;
         let layers = self.of_model(&model)?;
+        let ensure_weight_tying = model.tie_word_embeddings && self.whole_of(&model, &layers)?.contains(TABLE);
+        let mut modules_to_save = self.save.clone();
+        if ensure_weight_tying {
+            // Under both names, for versions of peft that do not tie.
+            let both = [module_of(TABLE), module_of(HEAD)].map(|module| module.trim_start_matches("model.").to_owned());
+            modules_to_save.extend(both);
+        }
+        modules_to_save.sort();
+        modules_to_save.dedup();
         let (name, revision) = match base.origin().cloned() {
             Some(Origin { name, revision }) => (name, revision),
             None => (base.path().display().to_string(), None),
         };
         Ok(AdapterConfig {
-            r: self.rank,
-            alpha: self.alpha,
+            r: self.saved_rank(self.rank),
+            alpha: self.alpha * self.saved_alpha(),
             dropout: self.dropout,
             use_rslora: self.rslora,
             use_dora: self.dora,
             target_modules: TargetModules::Names(targets(&model, &layers)),
             layers: self.patterns(&layers),
+            modules_to_save,
+            ensure_weight_tying,
             base_model_name_or_path: Some(name),
             revision,
         })
@@ -66,8 +80,28 @@ impl LoraOptions {
                 _ => on.push(format!("{} ({some} of {all})", slot.name())),
             }
         }
+        let whole = match &self.save[..] {
+            [] => String::new(),
+            save => format!("; beside them {}, whole", listed(save)),
+        };
         let kind = if self.dora { "DoRA adapters" } else { "adapters" };
-        Ok(format!("{kind} of {ranks} on {}", on.join(", ")))
+        let begin = match self.start.takes_of_weight() {
+            true => format!(
+                "; they begin with a part of the weights ({}), and are saved as plain adapters of twice the rank",
+                self.start.name()
+            ),
+            false => String::new(),
+        };
+        Ok(format!("{kind} of {ranks} on {}{whole}{begin}", on.join(", ")))
+    }
+
+    fn saved_rank(&self, rank: usize) -> usize {
+        self.saved(OfLayer { rank, scale: 1.0 }).rank
+    }
+
+    /// What alpha is multiplied by as it is saved, for the scale to stay the same at the rank that is saved.
+    fn saved_alpha(&self) -> f64 {
+        self.divisor(self.saved_rank(self.rank)) / self.divisor(self.rank)
     }
 
     /// What there is to say of layers that are named by their parts, where a model stores several as one.
@@ -94,15 +128,19 @@ impl LoraOptions {
     fn patterns(&self, layers: &BTreeMap<String, OfLayer>) -> Layers {
         let Layers { rank_pattern, alpha_pattern, .. } = &self.targets.layers;
         if self.layers.is_empty() {
-            let (rank_pattern, alpha_pattern) = (rank_pattern.clone(), alpha_pattern.clone());
+            let rank = |(key, rank): &(String, usize)| (key.clone(), self.saved_rank(*rank));
+            let alpha = |(key, alpha): &(String, f64)| (key.clone(), alpha * self.saved_alpha());
+            let rank_pattern = rank_pattern.iter().map(rank).collect();
+            let alpha_pattern = alpha_pattern.iter().map(alpha).collect();
             return Layers { rank_pattern, alpha_pattern, ..Layers::default() };
         }
         let escaped = |name: &String| name.replace('.', r"\.");
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
         for (name, of) in layers {
             let alpha = self.alpha_of(*of);
-            ranks.extend((of.rank != self.rank).then(|| (escaped(name), of.rank)));
-            alphas.extend(((alpha - self.alpha).abs() > 1e-9).then(|| (escaped(name), alpha)));
+            ranks.extend((of.rank != self.rank).then(|| (escaped(name), self.saved_rank(of.rank))));
+            let is_other = (alpha - self.alpha).abs() > 1e-9;
+            alphas.extend(is_other.then(|| (escaped(name), alpha * self.saved_alpha())));
         }
         Layers { rank_pattern: ranks, alpha_pattern: alphas, ..Layers::default() }
     }
@@ -114,7 +152,68 @@ impl LoraOptions {
     pub fn load_into(&self, model: &Decoder, dir: &Path) -> Result<()> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
         self.check(&config, dir, &model.config)?;
+        let (mut tensors, begun) = self.parted(tensors)?;
+        if model.config.tie_word_embeddings
+            && let (Some(head), Some(table)) = (tensors.get(HEAD), tensors.get(TABLE))
+        {
+            if !same_bits(head, table)? {
+                return Err(Error::file(
+                    dir,
+                    "its embedding table and its output layer are two, and this model's are one: merge it, and go on from the \
+                     merged model",
+                ));
+            }
+            tensors.remove(HEAD);
+        }
+        for (layer, (a, b)) in model.begun() {
+            let is_same = |of: &str, here: &Tensor| -> Result<bool> {
+                let there = begun.get(&format!("{layer}.lora_{of}.weight"));
+                let same = |there: &Tensor| Ok(there.dims() == here.dims() && flat(there)? == flat(here)?);
+                there.map_or(Ok(false), same)
+            };
+            if !is_same("A", a)? || !is_same("B", b)? {
+                return Err(Error::file(
+                    dir,
+                    format!("its adapter of `{layer}` began with another part of the weight than this one"),
+                ));
+            }
+        }
         set_trainable(model, &tensors, &dir.display().to_string())
+    }
+
+    /// These options for a run that goes on from a saved adapter, if it goes on from one: where adapters begin with a part of the
+    /// weights, it is what they began with then.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read.
+    pub fn going_on_from(self, dir: Option<&Path>) -> Result<Self> {
+        let Some(dir) = dir.filter(|_| self.start.takes_of_weight()) else { return Ok(self) };
+        let (_, begun) = self.parted(crate::checkpoint::peft::read(dir)?.1)?;
+        Ok(Self { begun: Begun::new(begun), ..self })
+    }
+
+    /// The matrices of a saved adapter as they are trained, and those that it began with, if it took these out of the weights.
+    fn parted(&self, tensors: Tensors) -> Result<(Tensors, Tensors)> {
+        if !self.start.takes_of_weight() {
+            return Ok((tensors, Tensors::new()));
+        }
+        let (mut trained, mut begun) = (Tensors::new(), Tensors::new());
+        for (name, tensor) in tensors {
+            let by = match &*name {
+                name if name.ends_with(".lora_A.weight") => 0,
+                name if name.ends_with(".lora_B.weight") => 1,
+                _ => {
+                    trained.insert(name, tensor);
+                    continue;
+                }
+            };
+            let half = tensor.dim(by)? / 2;
+            let part = |first| -> Result<Tensor> { Ok(tensor.narrow(by, first, half)?.force_contiguous()?) };
+            let first = part(half)?;
+            begun.insert(name.clone(), if by == 0 { first } else { first.neg()? });
+            trained.insert(name, part(0)?);
+        }
+        Ok((trained, begun))
     }
 
     /// Checks that the adapters in a folder are of the same ranks and scales, layer by layer.
@@ -129,10 +228,38 @@ impl LoraOptions {
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
-        for (name, of) in &self.of_model(model)? {
-            let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
+        let layers = self.of_model(model)?;
+        let theirs = model.weights_of(&config.modules_to_save).map_err(|what| Error::file(dir, what.to_string()))?;
+        if theirs != self.whole_of(model, &layers)? {
+            let named = |names: &[String]| if names.is_empty() { "none".to_owned() } else { listed(names) };
+            return Err(Error::file(
+                dir,
+                format!(
+                    "the modules that it saves whole are {}, and this run's are {}: set model.modules_to_save=[{}]",
+                    named(&config.modules_to_save),
+                    named(&self.save),
+                    config.modules_to_save.join(", ")
+                ),
+            ));
+        }
+        for (name, of) in layers {
+            let of = self.saved(of);
+            let (rank, scale) = config.of_module(&name).map_err(|what| Error::file(dir, what))?;
             if rank == of.rank && (scale - of.scale).abs() <= 1e-9 {
                 continue;
+            }
+            if self.start.takes_of_weight() {
+                return Err(Error::file(
+                    dir,
+                    format!(
+                        "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: an adapter \
+                         that began with model.init_lora_weights={} is saved with twice its rank. To go on from another one, \
+                         set model.init_lora_weights=kaiming",
+                        of.rank,
+                        of.scale,
+                        self.start.name()
+                    ),
+                ));
             }
             let alike = |layers: &Layers| layers.rank_pattern.is_empty() && layers.alpha_pattern.is_empty();
             let what = match alike(&config.layers) && alike(&self.targets.layers) && self.layers.is_empty() {
@@ -194,7 +321,8 @@ impl LoraOptions {
             layers.clear();
         }
         let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
-        Ok(Self { modules, rank, alpha, rslora, dora, layers, ..Self::default() })
+        let save = config.modules_to_save;
+        Ok(Self { modules, rank, alpha, rslora, dora, save, layers, ..Self::default() })
     }
 }
 
@@ -265,12 +393,33 @@ pub fn set_trainable(model: &Decoder, values: &BTreeMap<String, Tensor>, origin:
     Ok(())
 }
 
-/// The adapters' weights as they are now, by the names of [`Decoder::trainable`], in f32.
-pub fn adapter_weights(model: &Decoder) -> Result<BTreeMap<String, Tensor>> {
+/// The adapters' weights as they are now and as they are saved, by the names of [`Decoder::trainable`], in f32, and beside them the
+/// weights that are trained whole, a tied output layer under both its names. Adapters that took a
+/// part of their weights have it beside them, with a minus: `[A; A₀]` and `[B, −B₀]` are adapters for the weights as they were.
+pub fn adapter_weights(model: &Decoder) -> Result<Tensors> {
     model.fetch()?;
-    model
-        .trainable()
-        .iter()
-        .map(|of| Ok((of.name().to_string(), of.whole(&of.var().as_detached_tensor().to_dtype(DType::F32)?)?)))
-        .collect()
+    let now = |of: &Parameter| {
+        let here = of.var().as_detached_tensor();
+        // The model's own weights stay in its type.
+        let is_adapter = of.name().contains(".lora_");
+        of.whole(&if is_adapter { here.to_dtype(DType::F32)? } else { here.copy()? })
+    };
+    let mut all: Tensors =
+        model.trainable().iter().map(|of| Ok((of.name().to_string(), now(of)?))).collect::<Result<_>>()?;
+    if let (true, Some(table)) = (model.config.tie_word_embeddings, all.get(TABLE).cloned()) {
+        all.insert(HEAD.to_owned(), table);
+    }
+    for (layer, (a, b)) in model.begun() {
+        let joined = [("A", a.clone(), 0), ("B", b.neg()?, 1)];
+        for (of, begun, by) in joined {
+            if let Some(tensor) = all.get_mut(&format!("{layer}.lora_{of}.weight")) {
+                *tensor = Tensor::cat(&[&*tensor, &begun], by)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }

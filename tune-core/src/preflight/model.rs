@@ -41,6 +41,11 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
         report.fact("model", describe(&base, model));
         trained(outline, model, report);
     }
+    let grown = shape.and_then(|shape| report.take(outline.grown(&base, shape)));
+    let shape = grown.map(|(shape, said)| {
+        said.into_iter().for_each(|line| report.fact("tokens", line));
+        shape
+    });
     let in_blocks = shape.as_ref().and_then(|shape| report.take(outline.in_blocks(&base, shape)));
     if let Some(in_blocks) = in_blocks.as_ref().filter(|in_blocks| !in_blocks.is_empty()) {
         report.fact("quantized", quantized(in_blocks));
@@ -78,14 +83,16 @@ fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
     };
     let counted = outline.check_adapters(&model.config);
     let counted = counted
-        .and_then(|()| memory_plan::of_adapters(&model.config, lora))
+        .and_then(|()| {
+            Ok((memory_plan::of_adapters(&model.config, lora)?, memory_plan::of_whole(&model.config, lora)?))
+        })
         .and_then(|n| Ok((n, lora.describe(&model.config)?)));
-    let Some((elements, adapters)) = report.take(counted) else { return };
-    let elements = elements as usize;
-    if elements == 0 {
+    let Some(((adapted, whole), adapters)) = report.take(counted) else { return };
+    let (adapted, elements) = (adapted as usize, (adapted + whole) as usize);
+    if adapted == 0 {
         return report.error(nothing_to_train());
     }
-    let share = percent(elements, total + elements);
+    let share = percent(elements, total + adapted);
     report.fact("trained", format!("{elements} parameters, {share} of all: {adapters}"));
     if let Some(dir) = &outline.run.checkpointer.adapter_checkpoint {
         let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir, &model.config));

@@ -119,7 +119,13 @@ fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
         Trained::Weights => (parameters, all),
         Trained::Adapters { lora, merged } => {
             let adapters = memory_plan::of_adapters(shape, lora)?;
-            (adapters, 4 * adapters + if *merged { all } else { 0 })
+            // Those that took a part of their weights are saved with it.
+            let saved = if lora.start.takes_of_weight() { 8 } else { 4 };
+            let whole = memory_plan::of_whole(shape, lora)?;
+            // A table that is the output layer, too, is there under both names.
+            let both = if shape.tie_word_embeddings { 2 } else { 1 };
+            let whole_bytes = both * whole * outline.run.dtype.dtype().size_in_bytes() as u64;
+            (adapters + whole, saved * adapters + whole_bytes + if *merged { all } else { 0 })
         }
     };
     Ok(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)

@@ -1,7 +1,7 @@
 //! A run before it begins: everything is opened and checked, and nothing is written.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -17,7 +17,7 @@ use crate::distributed::Group;
 use crate::eval::ExactMatch;
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, InBlocks, ModelSpec, Parameter};
+use crate::models::{Decoder, FrozenBase, Grown, InBlocks, ModelSpec, Parameter};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -75,6 +75,8 @@ impl Outline {
         let (base, shape) = self.base()?;
         let reference = self.reference()?;
         self.check_adapters(&shape)?;
+        let (_, said) = self.grown(&base, ModelSpec::of(&base)?)?;
+        said.iter().for_each(|line| console.note(line));
         let in_blocks = self.in_blocks(&base, &shape)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();
@@ -161,9 +163,16 @@ impl Opened {
         self.console.note(text);
     }
 
-    /// The weights of the base model where it is frozen.
-    pub fn frozen_base(&self) -> FrozenBase<'_> {
-        FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks }
+    /// The folder of the adapter that training goes on from, if there is one: that of the checkpoint that the run is resumed from, or the
+    /// one that the config names.
+    pub fn adapter_to_go_on_from(&self) -> Option<PathBuf> {
+        let resumed = self.resumed.as_ref().map(|saved| saved.path.clone());
+        resumed.or_else(|| self.outline.run.checkpointer.adapter_checkpoint.clone())
+    }
+
+    /// The weights of the base model where it is frozen, with rows for new tokens.
+    pub fn frozen_base(&self) -> Grown<'_> {
+        Grown(FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks })
     }
 
     /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
@@ -279,9 +288,11 @@ fn trained_share(trained: &Trained, model: &Decoder) -> String {
     match trained {
         Trained::Weights => format!("all {} parameters", model.parameter_count()),
         Trained::Adapters { .. } => {
-            let adapters: usize = model.trainable().iter().map(Parameter::elem_count).sum();
-            let total = model.parameter_count() + adapters;
-            format!("{adapters} of {total} parameters ({:.2} %)", 100.0 * adapters as f64 / total as f64)
+            let is_adapter = |parameter: &&Parameter| parameter.name().contains(".lora_");
+            let count = |all: &mut dyn Iterator<Item = &Parameter>| -> usize { all.map(Parameter::elem_count).sum() };
+            let trained = count(&mut model.trainable().iter());
+            let total = model.parameter_count() + count(&mut model.trainable().iter().filter(is_adapter));
+            format!("{trained} of {total} parameters ({:.2} %)", 100.0 * trained as f64 / total as f64)
         }
     }
 }

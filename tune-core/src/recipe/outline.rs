@@ -17,7 +17,7 @@ use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
-use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization};
+use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization, tied_start};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
@@ -140,6 +140,7 @@ impl Outline {
         let base = self.run.checkpointer.open()?;
         let shape = self.shape(&base)?;
         Decoder::skeleton(shape.clone(), &base)?;
+        let (shape, _) = self.grown(&base, shape)?;
         Ok((base, shape))
     }
 
@@ -205,6 +206,28 @@ impl Outline {
         })
     }
 
+    /// The tokens that the run adds to the tokenizer.
+    fn new_tokens(&self) -> &[String] {
+        match &self.trained {
+            Trained::Adapters { lora, .. } => &lora.new_tokens,
+            Trained::Weights => &[],
+        }
+    }
+
+    /// The shape with embeddings for the run's new tokens, and what there is to say of these.
+    ///
+    /// # Errors
+    /// As [`TokenizerFiles::add`](crate::tokenizer::TokenizerFiles::add).
+    pub(crate) fn grown(&self, base: &Checkpoint, shape: ModelSpec) -> Result<(ModelSpec, Vec<String>)> {
+        if self.new_tokens().is_empty() {
+            return Ok((shape, Vec::new()));
+        }
+        let (tokenizer, _, found) = self.data.tokenizer.open_adding(base, None, self.new_tokens())?;
+        let lines = found.lines(shape.vocab_size);
+        let rows = if found.added.is_empty() { 0 } else { tokenizer.vocab_size() };
+        Ok((ModelSpec { vocab_size: shape.vocab_size.max(rows), ..shape }, lines))
+    }
+
     /// The shape of a model that is opened.
     pub(crate) fn shape(&self, base: &Checkpoint) -> Result<ModelSpec> {
         let shape = ModelSpec::of(base)?;
@@ -225,7 +248,12 @@ impl Outline {
                 "model.use_dora: magnitudes are computed with on the processor alone; set device=cpu or model.use_dora=false",
             ));
         }
-        lora.of_model(shape).map(drop)
+        let layers = lora.of_model(shape)?;
+        lora.whole_of(shape, &layers)?;
+        if lora.start.takes_of_weight() && shape.tie_word_embeddings && layers.contains_key("lm_head") {
+            return Err(tied_start(lora.start));
+        }
+        Ok(())
     }
 
     /// Which weights of the base model are held in blocks.
@@ -233,7 +261,7 @@ impl Outline {
     /// # Errors
     /// A matrix that cannot be quantized, and what cannot be done with weights in blocks: compute on a card, or merge.
     pub fn in_blocks(&self, base: &Checkpoint, shape: &ModelSpec) -> Result<InBlocks> {
-        let Trained::Adapters { merged, .. } = self.trained else { return Ok(InBlocks::default()) };
+        let Trained::Adapters { merged, ref lora } = self.trained else { return Ok(InBlocks::default()) };
         let Quantization { nf4, keep } = self.quantization;
         if self.run.device != DeviceConfig::Cpu {
             let key = match (nf4, keep) {
@@ -246,6 +274,19 @@ impl Outline {
             )));
         }
         let in_blocks = InBlocks::of(base, shape, self.run.dtype.training_dtype()?, self.quantization)?;
+        let in_blocks = in_blocks.without(&shape.weights_of(&lora.save)?);
+        if lora.start.takes_of_weight() {
+            for (name, _) in lora.of_model(shape)? {
+                if let Some(format) = in_blocks.format(&format!("{name}.weight")) {
+                    return Err(Error::setup(format!(
+                        "model.init_lora_weights={} changes the weights that adapters are on, and `{name}` is held quantized \
+                         ({format}): set {}, or model.init_lora_weights=kaiming",
+                        lora.start.name(),
+                        if nf4 { "model.quantize_base=false" } else { "model.keep_quantized=false" },
+                    )));
+                }
+            }
+        }
         if merged && !in_blocks.is_empty() {
             return Err(Error::setup(format!(
                 "adapters are not merged into a base that is held quantized ({}): set save_adapter_weights_only=true, or \
@@ -263,7 +304,7 @@ impl Outline {
     /// # Errors
     /// As [`TokenizerConfig::open`](crate::tokenizer::TokenizerConfig::open).
     pub fn tokenizer(&self, base: &Checkpoint, state: Option<&TrainingState>) -> Result<(Tokenizer, TokenizerFiles)> {
-        let (tokenizer, files) = self.data.tokenizer.open(base)?;
+        let (tokenizer, files, _) = self.data.tokenizer.open_adding(base, None, self.new_tokens())?;
         match state.and_then(|state| state.now) {
             Some(now) => Ok((tokenizer.at(now), files)),
             None => Ok((tokenizer, files)),
@@ -278,7 +319,9 @@ impl Outline {
             warnings.extend(crate::peft::other_base(dir, base));
         }
         if let Trained::Adapters { lora, merged } = &self.trained {
-            warnings.extend(ModelSpec::of(base).ok().and_then(|shape| lora.shared(&shape)));
+            if let Ok(shape) = ModelSpec::of(base) {
+                warnings.extend(lora.shared(&shape).into_iter().chain(lora.of_tied(&shape)));
+            }
             warnings.extend(self.unlisted_stop_tokens(base, tokenizer, *merged));
         }
         warnings

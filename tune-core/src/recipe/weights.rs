@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
-use crate::models::{Decoder, LoraOptions, Parameter, Piece, Trainable};
+use crate::models::{Decoder, LoraOptions, Parameter, Piece, TABLE, Trainable, set_vocab_size};
 use crate::peft;
 use crate::tokenizer::{StopTokens, TokenizerFiles};
 
@@ -90,6 +90,9 @@ impl<'m> Weights<'m> {
         let Some((_, tied)) = &self.model else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
         config["tie_word_embeddings"] = (*tied).into();
+        if let Some(rows) = model.iter().find(|piece| piece.name == TABLE).and_then(|table| table.shape.first()) {
+            set_vocab_size(&mut config, *rows);
+        }
         let mut weights = checkpoint::hf::Weights::new();
         for piece in model {
             weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tune_config::{Config, files};
 
-use super::{Conversation, Forms, Limits, Message, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered};
+use super::{
+    Conversation, Forms, Limits, Message, NewTokens, TEMPLATE, TOKENIZER, Tokenizer, TokenizerFiles, unrendered,
+};
 use crate::checkpoint::{Checkpoint, peft};
 use crate::{Error, Result};
 
@@ -40,6 +42,19 @@ impl TokenizerConfig {
     /// # Errors
     /// A file that is missing or broken.
     pub fn open_with(&self, checkpoint: &Checkpoint, adapter: Option<&Path>) -> Result<(Tokenizer, TokenizerFiles)> {
+        self.open_adding(checkpoint, adapter, &[]).map(|(tokenizer, files, _)| (tokenizer, files))
+    }
+
+    /// The same with more tokens, for which the model is to have embeddings.
+    ///
+    /// # Errors
+    /// A file that is missing or broken, and as [`TokenizerFiles::add`].
+    pub fn open_adding(
+        &self,
+        checkpoint: &Checkpoint,
+        adapter: Option<&Path>,
+        new: &[String],
+    ) -> Result<(Tokenizer, TokenizerFiles, NewTokens)> {
         let of_adapter = adapter.map(peft::tokenizer_files).transpose()?.unwrap_or_default();
         let theirs: BTreeSet<String> = of_adapter.files.keys().cloned().collect();
         let mut all = match of_adapter.files.contains_key(TOKENIZER) {
@@ -55,8 +70,14 @@ impl TokenizerConfig {
             all.files.insert(name.into(), files::read(path, LARGEST).map_err(Error::io("read", path))?);
         }
         let generation = checkpoint.generation_config();
+        let limits = Limits::of_config(checkpoint.config());
+        let found = all.add(new).map_err(|e| self.place(e, checkpoint.path()))?;
+        let grown = |tokenizer: &Tokenizer| match found.added.is_empty() {
+            true => limits,
+            false => Limits { embeddings: limits.embeddings.max(tokenizer.vocab_size()), ..limits },
+        };
         let tokenizer = Tokenizer::from_files(&all)
-            .map(|tokenizer| tokenizer.for_model(Limits::of_config(checkpoint.config())))
+            .map(|tokenizer| tokenizer.clone().for_model(grown(&tokenizer)))
             .and_then(|tokenizer| tokenizer.with_stop_tokens_of(generation.as_ref(), checkpoint.config()))
             .map_err(|e| match (&e, adapter) {
                 (Error::File { path, .. }, Some(dir)) if path.to_str().is_some_and(|name| theirs.contains(name)) => {
@@ -64,7 +85,7 @@ impl TokenizerConfig {
                 }
                 _ => self.place(e, checkpoint.path()),
             })?;
-        Ok((tokenizer, all))
+        Ok((tokenizer, all, found))
     }
 
     /// The files to take in place of the checkpoint's.

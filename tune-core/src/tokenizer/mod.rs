@@ -7,6 +7,7 @@ mod encode;
 mod form;
 mod limits;
 mod names;
+mod new_tokens;
 mod stop;
 mod streaming;
 mod template;
@@ -26,6 +27,7 @@ pub use config::TokenizerConfig;
 pub(crate) use form::{Form, Forms};
 pub use limits::Limits;
 pub(crate) use names::Names;
+pub use new_tokens::NewTokens;
 pub use stop::StopTokens;
 pub use streaming::Streaming;
 pub(crate) use template::Prepared;
@@ -91,31 +93,7 @@ impl Tokenizer {
     /// Where `tokenizer.json` is missing or broken, a special token is not in the vocabulary,
     /// or the chat template does not compile. A file is named as in `files`, without its folder.
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
-        let bytes = files.files.get(TOKENIZER).ok_or_else(|| {
-            Error::file(
-                TOKENIZER,
-                format!(
-                    "is not there, and it is the one tokenizer format that is read here (there is: {}); \
-                     `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python's transformers writes it",
-                    listed(files.files.keys())
-                ),
-            )
-        })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(TOKENIZER, e.to_string()))?;
-        // Cutting and padding are done on samples and batches.
-        let _ = inner.with_truncation(None);
-        inner.with_padding(None);
-
-        let config = files.json("tokenizer_config.json")?.unwrap_or_default();
-        let map = files.json("special_tokens_map.json")?.unwrap_or_default();
-        let mut special = BTreeMap::new();
-        for name in NAMED {
-            let token = [&config, &map].iter().find_map(|file| token_text(&file[name]));
-            if let Some(token) = token {
-                special.insert(name.to_owned(), token);
-            }
-        }
-        added::add(&mut inner, &config, &special).map_err(|e| Error::file("tokenizer_config.json", e.to_string()))?;
+        let (mut inner, config, special) = Self::vocabulary(files)?;
         let id = |name: &str| -> Result<Option<u32>> {
             let Some(token) = special.get(name) else {
                 return Ok(None);
@@ -162,6 +140,37 @@ impl Tokenizer {
         tokenizer.beginning_differs = tokenizer.treats_beginnings_apart()?;
         let config = files.json("config.json")?.unwrap_or_default();
         tokenizer.with_stop_tokens_of(files.json("generation_config.json")?.as_ref(), &config)
+    }
+
+    /// The tokenizer of the library with all tokens that the files name, `tokenizer_config.json`, and the special tokens that have a
+    /// name.
+    fn vocabulary(files: &TokenizerFiles) -> Result<(tokenizers::Tokenizer, Value, BTreeMap<String, String>)> {
+        let bytes = files.files.get(TOKENIZER).ok_or_else(|| {
+            Error::file(
+                TOKENIZER,
+                format!(
+                    "is not there, and it is the one tokenizer format that is read here (there is: {}); \
+                     `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` in Python's transformers writes it",
+                    listed(files.files.keys())
+                ),
+            )
+        })?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(TOKENIZER, e.to_string()))?;
+        // Cutting and padding are done on samples and batches.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+
+        let config = files.json("tokenizer_config.json")?.unwrap_or_default();
+        let map = files.json("special_tokens_map.json")?.unwrap_or_default();
+        let mut special = BTreeMap::new();
+        for name in NAMED {
+            let token = [&config, &map].iter().find_map(|file| token_text(&file[name]));
+            if let Some(token) = token {
+                special.insert(name.to_owned(), token);
+            }
+        }
+        added::add(&mut inner, &config, &special).map_err(|e| Error::file("tokenizer_config.json", e.to_string()))?;
+        Ok((inner, config, special))
     }
 
     /// The same tokenizer with another chat template.

@@ -55,6 +55,15 @@ impl AdapterExport {
                  --adapter ADAPTER`)",
             ));
         }
+        if let Some(name) = config.modules_to_save.first() {
+            return Err(Error::file(
+                dir,
+                format!(
+                    "brings along `{name}` whole (modules_to_save): llama.cpp's adapters have no place for it; merge the adapter \
+                     (`tune export BASE --adapter ADAPTER`)"
+                ),
+            ));
+        }
         let family = family_of(model)?;
         let places = places(model, family.interleaved);
         let mut head = Head::default();

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::layers::{self, Layers};
 use crate::hub::Origin;
+use crate::models::{HEAD, is_saved, module_of};
 
 /// What an adapter is, apart from its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,10 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// What is otherwise in single layers.
     pub layers: Layers,
+    /// Modules whose weights the adapter brings along, which stand in for the base's, by the ends of their names.
+    pub modules_to_save: Vec<String>,
+    /// Whether the output layer goes with a saved embedding table that it is tied to.
+    pub ensure_weight_tying: bool,
     /// The base model, as a path or as the hub knows it.
     pub base_model_name_or_path: Option<String>,
     /// The base model's branch, tag or commit on the hub; `main` where there is none.
@@ -58,6 +63,13 @@ pub(crate) fn is_named(module: &str, name: &str) -> bool {
 }
 
 impl AdapterConfig {
+    /// Whether the adapter brings along a weight of this name.
+    pub(crate) fn saves(&self, weight: &str) -> bool {
+        let module = module_of(weight);
+        let is_tied = self.ensure_weight_tying && weight == HEAD && !self.modules_to_save.is_empty();
+        module != weight && (is_tied || is_saved(module, &self.modules_to_save))
+    }
+
     /// What the product of the two matrices is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
     #[must_use]
     pub fn scale(&self) -> f64 {
@@ -106,7 +118,7 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "layers_to_transform": null,
         "lora_alpha": number(config.alpha),
         "lora_dropout": config.dropout,
-        "modules_to_save": null,
+        "modules_to_save": null_or(&config.modules_to_save),
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": {},
@@ -117,9 +129,17 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "use_rslora": config.use_rslora,
     });
     if let Some(written) = written.as_object_mut() {
+        // Versions of peft that do not know the key warn of it.
+        if config.ensure_weight_tying {
+            written.insert("ensure_weight_tying".to_owned(), true.into());
+        }
         config.layers.write(written, number);
     }
     written
+}
+
+fn null_or(list: &[String]) -> Value {
+    if list.is_empty() { Value::Null } else { json!(list) }
 }
 
 /// peft says an integer where a number is one, and so do we.
@@ -140,6 +160,8 @@ const READ: &[&str] = &[
     "init_lora_weights",
     "base_model_name_or_path",
     "revision",
+    "modules_to_save",
+    "ensure_weight_tying",
 ];
 
 /// Keys that change nothing of what a trained adapter computes.
@@ -169,7 +191,6 @@ const HARMLESS: &[&str] = &[
 
 /// What a key means that has to be off. Any other that is not known has to be off, too.
 const MUST_BE_OFF: &[(&str, &str)] = &[
-    ("modules_to_save", "trains whole modules besides its adapters"),
     ("fan_in_fan_out", "is for layers with transposed weights"),
     ("layer_replication", "replicates layers"),
     ("lora_bias", "has biases in its adapters"),
@@ -183,7 +204,6 @@ const MUST_BE_OFF: &[(&str, &str)] = &[
     ("velora_config", "is a VeLoRA adapter"),
     ("monteclora_config", "is a MonteCLoRA adapter"),
     ("megatron_config", "is for the layers of Megatron"),
-    ("ensure_weight_tying", "ties its adapters"),
     ("enable_lora", "adapts parts of a joined layer"),
 ];
 
@@ -247,6 +267,13 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
         other => Err(format!("{key} is {other}; text was expected")),
     };
+    let modules_to_save = match get("modules_to_save") {
+        Value::Null => Some(Vec::new()),
+        Value::Array(names) => names.iter().map(|name| Some(name.as_str()?.to_owned())).collect(),
+        _ => None,
+    };
+    let modules_to_save = modules_to_save
+        .ok_or_else(|| format!("modules_to_save is {}; a list of module names was expected", get("modules_to_save")))?;
     Ok(AdapterConfig {
         r: r as usize,
         alpha: number("lora_alpha", 8.0)?,
@@ -255,6 +282,8 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         use_dora: flag("use_dora")?,
         target_modules,
         layers: Layers::parse(config)?,
+        modules_to_save,
+        ensure_weight_tying: flag("ensure_weight_tying")?,
         base_model_name_or_path: text("base_model_name_or_path")?,
         revision: text("revision")?,
     })

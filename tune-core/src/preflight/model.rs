@@ -39,9 +39,11 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
     let skeleton = shape.clone().and_then(|shape| report.take(Decoder::skeleton(shape, &base)));
     if let Some(model) = &skeleton {
         report.fact("model", describe(&base, model));
-        trained(outline, model, report);
     }
     let grown = shape.and_then(|shape| report.take(outline.grown(&base, shape)));
+    if let (Some(_), Some((shape, _))) = (&skeleton, &grown) {
+        trained(outline, shape, report);
+    }
     let shape = grown.map(|(shape, said)| {
         said.into_iter().for_each(|line| report.fact("tokens", line));
         shape
@@ -76,17 +78,15 @@ fn describe(base: &Checkpoint, model: &Decoder) -> String {
     )
 }
 
-fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
-    let total = model.parameter_count();
+fn trained(outline: &Outline, model: &ModelSpec, report: &mut Report<'_>) {
+    let total = model.parameter_count() as usize;
     let Trained::Adapters { lora, .. } = &outline.trained else {
         return report.fact("trained", "all parameters");
     };
-    let counted = outline.check_adapters(&model.config);
+    let counted = outline.check_adapters(model);
     let counted = counted
-        .and_then(|()| {
-            Ok((memory_plan::of_adapters(&model.config, lora)?, memory_plan::of_whole(&model.config, lora)?))
-        })
-        .and_then(|n| Ok((n, lora.describe(&model.config)?)));
+        .and_then(|()| Ok((memory_plan::of_adapters(model, lora)?, memory_plan::of_whole(model, lora)?)))
+        .and_then(|n| Ok((n, lora.describe(model)?)));
     let Some(((adapted, whole), adapters)) = report.take(counted) else { return };
     let (adapted, elements) = (adapted as usize, (adapted + whole) as usize);
     if adapted == 0 {
@@ -95,7 +95,7 @@ fn trained(outline: &Outline, model: &Decoder, report: &mut Report<'_>) {
     let share = percent(elements, total + adapted);
     report.fact("trained", format!("{elements} parameters, {share} of all: {adapters}"));
     if let Some(dir) = &outline.run.checkpointer.adapter_checkpoint {
-        let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir, &model.config));
+        let adapter = checkpoint::peft::read(dir).and_then(|(config, _)| lora.check(&config, dir, model));
         report.take(adapter);
     }
 }

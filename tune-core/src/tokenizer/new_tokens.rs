@@ -2,7 +2,7 @@
 
 use tokenizers::AddedToken;
 
-use super::{TOKENIZER, Tokenizer, TokenizerFiles, listed};
+use super::{TOKENIZER, Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
 
 /// What became of tokens that were to be added, with their ids.
@@ -18,7 +18,9 @@ impl NewTokens {
     /// What there is to say, for a model that has so many embeddings without them.
     #[must_use]
     pub fn lines(&self, rows: usize) -> Vec<String> {
-        let with_ids = |tokens: &[(String, u32)]| listed(tokens.iter().map(|(token, id)| format!("`{token}` ({id})")));
+        let with_ids = |tokens: &[(String, u32)]| {
+            tokens.iter().map(|(token, id)| format!("`{token}` ({id})")).collect::<Vec<_>>().join(", ")
+        };
         let mut lines = Vec::new();
         if !self.added.is_empty() {
             let beyond = self.added.iter().filter(|(_, id)| *id as usize >= rows).count();

@@ -32,6 +32,39 @@ pub fn cross_entropy_back(logits: View<'_>, targets: &[u32], weights: &[f64], of
     }
 }
 
+/// Of each row, with `p` the probabilities of `student` and `q` those of `teacher`, both `[tokens, vocab]`: the forward
+/// divergence `Σ q (ln q - ln p)` and the reverse one, `Σ p (ln p - ln q)`.
+pub fn divergences(student: View<'_>, teacher: View<'_>) -> Vec<[f64; 2]> {
+    let shapes = (student.rows(), student.cols()) == (teacher.rows(), teacher.cols());
+    assert!(shapes, "divergences: shapes that do not fit");
+    let of_row = |i: usize| {
+        let (of_student, of_teacher) = (log_sum_exp(student.row(i)), log_sum_exp(teacher.row(i)));
+        student.row(i).iter().zip(teacher.row(i)).fold([0.0; 2], |[forward, reverse], (s, t)| {
+            let (p, q) = (s - of_student, t - of_teacher);
+            [forward + q.exp() * (q - p), reverse + p.exp() * (p - q)]
+        })
+    };
+    (0..student.rows()).map(of_row).collect()
+}
+
+/// Adds to `of_student` the gradient of `Σ_i weights_i (shares_0 forward_i + shares_1 reverse_i)` of [`divergences`] with
+/// respect to the student's logits: `p - q` of the forward one, `p (ln p - ln q - reverse)` of the other.
+pub fn divergences_back(
+    student: View<'_>,
+    teacher: View<'_>,
+    shares: [f64; 2],
+    weights: &[f64],
+    of_student: &mut ViewMut<'_>,
+) {
+    for (i, [_, reverse]) in divergences(student, teacher).into_iter().enumerate() {
+        let (of_s, of_t) = (log_sum_exp(student.row(i)), log_sum_exp(teacher.row(i)));
+        for (g, (s, t)) in of_student.row(i).iter_mut().zip(student.row(i).iter().zip(teacher.row(i))) {
+            let (p, q) = (s - of_s, t - of_t);
+            *g += weights[i] * (shares[0] * (p.exp() - q.exp()) + shares[1] * p.exp() * (p - q - reverse));
+        }
+    }
+}
+
 /// The logarithm of the probability of each row's target; zero for [`IGNORE`].
 pub fn log_probabilities(logits: View<'_>, targets: &[u32]) -> Vec<f64> {
     cross_entropy(logits, targets).into_iter().map(|loss| -loss).collect()

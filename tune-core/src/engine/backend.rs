@@ -14,6 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
+use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -188,6 +189,17 @@ pub(crate) trait Backend: Sized {
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self>;
+    /// The same of a student, whose logits come with its teacher's `[m, vocab]`, which are capped already: the gradient is that of the
+    /// `mixture` of cross-entropy and divergence. Also returns each row's divergence.
+    fn distilled(
+        &self,
+        logits_and_teachers: (Self::Sums, Self::Sums),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
     /// Rows of logits that exist at a time, at most.

@@ -40,13 +40,14 @@ pub(crate) use paper_gradients::State;
 use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
-use run::{Minimized, Run, Sink};
+use run::{Minimized, Run, Sink, Taught};
 pub use sequences::{Kernels, New, Sequences};
 use sharded::Sharded;
 use to_model::ToModel;
 
 use crate::data::Batch;
 use crate::kernels::{Isa, softmax};
+use crate::methods::Mixture;
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
@@ -90,7 +91,7 @@ pub fn forward_backward(
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
     let batch = batch.without_padding();
-    on_backend!(model, train(&batch, Minimized::Sum(options.scale), options, sink))
+    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale), None, options, sink))?.0)
 }
 
 /// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.
@@ -144,7 +145,55 @@ pub fn minimize(
         Ok(Objective { value, gradient: places.iter().map(|&place| gradient[place]).collect() })
     };
     let batch = batch.without_padding();
-    on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), options, sink))
+    Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
+}
+
+/// A student's two losses of a batch, see [`distill`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distilled {
+    /// The cross-entropy with the targets, summed over trained tokens.
+    pub cross_entropy: f64,
+    /// The divergence from the teacher, summed over trained tokens.
+    pub divergence: f64,
+}
+
+/// Runs a micro-batch forward and back to bring a student nearer to its teacher: what is minimized is a `mixture` of
+/// cross-entropy with the targets and of divergence from the teacher, in trained tokens. Neither is scaled in what is returned.
+///
+/// Only the student gets gradients. Logits of both exist for a chunk of trained tokens at a time.
+///
+/// # Errors
+/// As [`forward_backward`]; a teacher with another vocabulary, in another precision or on another device; and models that
+/// several processes share.
+pub fn distill(
+    student: &Decoder,
+    teacher: &Decoder,
+    batch: &Batch,
+    mixture: Mixture,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+) -> Result<Distilled> {
+    let (of_student, of_teacher) = (student.config.vocab_size, teacher.config.vocab_size);
+    if of_student != of_teacher {
+        return Err(Error::setup(format!(
+            "the teacher has logits of {of_teacher} tokens and the student of {of_student}: they cannot be compared"
+        )));
+    }
+    let same_card = match (student.card(), teacher.card()) {
+        (None, None) => true,
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        _ => false,
+    };
+    if student.dtype() != teacher.dtype() || !same_card {
+        return Err(Error::setup("the teacher must be computed where the student is, and in the same precision"));
+    }
+    if ![student, teacher].iter().all(|model| model.group().is_single()) {
+        return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
+    }
+    let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
+    let (cross_entropy, divergence) =
+        on_backend!(student, train(&batch, Minimized::Sum(options.scale), teacher, options, sink))?;
+    Ok(Distilled { cross_entropy, divergence })
 }
 
 fn train<'m, B: Reads<'m>>(
@@ -152,14 +201,21 @@ fn train<'m, B: Reads<'m>>(
     model: &'m Decoder,
     batch: &Batch,
     minimized: Minimized<'_>,
+    teacher: Option<(&'m Decoder, Mixture)>,
     options: RunOptions,
     sink: &mut dyn GradientSink,
-) -> Result<f64>
+) -> Result<(f64, f64)>
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
+    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None));
+    let teacher = teacher.zip(parameters_of_teacher.as_ref()).map(|((teacher, mixture), parameters)| {
+        let run = Run::new(backend, &teacher.config, &**parameters, batch);
+        (run, mixture)
+    });
+    let taught = teacher.as_ref().map(|(run, mixture)| Taught::new(run, *mixture)).transpose()?;
     let parameters = parameters(model, options.dropout);
-    let run = Run::new(backend, &model.config, &*parameters, batch);
+    let run = Run { taught, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
     let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
@@ -301,3 +357,7 @@ fn on_card<R>(card: &Arc<Card>, f: impl FnOnce(Arc<Card>) -> Result<R>) -> Resul
     card.check()?;
     result
 }
+
+#[cfg(test)]
+#[path = "distill_tests.rs"]
+mod distill_tests;

@@ -18,6 +18,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
+use crate::methods::Mixture;
 use crate::models::{
     Activation, BlockNorm, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId, TABLE,
 };
@@ -299,6 +300,18 @@ impl<T: Element> Backend for Paper<T> {
     ) -> Losses<Self> {
         let gradient = weights.map(|_| (logits, vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each: vec![0.0; targets.len()], gradient }
+    }
+
+    fn distilled(
+        &self,
+        (logits, _): (Entry, Entry),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        _: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Vec<f64>) {
+        (self.loss(logits, vocab, cap, targets, weights), vec![0.0; targets.len()])
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

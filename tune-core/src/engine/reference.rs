@@ -11,6 +11,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Quantized, Rotary};
+use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// See the [module](self).
@@ -415,6 +416,37 @@ impl Backend for Reference {
             (gradient, vocab)
         });
         Losses { each, gradient }
+    }
+
+    fn distilled(
+        &self,
+        (mut logits, teacher): (Vec<f64>, Vec<f64>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Vec<f64>) {
+        if let Some(cap) = cap {
+            self.cap(&mut logits, cap);
+        }
+        let (of, teacher) = (View::new(&logits, vocab), View::new(&teacher, vocab));
+        let [of_target, forward, reverse] = mixture.parts();
+        let shares = mixture.shares();
+        let gradient = weights.map(|weights| {
+            let mut gradient = vec![0.0; logits.len()];
+            let mut into = ViewMut::new(&mut gradient, vocab);
+            let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
+            loss::cross_entropy_back(of, targets, &for_target, &mut into);
+            loss::divergences_back(of, teacher, [forward, reverse], weights, &mut into);
+            if let Some(cap) = cap {
+                softcap::backward(of, cap, &mut into);
+            }
+            (gradient, vocab)
+        });
+        let divergences = loss::divergences(of, teacher).into_iter();
+        let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
+        (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

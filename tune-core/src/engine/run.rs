@@ -7,6 +7,7 @@ use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Rotary, check_token_ids};
+use crate::methods::Mixture;
 use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
@@ -39,6 +40,24 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) rows_in_past: Vec<usize>,
     /// The angles of its positions, by each of the model's tables.
     pub(super) rotary: Vec<Rotary>,
+    /// What another model says of the same batch, which this one learns from.
+    pub(super) taught: Option<Taught<'a, B>>,
+}
+
+/// A teacher whose blocks are done.
+pub(super) struct Taught<'a, B: Backend> {
+    pub(super) teacher: &'a Run<'a, B>,
+    /// Its residual stream above the last block, `[m, its hidden]`.
+    pub(super) x: B::Acts,
+    /// What is minimized.
+    pub(super) mixture: Mixture,
+}
+
+impl<'a, B: Backend> Taught<'a, B> {
+    /// The teacher's forward pass up to its logits, which exist for a chunk of trained tokens at a time, later.
+    pub(super) fn new(teacher: &'a Run<'a, B>, mixture: Mixture) -> Result<Self> {
+        Ok(Self { teacher, x: teacher.through_blocks()?, mixture })
+    }
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -51,17 +70,26 @@ impl<'a, B: Backend> Run<'a, B> {
         let lens = lens(batch);
         let head_dim = shape.blocks.first().map_or(0, |block| block.attention.shape.head_dim);
         let rotary = shape.rotary.iter().map(|table| Rotary::new(table, head_dim, &batch.positions, &lens)).collect();
-        Self { backend, shape, parameters, batch, stretches: stretches(batch), rows_in_past: Vec::new(), rotary }
+        Self {
+            backend,
+            shape,
+            parameters,
+            batch,
+            stretches: stretches(batch),
+            rows_in_past: Vec::new(),
+            rotary,
+            taught: None,
+        }
     }
 
     /// Forward and back; `checkpointing` keeps only each block's input and runs the block again. Returns the sum of losses
-    /// without weights, or what the objective says.
+    /// without weights, or what the objective says; and the sum of divergences from a teacher.
     pub(super) fn forward_backward(
         &self,
         minimized: Minimized<'_>,
         checkpointing: bool,
         sink: &mut dyn Sink<B>,
-    ) -> Result<f64> {
+    ) -> Result<(f64, f64)> {
         let blocks = self.shape.blocks.len();
         let trains_embedding = self.parameters.trains_embedding();
         let lowest = if trains_embedding { 0 } else { self.parameters.lowest_trained_block() };
@@ -82,7 +110,12 @@ impl<'a, B: Backend> Run<'a, B> {
         // Where several processes train together, all go on or none does.
         let loss = self.parameters.total(top.loss)?;
         let value = value.map_or(Ok(loss), |value| self.parameters.total(value))?;
-        if !loss.is_finite() || !value.is_finite() {
+        let divergence = match self.taught {
+            Some(_) => self.parameters.total(top.divergence)?,
+            None => 0.0,
+        };
+        let value = (value, divergence);
+        if !loss.is_finite() || !value.0.is_finite() || !divergence.is_finite() {
             return Ok(value);
         }
         emit(top.found, sink)?;

@@ -3,7 +3,7 @@
 use super::backend::{Backend, Losses, Norm, Part, PartMut};
 use super::linear::{Layer, LowRank, input_gradient};
 use super::parameters::NormParams;
-use super::run::{Found, Run, Weights};
+use super::run::{Found, Run, Taught, Weights};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
@@ -20,6 +20,8 @@ fn rows_at_once(trained: usize, most: usize) -> usize {
 pub(super) struct Top<B: Backend> {
     /// The loss summed over trained tokens, without weights.
     pub(super) loss: f64,
+    /// The divergence from a teacher summed over trained tokens; 0 where there is none.
+    pub(super) divergence: f64,
     /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
     pub(super) of_blocks: Option<B::Acts>,
     /// The gradient of a tied embedding table in its role as output layer.
@@ -126,14 +128,22 @@ impl<B: Backend> Run<'_, B> {
         let mut adapter_gradients: Option<Vec<(Of, B::Sums)>> = None;
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
-        let mut losses = Vec::new();
+        let (mut losses, mut divergences) = (Vec::new(), Vec::new());
         for (i, rows) in trained.chunks(rows_at_once(trained.len(), backend.rows_at_once(vocab))).enumerate() {
             let m = rows.len();
             let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let weights = weights.map(|weights| weights.of(rows));
-            let Losses { each, gradient } =
-                backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, weights.as_deref());
+            let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
+            let Losses { each, gradient } = match &self.taught {
+                None => backend.loss(logits, vocab, cap, &of_rows, weights),
+                Some(Taught { teacher, x, mixture }) => {
+                    let theirs = teacher.logits(x, rows)?;
+                    let (losses, each) = backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights);
+                    divergences.push(each);
+                    losses
+                }
+            };
             losses.push(each);
             let Some((gradient, stride)) = gradient else { continue };
             let gradient = Part::strided(&gradient, (m, vocab), stride);
@@ -173,10 +183,13 @@ impl<B: Backend> Run<'_, B> {
             }
         }
         // All that comes before is asked for by now: who computes later is waited for once.
-        let sums = losses.into_iter().map(|each| backend.losses(each).iter().sum::<f64>());
-        let loss = sums.fold(0.0, |loss, sum| loss + sum);
-        let mut top = Top { loss, of_blocks, tied: None, found: Found::<B>::new() };
-        if !loss.is_finite() {
+        let total = |all: Vec<B::Each>| {
+            let sums = all.into_iter().map(|each| backend.losses(each).iter().sum::<f64>());
+            sums.fold(0.0, |total, sum| total + sum)
+        };
+        let (loss, divergence) = (total(losses), total(divergences));
+        let mut top = Top { loss, divergence, of_blocks, tied: None, found: Found::<B>::new() };
+        if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }
         if let Some(gradient) = weight_gradient {

@@ -7,6 +7,7 @@
 pub(crate) mod attention;
 pub(crate) mod buffers;
 pub(crate) mod columns;
+pub(crate) mod distillation;
 mod dropout;
 mod element;
 pub(crate) mod experts;

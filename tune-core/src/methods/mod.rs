@@ -1,10 +1,12 @@
 //! What methods of training minimize besides the cross-entropy of the next token: functions of the log-probabilities of whole
 //! answers, with their derivatives, for [`engine::minimize`](crate::engine::minimize).
 
+mod distillation;
 mod metrics;
 mod preference;
 mod reference;
 
+pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,

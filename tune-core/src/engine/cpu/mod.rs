@@ -22,7 +22,10 @@ use crate::kernels::quantized::Rows;
 use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
-use crate::kernels::{Dropout, Element, Quantized, columns, experts, gate, gemm, rms_norm, rope, softmax};
+use crate::kernels::{
+    Dropout, Element, Quantized, columns, distillation, experts, gate, gemm, rms_norm, rope, softmax,
+};
+use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// Weights and activations of type `T`, sums in f32.
@@ -385,6 +388,22 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         // The gradient in the type of the activations lies at the beginning of each row of logits.
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each, gradient }
+    }
+
+    fn distilled(
+        &self,
+        (mut logits, mut teacher): (Buffer<f32>, Buffer<f32>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Vec<f64>) {
+        let both =
+            distillation::distilled_rows::<T>((&mut logits, &mut teacher), vocab, cap, targets, mixture, weights);
+        let (each, divergences) = both.into_iter().unzip();
+        let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
+        (Losses { each, gradient }, divergences)
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

@@ -24,7 +24,8 @@ use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Quantized, Rotary, softmax};
+use crate::kernels::{Dropout, Element, Quantized, Rotary, distillation, softmax};
+use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
@@ -465,6 +466,25 @@ impl<T: Number> Backend for Cuda<T> {
         }
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each, gradient }
+    }
+
+    /// On the processor: a card has no kernel for it.
+    fn distilled(
+        &self,
+        (mut logits, teacher): (Buffer<f32>, Buffer<f32>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Buffer<f32>) {
+        let (mut here, mut beside) = (self.sums_here(&logits), self.sums_here(&teacher));
+        let both = distillation::distilled_rows::<T>((&mut here, &mut beside), vocab, cap, targets, mixture, weights);
+        let (each, divergences): (Vec<f32>, Vec<f32>) =
+            both.into_iter().map(|(loss, divergence)| (loss as f32, divergence as f32)).unzip();
+        self.context().write(&mut logits, &here);
+        let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
+        (Losses { each: self.context().upload(&each), gradient }, self.context().upload(&divergences))
     }
 
     fn losses(&self, each: Buffer<f32>) -> Vec<f64> {

@@ -1,0 +1,153 @@
+use serde_json::json;
+
+use super::*;
+use crate::data::{IGNORE, Span};
+use crate::device::Compute;
+use crate::models::{LoadOptions, ModelSpec, RandomWeights};
+use crate::optim::Gradients;
+
+const VOCAB: u32 = 97;
+const OPTIONS: RunOptions = RunOptions { scale: 0.25, activation_checkpointing: false, dropout: None };
+
+/// A llama, or a gemma whose logits are capped.
+fn model(family: &str, hidden: usize, vocab: u32, (seed, dtype): (u64, DType), trained: bool) -> Decoder {
+    let mut config = json!({
+        "model_type": family, "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+    });
+    if family == "gemma2" {
+        let more = json!({
+            "final_logit_softcapping": 2.0, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 8,
+            "sliding_window": 32, "hidden_activation": "gelu_pytorch_tanh",
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    }
+    let options = LoadOptions { dtype, device: Compute::Processor, train_weights: trained, lora: None };
+    let shape = ModelSpec::from_json(&config).unwrap();
+    Decoder::load(shape, &RandomWeights { seed, std: 0.3 }, &options).unwrap()
+}
+
+/// Two samples, of which the second is padded; the first third of each is not trained.
+fn batch() -> Batch {
+    let (rows, len, lens) = (2, 12, [12, 7]);
+    let mut batch = Batch {
+        rows,
+        len,
+        input_ids: vec![0; rows * len],
+        targets: vec![IGNORE; rows * len],
+        positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
+        spans: lens.iter().enumerate().map(|(row, &len)| Span { row, start: 0, len }).collect(),
+        origins: vec![String::new(); rows],
+    };
+    for (row, &of_row) in lens.iter().enumerate() {
+        for i in 0..of_row {
+            let at = row * len + i;
+            batch.input_ids[at] = (at as u32 * 31 + 7) % VOCAB;
+            batch.targets[at] = if i < of_row / 3 { IGNORE } else { (at as u32 * 17 + 3) % VOCAB };
+        }
+    }
+    batch
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn run(student: &Decoder, teacher: &Decoder, mixture: Mixture) -> (Distilled, Vec<(String, Vec<f64>)>) {
+    let mut gradients = Gradients::default();
+    let distilled = distill(student, teacher, &batch(), mixture, OPTIONS, &mut gradients).unwrap();
+    let all = gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap())));
+    (distilled, all.collect())
+}
+
+fn length(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// How far the gradient of cross-entropy is from that in f64, of its length.
+fn plain_off(family: &str, dtype: DType) -> f64 {
+    let [ours, right] = [dtype, DType::F64].map(|dtype| {
+        let mut sink = Gradients::default();
+        forward_backward(&model(family, 16, VOCAB, (1, dtype), true), &batch(), OPTIONS, &mut sink).unwrap();
+        sink.iter().flat_map(|(_, g)| values(&g.to_tensor().unwrap())).collect::<Vec<f64>>()
+    });
+    length(ours.iter().zip(&right).map(|(a, b)| a - b)) / length(right.iter().copied())
+}
+
+#[test]
+fn the_gradient_of_a_student_is_its_slope() {
+    for family in ["llama", "gemma2"] {
+        for mixture in [Mixture::new(0.7, 1.0), Mixture::new(0.7, 0.0), Mixture::new(1.0, 0.3)] {
+            let teacher = model("llama", 48, VOCAB, (5, DType::F64), false);
+            let student = model(family, 16, VOCAB, (1, DType::F64), true);
+            let (right, gradients) = run(&student, &teacher, mixture);
+            assert!(right.divergence > 0.0 && right.cross_entropy > 0.0);
+            let value = || {
+                let Distilled { cross_entropy, divergence } = run(&student, &teacher, mixture).0;
+                OPTIONS.scale * mixture.of(cross_entropy, divergence)
+            };
+            for (name, gradient) in &gradients {
+                let (largest, of_it) =
+                    gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
+                let var = student.trainable().get(name).unwrap().var();
+                let base = values(var);
+                let at = |delta: f64| {
+                    let mut moved = base.clone();
+                    moved[largest] += delta;
+                    var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
+                    value()
+                };
+                let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+                at(0.0);
+                let off = (slope - of_it).abs();
+                assert!(off <= 1e-5 * of_it.abs().max(1e-4), "{family} {mixture:?} {name}: {of_it} instead of {slope}");
+            }
+            // The engines in f32 and bf16 follow the plain one.
+            for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 1e-1)] {
+                let teacher = model("llama", 48, VOCAB, (5, dtype), false);
+                let student = model(family, 16, VOCAB, (1, dtype), true);
+                let (found, ours) = run(&student, &teacher, mixture);
+                for (found, right) in [(found.cross_entropy, right.cross_entropy), (found.divergence, right.divergence)]
+                {
+                    assert!((found - right).abs() <= tolerance * right, "{dtype:?}: {found} instead of {right}");
+                }
+                let pairs = || ours.iter().zip(&gradients).flat_map(|((_, a), (_, b))| a.iter().zip(b));
+                let off = length(pairs().map(|(a, b)| a - b)) / length(pairs().map(|(_, b)| *b));
+                // A small model whose logits are at their cap is inexact in bf16 whatever it learns.
+                let tolerance = f64::max(tolerance, 1.5 * plain_off(family, dtype));
+                assert!(off <= tolerance, "{family} {mixture:?} {dtype:?}: off by {off:.3e} of its length");
+            }
+        }
+    }
+}
+
+#[test]
+fn who_is_as_good_as_the_teacher_learns_from_the_targets_alone() {
+    let student = model("llama", 16, VOCAB, (1, DType::F32), true);
+    let teacher = model("llama", 16, VOCAB, (1, DType::F32), false);
+    let (distilled, gradients) = run(&student, &teacher, Mixture::new(0.5, 0.5));
+    assert!(distilled.divergence.abs() < 1e-5, "{}", distilled.divergence);
+    let mut plain = Gradients::default();
+    let loss = forward_backward(&student, &batch(), OPTIONS, &mut plain).unwrap();
+    assert!((distilled.cross_entropy - loss).abs() < 1e-4);
+    for ((name, plain), (_, ours)) in plain.iter().zip(&gradients) {
+        let plain = values(&plain.to_tensor().unwrap());
+        let off = length(plain.iter().zip(ours).map(|(plain, ours)| 0.5 * plain - ours));
+        assert!(off <= 1e-4 * length(plain.iter().copied()), "{name}: {off}");
+    }
+}
+
+#[test]
+fn a_teacher_that_cannot_be_compared_is_refused() {
+    let student = model("llama", 16, VOCAB, (1, DType::F32), true);
+    let mut sink = Gradients::default();
+    let mut said = |teacher: &Decoder| {
+        let refused = distill(&student, teacher, &batch(), Mixture::new(0.5, 1.0), OPTIONS, &mut sink);
+        refused.unwrap_err().to_string()
+    };
+    let other = said(&model("llama", 16, 101, (1, DType::F32), false));
+    assert!(other.contains("logits of 101 tokens and the student of 97"), "{other}");
+    let wider = said(&model("llama", 16, VOCAB, (1, DType::BF16), false));
+    assert!(wider.contains("in the same precision"), "{wider}");
+}

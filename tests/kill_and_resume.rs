@@ -38,6 +38,9 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "full" => vec!["dataset.packed=true"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            "distill" => {
+                vec!["teacher_checkpointer.checkpoint_dir=recipes/tiny/model", "dataset.packed=true", "~dataset_val"]
+            }
             _ => vec!["~model", "~dataset_val", "reference=precomputed"],
         }
         .into_iter()
@@ -168,6 +171,11 @@ fn dpo_resumes_bit_for_bit() {
 #[test]
 fn dpo_of_all_weights_resumes_bit_for_bit() {
     check("dpo_full", 2);
+}
+
+#[test]
+fn distill_resumes_bit_for_bit() {
+    check("distill", 1);
 }
 
 #[test]

@@ -169,6 +169,25 @@ fn preference_optimization_takes_what_was_planned() {
     assert!(all_close, "\n{table}");
 }
 
+/// Both models, and the logits of both.
+#[test]
+fn distillation_takes_what_was_planned() {
+    let mut table = Table::default();
+    for (what, extra) in [
+        ("adapters", &[][..]),
+        ("adapters, checkpointing", &["enable_activation_checkpointing=true"]),
+        ("all weights", &["~model"]),
+        ("all weights, bf16", &["~model", "dtype=bf16"]),
+    ] {
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        args.extend(["log_every_n_steps=1", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "distill", &args);
+    }
+    table.check();
+}
+
 #[test]
 #[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/; takes minutes"]
 fn a_real_model_takes_what_was_planned() {

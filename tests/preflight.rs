@@ -176,10 +176,20 @@ fn a_sound_run_of_pairs() {
     sound_run("dpo");
 }
 
+#[test]
+fn a_sound_run_with_a_teacher() {
+    // A model that is there; the config names the result of another run.
+    sound_run_with("distill", &["teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);
+}
+
 /// What is said of a recipe's tiny config.
 fn sound_run(name: &str) {
+    sound_run_with(name, &[]);
+}
+
+fn sound_run_with(name: &str, extra: &[&str]) {
     let place = Place::new();
-    let (said, code) = place.ask(name, "--check", &[]);
+    let (said, code) = place.ask(name, "--check", extra);
     assert_eq!(code, Some(0), "{said}");
     let said = said.replace(&place.path("out").display().to_string(), "OUT");
     // What differs from machine to machine.

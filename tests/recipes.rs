@@ -68,6 +68,15 @@ fn golden_losses_of_dpo() {
 }
 
 #[test]
+fn golden_losses_of_distill() {
+    let folder = tempfile::tempdir().unwrap();
+    let short = ["epochs=1", "max_steps_per_epoch=8"];
+    succeed("full", &[&["--config", &config("full"), &output(folder.path())][..], &short].concat());
+    let teacher = format!("teacher_checkpointer.checkpoint_dir={}", folder.path().display());
+    golden("distill", &["~dataset_val", &teacher]);
+}
+
+#[test]
 fn settings_that_must_not_change_the_losses_do_not() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, extra: &[&str]| {

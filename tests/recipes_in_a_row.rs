@@ -1,7 +1,10 @@
-//! Recipes are values: one program runs `full` and then `lora` on what it made.
+//! Recipes are values: one program runs one after the other on what it made.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../recipes/src/bin/distill.rs"]
+#[allow(dead_code)]
+mod distill;
 #[path = "../recipes/src/bin/full.rs"]
 #[allow(dead_code)]
 mod full;
@@ -10,6 +13,7 @@ mod full;
 mod lora;
 
 use std::path::Path;
+use std::sync::Once;
 
 use tune_core::config::{Input, load};
 use tune_core::recipe::Recipe;
@@ -27,10 +31,15 @@ fn run<R: Recipe>(config: R::Config) {
     recipe.cleanup().unwrap();
 }
 
+/// The paths of the shipped configs are relative to the workspace.
+fn in_the_workspace() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap());
+}
+
 #[test]
 fn full_and_then_lora_on_its_result() {
-    // The paths of the shipped configs are relative to the workspace.
-    std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+    in_the_workspace();
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("full"), folder.path().join("lora"));
     let short =
@@ -45,4 +54,27 @@ fn full_and_then_lora_on_its_result() {
     let adapter = tune_core::checkpoint::run::latest(&second).unwrap().unwrap();
     assert_eq!(adapter.step, 2);
     assert!(adapter.path.join("adapter_model.safetensors").is_file());
+}
+
+/// First the teacher is tuned, then it teaches a student that never sees an answer of the data.
+#[test]
+fn a_teacher_is_tuned_and_then_its_student_gains() {
+    in_the_workspace();
+    let folder = tempfile::tempdir().unwrap();
+    let (teacher, student) = (folder.path().join("teacher"), folder.path().join("student"));
+    let output = |dir: &Path| format!("output_dir={}", dir.display());
+
+    let overrides = [output(&teacher), "dataset.split=train[:95%]".into()];
+    run::<full::FullFinetune>(config::<full::FullFinetune>("full", &overrides));
+    let taught_by = format!("teacher_checkpointer.checkpoint_dir={}", teacher.display());
+    let overrides = [output(&student), taught_by, "kd_ratio=1.0".into(), "dataset.split=train[:10%]".into()];
+    run::<distill::Distillation>(config::<distill::Distillation>("distill", &overrides));
+
+    let log = std::fs::read_to_string(student.join("logs/metrics.jsonl")).unwrap();
+    let records: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let numbers = |key: &str| records.iter().filter_map(|record| record[key].as_f64()).collect::<Vec<_>>();
+    let (divergence, held_out) = (numbers("kd_loss"), numbers("val_loss"));
+    let (before, after) = (held_out[0], held_out[held_out.len() - 1]);
+    assert!(divergence[divergence.len() - 1] < 0.3 * divergence[0], "{divergence:?}");
+    assert!(after < 0.3 * before, "held-out loss: {before} before, {after} after");
 }

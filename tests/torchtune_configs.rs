@@ -42,6 +42,7 @@ fn shipped() -> Vec<Shipped> {
             let yaml = words.map(|number| blocks[number].as_str()).collect();
             let ours = match () {
                 () if theirs.contains("dpo") => "dpo",
+                () if theirs.contains("distillation") => "distill",
                 () if theirs.contains("lora") || name.contains("lora") => "lora",
                 () => "full",
             };
@@ -56,12 +57,13 @@ fn shipped() -> Vec<Shipped> {
 }
 
 /// The groups of the table, and which config is in which.
-const GROUPS: [&str; 8] = [
+const GROUPS: [&str; 9] = [
     "full, Llama and Mistral",
     "LoRA, Llama and Mistral",
     "full, Gemma, Phi and Qwen",
     "LoRA, Gemma, Phi and Qwen",
     "DPO",
+    "knowledge distillation",
     "QLoRA and DoRA",
     "models of images",
     "other recipes",
@@ -76,10 +78,11 @@ fn group(config: &Shipped) -> &'static str {
     let is_lora = config.theirs.starts_with("lora");
     match config.theirs.as_str() {
         theirs if theirs.contains("dpo") => GROUPS[4],
-        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[7],
-        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[6],
-        theirs if theirs.contains("multi_dataset") => GROUPS[7],
-        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[5],
+        theirs if theirs.contains("distillation") => GROUPS[5],
+        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[8],
+        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[7],
+        theirs if theirs.contains("multi_dataset") => GROUPS[8],
+        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[6],
         _ if is_llama => GROUPS[usize::from(is_lora)],
         _ => GROUPS[2 + usize::from(is_lora)],
     }
@@ -145,8 +148,8 @@ fn they_load_or_are_told_why_not() {
         fs::write(&path, &report).unwrap();
     }
     assert!(fs::read_to_string(&path).unwrap_or_default() == report, "{} differs:\n{report}", path.display());
-    // What is promised: all full, LoRA and DPO configs of models of text.
-    let of_text = &counts[..5];
+    // What is promised: all full, LoRA, DPO and distillation configs of models of text.
+    let of_text = &counts[..6];
     assert!(of_text.iter().all(|(_, loads, all)| loads == all), "{report}");
     assert!(of_text.iter().map(|(.., all)| all).sum::<usize>() > 80, "{report}");
 }
@@ -161,7 +164,7 @@ fn resolved(recipe: &str, config: &str) -> Vec<String> {
 fn what_is_converted_means_the_same_and_has_nothing_of_torchtunes_left() {
     let folder = tempfile::tempdir().unwrap();
     let mut count = 0;
-    for config in shipped().iter().filter(|config| GROUPS[..5].contains(&group(config)) || is_qlora(config)) {
+    for config in shipped().iter().filter(|config| GROUPS[..6].contains(&group(config)) || is_qlora(config)) {
         let original = file(folder.path(), config);
         let converted = text(&succeed(config.ours, &["--config", &original, "--convert"]).stdout);
         let keys: Vec<_> = converted.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
@@ -249,6 +252,37 @@ fn what_dpo_configs_say_is_meant() {
         "llama3_1/8B_lora_dpo_single_device.yaml",
         &["  lora_rank: 8", "  beta: 0.1", "  label_smoothing: 0.0", "ref_checkpointer: null"],
     );
+}
+
+/// The student's adapters, the teacher's files, and the divergence with its share.
+#[test]
+fn what_distillation_configs_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let configs = shipped();
+    let config = configs.iter().find(|config| config.name == "llama3_2/8B_to_1B_KD_lora_single_device.yaml").unwrap();
+    let lines = resolved("distill", &file(folder.path(), config));
+    for expected in [
+        "  architecture: llama3_2_1b",
+        "  lora_rank: 64",
+        "teacher_checkpointer:",
+        "  checkpoint_dir: /tmp/Meta-Llama-3.1-8B-Instruct/",
+        "  _component_: forward_kl",
+        "kd_ratio: 0.5",
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
+    }
+    for (theirs, ours) in
+        [("ReverseKLWithChunkedOutputLoss", "reverse_kl"), ("SymmetricKLWithChunkedOutputLoss", "symmetric_kl")]
+    {
+        let other = Shipped {
+            name: ours.to_owned(),
+            theirs: config.theirs.clone(),
+            ours: "distill",
+            yaml: config.yaml.replace("ForwardKLWithChunkedOutputLoss", theirs),
+        };
+        let lines = resolved("distill", &file(folder.path(), &other));
+        assert!(lines.iter().any(|line| *line == format!("  _component_: {ours}")), "{lines:#?}");
+    }
 }
 
 /// Torchtune's own Alpaca columns, which the shipped configs train on.

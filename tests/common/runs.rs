@@ -15,6 +15,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
     let binary = match name {
         "lora" => env!("CARGO_BIN_EXE_lora"),
         "full" => env!("CARGO_BIN_EXE_full"),
+        "distill" => env!("CARGO_BIN_EXE_distill"),
         "dpo" => env!("CARGO_BIN_EXE_dpo"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         other => panic!("there is no recipe {other}"),

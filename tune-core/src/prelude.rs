@@ -12,7 +12,7 @@ pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions};
 pub use crate::hub;
 pub use crate::memory_plan::{self, MemoryPlan};
-pub use crate::methods::{self, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};
+pub use crate::methods::{self, DivergenceLoss, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};
 pub use crate::metrics::{
     Console, Downloads, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics, ValidationMetrics,
     peak_memory,

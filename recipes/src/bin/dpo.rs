@@ -79,7 +79,7 @@ impl Recipe for PreferenceOptimization {
         if !needs_reference && cfg.ref_checkpointer.is_some() {
             return Err(Error::setup("this loss compares with no other model: remove ref_checkpointer"));
         }
-        let reference = Compared { when: cfg.reference, checkpointer: cfg.ref_checkpointer.clone() };
+        let reference = Compared { when: cfg.reference, checkpointer: cfg.ref_checkpointer.clone(), teaches: false };
         Ok(Outline {
             trained,
             architecture: cfg.model.architecture,

@@ -15,4 +15,5 @@ pub use aside::Aside;
 pub use measure::{Distance, Prompts};
 pub use proof::{Findings, Proof, Target};
 pub use receipt::{Kind, Origin, OriginPart, Receipt};
+pub(crate) use source::newest;
 pub use source::{Source, part};

@@ -98,7 +98,7 @@ pub fn part(text: &str) -> Result<Part, String> {
 }
 
 /// The newest checkpoint of a run's folder; nothing if it is none.
-fn newest(dir: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn newest(dir: &Path) -> Result<Option<PathBuf>> {
     let is_other = ["config.json", "adapter_config.json"].iter().any(|name| dir.join(name).exists());
     if is_other || !dir.is_dir() {
         return Ok(None);

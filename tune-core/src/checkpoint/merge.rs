@@ -188,6 +188,27 @@ impl Merged {
         self.adapters.iter().map(|adapter| &adapter.part)
     }
 
+    /// A number that stands for the adapters: of others it is another, be it in a single bit.
+    ///
+    /// # Errors
+    /// Where a tensor cannot be read.
+    pub(crate) fn fingerprint_of_adapters(&self) -> Result<u32> {
+        let mut fingerprint = 0;
+        for adapter in &self.adapters {
+            for (name, tensor) in &adapter.tensors {
+                let module = name.rsplit_once(".lora_").map_or(name.as_str(), |(module, _)| module);
+                let (rank, scale) =
+                    adapter.config.of_module(module).map_err(|what| Error::file(&adapter.part.dir, what))?;
+                let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                let scale = (scale * adapter.part.weight).to_le_bytes();
+                for part in [name.as_bytes(), &rank.to_le_bytes(), &scale, bytemuck::cast_slice(&values)] {
+                    fingerprint = crc32c::crc32c_append(fingerprint, part);
+                }
+            }
+        }
+        Ok(fingerprint)
+    }
+
     /// The layers that an adapter changes.
     #[must_use]
     pub fn adapted(&self) -> BTreeSet<&str> {

@@ -8,7 +8,7 @@ use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term
 use super::paper_gradients::{Gathered, State};
 use super::paper_sharded::ShardedOnPaper;
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
-use super::run::{Minimized, Objective, Run};
+use super::run::{Minimized, Objective, Run, Taught};
 use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
@@ -73,7 +73,15 @@ impl Work {
         let lora = lora.map(|lora| lora.resolved(model)).transpose()?;
         let lora = lora.as_ref();
         let (activation_checkpointing, optimizer_in_backward, processes) = (false, true, 1);
-        let step = StepOnPaper { model, in_blocks, lora, activation_checkpointing, optimizer_in_backward, processes };
+        let step = StepOnPaper {
+            model,
+            in_blocks,
+            lora,
+            activation_checkpointing,
+            optimizer_in_backward,
+            processes,
+            teacher: None,
+        };
         let paper = Paper::<f32>::new(1);
         step.train(&[&batch], &paper)?;
         Ok(paper.work.into_inner())
@@ -343,6 +351,8 @@ pub(crate) struct StepOnPaper<'a> {
     pub(crate) optimizer_in_backward: bool,
     /// Among how many processes parameters are divided; this is the first, whose share is the largest.
     pub(crate) processes: usize,
+    /// A model that is not trained, whose logits are compared with those of this one.
+    pub(crate) teacher: Option<&'a StepOnPaper<'a>>,
 }
 
 /// A parameter as it is stored.
@@ -385,8 +395,10 @@ impl StepOnPaper<'_> {
         let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
         for batch in micro_batches {
             before(batch)?;
+            let teacher = self.teacher.map(|teacher| Run::new(paper, teacher.model, teacher, batch));
+            let taught = teacher.as_ref().map(|run| Taught::new(run, Mixture::new(0.5, 0.5))).transpose()?;
             let sharded = ShardedOnPaper::new(*self);
-            let run = Run::new(paper, self.model, self.parameters(&sharded), batch);
+            let run = Run { taught, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
             if paper.machine == Machine::Card {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }

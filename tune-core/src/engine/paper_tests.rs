@@ -126,6 +126,7 @@ fn one_thread_touches_what_the_paper_says() {
             activation_checkpointing,
             optimizer_in_backward,
             processes: 1,
+            teacher: None,
         };
         for dtype in [DType::F32, DType::BF16] {
             let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
@@ -158,6 +159,7 @@ fn families_touch_what_the_paper_says() {
                     activation_checkpointing,
                     optimizer_in_backward,
                     processes: 1,
+                    teacher: None,
                 };
                 for dtype in [DType::F32, DType::BF16] {
                     let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));

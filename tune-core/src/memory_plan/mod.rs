@@ -124,6 +124,8 @@ pub struct ReferencePass {
     pub model: Option<ModelSpec>,
     /// Whether it stays in memory and is asked at each step; otherwise it is asked before the trained model is there.
     pub each_step: bool,
+    /// Whether it is a teacher: its logits and the trained model's are there together, and no validation asks it.
+    pub teaches: bool,
 }
 
 /// Elements of the adapters of a whole model.
@@ -321,12 +323,18 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
         processes: setting.processes.all,
+        teacher: None,
     };
     // The same model without adapters, or another one.
     let reference = setting.reference.as_ref().map(|reference| {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
         (StepOnPaper { model, lora: None, ..on_paper }, reference.each_step)
     });
+    let (teacher, reference) = match setting.reference.as_ref().is_some_and(|reference| reference.teaches) {
+        true => (reference.map(|(teacher, _)| teacher), None),
+        false => (None, reference),
+    };
+    let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
     let (paper, mut state) = match setting.card {
         Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_per_parameter()))),
         None => (Paper::<T>::new(rayon::current_num_threads()), None),

@@ -43,7 +43,7 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
     let model = model::open(outline, report);
     let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
     if let Some(compared) = outline.describe_reference(reference.as_ref()) {
-        report.fact("reference", compared);
+        report.fact(outline.reference.as_ref().map_or("reference", |compared| compared.role()), compared);
     }
     let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
     let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));

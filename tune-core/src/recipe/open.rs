@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
-use super::outline::fingerprints;
+use super::outline::{Compared, fingerprints};
 use super::{Outline, Run, Trained, Validations, already_complete, write_config};
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
@@ -17,7 +17,7 @@ use crate::distributed::Group;
 use crate::eval::ExactMatch;
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, Grown, InBlocks, ModelSpec, Parameter};
+use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -68,6 +68,11 @@ impl Outline {
     pub fn open(self, mut console: Console) -> Result<Opened> {
         if !self.group.is_main() {
             console = Console::silent();
+        }
+        if !self.group.is_single() && self.reference.as_ref().is_some_and(|compared| compared.teaches) {
+            return Err(Error::setup(
+                "a student and its teacher are computed by one process alone, for now: start one",
+            ));
         }
         let (device, chosen) = self.run.device.choose()?;
         chosen.iter().for_each(|line| console.note(line));
@@ -175,6 +180,18 @@ impl Opened {
         Grown(FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks })
     }
 
+    /// Loads the teacher, whose adapter, if it has one, is computed beside its weights.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; an adapter for another base; and no teacher at all.
+    pub fn load_teacher(&self, frozen: &LoadOptions) -> Result<Decoder> {
+        match (self.outline.adapted_teacher()?, &self.reference) {
+            (Some(adapted), _) => adapted.trained(frozen),
+            (None, Some((checkpoint, shape))) => Decoder::load(shape.clone(), checkpoint, frozen),
+            (None, None) => Err(Error::setup("there is no teacher: set teacher_checkpointer.checkpoint_dir")),
+        }
+    }
+
     /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
     /// what they were, and gives the optimizer its state. Then, with all of that known to be sound, makes the
     /// run's folder, writes the resolved config, says on the console what is about to be trained, and opens the logs.
@@ -227,7 +244,7 @@ impl Opened {
             facts.push(("processes", outline.group.world_size().to_string()));
         }
         if let Some(compared) = compared {
-            facts.insert(1, ("reference", compared));
+            facts.insert(1, (outline.reference.as_ref().map_or("reference", Compared::role), compared));
         }
         console.report(title, &facts);
         let is_complete = state.as_ref().is_some_and(|state| state.position.step == state.total_steps);

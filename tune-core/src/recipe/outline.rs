@@ -8,6 +8,8 @@ use serde_json::Value as Json;
 use tune_config::Config;
 
 use super::{Data, Plan, RunKeys, StepKeys, settings};
+use crate::artifact::newest;
+use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
@@ -41,13 +43,35 @@ pub enum Trained {
     },
 }
 
-/// The model that the one in training is compared with: what it says of the data does not change.
+/// The model that the one in training is compared with or taught by: what it says of the data does not change.
 #[derive(Debug, Clone)]
 pub struct Compared {
     /// When it says it.
     pub when: ReferenceChoice,
     /// Where it is; where `None`, it is the model that training starts from, without adapters.
     pub checkpointer: Option<CheckpointConfig>,
+    /// Whether it is a teacher, whose logits are compared with those of the model in training.
+    pub teaches: bool,
+}
+
+impl Compared {
+    /// A teacher, which is asked at each step. Of a run's folder, its newest checkpoint is meant.
+    ///
+    /// # Errors
+    /// A run's folder that cannot be read.
+    pub fn teacher(mut checkpointer: CheckpointConfig) -> Result<Self> {
+        for dir in std::iter::once(&mut checkpointer.checkpoint_dir).chain(&mut checkpointer.adapter_checkpoint) {
+            if let Some(newest) = newest(dir)? {
+                *dir = newest;
+            }
+        }
+        Ok(Self { when: ReferenceChoice::EachStep, checkpointer: Some(checkpointer), teaches: true })
+    }
+
+    /// What it is called.
+    pub(crate) fn role(&self) -> &'static str {
+        if self.teaches { "teacher" } else { "reference" }
+    }
 }
 
 /// A run in outline. [`Outline::open`] opens it piece by piece with the methods here, and a preflight looks at the same
@@ -148,14 +172,16 @@ impl Outline {
     /// adapters. No weight is read.
     ///
     /// # Errors
-    /// As [`Outline::base`]; and an adapter, which is to be merged first.
+    /// As [`Outline::base`]; an adapter on a reference model, which is to be merged first, or one that does not fit a teacher;
+    /// and a teacher with another number of tokens than the student.
     pub fn reference(&self) -> Result<Option<(Checkpoint, ModelSpec)>> {
-        let config = match (&self.reference, &self.trained) {
-            (Some(Compared { checkpointer: Some(config), .. }), _) => config,
-            (Some(Compared { checkpointer: None, .. }), Trained::Weights) => &self.run.checkpointer,
-            (Some(_), Trained::Adapters { .. }) | (None, _) => return Ok(None),
+        let Some(compared) = &self.reference else { return Ok(None) };
+        let config = match (&compared.checkpointer, &self.trained) {
+            (Some(config), _) => config,
+            (None, Trained::Weights) => &self.run.checkpointer,
+            (None, Trained::Adapters { .. }) => return Ok(None),
         };
-        if let Some(dir) = &config.adapter_checkpoint {
+        if let (Some(dir), false) = (&config.adapter_checkpoint, compared.teaches) {
             return Err(Error::file(
                 dir,
                 "a reference model is a whole one: merge the adapter into its base, and set \
@@ -165,7 +191,38 @@ impl Outline {
         let reference = config.open()?;
         let shape = ModelSpec::of(&reference)?;
         Decoder::skeleton(shape.clone(), &reference)?;
+        if compared.teaches {
+            let student = self.shape(&self.run.checkpointer.open()?)?.vocab_size;
+            if shape.vocab_size != student {
+                return Err(Error::file(
+                    reference.path(),
+                    format!(
+                        "the teacher has logits of {} tokens and the student of {student}: they cannot be compared; take a \
+                         teacher of the student's own family, or have it write answers and train on these with `lora` or \
+                         `full`",
+                        shape.vocab_size
+                    ),
+                ));
+            }
+            self.adapted_teacher()?;
+        }
         Ok(Some((reference, shape)))
+    }
+
+    /// The folder of the teacher's adapter, if it has one.
+    fn adapter_of_teacher(&self) -> Option<&Path> {
+        let compared = self.reference.as_ref().filter(|compared| compared.teaches)?;
+        compared.checkpointer.as_ref()?.adapter_checkpoint.as_deref()
+    }
+
+    /// The teacher with its adapter, weights still on disk, where it has one.
+    ///
+    /// # Errors
+    /// An adapter for another base.
+    pub(crate) fn adapted_teacher(&self) -> Result<Option<Merged>> {
+        let (Some(compared), Some(dir)) = (&self.reference, self.adapter_of_teacher()) else { return Ok(None) };
+        let Some(config) = &compared.checkpointer else { return Ok(None) };
+        Merged::open(config.open()?, &[Part { dir: dir.to_owned(), weight: 1.0 }]).map(Some)
     }
 
     /// Refuses a reference model whose tokens are others than the trained model's.
@@ -173,6 +230,7 @@ impl Outline {
     /// # Errors
     /// The first token that is another one; a tokenizer that cannot be read.
     pub fn check_reference(&self, reference: &Checkpoint, tokenizer: &Tokenizer) -> Result<()> {
+        let role = self.reference.as_ref().map_or("reference", Compared::role);
         let (theirs, _) = self.data.tokenizer.open(reference)?;
         let ids = 0..u32::try_from(tokenizer.vocab_size().max(theirs.vocab_size())).unwrap_or(u32::MAX);
         match ids.into_iter().find(|&id| tokenizer.token(id) != theirs.token(id)) {
@@ -183,7 +241,7 @@ impl Outline {
                 Err(Error::file(
                     reference.path(),
                     format!(
-                        "the reference model has other tokens than the model that is trained: {id} is {} there, and {} \
+                        "the {role} model has other tokens than the model that is trained: {id} is {} there, and {} \
                          here; take a model of the same family",
                         named(&theirs),
                         named(tokenizer)
@@ -195,12 +253,16 @@ impl Outline {
 
     /// What the model is compared with, in words; `reference` is the model of its own, if it is one.
     pub(crate) fn describe_reference(&self, reference: Option<&Checkpoint>) -> Option<String> {
-        let Compared { when, .. } = self.reference.as_ref()?;
-        let model = match reference {
+        let Compared { when, teaches, .. } = self.reference.as_ref()?;
+        let mut model = match reference {
             Some(reference) => reference.path().display().to_string(),
             None => "the base model, which is this one without its adapters".to_owned(),
         };
+        if let Some(adapter) = self.adapter_of_teacher() {
+            model += &format!(" + {}", adapter.display());
+        }
         Some(match when {
+            ReferenceChoice::EachStep if *teaches => model,
             ReferenceChoice::EachStep => format!("{model}, asked at each step"),
             ReferenceChoice::Precomputed => format!("{model}, asked of all data before the first step"),
         })
@@ -393,9 +455,16 @@ impl Outline {
             Trained::Adapters { .. } => Some(("the base model", base)),
             Trained::Weights => None,
         };
-        let reference = reference.map(|reference| ("the reference model", reference));
+        let name =
+            if self.reference.as_ref().is_some_and(|it| it.teaches) { "the teacher" } else { "the reference model" };
+        let reference = reference.map(|reference| (name, reference));
         let fingerprint = |(name, model): (&str, &Checkpoint)| Ok((name.to_owned(), model.fingerprint()?));
-        base.into_iter().chain(reference).map(fingerprint).collect()
+        let mut fingerprints =
+            base.into_iter().chain(reference).map(fingerprint).collect::<Result<BTreeMap<_, _>>>()?;
+        if let Some(merged) = self.adapted_teacher()? {
+            fingerprints.insert("the teacher's adapter".to_owned(), merged.fingerprint_of_adapters()?);
+        }
+        Ok(fingerprints)
     }
 
     /// The training data in batches.
@@ -438,9 +507,10 @@ impl Outline {
             _ => None,
         };
         let reference = self.reference()?;
-        let reference = self.reference.as_ref().map(|Compared { when, .. }| ReferencePass {
+        let reference = self.reference.as_ref().map(|Compared { when, teaches, .. }| ReferencePass {
             model: reference.map(|(_, shape)| shape),
             each_step: *when == ReferenceChoice::EachStep,
+            teaches: *teaches,
         });
         let plan = self.steps.plan().of_all(processes.all);
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;

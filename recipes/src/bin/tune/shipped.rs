@@ -40,6 +40,7 @@ macro_rules! shipped {
 
 /// All of them, by name. `tests/tune.rs` compares it with the folders.
 pub(crate) const RECIPES: &[Recipe] = shipped! {
+    distill: smollm2_135m, tiny;
     dpo: full_smollm2_135m, smollm2_135m, tiny;
     full: make_tiny, smollm2_135m, tiny;
     generate: smollm2_135m, tiny;

@@ -27,11 +27,15 @@ const fn mark(key: &'static str, component: &'static str, purpose: &'static str,
     Mark { key, component, purpose, instead }
 }
 
-const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full` and `dpo` fine-tune";
+const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full`, `dpo` and `distill` fine-tune";
 const START_DPO: &str = "start `dpo` with it";
+const START_DISTILL: &str = "start `distill` with it";
+
+/// The key of knowledge distillation.
+pub(super) const TEACHER: &str = "teacher_model";
 
 const MARKS: &[Mark] = &[
-    mark("teacher_model", "", "knowledge distillation", NO_RECIPE),
+    mark(TEACHER, "", "knowledge distillation", START_DISTILL),
     mark("policy_model", "", "PPO", NO_RECIPE),
     mark("ref_checkpointer", "", "DPO", START_DPO),
     mark("loss", PREFERENCE_LOSSES, "DPO", START_DPO),
@@ -81,7 +85,7 @@ fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
         let entry = root.get(mark.key).filter(|entry| !entry.value.is_null())?;
         let named = match mark.component {
             // A key that the recipe has says nothing.
-            _ if fields.find(mark.key).is_some() => None,
+            _ if fields.find(mark.key).is_some() || fields.find_ignored(mark.key).is_some() => None,
             "" => Some(&entry.value),
             prefix => {
                 component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))

@@ -174,7 +174,7 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
         "" => ROOT,
         "model" => MODEL,
         "tokenizer" => TOKENIZER,
-        "checkpointer" | "ref_checkpointer" => CHECKPOINTER,
+        "checkpointer" | "ref_checkpointer" | "teacher_checkpointer" => CHECKPOINTER,
         "dataset" | "dataset_val" => DATASET,
         "lr_scheduler" => SCHEDULER,
         "optimizer" => OPTIMIZER,

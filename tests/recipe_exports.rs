@@ -141,6 +141,56 @@ fn new_tokens_come_along() {
     }
 }
 
+/// An adapter on an adapter: the second says what it stands on, comes with it wherever it is read, and not without it.
+#[test]
+fn an_adapter_stands_on_another() {
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let base = root().join("recipes/tiny/model");
+    let (first, second) = (temporary.path().join("adapters/first"), temporary.path().join("adapters/second"));
+    train("lora", &temporary.path().join("one"), &first, &["~exact_match", "model.new_tokens=<tool>"]);
+    let on_first = format!("model.base_adapters={}", first.display());
+    let extra = ["~exact_match", "save_adapter_weights_only=false", "model.modules_to_save=norm", "seed=2", &on_first];
+    train("lora", &temporary.path().join("two"), &second, &extra);
+    let of_second = |dir: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    assert_eq!(of_second(&second)["base_adapters"][0]["path"], first.display().to_string());
+
+    let (both, merged) = logits_of(&base, &second);
+    assert_eq!(merged.parts().map(|part| part.dir.clone()).collect::<Vec<_>>(), [first.clone(), second.clone()]);
+    assert!(difference(&both, &logits_of(&base, &first).0) > 0.1, "the second changes nothing");
+    // What the run merged itself.
+    assert!(difference(&logits(&second.join("merged"), None).1, &both) < 1e-3);
+    let part = |dir: &Path| Part { dir: dir.to_owned(), weight: 1.0 };
+    let open = |parts: &[Part]| Merged::open(Checkpoint::open(&base).unwrap(), parts);
+    assert_eq!(open(&[part(&first), part(&second)]).unwrap().parts().count(), 2);
+    let error = open(&[part(&second), part(&first)]).unwrap_err().to_string();
+    assert!(error.contains("is named behind an adapter that stands on it"), "{error}");
+
+    // A run goes on from it on the same adapters alone.
+    let going_on = format!("checkpointer.adapter_checkpoint={}", second.display());
+    let args = ["--config", "configs/lora/tiny.yaml", "output_dir=unused", "~exact_match", &going_on];
+    let error = runs::fail("lora", &args);
+    assert!(error.contains("set model.base_adapters=["), "{error}");
+
+    // Both moved together are found; other weights, and none, are not taken for it.
+    let moved = temporary.path().join("moved");
+    std::fs::rename(temporary.path().join("adapters"), &moved).unwrap();
+    let (again, _) = logits_of(&base, &moved.join("second"));
+    assert!(difference(&again, &both) == 0.0);
+    std::fs::rename(moved.join("first/adapter_model.safetensors"), moved.join("kept")).unwrap();
+    let error = open(&[part(&moved.join("second"))]).unwrap_err().to_string();
+    assert!(error.contains("which is not there; without it, it computes something else"), "{error}");
+    train("lora", &temporary.path().join("three"), &temporary.path().join("other"), &["~exact_match", "seed=3"]);
+    std::fs::copy(
+        temporary.path().join("other/adapter_model.safetensors"),
+        moved.join("first/adapter_model.safetensors"),
+    )
+    .unwrap();
+    let error = open(&[part(&moved.join("second"))]).unwrap_err().to_string();
+    assert!(error.contains("has other weights: put the first one back"), "{error}");
+}
+
 #[test]
 fn recipes_leave_what_others_can_read() {
     let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -22,6 +22,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         layers: Layers::default(),
         modules_to_save: Vec::new(),
+        base_adapters: Vec::new(),
         ensure_weight_tying: false,
         base_model_name_or_path: Some("some/model".into()),
         revision: Some("v2".into()),

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use super::below::with_below;
 use super::peft::{self, AdapterConfig};
 use super::whole::{Whole, WithWhole};
 use super::{Checkpoint, hf};
-use crate::models::{Decoder, HEAD, LoadOptions, LoraOptions, ModelSpec, OfLayer, TABLE, merged, set_vocab_size};
+use crate::models::{
+    Decoder, HEAD, LoadOptions, LoraOptions, ModelSpec, OfLayer, TABLE, WeightSource, merged, set_vocab_size,
+};
 use crate::peft::set_trainable;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerConfig, TokenizerFiles};
 use crate::{Error, Result};
@@ -45,12 +48,14 @@ struct Adapter {
 }
 
 impl Merged {
-    /// Opens a base and adapters for it, and checks that they belong together. Without adapters it is the base.
+    /// Opens a base and adapters for it, and those that these stand on, and checks that they belong together. Without adapters it is the
+    /// base.
     ///
     /// # Errors
     /// What cannot be read, adapters on layers that the model does not have or of other shapes, tokenizers that contradict
     /// each other.
-    pub fn open(base: Checkpoint, parts: &[Part]) -> Result<Self> {
+    pub fn open(base: Checkpoint, named: &[Part]) -> Result<Self> {
+        let parts = &with_below(named)?[..];
         let spec = ModelSpec::of(&base)?;
         // All weights are there, and none is left over.
         Decoder::skeleton(spec.clone(), &base)?;
@@ -98,16 +103,16 @@ impl Merged {
             warnings.extend(crate::peft::other_base(&part.dir, &base));
             adapters.push(Adapter { part: part.clone(), config, tensors });
         }
-        let first = parts.first().map(|part| part.dir.as_path());
+        let first = named.first().map(|part| part.dir.as_path());
         let (tokenizer, files) = TokenizerConfig::default().open_with(&base, first)?;
-        for other in parts.iter().skip(1) {
+        for other in named.iter().skip(1) {
             let (theirs, _) = TokenizerConfig::default().open_with(&base, Some(&other.dir))?;
             let template = |tokenizer: &Tokenizer| tokenizer.chat_template().map(|t| t.source().to_owned());
             if template(&theirs) != template(&tokenizer) {
                 warnings.push(format!(
                     "{} was trained with another chat template than {}, whose own is taken",
                     other.dir.display(),
-                    parts[0].dir.display()
+                    named[0].dir.display()
                 ));
             }
         }
@@ -377,5 +382,27 @@ impl Merged {
             false => Some(LoraOptions { dora, ..LoraOptions::on_layers(layers)? }),
         };
         Ok((lora, values))
+    }
+}
+
+/// The weights with adapters merged in.
+impl WeightSource for Merged {
+    fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.tensor(name, dtype)?;
+        if tensor.dims() != shape {
+            return Err(Error::file(
+                self.base.path(),
+                format!("the weight `{name}` has shape {:?}, and {shape:?} was expected", tensor.dims()),
+            ));
+        }
+        Ok(tensor.to_device(device)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.spec().weights().into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(self.base.path())
     }
 }

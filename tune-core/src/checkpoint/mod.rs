@@ -5,6 +5,7 @@
 //! - [`run`] keeps a training run's folder: saved aside and renamed, found again, pruned.
 //! - [`state`] is what a run needs besides weights to go on as if it had not stopped.
 
+mod below;
 mod config;
 mod durable;
 pub mod gguf;
@@ -26,6 +27,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+pub use self::below::Below;
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
 pub use self::durable::human;
 pub(crate) use self::durable::{free_bytes, may_pass, sync_dir, write_json};

@@ -56,7 +56,10 @@ impl Whole {
                     part.weight
                 ));
             }
-            if let Some(other) = self.from.insert(name.clone(), part.dir.clone()) {
+            // What stands on another adapter was trained with its weights, and has them as they became.
+            if let Some(other) =
+                self.from.insert(name.clone(), part.dir.clone()).filter(|_| config.base_adapters.is_empty())
+            {
                 return refuse(format!(
                     "brings along `{name}` whole (modules_to_save), and so does {}: one of them would be lost; merge them one \
                      after the other, if that is meant",

@@ -1,6 +1,7 @@
 //! Low-rank adapters on frozen layers (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, Var};
 use tune_config::Config;
@@ -44,6 +45,8 @@ pub struct LoraOptions {
     pub targets: Targets,
     /// Modules whose weights are trained whole beside the adapters, by the ends of their names: peft's `modules_to_save`.
     pub save: Vec<String>,
+    /// Folders of adapters that are merged into the base before training begins, in this order.
+    pub base_adapters: Vec<PathBuf>,
     /// Tokens to add to the tokenizer, whose embeddings are trained.
     pub new_tokens: Vec<String>,
     /// The names of these weights, in options that are [resolved](Self::resolved).

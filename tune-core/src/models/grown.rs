@@ -1,4 +1,4 @@
-//! The weights of a base whose tables get rows for new tokens.
+//! The weights that training begins with: those of a base, with adapters merged in and rows for new tokens.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,19 +11,39 @@ use super::linear::Weight;
 use super::weights::WeightSource;
 use super::whole::{HEAD, TABLE};
 use crate::Result;
+use crate::checkpoint::merge::Merged;
 
 /// Rows that are read at a time for their mean.
 const AT_ONCE: usize = 1024;
 
-/// A base of whose embedding table and output layer more rows may be asked for than there are: each is the mean of those, as in
+/// Weights of whose embedding table and output layer more rows may be asked for than there are: each is the mean of those, as in
 /// transformers, which adds noise of a billionth of their covariance.
 #[derive(Debug, Clone, Copy)]
-pub struct Grown<'a>(pub FrozenBase<'a>);
+pub enum Grown<'a> {
+    /// Those of a base.
+    Base(FrozenBase<'a>),
+    /// Those of a base with adapters, which are merged in as they are read.
+    Merged(&'a Merged),
+}
 
 impl Grown<'_> {
+    fn inner(&self) -> &dyn WeightSource {
+        match self {
+            Self::Base(base) => base,
+            Self::Merged(merged) => *merged,
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match self {
+            Self::Base(base) => base.checkpoint.shape(name).map(<[usize]>::to_vec),
+            Self::Merged(merged) => Some(vec![merged.spec().vocab_size, merged.spec().hidden_size]),
+        }
+    }
+
     /// The rows that a table has in the base, if more are asked for.
     fn stored(&self, name: &str, shape: &[usize]) -> Option<usize> {
-        let stored = self.0.checkpoint.shape(name).filter(|_| [TABLE, HEAD].contains(&name))?;
+        let stored = Some(name).filter(|name| [TABLE, HEAD].contains(name)).and_then(|name| self.shape(name))?;
         (stored.len() == 2 && shape.len() == 2 && stored[1] == shape[1] && stored[0] < shape[0]).then_some(stored[0])
     }
 
@@ -32,7 +52,7 @@ impl Grown<'_> {
         let mut sum = Tensor::zeros((1, width), DType::F64, &Device::Cpu)?;
         for first in (0..rows).step_by(AT_ONCE) {
             let some = first..(first + AT_ONCE).min(rows);
-            let some = WeightSource::rows(&self.0, name, &[rows, width], some, DType::F32, &Device::Cpu)?;
+            let some = self.inner().rows(name, &[rows, width], some, DType::F32, &Device::Cpu)?;
             sum = (sum + some.to_dtype(DType::F64)?.sum_keepdim(0)?)?;
         }
         Ok((sum / rows as f64)?.to_dtype(dtype)?.to_device(device)?)
@@ -42,24 +62,24 @@ impl Grown<'_> {
 impl WeightSource for Grown<'_> {
     fn weight(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         match self.stored(name, shape) {
-            None => self.0.weight(name, shape, dtype, device),
+            None => self.inner().weight(name, shape, dtype, device),
             Some(_) => self.rows(name, shape, 0..shape[0], dtype, device),
         }
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Weight> {
         match self.stored(name, &shape) {
-            None => self.0.matrix(name, shape, dtype, device),
+            None => self.inner().matrix(name, shape, dtype, device),
             Some(_) => self.weight(name, &shape, dtype, device).map(Weight::Tensor),
         }
     }
 
     fn is_in_blocks(&self, name: &str) -> bool {
-        self.0.is_in_blocks(name)
+        self.inner().is_in_blocks(name)
     }
 
     fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
-        let Some(stored) = self.stored(name, shape) else { return self.0.rows(name, shape, rows, dtype, device) };
+        let Some(stored) = self.stored(name, shape) else { return self.inner().rows(name, shape, rows, dtype, device) };
         let width = shape[1];
         let (old, new) = (
             rows.start.min(stored)..rows.end.min(stored),
@@ -67,7 +87,7 @@ impl WeightSource for Grown<'_> {
         );
         let mut parts = Vec::new();
         if !old.is_empty() {
-            parts.push(self.0.rows(name, &[stored, width], old, dtype, device)?);
+            parts.push(self.inner().rows(name, &[stored, width], old, dtype, device)?);
         }
         if new > 0 {
             parts
@@ -77,11 +97,11 @@ impl WeightSource for Grown<'_> {
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.names()
+        self.inner().names()
     }
 
     fn path(&self) -> Option<&Path> {
-        self.0.path()
+        self.inner().path()
     }
 }
 

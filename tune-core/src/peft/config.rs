@@ -1,6 +1,7 @@
 //! The `model` key of recipes that train adapters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use tune_config::Config;
 
@@ -42,6 +43,10 @@ pub struct AdapterKeys {
     /// `lm_head`, `norm` (which is all norms), layers that get no adapter. Each takes as much memory as in full training.
     #[config(default, one_or_many)]
     pub modules_to_save: Vec<String>,
+    /// Folders of adapters that are merged into the base in memory, in this order, before training begins. What is saved stands on
+    /// them: its files say so, and whatever reads it merges them first.
+    #[config(default, one_or_many)]
+    pub base_adapters: Vec<PathBuf>,
     /// Tokens to add to the tokenizer, each a text that is then one token. Embedding table and output layer get a row for each, the
     /// mean of all others, and are trained whole (`modules_to_save`).
     #[config(default, one_or_many)]
@@ -177,6 +182,7 @@ impl LoraModel {
             targets: self.adapters.targets()?,
             save: self.adapters.saved(),
             new_tokens: self.adapters.new_tokens.clone(),
+            base_adapters: self.adapters.base_adapters.clone(),
             whole: BTreeSet::new(),
             layers: BTreeMap::new(),
         })
@@ -231,6 +237,7 @@ impl LoraOrFullModel {
                 ("rank_pattern", !self.adapters.rank_pattern.is_empty()),
                 ("alpha_pattern", !self.adapters.alpha_pattern.is_empty()),
                 ("modules_to_save", !self.adapters.modules_to_save.is_empty()),
+                ("base_adapters", !self.adapters.base_adapters.is_empty()),
                 ("new_tokens", !self.adapters.new_tokens.is_empty()),
                 ("use_rslora", self.adapters.use_rslora),
                 ("use_dora", self.adapters.use_dora),

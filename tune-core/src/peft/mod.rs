@@ -13,7 +13,7 @@ pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
 pub use targets::Targets;
 
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
-use crate::checkpoint::{Checkpoint, same_bits};
+use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
 use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, TABLE, module_of};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start};
@@ -53,6 +53,7 @@ impl LoraOptions {
             target_modules: TargetModules::Names(targets(&model, &layers)),
             layers: self.patterns(&layers),
             modules_to_save,
+            base_adapters: self.below()?,
             ensure_weight_tying,
             base_model_name_or_path: Some(name),
             revision,
@@ -93,6 +94,11 @@ impl LoraOptions {
             false => String::new(),
         };
         Ok(format!("{kind} of {ranks} on {}{whole}{begin}", on.join(", ")))
+    }
+
+    /// The adapters that these stand on.
+    fn below(&self) -> Result<Vec<Below>> {
+        self.base_adapters.iter().map(|dir| Below::of(dir)).collect()
     }
 
     fn saved_rank(&self, rank: usize) -> usize {
@@ -227,6 +233,17 @@ impl LoraOptions {
                 false => ("is no DoRA adapter, and this run's are", "false"),
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
+        }
+        let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
+        if sums(&config.base_adapters) != sums(&self.below()?) {
+            let dirs = config.base_adapters.iter().map(|below| below.dir.display().to_string());
+            return Err(Error::file(
+                dir,
+                format!(
+                    "stands on other adapters than this run's: set model.base_adapters=[{}]",
+                    dirs.collect::<Vec<_>>().join(", ")
+                ),
+            ));
         }
         let layers = self.of_model(model)?;
         let theirs = model.weights_of(&config.modules_to_save).map_err(|what| Error::file(dir, what.to_string()))?;

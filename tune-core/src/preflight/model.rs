@@ -46,6 +46,10 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
     }
     let shape = grown.map(|(shape, said)| {
         said.into_iter().for_each(|line| report.fact("tokens", line));
+        if let Ok(Some(below)) = outline.below() {
+            let dirs: Vec<String> = below.parts().map(|part| part.dir.display().to_string()).collect();
+            report.fact("stands on", dirs.join(", then "));
+        }
         shape
     });
     let in_blocks = shape.as_ref().and_then(|shape| report.take(outline.in_blocks(&base, shape)));

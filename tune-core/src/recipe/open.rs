@@ -8,6 +8,7 @@ use candle_core::DType;
 
 use super::outline::{Compared, fingerprints};
 use super::{Outline, Run, Trained, Validations, already_complete, write_config};
+use crate::checkpoint::merge::Merged;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
@@ -46,6 +47,8 @@ pub struct Opened {
     pub validation_data: Option<Loader>,
     /// Who trains together.
     pub group: Group,
+    /// The base with the adapters that the run stands on, if it stands on any.
+    below: Option<Merged>,
     state: Option<TrainingState>,
     outline: Outline,
     console: Console,
@@ -80,6 +83,7 @@ impl Outline {
         let (base, shape) = self.base()?;
         let reference = self.reference()?;
         self.check_adapters(&shape)?;
+        let below = self.below()?;
         let (_, said) = self.grown(&base, ModelSpec::of(&base)?)?;
         said.iter().for_each(|line| console.note(line));
         let in_blocks = self.in_blocks(&base, &shape)?;
@@ -113,6 +117,7 @@ impl Outline {
             seed,
             reference,
             resumed,
+            below,
             state,
             group: self.group.clone(),
             outline: self,
@@ -177,7 +182,10 @@ impl Opened {
 
     /// The weights of the base model where it is frozen, with rows for new tokens.
     pub fn frozen_base(&self) -> Grown<'_> {
-        Grown(FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks })
+        match &self.below {
+            None => Grown::Base(FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks }),
+            Some(below) => Grown::Merged(below),
+        }
     }
 
     /// Loads the teacher, whose adapter, if it has one, is computed beside its weights.
@@ -207,6 +215,10 @@ impl Opened {
             true => self.outline.weight_fingerprints(&self.base, reference)?,
             false => Default::default(),
         };
+        let stands_on = self.below.take().map(|below| {
+            let dirs: Vec<String> = below.parts().map(|part| part.dir.display().to_string()).collect();
+            format!("\nwith the adapters in {}", dirs.join(", then "))
+        });
         let compared = self.outline.describe_reference(reference);
         if let Some(state) = &mut self.state {
             if is_main {
@@ -233,7 +245,7 @@ impl Opened {
             console = log_of_rank(&keys.output_dir, outline.group.rank())?;
         }
         let mut facts = vec![
-            ("base model", format!("{}{}", base.path().display(), held(&in_blocks))),
+            ("base model", format!("{}{}{}", base.path().display(), held(&in_blocks), stands_on.unwrap_or_default())),
             ("data", self.summaries.join("\n")),
             ("trained", trained_share(&outline.trained, model)),
             ("steps", outline.plan().describe(train_data.known_len())),

@@ -1,7 +1,7 @@
 //! What a config says of a run, before anything is read.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use serde_json::Value as Json;
@@ -12,7 +12,7 @@ use crate::artifact::newest;
 use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
-use crate::checkpoint::{Checkpoint, CheckpointConfig};
+use crate::checkpoint::{Below, Checkpoint, CheckpointConfig, peft};
 use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
@@ -23,7 +23,7 @@ use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization, ti
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
-use crate::tokenizer::{Tokenizer, TokenizerFiles, listed};
+use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles, listed};
 use crate::{Error, Result};
 
 /// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
@@ -276,15 +276,57 @@ impl Outline {
         }
     }
 
-    /// The shape with embeddings for the run's new tokens, and what there is to say of these.
+    /// The base with the adapters that the run stands on, if it stands on any.
+    ///
+    /// # Errors
+    /// As [`Merged::open`].
+    pub(crate) fn below(&self) -> Result<Option<Merged>> {
+        let parts: Vec<Part> = self.base_adapters().iter().map(|dir| Part { dir: dir.clone(), weight: 1.0 }).collect();
+        let is_dora = |dir: &PathBuf| peft::read_config(dir).map(|config| config.use_dora);
+        let trains_dora = matches!(&self.trained, Trained::Adapters { lora, .. } if lora.dora);
+        if !parts.is_empty()
+            && (trains_dora || self.base_adapters().iter().map(is_dora).collect::<Result<Vec<_>>>()?.contains(&true))
+        {
+            return Err(Error::setup(
+                "model.base_adapters: DoRA sets the lengths of rows, and neither stands on other adapters nor has others stand on it: \
+                 merge the adapters first (`tune merge`), and start from the merged model",
+            ));
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let below = Merged::open(self.run.checkpointer.open()?, &parts)?;
+        if below.spec().tie_word_embeddings != below.spec_of_base().tie_word_embeddings {
+            return Err(Error::setup(
+                "model.base_adapters change the output layer of a model in which it is the embedding table, and make two of them: \
+                 merge the adapters first (`tune merge`), and start from the merged model",
+            ));
+        }
+        Ok(Some(below))
+    }
+
+    fn base_adapters(&self) -> &[PathBuf] {
+        match &self.trained {
+            Trained::Adapters { lora, .. } => &lora.base_adapters,
+            Trained::Weights => &[],
+        }
+    }
+
+    /// The adapter whose tokenizer the run has: the last that it stands on.
+    fn last_below(&self) -> Option<&Path> {
+        self.base_adapters().last().map(PathBuf::as_path)
+    }
+
+    /// The shape with what adapters below bring along and embeddings for the run's new tokens, and what there is to say of these.
     ///
     /// # Errors
     /// As [`TokenizerFiles::add`](crate::tokenizer::TokenizerFiles::add).
     pub(crate) fn grown(&self, base: &Checkpoint, shape: ModelSpec) -> Result<(ModelSpec, Vec<String>)> {
+        let shape = self.below()?.map_or(shape, |below| below.spec());
         if self.new_tokens().is_empty() {
             return Ok((shape, Vec::new()));
         }
-        let (tokenizer, _, found) = self.data.tokenizer.open_adding(base, None, self.new_tokens())?;
+        let (tokenizer, _, found) = self.data.tokenizer.open_adding(base, self.last_below(), self.new_tokens())?;
         let lines = found.lines(shape.vocab_size);
         let rows = if found.added.is_empty() { 0 } else { tokenizer.vocab_size() };
         Ok((ModelSpec { vocab_size: shape.vocab_size.max(rows), ..shape }, lines))
@@ -349,6 +391,13 @@ impl Outline {
                 }
             }
         }
+        if !lora.base_adapters.is_empty() && !in_blocks.is_empty() {
+            return Err(Error::setup(format!(
+                "model.base_adapters are merged into weights, and the base is held quantized ({}): set {} to hold it in dtype",
+                in_blocks.describe(),
+                if nf4 { "model.quantize_base=false" } else { "model.keep_quantized=false" },
+            )));
+        }
         if merged && !in_blocks.is_empty() {
             return Err(Error::setup(format!(
                 "adapters are not merged into a base that is held quantized ({}): set save_adapter_weights_only=true, or \
@@ -366,7 +415,14 @@ impl Outline {
     /// # Errors
     /// As [`TokenizerConfig::open`](crate::tokenizer::TokenizerConfig::open).
     pub fn tokenizer(&self, base: &Checkpoint, state: Option<&TrainingState>) -> Result<(Tokenizer, TokenizerFiles)> {
-        let (tokenizer, files, _) = self.data.tokenizer.open_adding(base, None, self.new_tokens())?;
+        let (tokenizer, files, _) = self.data.tokenizer.open_adding(base, self.last_below(), self.new_tokens())?;
+        let tokenizer = match self.base_adapters() {
+            [] => tokenizer,
+            _ => {
+                let (shape, _) = self.grown(base, ModelSpec::of(base)?)?;
+                tokenizer.for_model(Limits { embeddings: shape.vocab_size, ..Limits::of_config(base.config()) })
+            }
+        };
         match state.and_then(|state| state.now) {
             Some(now) => Ok((tokenizer.at(now), files)),
             None => Ok((tokenizer, files)),
@@ -417,6 +473,7 @@ impl Outline {
     pub fn check_output_dir(&self, base: &Checkpoint) -> Result<()> {
         std::iter::once(base.path())
             .chain(self.run.checkpointer.adapter_checkpoint.as_deref())
+            .chain(self.base_adapters().iter().map(PathBuf::as_path))
             .try_for_each(|start| run::check_output_dir(&self.run.output_dir, start))
     }
 
@@ -463,6 +520,10 @@ impl Outline {
             base.into_iter().chain(reference).map(fingerprint).collect::<Result<BTreeMap<_, _>>>()?;
         if let Some(merged) = self.adapted_teacher()? {
             fingerprints.insert("the teacher's adapter".to_owned(), merged.fingerprint_of_adapters()?);
+        }
+        for dir in self.base_adapters() {
+            let Below { dir, crc32c } = Below::of(dir)?;
+            fingerprints.insert(format!("the adapter in {}", dir.display()), crc32c);
         }
         Ok(fingerprints)
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::layers::{self, Layers};
+use crate::checkpoint::Below;
 use crate::hub::Origin;
 use crate::models::{HEAD, is_saved, module_of};
 
@@ -28,6 +29,8 @@ pub struct AdapterConfig {
     pub layers: Layers,
     /// Modules whose weights the adapter brings along, which stand in for the base's, by the ends of their names.
     pub modules_to_save: Vec<String>,
+    /// The adapters that were merged into the base before this one was trained, in their order. peft does not know the key.
+    pub base_adapters: Vec<Below>,
     /// Whether the output layer goes with a saved embedding table that it is tied to.
     pub ensure_weight_tying: bool,
     /// The base model, as a path or as the hub knows it.
@@ -133,6 +136,10 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         if config.ensure_weight_tying {
             written.insert("ensure_weight_tying".to_owned(), true.into());
         }
+        if !config.base_adapters.is_empty() {
+            let below: Vec<Value> = config.base_adapters.iter().map(Below::to_json).collect();
+            written.insert(BASE_ADAPTERS.to_owned(), below.into());
+        }
         config.layers.write(written, number);
     }
     written
@@ -162,7 +169,11 @@ const READ: &[&str] = &[
     "revision",
     "modules_to_save",
     "ensure_weight_tying",
+    BASE_ADAPTERS,
 ];
+
+/// Our own key: what an adapter stands on.
+const BASE_ADAPTERS: &str = "base_adapters";
 
 /// Keys that change nothing of what a trained adapter computes.
 const HARMLESS: &[&str] = &[
@@ -274,6 +285,14 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
     };
     let modules_to_save = modules_to_save
         .ok_or_else(|| format!("modules_to_save is {}; a list of module names was expected", get("modules_to_save")))?;
+    let base_adapters = match get(BASE_ADAPTERS) {
+        Value::Null => Some(Vec::new()),
+        Value::Array(all) => all.iter().map(Below::parse).collect(),
+        _ => None,
+    };
+    let base_adapters = base_adapters.ok_or_else(|| {
+        format!("{BASE_ADAPTERS} is {}; a list of adapters with path and crc32c was expected", get(BASE_ADAPTERS))
+    })?;
     Ok(AdapterConfig {
         r: r as usize,
         alpha: number("lora_alpha", 8.0)?,
@@ -283,6 +302,7 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         target_modules,
         layers: Layers::parse(config)?,
         modules_to_save,
+        base_adapters,
         ensure_weight_tying: flag("ensure_weight_tying")?,
         base_model_name_or_path: text("base_model_name_or_path")?,
         revision: text("revision")?,

@@ -19,7 +19,7 @@ use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 use tune_core::tokenizer::{TokenizerConfig, TokenizerFiles};
 
-use LoraModule::{DownProj, GateProj, GateUpProj, KProj, LmHead, OProj, QProj, QkvProj, UpProj, VProj};
+use LoraModule::{DownProj, GateProj, GateUpProj, KProj, LmHead, OProj, QProj, QkvProj, Router, UpProj, VProj};
 
 const FAMILIES: [&str; 10] = [
     "llama_tied",
@@ -126,7 +126,7 @@ fn written(base: &Path, options: &LoraOptions, to: &Path) -> Part {
 fn modules_of(family: &str) -> &'static [LoraModule] {
     match family {
         "phi3" => &[QkvProj, GateUpProj],
-        "qwen3_moe" => &[QProj, KProj, VProj, OProj],
+        "qwen3_moe" => &[QProj, VProj, GateProj, UpProj, DownProj, Router],
         "llama3_1_rope_scaled" => &[KProj, OProj, UpProj, LmHead],
         "mistral" => &[GateProj, DownProj],
         _ => &[QProj, KProj, VProj, DownProj],

@@ -126,7 +126,7 @@ fn export(name: &str, checkpoint: &Path, modules: &[LoraModule], into: &Path) {
 fn exports_compute_what_was_exported() {
     let temporary = tempfile::tempdir().unwrap();
     let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
-    use LoraModule::{DownProj, GateProj, GateUpProj, KProj, LmHead, OProj, QProj, QkvProj, UpProj, VProj};
+    use LoraModule::{DownProj, GateProj, GateUpProj, KProj, LmHead, OProj, QProj, QkvProj, Router, UpProj, VProj};
     let fixtures = fixtures();
     export("tied", &fixtures.join("families/llama_tied"), &[QProj, VProj], &into);
     export("scaled", &fixtures.join("families/llama3_1_rope_scaled"), &[KProj, OProj, UpProj, LmHead], &into);
@@ -139,7 +139,10 @@ fn exports_compute_what_was_exported() {
     }
     export("phi3_longrope", &fixtures.join("families/phi3_longrope"), &[QkvProj, GateUpProj], &into);
     export("gemma3_image", &fixtures.join("families/gemma3_image"), &[QProj, VProj, DownProj], &into);
-    export("qwen3_moe", &fixtures.join("families/qwen3_moe"), &[QProj, KProj, VProj, OProj], &into);
+    let of_experts = [QProj, VProj, GateProj, UpProj, DownProj, Router];
+    export("qwen3_moe", &fixtures.join("families/qwen3_moe"), &of_experts, &into);
+    export("qwen3_moe_dense", &fixtures.join("families/qwen3_moe_dense"), &of_experts, &into);
+    export("qwen3_moe_down", &fixtures.join("families/qwen3_moe_dense"), &[DownProj], &into);
     export("phi3", &fixtures.join("families/phi3"), &[QkvProj, GateUpProj], &into);
     export("gguf_tied", &fixtures.join("gguf/smollm.gguf"), &[QProj, KProj, VProj, OProj], &into);
     export("gguf_spm", &fixtures.join("gguf/spm.gguf"), &[QProj], &into);

@@ -117,18 +117,16 @@ fn the_fastest_kernels_agree() {
         for (dtype, tolerance) in [(DType::F32, 2e-4), (DType::BF16, 0.1)] {
             let fixture = Fixture::read(family);
             let mut models = vec![("plain", fixture.model(dtype, None))];
-            if family != "qwen3_moe" {
-                let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
-                let lora = LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() };
-                let adapted = fixture.model(dtype, Some(lora));
-                for parameter in adapted.trainable().iter().filter(|of| of.name().ends_with("lora_B.weight")) {
-                    let var = parameter.var();
-                    let value = |i: usize| ((i * 7919) % 17) as f32 / 128.0 - 0.0625;
-                    let values: Vec<f32> = (0..var.elem_count()).map(value).collect();
-                    var.set(&Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
-                }
-                models.push(("with adapters", adapted));
+            let modules = vec![LoraModule::QProj, LoraModule::VProj, LoraModule::DownProj, LoraModule::LmHead];
+            let lora = LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() };
+            let adapted = fixture.model(dtype, Some(lora));
+            for parameter in adapted.trainable().iter().filter(|of| of.name().ends_with("lora_B.weight")) {
+                let var = parameter.var();
+                let value = |i: usize| ((i * 7919) % 17) as f32 / 128.0 - 0.0625;
+                let values: Vec<f32> = (0..var.elem_count()).map(value).collect();
+                var.set(&Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
             }
+            models.push(("with adapters", adapted));
             for (kind, model) in &models {
                 let vocab = model.config.vocab_size;
                 let sequences = [ids(1, 40, vocab), ids(2, 7, vocab), ids(3, 90, vocab), ids(4, 23, vocab)];

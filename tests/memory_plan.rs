@@ -121,10 +121,6 @@ fn every_family_takes_what_was_planned() {
             args.extend(
                 ["epochs=1", "max_steps_per_epoch=2", "log_every_n_steps=1", "batch_size=8"].map(str::to_owned),
             );
-            if name == "lora" {
-                // Experts carry no adapters.
-                args.push("model.apply_lora_to_mlp=false".to_owned());
-            }
             table.compare(&format!("{family}, {name}"), name, &args);
         }
         fs::remove_dir_all(folder.path().join(family)).unwrap();

@@ -124,6 +124,7 @@ fn qwen3_with_normed_heads() {
 #[test]
 fn qwen3_moe_with_experts() {
     check("qwen3_moe", |_| {});
+    check("qwen3_moe_dense", |_| {});
 }
 
 #[test]

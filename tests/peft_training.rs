@@ -132,6 +132,63 @@ fn adapters_chosen_by_name_and_by_pattern() {
     follow("one_block", &LoraOptions { modules: vec![QProj, LoraModule::UpProj], ..one_block }, None);
 }
 
+/// An adapter for each layer of each expert, and for what chooses them; of blocks without experts, too.
+#[test]
+fn adapters_on_experts() {
+    let mlp = ["gate_proj", "up_proj", "down_proj"];
+    let and = |more: &[&'static str]| [more, &mlp].concat();
+    follow("experts", &on(&and(&["q_proj", "v_proj"]), 2, 4.0), None);
+    let by_torchtunes_keys = vec![QProj, VProj, LoraModule::GateProj, LoraModule::UpProj, LoraModule::DownProj];
+    follow("experts", &LoraOptions { modules: by_torchtunes_keys, ..on(&[], 2, 4.0) }, None);
+    follow("experts", &on(&[r".*\.(q|v|gate|up|down)_proj"], 2, 4.0), None);
+    follow("router", &on(&["v_proj", "mlp.gate"], 2, 4.0), None);
+    follow("experts_dense", &on(&["all-linear"], 2, 4.0), None);
+    // peft says of experts what the file of such an adapter would have to say otherwise.
+    let scale = LoraOptions { rslora: true, alpha: 2.0 * 2f64.sqrt(), dropout: 0.1, ..on(&["all-linear"], 2, 0.0) };
+    follow("experts_dense", &scale, None);
+}
+
+/// peft puts the adapters of a block's experts together, and saves them so.
+#[test]
+fn adapters_on_all_experts_at_once_are_taken_apart() {
+    for case in ["experts", "router", "experts_dense"] {
+        let fixture = Fixture::read(expected(case)["family"].as_str().unwrap());
+        let [ours, fused] = ["start", "fused"].map(|name| {
+            let dir = folder(case).join(name);
+            let options = LoraOptions::of_folder(&dir).unwrap();
+            let model = fixture.model(DType::F32, Some(options.clone()));
+            options.load_into(&model, &dir).unwrap();
+            of_last(&model, &fixture)
+        });
+        let worst = ours.iter().zip(&fused).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        assert!(worst < 1e-4, "{case}: logits differ by {worst}");
+    }
+}
+
+/// What peft cannot read of adapters on experts is refused before it is trained.
+#[test]
+fn adapters_on_experts_that_no_file_holds() {
+    let model = Fixture::read("qwen3_moe_dense").model(DType::F32, Some(on(&["q_proj"], 2, 4.0)));
+    let refused = |options: LoraOptions, says: &str| {
+        let error = options.of_model(&model.config).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(on(&["gate_proj"], 2, 4.0), "block 0 is to have them on gate_proj: name the others, too");
+    refused(on(&["gate_proj", "up_proj"], 2, 4.0), "block 0 is to have them on gate_proj and up_proj");
+    refused(on(&["experts.3.down_proj"], 2, 4.0), "some of the 5 experts of block 0 are to have adapters");
+    let dora = |modules: &[&str]| LoraOptions { dora: true, ..on(modules, 2, 4.0) };
+    refused(dora(&["all-linear"]), "model.use_dora: peft holds no magnitudes for the MLPs of a model with experts");
+    let mut patterns = on(&["all-linear"], 2, 4.0);
+    patterns.targets.layers.rank_pattern = vec![("mlp.gate".into(), 4)];
+    refused(patterns.clone(), "are of rank 4 and scale 1, and of rank 2 and scale 2: peft holds one rank and scale");
+    patterns.targets.layers.rank_pattern = vec![("q_proj".into(), 4)];
+    patterns.of_model(&model.config).unwrap();
+    dora(&["q_proj"]).of_model(&model.config).unwrap();
+    let mut of_block = on(&["down_proj", "v_proj"], 2, 4.0);
+    of_block.targets.layers.layers_to_transform = vec![2];
+    assert_eq!(of_block.of_model(&model.config).unwrap().len(), 6);
+}
+
 #[test]
 fn the_scale_and_the_learning_rate_of_b() {
     follow("rslora", &LoraOptions { rslora: true, ..on(&ATTENTION, 4, 4.0) }, None);

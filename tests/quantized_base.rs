@@ -17,7 +17,8 @@ use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{self, RunOptions, Sequences, forward_backward};
 use tune_core::models::{
-    Decoder, Format, FrozenBase, InBlocks, LoadOptions, ModelSpec, Quantization, Quantized, Slot, Weight, WeightSource,
+    Decoder, Format, FrozenBase, Half, InBlocks, LoadOptions, ModelSpec, Quantization, Quantized, Slot, Weight,
+    WeightSource,
 };
 use tune_core::optim::{Gradient, Gradients};
 use tune_core::peft::LoraOptions;
@@ -81,8 +82,9 @@ fn compare_with(
     all: LoraOptions,
 ) {
     let modules = all.modules.iter().copied().filter(|&slot| {
-        let layers = spec.layers_of(slot);
-        layers.iter().all(|layer| layer.site.expert.is_none()) && !layers.is_empty()
+        // Nothing holds magnitudes for a mixture's MLPs.
+        let held = !all.dora || !spec.has_experts() || slot.half() != Some(Half::Mlp);
+        held && !spec.layers_of(slot).is_empty()
     });
     let lora = LoraOptions { modules: modules.collect(), ..all };
     let both = |dtype| [blocks, plain].map(|source| run(&model(spec, source, dtype, lora.clone()), batch));

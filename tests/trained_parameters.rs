@@ -17,7 +17,7 @@ use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
 
 const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
-const OTHER_FAMILIES: [&str; 13] = [
+const OTHER_FAMILIES: [&str; 14] = [
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -30,15 +30,19 @@ const OTHER_FAMILIES: [&str; 13] = [
     "qwen2_windows",
     "qwen3",
     "qwen3_moe",
+    "qwen3_moe_dense",
     "smollm3",
 ];
 
-/// Layers that are named for a family's adapters: experts cannot carry any.
-fn all_layers(family: &str) -> &'static [LoraModule] {
-    if family == "qwen3_moe" { &ADAPTERS[5][..4] } else { ADAPTERS[5] }
+/// Layers that are named for a family's adapters with magnitudes: nothing holds these for a mixture's MLPs.
+fn all_layers_with_magnitudes(family: &str) -> &'static [LoraModule] {
+    if family.starts_with("qwen3_moe") { &ALL[..4] } else { &ALL }
 }
 
-use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, Router, UpProj, VProj};
+
+/// All layers of all families but those that are several in one.
+const ALL: [LoraModule; 9] = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead, Router];
 
 const ADAPTERS: [&[LoraModule]; 6] = [
     &[QProj, VProj],
@@ -46,7 +50,7 @@ const ADAPTERS: [&[LoraModule]; 6] = [
     &[LmHead],
     &[DownProj, LmHead],
     &[OProj],
-    &[QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead],
+    &ALL,
 ];
 
 fn lora(modules: &[LoraModule]) -> LoraOptions {
@@ -182,8 +186,12 @@ fn other_families() {
         // The gradient of padding is left out, as torch does, and a difference quotient knows nothing of that.
         fixture.config["pad_token_id"] = serde_json::Value::Null;
         check(&fixture, None, false);
-        check(&fixture, Some(all_layers(family)), false);
+        check(&fixture, Some(&ALL), false);
         check(&fixture, Some(&[QProj, VProj]), false);
+        if family.starts_with("qwen3_moe") {
+            check(&fixture, Some(&[DownProj]), false);
+            check(&fixture, Some(&[Router]), false);
+        }
     }
 }
 
@@ -239,7 +247,7 @@ fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> 
 /// Neither the number of threads nor activation checkpointing changes a bit.
 #[test]
 fn threads_and_checkpointing_change_nothing() {
-    let kinds = |family| [None, Some(lora(all_layers(family))), Some(dora(all_layers(family)))];
+    let kinds = |family| [None, Some(lora(&ALL)), Some(dora(all_layers_with_magnitudes(family)))];
     let of = |family| kinds(family).map(|modules| (family, modules));
     for (family, modules) in ["mistral"].into_iter().chain(OTHER_FAMILIES).flat_map(of) {
         let fixture = Fixture::read(family);
@@ -260,9 +268,9 @@ fn threads_and_checkpointing_change_nothing() {
 #[test]
 fn bf16_gradients_point_the_right_way() {
     for family in FAMILIES.into_iter().chain(OTHER_FAMILIES) {
-        for modules in [None, Some(lora(all_layers(family))), Some(dora(all_layers(family)))] {
+        for modules in [None, Some(lora(&ALL)), Some(dora(all_layers_with_magnitudes(family)))] {
             let mut fixture = Fixture::read(family);
-            if family == "qwen3_moe" {
+            if family.starts_with("qwen3_moe") {
                 // In bf16 a token may go to another expert, and what comes of it is another. Where it goes to all of them,
                 // each with its weight, there is no other.
                 fixture.config["num_experts_per_tok"] = fixture.config["num_local_experts"].clone();
@@ -293,7 +301,7 @@ fn bf16_gradients_point_the_right_way() {
 /// f64 do.
 #[test]
 fn bf16_gradients_of_chosen_experts_point_the_right_way() {
-    for modules in [None, Some(lora(all_layers("qwen3_moe")))] {
+    for modules in [None, Some(lora(&ALL))] {
         let fixture = Fixture::read("qwen3_moe");
         let [narrow, wide] = [DType::BF16, DType::F64].map(|dtype| fixture.model(dtype, modules.clone()));
         shake(&narrow);

@@ -75,7 +75,7 @@ fn full_training() {
 
 #[test]
 fn adapters_with_dropout() {
-    compare(|family| Some(lora(family)));
+    compare(|_| Some(lora()));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
 
-use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, UpProj, VProj};
+use LoraModule::{DownProj, GateProj, KProj, LmHead, OProj, QProj, Router, UpProj, VProj};
 
 const ALL: [&str; 10] = [
     "llama_tied",
@@ -57,10 +57,9 @@ fn card() -> Option<Arc<Card>> {
     CARD.get_or_init(open).clone()
 }
 
-/// Adapters on all layers; experts cannot carry any.
-fn lora(family: &str) -> LoraOptions {
-    let all = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead];
-    let modules = if family == "qwen3_moe" { all[..4].to_vec() } else { all.to_vec() };
+/// Adapters on all layers.
+fn lora() -> LoraOptions {
+    let modules = vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj, LmHead, Router];
     LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.1, seed: 5, ..Default::default() }
 }
 

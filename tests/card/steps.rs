@@ -208,7 +208,7 @@ fn a_resume_has_the_same_bits() {
         let batch = fixture.batch();
         let device = Compute::Card(Arc::clone(&card));
         let fresh = || {
-            let mut model = fixture.model(dtype, Some(lora("llama_tied")));
+            let mut model = fixture.model(dtype, Some(lora()));
             model.compute_on(&device).unwrap();
             (model, AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.01))
         };
@@ -236,7 +236,7 @@ fn the_same_training() {
     let batch = fixture.batch();
     for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 2e-2)] {
         let losses = [None, Some(&card)].map(|card: Option<&Arc<Card>>| {
-            let mut model = fixture.model(dtype, Some(lora("llama_tied")));
+            let mut model = fixture.model(dtype, Some(lora()));
             if let Some(card) = card {
                 model.compute_on(&Compute::Card(Arc::clone(card))).unwrap();
             }

@@ -19,6 +19,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         dropout: 0.05,
         use_rslora: false,
         use_dora: false,
+        target_parameters: BTreeSet::new(),
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         layers: Layers::default(),
         modules_to_save: Vec::new(),
@@ -125,6 +126,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
         ("lora_dropout", json!(1.5), "lora_dropout is 1.5"),
         ("target_modules", json!([]), "target_modules is []"),
+        ("target_parameters", json!(["experts.w1"]), "parameters that are not weights of linear layers"),
         ("target_modules", json!([1]), "not a list of names"),
         ("target_modules", Value::Null, "target_modules is null"),
     ] {

@@ -56,6 +56,8 @@ def add_adapter(model, path):
     # Files have magnitudes (DoRA) as the first versions of peft named them.
     of_magnitude = "lora_magnitude_vector.weight"
     loaded = {name.removesuffix(".weight") if name.endswith(of_magnitude) else name: p for name, p in loaded.items()}
+    # peft puts the adapters of all experts together: whether rightly, logits say.
+    written, loaded = ({name: p for name, p in of.items() if ".experts." not in name} for of in [written, loaded])
     if written.keys() != loaded.keys():
         sys.exit(f"{path}: loaded and written weights differ: {sorted(written.keys() ^ loaded.keys())}")
     for name, tensor in written.items():

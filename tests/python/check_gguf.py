@@ -267,7 +267,11 @@ def main():
                 # llama.cpp takes a model whose name has `phi3` in it to have the tokens of Phi-3's own tokenizer.
                 run(args.tune, "export", base, "--to", path, "--type", kind, "--name", "model")
                 kinds |= check_file(path, name, model, quantizer)
-            targets = ["qkv_proj", "o_proj", "down_proj"] if name == "phi3" else ["q_proj", "k_proj", "v_proj", "o_proj"]
+            targets = {
+                "phi3": ["qkv_proj", "o_proj", "down_proj"],
+                # One adapter on all experts of a block, as peft has it: it is taken apart, and put together again for llama.cpp.
+                "qwen3_moe": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "gate"],
+            }.get(name, ["q_proj", "k_proj", "v_proj", "o_proj"])
             adapter, adapter_file = into / f"{name}_adapter", into / f"{name}_adapter.gguf"
             make_adapter(model, base, adapter, targets)
             run(args.tune, "export", adapter, "--to", adapter_file, "--type", "f32")

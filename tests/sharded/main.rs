@@ -226,4 +226,5 @@ fn other_families_are_learnt_as_by_one_process() {
     for family in ["llama_biases", "gemma3_text", "olmo2", "phi3", "qwen3_moe"] {
         check(&Case::full(family));
     }
+    check(&Case::lora("qwen3_moe"));
 }

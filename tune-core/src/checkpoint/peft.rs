@@ -7,6 +7,7 @@
 //! prefix that PEFT puts before them exists in files only.
 
 mod config;
+mod fused;
 mod layers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +80,7 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
         };
         tensors.insert(name.to_string(), entry.load(&key, dtype, None, &Device::Cpu)?);
     }
+    let (config, tensors) = fused::take_apart(config, tensors).map_err(|message| Error::file(&path, message))?;
     check(&config, &tensors).map_err(|message| Error::file(&path, message))?;
     Ok((config, tensors))
 }
@@ -188,7 +190,7 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
         if let Some(key) = config.layers.left_out_by(module, is_whole)? {
             return Err(format!("adapts `{module}`, which carries no adapter by {key} of {CONFIG}"));
         }
-        if config.target_modules.names(module) == Some(false) {
+        if config.names(module) == Some(false) {
             return Err(format!("adapts `{module}`, which target_modules of {CONFIG} does not name"));
         }
     }

@@ -68,7 +68,7 @@ impl<B: Backend> Block<'_, B> {
     /// The last layer, into `y`.
     pub(super) fn attention_output(&self, attended: &mut Attended<B>, target: &Target<'_, B>, y: &mut B::Acts) {
         let (m, layer) = (self.run.tokens(), self.output());
-        attended.low_rank_of_output = layer.low_rank(&attended.out, m, None);
+        attended.low_rank_of_output = layer.low_rank(Part::new(&attended.out, m, layer.inner()), None);
         layer.forward(&attended.out, m, &attended.low_rank_of_output, target.finish(m, layer.out()), y);
     }
 
@@ -100,14 +100,15 @@ impl<B: Backend> Block<'_, B> {
         let Attended { qkv, raw, out, lse, low_rank, low_rank_of_output } = saved;
         let (inputs, layer) = (self.inputs(), self.output());
         let back = layer.back_of(gradient, m);
-        layer.train(&back, &out, &low_rank_of_output, self.id(OProj.into()), found);
+        let output_input = Part::new(&out, m, layer.inner());
+        layer.train(&back, output_input, &low_rank_of_output, None, self.id(OProj.into()), found);
         let wants_normed = wants_input || self.trains_norm(Half::Attention);
         let trains_heads = self.norm(BlockNorm::Queries).is_some_and(|norm| norm.trained);
         if !wants_normed && !trains_heads && inputs.iter().all(|(_, layer)| layer.is_frozen()) {
             return None;
         }
         let mut g_out = self.run.acts(layer.inner());
-        input_gradient(&[&back], None, None, &mut g_out);
+        input_gradient(&[&back], None, None, PartMut::new(&mut g_out, m, layer.inner()));
         drop(back);
         let widths = self.widths();
         let mut g_qkv: Vec<B::Acts> = widths.iter().map(|&width| self.run.acts(width)).collect();

@@ -103,8 +103,8 @@ pub(crate) trait Backend: Sized {
     fn gate(&self, activation: Activation, gate: &Self::Acts, up: &Self::Acts, y: &mut Self::Acts);
     /// Replaces `gate` and `up` by their gradients, for the gradient `g` of the result, and that one by the result.
     fn gate_back(&self, activation: Activation, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
-    /// `x` `[m, width]` with dropout. Row `i` of a selection counts as row `rows[i]`.
-    fn dropped(&self, x: &Self::Acts, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
+    /// `x` with dropout into `y`, whose rows follow each other. Row `i` of a selection counts as row `rows[i]`.
+    fn dropped(&self, x: Part<'_, Self::Acts>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
 
     /// Attention of queries `[m, ..]` to keys and values, in the rows that `how` says; the logarithm of each query's normalizer into `lse` `[heads, m]`.
     fn attend(
@@ -312,6 +312,11 @@ impl<'a, M> PartMut<'a, M> {
     /// Rows that follow each other without a gap.
     pub(crate) fn new(of: &'a mut M, rows: usize, cols: usize) -> Self {
         Self { of, at: 0, rows, cols, stride: cols }
+    }
+
+    /// The same part, to be written before this is used again.
+    pub(crate) fn again(&mut self) -> PartMut<'_, M> {
+        PartMut { of: &mut *self.of, at: self.at, rows: self.rows, cols: self.cols, stride: self.stride }
     }
 
     /// The elements from the first to the last.

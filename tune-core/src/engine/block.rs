@@ -232,11 +232,11 @@ impl<B: Backend> Block<'_, B> {
     pub(super) fn project(&self, layers: &[(Site, Layer<'_, B>)], x: &B::Acts, m: usize) -> Projected<B> {
         let (mut results, mut low_ranks) = (Vec::new(), Vec::new());
         for (_, layer) in layers {
-            let low_rank = layer.low_rank(x, m, None);
+            let x = Part::new(x, m, layer.inner());
+            let low_rank = layer.low_rank(x, None);
             for part in layer.parts() {
                 let mut y = self.run.backend.acts(m, part.1);
-                let (x, to) = (Part::new(x, m, layer.inner()), PartMut::new(&mut y, m, part.1));
-                layer.forward_part(x, &low_rank, part, Finish::Store, to);
+                layer.forward_part(x, &low_rank, part, Finish::Store, PartMut::new(&mut y, m, part.1));
                 results.push(y);
             }
             low_ranks.push(low_rank);
@@ -264,16 +264,17 @@ impl<B: Backend> Block<'_, B> {
             .map(|(_, layer)| layer.back(layer.parts().zip(&mut rest).map(|(p, g)| Part::new(g, m, p.1)).collect()))
             .collect();
         for (((site, layer), back), low_rank) in layers.iter().zip(&backs).zip(low_ranks) {
-            layer.train(back, x.get(), low_rank, self.id(*site), found);
+            layer.train(back, Part::new(x.get(), m, layer.inner()), low_rank, None, self.id(*site), found);
         }
         if !wants_input {
             return None;
         }
+        let width = self.run.shape.hidden_size;
         let mut gx = match x {
             Input::Normed(normed) => normed,
-            Input::Stream(_) => self.run.acts(self.run.shape.hidden_size),
+            Input::Stream(_) => self.run.acts(width),
         };
-        input_gradient(&backs.iter().collect::<Vec<_>>(), None, onto, &mut gx);
+        input_gradient(&backs.iter().collect::<Vec<_>>(), None, onto, PartMut::new(&mut gx, m, width));
         Some(gx)
     }
 

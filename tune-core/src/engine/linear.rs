@@ -79,12 +79,12 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
-    pub(super) fn low_rank(&self, x: &B::Acts, m: usize, rows: Option<&[usize]>) -> LowRank<B> {
+    pub(super) fn low_rank(&self, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> LowRank<B> {
         let adapter = self.params.adapter.as_ref()?;
-        let dropped = self.drop(adapter, x, m, rows);
-        let x = Part::new(dropped.as_ref().unwrap_or(x), m, self.inner());
-        let mut h = self.backend.acts(m, adapter.rank);
-        let y = PartMut::new(&mut h, m, adapter.rank);
+        let dropped = self.drop(adapter, x, rows);
+        let x = dropped.as_ref().map_or(x, |dropped| Part::new(dropped, x.rows, x.cols));
+        let mut h = self.backend.acts(x.rows, adapter.rank);
+        let y = PartMut::new(&mut h, x.rows, adapter.rank);
         self.backend.multiply(&[Term::Up { x, w: self.a(adapter) }], Finish::Scaled(adapter.scale), y);
         Some(h)
     }
@@ -107,16 +107,15 @@ impl<'a, B: Backend> Layer<'a, B> {
         low_rank: &LowRank<B>,
         part: (usize, usize),
         finish: Finish<'_, B>,
-        y: PartMut<'_, B::Acts>,
+        mut y: PartMut<'_, B::Acts>,
     ) {
         let (terms, count) = self.up(x, low_rank, part);
         if let Some(scaling) = self.scaling() {
-            let PartMut { of, at, rows, cols, stride } = y;
-            self.backend.multiply(&terms[..count], Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
+            self.backend.multiply(&terms[..count], Finish::Store, y.again());
             let onto = if let Finish::Onto(onto) = finish { Some(onto) } else { None };
-            self.backend.scale_columns((scaling, part.0), None, onto, PartMut { of: &mut *of, at, rows, cols, stride });
+            self.backend.scale_columns((scaling, part.0), None, onto, y.again());
             if let Some(bias) = &self.params.bias {
-                self.backend.add_bias(bias, part.0, PartMut { of, at, rows, cols, stride });
+                self.backend.add_bias(bias, part.0, y);
             }
             return;
         }
@@ -126,9 +125,8 @@ impl<'a, B: Backend> Layer<'a, B> {
                 self.backend.multiply(&terms[..count], finish, y);
             }
             (Some(bias), finish) => {
-                let PartMut { of, at, rows, cols, stride } = y;
-                self.backend.multiply(&terms[..count], finish, PartMut { of: &mut *of, at, rows, cols, stride });
-                self.backend.add_bias(bias, part.0, PartMut { of, at, rows, cols, stride });
+                self.backend.multiply(&terms[..count], finish, y.again());
+                self.backend.add_bias(bias, part.0, y);
             }
             (None, finish) => self.backend.multiply(&terms[..count], finish, y),
         }
@@ -162,12 +160,14 @@ impl<'a, B: Backend> Layer<'a, B> {
         }
     }
 
-    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`; `id` names them.
+    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`, whose rows count as `rows` for dropout; `id`
+    /// names them.
     pub(super) fn train(
         &self,
         back: &Back<'_, B>,
-        x: &B::Acts,
+        x: Part<'_, B::Acts>,
         low_rank: &LowRank<B>,
+        rows: Option<&[usize]>,
         id: impl Fn(Of) -> ParamId,
         found: &mut Found<B>,
     ) {
@@ -176,7 +176,7 @@ impl<'a, B: Backend> Layer<'a, B> {
             let adding = begun.is_some();
             let mut gradient = begun.unwrap_or_else(|| self.backend.gradient(self.out(), self.inner()));
             for (&g, part) in back.gradients.iter().zip(self.parts()) {
-                self.weight_gradient(Part::new(x, g.rows, self.inner()), g, part.0, adding, &mut gradient);
+                self.weight_gradient(x, g, part.0, adding, &mut gradient);
             }
             found.push((id(Of::Weight), gradient));
             if self.params.bias.is_some() {
@@ -187,8 +187,32 @@ impl<'a, B: Backend> Layer<'a, B> {
                 found.push((id(Of::Bias), gradient));
             }
         }
-        let of_adapter = self.adapter_gradients(back, x, low_rank, None);
+        let of_adapter = self.adapter_gradients(back, x, low_rank, rows);
         found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (id(of), gradient)));
+    }
+
+    /// Adds to `found` gradients of zero of what is trained, where there is no input.
+    pub(super) fn train_on_nothing(&self, id: impl Fn(Of) -> ParamId, found: &mut Found<B>) {
+        let bias = self.params.bias.as_ref().map(|_| (Of::Bias, self.zeros(1, self.out())));
+        let own = self.params.trained.then(|| (Of::Weight, self.zeros(self.out(), self.inner())));
+        let own = own.into_iter().chain(bias.filter(|_| self.params.trained));
+        let all = own.chain(self.no_adapter_gradients().into_iter().flatten());
+        found.extend(all.map(|(of, gradient)| (id(of), gradient)));
+    }
+
+    /// What [`Layer::adapter_gradients`] are without an input.
+    pub(super) fn no_adapter_gradients(&self) -> Option<Vec<(Of, B::Sums)>> {
+        let adapter = self.params.adapter.as_ref()?;
+        let matrices =
+            [(Of::LoraA, self.zeros(adapter.rank, self.inner())), (Of::LoraB, self.zeros(self.out(), adapter.rank))];
+        let magnitudes = adapter.scaling.as_ref().map(|_| (Of::LoraMagnitude, self.zeros(1, self.out())));
+        Some(matrices.into_iter().chain(magnitudes).collect())
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> B::Sums {
+        let mut zeros = self.backend.gradient(rows, cols);
+        self.backend.clear(&mut zeros);
+        zeros
     }
 
     /// The weight's gradient `gᵀ x`, the rows from `first` on, which is stored or added.
@@ -209,7 +233,7 @@ impl<'a, B: Backend> Layer<'a, B> {
     pub(super) fn adapter_gradients(
         &self,
         back: &Back<'_, B>,
-        x: &B::Acts,
+        x: Part<'_, B::Acts>,
         low_rank: &LowRank<B>,
         rows: Option<&[usize]>,
     ) -> Option<Vec<(Of, B::Sums)>> {
@@ -217,7 +241,7 @@ impl<'a, B: Backend> Layer<'a, B> {
             let (mut own, m) = (self.backend.gradient(1, self.out()), back.rows());
             for (&g, part) in back.gradients.iter().zip(self.parts()) {
                 let mut results = self.backend.acts(m, part.1);
-                let (terms, count) = self.up(Part::new(x, m, self.inner()), low_rank, part);
+                let (terms, count) = self.up(x, low_rank, part);
                 self.backend.multiply(&terms[..count], Finish::Store, PartMut::new(&mut results, m, part.1));
                 self.backend.magnitude_back((scaling, part.0), g, Part::new(&results, m, part.1), &mut own);
             }
@@ -225,8 +249,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         });
         let (adapter, h, gh) = (self.params.adapter.as_ref()?, low_rank.as_ref()?, back.low_rank.as_ref()?);
         let (rank, m) = (adapter.rank, back.rows());
-        let dropped = self.drop(adapter, x, m, rows);
-        let x = Part::new(dropped.as_ref().unwrap_or(x), m, self.inner());
+        let dropped = self.drop(adapter, x, rows);
+        let x = dropped.as_ref().map_or(x, |dropped| Part::new(dropped, m, x.cols));
         let mut a = self.backend.gradient(rank, self.inner());
         let term = Term::Across { g: Part::new(gh, m, rank), x };
         self.backend.multiply_sums(&[term], false, PartMut::new(&mut a, rank, self.inner()));
@@ -285,10 +309,10 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     /// The input `[m, in]` of an adapter with dropout.
-    fn drop(&self, adapter: &AdapterParams<B>, x: &B::Acts, m: usize, rows: Option<&[usize]>) -> Option<B::Acts> {
+    fn drop(&self, adapter: &AdapterParams<B>, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> Option<B::Acts> {
         let dropout = adapter.dropout?;
-        let mut y = self.backend.acts(m, self.inner());
-        self.backend.dropped(x, self.inner(), dropout, rows, &mut y);
+        let mut y = self.backend.acts(x.rows, x.cols);
+        self.backend.dropped(x, dropout, rows, &mut y);
         Some(y)
     }
 
@@ -331,18 +355,6 @@ impl<B: Backend> Back<'_, B> {
         self.gradients().zip(self.layer.parts()).map(term)
     }
 
-    /// Stores the gradient of the input, of a layer without an adapter.
-    pub(super) fn input_into(&self, gx: PartMut<'_, B::Acts>) {
-        let terms: Vec<_> = self.through_weight().collect();
-        self.layer.backend.multiply(&terms, Finish::Store, gx);
-    }
-
-    /// The same of two layers with the same input.
-    pub(super) fn input_with(&self, other: &Self, gx: PartMut<'_, B::Acts>) {
-        let terms: Vec<_> = self.through_weight().chain(other.through_weight()).collect();
-        self.layer.backend.multiply(&terms, Finish::Store, gx);
-    }
-
     /// The adapter's part of the input's gradient.
     fn through_adapter(&self) -> Option<Term<'_, B>> {
         let (low_rank, adapter) = (self.low_rank.as_ref()?, self.layer.params.adapter.as_ref()?);
@@ -355,26 +367,27 @@ impl<B: Backend> Back<'_, B> {
     }
 }
 
-/// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`.
+/// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`. The input's rows count
+/// as `rows` for dropout.
 ///
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(super) fn input_gradient<B: Backend>(
     backs: &[&Back<'_, B>],
     rows: Option<&[usize]>,
     onto: Option<&B::Acts>,
-    gx: &mut B::Acts,
+    mut gx: PartMut<'_, B::Acts>,
 ) {
     let Some(first) = backs.first() else { return };
-    let (backend, m, inner) = (first.layer.backend, first.rows(), first.layer.inner());
+    let backend = first.layer.backend;
     let mut terms = Vec::with_capacity(2 * backs.len());
     terms.extend(backs.iter().flat_map(|back| back.through_weight()));
     terms.extend(backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter()));
-    let finish = onto.map_or(Finish::Store, |onto| Finish::Onto(Part::new(onto, m, inner)));
-    backend.multiply(&terms, finish, PartMut::new(gx, m, inner));
+    let finish = onto.map_or(Finish::Store, |onto| Finish::Onto(Part::new(onto, gx.rows, gx.cols)));
+    backend.multiply(&terms, finish, gx.again());
     for back in backs.iter().filter(|back| !back.is_plain()) {
         let dropout = back.layer.params.adapter.as_ref().and_then(|adapter| adapter.dropout);
         if let (Some(term), Some(dropout)) = (back.through_adapter(), dropout) {
-            backend.multiply(&[term], Finish::AddDropped(dropout, rows), PartMut::new(gx, m, inner));
+            backend.multiply(&[term], Finish::AddDropped(dropout, rows), gx.again());
         }
     }
 }

@@ -12,6 +12,7 @@ mod backend;
 mod block;
 mod cpu;
 mod cuda;
+mod experts;
 mod linear;
 mod mlp;
 mod paper;

@@ -237,7 +237,7 @@ impl<T: Element> Backend for Paper<T> {
 
     fn gate_back(&self, _: Activation, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
 
-    fn dropped(&self, _: &Entry, _: usize, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
+    fn dropped(&self, _: Part<'_, Entry>, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
 
     fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], _: PartMut<'_, Entry>, _: &mut Entry) {
         if let Machine::Processor(threads) = self.machine {

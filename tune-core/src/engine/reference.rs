@@ -270,8 +270,9 @@ impl Backend for Reference {
         );
     }
 
-    fn dropped(&self, x: &Vec<f64>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Vec<f64>) {
-        dropout::apply(View::new(x, width), dropout.parts(), rows, false, &mut ViewMut::new(y, width));
+    fn dropped(&self, x: Part<'_, Vec<f64>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Vec<f64>) {
+        let width = x.cols;
+        dropout::apply(view(x), dropout.parts(), rows, false, &mut ViewMut::new(y, width));
     }
 
     fn attend(&self, how: &Attention<'_>, qkv: [Part<'_, Vec<f64>>; 3], y: PartMut<'_, Vec<f64>>, lse: &mut Vec<f64>) {

@@ -97,7 +97,7 @@ impl<B: Backend> Run<'_, B> {
         let mut normed = backend.acts(m, width);
         let y = PartMut::new(&mut normed, m, width);
         backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), None, y);
-        let low_rank = head.low_rank(&normed, m, Some(rows));
+        let low_rank = head.low_rank(Part::new(&normed, m, width), Some(rows));
         let mut logits = backend.sums(m, self.shape.vocab_size);
         head.forward_sums(&normed, m, &low_rank, &mut logits);
         Chunk { input, normed, low_rank, logits }
@@ -151,7 +151,7 @@ impl<B: Backend> Run<'_, B> {
             if let Some(sum) = &mut weight_gradient {
                 head.weight_gradient(Part::new(&normed, m, width), gradient, 0, adding || i > 0, sum);
             }
-            if let Some(more) = head.adapter_gradients(&back, &normed, &low_rank, Some(rows)) {
+            if let Some(more) = head.adapter_gradients(&back, Part::new(&normed, m, width), &low_rank, Some(rows)) {
                 match &mut adapter_gradients {
                     None => adapter_gradients = Some(more),
                     Some(sums) => {
@@ -163,7 +163,7 @@ impl<B: Backend> Run<'_, B> {
                 continue;
             }
             let mut g_normed = normed;
-            input_gradient(&[&back], Some(rows), None, &mut g_normed);
+            input_gradient(&[&back], Some(rows), None, PartMut::new(&mut g_normed, m, width));
             let mut g_input = backend.zeros(m, width);
             let mut own = norm.trained.then(|| backend.gradient(1, width));
             let onto = PartMut::new(&mut g_input, m, width);
@@ -198,14 +198,9 @@ impl<B: Backend> Run<'_, B> {
                 false => top.found.push((ParamId::Output(Of::Weight), gradient)),
             }
         }
-        if let (Some(adapter), true) = (&head.params.adapter, backward) {
-            let none = || {
-                let matrices = [(Of::LoraA, zeros(adapter.rank, width)), (Of::LoraB, zeros(vocab, adapter.rank))];
-                let magnitudes = adapter.scaling.as_ref().map(|_| (Of::LoraMagnitude, zeros(1, vocab)));
-                matrices.into_iter().chain(magnitudes).collect()
-            };
-            let of_adapter = adapter_gradients.unwrap_or_else(none);
-            top.found.extend(of_adapter.into_iter().map(|(of, gradient)| (ParamId::Output(of), gradient)));
+        if backward {
+            let of_adapter = adapter_gradients.or_else(|| head.no_adapter_gradients());
+            top.found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (ParamId::Output(of), gradient)));
         }
         top.found.extend(norm_gradient.map(|gradient| (ParamId::LastNorm, gradient)));
         Ok(top)

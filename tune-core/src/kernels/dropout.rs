@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::view::View;
 use super::{Element, simd};
 
 /// Drops each element with probability `p` and scales the others by `1 / (1 - p)`.
@@ -48,14 +49,15 @@ impl Dropout {
         if uniform < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
 
-    /// `x` with dropout into `y`, for rows of `width` elements. Row `i` of a selection counts as row `rows[i]`.
-    pub(crate) fn apply<T: Element>(&self, x: &[T], width: usize, rows: Option<&[usize]>, y: &mut [T]) {
-        y.par_chunks_mut(width.max(1)).zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (y, x))| {
+    /// `x` with dropout into `y`, whose rows follow each other. Row `i` of a selection counts as row `rows[i]`.
+    pub(crate) fn apply<T: Element>(&self, x: View<'_, T>, rows: Option<&[usize]>, y: &mut [T]) {
+        let width = x.cols();
+        y.par_chunks_mut(width.max(1)).take(x.rows()).enumerate().for_each(|(i, y)| {
             let first = rows.map_or(i, |rows| rows[i]) * width;
             simd(
                 #[inline(always)]
                 || {
-                    for (j, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                    for (j, (y, x)) in y.iter_mut().zip(x.row(i)).enumerate() {
                         *y = T::from_f32(x.to_f32() * self.factor(first + j) as f32);
                     }
                 },
@@ -72,7 +74,7 @@ mod tests {
     fn drops_the_stated_share_and_keeps_the_mean() {
         let dropout = Dropout::new(0.3, 7);
         let mut y = vec![0f32; 100_000];
-        dropout.apply(&vec![1f32; 100_000], 100, None, &mut y);
+        dropout.apply(View::new(&[1f32; 100_000], 100), None, &mut y);
         let dropped = y.iter().filter(|&&v| v == 0.0).count() as f64 / 1e5;
         let mean = y.iter().map(|&v| f64::from(v)).sum::<f64>() / 1e5;
         assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
@@ -83,7 +85,7 @@ mod tests {
     fn another_key_gives_another_mask() {
         let mask = |key| {
             let mut y = [0f32; 64];
-            Dropout::new(0.5, key).apply(&[1f32; 64], 8, None, &mut y);
+            Dropout::new(0.5, key).apply(View::new(&[1f32; 64], 8), None, &mut y);
             y
         };
         assert_eq!(mask(1), mask(1));

@@ -7,14 +7,15 @@ use candle_core::{DType, Device, Tensor, Var};
 use tune_config::Config;
 
 use super::linear::Weight;
+use super::mixture;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::start::Begun;
 use super::weights::{normal, uniform};
+use crate::Result;
 use crate::distributed::Group;
 use crate::kernels::Dropout;
 use crate::peft::Targets;
-use crate::{Error, Result};
 
 /// The adapters to add to a model.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -105,20 +106,17 @@ impl LoraOptions {
     /// The adapters of a model's layers, by their names.
     ///
     /// # Errors
-    /// Layers of experts are named, which cannot carry adapters here; a pattern that fits no layer, or is none; a rank of 0.
+    /// A pattern that fits no layer, or is none; a rank of 0; adapters on experts that no file holds.
     pub fn of_model(&self, model: &ModelSpec) -> Result<BTreeMap<String, OfLayer>> {
         if !self.layers.is_empty() {
             return Ok(self.layers.clone());
-        }
-        if self.targets.modules.is_empty() {
-            self.names(model)?;
         }
         self.targets.check_expressions()?;
         let mut layers = BTreeMap::new();
         for (name, layer) in model.named_layers() {
             let is_named = match self.targets.modules.is_empty() {
                 true => self.adapts(layer.site),
-                false => can_carry(layer.site) && self.targets.name(&name, layer.site)?,
+                false => self.targets.name(&name, layer.site)?,
             };
             if is_named && !self.targets.leave_out(&name)? {
                 let (rank, alpha) = (self.targets.rank(&name)?, self.targets.alpha(&name)?);
@@ -127,6 +125,7 @@ impl LoraOptions {
             }
         }
         self.targets.check(model, &layers)?;
+        mixture::check(model, &layers, self.dora)?;
         Ok(layers)
     }
 
@@ -168,27 +167,8 @@ impl LoraOptions {
     /// Whether `modules` name a layer, or a part of it.
     fn adapts(&self, site: Site) -> bool {
         let named = |slot: &Slot| *slot == site.slot || slot.fused() == Some(site.slot);
-        can_carry(site) && self.modules.iter().any(named)
+        self.modules.iter().any(named)
     }
-
-    /// Checks what `modules` name.
-    fn names(&self, model: &ModelSpec) -> Result<()> {
-        for &module in &self.modules {
-            if model.layers_of(module).iter().any(|layer| layer.site.expert.is_some()) {
-                return Err(Error::setup(format!(
-                    "layers of experts cannot carry adapters here, and model.lora_attn_modules and \
-                     model.apply_lora_to_mlp name `{}`: set model.apply_lora_to_mlp=false",
-                    module.name()
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a layer can carry an adapter: those of experts, and what chooses experts, cannot.
-fn can_carry(site: Site) -> bool {
-    site.expert.is_none() && site.slot != Slot::Router
 }
 
 /// A low-rank adapter on a frozen layer.

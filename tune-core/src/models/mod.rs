@@ -12,6 +12,7 @@ mod fields;
 mod grown;
 mod in_blocks;
 mod linear;
+mod mixture;
 mod parameter;
 mod rotary;
 mod shard;

@@ -32,29 +32,26 @@ impl Half {
 macro_rules! slots {
     (
         $($doc:literal $variant:ident $name:literal $aliases:tt $half:expr;)*
-        without adapters: $($own_doc:literal $own:ident $own_name:literal $own_half:expr;)*
     ) => {
-        /// A linear layer of a model; those that can carry an adapter are written in a config by their Hugging Face names.
+        /// A linear layer of a model, in a config by its Hugging Face name. In a mixture of experts, each expert has those of the MLP.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Slot {
             $(#[doc = $doc] $variant,)*
-            $(#[doc = $own_doc] $own,)*
         }
 
         /// What is known of each, in the order of the type.
         const SLOTS: &[Row] = &[
             $(Row { name: $name, half: $half },)*
-            $(Row { name: $own_name, half: $own_half },)*
         ];
 
         impl Slot {
-            /// Those that can carry an adapter.
+            /// All of them.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
         }
 
         const CHOICES: Choices = Choices {
             name: "LoraModule",
-            doc: "A linear layer that can carry an adapter, by its Hugging Face name.",
+            doc: "A linear layer, by its Hugging Face name.",
             choices: &[$(Choice { name: $name, aliases: &$aliases, doc: $doc },)*],
             default: None,
         };
@@ -74,8 +71,7 @@ slots! {
         GateUpProj "gate_up_proj" [] Some(Half::Mlp);
     "The MLP's output." DownProj "down_proj" [] Some(Half::Mlp);
     "The output layer." LmHead "lm_head" ["output"] None;
-    without adapters:
-    "What chooses experts." Router "gate" Some(Half::Mlp);
+    "What chooses experts, in a mixture of them." Router "gate" [] Some(Half::Mlp);
 }
 
 /// A row of the table.
@@ -167,7 +163,6 @@ mod tests {
         for (i, slot) in Slot::ALL.into_iter().enumerate() {
             assert_eq!(slot as usize, i);
         }
-        assert_eq!(Slot::Router as usize, SLOTS.len() - 1);
         assert_eq!(Slot::QProj.path(), "self_attn.q_proj");
         assert_eq!(Slot::LmHead.path(), "lm_head");
     }

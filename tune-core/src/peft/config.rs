@@ -15,7 +15,8 @@ use crate::{Error, Result};
 #[config(crate = tune_config)]
 pub struct AdapterKeys {
     /// Layers that get an adapter, in place of `lora_attn_modules` and `apply_lora_to_*`: ends of their names, regular
-    /// expressions for whole names, or `all-linear`, which is all but the output layer.
+    /// expressions for whole names, or `all-linear`, which is all but the output layer. In a mixture of experts each expert has
+    /// layers of its own, and `gate` chooses among them.
     #[config(default, one_or_many)]
     pub target_modules: Vec<String>,
     /// Layers that get none, although they are named: ends of names, or one regular expression for whole names.
@@ -104,7 +105,7 @@ pub struct LoraModel {
     /// Layers that get an adapter.
     #[config(default = ["q_proj", "v_proj"])]
     pub lora_attn_modules: Vec<LoraModule>,
-    /// Give one to `gate_proj`, `up_proj` and `down_proj`, too.
+    /// Give one to `gate_proj`, `up_proj` and `down_proj`, too; in a mixture of experts, to those of each expert.
     #[config(default = false)]
     pub apply_lora_to_mlp: bool,
     /// Give one to the output layer, too.
@@ -201,7 +202,7 @@ pub struct LoraOrFullModel {
     pub lora_rank: Option<usize>,
     /// Layers that get an adapter; where null, `q_proj` and `v_proj`.
     pub lora_attn_modules: Option<Vec<LoraModule>>,
-    /// Give one to `gate_proj`, `up_proj` and `down_proj`, too.
+    /// Give one to `gate_proj`, `up_proj` and `down_proj`, too; in a mixture of experts, to those of each expert.
     #[config(default = false)]
     pub apply_lora_to_mlp: bool,
     /// Give one to the output layer, too.

@@ -15,7 +15,7 @@ pub use targets::Targets;
 use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
-use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, TABLE, module_of};
+use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, Site, TABLE, module_of};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -44,20 +44,41 @@ impl LoraOptions {
             Some(Origin { name, revision }) => (name, revision),
             None => (base.path().display().to_string(), None),
         };
-        Ok(AdapterConfig {
+        let mut config = AdapterConfig {
             r: self.saved_rank(self.rank),
             alpha: self.alpha * self.saved_alpha(),
             dropout: self.dropout,
             use_rslora: self.rslora,
             use_dora: self.dora,
             target_modules: TargetModules::Names(targets(&model, &layers)),
+            target_parameters: BTreeSet::new(),
             layers: self.patterns(&layers),
             modules_to_save,
             base_adapters: self.below()?,
             ensure_weight_tying,
             base_model_name_or_path: Some(name),
             revision,
-        })
+        };
+        let of_mixture = model.layers_of_mixture();
+        if let Some(of) = of_mixture.iter().find_map(|(name, _)| layers.get(name)) {
+            // peft changes rank and alpha of experts as it reads them, so that the one must be the file's and the other must be
+            // divided by it; and it holds no dropout for them, which nobody needs who computes with the adapter.
+            let whole =
+                Self { layers: layers.clone(), rank: of.rank, alpha: of.scale * of.rank as f64, ..self.clone() };
+            let whole = Self { rslora: false, ..whole };
+            config.r = whole.saved_rank(whole.rank);
+            config.alpha = whole.alpha * whole.saved_alpha();
+            config.layers = whole.patterns(&layers);
+            (config.use_rslora, config.dropout) = (false, 0.0);
+            let is_dense = |site: Site| site.expert.is_none() && site.slot != LoraModule::Router;
+            let dense = of_mixture.iter().filter(|(name, layer)| is_dense(layer.site) && layers.contains_key(name));
+            let dense: BTreeSet<&String> = dense.map(|(name, _)| name).collect();
+            if let TargetModules::Names(names) = &mut config.target_modules {
+                names.retain(|name| !dense.contains(name));
+            }
+            config.target_parameters = dense.into_iter().map(|name| format!("{name}.weight")).collect();
+        }
+        Ok(config)
     }
 
     /// The adapters of a model in a few words: `adapters of rank 8 on q_proj, v_proj`.
@@ -301,7 +322,7 @@ impl LoraOptions {
     /// Adapters on these layers alone, by their names.
     ///
     /// # Errors
-    /// A layer that cannot carry one here.
+    /// A name that is none of a linear layer's.
     pub fn on_layers(layers: BTreeMap<String, OfLayer>) -> Result<Self> {
         let mut modules = Vec::new();
         for name in layers.keys() {
@@ -334,7 +355,8 @@ impl LoraOptions {
         }
         modules.sort();
         modules.dedup();
-        if is_on_all_layers(&config) {
+        // Which of a mixture's layers are adapted, others may choose otherwise than is checked here.
+        if is_on_all_layers(&config) && !layers.keys().any(|name| name.contains(".experts.")) {
             layers.clear();
         }
         let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
@@ -358,6 +380,7 @@ fn targets(model: &ModelSpec, layers: &BTreeMap<String, OfLayer>) -> BTreeSet<St
 fn is_on_all_layers(config: &AdapterConfig) -> bool {
     let is_of_one_block = |name: &String| name.split('.').any(|part| part.parse::<u64>().is_ok());
     let names = match &config.target_modules {
+        TargetModules::Names(_) if !config.target_parameters.is_empty() => return false,
         TargetModules::Names(names) => names,
         // Which modules it picks, the tensors say; `all-linear` picks all.
         TargetModules::Pattern(pattern) => return config.layers == Layers::default() && pattern == "all-linear",

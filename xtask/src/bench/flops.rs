@@ -22,7 +22,8 @@ pub(super) struct Work {
 
 /// The operations of a step of `recipe`.
 pub(super) fn of_step(model: &ModelSpec, recipe: &str, work: &Work) -> tune_core::Result<engine::Work> {
-    let adapted = |slot: &Slot| LORA_ATTENTION.contains(&slot.name()) || slot.half() == Some(Half::Mlp);
+    let of_mlp = |slot: &Slot| slot.half() == Some(Half::Mlp) && *slot != Slot::Router;
+    let adapted = |slot: &Slot| LORA_ATTENTION.contains(&slot.name()) || of_mlp(slot);
     let modules = Slot::ALL.into_iter().filter(adapted).collect();
     let lora = LoraOptions { modules, rank: LORA_RANK, alpha: 16.0, dropout: 0.0, seed: 0, ..Default::default() };
     engine::Work::of_step(model, (recipe == "lora").then_some(&lora), &work.samples, work.trained)

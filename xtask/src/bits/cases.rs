@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use tune_core::data::Batch;
 use tune_core::engine::{self, Kernels, RunOptions, Sequences, evaluate, forward_backward};
-use tune_core::models::{Decoder, Half};
+use tune_core::models::Decoder;
 use tune_core::optim::{AdamW, Gradients, InBackward, Optimizer, Sgd};
 use tune_core::peft::LoraModule::{self, DownProj, LmHead, OProj, QProj, VProj};
 use tune_core::peft::LoraOptions;
@@ -54,12 +54,6 @@ fn kinds() -> Vec<(&'static str, Option<LoraOptions>)> {
 }
 
 fn training(case: &str, model: &Model, dtype: DType, lora: Option<LoraOptions>, found: &mut Found<'_>) -> Result<()> {
-    // Experts carry no adapters.
-    let has_experts = model.config.get("num_experts_per_tok").is_some();
-    let lora = lora.map(|mut lora| {
-        lora.modules.retain(|module| !has_experts || module.half() != Some(Half::Mlp));
-        lora
-    });
     let decoder = model.load(dtype, lora)?;
     shake(&decoder)?;
     for (name, batch) in &model.batches() {

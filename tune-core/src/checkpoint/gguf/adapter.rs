@@ -1,7 +1,8 @@
 //! Adapters as GGUF files, which llama.cpp puts on a base at run time (`--lora`, Ollama's `ADAPTER`).
 //!
 //! A layer's two matrices are `NAME.lora_a` `[rank, in]` and `NAME.lora_b` `[out, rank]`, where `NAME` is what the layer's weight
-//! is called; rows of `lora_b` are in the order of the weight's. The update is scaled by `adapter.lora.alpha / rank`.
+//! is called; rows of `lora_b` are in the order of the weight's. The update is scaled by `adapter.lora.alpha / rank`. The layers of
+//! a mixture's experts are one weight, and so are their adapters: `[experts, rank, in]` and `[experts, out, rank]`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,16 +76,14 @@ impl AdapterExport {
         head.put("adapter.lora.alpha", &Value::F32(alpha as f32));
         head.put("general.file_type", &Value::U32(kind.id()));
         let (mut outgoing, mut content) = (Vec::new(), Vec::new());
+        let mut placed: BTreeMap<&str, Vec<(&Place, &str)>> = BTreeMap::new();
         for module in peft::modules(tensors.keys()) {
-            let (name, change) = place(&places, module, model).map_err(|what| Error::file(dir, what))?;
-            let of = |m: &str| tensors.get(&format!("{module}.lora_{m}.weight"));
-            let (Some(a), Some(b)) = (of("A"), of("B")) else { continue };
-            let factor = factor(&config, module, alpha).map_err(|what| Error::file(dir, what))?;
-            let a = a.to_dtype(DType::F32)?;
-            let b = match factor == 1.0 {
-                true => b.to_dtype(DType::F32)?,
-                false => (b.to_dtype(DType::F32)? * factor)?,
-            };
+            let place = place(&places, module, model).map_err(|what| Error::file(dir, what))?;
+            placed.entry(&place.gguf).or_default().push((place, module));
+        }
+        for (name, modules) in placed {
+            let (a, b) = matrices(&config, alpha, &tensors, &modules, dir)?;
+            let change = modules.first().map_or(Change::None, |(place, _)| place.change);
             for (end, tensor, change) in [("a", a, Change::None), ("b", b, change)] {
                 outgoing.push(Outgoing::new(format!("{name}.lora_{end}"), tensor.dims().to_vec(), format));
                 content.push(format.encode(&changed(&tensor, change)?));
@@ -136,28 +135,80 @@ impl AdapterExport {
     }
 }
 
-/// What is missing to the scale that llama.cpp takes for a layer.
-fn factor(config: &AdapterConfig, module: &str, alpha: f64) -> Result<f64, String> {
-    let (rank, scale) = config.of_module(module)?;
-    Ok(scale / (alpha / rank as f64))
+/// Where a layer's weight is in a file.
+#[derive(Debug)]
+struct Place {
+    /// What it is called there.
+    gguf: String,
+    /// What is done to it.
+    change: Change,
+    /// The layer's expert, and how many share the tensor.
+    expert: Option<(usize, usize)>,
 }
 
-/// By the names of layers: what their weight is called in files, and what is done to it.
-fn places(model: &ModelSpec, interleaved: bool) -> BTreeMap<String, (String, Change)> {
-    let placed = layout(model, interleaved).into_iter().filter_map(|placed| match placed.names {
-        Names::One(name) => Some((name.strip_suffix(".weight")?.to_owned(), (placed.gguf, placed.change))),
-        Names::Experts(_) => None,
-    });
-    placed.collect()
+/// The matrices of the layers in one tensor: `[rank, in]` and `[out, rank]`, or those of all experts. What is missing to the scale
+/// that llama.cpp takes is in the second; where experts have fewer ranks than others, or none, the rest is zeros.
+fn matrices(
+    config: &AdapterConfig,
+    alpha: f64,
+    tensors: &BTreeMap<String, Tensor>,
+    modules: &[(&Place, &str)],
+    dir: &Path,
+) -> Result<(Tensor, Tensor)> {
+    let mut found = BTreeMap::new();
+    for (place, module) in modules {
+        let (rank, scale) = config.of_module(module).map_err(|what| Error::file(dir, what))?;
+        let of = |m: &str| {
+            let name = format!("{module}.lora_{m}.weight");
+            let missing = || Error::file(dir, format!("has no `{name}`"));
+            Ok::<_, Error>(tensors.get(&name).ok_or_else(missing)?.to_dtype(DType::F32)?)
+        };
+        found.insert(place.expert.map_or(0, |(expert, _)| expert), (of("A")?, of("B")?, rank, scale));
+    }
+    let most = found.values().map(|(.., rank, _)| *rank).max().unwrap_or(1);
+    let mut sides = (0, 0);
+    for (a, b, rank, scale) in found.values_mut() {
+        sides = (a.dim(1)?, b.dim(0)?);
+        let factor = *scale / (alpha / most as f64);
+        if factor != 1.0 {
+            *b = (&*b * factor)?;
+        }
+        (*a, *b) = (a.pad_with_zeros(0, 0, most - *rank)?, b.pad_with_zeros(1, 0, most - *rank)?);
+    }
+    let Some((_, experts)) = modules.first().and_then(|(place, _)| place.expert) else {
+        let only = found.into_values().next().map(|(a, b, ..)| (a, b));
+        return only.ok_or_else(|| Error::file(dir, "holds no adapters"));
+    };
+    let zeros = |rows, cols| Tensor::zeros((rows, cols), DType::F32, &Device::Cpu);
+    let none = (zeros(most, sides.0)?, zeros(sides.1, most)?);
+    let all = (0..experts).map(|expert| found.remove(&expert).map_or(none.clone(), |(a, b, ..)| (a, b)));
+    let (all_a, all_b): (Vec<Tensor>, Vec<Tensor>) = all.unzip();
+    Ok((Tensor::stack(&all_a, 0)?, Tensor::stack(&all_b, 0)?))
 }
 
-fn place<'a>(
-    places: &'a BTreeMap<String, (String, Change)>,
-    module: &str,
-    model: &ModelSpec,
-) -> Result<(&'a str, Change), String> {
+/// By the names of layers: where their weights are.
+fn places(model: &ModelSpec, interleaved: bool) -> BTreeMap<String, Place> {
+    let mut places = BTreeMap::new();
+    for placed in layout(model, interleaved) {
+        let (names, of_experts) = match placed.names {
+            Names::One(name) => (vec![name], false),
+            Names::Experts(names) => (names, true),
+        };
+        let count = names.len();
+        for (expert, name) in names.iter().enumerate() {
+            if let Some(module) = name.strip_suffix(".weight") {
+                let expert = of_experts.then_some((expert, count));
+                let place = Place { gguf: placed.gguf.clone(), change: placed.change, expert };
+                places.insert(module.to_owned(), place);
+            }
+        }
+    }
+    places
+}
+
+fn place<'a>(places: &'a BTreeMap<String, Place>, module: &str, model: &ModelSpec) -> Result<&'a Place, String> {
     match places.get(module) {
-        Some((name, change)) => Ok((name, *change)),
+        Some(place) => Ok(place),
         None if module == "lm_head" && model.tie_word_embeddings => Err(
             "adapts the output layer of a model in which this is the embedding table: llama.cpp has no place for it; \
              merge the adapter (`tune export BASE --adapter ADAPTER`)"
@@ -181,19 +232,30 @@ pub fn read(path: &Path, model: &ModelSpec) -> Result<(BTreeMap<String, Tensor>,
     let places = places(model, family_of(model)?.interleaved);
     let mut tensors = BTreeMap::new();
     for info in &header.tensors {
-        let found = places.iter().find_map(|(module, (name, change))| {
-            let end = info.name.strip_prefix(name.as_str())?;
-            match end {
-                ".lora_a" => Some((format!("{module}.lora_A.weight"), Change::None)),
-                ".lora_b" => Some((format!("{module}.lora_B.weight"), *change)),
-                _ => None,
-            }
-        });
-        let Some((name, change)) = found else {
+        let ends = [(".lora_a", "lora_A"), (".lora_b", "lora_B")];
+        let end = ends.into_iter().find_map(|(end, theirs)| Some((info.name.strip_suffix(end)?, theirs)));
+        let (name, m) = end.unwrap_or_default();
+        let layers: Vec<_> = places.iter().filter(|(_, place)| place.gguf == name).collect();
+        let Some((_, first)) = layers.first() else {
             return Err(Error::file(path, format!("holds `{}`, for which the model has no place", info.name)));
         };
+        let change = if m == "lora_A" { Change::None } else { first.change };
         let stored = GgufTensor { file: Arc::clone(&file), info: info.clone(), change };
-        tensors.insert(name, stored.load(DType::F32, None, &Device::Cpu)?.0);
+        let tensor = stored.load(DType::F32, None, &Device::Cpu)?.0;
+        for (module, place) in layers {
+            let own = match place.expert {
+                Some((expert, count)) if tensor.rank() == 3 && tensor.dim(0)? == count => tensor.get(expert)?,
+                Some((_, count)) => {
+                    let dims = tensor.dims();
+                    return Err(Error::file(
+                        path,
+                        format!("holds `{}` {dims:?}, and the matrices of {count} experts were expected", info.name),
+                    ));
+                }
+                None => tensor.clone(),
+            };
+            tensors.insert(format!("{module}.{m}.weight"), own);
+        }
     }
     Ok((tensors, f64::from(*alpha)))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::fused;
 use super::layers::{self, Layers};
 use crate::checkpoint::Below;
 use crate::hub::Origin;
@@ -25,6 +26,8 @@ pub struct AdapterConfig {
     pub use_dora: bool,
     /// Which modules are adapted.
     pub target_modules: TargetModules,
+    /// Which are adapted besides, as parameters: their names with `.weight` behind them.
+    pub target_parameters: BTreeSet<String>,
     /// What is otherwise in single layers.
     pub layers: Layers,
     /// Modules whose weights the adapter brings along, which stand in for the base's, by the ends of their names.
@@ -84,6 +87,15 @@ impl AdapterConfig {
         alpha / if self.use_rslora { r.sqrt() } else { r }
     }
 
+    /// Whether the module is among those that are adapted; nothing is known about patterns here.
+    pub(crate) fn names(&self, module: &str) -> Option<bool> {
+        let parameter = format!("{module}.weight");
+        match self.target_parameters.iter().any(|name| is_named(&parameter, name)) {
+            true => Some(true),
+            false => self.target_modules.names(module),
+        }
+    }
+
     /// The rank of the adapter on a module, and what its product is multiplied by.
     ///
     /// # Errors
@@ -108,6 +120,10 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         TargetModules::Names(names) => json!(names),
         TargetModules::Pattern(pattern) => json!(pattern),
     };
+    let parameters = match config.target_parameters.is_empty() {
+        true => Value::Null,
+        false => json!(config.target_parameters),
+    };
     let mut written = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
@@ -127,6 +143,7 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "rank_pattern": {},
         "revision": config.revision,
         "target_modules": targets,
+        "target_parameters": parameters,
         "task_type": "CAUSAL_LM",
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
@@ -163,6 +180,7 @@ const READ: &[&str] = &[
     "use_rslora",
     "use_dora",
     "target_modules",
+    "target_parameters",
     "bias",
     "init_lora_weights",
     "base_model_name_or_path",
@@ -206,7 +224,6 @@ const MUST_BE_OFF: &[(&str, &str)] = &[
     ("layer_replication", "replicates layers"),
     ("lora_bias", "has biases in its adapters"),
     ("trainable_token_indices", "trains embeddings of single tokens"),
-    ("target_parameters", "adapts parameters that are not linear layers"),
     ("alora_invocation_tokens", "is an activated LoRA"),
     ("use_qalora", "is a QA-LoRA adapter"),
     ("use_bdlora", "has block-diagonal matrices (BD-LoRA)"),
@@ -260,9 +277,24 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         Value::Bool(on) => Ok(*on),
         other => Err(format!("{key} is {other}; true or false was expected")),
     };
+    let target_parameters = match get("target_parameters") {
+        Value::Null => Some(BTreeSet::new()),
+        Value::Array(names) => {
+            let known = |name: &&str| name.ends_with(".weight") || fused::is_of_experts(name);
+            names.iter().map(|name| name.as_str().filter(known).map(str::to_owned)).collect()
+        }
+        _ => None,
+    };
+    let target_parameters = target_parameters.ok_or_else(|| {
+        format!(
+            "target_parameters is {}: the adapter adapts parameters that are not weights of linear layers, which is not \
+             supported",
+            get("target_parameters")
+        )
+    })?;
     let target_modules = match get("target_modules") {
         Value::String(pattern) => TargetModules::Pattern(pattern.clone()),
-        Value::Array(names) if !names.is_empty() => TargetModules::Names(
+        Value::Array(names) if !names.is_empty() || !target_parameters.is_empty() => TargetModules::Names(
             names
                 .iter()
                 .map(|n| n.as_str().map(ToString::to_string))
@@ -300,6 +332,7 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         use_rslora: flag("use_rslora")?,
         use_dora: flag("use_dora")?,
         target_modules,
+        target_parameters,
         layers: Layers::parse(config)?,
         modules_to_save,
         base_adapters,

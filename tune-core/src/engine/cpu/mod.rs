@@ -265,8 +265,8 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         gate::backward(activation, gate, up, g);
     }
 
-    fn dropped(&self, x: &Buffer<T>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
-        dropout.apply(x, width, rows, y);
+    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
+        dropout.apply(view(x), rows, y);
     }
 
     fn attend(

@@ -340,10 +340,10 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().gate_back(curve(activation), gate.view_mut(len), up.view_mut(len), g.view_mut(len));
     }
 
-    fn dropped(&self, x: &Buffer<T>, width: usize, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
+    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
         let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
         let dropout = tune_cuda::Dropout { p, key };
-        self.context().dropped(x.view(width), dropout, rows.as_ref(), Onto::Nothing, y.view_mut(width));
+        self.context().dropped(view(x), dropout, rows.as_ref(), Onto::Nothing, y.view_mut(x.cols));
     }
 
     fn attend(

@@ -1,0 +1,214 @@
+//! Several gated networks in place of one, of which each token takes some (a mixture of experts).
+//!
+//! What goes to experts is gathered expert by expert, a row for each of a token's places; an expert's layers compute its rows. For
+//! the dropout of adapters, a row counts as its token's.
+
+use super::backend::{Backend, Experts, Finish, Part, PartMut};
+use super::block::{Block, Input, Target};
+use super::linear::{Layer, LowRank, input_gradient};
+use super::mlp::Gated;
+use super::run::Found;
+use crate::kernels::experts::Routes;
+use crate::models::Slot::{DownProj, GateProj, Router, UpProj};
+use crate::models::{Half, Site, Slot};
+
+/// Which experts tokens go to.
+pub(super) struct Routed<B: Backend> {
+    /// The router's, `[m, experts]`.
+    logits: B::Sums,
+    /// What the router's adapter makes of its input.
+    low_rank: LowRank<B>,
+    routes: Routes,
+    /// The experts that some token goes to.
+    occupied: Vec<Occupied<B>>,
+}
+
+impl<B: Backend> Routed<B> {
+    /// Rows of what experts compute.
+    pub(super) fn rows(&self) -> usize {
+        self.routes.tokens.len()
+    }
+}
+
+/// An expert that some token goes to.
+struct Occupied<B: Backend> {
+    expert: u32,
+    /// The first of its rows, and how many it has.
+    first: usize,
+    count: usize,
+    /// What its adapters make of their inputs.
+    gate: LowRank<B>,
+    up: LowRank<B>,
+    down: LowRank<B>,
+}
+
+impl<B: Backend> Occupied<B> {
+    /// Those of the experts.
+    fn of(routes: &Routes) -> Vec<Self> {
+        let ends = routes.starts.windows(2).enumerate();
+        let occupied = ends.filter(|(_, ends)| ends[0] < ends[1]).map(|(expert, ends)| Self {
+            expert: expert as u32,
+            first: ends[0],
+            count: ends[1] - ends[0],
+            gate: None,
+            up: None,
+            down: None,
+        });
+        occupied.collect()
+    }
+
+    /// Its rows of `[.., cols]`.
+    fn rows<'x>(&self, x: &'x B::Acts, cols: usize) -> Part<'x, B::Acts> {
+        Part::rows(x, self.first, self.count, cols)
+    }
+
+    /// The same to be written.
+    fn rows_mut<'x>(&self, x: &'x mut B::Acts, cols: usize) -> PartMut<'x, B::Acts> {
+        PartMut::rows(x, self.first, self.count, cols)
+    }
+
+    /// The tokens of its rows.
+    fn tokens<'x>(&self, routes: &'x Routes) -> Option<&'x [usize]> {
+        Some(&routes.tokens[self.first..][..self.count])
+    }
+}
+
+impl<B: Backend> Block<'_, B> {
+    fn of_expert(&self, expert: u32, slot: Slot) -> Layer<'_, B> {
+        self.layer(Site { slot, expert: Some(expert) })
+    }
+
+    /// What the gates of experts make of the tokens that go to them.
+    pub(super) fn route(&self, x: &B::Acts, how: Experts, inner: usize) -> Gated<B> {
+        let (backend, m, width) = (self.run.backend, self.run.tokens(), self.run.shape.hidden_size);
+        let (router, mut logits) = (self.layer(Router.into()), backend.sums(m, how.count));
+        let low_rank = router.low_rank(Part::new(x, m, width), None);
+        router.forward_sums(x, m, &low_rank, &mut logits);
+        let routes = backend.route(&logits, m, how);
+        let rows = routes.tokens.len();
+        let mut of_experts = backend.acts(rows, width);
+        backend.gather(x, width, &routes.tokens, &mut of_experts);
+        let (mut gate, mut up) = (backend.acts(rows, inner), backend.acts(rows, inner));
+        let mut occupied = Occupied::<B>::of(&routes);
+        for of in &mut occupied {
+            let (x, tokens) = (of.rows(&of_experts, width), of.tokens(&routes));
+            let layer = self.of_expert(of.expert, GateProj);
+            of.gate = layer.low_rank(x, tokens);
+            layer.forward_part(x, &of.gate, (0, inner), Finish::Store, of.rows_mut(&mut gate, inner));
+            let layer = self.of_expert(of.expert, UpProj);
+            of.up = layer.low_rank(x, tokens);
+            layer.forward_part(x, &of.up, (0, inner), Finish::Store, of.rows_mut(&mut up, inner));
+        }
+        let routed = Some(Routed { logits, low_rank, routes, occupied });
+        Gated { gate, up, low_rank: Vec::new(), low_rank_of_down: None, routed }
+    }
+
+    /// The rest of the half, into `y`.
+    pub(super) fn experts_down(
+        &self,
+        routed: &mut Routed<B>,
+        activated: &B::Acts,
+        target: &Target<'_, B>,
+        y: &mut B::Acts,
+    ) {
+        let (backend, m, width) = (self.run.backend, self.run.tokens(), self.run.shape.hidden_size);
+        let (rows, Routed { routes, occupied, .. }) = (routed.rows(), routed);
+        let mut results = backend.acts(rows, width);
+        for of in occupied {
+            let layer = self.of_expert(of.expert, DownProj);
+            let x = of.rows(activated, layer.inner());
+            of.down = layer.low_rank(x, of.tokens(routes));
+            layer.forward_part(x, &of.down, (0, width), Finish::Store, of.rows_mut(&mut results, width));
+        }
+        let onto = match target {
+            Target::Onto(x) => Some(Part::new(*x, m, width)),
+            Target::Beside => None,
+        };
+        backend.combine(Part::new(&results, rows, width), routes, true, onto, PartMut::new(y, m, width));
+    }
+
+    /// See [`Block::half_back`]; `g_gate` and `g_up` are what the gates made.
+    pub(super) fn experts_backward(
+        &self,
+        middle: &B::Acts,
+        (mut g_gate, mut g_up): (B::Acts, B::Acts),
+        routed: Routed<B>,
+        gradient: &B::Acts,
+        onto: Option<&B::Acts>,
+        found: &mut Found<B>,
+    ) -> B::Acts {
+        let (backend, m, width, inner) =
+            (self.run.backend, self.run.tokens(), self.run.shape.hidden_size, self.spec.mlp.inner());
+        let rows = routed.rows();
+        let Routed { logits, low_rank: low_rank_of_router, routes, occupied } = routed;
+        let id = |expert, slot| self.id(Site { slot, expert: Some(expert) });
+        // With w the weight of a place and g the gradient of its token: that of what the expert made is w g, and that of w
+        // is the product of g with what the expert made, or of g through the layer with that layer's input.
+        let mut g = backend.acts(rows, width);
+        backend.gather(gradient, width, &routes.tokens, &mut g);
+        let mut g_activated = backend.acts(rows, inner);
+        for of in &occupied {
+            let back = self.of_expert(of.expert, DownProj).back(vec![of.rows(&g, width)]);
+            input_gradient(&[&back], of.tokens(&routes), None, of.rows_mut(&mut g_activated, inner));
+        }
+        let mut activated = backend.acts(rows, inner);
+        backend.gate(self.activation(), &g_gate, &g_up, &mut activated);
+        let of_places = backend.row_dots(Part::new(&activated, rows, inner), Part::new(&g_activated, rows, inner));
+        drop(activated);
+        let weights = routes.weights_of_places();
+        backend.scale_rows(PartMut::new(&mut g_activated, rows, inner), &weights);
+        backend.gate_back(self.activation(), &mut g_gate, &mut g_up, &mut g_activated);
+        let activated = g_activated;
+        backend.scale_rows(PartMut::new(&mut g, rows, width), &weights);
+
+        let empty = routes.starts.windows(2).enumerate().filter(|(_, ends)| ends[0] == ends[1]);
+        for expert in empty.map(|(expert, _)| expert as u32) {
+            for slot in [GateProj, UpProj, DownProj] {
+                self.of_expert(expert, slot).train_on_nothing(id(expert, slot), found);
+            }
+        }
+        let mut occupied = occupied;
+        for of in &mut occupied {
+            let (down, tokens, x) =
+                (self.of_expert(of.expert, DownProj), of.tokens(&routes), of.rows(&activated, inner));
+            // What comes back through the adapter is of w g here.
+            let back = down.back(vec![of.rows(&g, width)]);
+            let low_rank = of.down.take().or_else(|| down.low_rank(x, tokens));
+            down.train(&back, x, &low_rank, tokens, id(of.expert, DownProj), found);
+        }
+        drop((g, activated));
+
+        let normed = self.normed(middle, Half::Mlp);
+        let mut of_experts = backend.acts(rows, width);
+        backend.gather(normed.get(), width, &routes.tokens, &mut of_experts);
+        for of in &occupied {
+            let (tokens, x) = (of.tokens(&routes), of.rows(&of_experts, width));
+            let (gate, up) = (self.of_expert(of.expert, GateProj), self.of_expert(of.expert, UpProj));
+            let of_gate = gate.back(vec![of.rows(&g_gate, inner)]);
+            gate.train(&of_gate, x, &of.gate, tokens, id(of.expert, GateProj), found);
+            let of_up = up.back(vec![of.rows(&g_up, inner)]);
+            up.train(&of_up, x, &of.up, tokens, id(of.expert, UpProj), found);
+            // The gradient of its input takes the memory that this had.
+            input_gradient(&[&of_gate, &of_up], tokens, None, of.rows_mut(&mut of_experts, width));
+        }
+        let g_experts = of_experts;
+        drop((g_gate, g_up, occupied));
+
+        let (router, (how, _)) = (self.layer(Router.into()), self.experts().unwrap_or_default());
+        let of_weights: Vec<f64> = routes.places.iter().map(|&place| of_places[place]).collect();
+        let mut g_logits = backend.acts(m, how.count);
+        backend.route_back(&logits, how, &routes, &of_weights, &mut g_logits);
+        let back = router.back_of(&g_logits, m);
+        let x = Part::new(normed.get(), m, width);
+        router.train(&back, x, &low_rank_of_router, None, self.id(Router.into()), found);
+        let mut through_router = self.run.acts(width);
+        input_gradient(&[&back], None, onto, PartMut::new(&mut through_router, m, width));
+        let mut g_input = match normed {
+            Input::Normed(normed) => normed,
+            Input::Stream(_) => self.run.acts(width),
+        };
+        let onto = Some(Part::new(&through_router, m, width));
+        backend.combine(Part::new(&g_experts, rows, width), &routes, false, onto, PartMut::new(&mut g_input, m, width));
+        g_input
+    }
+}

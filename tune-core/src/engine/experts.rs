@@ -140,7 +140,7 @@ impl<B: Backend> Block<'_, B> {
         let (backend, m, width, inner) =
             (self.run.backend, self.run.tokens(), self.run.shape.hidden_size, self.spec.mlp.inner());
         let rows = routed.rows();
-        let Routed { logits, low_rank: low_rank_of_router, routes, occupied } = routed;
+        let Routed { logits, low_rank: low_rank_of_router, routes, mut occupied } = routed;
         let id = |expert, slot| self.id(Site { slot, expert: Some(expert) });
         // With w the weight of a place and g the gradient of its token: that of what the expert made is w g, and that of w
         // is the product of g with what the expert made, or of g through the layer with that layer's input.
@@ -167,7 +167,6 @@ impl<B: Backend> Block<'_, B> {
                 self.of_expert(expert, slot).train_on_nothing(id(expert, slot), found);
             }
         }
-        let mut occupied = occupied;
         for of in &mut occupied {
             let (down, tokens, x) =
                 (self.of_expert(of.expert, DownProj), of.tokens(&routes), of.rows(&activated, inner));

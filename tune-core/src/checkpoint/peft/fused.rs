@@ -55,7 +55,7 @@ pub(super) fn take_apart(
             .map_err(|e| e.to_string())?
             .ok_or_else(|| format!("holds matrices for `{module}` that are not of rank {rank} for each expert"))?
             .into_iter()
-            .for_each(|(expert, part, a, b)| {
+            .for_each(|OfLayer { expert, part, a, b }| {
                 let layer = format!("{experts}.{expert}.{}", layers[part]);
                 tensors.insert(format!("{layer}{DOWN}"), a);
                 tensors.insert(format!("{layer}{UP}"), b);
@@ -77,13 +77,19 @@ pub(super) fn take_apart(
     Ok((config, tensors))
 }
 
-/// Of each expert and each of the layers in the parameter: `A` `[rank, in]` and `B` `[out, rank]`.
-fn apart(
-    a: &Tensor,
-    b: &Tensor,
-    rank: usize,
-    layers: usize,
-) -> candle_core::Result<Option<Vec<(usize, usize, Tensor, Tensor)>>> {
+/// The adapter of one layer of one expert.
+struct OfLayer {
+    expert: usize,
+    /// Which of the layers in the parameter it is.
+    part: usize,
+    /// `[rank, in]`.
+    a: Tensor,
+    /// `[out, rank]`.
+    b: Tensor,
+}
+
+/// Those of each expert and each of the layers in the parameter; `None` where the shapes are others.
+fn apart(a: &Tensor, b: &Tensor, rank: usize, layers: usize) -> candle_core::Result<Option<Vec<OfLayer>>> {
     let ((rows, _), (out, columns)) = (a.dims2()?, b.dims2()?);
     if rows != columns || rows % rank != 0 || out % layers != 0 {
         return Ok(None);
@@ -96,7 +102,7 @@ fn apart(
         let b = b.narrow(2, expert, 1)?.squeeze(2)?;
         for part in 0..layers {
             let b = b.narrow(0, part * (out / layers), out / layers)?.force_contiguous()?;
-            apart.push((expert, part, a.clone(), b));
+            apart.push(OfLayer { expert, part, a: a.clone(), b });
         }
     }
     Ok(Some(apart))

@@ -1,6 +1,6 @@
 //! Adapters in PEFT's format.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 

@@ -7,7 +7,7 @@ const BF16: f64 = 2.0;
 const F32: f64 = 4.0;
 /// The optimizer's two moments.
 const STATE: f64 = 8.0;
-/// Bits of an element in NF4 with its scales, in bytes.
+/// Bytes of an element in NF4 with its scales.
 const NF4: f64 = 0.5 + 1.0 / 64.0;
 /// Tokens whose logits exist at a time, where not all do.
 const TOKENS_AT_ONCE: f64 = 2048.0;
@@ -34,6 +34,13 @@ pub struct Memory {
     pub program: f64,
 }
 
+impl Job {
+    /// Bytes of an element of a block's weights, as they are gathered.
+    pub(super) fn bytes_in_blocks(&self) -> f64 {
+        if matches!(self.trained, Trained::AdaptersOnNf4(_)) { NF4 } else { BF16 }
+    }
+}
+
 impl Memory {
     /// That of each of some cards.
     #[must_use]
@@ -52,10 +59,11 @@ impl Memory {
         // Of a block that is gathered, with the next one; the tables are gathered for all of a step.
         let largest = job.blocks().fold(0.0, f64::max);
         let trains = matches!(job.trained, Trained::All);
-        let in_blocks = if matches!(job.trained, Trained::AdaptersOnNf4(_)) { NF4 } else { BF16 };
+        let in_blocks = job.bytes_in_blocks();
+        let is_whole = cluster.cards == 1 || job.sharding == Sharding::None;
         let gathered = match job.sharding {
-            Sharding::None if cluster.cards > 1 || job.weight_bytes == BF16 => 0.0,
-            _ if cluster.cards == 1 && job.weight_bytes == BF16 => 0.0,
+            // What is computed with is there.
+            _ if is_whole && !(trains && job.weight_bytes > BF16) => 0.0,
             Sharding::Steps => in_blocks * of_blocks + BF16 * tables,
             _ => 2.0 * in_blocks * largest + BF16 * tables,
         };
@@ -74,7 +82,7 @@ impl Memory {
         };
         // Most is held at the loss, with the output layer's gradient, or in the last block, with its gradient and that of the
         // layer above, one of them in f32 on its way.
-        let (table, divides) = (job.model.output().elements() as f64, cluster.cards > 1 && trains);
+        let (table, divides) = (job.model.output().elements() as f64, trains && !is_whole);
         let at_loss = logits + if divides { BF16 * table } else { 0.0 };
         let of_gradients = if divides { BF16 * table + (2.0 * BF16 + F32) * largest } else { 0.0 };
         let in_block = on_its_way + of_gradients;

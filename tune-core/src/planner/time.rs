@@ -65,7 +65,8 @@ impl Time {
     fn communicate(&mut self, job: &Job, cluster: &Cluster, micro_batches: f64) {
         let (cards, machines) = (cluster.cards as f64, cluster.machines() as f64);
         let others = (cards - 1.0) / cards;
-        let weights = 2.0 * job.parameters() * others;
+        let in_blocks: f64 = job.blocks().sum();
+        let weights = (job.bytes_in_blocks() * in_blocks + 2.0 * (job.parameters() - in_blocks)) * others;
         let gradients = 4.0 * job.trained() * others;
         let (gathers, gathered, reduced) = match job.sharding {
             Sharding::Blocks => (2.0, 2.0 * weights, gradients),

@@ -136,6 +136,24 @@ fn shipped_recipes_take_what_was_planned() {
     });
 }
 
+/// Answers take memory for the keys and values of all their tokens, more than such small steps do.
+#[test]
+fn answers_while_a_model_trains_take_what_was_planned() {
+    let mut table = Table::default();
+    let short = ["epochs=1", "max_steps_per_epoch=4", "log_every_n_steps=1", "batch_size=1", "~exact_match"];
+    for dtype in ["dtype=fp32", "dtype=bf16"] {
+        for answered in [
+            "evaluation={data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:40]', max_new_tokens: 200}",
+            "exact_match={data_file: recipes/tiny/data/held_out.jsonl, max_new_tokens: 200}",
+        ] {
+            let args = ["--config", "configs/lora/tiny.yaml"].into_iter().chain(short).chain([dtype, answered]);
+            let args: Vec<String> = args.map(str::to_owned).collect();
+            table.compare(&format!("{}, {dtype}", answered.split('=').next().unwrap()), "lora", &args);
+        }
+    }
+    table.check();
+}
+
 /// Both answers of each pair, and the reference model: this one without its adapters, another one beside it, and one that is
 /// asked before.
 #[test]

@@ -216,6 +216,40 @@ fn the_optimizer_may_run_in_the_backward_pass() {
     compare("in the backward pass", (&two, &saved), (&one, &expected), "model.safetensors");
 }
 
+/// All measure the same, the first one judges, and all end after the same step.
+#[test]
+fn processes_find_the_same_of_tasks_and_end_early_together() {
+    let overrides = [
+        "epochs=1",
+        "max_steps_per_epoch=12",
+        "~exact_match",
+        "optimizer.lr=1e-9",
+        "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:5]', max_new_tokens: 12}]",
+        "samples={prompts: ['Write a-b in the secret code.'], max_new_tokens: 8, temperature: 1.0}",
+        "run_eval_every_n_steps=2",
+        "early_stopping={monitor: held_out/exact_match, patience: 2}",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let records = |output: &Path| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+        let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        all.filter(|record| record.get("held_out/exact_match").is_some()).collect()
+    };
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    for (output, processes) in [(&one, 1), (&two, 2)] {
+        let saved = succeed::<lora::LoraFinetune>("lora", output, processes, &overrides);
+        assert!(saved.ends_with("epoch_0_step_6"), "{}", saved.display());
+    }
+    let (ours, theirs) = (records(&two), records(&one));
+    assert_eq!((ours.len(), theirs.len()), (4, 4));
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert_eq!((&a["step"], &a["held_out/exact_match"]), (&b["step"], &b["held_out/exact_match"]));
+        assert_eq!(a["samples"], b["samples"]);
+        let of = |record: &serde_json::Value| record["held_out/answer_perplexity"].as_f64().unwrap();
+        assert!((of(a) - of(b)).abs() <= 1e-4 * of(b), "{a} {b}");
+    }
+}
+
 #[test]
 fn processes_that_would_not_do_the_same_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use tune_core::config::say;
 use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{Card, RunOptions, Sequences, evaluate, forward_backward};
-use tune_core::memory_plan::{MemoryPlan, PlannedCard, Processes, Setting};
+use tune_core::memory_plan::{Asked, MemoryPlan, PlannedCard, Processes, Setting};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::optim::{AdamW, AdamWConfig, Gradients, InBackward, OptimizerConfig};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -126,6 +126,7 @@ fn planned(config: &Value, lora: Option<LoraOptions>, card: &Arc<Card>, batch: &
         clips_gradients: false,
         packed: true,
         by_log_probs: false,
+        asked: Asked::default(),
         reference: None,
         in_blocks: Default::default(),
         processes: Processes::ONE,

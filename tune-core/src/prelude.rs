@@ -14,15 +14,15 @@ pub use crate::hub;
 pub use crate::memory_plan::{self, MemoryPlan};
 pub use crate::methods::{self, DivergenceLoss, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};
 pub use crate::metrics::{
-    Console, Downloads, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics, ValidationMetrics,
-    peak_memory,
+    Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,
+    ValidationMetrics, peak_memory,
 };
 pub use crate::models::{Decoder, FrozenBase, InBlocks, LoadOptions, ModelConfig, ModelSpec, Quantization};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
-    Compared, DataKeys, Opened, Outline, Plan, Position, PreferenceKeys, Recipe, Run, RunKeys, Step, StepKeys, Steps,
-    Trained, Validations, Weights, check_finite, check_stop, dropout_key,
+    Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, Recipe, Run,
+    RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

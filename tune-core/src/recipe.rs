@@ -5,12 +5,14 @@
 
 mod end;
 mod keys;
+mod measured;
 mod open;
 mod outline;
 mod position;
 mod room;
 mod run;
 mod save;
+mod selection;
 mod settings;
 mod steps;
 mod stop;
@@ -27,15 +29,16 @@ use crate::checkpoint::run::Saved;
 use crate::kernels::Dropout;
 use crate::{Error, Result};
 
-pub use end::{already_complete, end_of_run};
-pub use keys::{Data, DataKeys, PreferenceKeys, RunKeys, StepKeys};
+pub use end::{Ending, already_complete, end_of_run};
+pub use keys::{Data, DataKeys, EvaluationKeys, PreferenceKeys, RunKeys, StepKeys};
+pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, VAL_LOSS, more_is_better};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;
 pub use outline::{Compared, Outline, Trained};
 pub use position::{Plan, Position};
 pub(crate) use room::wait_for_room;
 pub use run::Run;
-pub use save::{Validations, save};
+pub use save::save;
 pub use settings::settings;
 pub use steps::{Step, Steps};
 pub use stop::check_stop;

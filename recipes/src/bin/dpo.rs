@@ -29,6 +29,10 @@ pub(crate) struct DpoConfig {
     #[config(flatten)]
     data: PreferenceKeys,
 
+    /// What else is measured while it trains: tasks, samples, early stopping.
+    #[config(flatten)]
+    evaluation: EvaluationKeys,
+
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
     steps: StepKeys,
@@ -84,6 +88,8 @@ impl Recipe for PreferenceOptimization {
             trained,
             architecture: cfg.model.architecture,
             reference: needs_reference.then_some(reference),
+            evaluation: cfg.evaluation.clone(),
+            validated: PreferenceMetrics::VALIDATED,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -137,12 +143,9 @@ impl Recipe for PreferenceOptimization {
     fn train(&mut self) -> Result<()> {
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
-        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
-        if self.run.validates() {
-            self.validate()?;
-            if self.run.last_saved().is_some() {
-                self.save_checkpoint()?;
-            }
+        // Before the first step; or where an earlier process was stopped before it had measured what it saved.
+        if self.measure()? && self.run.last_saved().is_some() {
+            self.save_checkpoint()?;
         }
         for step in steps {
             let step = step?;
@@ -173,11 +176,12 @@ impl Recipe for PreferenceOptimization {
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
             // ----------------------------------------------------------------------------------------
             self.run.finish_with(&step, loss, lr, Some(grad_norm), seen.logged())?;
-            if self.run.validates() {
-                self.validate()?;
-            }
+            self.measure()?;
             if self.run.saves() {
                 self.save_checkpoint()?;
+            }
+            if self.run.stops_early() {
+                break;
             }
         }
         // A run that was complete is asked for its merged model.
@@ -211,6 +215,18 @@ impl Recipe for PreferenceOptimization {
 }
 
 impl PreferenceOptimization {
+    /// Validates and evaluates the model where that is due; says whether it was.
+    fn measure(&mut self) -> Result<bool> {
+        let (validates, evaluates) = (self.run.validates(), self.run.evaluates());
+        if validates {
+            self.validate()?;
+        }
+        if evaluates {
+            self.run.evaluate(&self.model)?;
+        }
+        Ok(validates || evaluates)
+    }
+
     /// Loss and rewards on the validation data.
     fn validate(&mut self) -> Result<()> {
         let Some(steps) = self.run.validation_steps()? else { return Ok(()) };

@@ -22,6 +22,10 @@ pub(crate) struct FullConfig {
     #[config(flatten)]
     data: DataKeys,
 
+    /// What else is measured while it trains: tasks, samples, early stopping.
+    #[config(flatten)]
+    evaluation: EvaluationKeys,
+
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
     steps: StepKeys,
@@ -65,6 +69,7 @@ impl Recipe for FullFinetune {
         Ok(Outline {
             architecture: cfg.model.architecture,
             optimizer_in_bwd: Some(cfg.optimizer_in_bwd),
+            evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -91,12 +96,9 @@ impl Recipe for FullFinetune {
     fn train(&mut self) -> Result<()> {
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
-        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
-        if self.run.validates() {
-            self.run.validate(&self.model)?;
-            if self.run.last_saved().is_some() {
-                self.save_checkpoint()?;
-            }
+        // Before the first step; or where an earlier process was stopped before it had measured what it saved.
+        if self.run.measure(&self.model)? && self.run.last_saved().is_some() {
+            self.save_checkpoint()?;
         }
         for step in steps {
             let step = step?;
@@ -128,11 +130,12 @@ impl Recipe for FullFinetune {
             }
             // ----------------------------------------------------------------------------------------
             self.run.finish(&step, loss, lr, Some(grad_norm))?;
-            if self.run.validates() {
-                self.run.validate(&self.model)?;
-            }
+            self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;
+            }
+            if self.run.stops_early() {
+                break;
             }
         }
         Ok(())

@@ -27,6 +27,9 @@ pub(crate) struct LoraConfig {
     /// Held-out questions that the model is asked before and after training.
     #[config(may_change)]
     exact_match: Option<ExactMatchConfig>,
+    /// What else is measured while it trains: tasks, samples, early stopping.
+    #[config(flatten)]
+    evaluation: EvaluationKeys,
 
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
@@ -67,6 +70,7 @@ impl Recipe for LoraFinetune {
             architecture: cfg.model.architecture,
             quantization: cfg.model.quantization(),
             exact_match: cfg.exact_match.clone(),
+            evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -102,12 +106,9 @@ impl Recipe for LoraFinetune {
         }
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
-        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
-        if self.run.validates() {
-            self.run.validate(&self.model)?;
-            if self.run.last_saved().is_some() {
-                self.save_checkpoint()?;
-            }
+        // Before the first step; or where an earlier process was stopped before it had measured what it saved.
+        if self.run.measure(&self.model)? && self.run.last_saved().is_some() {
+            self.save_checkpoint()?;
         }
         for step in steps {
             let step = step?;
@@ -131,11 +132,12 @@ impl Recipe for LoraFinetune {
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
             // ----------------------------------------------------------------------------------------
             self.run.finish(&step, loss, lr, Some(grad_norm))?;
-            if self.run.validates() {
-                self.run.validate(&self.model)?;
-            }
+            self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;
+            }
+            if self.run.stops_early() {
+                break;
             }
         }
         // A run that was complete is asked for its merged model.

@@ -33,9 +33,12 @@ pub struct CheckpointConfig {
     /// How many checkpoints are kept, the newest ones; all where null.
     #[config(range = 1.., may_change)]
     pub keep_last_n_checkpoints: Option<usize>,
-    /// Keep the checkpoint with the lowest validation loss, too; each is validated before it is saved.
+    /// Keep the best checkpoint, too: that with the lowest validation loss, unless best_by says otherwise. Each is measured before it is saved.
     #[config(default = false, may_change)]
     pub keep_best: bool,
+    /// The metric that says which checkpoint is the best, such as `held_out/exact_match`; where null, that of early_stopping, or val_loss.
+    #[config(may_change)]
+    pub best_by: Option<String>,
     /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
     #[config(range = 1.., may_change)]
     pub save_every_n_steps: Option<u64>,

@@ -68,6 +68,7 @@ pub use preference::{
 pub(crate) use questions::{Question, questions};
 pub use report::DatasetReport;
 pub(crate) use source::{EXTENSIONS, is_data};
+pub(crate) use split::part;
 
 use crate::Result;
 use crate::tokenizer::Tokenizer;

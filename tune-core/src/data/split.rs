@@ -66,6 +66,14 @@ impl Split {
     }
 }
 
+/// The part of `all` that a split such as `train[-5%:]` takes.
+///
+/// # Errors
+/// What is no split, or takes nothing.
+pub(crate) fn part<T>(split: &str, all: Vec<T>) -> Result<Vec<T>> {
+    split.parse::<Split>()?.cut(all)
+}
+
 impl Bound {
     fn index(self, n: usize) -> usize {
         let signed = match self {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
+use super::block::Past;
 use super::paper_gradients::{Gathered, State};
 use super::paper_sharded::ShardedOnPaper;
 use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
@@ -12,7 +13,7 @@ use super::run::{Minimized, Objective, Run, Taught};
 use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
-use crate::kernels::attention::Attention;
+use crate::kernels::attention::{Attention, Stretch};
 use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
@@ -20,7 +21,8 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
 use crate::methods::Mixture;
 use crate::models::{
-    Activation, BlockNorm, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId, TABLE,
+    Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
+    TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -470,6 +472,46 @@ impl StepOnPaper<'_> {
         }
     }
 
+    /// Answers to prompts of these lengths, all at a time: the keys and values of as many tokens as they may come to have are in
+    /// memory, the prompts are read, and then the newest tokens, one of each, of which the last takes the most.
+    ///
+    /// # Errors
+    /// As [`super::Sequences::extend`].
+    pub(crate) fn generate<T: Element>(&self, prompts: &[usize], max_new: usize, paper: &Paper<T>) -> Result<()> {
+        let longest = self.model.max_position_embeddings;
+        let rooms: Vec<usize> = prompts.iter().map(|len| longest.min(len + max_new.saturating_sub(1))).collect();
+        let rows = rooms.iter().sum();
+        let of_block = |block: &BlockSpec| {
+            let width = block.attention.widths().1;
+            Past { keys: paper.zeros(rows, width), values: paper.zeros(rows, width), rows }
+        };
+        let mut past: Vec<Past<Paper<T>>> = self.model.blocks.iter().map(of_block).collect();
+        let prefill = prompts.iter().map(|&len| 0..len).collect::<Vec<_>>();
+        let newest = rooms.iter().map(|&room| room.saturating_sub(1)..room).collect::<Vec<_>>();
+        for read in [prefill, newest] {
+            let (mut batch, mut stretches, mut rows_in_past, mut last) =
+                (no_tokens(), Vec::new(), Vec::new(), Vec::new());
+            let mut start = 0;
+            for (positions, room) in read.into_iter().zip(&rooms) {
+                let (queries, len) = (batch.len, positions.len());
+                stretches.push(Stretch { queries, len, keys: start, past: positions.start });
+                rows_in_past.extend(positions.clone().map(|position| start + position));
+                batch.spans.push(Span { row: 0, start: queries, len });
+                batch.positions.extend(positions.map(|position| position as u32));
+                batch.len += len;
+                last.push(batch.len - 1);
+                start += room;
+            }
+            (batch.input_ids, batch.targets) = (vec![0; batch.len], vec![IGNORE; batch.len]);
+            let sharded = ShardedOnPaper::new(*self);
+            let run = Run::new(paper, self.model, self.parameters(&sharded), &batch);
+            let run = Run { stretches, rows_in_past, ..run };
+            let x = run.through_blocks_on(&mut past)?;
+            drop(run.logits(&x, &last)?);
+        }
+        Ok(())
+    }
+
     /// A layer of this name, whose weight may be that of another.
     fn layer<T: Element>(
         &self,
@@ -541,6 +583,19 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
         let is_whole =
             |block: &usize| lora.whole.iter().any(|name| name.starts_with(&format!("model.layers.{block}.")));
         (0..blocks).find(|block| adapted(block) || is_whole(block)).unwrap_or(blocks)
+    }
+}
+
+/// A row that tokens are still to come into.
+fn no_tokens() -> Batch {
+    Batch {
+        rows: 1,
+        len: 0,
+        input_ids: Vec::new(),
+        targets: Vec::new(),
+        positions: Vec::new(),
+        spans: Vec::new(),
+        origins: Vec::new(),
     }
 }
 

@@ -69,6 +69,31 @@ impl Row {
     }
 }
 
+/// All metrics.
+fn all() -> impl Iterator<Item = (&'static str, Kind)> {
+    METRICS.into_iter().chain([(super::BITS_PER_BYTE, Kind::Bits)])
+}
+
+/// Whether more of a metric is better; `None` where there is no metric of this name.
+pub fn more_is_better(name: &str) -> Option<bool> {
+    all().find(|(known, _)| *known == name).map(|(_, kind)| kind == Kind::Share)
+}
+
+/// The names of all metrics.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    all().map(|(name, _)| name)
+}
+
+/// The numbers that these outcomes make, by the names of metrics, without intervals.
+pub fn scores(outcomes: &[Outcome]) -> Vec<(&'static str, f64)> {
+    let score = |(name, kind): (&'static str, Kind)| {
+        let mut parts = outcomes.iter().filter_map(|outcome| outcome.parts.get(name).copied()).peekable();
+        parts.peek()?;
+        Some((name, kind.of(share(parts))))
+    };
+    all().filter_map(score).collect()
+}
+
 /// How intervals are made.
 #[derive(Debug, Clone, Copy)]
 pub struct Resampling {
@@ -81,8 +106,7 @@ pub struct Resampling {
 /// The metrics of these outcomes. Shares of items that are right or wrong have the exact interval of Clopper and Pearson; all
 /// other numbers, and all differences, have that of the bootstrap over items, in pairs.
 pub fn rows(tuned: &[Outcome], base: Option<&[Outcome]>, resampling: Resampling) -> Vec<Row> {
-    let all = METRICS.into_iter().chain([(super::BITS_PER_BYTE, Kind::Bits)]);
-    all.filter_map(|(name, kind)| row(name, kind, tuned, base, resampling)).collect()
+    all().filter_map(|(name, kind)| row(name, kind, tuned, base, resampling)).collect()
 }
 
 fn row(

@@ -103,6 +103,19 @@ impl Item {
         Ok(Self { origin, record, ask, judge })
     }
 
+    /// The metrics that it is a part of.
+    pub fn metrics(&self) -> &'static [&'static str] {
+        match &self.judge {
+            Judge::Perplexity => &[super::PERPLEXITY, super::BITS_PER_BYTE],
+            Judge::Choice { .. } => &[super::CHOICE, super::CHOICE_PER_TOKEN, super::CHOICE_PER_BYTE],
+            Judge::Exact(answers) if answers[0].is_empty() => &[super::EXACT_MATCH],
+            Judge::Exact(_) => &[super::EXACT_MATCH, super::ANSWER_PERPLEXITY],
+            Judge::Regex(_) => &[super::REGEX],
+            Judge::Schema(_) => &[super::JSON_SCHEMA],
+            Judge::Program => &[super::PROGRAM],
+        }
+    }
+
     /// What the model is asked, in words: for people.
     pub fn shown(&self) -> String {
         match &self.ask {

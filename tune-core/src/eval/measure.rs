@@ -51,40 +51,145 @@ pub fn measure(
     asking: &Asking,
     mut program: Option<&mut Program>,
 ) -> Result<Vec<Outcome>> {
-    let (mut pieces, mut questions) = (Vec::new(), Vec::new());
-    let longest = model.config.max_position_embeddings;
-    for (i, item) in items.iter().enumerate() {
-        match &item.judge {
-            Judge::Perplexity => pieces.extend(windows(i, &item.prompt(tokenizer, None, None)?, tokenizer, longest)),
-            Judge::Choice { choices, .. } => {
-                for (n, choice) in choices.iter().enumerate() {
-                    pieces.push(continuation(i, n, item, choice, tokenizer, asking)?);
-                }
-            }
-            judge => {
-                let prompt = item.prompt(tokenizer, asking.system.as_deref(), asking.chat)?;
-                if let Judge::Exact(answers) = judge
-                    && !answers[0].is_empty()
-                {
-                    pieces.push(continuation(i, 0, item, &answers[0], tokenizer, asking)?);
-                }
-                questions.push((i, prompt));
-            }
-        }
-    }
-    if let Some(piece) = pieces.iter().find(|piece| piece.ids.len() > longest + 1) {
-        let what = format!("with its answer it has {} tokens; the model reads at most {longest}", piece.ids.len());
-        return Err(items[piece.item].error(&Error::setup(what)));
-    }
-    let mut of_items: Vec<Vec<Likelihood>> = vec![Vec::new(); items.len()];
-    for (piece, likelihood) in pieces.iter().zip(likelihoods(model, &pieces, asking.tokens)?) {
-        of_items[piece.item].push(likelihood);
-    }
-    let mut outcomes: Vec<Outcome> = items.iter().zip(&of_items).map(|(item, found)| likely(item, found)).collect();
-    for (i, answer) in answers(model, tokenizer, &questions, asking)? {
+    let prepared = Prepared::new(tokenizer, items, asking, model.config.max_position_embeddings)?;
+    let (mut outcomes, answers) = prepared.ask(model, tokenizer, items, &|| Ok(()))?;
+    for (i, answer) in answers {
         judge(&items[i], answer.trim(), program.as_deref_mut(), &mut outcomes[i])?;
     }
     Ok(outcomes)
+}
+
+/// Items as the tokens that a model meets.
+pub(super) struct Prepared {
+    pieces: Vec<Piece>,
+    /// The prompts of those that are to be answered, with the numbers of their items.
+    questions: Vec<(usize, Vec<u32>)>,
+    max_new_tokens: usize,
+    tokens: usize,
+}
+
+impl Prepared {
+    /// For a model that reads up to `longest` tokens.
+    ///
+    /// # Errors
+    /// An item that is too long (it is named), or that the chat template refuses.
+    pub(super) fn new(tokenizer: &Tokenizer, items: &[Item], asking: &Asking, longest: usize) -> Result<Self> {
+        let (mut pieces, mut questions) = (Vec::new(), Vec::new());
+        for (i, item) in items.iter().enumerate() {
+            match &item.judge {
+                Judge::Perplexity => {
+                    pieces.extend(windows(i, &item.prompt(tokenizer, None, None)?, tokenizer, longest))
+                }
+                Judge::Choice { choices, .. } => {
+                    for (n, choice) in choices.iter().enumerate() {
+                        pieces.push(continuation(i, n, item, choice, tokenizer, asking)?);
+                    }
+                }
+                judge => {
+                    let prompt = item.prompt(tokenizer, asking.system.as_deref(), asking.chat)?;
+                    if let Judge::Exact(answers) = judge
+                        && !answers[0].is_empty()
+                    {
+                        pieces.push(continuation(i, 0, item, &answers[0], tokenizer, asking)?);
+                    }
+                    questions.push((i, prompt));
+                }
+            }
+        }
+        if let Some(piece) = pieces.iter().find(|piece| piece.ids.len() > longest + 1) {
+            let what = format!("with its answer it has {} tokens; the model reads at most {longest}", piece.ids.len());
+            return Err(items[piece.item].error(&Error::setup(what)));
+        }
+        Ok(Self { pieces, questions, max_new_tokens: asking.max_new_tokens, tokens: asking.tokens })
+    }
+
+    /// What log-likelihoods say of each item, and the answers, which are still to be judged, with the numbers of their items.
+    /// `go_on` is asked every now and then; its error ends it.
+    pub(super) fn ask(
+        &self,
+        model: &Decoder,
+        tokenizer: &Tokenizer,
+        items: &[Item],
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<(Vec<Outcome>, Vec<(usize, String)>)> {
+        let mut of_items: Vec<Vec<Likelihood>> = vec![Vec::new(); items.len()];
+        let mut pieces = self.pieces.iter();
+        for row in self.rows() {
+            go_on()?;
+            let batch = packed(row);
+            let log_probs = engine::log_probs(model, &batch)?;
+            for (span, piece) in batch.spans.iter().zip(&mut pieces) {
+                let sum = log_probs[batch.positions_of(span)].iter().sum();
+                of_items[piece.item].push(Likelihood { sum, tokens: batch.trained_tokens_of(span) });
+            }
+        }
+        let outcomes = items.iter().zip(&of_items).map(|(item, found)| likely(item, found)).collect();
+        let stop_tokens = tokenizer.stop_tokens().iter().copied().collect();
+        let stop = StopOptions { max_new_tokens: self.max_new_tokens, stop_tokens };
+        let mut answers = Vec::with_capacity(self.questions.len());
+        for some in self.together() {
+            go_on()?;
+            let prompts: Vec<&[u32]> = some.iter().map(|(_, prompt)| &prompt[..]).collect();
+            let mut samplers: Vec<Sampler> = some.iter().map(|_| Sampler::greedy()).collect();
+            let given = generate_many(model, &prompts, &mut samplers, &stop, Kernels::Fast, |_, _| Ok(()))?;
+            for ((i, _), ids) in some.iter().zip(given) {
+                answers.push((*i, tokenizer.decode(&ids, true)?));
+            }
+        }
+        Ok((outcomes, answers))
+    }
+
+    /// The pieces, about `tokens` tokens at a time.
+    fn rows(&self) -> impl Iterator<Item = &[Piece]> {
+        let mut rest = &self.pieces[..];
+        std::iter::from_fn(move || {
+            let mut filled = 0;
+            let fitting = rest.iter().take_while(|piece| {
+                filled += piece.ids.len() - 1;
+                filled <= self.tokens
+            });
+            let (some, others) = rest.split_at_checked(fitting.count().max(1))?;
+            rest = others;
+            Some(some)
+        })
+    }
+
+    /// The questions, some at a time.
+    fn together(&self) -> impl Iterator<Item = &[(usize, Vec<u32>)]> {
+        let mut rest = &self.questions[..];
+        std::iter::from_fn(move || {
+            let count = super::together(rest.iter().map(|(_, prompt)| prompt.len()));
+            let (some, others) = rest.split_at_checked(count)?;
+            rest = others;
+            Some(some)
+        })
+    }
+
+    /// What of it takes most memory: the longest row of texts, and the lengths of the prompts that are answered together.
+    pub(super) fn demanding(&self) -> (Option<Batch>, Option<Answers>) {
+        let row = self.rows().map(packed).max_by_key(|batch| batch.len);
+        let answers = |some: &[(usize, Vec<u32>)]| Answers {
+            prompts: some.iter().map(|(_, prompt)| prompt.len()).collect(),
+            max_new_tokens: self.max_new_tokens,
+        };
+        (row, self.together().map(answers).max_by_key(Answers::tokens))
+    }
+}
+
+/// Prompts that are answered at a time, by their lengths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// The tokens of each prompt.
+    pub prompts: Vec<usize>,
+    /// An answer is cut off after so many tokens.
+    pub max_new_tokens: usize,
+}
+
+impl Answers {
+    /// The tokens that there is to be memory for.
+    pub fn tokens(&self) -> usize {
+        self.prompts.iter().map(|len| len + self.max_new_tokens).sum()
+    }
 }
 
 /// Tokens of which some are predicted from those before them.
@@ -151,28 +256,6 @@ fn continuation(
     Ok(Piece { item: i, ids, from })
 }
 
-/// Of each piece, with about `tokens` tokens at a time.
-fn likelihoods(model: &Decoder, pieces: &[Piece], tokens: usize) -> Result<Vec<Likelihood>> {
-    let mut all = Vec::with_capacity(pieces.len());
-    let mut rest = pieces;
-    while !rest.is_empty() {
-        let mut filled = 0;
-        let fitting = rest.iter().take_while(|piece| {
-            filled += piece.ids.len() - 1;
-            filled <= tokens
-        });
-        let (some, others) = rest.split_at(fitting.count().max(1));
-        let batch = packed(some);
-        let log_probs = engine::log_probs(model, &batch)?;
-        all.extend(batch.spans.iter().map(|span| {
-            let at = batch.positions_of(span);
-            Likelihood { sum: log_probs[at].iter().sum(), tokens: batch.trained_tokens_of(span) }
-        }));
-        rest = others;
-    }
-    Ok(all)
-}
-
 /// Pieces in one row.
 fn packed(pieces: &[Piece]) -> Batch {
     let mut batch = Batch {
@@ -228,31 +311,8 @@ fn likely(item: &Item, found: &[Likelihood]) -> Outcome {
     outcome
 }
 
-/// Greedy answers to prompts, with the numbers of their items.
-fn answers(
-    model: &Decoder,
-    tokenizer: &Tokenizer,
-    questions: &[(usize, Vec<u32>)],
-    asking: &Asking,
-) -> Result<Vec<(usize, String)>> {
-    let stop_tokens = tokenizer.stop_tokens().iter().copied().collect();
-    let stop = StopOptions { max_new_tokens: asking.max_new_tokens, stop_tokens };
-    let mut answers = Vec::with_capacity(questions.len());
-    let mut rest = questions;
-    while !rest.is_empty() {
-        let (some, others) = rest.split_at(super::together(rest.iter().map(|(_, prompt)| prompt.len())));
-        let prompts: Vec<&[u32]> = some.iter().map(|(_, prompt)| &prompt[..]).collect();
-        let mut samplers: Vec<Sampler> = some.iter().map(|_| Sampler::greedy()).collect();
-        let given = generate_many(model, &prompts, &mut samplers, &stop, Kernels::Fast, |_, _| Ok(()))?;
-        for ((i, _), ids) in some.iter().zip(given) {
-            answers.push((*i, tokenizer.decode(&ids, true)?));
-        }
-        rest = others;
-    }
-    Ok(answers)
-}
-
-fn judge(item: &Item, answer: &str, program: Option<&mut Program>, outcome: &mut Outcome) -> Result<()> {
+/// What a judge says of an answer.
+pub(super) fn judge(item: &Item, answer: &str, program: Option<&mut Program>, outcome: &mut Outcome) -> Result<()> {
     let (name, score) = match &item.judge {
         Judge::Exact(answers) => (super::EXACT_MATCH, f64::from(u8::from(answers.iter().any(|a| a.trim() == answer)))),
         Judge::Regex(regex) => match regex.is_match(answer) {

@@ -2,6 +2,7 @@
 //! that one model, or two side by side, are measured on.
 
 mod compare;
+mod during;
 mod grade;
 mod item;
 mod measure;
@@ -18,10 +19,11 @@ use crate::models::Decoder;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, hub};
 
-pub use compare::{Estimate, Resampling, Row, rows, table};
+pub use compare::{Estimate, Resampling, Row, more_is_better, rows, scores, table};
+pub use during::{Evaluation, EvaluationConfig, Found, Measuring, SamplesConfig};
 pub use grade::Program;
 pub use item::Item;
-pub use measure::{Asking, Outcome, Part, measure};
+pub use measure::{Answers, Asking, Outcome, Part, measure};
 pub use page::{Task, page};
 
 /// The share of answers that are right to the letter, but for white space around them.
@@ -108,6 +110,20 @@ impl ExactMatch {
     /// Whether there is no question.
     pub fn is_empty(&self) -> bool {
         self.questions.is_empty()
+    }
+
+    /// The questions that take most memory when they are asked together.
+    #[must_use]
+    pub fn demanding(&self) -> Option<Answers> {
+        let mut rest = &self.questions[..];
+        let groups = std::iter::from_fn(|| {
+            let count = together(rest.iter().map(|question| question.prompt.len()));
+            let (some, others) = rest.split_at_checked(count)?;
+            rest = others;
+            let prompts = some.iter().map(|question| question.prompt.len()).collect();
+            Some(Answers { prompts, max_new_tokens: self.stop.max_new_tokens })
+        });
+        groups.max_by_key(Answers::tokens)
     }
 
     /// Asks every question; answers are greedy.

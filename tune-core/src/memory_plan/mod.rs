@@ -35,6 +35,7 @@ pub(crate) use table::{processor, size};
 use crate::data::Batch;
 use crate::distributed::Group;
 use crate::engine::{Paper, State, StepOnPaper};
+use crate::eval::Answers;
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
@@ -94,6 +95,17 @@ pub struct Setting {
     pub steps: Vec<Vec<Batch>>,
     /// The same of the validation data, where there is any.
     pub validation_steps: Vec<Vec<Batch>>,
+    /// What the model is asked before, between and after the steps.
+    pub asked: Asked,
+}
+
+/// What a model is asked while it trains, as far as it decides how much memory that takes.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Texts whose tokens' probabilities are wanted.
+    pub texts: Vec<Batch>,
+    /// Prompts that it answers, whose keys and values are kept meanwhile.
+    pub answers: Vec<Answers>,
 }
 
 /// The processes that train together.
@@ -348,7 +360,13 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
             let batch = batch.without_padding();
             ask(&batch, true)?;
             on_paper.evaluate(&batch, &paper)
-        })
+        })?;
+        setting.asked.texts.iter().try_for_each(|batch| on_paper.evaluate(batch, &paper))?;
+        setting
+            .asked
+            .answers
+            .iter()
+            .try_for_each(|Answers { prompts, max_new_tokens }| on_paper.generate(prompts, *max_new_tokens, &paper))
     };
     let all = setting.steps.iter().chain(&setting.validation_steps).flatten();
     all.into_iter().try_for_each(|batch| ask(&batch.without_padding(), false))?;

@@ -4,6 +4,7 @@ use super::{Pair, PairLoss};
 use crate::Result;
 use crate::distributed::Group;
 use crate::metrics::Extra;
+use crate::recipe::VAL_LOSS;
 
 /// Sums over pairs of answers, of which means are logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -16,6 +17,9 @@ pub struct PreferenceMetrics {
 }
 
 impl PreferenceMetrics {
+    /// The names of what validation finds that says which model is better.
+    pub const VALIDATED: &'static [&'static str] = &[VAL_LOSS, "val_rewards/accuracies", "val_rewards/margins"];
+
     /// Adds the pairs of a micro-batch, with what their loss made of them.
     pub fn add(&mut self, pairs: &[Pair], losses: &[PairLoss]) {
         for (pair, PairLoss { loss, rewards, .. }) in pairs.iter().zip(losses) {

@@ -8,7 +8,7 @@ use tune_config::output;
 use tune_hub::plain;
 
 use super::format::{bytes, count, seconds};
-use super::{Extra, MetricLogger, StepMetrics, ValidationMetrics};
+use super::{EvaluationMetrics, Extra, MetricLogger, StepMetrics, ValidationMetrics};
 use crate::Result;
 
 /// Shows how training goes: a progress bar on a terminal, a line per recorded step
@@ -179,6 +179,21 @@ impl MetricLogger for Console {
             metrics.pace.trained_tokens,
             seconds(metrics.pace.seconds)
         ));
+        Ok(())
+    }
+
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        let values: Vec<String> = metrics.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let mut text = format!("step {}: ", metrics.step);
+        match values.is_empty() {
+            true => text += "samples",
+            false => text += &format!("{}, {}", values.join(", "), seconds(metrics.seconds)),
+        }
+        for (prompt, answer) in &metrics.samples {
+            let indented = |text: &str| text.trim_end().replace('\n', "\n     ");
+            let _ = write!(text, "\n  {}\n  -> {}", indented(prompt), indented(answer));
+        }
+        self.line(&text);
         Ok(())
     }
 

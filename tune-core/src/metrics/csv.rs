@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::jsonl::{append, keep_aside, timed};
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
+use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
 use crate::{Error, Result};
 
 /// Writes a table: a row for each step, validation and note, and a column for each of the JSON Lines log's names.
@@ -63,6 +63,10 @@ impl MetricLogger for CsvLogger {
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.write(metrics.record())
+    }
+
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        self.write(metrics.record_with_samples())
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {

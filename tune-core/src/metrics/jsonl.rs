@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
+use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
 use crate::files::move_aside;
 use crate::{Error, Result};
 
@@ -59,6 +59,10 @@ impl MetricLogger for JsonlLogger {
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.write(metrics.record())
+    }
+
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        self.write(metrics.record_with_samples())
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 
 use super::config::MlflowLog;
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics};
+use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics};
 use crate::{Error, Result};
 
 mod client;
@@ -28,8 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is sent.
 enum Entry {
-    Numbers { step: u64, time: u64, values: Map<String, Value> },
-    Note { step: u64, text: String },
+    Numbers {
+        step: u64,
+        time: u64,
+        values: Map<String, Value>,
+    },
+    /// Kept as a tag, `name.step`.
+    Text {
+        name: &'static str,
+        step: u64,
+        text: String,
+    },
 }
 
 /// What both threads know.
@@ -152,8 +161,16 @@ impl MetricLogger for MlflowLogger {
         self.send(Entry::Numbers { step: metrics.step, time: milliseconds(), values: metrics.record() })
     }
 
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        let step = metrics.step;
+        if let Some(text) = metrics.samples_text() {
+            self.send(Entry::Text { name: "samples", step, text })?;
+        }
+        self.send(Entry::Numbers { step, time: milliseconds(), values: metrics.record() })
+    }
+
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
-        self.send(Entry::Note { step, text: note.to_owned() })
+        self.send(Entry::Text { name: "note", step, text: note.to_owned() })
     }
 
     fn close(&mut self) -> Result<()> {

@@ -71,6 +71,21 @@ pub struct ValidationMetrics {
     pub pace: Pace,
 }
 
+/// What an evaluation found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluationMetrics {
+    /// Optimizer steps done when the model was evaluated.
+    pub step: u64,
+    /// The epoch in which it was, from 0.
+    pub epoch: u64,
+    /// Names of tasks and metrics, `held_out/exact_match`, with their numbers.
+    pub values: Vec<(String, f64)>,
+    /// Prompts, and what the model answers.
+    pub samples: Vec<(String, String)>,
+    /// The time that it took.
+    pub seconds: f64,
+}
+
 /// A number of a recipe's own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Extra {
@@ -132,6 +147,33 @@ impl ValidationMetrics {
     }
 }
 
+impl EvaluationMetrics {
+    /// As [`StepMetrics::record`], without samples.
+    fn record(&self) -> Map<String, Value> {
+        let mut record = object(json!({ "step": self.step, "epoch": self.epoch }));
+        record.extend(self.values.iter().map(|(name, value)| (name.clone(), json!(value))));
+        record.insert("eval_seconds".to_owned(), json!(self.seconds));
+        record
+    }
+
+    /// The same with the samples, a list of prompts and answers.
+    fn record_with_samples(&self) -> Map<String, Value> {
+        let mut record = self.record();
+        if !self.samples.is_empty() {
+            let sample = |(prompt, answer): &(String, String)| json!({ "prompt": prompt, "answer": answer });
+            record.insert("samples".to_owned(), self.samples.iter().map(sample).collect());
+        }
+        record
+    }
+
+    /// Prompts and answers as a text; `None` where there are none.
+    fn samples_text(&self) -> Option<String> {
+        let sample = |(prompt, answer): &(String, String)| format!("{prompt}\n-> {answer}");
+        let text = self.samples.iter().map(sample).collect::<Vec<_>>().join("\n\n");
+        (!self.samples.is_empty()).then_some(text)
+    }
+}
+
 fn note_record(step: u64, note: &str) -> Map<String, Value> {
     object(json!({ "step": step, "note": note }))
 }
@@ -148,7 +190,7 @@ fn object(value: Value) -> Map<String, Value> {
 /// ```
 /// use std::fmt::Write as _;
 /// use std::sync::{Arc, Mutex};
-/// use tune_core::metrics::{Console, MetricLogger, Metrics, Pace, Start, StepMetrics, ValidationMetrics};
+/// use tune_core::metrics::{Console, EvaluationMetrics, MetricLogger, Metrics, Pace, Start, StepMetrics, ValidationMetrics};
 /// use tune_core::Result;
 ///
 /// /// Losses as comma-separated values.
@@ -161,6 +203,9 @@ fn object(value: Value) -> Map<String, Value> {
 ///         Ok(())
 ///     }
 ///     fn log_validation(&mut self, _: &ValidationMetrics) -> Result<()> {
+///         Ok(())
+///     }
+///     fn log_evaluation(&mut self, _: &EvaluationMetrics) -> Result<()> {
 ///         Ok(())
 ///     }
 ///     fn log_note(&mut self, _: u64, _: &str) -> Result<()> {
@@ -199,6 +244,8 @@ pub trait MetricLogger: Send {
     /// Records a validation. Done before the checkpoint of the same step is saved, it is
     /// recorded exactly once in a run that is killed and resumed.
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()>;
+    /// Records an evaluation, as a validation is recorded.
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()>;
     /// Records something worth knowing that happened after `step` steps.
     fn log_note(&mut self, step: u64, note: &str) -> Result<()>;
     /// Ends the log. Nothing is recorded after it.
@@ -331,6 +378,12 @@ impl MetricLogger for Metrics {
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.console.log_validation(metrics)?;
         self.record(|l| l.log_validation(metrics));
+        Ok(())
+    }
+
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        self.console.log_evaluation(metrics)?;
+        self.record(|l| l.log_evaluation(metrics));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::jsonl::append;
 use super::proto::Message;
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics};
+use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics};
 use crate::{Error, Result};
 
 /// Every file's name begins with this, followed by a time in seconds.
@@ -76,6 +76,28 @@ impl TensorBoardLogger {
     }
 }
 
+impl TensorBoardLogger {
+    fn text(&mut self, step: u64, name: &[u8], text: &str) -> Result<()> {
+        self.write(step, |event| {
+            event.message(5, |summary| {
+                summary.message(1, |entry| {
+                    entry.bytes(1, name);
+                    // TensorProto { dtype: DT_STRING, tensor_shape: [1], string_val: [text] }
+                    entry.message(8, |tensor| {
+                        tensor.varint(1, 7);
+                        tensor.message(2, |shape| shape.message(2, |dim| dim.varint(1, 1)));
+                        tensor.bytes(8, text.as_bytes());
+                    });
+                    // SummaryMetadata { plugin_data: { plugin_name: "text" } }
+                    entry.message(9, |metadata| {
+                        metadata.message(1, |plugin| plugin.bytes(1, b"text"));
+                    });
+                });
+            });
+        })
+    }
+}
+
 impl MetricLogger for TensorBoardLogger {
     fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.scalars(metrics.step, &metrics.record())
@@ -85,24 +107,15 @@ impl MetricLogger for TensorBoardLogger {
         self.scalars(metrics.step, &metrics.record())
     }
 
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        // What TensorBoard takes for Markdown: two spaces at a line's end break it.
+        let text = metrics.samples_text().map(|text| text.replace('\n', "  \n"));
+        text.map_or(Ok(()), |text| self.text(metrics.step, b"samples", &text))?;
+        self.scalars(metrics.step, &metrics.record())
+    }
+
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {
-        self.write(step, |event| {
-            event.message(5, |summary| {
-                summary.message(1, |entry| {
-                    entry.bytes(1, b"notes");
-                    // TensorProto { dtype: DT_STRING, tensor_shape: [1], string_val: [note] }
-                    entry.message(8, |tensor| {
-                        tensor.varint(1, 7);
-                        tensor.message(2, |shape| shape.message(2, |dim| dim.varint(1, 1)));
-                        tensor.bytes(8, note.as_bytes());
-                    });
-                    // SummaryMetadata { plugin_data: { plugin_name: "text" } }
-                    entry.message(9, |metadata| {
-                        metadata.message(1, |plugin| plugin.bytes(1, b"text"));
-                    });
-                });
-            });
-        })
+        self.text(step, b"notes", note)
     }
 
     fn close(&mut self) -> Result<()> {

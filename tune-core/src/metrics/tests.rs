@@ -66,6 +66,52 @@ fn every_nth_step_goes_to_every_logger() {
 }
 
 #[test]
+fn an_evaluation_goes_to_every_logger() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = Said::default();
+    let configs = [
+        MetricLoggerConfig::default(),
+        MetricLoggerConfig::Csv(CsvLog { log_dir: None, filename: "metrics.csv".to_owned() }),
+        MetricLoggerConfig::TensorBoard(TensorBoardLog::default()),
+        MetricLoggerConfig::Wandb(WandbLog { project: "tune".to_owned(), ..WandbLog::default() }),
+    ];
+    let console = Console::lines(said.clone());
+    let mut metrics = Metrics::open(&configs, dir.path(), &BTreeMap::new(), Start::Fresh, 1, console).unwrap();
+    metrics.log_step(&step(7)).unwrap();
+    let evaluation = EvaluationMetrics {
+        step: 7,
+        epoch: 0,
+        values: vec![("held_out/exact_match".to_owned(), 0.25), ("held_out/regex".to_owned(), f64::NAN)],
+        samples: vec![("Hello!".to_owned(), "Good\nmorning, you".to_owned())],
+        seconds: 2.0,
+    };
+    metrics.log_evaluation(&evaluation).unwrap();
+    metrics.log_evaluation(&EvaluationMetrics { values: Vec::new(), ..evaluation.clone() }).unwrap();
+    metrics.close().unwrap();
+    let text = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+    let samples = "\n  Hello!\n  -> Good\n     morning, you\n";
+    let first = format!("step 7: held_out/exact_match 0.2500, held_out/regex NaN, 2s{samples}");
+    assert!(text.ends_with(&format!("{first}step 7: samples{samples}")), "{text}");
+    let log = timeless(&dir.path().join("logs/metrics.jsonl"));
+    let expected = r#"{"step":7,"epoch":0,"held_out/exact_match":0.25,"held_out/regex":null,"eval_seconds":2.0,"#;
+    assert_eq!(log[1], format!(r#"{expected}"samples":[{{"prompt":"Hello!","answer":"Good\nmorning, you"}}]}}"#));
+    let mut table = csv::Reader::from_path(dir.path().join("logs/metrics.csv")).unwrap();
+    let at = table.headers().unwrap().iter().position(|name| name == "samples").unwrap();
+    let row = table.records().nth(1).unwrap().unwrap();
+    assert_eq!(&row[at], r#"[{"prompt":"Hello!","answer":"Good\nmorning, you"}]"#);
+    let holds = |path: &Path, part: &[u8]| fs::read(path).unwrap().windows(part.len()).any(|window| window == part);
+    let below = |folder: std::path::PathBuf, start: &str| {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut found = entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(start));
+        found.next().unwrap()
+    };
+    let events = below(dir.path().join("logs"), "events.out.tfevents.");
+    assert!(holds(&events, b"held_out/exact_match") && holds(&events, b"Hello!  \n-> Good"));
+    let run = below(below(dir.path().join("logs/wandb"), "offline-run-"), "run-");
+    assert!(holds(&run, b"held_out/exact_match") && holds(&run, br#""Hello!\n-> Good\nmorning, you""#));
+}
+
+#[test]
 fn two_loggers_do_not_share_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let configs = [MetricLoggerConfig::default(), MetricLoggerConfig::default()];

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::config::WandbLog;
 use super::jsonl::{append, timed};
 use super::proto::{Message, numbers, parts};
-use super::{MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
+use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics, note_record};
 use crate::{Error, Result};
 
 /// `:W&B`, the format's number, its version.
@@ -215,6 +215,12 @@ impl MetricLogger for WandbLogger {
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.row(metrics.record())
+    }
+
+    fn log_evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        let mut row = metrics.record();
+        row.extend(metrics.samples_text().map(|text| ("samples".to_owned(), text.into())));
+        self.row(row)
     }
 
     fn log_note(&mut self, step: u64, note: &str) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The datasets: files, columns, templates, what is trained of them and what is cut off.
 
 use crate::data::{self, DataConfig, DatasetReport, Faults, Loader, LoaderOptions};
-use crate::eval::ExactMatch;
+use crate::eval::{Evaluation, ExactMatch};
+use crate::memory_plan::Asked;
 use crate::preflight::model::Model;
 use crate::preflight::report::{Report, percent};
 use crate::recipe::Outline;
@@ -12,6 +13,8 @@ use crate::tokenizer::Tokenizer;
 pub(super) struct Data {
     pub(super) train: Option<Loader>,
     pub(super) validation: Option<Loader>,
+    /// What the model is asked beside it.
+    pub(super) asked: Asked,
 }
 
 /// Looks at every record of all data as training would.
@@ -36,17 +39,22 @@ pub(super) fn look(
         [] => None,
         configs => context.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
     };
-    if let Some(config) = &outline.exact_match
-        && let Some(questions) = report.take(ExactMatch::read(config, tokenizer))
-    {
+    let questions = outline.exact_match.as_ref().and_then(|config| {
+        let questions = report.take(ExactMatch::read(config, tokenizer))?;
         report.fact("questions", format!("{} in {}", questions.len(), config.data_file.display()));
+        Some(questions)
+    });
+    let evaluation = report.take(outline.evaluation(tokenizer, max_positions.unwrap_or(usize::MAX)));
+    for (i, line) in evaluation.iter().flat_map(Evaluation::describe).enumerate() {
+        report.fact(if i == 0 { "evaluation" } else { "" }, line);
     }
+    let asked = outline.asked(evaluation.as_ref(), questions.as_ref());
     if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
         let plan = outline.plan();
         let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
         report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
     }
-    Data { train, validation }
+    Data { train, validation, asked }
 }
 
 /// What is the same for training and validation data.

@@ -1,6 +1,7 @@
 //! The memory plan, within a check and alone.
 
 use crate::Result;
+use crate::eval::ExactMatch;
 use crate::memory_plan::{self, MemoryPlan, Processes};
 use crate::preflight::data::Data;
 use crate::preflight::model::Model;
@@ -18,8 +19,8 @@ pub(super) fn look(
     let (Some(shape), Some(train)) = (model.and_then(|model| model.shape.as_ref()), &data.train) else { return };
     let Some(in_blocks) = model.and_then(|model| model.in_blocks.as_ref()) else { return };
     let device = outline.run.device.open().ok();
-    let data = (train, data.validation.as_ref());
-    let planned = outline.memory_plan(device.as_ref(), processes, (shape, in_blocks), data, None);
+    let (of_data, asked) = ((train, data.validation.as_ref()), data.asked.clone());
+    let planned = outline.memory_plan(device.as_ref(), processes, (shape, in_blocks), of_data, asked, None);
     let Some(plan) = report.take(planned) else { return };
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
@@ -56,5 +57,9 @@ fn make(outline: &Outline, processes: Processes) -> Result<MemoryPlan> {
     validation.as_ref().map(|data| data.len()).transpose()?;
     // A card need not be here.
     let device = outline.run.device.open().ok();
-    outline.memory_plan(device.as_ref(), processes, (&shape, &in_blocks), (&train, validation.as_ref()), None)
+    let evaluation = outline.evaluation(&tokenizer, shape.max_position_embeddings)?;
+    let questions = outline.exact_match.as_ref().map(|config| ExactMatch::read(config, &tokenizer)).transpose()?;
+    let asked = outline.asked(Some(&evaluation), questions.as_ref());
+    let data = (&train, validation.as_ref());
+    outline.memory_plan(device.as_ref(), processes, (&shape, &in_blocks), data, asked, None)
 }

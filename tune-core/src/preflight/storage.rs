@@ -23,7 +23,6 @@ pub(super) fn look(outline: &Outline, model: Option<&Model>, batches: Option<usi
         report.fact("output", describe(outline, there));
     }
     report.take(check_writable(&outline.run.output_dir));
-    report.take(check_keep_best(outline));
     if let (Some(shape), Some(there)) = (model.and_then(|model| model.shape.as_ref()), &there) {
         // Adapters that cannot be were found with the model.
         if let Ok(Room { needed, refusal }) = room(outline, shape, there, batches) {
@@ -43,22 +42,11 @@ pub(crate) fn check(
     batches: Option<usize>,
     state: Option<&TrainingState>,
 ) -> Result<()> {
-    check_keep_best(outline)?;
     let there = run::check(&outline.run.output_dir, base.path(), outline.run.start())?;
     check_writable(&outline.run.output_dir)?;
     check_logs(outline)?;
     let has_more_to_save = state.is_none_or(|state| state.position.step < state.total_steps);
     room(outline, shape, &there, batches)?.refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
-}
-
-fn check_keep_best(outline: &Outline) -> Result<()> {
-    match outline.run.checkpointer.keep_best && outline.data.dataset_val.is_empty() {
-        true => Err(Error::setup(
-            "checkpointer.keep_best keeps the checkpoint with the lowest validation loss: set dataset_val, too, or \
-             checkpointer.keep_best=false",
-        )),
-        false => Ok(()),
-    }
 }
 
 fn describe(outline: &Outline, there: &[Saved]) -> String {

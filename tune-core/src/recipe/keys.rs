@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use tune_config::Config;
 
-use super::Plan;
+use super::{EarlyStoppingConfig, Plan};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
 use crate::data::{DataConfig, DatasetConfig, PreferenceConfig};
 use crate::device::{DeviceConfig, Precision};
+use crate::eval::{EvaluationConfig, SamplesConfig};
 use crate::metrics::MetricLoggerConfig;
 use crate::tokenizer::TokenizerConfig;
 
@@ -159,6 +160,23 @@ impl From<&PreferenceKeys> for Data {
             batch_size: keys.batch_size,
         }
     }
+}
+
+/// What else is measured of a model while it trains, and what follows from it.
+#[derive(Debug, Clone, Default, Config)]
+pub struct EvaluationKeys {
+    /// Tasks that the model is measured on while it trains: files of items, as `tune eval` takes them.
+    #[config(default, one_or_many, may_change)]
+    pub evaluation: Vec<EvaluationConfig>,
+    /// Prompts whose answers are shown and logged while the model trains.
+    #[config(may_change)]
+    pub samples: Option<SamplesConfig>,
+    /// Also evaluate and show samples every N steps, not only before the first step and at the end of each epoch.
+    #[config(range = 1.., may_change)]
+    pub run_eval_every_n_steps: Option<u64>,
+    /// End the run where a metric no longer gets better.
+    #[config(may_change)]
+    pub early_stopping: Option<EarlyStoppingConfig>,
 }
 
 /// How long is trained, and what a step is made of.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
+use super::end::{already_complete, stopped_before};
 use super::outline::{Compared, fingerprints};
-use super::{Outline, Run, Trained, Validations, already_complete, write_config};
+use super::{Measured, Outline, Run, Trained, write_config};
 use crate::checkpoint::merge::Merged;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
@@ -15,7 +16,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::data::Loader;
 use crate::device::{Compute, choose_seed};
 use crate::distributed::Group;
-use crate::eval::ExactMatch;
+use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
 use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter};
@@ -55,6 +56,7 @@ pub struct Opened {
     tokenizer: Tokenizer,
     tokenizer_files: TokenizerFiles,
     exact_match: Option<ExactMatch>,
+    evaluation: Evaluation,
     /// A line on each dataset.
     summaries: Vec<String>,
 }
@@ -104,9 +106,11 @@ impl Outline {
         news.for_each(|line| console.note(&line));
         let summaries = data().flat_map(Loader::summary).collect();
         let exact_match = self.exact_match.as_ref().map(|c| ExactMatch::read(c, &tokenizer)).transpose()?;
+        let evaluation = self.evaluation(&tokenizer, shape.max_position_embeddings)?;
         self.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
         let data = (&train_data, validation_data.as_ref());
-        self.check_memory(&device, (&shape, &in_blocks), data.0, data.1, state.as_ref())?;
+        let asked = self.asked(Some(&evaluation), exact_match.as_ref());
+        self.check_memory(&device, (&shape, &in_blocks), data, asked, state.as_ref())?;
         self.check_storage(&base, &shape, &train_data, state.as_ref())?;
         Ok(Opened {
             base,
@@ -127,6 +131,7 @@ impl Outline {
             train_data,
             validation_data,
             exact_match,
+            evaluation,
             summaries,
         })
     }
@@ -228,7 +233,7 @@ impl Opened {
         }
         let Self { base, shape, in_blocks, seed, resumed, state, outline, mut console, train_data, .. } = self;
         let position = state.as_ref().map_or_else(Default::default, |state| state.position);
-        let validations = state.as_ref().map_or_else(Default::default, Validations::of);
+        let measured = state.as_ref().map_or_else(Default::default, Measured::of);
         let keys = &outline.run;
 
         // All have seen what is there.
@@ -255,6 +260,10 @@ impl Opened {
         if !outline.group.is_single() {
             facts.push(("processes", outline.group.world_size().to_string()));
         }
+        let evaluated = self.evaluation.describe();
+        if !evaluated.is_empty() {
+            facts.push(("evaluated", evaluated.join("\n")));
+        }
         if let Some(compared) = compared {
             facts.insert(1, (outline.reference.as_ref().map_or("reference", Compared::role), compared));
         }
@@ -272,7 +281,7 @@ impl Opened {
         let mut settings = outline.settings.clone();
         settings.insert("seed".to_owned(), seed.into());
         let metrics = Metrics::open(loggers, &keys.output_dir, &settings, start, every, console)?;
-        Ok(Run {
+        let mut run = Run {
             extra: state.map(|state| state.extra).unwrap_or_default(),
             outline,
             run_dir,
@@ -287,9 +296,16 @@ impl Opened {
             exact_match: self.exact_match,
             seed,
             position,
-            validations,
+            evaluation: self.evaluation,
+            measured,
             last_saved: resumed,
-        })
+        };
+        if run.stops_early()
+            && let Some(saved) = run.last_saved.clone()
+        {
+            run.console().note(&stopped_before(&saved));
+        }
+        Ok(run)
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::DType;
 use serde_json::Value as Json;
 use tune_config::Config;
 
-use super::{Data, Plan, RunKeys, StepKeys, settings};
+use super::{Data, EvaluationKeys, Plan, RunKeys, StepKeys, VAL_LOSS, settings};
 use crate::artifact::newest;
 use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::run::{self, Saved};
@@ -17,7 +17,7 @@ use crate::data::{DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
+use crate::memory_plan::{Asked, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization, tied_start};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
@@ -96,6 +96,10 @@ pub struct Outline {
     pub architecture: Option<Architecture>,
     /// Questions that the model is asked.
     pub exact_match: Option<ExactMatchConfig>,
+    /// What else is measured while it trains, and what follows from it. A recipe that has these keys calls [`Run::evaluate`](super::Run::evaluate).
+    pub evaluation: EvaluationKeys,
+    /// The names of what validation finds that says which model is better.
+    pub validated: &'static [&'static str],
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
@@ -134,6 +138,8 @@ impl Outline {
             quantization: Quantization::default(),
             architecture: None,
             exact_match: None,
+            evaluation: EvaluationKeys::default(),
+            validated: &[VAL_LOSS],
             optimizer_in_bwd: None,
             reference: None,
             settings,
@@ -549,7 +555,7 @@ impl Outline {
     }
 
     /// What the run needs of memory of the device that was opened for it, or of the one that the config names, in each of some
-    /// `processes`, where it goes on from `state`, if it does. To be asked when the data is there
+    /// `processes`, where it goes on from `state`, if it does; `asked` is what the model is asked meanwhile. To be asked when the data is there
     /// and the weights are still on disk, see [`MemoryPlan::new`].
     ///
     /// # Errors
@@ -560,6 +566,7 @@ impl Outline {
         processes: Processes,
         (model, in_blocks): (&ModelSpec, &InBlocks),
         (train_data, validation_data): (&Loader, Option<&Loader>),
+        asked: Asked,
         state: Option<&TrainingState>,
     ) -> Result<MemoryPlan> {
         let card = match (device, self.run.device) {
@@ -603,6 +610,7 @@ impl Outline {
             )?,
             validation_steps: validation_data
                 .map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
+            asked,
         })
     }
 
@@ -614,12 +622,12 @@ impl Outline {
         &self,
         device: &Compute,
         model: (&ModelSpec, &InBlocks),
-        train_data: &Loader,
-        validation_data: Option<&Loader>,
+        data: (&Loader, Option<&Loader>),
+        asked: Asked,
         state: Option<&TrainingState>,
     ) -> Result<()> {
         let processes = Processes::of(&self.group);
-        self.memory_plan(Some(device), processes, model, (train_data, validation_data), state)?.check()
+        self.memory_plan(Some(device), processes, model, data, asked, state)?.check()
     }
 
     /// Refuses a run whose checkpoints find no room, or whose folders cannot be written, before it has computed anything.
@@ -650,13 +658,7 @@ impl Outline {
                 total / 10
             ));
         }
-        if self.run.checkpointer.keep_best && self.run.checkpointer.keep_last_n_checkpoints.is_none() {
-            warnings.push(
-                "checkpointer.keep_best has no effect: every checkpoint is kept, because \
-                 checkpointer.keep_last_n_checkpoints is not set"
-                    .to_owned(),
-            );
-        }
+        warnings.extend(self.selection_warnings(batches));
         warnings
     }
 

@@ -22,10 +22,10 @@ impl Position {
         self.step > 0 && (self.batches_in_epoch == 0 || every(config.save_every_n_steps, self.step))
     }
 
-    /// Whether a run is validated here: before its first step, at the end of each epoch, after every `n` steps, and
-    /// wherever it saves if it is to know the best of its checkpoints.
-    pub fn validates(&self, n: Option<u64>, config: &CheckpointConfig) -> bool {
-        self.batches_in_epoch == 0 || every(n, self.step) || (config.keep_best && self.saves(config))
+    /// Whether a model is measured here: before its first step, at the end of each epoch, after every `n` steps, and wherever the
+    /// run saves if `at_saves`, as where it is to know the best of its checkpoints.
+    pub fn measures(&self, n: Option<u64>, at_saves: bool, config: &CheckpointConfig) -> bool {
+        self.batches_in_epoch == 0 || every(n, self.step) || (at_saves && self.saves(config))
     }
 
     /// Where logs begin.

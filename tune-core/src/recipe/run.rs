@@ -3,26 +3,33 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value as Json;
 use tune_config::cli::signals;
 
+use super::end::{Ending, early_words};
 use super::outline::fingerprints;
 use super::save::save_pieces;
 use super::together::Together;
 use super::weights::Beside;
-use super::{Outline, Plan, Position, Step, Steps, Trained, Validations, Weights, check_stop, end_of_run, steps};
+use super::{
+    EarlyEnd, Measured, Outline, Plan, Position, Step, Steps, Trained, Weights, check_stop, dropout_key, end_of_run,
+    steps,
+};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::run::{RunDir, Saved};
+use crate::checkpoint::run::{RunDir, Saved, way_on};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
 use crate::distributed::Group;
-use crate::eval::ExactMatch;
-use crate::metrics::{Console, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory};
+use crate::eval::{Evaluation, ExactMatch, Measuring};
+use crate::metrics::{
+    Console, EvaluationMetrics, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory,
+};
 use crate::models::{Decoder, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
-use crate::{Result, engine};
+use crate::{Error, Result, engine};
 
 /// What goes on around the steps of a training run. It holds neither the model nor the optimizer and decides nothing about
 /// a step: the recipe's loop does, and hands the model over where it is needed, to be validated or saved.
@@ -39,9 +46,10 @@ pub struct Run {
     pub(super) train_data: Arc<Loader>,
     pub(super) validation_data: Option<Arc<Loader>>,
     pub(super) exact_match: Option<ExactMatch>,
+    pub(super) evaluation: Evaluation,
     pub(super) seed: u64,
     pub(super) position: Position,
-    pub(super) validations: Validations,
+    pub(super) measured: Measured,
     pub(super) last_saved: Option<Saved>,
     /// What the recipe itself remembers, by name: checkpoints have it, and it is here again in a run that is resumed.
     pub extra: BTreeMap<String, Json>,
@@ -49,14 +57,18 @@ pub struct Run {
 
 impl Run {
     /// The steps that are left, and the beginning of the progress bar. From here on, Ctrl-C and SIGTERM make the next step
-    /// an error, for [`Recipe::save_early`](super::Recipe::save_early).
+    /// an error, for [`Recipe::save_early`](super::Recipe::save_early). None are left of a run that early stopping has ended.
     ///
     /// # Errors
     /// As [`Steps::ahead`].
     pub fn steps(&mut self) -> Result<Steps> {
         let plan = self.outline.plan();
         self.metrics.begin(self.position.step, self.train_data.known_len().map(|n| plan.total_steps(n)));
-        Steps::of_rank(&self.train_data, plan, self.position, &self.outline.group)
+        let from = match self.stops_early() {
+            true => Position { epoch: plan.epochs, batches_in_epoch: 0, ..self.position },
+            false => self.position,
+        };
+        Steps::of_rank(&self.train_data, plan, from, &self.outline.group)
     }
 
     /// Steps of the whole run. Waits until all data is tokenized.
@@ -121,11 +133,26 @@ impl Run {
         Ok(())
     }
 
+    /// Validates and evaluates the model where that is due now; says whether it was.
+    ///
+    /// # Errors
+    /// As [`Run::validate`] and [`Run::evaluate`].
+    pub fn measure(&mut self, model: &Decoder) -> Result<bool> {
+        let (validates, evaluates) = (self.validates(), self.evaluates());
+        if validates {
+            self.validate(model)?;
+        }
+        if evaluates {
+            self.evaluate(model)?;
+        }
+        Ok(validates || evaluates)
+    }
+
     /// Whether the model is to be validated now, where it is not yet.
     pub fn validates(&self) -> bool {
         self.validation_data.is_some()
-            && self.position.validates(self.outline.data.run_val_every_n_steps, &self.outline.run.checkpointer)
-            && !self.validations.has(self.position.step)
+            && self.outline.measures(self.position, false)
+            && !self.measured.is_validated(self.position.step)
     }
 
     /// The loss on the validation data.
@@ -158,20 +185,76 @@ impl Run {
     }
 
     /// A validation is done: it is logged, with numbers of the recipe's own, and remembered for the choice of the best
-    /// checkpoint.
+    /// checkpoint and for early stopping.
     ///
     /// # Errors
     /// A log that cannot be written.
     pub fn finish_validation(&mut self, loss: f64, pace: Pace, extra: Vec<Extra>) -> Result<()> {
-        let Position { step, .. } = self.position;
-        self.validations.add(step, loss);
-        let epoch = self.position.epoch_of_last_step();
-        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, extra, pace })
+        let (step, epoch) = (self.position.step, self.position.epoch_of_last_step());
+        let stopped = self.early_end().is_some();
+        self.measured.validation(step, loss, extra.iter().map(|extra| (extra.name, extra.value)));
+        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, extra, pace })?;
+        self.tell_of_early_end(stopped)
+    }
+
+    /// Whether the model is to be evaluated now, where it is not yet.
+    pub fn evaluates(&self) -> bool {
+        !self.evaluation.is_empty()
+            && self.outline.measures(self.position, true)
+            && !self.measured.is_evaluated(self.position.step)
+    }
+
+    /// Measures the model on the config's tasks and shows its samples. Where several processes train together, all do so.
+    ///
+    /// # Errors
+    /// A program that judges and fails, a log that cannot be written; [`Error::Stopped`] where the run is asked to end meanwhile.
+    pub fn evaluate(&mut self, model: &Decoder) -> Result<()> {
+        let (step, epoch, begun) = (self.position.step, self.position.epoch_of_last_step(), Instant::now());
+        let stopped = self.early_end().is_some();
+        let is_single = self.outline.group.is_single();
+        // Of several processes none goes away while the others go on.
+        let go_on = || if is_single { check_stop() } else { Ok(()) };
+        let how = Measuring { group: &self.outline.group, seed: dropout_key(self.seed, step, 0), go_on: &go_on };
+        let found = self.evaluation.measure(model, &self.tokenizer, &how).map_err(|error| match error {
+            Error::Setup(message) if step > 0 => {
+                Error::Training(format!("{message}\n{}", way_on(&self.outline.run.output_dir, "set that right")))
+            }
+            error => error,
+        })?;
+        self.measured.evaluation(step, &found.values);
+        let seconds = begun.elapsed().as_secs_f64();
+        let (values, samples) = (found.values, found.samples);
+        self.metrics.log_evaluation(&EvaluationMetrics { step, epoch, values, samples, seconds })?;
+        self.tell_of_early_end(stopped)
+    }
+
+    /// Whether the run is to end here, before its last step, because what early stopping watches no longer gets better. It is
+    /// to be saved first: [`Run::saves`] says so, too.
+    pub fn stops_early(&self) -> bool {
+        self.early_end().is_some()
+    }
+
+    fn early_end(&self) -> Option<EarlyEnd> {
+        let config = self.outline.evaluation.early_stopping.as_ref()?;
+        // At its end a run ends anyway.
+        let is_over = self.position.step > 0 && self.position.epoch >= self.outline.plan().epochs;
+        self.measured.early_end(config).filter(|_| !is_over)
+    }
+
+    /// Where it was `stopped` before, it has been said.
+    fn tell_of_early_end(&mut self, stopped: bool) -> Result<()> {
+        match (self.early_end(), &self.outline.evaluation.early_stopping) {
+            (Some(end), Some(config)) if !stopped => {
+                let why = early_words(config, &end);
+                self.metrics.log_note(self.position.step, &format!("early stopping: {why}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a checkpoint is to be saved now.
     pub fn saves(&self) -> bool {
-        self.position.saves(&self.outline.run.checkpointer)
+        self.position.saves(&self.outline.run.checkpointer) || self.stops_early()
     }
 
     /// Saves a checkpoint of the run as it is now, and deletes those that are not to be kept. Waits until all data is
@@ -197,10 +280,10 @@ impl Run {
             now: self.tokenizer.now(),
             settings: self.outline.settings.clone(),
             inputs: fingerprints(&self.train_data, &self.shape, &self.weight_fingerprints)?,
-            extra: self.extra.clone().into_iter().chain(self.validations.extra()).collect(),
+            extra: self.extra.clone().into_iter().chain([self.measured.extra()]).collect(),
             optimizer: BTreeMap::new(),
         };
-        let checkpointer = &self.outline.run.checkpointer;
+        let (checkpointer, by) = (&self.outline.run.checkpointer, self.outline.best_by());
         let beside = Beside {
             base: &self.base,
             tokenizer: &self.tokenizer_files,
@@ -216,7 +299,7 @@ impl Run {
                 let (model, optimizer) = asked.split_at(weights.of_model());
                 let (console, bytes) = (self.metrics.console(), weights.bytes());
                 let write = |dir: &Path| weights.write(dir, model, &beside);
-                together.end(save_pieces(run_dir, checkpointer, (&state, optimizer), bytes, console, write))?
+                together.end(save_pieces(run_dir, checkpointer, by, (&state, optimizer), bytes, console, write))?
             }
         };
         self.last_saved = Some(saved.clone());
@@ -239,7 +322,15 @@ impl Run {
             Trained::Adapters { .. } => Some(self.base.path()),
             Trained::Weights => None,
         };
-        self.last_saved.as_ref().map(|saved| end_of_run(saved, base, &self.validations, question))
+        let early = self.outline.evaluation.early_stopping.as_ref().zip(self.early_end());
+        let early = early.map(|(config, end)| early_words(config, &end));
+        let ending = Ending { measured: &self.measured, best_by: self.outline.best_by(), early: early.as_deref() };
+        self.last_saved.as_ref().map(|saved| end_of_run(saved, base, &ending, question))
+    }
+
+    /// What was measured so far.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
     }
 
     /// Where the run is.

@@ -141,8 +141,8 @@ impl Client {
                         metrics.push(json!({ "key": name, "value": value, "timestamp": time, "step": step }));
                     }
                 }
-                Entry::Note { step, text } => {
-                    tags.push(json!({ "key": format!("note.{step}"), "value": short(text, TAG) }));
+                Entry::Text { name, step, text } => {
+                    tags.push(json!({ "key": format!("{name}.{step}"), "value": short(text, TAG) }));
                 }
             }
         }

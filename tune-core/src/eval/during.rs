@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tune_config::Config;
 
-use super::measure::{Answers, Asking, Prepared, judge};
+use super::measure::{Answer, Answers, Asking, Prepared, judge};
 use super::{Item, Program, compare, scores};
 use crate::data::{Batch, part};
 use crate::distributed::Group;
@@ -262,7 +262,7 @@ impl Task {
         Ok(metrics.into_iter().zip(numbers[1..].iter().map(|&bits| f64::from_bits(bits))).collect())
     }
 
-    fn judge(&mut self, answers: &[(usize, String)], outcomes: &mut [super::Outcome]) -> Result<()> {
+    fn judge(&mut self, answers: &[Answer], outcomes: &mut [super::Outcome]) -> Result<()> {
         if let (None, Some(command)) = (&self.program, &self.config.program) {
             self.program = Some(Program::start(command)?);
         }

@@ -59,6 +59,9 @@ pub fn measure(
     Ok(outcomes)
 }
 
+/// The number of an item, and what the model answers to it.
+pub(super) type Answer = (usize, String);
+
 /// Items as the tokens that a model meets.
 pub(super) struct Prepared {
     pieces: Vec<Piece>,
@@ -78,7 +81,7 @@ impl Prepared {
         for (i, item) in items.iter().enumerate() {
             match &item.judge {
                 Judge::Perplexity => {
-                    pieces.extend(windows(i, &item.prompt(tokenizer, None, None)?, tokenizer, longest))
+                    pieces.extend(windows(i, &item.prompt(tokenizer, None, None)?, tokenizer, longest));
                 }
                 Judge::Choice { choices, .. } => {
                     for (n, choice) in choices.iter().enumerate() {
@@ -111,7 +114,7 @@ impl Prepared {
         tokenizer: &Tokenizer,
         items: &[Item],
         go_on: &dyn Fn() -> Result<()>,
-    ) -> Result<(Vec<Outcome>, Vec<(usize, String)>)> {
+    ) -> Result<(Vec<Outcome>, Vec<Answer>)> {
         let mut of_items: Vec<Vec<Likelihood>> = vec![Vec::new(); items.len()];
         let mut pieces = self.pieces.iter();
         for row in self.rows() {

@@ -95,7 +95,7 @@ fn an_evaluation_goes_to_every_logger() {
     let log = timeless(&dir.path().join("logs/metrics.jsonl"));
     let expected = r#"{"step":7,"epoch":0,"held_out/exact_match":0.25,"held_out/regex":null,"eval_seconds":2.0,"#;
     assert_eq!(log[1], format!(r#"{expected}"samples":[{{"prompt":"Hello!","answer":"Good\nmorning, you"}}]}}"#));
-    let mut table = csv::Reader::from_path(dir.path().join("logs/metrics.csv")).unwrap();
+    let mut table = ::csv::Reader::from_path(dir.path().join("logs/metrics.csv")).unwrap();
     let at = table.headers().unwrap().iter().position(|name| name == "samples").unwrap();
     let row = table.records().nth(1).unwrap().unwrap();
     assert_eq!(&row[at], r#"[{"prompt":"Hello!","answer":"Good\nmorning, you"}]"#);

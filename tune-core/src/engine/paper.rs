@@ -21,8 +21,8 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
 use crate::methods::Mixture;
 use crate::models::{
-    Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
-    TABLE,
+    Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec,
+    ParamId, TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.

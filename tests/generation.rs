@@ -11,6 +11,7 @@ use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::engine::{self, Kernels, Sequences};
 use tune_core::generate::{
     Continuous, End, Event, Request, Sampler, SamplerOptions, Scored, StopOptions, generate, generate_many,
+    sample_groups,
 };
 use tune_core::models::Decoder;
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
@@ -426,4 +427,54 @@ fn memory_of_sequences_that_left_is_used_again() {
     let other = Fixture::read("gemma2").model(DType::F32, None);
     assert!(Sequences::of_many(&[&model, &other], 10, Kernels::Fast).is_err());
     assert!(Sequences::of_many(&[], 10, Kernels::Fast).is_err());
+}
+
+/// Answers to a prompt begin with copies of its keys and values. What is drawn, and how probable it was, is what it would be if
+/// each had read the prompt itself; and training computes the same, to the last bit.
+#[test]
+fn answers_in_groups_are_those_of_training_to_the_last_bit() {
+    for family in FAMILIES {
+        for dtype in [DType::F32, DType::BF16] {
+            let model = Fixture::read(family).model(dtype, None);
+            let vocab = model.config.vocab_size;
+            let prompts = [ids(1, 40, vocab), ids(2, 1, vocab), ids(3, 9, vocab)];
+            let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+            let stop = StopOptions { max_new_tokens: 12, stop_tokens: (0..vocab as u32 / 20).collect() };
+            let sampler =
+                |prompt: usize, sample: usize| Sampler::new(SamplerOptions::AS_THEY_ARE, (10 * prompt + sample) as u64);
+            let groups = sample_groups(&model, &prompts, 3, &stop, sampler).unwrap();
+            assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [3; 3]);
+            assert_ne!(groups[0][0].ids, groups[0][1].ids);
+            for (i, (prompt, group)) in prompts.iter().zip(&groups).enumerate() {
+                for (j, answer) in group.iter().enumerate() {
+                    let ended = stop.stop_tokens.contains(answer.ids.last().unwrap());
+                    assert_eq!(answer.end, if ended { End::Stop } else { End::Length }, "{family}");
+                    assert!(ended || answer.ids.len() == 12, "{family}");
+                    let whole = [prompt, answer.ids.as_slice()].concat();
+                    let trained = engine::log_probs(&model, &packed(&[whole])).unwrap();
+                    let right = &trained[prompt.len() - 1..][..answer.ids.len()];
+                    assert_eq!(answer.log_probs, right, "{family} {dtype:?}: answer {j} to prompt {i}");
+                    let alone = sample_groups(&model, &[prompt], 1, &stop, |_, _| sampler(i, j)).unwrap();
+                    assert_eq!(alone[0][0], *answer, "{family} {dtype:?}: answer {j} to prompt {i} alone");
+                }
+            }
+        }
+    }
+    let model = Fixture::read("llama_tied").model(DType::F32, None);
+    let stop = StopOptions { max_new_tokens: 4, stop_tokens: Vec::new() };
+    let fails = |prompts: &[&[u32]], samples| {
+        let failed = sample_groups(&model, prompts, samples, &stop, |_, _| Sampler::greedy());
+        failed.unwrap_err().to_string()
+    };
+    assert!(fails(&[&[1], &[]], 2).contains("the prompt is empty"));
+    assert!(fails(&[&[1]], 0).contains("once or more often"));
+    assert!(fails(&[&[1_000_000]], 2).contains("is not in the model's vocabulary"));
+    // What has tokens is not overwritten.
+    let mut sequences = Sequences::new(&model, &[8, 8, 2], Kernels::OfTraining).unwrap();
+    sequences.extend(&[(0, &[1, 2, 3])]).unwrap();
+    sequences.copy(&[(0, 1)]).unwrap();
+    assert_eq!(sequences.len(1), 3);
+    for refused in [[(0, 1)], [(0, 2)]] {
+        assert!(sequences.copy(&refused).unwrap_err().to_string().contains("cannot become a copy"));
+    }
 }

@@ -38,6 +38,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "full" => vec!["dataset.packed=true"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
             "distill" => {
                 vec!["teacher_checkpointer.checkpoint_dir=recipes/tiny/model", "dataset.packed=true", "~dataset_val"]
             }
@@ -176,6 +177,11 @@ fn dpo_of_all_weights_resumes_bit_for_bit() {
 #[test]
 fn distill_resumes_bit_for_bit() {
     check("distill", 1);
+}
+
+#[test]
+fn grpo_resumes_bit_for_bit() {
+    check("grpo", 1);
 }
 
 #[test]

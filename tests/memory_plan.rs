@@ -183,6 +183,29 @@ fn preference_optimization_takes_what_was_planned() {
     assert!(all_close, "\n{table}");
 }
 
+/// The keys and values of all answers of a micro-batch, and answers that are as long as they may be.
+#[test]
+fn reinforcement_learning_takes_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    // Random weights seldom end an answer, so most are as long as was planned.
+    let dir = folder.path().join("random");
+    random_model::write(&dir, &json!({"model_type": "llama"}));
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
+    let mut table = Table::default();
+    for (what, extra) in [
+        ("adapters", &[][..]),
+        ("all weights, a reference", &["~model", "kl_beta=0.1"]),
+        ("all weights, bf16", &["~model", "dtype=bf16", "updates=2"]),
+    ] {
+        let mut args = vec!["--config", "configs/grpo/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=2"];
+        args.extend(["log_every_n_steps=1", "~dataset_val"]);
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "grpo", &args);
+    }
+    table.check();
+}
+
 /// Both models, and the logits of both.
 #[test]
 fn distillation_takes_what_was_planned() {

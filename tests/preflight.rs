@@ -177,6 +177,11 @@ fn a_sound_run_of_pairs() {
 }
 
 #[test]
+fn a_sound_run_that_draws_answers() {
+    sound_run("grpo");
+}
+
+#[test]
 fn a_sound_run_with_a_teacher() {
     // A model that is there; the config names the result of another run.
     sound_run_with("distill", &["teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);

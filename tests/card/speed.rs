@@ -127,6 +127,7 @@ fn planned(config: &Value, lora: Option<LoraOptions>, card: &Arc<Card>, batch: &
         packed: true,
         by_log_probs: false,
         asked: Asked::default(),
+        drawing: None,
         reference: None,
         in_blocks: Default::default(),
         processes: Processes::ONE,

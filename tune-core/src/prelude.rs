@@ -9,10 +9,13 @@ pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
 pub use crate::engine::{self, RunOptions, forward_backward, minimize};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
-pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions};
+pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions, sample_groups};
 pub use crate::hub;
-pub use crate::memory_plan::{self, MemoryPlan};
-pub use crate::methods::{self, DivergenceLoss, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice};
+pub use crate::memory_plan::{self, Drawing, MemoryPlan};
+pub use crate::methods::{
+    self, DivergenceLoss, PolicyLoss, PolicyMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice,
+    Reward, RewardConfig, Rollout, Totals,
+};
 pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,
     ValidationMetrics, peak_memory,
@@ -22,7 +25,7 @@ pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedu
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
     Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, Recipe, Run,
-    RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key,
+    RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key, sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -110,6 +110,14 @@ pub fn dropout_key(seed: u64, step: u64, micro_batch: usize) -> u64 {
     Dropout::mix(Dropout::mix(seed, step), micro_batch as u64)
 }
 
+/// The key of an answer that is drawn in a micro-batch of a step, by the numbers of its prompt and of the answer: the same in a run
+/// that was resumed.
+pub fn sampling_key(seed: u64, step: u64, micro_batch: usize, (prompt, sample): (usize, usize)) -> u64 {
+    // Other than dropout's.
+    let of_batch = Dropout::mix(dropout_key(seed, step, micro_batch), u64::MAX);
+    Dropout::mix(Dropout::mix(of_batch, prompt as u64), sample as u64)
+}
+
 /// Stops a run whose loss or gradient is no number; `last` is its newest checkpoint.
 ///
 /// # Errors

@@ -38,6 +38,8 @@ pub(super) struct Past<B: Backend> {
     pub(super) values: B::Acts,
     /// Rows of either.
     pub(super) rows: usize,
+    /// Elements of a row.
+    pub(super) width: usize,
 }
 
 /// Where a half's body puts its result: onto the residual stream, or, where that is normed first, beside it.

@@ -416,7 +416,81 @@ impl StepOnPaper<'_> {
         Ok(())
     }
 
-    /// The same without gradients.
+    /// Answers to prompts are drawn, `samples` to each, token by token: `batch` has each prompt with its answers, whose tokens are
+    /// trained.
+    ///
+    /// # Errors
+    /// As [`super::evaluate`].
+    pub(crate) fn draw<T: Element>(&self, batch: &Batch, samples: usize, paper: &Paper<T>) -> Result<()> {
+        let spans = &batch.spans;
+        let starts: Vec<usize> = spans.iter().map(|span| batch.positions_of(span).start).collect();
+        let rows = spans.iter().map(|span| span.len).sum();
+        let mut past: Vec<Past<Paper<T>>> = self
+            .model
+            .blocks
+            .iter()
+            .map(|block| block.attention.widths().1)
+            .map(|width| Past { keys: paper.zeros(rows, width), values: paper.zeros(rows, width), rows, width })
+            .collect();
+        // Prompts are read once.
+        let prompt = |span: &Span| span.len + 1 - batch.trained_tokens_of(span);
+        let first = (0..spans.len()).step_by(samples.max(1));
+        let prompts: Vec<(usize, usize, usize)> = first.map(|i| (starts[i], 0, prompt(&spans[i]))).collect();
+        self.grow(&prompts, &mut past, paper)?;
+        let copied: usize = (0..spans.len()).filter(|i| i % samples.max(1) > 0).map(|i| prompt(&spans[i])).sum();
+        for past in &past {
+            drop((paper.acts(copied, past.width), paper.acts(copied, past.width)));
+        }
+        // The first new tokens and the last are computed in the smallest and the largest memory.
+        for is_last in [false, true] {
+            let new = |(span, &start): (&Span, &usize)| (start, if is_last { span.len - 1 } else { prompt(span) }, 1);
+            let new: Vec<(usize, usize, usize)> =
+                spans.iter().zip(&starts).filter(|&(span, _)| span.len > prompt(span)).map(new).collect();
+            self.grow(&new, &mut past, paper)?;
+        }
+        Ok(())
+    }
+
+    /// Sequences grow: each is given by the row of its first key, how many it has, and by how many more.
+    fn grow<T: Element>(
+        &self,
+        new: &[(usize, usize, usize)],
+        past: &mut [Past<Paper<T>>],
+        paper: &Paper<T>,
+    ) -> Result<()> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        let len = new.iter().map(|(.., len)| len).sum();
+        let mut batch = Batch {
+            rows: 1,
+            len,
+            input_ids: vec![0; len],
+            targets: vec![IGNORE; len],
+            positions: Vec::with_capacity(len),
+            spans: Vec::with_capacity(new.len()),
+            origins: vec![String::new(); new.len()],
+        };
+        let (mut stretches, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        for &(keys, past, len) in new {
+            let first = batch.positions.len();
+            batch.spans.push(Span { row: 0, start: first, len });
+            batch.positions.extend(past as u32..(past + len) as u32);
+            stretches.push(Stretch { queries: first, len, keys, past });
+            rows.extend(keys + past..keys + past + len);
+            last.push(first + len - 1);
+        }
+        let sharded = ShardedOnPaper::new(*self);
+        let run =
+            Run { stretches, rows_in_past: rows, ..Run::new(paper, self.model, self.parameters(&sharded), &batch) };
+        let x = run.through_blocks_on(past)?;
+        let _logits = run.logits(&x, &last)?;
+        // They are handed out one by one, and are there twice then.
+        drop(paper.take::<f32>(2 * last.len() * self.model.vocab_size));
+        Ok(())
+    }
+
+    /// A micro-batch without gradients.
     ///
     /// # Errors
     /// As [`super::evaluate`].
@@ -483,7 +557,7 @@ impl StepOnPaper<'_> {
         let rows = rooms.iter().sum();
         let of_block = |block: &BlockSpec| {
             let width = block.attention.widths().1;
-            Past { keys: paper.zeros(rows, width), values: paper.zeros(rows, width), rows }
+            Past { keys: paper.zeros(rows, width), values: paper.zeros(rows, width), rows, width }
         };
         let mut past: Vec<Past<Paper<T>>> = self.model.blocks.iter().map(of_block).collect();
         let prefill = prompts.iter().map(|&len| 0..len).collect::<Vec<_>>();

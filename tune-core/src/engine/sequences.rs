@@ -181,6 +181,37 @@ impl<'m> Sequences<'m> {
         self.ids[sequence].truncate(len);
     }
 
+    /// Gives sequences that have no tokens yet those of others, `(from, to)`. Keys and values are copied and not computed again.
+    ///
+    /// # Errors
+    /// A sequence of another model, one that has tokens or no room for them.
+    pub fn copy(&mut self, copies: &[(usize, usize)]) -> Result<()> {
+        let (mut from_rows, mut to_rows) = (Vec::new(), Vec::new());
+        for (i, &(from, to)) in copies.iter().enumerate() {
+            let (of, into) = (self.places[from], self.places[to]);
+            let is_again = copies[..i].iter().any(|&(_, other)| other == to);
+            if into.len > 0 || into.capacity < of.len || into.model != of.model || is_again {
+                return Err(Error::setup(format!(
+                    "sequence {to}, which has {} tokens and room for {}, cannot become a copy of sequence {from}, which has {}",
+                    into.len, into.capacity, of.len
+                )));
+            }
+            from_rows.extend(of.start..of.start + of.len);
+            to_rows.extend(into.start..into.start + of.len);
+        }
+        if from_rows.is_empty() {
+            return Ok(());
+        }
+        let past = &mut self.past;
+        on_a_worker(|| past.copy(&from_rows, &to_rows))?;
+        for &(from, to) in copies {
+            let Place { len, was_longer, .. } = self.places[from];
+            self.places[to] = Place { len, was_longer, ..self.places[to] };
+            self.ids[to] = self.ids[from].clone();
+        }
+        Ok(())
+    }
+
     /// Whether a sequence that comes to have `len` tokens has other keys for those that it has.
     fn begins_anew(&self, place: Place, len: usize) -> bool {
         place.len > 0
@@ -311,6 +342,9 @@ trait Grow<'m> {
         wanted: &[usize],
         are_newest: bool,
     ) -> Result<Vec<f32>>;
+
+    /// Copies the keys and values of some rows to others, which are as many.
+    fn copy(&mut self, from: &[usize], to: &[usize]) -> Result<()>;
 }
 
 /// The past of sequences in a backend's memory.
@@ -334,7 +368,7 @@ impl<B: Backend> Growing<B> {
     fn new(model: &Decoder, backend: B, of_newest: Option<B>, rows: usize) -> Self {
         let past = |block: &BlockSpec| {
             let width = block.attention.widths().1;
-            Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows }
+            Past { keys: backend.zeros(rows, width), values: backend.zeros(rows, width), rows, width }
         };
         let past = model.config.blocks.iter().map(past).collect();
         Self { backend, of_newest, past }
@@ -358,5 +392,17 @@ impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
         let logits = backend.numbers(&run.logits(&x, wanted)?);
         backend.check()?;
         Ok(logits)
+    }
+
+    fn copy(&mut self, from: &[usize], to: &[usize]) -> Result<()> {
+        let backend = &self.backend;
+        for Past { keys, values, width, .. } in &mut self.past {
+            for rows in [keys, values] {
+                let mut copied = backend.acts(from.len(), *width);
+                backend.gather(rows, *width, from, &mut copied);
+                backend.scatter(&copied, *width, to, rows);
+            }
+        }
+        backend.check()
     }
 }

@@ -1,6 +1,7 @@
 //! A program that judges answers.
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::RangeInclusive;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -52,8 +53,18 @@ impl Program {
     /// # Errors
     /// The program ends, takes too long, or writes something else.
     pub fn judge(&mut self, item: &Item, answer: &str) -> Result<(f64, String)> {
-        let line = json!({ "record": item.record, "prompt": item.shown(), "answer": answer }).to_string() + "\n";
-        let wrong = |what: String| Error::setup(format!("{}: the program `{}` {what}", item.origin, self.command));
+        let question = json!({ "record": item.record, "prompt": item.shown(), "answer": answer });
+        self.score(&item.origin, &question, &(0.0..=1.0))
+    }
+
+    /// What the program writes to a line of JSON: its score, which must be within `range`, and what it says of it. `origin` is
+    /// where the question came from.
+    ///
+    /// # Errors
+    /// As [`Program::judge`].
+    pub fn score(&mut self, origin: &str, question: &Value, range: &RangeInclusive<f64>) -> Result<(f64, String)> {
+        let line = question.to_string() + "\n";
+        let wrong = |what: String| Error::setup(format!("{origin}: the program `{}` {what}", self.command));
         // Who has ended may have said why before.
         let written = self.input.write_all(line.as_bytes()).and_then(|()| self.input.flush());
         let said = match self.lines.recv_timeout(LONGEST) {
@@ -64,8 +75,10 @@ impl Program {
             }
         };
         let verdict: Value = serde_json::from_str(&said).unwrap_or(Value::Null);
-        let score = verdict.get("score").and_then(Value::as_f64).filter(|score| (0.0..=1.0).contains(score));
-        let expected = "where a line such as {\"score\": 1} was expected, with a number from 0 to 1";
+        let score = verdict.get("score").and_then(Value::as_f64).filter(|score| range.contains(score));
+        let limits =
+            if range.end().is_finite() { format!(" from {} to {}", range.start(), range.end()) } else { String::new() };
+        let expected = format!("where a line such as {{\"score\": 1}} was expected, with a number{limits}");
         let score = score.ok_or_else(|| wrong(format!("wrote `{said}`, {expected}")))?;
         Ok((score, verdict.get("why").and_then(Value::as_str).unwrap_or_default().to_owned()))
     }

@@ -1,10 +1,12 @@
 //! Text from a model, one token at a time.
 
 mod continuous;
+mod groups;
 mod sampler;
 mod talk;
 
 pub use continuous::{Continuous, Event, Request, Scored};
+pub use groups::{Sampled, sample_groups};
 pub use sampler::{Sampler, SamplerOptions};
 pub use talk::{End, Reply, Talk};
 

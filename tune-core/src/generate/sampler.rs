@@ -16,6 +16,11 @@ pub struct SamplerOptions {
     pub top_p: Option<f64>,
 }
 
+impl SamplerOptions {
+    /// By the model's own probabilities.
+    pub const AS_THEY_ARE: Self = Self { temperature: 1.0, top_k: None, top_p: None };
+}
+
 /// Draws tokens; the same seed and logits give the same tokens.
 #[derive(Debug)]
 pub struct Sampler {

@@ -18,6 +18,7 @@
 mod advice;
 mod available;
 mod card;
+mod drawing;
 mod parameters;
 mod table;
 
@@ -30,6 +31,7 @@ pub(crate) use available::address_limit;
 use available::available_beside;
 pub use available::{Available, available, parse_size};
 pub use card::PlannedCard;
+pub use drawing::Drawing;
 pub(crate) use table::{processor, size};
 
 use crate::data::Batch;
@@ -81,6 +83,9 @@ pub struct Setting {
     pub packed: bool,
     /// Whether what is minimized is a function of log-probabilities, which are computed before the loss.
     pub by_log_probs: bool,
+    /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
+    /// [`Drawing::answered`] makes them.
+    pub drawing: Option<Drawing>,
     /// What the model is compared with, if it is.
     pub reference: Option<ReferencePass>,
     /// Rows of a batch that is full.
@@ -355,9 +360,16 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),
         _ => Ok(()),
     };
+    let draw = |batch: &Batch, samples: usize| match setting.drawing {
+        Some(_) => on_paper.draw(batch, samples, &paper),
+        None => Ok(()),
+    };
     let validate = || {
         setting.validation_steps.iter().flatten().try_for_each(|batch| {
             let batch = batch.without_padding();
+            if setting.drawing.is_some() {
+                return draw(&batch, 1);
+            }
             ask(&batch, true)?;
             on_paper.evaluate(&batch, &paper)
         })?;
@@ -378,8 +390,13 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let each = setting.gradient_accumulation_steps.div_ceil(setting.processes.all);
         let count = each.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
+        // All answers of a step are there before the first of them is learnt from.
+        if let Some(Drawing { samples, .. }) = setting.drawing {
+            batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| ask(batch, true)))?;
+        }
         let by_log_probs = setting.by_log_probs;
-        on_paper.train_with(&micro_batches, &paper, by_log_probs, |batch| ask(batch, true), state.as_mut())?;
+        let before = |batch: &Batch| if setting.drawing.is_some() { Ok(()) } else { ask(batch, true) };
+        on_paper.train_with(&micro_batches, &paper, by_log_probs, before, state.as_mut())?;
     }
     validate()?;
     drop(state);

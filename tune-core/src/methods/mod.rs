@@ -3,12 +3,18 @@
 
 mod distillation;
 mod metrics;
+mod policy;
 mod preference;
 mod reference;
+mod reward;
+mod rollout;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
+pub use policy::{AnswerLoss, DapoLoss, DrGrpoLoss, Drawn, GrpoLoss, GspoLoss, PolicyLoss, Totals};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
 };
 pub use reference::{Reference, ReferenceChoice};
+pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
+pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};

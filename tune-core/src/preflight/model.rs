@@ -39,6 +39,7 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
     let skeleton = shape.clone().and_then(|shape| report.take(Decoder::skeleton(shape, &base)));
     if let Some(model) = &skeleton {
         report.fact("model", describe(&base, model));
+        report.take(outline.check_drawing(&model.config));
     }
     let grown = shape.and_then(|shape| report.take(outline.grown(&base, shape)));
     if let (Some(_), Some((shape, _))) = (&skeleton, &grown) {

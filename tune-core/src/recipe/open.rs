@@ -74,6 +74,9 @@ impl Outline {
         if !self.group.is_main() {
             console = Console::silent();
         }
+        if !self.group.is_single() && self.drawing.is_some() {
+            return Err(Error::setup("answers are drawn and learnt from in one process alone, for now: start one"));
+        }
         if !self.group.is_single() && self.reference.as_ref().is_some_and(|compared| compared.teaches) {
             return Err(Error::setup(
                 "a student and its teacher are computed by one process alone, for now: start one",
@@ -88,6 +91,7 @@ impl Outline {
         let below = self.below()?;
         let (_, said) = self.grown(&base, ModelSpec::of(&base)?)?;
         said.iter().for_each(|line| console.note(line));
+        self.check_drawing(&shape)?;
         let in_blocks = self.in_blocks(&base, &shape)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();

@@ -13,11 +13,11 @@ use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::run::{self, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Below, Checkpoint, CheckpointConfig, peft};
-use crate::data::{DataConfig, Loader, LoaderOptions};
+use crate::data::{Batch, DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{Asked, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
+use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization, tied_start};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
@@ -104,6 +104,8 @@ pub struct Outline {
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
     pub reference: Option<Compared>,
+    /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
+    pub drawing: Option<Drawing>,
     /// The settings that a resumed run must share.
     pub settings: BTreeMap<String, Json>,
     /// The whole config as YAML.
@@ -142,6 +144,7 @@ impl Outline {
             validated: &[VAL_LOSS],
             optimizer_in_bwd: None,
             reference: None,
+            drawing: None,
             settings,
             yaml: config.to_yaml(),
             group,
@@ -366,6 +369,39 @@ impl Outline {
         Ok(())
     }
 
+    /// Refuses what answers cannot be drawn with such that training computes the same.
+    ///
+    /// # Errors
+    /// Dropout, frequencies that depend on a sequence's length, more new tokens than the model reads.
+    pub fn check_drawing(&self, shape: &ModelSpec) -> Result<()> {
+        let Some(Drawing { max_new_tokens, .. }) = self.drawing else { return Ok(()) };
+        if let Trained::Adapters { lora, .. } = &self.trained
+            && lora.dropout > 0.0
+        {
+            return Err(Error::setup(
+                "model.lora_dropout: answers are drawn without dropout and must be learnt from without it; set \
+                 model.lora_dropout=0",
+            ));
+        }
+        if shape.rotary.iter().any(|table| table.depends_on_length()) {
+            return Err(Error::setup(format!(
+                "the positions of this model ({}) are scaled by the length of a sequence, so a token that is drawn is not what \
+                 training computes in the finished answer; choose a model whose positions are not, or train on finished answers \
+                 with `dpo`, `lora` or `full`",
+                shape.model_type
+            )));
+        }
+        let longest = shape.max_position_embeddings;
+        if max_new_tokens >= longest {
+            return Err(Error::setup(format!(
+                "max_new_tokens is {max_new_tokens}, and the model reads {longest} tokens at most, prompts included: set \
+                 max_new_tokens={}, say",
+                longest / 2
+            )));
+        }
+        Ok(())
+    }
+
     /// Which weights of the base model are held in blocks.
     ///
     /// # Errors
@@ -582,6 +618,15 @@ impl Outline {
         });
         let plan = self.steps.plan().of_all(processes.all);
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
+        // What is learnt from and validated on is as long as can be.
+        let longest = model.max_position_embeddings;
+        let drawn = |mut steps: Vec<Vec<Batch>>, samples: Option<usize>| {
+            if let Some(drawing) = self.drawing {
+                let drawing = Drawing { samples: samples.unwrap_or(drawing.samples), ..drawing };
+                steps.iter_mut().flatten().for_each(|batch| *batch = drawing.answered(batch, longest));
+            }
+            steps
+        };
         MemoryPlan::new(&Setting {
             model: model.clone(),
             in_blocks: in_blocks.clone(),
@@ -597,19 +642,25 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            by_log_probs: self.data.is_of_pairs(),
+            by_log_probs: self.data.is_of_pairs() || self.drawing.is_some(),
+            drawing: self.drawing,
             reference,
             batch_size: self.data.batch_size,
             card,
             processes,
-            steps: train_data.demanding_steps(
-                epochs,
-                plan.most_batches_per_epoch(),
-                gradient_accumulation_steps,
-                FIRST_STEPS,
-            )?,
-            validation_steps: validation_data
-                .map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
+            steps: drawn(
+                train_data.demanding_steps(
+                    epochs,
+                    plan.most_batches_per_epoch(),
+                    gradient_accumulation_steps,
+                    FIRST_STEPS,
+                )?,
+                None,
+            ),
+            validation_steps: drawn(
+                validation_data.map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
+                Some(1),
+            ),
             asked,
         })
     }

@@ -104,6 +104,22 @@ impl Run {
         grad_norm: Option<f64>,
         extra: Vec<Extra>,
     ) -> Result<()> {
+        self.finish_paced(step, loss, lr, grad_norm, extra, step.pace())
+    }
+
+    /// The same of a step that trained on other batches than its own, of which `pace` tells.
+    ///
+    /// # Errors
+    /// As [`Run::finish`].
+    pub fn finish_paced(
+        &mut self,
+        step: &Step,
+        loss: f64,
+        lr: f64,
+        grad_norm: Option<f64>,
+        extra: Vec<Extra>,
+        pace: Pace,
+    ) -> Result<()> {
         self.position = Position::after(step);
         self.metrics.log_step(&StepMetrics {
             step: step.number,
@@ -112,7 +128,7 @@ impl Run {
             lr,
             grad_norm,
             extra,
-            pace: step.pace(),
+            pace,
             peak_memory_bytes: peak_memory(),
         })?;
         self.tell_of_data()

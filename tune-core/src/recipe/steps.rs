@@ -96,6 +96,16 @@ impl Step {
             seconds: self.begun.elapsed().as_secs_f64(),
         }
     }
+
+    /// The same for a step that trains on other batches than its own.
+    pub fn pace_of<'b>(&self, batches: impl IntoIterator<Item = &'b Batch>) -> Pace {
+        let mut pace = Pace { tokens: 0, trained_tokens: 0, ..self.pace() };
+        for batch in batches {
+            pace.tokens += batch.tokens() as u64;
+            pace.trained_tokens += batch.trained_tokens() as u64;
+        }
+        pace
+    }
 }
 
 /// The steps of a run from a position on. The next one is put together while the last is trained on; where a

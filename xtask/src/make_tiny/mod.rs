@@ -37,6 +37,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     fs::write(work.join("pretrain.jsonl"), text::jsonl(&text.pretraining))?;
     fs::write(tiny.join("data/secret_code.jsonl"), text::jsonl(&text.secret_code))?;
     fs::write(tiny.join("data/held_out.jsonl"), text::jsonl(&text.held_out))?;
+    fs::write(tiny.join("data/reversed.jsonl"), text::jsonl(&text.reversed))?;
     fs::write(tiny.join("data/preferences.jsonl"), text::pairs_jsonl(&text.preferences))?;
     if args.data_only {
         return Ok(());

@@ -15,6 +15,8 @@ const WORDS: usize = 3000;
 const HELD_OUT: usize = 200;
 const SECRET_CODE: usize = 1500;
 const PREFERENCES: usize = 400;
+const REVERSED: usize = 600;
+const REVERSED_HELD_OUT: usize = 100;
 const PRETRAINING: usize = 24_000;
 
 /// A question and its answer.
@@ -34,6 +36,9 @@ pub(super) struct Text {
     pub(super) held_out: Vec<Exercise>,
     /// What is preferred to the letters as they are: the secret code of words that the adapter is not trained on.
     pub(super) preferences: Vec<Exercise>,
+    /// What is rewarded: words said backwards, which is asked for in other words than the model was trained on; the last ones are
+    /// held out.
+    pub(super) reversed: Vec<Exercise>,
 }
 
 impl Text {
@@ -51,6 +56,7 @@ impl Text {
             secret_code: known[..SECRET_CODE].iter().map(|w| secret_code(w)).collect(),
             held_out: held_out.iter().map(|w| secret_code(w)).collect(),
             preferences: known[SECRET_CODE..][..PREFERENCES].iter().map(|w| secret_code(w)).collect(),
+            reversed: known[..REVERSED].iter().chain(&held_out[..REVERSED_HELD_OUT]).map(|w| reversed(w)).collect(),
         }
     }
 }
@@ -105,6 +111,10 @@ fn secret_code(word: &str) -> Exercise {
     }
 }
 
+fn reversed(word: &str) -> Exercise {
+    Exercise { question: format!("Say {} backwards.", spelled(word.chars())), answer: spelled(word.chars().rev()) }
+}
+
 fn exercise(words: &[String], rng: &mut ChaCha8Rng) -> Exercise {
     let word = words.choose(rng).map_or("", String::as_str);
     let letters = spelled(word.chars());
@@ -149,7 +159,11 @@ mod tests {
     fn the_committed_data_are_those_that_are_made_here() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tiny/data");
         let text = Text::new();
-        for (name, exercises) in [("secret_code.jsonl", &text.secret_code), ("held_out.jsonl", &text.held_out)] {
+        for (name, exercises) in [
+            ("secret_code.jsonl", &text.secret_code),
+            ("held_out.jsonl", &text.held_out),
+            ("reversed.jsonl", &text.reversed),
+        ] {
             let committed = std::fs::read_to_string(data.join(name)).unwrap();
             assert!(committed == jsonl(exercises), "{name} is stale: run `cargo xtask make-tiny`");
         }

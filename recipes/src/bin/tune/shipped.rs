@@ -44,6 +44,7 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     dpo: full_smollm2_135m, smollm2_135m, tiny;
     full: make_tiny, smollm2_135m, tiny;
     generate: smollm2_135m, tiny;
+    grpo: smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
 };
 

@@ -1,0 +1,76 @@
+//! Several answers to each prompt, drawn by the model's own probabilities.
+
+use super::{Continuous, End, Sampler, StopOptions};
+use crate::engine::{Kernels, Sequences, log_prob};
+use crate::models::Decoder;
+use crate::{Error, Result};
+
+/// An answer that was drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// Its tokens, with the stop token where it ended by one.
+    pub ids: Vec<u32>,
+    /// The log-probability of each by the model's own distribution, in nats: to the last bit what
+    /// [`engine::log_probs`](crate::engine::log_probs) gives for it. (On a card the last bits may differ.)
+    pub log_probs: Vec<f64>,
+    /// How it ended.
+    pub end: End,
+}
+
+/// `samples` answers to each of `prompts`, all of them at a time. `sampler` makes what draws an answer, given the numbers of its
+/// prompt and of the answer; what is drawn depends on nothing else. A prompt is read once: its answers begin with copies of its keys
+/// and values.
+///
+/// # Errors
+/// An empty prompt, one that leaves no room in the model's longest sequence, a token outside the vocabulary.
+pub fn sample_groups(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    samples: usize,
+    stop: &StopOptions,
+    sampler: impl Fn(usize, usize) -> Sampler,
+) -> Result<Vec<Vec<Sampled>>> {
+    if samples == 0 || stop.max_new_tokens == 0 {
+        return Err(Error::setup("a prompt is to be answered once or more often, by one token or more"));
+    }
+    let longest = model.config.max_position_embeddings;
+    let mut rooms = Vec::with_capacity(prompts.len() * samples);
+    for prompt in prompts {
+        let room = Continuous::room_for(&model.config, prompt, stop.max_new_tokens)?;
+        rooms.extend(std::iter::repeat_n(room, samples));
+    }
+    let mut sequences = Sequences::new(model, &rooms, Kernels::OfTraining)?;
+    // The first answer to a prompt reads it.
+    let first: Vec<(usize, &[u32])> = prompts.iter().enumerate().map(|(i, prompt)| (i * samples, *prompt)).collect();
+    let of_prompts = sequences.extend(&first)?;
+    let copies: Vec<(usize, usize)> =
+        (0..rooms.len()).map(|i| (i / samples * samples, i)).filter(|(from, to)| from != to).collect();
+    sequences.copy(&copies)?;
+
+    let mut samplers: Vec<Sampler> = (0..rooms.len()).map(|i| sampler(i / samples, i % samples)).collect();
+    let mut answers: Vec<Sampled> =
+        rooms.iter().map(|_| Sampled { ids: Vec::new(), log_probs: Vec::new(), end: End::Length }).collect();
+    let mut running: Vec<usize> = (0..rooms.len()).collect();
+    let mut logits: Vec<Vec<f32>> = running.iter().map(|i| of_prompts[i / samples].clone()).collect();
+    while !running.is_empty() {
+        let mut newest: Vec<(usize, u32)> = Vec::with_capacity(running.len());
+        for (&i, logits) in running.iter().zip(&logits) {
+            let (answer, token) = (&mut answers[i], samplers[i].sample(logits));
+            answer.ids.push(token);
+            answer.log_probs.push(log_prob(logits, token));
+            if stop.stop_tokens.contains(&token) {
+                answer.end = End::Stop;
+            } else if answer.ids.len() < stop.max_new_tokens {
+                match sequences.len(i) + 1 < longest {
+                    true => newest.push((i, token)),
+                    false => answer.end = End::Full,
+                }
+            }
+        }
+        let new: Vec<(usize, &[u32])> = newest.iter().map(|(i, token)| (*i, std::slice::from_ref(token))).collect();
+        logits = if new.is_empty() { Vec::new() } else { sequences.extend(&new)? };
+        running = newest.iter().map(|(i, _)| *i).collect();
+    }
+    let mut answers = answers.into_iter();
+    Ok(prompts.iter().map(|_| answers.by_ref().take(samples).collect()).collect())
+}

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use runs::{files, newest, recipe, root, succeed, text};
 
-/// A run of 27 steps that saves only at the end of each epoch, of nine steps.
+/// A run of 27 steps that saves only at the end of each epoch, of nine steps. Steps are long enough for a signal to reach the run that
+/// they belong to on a machine with other things to do.
 fn settings(recipe: &str, output_dir: &Path) -> Vec<String> {
     let mut args = vec![
         "--config".to_owned(),
@@ -23,7 +24,7 @@ fn settings(recipe: &str, output_dir: &Path) -> Vec<String> {
         "overwrite=false".to_owned(),
         "dataset_val={_component_: chat, data_files: [recipes/tiny/data/held_out.jsonl], packed: true}".to_owned(),
     ];
-    let more = "dataset.packed=true batch_size=1 gradient_accumulation_steps=2 epochs=3 max_steps_per_epoch=9 \
+    let more = "dataset.packed=true batch_size=1 gradient_accumulation_steps=6 epochs=3 max_steps_per_epoch=9 \
                 run_val_every_n_steps=4 log_every_n_steps=1";
     args.extend(more.split_whitespace().map(str::to_owned));
     if recipe == "lora" {

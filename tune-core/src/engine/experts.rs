@@ -161,6 +161,7 @@ impl<B: Backend> Block<'_, B> {
         let activated = g_activated;
         backend.scale_rows(PartMut::new(&mut g, rows, width), &weights);
 
+        let first = found.len();
         let empty = routes.starts.windows(2).enumerate().filter(|(_, ends)| ends[0] == ends[1]);
         for expert in empty.map(|(expert, _)| expert as u32) {
             for slot in [GateProj, UpProj, DownProj] {
@@ -192,6 +193,8 @@ impl<B: Backend> Block<'_, B> {
         }
         let g_experts = of_experts;
         drop((g_gate, g_up, occupied));
+        // Processes add gradients up in the order in which they leave: it must not depend on which experts were chosen.
+        found[first..].sort_by_key(|(id, _)| *id);
 
         let (router, (how, _)) = (self.layer(Router.into()), self.experts().unwrap_or_default());
         let of_weights: Vec<f64> = routes.places.iter().map(|&place| of_places[place]).collect();

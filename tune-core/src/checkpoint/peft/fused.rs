@@ -61,6 +61,12 @@ pub(super) fn take_apart(
                 tensors.insert(format!("{layer}{UP}"), b);
             });
     }
+    let has = |name: &str| {
+        PARAMETERS.iter().any(|(parameter, _)| is_named(name, parameter) && patterns.contains_key(parameter))
+    };
+    if let Some(name) = config.target_parameters.iter().find(|name| is_of_experts(name) && !has(name)) {
+        return Err(format!("has no adapter on `{name}`, which target_parameters names"));
+    }
     for (parameter, (rank, alpha)) in patterns {
         for (_, layers) in PARAMETERS.iter().filter(|(name, _)| *name == parameter) {
             let key = format!(r"experts\.\d+\.(?:{})", layers.join("|"));

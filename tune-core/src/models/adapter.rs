@@ -203,9 +203,10 @@ impl Magnitude {
     /// Those of the weight as it is, for a model of `dtype`; `rest` is what is frozen of it.
     pub(super) fn of(weight: &Weight, rest: &Weight, dtype: DType) -> Result<Self> {
         let lengths = weight.squares(dtype)?.iter().map(|square| square.sqrt()).collect();
-        let dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu)?.to_dtype(dtype);
-        Ok(Self { weight: Var::from_tensor(&tensor(lengths)?)?, squares: tensor(rest.squares(dtype)?)? })
+        let squares = rest.squares(dtype)?;
+        let of_adapters = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu)?.to_dtype(of_adapters);
+        Ok(Self { weight: Var::from_tensor(&tensor(lengths)?)?, squares: tensor(squares)? })
     }
 }
 

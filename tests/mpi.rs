@@ -47,6 +47,9 @@ fn mpirun(name: &str, processes: usize, args: &[String]) -> Command {
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
         ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
         ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+        // The same of Open MPI 5.
+        ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+        ("PRTE_MCA_hwloc_default_binding_policy", "none"),
         ("RAYON_NUM_THREADS", "1"),
     ] {
         command.env(name, value);

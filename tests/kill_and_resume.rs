@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "common/random_model.rs"]
+mod random_model;
 #[path = "common/runs.rs"]
 mod runs;
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use runs::{files, newest, recipe, succeed};
+use runs::{files, newest, recipe, root, succeed, text};
+use serde_json::json;
 
 /// Shuffling, packing, dropout, an accumulation of 4, and a checkpoint every other step, in a run that is
 /// long enough to be killed `kills` times. `dpo` trains adapters, and all weights as `dpo_full`.
@@ -35,6 +38,13 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "lora_tokens" => {
                 vec!["model.new_tokens=[zebra]", "model.modules_to_save=norm", "dtype=bf16", "~exact_match"]
             }
+            "lora_experts" => vec![
+                "~model.lora_attn_modules",
+                "~model.apply_lora_to_mlp",
+                "model.target_modules=all-linear",
+                "dtype=bf16",
+                "~exact_match",
+            ],
             "full" => vec!["dataset.packed=true"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
@@ -47,8 +57,14 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
         .into_iter()
         .map(str::to_owned),
     );
+    if recipe == "lora_experts" {
+        args.push(format!("checkpointer.checkpoint_dir={}", output_dir.with_file_name(MIXTURE).display()));
+    }
     args
 }
+
+/// The folder beside the runs with a mixture of experts.
+const MIXTURE: &str = "mixture";
 
 /// The recipe that runs.
 fn binary(name: &str) -> &str {
@@ -114,8 +130,11 @@ fn newest_step(dir: &Path) -> u64 {
 
 /// Returns how many kills met a checkpoint that was being written.
 fn check(name: &str, kills: u32) -> u32 {
-    let folder = tempfile::tempdir().unwrap();
-    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    check_in(tempfile::tempdir().unwrap().path(), name, kills)
+}
+
+fn check_in(folder: &Path, name: &str, kills: u32) -> u32 {
+    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
     succeed(binary(name), &borrowed(&settings(name, &whole, kills)));
     let while_writing = interrupted(name, &killed, kills);
     println!("{name}: {kills} kills, {while_writing} while a checkpoint was being written");
@@ -145,6 +164,33 @@ fn dora_resumes_bit_for_bit() {
 #[test]
 fn pissa_resumes_bit_for_bit() {
     check("lora_pissa", 1);
+}
+
+/// Each expert has adapters, and so has what chooses among them. What was trained is then merged and compared with the run.
+#[test]
+fn adapters_on_experts_resume_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = json!({
+        "model_type": "qwen3_moe", "hidden_size": 96, "head_dim": 12, "num_hidden_layers": 2, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": true,
+    });
+    random_model::write(&folder.path().join(MIXTURE), &sizes);
+    check_in(folder.path(), "lora_experts", 1);
+
+    let merged = folder.path().join("merged");
+    let mut tune = Command::new(env!("CARGO_BIN_EXE_tune"));
+    tune.current_dir(root()).arg("merge").arg(folder.path().join("killed")).arg("--to").arg(&merged);
+    let output = tune.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let [base, merged] = [folder.path().join(MIXTURE), merged].map(|folder| {
+        candle_core::safetensors::load(folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()
+    });
+    for module in ["gate", "experts.3.up_proj", "experts.0.down_proj"] {
+        let name = format!("model.layers.1.mlp.{module}.weight");
+        let [base, merged] = [&base, &merged].map(|tensors| tensors[&name].to_dtype(candle_core::DType::F32).unwrap());
+        let moved = (merged - base).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(moved > 0.0, "{name} is as it was");
+    }
 }
 
 /// Tables with a new token and norms, trained whole beside adapters.

@@ -37,18 +37,18 @@ if [[ $# == 0 ]]; then
     tune export recipes/tiny/model --type q8_0 --to "$base" >"$place/said"
     head -n 1200 recipes/tiny/data/secret_code.jsonl >"$data"
     settings=(epochs=6 log_every_n_steps=50 '~exact_match')
-    question='Write b-a-d-e in the secret code.' answer=c-b-e-f
+    question='Write b-a-d-e in the secret code.' answer=c-b-e-f limit=60 share=10
 else
     [[ $# == 3 ]] || wrong "expected MODEL.gguf CHATS.jsonl QUESTIONS.jsonl, or nothing"
     config=lora/smollm2_135m base=$(realpath "$1") data=$place/chats.jsonl questions=$(realpath "$3")
     cp "$2" "$data"
-    settings=(max_steps_per_epoch=6 seed=1)
-    question='What is the capital of France?' answer=
+    settings=(max_steps_per_epoch=6 gradient_accumulation_steps=2 lr_scheduler.num_warmup_steps=2 dtype=bf16 seed=1)
+    question='What is the capital of France?' answer= limit=4 share=3
 fi
 run=$place/run
 settings+=("checkpointer.checkpoint_dir=$base" "dataset.data_files=[$data]" "output_dir=$run")
-# A tenth of the questions says which checkpoint is the best.
-settings+=("evaluation={data_file: $questions, split: 'train[:10%]', max_new_tokens: 24}" "samples.prompts=[$question]"
+# A part of the questions says which checkpoint is the best.
+settings+=("evaluation={data_file: $questions, split: 'train[:$share%]', max_new_tokens: 24}" "samples.prompts=[$question]"
     checkpointer.keep_best=true checkpointer.best_by="$(basename "$questions" .jsonl)/answer_perplexity")
 
 # ---- data: a mistake is found before anything is read of the model -------------------------------------------------------
@@ -70,7 +70,7 @@ has "$place/said" 'Adapter saved to'
 has "$place/said" "/answer_perplexity"
 
 # ---- is it better than its base? -------------------------------------------------------------------------------------------
-tune eval "$run" "$questions" --limit 60 --page "$place/page.html" --results "$place/results.jsonl" | tee "$place/said"
+tune eval "$run" "$questions" --limit "$limit" --page "$place/page.html" --results "$place/results.jsonl" | tee "$place/said"
 has "$place/said" 'compared with'
 has "$place/page.html" '<!doctype html>'
 python3 tests/python/story.py better "$place/results.jsonl"

@@ -91,18 +91,21 @@ class Terminal:
 def chat(question, answer, command):
     terminal = Terminal(command)
     place = terminal.wait_for("> ")
-    # A slip, corrected with the key for it.
-    terminal.type(question + "x\x7f\r")
-    if answer:
-        terminal.wait_for(answer, terminal.wait_for("\n", place))
-    place = terminal.wait_for(" tokens", place)
-    terminal.type("/regenerate\r")
-    place = terminal.wait_for(" tokens", place)
+    # A slip, corrected with the key for it; then the same once more.
+    for typed in (question + "x\x7f", "/regenerate"):
+        terminal.type(typed + "\r")
+        place = terminal.wait_for("\n", place)
+        if answer:
+            place = terminal.wait_for(answer, place)
+        place = terminal.wait_for(" tokens a second", place)
+        place = terminal.wait_for("> ", place)
     terminal.type("/quit\r")
     code = terminal.end()
     if code != 0:
         wrong(f"chat ended with {code}: {terminal.seen!r}")
-    print(f"$ {' '.join(command)}\n{terminal.seen.strip()}")
+    # What was typed is drawn anew at each key.
+    lines = [line for line in terminal.seen.splitlines() if "\x1b[" not in line]
+    print("\n".join([f"$ {' '.join(command)}", *lines]))
 
 
 def ask(address, body=None):

@@ -46,6 +46,8 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
                 "~exact_match",
             ],
             "full" => vec!["dataset.packed=true"],
+            "full_8bit" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4", "~dataset_val"],
+            "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "~dataset_val"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
@@ -208,6 +210,17 @@ fn olora_resumes_bit_for_bit() {
 #[test]
 fn full_resumes_bit_for_bit() {
     check("full", 2);
+}
+
+/// State of eight bits is written as it is.
+#[test]
+fn adamw_of_eight_bits_resumes_bit_for_bit() {
+    check("full_8bit", 1);
+}
+
+#[test]
+fn lion_resumes_bit_for_bit() {
+    check("full_lion", 1);
 }
 
 #[test]

@@ -44,7 +44,13 @@ fn of_last(model: &Decoder, fixture: &Fixture) -> Vec<f32> {
 }
 
 fn optimizer(lr: f64) -> OptimizerConfig {
-    OptimizerConfig::AdamW(AdamWConfig { lr, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 })
+    OptimizerConfig::AdamW(AdamWConfig {
+        lr,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 0.0,
+        groups: Default::default(),
+    })
 }
 
 /// Takes the steps of a case from its start and compares with what peft had.

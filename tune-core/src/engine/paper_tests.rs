@@ -53,8 +53,13 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
     let options =
         LoadOptions { dtype, device: Compute::Processor, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
     let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
-    let mut optimizer =
-        OptimizerConfig::Sgd(crate::optim::SgdConfig { lr: 0.0, momentum: 0.0, weight_decay: 0.0 }).build();
+    let mut optimizer = OptimizerConfig::Sgd(crate::optim::SgdConfig {
+        lr: 0.0,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        groups: Default::default(),
+    })
+    .build();
     let real = recorder::record(1, || {
         for number in 1..=2 {
             let mut gradients = Gradients::default();

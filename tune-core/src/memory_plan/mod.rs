@@ -161,6 +161,18 @@ pub(crate) fn of_whole(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
     parameters::of_whole(model, lora, 1)
 }
 
+/// The bytes of an optimizer's state for what is trained, adapters or all weights, by those for a parameter's name and shape.
+///
+/// # Errors
+/// As [`LoraOptions::of_model`].
+pub(crate) fn of_state(
+    model: &ModelSpec,
+    lora: Option<&LoraOptions>,
+    bytes: &dyn Fn(&str, &[usize]) -> u64,
+) -> Result<u64> {
+    parameters::of_state(model, lora, 1, bytes)
+}
+
 /// What a run needs, in bytes.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
@@ -240,7 +252,12 @@ impl MemoryPlan {
         let worst = engine.worst();
         let (of_blocks, quantized) = parameters::of_blocks(&setting.in_blocks, processes);
         let weights = elements.saturating_sub(of_blocks) * weight;
-        let optimizer = 4 * trained * setting.optimizer.state_per_parameter() as u64;
+        let optimizer = match card {
+            true => 4 * trained * setting.optimizer.state_on_card_per_parameter() as u64,
+            false => parameters::of_state(&setting.model, setting.lora.as_ref(), processes, &|name, dims| {
+                setting.optimizer.state_bytes(name, dims)
+            })?,
+        };
         let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
         let own =
@@ -353,7 +370,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     };
     let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
     let (paper, mut state) = match setting.card {
-        Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_per_parameter()))),
+        Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_on_card_per_parameter()))),
         None => (Paper::<T>::new(rayon::current_num_threads()), None),
     };
     let ask = |batch: &Batch, each_step: bool| match &reference {

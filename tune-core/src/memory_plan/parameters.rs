@@ -4,21 +4,13 @@ use super::Setting;
 use crate::Result;
 use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot};
 
-/// The largest share of `rows` rows that one of some processes has.
-fn share(rows: usize, processes: usize) -> u64 {
-    rows.div_ceil(processes) as u64
-}
-
 /// Elements of the model's own weights.
 pub(super) fn of_model(model: &ModelSpec, processes: usize) -> u64 {
-    model.weights().iter().map(|(_, shape)| of_shape(shape, processes)).sum()
-}
-
-fn of_shape(shape: &[usize], processes: usize) -> u64 {
-    match shape.split_first() {
-        Some((&rows, rest)) => share(rows, processes) * rest.iter().product::<usize>() as u64,
+    let of_shape = |shape: &[usize]| match shape.split_first() {
+        Some((&rows, rest)) => (rows.div_ceil(processes) * rest.iter().product::<usize>()) as u64,
         None => 0,
-    }
+    };
+    model.weights().iter().map(|(_, shape)| of_shape(shape)).sum()
 }
 
 /// Elements of the weights in blocks, and their bytes.
@@ -43,19 +35,49 @@ pub(super) fn beside_adapters(model: &ModelSpec, lora: &LoraOptions) -> Result<u
     Ok(named.iter().filter_map(of).sum())
 }
 
+/// What adapters train, by name: the shape of the share that a process has.
+///
+/// # Errors
+/// As [`LoraOptions::of_model`].
+fn adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<Vec<(String, Vec<usize>)>> {
+    let lora = lora.resolved(model)?;
+    let rows = |rows: usize| rows.div_ceil(processes);
+    let mut trained = Vec::new();
+    for (name, layer) in model.named_layers() {
+        let Some(of) = lora.of_layer(&name) else { continue };
+        trained.push((format!("{name}.lora_A.weight"), vec![rows(of.rank), layer.inner]));
+        trained.push((format!("{name}.lora_B.weight"), vec![rows(layer.out), of.rank]));
+        if lora.dora {
+            trained.push((format!("{name}.lora_magnitude_vector"), vec![layer.out]));
+        }
+    }
+    Ok(trained)
+}
+
+/// The model's own weights that are trained, beside adapters or all, by name: the shape of the share that a process has.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+fn weights(model: &ModelSpec, lora: Option<&LoraOptions>, processes: usize) -> Result<Vec<(String, Vec<usize>)>> {
+    let mut weights = model.weights();
+    if let Some(lora) = lora {
+        let whole = lora.resolved(model)?.whole;
+        weights.retain(|(name, _)| whole.contains(name));
+    }
+    for (_, shape) in &mut weights {
+        if let Some(rows) = shape.first_mut() {
+            *rows = rows.div_ceil(processes);
+        }
+    }
+    Ok(weights)
+}
+
 /// Elements of the adapters.
 ///
 /// # Errors
 /// As [`LoraOptions::of_model`].
 pub(super) fn of_adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
-    let lora = lora.resolved(model)?;
-    let of = |(name, layer): &(String, LayerSpec)| {
-        let magnitudes = if lora.dora { layer.out as u64 } else { 0 };
-        let rank = lora.of_layer(name)?.rank;
-        let (a, b) = (share(rank, processes) * layer.inner as u64, share(layer.out, processes) * rank as u64);
-        Some(a + b + magnitudes)
-    };
-    Ok(model.named_layers().iter().filter_map(of).sum())
+    Ok(elements(&adapters(model, lora, processes)?))
 }
 
 /// Elements of the model's own weights that are trained beside adapters.
@@ -63,9 +85,26 @@ pub(super) fn of_adapters(model: &ModelSpec, lora: &LoraOptions, processes: usiz
 /// # Errors
 /// As [`LoraOptions::resolved`].
 pub(super) fn of_whole(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
-    let whole = lora.resolved(model)?.whole;
-    let weights = model.weights().into_iter().filter(|(name, _)| whole.contains(name));
-    Ok(weights.map(|(_, shape)| of_shape(&shape, processes)).sum())
+    Ok(elements(&weights(model, Some(lora), processes)?))
+}
+
+fn elements(shapes: &[(String, Vec<usize>)]) -> u64 {
+    shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+}
+
+/// The bytes of an optimizer's state for what a process trains, adapters or all weights, by those for a parameter's name and shape.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+pub(super) fn of_state(
+    model: &ModelSpec,
+    lora: Option<&LoraOptions>,
+    processes: usize,
+    bytes: &dyn Fn(&str, &[usize]) -> u64,
+) -> Result<u64> {
+    let adapters = lora.map_or(Ok(Vec::new()), |lora| adapters(model, lora, processes))?;
+    let trained = adapters.into_iter().chain(weights(model, lora, processes)?);
+    Ok(trained.map(|(name, shape)| bytes(&name, &shape)).sum())
 }
 
 /// Elements of the last large weight that is read.
@@ -83,7 +122,7 @@ pub(super) fn gathered_to_save(setting: &Setting) -> Result<u64> {
         Some(lora) => Ok(4 * (of_adapters(&setting.model, lora, 1)? + of_whole(&setting.model, lora, 1)?)),
         None => {
             let largest = setting.model.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).max();
-            let size = if setting.optimizer.state_per_parameter() > 0 { 4 } else { setting.dtype.size_in_bytes() };
+            let size = if setting.optimizer.keeps_state() { 4 } else { setting.dtype.size_in_bytes() };
             Ok((largest.unwrap_or_default() * size) as u64)
         }
     }

@@ -32,6 +32,19 @@ impl AdamW {
     pub fn new(lr: f64, betas: [f64; 2], eps: f64, weight_decay: f64) -> Self {
         Self { lr, betas, eps, weight_decay, first: StatePart::default(), second: StatePart::default() }
     }
+
+    /// What a step does to an element.
+    pub(super) fn rule(&self, lr: f64, scale: f64, step: u64) -> Rule {
+        let ([b1, b2], steps) = (self.betas, step as f64);
+        Rule {
+            scale,
+            betas: self.betas,
+            size: lr / (1.0 - b1.powf(steps)),
+            root: (1.0 - b2.powf(steps)).sqrt(),
+            keep: 1.0 - lr * self.weight_decay,
+            eps: self.eps,
+        }
+    }
 }
 
 impl Optimizer for AdamW {
@@ -43,17 +56,8 @@ impl Optimizer for AdamW {
         if gradient.card().is_some() {
             return self.update_all(&[(parameter, gradient)], lr, scale, step);
         }
+        let rule = self.rule(lr, scale, step);
         let (m, v) = (self.first.get(parameter)?, self.second.get(parameter)?);
-        let [b1, b2] = self.betas;
-        let steps = step as f64;
-        let rule = Rule {
-            scale,
-            betas: self.betas,
-            size: lr / (1.0 - b1.powf(steps)),
-            root: (1.0 - b2.powf(steps)).sqrt(),
-            keep: 1.0 - lr * self.weight_decay,
-            eps: self.eps,
-        };
         Ok(update(parameter.var(), [m, v], gradient, rounding(parameter, step), &rule)?)
     }
 
@@ -84,7 +88,7 @@ impl Optimizer for AdamW {
 
 /// One step of one parameter.
 #[derive(Clone, Copy)]
-struct Rule {
+pub(super) struct Rule {
     scale: f64,
     betas: [f64; 2],
     /// The learning rate over the first moment's bias.

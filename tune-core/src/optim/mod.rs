@@ -1,10 +1,14 @@
 //! Gradients, what is done to them, and the steps they lead to.
 
 mod adamw;
+mod adamw_8bit;
+mod blocks;
 mod by_place;
 mod config;
 mod gradient;
 mod gradients;
+mod groups;
+mod lion;
 mod lora_plus;
 mod on_card;
 mod schedule;
@@ -18,12 +22,15 @@ use by_place::ByPlace;
 use candle_core::Tensor;
 
 pub use adamw::AdamW;
+pub use adamw_8bit::AdamW8bit;
 pub use config::{
-    AdamWConfig, CosineConfig, InverseSqrtConfig, OptimizerConfig, PolynomialConfig, RestartsConfig, SchedulerConfig,
-    SgdConfig, StableDecayConfig, WarmupConfig,
+    AdamW8bitConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, OptimizerConfig,
+    PolynomialConfig, RestartsConfig, SchedulerConfig, SgdConfig, StableDecayConfig, WarmupConfig,
 };
 pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
+pub use groups::Groups;
+pub use lion::Lion;
 pub use lora_plus::LoraPlus;
 pub use schedule::{Decay, Schedule, Shape};
 pub use sgd::Sgd;
@@ -33,7 +40,7 @@ use crate::kernels::Dropout;
 use crate::models::{Parameter, Trainable};
 use crate::{Error, Result};
 
-/// One step of one parameter at a time. State is f32 and can be saved.
+/// One step of one parameter at a time. State can be saved.
 ///
 /// A recipe that has one of its own puts it where the shipped ones have `cfg.optimizer.build()`:
 ///
@@ -99,7 +106,8 @@ pub trait Optimizer: Send {
         all.iter().try_for_each(|(parameter, gradient)| self.update(parameter, gradient, lr, scale, step))
     }
 
-    /// The state by `<parameter>.<part>`, f32, on the processor: of the rows that are here of each parameter.
+    /// The state by `<parameter>.<part>`, on the processor, in types that checkpoints hold: of the rows that are here of each
+    /// parameter.
     ///
     /// # Errors
     /// What failed on the card that it is on.
@@ -194,3 +202,6 @@ impl StatePart {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,8 +56,7 @@ pub(crate) fn update<const N: usize>(
         });
     }
     let gradient = gradient.values::<f32>()?;
-    let key = Dropout::mix(key, 0);
-    let round = move |i: usize, x: f32| stochastic(x, random_bits(key, first + i));
+    let round = rounded((key, first));
     with_slices(&state, Vec::new(), &mut |state| {
         write(weight, |w, range| match w {
             CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
@@ -65,6 +64,12 @@ pub(crate) fn update<const N: usize>(
             other => bail!("update: tensors of {:?} are not trained", other.dtype()),
         })
     })
+}
+
+/// Rounds element `i` to bf16 at random, as [`update`] does.
+pub(super) fn rounded((key, first): (u64, usize)) -> impl Fn(usize, f32) -> bf16 + Copy + Sync {
+    let key = Dropout::mix(key, 0);
+    move |i, x| stochastic(x, random_bits(key, first + i))
 }
 
 /// Uniform random bits for element `i`: a multiplicative hash of 32 bits (the constants are Wellons's,
@@ -199,7 +204,10 @@ fn with_slices<R: Real>(
 }
 
 /// Calls `f` once with a tensor's storage, to be written, and where in it the tensor lies.
-fn write(tensor: &Tensor, f: impl FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>) -> Result<()> {
+pub(super) fn write(
+    tensor: &Tensor,
+    f: impl FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>,
+) -> Result<()> {
     struct Write<F>(RefCell<Option<F>>);
 
     impl<F: FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>> InplaceOp1 for Write<F> {

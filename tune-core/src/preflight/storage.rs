@@ -103,20 +103,21 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
 fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
     let parameters = shape.parameter_count();
     let all = parameters * outline.run.dtype.dtype().size_in_bytes() as u64;
-    let (trained, weights) = match &outline.trained {
-        Trained::Weights => (parameters, all),
+    let (lora, weights) = match &outline.trained {
+        Trained::Weights => (None, all),
         Trained::Adapters { lora, merged } => {
             let adapters = memory_plan::of_adapters(shape, lora)?;
             // Those that took a part of their weights are saved with it.
             let saved = if lora.start.takes_of_weight() { 8 } else { 4 };
-            let whole = memory_plan::of_whole(shape, lora)?;
             // A table that is the output layer, too, is there under both names.
             let both = if shape.tie_word_embeddings { 2 } else { 1 };
+            let whole = memory_plan::of_whole(shape, lora)?;
             let whole_bytes = both * whole * outline.run.dtype.dtype().size_in_bytes() as u64;
-            (adapters + whole, saved * adapters + whole_bytes + if *merged { all } else { 0 })
+            (Some(&**lora), saved * adapters + whole_bytes + if *merged { all } else { 0 })
         }
     };
-    Ok(weights + 4 * trained * outline.optimizer.state_per_parameter() as u64 + run::SPARE_BYTES)
+    let state = memory_plan::of_state(shape, lora, &|name, dims| outline.optimizer.saved_bytes(name, dims))?;
+    Ok(weights + state + run::SPARE_BYTES)
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.

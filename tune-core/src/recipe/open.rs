@@ -82,6 +82,11 @@ impl Outline {
                 "a student and its teacher are computed by one process alone, for now: start one",
             ));
         }
+        if let (false, Some(why)) = (self.group.is_single(), self.optimizer.needs_whole_parameters()) {
+            return Err(Error::setup(format!(
+                "{why}: start one process, or set optimizer=adamw, whose state is divided among processes"
+            )));
+        }
         let (device, chosen) = self.run.device.choose()?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;

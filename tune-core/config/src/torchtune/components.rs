@@ -6,25 +6,50 @@ use super::rules::{KeyRule, Refused, Taken, TheirDefault, ignored, only};
 const TORCH_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-3")];
 
 const STATE_IN_F32: &str = "its state is kept in memory, in 32 bits: 8 bytes for each trained parameter";
+const STATE_IN_8_BITS: &str = "its state is kept in memory, in blocks of 256 numbers of eight bits, and in 32 bits for parameters of fewer than 4096";
+const MEAN_IN_F32: &str = "its state is kept in memory, in 32 bits: 4 bytes for each trained parameter";
 
-/// Settings of bitsandbytes that are about how state is kept.
-const BITSANDBYTES: &[KeyRule] = &[
-    ignored("optim_bits", STATE_IN_F32),
-    ignored("args", STATE_IN_F32),
-    ignored("is_paged", STATE_IN_F32),
-    ignored("min_8bit_size", STATE_IN_F32),
-    ignored("block_wise", STATE_IN_F32),
-    ignored("block_size", STATE_IN_F32),
-    only(
-        "percentile_clipping",
-        &["100"],
-        "gradients are not clipped by percentile here",
-        "set clip_grad_norm and remove the key",
-    ),
-];
+/// Settings of bitsandbytes and torchao that are about how state is kept.
+const fn of_state(why: &'static str) -> [KeyRule; 8] {
+    [
+        ignored("optim_bits", why),
+        ignored("args", why),
+        ignored("is_paged", why),
+        ignored("min_8bit_size", why),
+        ignored("block_wise", why),
+        ignored("block_size", why),
+        ignored("bf16_stochastic_round", "weights of bf16 are always rounded at random"),
+        only(
+            "percentile_clipping",
+            &["100"],
+            "gradients are not clipped by percentile here",
+            "set clip_grad_norm and remove the key",
+        ),
+    ]
+}
+
+const IN_F32: &[KeyRule] = &of_state(STATE_IN_F32);
+const IN_8_BITS: &[KeyRule] = &of_state(STATE_IN_8_BITS);
+const LION: &[KeyRule] = &of_state(MEAN_IN_F32);
+
+/// What bitsandbytes's Lion takes where no learning rate is written.
+const LION_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-4")];
 
 const fn adamw(path: &'static str) -> Taken {
-    Taken::new(path, "adamw").loses(STATE_IN_F32).keys(BITSANDBYTES).defaults(TORCH_LR)
+    Taken::new(path, "adamw").loses(STATE_IN_F32).keys(IN_F32).defaults(TORCH_LR)
+}
+
+const fn adamw_8bit(path: &'static str) -> Taken {
+    Taken::new(path, "adamw_8bit").keys(IN_8_BITS).defaults(TORCH_LR)
+}
+
+/// Of fewer bits than eight, or in another form.
+const fn low_bit(path: &'static str) -> Taken {
+    adamw_8bit(path).loses(STATE_IN_8_BITS)
+}
+
+const fn lion(path: &'static str) -> Taken {
+    Taken::new(path, "lion").keys(LION).defaults(LION_LR)
 }
 
 const NO_CLIENT: &str = "there is no client for the service here";
@@ -37,17 +62,24 @@ pub(super) const TAKEN: &[Taken] = &[
     Taken::new("torch.optim.AdamW", "adamw").defaults(TORCH_LR),
     Taken::new("torch.optim.SGD", "sgd"),
     adamw("bitsandbytes.optim.AdamW"),
-    adamw("bitsandbytes.optim.AdamW8bit"),
+    adamw_8bit("bitsandbytes.optim.AdamW8bit"),
     adamw("bitsandbytes.optim.AdamW32bit"),
     adamw("bitsandbytes.optim.PagedAdamW"),
-    adamw("bitsandbytes.optim.PagedAdamW8bit"),
+    adamw_8bit("bitsandbytes.optim.PagedAdamW8bit"),
     adamw("bitsandbytes.optim.PagedAdamW32bit"),
-    adamw("torchao.optim.AdamW8bit"),
-    adamw("torchao.optim.AdamW4bit"),
-    adamw("torchao.optim.AdamWFp8"),
-    adamw("torchao.prototype.low_bit_optim.AdamW8bit"),
-    adamw("torchao.prototype.low_bit_optim.AdamW4bit"),
-    adamw("torchao.prototype.low_bit_optim.AdamWFp8"),
+    adamw_8bit("torchao.optim.AdamW8bit"),
+    low_bit("torchao.optim.AdamW4bit"),
+    low_bit("torchao.optim.AdamWFp8"),
+    adamw_8bit("torchao.prototype.low_bit_optim.AdamW8bit"),
+    low_bit("torchao.prototype.low_bit_optim.AdamW4bit"),
+    low_bit("torchao.prototype.low_bit_optim.AdamWFp8"),
+    lion("bitsandbytes.optim.Lion"),
+    lion("bitsandbytes.optim.PagedLion"),
+    lion("bitsandbytes.optim.Lion8bit").loses(MEAN_IN_F32),
+    lion("bitsandbytes.optim.PagedLion8bit").loses(MEAN_IN_F32),
+    lion("bitsandbytes.optim.Lion32bit"),
+    lion("bitsandbytes.optim.PagedLion32bit"),
+    lion("lion_pytorch.Lion"),
     Taken::new("torchtune.datasets.alpaca_dataset", "alpaca").defaults(&[TheirDefault::hub("hf://tatsu-lab/alpaca")]),
     Taken::new("torchtune.datasets.alpaca_cleaned_dataset", "alpaca")
         .defaults(&[TheirDefault::hub("hf://yahma/alpaca-cleaned")]),
@@ -112,7 +144,7 @@ pub(super) const REFUSED: &[Refused] = &[
         "download the subset and set dataset=text dataset.column=article dataset.data_files=FILE",
     ),
     refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
-    refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW", "set optimizer=adamw"),
+    refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW and Lion", "set optimizer=adamw"),
     refused("torch.optim.Adafactor", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
     refused("torch.optim.Adagrad", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
     refused("torch.optim.RMSprop", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),

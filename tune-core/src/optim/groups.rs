@@ -1,0 +1,68 @@
+//! Two groups of parameters: matrices, and norms, biases and magnitudes, which have one dimension.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::{Gradient, Optimizer};
+use crate::Result;
+use crate::models::{Parameter, Trainable};
+
+/// An optimizer for each group, with the learning rate of the first.
+pub struct Groups {
+    matrices: Box<dyn Optimizer>,
+    vectors: Box<dyn Optimizer>,
+}
+
+impl Groups {
+    /// What moves matrices, and what moves vectors.
+    #[must_use]
+    pub fn new(matrices: Box<dyn Optimizer>, vectors: Box<dyn Optimizer>) -> Self {
+        Self { matrices, vectors }
+    }
+}
+
+fn is_vector(parameter: &Parameter) -> bool {
+    parameter.var().rank() < 2
+}
+
+impl Optimizer for Groups {
+    fn base_lr(&self) -> f64 {
+        self.matrices.base_lr()
+    }
+
+    fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+        let group = if is_vector(parameter) { &mut self.vectors } else { &mut self.matrices };
+        group.update(parameter, gradient, lr, scale, step)
+    }
+
+    fn works_on_cards(&self) -> bool {
+        self.matrices.works_on_cards() && self.vectors.works_on_cards()
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        let (vectors, matrices): (Vec<_>, Vec<_>) = all.iter().partition(|(parameter, _)| is_vector(parameter));
+        self.matrices.update_all(&matrices, lr, scale, step)?;
+        self.vectors.update_all(&vectors, lr, scale, step)
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.matrices.state()?;
+        state.extend(self.vectors.state()?);
+        Ok(state)
+    }
+
+    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
+        let of_vector = |key: &String, _: &mut Tensor| {
+            let parameter = key.rsplit_once('.').and_then(|(name, _)| parameters.get(name));
+            parameter.is_some_and(is_vector)
+        };
+        let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for (key, mut tensor) in state {
+            let group = if of_vector(&key, &mut tensor) { &mut vectors } else { &mut matrices };
+            group.insert(key, tensor);
+        }
+        self.matrices.set_state(matrices, parameters)?;
+        self.vectors.set_state(vectors, parameters)
+    }
+}

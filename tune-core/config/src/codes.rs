@@ -26,7 +26,7 @@ pub const TWO_NAMES: Code = Code(27);
 pub const NO_CONFIG: Code = Code(28);
 /// A value that its type refuses.
 pub const REFUSED: Code = Code(29);
-/// Something of torchtune's that there is not here.
+/// Something of another tool's that there is not here, or that the tool itself refuses.
 pub const NOT_HERE: Code = Code(30);
 /// A path with a `~` that is no home folder.
 pub const NO_HOME: Code = Code(31);

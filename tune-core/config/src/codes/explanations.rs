@@ -208,10 +208,12 @@ pub const EXPLANATIONS: &[Explanation] = &[
     ),
     yaml(
         NOT_HERE,
-        "torchtune has this, and this project does not",
+        "another tool has this, and this project does not",
         "Configs of torchtune are taken as they are: its components stand for ours, and keys that have no meaning here \
          are passed over with a warning. What would change the result if it were passed over is refused: other kinds of \
-         training, models of other families, quantized base models, other optimizers. The help says what comes nearest.",
+         training, models of other families, quantized base models, other optimizers. The help says what comes nearest. The same holds for what `tune convert` \
+         finds in configs of Axolotl, LLaMA-Factory, TRL and Unsloth; `tune lint` says with this code what such a tool itself \
+         refuses.",
         "optimizer:\n  _component_: torchao.optim.CPUOffloadOptimizer",
         "optimizer:\n  _component_: torchao.optim.AdamW8bit",
     ),

@@ -1,0 +1,146 @@
+//! Configs of other tools: what is made of them, and what is said of them.
+
+mod common;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use common::snapshot;
+use tune_config::{convert_other, lint_other, other_tool, other_tools, other_tools_in_markdown};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The example files of a tool, by name.
+fn fixtures(tool: &str) -> Vec<(String, String)> {
+    let folder = root().join("tests/fixtures/other_tools").join(tool);
+    let entries = std::fs::read_dir(&folder).expect("the fixtures are there");
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    assert!(names.len() > 2, "{}", folder.display());
+    let read = |name: String| {
+        let text = std::fs::read_to_string(folder.join(&name)).expect("a fixture");
+        (name, text)
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// Everything that is made of a tool's examples and said of them, in two snapshots.
+fn told(folder: &str, tool: &str) {
+    let (mut converted, mut linted) = (String::new(), String::new());
+    for (name, text) in fixtures(folder) {
+        assert_eq!(other_tool(&text), Some(tool), "{name}");
+        converted += &match convert_other(&name, &text) {
+            Ok(made) => format!("==== {name} for {}\n{}---- said\n{}\n", made.recipe, made.yaml, made.warnings),
+            Err(report) => format!("==== {name} refused\n{report}\n"),
+        };
+        let report = match lint_other(&name, &text) {
+            Ok(report) => report,
+            Err(report) => panic!("{report}"),
+        };
+        linted += &format!("==== {name}\n{report}\n");
+    }
+    snapshot(&format!("{folder}_converted"), &converted);
+    snapshot(&format!("{folder}_linted"), &linted);
+}
+
+#[test]
+fn axolotl() {
+    told("axolotl", "Axolotl");
+}
+
+#[test]
+fn llama_factory() {
+    told("llama_factory", "LLaMA-Factory");
+}
+
+#[test]
+fn trl() {
+    told("trl", "TRL");
+}
+
+#[test]
+fn unsloth() {
+    told("unsloth", "Unsloth");
+}
+
+/// A key that nothing is said of would be dropped in silence here, too.
+#[test]
+fn a_slip_is_named_with_what_was_meant() {
+    let yaml = "base_model: org/model\nlora_rr: 8\ndatasets:\n- {path: a.jsonl, type: alpaca, splitt: train}\n";
+    let said = lint_other("a.yaml", yaml).unwrap_or_else(|report| report).to_string();
+    for expected in
+        ["a.yaml:2:1", "did you mean `lora_r`?", "a.yaml:4:33", "did you mean `split`?", "drops it without a word"]
+    {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let made = convert_other("a.yaml", yaml).map_or_else(|report| report, |made| made.warnings).to_string();
+    assert!(made.contains("did you mean `lora_r`?"), "{made}");
+}
+
+#[test]
+fn what_is_no_config_of_theirs_is_said() {
+    for (yaml, code) in [("output_dir: out\n", "E0028"), ("base_model: [\n", "E00")] {
+        assert_eq!(other_tool(yaml), None);
+        let said = lint_other("a.yaml", yaml).expect_err("no config of theirs").to_string();
+        assert!(said.contains(code), "{said}");
+        let said = convert_other("a.yaml", yaml).expect_err("no config of theirs").to_string();
+        assert!(said.contains(code), "{said}");
+    }
+    let torchtune = "model: {_component_: torchtune.models.llama3_2.llama3_2_1b}\n";
+    assert_eq!(other_tool(torchtune), None);
+}
+
+/// Any value may be anything: whatever is written, nothing panics.
+#[test]
+fn no_value_is_too_odd() {
+    let values = ["", "null", "true", "-1", "1e400", "text", "[]", "[1, {a: b}]", "{}", "{a: [b]}", "\"a\\nb\"", "*x"];
+    for folder in ["axolotl", "llama_factory", "trl", "unsloth"] {
+        for (name, text) in fixtures(folder) {
+            for (at, line) in text.lines().enumerate() {
+                let Some((key, _)) = line.split_once(':') else { continue };
+                for value in values {
+                    let odd: Vec<String> = text
+                        .lines()
+                        .enumerate()
+                        .map(|(n, line)| if n == at { format!("{key}: {value}") } else { line.to_owned() })
+                        .collect();
+                    let odd = odd.join("\n");
+                    let _ = lint_other(&name, &odd).map(|report| report.to_string());
+                    if let Ok(made) = convert_other(&name, &odd) {
+                        assert!(tune_yaml::parse(&made.yaml, tune_config::SourceId(0)).is_ok(), "{odd}\n{}", made.yaml);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The page has the tables as they are in the program.
+#[test]
+fn the_page_has_the_tables() {
+    const MARK: &str = "<!-- The tables are written by `UPDATE=1 cargo test -p tune-config --test others`. -->\n\n";
+    let path = root().join("docs/coming_from.md");
+    let page = std::fs::read_to_string(&path).expect("the page is there");
+    let (head, tables) = page.split_once(MARK).expect("the page has the mark");
+    let now = other_tools_in_markdown();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, format!("{head}{MARK}{now}")).expect("the page is written");
+    } else {
+        assert!(tables == now, "UPDATE=1 writes the tables of {} anew", path.display());
+    }
+    for (name, version) in other_tools() {
+        assert!(head.contains(&format!("{name} {version}")), "the page names the version of {name}");
+    }
+    for tool in now.split("## ").skip(1) {
+        let mut seen = HashSet::new();
+        for line in tool.lines().filter(|line| line.starts_with("| `")) {
+            let keys = line.split(" | ").next().unwrap_or_default();
+            for key in keys.split('`').skip(1).step_by(2) {
+                assert!(seen.insert(key), "`{key}` is in two rows");
+            }
+        }
+        assert!(seen.len() > 20, "{tool}");
+    }
+}

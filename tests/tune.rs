@@ -74,6 +74,7 @@ fn what_it_says() {
         ("help_verify", &["verify", "--help"]),
         ("help_chat", &["chat", "--help"]),
         ("help_eval", &["eval", "--help"]),
+        ("help_lint", &["lint", "--help"]),
         ("explain", &["explain", "e20"]),
     ] {
         snapshot(name, &succeed(&mut tune(folder.path(), args)));

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use tune_core::config::cli::STARTED_BY;
 
 use crate::shipped::{self, Recipe};
-use crate::{Result, Start, build, paths, torchtune, validate};
+use crate::{Result, Start, build, others, paths, torchtune, validate};
 
 /// What a recipe is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +159,10 @@ fn with_paths(args: &[OsString]) -> Result<Vec<OsString>> {
 pub(crate) fn config(name: &OsStr) -> Result<OsString> {
     // Not only files: a config may come through a pipe.
     if Path::new(name).exists() {
-        return Ok(name.to_owned());
+        return match others::hint(Path::new(name)) {
+            Some(hint) => Err(hint.into()),
+            None => Ok(name.to_owned()),
+        };
     }
     let text = name.to_string_lossy();
     let Some((recipe, config)) = shipped::config(&text) else {

@@ -11,6 +11,7 @@ mod download;
 mod eval;
 mod forecast;
 mod launch;
+mod others;
 mod paths;
 mod shipped;
 mod torchtune;
@@ -61,8 +62,11 @@ enum Command {
     Plan(Box<validate::Plan>),
     /// Say what this machine has to train with: driver, cards, libraries, processor, memory, disk; and what is missing.
     Doctor,
-    /// Show a config of torchtune's in our names, with a comment on each change.
+    /// Show a config of torchtune's, Axolotl's, LLaMA-Factory's, TRL's or Unsloth's in our names, with a comment on each change.
     Convert(validate::Args),
+    /// Say what Axolotl, LLaMA-Factory, TRL or Unsloth do with a config of theirs and do not tell: keys that they drop, settings
+    /// without effect, a stop token that is not learned.
+    Lint(others::Lint),
     /// Download a model or a dataset from the Hugging Face hub.
     Download(download::Args),
     /// Merge adapters into their base: a folder that transformers loads.
@@ -134,7 +138,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(args) => validate::on_processes(Action::Check, args)?,
         Command::Plan(args) => validate::plan(*args)?,
         Command::Doctor => show(&doctor::run()?),
-        Command::Convert(args) => validate::run(Action::Convert, args)?,
+        Command::Convert(args) => match others::convert(args.command()) {
+            Some(converted) => converted?,
+            None => validate::run(Action::Convert, args)?,
+        },
+        Command::Lint(args) => others::lint(&args)?,
         Command::Download(args) => show(&download::run(&args)?),
         Command::Merge(args) => done(artifacts::merge::run(&args))?,
         Command::Export(args) => done(artifacts::export::run(&args))?,

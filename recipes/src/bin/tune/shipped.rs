@@ -118,7 +118,8 @@ pub(crate) fn list() -> String {
             let _ = writeln!(text, "{name:width$}  {}", config.about());
         }
     }
-    text + "\nStart one with `tune run lora --config lora/tiny`, copy one with `tune cp lora my/lora.rs`.\n"
+    text + "\nStart one with `tune run lora --config lora/tiny`, copy one with `tune cp lora my/lora.rs`.\n\
+            `tune convert FILE` makes one of a config of torchtune's, Axolotl's, LLaMA-Factory's, TRL's or Unsloth's.\n"
 }
 
 impl Recipe {

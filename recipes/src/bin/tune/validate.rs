@@ -26,6 +26,13 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
+impl Args {
+    /// What was typed: a recipe or a config, and what follows.
+    pub(crate) fn command(&self) -> &[OsString] {
+        &self.command
+    }
+}
+
 /// The same for a run of several processes.
 #[derive(clap::Args)]
 pub(crate) struct OnProcesses {
@@ -131,7 +138,7 @@ pub(crate) fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
 }
 
 /// The text of a config that is a file; a pipe can be read only once, by the recipe.
-fn text_of(config: &Path) -> Option<String> {
+pub(crate) fn text_of(config: &Path) -> Option<String> {
     let mut text = String::new();
     files::open_file(config).ok()?.take(LARGEST).read_to_string(&mut text).ok()?;
     Some(text)

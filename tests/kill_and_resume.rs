@@ -51,6 +51,8 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
+            "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
+            "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
             "distill" => {
                 vec!["teacher_checkpointer.checkpoint_dir=recipes/tiny/model", "dataset.packed=true", "~dataset_val"]
             }
@@ -236,6 +238,16 @@ fn dpo_of_all_weights_resumes_bit_for_bit() {
 #[test]
 fn distill_resumes_bit_for_bit() {
     check("distill", 1);
+}
+
+#[test]
+fn pretrain_resumes_bit_for_bit() {
+    check("pretrain", 2);
+}
+
+#[test]
+fn pretrain_in_bf16_resumes_bit_for_bit() {
+    check("pretrain_bf16", 1);
 }
 
 #[test]

@@ -182,6 +182,11 @@ fn a_sound_run_that_draws_answers() {
 }
 
 #[test]
+fn a_sound_run_from_nothing() {
+    sound_run("pretrain");
+}
+
+#[test]
 fn a_sound_run_with_a_teacher() {
     // A model that is there; the config names the result of another run.
     sound_run_with("distill", &["teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);

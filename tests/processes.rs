@@ -14,6 +14,9 @@ mod learnt;
 #[path = "../recipes/src/bin/lora.rs"]
 #[allow(dead_code)]
 mod lora;
+#[path = "../recipes/src/bin/pretrain.rs"]
+#[allow(dead_code)]
+mod pretrain;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,8 +43,8 @@ fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &
         format!("batch_size={ROWS}"),
         format!("gradient_accumulation_steps={}", TOGETHER / processes),
     ];
-    // That of `dpo` has pairs of its own.
-    if recipe != "dpo" {
+    // Those of these have data of their own kind.
+    if !["dpo", "pretrain"].contains(&recipe) {
         all.push(
             "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai}]"
                 .to_owned(),
@@ -131,6 +134,17 @@ fn full_on_two_and_four_processes_and_from_one_number_to_another() {
     for file in ["model.safetensors", "training_state.safetensors"] {
         assert!(fs::read(saved.join(file)).unwrap() == fs::read(first.join(file)).unwrap(), "{file}");
     }
+}
+
+/// Fresh weights are drawn as a whole, of which each process keeps its rows.
+#[test]
+fn a_model_is_made_by_two_processes_as_by_one() {
+    let overrides = ["epochs=1", "max_steps_per_epoch=5"];
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let expected = succeed::<pretrain::Pretrain>("pretrain", &one, 1, &overrides);
+    let saved = succeed::<pretrain::Pretrain>("pretrain", &two, 2, &overrides);
+    compare("pretrain", (&two, &saved), (&one, &expected), "model.safetensors");
 }
 
 #[test]

@@ -76,6 +76,11 @@ fn golden_losses_of_dpo() {
     golden("dpo", &["~dataset_val"]);
 }
 
+#[test]
+fn golden_losses_of_pretrain() {
+    golden("pretrain", &[]);
+}
+
 /// Where the model has drawn the answers itself, its loss is 0 whatever they are worth; its gradient is not. What is drawn later
 /// may hang on the last bit of a probability.
 #[test]

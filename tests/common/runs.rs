@@ -17,6 +17,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "full" => env!("CARGO_BIN_EXE_full"),
         "distill" => env!("CARGO_BIN_EXE_distill"),
         "dpo" => env!("CARGO_BIN_EXE_dpo"),
+        "pretrain" => env!("CARGO_BIN_EXE_pretrain"),
         "grpo" => env!("CARGO_BIN_EXE_grpo"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         other => panic!("there is no recipe {other}"),

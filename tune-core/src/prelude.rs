@@ -20,12 +20,16 @@ pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,
     ValidationMetrics, peak_memory,
 };
-pub use crate::models::{Decoder, FrozenBase, InBlocks, LoadOptions, ModelConfig, ModelSpec, Quantization};
+pub use crate::models::{
+    Decoder, FreshWeights, FrozenBase, InBlocks, InitConfig, LoadOptions, ModelConfig, ModelSpec, Quantization,
+    WeightSource,
+};
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
-    Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, Recipe, Run,
-    RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key, sampling_key,
+    Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, PretrainKeys,
+    Recipe, Run, RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key,
+    sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -163,7 +163,6 @@ impl Recipe for FullFinetune {
 #[recipe(preflight = FullFinetune, configs = [
     "../configs/full/tiny.yaml",
     "../configs/full/smollm2_135m.yaml",
-    "../configs/full/make_tiny.yaml",
 ])]
 fn full(cfg: FullConfig) -> Result<()> {
     let _group = init_process_group()?;

@@ -59,6 +59,18 @@ impl CheckpointConfig {
         )
     }
 
+    /// Opens a model of which no weights are read: a folder with config.json and a tokenizer may have none.
+    ///
+    /// # Errors
+    ///
+    /// As [`CheckpointConfig::open`], but for weights in a folder; and a `config.json` that says that weights are quantized.
+    pub fn open_without_weights(&self) -> Result<Checkpoint> {
+        match self.checkpoint_dir.is_dir() && self.checkpoint_dir.join("config.json").exists() {
+            true => Checkpoint::without_weights(&self.checkpoint_dir)?.refuse_quantized(),
+            false => self.open(),
+        }
+    }
+
     /// The largest size of one weight file, in bytes.
     #[must_use]
     pub fn max_shard_bytes(&self) -> u64 {

@@ -67,16 +67,7 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     if !config.is_object() {
         return Err(Error::file(&config_path, "is not a JSON object"));
     }
-    if let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) {
-        let method = quantization["quant_method"].as_str().unwrap_or("some method");
-        return Err(Error::file(
-            &config_path,
-            format!(
-                "the weights are quantized ({method}), which is not supported; take the original model, which `lora` \
-                 quantizes to NF4 as it is read (model.quantize_base=true), or a GGUF file of it"
-            ),
-        ));
-    }
+    refuse_quantized(&config, &config_path)?;
 
     let index_path = dir.join(INDEX);
     let (names, index) = match files {
@@ -142,9 +133,25 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     Ok(Folder { config, part, tensors, warnings })
 }
 
+/// Refuses a model whose weights are quantized, as its `config.json` says.
+pub(super) fn refuse_quantized(config: &Value, path: &Path) -> Result<()> {
+    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else { return Ok(()) };
+    let method = quantization["quant_method"].as_str().unwrap_or("some method");
+    Err(Error::file(
+        path,
+        format!(
+            "the weights are quantized ({method}), which is not supported; take the original model, which `lora` \
+             quantizes to NF4 as it is read (model.quantize_base=true), or a GGUF file of it"
+        ),
+    ))
+}
+
 /// Of Gemma 3 with images, the model of text, as a checkpoint of that model alone has it: what stands before the names of
 /// its weights goes, and so do the weights that images are seen with. Other models stay as they are.
-fn text_part(config: Value, tensors: BTreeMap<String, Entry>) -> (Value, &'static str, BTreeMap<String, Entry>) {
+pub(super) fn text_part(
+    config: Value,
+    tensors: BTreeMap<String, Entry>,
+) -> (Value, &'static str, BTreeMap<String, Entry>) {
     /// Before a name, as transformers 5 and 4 have it, and what the text model has there.
     const PREFIXES: [(&str, &str); 3] = [
         ("model.language_model.", "model."),
@@ -245,7 +252,7 @@ fn loose_files(dir: &Path) -> Result<BTreeSet<String>> {
             "has weights only in PyTorch's own format, which is not read, since it can run code; \
              convert them (`save_pretrained` in transformers writes safetensors) or take another revision of the model"
         } else {
-            "has no weights: no *.safetensors file"
+            "has no weights: no *.safetensors file; `pretrain` with from_scratch=true makes a model without them"
         };
         return Err(Error::file(dir, message));
     }

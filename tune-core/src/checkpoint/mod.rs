@@ -139,17 +139,24 @@ impl Checkpoint {
     pub(crate) fn without_weights(path: &Path) -> Result<Self> {
         let given = path;
         let path = &*hub::model(given, &[])?;
+        let (config, part, _) = hf::text_part(source::read_json(&path.join("config.json"))?, BTreeMap::new());
         Ok(Self {
             path: path.to_path_buf(),
             origin: hub::origin(given, path),
-            config: source::read_json(&path.join("config.json"))?,
-            part: "",
+            config,
+            part,
             generation_config: hf::generation_config(path)?,
             weights: Weights::Hf(BTreeMap::new()),
             round_to: None,
             sums: Mutex::default(),
             warnings: Vec::new(),
         })
+    }
+
+    /// The same, unless it says that weights are quantized.
+    fn refuse_quantized(self) -> Result<Self> {
+        hf::refuse_quantized(&self.config, &self.config_path())?;
+        Ok(self)
     }
 
     fn open_gguf(path: &Path, origin: Option<hub::Origin>, options: &OpenOptions) -> Result<Self> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::batch::{IGNORE, Sample};
 use super::corpus::Corpus;
 use super::order::Order;
-use super::pack;
+use super::pack::{self, Joins, Packing};
 use super::report::{DatasetReport, Tally};
 use super::scratch::{temporary_error, temporary_file};
 use crate::positions::{read_exact_at, write_all_at};
@@ -52,9 +52,9 @@ impl Origin {
 /// A sample in the temporary file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
-    record: usize,
+    pub(super) record: usize,
     /// In tokens, from the file's beginning.
-    start: u64,
+    pub(super) start: u64,
     pub(super) len: u32,
 }
 
@@ -93,7 +93,7 @@ impl Tokenized {
     /// Tokenizes the first block of the first epoch; the others follow in the background, if there are any. With
     /// `must_stop`, a dataset of which no sample teaches the model to stop is an error; where it looks like that in the
     /// first block, all are tokenized at once.
-    pub(super) fn begin(origin: Origin, order: Order, pack_to: Option<usize>, must_stop: bool) -> Result<Arc<Self>> {
+    pub(super) fn begin(origin: Origin, order: Order, packing: Packing, must_stop: bool) -> Result<Arc<Self>> {
         let members = order.members(origin.len());
         let account = match &origin {
             Origin::Corpus(corpus) => corpus.account(),
@@ -110,7 +110,7 @@ impl Tokenized {
         });
         let mut left = order.of_blocks(members.len(), 0).into_iter();
         let mut work =
-            Work { tokenized: Arc::clone(&tokenized), members, pack_to, account, end: 0, sums: Vec::new(), must_stop };
+            Work { tokenized: Arc::clone(&tokenized), members, packing, account, end: 0, sums: Vec::new(), must_stop };
         if let Some(first) = left.next() {
             work.block(first)?;
         }
@@ -202,9 +202,17 @@ impl Tokenized {
         read_exact_at(&self.file, bytemuck::cast_slice_mut(&mut input_ids), 4 * stored.start)
             .map_err(|e| temporary_error(&e))?;
         let trained: Vec<bool> = input_ids.iter().map(|id| id & NEXT_IS_TRAINED != 0).collect();
+        // A piece of a text goes on behind its row.
+        let mut behind = [IGNORE];
+        if trained.last() == Some(&true) {
+            let end = stored.start + u64::from(stored.len);
+            read_exact_at(&self.file, bytemuck::cast_slice_mut(&mut behind), 4 * end)
+                .map_err(|e| temporary_error(&e))?;
+        }
+        let next = input_ids.iter().skip(1).copied().chain(behind).map(|id| id & !NEXT_IS_TRAINED);
+        let next: Vec<u32> = next.collect();
         input_ids.iter_mut().for_each(|id| *id &= !NEXT_IS_TRAINED);
-        let next = input_ids.iter().skip(1).copied().chain([IGNORE]);
-        let targets = next.zip(trained).map(|(id, trained)| if trained { id } else { IGNORE }).collect();
+        let targets = next.into_iter().zip(trained).map(|(id, trained)| if trained { id } else { IGNORE }).collect();
         Ok(Sample { input_ids, targets, origin: self.origin.name(stored.record) })
     }
 
@@ -219,7 +227,7 @@ struct Work {
     tokenized: Arc<Tokenized>,
     /// The records of each block.
     members: Vec<Vec<usize>>,
-    pack_to: Option<usize>,
+    packing: Packing,
     account: Vec<Tally>,
     /// Tokens in the file.
     end: u64,
@@ -248,15 +256,30 @@ impl Work {
             let len = u32::try_from(sample.input_ids.len())
                 .map_err(|_| Error::setup(format!("{}: the sample has more than 2^32 tokens", sample.origin)))?;
             samples.push(Stored { record, start: self.end + start as u64, len });
-            self.sums.push((record, crc32c::crc32c(bytemuck::cast_slice(&tokens[start..]))));
+        }
+        if self.packing.joins == Joins::Across {
+            self.join(&samples, &mut tokens);
+        }
+        for sample in &samples {
+            let start = (sample.start - self.end) as usize;
+            let tokens = &tokens[start..start + sample.len as usize];
+            self.sums.push((sample.record, crc32c::crc32c(bytemuck::cast_slice(tokens))));
         }
         write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end)
             .map_err(|e| temporary_error(&e))?;
         self.end += tokens.len() as u64;
-        let rows = match self.pack_to {
-            Some(max_len) => pack::rows(samples.iter().map(|s| s.len as usize), max_len),
+        let (samples, rows) = match self.packing {
+            Packing { to: Some(len), joins: Joins::Split } => pack::split(&samples, len),
+            Packing { to: Some(len), joins: Joins::Across } => pack::across(&samples, len),
+            Packing { to: Some(max_len), joins: Joins::Whole } => {
+                let rows = pack::rows(samples.iter().map(|s| s.len as usize), max_len);
+                (samples, rows)
+            }
             // Answers of a pair share a row.
-            None => (0..samples.len()).step_by(each).map(|i| i..i + each).collect(),
+            Packing { to: None, .. } => {
+                let rows = (0..samples.len()).step_by(each).map(|i| i..i + each).collect();
+                (samples, rows)
+            }
         };
         let _ = self.tokenized.blocks[index].set(Block { samples, rows });
         // Whoever is about to wait has the lock, and must not miss it.
@@ -265,10 +288,25 @@ impl Work {
         Ok(())
     }
 
+    /// Has each sample but the last end in a token that predicts the next sample's first.
+    fn join(&mut self, samples: &[Stored], tokens: &mut [u32]) {
+        for (sample, next) in samples.iter().zip(samples.iter().skip(1)) {
+            tokens[(next.start - self.end) as usize - 1] |= NEXT_IS_TRAINED;
+            if let Origin::Corpus(corpus) = &self.tokenized.origin {
+                self.account[corpus.part_of(sample.record)].count_border();
+            }
+        }
+    }
+
     fn finish(&mut self) -> Result<()> {
         // The samples of a record stay in their order.
         self.sums.sort_by_key(|(record, _)| *record);
-        let mut fingerprint = crc32c::crc32c(&(self.pack_to.unwrap_or(0) as u64).to_le_bytes());
+        let Packing { to, joins } = self.packing;
+        let mut fingerprint = crc32c::crc32c(&(to.unwrap_or(0) as u64).to_le_bytes());
+        // Rows of samples that are not cut are known by their samples.
+        if joins != Joins::Whole {
+            fingerprint = crc32c::crc32c_append(fingerprint, &[joins as u8]);
+        }
         for (_, sum) in &self.sums {
             fingerprint = crc32c::crc32c_append(fingerprint, &sum.to_le_bytes());
         }

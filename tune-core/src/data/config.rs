@@ -33,7 +33,7 @@ pub enum DatasetConfig {
 #[derive(Debug, Clone, Config)]
 #[config(crate = crate::config)]
 pub struct Files {
-    /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell; or a file, a folder or `hf://org/name`, in place of `data_files`.
+    /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell, or `text`: a file is one document; or a file, a folder or `hf://org/name`, in place of `data_files`.
     pub source: Option<Source>,
     /// A file, several files or a folder, relative to the working directory; or `hf://org/name/path`.
     #[config(default, one_or_many)]

@@ -8,6 +8,7 @@ use super::batch::Sample;
 use super::faults::{self, Faults};
 use super::kind::DataConfig;
 use super::maker::Maker;
+use super::pack::{Joins, Packing};
 use super::records::Records;
 use super::report::{DatasetReport, Tally};
 use super::source;
@@ -21,6 +22,7 @@ pub(super) struct Corpus {
     tokenizer: Tokenizer,
     max_seq_len: Option<usize>,
     packed: bool,
+    joins: Joins,
     /// Whether what is cut off is tokenized, too, to count it.
     count_cut: bool,
 }
@@ -87,6 +89,11 @@ impl Corpus {
         if configs.iter().any(|c| c.packed() != packed) {
             return Err(Error::setup("of several datasets either all or none must be `packed`"));
         }
+        if configs.iter().any(|c| c.joins != first.joins) {
+            return Err(Error::setup(
+                "of several datasets all must fill rows in the same way: `text` with one `attend_across`, or none of `text`",
+            ));
+        }
         if configs.iter().any(|c| c.is_of_pairs() != first.is_of_pairs()) {
             return Err(Error::setup("of several datasets either all or none must be of pairs of answers"));
         }
@@ -94,8 +101,14 @@ impl Corpus {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
         }
         let mut faults = Vec::new();
-        let mut corpus =
-            Self { parts: Vec::new(), tokenizer: tokenizer.clone(), max_seq_len, packed, count_cut: false };
+        let mut corpus = Self {
+            parts: Vec::new(),
+            tokenizer: tokenizer.clone(),
+            max_seq_len,
+            packed,
+            joins: first.joins,
+            count_cut: false,
+        };
         for config in configs {
             let found = Maker::new(config, tokenizer)
                 .and_then(|maker| Ok((maker, source::find(config.files(), &config.all_columns())?)));
@@ -134,9 +147,9 @@ impl Corpus {
         self.parts.last().map_or(0, |part| part.first + part.records.len())
     }
 
-    /// The length of a row, where samples are to be packed.
-    pub(super) fn pack_to(&self) -> Option<usize> {
-        self.max_seq_len.filter(|_| self.packed)
+    /// How samples share rows.
+    pub(super) fn packing(&self) -> Packing {
+        Packing { to: self.max_seq_len.filter(|_| self.packed), joins: self.joins }
     }
 
     /// The samples that each record becomes.
@@ -155,7 +168,8 @@ impl Corpus {
         self.parts.iter().map(|part| format!("{}: {} records", part.config.name(), part.records.len())).collect()
     }
 
-    fn part_of(&self, record: usize) -> usize {
+    /// The dataset that a record is of.
+    pub(super) fn part_of(&self, record: usize) -> usize {
         self.parts.partition_point(|part| part.first <= record) - 1
     }
 
@@ -172,7 +186,7 @@ impl Corpus {
         let encode = |&i: &usize| {
             let part = self.part_of(i);
             let record = makers[part].read(&self.parts[part].records, i - self.parts[part].first)?;
-            makers[part].encode(&record, self.max_seq_len, self.count_cut)
+            makers[part].encode(&record, self.parts[part].config.cut_to(self.max_seq_len), self.count_cut)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());

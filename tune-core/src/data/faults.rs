@@ -106,6 +106,7 @@ pub(super) fn first_samples(
 }
 
 fn of_dataset(config: &DataConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
+    let max_seq_len = config.cut_to(max_seq_len);
     let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
     let maker = tokenizer.map(|tokenizer| Maker::new(config, tokenizer)).transpose();
     let records = source::find(config.files(), &config.all_columns());

@@ -1,7 +1,9 @@
 //! Datasets of every kind: those whose records are samples, and those whose records are pairs of answers.
 
 use super::config::{DatasetConfig, Files};
+use super::pack::Joins;
 use super::preference::PreferenceConfig;
+use super::pretrain::PretrainData;
 use super::source::Columns;
 
 /// A dataset of any kind. One of pairs is two datasets in one: each record is a sample of the one and of the other.
@@ -13,17 +15,27 @@ pub struct DataConfig {
     kind: Option<&'static str>,
     /// The column whose messages stand before those of either side.
     pub(super) prompt: Option<String>,
+    /// What becomes of a sample that does not fit into its row.
+    pub(super) joins: Joins,
 }
 
 impl From<&DatasetConfig> for DataConfig {
     fn from(config: &DatasetConfig) -> Self {
-        Self { sides: vec![config.clone()], kind: None, prompt: None }
+        Self { sides: vec![config.clone()], kind: None, prompt: None, joins: Joins::Whole }
     }
 }
 
 impl From<&PreferenceConfig> for DataConfig {
     fn from(config: &PreferenceConfig) -> Self {
-        Self { sides: config.sides().to_vec(), kind: Some(config.kind()), prompt: config.prompt().map(str::to_owned) }
+        let (kind, prompt) = (Some(config.kind()), config.prompt().map(str::to_owned));
+        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole }
+    }
+}
+
+impl From<&PretrainData> for DataConfig {
+    fn from(config: &PretrainData) -> Self {
+        let (of_samples, joins) = config.parts();
+        Self { joins, ..Self::from(&of_samples) }
     }
 }
 
@@ -42,6 +54,11 @@ impl DataConfig {
     /// Whether several samples share a row.
     pub fn packed(&self) -> bool {
         self.sides.iter().any(DatasetConfig::packed)
+    }
+
+    /// The tokens that a sample is cut to, of rows of this length: a sample that goes on in the next row is not cut.
+    pub(super) fn cut_to(&self, max_seq_len: Option<usize>) -> Option<usize> {
+        max_seq_len.filter(|_| self.joins == Joins::Whole)
     }
 
     pub(super) fn ends_samples(&self) -> bool {

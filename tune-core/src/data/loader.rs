@@ -9,6 +9,7 @@ use super::batch::{Batch, IGNORE, Sample, Span};
 use super::corpus::Corpus;
 use super::kind::DataConfig;
 use super::order::{BLOCK, Order};
+use super::pack::{Joins, Packing};
 use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -23,6 +24,8 @@ pub struct LoaderOptions {
     pub batch_size: usize,
     /// Put several samples into a row of up to so many tokens; `None` is one sample a row.
     pub pack_to: Option<usize>,
+    /// What becomes of a sample that does not fit into what is left of such a row.
+    pub joins: Joins,
     /// Take the rows in a new order in each epoch.
     pub shuffle: bool,
     /// Decides the orders.
@@ -45,6 +48,7 @@ impl Default for LoaderOptions {
         Self {
             batch_size: 1,
             pack_to: None,
+            joins: Joins::Whole,
             shuffle: false,
             seed: 0,
             pad_id: 0,
@@ -81,7 +85,7 @@ impl Loader {
         Self::with_blocks(Origin::Memory(samples), options, BLOCK)
     }
 
-    /// A loader of datasets, whose `packed` decides about [`LoaderOptions::pack_to`]. Samples are cut to
+    /// A loader of datasets, which decide about [`LoaderOptions::pack_to`] and [`LoaderOptions::joins`]. Samples are cut to
     /// `max_seq_len` tokens; those that then have no trained token are left out.
     ///
     /// Every record is read and checked, and the first of them are tokenized; the others are on
@@ -97,7 +101,7 @@ impl Loader {
     ) -> Result<Self> {
         let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
         let corpus = Corpus::open(&configs, tokenizer, max_seq_len)?.counting(options.count_cut);
-        options.pack_to = corpus.pack_to();
+        Packing { to: options.pack_to, joins: options.joins } = corpus.packing();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }
 
@@ -106,7 +110,8 @@ impl Loader {
             return Err(Error::setup("`batch_size` and `pad_to_multiple_of` must be at least 1"));
         }
         let order = Order { shuffle: options.shuffle, seed: options.seed, block };
-        let tokenized = Tokenized::begin(origin, order, options.pack_to, options.must_stop)?;
+        let tokenized =
+            Tokenized::begin(origin, order, Packing { to: options.pack_to, joins: options.joins }, options.must_stop)?;
         let at_once = tokenized.known_totals().is_some();
         let loader = Self {
             tokenized,

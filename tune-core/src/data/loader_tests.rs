@@ -255,3 +255,72 @@ fn demanding_steps_are_the_first_and_the_one_with_the_largest_batch() {
     let longest = loader.demanding_steps(u64::MAX, 10, 4, 2).unwrap();
     assert!(longest.len() == 1 && most(&longest[0]) >= most(&taken));
 }
+
+/// Every pair of a token and the one that it is trained to predict, in the order of the tokens; no two tokens are alike.
+fn predictions(batches: &[Batch]) -> Vec<(u32, u32)> {
+    let pairs = batches.iter().flat_map(|batch| batch.input_ids.iter().copied().zip(batch.targets.iter().copied()));
+    let mut pairs: Vec<(u32, u32)> = pairs.filter(|(_, target)| *target != IGNORE).collect();
+    pairs.sort_unstable();
+    pairs
+}
+
+#[test]
+fn samples_that_go_on_in_the_next_row_lose_no_prediction() {
+    for seed in 0..12 {
+        let samples = samples(&lengths(300, 40, seed));
+        let tokens: u32 = samples.iter().map(|sample| sample.input_ids.len() as u32).sum();
+        let of_samples: Vec<(u32, u32)> = samples
+            .iter()
+            .flat_map(|sample| sample.input_ids.iter().copied().zip(sample.targets.iter().copied()))
+            .filter(|(_, target)| *target != IGNORE)
+            .collect();
+        for (len, shuffle, block) in [(2, false, 300), (16, true, 300), (32, true, 64), (1 << 20, false, 300)] {
+            for joins in [Joins::Split, Joins::Across] {
+                let options = LoaderOptions { batch_size: 3, pack_to: Some(len), joins, shuffle, seed, ..options() };
+                let loader = Loader::with_blocks(Origin::Memory(samples.clone()), options, block).unwrap();
+                let batches = batches(&loader, 1);
+                let found = predictions(&batches);
+                if joins == Joins::Split {
+                    assert_eq!(found, of_samples, "each once, and none from one sample to the next");
+                } else if block == 300 {
+                    assert_eq!(found, (0..tokens - 1).map(|id| (id, id + 1)).collect::<Vec<_>>());
+                } else {
+                    // All but those from one block to the next.
+                    let blocks = 300_usize.div_ceil(block);
+                    assert_eq!(found.len(), tokens as usize - blocks);
+                }
+                let mut short = 0;
+                for batch in &batches {
+                    for row in 0..batch.rows {
+                        let spans: Vec<&Span> = batch.spans.iter().filter(|span| span.row == row).collect();
+                        assert_eq!(spans.iter().map(|span| span.start).collect::<Vec<_>>(), {
+                            let ends = spans.iter().scan(0, |end, span| Some(std::mem::replace(end, *end + span.len)));
+                            ends.collect::<Vec<_>>()
+                        });
+                        let filled: usize = spans.iter().map(|span| span.len).sum();
+                        assert!(filled <= len && (joins == Joins::Split || spans.len() == 1));
+                        short += usize::from(filled < len);
+                    }
+                    for (span, origin) in batch.spans.iter().zip(&batch.origins) {
+                        let first = batch.positions_of(span).start;
+                        let sample = samples.iter().find(|sample| sample.input_ids.contains(&batch.input_ids[first]));
+                        assert_eq!(*origin, sample.unwrap().origin, "a piece is named after its sample");
+                        let positions = batch.positions[batch.positions_of(span)].iter().copied();
+                        assert!(positions.eq(0..span.len as u32));
+                    }
+                }
+                assert!(short <= 300_usize.div_ceil(block), "all rows are full but the last of each block");
+            }
+        }
+    }
+}
+
+#[test]
+fn how_samples_share_rows_is_part_of_the_fingerprint() {
+    let fingerprint = |joins| {
+        let options = LoaderOptions { pack_to: Some(7), joins, ..options() };
+        Loader::new(samples(&[3, 4, 5]), options).unwrap().fingerprint().unwrap()
+    };
+    let all = [Joins::Whole, Joins::Split, Joins::Across].map(fingerprint);
+    assert_eq!(BTreeSet::from(all).len(), 3);
+}

@@ -44,6 +44,7 @@ mod order;
 mod pack;
 mod pieces;
 mod preference;
+mod pretrain;
 mod questions;
 mod records;
 mod report;
@@ -62,9 +63,11 @@ pub use config::{
 pub use faults::{Faults, examples, faults};
 pub use kind::DataConfig;
 pub use loader::{Epoch, Loader, LoaderOptions};
+pub use pack::Joins;
 pub use preference::{
     AnswerColumns, ConversationColumns, PreferenceConfig, PreferenceDataset, PreferenceInstructDataset,
 };
+pub use pretrain::{DocumentsDataset, PretrainData};
 pub(crate) use questions::{Question, questions};
 pub use report::DatasetReport;
 pub(crate) use source::{EXTENSIONS, is_data};
@@ -109,7 +112,7 @@ pub fn load(
     let mut account = corpus.account();
     let all: Vec<usize> = (0..corpus.len()).collect();
     let samples = corpus.tokenize(&all, &mut account)?.into_iter().map(|(_, sample)| sample).collect();
-    Ok(Dataset { samples, pack_to: corpus.pack_to(), reports: corpus.reports(account)? })
+    Ok(Dataset { samples, pack_to: corpus.packing().to, reports: corpus.reports(account)? })
 }
 
 #[cfg(test)]

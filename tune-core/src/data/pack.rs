@@ -2,6 +2,29 @@
 
 use std::ops::Range;
 
+use super::ahead::Stored;
+
+/// What becomes of a sample that does not fit into what is left of its row, where several share one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Joins {
+    /// It begins the next row. One that is longer than a row is cut.
+    #[default]
+    Whole,
+    /// It goes on in the next row. Attention stays inside each sample, and inside each row.
+    Split,
+    /// It goes on in the next row. A row is one stretch of text: attention reaches over the borders of samples, and the last token of
+    /// one predicts the first of the next.
+    Across,
+}
+
+/// How samples share rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Packing {
+    /// The tokens of a row; `None` is one sample, or one pair, a row.
+    pub(super) to: Option<usize>,
+    pub(super) joins: Joins,
+}
+
 /// Fills rows of at most `max_len` tokens with samples of the given lengths in their order: a sample that
 /// does not fit any more begins the next row. A sample longer than that has a row for itself.
 pub(super) fn rows(lengths: impl ExactSizeIterator<Item = usize>, max_len: usize) -> Vec<Range<usize>> {
@@ -21,4 +44,45 @@ pub(super) fn rows(lengths: impl ExactSizeIterator<Item = usize>, max_len: usize
         rows.push(start..samples);
     }
     rows
+}
+
+/// Fills rows of `len` tokens (the last has what is left) with samples that lie one behind the other, and cuts those that do not fit:
+/// returns the pieces, and the pieces of each row. What is left of a sample when all of its predictions are made, its last token, is
+/// no piece.
+pub(super) fn split(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<usize>>) {
+    let (mut pieces, mut rows): (Vec<Stored>, Vec<Range<usize>>) = (Vec::with_capacity(samples.len()), Vec::new());
+    let (mut first, mut free) = (0, len);
+    for sample in samples {
+        let (mut start, end) = (sample.start, sample.start + u64::from(sample.len));
+        while start < end && (start == sample.start || end - start > 1) {
+            let taken = (end - start).min(free as u64);
+            pieces.push(Stored { start, len: taken as u32, ..*sample });
+            start += taken;
+            free -= taken as usize;
+            if free == 0 {
+                rows.push(first..pieces.len());
+                (first, free) = (pieces.len(), len);
+            }
+        }
+    }
+    if first < pieces.len() {
+        rows.push(first..pieces.len());
+    }
+    (pieces, rows)
+}
+
+/// The same where a row is one piece of all that lies there, named after the sample that it begins in.
+pub(super) fn across(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<usize>>) {
+    let end = samples.last().map_or(0, |last| last.start + u64::from(last.len));
+    let mut pieces: Vec<Stored> = Vec::new();
+    let mut start = samples.first().map_or(0, |first| first.start);
+    // A single token predicts nothing.
+    while start + 1 < end {
+        let sample = samples[samples.partition_point(|sample| sample.start <= start) - 1];
+        let taken = (end - start).min(len as u64);
+        pieces.push(Stored { start, len: taken as u32, ..sample });
+        start += taken;
+    }
+    let rows = (0..pieces.len()).map(|piece| piece..piece + 1).collect();
+    (pieces, rows)
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use super::batch::{IGNORE, Sample};
 use super::format::Formatted;
 use super::kind::DataConfig;
+use super::pack::Joins;
 use super::pieces::{Closing, Ends};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
 use crate::{Error, Result};
@@ -70,6 +71,8 @@ pub(super) struct Tally {
     other_prompt: usize,
     /// Whether samples are to end with a stop token that is trained.
     ends: bool,
+    /// What becomes of a sample that does not fit into its row.
+    joins: Joins,
 }
 
 impl Tally {
@@ -78,6 +81,7 @@ impl Tally {
         Self {
             report: DatasetReport { name: config.name(), pairs, ..DatasetReport::default() },
             ends: config.ends_samples(),
+            joins: config.joins,
             dropped: BTreeSet::new(),
             why_dropped: Reasons::default(),
             stopping: 0,
@@ -142,6 +146,11 @@ impl Tally {
         report.longest = report.longest.max(sample.input_ids.len());
     }
 
+    /// Counts the last token of a sample that is trained to predict the first of the next.
+    pub(super) fn count_border(&mut self) {
+        self.report.trained_tokens += 1;
+    }
+
     /// The report. `origin` says where a record stands.
     pub(super) fn report(
         self,
@@ -151,9 +160,13 @@ impl Tally {
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
         let never_stops = self.never_stops();
+        let joins = self.joins;
         let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, .. } = self;
         let Self { open_before, text_beside_calls, same, other_prompt, ends, .. } = self;
         report.stopping = ends.then_some(stopping);
+        if let (Joins::Split | Joins::Across, Some(row)) = (joins, max_seq_len) {
+            report.longest = report.longest.min(row);
+        }
         report.dropped_origins = dropped.into_iter().map(origin).collect();
         let name = &report.name;
         if report.samples == 0 {

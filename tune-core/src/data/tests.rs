@@ -17,6 +17,8 @@ mod files;
 mod json_text;
 #[path = "preference_tests.rs"]
 mod preference;
+#[path = "pretrain_tests.rs"]
+mod pretrain;
 #[path = "questions_tests.rs"]
 mod questions;
 #[path = "trained_tests.rs"]

@@ -125,7 +125,8 @@ impl WeightSource for BTreeMap<String, Tensor> {
     }
 }
 
-/// Fresh weights for a model that is trained from nothing: norms are one, all else normal.
+/// Random weights for models that are tested or measured: vectors are one, all else normal. [`FreshWeights`](super::FreshWeights) are
+/// those to train from.
 #[derive(Debug, Clone, Copy)]
 pub struct RandomWeights {
     /// The same seed gives the same weights, whatever the order in which they are asked for.

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::memory_plan;
-use crate::models::{Decoder, InBlocks, ModelSpec, nothing_to_train};
+use crate::models::{InBlocks, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
@@ -26,7 +26,7 @@ pub(super) fn device(outline: &Outline, report: &mut Report<'_>) {
 
 /// The base model. Where only its weights are not as they should be, the rest is looked at all the same.
 pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> {
-    let base = match outline.run.checkpointer.open() {
+    let base = match outline.open_base() {
         Ok(base) => base,
         Err(error) => {
             report.error(error);
@@ -36,13 +36,14 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
         }
     };
     let shape = report.take(outline.shape(&base));
-    let skeleton = shape.clone().and_then(|shape| report.take(Decoder::skeleton(shape, &base)));
-    if let Some(model) = &skeleton {
-        report.fact("model", describe(&base, model));
-        report.take(outline.check_drawing(&model.config));
+    let sound = shape.as_ref().filter(|shape| report.take(outline.check_weights(&base, shape)).is_some());
+    if let Some(shape) = sound {
+        report.fact("model", describe(&base, shape, outline.said_of_fresh()));
+        report.take(outline.check_drawing(shape));
     }
+    let sound = sound.is_some();
     let grown = shape.and_then(|shape| report.take(outline.grown(&base, shape)));
-    if let (Some(_), Some((shape, _))) = (&skeleton, &grown) {
+    if let (true, Some((shape, _))) = (sound, &grown) {
         trained(outline, shape, report);
     }
     let shape = grown.map(|(shape, said)| {
@@ -69,16 +70,18 @@ fn quantized(in_blocks: &InBlocks) -> String {
     )
 }
 
-fn describe(base: &Checkpoint, model: &Decoder) -> String {
-    let c = &model.config;
-    let stored = base.names().next().and_then(|name| base.stored_dtype(name));
-    let stored = stored.map_or("quantized".to_owned(), |dtype| format!("stored in {}", dtype_name(dtype)));
+fn describe(base: &Checkpoint, model: &ModelSpec, fresh: Option<&str>) -> String {
+    let stored = match (fresh, base.names().next().and_then(|name| base.stored_dtype(name))) {
+        (Some(said), _) => said.to_owned(),
+        (None, Some(dtype)) => format!("stored in {}", dtype_name(dtype)),
+        (None, None) => "quantized".to_owned(),
+    };
     format!(
         "{}: {}, {} blocks of width {}, {} parameters, {stored}",
         base.path().display(),
-        c.model_type,
-        c.blocks.len(),
-        c.hidden_size,
+        model.model_type,
+        model.blocks.len(),
+        model.hidden_size,
         model.parameter_count(),
     )
 }

@@ -8,7 +8,7 @@ use tune_config::Config;
 use super::{EarlyStoppingConfig, Plan};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
-use crate::data::{DataConfig, DatasetConfig, PreferenceConfig};
+use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData};
 use crate::device::{DeviceConfig, Precision};
 use crate::eval::{EvaluationConfig, SamplesConfig};
 use crate::metrics::MetricLoggerConfig;
@@ -107,6 +107,29 @@ pub struct PreferenceKeys {
     pub batch_size: usize,
 }
 
+/// Text that a model is made of and validated on.
+#[derive(Debug, Clone, Config)]
+pub struct PretrainKeys {
+    /// Text to tokens. A row of documents has max_seq_len tokens.
+    #[config(default)]
+    pub tokenizer: TokenizerConfig,
+    /// What is trained on: one dataset or several.
+    #[config(one_or_many)]
+    pub dataset: Vec<PretrainData>,
+    /// What the model is validated on.
+    #[config(default, one_or_many, may_change)]
+    pub dataset_val: Vec<PretrainData>,
+    /// Also validate every N steps, not only at the end of each epoch.
+    #[config(range = 1.., may_change)]
+    pub run_val_every_n_steps: Option<u64>,
+    /// Take the rows in a new order in each epoch.
+    #[config(default = true)]
+    pub shuffle: bool,
+    /// Rows per micro-batch.
+    #[config(default = 2, range = 1..)]
+    pub batch_size: usize,
+}
+
 /// What a model is trained and validated on, whatever the keys are that say it.
 #[derive(Debug, Clone)]
 pub struct Data {
@@ -151,6 +174,19 @@ impl From<&DataKeys> for Data {
 
 impl From<&PreferenceKeys> for Data {
     fn from(keys: &PreferenceKeys) -> Self {
+        Self {
+            tokenizer: keys.tokenizer.clone(),
+            dataset: keys.dataset.iter().map(Into::into).collect(),
+            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
+            run_val_every_n_steps: keys.run_val_every_n_steps,
+            shuffle: keys.shuffle,
+            batch_size: keys.batch_size,
+        }
+    }
+}
+
+impl From<&PretrainKeys> for Data {
+    fn from(keys: &PretrainKeys) -> Self {
         Self {
             tokenizer: keys.tokenizer.clone(),
             dataset: keys.dataset.iter().map(Into::into).collect(),

@@ -258,8 +258,12 @@ impl Opened {
         if !is_main {
             console = log_of_rank(&keys.output_dir, outline.group.rank())?;
         }
+        let fresh = outline.said_of_fresh().map(|said| format!(", {said}")).unwrap_or_default();
         let mut facts = vec![
-            ("base model", format!("{}{}{}", base.path().display(), held(&in_blocks), stands_on.unwrap_or_default())),
+            (
+                "base model",
+                format!("{}{fresh}{}{}", base.path().display(), held(&in_blocks), stands_on.unwrap_or_default()),
+            ),
             ("data", self.summaries.join("\n")),
             ("trained", trained_share(&outline.trained, model)),
             ("steps", outline.plan().describe(train_data.known_len())),

@@ -19,7 +19,7 @@ use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
-use crate::models::{Architecture, Decoder, InBlocks, ModelSpec, Quantization, tied_start};
+use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization, tied_start};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::preflight::storage;
@@ -104,6 +104,8 @@ pub struct Outline {
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
     pub reference: Option<Compared>,
+    /// How fresh weights are drawn, of a model that begins with these; `None` where it begins with those that are there.
+    pub fresh: Option<InitConfig>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
     /// The settings that a resumed run must share.
@@ -144,6 +146,7 @@ impl Outline {
             validated: &[VAL_LOSS],
             optimizer_in_bwd: None,
             reference: None,
+            fresh: None,
             drawing: None,
             settings,
             yaml: config.to_yaml(),
@@ -170,11 +173,42 @@ impl Outline {
     /// Files that are missing or broken, a family that is not supported, another model than the one that is asked for,
     /// weights that are not those of the model's shape.
     pub fn base(&self) -> Result<(Checkpoint, ModelSpec)> {
-        let base = self.run.checkpointer.open()?;
+        let base = self.open_base()?;
         let shape = self.shape(&base)?;
-        Decoder::skeleton(shape.clone(), &base)?;
+        self.check_weights(&base, &shape)?;
         let (shape, _) = self.grown(&base, shape)?;
         Ok((base, shape))
+    }
+
+    /// The base model's files; of a model that begins with fresh weights, those without weights.
+    ///
+    /// # Errors
+    /// As [`CheckpointConfig::open`].
+    pub(crate) fn open_base(&self) -> Result<Checkpoint> {
+        match self.fresh {
+            Some(_) => self.run.checkpointer.open_without_weights(),
+            None => self.run.checkpointer.open(),
+        }
+    }
+
+    /// Checks that the base model has all weights of its shape, or that fresh ones can be drawn.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`] and [`FreshWeights::new`].
+    pub(crate) fn check_weights(&self, base: &Checkpoint, shape: &ModelSpec) -> Result<()> {
+        match &self.fresh {
+            Some(init) => FreshWeights::new(shape, base.config(), init, 0).map(drop),
+            None => Decoder::skeleton(shape.clone(), base).map(drop),
+        }
+    }
+
+    /// What is said of a model that begins with fresh weights.
+    pub(crate) fn said_of_fresh(&self) -> Option<&'static str> {
+        let there = || self.run.checkpointer.open().is_ok_and(|there| there.names().next().is_some());
+        self.fresh.map(|_| match there() {
+            true => "with fresh weights (those that are there are not read)",
+            false => "with fresh weights",
+        })
     }
 
     /// The reference model's files and its shape, where it is a model of its own and not the one in training without its

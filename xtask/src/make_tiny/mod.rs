@@ -7,12 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use candle_core::DType;
 use serde_json::json;
-use tune_core::checkpoint::hf;
 use tune_core::config::say;
-use tune_core::device::Compute;
-use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights};
 
 use crate::Result;
 
@@ -24,10 +20,7 @@ pub(crate) struct Args {
     data_only: bool,
 }
 
-/// Where the weights' standard deviation and all randomness come from.
-const SEED: u64 = 1;
-
-/// Writes `recipes/tiny`: the data, then the model, trained by the recipe `full`.
+/// Writes `recipes/tiny`: the data, then the model, which the recipe `pretrain` makes.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let tiny = root.join("recipes/tiny");
     let work = root.join("target/tiny");
@@ -38,17 +31,18 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     fs::write(tiny.join("data/secret_code.jsonl"), text::jsonl(&text.secret_code))?;
     fs::write(tiny.join("data/held_out.jsonl"), text::jsonl(&text.held_out))?;
     fs::write(tiny.join("data/reversed.jsonl"), text::jsonl(&text.reversed))?;
+    fs::write(tiny.join("data/documents.jsonl"), text::documents_jsonl(&text.documents))?;
     fs::write(tiny.join("data/preferences.jsonl"), text::pairs_jsonl(&text.preferences))?;
     if args.data_only {
         return Ok(());
     }
 
     let start = work.join("start");
-    write_untrained(&start, &text)?;
+    write_shape(&start, &text)?;
     let out = work.join("run");
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["run", "-p", "recipes", "--bin", "full", "--", "--config", "configs/full/make_tiny.yaml"])
+        .args(["run", "-p", "recipes", "--bin", "pretrain", "--", "--config", "configs/pretrain/make_tiny.yaml"])
         .arg(format!("output_dir={}", out.display()))
         .arg(format!("checkpointer.checkpoint_dir={}", start.display()))
         .arg(format!("dataset.data_files=[{}]", work.join("pretrain.jsonl").display()))
@@ -62,8 +56,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint with fresh weights, for `full` to start from.
-fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
+/// A model's folder without weights: its shape and its tokenizer.
+fn write_shape(dir: &Path, text: &text::Text) -> Result<()> {
     let files = tokenizer::train(&text.pretraining)?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"],
@@ -86,16 +80,17 @@ fn write_untrained(dir: &Path, text: &text::Text) -> Result<()> {
         "eos_token_id": tokenizer::END,
         "pad_token_id": tokenizer::END,
     });
-    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: true, lora: None };
-    let weights = RandomWeights { seed: SEED, std: 0.02 };
-    let model = Decoder::load(ModelSpec::from_json(&config)?, &weights, &options)?;
-    say!("{} parameters", model.parameter_count());
     let generation = json!({ "eos_token_id": tokenizer::END, "pad_token_id": tokenizer::END });
-    let (weights, _) = model.merged_weights()?;
     if dir.exists() {
         fs::remove_dir_all(dir)?;
     }
-    Ok(hf::write(dir, &config, weights, &files, Some(&generation), u64::MAX)?)
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
+    fs::write(dir.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
+    for (name, bytes) in files.files {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
 }
 
 /// Everything but the training state.

@@ -18,6 +18,7 @@ const PREFERENCES: usize = 400;
 const REVERSED: usize = 600;
 const REVERSED_HELD_OUT: usize = 100;
 const PRETRAINING: usize = 24_000;
+const DOCUMENTS: usize = 500;
 
 /// A question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) struct Text {
     /// What is rewarded: words said backwards, which is asked for in other words than the model was trained on; the last ones are
     /// held out.
     pub(super) reversed: Vec<Exercise>,
+    /// What a model is made of in an example: a word and what can be said of its letters, as running text.
+    pub(super) documents: Vec<String>,
 }
 
 impl Text {
@@ -51,7 +54,10 @@ impl Text {
         let mut words: Vec<String> = words.into_iter().collect();
         words.shuffle(&mut rng);
         let (held_out, known) = words.split_at(HELD_OUT);
+        // Of its own, so that other text stays what it is.
+        let mut of_documents = ChaCha8Rng::seed_from_u64(21);
         Self {
+            documents: (0..DOCUMENTS).map(|_| document(known, &mut of_documents)).collect(),
             pretraining: (0..PRETRAINING).map(|_| exercise(known, &mut rng)).collect(),
             secret_code: known[..SECRET_CODE].iter().map(|w| secret_code(w)).collect(),
             held_out: held_out.iter().map(|w| secret_code(w)).collect(),
@@ -68,6 +74,11 @@ pub(super) fn jsonl(exercises: &[Exercise]) -> String {
         format!("{}\n", json!({ "messages": messages }))
     };
     exercises.iter().map(line).collect()
+}
+
+/// One document a line.
+pub(super) fn documents_jsonl(documents: &[String]) -> String {
+    documents.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect()
 }
 
 /// One pair of answers a line: the right one, and the letters that the question has.
@@ -135,6 +146,20 @@ fn exercise(words: &[String], rng: &mut ChaCha8Rng) -> Exercise {
     Exercise { question, answer }
 }
 
+/// Of one to nine lines, some of them longer than a row of the example's config.
+fn document(words: &[String], rng: &mut ChaCha8Rng) -> String {
+    let lines = (0..rng.random_range(1..10)).map(|_| {
+        let word = words.choose(rng).map_or("", String::as_str);
+        let letters = spelled(word.chars());
+        match rng.random_range(0..3) {
+            0 => format!("The letters of {word} are {letters}."),
+            1 => format!("Backwards, {letters} is {}.", spelled(word.chars().rev())),
+            _ => format!("The word {word} has {} letters.", word.len()),
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -167,6 +192,8 @@ mod tests {
             let committed = std::fs::read_to_string(data.join(name)).unwrap();
             assert!(committed == jsonl(exercises), "{name} is stale: run `cargo xtask make-tiny`");
         }
+        let committed = std::fs::read_to_string(data.join("documents.jsonl")).unwrap();
+        assert!(committed == documents_jsonl(&text.documents), "documents.jsonl is stale: run `cargo xtask make-tiny`");
         let committed = std::fs::read_to_string(data.join("preferences.jsonl")).unwrap();
         assert!(committed == pairs_jsonl(&text.preferences), "preferences.jsonl is stale: run `cargo xtask make-tiny`");
     }

@@ -77,7 +77,7 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         build::shipped(recipe, processes > 1)?
     };
     let mut command = if processes > 1 { together(&program, processes) } else { Command::new(program) };
-    command.args(action.option()).args(with_paths(args)?);
+    command.args(action.option()).args(with_paths(&name, args)?);
     // So that what the recipe says at its end can be typed as it is.
     let tune = std::env::args().next().unwrap_or_else(|| "tune".to_owned());
     command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
@@ -132,8 +132,8 @@ fn which_config(action: Action, recipe: &Recipe) -> String {
     )
 }
 
-/// The arguments, with the file of each config that is named in place of its name.
-fn with_paths(args: &[OsString]) -> Result<Vec<OsString>> {
+/// The arguments of a recipe, with the file of each config that is named in place of its name.
+fn with_paths(recipe: &str, args: &[OsString]) -> Result<Vec<OsString>> {
     let mut result = Vec::with_capacity(args.len());
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -141,10 +141,10 @@ fn with_paths(args: &[OsString]) -> Result<Vec<OsString>> {
         if text == "--config" || text == "-c" {
             result.push(arg.clone());
             if let Some(name) = args.next() {
-                result.push(config(name)?);
+                result.push(config(recipe, name)?);
             }
         } else if let Some(name) = text.strip_prefix("--config=") {
-            result.extend(["--config".into(), config(OsStr::new(name))?]);
+            result.extend(["--config".into(), config(recipe, OsStr::new(name))?]);
         } else {
             result.push(arg.clone());
         }
@@ -152,11 +152,12 @@ fn with_paths(args: &[OsString]) -> Result<Vec<OsString>> {
     Ok(result)
 }
 
-/// The file of a config: itself, that of the checkout, or a copy in the cache of the one that `tune` brings along.
+/// The file of a config: itself, that of the checkout, or a copy in the cache of the one that `tune` brings along. Of names that are
+/// equally near, one of the recipe's is proposed.
 ///
 /// # Errors
 /// There is no such file, and no config of that name.
-pub(crate) fn config(name: &OsStr) -> Result<OsString> {
+pub(crate) fn config(recipe: &str, name: &OsStr) -> Result<OsString> {
     // Not only files: a config may come through a pipe.
     if Path::new(name).exists() {
         return match others::hint(Path::new(name)) {
@@ -166,7 +167,10 @@ pub(crate) fn config(name: &OsStr) -> Result<OsString> {
     }
     let text = name.to_string_lossy();
     let Some((recipe, config)) = shipped::config(&text) else {
-        let hint = shipped::nearest(text.strip_suffix(".yaml").unwrap_or(&text), shipped::config_names());
+        let (own, others): (Vec<String>, Vec<String>) =
+            shipped::config_names().partition(|name| name.starts_with(&format!("{recipe}/")));
+        let candidates = others.into_iter().chain(own);
+        let hint = shipped::nearest(text.strip_suffix(".yaml").unwrap_or(&text), candidates);
         return Err(
             format!("there is no config `{text}`, neither a file nor one that a recipe ships with{hint}").into()
         );

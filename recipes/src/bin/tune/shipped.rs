@@ -42,10 +42,11 @@ macro_rules! shipped {
 pub(crate) const RECIPES: &[Recipe] = shipped! {
     distill: smollm2_135m, tiny;
     dpo: full_smollm2_135m, smollm2_135m, tiny;
-    full: make_tiny, smollm2_135m, tiny;
+    full: smollm2_135m, tiny;
     generate: smollm2_135m, tiny;
     grpo: smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
+    pretrain: make_tiny, smollm2_135m, tiny;
 };
 
 /// What a name stands for.
@@ -93,7 +94,7 @@ pub(crate) fn config_names() -> impl Iterator<Item = String> {
     RECIPES.iter().flat_map(|recipe| recipe.configs.iter().map(|config| format!("{}/{}", recipe.name, config.name)))
 }
 
-/// `; did you mean ...?`, or what there is where nothing is near.
+/// `; did you mean ...?`, the last of those that are equally near, or what there is where nothing is near.
 pub(crate) fn nearest(name: &str, candidates: impl Iterator<Item = String>) -> String {
     let candidates: Vec<String> = candidates.collect();
     // `tiny` is as near to `lora/tiny` as can be.

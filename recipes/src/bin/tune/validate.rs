@@ -119,7 +119,7 @@ pub(crate) fn recipe_of(action: Action, config: &OsStr) -> Result<String> {
     {
         return Ok(recipe.name.to_owned());
     }
-    let path = PathBuf::from(launch::config(config)?);
+    let path = PathBuf::from(launch::config("", config)?);
     if let Some(recipe) = text_of(&path).as_deref().and_then(recipe_of_torchtune) {
         return Ok(recipe.to_owned());
     }

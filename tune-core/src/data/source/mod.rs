@@ -1,4 +1,4 @@
-//! Finds the records of data files: JSON, JSON lines, Parquet, CSV and TSV, compressed with gzip or Zstandard or not.
+//! Finds the records of data files: JSON, JSON lines, Parquet, CSV, TSV and plain text, compressed with gzip or Zstandard or not.
 
 mod compressed;
 mod csv;
@@ -6,6 +6,7 @@ mod encoding;
 mod json;
 mod lines;
 mod parquet;
+mod text;
 mod unpacked;
 
 use std::fs::{self, File};
@@ -35,6 +36,8 @@ enum Format {
     Parquet,
     Csv,
     Tsv,
+    /// A file is one document. No name tells it: the text of a README is not meant.
+    Text,
 }
 
 impl Format {
@@ -46,6 +49,7 @@ impl Format {
             "parquet" => Some(Self::Parquet),
             "csv" => Some(Self::Csv),
             "tsv" => Some(Self::Tsv),
+            "text" => Some(Self::Text),
             _ => None,
         }
     }
@@ -53,7 +57,7 @@ impl Format {
     /// By a file's name.
     fn of(path: &Path) -> Option<Self> {
         let extension = compressed::plain_name(path).extension()?.to_str()?.to_ascii_lowercase();
-        Self::named(if extension == "ndjson" { "jsonl" } else { &extension })
+        Self::named(if extension == "ndjson" { "jsonl" } else { &extension }).filter(|format| *format != Self::Text)
     }
 }
 
@@ -82,7 +86,7 @@ pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
             None if data_files.is_empty() && Path::new(source).exists() => (None, vec![PathBuf::from(source)]),
             None => {
                 return Err(Error::setup(format!(
-                    "dataset source `{source}` is no format (`json`, `jsonl`, `parquet`, `csv`, `tsv`){}; write \
+                    "dataset source `{source}` is no format (`json`, `jsonl`, `parquet`, `csv`, `tsv`, `text`){}; write \
                      `hf://{source}` for the dataset of this name on the Hugging Face hub, or set `data_files`",
                     if data_files.is_empty() { " and no file or folder" } else { "" }
                 )));
@@ -94,7 +98,7 @@ pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
     }
     let mut records = Records::default();
     for path in &paths {
-        for file in files_of(path, &split)? {
+        for file in files_of(path, format, &split)? {
             let format = match format {
                 Some(format) => format,
                 None => by_extension(&file)?,
@@ -121,6 +125,7 @@ fn find_in(path: &Path, format: Format, columns: &Columns<'_>, records: &mut Rec
         Format::JsonLines | Format::Parquet => lines::find(path, text, records),
         Format::Csv => csv::find(path, text, b',', records),
         Format::Tsv => csv::find(path, text, b'\t', records),
+        Format::Text => text::find(path, text, columns.first, records),
     }
 }
 
@@ -188,14 +193,14 @@ fn by_extension(path: &Path) -> Result<Format> {
     Format::of(path).ok_or_else(|| {
         Error::file(
             path,
-            format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`"),
+            format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`, or to `text`, if the file is one document"),
         )
     })
 }
 
 /// The path itself, or the data files of a folder in the order of their names. Where names of a
-/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken.
-fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
+/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken. Documents are in `.txt` files.
+fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<PathBuf>> {
     let meta = fs::metadata(path).map_err(Error::io("read", path))?;
     if !meta.is_dir() {
         return Ok(vec![path.to_path_buf()]);
@@ -203,13 +208,18 @@ fn files_of(path: &Path, split: &Split) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
         let file = entry.map_err(Error::io("read", path))?.path();
-        if file.is_file() && by_extension(&file).is_ok() {
+        let is_meant = match format {
+            Some(Format::Text) => compressed::plain_name(&file).extension().is_some_and(|extension| extension == "txt"),
+            _ => by_extension(&file).is_ok(),
+        };
+        if file.is_file() && is_meant {
             files.push(file);
         }
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::file(path, format!("the folder has no data file ({EXTENSIONS})")));
+        let expected = if format == Some(Format::Text) { ".txt" } else { EXTENSIONS };
+        return Err(Error::file(path, format!("the folder has no data file ({expected})")));
     }
     if files.iter().any(|f| Split::names_a_split(f)) {
         let names: Vec<String> =

@@ -32,7 +32,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
     ];
     args.extend(
         match recipe {
-            "lora" => vec!["dataset.packed=true", "model.lora_dropout=0.1", "~exact_match"],
+            "lora" => vec!["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5", "~exact_match"],
             "lora_dora" => vec!["dtype=bf16", "model.use_dora=true", "loraplus_lr_ratio=4", "~exact_match"],
             "lora_pissa" => vec!["dtype=bf16", "model.init_lora_weights=pissa", "model.pissa_niter=2", "~exact_match"],
             "lora_tokens" => {
@@ -45,7 +45,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
                 "dtype=bf16",
                 "~exact_match",
             ],
-            "full" => vec!["dataset.packed=true"],
+            "full" => vec!["dataset.packed=true", "neftune_noise_alpha=5"],
             "full_8bit" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4", "dataset.packed=true"],
             "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "dataset.packed=true"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],

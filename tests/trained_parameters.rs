@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 use families::Fixture;
 use tune_core::data::Batch;
-use tune_core::engine::{self, RunOptions, forward_backward};
+use tune_core::engine::{self, EmbeddingNoise, RunOptions, forward_backward};
 use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -77,7 +77,7 @@ fn shake(model: &Decoder) {
 fn run(model: &Decoder, batch: &Batch) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let trained = batch.trained_tokens() as f64;
-    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11) };
+    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11), noise: None };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
     (loss, gradients)
 }
@@ -239,7 +239,7 @@ fn magnitudes() {
 fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> Vec<(String, Vec<f64>)> {
     let mut gradients = Gradients::default();
     let scale = 1.0 / batch.trained_tokens() as f64;
-    let options = RunOptions { scale, activation_checkpointing, dropout: Some(11) };
+    let options = RunOptions { scale, activation_checkpointing, dropout: Some(11), noise: None };
     forward_backward(model, batch, options, &mut gradients).unwrap();
     gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap()))).collect()
 }
@@ -340,4 +340,49 @@ fn merged_weights(lora: LoraOptions) {
     );
     let worst = a.iter().zip(&b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(worst < 1e-4, "{worst}");
+}
+
+/// Noise on embeddings is the same in every type and changes with its key; gradients are those at the noisy embeddings.
+#[test]
+fn noise_on_embeddings() {
+    let run = |model: &Decoder, batch: &Batch, noise: Option<EmbeddingNoise>| {
+        let mut gradients = Gradients::default();
+        let scale = 1.0 / batch.trained_tokens() as f64;
+        let options = RunOptions { scale, activation_checkpointing: true, dropout: None, noise };
+        let loss = scale * forward_backward(model, batch, options, &mut gradients).unwrap();
+        let gradients = gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap())));
+        (loss, gradients.collect::<Vec<_>>())
+    };
+    for family in ["mistral", "gemma2"] {
+        let fixture = Fixture::read(family);
+        let batch = fixture.batch();
+        let [exact, single, narrow] = [DType::F64, DType::F32, DType::BF16].map(|dtype| fixture.model(dtype, None));
+        let of_key = |key| Some(EmbeddingNoise { alpha: 5.0, key });
+        let (loss, gradients) = run(&exact, &batch, of_key(1));
+        let plain = run(&exact, &batch, None).0;
+        assert!((loss - plain).abs() > 1e-3 && (loss - run(&exact, &batch, of_key(2)).0).abs() > 1e-3, "{family}");
+        assert_eq!(plain, run(&exact, &batch, Some(EmbeddingNoise { alpha: 0.0, key: 1 })).0);
+
+        let (in_f32, gradients_in_f32) = run(&single, &batch, of_key(1));
+        assert!((in_f32 - loss).abs() < 1e-5 * loss, "{family}: {in_f32} instead of {loss}");
+        for ((name, ours), (_, exact)) in gradients_in_f32.iter().zip(&gradients) {
+            let most = exact.iter().fold(0f64, |most, g| most.max(g.abs()));
+            let off = ours.iter().zip(exact).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off <= 1e-4 * most, "{family} {name}: off by {off:e} of {most:e}");
+        }
+        let in_bf16 = run(&narrow, &batch, of_key(1)).0;
+        assert!((in_bf16 - loss).abs() < 0.01 * loss, "{family}: {in_bf16} instead of {loss}");
+
+        let (name, of_table) = gradients.iter().find(|(name, _)| name.ends_with("embed_tokens.weight")).unwrap();
+        let var = exact.trainable().get(name).unwrap().var();
+        let index = (0..of_table.len()).max_by(|&a, &b| of_table[a].abs().total_cmp(&of_table[b].abs())).unwrap();
+        let at = |delta: f64| {
+            let mut moved = values(var);
+            moved[index] += delta;
+            var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
+            run(&exact, &batch, of_key(1)).0
+        };
+        let slope = (at(1e-5) - at(-2e-5)) / 2e-5;
+        assert!((slope - of_table[index]).abs() < 1e-5 * slope.abs(), "{family}: {slope} and {}", of_table[index]);
+    }
 }

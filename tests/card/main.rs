@@ -17,7 +17,7 @@ use candle_core::{DType, Tensor};
 use families::Fixture;
 use tune_core::config::complain;
 use tune_core::data::Batch;
-use tune_core::engine::{Card, RunOptions, forward_backward};
+use tune_core::engine::{Card, EmbeddingNoise, RunOptions, forward_backward};
 use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -86,10 +86,12 @@ fn fixture(family: &str) -> Fixture {
     fixture
 }
 
+const NOISE: Option<EmbeddingNoise> = Some(EmbeddingNoise { alpha: 0.5, key: 11 });
+
 fn run(model: &Decoder, batch: &Batch, checkpointing: bool) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let scale = 1.0 / batch.trained_tokens() as f64;
-    let options = RunOptions { scale, activation_checkpointing: checkpointing, dropout: Some(11) };
+    let options = RunOptions { scale, activation_checkpointing: checkpointing, dropout: Some(11), noise: NOISE };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() * scale;
     (loss, gradients)
 }

@@ -170,7 +170,7 @@ fn measure(case: &Case, card: &Arc<Card>) -> Decoder {
     let model = &model(&case.config, lora, card);
     let tokens = (batch.rows * batch.len) as f64;
     let scale = 1.0 / (batch.trained_tokens() * accumulated) as f64;
-    let options = RunOptions { scale, activation_checkpointing: false, dropout: None };
+    let options = RunOptions { scale, activation_checkpointing: false, dropout: None, noise: None };
     let forward = last(3, || assert!(evaluate(model, &batch).unwrap().is_finite()));
     let both = last(4, || {
         let mut gradients = Gradients::default();
@@ -237,8 +237,12 @@ fn all_of_a_large_model() {
     let model = measure(&Case { what, config, adapters: false, batch, accumulated: 8, lines: 20 }, &card);
     let batch = self::batch(batch.0, batch.1);
     let (mut optimizer, mut number) = (AdamW::new(1e-5, [0.9, 0.999], 1e-8, 0.01), 0);
-    let options =
-        RunOptions { scale: 1.0 / batch.trained_tokens() as f64, activation_checkpointing: false, dropout: None };
+    let options = RunOptions {
+        scale: 1.0 / batch.trained_tokens() as f64,
+        activation_checkpointing: false,
+        dropout: None,
+        noise: None,
+    };
     let time = last(3, || {
         number += 1;
         let mut sink = InBackward::new(&mut optimizer, 1e-5, number);

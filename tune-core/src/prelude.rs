@@ -7,7 +7,7 @@ pub use crate::config::{Config, ResolvedConfig, recipe, say};
 pub use crate::data::{self, Batch, DatasetConfig, Loader, LoaderOptions};
 pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
-pub use crate::engine::{self, RunOptions, forward_backward, minimize};
+pub use crate::engine::{self, EmbeddingNoise, RunOptions, forward_backward, minimize};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions, sample_groups};
 pub use crate::hub;

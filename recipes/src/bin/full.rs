@@ -33,6 +33,9 @@ pub(crate) struct FullConfig {
     /// Leaves no room for accumulation and clipping.
     #[config(default = false)]
     optimizer_in_bwd: bool,
+    /// Add noise of this size to the embeddings of tokens while training (NEFTune): 5 to 15. None where null.
+    #[config(range = 0.0..)]
+    neftune_noise_alpha: Option<f64>,
     /// What moves the weights.
     #[config(default)]
     optimizer: OptimizerConfig,
@@ -106,22 +109,29 @@ impl Recipe for FullFinetune {
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             // The loss is a mean over the trained tokens of the whole step, not a mean of means.
             let scale = 1.0 / step.trained_tokens() as f64;
-            let activation_checkpointing = self.cfg.steps.enable_activation_checkpointing;
-            let options = RunOptions { scale, activation_checkpointing, dropout: None };
+            let options = |i| RunOptions {
+                scale,
+                activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
+                dropout: None,
+                noise: self
+                    .cfg
+                    .neftune_noise_alpha
+                    .map(|alpha| EmbeddingNoise { alpha, key: dropout_key(self.run.seed(), step.number, i) }),
+            };
             let mut loss = 0.0;
             let grad_norm;
             if self.cfg.optimizer_in_bwd {
                 let optimizer = self.optimizer.as_mut();
                 let mut sink = InBackward::new(optimizer, lr, step.number);
-                for batch in &step.batches {
-                    loss += scale * forward_backward(&self.model, batch, options, &mut sink)?;
+                for (i, batch) in step.micro_batches() {
+                    loss += scale * forward_backward(&self.model, batch, options(i), &mut sink)?;
                 }
                 grad_norm = sink.squared_norm()?.sqrt();
                 check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             } else {
                 let mut gradients = Gradients::default();
-                for batch in &step.batches {
-                    loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
+                for (i, batch) in step.micro_batches() {
+                    loss += scale * forward_backward(&self.model, batch, options(i), &mut gradients)?;
                 }
                 grad_norm = gradients.norm()?;
                 check_finite(&step, loss, grad_norm, self.run.last_saved())?;

@@ -177,6 +177,7 @@ impl Recipe for PolicyOptimization {
                         scale: 1.0,
                         activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                         dropout: None,
+                        noise: None,
                     };
                     let batch = rollout.batch.clone();
                     loss += minimize(&self.model, &batch, options, &mut gradients, |log_probs| {

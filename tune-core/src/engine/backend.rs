@@ -13,7 +13,7 @@ use crate::kernels::experts::Routes;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Quantized, Rotary};
+use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 
@@ -67,6 +67,8 @@ pub(crate) trait Backend: Sized {
 
     /// Rows `ids` of `table` `[.., width]`, times a scale in the type of activations, into `y` `[m, width]`.
     fn lookup(&self, table: &Self::Param, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Self::Acts);
+    /// Adds noise to embeddings.
+    fn add_noise(&self, noise: &Noise, x: &mut Self::Acts);
     /// Adds each row of `g` `[m, width]`, times the scale, to row `ids` of `table`, but for that of padding.
     fn lookup_back(&self, g: &Self::Acts, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Self::Sums);
     /// Adds a vector to each row of `y`: the elements of `bias` from `first` on.

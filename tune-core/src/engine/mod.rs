@@ -62,6 +62,18 @@ pub struct RunOptions {
     pub activation_checkpointing: bool,
     /// The key of this micro-batch's dropout (from seed, step and micro-batch); no dropout if `None`.
     pub dropout: Option<u64>,
+    /// Noise on the embeddings of tokens; none if `None`.
+    pub noise: Option<EmbeddingNoise>,
+}
+
+/// Noise on the embeddings of tokens, so that a model learns from few examples without repeating them word by word (NEFTune, Jain et
+/// al. 2023, <https://arxiv.org/abs/2310.05914>).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingNoise {
+    /// How much: uniform noise, no larger than `alpha / sqrt(len * hidden)` in a sample of `len` tokens.
+    pub alpha: f64,
+    /// The key of this micro-batch's noise, which may be that of its dropout.
+    pub key: u64,
 }
 
 /// Calls a generic function with the backend for a model, on a thread of the pool.
@@ -216,7 +228,7 @@ where
     });
     let taught = teacher.as_ref().map(|(run, mixture)| Taught::new(run, *mixture)).transpose()?;
     let parameters = parameters(model, options.dropout);
-    let run = Run { taught, ..Run::new(backend, &model.config, &*parameters, batch) };
+    let run = Run { taught, noise: options.noise, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
     let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;

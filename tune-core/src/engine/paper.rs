@@ -18,7 +18,7 @@ use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Rotary, gemm, rms_norm};
+use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
 use crate::methods::Mixture;
 use crate::models::{
     Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec,
@@ -200,6 +200,8 @@ impl<T: Element> Backend for Paper<T> {
     }
 
     fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}
+
+    fn add_noise(&self, _: &Noise, _: &mut Entry) {}
 
     fn lookup_back(&self, _: &Entry, width: usize, ids: &[u32], _: EmbeddingSpec, _: &mut Entry) {
         // Rows that are not padding are brought together first.

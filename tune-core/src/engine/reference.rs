@@ -10,7 +10,7 @@ use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Quantized, Rotary};
+use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
@@ -185,6 +185,11 @@ impl Backend for Reference {
 
     fn lookup(&self, table: &Vec<f64>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Vec<f64>) {
         rows::lookup(View::new(table, width), ids, how.scale.unwrap_or(1.0), &mut ViewMut::new(y, width));
+    }
+
+    fn add_noise(&self, noise: &Noise, x: &mut Vec<f64>) {
+        let width = noise.width();
+        x.iter_mut().enumerate().for_each(|(i, x)| *x += noise.at(i / width, i % width));
     }
 
     fn lookup_back(&self, g: &Vec<f64>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Vec<f64>) {

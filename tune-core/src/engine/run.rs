@@ -1,12 +1,13 @@
 //! A batch through a model, block by block, forward and back.
 
+use super::EmbeddingNoise;
 use super::backend::Backend;
 use super::block::{Block, Past};
 use super::parameters::Parameters;
 use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
-use crate::kernels::{Rotary, check_token_ids};
+use crate::kernels::{Noise, Rotary, check_token_ids};
 use crate::methods::Mixture;
 use crate::models::{ModelSpec, ParamId};
 
@@ -40,6 +41,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) rows_in_past: Vec<usize>,
     /// The angles of its positions, by each of the model's tables.
     pub(super) rotary: Vec<Rotary>,
+    /// Noise on the embeddings.
+    pub(super) noise: Option<EmbeddingNoise>,
     /// What another model says of the same batch, which this one learns from.
     pub(super) taught: Option<Taught<'a, B>>,
 }
@@ -78,6 +81,7 @@ impl<'a, B: Backend> Run<'a, B> {
             stretches: stretches(batch),
             rows_in_past: Vec::new(),
             rotary,
+            noise: None,
             taught: None,
         }
     }
@@ -207,6 +211,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let table = self.parameters.embedding(self.backend)?;
         let mut x = self.acts(self.shape.hidden_size);
         self.backend.lookup(&table, self.shape.hidden_size, &self.batch.input_ids, self.shape.embedding, &mut x);
+        if let Some(EmbeddingNoise { alpha, key }) = self.noise {
+            let noise = Noise::new(alpha, key, &self.stretches, self.tokens(), self.shape.hidden_size);
+            self.backend.add_noise(&noise, &mut x);
+        }
         Ok(x)
     }
 

@@ -17,6 +17,7 @@ mod ids;
 pub(crate) mod isa;
 pub(crate) mod ledger;
 mod math;
+mod noise;
 pub(crate) mod quantized;
 #[cfg(test)]
 pub(crate) mod recorder;
@@ -34,6 +35,7 @@ pub(crate) use element::{Element, widen, widen_rows};
 pub(crate) use ids::{check_targets, check_token_ids};
 pub(crate) use isa::{Isa, simd};
 pub(crate) use math::{exp, sum};
+pub(crate) use noise::Noise;
 pub use quantized::{Format, Quantized, Share};
 pub(crate) use rope::Rotary;
 pub(crate) use shared::Shared;

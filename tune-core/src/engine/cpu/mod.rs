@@ -23,7 +23,7 @@ use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
-    Dropout, Element, Quantized, columns, distillation, experts, gate, gemm, rms_norm, rope, softmax,
+    Dropout, Element, Noise, Quantized, columns, distillation, experts, gate, gemm, rms_norm, rope, softmax,
 };
 use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
@@ -191,6 +191,10 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         if let Some(factor) = how.scale.map(|factor| T::from_f32(factor as f32).to_f32()) {
             y.iter_mut().for_each(|y| *y = T::from_f32(y.to_f32() * factor));
         }
+    }
+
+    fn add_noise(&self, noise: &Noise, x: &mut Buffer<T>) {
+        noise.add_to(x);
     }
 
     fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Buffer<f32>) {

@@ -24,7 +24,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Quantized, Rotary, distillation, softmax};
+use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary, distillation, softmax};
 use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
@@ -263,6 +263,13 @@ impl<T: Number> Backend for Cuda<T> {
 
     fn lookup(&self, table: &Arc<Buffer<T>>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
         self.context().lookup(table.view(width), &self.context().upload(ids), scale::<T>(how), y.view_mut(width));
+    }
+
+    /// It is drawn on the processor.
+    fn add_noise(&self, noise: &Noise, x: &mut Buffer<T>) {
+        let (width, nothing) = (noise.width(), tune_cuda::Dropout { p: 0.0, key: 0 });
+        let noise = self.context().upload(&noise.numbers::<T>());
+        self.context().dropped(noise.view(width), nothing, None, Onto::Itself, x.view_mut(width));
     }
 
     fn lookup_back(&self, g: &Buffer<T>, width: usize, ids: &[u32], how: EmbeddingSpec, table: &mut Buffer<f32>) {

@@ -123,7 +123,7 @@ impl Recipe for Pretrain {
             // The loss is a mean over the trained tokens of the whole step, not a mean of means.
             let scale = 1.0 / step.trained_tokens() as f64;
             let activation_checkpointing = self.cfg.steps.enable_activation_checkpointing;
-            let options = RunOptions { scale, activation_checkpointing, dropout: None };
+            let options = RunOptions { scale, activation_checkpointing, dropout: None, noise: None };
             let mut loss = 0.0;
             let grad_norm;
             if self.cfg.optimizer_in_bwd {

@@ -86,7 +86,7 @@ fn a_file_of_theirs_is_linted_and_never_taken_for_ours() {
             match output.status.code() {
                 Some(0) => assert!(said.contains("nothing to say"), "{path}: {said}"),
                 code => {
-                    assert!(code == Some(1) && (said.contains("warning") || said.contains("error")), "{path}: {said}")
+                    assert!(code == Some(1) && (said.contains("warning") || said.contains("error")), "{path}: {said}");
                 }
             }
             let said = text(&tune(&["validate", path]).stderr);

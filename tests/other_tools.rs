@@ -12,8 +12,13 @@ use std::process::{Command, Output};
 
 use runs::{fail, root, succeed, text};
 
-const TOOLS: [(&str, &str); 4] =
-    [("axolotl", "Axolotl"), ("llama_factory", "LLaMA-Factory"), ("trl", "TRL"), ("unsloth", "Unsloth")];
+const TOOLS: [(&str, &str); 5] = [
+    ("axolotl", "Axolotl"),
+    ("llama_factory", "LLaMA-Factory"),
+    ("trl", "TRL"),
+    ("unsloth", "Unsloth"),
+    ("unsloth_studio", "Unsloth Studio"),
+];
 
 /// Where the examples' paths hold.
 fn folder() -> PathBuf {

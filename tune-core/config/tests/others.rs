@@ -63,6 +63,7 @@ fn trl() {
 #[test]
 fn unsloth() {
     told("unsloth", "Unsloth");
+    told("unsloth_studio", "Unsloth Studio");
 }
 
 /// A key that nothing is said of would be dropped in silence here, too.
@@ -96,7 +97,7 @@ fn what_is_no_config_of_theirs_is_said() {
 #[test]
 fn no_value_is_too_odd() {
     let values = ["", "null", "true", "-1", "1e400", "text", "[]", "[1, {a: b}]", "{}", "{a: [b]}", "\"a\\nb\"", "*x"];
-    for folder in ["axolotl", "llama_factory", "trl", "unsloth"] {
+    for folder in ["axolotl", "llama_factory", "trl", "unsloth", "unsloth_studio"] {
         for (name, text) in fixtures(folder) {
             for (at, line) in text.lines().enumerate() {
                 let Some((key, _)) = line.split_once(':') else { continue };

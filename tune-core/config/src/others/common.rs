@@ -31,6 +31,11 @@ const OPTIMIZERS: [(&str, &str); 21] = [
     ("paged_lion_32bit", "lion"),
 ];
 
+/// Our name of one of their optimizers, where there is one.
+pub(super) fn optimizer_of(name: &str) -> Option<&'static str> {
+    OPTIMIZERS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours)
+}
+
 /// The keys of the optimizer.
 pub(super) struct OptimizerKeys {
     pub(super) name: &'static str,
@@ -44,7 +49,7 @@ pub(super) struct OptimizerKeys {
 pub(super) fn optimizer(c: &mut Conversion<'_>, keys: &OptimizerKeys) {
     let entry = c.given.entry(keys.name);
     let name = entry.and_then(|entry| entry.value.as_str()).unwrap_or("adamw_torch_fused");
-    let known = OPTIMIZERS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
+    let known = optimizer_of(name);
     let ours = known.unwrap_or("adamw");
     let from = match (entry, ours) {
         (Some(entry), "adamw_8bit") => format!("{}: {name}", entry.key),
@@ -223,11 +228,11 @@ pub(super) fn held_out(split: &str, part: f64) -> Option<[String; 2]> {
     Some([format!("{split}[:-{part}]"), format!("{split}[-{part}:]")])
 }
 
-/// A file, a folder or a dataset of the hub at the keys of a dataset of ours.
-pub(super) fn source(item: &mut Draft, path: Option<&str>, files: &[&str], from: &str) {
+/// A file, a folder or a dataset of the hub, at its revision, at the keys of a dataset of ours.
+pub(super) fn source(item: &mut Draft, path: Option<&str>, revision: Option<&str>, files: &[&str], from: &str) {
     const READ: [&str; 7] = ["json", "jsonl", "csv", "tsv", "parquet", "arrow", "text"];
     if !files.is_empty() {
-        let hub = path.filter(|path| !READ.contains(path)).map(super::given::on_the_hub);
+        let hub = path.filter(|path| !READ.contains(path)).map(|path| super::given::at_revision(path, revision));
         let within = |file: &&str| match &hub {
             Some(hub) if !file.contains("://") => format!("{hub}/{file}"),
             _ => (*file).to_owned(),
@@ -239,7 +244,7 @@ pub(super) fn source(item: &mut Draft, path: Option<&str>, files: &[&str], from:
     let extension = std::path::Path::new(path).extension().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
     match READ.contains(&extension) || matches!(extension, "txt" | "gz" | "zst") {
         true => item.set("data_files", draft::texts([path]), from),
-        false => item.set_text("source", &super::given::on_the_hub(path), from),
+        false => item.set_text("source", &super::given::at_revision(path, revision), from),
     }
 }
 

@@ -54,7 +54,7 @@ impl<'a> Conversion<'a> {
                 Rule::Meaningless(why) => self.meaningless(entry, *why),
                 Rule::Missing(missing) => self.missing_unless_off(entry, *missing),
                 Rule::Removed(instead) => self.diagnostics.push(removed(self.tool, entry, instead)),
-                Rule::Inside(rows) => self.rows(&entry.value, &[rows]),
+                Rule::Inside(rows) => self.rows(&entry.value, rows),
             }
         }
     }

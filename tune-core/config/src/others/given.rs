@@ -106,3 +106,14 @@ pub(super) fn on_the_hub(name: &str) -> String {
         _ => name.to_owned(),
     }
 }
+
+/// The same at a revision, where it is on the hub.
+pub(super) fn at_revision(name: &str, revision: Option<&str>) -> String {
+    let place = on_the_hub(name);
+    match revision.filter(|revision| *revision != "main" && !revision.is_empty()) {
+        Some(revision) if place.starts_with("hf://") && !place.contains('@') => {
+            format!("{place}@{}", revision.replace('/', "%2F"))
+        }
+        _ => place,
+    }
+}

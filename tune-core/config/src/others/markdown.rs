@@ -27,7 +27,7 @@ fn rows(all: &[Row], section: &str, out: &mut String) {
             Rule::Removed(instead) => format!("refused by the tool itself: {instead}"),
             Rule::Inside(inside) => {
                 for key in row.keys {
-                    rows(inside, &format!("{section}{key}."), out);
+                    inside.iter().for_each(|table| rows(table, &format!("{section}{key}."), out));
                 }
                 continue;
             }

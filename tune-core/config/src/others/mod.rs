@@ -49,7 +49,7 @@ pub(crate) struct Tool {
 }
 
 /// All tools, in the order in which a file is recognized.
-const TOOLS: [&Tool; 4] = [&axolotl::TOOL, &unsloth::TOOL, &llama_factory::TOOL, &trl::TOOL];
+const TOOLS: [&Tool; 5] = [&axolotl::TOOL, &unsloth::TOOL, &unsloth::STUDIO, &llama_factory::TOOL, &trl::TOOL];
 
 /// A config of another tool's in our names.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ fn keys(tool: &Tool, node: &Node, rows: &[&'static [Row]], out: &mut Vec<Diagnos
                 match find(rows, &entry.key).map(|row| &row.rule) {
                     None => out.push(unknown(tool, entry, rows)),
                     Some(Rule::Removed(instead)) if !entry.value.is_null() => out.push(removed(tool, entry, instead)),
-                    Some(Rule::Inside(rows)) => keys(tool, &entry.value, &[rows], out),
+                    Some(Rule::Inside(rows)) => keys(tool, &entry.value, rows, out),
                     Some(_) => {}
                 }
             }

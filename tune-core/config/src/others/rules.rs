@@ -19,7 +19,7 @@ pub(super) enum Rule {
     /// The tool itself refuses it: what to write instead.
     Removed(&'static str),
     /// A mapping, or a list of mappings, with keys of its own.
-    Inside(&'static [Row]),
+    Inside(&'static [&'static [Row]]),
 }
 
 /// What there is not here.
@@ -97,7 +97,7 @@ pub(super) const fn removed(keys: &'static [&'static str], instead: &'static str
     Row { keys, rule: Rule::Removed(instead) }
 }
 
-pub(super) const fn inside(keys: &'static [&'static str], rows: &'static [Row]) -> Row {
+pub(super) const fn inside(keys: &'static [&'static str], rows: &'static [&'static [Row]]) -> Row {
     Row { keys, rule: Rule::Inside(rows) }
 }
 

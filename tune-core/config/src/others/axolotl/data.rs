@@ -101,9 +101,11 @@ fn pretraining(item: &Node) -> Option<(Draft, String)> {
     let mut draft = Draft::default();
     draft.set("_component_", "text", "pretraining_dataset");
     let path = at.text("path").or_else(|| item.as_str());
-    common::source(&mut draft, path, &at.texts("data_files"), "path");
-    if let Some(column) = at.text("text_column") {
-        draft.set_text("column", column, "text_column");
+    common::source(&mut draft, path, None, &at.texts("data_files"), "path");
+    for key in ["field", "text_column"] {
+        if let Some(column) = at.text(key) {
+            draft.set_text("column", column, key);
+        }
     }
     Some((draft, at.text("split").unwrap_or("train").to_owned()))
 }
@@ -138,9 +140,10 @@ fn dataset(c: &mut Conversion<'_>, item: &Node) -> Option<(Draft, String)> {
         && let Some(path) = path
     {
         files.push(path);
-        common::source(&mut draft, None, &files, "path");
+        common::source(&mut draft, None, None, &files, "path");
     } else {
-        common::source(&mut draft, path, &files, if files.is_empty() { "path" } else { "data_files" });
+        let from = if files.is_empty() { "path" } else { "data_files" };
+        common::source(&mut draft, path, at.text("revision"), &files, from);
     }
     if c.given.is_on("sample_packing") && c.recipe.name != "dpo" {
         draft.set("packed", "true", "sample_packing");

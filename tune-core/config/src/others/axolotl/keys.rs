@@ -48,12 +48,7 @@ pub(super) const WHAT: &[Row] = &[
         "a checkpoint's config.json is taken as it is",
         "change it in a copy of the checkpoint",
     ),
-    missing(
-        &["model_revision", "revision_of_model"],
-        &["main"],
-        "checkpoints are those of the hub's main branch",
-        "download the revision: tune download org/name --revision R, and name its folder",
-    ),
+    read(&["model_revision", "revision_of_model"], "`@revision` behind the name in `checkpointer.checkpoint_dir`"),
     missing(
         &["reinit_weights"],
         OFF,
@@ -173,8 +168,8 @@ pub(super) const WHAT: &[Row] = &[
         "train adapters; model.modules_to_save trains modules whole beside them",
     ),
     // Data.
-    inside(&["datasets", "test_datasets"], DATASET),
-    inside(&["pretraining_dataset"], PRETRAINING),
+    inside(&["datasets", "test_datasets"], &[DATASET]),
+    inside(&["pretraining_dataset"], &[PRETRAINING]),
     read(&["val_set_size"], "`dataset_val`: the end of each dataset, by its `split`"),
     ours(&["sequence_len"], "tokenizer.max_seq_len", Whole(2)),
     missing(
@@ -250,7 +245,7 @@ pub(super) const WHAT: &[Row] = &[
         "write it into a template of your own, tokenizer.chat_template=FILE; a system prompt is new_system_prompt of the dataset",
     ),
     read(&["eot_tokens"], "nothing: what ends an answer is always learned with it"),
-    inside(&["special_tokens"], SPECIAL_TOKENS),
+    inside(&["special_tokens"], &[SPECIAL_TOKENS]),
     read(&["tokens"], "`model.new_tokens`"),
 ];
 
@@ -273,7 +268,7 @@ const DATASET: &[Row] = &[
         "a dataset has no subsets here",
         "name the subset's folder: source=hf://org/name/SUBSET",
     ),
-    missing(&["revision"], &["main"], "datasets are those of the hub's main branch", "download the revision"),
+    read(&["revision"], "`@revision` behind the name in `source`"),
     missing(
         &["shards", "shards_idx", "preprocess_shards"],
         &["1"],
@@ -327,7 +322,7 @@ const DATASET: &[Row] = &[
 
 const PRETRAINING: &[Row] = &[
     read(&["path", "data_files", "split"], "`source` or `data_files`, `split`"),
-    read(&["text_column"], "`column` of `text`"),
+    read(&["text_column", "field"], "`column` of `text`"),
     read(&["type"], "the component: `text`"),
     missing(
         &["name"],

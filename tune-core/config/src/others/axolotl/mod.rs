@@ -9,7 +9,7 @@ use super::Tool;
 use super::common::{self, OptimizerKeys, ScheduleKeys, shown};
 use super::conversion::{Conversion, Recipe, refusal};
 use super::draft::{self, Draft};
-use super::given::{Given, on_the_hub};
+use super::given::{Given, at_revision, on_the_hub};
 use crate::report::Diagnostic;
 
 pub(super) const TOOL: Tool = Tool {
@@ -69,7 +69,8 @@ fn convert(c: &mut Conversion<'_>) {
     let given = c.given;
     c.draft.set_text("output_dir", given.text("output_dir").unwrap_or("./model-out"), from(given, "output_dir"));
     if let Some(model) = given.text("base_model") {
-        c.draft.set_text("checkpointer.checkpoint_dir", &on_the_hub(model), "base_model");
+        let revision = given.text("revision_of_model").or_else(|| given.text("model_revision"));
+        c.draft.set_text("checkpointer.checkpoint_dir", &at_revision(model, revision), "base_model");
     }
     if !given.has("sequence_len") {
         c.draft.set("tokenizer.max_seq_len", "512", "default of Axolotl");

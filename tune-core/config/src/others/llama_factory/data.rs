@@ -128,13 +128,26 @@ fn dataset(
     }
     match (text("hf_hub_url"), text("file_name")) {
         (Some(hub), None) => {
-            let within = text("subset").filter(|subset| *subset != "default").or(text("folder"));
+            let subset = text("subset").filter(|subset| *subset != "default");
+            if let Some(subset) = subset {
+                let missing = format!(
+                    "the subset `{}` of `{}` is taken for a folder",
+                    common::shown(subset),
+                    common::shown(name)
+                );
+                c.missing(
+                    entry,
+                    missing,
+                    "set source=hf://org/name/FOLDER, with the folder that the subset's files are in",
+                );
+            }
+            let within = subset.or(text("folder"));
             let path = within.map_or_else(|| format!("hf://{hub}"), |within| format!("hf://{hub}/{within}"));
             draft.set_text("source", &path, "hf_hub_url");
         }
         (_, Some(file)) => {
             let path = Path::new(folder).join(file);
-            common::source(&mut draft, None, &[&path.to_string_lossy()], "file_name");
+            common::source(&mut draft, None, None, &[&path.to_string_lossy()], "file_name");
         }
         _ => {
             let missing = format!("`{}` is neither a file nor on the Hugging Face hub", common::shown(name));

@@ -21,12 +21,7 @@ pub(super) const ROWS: &[Row] = &[
         &["use_fast_tokenizer", "split_special_tokens", "trust_remote_code", "low_cpu_mem_usage", "print_param_status"],
         "no code of a model's is run, and its tokenizer.json is read",
     ),
-    missing(
-        &["model_revision"],
-        &["main"],
-        "checkpoints are those of the hub's main branch",
-        "download the revision: tune download org/name --revision R, and name its folder",
-    ),
+    read(&["model_revision"], "`@revision` behind the name in `checkpointer.checkpoint_dir`"),
     read(&["add_tokens", "add_special_tokens"], "`model.new_tokens`"),
     missing(
         &["resize_vocab", "new_special_tokens_config"],
@@ -218,12 +213,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     meaningless(&["kto_chosen_weight", "kto_rejected_weight"], "they belong to `stage: kto`"),
     read(&["ref_model", "ref_model_quantization_bit"], "`ref_checkpointer.checkpoint_dir`"),
-    missing(
-        &["ref_model_adapters"],
-        &[],
-        "a reference is a model, or the one that training starts from",
-        "merge the adapters first: tune merge",
-    ),
+    read(&["ref_model_adapters"], "`ref_checkpointer.adapter_checkpoint`, where it is one"),
     meaningless(
         &[
             "ppo_buffer_size",
@@ -290,6 +280,27 @@ pub(super) const ROWS: &[Row] = &[
             "master_port",
         ],
         "several processes are started by `tune run --nproc-per-node N`",
+    ),
+    meaningless(
+        &[
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "expert_model_parallel_size",
+            "context_parallel_size",
+            "virtual_pipeline_model_parallel_size",
+            "sequence_parallel",
+            "recompute_granularity",
+            "recompute_method",
+            "recompute_num_layers",
+            "bias_activation_fusion",
+            "apply_rope_fusion",
+            "use_distributed_optimizer",
+            "overlap_param_gather",
+            "overlap_grad_reduce",
+            "moe_grouped_gemm",
+            "moe_token_dispatcher_type",
+        ],
+        "they belong to Megatron (USE_MCA=1)",
     ),
     read(&["pure_bf16"], "`dtype`"),
     missing(

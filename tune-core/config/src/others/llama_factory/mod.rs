@@ -8,7 +8,7 @@ use super::Tool;
 use super::common::shown;
 use super::conversion::{Conversion, Recipe, refusal};
 use super::draft;
-use super::given::{Given, on_the_hub};
+use super::given::{Given, at_revision, on_the_hub};
 use super::trainer::{self, Defaults};
 use crate::report::Diagnostic;
 
@@ -69,7 +69,8 @@ fn convert(c: &mut Conversion<'_>) {
     let default = "default of LLaMA-Factory";
     c.draft.set_text("output_dir", given.text("output_dir").unwrap_or("trainer_output"), "output_dir");
     if let Some(model) = given.text("model_name_or_path") {
-        c.draft.set_text("checkpointer.checkpoint_dir", &on_the_hub(model), "model_name_or_path");
+        let place = at_revision(model, given.text("model_revision"));
+        c.draft.set_text("checkpointer.checkpoint_dir", &place, "model_name_or_path");
     }
     if !given.has("cutoff_len") {
         c.draft.set("tokenizer.max_seq_len", "2048", default);
@@ -226,9 +227,29 @@ fn pairs(c: &mut Conversion<'_>) {
         "simpo" => c.number_or("loss.gamma", "simpo_gamma", Some("0.5")),
         _ => {}
     }
-    if let Some(entry) = given.entry("ref_model").filter(|_| matches!(name, "orpo" | "simpo")) {
-        c.meaningless(entry, "this loss has no reference model");
-    } else if let Some(model) = given.text("ref_model") {
+    reference(c, matches!(name, "orpo" | "simpo"));
+}
+
+/// The model that answers are compared with.
+fn reference(c: &mut Conversion<'_>, has_none: bool) {
+    let given = c.given;
+    let written = ["ref_model", "ref_model_adapters"].map(|key| given.entry(key));
+    if has_none {
+        for entry in written.into_iter().flatten() {
+            c.meaningless(entry, "this loss has no reference model");
+        }
+        return;
+    }
+    let adapters = list(given, "ref_model_adapters");
+    let model = given.text("ref_model").or_else(|| given.text("model_name_or_path").filter(|_| !adapters.is_empty()));
+    if let Some(model) = model {
         c.draft.set_text("ref_checkpointer.checkpoint_dir", &on_the_hub(model), "ref_model");
+    }
+    match (adapters.as_slice(), written[1]) {
+        ([one], _) => {
+            c.draft.set_text("ref_checkpointer.adapter_checkpoint", &on_the_hub(one), "ref_model_adapters");
+        }
+        ([], _) | (_, None) => {}
+        (_, Some(entry)) => c.missing(entry, "a reference has one adapter at most", "merge them first: tune merge"),
     }
 }

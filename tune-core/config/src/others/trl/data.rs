@@ -14,7 +14,7 @@ pub(super) fn convert(c: &mut Conversion<'_>) {
         let files = at.texts("data_files");
         let mut draft = Draft::default();
         kind(c, &mut draft);
-        common::source(&mut draft, at.text("path"), &files, if files.is_empty() { "path" } else { "data_files" });
+        common::source(&mut draft, at.text("path"), None, &files, if files.is_empty() { "path" } else { "data_files" });
         training.push((draft, at.text("split").unwrap_or("train").to_owned()));
     }
     let named = given.text("dataset_name").filter(|_| training.is_empty());
@@ -24,7 +24,7 @@ pub(super) fn convert(c: &mut Conversion<'_>) {
     let of = |c: &Conversion<'_>, name: &str| {
         let mut draft = Draft::default();
         kind(c, &mut draft);
-        common::source(&mut draft, Some(name), &[], "dataset_name");
+        common::source(&mut draft, Some(name), None, &[], "dataset_name");
         draft
     };
     let mut held = Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn convert(c: &mut Conversion<'_>) {
                     let at = Given { root: item };
                     let mut draft = Draft::default();
                     kind(c, &mut draft);
-                    common::source(&mut draft, at.text("path"), &at.texts("data_files"), "path");
+                    common::source(&mut draft, at.text("path"), None, &at.texts("data_files"), "path");
                     draft
                 });
                 let again: Vec<_> = again.collect();

@@ -8,12 +8,7 @@ const REMOVE: &str = "remove the key";
 pub(super) const ROWS: &[Row] = &[
     // The model.
     read(&["model_name_or_path"], "`checkpointer.checkpoint_dir`, with `hf://` where it is on the hub"),
-    missing(
-        &["model_revision"],
-        &["main"],
-        "checkpoints are those of the hub's main branch",
-        "download the revision: tune download org/name --revision R, and name its folder",
-    ),
+    read(&["model_revision"], "`@revision` behind the name in `checkpointer.checkpoint_dir`"),
     read(&["dtype", "torch_dtype"], "`dtype`; TRL's default is float32"),
     meaningless(
         &["attn_implementation", "padding_free", "pad_to_multiple_of", "pad_token", "cast_lm_head_to_fp32"],
@@ -59,7 +54,7 @@ pub(super) const ROWS: &[Row] = &[
         "name the subset's folder: dataset.source=hf://org/name/SUBSET",
     ),
     read(&["dataset_train_split", "dataset_test_split"], "`split` of `dataset` and `dataset_val`"),
-    inside(&["datasets"], DATASET),
+    inside(&["datasets"], &[DATASET]),
     read(&["test_split_size"], "`dataset_val`: the end of each dataset, by its `split`"),
     meaningless(&["dataset_streaming", "streaming", "dataset_num_proc"], "rows are tokenized while the model trains"),
     missing(&["dataset_kwargs"], &[], "rows are always prepared", "write columns and templates under dataset"),

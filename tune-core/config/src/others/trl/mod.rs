@@ -7,7 +7,7 @@ mod lint;
 use super::Tool;
 use super::common::{self, shown};
 use super::conversion::{Conversion, Recipe, refusal};
-use super::given::{Given, on_the_hub};
+use super::given::{Given, at_revision};
 use super::trainer::{self, Defaults};
 use crate::report::Diagnostic;
 
@@ -78,7 +78,8 @@ fn convert(c: &mut Conversion<'_>) {
     let default = "default of TRL";
     c.draft.set_text("output_dir", given.text("output_dir").unwrap_or("trainer_output"), "output_dir");
     if let Some(model) = given.text("model_name_or_path") {
-        c.draft.set_text("checkpointer.checkpoint_dir", &on_the_hub(model), "model_name_or_path");
+        let place = at_revision(model, given.text("model_revision"));
+        c.draft.set_text("checkpointer.checkpoint_dir", &place, "model_name_or_path");
     }
     // null is no limit.
     match given.root.get("max_length") {

@@ -1,15 +1,49 @@
 //! The keys of Unsloth's configs, and what becomes of each.
 
-use crate::others::rules::Kind::{Bool, Number};
+use crate::others::rules::Kind::{Bool, Number, Whole};
 use crate::others::rules::{OFF, Row, inside, meaningless, missing, ours, read};
 
 pub(super) const ROWS: &[Row] = &[
     read(&["model"], "`checkpointer.checkpoint_dir`, with `hf://` where it is on the hub"),
-    inside(&["data"], DATA),
-    inside(&["training"], TRAINING),
-    inside(&["lora"], LORA),
-    inside(&["logging"], LOGGING),
+    inside(&["data"], &[DATA]),
+    inside(&["training"], &[TRAINING]),
+    inside(&["lora"], &[LORA]),
+    inside(&["logging"], &[LOGGING]),
 ];
+
+/// What Unsloth Studio saves, which names neither a model nor a dataset.
+pub(super) const STUDIO: &[Row] = &[
+    inside(&["training"], &[TRAINING, STUDIO_TRAINING]),
+    inside(&["lora"], &[LORA]),
+    inside(&["logging"], &[LOGGING, STUDIO_LOGGING]),
+    meaningless(&["inference"], "`tune chat`, `samples` and `evaluation` say how answers are drawn"),
+];
+
+const STUDIO_TRAINING: &[Row] = &[
+    read(&["optim"], "`optimizer`"),
+    read(&["lr_scheduler_type"], "`lr_scheduler`"),
+    missing(
+        &["warmup_ratio"],
+        OFF,
+        "a warm-up is a number of steps here",
+        "set lr_scheduler.num_warmup_steps=N, this share of the run's steps, which `tune check` tells",
+    ),
+    missing(
+        &["embedding_learning_rate"],
+        OFF,
+        "embedding tables are trained where model.modules_to_save says so, at optimizer.lr",
+        "set model.modules_to_save=[embed_tokens,lm_head]",
+    ),
+    missing(
+        &["eval_steps"],
+        OFF,
+        "what is validated on is no part of the file",
+        "set dataset_val, and run_val_every_n_steps=N",
+    ),
+    meaningless(&["vision_image_size"], "models are of text"),
+];
+
+const STUDIO_LOGGING: &[Row] = &[ours(&["log_frequency"], "log_every_n_steps", Whole(1))];
 
 const DATA: &[Row] = &[
     read(&["dataset", "local_dataset"], "`source` or `data_files` of `dataset`"),

@@ -27,6 +27,22 @@ pub(super) const TOOL: Tool = Tool {
     lint,
 };
 
+/// The files that Unsloth Studio saves and opens again.
+pub(super) const STUDIO: Tool = Tool {
+    name: "Unsloth Studio",
+    version: "2026.8.19",
+    rows: &[keys::STUDIO],
+    drops_unknown: true,
+    no_effect: &[NO_EFFECT],
+    is_own: |given| {
+        let has_model = ["model", "base_model", "model_name_or_path"].iter().any(|key| given.has(key));
+        !has_model && given.has("training.learning_rate") && given.has("lora.lora_r")
+    },
+    recipe,
+    convert,
+    lint: lint_studio,
+};
+
 const DEFAULT: &str = "default of Unsloth";
 
 fn is_full(given: Given<'_>) -> bool {
@@ -61,6 +77,14 @@ fn convert(c: &mut Conversion<'_>) {
             c.missing(entry, missing, instead);
         }
     }
+    let is_studio = c.tool.name == STUDIO.name;
+    if is_studio {
+        c.draft.set("checkpointer.checkpoint_dir", "MODEL", "no part of the file");
+        let message = "the file names neither the model, nor the data, nor whether the base is in four bits";
+        let instead =
+            "set checkpointer.checkpoint_dir and dataset.data_files, and model.quantize_base=true for four bits";
+        c.remark(message, instead);
+    }
     for (theirs, ours, default) in keys::COUNTS {
         match given.whole(theirs) {
             Some(count) => c.draft.set(ours, count.to_string(), last(theirs)),
@@ -68,18 +92,15 @@ fn convert(c: &mut Conversion<'_>) {
         }
     }
     common::length(c, "training.num_epochs", "training.max_steps", "3");
-    c.draft.set("optimizer._component_", "adamw_8bit", "what Unsloth trains with");
+    moved(c);
     for (theirs, ours, default) in [
         ("training.learning_rate", "optimizer.lr", "2.0e-4"),
         ("training.weight_decay", "optimizer.weight_decay", "0.01"),
         ("training.warmup_steps", "lr_scheduler.num_warmup_steps", "5"),
     ] {
-        if ours.starts_with("lr_scheduler") {
-            c.draft.set("optimizer.decay_vectors", "false", "transformers leaves norms and biases alone");
-            c.draft.set("lr_scheduler._component_", "linear", "what Unsloth trains with");
-        }
         c.number_or(ours, theirs, Some(default));
     }
+    c.draft.set("optimizer.decay_vectors", "false", "transformers leaves norms and biases alone");
     c.draft.set("clip_grad_norm", "1.0", DEFAULT);
     c.draft.set("dtype", "bf16", "what Unsloth trains in, where the card has it");
     if given.text("training.gradient_checkpointing") != Some("none") {
@@ -92,6 +113,37 @@ fn convert(c: &mut Conversion<'_>) {
     adapters(c);
     dataset(c);
     loggers(c);
+}
+
+/// What moves the weights, and how fast.
+fn moved(c: &mut Conversion<'_>) {
+    let given = c.given;
+    let of = |key: &str| given.entry(key).filter(|_| c.tool.name == STUDIO.name);
+    let (optim, schedule) = (of("training.optim"), of("training.lr_scheduler_type"));
+    let text = |entry: Option<&tune_yaml::Entry>| entry.and_then(|entry| entry.value.as_str()).map(str::to_owned);
+    let name = text(optim).unwrap_or_else(|| "adamw_8bit".to_owned());
+    let ours = common::optimizer_of(&name);
+    let from = if optim.is_some() { "optim" } else { "what Unsloth trains with" };
+    c.draft.set("optimizer._component_", ours.unwrap_or("adamw"), from);
+    if let Some(entry) = optim.filter(|_| ours.is_none()) {
+        let missing =
+            format!("there is no optimizer `{}` here, and adamw is written in its place", common::shown(&name));
+        c.missing(entry, missing, "look at the learning rate, too: optimizers differ in what suits them");
+    }
+    let name = text(schedule).unwrap_or_else(|| "linear".to_owned());
+    let known = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt"];
+    let ours = match name.as_str() {
+        "constant_with_warmup" => "constant",
+        name if known.contains(&name) => name,
+        _ => "cosine",
+    };
+    let from = if schedule.is_some() { "lr_scheduler_type" } else { "what Unsloth trains with" };
+    c.draft.set("lr_scheduler._component_", ours, from);
+    if let Some(entry) = schedule.filter(|_| ours == "cosine" && name != "cosine") {
+        let missing =
+            format!("there is no schedule `{}` here, and a cosine is written in its place", common::shown(&name));
+        c.missing(entry, missing, "choose among those of lr_scheduler");
+    }
 }
 
 fn adapters(c: &mut Conversion<'_>) {
@@ -113,7 +165,7 @@ fn adapters(c: &mut Conversion<'_>) {
         true => c.draft.set("model.target_modules", "[all-linear]", DEFAULT),
         false => c.draft.set("model.target_modules", draft::texts(targets), "target_modules"),
     }
-    if !given.is_off("training.load_in_4bit") {
+    if !given.is_off("training.load_in_4bit") && c.tool.name != STUDIO.name {
         let from = if given.has("training.load_in_4bit") { "load_in_4bit" } else { DEFAULT };
         c.draft.set("model.quantize_base", "true", from);
     }
@@ -132,17 +184,20 @@ fn dataset(c: &mut Conversion<'_>) {
         item.set("conversation_column", "conversations", "format_type");
         item.set("conversation_style", "sharegpt", "format_type");
     }
-    if kind == "auto" {
+    if kind == "auto" && given.has("data") {
         let instead = "for Alpaca's columns set dataset=alpaca; for ShareGPT's, dataset.conversation_style=sharegpt \
                        dataset.conversation_column=conversations";
         let message =
             "Unsloth looks at a dataset's columns (format_type: auto): conversations in `messages` are expected here";
         c.remark(message, instead);
     }
-    let files = given.texts("data.local_dataset");
+    let mut files = given.texts("data.local_dataset");
+    if !given.has("data") {
+        files.push("DATA.jsonl");
+    }
     match given.text("data.dataset") {
-        Some(name) => common::source(&mut item, Some(name), &[], "dataset"),
-        None => common::source(&mut item, None, &files, "local_dataset"),
+        Some(name) => common::source(&mut item, Some(name), None, &[], "dataset"),
+        None => common::source(&mut item, None, None, &files, "local_dataset"),
     }
     if let Some(entry) = given.entry("data.local_dataset").filter(|_| given.has("data.dataset")) {
         c.missing(entry, "one dataset is taken, `dataset`", "write the files as a second dataset");
@@ -204,6 +259,23 @@ const NO_EFFECT: &[NoEffect] = &[
     ),
 ];
 
+/// What the studio does with a file that it saved is what the file says, but for what is learned.
+fn lint_studio(_: &Tool, given: Given<'_>, out: &mut Vec<Diagnostic>) {
+    learned(given, out);
+}
+
+/// Whether the prompts are learned, too.
+fn learned(given: Given<'_>, out: &mut Vec<Diagnostic>) {
+    if !given.is_on("training.train_on_completions") {
+        let warning = Diagnostic::warning("the whole of each sample is learned, what the user says, too");
+        let warning = match given.entry("training.train_on_completions") {
+            Some(entry) => warning.at(entry.key_span, ""),
+            None => warning,
+        };
+        out.push(warning.help("write train_on_completions: true under training"));
+    }
+}
+
 fn lint(tool: &Tool, given: Given<'_>, out: &mut Vec<Diagnostic>) {
     for (path, instead) in keys::OF_STUDIO {
         let Some(entry) = given.entry(path) else { continue };
@@ -231,14 +303,7 @@ fn lint(tool: &Tool, given: Given<'_>, out: &mut Vec<Diagnostic>) {
             }
         }
     }
-    if !given.is_on("training.train_on_completions") {
-        let warning = Diagnostic::warning("the whole of each sample is learned, what the user says, too");
-        let warning = match given.entry("training.train_on_completions") {
-            Some(entry) => warning.at(entry.key_span, ""),
-            None => warning,
-        };
-        out.push(warning.help("write train_on_completions: true under training"));
-    }
+    learned(given, out);
     if !given.has("training.max_seq_length") {
         let warning = Diagnostic::warning("samples are cut off after 2048 tokens, as no `max_seq_length` is written");
         out.push(warning.help("write max_seq_length under training"));

@@ -215,7 +215,7 @@ pub const EXPLANATIONS: &[Explanation] = &[
          finds in configs of Axolotl, LLaMA-Factory, TRL and Unsloth; `tune lint` says with this code what such a tool itself \
          refuses.",
         "optimizer:\n  _component_: torchao.optim.CPUOffloadOptimizer",
-        "optimizer:\n  _component_: torchao.optim.AdamW8bit",
+        "optimizer:\n  _component_: torch.optim.AdamW",
     ),
     overrides(
         NO_HOME,

@@ -92,6 +92,9 @@ pub(super) fn texts(node: &Node) -> Vec<&str> {
     }
 }
 
+/// Folders that people keep data and results in; no organization is meant.
+const FOLDERS: [&str; 9] = ["checkpoints", "data", "models", "out", "output", "outputs", "results", "runs", "saves"];
+
 /// `org/name`, where there is no such folder, is on the Hugging Face hub.
 pub(super) fn on_the_hub(name: &str) -> String {
     let plain = |part: &str| {
@@ -100,7 +103,9 @@ pub(super) fn on_the_hub(name: &str) -> String {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     match name.split_once('/') {
-        Some((org, rest)) if plain(org) && plain(rest) && !std::path::Path::new(name).exists() => {
+        Some((org, rest))
+            if plain(org) && plain(rest) && !FOLDERS.contains(&org) && !std::path::Path::new(name).exists() =>
+        {
             format!("hf://{name}")
         }
         _ => name.to_owned(),

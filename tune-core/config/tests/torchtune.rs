@@ -178,7 +178,7 @@ fn a_component_stands_for_ours_with_other_keys_and_defaults() {
     let yaml = format!(
         "{HEAD}dataset:\n- _component_: torchtune.datasets.slimorca_dataset\n- {{_component_: chat, source: org/data}}\n"
     );
-    let config = good(&yaml, &["optimizer=bitsandbytes.optim.PagedAdamW8bit"]);
+    let config = good(&yaml, &["optimizer=bitsandbytes.optim.PagedAdamW32bit"]);
     let chat = |source: &str, column: &str, style: &str| {
         Dataset::Chat(Files {
             source: Some(source.into()),

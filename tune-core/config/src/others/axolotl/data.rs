@@ -145,7 +145,7 @@ fn dataset(c: &mut Conversion<'_>, item: &Node) -> Option<(Draft, String)> {
         let from = if files.is_empty() { "path" } else { "data_files" };
         common::source(&mut draft, path, at.text("revision"), &files, from);
     }
-    if c.given.is_on("sample_packing") && c.recipe.name != "dpo" {
+    if c.given.is_on("sample_packing") && matches!(c.recipe.name, "lora" | "full") {
         draft.set("packed", "true", "sample_packing");
     }
     Some((draft, at.text("split").unwrap_or("train").to_owned()))
@@ -171,6 +171,10 @@ fn texts(c: &mut Conversion<'_>, at: Given<'_>, kind: &str, entry: &Entry, draft
             draft.set("_component_", "text", "type");
             if let Some(column) = at.text("field") {
                 draft.set_text("column", column, "field");
+            }
+            if c.recipe.name != "pretrain" {
+                let missing = "a text is cut off after sequence_len tokens, where Axolotl goes on with the rest as another sample";
+                c.missing(entry, missing, "divide long texts in the file");
             }
         }
         _ if kind.starts_with("sharegpt") => {

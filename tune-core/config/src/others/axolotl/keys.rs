@@ -49,12 +49,7 @@ pub(super) const WHAT: &[Row] = &[
         "change it in a copy of the checkpoint",
     ),
     read(&["model_revision", "revision_of_model"], "`@revision` behind the name in `checkpointer.checkpoint_dir`"),
-    missing(
-        &["reinit_weights"],
-        OFF,
-        "training begins with the checkpoint's weights",
-        "make a checkpoint of fresh weights, and name its folder",
-    ),
+    read(&["reinit_weights"], "`from_scratch` of the recipe `pretrain`"),
     missing(
         &[
             "resize_token_embeddings_to_32x",
@@ -109,7 +104,7 @@ pub(super) const WHAT: &[Row] = &[
     meaningless(&["auto_resume_from_checkpoints"], "set resume_from_checkpoint=true when a run is to go on"),
     meaningless(&["dynamic_checkpoint"], "a signal (Ctrl-C) saves a checkpoint and ends the run"),
     // Adapters.
-    read(&["adapter"], "the recipe: `lora` for lora and qlora, `full` without"),
+    read(&["adapter"], "the recipe: `lora` for lora and qlora; without, `pretrain` for texts alone, else `full`"),
     ours(&["lora_r"], "model.lora_rank", Whole(1)),
     ours(&["lora_alpha"], "model.lora_alpha", Number),
     ours(&["lora_dropout"], "model.lora_dropout", Number),

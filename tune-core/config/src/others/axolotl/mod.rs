@@ -43,6 +43,7 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
     let adapters = adapter.is_some();
     let name = match given.entry("rl") {
         None if adapters => "lora",
+        None if is_of_texts(given) => "pretrain",
         None => "full",
         Some(entry) => match entry.value.as_str().unwrap_or_default() {
             rl if PAIRS.contains(&rl) => "dpo",
@@ -65,6 +66,13 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
     Ok(Recipe { name, adapters })
 }
 
+/// Whether nothing but texts is trained on.
+fn is_of_texts(given: Given<'_>) -> bool {
+    let items = given.items("datasets");
+    let is_text = |item: &&tune_yaml::Node| Given { root: item }.text("type") == Some("completion");
+    (given.has("pretraining_dataset") || !items.is_empty()) && items.iter().all(is_text)
+}
+
 fn convert(c: &mut Conversion<'_>) {
     let given = c.given;
     c.draft.set_text("output_dir", given.text("output_dir").unwrap_or("./model-out"), from(given, "output_dir"));
@@ -77,6 +85,12 @@ fn convert(c: &mut Conversion<'_>) {
     }
     if !given.has("micro_batch_size") {
         c.draft.set("batch_size", "1", "default of Axolotl");
+    }
+    if c.recipe.name == "pretrain" {
+        let fresh = given.is_on("reinit_weights").to_string();
+        c.draft.set("from_scratch", fresh, from(given, "reinit_weights"));
+    } else if let Some(entry) = given.entry("reinit_weights").filter(|_| given.is_on("reinit_weights")) {
+        c.missing(entry, "training begins with the checkpoint's weights", "start `pretrain`, which learns from texts");
     }
     adapters(c);
     data::convert(c);
@@ -97,7 +111,7 @@ fn adapters(c: &mut Conversion<'_>) {
     if let Some(entry) = given.entry("load_in_4bit").filter(|_| given.is_on("load_in_4bit")) {
         match c.recipe.name {
             "lora" => c.draft.set("model.quantize_base", "true", "load_in_4bit"),
-            "full" => c.meaningless(entry, "all weights are trained, and none is quantized"),
+            "full" | "pretrain" => c.meaningless(entry, "all weights are trained, and none is quantized"),
             name => {
                 let instead = "leave the base in bf16; `tune plan` says whether it fits";
                 c.missing(entry, format!("`{name}` does not quantize its base"), instead);
@@ -106,9 +120,9 @@ fn adapters(c: &mut Conversion<'_>) {
     }
     if let Some(entry) = given.entry("tokens") {
         match c.recipe.name {
-            "full" => {
+            "full" | "pretrain" => {
                 let instead = "train adapters, with model.new_tokens; or add the tokens to a copy of the checkpoint";
-                c.missing(entry, "`full` adds no tokens", instead);
+                c.missing(entry, "tokens are added beside adapters only", instead);
             }
             _ if c.recipe.adapters => c.draft.set("model.new_tokens", draft::inline(&entry.value), "tokens"),
             _ => c.missing(entry, "tokens are added beside adapters only", "add them to a copy of the checkpoint"),
@@ -219,7 +233,9 @@ fn saved_and_measured(c: &mut Conversion<'_>) {
             let instead = "set run_val_every_n_steps=N";
             c.missing(entry, "validation is at the end of each epoch, and every N steps", instead);
         }
-        if let (Some(patience), "lora" | "full" | "dpo") = (given.whole("early_stopping_patience"), c.recipe.name) {
+        if let (Some(patience), "lora" | "full" | "dpo" | "pretrain") =
+            (given.whole("early_stopping_patience"), c.recipe.name)
+        {
             c.draft.set("early_stopping.patience", patience.to_string(), "early_stopping_patience");
         }
     } else {

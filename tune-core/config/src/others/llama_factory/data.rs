@@ -242,7 +242,9 @@ fn learned(c: &Conversion<'_>, pretraining: bool, draft: &mut Draft) {
             draft.set("masking_strategy", mask, from);
         }
         let packs = ["packing", "neat_packing"].into_iter().find(|key| given.is_on(key));
-        if let Some(key) = packs.or(Some("stage: pt").filter(|_| pretraining && !given.has("packing"))) {
+        if c.recipe.name == "pretrain" {
+            // Its rows are always full.
+        } else if let Some(key) = packs.or(Some("stage: pt").filter(|_| pretraining && !given.has("packing"))) {
             draft.set("packed", "true", key);
         }
     }

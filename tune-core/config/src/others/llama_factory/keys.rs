@@ -31,14 +31,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     meaningless(&["init_special_tokens"], "a new token begins as the mean of all others"),
     missing(
-        &[
-            "rope_scaling",
-            "shift_attn",
-            "mixture_of_depths",
-            "train_from_scratch",
-            "block_diag_attn",
-            "moe_aux_loss_coef",
-        ],
+        &["rope_scaling", "shift_attn", "mixture_of_depths", "block_diag_attn", "moe_aux_loss_coef"],
         OFF,
         "a model is computed as its config.json says",
         "change it in a copy of the checkpoint",
@@ -183,7 +176,8 @@ pub(super) const ROWS: &[Row] = &[
         "write a template of your own, tokenizer.chat_template=FILE",
     ),
     // What is trained.
-    read(&["stage"], "the recipe: `lora` or `full` for sft and pt, `dpo` for dpo"),
+    read(&["stage"], "the recipe: `lora`, `full` or, for pt without adapters, `pretrain`; `dpo` for dpo"),
+    read(&["train_from_scratch"], "`from_scratch` of the recipe `pretrain`"),
     read(&["finetuning_type"], "the recipe: `lora` or `full`"),
     read(&["lora_rank"], "`model.lora_rank`"),
     read(&["lora_alpha"], "`model.lora_alpha`; LLaMA-Factory's default is twice the rank"),

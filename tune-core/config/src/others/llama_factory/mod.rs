@@ -45,7 +45,8 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
         None => "full",
         Some(entry) => match entry.value.as_str().unwrap_or_default() {
             "sft" | "pt" if adapters => "lora",
-            "sft" | "pt" => "full",
+            "pt" => "pretrain",
+            "sft" => "full",
             "dpo" => "dpo",
             "kto" => {
                 let instead = "with pairs of answers, write `stage: dpo`; `dpo` has the loss kto for pairs";
@@ -57,7 +58,7 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
             }
             stage => {
                 let message = format!("there is no recipe for `stage: {}` of LLaMA-Factory's", shown(stage));
-                return Err(refusal(entry.value.span, message, "lora, full and dpo are for sft, pt and dpo"));
+                return Err(refusal(entry.value.span, message, "lora, full, pretrain and dpo are for sft, pt and dpo"));
             }
         },
     };
@@ -83,6 +84,11 @@ fn convert(c: &mut Conversion<'_>) {
         for entry in keys.iter().filter_map(|key| given.entry(key)) {
             c.meaningless(entry, "all weights are trained, and no adapters");
         }
+    }
+    if c.recipe.name == "pretrain" {
+        c.draft.set("from_scratch", given.is_on("train_from_scratch").to_string(), "train_from_scratch");
+    } else if let Some(entry) = given.entry("train_from_scratch").filter(|_| given.is_on("train_from_scratch")) {
+        c.missing(entry, "training begins with the checkpoint's weights", "start `pretrain`, which learns from texts");
     }
     data::convert(c);
     trainer::convert(

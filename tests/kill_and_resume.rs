@@ -45,6 +45,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
                 "dtype=bf16",
                 "~exact_match",
             ],
+            "lora_mixed" => vec![MIXED, "val_set_size=0.1", "run_val_every_n_steps=3", "~exact_match"],
             "full" => vec!["dataset.packed=true", "neftune_noise_alpha=5"],
             "full_8bit" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4", "dataset.packed=true"],
             "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "dataset.packed=true"],
@@ -69,6 +70,11 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
 
 /// The folder beside the runs with a mixture of experts.
 const MIXTURE: &str = "mixture";
+
+/// Two datasets by weight, of one a part and of the other all several times, in rows that are filled as well as can be.
+const MIXED: &str = "dataset=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], packed: true, \
+                     packing: best_fit, weight: 2, filter: messages | length == 2}, {_component_: chat, packed: true, \
+                     packing: best_fit, data_files: [recipes/tiny/data/held_out.jsonl], weight: 3}]";
 
 /// The recipe that runs.
 fn binary(name: &str) -> &str {
@@ -157,6 +163,11 @@ fn check_in(folder: &Path, name: &str, kills: u32) -> u32 {
 #[test]
 fn lora_resumes_bit_for_bit() {
     check("lora", 2);
+}
+
+#[test]
+fn a_mixture_of_which_a_part_is_held_out_resumes_bit_for_bit() {
+    check("lora_mixed", 1);
 }
 
 #[test]

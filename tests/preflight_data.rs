@@ -353,3 +353,68 @@ fn answers_before_the_last_without_an_end_are_told() {
         }
     }
 }
+
+/// What is taken of the data, and how full its rows are.
+#[test]
+fn what_is_taken_is_said() {
+    let place = Place::new();
+    let record = |score: usize, answer: usize| {
+        let mut record = place.turns(&[(1, answer)]);
+        record["score"] = json!(score);
+        record
+    };
+    // 40 records with answers of 1 to 40 letters, a token each.
+    let data = place.records(&(1..=40).map(|i| record(i % 4, i)).collect::<Vec<_>>());
+    let plain = place.sound(&[&data, "batch_size=4"]);
+    contains(
+        &plain,
+        &["columns that are not used: `score` (in 40 records)", " of the positions in batches are padding"],
+    );
+
+    let said = place.sound(&[&data, "dataset.filter=score > 0", "dataset.min_tokens=20", "dataset.max_tokens=40"]);
+    contains(&said, &["\n            10 records filtered out\n"]);
+    assert!(!said.contains("columns that are not used"), "{said}");
+    let number = |end: &str| {
+        let line = said.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end:?} in\n{said}"));
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    };
+    let (short, long) = (
+        number("samples of fewer tokens than `min_tokens` left out"),
+        number("samples of more tokens than `max_tokens` left out"),
+    );
+    contains(&said, &[&format!("\n            {} samples, ", 30 - short - long)]);
+
+    let packed = place.sound(&[&data, "dataset.packed=true", "dataset.packing=best_fit", "tokenizer.max_seq_len=64"]);
+    contains(&packed, &[" rows of up to 64 tokens, which fill "]);
+
+    let said = place.sound(&[&data, "val_set_size=0.25"]);
+    contains(
+        &said,
+        &[
+            "data        chat dataset",
+            "\n            30 samples, ",
+            "validation  chat dataset",
+            "\n            10 samples, ",
+        ],
+    );
+    contains(
+        &place.unsound(&[&data, "val_set_size=40"]),
+        &["val_set_size=40: of 40 records none would be left to train on"],
+    );
+
+    let path = data.split_once('=').unwrap().1;
+    let each = |weight: usize| format!("{{_component_: chat, data_files: {path}, weight: {weight}}}");
+    let said = place.sound(&[&format!("dataset=[{}, {}]", each(1), each(3))]);
+    contains(
+        &said,
+        &[
+            "an epoch takes 20 of its 40 records, the same in each epoch; ",
+            "an epoch takes its 40 records 1.50 times in each epoch: 60; ",
+        ],
+    );
+    // A mistake in an expression is shown where it stands.
+    let config = fs::read_to_string(root().join("configs/lora/tiny.yaml")).unwrap();
+    let file = place.write("c.yaml", &config.replace("  conversation_style: openai", "  filter: score >"));
+    let error = runs::fail("lora", &["--check", "--config", &file, "output_dir=out/never"]);
+    contains(&error, &["c.yaml:23:11", "not an expression in Jinja, such as `score > 0.5`"]);
+}

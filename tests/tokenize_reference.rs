@@ -32,6 +32,7 @@ fn check(model: &Path) {
             source: Some("json".into()),
             data_files: vec![reference.join("humaneval_messages.jsonl")],
             split: "train[:40]".to_owned(),
+            ..Files::default()
         },
         conversation_column: "messages".to_owned(),
         conversation_style: ConversationStyle::Openai,
@@ -39,7 +40,7 @@ fn check(model: &Path) {
         content_key: None,
         new_system_prompt: None,
         mask: Mask { masking_strategy: None, train_on_input: Some(false) },
-        packed: false,
+        rows: data::Rows::default(),
     });
     let dataset = data::load(&[config], &tokenizer, Some(512)).unwrap();
     assert_eq!(dataset.warnings(512), [""; 0]);

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, Files, IGNORE, Mask, Sample};
+use tune_core::data::{self, ChatDataset, ConversationStyle, DatasetConfig, IGNORE, Mask, Sample};
 use tune_core::tokenizer::{Tokenizer, TokenizerFiles};
 
 fn folder() -> PathBuf {
@@ -42,14 +42,14 @@ fn samples(tokenizer: &Tokenizer, conversations: &[Value], max_seq_len: Option<u
         conversations.iter().map(|c| serde_json::json!({"messages": c["messages"]}).to_string()).collect();
     std::fs::write(&file, lines.join("\n")).unwrap();
     let config = DatasetConfig::Chat(ChatDataset {
-        files: Files { source: None, data_files: vec![file], split: "train".to_owned() },
+        files: file.into(),
         conversation_column: "messages".to_owned(),
         conversation_style: ConversationStyle::Openai,
         role_key: None,
         content_key: None,
         new_system_prompt: None,
         mask: Mask { masking_strategy: None, train_on_input: None },
-        packed: false,
+        rows: data::Rows::default(),
     });
     data::examples(&[config], tokenizer, max_seq_len, conversations.len())
 }

@@ -155,6 +155,11 @@ impl Template {
         self.program.marks_generation
     }
 
+    /// The names that it looks up or sets, but for those of functions that are always there.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.program.names.iter().map(|name| &**name).filter(|name| !calls::FUNCTIONS.contains(name))
+    }
+
     /// Renders the template.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::batch::{IGNORE, Sample};
 use super::corpus::Corpus;
 use super::order::Order;
-use super::pack::{self, Joins, Packing};
+use super::pack::{self, Fit, Joins, Packing};
 use super::report::{DatasetReport, Tally};
 use super::scratch::{temporary_error, temporary_file};
 use crate::positions::{read_exact_at, write_all_at};
@@ -49,7 +49,7 @@ impl Origin {
     }
 }
 
-/// A sample in the temporary file.
+/// A sample in the temporary file, or a piece of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
     pub(super) record: usize,
@@ -269,9 +269,10 @@ impl Work {
             .map_err(|e| temporary_error(&e))?;
         self.end += tokens.len() as u64;
         let (samples, rows) = match self.packing {
-            Packing { to: Some(len), joins: Joins::Split } => pack::split(&samples, len),
-            Packing { to: Some(len), joins: Joins::Across } => pack::across(&samples, len),
-            Packing { to: Some(max_len), joins: Joins::Whole } => {
+            Packing { to: Some(len), joins: Joins::Across, .. } => pack::across(&samples, len),
+            Packing { to: Some(len), joins, fit: Fit::BestFit } => pack::best_fit(&samples, len, joins == Joins::Split),
+            Packing { to: Some(len), joins: Joins::Split, .. } => pack::split(&samples, len),
+            Packing { to: Some(max_len), joins: Joins::Whole, .. } => {
                 let rows = pack::rows(samples.iter().map(|s| s.len as usize), max_len);
                 (samples, rows)
             }
@@ -301,11 +302,14 @@ impl Work {
     fn finish(&mut self) -> Result<()> {
         // The samples of a record stay in their order.
         self.sums.sort_by_key(|(record, _)| *record);
-        let Packing { to, joins } = self.packing;
+        let Packing { to, joins, fit } = self.packing;
         let mut fingerprint = crc32c::crc32c(&(to.unwrap_or(0) as u64).to_le_bytes());
         // Rows of samples that are not cut are known by their samples.
         if joins != Joins::Whole {
             fingerprint = crc32c::crc32c_append(fingerprint, &[joins as u8]);
+        }
+        if fit != Fit::Greedy {
+            fingerprint = crc32c::crc32c_append(fingerprint, b"best fit");
         }
         for (_, sum) in &self.sums {
             fingerprint = crc32c::crc32c_append(fingerprint, &sum.to_le_bytes());

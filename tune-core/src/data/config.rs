@@ -1,11 +1,11 @@
 //! The `dataset` section of a config.
 
-use std::path::PathBuf;
-
 use super::conversation::SYSTEM_COLUMN;
+use super::files::Files;
+use super::pack::Rows;
 use super::source::Columns;
 use super::{alpaca, beside, trained};
-use crate::config::{Config, Mismatch, Schema, Value};
+use crate::config::Config;
 
 /// Where training text comes from and how a sample is made of a record.
 #[derive(Debug, Clone, Config)]
@@ -27,51 +27,6 @@ pub enum DatasetConfig {
     /// Plain text, all of it trained.
     #[config(name = "text", alias = "torchtune.datasets.text_completion_dataset")]
     Text(TextDataset),
-}
-
-/// The files of a dataset and the part of them that is taken.
-#[derive(Debug, Clone, Config)]
-#[config(crate = crate::config)]
-pub struct Files {
-    /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell, or `text`: a file is one document; or a file, a folder or `hf://org/name`, in place of `data_files`.
-    pub source: Option<Source>,
-    /// A file, several files or a folder, relative to the working directory; or `hf://org/name/path`.
-    #[config(default, one_or_many)]
-    pub data_files: Vec<PathBuf>,
-    /// Which part to take: `train`, `train[:10%]`, `train[200:]`, `train[-50:]` ...
-    #[config(default = "train")]
-    pub split: String,
-}
-
-/// A format, or where a dataset is: a path, or a name on the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source(String);
-
-impl Config for Source {
-    // A path begins with a home folder where it begins with `~`.
-    const SCHEMA: Schema = Schema::Path;
-
-    fn from_value(value: &Value) -> Result<Self, Mismatch> {
-        value.text().map(Self::from)
-    }
-
-    fn to_value(&self) -> Value {
-        Value::from_text(&self.0)
-    }
-}
-
-impl From<&str> for Source {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl std::ops::Deref for Source {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
 }
 
 /// Which of a sample's tokens are trained, said in the new way or the old.
@@ -133,9 +88,9 @@ pub struct ChatDataset {
     /// What is trained of it.
     #[config(flatten)]
     pub mask: Mask,
-    /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
-    #[config(default = false)]
-    pub packed: bool,
+    /// Whether and how samples share rows.
+    #[config(flatten)]
+    pub rows: Rows,
 }
 
 /// A question and an answer. With a chat template they are a user's and the assistant's message;
@@ -158,9 +113,9 @@ pub struct InstructDataset {
     /// What is trained of it.
     #[config(flatten)]
     pub mask: Mask,
-    /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
-    #[config(default = false)]
-    pub packed: bool,
+    /// Whether and how samples share rows.
+    #[config(flatten)]
+    pub rows: Rows,
 }
 
 /// The columns of an instruct dataset.
@@ -190,9 +145,9 @@ pub struct AlpacaDataset {
     /// What is trained of it.
     #[config(flatten)]
     pub mask: Mask,
-    /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
-    #[config(default = false)]
-    pub packed: bool,
+    /// Whether and how samples share rows.
+    #[config(flatten)]
+    pub rows: Rows,
 }
 
 /// The columns of an Alpaca dataset.
@@ -212,10 +167,7 @@ pub struct AlpacaColumns {
 
 /// Plain text, for continued pretraining.
 #[derive(Debug, Clone, Config)]
-#[config(
-    crate = crate::config,
-    ignored(split_across_pack = "a sample is never split; one that is longer than `max_seq_len` is cut")
-)]
+#[config(crate = crate::config)]
 pub struct TextDataset {
     /// Where the text is.
     #[config(flatten)]
@@ -226,9 +178,12 @@ pub struct TextDataset {
     /// Close each text with the end-of-text token.
     #[config(default = true)]
     pub add_eos: bool,
-    /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    /// Whether and how samples share rows.
+    #[config(flatten)]
+    pub rows: Rows,
+    /// Where rows are `packed`, let a text that does not fit into one go on in the next, and cut off nothing.
     #[config(default = false)]
-    pub packed: bool,
+    pub split_across_pack: bool,
 }
 
 impl ChatDataset {
@@ -242,19 +197,24 @@ impl ChatDataset {
             content_key: None,
             new_system_prompt: None,
             mask: Mask::default(),
-            packed: false,
+            rows: Rows::default(),
         }
     }
 }
 
 impl DatasetConfig {
-    pub(super) fn packed(&self) -> bool {
+    pub(super) fn rows(&self) -> Rows {
         match self {
-            Self::Chat(c) => c.packed,
-            Self::Instruct(c) => c.packed,
-            Self::Alpaca(c) => c.packed,
-            Self::Text(c) => c.packed,
+            Self::Chat(c) => c.rows,
+            Self::Instruct(c) => c.rows,
+            Self::Alpaca(c) => c.rows,
+            Self::Text(c) => c.rows,
         }
+    }
+
+    /// Whether a sample that does not fit into a row goes on in the next.
+    pub(super) fn splits(&self) -> bool {
+        matches!(self, Self::Text(TextDataset { split_across_pack: true, rows: Rows { packed: true, .. }, .. }))
     }
 
     /// Whether a sample is to end with a stop token that is trained.

@@ -6,12 +6,14 @@ use rayon::prelude::*;
 
 use super::batch::Sample;
 use super::faults::{self, Faults};
+use super::files::Files;
 use super::kind::DataConfig;
 use super::maker::Maker;
-use super::pack::{Joins, Packing};
+use super::mixture::Mixture;
+use super::pack::{Joins, Packing, Rows};
 use super::records::Records;
-use super::report::{DatasetReport, Tally};
-use super::source;
+use super::report::{DatasetReport, Mixed, Tally};
+use super::selected::{self, Selected};
 use super::unused::Held;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -19,9 +21,11 @@ use crate::{Error, Result};
 /// The records of several datasets, one after the other: found and checked, but not kept in memory.
 pub(super) struct Corpus {
     parts: Vec<Part>,
+    /// Which of the records an epoch is made of, where it is not all of them in their order.
+    mixture: Option<Mixture>,
     tokenizer: Tokenizer,
     max_seq_len: Option<usize>,
-    packed: bool,
+    rows: Rows,
     joins: Joins,
     /// Whether what is cut off is tokenized, too, to count it.
     count_cut: bool,
@@ -30,8 +34,10 @@ pub(super) struct Corpus {
 struct Part {
     config: DataConfig,
     records: Records,
-    /// The first record's index in the corpus.
+    /// The first record's index among those of all parts.
     first: usize,
+    /// Records that its filter did not let through.
+    filtered: usize,
     /// What its records hold and nobody reads, in words.
     unused: Vec<String>,
     /// Messages with calls whose arguments are JSON text.
@@ -80,39 +86,48 @@ impl Scan {
 
 impl Corpus {
     /// Finds the records, reads each once, and checks that it is what its dataset expects. What takes long,
-    /// rendering and tokenizing, is left for [`Corpus::tokenize`].
-    pub(super) fn open(configs: &[DataConfig], tokenizer: &Tokenizer, max_seq_len: Option<usize>) -> Result<Self> {
+    /// rendering and tokenizing, is left for [`Corpus::tokenize`]. The seed decides what is held out and drawn of them.
+    pub(super) fn open(
+        configs: &[DataConfig],
+        tokenizer: &Tokenizer,
+        max_seq_len: Option<usize>,
+        seed: u64,
+    ) -> Result<Self> {
         let Some(first) = configs.first() else {
             return Err(Error::setup("there is no dataset"));
         };
-        let packed = first.packed();
-        if configs.iter().any(|c| c.packed() != packed) {
+        let rows = first.rows();
+        if configs.iter().any(|c| c.packed() != rows.packed) {
             return Err(Error::setup("of several datasets either all or none must be `packed`"));
+        }
+        if rows.packed && configs.iter().any(|c| c.rows() != rows) {
+            return Err(Error::setup("of several datasets all must have the same `packing`"));
         }
         if configs.iter().any(|c| c.joins != first.joins) {
             return Err(Error::setup(
-                "of several datasets all must fill rows in the same way: `text` with one `attend_across`, or none of `text`",
+                "of several datasets all must fill rows in the same way: all or none of them are texts that go on in the next row \
+                 (`split_across_pack`), with one `attend_across`",
             ));
         }
         if configs.iter().any(|c| c.is_of_pairs() != first.is_of_pairs()) {
             return Err(Error::setup("of several datasets either all or none must be of pairs of answers"));
         }
-        if packed && max_seq_len.is_none() {
+        if rows.packed && max_seq_len.is_none() {
             return Err(Error::setup("a packed dataset needs `max_seq_len`, the length of a row"));
         }
         let mut faults = Vec::new();
         let mut corpus = Self {
             parts: Vec::new(),
+            mixture: None,
             tokenizer: tokenizer.clone(),
             max_seq_len,
-            packed,
+            rows,
             joins: first.joins,
             count_cut: false,
         };
         for config in configs {
-            let found = Maker::new(config, tokenizer)
-                .and_then(|maker| Ok((maker, source::find(config.files(), &config.all_columns())?)));
-            let (maker, records) = match found {
+            let found = Maker::new(config, tokenizer).and_then(|maker| Ok((maker, selected::find(config)?)));
+            let (maker, Selected { records, filtered }) = match found {
                 Ok(found) => found,
                 Err(error) => {
                     faults.push(Faults::of_dataset(config, error));
@@ -126,15 +141,24 @@ impl Corpus {
             }
             let mut held = scan.held;
             maker.keep_unused(&mut held, &records);
-            let unused = held.warnings(&config.name());
-            let first = corpus.len();
+            // Of what is held out, training data has told already.
+            let unused = if config.is_held_out() { Vec::new() } else { held.warnings(&config.name()) };
             let argument_texts = held.argument_texts.count;
-            corpus.parts.push(Part { config: config.clone(), records, first, unused, argument_texts });
+            match config.share.of(records, seed) {
+                Ok(records) => {
+                    let first = corpus.records();
+                    let config = config.clone();
+                    corpus.parts.push(Part { config, records, first, filtered, unused, argument_texts });
+                }
+                Err(error) => faults.push(Faults::of_dataset(config, error)),
+            }
         }
-        match faults::error(faults) {
-            Some(error) => Err(error),
-            None => Ok(corpus),
+        if let Some(error) = faults::error(faults) {
+            return Err(error);
         }
+        let datasets: Vec<_> = corpus.parts.iter().map(|part| (&part.config, part.records.len())).collect();
+        corpus.mixture = Mixture::of(&datasets, seed)?;
+        Ok(corpus)
     }
 
     /// The same, which counts all tokens that are cut off, if `count_cut`.
@@ -142,14 +166,27 @@ impl Corpus {
         Self { count_cut, ..self }
     }
 
-    /// Records, of all datasets.
+    /// Records of an epoch, of all datasets.
     pub(super) fn len(&self) -> usize {
+        self.mixture.as_ref().map_or_else(|| self.records(), |mixture| mixture.records.len())
+    }
+
+    /// Records of all parts.
+    fn records(&self) -> usize {
         self.parts.last().map_or(0, |part| part.first + part.records.len())
+    }
+
+    /// The part with record `i` of an epoch, and the record's number in it.
+    fn place(&self, i: usize) -> (usize, usize) {
+        let record = self.mixture.as_ref().map_or(i, |mixture| mixture.records[i]);
+        let part = self.parts.partition_point(|part| part.first <= record) - 1;
+        (part, record - self.parts[part].first)
     }
 
     /// How samples share rows.
     pub(super) fn packing(&self) -> Packing {
-        Packing { to: self.max_seq_len.filter(|_| self.packed), joins: self.joins }
+        let Rows { packed, packing: fit } = self.rows;
+        Packing { to: self.max_seq_len.filter(|_| packed), joins: self.joins, fit }
     }
 
     /// The samples that each record becomes.
@@ -159,18 +196,21 @@ impl Corpus {
 
     /// Where a record stands.
     pub(super) fn origin(&self, record: usize) -> String {
-        let part = &self.parts[self.part_of(record)];
-        part.records.origin(record - part.first).to_string()
+        let (part, record) = self.place(record);
+        self.parts[part].records.origin(record).to_string()
     }
 
     /// The datasets with their number of records, in words.
     pub(super) fn summary(&self) -> Vec<String> {
-        self.parts.iter().map(|part| format!("{}: {} records", part.config.name(), part.records.len())).collect()
+        let taken =
+            |i: usize, part: &Part| self.mixture.as_ref().map_or(part.records.len(), |mixture| mixture.taken[i]);
+        let line = |(i, part): (usize, &Part)| format!("{}: {} records", part.config.name(), taken(i, part));
+        self.parts.iter().enumerate().map(line).collect()
     }
 
     /// The dataset that a record is of.
     pub(super) fn part_of(&self, record: usize) -> usize {
-        self.parts.partition_point(|part| part.first <= record) - 1
+        self.place(record).0
     }
 
     /// An account of nothing yet, one for each dataset.
@@ -184,9 +224,15 @@ impl Corpus {
         let makers = self.parts.iter().map(|part| Maker::new(&part.config, &self.tokenizer));
         let makers = makers.collect::<Result<Vec<Maker<'_>>>>()?;
         let encode = |&i: &usize| {
-            let part = self.part_of(i);
-            let record = makers[part].read(&self.parts[part].records, i - self.parts[part].first)?;
-            makers[part].encode(&record, self.parts[part].config.cut_to(self.max_seq_len), self.count_cut)
+            let (part, number) = self.place(i);
+            let Part { config, records, .. } = &self.parts[part];
+            let record = makers[part].read(records, number)?;
+            let limit = config.cut_to(self.max_seq_len);
+            // Whether a sample has a length that is wanted may show in what is cut off only.
+            let is_beyond = |tokens: &usize| limit.is_some_and(|limit| limit < *tokens);
+            let Files { min_tokens, max_tokens, .. } = config.files();
+            let counts = [min_tokens, max_tokens].into_iter().flatten().any(is_beyond);
+            makers[part].encode(&record, limit, self.count_cut || counts)
         };
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
@@ -225,11 +271,18 @@ impl Corpus {
 
     /// The reports, once all records are tokenized.
     pub(super) fn reports(&self, account: Vec<Tally>) -> Result<Vec<DatasetReport>> {
-        let report = |(part, tally): (&Part, Tally)| {
+        let report = |(i, (part, tally)): (usize, (&Part, Tally))| {
             let maker = Maker::new(&part.config, &self.tokenizer)?;
             let report = tally.report(self.max_seq_len, &self.tokenizer, maker.template(), |i| self.origin(i))?;
-            Ok(DatasetReport { unused: part.unused.clone(), argument_texts: part.argument_texts, ..report })
+            let mixed = |mixture: &Mixture| Mixed { taken: mixture.taken[i], of: part.records.len() };
+            Ok(DatasetReport {
+                filtered: part.filtered,
+                mixed: self.mixture.as_ref().map(mixed),
+                unused: part.unused.clone(),
+                argument_texts: part.argument_texts,
+                ..report
+            })
         };
-        self.parts.iter().zip(account).map(report).collect()
+        self.parts.iter().zip(account).enumerate().map(report).collect()
     }
 }

@@ -9,7 +9,7 @@ use super::kind::DataConfig;
 use super::maker::Maker;
 use super::order::BLOCK;
 use super::records::Records;
-use super::source;
+use super::selected;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -84,8 +84,8 @@ pub fn examples(
     max_seq_len: Option<usize>,
     n: usize,
 ) -> Vec<Sample> {
-    let of_dataset = |config: &DataConfig| match source::find(config.files(), &config.all_columns()) {
-        Ok(records) => first_samples(config, &records, tokenizer, max_seq_len, n),
+    let of_dataset = |config: &DataConfig| match selected::find(config) {
+        Ok(found) => first_samples(config, &found.records, tokenizer, max_seq_len, n),
         Err(_) => Vec::new(),
     };
     configs.into_iter().flat_map(|config| of_dataset(&config.into())).collect()
@@ -109,7 +109,7 @@ fn of_dataset(config: &DataConfig, tokenizer: Option<&Tokenizer>, max_seq_len: O
     let max_seq_len = config.cut_to(max_seq_len);
     let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
     let maker = tokenizer.map(|tokenizer| Maker::new(config, tokenizer)).transpose();
-    let records = source::find(config.files(), &config.all_columns());
+    let records = selected::find(config).map(|found| found.records);
     let (maker, records) = match (maker, records) {
         (Ok(maker), Ok(records)) => (maker, records),
         (maker, records) => {

@@ -113,7 +113,7 @@ fn several_files_and_datasets_keep_their_order() {
     assert_eq!(origins(&[listed]), [expected_b, expected_a].concat());
 
     let mut packed = instruct(&b);
-    packed.packed = true;
+    packed.rows.packed = true;
     let configs = [DatasetConfig::Instruct(packed.clone()), DatasetConfig::Instruct(instruct(&a))];
     assert!(load(&configs, &tokenizer, Some(8)).unwrap_err().to_string().contains("all or none"));
     let configs = [DatasetConfig::Instruct(packed)];

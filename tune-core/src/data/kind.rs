@@ -1,9 +1,12 @@
 //! Datasets of every kind: those whose records are samples, and those whose records are pairs of answers.
 
-use super::config::{DatasetConfig, Files};
-use super::pack::Joins;
+use super::config::DatasetConfig;
+use super::files::Files;
+use super::filter::Filter;
+use super::pack::{Joins, Rows};
 use super::preference::PreferenceConfig;
 use super::pretrain::PretrainData;
+use super::selected::Share;
 use super::source::Columns;
 
 /// A dataset of any kind. One of pairs is two datasets in one: each record is a sample of the one and of the other.
@@ -17,18 +20,21 @@ pub struct DataConfig {
     pub(super) prompt: Option<String>,
     /// What becomes of a sample that does not fit into its row.
     pub(super) joins: Joins,
+    /// Which of its records are taken.
+    pub(super) share: Share,
 }
 
 impl From<&DatasetConfig> for DataConfig {
     fn from(config: &DatasetConfig) -> Self {
-        Self { sides: vec![config.clone()], kind: None, prompt: None, joins: Joins::Whole }
+        let joins = if config.splits() { Joins::Split } else { Joins::Whole };
+        Self { sides: vec![config.clone()], kind: None, prompt: None, joins, share: Share::All }
     }
 }
 
 impl From<&PreferenceConfig> for DataConfig {
     fn from(config: &PreferenceConfig) -> Self {
         let (kind, prompt) = (Some(config.kind()), config.prompt().map(str::to_owned));
-        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole }
+        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole, share: Share::All }
     }
 }
 
@@ -51,9 +57,36 @@ impl DataConfig {
         self.sides.len() > 1
     }
 
+    /// The dataset without the records that [`DataConfig::held_out`] has: a share of them below 1, or a number of them from 1 on.
+    #[must_use]
+    pub fn without_held_out(&self, size: f64) -> Self {
+        Self { share: Share::Trained(size), ..self.clone() }
+    }
+
+    /// The records that [`DataConfig::without_held_out`] lacks, which are drawn by the seed.
+    #[must_use]
+    pub fn held_out(&self, size: f64) -> Self {
+        Self { share: Share::HeldOut(size), ..self.clone() }
+    }
+
+    /// Whether its records are those that another dataset holds out.
+    pub(crate) fn is_held_out(&self) -> bool {
+        matches!(self.share, Share::HeldOut(_))
+    }
+
     /// Whether several samples share a row.
     pub fn packed(&self) -> bool {
-        self.sides.iter().any(DatasetConfig::packed)
+        self.rows().packed
+    }
+
+    /// Whether and how samples share a row.
+    pub(super) fn rows(&self) -> Rows {
+        self.sides[0].rows()
+    }
+
+    /// How much of an epoch is to be this dataset, to those of others. What is held out is looked at as a whole, and once.
+    pub(super) fn weight(&self) -> Option<f64> {
+        self.files().weight.filter(|_| !self.is_held_out())
     }
 
     /// The tokens that a sample is cut to, of rows of this length: a sample that goes on in the next row is not cut.
@@ -70,7 +103,12 @@ impl DataConfig {
         self.sides[0].files()
     }
 
-    /// The columns that the config names.
+    /// The columns that the filter reads.
+    pub(super) fn filtered_by(&self) -> &[String] {
+        self.files().filter.as_ref().map_or(&[], Filter::columns)
+    }
+
+    /// The columns that the config names for samples.
     pub(super) fn columns(&self) -> Vec<&str> {
         let mut columns: Vec<&str> = self.sides.iter().flat_map(DatasetConfig::columns).collect();
         columns.extend(self.prompt.as_deref());
@@ -81,6 +119,7 @@ impl DataConfig {
     pub(super) fn all_columns(&self) -> Columns<'_> {
         let Columns { first, mut read } = self.sides[0].all_columns();
         read.extend(self.columns());
+        read.extend(self.filtered_by().iter().map(String::as_str));
         Columns { first, read }
     }
 

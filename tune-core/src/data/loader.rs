@@ -9,7 +9,7 @@ use super::batch::{Batch, IGNORE, Sample, Span};
 use super::corpus::Corpus;
 use super::kind::DataConfig;
 use super::order::{BLOCK, Order};
-use super::pack::{Joins, Packing};
+use super::pack::{Fit, Joins, Packing};
 use super::report::{self, DatasetReport};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -26,6 +26,8 @@ pub struct LoaderOptions {
     pub pack_to: Option<usize>,
     /// What becomes of a sample that does not fit into what is left of such a row.
     pub joins: Joins,
+    /// Which samples share such a row.
+    pub fit: Fit,
     /// Take the rows in a new order in each epoch.
     pub shuffle: bool,
     /// Decides the orders.
@@ -49,6 +51,7 @@ impl Default for LoaderOptions {
             batch_size: 1,
             pack_to: None,
             joins: Joins::Whole,
+            fit: Fit::Greedy,
             shuffle: false,
             seed: 0,
             pad_id: 0,
@@ -63,7 +66,7 @@ impl Default for LoaderOptions {
 /// Samples in batches: which are in batch `index` of an epoch is a function of the data and the options, so
 /// that a resumed run goes on exactly where it was stopped.
 ///
-/// Packing is done once, in the order of the samples; it is the packs that are shuffled. Of data with more
+/// Packing is done once; it is the packs that are shuffled. Of data with more
 /// than 4096 records, each 4096 are packed and shuffled together: the rest is tokenized while the first are
 /// trained on. Samples lie in a temporary file, not in memory.
 pub struct Loader {
@@ -85,7 +88,7 @@ impl Loader {
         Self::with_blocks(Origin::Memory(samples), options, BLOCK)
     }
 
-    /// A loader of datasets, which decide about [`LoaderOptions::pack_to`] and [`LoaderOptions::joins`]. Samples are cut to
+    /// A loader of datasets, which decide about [`LoaderOptions::pack_to`], [`LoaderOptions::joins`] and [`LoaderOptions::fit`]. Samples are cut to
     /// `max_seq_len` tokens; those that then have no trained token are left out.
     ///
     /// Every record is read and checked, and the first of them are tokenized; the others are on
@@ -100,8 +103,8 @@ impl Loader {
         mut options: LoaderOptions,
     ) -> Result<Self> {
         let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
-        let corpus = Corpus::open(&configs, tokenizer, max_seq_len)?.counting(options.count_cut);
-        Packing { to: options.pack_to, joins: options.joins } = corpus.packing();
+        let corpus = Corpus::open(&configs, tokenizer, max_seq_len, options.seed)?.counting(options.count_cut);
+        Packing { to: options.pack_to, joins: options.joins, fit: options.fit } = corpus.packing();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
     }
 
@@ -110,8 +113,8 @@ impl Loader {
             return Err(Error::setup("`batch_size` and `pad_to_multiple_of` must be at least 1"));
         }
         let order = Order { shuffle: options.shuffle, seed: options.seed, block };
-        let tokenized =
-            Tokenized::begin(origin, order, Packing { to: options.pack_to, joins: options.joins }, options.must_stop)?;
+        let packing = Packing { to: options.pack_to, joins: options.joins, fit: options.fit };
+        let tokenized = Tokenized::begin(origin, order, packing, options.must_stop)?;
         let at_once = tokenized.known_totals().is_some();
         let loader = Self {
             tokenized,
@@ -244,6 +247,33 @@ impl Loader {
         steps.into_iter().map(|step| step.chunks(size).map(|rows| self.assemble(rows)).collect()).collect()
     }
 
+    /// How much of the first epoch's batches is padding. `None` where there are too many rows to look at each.
+    ///
+    /// # Errors
+    /// As [`Loader::len`].
+    pub fn padding(&self) -> Result<Option<Padding>> {
+        let rows = self.rows()?;
+        if rows as u64 > MOST_ROWS {
+            return Ok(None);
+        }
+        let epoch = self.epoch(0);
+        let tokens = |row: Result<(&Block, usize)>| row.map(|(block, row)| block.tokens(row));
+        let lens = epoch.rows().map(tokens).collect::<Result<Vec<usize>>>()?;
+        let longest = |batch: &[usize]| batch.iter().max().map_or(0, |len| self.row_len(*len));
+        let batches = lens.chunks(self.options.batch_size);
+        Ok(Some(Padding {
+            rows,
+            row_len: self.options.pack_to,
+            tokens: lens.iter().sum(),
+            positions: batches.map(|batch| batch.len() * longest(batch)).sum(),
+        }))
+    }
+
+    /// The length of a batch's rows, of which the longest has so many tokens.
+    fn row_len(&self, longest: usize) -> usize {
+        usize::next_multiple_of(longest, self.options.pad_to_multiple_of)
+    }
+
     /// A line on each dataset: what became of it or, while it is being tokenized, how many records it has.
     pub fn summary(&self) -> Vec<String> {
         match (self.tokenized.known_totals(), &self.tokenized.origin) {
@@ -293,7 +323,7 @@ impl Loader {
     fn assemble(&self, rows: &[(&Block, usize)]) -> Result<Batch> {
         let rows: Vec<_> = rows.iter().map(|&(block, row)| &block.samples[block.rows[row].clone()]).collect();
         let longest = rows.iter().map(|row| row.iter().map(|s| s.len as usize).sum()).max().unwrap_or(0);
-        let len = usize::next_multiple_of(longest, self.options.pad_to_multiple_of);
+        let len = self.row_len(longest);
         let size = rows.len() * len;
         let mut batch = Batch {
             rows: rows.len(),
@@ -320,6 +350,19 @@ impl Loader {
         }
         Ok(batch)
     }
+}
+
+/// How full the rows of an epoch's batches are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Padding {
+    /// Rows.
+    pub rows: usize,
+    /// The most tokens of a row that samples are packed into.
+    pub row_len: Option<usize>,
+    /// Tokens in the rows.
+    pub tokens: usize,
+    /// Positions of all batches, each of which has rows as long as its longest.
+    pub positions: usize,
 }
 
 impl Drop for Loader {

@@ -110,7 +110,8 @@ impl<'a> Maker<'a> {
 
     /// Notes the columns of record `i` that are not used, and the keys of its messages.
     pub(super) fn note(&self, i: usize, record: &Record, held: &mut Held) {
-        let named = self.config.columns();
+        let mut named = self.config.columns();
+        named.extend(self.config.filtered_by().iter().map(String::as_str));
         for (side, formatter) in self.sides.iter().enumerate() {
             if side == 0 {
                 formatter.note_columns(i, record, &named, held);

@@ -34,12 +34,15 @@ mod conversation;
 mod corpus;
 mod encoder;
 mod faults;
+mod files;
+mod filter;
 mod format;
 mod held;
 mod json_text;
 mod kind;
 mod loader;
 mod maker;
+mod mixture;
 mod order;
 mod pack;
 mod pieces;
@@ -49,6 +52,7 @@ mod questions;
 mod records;
 mod report;
 mod scratch;
+mod selected;
 mod source;
 mod split;
 mod stand_in;
@@ -57,19 +61,21 @@ mod unused;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
-    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns,
-    InstructDataset, Mask, Masking, Source, TextDataset,
+    AlpacaColumns, AlpacaDataset, ChatDataset, ConversationStyle, DatasetConfig, InstructColumns, InstructDataset,
+    Mask, Masking, TextDataset,
 };
 pub use faults::{Faults, examples, faults};
+pub use files::{Files, Source};
+pub use filter::Filter;
 pub use kind::DataConfig;
-pub use loader::{Epoch, Loader, LoaderOptions};
-pub use pack::Joins;
+pub use loader::{Epoch, Loader, LoaderOptions, Padding};
+pub use pack::{Fit, Joins, Rows};
 pub use preference::{
     AnswerColumns, ConversationColumns, PreferenceConfig, PreferenceDataset, PreferenceInstructDataset,
 };
 pub use pretrain::{DocumentsDataset, PretrainData};
 pub(crate) use questions::{Question, questions};
-pub use report::DatasetReport;
+pub use report::{DatasetReport, Mixed};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;
 
@@ -108,7 +114,7 @@ pub fn load(
     max_seq_len: Option<usize>,
 ) -> Result<Dataset> {
     let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
-    let corpus = Corpus::open(&configs, tokenizer, max_seq_len)?;
+    let corpus = Corpus::open(&configs, tokenizer, max_seq_len, 0)?;
     let mut account = corpus.account();
     let all: Vec<usize> = (0..corpus.len()).collect();
     let samples = corpus.tokenize(&all, &mut account)?.into_iter().map(|(_, sample)| sample).collect();

@@ -44,13 +44,25 @@ impl Order {
     }
 
     fn key(&self, what: &[u8; 7], epoch: u64, block: usize) -> [u8; 32] {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&self.seed.to_le_bytes());
-        key[8..16].copy_from_slice(&epoch.to_le_bytes());
-        key[16..23].copy_from_slice(what);
-        key[24..].copy_from_slice(&(block as u64).to_le_bytes());
-        key
+        key(self.seed, what, epoch, block)
     }
+}
+
+/// `k` of `n` things, drawn by the seed and for a purpose, in their order.
+pub(super) fn draw(k: usize, n: usize, seed: u64, purpose: &[u8; 7], index: usize) -> Vec<usize> {
+    let mut drawn = permutation(n, key(seed, purpose, 0, index));
+    drawn.truncate(k);
+    drawn.sort_unstable();
+    drawn
+}
+
+fn key(seed: u64, what: &[u8; 7], epoch: u64, block: usize) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&epoch.to_le_bytes());
+    key[16..23].copy_from_slice(what);
+    key[24..].copy_from_slice(&(block as u64).to_le_bytes());
+    key
 }
 
 /// A random order of `n` things. Written out here, so that no library's idea of shuffling

@@ -1,8 +1,36 @@
 //! Several samples in one row.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::ahead::Stored;
+use crate::config::Config;
+
+/// Whether and how several samples share a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Config)]
+#[config(crate = crate::config)]
+pub struct Rows {
+    /// Put several samples into one row of up to `max_seq_len` tokens. Attention stays inside each sample.
+    #[config(default = false)]
+    pub packed: bool,
+    /// Which samples share a row, where rows are `packed`.
+    #[config(default = "greedy")]
+    pub packing: Fit,
+}
+
+/// Which samples share a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Config)]
+#[config(crate = crate::config)]
+pub enum Fit {
+    /// Neighbours: a sample that does not fit any more begins the next row.
+    #[default]
+    #[config(name = "greedy")]
+    Greedy,
+    /// Those that fill rows best, of 4096 records at a time: longest first, each into the fullest row with room for it.
+    #[config(name = "best_fit")]
+    BestFit,
+}
 
 /// What becomes of a sample that does not fit into what is left of its row, where several share one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +51,8 @@ pub(super) struct Packing {
     /// The tokens of a row; `None` is one sample, or one pair, a row.
     pub(super) to: Option<usize>,
     pub(super) joins: Joins,
+    /// Which samples share a row, where rows are not one stretch of text.
+    pub(super) fit: Fit,
 }
 
 /// Fills rows of at most `max_len` tokens with samples of the given lengths in their order: a sample that
@@ -85,4 +115,45 @@ pub(super) fn across(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<
     }
     let rows = (0..pieces.len()).map(|piece| piece..piece + 1).collect();
     (pieces, rows)
+}
+
+/// Puts samples into rows of at most `max_len` tokens, longest first, each into the fullest row with room for it (best-fit decreasing).
+/// With `splits`, those that are longer than a row are cut into pieces before, as by [Ding et al. 2024](https://arxiv.org/abs/2404.10830).
+/// Returns the pieces and the pieces of each row; rows are in the order of the first sample in each.
+pub(super) fn best_fit(samples: &[Stored], max_len: usize, splits: bool) -> (Vec<Stored>, Vec<Range<usize>>) {
+    let longest = if splits { max_len as u64 } else { u64::MAX };
+    let mut pieces = Vec::with_capacity(samples.len());
+    for sample in samples {
+        let (mut start, end) = (sample.start, sample.start + u64::from(sample.len));
+        // The last token of a sample that was split is predicted, and predicts nothing.
+        while start < end && (start == sample.start || end - start > 1) {
+            let taken = (end - start).min(longest);
+            pieces.push(Stored { start, len: taken as u32, ..*sample });
+            start += taken;
+        }
+    }
+    let len = |piece: usize| pieces[piece].len as usize;
+    let mut by_length: Vec<usize> = (0..pieces.len()).collect();
+    // Of equal lengths the first comes first: the sort is stable.
+    by_length.sort_by_key(|&piece| Reverse(len(piece)));
+    let mut rows: Vec<Vec<usize>> = Vec::new();
+    // The room of each row, and its number.
+    let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for piece in by_length {
+        let fullest = rooms.range((len(piece), 0)..).next().copied();
+        let (room, row) = fullest.unwrap_or((max_len, rows.len()));
+        match fullest {
+            Some(found) => drop(rooms.remove(&found)),
+            None => rows.push(Vec::new()),
+        }
+        rows[row].push(piece);
+        rooms.insert((room.saturating_sub(len(piece)), row));
+    }
+    rows.iter_mut().for_each(|row| row.sort_unstable());
+    rows.sort_unstable();
+    let ranges = rows.iter().scan(0, |end, row| {
+        *end += row.len();
+        Some(*end - row.len()..*end)
+    });
+    (rows.iter().flatten().map(|&piece| pieces[piece]).collect(), ranges.collect())
 }

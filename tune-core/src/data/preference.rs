@@ -1,6 +1,8 @@
 //! The `dataset` section of recipes that learn from pairs of answers.
 
-use super::config::{ChatDataset, ConversationStyle, DatasetConfig, Files, InstructColumns, InstructDataset, Mask};
+use super::config::{ChatDataset, ConversationStyle, DatasetConfig, InstructColumns, InstructDataset, Mask};
+use super::files::Files;
+use super::pack::Rows;
 use crate::config::Config;
 
 /// Where pairs of answers come from, of which one is preferred to the other.
@@ -115,7 +117,7 @@ impl PreferenceConfig {
                     content_key: pairs.content_key.clone(),
                     new_system_prompt: pairs.new_system_prompt.clone(),
                     mask: pairs.mask.clone(),
-                    packed: false,
+                    rows: Rows::default(),
                 })
             }),
             Self::Instruct(pairs) => [&pairs.column_map.chosen, &pairs.column_map.rejected].map(|column| {
@@ -126,7 +128,7 @@ impl PreferenceConfig {
                     new_system_prompt: pairs.new_system_prompt.clone(),
                     apply_chat_template: pairs.apply_chat_template,
                     mask: pairs.mask.clone(),
-                    packed: false,
+                    rows: Rows::default(),
                 })
             }),
         }

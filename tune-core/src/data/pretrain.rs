@@ -1,7 +1,8 @@
 //! The `dataset` section of recipes that train on running text.
 
-use super::config::{ChatDataset, DatasetConfig, Files, TextDataset};
-use super::pack::Joins;
+use super::config::{ChatDataset, DatasetConfig, TextDataset};
+use super::files::Files;
+use super::pack::{Fit, Joins, Rows};
 use crate::config::Config;
 
 /// Where the text comes from that a model is made of.
@@ -44,7 +45,9 @@ impl PretrainData {
             Self::Text(DocumentsDataset { files, column, add_eos, attend_across }) => {
                 let joins = if *attend_across { Joins::Across } else { Joins::Split };
                 let (files, column) = (files.clone(), column.clone());
-                (DatasetConfig::Text(TextDataset { files, column, add_eos: *add_eos, packed: true }), joins)
+                let rows = Rows { packed: true, packing: Fit::Greedy };
+                let text = TextDataset { files, column, add_eos: *add_eos, rows, split_across_pack: false };
+                (DatasetConfig::Text(text), joins)
             }
             Self::Chat(chat) => (DatasetConfig::Chat(chat.clone()), Joins::Whole),
         }

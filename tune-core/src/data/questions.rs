@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::config::{ChatDataset, DatasetConfig, Files};
+use super::config::{ChatDataset, DatasetConfig};
 use super::content::texts_of;
+use super::files::Files;
 use super::format::{Form, Formatter};
 use super::records::Record;
 use super::source;
@@ -27,7 +28,7 @@ pub(crate) struct Question {
 /// A file that cannot be read, a tokenizer without a chat template, a line that is no conversation or whose question
 /// the model cannot be asked (it is named).
 pub(crate) fn questions(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Question>> {
-    let files = Files { source: Some("jsonl".into()), data_files: vec![path.to_path_buf()], split: "train".into() };
+    let files = Files { source: Some("jsonl".into()), ..path.to_path_buf().into() };
     let config = DatasetConfig::Chat(ChatDataset::openai(files));
     let formatter = Formatter::new(&config, tokenizer)?;
     let records = source::find(config.files(), &config.all_columns())?;

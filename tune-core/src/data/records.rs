@@ -121,6 +121,12 @@ impl Records {
         Ok(self)
     }
 
+    /// Those with these numbers (from 0).
+    pub(super) fn only(mut self, numbers: &[usize]) -> Self {
+        self.places = numbers.iter().map(|&i| self.places[i]).collect();
+        self
+    }
+
     /// Where record `i` (from 0) stands.
     pub(super) fn origin(&self, i: usize) -> Origin {
         let place = self.places[i];

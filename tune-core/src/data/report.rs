@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::batch::{IGNORE, Sample};
+use super::files::Files;
 use super::format::Formatted;
 use super::kind::DataConfig;
 use super::pack::Joins;
@@ -42,6 +43,14 @@ pub struct DatasetReport {
     pub dropped: usize,
     /// The first of those.
     pub dropped_origins: Vec<String>,
+    /// Records that the dataset's filter does not let through; they are no samples.
+    pub filtered: usize,
+    /// Samples (pairs, in a dataset of these) left out because they have fewer tokens than `min_tokens`.
+    pub too_short: usize,
+    /// Samples (pairs, in a dataset of these) left out because they have more tokens than `max_tokens`.
+    pub too_long: usize,
+    /// How many records an epoch takes, where datasets have weights.
+    pub mixed: Option<Mixed>,
     /// The longest sample's tokens, after cutting.
     pub longest: usize,
     /// Messages with calls of tools whose arguments are JSON text. The chat template takes it as text.
@@ -52,6 +61,26 @@ pub struct DatasetReport {
     pub warnings: Vec<String>,
     /// Why the model would not learn to end its answers, where none of the samples teaches it.
     pub never_stops: Option<String>,
+}
+
+/// What an epoch takes of a dataset with a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mixed {
+    /// Records that an epoch takes.
+    pub taken: usize,
+    /// Records that the dataset has.
+    pub of: usize,
+}
+
+impl fmt::Display for Mixed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { taken, of } = *self;
+        match taken {
+            all if all == of => write!(f, "all of its {of} records"),
+            part if part < of => write!(f, "{part} of its {of} records, the same in each epoch"),
+            more => write!(f, "its {of} records {:.2} times in each epoch: {more}", more as f64 / of as f64),
+        }
+    }
 }
 
 /// One dataset's account while its records are tokenized, in whatever order.
@@ -73,10 +102,13 @@ pub(super) struct Tally {
     ends: bool,
     /// What becomes of a sample that does not fit into its row.
     joins: Joins,
+    /// The fewest and the most tokens of a sample.
+    tokens: (usize, usize),
 }
 
 impl Tally {
     pub(super) fn new(config: &DataConfig) -> Self {
+        let Files { min_tokens, max_tokens, .. } = config.files();
         let pairs = config.is_of_pairs().then_some(0);
         Self {
             report: DatasetReport { name: config.name(), pairs, ..DatasetReport::default() },
@@ -91,6 +123,7 @@ impl Tally {
             text_beside_calls: 0,
             same: 0,
             other_prompt: 0,
+            tokens: (min_tokens.unwrap_or(0), max_tokens.unwrap_or(usize::MAX)),
         }
     }
 
@@ -99,9 +132,20 @@ impl Tally {
         self.ends && self.stopping == 0 && self.report.samples > 0
     }
 
-    /// Counts a record's samples. Returns whether each has a trained token, and so they are kept.
+    /// Counts a record's samples. Returns whether each has a length that is wanted and a trained token, and so they are kept.
     pub(super) fn count(&mut self, record: usize, made: &[Formatted]) -> bool {
         let report = &mut self.report;
+        let (fewest, most) = self.tokens;
+        let len = |made: &Formatted| made.encoded.sample.input_ids.len() + made.encoded.cut;
+        let is_too_long = |made: &Formatted| len(made) > most || made.encoded.more_cut && most < usize::MAX;
+        if made.iter().any(|made| len(made) < fewest) {
+            report.too_short += 1;
+            return false;
+        }
+        if made.iter().any(is_too_long) {
+            report.too_long += 1;
+            return false;
+        }
         for Formatted { encoded, .. } in made {
             report.truncated += usize::from(encoded.cut > 0);
             report.cut_tokens += encoded.cut;
@@ -162,7 +206,7 @@ impl Tally {
         let never_stops = self.never_stops();
         let joins = self.joins;
         let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, .. } = self;
-        let Self { open_before, text_beside_calls, same, other_prompt, ends, .. } = self;
+        let Self { open_before, text_beside_calls, same, other_prompt, ends, tokens, .. } = self;
         report.stopping = ends.then_some(stopping);
         if let (Joins::Split | Joins::Across, Some(row)) = (joins, max_seq_len) {
             report.longest = report.longest.min(row);
@@ -174,8 +218,13 @@ impl Tally {
                 Some(_) => ("pairs", " in both answers"),
                 None => ("samples", ""),
             };
+            let by_length = report.left_out_by_length(tokens);
+            if report.dropped == 0 && !by_length.is_empty() {
+                return Err(Error::setup(format!("{name}: no {what} are left: {by_length}")));
+            }
+            let by_length = if by_length.is_empty() { by_length } else { format!("; {by_length}") };
             return Err(Error::setup(format!(
-                "{name}: none of the {} {what} has a trained token{each}: {}",
+                "{name}: none of the {} {what} has a trained token{each}: {}{by_length}",
                 report.dropped,
                 why_dropped.in_words(max_seq_len)
             )));
@@ -310,6 +359,16 @@ impl DatasetReport {
         }
     }
 
+    /// How many samples have a length that is not wanted, where the fewest and the most tokens are these.
+    fn left_out_by_length(&self, (fewest, most): (usize, usize)) -> String {
+        let Self { too_short, too_long, .. } = self;
+        let all = [
+            (too_short, format!("{too_short} have fewer than `min_tokens` = {fewest} tokens")),
+            (too_long, format!("{too_long} have more than `max_tokens` = {most} tokens")),
+        ];
+        all.into_iter().filter(|(count, _)| **count > 0).map(|(_, words)| words).collect::<Vec<_>>().join("; ")
+    }
+
     /// What there is to say where the model is made for shorter sequences than the longest sample.
     pub(crate) fn too_long(&self, max_positions: usize) -> Option<String> {
         (self.longest > max_positions).then(|| {
@@ -344,6 +403,12 @@ impl fmt::Display for DatasetReport {
         }
         if self.dropped > 0 {
             write!(f, "; {} dropped", self.dropped)?;
+        }
+        let Self { filtered, too_short, too_long, .. } = self;
+        for (count, why) in [(filtered, "filtered out"), (too_short, "too short"), (too_long, "too long")] {
+            if *count > 0 {
+                write!(f, "; {count} {why}")?;
+            }
         }
         Ok(())
     }

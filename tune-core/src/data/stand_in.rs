@@ -24,7 +24,7 @@ pub(super) fn what(value: &Value) -> Option<&str> {
 }
 
 /// What the first value is, in `value` or at any depth of it, that something stands for.
-fn within(value: &Value) -> Option<&str> {
+pub(super) fn within(value: &Value) -> Option<&str> {
     match value {
         Value::Array(items) => items.iter().find_map(within),
         Value::Object(fields) => what(value).or_else(|| fields.values().find_map(within)),

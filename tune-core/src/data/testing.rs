@@ -31,7 +31,7 @@ pub(super) fn fixture(name: &str) -> PathBuf {
 }
 
 pub(super) fn files(file: impl Into<PathBuf>) -> Files {
-    Files { source: None, data_files: vec![file.into()], split: "train".into() }
+    file.into().into()
 }
 
 pub(super) fn chat(file: impl Into<PathBuf>) -> ChatDataset {
@@ -46,7 +46,7 @@ pub(super) fn instruct(file: impl Into<PathBuf>) -> InstructDataset {
         new_system_prompt: None,
         apply_chat_template: None,
         mask: Mask::default(),
-        packed: false,
+        rows: Rows::default(),
     }
 }
 
@@ -56,7 +56,7 @@ pub(super) fn alpaca(file: PathBuf) -> AlpacaDataset {
         column_map: AlpacaColumns { instruction: "instruction".into(), input: "input".into(), output: "output".into() },
         apply_chat_template: None,
         mask: Mask { masking_strategy: Some(Masking::Assistant), train_on_input: None },
-        packed: false,
+        rows: Rows::default(),
     }
 }
 

@@ -15,12 +15,16 @@ mod faults;
 mod files;
 #[path = "json_text_tests.rs"]
 mod json_text;
+#[path = "packing_tests.rs"]
+mod packing;
 #[path = "preference_tests.rs"]
 mod preference;
 #[path = "pretrain_tests.rs"]
 mod pretrain;
 #[path = "questions_tests.rs"]
 mod questions;
+#[path = "selected_tests.rs"]
+mod selected;
 #[path = "trained_tests.rs"]
 mod trained;
 #[path = "unused_tests.rs"]
@@ -140,7 +144,7 @@ fn tokenized_ahead_or_at_once_the_samples_are_the_same() {
     let file = folder.file("d.jsonl", (0..9000).map(pair).collect::<String>());
     let mut config = instruct(file);
     for packed in [false, true] {
-        config.packed = packed;
+        config.rows.packed = packed;
         let configs = [DatasetConfig::Instruct(config.clone())];
         let tokenizer = byte_level(None);
         let dataset = load(&configs, &tokenizer, Some(40)).unwrap();
@@ -169,8 +173,13 @@ fn a_token_without_an_embedding_is_found_while_training_runs() {
     let folder = Folder::new();
     let text = |i: usize| format!("{{\"text\": \"a{}\"}}\n", if i == 4500 { "<|end|>" } else { "" });
     let file = folder.file("d.jsonl", (1..=5000).map(text).collect::<String>());
-    let configs =
-        [DatasetConfig::Text(TextDataset { files: files(file), column: "text".into(), add_eos: true, packed: false })];
+    let configs = [DatasetConfig::Text(TextDataset {
+        files: files(file),
+        column: "text".into(),
+        add_eos: true,
+        rows: Rows::default(),
+        split_across_pack: false,
+    })];
     let tokenizer = byte_level(None).for_model(Limits { embeddings: 263, ..Limits::default() });
     let loader = Loader::open(&configs, &tokenizer, None, LoaderOptions::default()).unwrap();
     loader.batch(0, 0).unwrap();
@@ -226,7 +235,7 @@ fn alpaca_has_two_prompts() {
         column_map: AlpacaColumns { instruction: "instruction".into(), input: "input".into(), output: "output".into() },
         apply_chat_template: None,
         mask: Mask { masking_strategy: Some(Masking::Assistant), train_on_input: None },
-        packed: false,
+        rows: Rows::default(),
     };
     let got = texts(&byte_level(None), DatasetConfig::Alpaca(config));
     let request = "appropriately completes the request.\n\n### Instruction:\nI\n\n";
@@ -242,7 +251,8 @@ fn text_is_trained_whole() {
             files: files(folder.file("d.jsonl", r#"{"text": "abc"}"#)),
             column: "text".into(),
             add_eos,
-            packed: false,
+            rows: Rows::default(),
+            split_across_pack: false,
         })
     };
     // Nothing predicts the first token.
@@ -321,7 +331,13 @@ fn a_loader_may_refuse_data_that_teaches_no_end() {
     }
     // Text that is not to end may do without.
     let file = folder.file("t.jsonl", "{\"text\": \"a b\"}");
-    let text = TextDataset { files: files(file), column: "text".into(), add_eos: false, packed: false };
+    let text = TextDataset {
+        files: files(file),
+        column: "text".into(),
+        add_eos: false,
+        rows: Rows::default(),
+        split_across_pack: false,
+    };
     let options = LoaderOptions { must_stop: true, ..LoaderOptions::default() };
     Loader::open(&[DatasetConfig::Text(text)], &byte_level(None), None, options).unwrap();
 }
@@ -348,7 +364,7 @@ fn configs_are_read_in_our_names_and_torchtunes() {
             assert_eq!(chat.files.split, "train[:5%]");
             assert_eq!(chat.conversation_style, ConversationStyle::Sharegpt);
             assert_eq!(chat.mask.train_on_input, Some(true));
-            assert!(chat.packed);
+            assert!(chat.rows.packed);
         }
         other => panic!("{other:?}"),
     }

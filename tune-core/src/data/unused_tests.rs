@@ -165,7 +165,13 @@ fn the_other_kinds_of_datasets_name_columns_too() {
     let file = folder.file("d.jsonl", r#"{"input": "q", "output": "a", "history": [["a", "b"]], "id": 3}"#);
     let said = warnings(DatasetConfig::Instruct(instruct(&file)), None);
     assert!(said.len() == 1 && said[0].ends_with("not used: `history` (in 1 record), `id` (in 1 record)"), "{said:?}");
-    let text = TextDataset { files: files(&file), column: "input".into(), add_eos: true, packed: false };
+    let text = TextDataset {
+        files: files(&file),
+        column: "input".into(),
+        add_eos: true,
+        rows: Rows::default(),
+        split_across_pack: false,
+    };
     let said = warnings(DatasetConfig::Text(text), None);
     assert!(said[0].ends_with("`history` (in 1 record), `id` (in 1 record), `output` (in 1 record)"), "{said:?}");
     let file = folder
@@ -175,7 +181,7 @@ fn the_other_kinds_of_datasets_name_columns_too() {
         column_map: AlpacaColumns { instruction: "instruction".into(), input: "input".into(), output: "output".into() },
         apply_chat_template: None,
         mask: Mask::default(),
-        packed: false,
+        rows: Rows::default(),
     };
     let said = warnings(DatasetConfig::Alpaca(alpaca), None);
     assert!(said.len() == 1 && said[0].ends_with("not used: `id` (in 1 record)"), "{said:?}");

@@ -1,6 +1,6 @@
 //! The datasets: files, columns, templates, what is trained of them and what is cut off.
 
-use crate::data::{self, DataConfig, DatasetReport, Faults, Loader, LoaderOptions};
+use crate::data::{self, DataConfig, DatasetReport, Faults, Loader, LoaderOptions, Padding};
 use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan::Asked;
 use crate::preflight::model::Model;
@@ -37,6 +37,8 @@ pub(super) fn look(
     let train = context.look("data", &outline.data.dataset, options.clone(), report);
     let validation = match outline.data.dataset_val.as_slice() {
         [] => None,
+        // What is wrong with data of which a part is held out is told.
+        configs if train.is_none() && configs.iter().all(DataConfig::is_held_out) => None,
         configs => context.look("validation", configs, LoaderOptions { shuffle: false, ..options }, report),
     };
     let questions = outline.exact_match.as_ref().and_then(|config| {
@@ -86,9 +88,14 @@ impl Context<'_> {
                 return None;
             }
         };
-        for dataset in loader.reports().unwrap_or_default() {
-            report.fact(name, describe(dataset));
+        let reports = loader.reports().unwrap_or_default();
+        let all = reports.iter().map(|dataset| dataset.tokens).sum();
+        for dataset in reports {
+            report.fact(name, describe(dataset, all));
             self.judge(dataset, report);
+        }
+        if let Some(rows) = loader.padding().ok().flatten().and_then(describe_rows) {
+            report.fact("", rows);
         }
         Some(loader)
     }
@@ -119,7 +126,8 @@ impl Context<'_> {
     }
 }
 
-fn describe(dataset: &DatasetReport) -> String {
+/// A dataset of several that have so many tokens together.
+fn describe(dataset: &DatasetReport, all: usize) -> String {
     let mut text = format!(
         "{}\n{}, {} tokens, {} of them trained; the longest has {}",
         dataset.name,
@@ -128,11 +136,24 @@ fn describe(dataset: &DatasetReport) -> String {
         percent(dataset.trained_tokens, dataset.tokens),
         dataset.longest
     );
+    if let Some(mixed) = dataset.mixed {
+        text += &format!("\nan epoch takes {mixed}; {} of all tokens", percent(dataset.tokens, all));
+    }
+    if dataset.filtered > 0 {
+        text += &format!("\n{} records filtered out", dataset.filtered);
+    }
+    let what = if dataset.pairs.is_some() { "pairs with an answer" } else { "samples" };
+    for (count, than) in
+        [(dataset.too_short, "fewer tokens than `min_tokens`"), (dataset.too_long, "more tokens than `max_tokens`")]
+    {
+        if count > 0 {
+            text += &format!("\n{count} {what} of {than} left out");
+        }
+    }
     if dataset.truncated > 0 {
         text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, lost(dataset));
     }
     if dataset.dropped > 0 {
-        let what = if dataset.pairs.is_some() { "pairs with an answer" } else { "samples" };
         text += &format!("\n{} {what} without a trained token left out", dataset.dropped);
     }
     if dataset.argument_texts > 0 {
@@ -140,6 +161,21 @@ fn describe(dataset: &DatasetReport) -> String {
         text += &format!("\nin {n} messages the arguments of calls are JSON text, and reach the chat template as text");
     }
     text
+}
+
+/// How full rows are, where there is a choice.
+fn describe_rows(padding: Padding) -> Option<String> {
+    let Padding { rows, row_len, tokens, positions } = padding;
+    match row_len {
+        Some(len) => {
+            Some(format!("{rows} rows of up to {len} tokens, which fill {} of them", percent(tokens, rows * len)))
+        }
+        None if positions > tokens => Some(format!(
+            "{} of the positions in batches are padding, which is not computed",
+            percent(positions - tokens, positions)
+        )),
+        None => None,
+    }
 }
 
 /// The number of tokens that are cut off.

@@ -73,6 +73,9 @@ pub struct DataKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<DatasetConfig>,
+    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
+    #[config(range = 1e-6..)]
+    pub val_set_size: Option<f64>,
     /// Also validate every N steps, not only at the end of each epoch.
     #[config(range = 1.., may_change)]
     pub run_val_every_n_steps: Option<u64>,
@@ -96,6 +99,9 @@ pub struct PreferenceKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<PreferenceConfig>,
+    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
+    #[config(range = 1e-6..)]
+    pub val_set_size: Option<f64>,
     /// Also validate every N steps, not only at the end of each epoch.
     #[config(range = 1.., may_change)]
     pub run_val_every_n_steps: Option<u64>,
@@ -119,6 +125,9 @@ pub struct PretrainKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<PretrainData>,
+    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
+    #[config(range = 1e-6..)]
+    pub val_set_size: Option<f64>,
     /// Also validate every N steps, not only at the end of each epoch.
     #[config(range = 1.., may_change)]
     pub run_val_every_n_steps: Option<u64>,
@@ -148,6 +157,15 @@ pub struct Data {
 }
 
 impl Data {
+    /// The same, of whose training data a part is held out to validate on.
+    fn holding_out(mut self, size: Option<f64>) -> Self {
+        if let Some(size) = size {
+            self.dataset_val.extend(self.dataset.iter().map(|dataset| dataset.held_out(size)));
+            self.dataset.iter_mut().for_each(|dataset| *dataset = dataset.without_held_out(size));
+        }
+        self
+    }
+
     /// Whether rows are pairs of answers.
     pub(crate) fn is_of_pairs(&self) -> bool {
         self.dataset.iter().any(DataConfig::is_of_pairs)
@@ -169,6 +187,7 @@ impl From<&DataKeys> for Data {
             shuffle: keys.shuffle,
             batch_size: keys.batch_size,
         }
+        .holding_out(keys.val_set_size)
     }
 }
 
@@ -182,6 +201,7 @@ impl From<&PreferenceKeys> for Data {
             shuffle: keys.shuffle,
             batch_size: keys.batch_size,
         }
+        .holding_out(keys.val_set_size)
     }
 }
 
@@ -195,6 +215,7 @@ impl From<&PretrainKeys> for Data {
             shuffle: keys.shuffle,
             batch_size: keys.batch_size,
         }
+        .holding_out(keys.val_set_size)
     }
 }
 

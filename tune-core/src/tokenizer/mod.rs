@@ -30,8 +30,8 @@ pub(crate) use names::Names;
 pub use new_tokens::NewTokens;
 pub use stop::StopTokens;
 pub use streaming::Streaming;
-pub(crate) use template::Prepared;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
+pub(crate) use template::{Prepared, json_size};
 
 use crate::{Error, Result};
 

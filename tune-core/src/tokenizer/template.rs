@@ -134,7 +134,8 @@ fn object_size(object: &Object) -> usize {
     object.iter().map(|(name, value)| name.len() + 6 + json_size(value)).sum::<usize>() + 2
 }
 
-fn json_size(value: &serde_json::Value) -> usize {
+/// About how many bytes a value has as JSON.
+pub(crate) fn json_size(value: &serde_json::Value) -> usize {
     match value {
         serde_json::Value::String(text) => text.len() + 2,
         serde_json::Value::Array(items) => items.iter().map(json_size).sum::<usize>() + 2 * items.len() + 2,

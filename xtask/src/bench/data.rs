@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tune_core::checkpoint::Checkpoint;
-use tune_core::data::{self, Batch, ChatDataset, DatasetConfig, IGNORE, Loader, LoaderOptions, TextDataset};
+use tune_core::data::{self, Batch, ChatDataset, DatasetConfig, Fit, IGNORE, Loader, LoaderOptions, Rows, TextDataset};
 use tune_core::tokenizer::Tokenizer;
 
 use super::cases::{Case, Data};
@@ -83,11 +83,16 @@ pub(super) fn overrides(case: &Case, data: &Prepared) -> Vec<String> {
 
 /// The same as the overrides say.
 fn dataset(case: &Case, text: &Path) -> DatasetConfig {
-    let files = data::Files { source: None, data_files: vec![text.to_owned()], split: "train".to_owned() };
+    let files = data::Files::from(text.to_owned());
+    let rows = Rows { packed: true, packing: Fit::Greedy };
     match case.data {
-        Data::Text => {
-            DatasetConfig::Text(TextDataset { files, column: "text".to_owned(), add_eos: false, packed: true })
-        }
+        Data::Text => DatasetConfig::Text(TextDataset {
+            files,
+            column: "text".to_owned(),
+            add_eos: false,
+            rows,
+            split_across_pack: false,
+        }),
         Data::Chat => DatasetConfig::Chat(ChatDataset {
             files,
             conversation_column: "messages".to_owned(),
@@ -96,7 +101,7 @@ fn dataset(case: &Case, text: &Path) -> DatasetConfig {
             content_key: None,
             new_system_prompt: None,
             mask: data::Mask::default(),
-            packed: true,
+            rows,
         }),
     }
 }

@@ -6,6 +6,7 @@ mod encoding;
 mod json;
 mod lines;
 mod parquet;
+mod pattern;
 mod text;
 mod unpacked;
 
@@ -16,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tune_config::files::{self, Opened};
 
-use super::config::Files;
+use super::files::Files;
 use super::records::Records;
 use super::scratch::Scratch;
 use super::split::Split;
@@ -77,7 +78,7 @@ pub(super) struct Columns<'a> {
 /// Finds all records of a dataset, in the order of the files and of the records in them.
 pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
     let split: Split = files.split.parse()?;
-    let files = &local(files)?;
+    let files = &local(&in_subset(files)?)?;
     let data_files = &files.data_files;
     let (format, paths) = match files.source.as_deref() {
         None => (None, data_files.clone()),
@@ -172,6 +173,21 @@ fn drain(path: &Path, mut pipe: File) -> Result<File> {
     again(path, &file)
 }
 
+/// The dataset whose source is the folder of its subset.
+fn in_subset(files: &Files) -> Result<Files> {
+    let Some(subset) = &files.subset else { return Ok(files.clone()) };
+    match files.source.as_deref() {
+        Some(source) if Format::named(source).is_none() && files.data_files.is_empty() => {
+            let source = format!("{}/{subset}", source.trim_end_matches('/'));
+            Ok(Files { source: Some(source.as_str().into()), subset: None, ..files.clone() })
+        }
+        _ => Err(Error::setup(format!(
+            "`subset: {subset}` is a folder of the dataset that `source` names, and `data_files` or a format stands there: \
+             remove it, and name the files of the subset"
+        ))),
+    }
+}
+
 /// The dataset with the files and folders on this machine that names on the hub (`hf://org/name`) stand for.
 fn local(files: &Files) -> Result<Files> {
     let mut local = files.clone();
@@ -183,19 +199,35 @@ fn local(files: &Files) -> Result<Files> {
             false => files.data_files.iter().map(|file| format!("{repo}/{}", file.display()).into()).collect(),
         };
     }
-    for file in &mut local.data_files {
-        *file = hub::dataset(file)?.into_owned();
+    let mut found = Vec::with_capacity(local.data_files.len());
+    for file in local.data_files {
+        match pattern::matches(&file)? {
+            Some(files) => found.extend(files),
+            None => found.push(hub::dataset(&file)?.into_owned()),
+        }
     }
-    Ok(local)
+    Ok(Files { data_files: found, ..local })
 }
 
 fn by_extension(path: &Path) -> Result<Format> {
     Format::of(path).ok_or_else(|| {
+        if let Some(advice) = arrow(path) {
+            return Error::file(path, advice);
+        }
         Error::file(
             path,
             format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`, or to `text`, if the file is one document"),
         )
     })
+}
+
+/// What to do with a file of Arrow's own format, as `save_to_disk` of Python's `datasets` writes it.
+fn arrow(path: &Path) -> Option<&'static str> {
+    let extension = compressed::plain_name(path).extension()?.to_ascii_lowercase();
+    (extension == "arrow" || extension == "feather").then_some(
+        "Arrow files are not read: write the dataset as Parquet, in Python: \
+         datasets.load_from_disk(FOLDER).to_parquet(FILE), or pyarrow.parquet.write_table(pyarrow.feather.read_table(FILE), OUT)",
+    )
 }
 
 /// The path itself, or the data files of a folder in the order of their names. Where names of a
@@ -206,6 +238,7 @@ fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<Pa
         return Ok(vec![path.to_path_buf()]);
     }
     let mut files = Vec::new();
+    let mut of_arrow = None;
     for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
         let file = entry.map_err(Error::io("read", path))?.path();
         let is_meant = match format {
@@ -214,10 +247,15 @@ fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<Pa
         };
         if file.is_file() && is_meant {
             files.push(file);
+        } else if of_arrow.is_none() {
+            of_arrow = arrow(&file);
         }
     }
     files.sort();
     if files.is_empty() {
+        if let Some(advice) = of_arrow {
+            return Err(Error::file(path, advice));
+        }
         let expected = if format == Some(Format::Text) { ".txt" } else { EXTENSIONS };
         return Err(Error::file(path, format!("the folder has no data file ({expected})")));
     }

@@ -14,7 +14,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn files(file: &Path, source: Option<&str>) -> Files {
-    Files { source: source.map(Into::into), data_files: vec![file.to_owned()], split: "train".into() }
+    Files { source: source.map(Into::into), ..file.to_owned().into() }
 }
 
 fn found(file: &Path, source: Option<&str>) -> Result<Records> {

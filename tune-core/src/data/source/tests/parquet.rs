@@ -106,7 +106,8 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
             files: files(&path, None),
             column: name.into(),
             add_eos: true,
-            packed: false,
+            rows: crate::data::Rows::default(),
+            split_across_pack: false,
         });
         let expected = format!("types.parquet: row 1: column `{name}` must be a string, not {what}");
         let error = dataset_error(text, CHATML);
@@ -117,7 +118,8 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
         files: files(&fixture("types.parquet"), None),
         column: "string".into(),
         add_eos: true,
-        packed: false,
+        rows: crate::data::Rows::default(),
+        split_across_pack: false,
     };
     config.files.split = "train[:1]".into();
     let dataset = crate::data::load(&[DatasetConfig::Text(config)], &byte_level(None), None).unwrap();

@@ -221,6 +221,67 @@ fn what_they_say_is_meant() {
     }
 }
 
+/// torchtune's datasets by name, with the files, columns and defaults that they have there.
+#[test]
+fn named_datasets_are_what_they_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = shipped().into_iter().find(|config| config.name == "llama3_2/1B_lora_single_device.yaml").unwrap();
+    let lines = |dataset: &str| {
+        let yaml =
+            config.yaml.replace("torchtune.datasets.alpaca_cleaned_dataset", &format!("torchtune.datasets.{dataset}"));
+        assert_ne!(yaml, config.yaml);
+        let shown = Shipped { name: "named.yaml".to_owned(), theirs: config.theirs.clone(), ours: "lora", yaml };
+        resolved("lora", &file(folder.path(), &shown))
+    };
+    let cases: &[(&str, &[&str])] = &[
+        ("alpaca_dataset", &["_component_: alpaca", "source: \"hf://tatsu-lab/alpaca\""]),
+        (
+            "samsum_dataset",
+            &["_component_: instruct", "source: \"hf://Samsung/samsum\"", "input: dialogue", "output: summary"],
+        ),
+        (
+            "grammar_dataset",
+            &["_component_: instruct", "source: \"hf://liweili/c4_200m\"", "input: input", "output: output"],
+        ),
+        (
+            "slimorca_dataset",
+            &[
+                "_component_: chat",
+                "source: \"hf://Open-Orca/SlimOrca-Dedup\"",
+                "conversation_column: conversations",
+                "conversation_style: sharegpt",
+            ],
+        ),
+        ("chat_dataset\n  source: org/data", &["_component_: chat", "source: \"hf://org/data\""]),
+        ("instruct_dataset\n  source: org/data", &["_component_: instruct", "source: \"hf://org/data\""]),
+        (
+            "text_completion_dataset\n  source: org/data",
+            &["_component_: text", "column: text", "add_eos: true", "split_across_pack: true"],
+        ),
+        (
+            "wikitext_dataset\n  subset: wikitext-103-v1",
+            &[
+                "_component_: text",
+                "source: \"hf://EleutherAI/wikitext_document_level\"",
+                "subset: wikitext-103-v1",
+                "column: page",
+            ],
+        ),
+        (
+            "cnn_dailymail_articles_dataset",
+            &["source: \"hf://ccdv/cnn_dailymail\"", "subset: \"3.0.0\"", "column: article"],
+        ),
+        ("cnn_dailymail_articles_dataset\n  name: 1.0.0", &["subset: \"1.0.0\""]),
+    ];
+    for (dataset, expected) in cases {
+        let lines = lines(dataset);
+        for expected in *expected {
+            let found = lines.iter().any(|line| line.trim_start_matches([' ', '-']) == *expected);
+            assert!(found, "{dataset}: {expected}: {lines:#?}");
+        }
+    }
+}
+
 /// Adapters or all weights as the file says, the loss with its settings, the reference, and the columns of the data.
 #[test]
 fn what_dpo_configs_say_is_meant() {

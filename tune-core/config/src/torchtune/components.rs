@@ -58,6 +58,9 @@ const OFFLINE: &str = "the run is recorded without a network, by no client of wa
 /// torchtune's name of the project.
 const WANDB: &[TheirDefault] = &[TheirDefault::new("project", "torchtune")];
 
+/// torchtune's texts go on in the next row.
+const SPLIT: TheirDefault = TheirDefault::new("split_across_pack", "true");
+
 pub(super) const TAKEN: &[Taken] = &[
     Taken::new("torch.optim.AdamW", "adamw").defaults(TORCH_LR),
     Taken::new("torch.optim.SGD", "sgd"),
@@ -92,6 +95,19 @@ pub(super) const TAKEN: &[Taken] = &[
         TheirDefault::hub("hf://Open-Orca/SlimOrca-Dedup"),
         TheirDefault::new("conversation_column", "conversations"),
         TheirDefault::new("conversation_style", "sharegpt"),
+    ]),
+    // A folder of the dataset holds each subset, which is named there, and `split_across_pack` is on for texts.
+    Taken::new("torchtune.datasets.text_completion_dataset", "text").defaults(&[SPLIT]),
+    Taken::new("torchtune.datasets.wikitext_dataset", "text").defaults(&[
+        TheirDefault::hub("hf://EleutherAI/wikitext_document_level"),
+        TheirDefault::new("column", "page"),
+        SPLIT,
+    ]),
+    Taken::new("torchtune.datasets.cnn_dailymail_articles_dataset", "text").defaults(&[
+        TheirDefault::hub("hf://ccdv/cnn_dailymail"),
+        TheirDefault { key: "subset", value: "3.0.0", unless: &["name", "data_files"] },
+        TheirDefault::new("column", "article"),
+        SPLIT,
     ]),
     Taken::new("torchtune.datasets.hh_rlhf_helpful_dataset", "preference")
         .defaults(&[TheirDefault::hub("hf://RLHFlow/HH-RLHF-Helpful-standard")]),
@@ -133,16 +149,6 @@ pub(super) const REFUSED: &[Refused] = &[
         PREFERENCES,
     ),
     refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
-    refused(
-        "torchtune.datasets.wikitext_dataset",
-        "datasets of several subsets",
-        "download the subset and set dataset=text dataset.column=page dataset.data_files=FILE",
-    ),
-    refused(
-        "torchtune.datasets.cnn_dailymail_articles_dataset",
-        "datasets of several subsets",
-        "download the subset and set dataset=text dataset.column=article dataset.data_files=FILE",
-    ),
     refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
     refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW and Lion", "set optimizer=adamw"),
     refused("torch.optim.Adafactor", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),

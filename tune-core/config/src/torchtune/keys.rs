@@ -150,7 +150,12 @@ const DATASET: &[KeyRule] = &[
         "remove the key; `instruct` takes a text with {input} and {output} in it as prompt_template",
     ),
     ignored_if("column_map", Node::is_null, "the columns have their usual names"),
-    only("filter_fn", &[], "samples are not filtered here", "remove the key, and filter the file"),
+    only(
+        "filter_fn",
+        &[],
+        "functions of Python's are not called",
+        "write the condition as an expression over columns, as in filter: score > 0.5, and remove the key",
+    ),
     only("packed", OFF, "pairs of answers are never packed", "remove the key"),
     ignored("trust_remote_code", "no code of a dataset is run"),
     ignored("num_proc", "all processors are used"),

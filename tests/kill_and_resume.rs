@@ -49,6 +49,10 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "full" => vec!["dataset.packed=true", "neftune_noise_alpha=5"],
             "full_8bit" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4", "dataset.packed=true"],
             "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "dataset.packed=true"],
+            "full_adafactor" => vec!["dtype=bf16", "optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"],
+            "full_muon" => vec!["dtype=bf16", "optimizer=muon", "optimizer.lr=1e-3"],
+            "full_schedule" => vec!["dtype=bf16", "optimizer=schedule_free_adamw", "optimizer.r=1"],
+            "lora_schedule" => vec!["optimizer=schedule_free_adamw", "loraplus_lr_ratio=4", "~exact_match"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
@@ -234,6 +238,23 @@ fn adamw_of_eight_bits_resumes_bit_for_bit() {
 #[test]
 fn lion_resumes_bit_for_bit() {
     check("full_lion", 1);
+}
+
+#[test]
+fn adafactor_resumes_bit_for_bit() {
+    check("full_adafactor", 1);
+}
+
+#[test]
+fn muon_resumes_bit_for_bit() {
+    check("full_muon", 1);
+}
+
+/// The weights that are saved are those between steps, a mean.
+#[test]
+fn schedule_free_resumes_bit_for_bit() {
+    check("full_schedule", 1);
+    check("lora_schedule", 1);
 }
 
 #[test]

@@ -230,6 +230,27 @@ fn the_optimizer_may_run_in_the_backward_pass() {
     compare("in the backward pass", (&two, &saved), (&one, &expected), "model.safetensors");
 }
 
+/// Lion's state is divided as AdamW's is. One that needs whole matrices is refused before anything is read or written.
+#[test]
+fn optimizers_move_rows_or_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let overrides = ["epochs=1", "max_steps_per_epoch=4", "optimizer=lion", "optimizer.decay_vectors=false"];
+    let expected = succeed::<full::FullFinetune>("full", &one, 1, &overrides);
+    let saved = succeed::<full::FullFinetune>("full", &two, 2, &overrides);
+    compare("lion", (&two, &saved), (&one, &expected), "model.safetensors");
+
+    let output = folder.path().join("none");
+    for name in ["adamw_8bit", "adafactor", "muon", "schedule_free_adamw"] {
+        let optimizer = format!("optimizer={name}");
+        for error in on::<full::FullFinetune>("full", &output, 2, &[optimizer.as_str()]) {
+            let error = error.unwrap();
+            assert!(error.contains(name) && error.contains("start one process, or set optimizer=adamw"), "{error}");
+        }
+    }
+    assert!(!output.exists(), "nothing was written");
+}
+
 /// All measure the same, the first one judges, and all end after the same step.
 #[test]
 fn processes_find_the_same_of_tasks_and_end_early_together() {

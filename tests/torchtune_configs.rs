@@ -487,3 +487,46 @@ fn loggers_are_taken_over() {
     let said = text(&checked.stdout) + &text(&checked.stderr);
     assert!(said.contains("there is no client for Comet here") && said.contains("wandb, mlflow"), "{said}");
 }
+
+/// Names that the optimizers have elsewhere, with the defaults that go with them.
+#[test]
+fn optimizers_are_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = format!("output_dir={}", folder.path().display());
+    let with = |optimizer: &str, more: &str| {
+        let optimizer = format!("optimizer={{_component_: {optimizer}}}");
+        let args = ["--config", "configs/full/tiny.yaml", &output, &optimizer, more];
+        let output = run("full", &args);
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let taken: [(&str, &[&str]); 9] = [
+        ("bitsandbytes.optim.PagedAdamW8bit, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2e-5"]),
+        ("torchao.optim.AdamW8bit, block_size: 256", &["_component_: adamw_8bit", "lr: 0.001"]),
+        ("bitsandbytes.optim.PagedLion", &["_component_: lion", "lr: 1e-4"]),
+        ("lion_pytorch.Lion, weight_decay: 0.1", &["_component_: lion", "weight_decay: 0.1"]),
+        ("torch.optim.Adafactor, lr: 0.02, d: 2.0", &["_component_: adafactor", "lr: 0.02", "d: 2.0"]),
+        (
+            "transformers.Adafactor, beta1: null, decay_rate: -0.7, clip_threshold: 0.5, relative_step: false",
+            &["_component_: adafactor", "beta2_decay: -0.7", "d: 0.5", "relative_step: false", "1e-30"],
+        ),
+        ("torch.optim.Muon, eps: 1e-7", &["_component_: muon", "lr: 0.001", "adjust_lr_fn: original", "eps: 1e-8"]),
+        ("schedulefree.AdamWScheduleFree, warmup_steps: 0", &["_component_: schedule_free_adamw", "lr: 0.0025"]),
+        ("torch.optim.AdamW, layerwise_lr_decay: 0.9", &["_component_: adamw", "layerwise_lr_decay: 0.9"]),
+    ];
+    for (optimizer, keys) in taken {
+        let (is_sound, config) = with(optimizer, "--print-config");
+        assert!(is_sound, "{optimizer}: {config}");
+        for key in keys {
+            assert!(config.contains(key), "{optimizer}: {key} is not in\n{config}");
+        }
+    }
+    let refused = [
+        ("transformers.Adafactor, beta1: 0.9", "Adafactor has no momentum here"),
+        ("schedulefree.AdamWScheduleFree, warmup_steps: 10", "the warm-up is lr_scheduler's"),
+        ("bitsandbytes.optim.LARS", "optimizers of bitsandbytes other than AdamW and Lion"),
+    ];
+    for (optimizer, why) in refused {
+        let (is_sound, said) = with(optimizer, "--validate");
+        assert!(!is_sound && said.contains(why), "{optimizer}: {said}");
+    }
+}

@@ -126,6 +126,7 @@ impl Recipe for Distillation {
             let step = step?;
             // ---- one optimizer step ----------------------------------------------------------------
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
+            self.optimizer.prepare_all(self.model.trainable(), step.number)?;
             // Both losses are means over the trained tokens of the whole step.
             let scale = 1.0 / step.trained_tokens() as f64;
             let mut gradients = Gradients::default();

@@ -151,6 +151,7 @@ impl Recipe for PreferenceOptimization {
             let step = step?;
             // ---- one optimizer step ----------------------------------------------------------------
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
+            self.optimizer.prepare_all(self.model.trainable(), step.number)?;
             // The loss is a mean over the pairs of the whole step, each of which is a row.
             let scale = 1.0 / step.rows() as f64;
             let mut gradients = Gradients::default();

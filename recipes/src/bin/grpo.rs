@@ -169,6 +169,8 @@ impl Recipe for PolicyOptimization {
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             let (mut loss, mut grad_norm) = (0.0, 0.0);
             for update in 1..=self.cfg.updates {
+                let number = (step.number - 1) * self.cfg.updates + update;
+                self.optimizer.prepare_all(self.model.trainable(), number)?;
                 let mut gradients = Gradients::default();
                 loss = 0.0;
                 for (rollout, reference) in rollouts.iter_mut().zip(&references) {
@@ -191,7 +193,6 @@ impl Recipe for PolicyOptimization {
                 grad_norm = gradients.norm()?;
                 check_finite(&step, loss, grad_norm, self.run.last_saved())?;
                 let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
-                let number = (step.number - 1) * self.cfg.updates + update;
                 gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, number)?;
             }
             // ----------------------------------------------------------------------------------------

@@ -31,6 +31,11 @@ impl Optimizer for Groups {
         self.matrices.base_lr()
     }
 
+    fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
+        let group = if is_vector(parameter) { &mut self.vectors } else { &mut self.matrices };
+        group.prepare(parameter, step)
+    }
+
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
         let group = if is_vector(parameter) { &mut self.vectors } else { &mut self.matrices };
         group.update(parameter, gradient, lr, scale, step)

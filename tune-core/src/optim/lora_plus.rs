@@ -32,6 +32,10 @@ impl Optimizer for LoraPlus {
         self.optimizer.base_lr()
     }
 
+    fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
+        self.optimizer.prepare(parameter, step)
+    }
+
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
         let lr = lr * self.factor(parameter);
         self.optimizer.update(parameter, gradient, lr, scale, step)

@@ -1,5 +1,6 @@
 //! Gradients, what is done to them, and the steps they lead to.
 
+mod adafactor;
 mod adamw;
 mod adamw_8bit;
 mod blocks;
@@ -8,10 +9,13 @@ mod config;
 mod gradient;
 mod gradients;
 mod groups;
+mod layer_wise;
 mod lion;
 mod lora_plus;
+mod muon;
 mod on_card;
 mod schedule;
+mod schedule_free;
 mod sgd;
 mod update;
 mod values;
@@ -21,18 +25,23 @@ use std::collections::BTreeMap;
 use by_place::ByPlace;
 use candle_core::Tensor;
 
+pub use adafactor::Adafactor;
 pub use adamw::AdamW;
 pub use adamw_8bit::AdamW8bit;
 pub use config::{
-    AdamW8bitConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, OptimizerConfig,
-    PolynomialConfig, RestartsConfig, SchedulerConfig, SgdConfig, StableDecayConfig, WarmupConfig,
+    AdafactorConfig, AdamW8bitConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, MuonConfig,
+    OptimizerConfig, PolynomialConfig, RestartsConfig, ScheduleFreeConfig, SchedulerConfig, SgdConfig,
+    StableDecayConfig, WarmupConfig,
 };
 pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
 pub use groups::Groups;
+pub use layer_wise::LayerWise;
 pub use lion::Lion;
 pub use lora_plus::LoraPlus;
+pub use muon::{AdjustLr, Muon};
 pub use schedule::{Decay, Schedule, Shape};
+pub use schedule_free::ScheduleFree;
 pub use sgd::Sgd;
 
 use crate::engine::OnCard;
@@ -88,6 +97,23 @@ use crate::{Error, Result};
 pub trait Optimizer: Send {
     /// The learning rate before any schedule.
     fn base_lr(&self) -> f64;
+
+    /// Readies a parameter for the gradients of optimizer step `step` (from 1): for an optimizer that takes them elsewhere than at the
+    /// weights that are evaluated and saved. Between [`Optimizer::update`] and the next call those weights are there.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    fn prepare(&mut self, _parameter: &Parameter, _step: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// [`Optimizer::prepare`] of all parameters. A recipe calls it before it computes a step's gradients.
+    ///
+    /// # Errors
+    /// As [`Optimizer::prepare`].
+    fn prepare_all(&mut self, parameters: &Trainable, step: u64) -> Result<()> {
+        parameters.iter().try_for_each(|parameter| self.prepare(parameter, step))
+    }
 
     /// Moves `parameter` against `gradient · scale` with learning rate `lr`, in optimizer step `step` (from 1).
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()>;

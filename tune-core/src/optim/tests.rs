@@ -32,13 +32,14 @@ impl Fixture {
 
     fn start(&self, dtype: DType) -> Trainable {
         let var = |name: &str| Var::from_tensor(&self.tensor(&self.0["start"], name, dtype)).unwrap();
-        ["matrix", "vector"].map(|name| (name.to_owned(), var(name))).into_iter().collect()
+        self.0["shapes"].as_object().unwrap().keys().map(|name| (name.to_owned(), var(name))).collect()
     }
 
     /// Takes steps with gradients that are half of the fixture's and a scale of two.
     fn step(&self, optimizer: &mut dyn Optimizer, parameters: &Trainable, steps: std::ops::Range<usize>) {
         for step in steps {
             let lr = optimizer.base_lr() * self.0["factors"][step].as_f64().unwrap();
+            optimizer.prepare_all(parameters, step as u64 + 1).unwrap();
             for parameter in parameters {
                 let gradient = self.tensor(&self.0["gradients"][step], parameter.name(), DType::F32);
                 let gradient = Gradient::from((gradient * 0.5).unwrap());
@@ -190,4 +191,56 @@ fn blocks_go_on_from_what_was_saved() {
         let error = config.build().set_state(state, &smaller).unwrap_err().to_string();
         assert!(error.contains("fits no parameter of this run"), "{error}");
     }
+}
+
+/// Gradients of the schedule-free optimizer belong to weights that are not those which are saved.
+#[test]
+fn a_step_without_the_weights_of_its_gradients_is_an_error() {
+    let fixture = Fixture::read();
+    let case = fixture.cases().iter().find(|case| case["optimizer"]["_component_"] == "schedule_free_adamw").unwrap();
+    let (mut optimizer, parameters) = (Fixture::optimizer(case).build(), fixture.start(DType::F32));
+    let saved = values(&parameters);
+    fixture.step(optimizer.as_mut(), &parameters, 0..2);
+    let averaged = values(&parameters);
+    optimizer.prepare_all(&parameters, 3).unwrap();
+    let elsewhere = values(&parameters);
+    assert!(saved != averaged && averaged != elsewhere);
+    // Those of the step before are no help.
+    let (parameter, gradient) =
+        (parameters.at(0).unwrap(), fixture.tensor(&fixture.0["gradients"][3], "matrix", DType::F32));
+    let error = optimizer.update(parameter, &gradient.into(), 0.01, 1.0, 4).unwrap_err().to_string();
+    assert!(error.contains("a recipe calls `prepare_all` before each step"), "{error}");
+}
+
+/// AdamW moves what is no matrix within a block, and what is moved by which is what the plans of memory count.
+#[test]
+fn muon_is_for_matrices_within_blocks() {
+    let config = load::<OptimizerConfig>(Input::yaml("o.yaml", "_component_: muon")).unwrap().config;
+    let of = |name: &str, dims: &[usize]| config.state_bytes(name, dims);
+    assert_eq!(of("model.layers.0.mlp.up_proj.weight", &[3, 5]), 4 * 15);
+    assert_eq!(of("lm_head.lora_A.weight", &[2, 5]), 4 * 10);
+    assert_eq!(of("model.embed_tokens.weight", &[3, 5]), 8 * 15);
+    assert_eq!(of("lm_head.weight", &[3, 5]), 8 * 15);
+    assert_eq!(of("model.layers.0.input_layernorm.weight", &[5]), 8 * 5);
+}
+
+/// A quarter of AdamW's state, and next to nothing: what the table in `docs/optimizers.md` says.
+#[test]
+fn the_state_of_a_large_matrix_is_what_the_table_says() {
+    let of = |name: &str| {
+        let config = load::<OptimizerConfig>(Input::yaml("o.yaml", format!("_component_: {name}"))).unwrap().config;
+        config.state_bytes("model.layers.0.mlp.up_proj.weight", &[1024, 4096]) as f64 / (1024.0 * 4096.0)
+    };
+    let expected = [
+        ("adamw", 8.0),
+        ("adamw_8bit", 2.03125),
+        ("sgd", 0.0),
+        ("lion", 4.0),
+        ("adafactor", 4.0 * 5120.0 / (1024.0 * 4096.0)),
+        ("muon", 4.0),
+    ];
+    for (name, bytes) in expected {
+        assert_eq!(of(name), bytes, "{name}");
+    }
+    assert!((of("schedule_free_adamw") - 12.0).abs() < 1e-4);
 }

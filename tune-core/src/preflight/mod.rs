@@ -39,7 +39,7 @@ fn on_this_machine(processes: usize) -> Processes {
 
 /// Everything, each part as far as what it needs is sound.
 fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
-    model::device(outline, report);
+    model::device(outline, processes.all, report);
     let model = model::open(outline, report);
     let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
     if let Some(compared) = outline.describe_reference(reference.as_ref()) {

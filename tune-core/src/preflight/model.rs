@@ -18,8 +18,9 @@ pub(super) struct Model {
 }
 
 /// Whether the run can compute where it is told to.
-pub(super) fn device(outline: &Outline, report: &mut Report<'_>) {
+pub(super) fn device(outline: &Outline, processes: usize, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
+        report.take(outline.check_optimizer(&device, processes));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

@@ -82,12 +82,8 @@ impl Outline {
                 "a student and its teacher are computed by one process alone, for now: start one",
             ));
         }
-        if let (false, Some(why)) = (self.group.is_single(), self.optimizer.needs_whole_parameters()) {
-            return Err(Error::setup(format!(
-                "{why}: start one process, or set optimizer=adamw, whose state is divided among processes"
-            )));
-        }
         let (device, chosen) = self.run.device.choose()?;
+        self.check_optimizer(&device, self.group.world_size())?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

@@ -1,6 +1,6 @@
 //! Components that stand for one of ours, and those that do not.
 
-use super::rules::{KeyRule, Refused, Taken, TheirDefault, ignored, only};
+use super::rules::{KeyRule, Refused, Taken, TheirDefault, ignored, ignored_if, only};
 
 /// What torch's optimizers take where no learning rate is written.
 const TORCH_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-3")];
@@ -35,6 +35,40 @@ const LION: &[KeyRule] = &of_state(MEAN_IN_F32);
 /// What bitsandbytes's Lion takes where no learning rate is written.
 const LION_LR: &[TheirDefault] = &[TheirDefault::new("lr", "1.0e-4")];
 
+/// What transformers' Adafactor has and ours lacks.
+const ADAFACTOR: &[KeyRule] = &[
+    only("beta1", &[], "Adafactor has no momentum here", "set optimizer.beta1=null"),
+    only(
+        "warmup_init",
+        &["false"],
+        "Adafactor does not warm up its learning rate",
+        "set optimizer.warmup_init=false and lr_scheduler.num_warmup_steps",
+    ),
+];
+
+/// The second is ours. The first is a mean square there, and here its root: each is as good as none.
+const ADAFACTOR_EPS: &[TheirDefault] = &[TheirDefault::new("eps", "[1.0e-30, 1.0e-3]")];
+
+const MUON: &[KeyRule] = &[
+    ignored_if("eps", |_| true, "it is the least norm that a matrix is divided by there; here it is AdamW's"),
+    only("ns_coefficients", &[], "the coefficients of the iteration are its author's", "remove the key"),
+];
+
+/// What PyTorch's Muon takes where nothing is written.
+const MUON_DEFAULTS: &[TheirDefault] =
+    &[TheirDefault::new("lr", "1.0e-3"), TheirDefault::new("adjust_lr_fn", "original")];
+
+const SCHEDULE_FREE: &[KeyRule] = &[only(
+    "warmup_steps",
+    &["0"],
+    "the warm-up is lr_scheduler's",
+    "set lr_scheduler=constant lr_scheduler.num_warmup_steps and remove the key",
+)];
+
+const fn adafactor_of_transformers(path: &'static str) -> Taken {
+    Taken::new(path, "adafactor").keys(ADAFACTOR).defaults(ADAFACTOR_EPS)
+}
+
 const fn adamw(path: &'static str) -> Taken {
     Taken::new(path, "adamw").loses(STATE_IN_F32).keys(IN_F32).defaults(TORCH_LR)
 }
@@ -64,6 +98,11 @@ const SPLIT: TheirDefault = TheirDefault::new("split_across_pack", "true");
 pub(super) const TAKEN: &[Taken] = &[
     Taken::new("torch.optim.AdamW", "adamw").defaults(TORCH_LR),
     Taken::new("torch.optim.SGD", "sgd"),
+    Taken::new("torch.optim.Adafactor", "adafactor"),
+    adafactor_of_transformers("transformers.Adafactor"),
+    adafactor_of_transformers("transformers.optimization.Adafactor"),
+    Taken::new("torch.optim.Muon", "muon").keys(MUON).defaults(MUON_DEFAULTS),
+    Taken::new("schedulefree.AdamWScheduleFree", "schedule_free_adamw").keys(SCHEDULE_FREE),
     adamw("bitsandbytes.optim.AdamW"),
     adamw_8bit("bitsandbytes.optim.AdamW8bit"),
     adamw("bitsandbytes.optim.AdamW32bit"),
@@ -151,7 +190,14 @@ pub(super) const REFUSED: &[Refused] = &[
     refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
     refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
     refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW and Lion", "set optimizer=adamw"),
-    refused("torch.optim.Adafactor", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
-    refused("torch.optim.Adagrad", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
-    refused("torch.optim.RMSprop", "optimizers of torch other than AdamW and SGD", "set optimizer=adamw"),
+    refused(
+        "torch.optim.Adagrad",
+        "optimizers of torch other than AdamW, SGD, Adafactor and Muon",
+        "set optimizer=adamw",
+    ),
+    refused(
+        "torch.optim.RMSprop",
+        "optimizers of torch other than AdamW, SGD, Adafactor and Muon",
+        "set optimizer=adamw",
+    ),
 ];

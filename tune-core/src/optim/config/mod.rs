@@ -2,8 +2,12 @@
 
 mod optimizer;
 mod scheduler;
+mod settings;
 
-pub use optimizer::{AdamW8bitConfig, AdamWConfig, GroupKeys, LionConfig, OptimizerConfig, SgdConfig};
+pub use optimizer::OptimizerConfig;
 pub use scheduler::{
     CosineConfig, InverseSqrtConfig, PolynomialConfig, RestartsConfig, SchedulerConfig, StableDecayConfig, WarmupConfig,
+};
+pub use settings::{
+    AdafactorConfig, AdamW8bitConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig,
 };

@@ -2,7 +2,12 @@
 
 use tune_config::Config;
 
-use crate::optim::{AdamW, AdamW8bit, Groups, Lion, LoraPlus, Optimizer, Sgd};
+use super::settings::{
+    AdafactorConfig, AdamW8bitConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig,
+};
+use crate::optim::{
+    Adafactor, AdamW, AdamW8bit, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, ScheduleFree, Sgd,
+};
 
 /// What moves the weights.
 #[derive(Debug, Clone, PartialEq, Config)]
@@ -20,110 +25,35 @@ pub enum OptimizerConfig {
     /// Steps of one size, by the sign of a mean of gradients: half of AdamW's state.
     #[config(name = "lion", alias = "lion_pytorch.Lion")]
     Lion(LionConfig),
-}
-
-/// What differs from parameter to parameter, whatever moves them.
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config)]
-pub struct GroupKeys {
-    /// Whether weight decay also shrinks norms, biases and the magnitudes of adapters: all that has one dimension.
-    #[config(default = true)]
-    pub decay_vectors: bool,
-}
-
-impl Default for GroupKeys {
-    fn default() -> Self {
-        Self { decay_vectors: true }
-    }
-}
-
-/// Adam with decoupled weight decay.
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config, ignored(fused = "the update is always one pass over a parameter", foreach = "the update is always one pass over a parameter"))]
-pub struct AdamWConfig {
-    /// Learning rate, before any schedule.
-    #[config(default = 2e-5, range = 0.0..)]
-    pub lr: f64,
-    /// Decay of the running means of the gradient and of its square.
-    #[config(default = [0.9, 0.999], range = 0.0..1.0)]
-    pub betas: [f64; 2],
-    /// Added to the root of the mean square, against division by zero.
-    #[config(default = 1e-8, range = 0.0..)]
-    pub eps: f64,
-    /// Share of each weight that a step takes away, times the learning rate.
-    #[config(default = 0.01, range = 0.0..)]
-    pub weight_decay: f64,
-    /// What differs from parameter to parameter.
-    #[config(flatten)]
-    pub groups: GroupKeys,
-}
-
-/// Gradient descent.
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config, ignored(fused = "the update is always one pass over a parameter", foreach = "the update is always one pass over a parameter"))]
-pub struct SgdConfig {
-    /// Learning rate, before any schedule.
-    #[config(default = 1e-3, range = 0.0..)]
-    pub lr: f64,
-    /// Share of the last step that the next one keeps.
-    #[config(default = 0.0, range = 0.0..1.0)]
-    pub momentum: f64,
-    /// Share of each weight that is added to its gradient.
-    #[config(default = 0.0, range = 0.0..)]
-    pub weight_decay: f64,
-    /// What differs from parameter to parameter.
-    #[config(flatten)]
-    pub groups: GroupKeys,
-}
-
-/// Adam with decoupled weight decay, and state in eight bits (Dettmers et al. 2021, <https://arxiv.org/abs/2110.02861>).
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config)]
-pub struct AdamW8bitConfig {
-    /// Learning rate, before any schedule.
-    #[config(default = 2e-5, range = 0.0..)]
-    pub lr: f64,
-    /// Decay of the running means of the gradient and of its square.
-    #[config(default = [0.9, 0.999], range = 0.0..1.0)]
-    pub betas: [f64; 2],
-    /// Added to the root of the mean square, against division by zero.
-    #[config(default = 1e-8, range = 0.0..)]
-    pub eps: f64,
-    /// Share of each weight that a step takes away, times the learning rate.
-    #[config(default = 0.01, range = 0.0..)]
-    pub weight_decay: f64,
-    /// What differs from parameter to parameter.
-    #[config(flatten)]
-    pub groups: GroupKeys,
-}
-
-/// Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config)]
-pub struct LionConfig {
-    /// Learning rate, before any schedule: how far every weight goes in a step. A third to a tenth of AdamW's.
-    #[config(default = 1e-5, range = 0.0..)]
-    pub lr: f64,
-    /// The share of the running mean in a step's direction, and the decay of that mean.
-    #[config(default = [0.9, 0.99], range = 0.0..1.0)]
-    pub betas: [f64; 2],
-    /// Share of each weight that a step takes away, times the learning rate. Three to ten times AdamW's.
-    #[config(default = 0.0, range = 0.0..)]
-    pub weight_decay: f64,
-    /// What differs from parameter to parameter.
-    #[config(flatten)]
-    pub groups: GroupKeys,
+    /// AdamW's steps from means over rows and columns alone: hardly any state.
+    #[config(name = "adafactor", alias = "torch.optim.Adafactor")]
+    Adafactor(AdafactorConfig),
+    /// Orthogonal steps for matrices, AdamW for the rest: little more than half of AdamW's state.
+    #[config(name = "muon", alias = "torch.optim.Muon")]
+    Muon(MuonConfig),
+    /// AdamW that needs no schedule: the weights that are evaluated and saved are a mean over its steps.
+    #[config(name = "schedule_free_adamw", alias = "schedulefree.AdamWScheduleFree")]
+    ScheduleFree(ScheduleFreeConfig),
 }
 
 impl OptimizerConfig {
     /// The bytes that it keeps for a trained parameter of this name and shape.
-    pub fn state_bytes(&self, _name: &str, dims: &[usize]) -> u64 {
+    pub fn state_bytes(&self, name: &str, dims: &[usize]) -> u64 {
         let elements = dims.iter().product::<usize>() as u64;
         match self {
             Self::AdamW(_) => 8 * elements,
             Self::AdamW8bit(_) => AdamW8bit::state_bytes(dims),
             Self::Sgd(c) => 4 * elements * u64::from(c.momentum > 0.0),
             Self::Lion(_) => 4 * elements,
+            Self::Adafactor(_) => Adafactor::state_bytes(dims),
+            Self::Muon(_) => {
+                if Muon::is_for(name, dims) {
+                    4 * elements
+                } else {
+                    8 * elements
+                }
+            }
+            Self::ScheduleFree(_) => ScheduleFree::state_bytes(elements),
         }
     }
 
@@ -145,38 +75,83 @@ impl OptimizerConfig {
         match self {
             Self::AdamW(_) => 2,
             Self::Sgd(c) => usize::from(c.momentum > 0.0),
-            Self::AdamW8bit(_) | Self::Lion(_) => 0,
+            _ => 0,
         }
     }
 
-    /// Why it cannot move a parameter whose rows are divided among several processes, if so.
+    /// Why it cannot move parameters whose rows are divided among several processes, if so.
     pub fn needs_whole_parameters(&self) -> Option<&'static str> {
         match self {
+            Self::AdamW(_) | Self::Sgd(_) | Self::Lion(_) => None,
             Self::AdamW8bit(_) => Some("adamw_8bit keeps blocks of state that do not end where a process's rows do"),
-            _ => None,
+            Self::Adafactor(_) => Some("adafactor needs the means over all rows of a matrix"),
+            Self::Muon(_) => Some("muon makes whole matrices orthogonal"),
+            Self::ScheduleFree(_) => Some("schedule_free_adamw trains in one process alone, for now"),
         }
+    }
+
+    /// Whether gradients are taken elsewhere than at the weights that are evaluated and saved.
+    pub fn moves_between_weights(&self) -> bool {
+        matches!(self, Self::ScheduleFree(_))
     }
 
     /// The optimizer, without state yet.
     pub fn build(&self) -> Box<dyn Optimizer> {
-        let (decay, groups) = match self {
+        let (decay, groups) = self.decay();
+        let optimizer = match groups.decay_vectors || decay == 0.0 {
+            true => self.with_decay(decay),
+            false => Box::new(Groups::new(self.with_decay(decay), self.with_decay(0.0))),
+        };
+        match groups.layerwise_lr_decay == 1.0 {
+            true => optimizer,
+            false => Box::new(LayerWise::new(optimizer, groups.layerwise_lr_decay)),
+        }
+    }
+
+    /// Weight decay, and what differs from parameter to parameter.
+    fn decay(&self) -> (f64, &GroupKeys) {
+        match self {
             Self::AdamW(c) => (c.weight_decay, &c.groups),
             Self::Sgd(c) => (c.weight_decay, &c.groups),
             Self::AdamW8bit(c) => (c.weight_decay, &c.groups),
             Self::Lion(c) => (c.weight_decay, &c.groups),
-        };
-        match groups.decay_vectors || decay == 0.0 {
-            true => self.with_decay(decay),
-            false => Box::new(Groups::new(self.with_decay(decay), self.with_decay(0.0))),
+            Self::Adafactor(c) => (c.weight_decay, &c.groups),
+            Self::Muon(c) => (c.weight_decay, &c.groups),
+            Self::ScheduleFree(c) => (c.weight_decay, &c.groups),
         }
     }
 
+    /// The optimizer with another weight decay, for all parameters alike.
     fn with_decay(&self, decay: f64) -> Box<dyn Optimizer> {
         match self {
             Self::AdamW(c) => Box::new(AdamW::new(c.lr, c.betas, c.eps, decay)),
             Self::Sgd(c) => Box::new(Sgd::new(c.lr, c.momentum, decay)),
             Self::AdamW8bit(c) => Box::new(AdamW8bit::new(c.lr, c.betas, c.eps, decay)),
             Self::Lion(c) => Box::new(Lion::new(c.lr, c.betas, decay)),
+            Self::Adafactor(c) => {
+                let mut adafactor = Adafactor::new(c.lr, decay);
+                adafactor.beta2_decay = c.beta2_decay;
+                adafactor.eps = c.eps;
+                adafactor.clip_threshold = c.d;
+                adafactor.scale_parameter = c.scale_parameter;
+                adafactor.relative_step = c.relative_step;
+                Box::new(adafactor)
+            }
+            Self::Muon(c) => {
+                let others = AdamW::new(c.adamw_lr.unwrap_or(c.lr), c.betas, c.eps, decay);
+                let mut muon = Muon::new(c.lr, decay, others);
+                muon.momentum = c.momentum;
+                muon.nesterov = c.nesterov;
+                muon.ns_steps = c.ns_steps;
+                muon.adjust = c.adjust_lr_fn;
+                Box::new(muon)
+            }
+            Self::ScheduleFree(c) => {
+                let mut schedule_free = ScheduleFree::new(c.lr, c.betas, c.eps, decay);
+                schedule_free.r = c.r;
+                schedule_free.weight_lr_power = c.weight_lr_power;
+                Box::new(schedule_free)
+            }
         }
     }
 

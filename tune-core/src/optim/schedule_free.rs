@@ -117,7 +117,7 @@ impl Optimizer for ScheduleFree {
                 ));
             }
         };
-        let [b1, b2] = self.betas;
+        let b2 = self.betas[1];
         counted.under_way = None;
         counted.largest_lr = counted.largest_lr.max(lr);
         let counts = (step as f64).powf(self.r) * counted.largest_lr.powf(self.weight_lr_power);

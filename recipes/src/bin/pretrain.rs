@@ -120,6 +120,7 @@ impl Recipe for Pretrain {
             let step = step?;
             // ---- one optimizer step ----------------------------------------------------------------
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
+            self.optimizer.prepare_all(self.model.trainable(), step.number)?;
             // The loss is a mean over the trained tokens of the whole step, not a mean of means.
             let scale = 1.0 / step.trained_tokens() as f64;
             let activation_checkpointing = self.cfg.steps.enable_activation_checkpointing;

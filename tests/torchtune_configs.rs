@@ -503,16 +503,16 @@ fn optimizers_are_taken_over() {
         (output.status.success(), text(&output.stdout) + &text(&output.stderr))
     };
     let taken: [(&str, &[&str]); 9] = [
-        ("bitsandbytes.optim.PagedAdamW8bit, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2e-5"]),
+        ("bitsandbytes.optim.PagedAdamW8bit, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2.0e-5"]),
         ("torchao.optim.AdamW8bit, block_size: 256", &["_component_: adamw_8bit", "lr: 0.001"]),
-        ("bitsandbytes.optim.PagedLion", &["_component_: lion", "lr: 1e-4"]),
+        ("bitsandbytes.optim.PagedLion", &["_component_: lion", "lr: 0.0001"]),
         ("lion_pytorch.Lion, weight_decay: 0.1", &["_component_: lion", "weight_decay: 0.1"]),
         ("torch.optim.Adafactor, lr: 0.02, d: 2.0", &["_component_: adafactor", "lr: 0.02", "d: 2.0"]),
         (
             "transformers.Adafactor, beta1: null, decay_rate: -0.7, clip_threshold: 0.5, relative_step: false",
             &["_component_: adafactor", "beta2_decay: -0.7", "d: 0.5", "relative_step: false", "1.0e-30"],
         ),
-        ("torch.optim.Muon, eps: 1e-7", &["_component_: muon", "lr: 0.001", "adjust_lr_fn: original", "eps: 1e-8"]),
+        ("torch.optim.Muon, eps: 1e-7", &["_component_: muon", "lr: 0.001", "adjust_lr_fn: original", "eps: 1.0e-8"]),
         ("schedulefree.AdamWScheduleFree, warmup_steps: 0", &["_component_: schedule_free_adamw", "lr: 0.0025"]),
         ("torch.optim.AdamW, layerwise_lr_decay: 0.9", &["_component_: adamw", "layerwise_lr_decay: 0.9"]),
     ];

@@ -7,7 +7,7 @@ use super::draft::{self, Draft};
 use super::given::number;
 
 /// Their names of optimizers, and ours.
-const OPTIMIZERS: [(&str, &str); 21] = [
+const OPTIMIZERS: [(&str, &str); 23] = [
     ("adamw_torch", "adamw"),
     ("adamw_torch_fused", "adamw"),
     ("adamw_torch_xla", "adamw"),
@@ -29,6 +29,8 @@ const OPTIMIZERS: [(&str, &str); 21] = [
     ("sgd", "sgd"),
     ("lion_32bit", "lion"),
     ("paged_lion_32bit", "lion"),
+    ("lion_8bit", "lion"),
+    ("paged_lion_8bit", "lion"),
 ];
 
 /// Our name of one of their optimizers, where there is one.
@@ -80,6 +82,15 @@ pub(super) fn optimizer(c: &mut Conversion<'_>, keys: &OptimizerKeys) {
         Some(norm) if norm > 0.0 => c.draft.set("clip_grad_norm", draft::number(norm), "max_grad_norm"),
         Some(_) => {}
         None => c.draft.set("clip_grad_norm", "1.0", &format!("default of {}", c.tool.name)),
+    }
+}
+
+/// Noise on the embeddings (NEFTune), which not all recipes add.
+pub(super) fn noise(c: &mut Conversion<'_>, theirs: &'static str) {
+    let Some(entry) = c.given.entry(theirs).filter(|_| c.given.is_on(theirs)) else { return };
+    match c.recipe.name {
+        "lora" | "full" => c.number_or("neftune_noise_alpha", theirs, None),
+        name => c.missing(entry, format!("`{name}` adds no noise to embeddings (NEFTune)"), "remove the key"),
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) const ROWS: &[Row] = &[
         "it belongs to optimizers that there are not here",
         "remove the key",
     ),
-    missing(&["neftune_noise_alpha"], OFF, "NEFTune is not supported", "remove the key"),
+    read(&["neftune_noise_alpha"], "`neftune_noise_alpha`"),
     missing(&["label_smoothing_factor"], OFF, "labels are not smoothed", "remove the key"),
     missing(
         &["metric_for_best_model"],
@@ -247,6 +247,7 @@ pub(super) fn convert(c: &mut Conversion<'_>, defaults: &Defaults) {
             default_weight_decay: "0.0",
         },
     );
+    common::noise(c, "neftune_noise_alpha");
     let schedule = ScheduleKeys { name: "lr_scheduler_type", default: "linear", default_warmup: None };
     common::schedule(c, &schedule);
     let checkpointing = match given.has("gradient_checkpointing") {

@@ -180,6 +180,8 @@ fn steps(c: &mut Conversion<'_>) {
         c,
         &OptimizerKeys { name: "optimizer", lr: "learning_rate", default_lr: None, default_weight_decay: "0.0" },
     );
+    common::noise(c, "neftune_noise_alpha");
+    common::noise(c, "noisy_embedding_alpha");
     common::schedule(
         c,
         &ScheduleKeys {

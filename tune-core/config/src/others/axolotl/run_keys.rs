@@ -70,7 +70,7 @@ pub(super) const RUN: &[Row] = &[
         "it belongs to an optimizer that there is not here",
         "remove the key",
     ),
-    missing(&["neftune_noise_alpha", "noisy_embedding_alpha"], OFF, "NEFTune is not supported", "remove the key"),
+    read(&["neftune_noise_alpha", "noisy_embedding_alpha"], "`neftune_noise_alpha`"),
     missing(
         &["use_eaft", "eaft_alpha", "eaft_k", "scaling_softmax", "scaling_softmax_factor", "scaling_softmax_bias"],
         OFF,

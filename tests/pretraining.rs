@@ -139,6 +139,39 @@ fn a_model_that_is_made_from_nothing_learns_and_writes() {
     assert!(said.trim_start().starts_with("of ") && said.contains(" are "), "{said}");
 }
 
+/// What `tune tokenize` writes is trained on as the text that it is made of.
+#[test]
+fn a_file_of_tokens_is_trained_on_as_its_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("documents.bin");
+    let tokenize = || {
+        let mut tune = std::process::Command::new(env!("CARGO_BIN_EXE_tune"));
+        tune.current_dir(root()).args([
+            "tokenize",
+            "recipes/tiny/model",
+            "recipes/tiny/data/documents.jsonl",
+            "--output",
+        ]);
+        tune.arg(&file).args(["--split", "train[:90%]"]).output().unwrap()
+    };
+    let said = text(&tokenize().stdout);
+    assert!(said.contains("documents.bin has 49395 tokens of 450 documents, 98.8 kB"), "{said}");
+    assert!(text(&tokenize().stderr).contains("exists already"));
+    let losses = |name: &str, dataset: &str| {
+        let out = folder.path().join(name);
+        let args = [&["--config", CONFIG, &output(&out), dataset, "shuffle=false"][..], &SHORT].concat();
+        succeed("pretrain", &args);
+        logged(&out, "loss")
+    };
+    let of_tokens = losses(
+        "tokens",
+        &format!("dataset={{_component_: tokens, data_files: [{}], attend_across: true}}", file.display()),
+    );
+    let of_text = losses("text", "dataset.attend_across=true");
+    assert_eq!(of_tokens.len(), 6);
+    assert_eq!(of_tokens, of_text);
+}
+
 #[test]
 fn what_cannot_begin_is_told_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();

@@ -68,6 +68,7 @@ fn what_it_says() {
         ("help_plan", &["plan", "--help"]),
         ("help_cp", &["cp", "--help"]),
         ("help_download", &["download", "--help"]),
+        ("help_tokenize", &["tokenize", "--help"]),
         ("help_merge", &["merge", "--help"]),
         ("help_export", &["export", "--help"]),
         ("help_quantize", &["quantize", "--help"]),

@@ -65,10 +65,7 @@ impl CheckpointConfig {
     ///
     /// As [`CheckpointConfig::open`], but for weights in a folder; and a `config.json` that says that weights are quantized.
     pub fn open_without_weights(&self) -> Result<Checkpoint> {
-        match self.checkpoint_dir.is_dir() && self.checkpoint_dir.join("config.json").exists() {
-            true => Checkpoint::without_weights(&self.checkpoint_dir)?.refuse_quantized(),
-            false => self.open(),
-        }
+        Checkpoint::open_without_weights(&self.checkpoint_dir)
     }
 
     /// The largest size of one weight file, in bytes.

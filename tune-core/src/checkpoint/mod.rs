@@ -153,10 +153,18 @@ impl Checkpoint {
         })
     }
 
-    /// The same, unless it says that weights are quantized.
-    fn refuse_quantized(self) -> Result<Self> {
-        hf::refuse_quantized(&self.config, &self.config_path())?;
-        Ok(self)
+    /// Opens a model of which no weights are read: a folder with `config.json` and a tokenizer may have none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], but for weights in a folder; and a `config.json` that says that weights are quantized.
+    pub fn open_without_weights(path: &Path) -> Result<Self> {
+        if !path.join("config.json").exists() {
+            return Self::open(path);
+        }
+        let checkpoint = Self::without_weights(path)?;
+        hf::refuse_quantized(&checkpoint.config, &checkpoint.config_path())?;
+        Ok(checkpoint)
     }
 
     fn open_gguf(path: &Path, origin: Option<hub::Origin>, options: &OpenOptions) -> Result<Self> {

@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rayon::prelude::*;
+
 use super::batch::{IGNORE, Sample};
 use super::corpus::Corpus;
 use super::order::Order;
 use super::pack::{self, Fit, Joins, Packing};
 use super::report::{DatasetReport, Tally};
 use super::scratch::{temporary_error, temporary_file};
+use super::tokens::TokenFiles;
 use crate::positions::{read_exact_at, write_all_at};
 use crate::{Error, Result, panics};
 
@@ -23,6 +26,8 @@ const NEXT_IS_TRAINED: u32 = 1 << 31;
 pub(super) enum Origin {
     Corpus(Box<Corpus>),
     Memory(Vec<Sample>),
+    /// Rows of files of tokens, each a record.
+    Tokens(Box<TokenFiles>),
 }
 
 impl Origin {
@@ -30,6 +35,7 @@ impl Origin {
         match self {
             Self::Corpus(corpus) => corpus.len(),
             Self::Memory(samples) => samples.len(),
+            Self::Tokens(files) => files.len(),
         }
     }
 
@@ -37,7 +43,7 @@ impl Origin {
     fn samples_per_record(&self) -> usize {
         match self {
             Self::Corpus(corpus) => corpus.samples_per_record(),
-            Self::Memory(_) => 1,
+            Self::Memory(_) | Self::Tokens(_) => 1,
         }
     }
 
@@ -45,11 +51,12 @@ impl Origin {
         match self {
             Self::Corpus(corpus) => corpus.origin(record),
             Self::Memory(samples) => samples[record].origin.clone(),
+            Self::Tokens(files) => files.origin(record),
         }
     }
 }
 
-/// A sample in the temporary file, or a piece of one.
+/// A sample in the temporary file, a piece of one, or a piece of a row in a file of tokens.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
     pub(super) record: usize,
@@ -97,7 +104,11 @@ impl Tokenized {
         let members = order.members(origin.len());
         let account = match &origin {
             Origin::Corpus(corpus) => corpus.account(),
-            Origin::Memory(_) => Vec::new(),
+            Origin::Memory(_) | Origin::Tokens(_) => Vec::new(),
+        };
+        let reports = match &origin {
+            Origin::Tokens(files) => files.reports(),
+            Origin::Corpus(_) | Origin::Memory(_) => Vec::new(),
         };
         let tokenized = Arc::new(Self {
             origin,
@@ -109,8 +120,16 @@ impl Tokenized {
             abandoned: AtomicBool::new(false),
         });
         let mut left = order.of_blocks(members.len(), 0).into_iter();
-        let mut work =
-            Work { tokenized: Arc::clone(&tokenized), members, packing, account, end: 0, sums: Vec::new(), must_stop };
+        let mut work = Work {
+            tokenized: Arc::clone(&tokenized),
+            members,
+            packing,
+            account,
+            reports,
+            end: 0,
+            sums: Vec::new(),
+            must_stop,
+        };
         if let Some(first) = left.next() {
             work.block(first)?;
         }
@@ -198,6 +217,9 @@ impl Tokenized {
 
     /// Reads a sample.
     pub(super) fn sample(&self, stored: Stored) -> Result<Sample> {
+        if let Origin::Tokens(files) = &self.origin {
+            return files.sample(stored);
+        }
         let mut input_ids = vec![0u32; stored.len as usize];
         read_exact_at(&self.file, bytemuck::cast_slice_mut(&mut input_ids), 4 * stored.start)
             .map_err(|e| temporary_error(&e))?;
@@ -229,6 +251,8 @@ struct Work {
     members: Vec<Vec<usize>>,
     packing: Packing,
     account: Vec<Tally>,
+    /// What was found in files of tokens.
+    reports: Vec<DatasetReport>,
     /// Tokens in the file.
     end: u64,
     /// Each sample's checksum, by its record.
@@ -242,10 +266,17 @@ impl Work {
             return Err(Error::setup("nobody needs the data any more"));
         }
         let members = std::mem::take(&mut self.members[index]);
+        let tokenized = Arc::clone(&self.tokenized);
+        if let Origin::Tokens(files) = &tokenized.origin {
+            let block = self.of_files(files, &members)?;
+            self.publish(index, block);
+            return Ok(());
+        }
         let each = self.tokenized.origin.samples_per_record();
         let made: Vec<(usize, Sample)> = match &self.tokenized.origin {
             Origin::Corpus(corpus) => corpus.tokenize(&members, &mut self.account)?,
             Origin::Memory(samples) => members.iter().map(|&i| (i, samples[i].clone())).collect(),
+            Origin::Tokens(_) => Vec::new(),
         };
         let mut tokens: Vec<u32> = Vec::with_capacity(made.iter().map(|(_, s)| s.input_ids.len()).sum());
         let mut samples = Vec::with_capacity(made.len());
@@ -282,11 +313,30 @@ impl Work {
                 (samples, rows)
             }
         };
-        let _ = self.tokenized.blocks[index].set(Block { samples, rows });
+        self.publish(index, Block { samples, rows });
+        Ok(())
+    }
+
+    /// A block of rows of files of tokens, each of which is looked at.
+    fn of_files(&mut self, files: &TokenFiles, numbers: &[usize]) -> Result<Block> {
+        let found = numbers.par_iter().map(|&row| files.row(row)).collect::<Result<Vec<_>>>()?;
+        let (mut samples, mut rows) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
+        for (&number, row) in numbers.iter().zip(found) {
+            self.sums.push((number, row.sum));
+            row.count(&mut self.reports[files.part_of(number)]);
+            let first = samples.len();
+            samples.extend(row.pieces);
+            // Of a row of nothing but ends nothing is left.
+            rows.extend((first < samples.len()).then_some(first..samples.len()));
+        }
+        Ok(Block { samples, rows })
+    }
+
+    fn publish(&self, index: usize, block: Block) {
+        let _ = self.tokenized.blocks[index].set(block);
         // Whoever is about to wait has the lock, and must not miss it.
         drop(self.tokenized.lock());
         self.tokenized.changed.notify_all();
-        Ok(())
     }
 
     /// Has each sample but the last end in a token that predicts the next sample's first.
@@ -317,6 +367,7 @@ impl Work {
         let reports = match &self.tokenized.origin {
             Origin::Corpus(corpus) => corpus.reports(std::mem::take(&mut self.account))?,
             Origin::Memory(_) => Vec::new(),
+            Origin::Tokens(_) => std::mem::take(&mut self.reports),
         };
         if let Some(why) = reports.iter().find_map(|report| report.never_stops.as_ref()).filter(|_| self.must_stop) {
             return Err(Error::Data(why.clone()));

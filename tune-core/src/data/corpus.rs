@@ -96,6 +96,9 @@ impl Corpus {
         let Some(first) = configs.first() else {
             return Err(Error::setup("there is no dataset"));
         };
+        if configs.iter().any(|config| config.tokens.is_some()) {
+            return Err(Error::setup("of several datasets either all or none must be files of tokens"));
+        }
         let rows = first.rows();
         if configs.iter().any(|c| c.packed() != rows.packed) {
             return Err(Error::setup("of several datasets either all or none must be `packed`"));

@@ -10,6 +10,7 @@ use super::maker::Maker;
 use super::order::BLOCK;
 use super::records::Records;
 use super::selected;
+use super::tokens::TokenFiles;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -84,9 +85,9 @@ pub fn examples(
     max_seq_len: Option<usize>,
     n: usize,
 ) -> Vec<Sample> {
-    let of_dataset = |config: &DataConfig| match selected::find(config) {
-        Ok(found) => first_samples(config, &found.records, tokenizer, max_seq_len, n),
-        Err(_) => Vec::new(),
+    let of_dataset = |config: &DataConfig| match config.tokens.is_none().then(|| selected::find(config)) {
+        Some(Ok(found)) => first_samples(config, &found.records, tokenizer, max_seq_len, n),
+        Some(Err(_)) | None => Vec::new(),
     };
     configs.into_iter().flat_map(|config| of_dataset(&config.into())).collect()
 }
@@ -105,9 +106,14 @@ pub(super) fn first_samples(
     made.flatten().map(|formatted| formatted.encoded.sample).collect()
 }
 
-fn of_dataset(config: &DataConfig, tokenizer: Option<&Tokenizer>, max_seq_len: Option<usize>) -> Faults {
-    let max_seq_len = config.cut_to(max_seq_len);
+fn of_dataset(config: &DataConfig, tokenizer: Option<&Tokenizer>, row: Option<usize>) -> Faults {
+    let max_seq_len = config.cut_to(row);
     let mut faults = Faults { name: config.name(), records: 0, broken: 0, first: Vec::new() };
+    if config.tokens.is_some() {
+        let opened = tokenizer.map(|tokenizer| TokenFiles::open(std::slice::from_ref(config), tokenizer, row));
+        faults.first.extend(opened.and_then(Result::err));
+        return faults;
+    }
     let maker = tokenizer.map(|tokenizer| Maker::new(config, tokenizer)).transpose();
     let records = selected::find(config).map(|found| found.records);
     let (maker, records) = match (maker, records) {

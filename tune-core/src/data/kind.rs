@@ -8,11 +8,12 @@ use super::preference::PreferenceConfig;
 use super::pretrain::PretrainData;
 use super::selected::Share;
 use super::source::Columns;
+use super::tokens::TokensDataset;
 
 /// A dataset of any kind. One of pairs is two datasets in one: each record is a sample of the one and of the other.
 #[derive(Debug, Clone)]
 pub struct DataConfig {
-    /// One, or that of the preferred answers and that of the others.
+    /// One, or that of the preferred answers and that of the others; none where there is nothing to tokenize.
     pub(super) sides: Vec<DatasetConfig>,
     /// The kind, where it is not that of its side.
     kind: Option<&'static str>,
@@ -22,26 +23,32 @@ pub struct DataConfig {
     pub(super) joins: Joins,
     /// Which of its records are taken.
     pub(super) share: Share,
+    /// Files of tokens, in place of text.
+    pub(super) tokens: Option<TokensDataset>,
 }
 
 impl From<&DatasetConfig> for DataConfig {
     fn from(config: &DatasetConfig) -> Self {
         let joins = if config.splits() { Joins::Split } else { Joins::Whole };
-        Self { sides: vec![config.clone()], kind: None, prompt: None, joins, share: Share::All }
+        Self { sides: vec![config.clone()], kind: None, prompt: None, joins, share: Share::All, tokens: None }
     }
 }
 
 impl From<&PreferenceConfig> for DataConfig {
     fn from(config: &PreferenceConfig) -> Self {
         let (kind, prompt) = (Some(config.kind()), config.prompt().map(str::to_owned));
-        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole, share: Share::All }
+        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole, share: Share::All, tokens: None }
     }
 }
 
 impl From<&PretrainData> for DataConfig {
     fn from(config: &PretrainData) -> Self {
         let (of_samples, joins) = config.parts();
-        Self { joins, ..Self::from(&of_samples) }
+        let tokens = match config {
+            PretrainData::Tokens(tokens) => Some(tokens.clone()),
+            PretrainData::Text(_) | PretrainData::Chat(_) => None,
+        };
+        Self { sides: of_samples.into_iter().collect(), kind: None, prompt: None, joins, share: Share::All, tokens }
     }
 }
 
@@ -76,7 +83,7 @@ impl DataConfig {
 
     /// Whether several samples share a row.
     pub fn packed(&self) -> bool {
-        self.rows().packed
+        self.tokens.is_some() || self.rows().packed
     }
 
     /// Whether and how samples share a row.
@@ -125,6 +132,13 @@ impl DataConfig {
 
     /// The kind and the first file, for messages.
     pub(super) fn name(&self) -> String {
+        if let Some(TokensDataset { data_files, .. }) = &self.tokens {
+            let more = if data_files.len() > 1 { " …" } else { "" };
+            return format!(
+                "tokens {}{more}",
+                data_files.first().map_or(String::new(), |file| file.display().to_string())
+            );
+        }
         self.sides[0].name_as(self.kind)
     }
 }

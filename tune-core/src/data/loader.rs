@@ -11,6 +11,7 @@ use super::kind::DataConfig;
 use super::order::{BLOCK, Order};
 use super::pack::{Fit, Joins, Packing};
 use super::report::{self, DatasetReport};
+use super::tokens::TokenFiles;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -103,6 +104,11 @@ impl Loader {
         mut options: LoaderOptions,
     ) -> Result<Self> {
         let configs: Vec<DataConfig> = configs.into_iter().map(Into::into).collect();
+        if let Some(files) = TokenFiles::open(&configs, tokenizer, max_seq_len)? {
+            options.pack_to = max_seq_len;
+            options.joins = configs.first().map_or(Joins::Whole, |config| config.joins);
+            return Self::with_blocks(Origin::Tokens(Box::new(files)), options, BLOCK);
+        }
         let corpus = Corpus::open(&configs, tokenizer, max_seq_len, options.seed)?.counting(options.count_cut);
         Packing { to: options.pack_to, joins: options.joins, fit: options.fit } = corpus.packing();
         Self::with_blocks(Origin::Corpus(Box::new(corpus)), options, BLOCK)
@@ -198,6 +204,7 @@ impl Loader {
         match &self.tokenized.origin {
             Origin::Corpus(corpus) => corpus.examples(n),
             Origin::Memory(samples) => samples.iter().take(n).cloned().collect(),
+            Origin::Tokens(files) => files.examples(n),
         }
     }
 
@@ -280,6 +287,9 @@ impl Loader {
             (Some(totals), _) => totals.reports.iter().map(ToString::to_string).collect(),
             (None, Origin::Corpus(corpus)) => {
                 corpus.summary().iter().map(|line| format!("{line}, tokenized while training runs")).collect()
+            }
+            (None, Origin::Tokens(files)) => {
+                files.summary().iter().map(|line| format!("{line}, looked at while training runs")).collect()
             }
             (None, Origin::Memory(_)) => Vec::new(),
         }

@@ -56,8 +56,10 @@ mod selected;
 mod source;
 mod split;
 mod stand_in;
+mod tokens;
 mod trained;
 mod unused;
+mod write_tokens;
 
 pub use batch::{Batch, IGNORE, Sample, Span};
 pub use config::{
@@ -78,6 +80,8 @@ pub(crate) use questions::{Question, questions};
 pub use report::{DatasetReport, Mixed};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;
+pub use tokens::{Header, TokenWidth, TokensDataset};
+pub use write_tokens::write_tokens;
 
 use crate::Result;
 use crate::tokenizer::Tokenizer;

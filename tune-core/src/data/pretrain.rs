@@ -3,6 +3,7 @@
 use super::config::{ChatDataset, DatasetConfig, TextDataset};
 use super::files::Files;
 use super::pack::{Fit, Joins, Rows};
+use super::tokens::TokensDataset;
 use crate::config::Config;
 
 /// Where the text comes from that a model is made of.
@@ -12,6 +13,9 @@ pub enum PretrainData {
     /// Documents, one after the other in rows of `max_seq_len` tokens. One that does not fit into its row goes on in the next.
     #[config(name = "text", alias = "torchtune.datasets.text_completion_dataset")]
     Text(DocumentsDataset),
+    /// Files of tokens, which `tune tokenize` makes of documents once.
+    #[config(name = "tokens")]
+    Tokens(TokensDataset),
     /// Conversations, in ShareGPT or OpenAI form: each is a sample.
     #[config(name = "chat", alias = "torchtune.datasets.chat_dataset")]
     Chat(ChatDataset),
@@ -39,17 +43,21 @@ pub struct DocumentsDataset {
 }
 
 impl PretrainData {
-    /// The dataset whose samples are the documents or conversations, and how they share rows.
-    pub(super) fn parts(&self) -> (DatasetConfig, Joins) {
+    /// The dataset whose samples are the documents or conversations, if they are still to be tokenized, and how they share rows.
+    pub(super) fn parts(&self) -> (Option<DatasetConfig>, Joins) {
         match self {
             Self::Text(DocumentsDataset { files, column, add_eos, attend_across }) => {
-                let joins = if *attend_across { Joins::Across } else { Joins::Split };
                 let (files, column) = (files.clone(), column.clone());
                 let rows = Rows { packed: true, packing: Fit::Greedy };
                 let text = TextDataset { files, column, add_eos: *add_eos, rows, split_across_pack: false };
-                (DatasetConfig::Text(text), joins)
+                (Some(DatasetConfig::Text(text)), joined(*attend_across))
             }
-            Self::Chat(chat) => (DatasetConfig::Chat(chat.clone()), Joins::Whole),
+            Self::Tokens(tokens) => (None, joined(tokens.attend_across)),
+            Self::Chat(chat) => (Some(DatasetConfig::Chat(chat.clone())), Joins::Whole),
         }
     }
+}
+
+fn joined(attend_across: bool) -> Joins {
+    if attend_across { Joins::Across } else { Joins::Split }
 }

@@ -25,6 +25,8 @@ mod pretrain;
 mod questions;
 #[path = "selected_tests.rs"]
 mod selected;
+#[path = "tokens_tests.rs"]
+mod tokens;
 #[path = "trained_tests.rs"]
 mod trained;
 #[path = "unused_tests.rs"]

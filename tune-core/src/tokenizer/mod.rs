@@ -287,6 +287,14 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+
+    /// A number that stands for what ids mean: of a tokenizer whose tokens are others, or have other ids, it is another.
+    pub fn vocabulary_sum(&self) -> u32 {
+        (0..self.vocab_size as u32).fold(0, |sum, id| {
+            let token = self.token(id).unwrap_or_default();
+            crc32c::crc32c_append(crc32c::crc32c_append(sum, token.as_bytes()), &id.to_le_bytes())
+        })
+    }
 }
 
 /// A token in a config file: a string, or an object with `content`.

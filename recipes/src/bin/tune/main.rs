@@ -14,6 +14,7 @@ mod launch;
 mod others;
 mod paths;
 mod shipped;
+mod tokenize;
 mod torchtune;
 mod validate;
 
@@ -69,6 +70,8 @@ enum Command {
     Lint(others::Lint),
     /// Download a model or a dataset from the Hugging Face hub.
     Download(download::Args),
+    /// Tokenize documents once, into a file that `pretrain` trains on.
+    Tokenize(tokenize::Args),
     /// Merge adapters into their base: a folder that transformers loads.
     Merge(artifacts::merge::Args),
     /// Write a model or an adapter as a GGUF file, for llama.cpp and Ollama.
@@ -144,6 +147,7 @@ fn run(command: Command) -> Result<ExitCode> {
         },
         Command::Lint(args) => others::lint(&args)?,
         Command::Download(args) => show(&download::run(&args)?),
+        Command::Tokenize(args) => show(&tokenize::run(args)?),
         Command::Merge(args) => done(artifacts::merge::run(&args))?,
         Command::Export(args) => done(artifacts::export::run(&args))?,
         Command::Quantize(args) => done(artifacts::export::quantize(args))?,

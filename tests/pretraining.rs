@@ -159,7 +159,8 @@ fn a_file_of_tokens_is_trained_on_as_its_text() {
     assert!(text(&tokenize().stderr).contains("exists already"));
     let losses = |name: &str, dataset: &str| {
         let out = folder.path().join(name);
-        let args = [&["--config", CONFIG, &output(&out), dataset, "shuffle=false"][..], &SHORT].concat();
+        let output = output(&out);
+        let args = [&["--config", CONFIG, &output, dataset, "shuffle=false"][..], &SHORT].concat();
         succeed("pretrain", &args);
         logged(&out, "loss")
     };

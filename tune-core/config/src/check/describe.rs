@@ -107,7 +107,7 @@ impl<'a> Finding<'a> {
                 }
                 said.message.push("`");
                 of(tree, component_at(tree, self.at), &mut said.message);
-                said.label.push_all(&["no such ", component.name]);
+                said.label.push("no such component");
                 said.notes.push("the components are ");
                 names(component, &mut said.notes);
             }
@@ -115,7 +115,7 @@ impl<'a> Finding<'a> {
                 said.code = codes::NO_COMPONENT;
                 said.message.push_all(&["missing key `", COMPONENT, "`"]);
                 of(tree, self.at, &mut said.message);
-                said.label.push_all(&["which ", component.name, "?"]);
+                said.label.push("which component?");
                 said.notes.push("choose one of ");
                 names(component, &mut said.notes);
             }

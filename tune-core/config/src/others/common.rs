@@ -7,7 +7,7 @@ use super::draft::{self, Draft};
 use super::given::number;
 
 /// Their names of optimizers, and ours.
-const OPTIMIZERS: [(&str, &str); 23] = [
+const OPTIMIZERS: [(&str, &str); 25] = [
     ("adamw_torch", "adamw"),
     ("adamw_torch_fused", "adamw"),
     ("adamw_torch_xla", "adamw"),
@@ -31,11 +31,41 @@ const OPTIMIZERS: [(&str, &str); 23] = [
     ("paged_lion_32bit", "lion"),
     ("lion_8bit", "lion"),
     ("paged_lion_8bit", "lion"),
+    ("adafactor", "adafactor"),
+    ("schedule_free_adamw", "schedule_free_adamw"),
 ];
 
 /// Our name of one of their optimizers, where there is one.
-pub(super) fn optimizer_of(name: &str) -> Option<&'static str> {
+fn optimizer_of(name: &str) -> Option<&'static str> {
     OPTIMIZERS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours)
+}
+
+/// Writes the optimizer that a name stands for, with the settings that it brings along; `from` is whose name it is. Where there is no
+/// such optimizer, `entry` is said to be missing. Returns our name of what is written.
+pub(super) fn named_optimizer(c: &mut Conversion<'_>, entry: Option<&Entry>, name: &str, from: &str) -> &'static str {
+    let known = optimizer_of(name);
+    let ours = known.unwrap_or("adamw");
+    c.draft.set("optimizer._component_", ours, from);
+    if ours == "adafactor" {
+        // As the trainer makes it. The first `eps` is a mean square there, and here its root: each is as good as none.
+        for (key, value) in [("scale_parameter", "false"), ("relative_step", "false"), ("eps", "[1.0e-30, 1.0e-3]")] {
+            c.draft.set(&format!("optimizer.{key}"), value, "transformers' trainer");
+        }
+    }
+    if let Some(entry) = entry.filter(|_| known.is_none()) {
+        let (missing, instead) = match name {
+            "muon" => (
+                format!("{}'s Muon was not compared with the one here, and adamw is written in its place", c.tool.name),
+                "set optimizer=muon, and look at its learning rates",
+            ),
+            name => (
+                format!("there is no optimizer `{}` here, and adamw is written in its place", shown(name)),
+                "look at the learning rate, too: optimizers differ in what suits them",
+            ),
+        };
+        c.missing(entry, missing, instead);
+    }
+    ours
 }
 
 /// The keys of the optimizer.
@@ -51,27 +81,21 @@ pub(super) struct OptimizerKeys {
 pub(super) fn optimizer(c: &mut Conversion<'_>, keys: &OptimizerKeys) {
     let entry = c.given.entry(keys.name);
     let name = entry.and_then(|entry| entry.value.as_str()).unwrap_or("adamw_torch_fused");
-    let known = optimizer_of(name);
-    let ours = known.unwrap_or("adamw");
-    let from = match (entry, ours) {
-        (Some(entry), "adamw_8bit") => format!("{}: {name}", entry.key),
+    let from = match (entry, optimizer_of(name)) {
+        (Some(entry), Some("adamw_8bit")) => format!("{}: {name}", entry.key),
         (Some(entry), _) => entry.key.clone(),
         (None, _) => format!("default of {}", c.tool.name),
     };
-    c.draft.set("optimizer._component_", ours, &from);
-    if let Some(entry) = entry.filter(|_| known.is_none()) {
-        let missing = format!("there is no optimizer `{}` here, and adamw is written in its place", shown(name));
-        c.missing(entry, missing, "look at the learning rate, too: optimizers differ in what suits them");
-    }
+    let ours = named_optimizer(c, entry, name, &from);
     c.number_or("optimizer.lr", keys.lr, keys.default_lr);
-    if ours != "sgd" {
+    if !["adafactor", "sgd"].contains(&ours) {
         let betas = ["adam_beta1", "adam_beta2"].map(|key| c.given.number(key));
         if betas.iter().any(Option::is_some) {
             let [first, second] = [betas[0].unwrap_or(0.9), betas[1].unwrap_or(0.999)].map(draft::number);
             c.draft.set("optimizer.betas", format!("[{first}, {second}]"), "adam_beta1, adam_beta2");
         }
     }
-    if ours.starts_with("adamw") {
+    if ours.contains("adamw") {
         c.number_or("optimizer.eps", "adam_epsilon", None);
     }
     c.number_or("optimizer.weight_decay", "weight_decay", Some(keys.default_weight_decay));

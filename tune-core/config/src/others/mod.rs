@@ -48,6 +48,13 @@ pub(crate) struct Tool {
     lint: fn(&Tool, Given<'_>, &mut Vec<Diagnostic>),
 }
 
+impl Tool {
+    /// An error that is the tool's own.
+    fn refuses(&self, what: &str) -> Diagnostic {
+        Diagnostic::error(codes::NOT_HERE, format!("{} {} refuses this: {what}", self.name, self.version))
+    }
+}
+
 /// All tools, in the order in which a file is recognized.
 const TOOLS: [&Tool; 5] = [&axolotl::TOOL, &unsloth::TOOL, &unsloth::STUDIO, &llama_factory::TOOL, &trl::TOOL];
 

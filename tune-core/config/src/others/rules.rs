@@ -1,5 +1,9 @@
 //! What a row of a tool's table can say.
 
+use super::Tool;
+use super::given::Given;
+use crate::report::Diagnostic;
+
 /// What becomes of some keys.
 pub(super) struct Row {
     pub(super) keys: &'static [&'static str],
@@ -67,9 +71,36 @@ impl Kind {
 pub(super) struct NoEffect {
     pub(super) keys: &'static [&'static str],
     /// Whether it has none.
-    pub(super) when: fn(super::given::Given<'_>) -> bool,
+    pub(super) when: fn(Given<'_>) -> bool,
     /// Why.
     pub(super) why: &'static str,
+}
+
+/// A combination of keys that the tool itself refuses.
+pub(super) struct Refusal {
+    /// Whether it is written.
+    is_written: fn(Given<'_>) -> bool,
+    /// The key that is shown.
+    key: &'static str,
+    message: &'static str,
+    instead: &'static str,
+}
+
+impl Refusal {
+    /// What the tool says of a file, if it has the combination.
+    pub(super) fn of(&self, tool: &Tool, given: Given<'_>) -> Option<Diagnostic> {
+        let entry = given.entry(self.key).filter(|_| (self.is_written)(given))?;
+        Some(tool.refuses(self.message).at(entry.key_span, "").help(self.instead))
+    }
+}
+
+pub(super) const fn refusal(
+    is_written: fn(Given<'_>) -> bool,
+    key: &'static str,
+    message: &'static str,
+    instead: &'static str,
+) -> Refusal {
+    Refusal { is_written, key, message, instead }
 }
 
 pub(super) const fn ours(keys: &'static [&'static str], ours: &'static str, kind: Kind) -> Row {
@@ -103,7 +134,7 @@ pub(super) const fn inside(keys: &'static [&'static str], rows: &'static [&'stat
 
 pub(super) const fn no_effect(
     keys: &'static [&'static str],
-    when: fn(super::given::Given<'_>) -> bool,
+    when: fn(Given<'_>) -> bool,
     why: &'static str,
 ) -> NoEffect {
     NoEffect { keys, when, why }

@@ -1,10 +1,9 @@
 //! What Axolotl does without saying so.
 
 use super::run_keys::{CUT_CROSS_ENTROPY, LIGER};
-use crate::codes;
 use crate::others::Tool;
 use crate::others::given::Given;
-use crate::others::rules::{NoEffect, no_effect};
+use crate::others::rules::{NoEffect, Refusal, no_effect, refusal};
 use crate::report::Diagnostic;
 
 const NO_ADAPTER: &str = "without `adapter` all weights are trained";
@@ -113,71 +112,69 @@ fn plugin(given: Given<'_>, name: &str) -> bool {
     given.texts("plugins").iter().any(|plugin| plugin.ends_with(name))
 }
 
-/// Combinations that Axolotl refuses: whether they are written, the key that is shown, what is said, what to do.
-type Refusal = (fn(Given<'_>) -> bool, &'static str, &'static str, &'static str);
-
+/// Combinations that Axolotl refuses.
 const REFUSALS: &[Refusal] = &[
-    (
+    refusal(
         |given| given.is_on("warmup_steps") && given.is_on("warmup_ratio"),
         "warmup_ratio",
         "`warmup_steps` and `warmup_ratio` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("save_steps") && given.is_on("saves_per_epoch"),
         "saves_per_epoch",
         "`save_steps` and `saves_per_epoch` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("eval_steps") && given.is_on("evals_per_epoch"),
         "evals_per_epoch",
         "`eval_steps` and `evals_per_epoch` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("gradient_accumulation_steps") && given.is_on("batch_size"),
         "batch_size",
         "`batch_size` and `gradient_accumulation_steps` exclude each other",
         "remove batch_size",
     ),
-    (
+    refusal(
         |given| given.is_on("val_set_size") && given.has("test_datasets"),
         "val_set_size",
         "`val_set_size` and `test_datasets` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("sample_packing") && given.has("rl"),
         "sample_packing",
         "samples are not packed where answers are compared (`rl`)",
         "write `sample_packing: false`",
     ),
-    (
+    refusal(
         |given| !given.has("adapter") && (given.is_on("load_in_4bit") || given.is_on("load_in_8bit")),
         "load_in_4bit",
         "a quantized model is trained with an adapter only",
         "write `adapter: qlora`, or remove the key",
     ),
-    (
+    refusal(
         |given| given.text("adapter") == Some("qlora") && !given.is_on("load_in_4bit"),
         "adapter",
         "`adapter: qlora` needs `load_in_4bit: true`",
         "write load_in_4bit: true, or `adapter: lora`",
     ),
-    (
+    refusal(
         |given| given.text("rl") == Some("kto") && !given.is_off("remove_unused_columns"),
         "rl",
         "`rl: kto` needs `remove_unused_columns: false`",
         "write it",
     ),
-    (
+    refusal(
         |given| given.is_off("val_set_size") && !given.has("test_datasets") && given.is_on("eval_steps"),
         "eval_steps",
         "there is nothing to evaluate on: `val_set_size` is 0",
         "remove eval_steps, or hold a part of the data out",
     ),
-    (
+    refusal(
         |given| given.is_on("early_stopping_patience") && !given.is_on("val_set_size") && !given.has("test_datasets"),
         "early_stopping_patience",
         "early stopping needs something to evaluate on",
@@ -187,20 +184,11 @@ const REFUSALS: &[Refusal] = &[
 
 /// Says the rest of it.
 pub(super) fn lint(tool: &Tool, given: Given<'_>, out: &mut Vec<Diagnostic>) {
-    let refused = |message: &str| {
-        Diagnostic::error(codes::NOT_HERE, format!("{} {} refuses this: {message}", tool.name, tool.version))
-    };
-    for (is_written, key, message, instead) in REFUSALS {
-        if is_written(given)
-            && let Some(entry) = given.entry(key)
-        {
-            out.push(refused(message).at(entry.key_span, "").help(*instead));
-        }
-    }
+    out.extend(REFUSALS.iter().filter_map(|refusal| refusal.of(tool, given)));
     let sizes = ["micro_batch_size", "gradient_accumulation_steps", "batch_size"];
     if sizes.iter().filter(|key| given.is_on(key)).count() < 2 {
         let error =
-            refused("at least two of micro_batch_size, gradient_accumulation_steps, batch_size must be written");
+            tool.refuses("at least two of micro_batch_size, gradient_accumulation_steps, batch_size must be written");
         out.push(error.help("write micro_batch_size and gradient_accumulation_steps"));
     }
     lengths(given, out);

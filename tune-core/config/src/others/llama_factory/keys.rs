@@ -223,10 +223,16 @@ pub(super) const ROWS: &[Row] = &[
         "they belong to `stage: ppo`",
     ),
     missing(
-        &["use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"],
+        &["use_galore", "use_apollo", "use_badam", "use_adam_mini"],
         OFF,
         "there is no such optimizer here, and adamw is written in its place",
         "look at the learning rate, too: optimizers differ in what suits them",
+    ),
+    missing(
+        &["use_muon"],
+        OFF,
+        "LLaMA-Factory's Muon was not compared with the one here, and adamw is written in its place",
+        "set optimizer=muon, and look at its learning rates",
     ),
     meaningless(
         &[

@@ -1,9 +1,8 @@
 //! What LLaMA-Factory does without saying so.
 
-use crate::codes;
 use crate::others::Tool;
 use crate::others::given::Given;
-use crate::others::rules::{NoEffect, no_effect};
+use crate::others::rules::{NoEffect, Refusal, no_effect, refusal};
 use crate::report::Diagnostic;
 
 fn is_full(given: Given<'_>) -> bool {
@@ -60,35 +59,33 @@ pub(super) const NO_EFFECT: &[NoEffect] = &[
     ),
 ];
 
-/// Combinations that LLaMA-Factory refuses: whether they are written, the key that is shown, what is said, what to do.
-type Refusal = (fn(Given<'_>) -> bool, &'static str, &'static str, &'static str);
-
+/// Combinations that LLaMA-Factory refuses.
 const REFUSALS: &[Refusal] = &[
-    (
+    refusal(
         |given| given.is_on("val_size") && given.has("eval_dataset"),
         "val_size",
         "`val_size` and `eval_dataset` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("mask_history") && given.is_on("train_on_prompt"),
         "mask_history",
         "`mask_history` and `train_on_prompt` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| is_full(given) && given.has("quantization_bit") && given.text("finetuning_type") != Some("oft"),
         "quantization_bit",
         "a quantized model is trained with adapters only",
         "write `finetuning_type: lora`, or remove the key",
     ),
-    (
+    refusal(
         |given| is_full(given) && given.has("adapter_name_or_path"),
         "adapter_name_or_path",
         "an adapter is for `finetuning_type: lora` only",
         "merge the adapter first",
     ),
-    (
+    refusal(
         |given| {
             is_full(given) && (given.has("loraplus_lr_ratio") || given.is_on("use_dora") || given.is_on("use_rslora"))
         },
@@ -96,25 +93,25 @@ const REFUSALS: &[Refusal] = &[
         "loraplus_lr_ratio, use_dora and use_rslora are for `finetuning_type: lora` only",
         "remove them",
     ),
-    (
+    refusal(
         |given| given.text("stage").is_some_and(|stage| stage != "sft") && given.is_on("neat_packing"),
         "neat_packing",
         "`neat_packing` is for `stage: sft` only",
         "remove it",
     ),
-    (
+    refusal(
         |given| given.is_on("streaming") && given.has("max_samples"),
         "max_samples",
         "`max_samples` and `streaming` exclude each other",
         "remove one",
     ),
-    (
+    refusal(
         |given| given.is_on("streaming") && given.whole("max_steps").is_none_or(|steps| steps <= 0),
         "streaming",
         "`streaming` needs `max_steps`",
         "write max_steps",
     ),
-    (
+    refusal(
         |given| {
             let other = given.text("pref_loss").is_some_and(|loss| loss != "sigmoid");
             given.text("stage") == Some("dpo") && other && given.is_on("dpo_label_smoothing")
@@ -127,14 +124,7 @@ const REFUSALS: &[Refusal] = &[
 
 /// Says the rest of it.
 pub(super) fn lint(tool: &Tool, given: Given<'_>, out: &mut Vec<Diagnostic>) {
-    for (is_written, key, message, instead) in REFUSALS {
-        if is_written(given)
-            && let Some(entry) = given.entry(key)
-        {
-            let message = format!("{} {} refuses this: {message}", tool.name, tool.version);
-            out.push(Diagnostic::error(codes::NOT_HERE, message).at(entry.key_span, "").help(*instead));
-        }
-    }
+    out.extend(REFUSALS.iter().filter_map(|refusal| refusal.of(tool, given)));
     stops(given, out);
     packed(given, out);
     lengths(given, out);

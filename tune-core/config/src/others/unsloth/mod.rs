@@ -122,14 +122,8 @@ fn moved(c: &mut Conversion<'_>) {
     let (optim, schedule) = (of("training.optim"), of("training.lr_scheduler_type"));
     let text = |entry: Option<&tune_yaml::Entry>| entry.and_then(|entry| entry.value.as_str()).map(str::to_owned);
     let name = text(optim).unwrap_or_else(|| "adamw_8bit".to_owned());
-    let ours = common::optimizer_of(&name);
     let from = if optim.is_some() { "optim" } else { "what Unsloth trains with" };
-    c.draft.set("optimizer._component_", ours.unwrap_or("adamw"), from);
-    if let Some(entry) = optim.filter(|_| ours.is_none()) {
-        let missing =
-            format!("there is no optimizer `{}` here, and adamw is written in its place", common::shown(&name));
-        c.missing(entry, missing, "look at the learning rate, too: optimizers differ in what suits them");
-    }
+    common::named_optimizer(c, optim, &name, from);
     let name = text(schedule).unwrap_or_else(|| "linear".to_owned());
     let known = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt"];
     let ours = match name.as_str() {

@@ -29,9 +29,8 @@ pub use adafactor::Adafactor;
 pub use adamw::AdamW;
 pub use adamw_8bit::AdamW8bit;
 pub use config::{
-    AdafactorConfig, AdamW8bitConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, MuonConfig,
-    OptimizerConfig, PolynomialConfig, RestartsConfig, ScheduleFreeConfig, SchedulerConfig, SgdConfig,
-    StableDecayConfig, WarmupConfig,
+    AdafactorConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, MuonConfig, OptimizerConfig,
+    PolynomialConfig, RestartsConfig, ScheduleFreeConfig, SchedulerConfig, SgdConfig, StableDecayConfig, WarmupConfig,
 };
 pub use gradient::Gradient;
 pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};

@@ -8,6 +8,4 @@ pub use optimizer::OptimizerConfig;
 pub use scheduler::{
     CosineConfig, InverseSqrtConfig, PolynomialConfig, RestartsConfig, SchedulerConfig, StableDecayConfig, WarmupConfig,
 };
-pub use settings::{
-    AdafactorConfig, AdamW8bitConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig,
-};
+pub use settings::{AdafactorConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig};

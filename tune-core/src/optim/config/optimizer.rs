@@ -2,9 +2,7 @@
 
 use tune_config::Config;
 
-use super::settings::{
-    AdafactorConfig, AdamW8bitConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig,
-};
+use super::settings::{AdafactorConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig};
 use crate::optim::{
     Adafactor, AdamW, AdamW8bit, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, ScheduleFree, Sgd,
 };
@@ -21,7 +19,7 @@ pub enum OptimizerConfig {
     Sgd(SgdConfig),
     /// AdamW whose state is in eight bits where a parameter is large: a quarter of the memory.
     #[config(name = "adamw_8bit", alias = "adamw8bit")]
-    AdamW8bit(AdamW8bitConfig),
+    AdamW8bit(AdamWConfig),
     /// Steps of one size, by the sign of a mean of gradients: half of AdamW's state.
     #[config(name = "lion", alias = "lion_pytorch.Lion")]
     Lion(LionConfig),
@@ -111,9 +109,8 @@ impl OptimizerConfig {
     /// Weight decay, and what differs from parameter to parameter.
     fn decay(&self) -> (f64, &GroupKeys) {
         match self {
-            Self::AdamW(c) => (c.weight_decay, &c.groups),
+            Self::AdamW(c) | Self::AdamW8bit(c) => (c.weight_decay, &c.groups),
             Self::Sgd(c) => (c.weight_decay, &c.groups),
-            Self::AdamW8bit(c) => (c.weight_decay, &c.groups),
             Self::Lion(c) => (c.weight_decay, &c.groups),
             Self::Adafactor(c) => (c.weight_decay, &c.groups),
             Self::Muon(c) => (c.weight_decay, &c.groups),

@@ -62,27 +62,6 @@ pub struct SgdConfig {
     pub groups: GroupKeys,
 }
 
-/// Adam with decoupled weight decay, and state in eight bits (Dettmers et al. 2021, <https://arxiv.org/abs/2110.02861>).
-#[derive(Debug, Clone, PartialEq, Config)]
-#[config(crate = tune_config)]
-pub struct AdamW8bitConfig {
-    /// Learning rate, before any schedule.
-    #[config(default = 2e-5, range = 0.0..)]
-    pub lr: f64,
-    /// Decay of the running means of the gradient and of its square.
-    #[config(default = [0.9, 0.999], range = 0.0..1.0)]
-    pub betas: [f64; 2],
-    /// Added to the root of the mean square, against division by zero.
-    #[config(default = 1e-8, range = 0.0..)]
-    pub eps: f64,
-    /// Share of each weight that a step takes away, times the learning rate.
-    #[config(default = 0.01, range = 0.0..)]
-    pub weight_decay: f64,
-    /// What differs from parameter to parameter.
-    #[config(flatten)]
-    pub groups: GroupKeys,
-}
-
 /// Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
 #[derive(Debug, Clone, PartialEq, Config)]
 #[config(crate = tune_config)]

@@ -1,0 +1,212 @@
+//! What is wrong with a run, or probably not meant, before it begins.
+
+use std::path::PathBuf;
+
+use super::{Compared, Outline, Trained};
+use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{Checkpoint, run};
+use crate::data::Loader;
+use crate::device::{Compute, DeviceConfig};
+use crate::memory_plan::{Asked, Drawing, Processes};
+use crate::models::{InBlocks, ModelSpec, tied_start};
+use crate::preflight::storage;
+use crate::tokenizer::{Tokenizer, listed};
+use crate::{Error, Result};
+
+impl Outline {
+    /// Refuses a reference model whose tokens are others than the trained model's.
+    ///
+    /// # Errors
+    /// The first token that is another one; a tokenizer that cannot be read.
+    pub fn check_reference(&self, reference: &Checkpoint, tokenizer: &Tokenizer) -> Result<()> {
+        let role = self.reference.as_ref().map_or("reference", Compared::role);
+        let (theirs, _) = self.data.tokenizer.open(reference)?;
+        let ids = 0..u32::try_from(tokenizer.vocab_size().max(theirs.vocab_size())).unwrap_or(u32::MAX);
+        match ids.into_iter().find(|&id| tokenizer.token(id) != theirs.token(id)) {
+            None => Ok(()),
+            Some(id) => {
+                let named =
+                    |tokenizer: &Tokenizer| tokenizer.token(id).map_or("nothing".to_owned(), |t| format!("`{t}`"));
+                Err(Error::file(
+                    reference.path(),
+                    format!(
+                        "the {role} model has other tokens than the model that is trained: {id} is {} there, and {} \
+                         here; take a model of the same family",
+                        named(&theirs),
+                        named(tokenizer)
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Checks the adapters against the model.
+    ///
+    /// # Errors
+    /// Layers that cannot carry one, patterns that fit none, adapters that the device cannot compute with.
+    pub fn check_adapters(&self, shape: &ModelSpec) -> Result<()> {
+        let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
+        if lora.dora && self.run.device != DeviceConfig::Cpu {
+            return Err(Error::setup(
+                "model.use_dora: magnitudes are computed with on the processor alone; set device=cpu or model.use_dora=false",
+            ));
+        }
+        let layers = lora.of_model(shape)?;
+        lora.whole_of(shape, &layers)?;
+        if lora.start.takes_of_weight() && shape.tie_word_embeddings && layers.contains_key("lm_head") {
+            return Err(tied_start(lora.start));
+        }
+        Ok(())
+    }
+
+    /// Refuses an optimizer that cannot move what is trained, where it is.
+    ///
+    /// # Errors
+    /// One that needs whole parameters, on several processes; one whose gradients are taken elsewhere than at the weights that are
+    /// evaluated, on a card or where answers are drawn.
+    pub(crate) fn check_optimizer(&self, device: &Compute, processes: usize) -> Result<()> {
+        if let (2.., Some(why)) = (processes, self.optimizer.needs_whole_parameters()) {
+            return Err(Error::setup(format!(
+                "{why}: start one process, or set optimizer=adamw, whose state is divided among processes"
+            )));
+        }
+        let refused = match device {
+            _ if !self.optimizer.moves_between_weights() => return Ok(()),
+            Compute::Card(_) => "moves weights before each step, on the processor alone, for now: set device=cpu",
+            Compute::Processor if self.drawing.is_some() => {
+                "takes gradients at other weights than those that answers are drawn with: learn from them with another one"
+            }
+            Compute::Processor => return Ok(()),
+        };
+        Err(Error::setup(format!("optimizer=schedule_free_adamw {refused}, or set optimizer=adamw")))
+    }
+
+    /// Refuses what answers cannot be drawn with such that training computes the same.
+    ///
+    /// # Errors
+    /// Dropout, frequencies that depend on a sequence's length, more new tokens than the model reads.
+    pub fn check_drawing(&self, shape: &ModelSpec) -> Result<()> {
+        let Some(Drawing { max_new_tokens, .. }) = self.drawing else { return Ok(()) };
+        if let Trained::Adapters { lora, .. } = &self.trained
+            && lora.dropout > 0.0
+        {
+            return Err(Error::setup(
+                "model.lora_dropout: answers are drawn without dropout and must be learnt from without it; set \
+                 model.lora_dropout=0",
+            ));
+        }
+        if shape.rotary.iter().any(|table| table.depends_on_length()) {
+            return Err(Error::setup(format!(
+                "the positions of this model ({}) are scaled by the length of a sequence, so a token that is drawn is not what \
+                 training computes in the finished answer; choose a model whose positions are not, or train on finished answers \
+                 with `dpo`, `lora` or `full`",
+                shape.model_type
+            )));
+        }
+        let longest = shape.max_position_embeddings;
+        if max_new_tokens >= longest {
+            return Err(Error::setup(format!(
+                "max_new_tokens is {max_new_tokens}, and the model reads {longest} tokens at most, prompts included: set \
+                 max_new_tokens={}, say",
+                longest / 2
+            )));
+        }
+        Ok(())
+    }
+
+    /// What deserves the user's attention of the model and its tokenizer without being an error.
+    pub fn warnings(&self, base: &Checkpoint, tokenizer: &Tokenizer) -> Vec<String> {
+        let mut warnings = base.warnings().to_vec();
+        warnings.extend(self.data.tokenizer.warning());
+        if let Some(dir) = &self.run.checkpointer.adapter_checkpoint {
+            warnings.extend(crate::peft::other_base(dir, base));
+        }
+        if let Trained::Adapters { lora, merged } = &self.trained {
+            if let Ok(shape) = ModelSpec::of(base) {
+                warnings.extend(lora.shared(&shape).into_iter().chain(lora.of_tied(&shape)));
+            }
+            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, *merged));
+        }
+        warnings
+    }
+
+    /// An adapter cannot tell others where answers end: they ask the base model's files.
+    fn unlisted_stop_tokens(&self, base: &Checkpoint, tokenizer: &Tokenizer, merged: bool) -> Option<String> {
+        let stop = tokenizer.stop_tokens();
+        let unlisted = stop.unlisted();
+        if unlisted.is_empty() {
+            return None;
+        }
+        let names = listed(unlisted.iter().filter_map(|&id| tokenizer.token(id)));
+        let file = if base.generation_config().is_some() { "generation_config.json" } else { "config.json" };
+        let ids = stop.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let merged = match merged {
+            true => "the merged model has it",
+            false => "save_adapter_weights_only=false also saves a merged model that has it",
+        };
+        Some(format!(
+            "answers end with {names}, which `eos_token_id` in the base model's {file} does not list: transformers \
+             does not stop there when it runs the adapter on this base, unless generate() is given eos_token_id=[{ids}]; \
+             {merged}"
+        ))
+    }
+
+    /// Refuses an output folder in which saving would touch what training starts from.
+    ///
+    /// # Errors
+    /// As [`run::check_output_dir`].
+    pub fn check_output_dir(&self, base: &Checkpoint) -> Result<()> {
+        std::iter::once(base.path())
+            .chain(self.run.checkpointer.adapter_checkpoint.as_deref())
+            .chain(self.base_adapters().iter().map(PathBuf::as_path))
+            .try_for_each(|start| run::check_output_dir(&self.run.output_dir, start))
+    }
+
+    /// Refuses a run that cannot fit, with the settings that would make it fit.
+    ///
+    /// # Errors
+    /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
+    pub fn check_memory(
+        &self,
+        device: &Compute,
+        model: (&ModelSpec, &InBlocks),
+        data: (&Loader, Option<&Loader>),
+        asked: Asked,
+        state: Option<&TrainingState>,
+    ) -> Result<()> {
+        let processes = Processes::of(&self.group);
+        self.memory_plan(Some(device), processes, model, data, asked, state)?.check()
+    }
+
+    /// Refuses a run whose checkpoints find no room, or whose folders cannot be written, before it has computed anything.
+    /// `state` is that of the run that goes on.
+    ///
+    /// # Errors
+    /// As `--check` has them.
+    pub fn check_storage(
+        &self,
+        base: &Checkpoint,
+        shape: &ModelSpec,
+        train_data: &Loader,
+        state: Option<&TrainingState>,
+    ) -> Result<()> {
+        storage::check(self, base, shape, train_data.known_len(), state)
+    }
+
+    /// Settings that are allowed and probably not meant. `batches` are those of an epoch, if they are known.
+    pub fn schedule_warnings(&self, batches: Option<usize>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let warmup = self.lr_scheduler.build().warmup_steps;
+        let total = batches.map(|batches| self.plan().total_steps(batches));
+        if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
+            let reached = 100.0 * (total - 1) as f64 / warmup as f64;
+            warnings.push(format!(
+                "lr_scheduler.num_warmup_steps is {warmup}, and the run has {total} steps: the learning rate ends at \
+                 {reached:.0} % of optimizer.lr and never reaches it; set lr_scheduler.num_warmup_steps={}, say",
+                total / 10
+            ));
+        }
+        warnings.extend(self.selection_warnings(batches));
+        warnings
+    }
+}

@@ -28,8 +28,8 @@ pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedu
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
     Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, PretrainKeys,
-    Recipe, Run, RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop, dropout_key,
-    sampling_key,
+    Recipe, RowKeys, Run, RunKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, Weights, check_finite, check_stop,
+    dropout_key, sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

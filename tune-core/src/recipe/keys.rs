@@ -61,6 +61,23 @@ impl RunKeys {
     }
 }
 
+/// How data become batches, whatever a row is made of: a sample, a pack of samples, a pair of answers, documents.
+#[derive(Debug, Clone, Config)]
+pub struct RowKeys {
+    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
+    #[config(range = 1e-6..)]
+    pub val_set_size: Option<f64>,
+    /// Also validate every N steps, not only at the end of each epoch.
+    #[config(range = 1.., may_change)]
+    pub run_val_every_n_steps: Option<u64>,
+    /// Take the rows in a new order in each epoch.
+    #[config(default = true)]
+    pub shuffle: bool,
+    /// Rows per micro-batch: samples, packs of them, or pairs.
+    #[config(default = 2, range = 1..)]
+    pub batch_size: usize,
+}
+
 /// What a model is trained and validated on.
 #[derive(Debug, Clone, Config)]
 pub struct DataKeys {
@@ -73,18 +90,9 @@ pub struct DataKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<DatasetConfig>,
-    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
-    #[config(range = 1e-6..)]
-    pub val_set_size: Option<f64>,
-    /// Also validate every N steps, not only at the end of each epoch.
-    #[config(range = 1.., may_change)]
-    pub run_val_every_n_steps: Option<u64>,
-    /// Take the samples in a new order in each epoch.
-    #[config(default = true)]
-    pub shuffle: bool,
-    /// Sequences per micro-batch.
-    #[config(default = 2, range = 1..)]
-    pub batch_size: usize,
+    /// How data become batches.
+    #[config(flatten)]
+    pub rows: RowKeys,
 }
 
 /// Pairs of answers that a model learns and is validated on.
@@ -99,18 +107,9 @@ pub struct PreferenceKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<PreferenceConfig>,
-    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
-    #[config(range = 1e-6..)]
-    pub val_set_size: Option<f64>,
-    /// Also validate every N steps, not only at the end of each epoch.
-    #[config(range = 1.., may_change)]
-    pub run_val_every_n_steps: Option<u64>,
-    /// Take the pairs in a new order in each epoch.
-    #[config(default = true)]
-    pub shuffle: bool,
-    /// Pairs per micro-batch.
-    #[config(default = 2, range = 1..)]
-    pub batch_size: usize,
+    /// How data become batches.
+    #[config(flatten)]
+    pub rows: RowKeys,
 }
 
 /// Text that a model is made of and validated on.
@@ -125,18 +124,9 @@ pub struct PretrainKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<PretrainData>,
-    /// Hold out this share of each dataset's records (below 1), or this many (from 1 on), and validate on them, too; the seed draws them.
-    #[config(range = 1e-6..)]
-    pub val_set_size: Option<f64>,
-    /// Also validate every N steps, not only at the end of each epoch.
-    #[config(range = 1.., may_change)]
-    pub run_val_every_n_steps: Option<u64>,
-    /// Take the rows in a new order in each epoch.
-    #[config(default = true)]
-    pub shuffle: bool,
-    /// Rows per micro-batch.
-    #[config(default = 2, range = 1..)]
-    pub batch_size: usize,
+    /// How data become batches.
+    #[config(flatten)]
+    pub rows: RowKeys,
 }
 
 /// What a model is trained and validated on, whatever the keys are that say it.
@@ -157,13 +147,19 @@ pub struct Data {
 }
 
 impl Data {
-    /// The same, of whose training data a part is held out to validate on.
-    fn holding_out(mut self, size: Option<f64>) -> Self {
-        if let Some(size) = size {
-            self.dataset_val.extend(self.dataset.iter().map(|dataset| dataset.held_out(size)));
-            self.dataset.iter_mut().for_each(|dataset| *dataset = dataset.without_held_out(size));
+    /// Of datasets for training and validation. What `rows` holds out of the first is in the second.
+    fn new<'k, D>(tokenizer: &TokenizerConfig, [train, validate]: [&'k [D]; 2], rows: &RowKeys) -> Self
+    where
+        DataConfig: From<&'k D>,
+    {
+        let RowKeys { val_set_size, run_val_every_n_steps, shuffle, batch_size } = *rows;
+        let [mut dataset, mut dataset_val] =
+            [train, validate].map(|of| of.iter().map(Into::into).collect::<Vec<DataConfig>>());
+        if let Some(size) = val_set_size {
+            dataset_val.extend(dataset.iter().map(|dataset| dataset.held_out(size)));
+            dataset.iter_mut().for_each(|dataset| *dataset = dataset.without_held_out(size));
         }
-        self
+        Self { tokenizer: tokenizer.clone(), dataset, dataset_val, run_val_every_n_steps, shuffle, batch_size }
     }
 
     /// Whether rows are pairs of answers.
@@ -179,43 +175,19 @@ impl Data {
 
 impl From<&DataKeys> for Data {
     fn from(keys: &DataKeys) -> Self {
-        Self {
-            tokenizer: keys.tokenizer.clone(),
-            dataset: keys.dataset.iter().map(Into::into).collect(),
-            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
-            run_val_every_n_steps: keys.run_val_every_n_steps,
-            shuffle: keys.shuffle,
-            batch_size: keys.batch_size,
-        }
-        .holding_out(keys.val_set_size)
+        Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
     }
 }
 
 impl From<&PreferenceKeys> for Data {
     fn from(keys: &PreferenceKeys) -> Self {
-        Self {
-            tokenizer: keys.tokenizer.clone(),
-            dataset: keys.dataset.iter().map(Into::into).collect(),
-            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
-            run_val_every_n_steps: keys.run_val_every_n_steps,
-            shuffle: keys.shuffle,
-            batch_size: keys.batch_size,
-        }
-        .holding_out(keys.val_set_size)
+        Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
     }
 }
 
 impl From<&PretrainKeys> for Data {
     fn from(keys: &PretrainKeys) -> Self {
-        Self {
-            tokenizer: keys.tokenizer.clone(),
-            dataset: keys.dataset.iter().map(Into::into).collect(),
-            dataset_val: keys.dataset_val.iter().map(Into::into).collect(),
-            run_val_every_n_steps: keys.run_val_every_n_steps,
-            shuffle: keys.shuffle,
-            batch_size: keys.batch_size,
-        }
-        .holding_out(keys.val_set_size)
+        Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
     }
 }
 

@@ -165,7 +165,7 @@ impl Outline {
     /// Refuses a run that cannot fit, with the settings that would make it fit.
     ///
     /// # Errors
-    /// As [`Outline::memory_plan`] and [`MemoryPlan::check`].
+    /// As [`Outline::memory_plan`] and [`check`](crate::memory_plan::MemoryPlan::check).
     pub fn check_memory(
         &self,
         device: &Compute,

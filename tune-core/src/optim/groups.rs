@@ -58,15 +58,11 @@ impl Optimizer for Groups {
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
-        let of_vector = |key: &String, _: &mut Tensor| {
+        let is_of_vector = |key: &str| {
             let parameter = key.rsplit_once('.').and_then(|(name, _)| parameters.get(name));
             parameter.is_some_and(is_vector)
         };
-        let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
-        for (key, mut tensor) in state {
-            let group = if of_vector(&key, &mut tensor) { &mut vectors } else { &mut matrices };
-            group.insert(key, tensor);
-        }
+        let (vectors, matrices) = state.into_iter().partition(|(key, _)| is_of_vector(key));
         self.matrices.set_state(matrices, parameters)?;
         self.vectors.set_state(vectors, parameters)
     }

@@ -1,18 +1,14 @@
 //! Learning rates that fall from block to block, from the output layer down (Clark et al. 2020, <https://arxiv.org/abs/2003.10555>;
 //! the exponents are those of Bao et al. 2021, <https://arxiv.org/abs/2106.08254>).
 
-use std::collections::BTreeMap;
-
-use candle_core::Tensor;
-
-use super::{Gradient, Optimizer};
-use crate::models::{Parameter, Trainable};
+use super::scaled::Rates;
+use crate::models::Parameter;
 use crate::{Error, Result};
 
-/// An optimizer that moves the output layer and the last norm at the learning rate, the uppermost block that is trained at a share of
-/// it, the block below at that share of its share, and so on; the embedding table is below the lowest block.
+/// Moves the output layer and the last norm at the learning rate, the uppermost block that is trained at a share of it, the block below
+/// at that share of its share, and so on; the embedding table is below the lowest block.
+#[derive(Debug, Clone, Copy)]
 pub struct LayerWise {
-    optimizer: Box<dyn Optimizer>,
     decay: f64,
     /// One more than the index of the uppermost block that is trained, once that is known.
     blocks: Option<usize>,
@@ -40,11 +36,18 @@ impl Layer {
 impl LayerWise {
     /// The learning rate of a block is that of the block above it times `decay`.
     #[must_use]
-    pub fn new(optimizer: Box<dyn Optimizer>, decay: f64) -> Self {
-        Self { optimizer, decay, blocks: None }
+    pub fn new(decay: f64) -> Self {
+        Self { decay, blocks: None }
+    }
+}
+
+impl Rates for LayerWise {
+    fn see(&mut self, parameter: &Parameter) {
+        let above = if let Layer::Block(block) = Layer::of(parameter.name()) { block + 1 } else { 0 };
+        self.blocks = Some(self.blocks.unwrap_or(0).max(above));
     }
 
-    fn factor(&self, parameter: &Parameter) -> Result<f64> {
+    fn of(&self, parameter: &Parameter) -> Result<f64> {
         let Some(blocks) = self.blocks else {
             return Err(Error::Training(
                 "the optimizer was not told what is trained: a recipe calls `prepare_all` before each step".to_owned(),
@@ -59,54 +62,12 @@ impl LayerWise {
     }
 }
 
-impl Optimizer for LayerWise {
-    fn base_lr(&self) -> f64 {
-        self.optimizer.base_lr()
-    }
-
-    fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
-        let above = if let Layer::Block(block) = Layer::of(parameter.name()) { block + 1 } else { 0 };
-        self.blocks = Some(self.blocks.unwrap_or(0).max(above));
-        self.optimizer.prepare(parameter, step)
-    }
-
-    fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
-        let lr = lr * self.factor(parameter)?;
-        self.optimizer.update(parameter, gradient, lr, scale, step)
-    }
-
-    fn works_on_cards(&self) -> bool {
-        self.optimizer.works_on_cards()
-    }
-
-    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
-        // Those of one learning rate at once. Positive numbers are in the order of their bits.
-        let mut by_factor: BTreeMap<u64, Vec<(&Parameter, &Gradient)>> = BTreeMap::new();
-        for &(parameter, gradient) in all {
-            by_factor.entry(self.factor(parameter)?.to_bits()).or_default().push((parameter, gradient));
-        }
-        for (factor, some) in by_factor {
-            self.optimizer.update_all(&some, lr * f64::from_bits(factor), scale, step)?;
-        }
-        Ok(())
-    }
-
-    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.optimizer.state()
-    }
-
-    fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
-        self.optimizer.set_state(state, parameters)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Var};
-
+    use candle_core::{DType, Device, Tensor, Var};
     use tune_config::{Input, load};
 
-    use super::*;
+    use crate::models::Trainable;
     use crate::optim::OptimizerConfig;
 
     /// With three blocks and a decay of a half: 1 above, then 1/2, 1/4, 1/8 for the blocks, and 1/16 for the table.

@@ -4,7 +4,7 @@ use tune_config::Config;
 
 use super::settings::{AdafactorConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig};
 use crate::optim::{
-    Adafactor, AdamW, AdamW8bit, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, ScheduleFree, Sgd,
+    Adafactor, AdamW, AdamW8bit, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, Scaled, ScheduleFree, Sgd,
 };
 
 /// What moves the weights.
@@ -102,7 +102,7 @@ impl OptimizerConfig {
         };
         match groups.layerwise_lr_decay == 1.0 {
             true => optimizer,
-            false => Box::new(LayerWise::new(optimizer, groups.layerwise_lr_decay)),
+            false => Box::new(Scaled::new(optimizer, LayerWise::new(groups.layerwise_lr_decay))),
         }
     }
 
@@ -156,7 +156,7 @@ impl OptimizerConfig {
     pub fn build_for_adapters(&self, loraplus_lr_ratio: Option<f64>) -> Box<dyn Optimizer> {
         match loraplus_lr_ratio {
             None => self.build(),
-            Some(ratio) => Box::new(LoraPlus::new(self.build(), ratio)),
+            Some(ratio) => Box::new(Scaled::new(self.build(), LoraPlus(ratio))),
         }
     }
 }

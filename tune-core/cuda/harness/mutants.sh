@@ -36,6 +36,11 @@ attention_forward_sm90a.cu|attention_forward_sm90a|s/warpgroup_wait<1>();/warpgr
 attention_forward_sm90a.cu|attention_forward_sm90a|s/        ring.wait_free(step);\n//|tiles are overwritten while others read them
 attention_forward_sm90a.cu|attention_forward_sm90a|s/        copy_async_wait<0>();\n        show/        show/|a place is called full before it is
 attention_decode.cu|attention_decode|s/    __syncthreads();\n    for (int i = threadIdx.x/    for (int i = threadIdx.x/|no barrier before the parts of warps are joined
+columns.cu|columns|s/blockIdx.y \* cols + i/i/|parts of a sum overwrite each other
+columns.cu|columns|s/own += with_itself/own = with_itself/|the last column of a product alone
+distillation.cu|distillation|s/if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();//|the gradient overwrites logits that are still to be read
+distillation.cu|distillation|s/sum \*= keep, apart \*= keep/sum *= keep/|products under another maximum
+distillation.cu|distillation|s/further - to_student/further/|a reverse divergence whose gradient has a mean
 attention_backward_sm90a.cu|attention_backward_sm90a|s/warpgroup_wait<1>();\n#pragma unroll/warpgroup_wait<2>();\n#pragma unroll/|a product is used before it is there
 '
 wanted=" $* "

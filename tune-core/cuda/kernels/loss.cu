@@ -1,14 +1,9 @@
 // Softmax, cross-entropy and its gradient, in place over rows of logits.
-#include "common.cuh"
+#include "softcap.cuh"
 
 namespace {
 
 constexpr unsigned IGNORE = 0xffffffffu;
-
-// A logit as the loss sees it: capped to (-softcap, softcap), if there is a cap.
-__device__ __forceinline__ float capped(float x, float softcap) {
-    return softcap > 0 ? softcap * tanhf(x / softcap) : x;
-}
 
 // The largest of some numbers and the sum of e^(x - it).
 struct Softmax {
@@ -53,9 +48,8 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const float y = capped(x[j], softcap);
-                float p = __expf(y - most) * inverse - (i + j == target ? 1.0f : 0.0f);
-                if (softcap > 0) p *= 1.0f - (y / softcap) * (y / softcap);
-                x[j] = factor * p;
+                const float p = __expf(y - most) * inverse - (i + j == target ? 1.0f : 0.0f);
+                x[j] = factor * p * slope(y, softcap);
             }
         }
         if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();

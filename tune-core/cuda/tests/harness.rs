@@ -8,13 +8,15 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 14] = [
+const TESTS: [&str; 16] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
     "attention_forward",
     "attention_forward_sm90a",
     "attention_plain",
+    "columns",
+    "distillation",
     "dropout",
     "experts",
     "gate",

@@ -5,7 +5,7 @@ use tune_reference as reference;
 use tune_reference::ViewMut;
 
 use super::checks::Checks;
-use super::numbers::{Matrix, Number, random, widened};
+use super::numbers::{Matrix, Number, random, read, widened};
 
 /// Rows and columns that are awkward, and memory between rows: aligned, and not.
 const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 0), (3, 7, 1), (5, 64, 8), (33, 1000, 0), (130, 4096, 16)];
@@ -71,10 +71,6 @@ fn norm<T: Number>(
         context.norm_back(x.view(), &on_card, ours, g.view(), (dx.view_mut(), true), Some(&mut dw));
         Ok(vec![dx.read(context)?, read(context, &dw)?])
     });
-}
-
-fn read<N: Number>(context: &Context, buffer: &tune_cuda::Buffer<N>) -> Result<Vec<f64>, String> {
-    Ok(widened(&context.download(buffer).map_err(|e| e.to_string())?))
 }
 
 fn gate<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad): (usize, usize, usize), seed: u64) {

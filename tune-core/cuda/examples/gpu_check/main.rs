@@ -5,6 +5,7 @@
 mod attention;
 mod checks;
 mod elements;
+mod methods;
 mod numbers;
 mod products;
 mod times;
@@ -70,6 +71,10 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     elements::loss::<f32, f32>(context, checks, most);
     elements::loss::<f32, bf16>(context, checks, most);
     elements::loss::<bf16, bf16>(context, checks, most);
+    methods::columns::<f32>(context, checks, most);
+    methods::columns::<bf16>(context, checks, most);
+    methods::distillation::<f32>(context, checks, most);
+    methods::distillation::<bf16>(context, checks, most);
 }
 
 fn open() -> tune_cuda::Result<Context> {

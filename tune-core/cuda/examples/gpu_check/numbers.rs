@@ -46,6 +46,11 @@ pub(crate) fn random<T: Number>(seed: u64, count: usize, scale: f64) -> Vec<T> {
     (0..count as u64).map(|i| T::of(scale * unit(i))).collect()
 }
 
+/// The numbers of a buffer.
+pub(crate) fn read<T: Number>(context: &Context, buffer: &Buffer<T>) -> Result<Vec<f64>, String> {
+    Ok(widened(&context.download(buffer).map_err(|e| e.to_string())?))
+}
+
 pub(crate) fn widened<T: Number>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| x.widened()).collect()
 }
@@ -89,6 +94,17 @@ impl<T: Number> Matrix<T> {
             }
         }
         Ok(found)
+    }
+
+    /// As many numbers of type `D` from each row's beginning on, which are no longer than those of type `T`.
+    pub(crate) fn beginnings<D: Number>(&self, context: &Context) -> Result<Vec<f64>, String> {
+        let wide = context.download(&self.buffer).map_err(|e| e.to_string())?;
+        let bytes: &[u8] = bytemuck::cast_slice(&wide);
+        let of_row = |row: &[u8]| -> Vec<f64> {
+            let numbers = row.chunks_exact(size_of::<D>()).take(self.cols);
+            numbers.map(|bytes| bytemuck::pod_read_unaligned::<D>(bytes).widened()).collect()
+        };
+        Ok(bytes.chunks_exact(self.stride * size_of::<T>()).flat_map(of_row).collect())
     }
 }
 

@@ -10,7 +10,7 @@ use tune_cuda::{
 use super::numbers::{Number, random};
 
 /// What was measured of the card itself.
-struct Limits {
+pub(crate) struct Limits {
     /// Bytes a second of a copy, read and written.
     bandwidth: f64,
     /// Operations a second of a large product of bf16.
@@ -18,7 +18,7 @@ struct Limits {
 }
 
 /// The median of several runs, in seconds, after some to warm up.
-fn time(context: &Context, run: &mut dyn FnMut()) -> Result<f64> {
+pub(crate) fn time(context: &Context, run: &mut dyn FnMut()) -> Result<f64> {
     for _ in 0..3 {
         run();
     }
@@ -38,7 +38,7 @@ fn time(context: &Context, run: &mut dyn FnMut()) -> Result<f64> {
 }
 
 /// Numbers that are not zero, repeated: uploading as many as a test needs would take longer than the test.
-fn filled<T: Number>(context: &Context, len: usize) -> Buffer<T> {
+pub(crate) fn filled<T: Number>(context: &Context, len: usize) -> Buffer<T> {
     let some = context.upload(&random::<T>(len as u64, 1 << 20, 1.0));
     let mut all = context.buffer::<T>(len);
     for at in (0..len).step_by(1 << 20) {
@@ -57,6 +57,7 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     );
     products(context, &limits)?;
     elements(context, &limits)?;
+    super::methods::measure(context, &limits)?;
     attention(context, &limits)?;
     newest(context, &limits)?;
     launches(context)
@@ -76,7 +77,7 @@ fn limits(context: &Context) -> Result<Limits> {
 }
 
 impl Limits {
-    fn bytes(&self, what: &str, seconds: f64, bytes: f64) {
+    pub(crate) fn bytes(&self, what: &str, seconds: f64, bytes: f64) {
         let share = 100.0 * bytes / self.bandwidth / seconds;
         say!("  {what:<40} {:>9.1} us  {:>6.2} TB/s  {share:>4.0} %", seconds * 1e6, bytes / seconds / 1e12);
     }

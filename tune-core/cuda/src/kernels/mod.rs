@@ -8,6 +8,8 @@
 
 mod attention;
 mod attention_decode;
+mod columns;
+mod distillation;
 mod dropout;
 mod experts;
 mod gate;
@@ -19,6 +21,8 @@ mod rows;
 mod spans;
 
 pub use attention::{Attention, Qkv, QkvMut};
+pub use columns::Adapted;
+pub use distillation::Distillation;
 pub use dropout::Dropout;
 pub use gate::Activation;
 pub use norm::Norm;
@@ -53,6 +57,8 @@ mod tests {
         let all = [
             attention::ALL,
             attention_decode::ALL,
+            columns::ALL,
+            distillation::ALL,
             dropout::ALL,
             experts::ALL,
             gate::ALL,

@@ -147,19 +147,19 @@ impl Context {
             .int(usize::from(add))
             .go(Size { grid: [blocks, 1, 1], threads, shared });
         if let (Some(partial), Some(own)) = (partial, own) {
-            self.add_columns(&partial, own);
+            self.sum_columns(&partial, true, own.view_mut(width));
         }
     }
 
-    /// Adds the sum of the rows of `partial` `[parts, width]`, in their order, to `own` `[width]`.
-    fn add_columns(&self, partial: &Buffer<f32>, own: &mut Buffer<f32>) {
-        let width = own.len();
+    /// The sum of the rows of `partial` `[parts, width]`, in their order, stored in `y`, which is one row, or added to it.
+    pub(super) fn sum_columns(&self, partial: &Buffer<f32>, add: bool, y: ViewMut<'_, f32>) {
+        let width = y.cols;
         Launch::new(self, &COLUMN_SUMS[0])
-            .pointer(own.address())
+            .pointer(y.address)
             .pointer(partial.address())
-            .long(partial.len() / width)
+            .long(partial.len() / width.max(1))
             .long(width)
-            .int(1)
+            .int(usize::from(add))
             .go(Size { grid: [width.div_ceil(32), 1, 1], threads: [32, 32], shared: 4096 });
     }
 }

@@ -1,0 +1,67 @@
+use super::{address, one};
+use crate::buffer::{Buffer, Element, View, ViewMut, wide};
+use crate::context::Context;
+use crate::launch::{Launch, MOST_ROWS, Size};
+use crate::modules::Kernel;
+
+const PARAMETERS: &str = "ppppppllllifff";
+static DISTILL: [Kernel; 2] =
+    [one("distillation", "distill_f32", PARAMETERS), one("distillation", "distill_bf16", PARAMETERS)];
+static SOFTCAP: [Kernel; 1] = [one("distillation", "softcap_f32", "plf")];
+
+#[cfg(test)]
+pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &SOFTCAP];
+
+/// What a student learns: `(1 - ratio) · loss + ratio · divergence`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distillation {
+    /// The share of the divergence.
+    pub ratio: f32,
+    /// The share of the forward divergence, `Σ q (ln q - ln p)`, in it; the rest is the reverse one, `Σ p (ln p - ln q)`.
+    pub forward: f32,
+}
+
+impl Context {
+    /// Of each row of a student's logits, capped first where there is a `softcap`, the cross-entropy with its target and the
+    /// divergence from the same row of its teacher. With `scales`, one a row, the student's logits become the gradient of
+    /// that scale times the mixture of both, numbers of type `D` from the row's beginning on. Nobody checks that targets are
+    /// below the number of logits.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn distill<D: Element>(
+        &self,
+        (student, teacher): (ViewMut<'_, f32>, View<'_, f32>),
+        targets: &Buffer<u32>,
+        (mixture, softcap): (Distillation, Option<f32>),
+        scales: Option<&Buffer<f32>>,
+        (losses, divergences): (&mut Buffer<f32>, &mut Buffer<f32>),
+    ) {
+        let (rows, cols) = student.shape();
+        let fits = [targets.len(), losses.len(), divergences.len()] == [rows; 3] && teacher.shape() == (rows, cols);
+        assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill: shapes that do not fit");
+        let threads = if cols < 8192 { (cols / 8).next_multiple_of(32).max(32) } else { 1024 };
+        Launch::new(self, &DISTILL[D::INDEX])
+            .pointer(losses.address())
+            .pointer(divergences.address())
+            .pointer(student.address)
+            .pointer(teacher.address)
+            .pointer(targets.address())
+            .pointer(address(scales))
+            .long(rows)
+            .long(cols)
+            .long(student.stride)
+            .long(teacher.stride)
+            .int(usize::from(scales.is_some()))
+            .float(mixture.ratio)
+            .float(mixture.forward)
+            .float(softcap.unwrap_or(0.0))
+            .go(Size::row(rows.min(MOST_ROWS), threads, 4 * threads / 32));
+    }
+
+    /// `x = cap · tanh(x / cap)` in place.
+    pub fn softcap(&self, x: &mut Buffer<f32>, cap: f32) {
+        let blocks = x.len().div_ceil(256 * wide::<f32>()).min(MOST_ROWS);
+        Launch::new(self, &SOFTCAP[0]).pointer(x.address()).long(x.len()).float(cap).go(Size::row(blocks, 256, 0));
+    }
+}

@@ -6,6 +6,7 @@
 #[path = "../common/families.rs"]
 mod families;
 mod gradients;
+mod methods;
 mod speed;
 #[path = "../common/stand_in.rs"]
 mod stand_in;

@@ -281,7 +281,10 @@ impl<T: Element> Backend for Paper<T> {
 
     fn scale_sums(&self, _: &Self::Scaling, _: PartMut<'_, Entry>) {}
 
-    fn magnitude_back(&self, _: (&Self::Scaling, usize), _: Part<'_, Entry>, _: Part<'_, Entry>, _: &mut Entry) {}
+    fn magnitude_back(&self, _: (&Self::Scaling, usize), g: Part<'_, Entry>, _: Part<'_, Entry>, _: &mut Entry) {
+        let len = || tune_cuda::Context::column_dots_workspace(g.rows, g.cols);
+        drop((self.machine == Machine::Card).then(|| self.take::<f32>(len())));
+    }
 
     /// On paper every expert has as many tokens as any other, or one more.
     fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Routes {

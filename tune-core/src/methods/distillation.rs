@@ -69,7 +69,7 @@ impl DivergenceLoss {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mixture {
     /// The share of the divergence; the rest is cross-entropy.
-    ratio: f64,
+    pub(crate) ratio: f64,
     /// The share of the forward divergence in it; the rest is the reverse one.
     forward: f64,
 }

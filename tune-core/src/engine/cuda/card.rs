@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId};
-use tune_cuda::{Buffer, Context, Driver, Spans};
+use tune_cuda::{Adapted, Buffer, Context, Driver, Spans, View};
 
 use super::Number;
 use super::trained::Trained;
@@ -13,6 +13,7 @@ use crate::engine::backend::Reads;
 use crate::engine::cpu::Cpu;
 use crate::kernels::Rotary;
 use crate::kernels::attention::{Attention, Stretch};
+use crate::models::Magnitude;
 use crate::{Error, Result};
 
 /// Angles of so many tables are kept: models have two at most.
@@ -26,6 +27,8 @@ pub struct Card {
     frozen: Mutex<HashMap<(TensorId, bool), Arc<dyn Any + Send + Sync>>>,
     /// What is trained, by tensor.
     pub(super) trained: Mutex<HashMap<TensorId, Trained>>,
+    /// What layers' results are scaled by, by their magnitudes, until something is trained.
+    factors: Mutex<HashMap<TensorId, Arc<Buffer<f32>>>>,
     angles: Mutex<Vec<Arc<Angles>>>,
     spans: Mutex<Option<Last>>,
     /// Numbers that are one, f32 and bf16.
@@ -49,6 +52,34 @@ pub(super) struct Angles {
     pub(super) sin: Buffer<f32>,
 }
 
+/// The magnitudes of a layer's results on a card, and what these are scaled by.
+#[derive(Debug)]
+pub(in crate::engine) struct Scaling {
+    of: TensorId,
+    magnitudes: Arc<Buffer<f32>>,
+    /// Of the lengths of the weight's own rows.
+    pub(super) squares: Arc<Buffer<f32>>,
+    /// Factors and one over lengths, `[2, out]`; empty until they are computed.
+    factors: Arc<Buffer<f32>>,
+}
+
+impl Scaling {
+    /// Whether the factors are computed.
+    pub(super) fn is_scaled(&self) -> bool {
+        !self.factors.is_empty()
+    }
+
+    /// The factors of `cols` results from `first` on.
+    pub(super) fn factors(&self, first: usize, cols: usize) -> View<'_, f32> {
+        self.factors.part(first, (1, cols), cols)
+    }
+
+    /// One over the lengths of as many rows.
+    pub(super) fn inverses(&self, first: usize, cols: usize) -> View<'_, f32> {
+        self.factors.part(self.magnitudes.len() + first, (1, cols), cols)
+    }
+}
+
 impl Card {
     /// Opens a card by its number.
     ///
@@ -60,6 +91,7 @@ impl Card {
             context,
             frozen: Mutex::default(),
             trained: Mutex::default(),
+            factors: Mutex::default(),
             angles: Mutex::default(),
             spans: Mutex::default(),
             ones: Default::default(),
@@ -129,6 +161,32 @@ impl Card {
         let param = Arc::new(self.context.upload(&Cpu::<T>::new().param(tensor)?));
         lock(&self.frozen).insert(key, Arc::<Buffer<T>>::clone(&param));
         Ok(param)
+    }
+
+    /// The magnitudes of a layer's results, and what was computed of them since something was trained.
+    ///
+    /// # Errors
+    /// Tensors that a card does not read.
+    pub(super) fn scaling(&self, of: &Magnitude) -> Result<Scaling> {
+        let id = of.weight.id();
+        let kept = lock(&self.factors).get(&id).map(Arc::clone);
+        Ok(Scaling {
+            of: id,
+            magnitudes: self.trained(&of.weight)?,
+            squares: self.frozen(&of.squares)?,
+            factors: kept.unwrap_or_else(|| Arc::new(self.context.buffer(0))),
+        })
+    }
+
+    /// Computes what results are scaled by, and keeps it.
+    pub(super) fn rescale<T: Number>(&self, scaling: &mut Scaling, of: Adapted<'_, T>) {
+        scaling.factors = Arc::new(self.context.column_factors(&scaling.magnitudes, of));
+        lock(&self.factors).insert(scaling.of, Arc::clone(&scaling.factors));
+    }
+
+    /// Something was trained: layers' results are scaled otherwise.
+    pub(super) fn forget_factors(&self) {
+        lock(&self.factors).clear();
     }
 
     /// The stretches of `how` on the card, for so many rows of queries and of keys.

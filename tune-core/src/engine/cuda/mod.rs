@@ -8,15 +8,14 @@ mod card;
 mod trained;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 pub use card::Card;
-use card::lock;
+use card::{Scaling, lock};
 pub(crate) use trained::{Move, OnCard, Rule, Squares};
-use tune_cuda::{Buffer, Context, Onto, Qkv, QkvMut, View, ViewMut};
+use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use super::cpu::Cpu;
@@ -24,7 +23,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary, distillation, softmax};
+use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::Mixture;
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
@@ -102,10 +101,8 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
         Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"))
     }
 
-    fn scaling(&self, _: &'m Magnitude) -> Result<Infallible> {
-        Err(Error::setup(
-            "magnitudes (DoRA) are computed with on the processor alone: set device=cpu, or model.use_dora=false",
-        ))
+    fn scaling(&self, of: &'m Magnitude) -> Result<Scaling> {
+        self.card.scaling(of)
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
@@ -182,8 +179,7 @@ impl<T: Number> Backend for Cuda<T> {
     type Sums = Buffer<f32>;
     type Param = Arc<Buffer<T>>;
     type Each = Buffer<f32>;
-    /// There is none: see [`Reads::scaling`].
-    type Scaling = Infallible;
+    type Scaling = Scaling;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         self.context().buffer(rows * cols)
@@ -380,32 +376,46 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().attend_back(&attention(how), &spans, qkv, (view(y), lse), view(g), into);
     }
 
-    fn rescale(&self, scaling: &mut Infallible, _: &Arc<Buffer<T>>, _: (&Buffer<f32>, &Buffer<f32>), _: usize, _: f64) {
-        match *scaling {}
+    fn rescale(
+        &self,
+        scaling: &mut Scaling,
+        b: &Arc<Buffer<T>>,
+        (with_weight, with_itself): (&Buffer<f32>, &Buffer<f32>),
+        _: usize,
+        scale: f64,
+    ) {
+        let squares = Arc::clone(&scaling.squares);
+        let of = Adapted { b, squares: &squares, with_weight, with_itself, scale: scale as f32 };
+        self.card.rescale(scaling, of);
+    }
+
+    fn is_scaled(&self, scaling: &Scaling) -> bool {
+        scaling.is_scaled()
     }
 
     fn scale_columns(
         &self,
-        (by, _): (&Infallible, usize),
-        _: Option<Part<'_, Buffer<T>>>,
-        _: Option<Part<'_, Buffer<T>>>,
-        _: PartMut<'_, Buffer<T>>,
+        (by, first): (&Scaling, usize),
+        x: Option<Part<'_, Buffer<T>>>,
+        onto: Option<Part<'_, Buffer<T>>>,
+        y: PartMut<'_, Buffer<T>>,
     ) {
-        match *by {}
+        self.context().scale_columns(by.factors(first, y.cols), x.map(view), onto.map(view), view_mut(y));
     }
 
-    fn scale_sums(&self, by: &Infallible, _: PartMut<'_, Buffer<f32>>) {
-        match *by {}
+    fn scale_sums(&self, by: &Scaling, y: PartMut<'_, Buffer<f32>>) {
+        self.context().scale_columns(by.factors(0, y.cols), None, None, view_mut(y));
     }
 
     fn magnitude_back(
         &self,
-        (by, _): (&Infallible, usize),
-        _: Part<'_, Buffer<T>>,
-        _: Part<'_, Buffer<T>>,
-        _: &mut Buffer<f32>,
+        (by, first): (&Scaling, usize),
+        g: Part<'_, Buffer<T>>,
+        x: Part<'_, Buffer<T>>,
+        own: &mut Buffer<f32>,
     ) {
-        match *by {}
+        let y = own.part_mut(first, (1, g.cols), g.cols);
+        self.context().column_dots(view(g), view(x), by.inverses(first, g.cols), y);
     }
 
     fn route(&self, logits: &Buffer<f32>, tokens: usize, how: Experts) -> Routes {
@@ -441,9 +451,7 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {
-        let mut here = self.sums_here(logits);
-        softmax::cap_rows(&mut here, cap as f32);
-        self.context().write(logits, &here);
+        self.context().softcap(logits, cap as f32);
     }
 
     fn loss(
@@ -475,7 +483,6 @@ impl<T: Number> Backend for Cuda<T> {
         Losses { each, gradient }
     }
 
-    /// On the processor: a card has no kernel for it.
     fn distilled(
         &self,
         (mut logits, teacher): (Buffer<f32>, Buffer<f32>),
@@ -485,13 +492,19 @@ impl<T: Number> Backend for Cuda<T> {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
-        let (mut here, mut beside) = (self.sums_here(&logits), self.sums_here(&teacher));
-        let both = distillation::distilled_rows::<T>((&mut here, &mut beside), vocab, cap, targets, mixture, weights);
-        let (each, divergences): (Vec<f32>, Vec<f32>) =
-            both.into_iter().map(|(loss, divergence)| (loss as f32, divergence as f32)).unzip();
-        self.context().write(&mut logits, &here);
+        let (context, [forward, _]) = (self.context(), mixture.shares());
+        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
+        let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
+        context.distill::<T>(
+            (logits.view_mut(vocab), teacher.view(vocab)),
+            &on_card,
+            (how, cap.map(|cap| cap as f32)),
+            scales.as_ref(),
+            (&mut each, &mut divergences),
+        );
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
-        (Losses { each: self.context().upload(&each), gradient }, self.context().upload(&divergences))
+        (Losses { each, gradient }, divergences)
     }
 
     fn losses(&self, each: Buffer<f32>) -> Vec<f64> {

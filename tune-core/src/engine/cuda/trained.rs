@@ -185,6 +185,7 @@ impl Card {
     /// # Errors
     /// A tensor that no card trains, and one that a run holds at this moment.
     pub(crate) fn step(&self, rule: Rule, scale: f64, moves: Vec<Move<'_>>) -> Result<()> {
+        self.forget_factors();
         let mut trained = lock(&self.trained);
         // Each is to be written, so that they are taken out meanwhile.
         let mut taken = Vec::with_capacity(moves.len());
@@ -246,6 +247,7 @@ impl Card {
 
     /// A tensor was changed: the card reads it again.
     pub(crate) fn forget(&self, var: &Var) {
+        self.forget_factors();
         lock(&self.trained).remove(&var.id());
     }
 }

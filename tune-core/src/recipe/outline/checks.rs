@@ -6,7 +6,7 @@ use super::{Compared, Outline, Trained};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
 use crate::data::Loader;
-use crate::device::{Compute, DeviceConfig};
+use crate::device::Compute;
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::models::{InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
@@ -43,14 +43,9 @@ impl Outline {
     /// Checks the adapters against the model.
     ///
     /// # Errors
-    /// Layers that cannot carry one, patterns that fit none, adapters that the device cannot compute with.
+    /// Layers that cannot carry one, patterns that fit none.
     pub fn check_adapters(&self, shape: &ModelSpec) -> Result<()> {
         let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
-        if lora.dora && self.run.device != DeviceConfig::Cpu {
-            return Err(Error::setup(
-                "model.use_dora: magnitudes are computed with on the processor alone; set device=cpu or model.use_dora=false",
-            ));
-        }
         let layers = lora.of_model(shape)?;
         lora.whole_of(shape, &layers)?;
         if lora.start.takes_of_weight() && shape.tie_word_embeddings && layers.contains_key("lm_head") {

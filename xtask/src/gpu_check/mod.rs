@@ -1,7 +1,8 @@
 //! `cargo xtask gpu-check`: a folder that checks and measures CUDA on a machine with a card and nothing of ours.
 //!
-//! It is put together here, where no card need be: the example `gpu_check` of `tune-cuda`, the tests of whole models, the recipes with
-//! the tiny model, the kernels' sources and their harness, a script that runs all, and what is measured beside it in PyTorch.
+//! It is put together here, where no card need be: the example `gpu_check` of `tune-cuda`, the tests of whole models, all recipes in
+//! one program with the tiny model, the kernels' sources and their harness, a script that runs all, and what is measured beside it in
+//! PyTorch.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use tune_core::config::say;
 
 use crate::Result;
 
-/// Put together a folder, and a .tar.gz of it, that checks and measures CUDA on a machine with a card (`sh run.sh` there).
+/// Put together a folder, and a .tar.xz of it, that checks and measures CUDA on a machine with a card (`sh run.sh` there).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to; what is there is replaced.
@@ -27,8 +28,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let programs = [
         ("gpu_check", &["build", "-p", "tune-cuda", "--example", "gpu_check"][..]),
         ("card", &["test", "--no-run", "-p", "tune-core", "--test", "card"]),
-        ("lora", &["build", "-p", "recipes", "--bin", "lora"]),
-        ("full", &["build", "-p", "recipes", "--bin", "full"]),
+        ("recipes_on_cards", &["test", "--no-run", "-p", "recipes", "--test", "recipes_on_cards"]),
         ("tune", &["build", "-p", "recipes", "--bin", "tune"]),
     ];
     let folder = root.join(&args.folder);
@@ -41,20 +41,20 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         // The package is carried to another machine: what debuggers want is most of a program.
         _ = Command::new("strip").arg(folder.join(program)).status();
     }
-    for part in ["tests/fixtures/families", "recipes/tiny", "configs/lora", "configs/full"] {
+    for part in ["tests/fixtures/families", "recipes/tiny", "configs"] {
         copy(&root.join(part), &folder.join(part))?;
     }
-    for script in ["run.sh", "resume.sh", "peers.py", "models.py"] {
+    for script in ["run.sh", "peers.py", "models.py"] {
         fs::copy(root.join("xtask/src/gpu_check").join(script), folder.join(script))?;
     }
     for part in ["kernels", "harness"] {
         copy(&root.join("tune-core/cuda").join(part), &folder.join("cuda").join(part))?;
     }
-    let archive = folder.with_extension("tar.gz");
+    let archive = folder.with_extension("tar.xz");
     let mut tar = Command::new("tar");
-    tar.args(["--owner=0", "--group=0", "-C"]).arg(folder.parent().unwrap_or(root)).arg("-czf").arg(&archive);
+    tar.args(["--owner=0", "--group=0", "-C"]).arg(folder.parent().unwrap_or(root)).arg("-cJf").arg(&archive);
     if !tar.arg(folder.file_name().unwrap_or_default()).status()?.success() {
-        return Err(format!("tar cannot write {}", archive.display()).into());
+        return Err(format!("tar cannot write {} (it needs xz)", archive.display()).into());
     }
     let [packed, plain] = [fs::metadata(&archive)?.len(), size(&folder)?].map(|bytes| bytes as f64 / 1048576.0);
     say!("{}: {packed:.1} MiB ({plain:.1} unpacked); `sh run.sh` in it where a card is", archive.display());

@@ -1,10 +1,15 @@
 #!/bin/sh
-# Checks and measures CUDA on this machine: sh run.sh prints a report of under 10,000 characters and fails where something is
-# wrong. sh run.sh training does what concerns whole models and training alone, in three minutes. Logs are written to $OUT, if set. Needs a driver and cuBLASLt; uses nvcc, and python3 with PyTorch, where they are.
+# Checks and measures CUDA on this machine: sh run.sh prints a report of under 10,000 characters within 8 minutes, and fails where
+# something is wrong or was not checked. sh run.sh checks leaves out what is measured alone; sh run.sh training does what concerns
+# whole models and training alone, in three minutes. Logs are written to $OUT, if set. Needs a driver and cuBLASLt; uses nvcc,
+# compute-sanitizer, and python3 with PyTorch, where they are.
 cd "$(dirname "$0")" || exit 1
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
 failed=0
+started=$(date +%s)
+# Seconds that all of it may take.
+limit=${LIMIT:-470}
 
 # step NAME SECONDS LINES COMMAND...: runs a command for so long at most; shows the last lines of its output.
 step() {
@@ -12,10 +17,22 @@ step() {
     shift 3
     echo "== $name"
     begun=$(date +%s)
+    left=$((limit - (begun - started)))
+    if [ $left -lt 5 ]; then
+        echo "$name: not run, for there is no time left"
+        failed=1
+        return
+    fi
+    [ $left -ge "$seconds" ] || seconds=$left
     timeout "$seconds" "$@" >"$out/$name.log" 2>&1
     code=$?
-    tail -n "$lines" "$out/$name.log" | cut -c -220
+    tail -n "$lines" "$out/$name.log" | cut -c -200
     [ $code -eq 0 ] || { echo "$name: exit code $code after $(($(date +%s) - begun)) s"; failed=1; }
+}
+
+# What is measured: where there is no time left, that is said, and nothing is wrong.
+measure() {
+    if [ $((limit - ($(date +%s) - started))) -lt 20 ]; then echo "== $1: not run, for there is no time left"; else step "$@"; fi
 }
 
 # The tests of the kernels alone, without the program around them.
@@ -42,77 +59,91 @@ speed() {
     done
 }
 
-# Runs that are killed and go on.
-resume() {
-    sh resume.sh lora "$out/lora" dtype=bf16 model.lora_dropout=0.1 '~exact_match' && sh resume.sh full "$out/full" dtype=bf16
+# Every recipe on the card beside the same run on the processor, and runs that are killed and go on.
+recipes() {
+    ./recipes_on_cards --nocapture --test-threads=1 >"$out/recipes-all.log" 2>&1
+    code=$?
+    sed -n 's/^on a card: //p' "$out/recipes-all.log"
+    [ $code -eq 0 ] || grep -A 12 -e 'failures:$' -e panicked "$out/recipes-all.log" | head -30
+    return $code
 }
 
 # The memory of the card in use, as the driver says it, while a step runs.
 watched() {
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 100 >"$out/memory.log" 2>/dev/null &
     sampler=$!
-    step "$@"
+    measure "$@"
     kill $sampler
     echo "  most memory in use, as the driver says: $(sort -n "$out/memory.log" | tail -1) MiB"
 }
 
-# What concerns whole models and training.
-training() {
+# Whole models and training: what is right.
+models() {
+    step models 60 30 ./card gradients:: --nocapture --test-threads=1
+    step methods 30 20 ./card methods:: --nocapture --test-threads=1
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
+    step recipes 120 60 sh run.sh recipes
+    if command -v compute-sanitizer >/dev/null; then
+        step memcheck-of-steps 40 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card steps::norms --test-threads=1
+        step memcheck-of-experts 40 3 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
+            ./card gradients::full --test-threads=1
+    fi
+}
+
+# Whole models and training: how fast.
+training() {
     watched speed-of-adapters 45 36 ./card adapters_of_large_models --nocapture --ignored
     watched speed-of-a-model 45 29 ./card all_of_a_large_model --nocapture --ignored
     watched speed-of-8b 60 17 ./card adapters_of_an_8b_model --nocapture --ignored
     if command -v python3 >/dev/null && python3 -c 'import peft' 2>/dev/null; then
-        step peers-of-models 100 8 python3 models.py 1.7 1.5 8 0.6
+        measure peers-of-models 100 8 python3 models.py 1.7 1.5 8 0.6
     fi
-    step resume 40 2 sh run.sh resume
-    step models 40 30 ./card gradients:: --nocapture --test-threads=1
+}
+
+# Each operation, each kernel.
+operations() {
+    step values 90 60 ./gpu_check values
+    step attention-of-warps 40 3 env TUNE_CUDA_UNITS=warps ./gpu_check attention
+    step attention-plain 40 3 env TUNE_CUDA_UNITS=none ./gpu_check attention
+    if command -v nvcc >/dev/null; then
+        step kernels 90 16 sh run.sh kernels
+    fi
     if command -v compute-sanitizer >/dev/null; then
-        step memcheck-of-steps 60 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card steps::norms --test-threads=1
-        step memcheck-of-experts 60 3 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
-            ./card gradients::full --test-threads=1
+        for tool in memcheck racecheck; do
+            step $tool 60 4 compute-sanitizer --tool $tool --error-exitcode 9 ./gpu_check small
+        done
+    fi
+}
+
+timing() {
+    measure times 60 50 ./gpu_check times
+    if command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null; then
+        measure peers 75 30 python3 peers.py
+    fi
+    if command -v nvcc >/dev/null; then
+        measure speed 75 50 sh run.sh speed
     fi
 }
 
 case ${1:-all} in
     kernels) kernels; exit ;;
     speed) speed; exit ;;
-    resume) resume; exit ;;
+    recipes) recipes; exit ;;
+    all) what="operations models training timing" ;;
+    checks) what="operations models" ;;
+    training) what="models training" ;;
+    *) echo "sh run.sh [all | checks | training]"; exit 2 ;;
 esac
 export out
 # Where the tests find their fixtures, from here.
 CARGO_MANIFEST_DIR="$PWD/cuda" TUNE_TEST_CARD=1 && export CARGO_MANIFEST_DIR TUNE_TEST_CARD
-if [ "${1:-}" = training ]; then
-    {
-        ./tune doctor
-        training
-        echo "failed: $failed"
-    } >"$out/report.txt" 2>&1
-    head -c 9900 "$out/report.txt"
-    grep -q '^failed: 0' "$out/report.txt"
-    exit
-fi
 {
     nvidia-smi --query-gpu=name,driver_version,memory.used,clocks.sm --format=csv,noheader
     ./tune doctor
-    step values 90 60 ./gpu_check values
-    training
-    step attention-of-warps 40 12 env TUNE_CUDA_UNITS=warps ./gpu_check attention
-    step attention-plain 40 12 env TUNE_CUDA_UNITS=none ./gpu_check attention
-    step times 60 45 ./gpu_check times
-    if command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null; then
-        step peers 75 30 python3 peers.py
-    fi
-    if command -v nvcc >/dev/null; then
-        step kernels 90 16 sh run.sh kernels
-        step speed 75 50 sh run.sh speed
-    fi
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            step $tool 100 6 compute-sanitizer --tool $tool --error-exitcode 9 ./gpu_check small
-        done
-    fi
-    echo "failed: $failed"
+    for part in $what; do $part; done
+    echo "failed: $failed, after $(($(date +%s) - started)) s"
 } >"$out/report.txt" 2>&1
-head -c 9900 "$out/report.txt"
-grep -q '^failed: 0' "$out/report.txt"
+# What is at the end says whether all is well.
+head -c 9700 "$out/report.txt"
+[ "$(wc -c <"$out/report.txt")" -le 9700 ] || { echo; echo "..."; tail -1 "$out/report.txt"; }
+tail -1 "$out/report.txt" | grep -q '^failed: 0,'

@@ -1,0 +1,129 @@
+//! What is run on a card: every recipe, every optimizer, and what adapters can have.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::random_model;
+
+/// A run, and how it is told.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) recipe: &'static str,
+    /// In which precisions.
+    in_types: Types,
+    /// Settings beside those of [`Case::settings`]. `{folder}` is where [`prepare`] wrote.
+    own: &'static [&'static str],
+    /// Whether it is run where no card is, too.
+    is_quick: bool,
+}
+
+/// The precisions of a case.
+#[derive(Clone, Copy)]
+enum Types {
+    Both,
+    Bf16,
+    F32,
+}
+use Types::{Bf16, Both, F32};
+
+const fn case(name: &'static str, recipe: &'static str, in_types: Types, own: &'static [&'static str]) -> Case {
+    Case { name, recipe, in_types, own, is_quick: false }
+}
+
+const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &'static [&'static str]) -> Case {
+    Case { name, recipe, in_types, own, is_quick: true }
+}
+
+/// Questions that a model is asked while it trains, and what is shown of it.
+const MEASURED: &str =
+    "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
+
+pub(crate) const CASES: [Case; 23] = [
+    quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
+    quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
+    case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
+    case("lora_pissa", "lora", F32, &["model.init_lora_weights=pissa", "model.pissa_niter=2"]),
+    case("lora_olora", "lora", F32, &["model.init_lora_weights=olora"]),
+    case("lora_tokens", "lora", Both, &["model.new_tokens=[zebra]", "model.modules_to_save=norm"]),
+    case("lora_measured", "lora", F32, &[MEASURED, "samples={prompts: ['Write a-b.'], max_new_tokens: 4}"]),
+    // A router may choose other experts where numbers are rounded.
+    case(
+        "lora_experts",
+        "lora",
+        F32,
+        &[
+            "checkpointer.checkpoint_dir={folder}/mixture",
+            "~model.lora_attn_modules",
+            "~model.apply_lora_to_mlp",
+            "model.target_modules=all-linear",
+        ],
+    ),
+    quick("full", "full", Both, &["dataset.packed=true", "neftune_noise_alpha=5", "clip_grad_norm=1.0"]),
+    case("full_in_backward", "full", Bf16, &["optimizer_in_bwd=true"]),
+    case("full_sgd", "full", Bf16, &["optimizer=sgd", "optimizer.lr=1e-2", "optimizer.momentum=0.9"]),
+    case("full_lion", "full", Bf16, &["optimizer=lion", "optimizer.lr=1e-4", "optimizer.decay_vectors=false"]),
+    case("full_8bit", "full", Bf16, &["optimizer=adamw_8bit", "optimizer.lr=1e-4"]),
+    case("full_adafactor", "full", Bf16, &["optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"]),
+    quick("full_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3"]),
+    quick("dpo", "dpo", Both, &["model.lora_dropout=0.1"]),
+    case("dpo_full", "dpo", F32, &["~model", "reference=precomputed"]),
+    case("dpo_olora", "dpo", F32, &["model.init_lora_weights=olora"]),
+    quick("distill", "distill", Both, &["dataset.packed=true"]),
+    case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
+    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2"]),
+    quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
+    case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
+];
+
+impl Case {
+    pub(crate) fn dtypes(&self) -> &'static [&'static str] {
+        match self.in_types {
+            Both => &["fp32", "bf16"],
+            Bf16 => &["bf16"],
+            F32 => &["fp32"],
+        }
+    }
+
+    /// Three steps of two micro-batches each, all logged, and a checkpoint.
+    pub(crate) fn settings(&self, dtype: &str, device: &str, dir: &Path, folder: &Path) -> Vec<String> {
+        let mut all = vec![
+            format!("output_dir={}", dir.display()),
+            format!("dtype={dtype}"),
+            format!("device={device}"),
+            "overwrite=true".to_owned(),
+        ];
+        let steps = ["batch_size=2", "gradient_accumulation_steps=2", "epochs=1", "max_steps_per_epoch=3"];
+        let rest = ["log_every_n_steps=1", "lr_scheduler.num_warmup_steps=0"];
+        let of_recipe: &[&str] = match self.recipe {
+            "lora" => &["~exact_match", "model.lora_rank=4"],
+            "dpo" | "grpo" | "pretrain" => &["~dataset_val"],
+            "distill" => &["~dataset_val", "teacher_checkpointer.checkpoint_dir={folder}/teacher"],
+            _ => &[],
+        };
+        let given = steps.iter().chain(&rest).chain(of_recipe).chain(self.own);
+        all.extend(given.map(|one| one.replace("{folder}", &folder.display().to_string())));
+        all
+    }
+
+    /// How far a number of the log may be off.
+    pub(crate) fn tolerance(&self, dtype: &str, _: &str) -> f64 {
+        if dtype == "bf16" { 5e-2 } else { 1e-3 }
+    }
+}
+
+/// The names of those that are run where no card is.
+pub(crate) fn quick_ones() -> Vec<&'static str> {
+    CASES.iter().filter(|case| case.is_quick).map(|case| case.name).collect()
+}
+
+/// Models that cases start from, which are in no shipped folder.
+pub(crate) fn prepare(folder: &Path) {
+    let experts = json!({
+        "model_type": "qwen3_moe", "hidden_size": 96, "head_dim": 12, "num_hidden_layers": 2, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": true,
+    });
+    random_model::write(&folder.join("mixture"), &experts);
+    let teacher = json!({ "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12 });
+    random_model::write(&folder.join("teacher"), &teacher);
+}

@@ -71,7 +71,7 @@ pub(crate) const CASES: [Case; 23] = [
     case("dpo_olora", "dpo", F32, &["model.init_lora_weights=olora"]),
     quick("distill", "distill", Both, &["dataset.packed=true"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
-    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2"]),
+    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];
@@ -85,7 +85,8 @@ impl Case {
         }
     }
 
-    /// Three steps of two micro-batches each, all logged, and a checkpoint.
+    /// Three steps of two micro-batches each, all logged, and a checkpoint. Where no card is, of a model that is smaller than the tiny
+    /// one.
     pub(crate) fn settings(&self, dtype: &str, device: &str, dir: &Path, folder: &Path) -> Vec<String> {
         let mut all = vec![
             format!("output_dir={}", dir.display()),
@@ -101,7 +102,11 @@ impl Case {
             "distill" => &["~dataset_val", "teacher_checkpointer.checkpoint_dir={folder}/teacher"],
             _ => &[],
         };
-        let given = steps.iter().chain(&rest).chain(of_recipe).chain(self.own);
+        let small: &[&str] = match is_real() {
+            true => &[],
+            false => &["checkpointer.checkpoint_dir={folder}/small", "batch_size=1", "tokenizer.max_seq_len=64"],
+        };
+        let given = steps.iter().chain(&rest).chain(of_recipe).chain(small).chain(self.own);
         all.extend(given.map(|one| one.replace("{folder}", &folder.display().to_string())));
         all
     }
@@ -110,6 +115,11 @@ impl Case {
     pub(crate) fn tolerance(&self, dtype: &str, _: &str) -> f64 {
         if dtype == "bf16" { 5e-2 } else { 1e-3 }
     }
+}
+
+/// Whether the card is one. On a stand-in the very kernels run, a thousand times slower.
+pub(crate) fn is_real() -> bool {
+    std::env::var_os("TUNE_CUDA_UNITS").is_none_or(|units| units != "none")
 }
 
 /// The names of those that are run where no card is.
@@ -124,6 +134,10 @@ pub(crate) fn prepare(folder: &Path) {
         "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": true,
     });
     random_model::write(&folder.join("mixture"), &experts);
-    let teacher = json!({ "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12 });
+    let small = json!({ "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16 });
+    random_model::write(&folder.join("small"), &small);
+    let teacher = json!({ "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2 });
     random_model::write(&folder.join("teacher"), &teacher);
 }

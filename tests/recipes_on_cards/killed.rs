@@ -55,7 +55,9 @@ fn kill(case: &Case, folder: &Path) -> Result<(), String> {
     let [whole, killed] = ["whole", "killed"].map(|name| folder.join(format!("{}_{name}", case.name)));
     let settings = |dir: &Path, extra: &[&str]| {
         let mut all = case.settings(dtype, "cuda", dir, folder);
-        let own = ["overwrite=false", "checkpointer.save_every_n_steps=2", "max_steps_per_epoch=9"];
+        // Enough steps behind the first checkpoint that the run is killed before its end.
+        let steps = if cases::is_real() { "max_steps_per_epoch=24" } else { "max_steps_per_epoch=4" };
+        let own = ["overwrite=false", "checkpointer.save_every_n_steps=2", steps];
         all.extend(own.iter().chain(extra).map(|&one| one.to_owned()));
         all
     };
@@ -105,9 +107,7 @@ fn a_killed_run_goes_on_with_the_same_bits() {
     }
     let folder = tempfile::tempdir().unwrap();
     cases::prepare(folder.path());
-    // On a stand-in the very kernels run, a thousand times slower.
-    let is_real = std::env::var_os("TUNE_CUDA_UNITS").is_none_or(|units| units != "none");
-    let names: &[&str] = if is_real { &KILLED } else { &QUICK };
+    let names: &[&str] = if cases::is_real() { &KILLED } else { &QUICK };
     let mut failures = Vec::new();
     for case in chosen().into_iter().filter(|case| names.contains(&case.name)) {
         if let Err(why) = kill(case, folder.path()) {

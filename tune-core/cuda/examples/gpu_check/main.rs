@@ -1,5 +1,6 @@
 //! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
-//! or `gpu_check small`: a few shapes of each, for a tool that watches every access.
+//! or `gpu_check small`: a few shapes of each, for a tool that watches every access. `gpu_check methods` and `gpu_check small methods` are
+//! of distillation and DoRA alone.
 //! `cargo xtask gpu-check` packs it.
 
 mod attention;
@@ -42,7 +43,17 @@ fn main() -> ExitCode {
         well &= checks.report();
         say!("values took {:.1} s", start.elapsed().as_secs_f64());
     }
-    if wanted.iter().any(|w| w == "small") {
+    let named = |what: &str| wanted.iter().any(|w| w == what);
+    if named("methods") {
+        let mut checks = checks::Checks::default();
+        methods(&context, &mut checks, if named("small") { 4 } else { usize::MAX });
+        well &= checks.report();
+        let measured = if named("small") { Ok(()) } else { times::of_methods(&context) };
+        if let Err(error) = measured {
+            say!("error: {error}");
+            well = false;
+        }
+    } else if named("small") {
         let mut checks = checks::Checks::default();
         values(&context, &mut checks, 3);
         attention::check::<f32>(&context, &mut checks, 2);
@@ -71,6 +82,11 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     elements::loss::<f32, f32>(context, checks, most);
     elements::loss::<f32, bf16>(context, checks, most);
     elements::loss::<bf16, bf16>(context, checks, most);
+    methods(context, checks, most);
+}
+
+/// Of distillation and DoRA.
+fn methods(context: &Context, checks: &mut checks::Checks, most: usize) {
     methods::columns::<f32>(context, checks, most);
     methods::columns::<bf16>(context, checks, most);
     methods::distillation::<f32>(context, checks, most);

@@ -63,6 +63,11 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     launches(context)
 }
 
+/// Distillation and DoRA alone.
+pub(crate) fn of_methods(context: &Context) -> Result<()> {
+    super::methods::measure(context, &limits(context)?)
+}
+
 fn limits(context: &Context) -> Result<Limits> {
     let from = filled::<f32>(context, 1 << 28);
     let mut to = context.buffer::<f32>(1 << 28);

@@ -272,6 +272,16 @@ impl<T> View<'_, T> {
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
+
+    /// `count` of its columns, from `first` on.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    #[must_use]
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.cols, "columns outside of a view");
+        Self { address: self.address + (first * size_of::<T>()) as u64, cols: count, ..self }
+    }
 }
 
 impl<'a, T> ViewMut<'a, T> {
@@ -283,6 +293,16 @@ impl<'a, T> ViewMut<'a, T> {
     /// The same, for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { of: PhantomData, ..*self }
+    }
+
+    /// `count` of its columns, from `first` on.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    #[must_use]
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.cols, "columns outside of a view");
+        Self { address: self.address + (first * size_of::<T>()) as u64, cols: count, ..self }
     }
 
     /// The columns before `col`, and the others.

@@ -24,8 +24,8 @@ pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};
 pub use events::Event;
 pub use kernels::{
-    Activation, AdamW, Adapted, Attention, Distillation, Dropout, Grouped, Moved, Norm, Qkv, QkvMut, Sgd, Spans,
-    Squares, Stretch, Sweep, Turn,
+    Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Distillation, Dropout, Grouped,
+    Moved, Norm, Qkv, QkvMut, Sgd, Spans, Squares, Stretch, Sweep, Turn, panels,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
 pub use memory::{PIECE, Usage};

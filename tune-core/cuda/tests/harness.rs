@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 16] = [
+const TESTS: [&str; 17] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -16,6 +16,7 @@ const TESTS: [&str; 16] = [
     "attention_forward_sm90a",
     "attention_plain",
     "columns",
+    "dequantize",
     "distillation",
     "dropout",
     "experts",

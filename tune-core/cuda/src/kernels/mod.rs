@@ -9,6 +9,7 @@
 mod attention;
 mod attention_decode;
 mod columns;
+mod dequantize;
 mod distillation;
 mod dropout;
 mod experts;
@@ -22,6 +23,7 @@ mod spans;
 
 pub use attention::{Attention, Qkv, QkvMut};
 pub use columns::Adapted;
+pub use dequantize::{Beside, BlockFormat, BlockRows, Blocks, panels};
 pub use distillation::Distillation;
 pub use dropout::Dropout;
 pub use gate::Activation;
@@ -58,6 +60,7 @@ mod tests {
             attention::ALL,
             attention_decode::ALL,
             columns::ALL,
+            dequantize::ALL,
             distillation::ALL,
             dropout::ALL,
             experts::ALL,

@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/blocks.rs"]
+mod blocks;
 #[path = "../common/families.rs"]
 mod families;
 mod gradients;
+mod made_up;
 mod methods;
+mod quantized;
 mod speed;
 #[path = "../common/stand_in.rs"]
 mod stand_in;

@@ -131,13 +131,28 @@ impl<T: Element> Paper<T> {
 
     fn product(&self, terms: &[Term<'_, Self>], (m, n): (usize, usize)) {
         let sides: Vec<_> = terms.iter().map(Term::sides).collect();
-        if let Machine::Processor(threads) = self.machine {
-            drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, threads)));
+        match self.machine {
+            Machine::Processor(threads) => {
+                drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, threads)));
+            }
+            Machine::Card => terms.iter().for_each(|term| self.dequantized(term)),
         }
         let inner: usize = sides.iter().map(|side| side.inner).sum();
         let mut work = self.work.borrow_mut();
         let of = if self.purpose.get() == Purpose::Output { &mut work.output } else { &mut work.layers };
         *of += 2.0 * m as f64 * n as f64 * inner as f64;
+    }
+
+    /// Takes the memory that a card dequantizes a product's weight to, piece by piece.
+    fn dequantized(&self, term: &Term<'_, Self>) {
+        let (results, inner) = match term {
+            Term::Up { w, .. } if w.quantized => (w.out, w.inner),
+            Term::Down { w, .. } if w.quantized => (w.inner, w.out),
+            _ => return,
+        };
+        for (_, count) in tune_cuda::panels(results, inner, cuda::AT_ONCE) {
+            drop(self.take::<T>(count * inner));
+        }
     }
 
     /// Adds so many products of head size for each query and key that sees it.

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub struct Quantization {
     /// Whether the linear layers of the blocks are quantized to NF4, those that are not in other blocks (QLoRA).
     pub nf4: bool,
-    /// Whether what a GGUF file has in blocks stays in these; `None` is wherever that can be computed with.
+    /// Whether what a GGUF file has in blocks stays in these; `None` leaves that to the program, which has it so.
     pub keep: Option<bool>,
 }
 
@@ -63,6 +63,21 @@ impl InBlocks {
             };
             in_blocks.formats.insert(name, (format, [rows, cols]));
             in_blocks.bytes += bytes;
+        }
+        Ok(in_blocks)
+    }
+
+    /// The linear layers of a model's blocks, all in one format, as [`Quantization::nf4`] has them.
+    ///
+    /// # Errors
+    /// A layer that is no whole blocks.
+    pub fn of_layers(model: &ModelSpec, format: Format) -> Result<Self> {
+        let mut in_blocks = Self::default();
+        for (name, [rows, cols], _) in matrices(model).into_iter().filter(|(.., of_block)| *of_block) {
+            let not_whole =
+                || Error::setup(format!("`{name}` has {rows} x {cols} elements, no whole blocks of {format}"));
+            in_blocks.bytes += format.bytes(rows, cols).ok_or_else(not_whole)?;
+            in_blocks.formats.insert(name, (format, [rows, cols]));
         }
         Ok(in_blocks)
     }

@@ -128,7 +128,7 @@ pub struct LoraModel {
     #[config(default = false)]
     pub quantize_base: bool,
     /// Hold what a GGUF file has quantized as it is in the file, and not in dtype: less memory, and a little more time.
-    /// Where null, on the processor, unless checkpointer.round_to is set.
+    /// Where null, it is held so, unless checkpointer.round_to is set.
     pub keep_quantized: Option<bool>,
 }
 

@@ -362,20 +362,10 @@ impl Outline {
     /// Which weights of the base model are held in blocks.
     ///
     /// # Errors
-    /// A matrix that cannot be quantized, and what cannot be done with weights in blocks: compute on a card, or merge.
+    /// A matrix that cannot be quantized, and what cannot be done with weights in blocks: start adapters from them, or merge.
     pub fn in_blocks(&self, base: &Checkpoint, shape: &ModelSpec) -> Result<InBlocks> {
         let Trained::Adapters { merged, ref lora } = self.trained else { return Ok(InBlocks::default()) };
-        let Quantization { nf4, keep } = self.quantization;
-        if self.run.device != DeviceConfig::Cpu {
-            let key = match (nf4, keep) {
-                (true, _) => "model.quantize_base",
-                (false, Some(true)) => "model.keep_quantized",
-                _ => return Ok(InBlocks::default()),
-            };
-            return Err(Error::setup(format!(
-                "{key}: quantized weights are computed with on the processor alone; set device=cpu or {key}=false"
-            )));
-        }
+        let nf4 = self.quantization.nf4;
         let in_blocks = InBlocks::of(base, shape, self.run.dtype.training_dtype()?, self.quantization)?;
         let in_blocks = in_blocks.without(&shape.weights_of(&lora.save)?);
         if lora.start.takes_of_weight() {

@@ -4,13 +4,12 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Tensor, TensorId};
+use candle_core::TensorId;
 use tune_cuda::{Adapted, Buffer, Context, Driver, Spans, View};
 
 use super::Number;
 use super::trained::Trained;
-use crate::engine::backend::Reads;
-use crate::engine::cpu::Cpu;
+use super::weights::Frozen;
 use crate::kernels::Rotary;
 use crate::kernels::attention::{Attention, Stretch};
 use crate::models::Magnitude;
@@ -23,8 +22,8 @@ const TABLES: usize = 2;
 #[derive(Debug)]
 pub struct Card {
     pub(super) context: Context,
-    /// What is frozen, by tensor and by whether it is bf16.
-    frozen: Mutex<HashMap<(TensorId, bool), Arc<dyn Any + Send + Sync>>>,
+    /// What is frozen: numbers, and matrices in blocks.
+    pub(super) frozen: Mutex<HashMap<Frozen, Arc<dyn Any + Send + Sync>>>,
     /// What is trained, by tensor.
     pub(super) trained: Mutex<HashMap<TensorId, Trained>>,
     /// What layers' results are scaled by, by their magnitudes, until something is trained.
@@ -149,18 +148,6 @@ impl Card {
     /// The first thing that failed.
     pub(crate) fn check(&self) -> Result<()> {
         self.context.check().map_err(of_card)
-    }
-
-    /// A frozen tensor on the card, where it stays.
-    pub(super) fn frozen<T: Number>(&self, tensor: &Tensor) -> Result<Arc<Buffer<T>>> {
-        let key = (tensor.id(), T::IS_BF16);
-        let kept = lock(&self.frozen).get(&key).map(Arc::clone);
-        if let Some(Ok(kept)) = kept.map(Arc::downcast::<Buffer<T>>) {
-            return Ok(kept);
-        }
-        let param = Arc::new(self.context.upload(&Cpu::<T>::new().param(tensor)?));
-        lock(&self.frozen).insert(key, Arc::<Buffer<T>>::clone(&param));
-        Ok(param)
     }
 
     /// The magnitudes of a layer's results, and what was computed of them since something was trained.

@@ -6,6 +6,7 @@
 
 mod card;
 mod trained;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -16,8 +17,10 @@ pub use card::Card;
 use card::{Scaling, lock};
 pub(crate) use trained::{Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
+pub(super) use weights::AT_ONCE;
+use weights::{Param, is_in_blocks};
 
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
@@ -86,15 +89,13 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
             false => self.card.frozen(tensor)?,
         };
         self.card.check()?;
-        Ok(param)
+        Ok(Param::Numbers(param))
     }
 
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
-        Err(Error::setup(format!(
-            "weights in blocks ({}) are computed with on the processor alone: set device=cpu, or have them read as dtype, \
-             with model.quantize_base=false and model.keep_quantized=false",
-            of.format()
-        )))
+        let blocks = self.card.blocks(of)?;
+        self.card.check()?;
+        Ok(Param::Blocks(blocks))
     }
 
     fn gathered(&self, _: Gathered) -> Result<Self::Param> {
@@ -122,15 +123,6 @@ fn view<'a, E>(part: Part<'a, Buffer<E>>) -> View<'a, E> {
 #[allow(clippy::needless_pass_by_value)]
 fn view_mut<E>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
     part.of.part_mut(part.at, (part.rows, part.cols), part.stride)
-}
-
-fn product<'a, T: Number>(term: &Term<'a, Cuda<T>>) -> tune_cuda::Term<'a, T> {
-    let weight = |w: &Weight<'a, Cuda<T>>| w.param.part(w.first * w.inner, (w.out, w.inner), w.inner);
-    match term {
-        Term::Up { x, w } => tune_cuda::Term::Up { x: view(*x), w: weight(w) },
-        Term::Down { g, w } => tune_cuda::Term::Down { g: view(*g), w: weight(w) },
-        Term::Across { g, x } => tune_cuda::Term::Across { g: view(*g), x: view(*x) },
-    }
 }
 
 fn attention(how: &Attention<'_>) -> tune_cuda::Attention {
@@ -177,7 +169,7 @@ fn copied<E: Element>(numbers: &[E]) -> Here<E> {
 impl<T: Number> Backend for Cuda<T> {
     type Acts = Buffer<T>;
     type Sums = Buffer<f32>;
-    type Param = Arc<Buffer<T>>;
+    type Param = Param<T>;
     type Each = Buffer<f32>;
     type Scaling = Scaling;
 
@@ -221,7 +213,9 @@ impl<T: Number> Backend for Cuda<T> {
     fn multiply(&self, terms: &[Term<'_, Self>], finish: Finish<'_, Self>, y: PartMut<'_, Buffer<T>>) {
         let mut bias = None;
         match finish {
-            Finish::Plus(all, 0) if all.len() == y.cols => bias = Some(&**all),
+            Finish::Plus(all, 0) if all.numbers().len() == y.cols && !terms.iter().any(is_in_blocks) => {
+                bias = Some(all.numbers());
+            }
             Finish::Plus(all, first) => {
                 let PartMut { of, at, rows, cols, stride } = y;
                 self.multiply(terms, Finish::Store, PartMut { of: &mut *of, at, rows, cols, stride });
@@ -245,7 +239,7 @@ impl<T: Number> Backend for Cuda<T> {
         };
         for (i, term) in terms.iter().enumerate() {
             let onto = if i == 0 { first } else { Onto::Itself };
-            self.context().multiply(product(term), factor, bias.take(), onto, y.reborrow());
+            self.multiply_one(term, factor, bias.take(), onto, y.reborrow());
         }
     }
 
@@ -253,12 +247,12 @@ impl<T: Number> Backend for Cuda<T> {
         let mut y = view_mut(y);
         for (i, term) in terms.iter().enumerate() {
             let onto = if i == 0 && !adding { Onto::Nothing } else { Onto::Itself };
-            self.context().multiply(product(term), 1.0, None, onto, y.reborrow());
+            self.multiply_one(term, 1.0, None, onto, y.reborrow());
         }
     }
 
-    fn lookup(&self, table: &Arc<Buffer<T>>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
-        self.context().lookup(table.view(width), &self.context().upload(ids), scale::<T>(how), y.view_mut(width));
+    fn lookup(&self, table: &Param<T>, width: usize, ids: &[u32], how: EmbeddingSpec, y: &mut Buffer<T>) {
+        self.rows_of_table(table, width, ids, how, y);
     }
 
     /// It is drawn on the processor.
@@ -277,9 +271,10 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     /// As one more product, with a column of ones.
-    fn add_bias(&self, bias: &Arc<Buffer<T>>, first: usize, y: PartMut<'_, Buffer<T>>) {
+    fn add_bias(&self, bias: &Param<T>, first: usize, y: PartMut<'_, Buffer<T>>) {
         let ones = self.card.ones::<T>(y.rows);
-        let term = tune_cuda::Term::Up { x: ones.part(0, (y.rows, 1), 1), w: bias.part(first, (y.cols, 1), 1) };
+        let w = bias.numbers().part(first, (y.cols, 1), 1);
+        let term = tune_cuda::Term::Up { x: ones.part(0, (y.rows, 1), 1), w };
         self.context().multiply(term, 1.0, None, Onto::Itself, view_mut(y));
     }
 
@@ -300,18 +295,18 @@ impl<T: Number> Backend for Cuda<T> {
     fn norm(
         &self,
         x: Part<'_, Buffer<T>>,
-        weight: &Arc<Buffer<T>>,
+        weight: &Param<T>,
         how: Norm,
         onto: Option<Part<'_, Buffer<T>>>,
         y: PartMut<'_, Buffer<T>>,
     ) {
-        self.context().norm(view(x), weight, norm(how), None, onto.map(view), view_mut(y));
+        self.context().norm(view(x), weight.numbers(), norm(how), None, onto.map(view), view_mut(y));
     }
 
     fn norm_back(
         &self,
         x: Part<'_, Buffer<T>>,
-        weight: &Arc<Buffer<T>>,
+        weight: &Param<T>,
         how: Norm,
         g: Part<'_, Buffer<T>>,
         onto: PartMut<'_, Buffer<T>>,
@@ -320,7 +315,7 @@ impl<T: Number> Backend for Cuda<T> {
         if let Some(own) = own.as_deref_mut() {
             self.clear(own);
         }
-        self.context().norm_back(view(x), weight, norm(how), view(g), (view_mut(onto), true), own);
+        self.context().norm_back(view(x), weight.numbers(), norm(how), view(g), (view_mut(onto), true), own);
     }
 
     fn rotate(&self, x: PartMut<'_, Buffer<T>>, angles: &Rotary, turn: Turn) {
@@ -379,13 +374,13 @@ impl<T: Number> Backend for Cuda<T> {
     fn rescale(
         &self,
         scaling: &mut Scaling,
-        b: &Arc<Buffer<T>>,
+        b: &Param<T>,
         (with_weight, with_itself): (&Buffer<f32>, &Buffer<f32>),
         _: usize,
         scale: f64,
     ) {
         let squares = Arc::clone(&scaling.squares);
-        let of = Adapted { b, squares: &squares, with_weight, with_itself, scale: scale as f32 };
+        let of = Adapted { b: b.numbers(), squares: &squares, with_weight, with_itself, scale: scale as f32 };
         self.card.rescale(scaling, of);
     }
 

@@ -60,7 +60,8 @@ impl Format {
     }
 
     /// The bytes of a matrix; `None` if it does not consist of whole blocks.
-    pub(crate) fn bytes(self, rows: usize, cols: usize) -> Option<u64> {
+    #[must_use]
+    pub fn bytes(self, rows: usize, cols: usize) -> Option<u64> {
         let (block, bytes) = self.block();
         let elements = rows.checked_mul(cols)?;
         let codes = (elements / block).checked_mul(bytes).filter(|_| elements.is_multiple_of(block))?;

@@ -15,6 +15,7 @@ mod small;
 
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use format::Format;
 pub use share::Share;
@@ -32,6 +33,7 @@ pub(crate) const UNIT: usize = 16;
 /// A matrix `[rows, cols]` in blocks.
 #[derive(Debug, Clone)]
 pub struct Quantized {
+    id: QuantizedId,
     format: Format,
     rows: usize,
     cols: usize,
@@ -41,19 +43,41 @@ pub struct Quantized {
     scales: Scales,
 }
 
+/// Tells a matrix in blocks, and its copies, from all others of this process: it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct QuantizedId(u64);
+
+impl QuantizedId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 impl Quantized {
-    /// The blocks of a file.
+    /// A matrix `[rows, cols]` of the blocks that a file has of it.
     ///
     /// # Panics
     /// If they are not as many bytes as such a matrix has, or of a format that is not a file's.
-    pub(crate) fn of_file(format: Format, (rows, cols): (usize, usize), bytes: Vec<u8>) -> Self {
+    #[must_use]
+    pub fn of_file(format: Format, (rows, cols): (usize, usize), bytes: Vec<u8>) -> Self {
         assert!(format != Format::Nf4, "no file has blocks of {format}");
         assert_eq!(
             Some(bytes.len() as u64),
             format.bytes(rows, cols),
             "blocks of {format} for {rows} by {cols} elements"
         );
-        Self { format, rows, cols, bytes: Bytes::Own(bytes), scales: Scales::default() }
+        Self { id: QuantizedId::new(), format, rows, cols, bytes: Bytes::Own(bytes), scales: Scales::default() }
+    }
+
+    /// What tells it from others.
+    pub(crate) fn id(&self) -> QuantizedId {
+        self.id
+    }
+
+    /// Its blocks, and the codes, the factors and the mean of its scales where these are apart.
+    pub(crate) fn parts(&self) -> (&[u8], Option<nf4::Parts<'_>>) {
+        (&self.bytes, (self.format == Format::Nf4).then(|| self.scales.parts()))
     }
 
     /// How it is stored.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::format::{Decode, Format};
 use super::share::Bytes;
-use super::{Quantized, UNIT};
+use super::{Quantized, QuantizedId, UNIT};
 use crate::kernels::simd;
 
 /// The values that a code stands for: quantiles of the normal distribution, from -1 to 1.
@@ -29,6 +29,9 @@ pub(super) struct Scales {
     factors: Vec<f32>,
     mean: f32,
 }
+
+/// Codes, factors and mean of scales.
+pub(crate) type Parts<'a> = (&'a [i8], &'a [f32], f32);
 
 impl Scales {
     /// Blocks whose scales belong together.
@@ -69,6 +72,11 @@ impl Scales {
     #[inline(always)]
     fn of(&self, block: usize) -> f32 {
         f32::from(self.codes[block]) / self.factors[block / SCALES] + self.mean
+    }
+
+    /// What they consist of.
+    pub(super) fn parts(&self) -> Parts<'_> {
+        (&self.codes, &self.factors, self.mean)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -157,7 +165,8 @@ impl Quantized {
             scales.extend_from_slice(&piece.scales);
         }
         assert_eq!(2 * bytes.len(), rows * cols, "pieces of {rows} by {cols} elements");
-        Self { format: Format::Nf4, rows, cols, bytes: Bytes::Own(bytes), scales: Scales::new(&scales) }
+        let (id, bytes, scales) = (QuantizedId::new(), Bytes::Own(bytes), Scales::new(&scales));
+        Self { id, format: Format::Nf4, rows, cols, bytes, scales }
     }
 
     /// Quantizes a matrix `[rows, cols]` to [`Format::Nf4`]; its elements are a multiple of 64.

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 use half::bf16;
 
 use super::nf4::Scales;
-use super::{Format, Quantized};
+use super::{Format, Quantized, QuantizedId};
 use crate::kernels::buffers::Buffer;
 
 /// The bytes of blocks: in memory of their own, or in that which steps use again and again.
@@ -99,7 +99,7 @@ impl Share {
     /// # Panics
     /// If there are not so many.
     pub(crate) fn of(whole: &Quantized, units: Range<usize>) -> Self {
-        let Quantized { format, rows, cols, bytes, scales } = whole;
+        let Quantized { format, rows, cols, bytes, scales, .. } = whole;
         let place = |unit: usize| format.part_sizes((unit * format.unit()).min(rows * cols));
         let (first, end) = (place(units.start), place(units.end));
         Self {
@@ -155,6 +155,6 @@ impl Share {
                 self.scales.gathered((scales, factors / size_of::<f32>()), |part, mine, all| gather(part, mine, all))?
             }
         };
-        Ok(Quantized { format: self.format, rows: self.rows, cols: self.cols, bytes, scales })
+        Ok(Quantized { id: QuantizedId::new(), format: self.format, rows: self.rows, cols: self.cols, bytes, scales })
     }
 }

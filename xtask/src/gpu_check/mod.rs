@@ -41,7 +41,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
         // The package is carried to another machine: what debuggers want is most of a program.
         _ = Command::new("strip").arg(folder.join(program)).status();
     }
-    for part in ["tests/fixtures/families", "recipes/tiny", "configs"] {
+    for part in ["tests/fixtures/families", "tests/fixtures/quantized", "recipes/tiny", "configs"] {
         copy(&root.join(part), &folder.join(part))?;
     }
     for script in ["run.sh", "peers.py", "models.py"] {

@@ -82,9 +82,12 @@ models() {
     step models 60 30 ./card gradients:: --nocapture --test-threads=1
     step methods 30 20 ./card methods:: --nocapture --test-threads=1
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
+    step blocks 30 40 ./card quantized:: --nocapture --test-threads=1
     step recipes 120 60 sh run.sh recipes
     if command -v compute-sanitizer >/dev/null; then
         step memcheck-of-steps 40 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card steps::norms --test-threads=1
+        step memcheck-of-blocks 40 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card quantized::every \
+            --test-threads=1
         step memcheck-of-experts 40 3 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
             ./card gradients::full --test-threads=1
     fi
@@ -95,6 +98,8 @@ training() {
     watched speed-of-adapters 45 36 ./card adapters_of_large_models --nocapture --ignored
     watched speed-of-a-model 45 29 ./card all_of_a_large_model --nocapture --ignored
     watched speed-of-8b 60 17 ./card adapters_of_an_8b_model --nocapture --ignored
+    watched speed-of-8b-in-nf4 60 17 ./card an_8b_model_in_normal_floats --nocapture --ignored
+    watched speed-of-8b-in-q4_k 45 17 ./card an_8b_model_in_q4_k --nocapture --ignored
     if command -v python3 >/dev/null && python3 -c 'import peft' 2>/dev/null; then
         measure peers-of-models 100 8 python3 models.py 1.7 1.5 8 0.6
     fi

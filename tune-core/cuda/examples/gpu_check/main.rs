@@ -1,6 +1,6 @@
 //! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
 //! or `gpu_check small`: a few shapes of each, for a tool that watches every access. `gpu_check methods` and `gpu_check small methods` are
-//! of distillation and DoRA alone.
+//! of distillation and DoRA alone; `gpu_check blocks` measures weights in blocks.
 //! `cargo xtask gpu-check` packs it.
 
 mod attention;
@@ -60,6 +60,12 @@ fn main() -> ExitCode {
         attention::check::<bf16>(&context, &mut checks, 10);
         attention::behind_a_past::<bf16>(&context, &mut checks);
         well &= checks.report();
+    }
+    if named("blocks")
+        && let Err(error) = times::measure_blocks(&context)
+    {
+        say!("error: {error}");
+        well = false;
     }
     if wants("times") {
         let start = Instant::now();

@@ -3,8 +3,8 @@
 use half::bf16;
 use tune_config::say;
 use tune_cuda::{
-    Activation, AdamW, Attention, Buffer, Context, Element, Moved, Norm, Onto, Qkv, QkvMut, Result, Spans, Stretch,
-    Term, Turn,
+    Activation, AdamW, Attention, BlockFormat, Buffer, Context, Element, Moved, Norm, Onto, Qkv, QkvMut, Result, Spans,
+    Stretch, Term, Turn,
 };
 
 use super::numbers::{Number, random};
@@ -60,12 +60,52 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     super::methods::measure(context, &limits)?;
     attention(context, &limits)?;
     newest(context, &limits)?;
+    blocks(context, &limits)?;
     launches(context)
 }
 
 /// Distillation and DoRA alone.
 pub(crate) fn of_methods(context: &Context) -> Result<()> {
     super::methods::measure(context, &limits(context)?)
+}
+
+/// How long weights in blocks take to become numbers, beside a copy.
+pub(crate) fn measure_blocks(context: &Context) -> Result<()> {
+    let limits = limits(context)?;
+    say!("time, and the share of the limit (bytes over {:.2} TB/s):", limits.bandwidth / 1e12);
+    blocks(context, &limits)
+}
+
+/// A layer of a model of 8 B in blocks becomes numbers; some of its rows do.
+fn blocks(context: &Context, limits: &Limits) -> Result<()> {
+    let (rows, cols) = (14_336, 4096);
+    let some: Vec<u8> = (0..1u64 << 20).map(|i| tune_reference::dropout::mix(7, i) as u8).collect();
+    let ids = context.upload(&(0..8192u32).map(|i| i * 7919 % rows as u32).collect::<Vec<_>>());
+    let mut y = context.zeros::<bf16>(rows * cols);
+    let mut wide = context.zeros::<f32>(rows * cols);
+    for format in BlockFormat::ALL {
+        let (elements, bytes) = format.block();
+        let blocks = rows * cols / elements;
+        let all: Vec<u8> = some.iter().copied().cycle().take(blocks * bytes).collect();
+        let (codes, factors) = (vec![3i8; blocks], vec![90f32; blocks.div_ceil(256)]);
+        let scales = (format == BlockFormat::Nf4).then_some((&codes[..], &factors[..], 0.03));
+        let of = context.upload_blocks(format, (rows, cols), &all, scales);
+        let read = (all.len() + scales.map_or(0, |_| blocks)) as f64;
+        let count = (rows * cols) as f64;
+        let seconds = time(context, &mut || context.dequantize(&of, (0, 0), y.view_mut(cols)))?;
+        limits.bytes(&format!("{format:?} {rows} x {cols} to bf16"), seconds, read + 2.0 * count);
+        if matches!(format, BlockFormat::Nf4 | BlockFormat::Q4K) {
+            let seconds = time(context, &mut || context.dequantize(&of, (0, 0), wide.view_mut(cols)))?;
+            limits.bytes("  to f32", seconds, read + 4.0 * count);
+            let wanted = ids.len();
+            let seconds = time(context, &mut || {
+                context.lookup_blocks(&of, &ids, y.part_mut(0, (wanted, cols), cols));
+            })?;
+            let share = wanted as f64 / rows as f64;
+            limits.bytes("  8192 rows by number", seconds, share * (read + 2.0 * count));
+        }
+    }
+    Ok(())
 }
 
 fn limits(context: &Context) -> Result<Limits> {

@@ -43,7 +43,7 @@ distillation.cu|distillation|s/sum \*= keep, apart \*= keep/sum *= keep/|product
 distillation.cu|distillation|s/further - to_student/further/|a reverse divergence whose gradient has a mean
 attention_backward_sm90a.cu|attention_backward_sm90a|s/warpgroup_wait<1>();\n#pragma unroll/warpgroup_wait<2>();\n#pragma unroll/|a product is used before it is there
 dequantize.cu|dequantize|s/__fdiv_rn(static_cast<float>(of.scales\[number\]), of.factors\[number \/ 256\])/__fmul_rn(static_cast<float>(of.scales[number]), __fdiv_rn(1.0f, of.factors[number \/ 256]))/|a reciprocal in place of a quotient
-dequantize.cu|dequantize|s/at + PIECE <= cols/at < cols/|a piece that does not end with its row
+dequantize.cu|dequantize|s/at + OWN <= cols/at < cols/|a piece that does not end with its row
 dequantize.cu|dequantize|s/        __syncthreads();\n        of.values/        of.values/|no barrier before what codes name is there
 '
 wanted=" $* "

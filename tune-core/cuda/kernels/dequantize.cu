@@ -275,20 +275,23 @@ __device__ __forceinline__ void dequantize(T *y, Blocks of, const unsigned *ids,
         __syncthreads();
         of.values = values;
     }
-    constexpr int PIECES = Format::ELEMENTS / PIECE;
+    // A thread stores sixteen bytes, its neighbour the next: of a piece in f32 each of two stores a half.
+    constexpr int PIECES = Format::ELEMENTS / PIECE, OWN = WIDE<T>, PARTS = PIECE / OWN;
     for (long long row = blockIdx.y; row < rows; row += gridDim.y) {
         const long long begin = (ids ? static_cast<long long>(ids[row]) : row) * width + first;
-        for (long long piece = begin / PIECE + static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-             piece * PIECE < begin + cols; piece += static_cast<long long>(gridDim.x) * blockDim.x) {
-            const long long number = piece / PIECES, at = piece * PIECE - begin;
-            float x[PIECE];
-            Format::read(of, of.bytes + number * Format::BYTES, number, static_cast<int>(piece % PIECES), x);
+        for (long long part = begin / OWN + static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+             part * OWN < begin + cols; part += static_cast<long long>(gridDim.x) * blockDim.x) {
+            const long long piece = part / PARTS, number = piece / PIECES, at = part * OWN - begin;
+            float all[PIECE], x[OWN];
+            Format::read(of, of.bytes + number * Format::BYTES, number, static_cast<int>(piece % PIECES), all);
+#pragma unroll
+            for (int i = 0; i < OWN; i++) x[i] = part % PARTS == 0 ? all[i] : all[PIECE - OWN + i];
             T *to = y + row * y_stride + at;
-            if (at >= 0 && at + PIECE <= cols && is_wide(to, 0)) {
+            if (at >= 0 && at + OWN <= cols && is_wide(to, 0)) {
                 store(to, x);
             } else {
 #pragma unroll
-                for (int i = 0; i < PIECE; i++)
+                for (int i = 0; i < OWN; i++)
                     if (at + i >= 0 && at + i < cols) to[i] = from_f32<T>(x[i]);
             }
         }
@@ -299,8 +302,8 @@ __device__ __forceinline__ void dequantize(T *y, Blocks of, const unsigned *ids,
 
 // y[row, i] = element `first + i` of row ids[row] (null: row) of a matrix with `width` columns, of which there are `cols`. Rows that
 // follow each other are one long row.
-// launch: grid (ceil((cols / 8 + 2) / threads), min(rows, 65535)), block (threads), 64 bytes of shared memory. alignment: `blocks`
-//   to 16 bytes; y any, with 16-byte accesses where its pieces of 8 allow.
+// launch: grid (ceil((cols / W + 2) / threads), min(rows, 65535)) with W = 8 (bf16) or 4 (f32), block (threads), 64 bytes of shared
+//   memory. alignment: `blocks` to 16 bytes; y any, with 16-byte accesses where its elements allow.
 #define DEQUANTIZE(NAME, FORMAT, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
         NAME(T *y, const unsigned char *blocks, const signed char *scales, const float *factors, const unsigned *ids,    \

@@ -141,7 +141,7 @@ void run(const Of &of, Kernel<T> kernel, const Matrix &m, int width, const std::
              ids.empty() ? "" : " by number", cols, first, stride, skip, threads);
     in_every_order([&] {
         Buffer<T> y(size_t(rows) * stride + skip);
-        const dim3 grid((cols / 8 + 2 + threads - 1) / threads, std::min(rows, 3));
+        const dim3 grid((cols / (16 / int(sizeof(T))) + 2 + threads - 1) / threads, std::min(rows, 3));
         LAUNCH(kernel, grid, dim3(threads), 64, y.data() + skip, m.blocks.data(), m.scales.data(), m.factors.data(),
                ids.empty() ? nullptr : wanted.data(), rows, cols, stride, width, first, m.mean);
         size_t wrong = 0;

@@ -1,5 +1,5 @@
 use super::one;
-use crate::buffer::{Buffer, Element, View, ViewMut};
+use crate::buffer::{Buffer, Element, View, ViewMut, wide};
 use crate::context::Context;
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
@@ -224,8 +224,8 @@ impl Context {
         if rows == 0 || cols == 0 {
             return;
         }
-        // A row may begin and end within pieces of eight.
-        let pieces = cols / 8 + 2;
+        // A row may begin and end within what a thread stores.
+        let pieces = cols / wide::<T>() + 2;
         let threads = pieces.next_multiple_of(32).min(256);
         let grid = Size::matrix(rows, pieces, 1, threads).grid;
         let scales = of.scales.as_ref();

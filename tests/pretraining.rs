@@ -187,6 +187,10 @@ fn what_cannot_begin_is_told_before_anything_is_written() {
             "has no weights: no *.safetensors file; `pretrain` with from_scratch=true",
         ),
         (&[&start, "from_scratch=false"], "init says how fresh weights are drawn"),
+        (
+            &["checkpointer.round_to=bf16"],
+            "checkpointer.round_to says how weights are read, and from_scratch=true begins",
+        ),
         (&[&wide], "`initializer_range` in config.json is \"wide\""),
         (&[&quantized], "the weights are quantized (gptq)"),
         (&[&start, "tokenizer.max_seq_len=null"], "needs `max_seq_len`"),

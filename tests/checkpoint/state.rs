@@ -60,7 +60,7 @@ fn it_comes_back_bit_for_bit() {
     let (read, wrote) = (TrainingState::read(&saved).unwrap(), state());
     assert_eq!((read.position, read.total_steps, read.seed), (wrote.position, 40, u64::MAX));
     assert_eq!((&read.extra, read.now), (&wrote.extra, wrote.now));
-    read.check_settings(&wrote.settings).unwrap();
+    read.check_settings(&wrote.settings, &BTreeMap::new()).unwrap();
     read.check_inputs(&wrote.inputs).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
     for (name, tensor) in &wrote.optimizer {
@@ -83,7 +83,7 @@ fn settings_that_differ_are_listed() {
     now.insert("lr".into(), json!(3e-5));
     now.insert("new".into(), json!(true));
     now.remove("name");
-    let message = state().check_settings(&now).unwrap_err().to_string();
+    let message = state().check_settings(&now, &BTreeMap::new()).unwrap_err().to_string();
     for line in [
         "\n  lr: 0.00002 then, 0.00003 now",
         "\n  name: \"x\" then, not set now",
@@ -93,6 +93,24 @@ fn settings_that_differ_are_listed() {
         assert!(message.contains(line), "{message}");
     }
     assert!(!message.contains("odd"));
+}
+
+/// The run was begun by a program that had fewer keys.
+#[test]
+fn a_setting_that_there_was_not_had_its_default() {
+    let (mut now, mut defaults) = (state().settings, BTreeMap::new());
+    now.insert("new".into(), json!(true));
+    defaults.insert("new".to_string(), json!(true));
+    state().check_settings(&now, &defaults).unwrap();
+    defaults.insert("new".to_string(), json!(false));
+    let message = state().check_settings(&now, &defaults).unwrap_err().to_string();
+    assert!(message.contains("\n  new: false then, true now"), "{message}");
+    // What it was told is not forgotten.
+    now.remove("new");
+    defaults.insert("lr".to_string(), json!(3e-5));
+    now.insert("lr".into(), json!(3e-5));
+    let message = state().check_settings(&now, &defaults).unwrap_err().to_string();
+    assert!(message.contains("\n  lr: 0.00002 then, 0.00003 now"), "{message}");
 }
 
 #[test]

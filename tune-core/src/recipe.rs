@@ -39,7 +39,7 @@ pub use position::{Plan, Position};
 pub(crate) use room::wait_for_room;
 pub use run::Run;
 pub use save::save;
-pub use settings::settings;
+pub use settings::{defaults, settings};
 pub use steps::{Step, Steps};
 pub use stop::check_stop;
 pub use weights::Weights;

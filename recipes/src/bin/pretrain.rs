@@ -78,6 +78,9 @@ impl Recipe for Pretrain {
                  the two",
             ));
         }
+        if cfg.from_scratch {
+            cfg.run.checkpointer.refuse_reading("from_scratch=true begins with fresh weights")?;
+        }
         Ok(Outline {
             architecture: cfg.model.architecture,
             fresh: cfg.from_scratch.then_some(cfg.init),

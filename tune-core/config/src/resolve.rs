@@ -150,18 +150,26 @@ impl Resolver {
 
     fn key(&mut self, key: &'static Key, tree: Tree<'_>, at: usize) -> Option<Value> {
         let Some(entry) = entry_of(tree, at, key, at + 1) else {
-            let Some(default) = key.when_absent() else {
-                return self.wrong();
-            };
-            let default = default_node(&key.schema, &default);
-            let unreferred = BTreeMap::new();
-            let items = flatten(&default, &unreferred, &|_| false);
-            return self.value(&key.schema, Tree(&items), 0, Place::of(key));
+            return if key.when_absent().is_some() { self.absent(key) } else { self.wrong() };
         };
         if entry_of(tree, at, key, tree.item(entry).end).is_some() {
             return self.wrong();
         }
         self.value(&key.schema, tree, entry, Place::of(key))
+    }
+
+    fn absent(&mut self, key: &'static Key) -> Option<Value> {
+        let default = default_node(&key.schema, &key.when_absent()?);
+        let unreferred = BTreeMap::new();
+        let items = flatten(&default, &unreferred, &|_| false);
+        self.value(&key.schema, Tree(&items), 0, Place::of(key))
+    }
+}
+
+impl Key {
+    /// The value where the key is not written; `None`: it must be.
+    pub fn default_value(&'static self) -> Option<Value> {
+        Resolver { complete: true, ignored: Vec::new(), homeless: Vec::new() }.absent(self)
     }
 }
 

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use candle_core::DType;
 
 use super::{Checkpoint, OpenOptions};
-use crate::Result;
 use crate::config::{Config, Mismatch, Schema, Value};
+use crate::{Error, Result};
 
 /// Which checkpoint is trained and how the results are saved.
 #[derive(Debug, Clone, Config)]
@@ -47,6 +47,21 @@ pub struct CheckpointConfig {
 }
 
 impl CheckpointConfig {
+    /// Refuses what says how weights are read, where none are; `why` says why.
+    ///
+    /// # Errors
+    ///
+    /// Where there is such a key.
+    pub fn refuse_reading(&self, why: &str) -> Result<()> {
+        let keys = [("checkpoint_files", self.checkpoint_files.is_some()), ("round_to", self.round_to.is_some())];
+        match keys.iter().find(|(_, written)| *written) {
+            Some((key, _)) => Err(Error::setup(format!(
+                "checkpointer.{key} says how weights are read, and {why}: remove one of the two"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Opens the base model.
     ///
     /// # Errors

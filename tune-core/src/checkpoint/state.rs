@@ -214,16 +214,17 @@ impl TrainingState {
         ))
     }
 
-    /// Checks that a run with these settings goes on as this one would have.
+    /// Checks that a run with these settings goes on as this one would have. A setting that this one does not know, because there was none
+    /// when it began, was as `defaults` have it.
     ///
     /// # Errors
     ///
     /// Where it would not; the message lists what differs.
-    pub fn check_settings(&self, now: &BTreeMap<String, Value>) -> Result<()> {
+    pub fn check_settings(&self, now: &BTreeMap<String, Value>, defaults: &BTreeMap<String, Value>) -> Result<()> {
         let keys: BTreeSet<&String> = self.settings.keys().chain(now.keys()).collect();
         let mut differing = String::new();
         for key in keys {
-            let (then, now) = (self.settings.get(key), now.get(key));
+            let (then, now) = (self.settings.get(key).or_else(|| defaults.get(key)), now.get(key));
             if then != now {
                 let show = |v: Option<&Value>| v.map_or("not set".to_string(), ToString::to_string);
                 differing += &format!("\n  {key}: {} then, {} now", show(then), show(now));

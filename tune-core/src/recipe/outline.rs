@@ -111,6 +111,8 @@ pub struct Outline {
     pub drawing: Option<Drawing>,
     /// The settings that a resumed run must share.
     pub settings: BTreeMap<String, Json>,
+    /// What holds where they say nothing.
+    pub defaults: BTreeMap<String, Json>,
     /// The whole config as YAML.
     pub yaml: String,
     /// Who trains together.
@@ -150,6 +152,7 @@ impl Outline {
             fresh: None,
             drawing: None,
             settings,
+            defaults: settings::defaults(config),
             yaml: config.to_yaml(),
             group,
         }
@@ -435,7 +438,7 @@ impl Outline {
         }
         let Some(saved) = run::latest(&self.run.output_dir)? else { return Ok(None) };
         let state = read(&saved.path)?;
-        state.check_settings(&self.settings)?;
+        state.check_settings(&self.settings, &self.defaults)?;
         state.check_numbers(self.steps.epochs, saved.epoch, &saved.path)?;
         Ok(Some((saved, state)))
     }

@@ -14,8 +14,48 @@ pub fn settings<C: Config>(config: &C) -> BTreeMap<String, Json> {
     settings
 }
 
+/// What holds where nothing is written, by dotted key: the defaults of all keys that this config has a place for. A run that was begun
+/// before there was such a key had this.
+pub fn defaults<C: Config>(config: &C) -> BTreeMap<String, Json> {
+    let mut defaults = BTreeMap::new();
+    collect_defaults(&C::SCHEMA, "", &config.to_value(), &mut defaults);
+    defaults
+}
+
+fn collect_defaults(schema: &Schema, at: &str, value: &Value, into: &mut BTreeMap<String, Json>) {
+    match (&value.data, schema) {
+        (_, Schema::Optional(inner)) => collect_defaults(inner, at, value, into),
+        (Data::List(items), Schema::List(inner) | Schema::Array(inner, _)) => {
+            for (i, item) in items.iter().enumerate() {
+                collect_defaults(inner, &below(at, &i.to_string()), item, into);
+            }
+        }
+        (Data::Component(name, fields), Schema::Component(of)) => {
+            if let Some(variant) = of.find(name).and_then(|at| of.variants[at].fields) {
+                collect_defaults(variant, at, fields, into);
+            }
+        }
+        (Data::Fields(fields), Schema::Struct(Struct { keys, .. })) => {
+            for key in keys.iter().filter(|key| !key.may_change) {
+                let at = if key.flatten { at.to_string() } else { below(at, key.name) };
+                if let Some(default) = key.default_value() {
+                    collect(&key.schema, &at, &default, into);
+                }
+                // Of a component that is chosen, and not of the one that would be.
+                if let Some(field) = fields.iter().find(|field| field.name == key.name) {
+                    collect_defaults(&key.schema, &at, &field.value, into);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn below(key: &str, name: &str) -> String {
+    if key.is_empty() { name.to_string() } else { format!("{key}.{name}") }
+}
+
 fn collect(schema: &Schema, key: &str, value: &Value, into: &mut BTreeMap<String, Json>) {
-    let below = |name: &str| if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
     let setting = match (&value.data, schema) {
         (_, Schema::Optional(inner)) => return collect(inner, key, value, into),
         (Data::Null, _) => Json::Null,
@@ -29,7 +69,7 @@ fn collect(schema: &Schema, key: &str, value: &Value, into: &mut BTreeMap<String
                 other => other,
             };
             for (i, item) in items.iter().enumerate() {
-                collect(of_items, &below(&i.to_string()), item, into);
+                collect(of_items, &below(key, &i.to_string()), item, into);
             }
             Json::from(format!("{} items", items.len()))
         }
@@ -46,7 +86,7 @@ fn collect(schema: &Schema, key: &str, value: &Value, into: &mut BTreeMap<String
                 if !may_change {
                     collect(
                         of_field,
-                        &if field.flat { key.to_string() } else { below(&field.name) },
+                        &if field.flat { key.to_string() } else { below(key, &field.name) },
                         &field.value,
                         into,
                     );
@@ -79,6 +119,15 @@ mod tests {
         let settings = settings(&optimizer.config);
         assert_eq!(settings.get("lr"), Some(&Json::from(0.5)));
         assert_eq!(settings.get(""), Some(&Json::from("sgd")));
+    }
+
+    #[test]
+    fn defaults_are_those_of_what_is_chosen() {
+        let chosen =
+            load::<OptimizerConfig>(Input::yaml("c.yaml", "_component_: adamw\nlr: 0.5\nbetas: [0.8, 0.9]\n")).unwrap();
+        let (settings, defaults) = (settings(&chosen.config), defaults(&chosen.config));
+        assert_eq!((settings["betas.0"].as_f64(), defaults["betas.0"].as_f64()), (Some(0.8), Some(0.9)));
+        assert!(!defaults.contains_key("momentum") && !defaults.contains_key(""), "{defaults:?}");
     }
 
     #[test]

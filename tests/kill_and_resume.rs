@@ -52,6 +52,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "full_adafactor" => vec!["dtype=bf16", "optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"],
             "full_muon" => vec!["dtype=bf16", "optimizer=muon", "optimizer.lr=1e-3"],
             "full_schedule" => vec!["dtype=bf16", "optimizer=schedule_free_adamw", "optimizer.r=1"],
+            "full_average" => vec!["dtype=bf16", "optimizer.ema_decay=0.8"],
             "lora_schedule" => vec!["optimizer=schedule_free_adamw", "loraplus_lr_ratio=4", "~exact_match"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
@@ -255,6 +256,12 @@ fn muon_resumes_bit_for_bit() {
 fn schedule_free_resumes_bit_for_bit() {
     check("full_schedule", 1);
     check("lora_schedule", 1);
+}
+
+/// So is the mean of weights that another optimizer moves.
+#[test]
+fn averaged_weights_resume_bit_for_bit() {
+    check("full_average", 1);
 }
 
 #[test]

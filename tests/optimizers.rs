@@ -72,6 +72,27 @@ fn lower_blocks_move_less() {
     assert!((norm / last - 10.0).abs() < 0.5 && (last / below - 10.0).abs() < 0.5, "{norm} {last} {below}");
 }
 
+/// Training goes on from the weights, and the mean, which lags behind them, is what a checkpoint has.
+#[test]
+fn the_mean_of_weights_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, mean) = (folder.path().join("plain"), folder.path().join("mean"));
+    let settings = ["optimizer.lr=1e-3", "max_steps_per_epoch=3", "dtype=fp32", "checkpointer.save_every_n_steps=1"];
+    train(&plain, &settings);
+    train(&mean, &[&settings[..], &["optimizer.ema_decay=0.5"]].concat());
+    assert_eq!(losses(&plain), losses(&mean));
+    let of = |step: usize| tensors(&plain.join(format!("epoch_0_step_{step}/model.safetensors")));
+    let (steps, means) = ([of(1), of(2), of(3)], tensors(&newest(&mean).join("model.safetensors")));
+    assert!(means.len() > 10);
+    for (name, mean) in &means {
+        for (i, mean) in mean.iter().enumerate() {
+            let [first, second, third] = [0, 1, 2].map(|step: usize| steps[step][name][i]);
+            let expected = 0.25 * first + 0.25 * second + 0.5 * third;
+            assert!((mean - expected).abs() < 1e-6, "{name}: {mean} instead of {expected}");
+        }
+    }
+}
+
 /// The weights of a checkpoint are the mean over the steps, not those that the next gradients are taken at.
 #[test]
 fn the_mean_of_a_schedule_free_run_is_saved() {

@@ -241,8 +241,9 @@ fn optimizers_move_rows_or_are_refused() {
     compare("lion", (&two, &saved), (&one, &expected), "model.safetensors");
 
     let output = folder.path().join("none");
-    for name in ["adamw_8bit", "adafactor", "muon", "schedule_free_adamw"] {
-        let optimizer = format!("optimizer={name}");
+    for setting in ["=adamw_8bit", "=adafactor", "=muon", "=schedule_free_adamw", ".ema_decay=0.9"] {
+        let optimizer = format!("optimizer{setting}");
+        let name = setting.trim_matches(['=', '.']).trim_end_matches("=0.9");
         for error in on::<full::FullFinetune>("full", &output, 2, &[optimizer.as_str()]) {
             let error = error.unwrap();
             assert!(error.contains(name) && error.contains("start one process, or set optimizer=adamw"), "{error}");

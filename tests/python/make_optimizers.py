@@ -16,6 +16,7 @@ import torch
 from lion_pytorch import Lion
 from safetensors.torch import save_file
 from schedulefree import AdamWScheduleFree
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchao.optim import AdamW8bit
 from transformers.optimization import Adafactor as TransformersAdafactor
 
@@ -43,6 +44,8 @@ CASES = [
      [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2})]),
     ({"_component_": "sgd", "lr": 0.1, "weight_decay": 0.2, "decay_vectors": False},
      [(torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.2}), (torch.optim.SGD, {"lr": 0.1})]),
+    ({"_component_": "adamw", "lr": 0.05, "weight_decay": 0.1, "ema_decay": 0.7},
+     [(torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1})]),
     ({"_component_": "lion", "lr": 0.01}, [(Lion, {"lr": 0.01})]),
     ({"_component_": "lion", "lr": 0.02, "betas": [0.7, 0.9], "weight_decay": 0.5, "decay_vectors": False},
      [(Lion, {"lr": 0.02, "betas": (0.7, 0.9), "weight_decay": 0.5}), (Lion, {"lr": 0.02, "betas": (0.7, 0.9)})]),
@@ -80,6 +83,9 @@ for ours, theirs in CASES:
     groups = [[*matrices, vector]] if len(theirs) == 1 else [matrices, [vector]]
     optimizers = [make(group, **settings) for group, (make, settings) in zip(groups, theirs, strict=True)]
     rates = [settings.get("lr", 0.01) for _, settings in theirs]
+    means = None
+    if "ema_decay" in ours:
+        means = AveragedModel(torch.nn.ParameterList(weights.values()), multi_avg_fn=get_ema_multi_avg_fn(ours["ema_decay"]))
     averaging = [optimizer for optimizer in optimizers if isinstance(optimizer, AdamWScheduleFree)]
     after = []
     for factor, step in zip(FACTORS, gradients, strict=True):
@@ -93,7 +99,11 @@ for ours, theirs in CASES:
         # What is evaluated and saved is the mean.
         for optimizer in averaging:
             optimizer.eval()
-        after.append({name: weight.detach().flatten().tolist() for name, weight in weights.items()})
+        evaluated = weights
+        if means is not None:
+            means.update_parameters(torch.nn.ParameterList(weights.values()))
+            evaluated = dict(zip(weights, means.module, strict=True))
+        after.append({name: weight.detach().flatten().tolist() for name, weight in evaluated.items()})
     cases.append({"optimizer": ours, "after": after})
 
 written = {

@@ -3,6 +3,7 @@
 mod adafactor;
 mod adamw;
 mod adamw_8bit;
+mod averaged;
 mod blocks;
 mod by_place;
 mod config;
@@ -29,6 +30,7 @@ use candle_core::Tensor;
 pub use adafactor::Adafactor;
 pub use adamw::AdamW;
 pub use adamw_8bit::AdamW8bit;
+pub use averaged::Averaged;
 pub use config::{
     AdafactorConfig, AdamWConfig, CosineConfig, GroupKeys, InverseSqrtConfig, LionConfig, MuonConfig, OptimizerConfig,
     PolynomialConfig, RestartsConfig, ScheduleFreeConfig, SchedulerConfig, SgdConfig, StableDecayConfig, WarmupConfig,

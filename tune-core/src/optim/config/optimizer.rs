@@ -4,7 +4,8 @@ use tune_config::Config;
 
 use super::settings::{AdafactorConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig};
 use crate::optim::{
-    Adafactor, AdamW, AdamW8bit, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, Scaled, ScheduleFree, Sgd,
+    Adafactor, AdamW, AdamW8bit, Averaged, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, Scaled, ScheduleFree,
+    Sgd,
 };
 
 /// What moves the weights.
@@ -37,6 +38,17 @@ pub enum OptimizerConfig {
 impl OptimizerConfig {
     /// The bytes that it keeps for a trained parameter of this name and shape.
     pub fn state_bytes(&self, name: &str, dims: &[usize]) -> u64 {
+        self.own_state_bytes(name, dims) + self.average_bytes(dims)
+    }
+
+    fn average_bytes(&self, dims: &[usize]) -> u64 {
+        match self.groups().ema_decay {
+            Some(_) => Averaged::state_bytes(dims.iter().product::<usize>() as u64),
+            None => 0,
+        }
+    }
+
+    fn own_state_bytes(&self, name: &str, dims: &[usize]) -> u64 {
         let elements = dims.iter().product::<usize>() as u64;
         match self {
             Self::AdamW(_) => 8 * elements,
@@ -58,19 +70,20 @@ impl OptimizerConfig {
     /// The bytes of it in a checkpoint.
     pub fn saved_bytes(&self, name: &str, dims: &[usize]) -> u64 {
         match self {
-            Self::AdamW8bit(_) => AdamW8bit::saved_bytes(dims),
+            Self::AdamW8bit(_) => AdamW8bit::saved_bytes(dims) + self.average_bytes(dims),
             _ => self.state_bytes(name, dims),
         }
     }
 
     /// Whether it keeps anything from step to step.
     pub fn keeps_state(&self) -> bool {
-        !matches!(self, Self::Sgd(c) if c.momentum == 0.0)
+        !matches!(self, Self::Sgd(c) if c.momentum == 0.0) || self.averages()
     }
 
     /// The numbers, in f32, that it keeps on a card for each one that is trained: none where steps are taken on the processor.
     pub fn state_on_card_per_parameter(&self) -> usize {
         match self {
+            _ if self.averages() => 0,
             Self::AdamW(_) => 2,
             Self::Sgd(c) => usize::from(c.momentum > 0.0),
             _ => 0,
@@ -80,6 +93,7 @@ impl OptimizerConfig {
     /// Why it cannot move parameters whose rows are divided among several processes, if so.
     pub fn needs_whole_parameters(&self) -> Option<&'static str> {
         match self {
+            _ if self.averages() => Some("optimizer.ema_decay averages in one process alone, for now"),
             Self::AdamW(_) | Self::Sgd(_) | Self::Lion(_) => None,
             Self::AdamW8bit(_) => Some("adamw_8bit keeps blocks of state that do not end where a process's rows do"),
             Self::Adafactor(_) => Some("adafactor needs the means over all rows of a matrix"),
@@ -88,9 +102,17 @@ impl OptimizerConfig {
         }
     }
 
-    /// Whether gradients are taken elsewhere than at the weights that are evaluated and saved.
-    pub fn moves_between_weights(&self) -> bool {
-        matches!(self, Self::ScheduleFree(_))
+    /// The setting by which gradients are taken elsewhere than at the weights that are evaluated and saved, if there is one.
+    pub fn moves_between_weights(&self) -> Option<&'static str> {
+        match self {
+            _ if self.averages() => Some("optimizer.ema_decay"),
+            Self::ScheduleFree(_) => Some("optimizer=schedule_free_adamw"),
+            _ => None,
+        }
+    }
+
+    fn averages(&self) -> bool {
+        self.groups().ema_decay.is_some()
     }
 
     /// The optimizer, without state yet.
@@ -100,10 +122,18 @@ impl OptimizerConfig {
             true => self.with_decay(decay),
             false => Box::new(Groups::new(self.with_decay(decay), self.with_decay(0.0))),
         };
-        match groups.layerwise_lr_decay == 1.0 {
+        let optimizer = match groups.layerwise_lr_decay == 1.0 {
             true => optimizer,
             false => Box::new(Scaled::new(optimizer, LayerWise::new(groups.layerwise_lr_decay))),
+        };
+        match groups.ema_decay {
+            None => optimizer,
+            Some(decay) => Box::new(Averaged::new(optimizer, decay)),
         }
+    }
+
+    fn groups(&self) -> &GroupKeys {
+        self.decay().1
     }
 
     /// Weight decay, and what differs from parameter to parameter.

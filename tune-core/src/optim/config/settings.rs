@@ -15,11 +15,15 @@ pub struct GroupKeys {
     /// share of it, and the embedding table is below the lowest block. 1 is the same rate for all.
     #[config(default = 1.0, range = 0.0..=1.0)]
     pub layerwise_lr_decay: f64,
+    /// Average the weights, and evaluate and save the mean: the share of it that a step keeps, such as 0.999. The mean is over about
+    /// 1 / (1 - ema_decay) steps. None where null.
+    #[config(range = 0.0..1.0)]
+    pub ema_decay: Option<f64>,
 }
 
 impl Default for GroupKeys {
     fn default() -> Self {
-        Self { decay_vectors: true, layerwise_lr_decay: 1.0 }
+        Self { decay_vectors: true, layerwise_lr_decay: 1.0, ema_decay: None }
     }
 }
 

@@ -62,18 +62,18 @@ impl Outline {
     pub(crate) fn check_optimizer(&self, device: &Compute, processes: usize) -> Result<()> {
         if let (2.., Some(why)) = (processes, self.optimizer.needs_whole_parameters()) {
             return Err(Error::setup(format!(
-                "{why}: start one process, or set optimizer=adamw, whose state is divided among processes"
+                "{why}: start one process, or set optimizer=adamw without ema_decay, whose state is divided among processes"
             )));
         }
+        let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
         let refused = match device {
-            _ if !self.optimizer.moves_between_weights() => return Ok(()),
             Compute::Card(_) => "moves weights before each step, on the processor alone, for now: set device=cpu",
             Compute::Processor if self.drawing.is_some() => {
                 "takes gradients at other weights than those that answers are drawn with: learn from them with another one"
             }
             Compute::Processor => return Ok(()),
         };
-        Err(Error::setup(format!("optimizer=schedule_free_adamw {refused}, or set optimizer=adamw")))
+        Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
     }
 
     /// Refuses what answers cannot be drawn with such that training computes the same.

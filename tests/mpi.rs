@@ -177,6 +177,20 @@ fn wait_for_end(mut child: Child, longest: Duration) -> (bool, String) {
     (output.status.success(), text(&output.stderr))
 }
 
+/// Waits until none of these processes is there any more, beyond whom mpirun does not wait.
+fn wait_until_gone(pids: &[i32], longest: Duration) {
+    let begun = Instant::now();
+    let is_there = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // One that nobody has asked about has ended, too.
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    };
+    while pids.iter().any(is_there) {
+        assert!(begun.elapsed() < longest, "the others do not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 const LONG: [&str; 3] = ["epochs=2", "max_steps_per_epoch=20", "checkpointer.save_every_n_steps=4"];
 
 /// A process that is killed at some moment: the others end, no checkpoint is torn, and the run that goes on ends with the bits
@@ -229,6 +243,7 @@ fn kill_and_go_on(folder: &Path, whole: &Path, i: usize, (steps, delay, rank): (
     signal("-KILL", pids[rank]);
     let (success, said) = wait_for_end(child, Duration::from_secs(10));
     assert!(!success && !said.is_empty(), "{said}");
+    wait_until_gone(&pids, Duration::from_secs(10));
     let begun = !tune_core::checkpoint::run::checkpoints(&output).unwrap().is_empty();
     let resume = if begun { "resume_from_checkpoint=true" } else { "resume_from_checkpoint=false" };
     let more: Vec<&str> = LONG.iter().copied().chain([resume]).collect();

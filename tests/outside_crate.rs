@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 const MANIFEST: &str = r#"
 [package]
@@ -91,7 +91,7 @@ impl Recipe for Other {
 "#;
 
 fn cargo(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO"))
+    tune_core::cargo::command()
         .args(args)
         .current_dir(folder)
         // With the workspace's profiles, what both depend on is built already.

@@ -7,6 +7,7 @@
 extern crate self as tune_core;
 
 pub mod artifact;
+pub mod cargo;
 pub mod checkpoint;
 pub mod data;
 pub mod device;

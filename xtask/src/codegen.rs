@@ -5,8 +5,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use tune_core::cargo;
 use tune_core::config::say;
 
 use crate::Result;
@@ -66,8 +66,7 @@ pub(crate) fn with_modeline(text: String) -> String {
 
 /// What the recipe says about its keys.
 fn printed(root: &Path, recipe: &str, option: &str) -> Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = cargo::command()
         .args(["run", "--quiet", "-p", "recipes", "--bin", recipe, "--", option])
         .current_dir(root)
         .output()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tune_core::cargo;
 
 use super::cases::{Base, Case};
 use super::data::{self, Prepared};
@@ -37,7 +38,7 @@ impl Peak {
 impl Ours {
     /// Builds the recipes and the yardstick.
     pub(super) fn build(root: &Path) -> Result<Self> {
-        let output = Command::new(env!("CARGO"))
+        let output = cargo::command()
             .current_dir(root)
             .args(["build", "--release", "--message-format=json-render-diagnostics"])
             .args(["-p", "recipes", "--bin", "lora", "--bin", "full", "-p", "tune-core", "--example", "matmul_peak"])

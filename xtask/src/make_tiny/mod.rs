@@ -5,9 +5,9 @@ mod tokenizer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::json;
+use tune_core::cargo;
 use tune_core::config::say;
 
 use crate::Result;
@@ -40,7 +40,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let start = work.join("start");
     write_shape(&start, &text)?;
     let out = work.join("run");
-    let status = Command::new(env!("CARGO"))
+    let status = cargo::command()
         .current_dir(root)
         .args(["run", "-p", "recipes", "--bin", "pretrain", "--", "--config", "configs/pretrain/make_tiny.yaml"])
         .arg(format!("output_dir={}", out.display()))

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tune_core::cargo;
 
 use self::curve::Curve;
 use crate::Result;
@@ -114,7 +115,7 @@ fn steps(
     settings: &[String],
 ) -> Result<Vec<Value>> {
     let out = root.join(format!("target/parity/{recipe}_{kind}_{precision}"));
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = cargo::command();
     command
         .current_dir(root)
         .args(["run", "--quiet", "-p", "recipes", "--bin", recipe, "--", "--config"])

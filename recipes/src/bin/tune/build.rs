@@ -1,10 +1,8 @@
 //! From a recipe to its program: found if it is there and up to date, else built by cargo.
 
-use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::SystemTime;
 
 use crate::Result;
@@ -218,8 +216,9 @@ fn older(files: &[PathBuf], built: SystemTime) -> bool {
 
 /// Builds; what cargo has to say is on the standard error.
 fn cargo(manifest: &Path, target: &Target, what: &[&str]) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let status = Command::new(&program)
+    let mut cargo = tune_core::cargo::command();
+    let program = cargo.get_program().to_owned();
+    let status = cargo
         .arg("build")
         .arg("--manifest-path")
         .arg(manifest)

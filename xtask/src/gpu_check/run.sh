@@ -6,7 +6,6 @@
 cd "$(dirname "$0")" || exit 1
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
-failed=0
 started=$(date +%s)
 # Seconds that all of it may take.
 limit=${LIMIT:-470}
@@ -20,14 +19,16 @@ step() {
     left=$((limit - (begun - started)))
     if [ $left -lt 5 ]; then
         echo "$name: not run, for there is no time left"
-        failed=1
+        echo "$name" >>"$out/failed"
         return
     fi
     [ $left -ge "$seconds" ] || seconds=$left
     timeout "$seconds" "$@" >"$out/$name.log" 2>&1
     code=$?
     tail -n "$lines" "$out/$name.log" | cut -c -200
-    [ $code -eq 0 ] || { echo "$name: exit code $code after $(($(date +%s) - begun)) s"; failed=1; }
+    [ $code -eq 0 ] && return
+    echo "$name: exit code $code after $(($(date +%s) - begun)) s"
+    echo "$name" >>"$out/failed"
 }
 
 # What is measured: where there is no time left, that is said, and nothing is wrong.
@@ -61,10 +62,11 @@ speed() {
 
 # Every recipe on the card beside the same run on the processor, and runs that are killed and go on.
 recipes() {
-    ./recipes_on_cards --nocapture --test-threads=1 >"$out/recipes-all.log" 2>&1
+    name=$(echo "$*" | tr -cd a-z)
+    ./recipes_on_cards --nocapture --test-threads=1 "$@" >"$out/recipes-$name.log" 2>&1
     code=$?
-    sed -n 's/^on a card: //p' "$out/recipes-all.log"
-    [ $code -eq 0 ] || grep -A 12 -e 'failures:$' -e panicked "$out/recipes-all.log" | head -30
+    sed -n 's/^.*on a card: //p' "$out/recipes-$name.log"
+    [ $code -eq 0 ] || grep -A 12 -e 'failures:$' -e panicked "$out/recipes-$name.log" | head -30
     return $code
 }
 
@@ -77,20 +79,49 @@ watched() {
     echo "  most memory in use, as the driver says: $(sort -n "$out/memory.log" | tail -1) MiB"
 }
 
-# Whole models and training: what is right.
+# What is right, in parts that are checked side by side: a check waits more than it computes.
+operations() {
+    step values 90 60 ./gpu_check values
+    step attention-of-warps 40 3 env TUNE_CUDA_UNITS=warps ./gpu_check attention
+    step attention-plain 40 3 env TUNE_CUDA_UNITS=none ./gpu_check attention
+}
+
+sources() {
+    command -v nvcc >/dev/null && step kernels 120 16 sh run.sh kernels
+}
+
+sanitizers() {
+    command -v compute-sanitizer >/dev/null || return
+    for tool in memcheck racecheck; do
+        step $tool 60 2 compute-sanitizer --tool $tool --error-exitcode 9 ./gpu_check small
+    done
+    step memcheck-of-steps 40 1 compute-sanitizer --tool memcheck --error-exitcode 9 ./card steps::norms --test-threads=1
+    step memcheck-of-blocks 40 1 compute-sanitizer --tool memcheck --error-exitcode 9 ./card quantized::every --test-threads=1
+    step memcheck-of-experts 40 1 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
+        ./card gradients::full --test-threads=1
+}
+
 models() {
     step models 60 30 ./card gradients:: --nocapture --test-threads=1
     step methods 30 20 ./card methods:: --nocapture --test-threads=1
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
     step blocks 30 40 ./card quantized:: --nocapture --test-threads=1
-    step recipes 120 60 sh run.sh recipes
-    if command -v compute-sanitizer >/dev/null; then
-        step memcheck-of-steps 40 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card steps::norms --test-threads=1
-        step memcheck-of-blocks 40 3 compute-sanitizer --tool memcheck --error-exitcode 9 ./card quantized::every \
-            --test-threads=1
-        step memcheck-of-experts 40 3 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
-            ./card gradients::full --test-threads=1
-    fi
+}
+
+recipes_part() {
+    step recipes 60 40 sh run.sh recipes --skip killed
+}
+
+killed_part() {
+    step killed 90 12 sh run.sh recipes killed::a_killed
+}
+
+checks() {
+    for part in operations sources sanitizers models recipes_part killed_part; do
+        $part >"$out/part-$part.txt" 2>&1 &
+    done
+    wait
+    for part in operations sources sanitizers models recipes_part killed_part; do cat "$out/part-$part.txt"; done
 }
 
 # Whole models and training: how fast.
@@ -102,21 +133,6 @@ training() {
     watched speed-of-8b-in-q4_k 45 17 ./card an_8b_model_in_q4_k --nocapture --ignored
     if command -v python3 >/dev/null && python3 -c 'import peft' 2>/dev/null; then
         measure peers-of-models 100 8 python3 models.py 1.7 1.5 8 0.6
-    fi
-}
-
-# Each operation, each kernel.
-operations() {
-    step values 90 60 ./gpu_check values
-    step attention-of-warps 40 3 env TUNE_CUDA_UNITS=warps ./gpu_check attention
-    step attention-plain 40 3 env TUNE_CUDA_UNITS=none ./gpu_check attention
-    if command -v nvcc >/dev/null; then
-        step kernels 90 16 sh run.sh kernels
-    fi
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            step $tool 60 4 compute-sanitizer --tool $tool --error-exitcode 9 ./gpu_check small
-        done
     fi
 }
 
@@ -133,20 +149,22 @@ timing() {
 case ${1:-all} in
     kernels) kernels; exit ;;
     speed) speed; exit ;;
-    recipes) recipes; exit ;;
-    all) what="operations models training timing" ;;
-    checks) what="operations models" ;;
+    recipes) shift; recipes "$@"; exit ;;
+    all) what="checks training timing" ;;
+    checks) what=checks ;;
     training) what="models training" ;;
     *) echo "sh run.sh [all | checks | training]"; exit 2 ;;
 esac
-export out
+# A line for each step that went wrong.
+: >"$out/failed"
+OUT=$out && export out OUT
 # Where the tests find their fixtures, from here.
 CARGO_MANIFEST_DIR="$PWD/cuda" TUNE_TEST_CARD=1 && export CARGO_MANIFEST_DIR TUNE_TEST_CARD
 {
     nvidia-smi --query-gpu=name,driver_version,memory.used,clocks.sm --format=csv,noheader
     ./tune doctor
     for part in $what; do $part; done
-    echo "failed: $failed, after $(($(date +%s) - started)) s"
+    echo "failed: $(wc -l <"$out/failed"), after $(($(date +%s) - started)) s"
 } >"$out/report.txt" 2>&1
 # What is at the end says whether all is well.
 head -c 9700 "$out/report.txt"

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use tune_core::cargo;
 use tune_core::config::say;
 
 use crate::Result;
@@ -66,14 +67,8 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
 
 /// Builds a program; returns where cargo put it.
 fn build(root: &Path, name: &str, arguments: &[&str]) -> Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo::command();
     command.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(root);
-    // What cargo told this program of itself: dependencies that ask for it would be compiled again, now and the next time.
-    let of_cargo = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_cargo)) {
-        command.env_remove(name);
-    }
     let output = command.stderr(std::process::Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("{name} does not build").into());

@@ -11,7 +11,7 @@ common.cuh|norm|s/blockDim.x) \/ 2; with > 0/blockDim.x) \/ 2; with > 1/|a sum o
 norm.cu|norm|s/if (i < width) f/if (i <= width) f/|one piece too many in a row
 norm.cu|norm|s/part < blockDim.y/part + 1 < blockDim.y/|a part of the weight s gradient is left out
 norm.cu|norm|s/    __syncthreads();\n    for (int i = threadIdx.y/    for (int i = threadIdx.y/|no barrier before the parts are summed
-loss.cu|loss|s/if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();//|the gradient overwrites logits that are still to be read
+loss.cu|loss|s/if (((s + 2) \& (s + 1)) == 0) __syncthreads();/;/|the gradient overwrites logits that are still to be read
 loss.cu|loss|s/    if (!gradient) return;\n    __syncthreads();/    if (!gradient) return;/|the target s logit is overwritten before it is read
 loss.cu|loss|s/i + j == target/i + j + 1 == target/|the target is off by one
 rows.cu|rows|s/at < end; at++/at + 1 < end; at++/|the last row of an id is left out
@@ -45,6 +45,9 @@ attention_backward_sm90a.cu|attention_backward_sm90a|s/warpgroup_wait<1>();\n#pr
 dequantize.cu|dequantize|s/__fdiv_rn(static_cast<float>(of.scales\[number\]), of.factors\[number \/ 256\])/__fmul_rn(static_cast<float>(of.scales[number]), __fdiv_rn(1.0f, of.factors[number \/ 256]))/|a reciprocal in place of a quotient
 dequantize.cu|dequantize|s/at + OWN <= cols/at < cols/|a piece that does not end with its row
 dequantize.cu|dequantize|s/        __syncthreads();\n        of.values/        of.values/|no barrier before what codes name is there
+rows.cu|rows|s/y < blockDim.y; y++/y + 1 < blockDim.y; y++/|rows of a part are left out
+loss.cu|loss|s/if (((s + 2) \& (s + 1)) == 0) __syncthreads();/if (s == 0) __syncthreads();/|the gradient overtakes those who still read logits
+attention_backward_sm90a.cu|attention_backward_sm90a|s/part < parts; part++/part + 1 < parts; part++/|a part of the query heads is left out
 '
 wanted=" $* "
 number=0

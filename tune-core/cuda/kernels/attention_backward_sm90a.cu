@@ -9,7 +9,7 @@ constexpr int MINE = 128, THREADS = 256;
 
 // The arguments of every kernel here.
 struct Backward {
-    bf16 *dq, *dk, *dv;
+    bf16 *dq;
     const bf16 *q, *k, *v, *g;
     const float *lse, *delta;
     const Tile *tiles;
@@ -97,14 +97,16 @@ template <int DIM, int KEYS> __device__ __forceinline__ void of_queries(const Ba
             write_row(f.dq + (token + mine + 8 * half) * f.dq_stride + column, sums, half, f.look.scale, f.dim);
 }
 
-// Scores are made transposed, so that they come as the left side of the products that make the gradients.
-template <int DIM, int QUERIES> __device__ __forceinline__ void of_keys(const Backward &f) {
+// Scores are made transposed, so that they come as the left side of the products that make the gradients. A head of keys may be
+// `parts` of them, of which each has some of its query heads and gradients of its own, to be summed: f.group is that of a part.
+template <int DIM, int QUERIES, typename Out>
+__device__ __forceinline__ void of_keys(const Backward &f, Out *dk, Out *dv, int parts) {
     constexpr int BYTES = 2 * QUERIES * DIM;
     unsigned char *keys = shared_memory(), *values = keys + 2 * MINE * DIM, *stages = values + 2 * MINE * DIM;
     float *numbers = reinterpret_cast<float *>(stages + 4 * BYTES); // normalizer and delta of each query of a stage
     const Tile tile = f.tiles[blockIdx.y];
     const int kv_head = blockIdx.x, rows = min(MINE, tile.length - tile.first);
-    const long long token = (long long)tile.span + tile.first, column = (long long)kv_head * f.dim;
+    const long long token = (long long)tile.span + tile.first, column = (long long)(kv_head / parts) * f.dim;
     const int begin = tile.first, end = end_query(f.look, tile.first + rows - 1, tile.length);
     const int steps = (end - begin + QUERIES - 1) / QUERIES, all = steps * f.group;
     // The step that is brought next: its number, head and first query.
@@ -201,8 +203,9 @@ template <int DIM, int QUERIES> __device__ __forceinline__ void of_keys(const Ba
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         if (mine + 8 * half >= rows) continue;
-        write_row(f.dk + (token + mine + 8 * half) * f.dk_stride + column, of_key, half, f.look.scale, f.dim);
-        write_row(f.dv + (token + mine + 8 * half) * f.dv_stride + column, of_value, half, 1.0f, f.dim);
+        const long long to = (long long)kv_head * f.dim;
+        write_row(dk + (token + mine + 8 * half) * f.dk_stride + to, of_key, half, f.look.scale, f.dim);
+        write_row(dv + (token + mine + 8 * half) * f.dv_stride + to, of_value, half, 1.0f, f.dim);
     }
 }
 
@@ -216,7 +219,7 @@ template <int DIM, int QUERIES> __device__ __forceinline__ void of_keys(const Ba
         NAME(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *g, const float *lse, const float *delta, \
              const Tile *tiles, long long tokens, long long dq_stride, long long q_stride, long long k_stride,           \
              long long v_stride, long long g_stride, int group, int head_dim, int window, float scale, float softcap) {  \
-        of_queries<D, KEYS>(Backward{dq, nullptr, nullptr, q, k, v, g, lse, delta, tiles, tokens, dq_stride, 0, 0,       \
+        of_queries<D, KEYS>(Backward{dq, q, k, v, g, lse, delta, tiles, tokens, dq_stride, 0, 0,       \
                                      q_stride, k_stride, v_stride, g_stride, group, head_dim,                            \
                                      Look{window, scale, softcap}});                                                     \
     }
@@ -234,11 +237,45 @@ ATTENTION_QUERIES(attention_queries_bf16_d128_sm90a, 128, 64)
              const float *delta, const Tile *tiles, long long tokens, long long dk_stride, long long dv_stride,          \
              long long q_stride, long long k_stride, long long v_stride, long long g_stride, int group, int head_dim,    \
              int window, float scale, float softcap) {                                                                   \
-        of_keys<D, QUERIES>(Backward{nullptr, dk, dv, q, k, v, g, lse, delta, tiles, tokens, 0, dk_stride, dv_stride,    \
-                                     q_stride, k_stride, v_stride, g_stride, group, head_dim,                            \
-                                     Look{window, scale, softcap}});                                                     \
+        of_keys<D, QUERIES>(Backward{nullptr, q, k, v, g, lse, delta, tiles, tokens, 0, dk_stride, dv_stride, q_stride,  \
+                                     k_stride, v_stride, g_stride, group, head_dim, Look{window, scale, softcap}},       \
+                            dk, dv, 1);                                                                                   \
     }
 // QUERIES = 128; 100,352 bytes.
 ATTENTION_KEYS(attention_keys_bf16_d64_sm90a, 64, 128)
 // QUERIES = 64; 132,096 bytes.
 ATTENTION_KEYS(attention_keys_bf16_d128_sm90a, 128, 64)
+
+// The same in parts, where heads of keys are few: dk and dv are [tokens, kv_heads, parts, head_dim] in f32, and group are the query heads of
+// a part. To be summed by attention_join_keys_sm90a. launch: grid (kv_heads * parts, tiles), else as above.
+#define ATTENTION_KEYS_IN_PARTS(NAME, D, QUERIES)                                                                         \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                                                  \
+        NAME(float *dk, float *dv, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *g, const float *lse,         \
+             const float *delta, const Tile *tiles, long long tokens, long long dk_stride, long long dv_stride,          \
+             long long q_stride, long long k_stride, long long v_stride, long long g_stride, int group, int head_dim,    \
+             int window, float scale, float softcap, int parts) {                                                        \
+        of_keys<D, QUERIES>(Backward{nullptr, q, k, v, g, lse, delta, tiles, tokens, 0, dk_stride, dv_stride, q_stride,  \
+                                     k_stride, v_stride, g_stride, group, head_dim, Look{window, scale, softcap}},       \
+                            dk, dv, parts);                                                                               \
+    }
+ATTENTION_KEYS_IN_PARTS(attention_keys_in_parts_d64_sm90a, 64, 128)
+ATTENTION_KEYS_IN_PARTS(attention_keys_in_parts_d128_sm90a, 128, 64)
+
+// y[token, kv_head] = the sum of x[token, kv_head, part] over its parts, in their order; head_dim is a multiple of 8.
+// launch: grid (ceil(tokens * kv_heads * head_dim / 8 / 256)), block (256). alignment: 16 bytes for both and the stride.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_join_keys_sm90a(bf16 *y, const float *x, long long tokens, long long stride, int kv_heads, int parts, int head_dim) {
+    const long long each = (long long)kv_heads * head_dim / 8, at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= tokens * each) return;
+    const long long token = at / each;
+    const int col = int(at - token * each) * 8, head = col / head_dim, i = col - head * head_dim;
+    const float *from = x + ((token * kv_heads + head) * parts) * head_dim + i;
+    float sum[8], a[8];
+    load(from, sum);
+    for (int part = 1; part < parts; part++) {
+        load(from + (long long)part * head_dim, a);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += a[j];
+    }
+    store(y + token * stride + col, sum);
+}

@@ -51,3 +51,13 @@ __device__ __forceinline__ void write_row(bf16 *to, const float (&sums)[N][4], i
         if (8 * n < dim)
             *reinterpret_cast<uint32_t *>(to + 8 * n + pair) = pack_bf16(factor * sums[n][2 * half], factor * sums[n][2 * half + 1]);
 }
+
+// The same in f32.
+template <int N>
+__device__ __forceinline__ void write_row(float *to, const float (&sums)[N][4], int half, float factor, int dim) {
+    const int pair = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        if (8 * n < dim)
+            *reinterpret_cast<float2 *>(to + 8 * n + pair) = make_float2(factor * sums[n][2 * half], factor * sums[n][2 * half + 1]);
+}

@@ -27,6 +27,19 @@ template <typename T, int N> __device__ __forceinline__ void load(const T *from,
     }
 }
 
+// 16 bytes as they are, and their numbers: what is kept for later takes half of the registers where it is bf16.
+template <typename T> __device__ __forceinline__ uint4 load_raw(const T *from) { return *reinterpret_cast<const uint4 *>(from); }
+
+template <typename T> __device__ __forceinline__ void widen(uint4 raw, float (&x)[WIDE<T>]) {
+    union {
+        uint4 all;
+        T each[WIDE<T>];
+    } of;
+    of.all = raw;
+#pragma unroll
+    for (int i = 0; i < WIDE<T>; i++) x[i] = to_f32(of.each[i]);
+}
+
 // The other way, rounded to the nearest.
 template <typename T, int N> __device__ __forceinline__ void store(T *to, const float (&x)[N]) {
     if constexpr (N * sizeof(T) % 16 == 0) {
@@ -81,6 +94,21 @@ template <typename Join> __device__ __forceinline__ float join_warps(float x, fl
 __device__ __forceinline__ float row_sum(float x, float *shared) {
     for (unsigned with = min(32u, blockDim.x) / 2; with > 0; with /= 2) x += __shfl_xor_sync(ALL_LANES, x, with);
     return join_warps(x, shared, [](float a, float b) { return a + b; });
+}
+
+// The sums of both parts of `x`, in the same order as one; `shared` has as many pairs.
+__device__ __forceinline__ float2 row_sums(float2 x, float2 *shared) {
+    for (unsigned with = min(32u, blockDim.x) / 2; with > 0; with /= 2)
+        x.x += __shfl_xor_sync(ALL_LANES, x.x, with), x.y += __shfl_xor_sync(ALL_LANES, x.y, with);
+    const unsigned warps = blockDim.x / 32;
+    if (warps <= 1) return x;
+    float2 *mine = shared + threadIdx.y * warps;
+    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = mine[0];
+    for (unsigned i = 1; i < warps; i++) x.x += mine[i].x, x.y += mine[i].y;
+    __syncthreads();
+    return x;
 }
 
 __device__ __forceinline__ float row_max(float x, float *shared) {

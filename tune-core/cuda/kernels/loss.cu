@@ -24,8 +24,12 @@ struct Softmax {
 template <typename In, typename Out, int N>
 __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long cols, unsigned target, float weight,
                                             float scale, float softcap, bool gradient, float *shared) {
+    // From the end to the beginning: what was read last is in the cache still when the gradient is made from the beginning on.
     Softmax mine;
-    for (long long i = (long long)threadIdx.x * N; i < cols; i += (long long)blockDim.x * N) {
+    const long long stretch = (long long)blockDim.x * N, stretches = (cols + stretch - 1) / stretch;
+#pragma unroll 2
+    for (long long i = (stretches - 1) * stretch + (long long)threadIdx.x * N; i >= 0; i -= stretch) {
+        if (i >= cols) continue;
         float x[N];
         load(logits + i, x);
 #pragma unroll
@@ -39,9 +43,10 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
     __syncthreads();
     const float inverse = 1.0f / sum, factor = scale * weight;
     Out *out = reinterpret_cast<Out *>(logits);
-    // Element i of the gradient is at or before element i of the logits: a stretch is written when all of it is read.
-    for (long long start = 0; start < cols; start += (long long)blockDim.x * N) {
-        const long long i = start + (long long)threadIdx.x * N;
+    // Element i of the gradient is at or before element i of the logits. Where it is half as large, stretch s of the gradient is
+    // where stretch s / 2 of the logits was: once all threads have read stretch s, all of them may write up to stretch 2 s + 1.
+    for (long long s = 0; s < stretches; s++) {
+        const long long i = s * stretch + (long long)threadIdx.x * N;
         float x[N];
         if (i < cols) {
             load(logits + i, x);
@@ -52,7 +57,8 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
                 x[j] = factor * p * slope(y, softcap);
             }
         }
-        if constexpr (sizeof(Out) < sizeof(In)) __syncthreads();
+        if constexpr (sizeof(Out) < sizeof(In))
+            if (((s + 2) & (s + 1)) == 0) __syncthreads();
         if (i < cols) store(out + i, x);
     }
 }

@@ -57,40 +57,52 @@ __device__ __forceinline__ void forward_norm(T *y, T *sum, const T *x, const T *
     });
 }
 
-// One norm's gradient; `dw` is this thread's share of the weight's.
+// One norm's gradient; `dw` is this thread's share of the weight's. All that is read is asked for before anything is summed.
 template <typename T, int N, bool WEIGHT>
 __device__ __forceinline__ void backward_norm(T *dx, float (&dw)[KEPT / N][N], const T *x, const T *g, const T *weight, bool live,
-                                              int width, float eps, float weight_from, int accumulate, float *shared) {
-    float a[KEPT / N][N], b[KEPT / N][N], squares = 0, dot = 0;
+                                              int width, float eps, float weight_from, int accumulate, float2 *shared) {
+    static_assert(N == WIDE<T>);
+    // Of f32 there is no room for it.
+    constexpr bool EARLY = sizeof(T) < 4;
+    uint4 a[KEPT / N], b[KEPT / N], before[EARLY ? KEPT / N : 1];
     const int mine = live ? width : 0;
     each_chunk<N>(mine, [&](int chunk, int i) {
-        load(x + i, a[chunk]);
-        load(g + i, b[chunk]);
+        a[chunk] = load_raw(x + i);
+        b[chunk] = load_raw(g + i);
     });
+    if constexpr (EARLY)
+        if (accumulate) each_chunk<N>(mine, [&](int chunk, int i) { before[chunk] = load_raw(dx + i); });
+    float2 sums = make_float2(0, 0);
     each_chunk<N>(mine, [&](int chunk, int i) {
-        float w[N];
+        float w[N], of_x[N], of_g[N];
         load(weight + i, w);
+        widen<T>(a[chunk], of_x);
+        widen<T>(b[chunk], of_g);
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            squares += a[chunk][j] * a[chunk][j];
-            dot += a[chunk][j] * b[chunk][j] * (w[j] + weight_from);
+            sums.x += of_x[j] * of_x[j];
+            sums.y += of_x[j] * of_g[j] * (w[j] + weight_from);
         }
     });
-    const float r = rsqrtf(row_sum(squares, shared) / width + eps);
-    const float c = row_sum(dot, shared) * r * r / width;
+    sums = row_sums(sums, shared);
+    const float r = rsqrtf(sums.x / width + eps);
+    const float c = sums.y * r * r / width;
     each_chunk<N>(mine, [&](int chunk, int i) {
-        float w[N], d[N];
+        float w[N], d[N], of_x[N], of_g[N];
         load(weight + i, w);
+        widen<T>(a[chunk], of_x);
+        widen<T>(b[chunk], of_g);
         if (accumulate) {
-            load(dx + i, d);
+            if constexpr (EARLY) widen<T>(before[chunk], d);
+            else load(dx + i, d);
         } else {
 #pragma unroll
             for (int j = 0; j < N; j++) d[j] = 0;
         }
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            d[j] += r * (b[chunk][j] * (w[j] + weight_from) - a[chunk][j] * c);
-            if constexpr (WEIGHT) dw[chunk][j] += b[chunk][j] * a[chunk][j] * r;
+            d[j] += r * (of_g[j] * (w[j] + weight_from) - of_x[j] * c);
+            if constexpr (WEIGHT) dw[chunk][j] += of_g[j] * of_x[j] * r;
         }
         store(dx + i, d);
     });
@@ -117,15 +129,16 @@ __device__ __forceinline__ void forward_unaligned(T *y, T *sum, const T *x, cons
 // `dw` is in shared memory here; an element's sum belongs to one thread, so no barrier is needed.
 template <typename T>
 __device__ __forceinline__ void backward_unaligned(T *dx, float *dw, const T *x, const T *g, const T *weight, bool live, int width,
-                                                   float eps, float weight_from, int accumulate, float *shared) {
+                                                   float eps, float weight_from, int accumulate, float2 *shared) {
     const int end = live ? width : 0;
-    float squares = 0, dot = 0;
+    float2 sums = make_float2(0, 0);
     for (int i = threadIdx.x; i < end; i += blockDim.x) {
-        squares += to_f32(x[i]) * to_f32(x[i]);
-        dot += to_f32(x[i]) * to_f32(g[i]) * (to_f32(weight[i]) + weight_from);
+        sums.x += to_f32(x[i]) * to_f32(x[i]);
+        sums.y += to_f32(x[i]) * to_f32(g[i]) * (to_f32(weight[i]) + weight_from);
     }
-    const float r = rsqrtf(row_sum(squares, shared) / width + eps);
-    const float c = row_sum(dot, shared) * r * r / width;
+    sums = row_sums(sums, shared);
+    const float r = rsqrtf(sums.x / width + eps);
+    const float c = sums.y * r * r / width;
     for (int i = threadIdx.x; i < end; i += blockDim.x) {
         const float d = r * (to_f32(g[i]) * (to_f32(weight[i]) + weight_from) - to_f32(x[i]) * c);
         if (dw) dw[i] += to_f32(g[i]) * to_f32(x[i]) * r;
@@ -179,8 +192,8 @@ __device__ __forceinline__ void backward(T *dx, float *partial, const T *x, cons
                                          long long dx_stride, long long x_stride, long long g_stride, int heads, int width,
                                          float eps, float weight_from, int accumulate) {
     constexpr int N = WIDE<T>;
-    float *shared = reinterpret_cast<float *>(shared_memory());
-    float *sums = shared + blockDim.x / 32 * blockDim.y, *mine = sums + (long long)threadIdx.y * width;
+    float2 *shared = reinterpret_cast<float2 *>(shared_memory());
+    float *sums = reinterpret_cast<float *>(shared + blockDim.x / 32 * blockDim.y), *mine = sums + (long long)threadIdx.y * width;
     const bool wide =
         is_wide(dx, dx_stride) && is_wide(x, x_stride) && is_wide(g, g_stride) && is_wide(weight, width) && width % N == 0;
     // Calls f(live, dx, x, g) for each of the thread's norms; all of the block as often.
@@ -235,7 +248,7 @@ NORM_FORWARD(norm_forward_bf16, bf16)
 // dx (+)= r (g w - x r^2 mean(g w x)), with r = 1 / rms(x): added if `accumulate`. partial [grid, width] f32 gets each
 // block's share of the weight's gradient, to be summed by column_sums; null if nobody wants it.
 // launch: grid (G) with G = min(ceil(rows * heads / block.y), 528 or so: it decides the order of
-//   the sums; without partial any number), dynamic shared bytes 4 * (block.x / 32) * block.y, and with partial
+//   the sums; without partial any number), dynamic shared bytes 8 * (block.x / 32) * block.y, and with partial
 //   4 * block.y * width more.
 #define NORM_BACKWARD(NAME, T)                                                                                            \
     extern "C" __global__ void __launch_bounds__(512)                                                                     \

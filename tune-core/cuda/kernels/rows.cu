@@ -69,6 +69,39 @@ __device__ __forceinline__ void lookup_backward(float *table, const T *g, const 
     else sum_rows<T, 1>(table, g, ids, starts, positions, cols, table_stride, g_stride, scale);
 }
 
+// The sums of a block's rows: each row of its threads has every eighth of them, which come together in shared memory.
+template <typename T>
+__device__ __forceinline__ void column_parts(float *partial, const T *x, long long rows, long long cols, long long stride,
+                                             long long rows_of_part) {
+    constexpr int N = WIDE<T>, WIDTH = 32 * N;
+    float *shared = reinterpret_cast<float *>(shared_memory()), *mine = shared + threadIdx.y * WIDTH;
+    const long long first = blockIdx.y * rows_of_part, end = min(rows, first + rows_of_part);
+    const long long at = (long long)blockIdx.x * WIDTH, i = at + threadIdx.x * N;
+    const bool wide = is_wide(x, stride) && cols % N == 0;
+    float sums[N] = {};
+    if (wide && i < cols) {
+#pragma unroll 4
+        for (long long row = first + threadIdx.y; row < end; row += blockDim.y) {
+            float a[N];
+            load(x + row * stride + i, a);
+#pragma unroll
+            for (int j = 0; j < N; j++) sums[j] += a[j];
+        }
+    } else if (i < cols) {
+        for (long long row = first + threadIdx.y; row < end; row += blockDim.y)
+#pragma unroll
+            for (int j = 0; j < N; j++)
+                if (i + j < cols) sums[j] += to_f32(x[row * stride + i + j]);
+    }
+    store(mine + threadIdx.x * N, sums);
+    __syncthreads();
+    for (int col = threadIdx.y * 32 + threadIdx.x; col < WIDTH && at + col < cols; col += blockDim.y * 32) {
+        float sum = 0;
+        for (unsigned y = 0; y < blockDim.y; y++) sum += shared[y * WIDTH + col];
+        partial[blockIdx.y * cols + at + col] = sum;
+    }
+}
+
 } // namespace
 
 // y[row] = scale * table[ids[row]].
@@ -124,3 +157,14 @@ ROWS_COPY(rows_copy_f32_f32, float, float)
 ROWS_COPY(rows_copy_bf16_bf16, bf16, bf16)
 ROWS_COPY(rows_copy_f32_bf16, float, bf16)
 ROWS_COPY(rows_copy_bf16_f32, bf16, float)
+
+// partial[part, i] = the sum of x's column i over rows part * rows_of_part and the following, as many as a part has; to be summed by
+// column_sums.
+// launch: grid (ceil(cols / W / 32), ceil(rows / rows_of_part)), block (32, 8), dynamic shared bytes 32 * W * 8 * 4.
+#define ROWS_COLUMN_PARTS(NAME, T)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                                     \
+        NAME(float *partial, const T *x, long long rows, long long cols, long long stride, long long rows_of_part) {     \
+        column_parts<T>(partial, x, rows, cols, stride, rows_of_part);                                                    \
+    }
+ROWS_COLUMN_PARTS(rows_column_parts_f32, float)
+ROWS_COLUMN_PARTS(rows_column_parts_bf16, bf16)

@@ -25,10 +25,10 @@ pub use error::{Error, Result};
 pub use events::Event;
 pub use kernels::{
     Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Distillation, Dropout, Grouped,
-    Moved, Norm, Qkv, QkvMut, Sgd, Spans, Squares, Stretch, Sweep, Turn, panels,
+    Moved, Norm, Qkv, QkvMut, Sgd, Spans, Squares, Stretch, Sweep, Turn, panels, sum_rows_workspace,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
 pub use memory::{PIECE, Usage};
-pub use products::{Onto, Term, WORKSPACE};
+pub use products::{Candidate, Onto, Term, WORKSPACE};
 pub use profile::Spent;
 pub use ranges::Ranges;

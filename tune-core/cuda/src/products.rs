@@ -3,17 +3,19 @@
 //! Our matrices are row by row, cuBLASLt's column by column: what it sees of each is the transpose, so `yᵀ = w · xᵀ` is asked for
 //! where `y = x · wᵀ` is meant.
 
+mod candidates;
 mod plan;
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
-use cudarc::cublaslt::sys::{self, cublasLtHandle_t, cublasStatus_t};
+use cudarc::cublaslt::sys::{self, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasStatus_t, cudaStream_t};
 
 use crate::buffer::{Buffer, Element, View, ViewMut};
 use crate::context::Context;
 use crate::error::{Error, Result};
+pub use candidates::Candidate;
 use plan::{Plan, Shape};
 
 /// Bytes that cuBLASLt may use beside its arguments. NVIDIA recommends that much for Hopper.
@@ -80,6 +82,39 @@ impl Products {
         Ok(Self { handle, plans: Mutex::default(), workspace })
     }
 
+    /// Queues a product, `factors[0] · A · B + factors[1] · C`, into D.
+    fn run(
+        &self,
+        plan: &Plan,
+        algorithm: &cublasLtMatmulAlgo_t,
+        factors: [f32; 2],
+        matrices: [u64; 4],
+        stream: cudaStream_t,
+    ) -> cublasStatus_t {
+        let [a, b, c, d] = matrices.map(|address| address as usize as *mut c_void);
+        // SAFETY: the plan describes these very matrices, which are as large as their views say.
+        unsafe {
+            sys::cublasLtMatmul(
+                self.handle,
+                plan.operation,
+                (&raw const factors[0]).cast(),
+                a,
+                plan.layouts[0],
+                b,
+                plan.layouts[1],
+                (&raw const factors[1]).cast(),
+                c,
+                plan.layouts[2],
+                d,
+                plan.layouts[3],
+                std::ptr::from_ref(algorithm),
+                self.workspace as usize as *mut c_void,
+                WORKSPACE,
+                stream,
+            )
+        }
+    }
+
     /// Gives back what the library holds.
     pub(crate) fn close(self) {
         let plans = self.plans.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -107,21 +142,11 @@ impl Context {
         onto: Onto<'_, D>,
         y: ViewMut<'_, D>,
     ) {
-        let (shape, [a, b]) = Shape::of(term, &y);
         assert!(bias.is_none_or(|bias| bias.len() == y.cols), "a product: a bias of another size");
+        let (shape, matrices) = asked(term, bias.is_some(), onto, &y);
         if y.rows == 0 || y.cols == 0 || self.0.failed() {
             return;
         }
-        let (c, beta) = match onto {
-            Onto::Nothing => (y.address, 0f32),
-            Onto::Itself => (y.address, 1.0),
-            Onto::Other(other) => {
-                assert_eq!(other.shape(), y.shape(), "a product: shapes that do not fit");
-                (other.address, 1.0)
-            }
-        };
-        let c_stride = if let Onto::Other(other) = onto { other.stride } else { y.stride };
-        let shape = shape.with_result([a, b, c, y.address], c_stride, bias.is_some());
         let Some(products) = self.products() else { return };
         self.0.bind();
         let mut plans = products.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,35 +160,32 @@ impl Context {
         if let Some(bias) = bias {
             plan.set_bias(bias.address());
         }
-        let pointer = |address: u64| address as usize as *mut c_void;
-        let multiply = || {
-            // SAFETY: the plan describes these very matrices, which are as large as their views say.
-            unsafe {
-                sys::cublasLtMatmul(
-                    products.handle,
-                    plan.operation,
-                    (&raw const factor).cast(),
-                    pointer(a),
-                    plan.layouts[0],
-                    pointer(b),
-                    plan.layouts[1],
-                    (&raw const beta).cast(),
-                    pointer(c),
-                    plan.layouts[2],
-                    pointer(y.address),
-                    plan.layouts[3],
-                    &raw const plan.algorithm,
-                    pointer(products.workspace),
-                    WORKSPACE,
-                    self.0.stream.cast(),
-                )
-            }
-        };
+        let beta = if matches!(onto, Onto::Nothing) { 0.0 } else { 1.0 };
+        let multiply = || products.run(plan, &plan.algorithm, [factor, beta], matrices, self.0.stream.cast());
         let status = self.0.timed(|| shape.name(), multiply);
         if let Err(error) = check(status, "multiplying matrices") {
             self.0.remember(error);
         }
     }
+}
+
+/// What is asked of cuBLASLt for a product, and the addresses of A, B, C and D.
+fn asked<T: Element, D: Element>(
+    term: Term<'_, T>,
+    bias: bool,
+    onto: Onto<'_, D>,
+    y: &ViewMut<'_, D>,
+) -> (Shape, [u64; 4]) {
+    let (shape, [a, b]) = Shape::of(term, y);
+    let (c, c_stride) = match onto {
+        Onto::Nothing | Onto::Itself => (y.address, y.stride),
+        Onto::Other(other) => {
+            assert_eq!(other.shape(), y.shape(), "a product: shapes that do not fit");
+            (other.address, other.stride)
+        }
+    };
+    let matrices = [a, b, c, y.address];
+    (shape.with_result(matrices, c_stride, bias), matrices)
 }
 
 /// Turns a status of cuBLASLt into an error.

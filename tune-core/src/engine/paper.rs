@@ -225,7 +225,11 @@ impl<T: Element> Backend for Paper<T> {
 
     fn add_bias(&self, _: &Option<Entry>, _: usize, _: PartMut<'_, Entry>) {}
 
-    fn bias_back(&self, _: Part<'_, Entry>, _: usize, _: &mut Entry) {}
+    fn bias_back(&self, g: Part<'_, Entry>, _: usize, _: &mut Entry) {
+        if self.machine == Machine::Card {
+            drop(self.take::<f32>(tune_cuda::sum_rows_workspace(g.rows, g.cols)));
+        }
+    }
 
     fn gather(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
 
@@ -275,7 +279,10 @@ impl<T: Element> Backend for Paper<T> {
     ) {
         drop(self.take::<f32>(match self.machine {
             Machine::Processor(threads) => how.backward_workspace::<T>(threads),
-            Machine::Card => how.shape.heads * y.rows,
+            Machine::Card => {
+                let lens = how.stretches.iter().map(|stretch| stretch.len);
+                cuda::attention(how).workspace(T::IS_BF16, y.rows, lens)
+            }
         }));
         // The gradients of probabilities, of values, of keys and of queries.
         self.attention(how, 4.0);

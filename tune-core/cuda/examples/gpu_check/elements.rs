@@ -131,6 +131,13 @@ fn rows_of<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad):
         context.lookup_back(g.view(), &context.group(&ids), 0.5, own.view_mut());
         Ok(vec![own.read(context)?])
     });
+    let mut sums = vec![0.0; cols];
+    reference::products::bias_back(rv(&g.host), &mut sums);
+    checks.compare("sum of rows", T::NAME, &name, 5e-6, &[sums], || {
+        let mut sums = Matrix::<f32>::poisoned(context, (1, cols), 0);
+        context.sum_rows(g.view(), sums.view_mut());
+        Ok(vec![sums.read(context)?])
+    });
     // Some rows, no one twice, the last first.
     let some: Vec<usize> = (0..rows).rev().step_by(2).collect();
     let some_on_card = context.upload(&some.iter().map(|&i| i as u32).collect::<Vec<_>>());

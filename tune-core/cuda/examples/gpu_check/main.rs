@@ -1,9 +1,11 @@
 //! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
 //! or `gpu_check small`: a few shapes of each, for a tool that watches every access. `gpu_check methods` and `gpu_check small methods` are
-//! of distillation and DoRA alone; `gpu_check blocks` measures weights in blocks.
+//! of distillation and DoRA alone; `gpu_check blocks` measures weights in blocks. `gpu_check candidates` looks for products that another
+//! algorithm than cuBLASLt's first computes faster; with `all` it names each.
 //! `cargo xtask gpu-check` packs it.
 
 mod attention;
+mod candidates;
 mod checks;
 mod elements;
 mod methods;
@@ -74,6 +76,12 @@ fn main() -> ExitCode {
             well = false;
         }
         say!("times took {:.1} s; {:?}", start.elapsed().as_secs_f64(), context.usage());
+    }
+    if wanted.iter().any(|w| w == "candidates")
+        && let Err(error) = candidates::measure(&context, wanted.iter().any(|w| w == "all"))
+    {
+        say!("error: {error}");
+        well = false;
     }
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -71,7 +71,7 @@ template <typename T> void run(const Case &c, Random &random) {
             Buffer<float> partial(size_t(blocks) * c.width), dw(c.width);
             if (accumulate) fill(dw, random);
             const std::vector<double> before = doubles(dw);
-            const size_t shared = 4 * (size_t(c.block.x / 32) * c.block.y + size_t(c.block.y) * c.width);
+            const size_t shared = 8 * size_t(c.block.x / 32) * c.block.y + 4 * size_t(c.block.y) * c.width;
             LAUNCH(Norm<T>::backward, dim3(blocks), c.block, shared, d.data(), partial.data(), x.data(), g.data(), w.data(),
                    c.rows, stride, stride, stride, c.heads, c.width, eps, c.weight_from, accumulate);
             LAUNCH(column_sums, dim3((c.width + 31) / 32), dim3(32, 32), 4096, dw.data(), partial.data(), blocks, c.width, accumulate);

@@ -14,12 +14,14 @@ template <> struct Rows<float> {
     static constexpr auto back = rows_lookup_backward_f32;
     static constexpr auto gather = rows_gather_f32;
     static constexpr auto scatter = rows_scatter_f32;
+    static constexpr auto column_parts = rows_column_parts_f32;
 };
 template <> struct Rows<bf16> {
     static constexpr auto lookup = rows_lookup_bf16;
     static constexpr auto back = rows_lookup_backward_bf16;
     static constexpr auto gather = rows_gather_bf16;
     static constexpr auto scatter = rows_scatter_bf16;
+    static constexpr auto column_parts = rows_column_parts_bf16;
 };
 
 template <typename T> dim3 grid_of(int rows, int cols) {
@@ -132,8 +134,37 @@ void copy(void (*kernel)(To *, const From *, long long, long long, long long, lo
         });
 }
 
+template <typename T> void column_parts(int rows, int cols, int pad, int rows_of_part, Random &random) {
+    const int stride = cols + pad, parts = (rows + rows_of_part - 1) / rows_of_part, wide = 32 * 16 / int(sizeof(T));
+    char what[200];
+    snprintf(what, sizeof what, "%d rows, %d columns, stride %d, %d rows a part", rows, cols, stride, rows_of_part);
+    Buffer<T> x(size_t(rows) * stride);
+    fill(x, random);
+    in_every_order([&] {
+        Buffer<float> partial(size_t(parts) * cols);
+        LAUNCH(Rows<T>::column_parts, dim3((cols + wide - 1) / wide, parts), dim3(32, 8), size_t(4 * 8 * wide), partial.data(),
+               x.data(), rows, cols, stride, rows_of_part);
+        Error error;
+        for (int part = 0; part < parts; part++)
+            for (int i = 0; i < cols; i++) {
+                double sum = 0;
+                for (int row = part * rows_of_part; row < std::min(rows, (part + 1) * rows_of_part); row++)
+                    sum += widened(x[size_t(row) * stride + i]);
+                error.add(partial[size_t(part) * cols + i], sum);
+            }
+        note(std::string("rows_column_parts_") + type_name<T>(), what, error.relative(), 2e-6);
+    });
+}
+
 int main() {
     Random random(4);
+    struct Parts {
+        int rows, cols, pad, rows_of_part;
+    };
+    for (const Parts &p : {Parts{1, 1, 0, 1}, Parts{37, 72, 0, 16}, Parts{70, 264, 8, 64}, Parts{64, 300, 3, 11}}) {
+        column_parts<float>(p.rows, p.cols, p.pad, p.rows_of_part, random);
+        column_parts<bf16>(p.rows, p.cols, p.pad, p.rows_of_part, random);
+    }
     struct Shape {
         int rows, table_rows, cols, pad;
     };

@@ -1,4 +1,4 @@
-use super::spans::{Order, Spans};
+use super::spans::{Order, Spans, Tile};
 use super::{both, one};
 use crate::buffer::{Buffer, Element, View, ViewMut};
 use crate::context::{Context, Units};
@@ -33,6 +33,12 @@ static HOPPER: [[Fast; 2]; 3] = [
         fast("attention_backward_sm90a", "attention_keys_bf16_d128_sm90a", OF_KEYS, (128, 128, 256, 132_096)),
     ],
 ];
+/// The last of them in parts, in the same order, with one more parameter: how many parts a head of keys has.
+static IN_PARTS: [Kernel; 2] = [
+    one("attention_backward_sm90a", "attention_keys_in_parts_d64_sm90a", "pppppppppllllllliiiffi"),
+    one("attention_backward_sm90a", "attention_keys_in_parts_d128_sm90a", "pppppppppllllllliiiffi"),
+];
+static JOIN_PARTS: Kernel = one("attention_backward_sm90a", "attention_join_keys_sm90a", "pplliii");
 /// With the products of warps, which every card has; in the same order.
 static TENSOR: [[Fast; 4]; 3] = [
     [
@@ -68,6 +74,12 @@ pub(super) const ALL: &[&[Kernel]] = &[&PLAIN[0], &PLAIN[1], &DELTA];
 pub(super) fn fast_kernels() -> (Vec<&'static Kernel>, Vec<&'static Kernel>) {
     let all = TENSOR.iter().flatten().map(|fast| &fast.kernel).collect();
     (all, HOPPER.iter().flatten().map(|fast| &fast.kernel).collect())
+}
+
+/// Hopper's kernels that stand in for no others.
+#[cfg(test)]
+pub(super) fn in_parts() -> impl Iterator<Item = &'static Kernel> {
+    IN_PARTS.iter().chain([&JOIN_PARTS])
 }
 
 const fn fast(
@@ -135,9 +147,15 @@ impl<T> Clone for Qkv<'_, T> {
 
 impl<T> Copy for Qkv<'_, T> {}
 
+/// Blocks of the pass for keys and values that keep a card busy to the end: those of the first keys take twice the mean, so that each
+/// multiprocessor of the largest card should have two. The same on every card, for they decide the order of sums.
+const BLOCKS: usize = 256;
+
 /// How one pass is computed.
 struct Way {
     kernel: &'static Kernel,
+    /// Gradients of keys and values in parts.
+    in_parts: Option<&'static Kernel>,
     tile: usize,
     threads: usize,
     shared: usize,
@@ -156,13 +174,32 @@ impl Attention {
             let first: &[Fast] = if hopper { &HOPPER[pass] } else { &[] };
             let second: &[Fast] = if units == Units::None { &[] } else { &TENSOR[pass] };
             let fits = |fast: &&Fast| self.head_dim <= fast.head_dim && fast.shared <= card.shared_memory as usize;
-            if let Some(fast) = first.iter().chain(second).find(fits) {
-                return Way { kernel: &fast.kernel, tile: fast.tile, threads: fast.threads, shared: fast.shared };
+            if let Some((i, fast)) = first.iter().chain(second).enumerate().find(|(_, fast)| fits(fast)) {
+                let in_parts = IN_PARTS.get(i).filter(|_| pass == 2 && i < first.len());
+                let Fast { kernel, tile, threads, shared, .. } = fast;
+                return Way { kernel, in_parts, tile: *tile, threads: *threads, shared: *shared };
             }
         }
         let rows = if pass == 0 { 72 } else { 80 };
         let kernel = &PLAIN[T::INDEX][pass];
-        Way { kernel, tile: 8, threads: 256, shared: 4 * (self.head_dim + 1) * rows }
+        Way { kernel, in_parts: None, tile: 8, threads: 256, shared: 4 * (self.head_dim + 1) * rows }
+    }
+
+    /// In how many parts of its query heads a head of keys is computed, where there are so many tiles of keys.
+    fn parts(&self, tiles: usize) -> usize {
+        let group = self.heads / self.kv_heads;
+        let enough = |parts: &usize| group.is_multiple_of(*parts) && self.kv_heads * tiles * parts >= BLOCKS;
+        (1..group).find(enough).unwrap_or(group)
+    }
+
+    /// Numbers of f32 that [`Context::attend_back`] needs for so many tokens in sequences of these lengths, of bf16 (`narrow`) or f32: as
+    /// many as the card takes that takes the most.
+    #[must_use]
+    pub fn workspace(&self, narrow: bool, tokens: usize, lens: impl Iterator<Item = usize>) -> usize {
+        let parts = self.parts(lens.map(|len| len.div_ceil(HOPPER[2][0].tile)).sum());
+        let in_parts =
+            narrow && parts > 1 && self.softcap.is_none() && HOPPER[2].iter().any(|f| self.head_dim <= f.head_dim);
+        tokens * (self.heads + if in_parts { 2 * parts * self.kv_heads * self.head_dim } else { 0 })
     }
 
     fn check<T>(&self, qkv: &Qkv<'_, T>, spans: &Spans, lse: &Buffer<f32>) {
@@ -252,24 +289,51 @@ impl Context {
             .int(how.head_dim)
             .go(Size::row((tokens * how.heads).div_ceil(8), 256, 0));
         let read = [qkv.q, qkv.k, qkv.v, g].map(|x| (x.address, x.stride));
-        let pass = |number: usize, written: &[&ViewMut<'_, T>], order, heads: usize| {
-            let written: Vec<_> = written.iter().map(|x| (x.address, x.stride)).collect();
-            let way = how.way::<T>(self, number, &[&read[..], &written].concat());
-            let tiles = spans.tiles(self, way.tile, order);
-            Launch::new(self, way.kernel)
-                .addresses(&written)
+        let way = |number: usize, written: &[(u64, usize)]| how.way::<T>(self, number, &[&read[..], written].concat());
+        let pass = |kernel, written: &[(u64, usize)], tiles: &Buffer<Tile>, how: &Attention| {
+            Launch::new(self, kernel)
+                .addresses(written)
                 .addresses(&read)
                 .pointer(lse.address())
                 .pointer(delta.address())
                 .pointer(tiles.address())
                 .long(tokens)
-                .strides(&written)
+                .strides(written)
                 .strides(&read)
                 .looks(how)
-                .go(way.size(heads, tiles.len()));
         };
-        pass(1, &[&into.q], Order::Queries, how.heads);
-        pass(2, &[&into.k, &into.v], Order::Keys, how.kv_heads);
+        let of_queries = [(into.q.address, into.q.stride)];
+        let first = way(1, &of_queries);
+        let tiles = spans.tiles(self, first.tile, Order::Queries);
+        pass(first.kernel, &of_queries, &tiles, how).go(first.size(how.heads, tiles.len()));
+
+        let of_keys = [&into.k, &into.v].map(|x| (x.address, x.stride));
+        let second = way(2, &of_keys);
+        let tiles = spans.tiles(self, second.tile, Order::Keys);
+        let parts = how.parts(tiles.len());
+        let Some(in_parts) = second.in_parts.filter(|_| parts > 1) else {
+            return pass(second.kernel, &of_keys, &tiles, how).go(second.size(how.kv_heads, tiles.len()));
+        };
+        let wide = how.kv_heads * parts * how.head_dim;
+        let mut sums = [(); 2].map(|()| self.buffer::<f32>(tokens * wide));
+        if spans.has_gaps() {
+            sums.iter_mut().for_each(|sums| self.fill(sums, 0));
+        }
+        // To the kernel each part is a head of keys.
+        let heads = Attention { kv_heads: how.kv_heads * parts, ..*how };
+        let written = [(sums[0].address(), wide), (sums[1].address(), wide)];
+        pass(in_parts, &written, &tiles, &heads).int(parts).go(second.size(heads.kv_heads, tiles.len()));
+        for (sums, (address, stride)) in sums.iter().zip(of_keys) {
+            Launch::new(self, &JOIN_PARTS)
+                .pointer(address)
+                .pointer(sums.address())
+                .long(tokens)
+                .long(stride)
+                .int(how.kv_heads)
+                .int(parts)
+                .int(how.head_dim)
+                .go(Size::row((tokens * how.kv_heads * how.head_dim / 8).div_ceil(256), 256, 0));
+        }
     }
 }
 

@@ -37,6 +37,8 @@ impl Context {
         assert!(fits && weights.is_none_or(|w| w.len() == logits.rows), "cross-entropy: shapes that do not fit");
         assert!(size_of::<D>() <= size_of::<T>(), "cross-entropy: a gradient wider than its logits");
         let threads = if logits.cols < 8192 { (logits.cols / 8).next_multiple_of(32).max(32) } else { 1024 };
+        // A large row for each multiprocessor at a time: more of them would not be in the card's cache when they are read again.
+        let blocks = if threads < 1024 { MOST_ROWS } else { self.card().multiprocessors as usize };
         Launch::new(self, &LOSS[T::INDEX + D::INDEX])
             .pointer(losses.address())
             .pointer(logits.address)
@@ -49,7 +51,7 @@ impl Context {
             .int(usize::from(gradient.is_some()))
             .float(gradient.unwrap_or(0.0))
             .float(softcap.unwrap_or(0.0))
-            .go(Size::row(logits.rows.min(MOST_ROWS), threads, 4 * threads / 32));
+            .go(Size::row(logits.rows.min(blocks), threads, 4 * threads / 32));
     }
 
     /// `sum[0] += Σ x`, or `= Σ x` unless `add`.

@@ -30,7 +30,7 @@ pub use gate::Activation;
 pub use norm::Norm;
 pub use optim::{AdamW, Moved, Sgd, Squares, Sweep};
 pub use rotary::Turn;
-pub use rows::Grouped;
+pub use rows::{Grouped, sum_rows_workspace};
 pub use spans::{Spans, Stretch};
 
 use crate::modules::Kernel;
@@ -110,10 +110,14 @@ mod tests {
     #[test]
     fn hoppers_own_kernels_were_built() {
         let (common, hopper) = attention::fast_kernels();
-        for kernel in hopper {
+        let built = |kernel: &Kernel| {
             let image = crate::modules::hopper().remove(kernel.module).unwrap();
             let symbol = format!(".text.{}\0", kernel.name);
             assert!(image.windows(symbol.len()).any(|part| part == symbol.as_bytes()), "{}", kernel.name);
+        };
+        attention::in_parts().for_each(built);
+        for kernel in hopper {
+            built(kernel);
             let twin = common.iter().find(|twin| kernel.name == format!("{}_sm90a", twin.name)).unwrap();
             assert_eq!(kernel.parameters, twin.parameters, "{}", kernel.name);
         }

@@ -125,7 +125,8 @@ impl Context {
         let blocks = blocks(rows * heads, width, own.is_some());
         let partial = own.as_ref().map(|_| self.buffer::<f32>(Norm::workspace(rows * heads, width)));
         let of_weight = if partial.is_some() { 4 * threads[1] * width } else { 0 };
-        let shared = shared(threads) + of_weight;
+        // Two sums at a time.
+        let shared = 2 * shared(threads) + of_weight;
         assert!(
             shared <= self.card().shared_memory as usize && width <= KEPT * 512,
             "norm: a weight of {width} is too wide"

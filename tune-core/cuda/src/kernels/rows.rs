@@ -14,9 +14,18 @@ static COPY: [[Kernel; 2]; 2] = [
     [one("rows", "rows_copy_bf16_f32", COPIED), one("rows", "rows_copy_bf16_bf16", COPIED)],
 ];
 const COPIED: &str = "ppllllfi";
+static COLUMN_PARTS: [Kernel; 2] = both("rows", ["rows_column_parts_f32", "rows_column_parts_bf16"], "ppllll");
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&LOOKUP, &LOOKUP_BACK, &GATHER, &SCATTER, &COPY[0], &COPY[1]];
+pub(super) const ALL: &[&[Kernel]] = &[&LOOKUP, &LOOKUP_BACK, &GATHER, &SCATTER, &COPY[0], &COPY[1], &COLUMN_PARTS];
+
+/// Rows of which a block sums the columns, at least, and such parts, at most: they decide the order of sums.
+const ROWS_OF_PART: usize = 64;
+const PARTS: usize = 64;
+
+fn rows_of_part(rows: usize) -> usize {
+    rows.div_ceil(PARTS).max(ROWS_OF_PART)
+}
 
 /// Rows of a table and who asked for each, on the card: what the gradient of a lookup is summed by.
 #[derive(Debug)]
@@ -47,7 +56,36 @@ fn grouped(ids: &[u32]) -> [Vec<u32>; 3] {
     [distinct, starts, positions]
 }
 
+/// Numbers of f32 that [`Context::sum_rows`] needs for such a matrix.
+#[must_use]
+pub fn sum_rows_workspace(rows: usize, cols: usize) -> usize {
+    rows.div_ceil(rows_of_part(rows)) * cols
+}
+
 impl Context {
+    /// The sum of the rows of `x` `[m, n]` into `y` `[1, n]`.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn sum_rows<T: Element>(&self, x: View<'_, T>, y: ViewMut<'_, f32>) {
+        assert_eq!((1, x.cols), y.shape(), "sum_rows: shapes that do not fit");
+        let partial = self.buffer::<f32>(sum_rows_workspace(x.rows, x.cols));
+        let (rows, per_block) = (rows_of_part(x.rows), 32 * wide::<T>());
+        Launch::new(self, &COLUMN_PARTS[T::INDEX])
+            .pointer(partial.address())
+            .pointer(x.address)
+            .long(x.rows)
+            .long(x.cols)
+            .long(x.stride)
+            .long(rows)
+            .go(Size {
+                grid: [x.cols.div_ceil(per_block), x.rows.div_ceil(rows), 1],
+                threads: [32, 8],
+                shared: 4 * 8 * per_block,
+            });
+        self.sum_columns(&partial, false, y);
+    }
+
     /// Sorts the ids of a lookup for [`Context::lookup_back`].
     pub fn group(&self, ids: &[u32]) -> Grouped {
         let [distinct, starts, positions] = grouped(ids);

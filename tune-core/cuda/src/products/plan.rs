@@ -117,7 +117,8 @@ impl Plan {
             plan.set(OperationAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, Epilogue::CUBLASLT_EPILOGUE_BIAS as u32)?;
             plan.set(OperationAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, of_result as i32)?;
         }
-        plan.choose(handle, shape, workspace)?;
+        let found = plan.offers(handle, shape, workspace, 1)?;
+        plan.algorithm = found[0].algo;
         Ok(plan)
     }
 
@@ -134,8 +135,14 @@ impl Plan {
         check(set, "describing a product")
     }
 
-    /// Asks for the algorithm that the library holds for the fastest.
-    fn choose(&mut self, handle: cublasLtHandle_t, shape: &Shape, workspace: usize) -> Result<()> {
+    /// Asks for the `most` algorithms that the library holds for the fastest, the best first; there is one at least.
+    pub(super) fn offers(
+        &self,
+        handle: cublasLtHandle_t,
+        shape: &Shape,
+        workspace: usize,
+        most: usize,
+    ) -> Result<Vec<cublasLtMatmulHeuristicResult_t>> {
         let mut wishes = std::ptr::null_mut();
         // SAFETY: writes one description.
         check(unsafe { sys::cublasLtMatmulPreferenceCreate(&raw mut wishes) }, "choosing an algorithm")?;
@@ -146,14 +153,14 @@ impl Plan {
                 "choosing an algorithm",
             )
         };
-        let mut found = cublasLtMatmulHeuristicResult_t {
-            algo: self.algorithm,
+        let nothing = cublasLtMatmulHeuristicResult_t {
+            algo: cublasLtMatmulAlgo_t { data: [0; 8] },
             workspaceSize: 0,
             state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
             wavesCount: 0.0,
             reserved: [0; 4],
         };
-        let mut count = 0;
+        let (mut found, mut count) = (vec![nothing; most], 0);
         let asked = (|| {
             wish(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const workspace).cast(), 8)?;
             wish(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const SUMS_IN_F32).cast(), 4)?;
@@ -167,7 +174,7 @@ impl Plan {
                 wish(side, std::ptr::from_ref(alignment).cast(), 4)?;
             }
             let [a, b, c, d] = self.layouts;
-            // SAFETY: all descriptions are there; writes one result at most.
+            // SAFETY: all descriptions are there; writes as many results at most.
             let asked = unsafe {
                 sys::cublasLtMatmulAlgoGetHeuristic(
                     handle,
@@ -177,8 +184,8 @@ impl Plan {
                     c,
                     d,
                     wishes,
-                    1,
-                    &raw mut found,
+                    most as i32,
+                    found.as_mut_ptr(),
                     &raw mut count,
                 )
             };
@@ -187,11 +194,11 @@ impl Plan {
         // SAFETY: created above.
         unsafe { sys::cublasLtMatmulPreferenceDestroy(wishes) };
         asked?;
-        if count == 0 {
+        found.truncate(count.max(0) as usize);
+        if found.is_empty() {
             return Err(Error::Failed(format!("cuBLASLt has no algorithm for a product: {shape:?}")));
         }
-        self.algorithm = found.algo;
-        Ok(())
+        Ok(found)
     }
 
     pub(super) fn close(self) {

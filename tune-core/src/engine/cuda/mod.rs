@@ -125,7 +125,15 @@ fn view_mut<E>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
     part.of.part_mut(part.at, (part.rows, part.cols), part.stride)
 }
 
-fn attention(how: &Attention<'_>) -> tune_cuda::Attention {
+/// The products of a sum in the order in which they are added: what adapters make comes first. It is small, so that less is lost when
+/// it is rounded, and the large product, which arithmetic limits, has the time to read it.
+fn small_first<'t, 'a, T: Number>(terms: &'t [Term<'a, Cuda<T>>]) -> Vec<&'t Term<'a, Cuda<T>>> {
+    let mut terms: Vec<_> = terms.iter().collect();
+    terms.sort_by_key(|term| term.sides().inner);
+    terms
+}
+
+pub(super) fn attention(how: &Attention<'_>) -> tune_cuda::Attention {
     let shape = &how.shape;
     tune_cuda::Attention {
         heads: shape.heads,
@@ -237,7 +245,7 @@ impl<T: Number> Backend for Cuda<T> {
                 return self.context().dropped(sums.view(n), dropout, rows.as_ref(), Onto::Itself, y);
             }
         };
-        for (i, term) in terms.iter().enumerate() {
+        for (i, term) in small_first(terms).into_iter().enumerate() {
             let onto = if i == 0 { first } else { Onto::Itself };
             self.multiply_one(term, factor, bias.take(), onto, y.reborrow());
         }
@@ -245,7 +253,7 @@ impl<T: Number> Backend for Cuda<T> {
 
     fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Buffer<f32>>) {
         let mut y = view_mut(y);
-        for (i, term) in terms.iter().enumerate() {
+        for (i, term) in small_first(terms).into_iter().enumerate() {
             let onto = if i == 0 && !adding { Onto::Nothing } else { Onto::Itself };
             self.multiply_one(term, 1.0, None, onto, y.reborrow());
         }
@@ -279,9 +287,7 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn bias_back(&self, g: Part<'_, Buffer<T>>, first: usize, own: &mut Buffer<f32>) {
-        let ones = self.card.ones::<T>(g.rows);
-        let term = tune_cuda::Term::Across { g: view(g), x: ones.part(0, (g.rows, 1), 1) };
-        self.context().multiply(term, 1.0, None, Onto::Nothing, own.part_mut(first, (g.cols, 1), 1));
+        self.context().sum_rows(view(g), own.part_mut(first, (1, g.cols), g.cols));
     }
 
     fn gather(&self, x: &Buffer<T>, width: usize, rows: &[usize], y: &mut Buffer<T>) {

@@ -258,10 +258,11 @@ fn the_same_training_on_blocks() {
         write(&path, dtype);
         Checkpoint::open(&path).unwrap()
     };
-    let family = Checkpoint::open(Fixture::folder("llama_tied")).unwrap();
+    let family = || Checkpoint::open(Fixture::folder("llama_tied")).unwrap();
     let of_family = Fixture::read("llama_tied").batch();
     for (what, base, how, batch) in [
-        ("NF4", family, NF4, of_family),
+        ("NF4", family(), NF4, of_family.clone()),
+        ("NF4 with DoRA", family(), NF4, of_family),
         ("Q4_0", file(GgmlDType::Q4_0), KEEP, batch()),
         ("Q4_K", file(GgmlDType::Q4K), KEEP, batch()),
         ("Q8_0", file(GgmlDType::Q8_0), KEEP, batch()),
@@ -271,7 +272,8 @@ fn the_same_training_on_blocks() {
             let in_blocks = InBlocks::of(&base, &spec, dtype, how).unwrap();
             let blocks = FrozenBase { checkpoint: &base, in_blocks: &in_blocks };
             let losses = [Compute::Processor, Compute::Card(Arc::clone(&card))].map(|device| {
-                let model = model(&spec, &blocks, dtype, lora(), &device);
+                let model =
+                    model(&spec, &blocks, dtype, LoraOptions { dora: what.ends_with("DoRA"), ..lora() }, &device);
                 let mut optimizer = AdamW::new(3e-3, [0.9, 0.99], 1e-8, 0.01);
                 let step = |step| {
                     let (loss, mut gradients) = run(&model, &batch, false);

@@ -204,8 +204,8 @@ pub(crate) trait Backend: Sized {
     ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
-    /// Rows of logits that exist at a time, at most.
-    fn rows_at_once(&self, vocab: usize) -> usize {
+    /// Rows of logits that exist at a time, at most, where the output layer's weight is trained or is not.
+    fn rows_at_once(&self, vocab: usize, _: bool) -> usize {
         rows_at_once(vocab)
     }
 }

@@ -359,10 +359,10 @@ impl<T: Element> Backend for Paper<T> {
         self.machine != Machine::Card
     }
 
-    fn rows_at_once(&self, vocab: usize) -> usize {
+    fn rows_at_once(&self, vocab: usize, trained: bool) -> usize {
         match self.machine {
             Machine::Processor(_) => backend::rows_at_once(vocab),
-            Machine::Card => cuda::rows_at_once(vocab),
+            Machine::Card => cuda::rows_at_once(vocab, trained),
         }
     }
 }

@@ -73,7 +73,7 @@ impl<B: Backend> Run<'_, B> {
         let head = Layer { backend: self.backend, params: &head };
         let mut losses = vec![0.0; targets.len()];
         let (trained, mut each) = (self.trained(), Vec::new());
-        for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab))) {
+        for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab, false))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let logits = self.chunk(x, rows, &norm, head).logits;
             each.push(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each);
@@ -129,7 +129,8 @@ impl<B: Backend> Run<'_, B> {
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
         let (mut losses, mut divergences) = (Vec::new(), Vec::new());
-        for (i, rows) in trained.chunks(rows_at_once(trained.len(), backend.rows_at_once(vocab))).enumerate() {
+        let most = backend.rows_at_once(vocab, weight_gradient.is_some());
+        for (i, rows) in trained.chunks(rows_at_once(trained.len(), most)).enumerate() {
             let m = rows.len();
             let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();

@@ -51,7 +51,7 @@ const MODELS: [Model; 4] = [
         queries: 1536,
         keys: 256,
         vocab: 151_936,
-        logits: 1640,
+        logits: 2736,
         layers: 28,
         rank: None,
     },

@@ -32,9 +32,11 @@ use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
-/// by reading its weight or adding to that weight's gradient.
-pub(super) fn rows_at_once(vocab: usize) -> usize {
-    ((256 << 20) / vocab).clamp(16, 4096)
+/// by reading its weight. Twice as many where that weight is trained: each time its gradient is read and written, which are four
+/// times as many bytes.
+pub(super) fn rows_at_once(vocab: usize, trained: bool) -> usize {
+    let (numbers, most) = if trained { (512 << 20, 8192) } else { (256 << 20, 4096) };
+    (numbers / vocab).clamp(16, most)
 }
 
 /// Weights and activations of type `T` on a card, sums in f32.
@@ -516,7 +518,7 @@ impl<T: Number> Backend for Cuda<T> {
         false
     }
 
-    fn rows_at_once(&self, vocab: usize) -> usize {
-        rows_at_once(vocab)
+    fn rows_at_once(&self, vocab: usize, trained: bool) -> usize {
+        rows_at_once(vocab, trained)
     }
 }

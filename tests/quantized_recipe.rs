@@ -4,6 +4,8 @@
 
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "common/stand_in.rs"]
+mod stand_in;
 
 use std::fs;
 use std::path::Path;
@@ -213,5 +215,42 @@ fn check_and_plan_name_it() {
         let plan = say(&["--plan", extra[0], extra[1]]);
         let line = plan.lines().find(|line| line.contains("quantized weights")).unwrap_or_else(|| panic!("{plan}"));
         assert!(line.contains(&format!("{mib:.1} MiB")), "{line}: {mib}");
+    }
+}
+
+/// On a card, or on what stands in for one: a file as it is, and NF4, with the losses of the processor; and a plan that names the card.
+#[test]
+fn a_card_trains_on_blocks() {
+    let Some(stand_in) = stand_in::folder() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    write_gguf(&file, GgmlDType::Q4_0);
+    let base = format!("checkpointer.checkpoint_dir={}", file.display());
+    for (what, base, held) in
+        [("gguf", base.as_str(), "held quantized: 29 in Q4_0"), ("nf4", "model.quantize_base=true", "28 in NF4")]
+    {
+        let run = |device: &str| {
+            let output = folder.path().join(format!("{what}_{device}"));
+            let (output_dir, device) = (format!("output_dir={}", output.display()), format!("device={device}"));
+            let args = ["--config", "configs/lora/tiny.yaml", &output_dir, &device, base];
+            let few = ["batch_size=4", "epochs=1", "max_steps_per_epoch=3", "log_every_n_steps=1", "~exact_match"];
+            let mut command = runs::recipe("lora", &[&args[..], &few].concat());
+            stand_in::environment(&mut command, stand_in);
+            let output_of_run = command.output().unwrap();
+            let said = text(&output_of_run.stderr);
+            assert!(output_of_run.status.success() && said.contains(held), "{said}");
+            losses(&output)
+        };
+        let [here, there] = ["cpu", "cuda"].map(run);
+        assert!(here.len() == 3 && there.len() == 3, "{here:?} {there:?}");
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-4 * b;
+        assert!(there.iter().zip(&here).all(near), "{what}: {there:?} instead of {here:?}");
+
+        let output = format!("output_dir={}", folder.path().join("none").display());
+        let args = ["--config", "configs/lora/tiny.yaml", &output, "device=cuda", base, "--plan"];
+        let mut command = runs::recipe("lora", &args);
+        stand_in::environment(&mut command, stand_in);
+        let said = text(&command.output().unwrap().stdout);
+        assert!(said.contains("Memory on Stand-in") && said.contains("quantized weights"), "{said}");
     }
 }

@@ -28,7 +28,12 @@ int nibble_of_256(const unsigned char *codes, int i) {
 int two_bits(const unsigned char *codes, int i) { return (codes[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3; }
 
 float f16(const unsigned char *b, int i) { return half(b + 2 * i); }
-float brain16(const unsigned char *b, int i) { return __uint_as_float(unsigned(b[2 * i] | b[2 * i + 1] << 8) << 16); }
+float brain16(const unsigned char *b, int i) {
+    const unsigned bits = unsigned(b[2 * i] | b[2 * i + 1] << 8) << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 float q4_0(const unsigned char *b, int i) { return half(b) * float(nibble(b + 2, i) - 8); }
 float q4_1(const unsigned char *b, int i) { return half(b) * float(nibble(b + 4, i)) + half(b + 2); }
 float q5_0(const unsigned char *b, int i) { return half(b) * float(nibble(b + 6, i) + 16 * bit(b + 2, i) - 16); }

@@ -48,7 +48,7 @@ use crate::peft::LoraOptions;
 use crate::{Error, Result};
 
 /// Code, stacks and the allocator's own, which come into memory only as a run uses them.
-const STILL_TO_COME: u64 = 2 << 20;
+const STILL_TO_COME: u64 = 4 << 20;
 
 /// The stack of a thread.
 const STACK: u64 = 2 << 20;

@@ -77,7 +77,13 @@ fn lower_blocks_move_less() {
 fn the_mean_of_weights_is_saved() {
     let folder = tempfile::tempdir().unwrap();
     let (plain, mean) = (folder.path().join("plain"), folder.path().join("mean"));
-    let settings = ["optimizer.lr=1e-3", "max_steps_per_epoch=3", "dtype=fp32", "checkpointer.save_every_n_steps=1"];
+    let settings = [
+        "optimizer.lr=1e-3",
+        "max_steps_per_epoch=3",
+        "dtype=fp32",
+        "checkpointer.save_every_n_steps=1",
+        "checkpointer.keep_last_n_checkpoints=null",
+    ];
     train(&plain, &settings);
     train(&mean, &[&settings[..], &["optimizer.ema_decay=0.5"]].concat());
     assert_eq!(losses(&plain), losses(&mean));

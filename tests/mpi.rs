@@ -180,11 +180,13 @@ fn wait_for_end(mut child: Child, longest: Duration) -> (bool, String) {
 /// Waits until none of these processes is there any more, beyond whom mpirun does not wait.
 fn wait_until_gone(pids: &[i32], longest: Duration) {
     let begun = Instant::now();
-    let is_there = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // One that nobody has asked about has ended, too.
+    // A process has ended when the last of its threads has; one that nobody has asked about is still listed.
+    let runs = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
     };
+    let is_there =
+        |pid: &i32| fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.flatten().any(runs));
     while pids.iter().any(is_there) {
         assert!(begun.elapsed() < longest, "the others do not end");
         std::thread::sleep(Duration::from_millis(20));

@@ -175,6 +175,21 @@ fn what_a_killed_process_left_is_cleared_away() {
     assert_eq!(names_in(&f.output), ["epoch_0_step_1", "epoch_0_step_2"]);
 }
 
+/// A process that was killed holds its folder until the last of its threads has ended.
+#[test]
+fn a_run_waits_for_one_that_is_just_ending() {
+    let f = folders();
+    let run = open(&f, Start::Fresh).unwrap();
+    save(&run, 3).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(run);
+        });
+        open(&f, Start::Resume).unwrap();
+    });
+}
+
 #[test]
 fn a_run_starts_as_it_was_told_to() {
     let f = folders();

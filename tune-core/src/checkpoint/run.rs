@@ -15,6 +15,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::durable::{self, human};
 use super::state::{self, TrainingState};
@@ -132,8 +134,8 @@ impl RunDir {
     ///
     /// # Errors
     ///
-    /// Where the folder is the base's own, is in use by another process, cannot be made or written,
-    /// its content does not fit `start`, or it holds something else under a checkpoint's name. Nothing has been
+    /// Where the folder is the base's own, is in use by another process and remains so for five seconds, cannot be made or
+    /// written, its content does not fit `start`, or it holds something else under a checkpoint's name. Nothing has been
     /// changed then.
     pub fn open(output_dir: &Path, base: &Path, start: Start) -> Result<Self> {
         let (locked, _) = look(output_dir, base, start)?;
@@ -426,6 +428,10 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(resolved)
 }
 
+/// How long a folder may still be locked by a process that was killed: its memory is given back and its last write ends before
+/// its files are closed.
+const UNTIL_FREE: Duration = Duration::from_secs(5);
+
 /// The folder that is locked, where its file system has locks. It is free again when this is
 /// dropped or the process ends, however it ends.
 #[derive(Debug)]
@@ -437,13 +443,19 @@ impl Lock {
             return Ok(Self(None));
         }
         let handle = File::open(dir).map_err(Error::io("open", dir))?;
-        match handle.try_lock() {
-            Ok(()) => Ok(Self(Some(handle))),
-            Err(TryLockError::WouldBlock) => Err(Error::file(
-                dir,
-                "is in use: another run is saving into it; wait for it, or choose another output_dir",
-            )),
-            Err(TryLockError::Error(_)) => Ok(Self(None)),
+        let begun = Instant::now();
+        loop {
+            match handle.try_lock() {
+                Ok(()) => return Ok(Self(Some(handle))),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < UNTIL_FREE => thread::sleep(UNTIL_FREE / 200),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::file(
+                        dir,
+                        "is in use: another run is saving into it; wait for it, or choose another output_dir",
+                    ));
+                }
+                Err(TryLockError::Error(_)) => return Ok(Self(None)),
+            }
         }
     }
 }

@@ -130,7 +130,7 @@ fn train(case: &Case, group: &Group) -> Outcome {
             scale,
             activation_checkpointing: case.checkpointing,
             dropout: Some(dropout_key(3, number, i)),
-            noise: None,
+            ..RunOptions::PLAIN
         };
         let mut gradients = Gradients::default();
         for (i, batch) in mine {

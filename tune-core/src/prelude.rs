@@ -14,7 +14,7 @@ pub use crate::hub;
 pub use crate::memory_plan::{self, Drawing, MemoryPlan};
 pub use crate::methods::{
     self, DivergenceLoss, PolicyLoss, PolicyMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice,
-    Reward, RewardConfig, Rollout, Totals,
+    Reward, RewardConfig, Rollout, TokenLoss, Totals,
 };
 pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,

@@ -161,7 +161,7 @@ impl Recipe for PreferenceOptimization {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                     dropout: Some(dropout_key(self.run.seed(), step.number, i)),
-                    noise: None,
+                    ..RunOptions::PLAIN
                 };
                 let reference = self.reference.log_probs(batch)?;
                 minimize(&self.model, batch, options, &mut gradients, |log_probs| {

@@ -14,7 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -181,13 +181,14 @@ pub(crate) trait Backend: Sized {
 
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
-    /// The cross-entropy of each row of `logits` `[m, vocab]`, capped first where there is a `cap`, with its target, and with `weights`, a factor a row, the
-    /// gradient of the weighted sum, in the memory that the logits had.
+    /// The loss `of` each row of `logits` `[m, vocab]`, capped first where there is a `cap`, and of its target; and with `weights`, a factor
+    /// a row, the gradient of the weighted sum, in the memory that the logits had. A card computes cross-entropy alone.
     fn loss(
         &self,
         logits: Self::Sums,
         vocab: usize,
         cap: Option<f64>,
+        of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self>;

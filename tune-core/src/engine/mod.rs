@@ -48,7 +48,7 @@ use to_model::ToModel;
 
 use crate::data::Batch;
 use crate::kernels::{Isa, softmax};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
@@ -64,6 +64,19 @@ pub struct RunOptions {
     pub dropout: Option<u64>,
     /// Noise on the embeddings of tokens; none if `None`.
     pub noise: Option<EmbeddingNoise>,
+    /// What [`forward_backward`] minimizes of each trained token. The others have losses of their own, on cross-entropy alone.
+    pub loss: TokenLoss,
+}
+
+impl RunOptions {
+    /// The sum of cross-entropy, and nothing else.
+    pub const PLAIN: Self = Self {
+        scale: 1.0,
+        activation_checkpointing: false,
+        dropout: None,
+        noise: None,
+        loss: TokenLoss::CROSS_ENTROPY,
+    };
 }
 
 /// Noise on the embeddings of tokens, so that a model learns from few examples without repeating them word by word (NEFTune, Jain et
@@ -95,16 +108,19 @@ macro_rules! on_backend {
 /// if the loss is not finite.
 ///
 /// # Errors
-/// A token outside the vocabulary, a model on a device or in a type that is not trained in, or a trained parameter that got
-/// no gradient (a bug).
+/// A token outside the vocabulary, a model on a device or in a type that is not trained in, a [`TokenLoss`] that a card does not
+/// compute, or a trained parameter that got no gradient (a bug).
 pub fn forward_backward(
     model: &Decoder,
     batch: &Batch,
     options: RunOptions,
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
+    if model.card().is_some() {
+        options.loss.check_on_card()?;
+    }
     let batch = batch.without_padding();
-    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale), None, options, sink))?.0)
+    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.0)
 }
 
 /// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.
@@ -204,8 +220,10 @@ pub fn distill(
         return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
     }
     let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
-    let (cross_entropy, divergence) =
-        on_backend!(student, train(&batch, Minimized::Sum(options.scale), teacher, options, sink))?;
+    let (cross_entropy, divergence) = on_backend!(
+        student,
+        train(&batch, Minimized::Sum(options.scale, TokenLoss::CROSS_ENTROPY), teacher, options, sink)
+    )?;
     Ok(Distilled { cross_entropy, divergence })
 }
 
@@ -292,7 +310,7 @@ pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
 /// If there is no such token.
 pub fn log_prob(logits: &[f32], token: u32) -> f64 {
     let mut logits = logits.to_vec();
-    -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, None))
+    -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, TokenLoss::CROSS_ENTROPY, None))
 }
 
 /// The logits of every position, `[rows, len, vocab]`, f32, zeros for padding. All of them at a time, which training never holds.

@@ -19,7 +19,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{
     Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec,
     ParamId, TABLE,
@@ -332,6 +332,7 @@ impl<T: Element> Backend for Paper<T> {
         logits: Entry,
         vocab: usize,
         _: Option<f64>,
+        _: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
@@ -348,7 +349,7 @@ impl<T: Element> Backend for Paper<T> {
         _: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Vec<f64>) {
-        (self.loss(logits, vocab, cap, targets, weights), vec![0.0; targets.len()])
+        (self.loss(logits, vocab, cap, TokenLoss::CROSS_ENTROPY, targets, weights), vec![0.0; targets.len()])
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
@@ -433,7 +434,7 @@ impl StepOnPaper<'_> {
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
             let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.processes);
-            let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0) };
+            let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY) };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
             gathered.finish(0);
         }

@@ -68,7 +68,7 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
                     scale: 1e-3,
                     activation_checkpointing: step.activation_checkpointing,
                     dropout: Some(7),
-                    noise: None,
+                    ..RunOptions::PLAIN
                 };
                 if step.optimizer_in_backward {
                     let optimizer = optimizer.as_mut();

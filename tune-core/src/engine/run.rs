@@ -8,7 +8,7 @@ use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Noise, Rotary, check_token_ids};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
@@ -108,8 +108,12 @@ impl<'a, B: Backend> Run<'a, B> {
             }
         }
 
+        let of = match minimized {
+            Minimized::Sum(_, of) => of,
+            Minimized::Of(..) => TokenLoss::CROSS_ENTROPY,
+        };
         let (value, weights) = self.weigh(&x, minimized)?;
-        let top = self.top(&x, Some(&weights), lowest < blocks)?;
+        let top = self.top(&x, of, Some(&weights), lowest < blocks)?;
         drop(x);
         // Where several processes train together, all go on or none does.
         let loss = self.parameters.total(top.loss)?;
@@ -152,7 +156,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// What an objective says of the batch's log-probabilities, and the weights of its tokens' losses.
     fn weigh(&self, x: &B::Acts, minimized: Minimized<'_>) -> Result<(Option<f64>, Weights)> {
         match minimized {
-            Minimized::Sum(weight) => Ok((None, Weights::All(weight))),
+            Minimized::Sum(weight, _) => Ok((None, Weights::All(weight))),
             Minimized::Of(objective, scale) => {
                 let log_probs = self.losses_at(x)?.into_iter().map(|loss| -loss).collect::<Vec<_>>();
                 let Objective { value, gradient } = objective(&log_probs)?;
@@ -172,7 +176,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// The sum of losses.
     pub(super) fn evaluate(&self) -> Result<f64> {
         let x = self.through_blocks()?;
-        self.parameters.total(self.top(&x, None, false)?.loss)
+        self.parameters.total(self.top(&x, TokenLoss::CROSS_ENTROPY, None, false)?.loss)
     }
 
     /// The residual stream above the last block, `[m, hidden]`.
@@ -250,8 +254,8 @@ fn emit<B: Backend>(found: Found<B>, sink: &mut dyn Sink<B>) -> Result<()> {
 
 /// What is minimized.
 pub(super) enum Minimized<'a> {
-    /// The sum of losses, times a factor.
-    Sum(f64),
+    /// The sum of such losses, times a factor.
+    Sum(f64, TokenLoss),
     /// A function of the log-probabilities of all positions, times a factor.
     Of(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
 }

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
+use crate::methods::TokenLoss;
 use crate::models::{Of, ParamId};
 
 /// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
@@ -48,9 +49,9 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
-    pub(super) fn top(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+    pub(super) fn top(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         self.backend.purpose(Purpose::Output);
-        let top = self.norm_head_and_loss(x, weights, below);
+        let top = self.norm_head_and_loss(x, of, weights, below);
         self.backend.purpose(Purpose::Activations);
         top
     }
@@ -76,7 +77,11 @@ impl<B: Backend> Run<'_, B> {
         for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab, false))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let logits = self.chunk(x, rows, &norm, head).logits;
-            each.push(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each);
+            each.push(
+                self.backend
+                    .loss(logits, vocab, self.shape.logit_softcap, TokenLoss::CROSS_ENTROPY, &of_rows, None)
+                    .each,
+            );
         }
         let each = each.into_iter().flat_map(|each| self.backend.losses(each));
         trained.iter().zip(each).for_each(|(&row, loss)| losses[row] = loss);
@@ -103,7 +108,7 @@ impl<B: Backend> Run<'_, B> {
         Chunk { input, normed, low_rank, logits }
     }
 
-    fn norm_head_and_loss(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+    fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.vocab_size);
         let targets = &self.batch.targets;
         check_targets(targets, vocab)?;
@@ -137,7 +142,7 @@ impl<B: Backend> Run<'_, B> {
             let weights = weights.map(|weights| weights.of(rows));
             let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
             let Losses { each, gradient } = match &self.taught {
-                None => backend.loss(logits, vocab, cap, &of_rows, weights),
+                None => backend.loss(logits, vocab, cap, of, &of_rows, weights),
                 Some(Taught { teacher, x, mixture }) => {
                     let theirs = teacher.logits(x, rows)?;
                     let (losses, each) = backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights);

@@ -8,6 +8,7 @@ mod preference;
 mod reference;
 mod reward;
 mod rollout;
+mod token_loss;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
@@ -18,3 +19,4 @@ pub use preference::{
 pub use reference::{Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
+pub use token_loss::TokenLoss;

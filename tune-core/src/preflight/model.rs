@@ -21,6 +21,7 @@ pub(super) struct Model {
 pub(super) fn device(outline: &Outline, processes: usize, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
         report.take(outline.check_optimizer(&device, processes));
+        report.take(outline.check_loss(&device));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

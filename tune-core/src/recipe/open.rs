@@ -84,6 +84,7 @@ impl Outline {
         }
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, self.group.world_size())?;
+        self.check_loss(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

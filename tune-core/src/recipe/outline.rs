@@ -20,7 +20,7 @@ use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
-use crate::methods::ReferenceChoice;
+use crate::methods::{ReferenceChoice, TokenLoss};
 use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
@@ -101,6 +101,8 @@ pub struct Outline {
     pub evaluation: EvaluationKeys,
     /// The names of what validation finds that says which model is better.
     pub validated: &'static [&'static str],
+    /// What is minimized of each trained token, where it is not cross-entropy alone.
+    pub loss: TokenLoss,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
@@ -147,6 +149,7 @@ impl Outline {
             exact_match: None,
             evaluation: EvaluationKeys::default(),
             validated: &[VAL_LOSS],
+            loss: TokenLoss::CROSS_ENTROPY,
             optimizer_in_bwd: None,
             reference: None,
             fresh: None,

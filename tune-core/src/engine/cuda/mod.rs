@@ -27,7 +27,7 @@ use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
@@ -462,6 +462,7 @@ impl<T: Number> Backend for Cuda<T> {
         mut logits: Buffer<f32>,
         vocab: usize,
         cap: Option<f64>,
+        _: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {

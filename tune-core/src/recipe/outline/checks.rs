@@ -76,6 +76,17 @@ impl Outline {
         Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
     }
 
+    /// Refuses a loss that the device does not compute.
+    ///
+    /// # Errors
+    /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card).
+    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
+        match device {
+            Compute::Card(_) => self.loss.check_on_card(),
+            Compute::Processor => Ok(()),
+        }
+    }
+
     /// Refuses what answers cannot be drawn with such that training computes the same.
     ///
     /// # Errors

@@ -136,6 +136,73 @@ fn full_on_two_and_four_processes_and_from_one_number_to_another() {
     }
 }
 
+/// The whole model in each process.
+#[test]
+fn copies_of_a_model_learn_what_one_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let expected = succeed::<full::FullFinetune>("full", &one, 1, FULL);
+    let copies = [FULL, &["data_parallel_replicate_dim=2"]].concat();
+    let saved = succeed::<full::FullFinetune>("full", &two, 2, &copies);
+    compare("copies", (&two, &saved), (&one, &expected), "model.safetensors");
+    let files = |dir: &Path| fs::read_dir(dir).unwrap().count();
+    assert_eq!(files(&saved), files(&expected));
+}
+
+/// Adapters, also on a base in NF4 and with magnitudes, which need whole weights.
+#[test]
+fn copies_of_a_model_learn_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = ["epochs=1", "max_steps_per_epoch=4", "~exact_match", "model.lora_dropout=0.1"];
+    for (what, processes, more) in [
+        ("divided", 4, &[][..]),
+        ("NF4", 4, &["model.quantize_base=true", "fsdp_reshard_after_forward=false"]),
+        ("magnitudes", 2, &["model.use_dora=true"]),
+    ] {
+        let run = |processes: usize, layout: &[&str]| {
+            let output = folder.path().join(format!("{what} {processes}"));
+            let saved = succeed::<lora::LoraFinetune>("lora", &output, processes, &[&shared, more, layout].concat());
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1, &[]), run(processes, &["data_parallel_replicate_dim=2"]));
+        compare(what, (&output, &saved), (&one, &expected), "adapter_model.safetensors");
+    }
+}
+
+/// Optimizers that need whole matrices have them where each process has the whole model.
+#[test]
+fn copies_of_a_model_are_moved_by_any_optimizer() {
+    let folder = tempfile::tempdir().unwrap();
+    for optimizer in ["adafactor", "muon", "schedule_free_adamw"] {
+        let set = format!("optimizer={optimizer}");
+        let run = |processes: usize, layout: &[&str]| {
+            let output = folder.path().join(format!("{optimizer} {processes}"));
+            let overrides = [&["epochs=1", "max_steps_per_epoch=3", &set], layout].concat();
+            let saved = succeed::<full::FullFinetune>("full", &output, processes, &overrides);
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1, &[]), run(2, &["data_parallel_replicate_dim=2"]));
+        compare(optimizer, (&output, &saved), (&one, &expected), "model.safetensors");
+    }
+}
+
+#[test]
+fn a_layout_that_does_not_fit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    for (processes, layout, said) in [
+        (2, "data_parallel_replicate_dim=3", "data_parallel_replicate_dim=3 does not divide 2 processes"),
+        (2, "data_parallel_shard_dim=4", "times data_parallel_shard_dim=4 is not 2, and 2 processes are there"),
+        (1, "data_parallel_shard_dim=2", "times data_parallel_shard_dim=2 is not 1, and 1 process is there"),
+    ] {
+        for error in on::<full::FullFinetune>("full", &output, processes, &[layout]) {
+            let error = error.unwrap();
+            assert!(error.contains(said) && error.contains("start as many processes as"), "{error}");
+        }
+    }
+    assert!(!output.exists(), "nothing was written");
+}
+
 /// Fresh weights are drawn as a whole, of which each process keeps its rows.
 #[test]
 fn a_model_is_made_by_two_processes_as_by_one() {

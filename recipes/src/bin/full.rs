@@ -89,9 +89,9 @@ impl Recipe for FullFinetune {
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: true, lora: None };
         let model = match &opened.resumed {
             Some(saved) => {
-                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options, &opened.group)?
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options, &opened.mesh)?
             }
-            None => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.group)?,
+            None => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.mesh)?,
         };
         let mut optimizer = cfg.optimizer.build();
 

@@ -94,7 +94,7 @@ impl Recipe for LoraFinetune {
             train_weights: false,
             lora: Some(adapters.clone()),
         };
-        let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?;
+        let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?;
         if let Some(dir) = &start {
             adapters.load_into(&model, dir)?;
         }

@@ -101,7 +101,7 @@ impl Recipe for Pretrain {
         let options =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: true, lora: None };
         let load =
-            |weights: &dyn WeightSource| Decoder::load_shard(opened.shape.clone(), weights, &options, &opened.group);
+            |weights: &dyn WeightSource| Decoder::load_shard(opened.shape.clone(), weights, &options, &opened.mesh);
         let model = match &opened.resumed {
             Some(saved) => load(&Checkpoint::open(&saved.path)?)?,
             None if cfg.from_scratch => {

@@ -212,7 +212,7 @@ pub(crate) trait Backend: Sized {
 }
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
-pub(crate) trait Reads<'m>: Backend {
+pub(crate) trait Reads<'m>: Backend + 'm {
     /// A parameter.
     ///
     /// # Errors

@@ -216,7 +216,7 @@ pub fn distill(
     if student.dtype() != teacher.dtype() || !same_card {
         return Err(Error::setup("the teacher must be computed where the student is, and in the same precision"));
     }
-    if ![student, teacher].iter().all(|model| model.group().is_single()) {
+    if ![student, teacher].iter().all(|model| model.mesh().is_single()) {
         return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
     }
     let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
@@ -239,13 +239,13 @@ fn train<'m, B: Reads<'m>>(
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
-    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None));
+    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None, false));
     let teacher = teacher.zip(parameters_of_teacher.as_ref()).map(|((teacher, mixture), parameters)| {
         let run = Run::new(backend, &teacher.config, &**parameters, batch);
         (run, mixture)
     });
     let taught = teacher.as_ref().map(|(run, mixture)| Taught::new(run, *mixture)).transpose()?;
-    let parameters = parameters(model, options.dropout);
+    let parameters = parameters(model, options.dropout, true);
     let run = Run { taught, noise: options.noise, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
@@ -254,11 +254,15 @@ where
     Ok(value)
 }
 
-/// Where the parameters of a model are, with the key of a pass's dropout.
-fn parameters<'m, B: Reads<'m>>(model: &'m Decoder, dropout: Option<u64>) -> Box<dyn Parameters<B> + 'm> {
-    match model.group().is_single() {
-        true => Box::new(Held { model, dropout }),
-        false => Box::new(Sharded::new(model, dropout)),
+/// Where the parameters of a model are, with the key of a pass's dropout; `goes_back` says whether there is a backward pass.
+fn parameters<'m, B: Reads<'m>>(
+    model: &'m Decoder,
+    dropout: Option<u64>,
+    goes_back: bool,
+) -> Box<dyn Parameters<B> + 'm> {
+    match model.mesh().divides() {
+        false => Box::new(Held { model, dropout }),
+        true => Box::new(Sharded::new(model, dropout, goes_back && model.mesh().keeps_gathered())),
     }
 }
 
@@ -284,7 +288,7 @@ pub(crate) fn read_parameters(model: &Decoder) -> Result<()> {
 /// As [`forward_backward`].
 pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     fn sum<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<f64> {
-        Run::new(backend, &model.config, &*parameters(model, None), batch).evaluate()
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).evaluate()
     }
     on_backend!(model, sum(&batch.without_padding()))
 }
@@ -295,7 +299,7 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 /// As [`forward_backward`].
 pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
-        Run::new(backend, &model.config, &*parameters(model, None), batch).log_probs()
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).log_probs()
     }
     let mut all = vec![0.0; batch.targets.len()];
     let of_places = on_backend!(model, kept(&batch.without_padding()))?;
@@ -319,7 +323,7 @@ pub fn log_prob(logits: &[f32], token: u32) -> f64 {
 /// As [`forward_backward`].
 pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f32>> {
-        let parameters = parameters(model, None);
+        let parameters = parameters(model, None, false);
         let run = Run::new(backend, &model.config, &*parameters, batch);
         let x = run.through_blocks()?;
         let rows: Vec<usize> = (0..run.tokens()).collect();

@@ -13,6 +13,7 @@ use super::run::{Minimized, Objective, Run, Taught};
 use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
+use crate::distributed::Layout;
 use crate::kernels::attention::{Attention, Stretch};
 use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
@@ -74,14 +75,14 @@ impl Work {
         let in_blocks = &InBlocks::default();
         let lora = lora.map(|lora| lora.resolved(model)).transpose()?;
         let lora = lora.as_ref();
-        let (activation_checkpointing, optimizer_in_backward, processes) = (false, true, 1);
+        let (activation_checkpointing, optimizer_in_backward, layout) = (false, true, Layout::ONE);
         let step = StepOnPaper {
             model,
             in_blocks,
             lora,
             activation_checkpointing,
             optimizer_in_backward,
-            processes,
+            layout,
             teacher: None,
         };
         let paper = Paper::<f32>::new(1);
@@ -380,7 +381,7 @@ pub(crate) struct StepOnPaper<'a> {
     /// Whether gradients are used up as they come.
     pub(crate) optimizer_in_backward: bool,
     /// Among how many processes parameters are divided; this is the first, whose share is the largest.
-    pub(crate) processes: usize,
+    pub(crate) layout: Layout,
     /// A model that is not trained, whose logits are compared with those of this one.
     pub(crate) teacher: Option<&'a StepOnPaper<'a>>,
 }
@@ -427,14 +428,17 @@ impl StepOnPaper<'_> {
             before(batch)?;
             let teacher = self.teacher.map(|teacher| Run::new(paper, teacher.model, teacher, batch));
             let taught = teacher.as_ref().map(|run| Taught::new(run, Mixture::new(0.5, 0.5))).transpose()?;
-            let sharded = ShardedOnPaper::new(*self);
+            let sharded = ShardedOnPaper::new(*self, true);
             let run = Run { taught, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
             if paper.machine == Machine::Card {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
-            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.processes);
-            let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY) };
+            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.layout);
+            let minimized = match by_log_probs {
+                true => Minimized::Of(&mut nothing, 1.0),
+                false => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
+            };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
             gathered.finish(0);
         }
@@ -508,7 +512,7 @@ impl StepOnPaper<'_> {
             rows.extend(keys + past..keys + past + len);
             last.push(first + len - 1);
         }
-        let sharded = ShardedOnPaper::new(*self);
+        let sharded = ShardedOnPaper::new(*self, false);
         let run =
             Run { stretches, rows_in_past: rows, ..Run::new(paper, self.model, self.parameters(&sharded), &batch) };
         let x = run.through_blocks_on(past)?;
@@ -523,12 +527,12 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::evaluate`].
     pub(crate) fn evaluate<T: Element>(&self, batch: &Batch, paper: &Paper<T>) -> Result<()> {
-        let sharded = ShardedOnPaper::new(*self);
+        let sharded = ShardedOnPaper::new(*self, false);
         Run::new(paper, self.model, self.parameters(&sharded), batch).evaluate().map(drop)
     }
 
-    fn parameters<'a, T: Element>(&'a self, sharded: &'a ShardedOnPaper<'a>) -> &'a dyn Parameters<Paper<T>> {
-        if self.processes > 1 { sharded } else { self }
+    fn parameters<'a, T: Element>(&'a self, sharded: &'a ShardedOnPaper<'a, T>) -> &'a dyn Parameters<Paper<T>> {
+        if self.layout.shards > 1 { sharded } else { self }
     }
 
     /// Reads what is in memory: adapters are f32, and what is of another type is converted.
@@ -605,7 +609,7 @@ impl StepOnPaper<'_> {
                 start += room;
             }
             (batch.input_ids, batch.targets) = (vec![0; batch.len], vec![IGNORE; batch.len]);
-            let sharded = ShardedOnPaper::new(*self);
+            let sharded = ShardedOnPaper::new(*self, false);
             let run = Run::new(paper, self.model, self.parameters(&sharded), &batch);
             let run = Run { stretches, rows_in_past, ..run };
             let x = run.through_blocks_on(&mut past)?;

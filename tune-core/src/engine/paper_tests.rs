@@ -131,7 +131,7 @@ fn one_thread_touches_what_the_paper_says() {
             lora,
             activation_checkpointing,
             optimizer_in_backward,
-            processes: 1,
+            layout: Layout::ONE,
             teacher: None,
         };
         for dtype in [DType::F32, DType::BF16] {
@@ -164,7 +164,7 @@ fn families_touch_what_the_paper_says() {
                     lora,
                     activation_checkpointing,
                     optimizer_in_backward,
-                    processes: 1,
+                    layout: Layout::ONE,
                     teacher: None,
                 };
                 for dtype in [DType::F32, DType::BF16] {

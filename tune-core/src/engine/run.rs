@@ -101,9 +101,11 @@ impl<'a, B: Backend> Run<'a, B> {
         let mut saved = Vec::with_capacity(blocks - lowest);
         for index in 0..blocks {
             let next = Some(index + 1).filter(|&next| next < blocks);
-            let (y, inner) = self.block(index, next)?.forward(&x, index >= lowest && !checkpointing);
+            let block = self.block(index, next)?;
+            let (y, inner) = block.forward(&x, index >= lowest && !checkpointing);
             let input = std::mem::replace(&mut x, y);
             if index >= lowest {
+                self.parameters.give_back(index, block.params);
                 saved.push((input, inner));
             }
         }

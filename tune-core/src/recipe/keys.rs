@@ -10,6 +10,7 @@ use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
 use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData};
 use crate::device::{DeviceConfig, Precision};
+use crate::distributed::MeshKeys;
 use crate::eval::{EvaluationConfig, SamplesConfig};
 use crate::metrics::MetricLoggerConfig;
 use crate::tokenizer::TokenizerConfig;
@@ -48,6 +49,9 @@ pub struct RunKeys {
     /// Record every N steps.
     #[config(default = 1, range = 1.., may_change)]
     pub log_every_n_steps: u64,
+    /// How several processes share the work and the model.
+    #[config(flatten)]
+    pub mesh: MeshKeys,
 }
 
 impl RunKeys {

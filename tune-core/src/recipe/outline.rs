@@ -424,12 +424,13 @@ impl Outline {
         }
     }
 
-    /// The checkpoint that the run goes on from, and its state; `None` where it starts anew.
+    /// The checkpoint that the run goes on from, and of its state what belongs to this process of those that divide the model; `None` where
+    /// it starts anew.
     ///
     /// # Errors
     /// A checkpoint that is damaged, or of a run with other settings: the message has them.
-    pub fn resumed(&self) -> Result<Option<(Saved, TrainingState)>> {
-        self.resumed_with(|dir| TrainingState::read_share(dir, &self.group))
+    pub fn resumed(&self, shards: &Group) -> Result<Option<(Saved, TrainingState)>> {
+        self.resumed_with(|dir| TrainingState::read_share(dir, shards))
     }
 
     pub(crate) fn resumed_with(
@@ -521,7 +522,7 @@ impl Outline {
             each_step: *when == ReferenceChoice::EachStep,
             teaches: *teaches,
         });
-        let plan = self.steps.plan().of_all(processes.all);
+        let plan = self.steps.plan().of_all(processes.all());
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         // What is learnt from and validated on is as long as can be.
         let longest = model.max_position_embeddings;

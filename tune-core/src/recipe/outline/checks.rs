@@ -7,6 +7,7 @@ use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
 use crate::data::Loader;
 use crate::device::Compute;
+use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::models::{InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
@@ -57,12 +58,14 @@ impl Outline {
     /// Refuses an optimizer that cannot move what is trained, where it is.
     ///
     /// # Errors
-    /// One that needs whole parameters, on several processes; one whose gradients are taken elsewhere than at the weights that are
+    /// One that needs whole parameters, on several processes that divide them; one whose gradients are taken elsewhere than at the weights that are
     /// evaluated, on a card or where answers are drawn.
-    pub(crate) fn check_optimizer(&self, device: &Compute, processes: usize) -> Result<()> {
-        if let (2.., Some(why)) = (processes, self.optimizer.needs_whole_parameters()) {
+    pub(crate) fn check_optimizer(&self, device: &Compute, layout: Layout) -> Result<()> {
+        if let (2.., Some(why)) = (layout.shards, self.optimizer.needs_whole_parameters()) {
             return Err(Error::setup(format!(
-                "{why}: start one process, or set optimizer=adamw without ema_decay, whose state is divided among processes"
+                "{why}: start one process, or set optimizer=adamw without ema_decay, whose state is divided among processes, or \
+                 data_parallel_shard_dim=1 data_parallel_replicate_dim={}, which gives each process the whole model",
+                layout.processes()
             )));
         }
         let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
@@ -175,12 +178,13 @@ impl Outline {
     pub fn check_memory(
         &self,
         device: &Compute,
+        mesh: &Mesh,
         model: (&ModelSpec, &InBlocks),
         data: (&Loader, Option<&Loader>),
         asked: Asked,
         state: Option<&TrainingState>,
     ) -> Result<()> {
-        let processes = Processes::of(&self.group);
+        let processes = Processes::of(mesh);
         self.memory_plan(Some(device), processes, model, data, asked, state)?.check()
     }
 

@@ -205,6 +205,10 @@ pub(crate) trait Backend: Sized {
     ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
+    /// The first `count` sums of a buffer.
+    fn read_sums(&self, x: &Self::Sums, count: usize) -> Vec<f64>;
+    /// Numbers as activations: a gradient that was computed elsewhere.
+    fn given(&self, numbers: &[f64]) -> Self::Acts;
     /// Rows of logits that exist at a time, at most, where the output layer's weight is trained or is not.
     fn rows_at_once(&self, vocab: usize, _: bool) -> usize {
         rows_at_once(vocab)

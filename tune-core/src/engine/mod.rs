@@ -35,7 +35,7 @@ pub use cuda::Card;
 use cuda::Cuda;
 pub(crate) use cuda::{Move, OnCard, Rule, Squares};
 use half::bf16;
-pub use paper::Work;
+pub use paper::{Loss, Work};
 pub(crate) use paper::{Paper, StepOnPaper};
 pub(crate) use paper_gradients::State;
 use parameters::{Held, Parameters};
@@ -175,6 +175,49 @@ pub fn minimize(
     };
     let batch = batch.without_padding();
     Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
+}
+
+/// Runs a micro-batch forward and back to minimize a function of the scores of its sequences, for a model whose output layer
+/// scores them ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
+///
+/// A sequence is scored at its position that has a target: [`Sample::scored`](crate::data::Sample::scored) gives one to its last
+/// token alone, where transformers' models for sequence classification take the score. `objective` is given `[sequences, scores]`,
+/// in the order of [`Batch::spans`], and says what is minimized and its derivative with respect to each score. Returns what it
+/// said, not scaled. Of the output layer there is no forward pass but that of the scored positions, twice.
+///
+/// # Errors
+/// As [`forward_backward`], those of `objective`, and a gradient of another length than the scores.
+pub fn minimize_scores(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+    mut objective: impl FnMut(&[f64]) -> Result<Objective> + Send,
+) -> Result<f64> {
+    let mut checked = |scores: &[f64]| {
+        let said = objective(scores)?;
+        match said.gradient.len() == scores.len() {
+            true => Ok(said),
+            false => Err(Error::Training(format!(
+                "the objective's gradient has {} numbers, but the batch has {} scores",
+                said.gradient.len(),
+                scores.len()
+            ))),
+        }
+    };
+    let batch = batch.without_padding();
+    Ok(on_backend!(model, train(&batch, Minimized::Scores(&mut checked, options.scale), None, options, sink))?.0)
+}
+
+/// The scores of a batch's sequences, as [`minimize_scores`] has them, without dropout: `[sequences, scores]`.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn scores(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
+    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).scores()
+    }
+    on_backend!(model, kept(&batch.without_padding()))
 }
 
 /// A student's two losses of a batch, see [`distill`].
@@ -317,7 +360,8 @@ pub fn log_prob(logits: &[f32], token: u32) -> f64 {
     -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, TokenLoss::CROSS_ENTROPY, None))
 }
 
-/// The logits of every position, `[rows, len, vocab]`, f32, zeros for padding. All of them at a time, which training never holds.
+/// The logits of every position, `[rows, len, outputs]`, f32, zeros for padding; outputs are those of the vocabulary, or scores. All of
+/// them at a time, which training never holds.
 ///
 /// # Errors
 /// As [`forward_backward`].
@@ -329,7 +373,7 @@ pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
         let rows: Vec<usize> = (0..run.tokens()).collect();
         Ok(backend.numbers(&run.logits(&x, &rows)?))
     }
-    let vocab = model.config.vocab_size;
+    let vocab = model.config.outputs();
     let of_places = on_backend!(model, kept(&batch.without_padding()))?;
     let mut all = vec![0f32; batch.rows * batch.len * vocab];
     for (place, logits) in batch.places().zip(of_places.chunks_exact(vocab)) {

@@ -22,8 +22,8 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
 use crate::methods::{Mixture, TokenLoss};
 use crate::models::{
-    Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec,
-    ParamId, TABLE,
+    Activation, BlockNorm, BlockSpec, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
+    TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -357,6 +357,14 @@ impl<T: Element> Backend for Paper<T> {
         each
     }
 
+    fn read_sums(&self, _: &Entry, count: usize) -> Vec<f64> {
+        vec![0.0; count]
+    }
+
+    fn given(&self, numbers: &[f64]) -> Entry {
+        self.take::<T>(numbers.len())
+    }
+
     fn wants_wide(&self) -> bool {
         self.machine != Machine::Card
     }
@@ -367,6 +375,17 @@ impl<T: Element> Backend for Paper<T> {
             Machine::Card => cuda::rows_at_once(vocab, trained),
         }
     }
+}
+
+/// What a loss is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The cross-entropies of tokens.
+    OfTokens,
+    /// The log-probabilities of tokens, which are computed before it.
+    OfLogProbs,
+    /// The scores of sequences.
+    OfScores,
 }
 
 /// What is known of a training step before there is a model.
@@ -406,11 +425,11 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::forward_backward`].
     pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
-        self.train_with(micro_batches, paper, false, |_| Ok(()), None)
+        self.train_with(micro_batches, paper, Loss::OfTokens, |_| Ok(()), None)
     }
 
-    /// The same where something else comes `before` each micro-batch, where what is minimized is a function of
-    /// log-probabilities, and where the optimizer's step comes then, whose state is in the same memory.
+    /// The same where something else comes `before` each micro-batch, where what is minimized may be a function of
+    /// log-probabilities or scores, and where the optimizer's step comes then, whose state is in the same memory.
     ///
     /// # Errors
     /// As [`super::forward_backward`], and those of `before`.
@@ -418,12 +437,12 @@ impl StepOnPaper<'_> {
         &self,
         micro_batches: &[&Batch],
         paper: &Paper<T>,
-        by_log_probs: bool,
+        loss: Loss,
         before: impl Fn(&Batch) -> Result<()>,
         mut state: Option<&mut State>,
     ) -> Result<()> {
         let mut gradients = BTreeMap::new();
-        let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
+        let mut nothing = |numbers: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; numbers.len()] });
         for batch in micro_batches {
             before(batch)?;
             let teacher = self.teacher.map(|teacher| Run::new(paper, teacher.model, teacher, batch));
@@ -435,9 +454,10 @@ impl StepOnPaper<'_> {
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
             let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.layout);
-            let minimized = match by_log_probs {
-                true => Minimized::Of(&mut nothing, 1.0),
-                false => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
+            let minimized = match loss {
+                Loss::OfTokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
+                Loss::OfLogProbs => Minimized::Of(&mut nothing, 1.0),
+                Loss::OfScores => Minimized::Scores(&mut nothing, 1.0),
             };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
             gathered.finish(0);
@@ -561,9 +581,11 @@ impl StepOnPaper<'_> {
         paper: &Paper<T>,
         read: Read<'_>,
     ) -> (NormParams<Paper<T>>, LayerParams<Paper<T>>) {
-        let weight = if self.model.tie_word_embeddings { TABLE } else { HEAD };
+        let name = self.model.output_name();
+        let own = format!("{name}.weight");
+        let weight = if self.model.tie_word_embeddings { TABLE } else { own.as_str() };
         let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
-        (norm, self.layer(paper, "lm_head", weight, self.model.output(), read))
+        (norm, self.layer(paper, &name, weight, self.model.output(), read))
     }
 
     /// The embedding table.

@@ -112,7 +112,7 @@ impl<'a, B: Backend> Run<'a, B> {
 
         let of = match minimized {
             Minimized::Sum(_, of) => of,
-            Minimized::Of(..) => TokenLoss::CROSS_ENTROPY,
+            Minimized::Of(..) | Minimized::Scores(..) => TokenLoss::CROSS_ENTROPY,
         };
         let (value, weights) = self.weigh(&x, minimized)?;
         let top = self.top(&x, of, Some(&weights), lowest < blocks)?;
@@ -166,6 +166,11 @@ impl<'a, B: Backend> Run<'a, B> {
                 let weights = gradient.into_iter().map(|gradient| -gradient * scale);
                 Ok((Some(value), Weights::Each(weights.collect())))
             }
+            Minimized::Scores(objective, scale) => {
+                let Objective { value, gradient } = objective(&self.scores_at(x)?)?;
+                let slopes = gradient.into_iter().map(|slope| slope * scale);
+                Ok((Some(value), Weights::Scores(slopes.collect())))
+            }
         }
     }
 
@@ -173,6 +178,11 @@ impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn log_probs(&self) -> Result<Vec<f64>> {
         let losses = self.losses_at(&self.through_blocks()?)?;
         Ok(losses.into_iter().map(|loss| -loss).collect())
+    }
+
+    /// What the output layer gives the positions that have a target, `[trained, outputs]`.
+    pub(super) fn scores(&self) -> Result<Vec<f64>> {
+        self.scores_at(&self.through_blocks()?)
     }
 
     /// The sum of losses.
@@ -260,14 +270,16 @@ pub(super) enum Minimized<'a> {
     Sum(f64, TokenLoss),
     /// A function of the log-probabilities of all positions, times a factor.
     Of(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
+    /// A function of what the output layer gives the positions that have a target, times a factor.
+    Scores(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
 }
 
-/// What a recipe minimizes instead of the sum of losses, see [`super::minimize`].
+/// What a recipe minimizes instead of the sum of losses, see [`super::minimize`] and [`super::minimize_scores`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Objective {
     /// What is minimized.
     pub value: f64,
-    /// Its derivative with respect to each log-probability.
+    /// Its derivative with respect to each log-probability or score.
     pub gradient: Vec<f64>,
 }
 
@@ -277,6 +289,9 @@ pub(super) enum Weights {
     All(f64),
     /// A number for each position; those of positions that are not trained are not read.
     Each(Vec<f64>),
+    /// There are no such losses: these are the derivatives of what is minimized with respect to the outputs of trained positions,
+    /// `[trained, outputs]`.
+    Scores(Vec<f64>),
 }
 
 impl Weights {
@@ -285,6 +300,7 @@ impl Weights {
         match self {
             Self::All(weight) => vec![*weight; rows.len()],
             Self::Each(weights) => rows.iter().map(|&row| weights[row]).collect(),
+            Self::Scores(_) => Vec::new(),
         }
     }
 }

@@ -84,7 +84,7 @@ impl<'m, B: Backend> Sharded<'m, B> {
     fn fetch_top(&self) -> Fetched {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
         let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
-        parts.extend(parts_of(head, spec.vocab_size));
+        parts.extend(parts_of(head, spec.outputs()));
         self.fetch("the output layer", parts)
     }
 

@@ -36,7 +36,7 @@ pub(crate) use table::{processor, size};
 
 use crate::data::Batch;
 use crate::distributed::{Layout, Mesh};
-use crate::engine::{Paper, State, StepOnPaper};
+use crate::engine::{Loss, Paper, State, StepOnPaper};
 use crate::eval::Answers;
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
@@ -81,8 +81,8 @@ pub struct Setting {
     pub clips_gradients: bool,
     /// Whether the samples of a row share its length; otherwise each may be as long as is allowed.
     pub packed: bool,
-    /// Whether what is minimized is a function of log-probabilities, which are computed before the loss.
-    pub by_log_probs: bool,
+    /// What the loss is made of.
+    pub loss: Loss,
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
     /// [`Drawing::answered`] makes them.
     pub drawing: Option<Drawing>,
@@ -417,9 +417,8 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         if let Some(Drawing { samples, .. }) = setting.drawing {
             batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| ask(batch, true)))?;
         }
-        let by_log_probs = setting.by_log_probs;
         let before = |batch: &Batch| if setting.drawing.is_some() { Ok(()) } else { ask(batch, true) };
-        on_paper.train_with(&micro_batches, &paper, by_log_probs, before, state.as_mut())?;
+        on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
     }
     validate()?;
     drop(state);

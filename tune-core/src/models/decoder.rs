@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
+use super::head::WithHead;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};
@@ -14,6 +15,7 @@ use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::start::part_of;
 use super::weights::{Unread, WeightSource};
+use super::whole::{SCORE, SCORES_SEQUENCES};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
 use crate::distributed::Mesh;
@@ -135,7 +137,14 @@ impl Decoder {
     /// As [`Decoder::load`].
     pub(crate) fn skeleton(config: ModelSpec, source: &Checkpoint) -> Result<Self> {
         let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
-        Self::load(config, &Unread(source), &options)
+        match config.scores {
+            None => Self::load(config, &Unread(source), &options),
+            Some(_) => {
+                let unread = Unread(source);
+                let with_head = WithHead::new(&unread, &config, source.config(), 0)?;
+                Self::load(config, &with_head, &options)
+            }
+        }
     }
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
@@ -311,7 +320,7 @@ impl Decoder {
         }
         let tied = c.tie_word_embeddings && self.lm_head.adapter.is_none();
         if !tied {
-            pieces.push(self.layer_piece(&self.lm_head, c.vocab_size)?);
+            pieces.push(self.layer_piece(&self.lm_head, c.outputs())?);
         }
         pieces.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((pieces, tied))
@@ -475,11 +484,15 @@ impl Builder<'_> {
         let names = self.source.names();
         let mut unused = names.iter().filter(|n| !self.used.contains(*n) && !known(n));
         let Some(first) = unused.next() else { return Ok(()) };
-        let what = format!(
-            "has {} weights that the model of its config.json does not use, the first `{first}`; weights and config do not \
+        let what = if first == SCORE {
+            SCORES_SEQUENCES.to_owned()
+        } else {
+            format!(
+                "has {} weights that the model of its config.json does not use, the first `{first}`; weights and config do not \
              belong together, or the model is of a kind that is not supported",
-            1 + unused.count()
-        );
+                1 + unused.count()
+            )
+        };
         Err(match self.source.path() {
             Some(path) => Error::file(path, what),
             None => Error::setup(format!("the checkpoint {what}")),

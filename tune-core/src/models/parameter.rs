@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use super::shard::{Here, Shard, gather};
-use super::slots::Slot;
 use super::spec::{BlockNorm, ModelSpec, Site};
 use crate::Result;
 
@@ -50,7 +49,7 @@ impl ParamId {
             }
             Self::InBlock(block, site, of) => format!("model.layers.{block}.{}.{}", site.path(), of.name()),
             Self::LastNorm => "model.norm.weight".to_string(),
-            Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
+            Self::Output(of) => format!("{}.{}", model.output_name(), of.name()),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>)
     if let Some((device, dtype)) = report.take(outline.device()) {
         report.take(outline.check_optimizer(&device, layout));
         report.take(outline.check_loss(&device));
+        report.take(outline.check_head(&device, layout.processes()));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

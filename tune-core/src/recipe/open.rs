@@ -19,7 +19,7 @@ use crate::distributed::Mesh;
 use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter};
+use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter, WeightSource, WithHead};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -87,6 +87,7 @@ impl Outline {
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
         self.check_loss(&device)?;
+        self.check_head(&device, layout.processes())?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
@@ -199,6 +200,14 @@ impl Opened {
             None => Grown::Base(FrozenBase { checkpoint: &self.base, in_blocks: &self.in_blocks }),
             Some(below) => Grown::Merged(below),
         }
+    }
+
+    /// The same below the head that scores sequences.
+    ///
+    /// # Errors
+    /// As [`WithHead::new`].
+    pub fn with_head<'a>(&self, base: &'a dyn WeightSource) -> Result<WithHead<'a>> {
+        WithHead::new(base, &self.shape, self.base.config(), self.seed)
     }
 
     /// Loads the teacher, whose adapter, if it has one, is computed beside its weights.

@@ -18,10 +18,11 @@ use crate::checkpoint::{Below, Checkpoint, CheckpointConfig, peft};
 use crate::data::{Batch, DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
+use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::{ReferenceChoice, TokenLoss};
-use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization};
+use crate::models::{Architecture, Decoder, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles};
@@ -109,6 +110,8 @@ pub struct Outline {
     pub reference: Option<Compared>,
     /// How fresh weights are drawn, of a model that begins with these; `None` where it begins with those that are there.
     pub fresh: Option<InitConfig>,
+    /// The head that scores sequences; `None` where tokens are predicted.
+    pub head: Option<Head>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
     /// The settings that a resumed run must share.
@@ -153,6 +156,7 @@ impl Outline {
             optimizer_in_bwd: None,
             reference: None,
             fresh: None,
+            head: None,
             drawing: None,
             settings,
             defaults: settings::defaults(config),
@@ -362,7 +366,10 @@ impl Outline {
         if let Some(architecture) = self.architecture {
             architecture.check(&shape, base.path())?;
         }
-        Ok(shape)
+        Ok(match &self.head {
+            Some(head) => shape.with_scores(head.labels().len()),
+            None => shape,
+        })
     }
 
     /// Which weights of the base model are held in blocks.
@@ -548,7 +555,11 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            by_log_probs: self.data.is_of_pairs() || self.drawing.is_some(),
+            loss: match self.data.is_of_pairs() || self.drawing.is_some() {
+                _ if self.head.is_some() => Loss::OfScores,
+                true => Loss::OfLogProbs,
+                false => Loss::OfTokens,
+            },
             drawing: self.drawing,
             reference,
             batch_size: self.data.batch_size,

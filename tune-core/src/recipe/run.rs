@@ -305,6 +305,8 @@ impl Run {
             base: &self.base,
             tokenizer: &self.tokenizer_files,
             stop: self.tokenizer.stop_tokens(),
+            shape: &self.shape,
+            head: self.outline.head.as_ref().map(|head| (head, self.tokenizer.pad())),
             shard: checkpointer.max_shard_bytes(),
         };
         let pieces = weights.pieces(optimizer.state()?)?;

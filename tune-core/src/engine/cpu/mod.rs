@@ -414,4 +414,14 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
         each
     }
+
+    fn read_sums(&self, x: &Buffer<f32>, count: usize) -> Vec<f64> {
+        x[..count].iter().map(|&x| f64::from(x)).collect()
+    }
+
+    fn given(&self, numbers: &[f64]) -> Buffer<T> {
+        let mut given = Buffer::new(numbers.len());
+        given.iter_mut().zip(numbers).for_each(|(y, &x)| *y = T::from_f32(x as f32));
+        given
+    }
 }

@@ -515,6 +515,16 @@ impl<T: Number> Backend for Cuda<T> {
         self.read(&each).into_iter().map(f64::from).collect()
     }
 
+    fn read_sums(&self, x: &Buffer<f32>, count: usize) -> Vec<f64> {
+        self.read(x).into_iter().take(count).map(f64::from).collect()
+    }
+
+    fn given(&self, numbers: &[f64]) -> Buffer<T> {
+        let mut given = self.context().buffer(numbers.len());
+        self.context().write(&mut given, &Cpu::<T>::new().given(numbers));
+        given
+    }
+
     fn wants_wide(&self) -> bool {
         false
     }

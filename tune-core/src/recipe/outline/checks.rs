@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::models::{InBlocks, ModelSpec, tied_start};
+use crate::models::{Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
@@ -90,6 +90,37 @@ impl Outline {
         }
     }
 
+    /// Refuses what a head that scores sequences is not trained with, and processes or a device that do not train one.
+    ///
+    /// # Errors
+    /// A card, several processes, adapters below, new tokens.
+    pub(crate) fn check_head(&self, device: &Compute, processes: usize) -> Result<()> {
+        if self.head.is_none() {
+            return Ok(());
+        }
+        if matches!(device, Compute::Card(_)) {
+            return Err(Error::setup(
+                "a head that scores sequences is trained on the processor alone, for now: set device=cpu",
+            ));
+        }
+        if processes > 1 {
+            return Err(Error::setup(
+                "a head that scores sequences is trained by one process alone, for now: start one",
+            ));
+        }
+        let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
+        let refused = [
+            ("base_adapters", lora.base_adapters.is_empty(), "merge them into the base first (`tune merge`)"),
+            ("new_tokens", lora.new_tokens.is_empty(), "leave them out"),
+        ];
+        match refused.iter().find(|(_, is_empty, _)| !is_empty) {
+            Some((key, _, way)) => Err(Error::setup(format!(
+                "model.{key} cannot be trained below a head that scores sequences, for now: {way}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses what answers cannot be drawn with such that training computes the same.
     ///
     /// # Errors
@@ -134,7 +165,10 @@ impl Outline {
             if let Ok(shape) = ModelSpec::of(base) {
                 warnings.extend(lora.shared(&shape).into_iter().chain(lora.of_tied(&shape)));
             }
-            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, *merged));
+            warnings.extend(match &self.head {
+                None => self.unlisted_stop_tokens(base, tokenizer, *merged),
+                Some(head) => other_padding(head, base, tokenizer),
+            });
         }
         warnings
     }
@@ -219,4 +253,19 @@ impl Outline {
         warnings.extend(self.selection_warnings(batches));
         warnings
     }
+}
+
+/// What there is to say where an adapter's base names another token that fills rows up than the one beside whose absence scores were
+/// learnt: transformers asks the base's config where a sequence ends.
+fn other_padding(head: &Head, base: &Checkpoint, tokenizer: &Tokenizer) -> Option<String> {
+    let pad = tokenizer.pad()?;
+    let there = &base.config()["pad_token_id"];
+    (there.as_u64() != Some(pad.into())).then(|| {
+        format!(
+            "transformers takes a score at the last token that is not `pad_token_id`, which is {there} in the base model's config.json \
+             and {pad} here: load the adapter on AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={}, \
+             pad_token_id={pad}); a merged model has it (save_adapter_weights_only=false)",
+            head.labels().len()
+        )
+    })
 }

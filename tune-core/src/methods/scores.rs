@@ -126,3 +126,77 @@ impl ScoreMetrics {
         sum / self.count.max(1) as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::data::Span;
+
+    const FIXTURE: &str = include_str!("../../../tests/fixtures/score_losses.json");
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    }
+
+    fn near(what: &str, ours: &[f64], theirs: &[f64]) {
+        assert_eq!(ours.len(), theirs.len(), "{what}");
+        for (a, b) in ours.iter().zip(theirs) {
+            assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0), "{what}: {a} instead of {b}");
+        }
+    }
+
+    /// One token for each sequence, whose target is its class.
+    fn batch(classes: &[f64]) -> Batch {
+        let len = classes.len();
+        Batch {
+            rows: 1,
+            len,
+            input_ids: vec![0; len],
+            targets: classes.iter().map(|&class| class as u32).collect(),
+            positions: vec![0; len],
+            spans: (0..len).map(|start| Span { row: 0, start, len: 1 }).collect(),
+            origins: vec![String::new(); len],
+        }
+    }
+
+    /// Against PyTorch's own functions and autograd in f64 (`tests/python/make_score_losses.py`).
+    #[test]
+    fn losses_and_gradients_are_those_of_pytorch() {
+        let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
+        let cases = fixture.as_array().unwrap();
+        assert!(cases.len() >= 6);
+        for case in cases {
+            let name = case["name"].as_str().unwrap();
+            let scores = numbers(&case["scores"]);
+            let made = match &case["classes"] {
+                Value::Null => PairwiseLoss {
+                    margin: case["margin"].as_f64().unwrap(),
+                    center_rewards_coefficient: case["center"].as_f64().unwrap(),
+                }
+                .of(&scores),
+                classes => classification(&batch(&numbers(classes)), &scores),
+            };
+            near(name, &[made.objective.value], &[case["loss"].as_f64().unwrap()]);
+            near(name, &made.objective.gradient, &numbers(&case["gradient"]));
+            let right = made.seen.logged().into_iter().find(|extra| extra.on_console).unwrap();
+            near(name, &[right.value], &[case["accuracy"].as_f64().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn a_micro_batch_of_nothing_has_no_loss() {
+        let nothing = classification(&batch(&[]), &[]);
+        assert_eq!((nothing.objective.value, nothing.seen.loss()), (0.0, 0.0));
+        assert!(PairwiseLoss { margin: 0.0, center_rewards_coefficient: 0.0 }.of(&[]).objective.gradient.is_empty());
+    }
+
+    /// A tie is not right of a pair, and of classes it goes to the first, as with argmax.
+    #[test]
+    fn ties() {
+        let right = |made: ScoreLoss| made.seen.right;
+        assert_eq!(right(PairwiseLoss { margin: 0.0, center_rewards_coefficient: 0.0 }.of(&[1.0, 1.0])), 0);
+        assert_eq!(right(classification(&batch(&[0.0, 1.0]), &[1.0, 1.0, 1.0, 1.0])), 1);
+    }
+}

@@ -155,7 +155,7 @@ impl MadeUp {
             gradient_accumulation_steps: 2,
             clips_gradients: false,
             packed: true,
-            loss: Loss::OfTokens,
+            loss: Loss::Tokens,
             asked: Asked::default(),
             drawing: None,
             reference: None,

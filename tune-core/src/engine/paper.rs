@@ -381,11 +381,11 @@ impl<T: Element> Backend for Paper<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// The cross-entropies of tokens.
-    OfTokens,
+    Tokens,
     /// The log-probabilities of tokens, which are computed before it.
-    OfLogProbs,
+    LogProbs,
     /// The scores of sequences.
-    OfScores,
+    Scores,
 }
 
 /// What is known of a training step before there is a model.
@@ -425,7 +425,7 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::forward_backward`].
     pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
-        self.train_with(micro_batches, paper, Loss::OfTokens, |_| Ok(()), None)
+        self.train_with(micro_batches, paper, Loss::Tokens, |_| Ok(()), None)
     }
 
     /// The same where something else comes `before` each micro-batch, where what is minimized may be a function of
@@ -455,9 +455,9 @@ impl StepOnPaper<'_> {
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
             let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.layout);
             let minimized = match loss {
-                Loss::OfTokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
-                Loss::OfLogProbs => Minimized::Of(&mut nothing, 1.0),
-                Loss::OfScores => Minimized::Scores(&mut nothing, 1.0),
+                Loss::Tokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
+                Loss::LogProbs => Minimized::Of(&mut nothing, 1.0),
+                Loss::Scores => Minimized::Scores(&mut nothing, 1.0),
             };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
             gathered.finish(0);

@@ -556,9 +556,9 @@ impl Outline {
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
             loss: match self.data.is_of_pairs() || self.drawing.is_some() {
-                _ if self.head.is_some() => Loss::OfScores,
-                true => Loss::OfLogProbs,
-                false => Loss::OfTokens,
+                _ if self.head.is_some() => Loss::Scores,
+                true => Loss::LogProbs,
+                false => Loss::Tokens,
             },
             drawing: self.drawing,
             reference,

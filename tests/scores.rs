@@ -250,7 +250,7 @@ fn an_adapter_brings_its_head_along() {
     let lora = LoraOptions { modules: vec![LoraModule::QProj], rank: 2, alpha: 4.0, seed: 1, ..Default::default() };
     let lora = lora.with_head();
     let model = case.model(DType::F32, Some(lora.clone()));
-    let base = Checkpoint::open(&Fixture::folder("qwen2_windows")).unwrap();
+    let base = Checkpoint::open(Fixture::folder("qwen2_windows")).unwrap();
     let config = lora.adapter_config_of(&base, &case.spec()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     files::write(folder.path(), &config, &adapter_weights(&model).unwrap(), &TokenizerFiles::default()).unwrap();

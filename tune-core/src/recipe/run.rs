@@ -343,7 +343,12 @@ impl Run {
         };
         let early = self.outline.evaluation.early_stopping.as_ref().zip(self.early_end());
         let early = early.map(|(config, end)| early_words(config, &end));
-        let ending = Ending { measured: &self.measured, best_by: self.outline.best_by(), early: early.as_deref() };
+        let ending = Ending {
+            measured: &self.measured,
+            best_by: self.outline.best_by(),
+            early: early.as_deref(),
+            scores: self.outline.head.is_some(),
+        };
         self.last_saved.as_ref().map(|saved| end_of_run(saved, base, &ending, question))
     }
 

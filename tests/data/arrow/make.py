@@ -3,9 +3,10 @@
 usage: make.py
 needs: pip install pyarrow datasets
 
-stream.arrow, lz4.arrow, zstd.feather   rows of every type, as a stream and as compressed files with a footer
-splits/                                 what `save_to_disk` of `datasets` writes of two splits
-expected.json                           the rows as pyarrow reads them; a value that JSON has no form for is {"python": its type}
+stream.arrow, footer.feather   rows of every type, as a stream and as a file with a footer
+lz4.arrow, zstd.arrow          a text whose buffers are compressed
+splits/                        what `save_to_disk` of `datasets` writes of two splits
+expected.json                  the rows as pyarrow reads them; a value that JSON has no form for is {"python": its type}
 """
 import datetime
 import decimal
@@ -67,8 +68,10 @@ table = pa.table(types)
 with pa.OSFile(str(HERE / "stream.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
     # Two batches.
     writer.write_table(table, max_chunksize=1)
-pa.feather.write_feather(table, str(HERE / "lz4.arrow"), compression="lz4")
-pa.feather.write_feather(table, str(HERE / "zstd.feather"), compression="zstd")
+pa.feather.write_feather(table, str(HERE / "footer.feather"), compression="uncompressed")
+for compression in ["lz4", "zstd"]:
+    text = pa.table({"text": ["a text that is long enough to be compressed, " * 9]})
+    pa.feather.write_feather(text, str(HERE / f"{compression}.arrow"), compression=compression)
 
 shutil.rmtree(HERE / "splits", ignore_errors=True)
 datasets.DatasetDict({

@@ -27,7 +27,7 @@ use crate::{Error, Result, panics};
 const WITH_FOOTER: &[u8] = b"ARROW1";
 const FEATHER_1: &[u8] = b"FEA1";
 
-/// Finds the rows of an Arrow file. They are written out as JSON: buffers may be compressed, and are read by whole batches.
+/// Finds the rows of an Arrow file. They are written out as JSON: they are read by whole batches.
 pub(super) fn find(path: &Path, file: File, wanted: &Columns<'_>, records: &mut Records) -> Result<()> {
     let mut unpacked = Unpacked::begin(path, Kind::Row, records)?;
     let broken = |what: &dyn fmt::Display| Error::file(path, format!("not an Arrow file that can be read: {what}"));
@@ -67,6 +67,12 @@ fn no_panic<T>(work: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, String
     match panics::caught(work) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(ArrowError::IpcError(what) | ArrowError::ParseError(what))) => Err(what),
+        // Of all that could be asked of the crate, compression is what it was built without.
+        Ok(Err(ArrowError::InvalidArgumentError(what))) if what.ends_with("feature") => Err(
+            "its buffers are compressed, which is not read: write it without, in Python: \
+             pyarrow.feather.write_feather(pyarrow.feather.read_table(FILE), OUT, compression=\"uncompressed\")"
+                .to_owned(),
+        ),
         Ok(Err(error)) => Err(error.to_string()),
         Err(panic) => Err(format!("it is damaged: {panic}")),
     }

@@ -68,11 +68,11 @@ fn no_panic<T>(work: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, String
         Ok(Ok(done)) => Ok(done),
         Ok(Err(ArrowError::IpcError(what) | ArrowError::ParseError(what))) => Err(what),
         // Of all that could be asked of the crate, compression is what it was built without.
-        Ok(Err(ArrowError::InvalidArgumentError(what))) if what.ends_with("feature") => Err(
-            "its buffers are compressed, which is not read: write it without, in Python: \
+        Ok(Err(ArrowError::InvalidArgumentError(what))) if what.ends_with("feature") => {
+            Err("its buffers are compressed, which is not read: write it without, in Python: \
              pyarrow.feather.write_feather(pyarrow.feather.read_table(FILE), OUT, compression=\"uncompressed\")"
-                .to_owned(),
-        ),
+                .to_owned())
+        }
         Ok(Err(error)) => Err(error.to_string()),
         Err(panic) => Err(format!("it is damaged: {panic}")),
     }

@@ -77,11 +77,6 @@ fn golden_losses_of_dpo() {
 }
 
 #[test]
-fn golden_losses_of_reward() {
-    golden("reward", &["~dataset_val"]);
-}
-
-#[test]
 fn golden_losses_of_pretrain() {
     golden("pretrain", &[]);
 }

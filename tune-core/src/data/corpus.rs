@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use super::batch::Sample;
 use super::faults::{self, Faults};
 use super::files::Files;
-use super::format::Formatted;
 use super::kind::DataConfig;
 use super::maker::Maker;
 use super::mixture::Mixture;
@@ -247,8 +246,7 @@ impl Corpus {
             *looked_at += 1;
             match encoded {
                 Ok(made) if account[part].count(i, &made) => {
-                    let finished = |made: Formatted| (i, makers[part].finished(made.encoded.sample));
-                    samples.extend(made.into_iter().map(finished));
+                    samples.extend(made.into_iter().map(|formatted| (i, formatted.encoded.sample)));
                 }
                 Ok(_) => {}
                 Err(error) => scan.fault(i, error),

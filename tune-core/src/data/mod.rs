@@ -51,7 +51,6 @@ mod pretrain;
 mod questions;
 mod records;
 mod report;
-mod scored;
 mod scratch;
 mod selected;
 mod source;
@@ -79,7 +78,6 @@ pub use preference::{
 pub use pretrain::{DocumentsDataset, PretrainData};
 pub(crate) use questions::{Question, questions};
 pub use report::{DatasetReport, Mixed};
-pub use scored::{LabelledDataset, ScoredConfig};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;
 pub use tokens::{Header, TokenWidth, TokensDataset};

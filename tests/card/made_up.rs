@@ -158,7 +158,6 @@ impl MadeUp {
             by_log_probs: false,
             asked: Asked::default(),
             drawing: None,
-            fake_quantizer: None,
             reference: None,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,

@@ -19,7 +19,6 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "dpo" => env!("CARGO_BIN_EXE_dpo"),
         "pretrain" => env!("CARGO_BIN_EXE_pretrain"),
         "grpo" => env!("CARGO_BIN_EXE_grpo"),
-        "qat" => env!("CARGO_BIN_EXE_qat"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         other => panic!("there is no recipe {other}"),
     };

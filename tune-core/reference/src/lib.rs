@@ -11,7 +11,6 @@
 pub mod attention;
 pub mod dropout;
 pub mod experts;
-pub mod fake_quant;
 pub mod gate;
 pub mod loss;
 pub mod norm;

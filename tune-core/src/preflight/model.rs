@@ -21,7 +21,6 @@ pub(super) struct Model {
 pub(super) fn device(outline: &Outline, processes: usize, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
         report.take(outline.check_optimizer(&device, processes));
-        report.take(outline.check_where_fake(&device, processes));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }
@@ -57,9 +56,6 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
         shape
     });
     let in_blocks = shape.as_ref().and_then(|shape| report.take(outline.in_blocks(&base, shape)));
-    if let (Some(shape), Some(in_blocks)) = (&shape, &in_blocks) {
-        report.take(outline.check_fake_quantizer(shape, in_blocks));
-    }
     if let Some(in_blocks) = in_blocks.as_ref().filter(|in_blocks| !in_blocks.is_empty()) {
         report.fact("quantized", quantized(in_blocks));
     }

@@ -84,7 +84,6 @@ impl Outline {
         }
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, self.group.world_size())?;
-        self.check_where_fake(&device, self.group.world_size())?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
@@ -95,7 +94,6 @@ impl Outline {
         said.iter().for_each(|line| console.note(line));
         self.check_drawing(&shape)?;
         let in_blocks = self.in_blocks(&base, &shape)?;
-        self.check_fake_quantizer(&shape, &in_blocks)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed()?.unzip();
         let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;

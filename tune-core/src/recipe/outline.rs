@@ -21,9 +21,7 @@ use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
-use crate::models::{
-    Architecture, Decoder, FakeQuantizer, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization,
-};
+use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles};
@@ -111,8 +109,6 @@ pub struct Outline {
     pub fresh: Option<InitConfig>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
-    /// How the model is computed as if it were quantized, if it is.
-    pub fake_quantizer: Option<FakeQuantizer>,
     /// The settings that a resumed run must share.
     pub settings: BTreeMap<String, Json>,
     /// What holds where they say nothing.
@@ -155,7 +151,6 @@ impl Outline {
             reference: None,
             fresh: None,
             drawing: None,
-            fake_quantizer: None,
             settings,
             defaults: settings::defaults(config),
             yaml: config.to_yaml(),
@@ -551,7 +546,6 @@ impl Outline {
             packed: self.data.is_packed(),
             by_log_probs: self.data.is_of_pairs() || self.drawing.is_some(),
             drawing: self.drawing,
-            fake_quantizer: self.fake_quantizer,
             reference,
             batch_size: self.data.batch_size,
             card,

@@ -47,7 +47,6 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     grpo: smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
     pretrain: make_tiny, smollm2_135m, tiny;
-    qat: lora_smollm2_135m, smollm2_135m, tiny;
 };
 
 /// What a name stands for.

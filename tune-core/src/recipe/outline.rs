@@ -19,7 +19,7 @@ use crate::data::{Batch, DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
+use crate::memory_plan::{Asked, Copied, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::ReferenceChoice;
 use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
@@ -545,6 +545,11 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
+            copied: match &self.trained {
+                _ if !self.run.enable_async_checkpointing => None,
+                Trained::Adapters { merged: true, .. } => Some(Copied::WithMerged),
+                _ => Some(Copied::Trained),
+            },
             by_log_probs: self.data.is_of_pairs() || self.drawing.is_some(),
             drawing: self.drawing,
             reference,

@@ -322,6 +322,13 @@ pub fn kernels() -> String {
     Isa::get().to_string()
 }
 
+/// Whether this process computes a row the same to the last bit whatever is computed beside it, on the processor. The kernels with
+/// AVX-512 do; without it products are the `gemm` crate's, which orders a sum by how many rows there are.
+#[must_use]
+pub fn rows_are_independent() -> bool {
+    !matches!(Isa::get(), Isa::Portable | Isa::Avx2)
+}
+
 /// The speed of the processor's matrix product in GFLOP/s, for fp32 or bf16: the median of products
 /// 2048 x 2048 x 2048 by the kernels that training uses. What the speed of a run is measured against.
 pub fn matmul_peak(dtype: DType) -> f64 {

@@ -68,8 +68,8 @@ pub(crate) struct PolicyOptimization {
     reference: Option<Decoder>,
     reward: Reward,
     stop: StopOptions,
-    /// Whether the kernels for one new token round as those of training do.
-    is_exact: bool,
+    /// Whether a card computes, whose kernels for one new token round otherwise than those of training.
+    is_on_card: bool,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
 }
@@ -125,14 +125,14 @@ impl Recipe for PolicyOptimization {
         }
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
         let reward = Reward::new(&cfg.reward)?;
-        let is_exact = matches!(opened.device, Compute::Processor) && engine::rows_are_independent();
+        let is_on_card = !matches!(opened.device, Compute::Processor);
 
         // Everything is known to be sound: only now is anything written.
         let run = opened.begin("Reinforcement learning", &model, optimizer.as_mut())?;
         let stop_tokens = run.tokenizer().stop_tokens().iter().copied().collect();
         let stop = StopOptions { max_new_tokens: cfg.max_new_tokens, stop_tokens };
         let schedule = cfg.lr_scheduler.build();
-        Ok(Self { run, model, adapters, reference, reward, stop, is_exact, optimizer, schedule, cfg })
+        Ok(Self { run, model, adapters, reference, reward, stop, is_on_card, optimizer, schedule, cfg })
     }
 
     fn train(&mut self) -> Result<()> {
@@ -184,7 +184,7 @@ impl Recipe for PolicyOptimization {
                     let batch = rollout.batch.clone();
                     loss += minimize(&self.model, &batch, options, &mut gradients, |log_probs| {
                         if update == 1 {
-                            rollout.check_on_policy(log_probs, self.is_exact)?;
+                            rollout.check_on_policy(log_probs, self.is_on_card)?;
                         }
                         let weights = (totals, self.cfg.kl_beta);
                         Ok(rollout.objective(&self.cfg.loss, log_probs, reference, weights, &mut seen))

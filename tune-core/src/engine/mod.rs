@@ -144,6 +144,17 @@ pub fn minimize(
     sink: &mut dyn GradientSink,
     mut objective: impl FnMut(&[f64]) -> Result<Objective> + Send,
 ) -> Result<f64> {
+    minimize_by(model, batch, options, sink, &mut objective)
+}
+
+/// What is compiled here, and not once more for each objective: the whole engine.
+fn minimize_by(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+    objective: &mut (dyn FnMut(&[f64]) -> Result<Objective> + Send),
+) -> Result<f64> {
     let (positions, places) = (batch.targets.len(), batch.places().collect::<Vec<_>>());
     let mut of_places = |log_probs: &[f64]| {
         let mut all = vec![0.0; positions];
@@ -320,13 +331,6 @@ pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
 #[must_use]
 pub fn kernels() -> String {
     Isa::get().to_string()
-}
-
-/// Whether this process computes a row the same to the last bit whatever is computed beside it, on the processor. The kernels with
-/// AVX-512 do; without it products are the `gemm` crate's, which orders a sum by how many rows there are.
-#[must_use]
-pub fn rows_are_independent() -> bool {
-    !matches!(Isa::get(), Isa::Portable | Isa::Avx2)
 }
 
 /// The speed of the processor's matrix product in GFLOP/s, for fp32 or bf16: the median of products

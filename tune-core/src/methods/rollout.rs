@@ -117,13 +117,13 @@ impl Rollout {
     }
 
     /// Makes sure that every ratio is 1: the model has not changed since the answers were drawn, and `log_probs` are its own,
-    /// `[rows * len]`. Where the kernels for one new token round as those for many do (`is_exact`), they must agree to the last bit; a
-    /// card's do not, nor do those of a processor without AVX-512, and there what training computes is taken from here on.
+    /// `[rows * len]`. On the processor they must agree to the last bit; a card's kernels for one new token round otherwise than
+    /// those for many, so there what training computes is taken from here on.
     ///
     /// # Errors
     /// Log-probabilities that differ: generation and training would not be of the same model.
-    pub fn check_on_policy(&mut self, log_probs: &[f64], is_exact: bool) -> Result<()> {
-        let most = if is_exact { 0.0 } else { ROUNDED };
+    pub fn check_on_policy(&mut self, log_probs: &[f64], is_on_card: bool) -> Result<()> {
+        let most = if is_on_card { ON_CARDS } else { 0.0 };
         // What is no number is told as such later.
         let differ = |(now, old): &(&f64, &f64)| (*now - *old).abs() > most;
         if let Some((now, old)) = log_probs.iter().zip(&self.old).find(differ) {
@@ -171,8 +171,8 @@ impl Rollout {
     }
 }
 
-/// Where kernels round otherwise, log-probabilities of generation and training may be so far apart, in nats.
-const ROUNDED: f64 = 0.5;
+/// On a card, log-probabilities of generation and training may be so far apart, in nats.
+const ON_CARDS: f64 = 0.5;
 
 /// Prompts with their answers as a batch, and the answers' log-probabilities at their positions.
 fn joined(prompts: &[Prompt], answers: &[Answer], samples: usize) -> (Batch, Vec<f64>) {

@@ -59,7 +59,7 @@ fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], team: Team)
         _ if isa.has_avx512() => Plan::new::<T>(isa, (m, n), terms.iter().copied(), team).workspace(),
         _ => {
             let [left, right] = portable::widened::<T>((m, n), terms.iter().copied());
-            room(m * n) + room(left) + room(right)
+            room(portable::sums(m, n)) + room(left) + room(right)
         }
     }
 }

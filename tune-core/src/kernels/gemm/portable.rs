@@ -1,4 +1,8 @@
 //! The same sums through the `gemm` crate, for processors without AVX-512.
+//!
+//! Every sum runs in one order, whatever the number of rows and columns: what training computes is what generation
+//! computes, to the last bit. The crate has kernels of another order for small results, for single rows and for
+//! short sums, so these are kept from it.
 
 use std::ops::Range;
 
@@ -9,10 +13,24 @@ use super::{At, Epilogue, Right, Side, Sides, Term};
 use crate::kernels::quantized::Rows;
 use crate::kernels::view::ViewMut;
 use crate::kernels::workspace::Workspace;
-use crate::kernels::{Element, widen};
+use crate::kernels::{Element, simd, widen};
 
 /// Columns of a result for which a weight in blocks is dequantized at a time.
 const COLS: usize = 256;
+/// Inner elements of one call, which the crate sums in one go, one after the other. How it divides longer sums depends
+/// on the shape.
+const DEPTH: usize = 512;
+/// The crate sums results of no more elements in an order of their own.
+const SMALL: usize = 256;
+/// The same of sums of no more products.
+const SHORT: usize = 2;
+/// A single row is computed twice: alone, the crate would treat it as a vector.
+const LEAST_ROWS: usize = 2;
+
+/// Elements of f32 that the sums of a result `[m, n]` need.
+pub(super) fn sums(m: usize, n: usize) -> usize {
+    m.max(LEAST_ROWS) * n
+}
 
 /// Elements of f32 that the left sides of a product `[m, n]` need, and its right sides.
 pub(super) fn widened<T: Element>((m, n): (usize, usize), terms: impl Iterator<Item = Sides>) -> [usize; 2] {
@@ -63,6 +81,110 @@ impl Strided {
         rows.enumerate().for_each(|(i, row)| from.widened::<T>(i, cols.start, row));
         Self { data: memory.as_ptr(), row: cols.len(), col: 1 }
     }
+
+    /// From row `row` and column `col` on.
+    fn from(self, row: usize, col: usize) -> Self {
+        Self { data: self.data.wrapping_add(row * self.row + col * self.col), ..self }
+    }
+}
+
+/// Adds `left` `[m, inner]` times `right` `[inner, n]` to sums whose rows are `stride` apart.
+///
+/// # Safety
+/// Both sides can be read, and the sums are as many as [`sums`] says.
+unsafe fn add_product(
+    (m, n, inner): (usize, usize, usize),
+    left: Strided,
+    right: Strided,
+    sums: *mut f32,
+    stride: usize,
+    threads: Parallelism,
+) {
+    for depth in (0..inner).step_by(DEPTH) {
+        let count = DEPTH.min(inner - depth);
+        let (left, right) = (left.from(0, depth), right.from(depth, 0));
+        if n == 1 || count <= SHORT || m.max(LEAST_ROWS) * n <= SMALL {
+            // SAFETY: as the caller promises.
+            unsafe { add_in_order((m, n, count), left, right, sums, stride) };
+            continue;
+        }
+        let (rows, left_row) = if m < LEAST_ROWS { (LEAST_ROWS, 0) } else { (m, left.row) };
+        // SAFETY: as the caller promises; a row that is computed twice is read twice.
+        unsafe {
+            gemm::gemm(
+                rows,
+                n,
+                count,
+                sums,
+                1,
+                stride as isize,
+                true,
+                left.data,
+                left.col as isize,
+                left_row as isize,
+                right.data,
+                right.col as isize,
+                right.row as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                threads,
+            );
+        }
+    }
+}
+
+/// The same in the crate's order: a sum of its own, which is then added.
+///
+/// # Safety
+/// As for [`add_product`].
+unsafe fn add_in_order(
+    (m, n, inner): (usize, usize, usize),
+    left: Strided,
+    right: Strided,
+    sums: *mut f32,
+    stride: usize,
+) {
+    /// Columns that are summed at a time.
+    const TOGETHER: usize = 16;
+    let fused = fused();
+    simd(
+        #[inline(always)]
+        || {
+            for row in 0..m {
+                for first in (0..n).step_by(TOGETHER) {
+                    let width = TOGETHER.min(n - first);
+                    let mut of_row = [0f32; TOGETHER];
+                    for k in 0..inner {
+                        // SAFETY: as the caller promises.
+                        let a = unsafe { left.from(row, k).data.read() };
+                        for (j, sum) in of_row[..width].iter_mut().enumerate() {
+                            // SAFETY: as the caller promises.
+                            let b = unsafe { right.from(k, first + j).data.read() };
+                            *sum = if fused { a.mul_add(b, *sum) } else { a * b + *sum };
+                        }
+                    }
+                    for (j, sum) in of_row[..width].iter().enumerate() {
+                        // SAFETY: as the caller promises.
+                        unsafe { *sums.add(row * stride + first + j) += sum };
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Whether the crate's multiply-adds round once on this processor.
+#[cfg(target_arch = "x86_64")]
+fn fused() -> bool {
+    is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fused() -> bool {
+    cfg!(target_arch = "aarch64")
 }
 
 pub(super) fn multiply<T: Element, D: Send>(
@@ -74,7 +196,7 @@ pub(super) fn multiply<T: Element, D: Send>(
 ) {
     let (m, n) = (dst.rows(), dst.cols());
     let mut workspace = Workspace::new(workspace);
-    let sums = workspace.take(m * n);
+    let sums = workspace.take(sums(m, n));
     if parallel {
         sums.par_chunks_mut(1 << 20).for_each(|part| part.fill(0.0));
     } else {
@@ -86,30 +208,9 @@ pub(super) fn multiply<T: Element, D: Send>(
         let left = Strided::new(term.left(), left);
         let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
         let mut add = |cols: Range<usize>, right: Strided| {
-            // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]`.
-            unsafe {
-                gemm::gemm(
-                    m,
-                    cols.len(),
-                    term.inner(),
-                    sums[cols.start..].as_mut_ptr(),
-                    1,
-                    n as isize,
-                    true,
-                    left.data,
-                    left.col as isize,
-                    left.row as isize,
-                    right.data,
-                    right.col as isize,
-                    right.row as isize,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    threads,
-                );
-            }
+            let shape = (m, cols.len(), term.inner());
+            // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]` or more.
+            unsafe { add_product(shape, left, right, sums[cols.start..].as_mut_ptr(), n, threads) };
         };
         let (w, transposed) = match term.right() {
             Right::Stored(side) => {
@@ -129,6 +230,7 @@ pub(super) fn multiply<T: Element, D: Send>(
         // SAFETY: inside, and each row is written once.
         epilogue(at, sums, unsafe { dst.part(row, 0, n) });
     };
+    let sums = &sums[..m * n];
     if parallel {
         sums.par_chunks(n).enumerate().for_each(finish);
     } else {

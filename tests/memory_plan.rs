@@ -183,6 +183,24 @@ fn preference_optimization_takes_what_was_planned() {
     assert!(all_close, "\n{table}");
 }
 
+/// A head of a few scores in place of an output layer, and no logits.
+#[test]
+fn a_head_that_scores_takes_what_was_planned() {
+    let mut table = Table::default();
+    for (what, config, extra) in [
+        ("pairs, adapters", "tiny", &[][..]),
+        ("pairs, adapters, checkpointing", "tiny", &["enable_activation_checkpointing=true"]),
+        ("pairs, all weights, bf16", "tiny", &["~model", "dtype=bf16"]),
+        ("classes, all weights", "tiny_classifier", &[]),
+    ] {
+        let mut args = ["--config", &format!("configs/reward/{config}.yaml")].map(str::to_owned).to_vec();
+        args.extend(["epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"].map(str::to_owned));
+        args.extend(extra.iter().map(|&arg| arg.to_owned()));
+        table.compare(what, "reward", &args);
+    }
+    table.check();
+}
+
 /// The keys and values of all answers of a micro-batch, and answers that are as long as they may be.
 #[test]
 fn reinforcement_learning_takes_what_was_planned() {

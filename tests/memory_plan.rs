@@ -144,7 +144,7 @@ fn every_family_takes_what_was_planned() {
 fn shipped_recipes_take_what_was_planned() {
     compare(&["lora", "full", "pretrain"], 0.0, |name| {
         let config = format!("configs/{name}/tiny.yaml");
-        ["--config", &config, "epochs=1", "log_every_n_steps=1"].map(str::to_owned).to_vec()
+        ["--config", &config, "epochs=1", "max_steps_per_epoch=30", "log_every_n_steps=1"].map(str::to_owned).to_vec()
     });
 }
 

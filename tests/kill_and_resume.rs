@@ -56,6 +56,10 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "lora_schedule" => vec!["optimizer=schedule_free_adamw", "loraplus_lr_ratio=4", "~exact_match"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            "reward" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            "reward_classifier" => {
+                vec!["~model", "~loss", "labels=[plain, secret]", LABELLED, "dtype=bf16", "~dataset_val"]
+            }
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
             "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
             "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
@@ -80,6 +84,9 @@ const MIXTURE: &str = "mixture";
 const MIXED: &str = "dataset=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], packed: true, \
                      packing: best_fit, weight: 2, filter: messages | length == 2}, {_component_: chat, packed: true, \
                      packing: best_fit, data_files: [recipes/tiny/data/held_out.jsonl], weight: 3}]";
+
+/// Texts with labels, in rows that several of them share.
+const LABELLED: &str = "dataset={_component_: labelled, data_files: [recipes/tiny/data/labelled.jsonl], packed: true}";
 
 /// The recipe that runs.
 fn binary(name: &str) -> &str {
@@ -277,6 +284,16 @@ fn dpo_of_all_weights_resumes_bit_for_bit() {
 #[test]
 fn distill_resumes_bit_for_bit() {
     check("distill", 1);
+}
+
+#[test]
+fn reward_resumes_bit_for_bit() {
+    check("reward", 2);
+}
+
+#[test]
+fn a_classifier_resumes_bit_for_bit() {
+    check("reward_classifier", 1);
 }
 
 #[test]

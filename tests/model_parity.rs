@@ -44,7 +44,7 @@ fn check_fixture(family: &str, fixture: &Fixture) {
     let mut all = Vec::new();
     for activation_checkpointing in [false, true] {
         let mut gradients = Gradients::default();
-        let options = RunOptions { scale: 1.0 / trained, activation_checkpointing, dropout: None, noise: None };
+        let options = RunOptions { scale: 1.0 / trained, activation_checkpointing, ..RunOptions::PLAIN };
         let sum = forward_backward(&model, &batch, options, &mut gradients).unwrap();
         let loss = f64::from(fixture.expected["loss"].to_scalar::<f32>().unwrap());
         assert!((sum / trained - loss).abs() <= 1e-5 * loss, "loss {} instead of {loss}", sum / trained);

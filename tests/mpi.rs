@@ -69,8 +69,14 @@ fn processes_learn_what_one_learns() {
         let more = ["epochs=1", "max_steps_per_epoch=6", "dataset.packed=true"];
         let one = folder.path().join(format!("{name}-1"));
         succeed(name, &as_strs(&args(config, &one, 1, &more)));
-        for processes in [2, 4] {
-            let output = folder.path().join(format!("{name}-{processes}"));
+        for (processes, layout) in [
+            (2, &[][..]),
+            (4, &[]),
+            (2, &["data_parallel_replicate_dim=2"]),
+            (4, &["data_parallel_replicate_dim=2", "fsdp_reshard_after_forward=false"]),
+        ] {
+            let output = folder.path().join(format!("{name}-{processes}-{}", layout.len()));
+            let more = [&more, layout].concat();
             let done = mpirun(name, processes, &args(config, &output, processes, &more)).output().unwrap();
             let (said, told) = (text(&done.stderr), text(&done.stdout));
             assert!(done.status.success(), "{said}");
@@ -82,7 +88,7 @@ fn processes_learn_what_one_learns() {
             assert!(!ours.is_empty());
             let worst = worst(&ours, &losses(&one));
             let of_weights = distance(&newest(&output).join(weights), &newest(&one).join(weights));
-            println!("{name} on {processes}: losses off by {worst:.1e}, weights {of_weights:.1e}");
+            println!("{name} on {processes} {layout:?}: losses off by {worst:.1e}, weights {of_weights:.1e}");
             assert!(worst <= 1e-5 && of_weights <= 1e-4);
         }
     }
@@ -106,6 +112,10 @@ fn two_processes_take_what_was_planned() {
         ("lora", &["dtype=fp32", "~exact_match"]),
         ("lora", &["dtype=bf16", "~exact_match", "model.quantize_base=true"]),
         ("dpo", &["~model", "dtype=fp32"]),
+        ("full", &["dtype=fp32", "fsdp_reshard_after_forward=false"]),
+        ("lora", &["dtype=bf16", "~exact_match", "model.quantize_base=true", "fsdp_reshard_after_forward=false"]),
+        ("full", &["dtype=fp32", "data_parallel_replicate_dim=2"]),
+        ("lora", &["dtype=bf16", "~exact_match", "data_parallel_replicate_dim=2"]),
     ] {
         let output = folder.path().join("out");
         let shared = ["epochs=2", "max_steps_per_epoch=3", &model];

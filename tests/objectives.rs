@@ -12,7 +12,7 @@ use tune_core::engine::{Objective, RunOptions, forward_backward, log_probs, mini
 use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
 
-const OPTIONS: RunOptions = RunOptions { scale: 0.5, activation_checkpointing: false, dropout: None, noise: None };
+const OPTIONS: RunOptions = RunOptions { scale: 0.5, ..RunOptions::PLAIN };
 
 fn values(t: &Tensor) -> Vec<f64> {
     t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()

@@ -70,8 +70,7 @@ fn follow(case: &str, options: &LoraOptions, loraplus_lr_ratio: Option<f64>) {
     let trained = batch.trained_tokens() as f64;
     for (step, theirs) in (1..).zip(numbers(&expected, "losses")) {
         let mut gradients = Gradients::default();
-        let options =
-            RunOptions { scale: 1.0 / trained, activation_checkpointing: step % 2 == 0, dropout: None, noise: None };
+        let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: step % 2 == 0, ..RunOptions::PLAIN };
         let ours = forward_backward(&model, &batch, options, &mut gradients).unwrap() / trained;
         assert!((ours - theirs).abs() < 1e-4, "{case}, step {step}: {ours}, and peft has {theirs}");
         gradients.apply(&model, optimizer.as_mut(), lr, 1.0, step).unwrap();

@@ -182,6 +182,11 @@ fn a_sound_run_that_draws_answers() {
 }
 
 #[test]
+fn a_sound_run_that_scores() {
+    sound_run("reward");
+}
+
+#[test]
 fn a_sound_run_from_nothing() {
     sound_run("pretrain");
 }

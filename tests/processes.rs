@@ -89,6 +89,19 @@ fn compare(what: &str, (output, saved): (&Path, &Path), (other, expected): (&Pat
     assert!(worst <= 1e-5 && of_weights <= 1e-4 && of_state <= 1e-3, "{what}");
 }
 
+/// A run's folder as it was behind the first checkpoint of another one.
+fn with_first_checkpoint(of: &Path, output: &Path) {
+    let checkpoint = tune_core::checkpoint::run::checkpoints(of).unwrap().remove(0).path;
+    let copy = output.join(checkpoint.file_name().unwrap());
+    fs::create_dir_all(&copy).unwrap();
+    for entry in fs::read_dir(&checkpoint).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    fs::create_dir(output.join("logs")).unwrap();
+    fs::copy(of.join("logs/metrics.jsonl"), output.join("logs/metrics.jsonl")).unwrap();
+}
+
 const FULL: &[&str] = &["epochs=2", "max_steps_per_epoch=4", "clip_grad_norm=0.5", "dataset.packed=true"];
 
 #[test]
@@ -113,16 +126,7 @@ fn full_on_two_and_four_processes_and_from_one_number_to_another() {
     // From the first epoch's checkpoint of each, on another number of processes.
     for (from, to) in [("one", 2), ("2", 4), ("4", 1)] {
         let output = folder.path().join(format!("{from}-{to}"));
-        let first = |dir: PathBuf| tune_core::checkpoint::run::checkpoints(&dir).unwrap().remove(0).path;
-        let checkpoint = first(folder.path().join(from));
-        let copy = output.join(checkpoint.file_name().unwrap());
-        fs::create_dir_all(&copy).unwrap();
-        for entry in fs::read_dir(&checkpoint).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
-        }
-        fs::create_dir(output.join("logs")).unwrap();
-        fs::copy(folder.path().join(from).join("logs/metrics.jsonl"), output.join("logs/metrics.jsonl")).unwrap();
+        with_first_checkpoint(&folder.path().join(from), &output);
         let resumed: Vec<&str> = FULL.iter().copied().chain(["resume_from_checkpoint=true"]).collect();
         let saved = succeed::<full::FullFinetune>("full", &output, to, &resumed);
         compare(&format!("{from} to {to}"), (&output, &saved), (&one, &expected), "model.safetensors");
@@ -134,6 +138,98 @@ fn full_on_two_and_four_processes_and_from_one_number_to_another() {
     for file in ["model.safetensors", "training_state.safetensors"] {
         assert!(fs::read(saved.join(file)).unwrap() == fs::read(first.join(file)).unwrap(), "{file}");
     }
+}
+
+/// The whole model in each process; two copies of it, each divided; and gathered weights that stay. From one layout to another, too.
+#[test]
+fn copies_of_a_model_learn_what_one_learns() {
+    const EACH: &str = "data_parallel_shard_dim=1";
+    const TWO: &str = "data_parallel_replicate_dim=2";
+    const FOUR: &str = "data_parallel_replicate_dim=4";
+    const STAY: &str = "fsdp_reshard_after_forward=false";
+    let folder = tempfile::tempdir().unwrap();
+    let one = folder.path().join("one");
+    let expected = succeed::<full::FullFinetune>("full", &one, 1, FULL);
+    for (name, processes, layout) in
+        [("copies", 2, &[TWO][..]), ("both", 4, &[TWO, STAY]), ("again", 4, &[TWO]), ("each", 4, &[EACH, FOUR])]
+    {
+        let output = folder.path().join(name);
+        let saved = succeed::<full::FullFinetune>("full", &output, processes, &[FULL, layout].concat());
+        compare(name, (&output, &saved), (&one, &expected), "model.safetensors");
+        let written: Vec<_> = fs::read_dir(&saved).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(written.len(), fs::read_dir(&expected).unwrap().count(), "{written:?}");
+    }
+    let bits = |name: &str, file: &str| {
+        let saved = tune_core::checkpoint::run::latest(&folder.path().join(name)).unwrap().unwrap().path;
+        fs::read(saved.join(file)).unwrap()
+    };
+    for file in ["model.safetensors", "training_state.safetensors"] {
+        assert!(bits("both", file) == bits("again", file), "{file}: where gathered weights stay the bits are the same");
+    }
+    for (from, processes, layout) in
+        [("both", 1, &[][..]), ("both", 2, &[]), ("copies", 4, &[TWO]), ("one", 4, &[TWO, STAY]), ("one", 2, &[TWO])]
+    {
+        let name = format!("{from} to {processes} {}", layout.join(" "));
+        let output = folder.path().join(&name);
+        with_first_checkpoint(&folder.path().join(from), &output);
+        let resumed = [FULL, layout, &["resume_from_checkpoint=true"]].concat();
+        let saved = succeed::<full::FullFinetune>("full", &output, processes, &resumed);
+        compare(&name, (&output, &saved), (&one, &expected), "model.safetensors");
+    }
+}
+
+/// Adapters, also on a base in NF4 and with magnitudes, which need whole weights.
+#[test]
+fn copies_of_a_model_learn_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = ["epochs=1", "max_steps_per_epoch=4", "~exact_match", "model.lora_dropout=0.1"];
+    for (what, processes, more) in [
+        ("divided", 4, &[][..]),
+        ("NF4", 4, &["model.quantize_base=true", "fsdp_reshard_after_forward=false"]),
+        ("magnitudes", 2, &["model.use_dora=true"]),
+    ] {
+        let run = |processes: usize, layout: &[&str]| {
+            let output = folder.path().join(format!("{what} {processes}"));
+            let saved = succeed::<lora::LoraFinetune>("lora", &output, processes, &[&shared, more, layout].concat());
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1, &[]), run(processes, &["data_parallel_replicate_dim=2"]));
+        compare(what, (&output, &saved), (&one, &expected), "adapter_model.safetensors");
+    }
+}
+
+/// Optimizers that need whole matrices have them where each process has the whole model.
+#[test]
+fn copies_of_a_model_are_moved_by_any_optimizer() {
+    let folder = tempfile::tempdir().unwrap();
+    for optimizer in ["adafactor", "muon", "schedule_free_adamw"] {
+        let set = format!("optimizer={optimizer}");
+        let run = |processes: usize, layout: &[&str]| {
+            let output = folder.path().join(format!("{optimizer} {processes}"));
+            let overrides = [&["epochs=1", "max_steps_per_epoch=3", &set], layout].concat();
+            let saved = succeed::<full::FullFinetune>("full", &output, processes, &overrides);
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1, &[]), run(2, &["data_parallel_replicate_dim=2"]));
+        compare(optimizer, (&output, &saved), (&one, &expected), "model.safetensors");
+    }
+}
+
+#[test]
+fn a_layout_that_does_not_fit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    for (processes, layout, said) in [
+        (2, "data_parallel_replicate_dim=3", "data_parallel_replicate_dim=3 does not divide 2 processes"),
+        (2, "data_parallel_shard_dim=4", "times data_parallel_shard_dim=4 is not 2, and 2 processes are there"),
+        (1, "data_parallel_shard_dim=2", "times data_parallel_shard_dim=2 is not 1, and 1 process is there"),
+    ] {
+        for error in on::<full::FullFinetune>("full", &output, processes, &[layout]) {
+            let error = error.unwrap();
+            assert!(error.contains(said) && error.contains("start as many processes as"), "{error}");
+        }
+    }
+    assert!(!output.exists(), "nothing was written");
 }
 
 /// Fresh weights are drawn as a whole, of which each process keeps its rows.

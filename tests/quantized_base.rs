@@ -53,7 +53,8 @@ fn numbers(t: &Tensor) -> Vec<f64> {
 fn run(model: &Decoder, batch: &Batch) -> (f64, BTreeMap<String, Vec<f64>>) {
     let mut gradients = Gradients::default();
     let trained = batch.trained_tokens() as f64;
-    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11), noise: None };
+    let options =
+        RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11), ..RunOptions::PLAIN };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
     let numbers = |(name, gradient): (&str, &Gradient)| (name.to_owned(), numbers(&gradient.to_tensor().unwrap()));
     (loss, gradients.iter().map(numbers).collect())

@@ -17,9 +17,9 @@ use tune_core::artifact::{Prompts, Target, proof};
 use tune_core::checkpoint::Checkpoint;
 use tune_core::checkpoint::gguf::{Export, FileKind};
 use tune_core::checkpoint::merge::{Merged, Part};
-use tune_core::data::{Batch, IGNORE, Span};
+use tune_core::data::{Batch, IGNORE, Loader, LoaderOptions, Sample, Span};
 use tune_core::device::Compute;
-use tune_core::models::{Decoder, LoadOptions, ModelSpec};
+use tune_core::models::{Decoder, LoadOptions, ModelSpec, WithHead};
 use tune_core::peft::LoraOptions;
 use tune_core::tokenizer::TokenizerConfig;
 
@@ -220,4 +220,76 @@ fn recipes_leave_what_others_can_read() {
     write_expected(&merged, &ours);
     let config = Checkpoint::open(merged.join("model")).unwrap().config().clone();
     assert_eq!(config["tie_word_embeddings"], false, "an adapter on the tied output layer unties it");
+}
+
+/// What `reward` leaves behind, with the scores that are computed here: a reward model as an adapter and merged, and a classifier.
+#[test]
+fn scores_are_left_for_others() {
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let into = std::env::var_os("EXPORTS_DIR").map_or_else(|| temporary.path().join("exports"), PathBuf::from);
+    let base = root().join("recipes/tiny/model");
+    let write = |dir: &Path, model: &Decoder, pad: u32| {
+        let (ids, scores) = scores_of(model, pad);
+        let tensors: HashMap<&str, Tensor> = [("input_ids", ids), ("scores", scores.clone())].into();
+        candle_core::safetensors::save(&tensors, dir.join("expected.safetensors")).unwrap();
+        scores
+    };
+    let pad = |dir: &Path| Checkpoint::open(dir).unwrap().config()["pad_token_id"].as_u64().unwrap() as u32;
+    let whole = |dir: &Path, scores: usize| {
+        let checkpoint = Checkpoint::open(dir).unwrap();
+        let spec = ModelSpec::from_json(checkpoint.config()).unwrap().with_scores(scores);
+        let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
+        Decoder::load(spec, &checkpoint, &options).unwrap()
+    };
+
+    let reward = into.join("recipe_reward");
+    let extra = ["save_adapter_weights_only=false", "~dataset_val"];
+    train("reward", &temporary.path().join("reward"), &reward.join("adapter"), &extra);
+    let merged = into.join("recipe_reward_merged");
+    std::fs::create_dir_all(&merged).unwrap();
+    std::fs::rename(reward.join("adapter/merged"), merged.join("model")).unwrap();
+    let padding = pad(&merged.join("model"));
+    let of_merged = write(&merged, &whole(&merged.join("model"), 1), padding);
+
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    let spec = ModelSpec::from_json(checkpoint.config()).unwrap().with_scores(1);
+    let lora = LoraOptions::of_folder(&reward.join("adapter")).unwrap();
+    let options =
+        LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: Some(lora.clone()) };
+    let source = WithHead::new(&checkpoint, &spec, checkpoint.config(), 9).unwrap();
+    let model = Decoder::load(spec, &source, &options).unwrap();
+    lora.load_into(&model, &reward.join("adapter")).unwrap();
+    let adapted = write(&reward, &model, padding);
+    assert!(difference(&of_merged, &adapted) < 1e-3, "merging changed the model");
+
+    let classifier = into.join("recipe_classifier");
+    let classes = ["~model", "~loss", "~dataset_val", "labels=[plain, secret]", LABELLED];
+    train("reward", &temporary.path().join("classifier"), &classifier.join("model"), &classes);
+    write(&classifier, &whole(&classifier.join("model"), 2), padding);
+}
+
+/// Texts with labels.
+const LABELLED: &str = "dataset={_component_: labelled, data_files: [recipes/tiny/data/labelled.jsonl]}";
+
+/// Rows of tokens of all kinds, the second of which is filled up with padding, and their scores.
+fn scores_of(model: &Decoder, pad: u32) -> (Tensor, Tensor) {
+    let lens = [LEN, LEN / 2];
+    let of_row = |len: usize| {
+        (0..len)
+            .map(move |i| (i * 7919 % model.config.vocab_size) as u32)
+            .map(move |id| if id == pad { id + 1 } else { id })
+    };
+    let sample = |len: usize| {
+        let input_ids: Vec<u32> = of_row(len).collect();
+        Sample { targets: vec![IGNORE; len], input_ids, origin: "made up".into() }.scored(0, Some(pad))
+    };
+    let options = LoaderOptions { batch_size: 2, pad_id: pad, ..LoaderOptions::default() };
+    let batch = Loader::new(lens.map(sample).to_vec(), options).unwrap().batch(0, 0).unwrap().unwrap();
+    let wide: Vec<i64> = batch.input_ids.iter().map(|&id| i64::from(id)).collect();
+    let scores: Vec<f32> = tune_core::engine::scores(model, &batch).unwrap().into_iter().map(|x| x as f32).collect();
+    let width = scores.len() / lens.len();
+    (
+        Tensor::from_vec(wide, (lens.len(), LEN), &Device::Cpu).unwrap(),
+        Tensor::from_vec(scores, (lens.len(), width), &Device::Cpu).unwrap(),
+    )
 }

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use families::Fixture;
 use tune_core::data::Batch;
 use tune_core::engine::{self, EmbeddingNoise, RunOptions, forward_backward};
+use tune_core::methods::TokenLoss;
 use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -77,7 +78,8 @@ fn shake(model: &Decoder) {
 fn run(model: &Decoder, batch: &Batch) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let trained = batch.trained_tokens() as f64;
-    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11), noise: None };
+    let options =
+        RunOptions { scale: 1.0 / trained, activation_checkpointing: false, dropout: Some(11), ..RunOptions::PLAIN };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
     (loss, gradients)
 }
@@ -239,7 +241,7 @@ fn magnitudes() {
 fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> Vec<(String, Vec<f64>)> {
     let mut gradients = Gradients::default();
     let scale = 1.0 / batch.trained_tokens() as f64;
-    let options = RunOptions { scale, activation_checkpointing, dropout: Some(11), noise: None };
+    let options = RunOptions { scale, activation_checkpointing, dropout: Some(11), ..RunOptions::PLAIN };
     forward_backward(model, batch, options, &mut gradients).unwrap();
     gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap()))).collect()
 }
@@ -342,47 +344,77 @@ fn merged_weights(lora: LoraOptions) {
     assert!(worst < 1e-4, "{worst}");
 }
 
+/// A mean loss, and its gradients by name.
+type Found = (f64, Vec<(String, Vec<f64>)>);
+
+fn run_with(model: &Decoder, batch: &Batch, options: RunOptions) -> Found {
+    let mut gradients = Gradients::default();
+    let scale = 1.0 / batch.trained_tokens() as f64;
+    let options = RunOptions { scale, activation_checkpointing: true, ..options };
+    let loss = scale * forward_backward(model, batch, options, &mut gradients).unwrap();
+    let gradients = gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap())));
+    (loss, gradients.collect())
+}
+
+/// f32 and bf16 compute what f64 does with these options, and its gradient of the embedding table is the slope of its loss.
+fn is_computed_alike(family: &str, fixture: &Fixture, options: RunOptions) {
+    let batch = fixture.batch();
+    let [exact, single, narrow] = [DType::F64, DType::F32, DType::BF16].map(|dtype| fixture.model(dtype, None));
+    let (loss, gradients) = run_with(&exact, &batch, options);
+    let (in_f32, gradients_in_f32) = run_with(&single, &batch, options);
+    assert!((in_f32 - loss).abs() < 1e-5 * loss, "{family}: {in_f32} instead of {loss}");
+    for ((name, ours), (_, exact)) in gradients_in_f32.iter().zip(&gradients) {
+        let most = exact.iter().fold(0f64, |most, g| most.max(g.abs()));
+        let off = ours.iter().zip(exact).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off <= 1e-4 * most, "{family} {name}: off by {off:e} of {most:e}");
+    }
+    let in_bf16 = run_with(&narrow, &batch, options).0;
+    assert!((in_bf16 - loss).abs() < 0.01 * loss, "{family}: {in_bf16} instead of {loss}");
+
+    let (name, of_table) = gradients.iter().find(|(name, _)| name.ends_with("embed_tokens.weight")).unwrap();
+    let var = exact.trainable().get(name).unwrap().var();
+    let table = values(var);
+    let index = (0..of_table.len()).max_by(|&a, &b| of_table[a].abs().total_cmp(&of_table[b].abs())).unwrap();
+    let at = |delta: f64| {
+        let mut moved = table.clone();
+        moved[index] += delta;
+        var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
+        run_with(&exact, &batch, options).0
+    };
+    let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+    assert!((slope - of_table[index]).abs() < 1e-5 * slope.abs(), "{family}: {slope} and {}", of_table[index]);
+}
+
 /// Noise on embeddings is the same in every type and changes with its key; gradients are those at the noisy embeddings.
 #[test]
 fn noise_on_embeddings() {
-    let run = |model: &Decoder, batch: &Batch, noise: Option<EmbeddingNoise>| {
-        let mut gradients = Gradients::default();
-        let scale = 1.0 / batch.trained_tokens() as f64;
-        let options = RunOptions { scale, activation_checkpointing: true, dropout: None, noise };
-        let loss = scale * forward_backward(model, batch, options, &mut gradients).unwrap();
-        let gradients = gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap())));
-        (loss, gradients.collect::<Vec<_>>())
-    };
+    let with = |alpha, key| RunOptions { noise: Some(EmbeddingNoise { alpha, key }), ..RunOptions::PLAIN };
     for family in ["mistral", "gemma2"] {
         let fixture = Fixture::read(family);
-        let batch = fixture.batch();
-        let [exact, single, narrow] = [DType::F64, DType::F32, DType::BF16].map(|dtype| fixture.model(dtype, None));
-        let of_key = |key| Some(EmbeddingNoise { alpha: 5.0, key });
-        let (loss, gradients) = run(&exact, &batch, of_key(1));
-        let plain = run(&exact, &batch, None).0;
-        assert!((loss - plain).abs() > 1e-3 && (loss - run(&exact, &batch, of_key(2)).0).abs() > 1e-3, "{family}");
-        assert_eq!(plain, run(&exact, &batch, Some(EmbeddingNoise { alpha: 0.0, key: 1 })).0);
+        let (model, batch) = (fixture.model(DType::F64, None), fixture.batch());
+        let loss = |options| run_with(&model, &batch, options).0;
+        let [noisy, plain] = [loss(with(5.0, 1)), loss(RunOptions::PLAIN)];
+        assert!((noisy - plain).abs() > 1e-3 && (noisy - loss(with(5.0, 2))).abs() > 1e-3, "{family}");
+        assert_eq!(plain, loss(with(0.0, 1)));
+        is_computed_alike(family, &fixture, with(5.0, 1));
+    }
+}
 
-        let (in_f32, gradients_in_f32) = run(&single, &batch, of_key(1));
-        assert!((in_f32 - loss).abs() < 1e-5 * loss, "{family}: {in_f32} instead of {loss}");
-        for ((name, ours), (_, exact)) in gradients_in_f32.iter().zip(&gradients) {
-            let most = exact.iter().fold(0f64, |most, g| most.max(g.abs()));
-            let off = ours.iter().zip(exact).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
-            assert!(off <= 1e-4 * most, "{family} {name}: off by {off:e} of {most:e}");
+/// Label smoothing and z-loss, of logits that are capped, too.
+#[test]
+fn what_is_beside_cross_entropy() {
+    let with =
+        |label_smoothing, z_loss| RunOptions { loss: TokenLoss { label_smoothing, z_loss }, ..RunOptions::PLAIN };
+    for family in ["mistral", "gemma2"] {
+        let fixture = Fixture::read(family);
+        let (model, batch) = (fixture.model(DType::F64, None), fixture.batch());
+        let loss = |options| run_with(&model, &batch, options).0;
+        let plain = loss(RunOptions::PLAIN);
+        let mean = engine::evaluate(&model, &batch).unwrap() / batch.trained_tokens() as f64;
+        assert!((plain - mean).abs() < 1e-12 * mean, "{family}");
+        for options in [with(0.1, 0.0), with(0.0, 0.01), with(0.1, 0.01)] {
+            assert!((loss(options) - plain).abs() > 1e-3, "{family}");
+            is_computed_alike(family, &fixture, options);
         }
-        let in_bf16 = run(&narrow, &batch, of_key(1)).0;
-        assert!((in_bf16 - loss).abs() < 0.01 * loss, "{family}: {in_bf16} instead of {loss}");
-
-        let (name, of_table) = gradients.iter().find(|(name, _)| name.ends_with("embed_tokens.weight")).unwrap();
-        let var = exact.trainable().get(name).unwrap().var();
-        let index = (0..of_table.len()).max_by(|&a, &b| of_table[a].abs().total_cmp(&of_table[b].abs())).unwrap();
-        let at = |delta: f64| {
-            let mut moved = values(var);
-            moved[index] += delta;
-            var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
-            run(&exact, &batch, of_key(1)).0
-        };
-        let slope = (at(1e-5) - at(-2e-5)) / 2e-5;
-        assert!((slope - of_table[index]).abs() < 1e-5 * slope.abs(), "{family}: {slope} and {}", of_table[index]);
     }
 }

@@ -95,7 +95,7 @@ fn objectives_and_log_probabilities() {
     let logits = |model| values(&engine::logits(model, &batch).unwrap());
     close("logits", &logits(&on_card), &logits(&plain));
     let minimized = |model: &Decoder| {
-        let options = RunOptions { scale: 0.5, activation_checkpointing: false, dropout: None, noise: None };
+        let options = RunOptions { scale: 0.5, ..RunOptions::PLAIN };
         let mut gradients = Gradients::default();
         let value = engine::minimize(model, &batch, options, &mut gradients, |l| {
             let weight = |i: usize| (i % 3) as f64 - 1.0;

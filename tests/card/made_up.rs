@@ -9,7 +9,7 @@ use serde_json::Value;
 use tune_core::Result;
 use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
-use tune_core::engine::Card;
+use tune_core::engine::{Card, Loss};
 use tune_core::memory_plan::{Asked, MemoryPlan, PlannedCard, Processes, Setting};
 use tune_core::models::{Decoder, Format, InBlocks, LoadOptions, ModelSpec, Quantized, Weight, WeightSource};
 use tune_core::optim::{AdamWConfig, OptimizerConfig};
@@ -155,7 +155,7 @@ impl MadeUp {
             gradient_accumulation_steps: 2,
             clips_gradients: false,
             packed: true,
-            by_log_probs: false,
+            loss: Loss::Tokens,
             asked: Asked::default(),
             drawing: None,
             reference: None,

@@ -96,7 +96,13 @@ const NOISE: Option<EmbeddingNoise> = Some(EmbeddingNoise { alpha: 0.5, key: 11 
 fn run(model: &Decoder, batch: &Batch, checkpointing: bool) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let scale = 1.0 / batch.trained_tokens() as f64;
-    let options = RunOptions { scale, activation_checkpointing: checkpointing, dropout: Some(11), noise: NOISE };
+    let options = RunOptions {
+        scale,
+        activation_checkpointing: checkpointing,
+        dropout: Some(11),
+        noise: NOISE,
+        ..RunOptions::PLAIN
+    };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() * scale;
     (loss, gradients)
 }

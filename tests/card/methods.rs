@@ -143,7 +143,7 @@ fn distillation() {
             if let Some(card) = card {
                 pair = pair.map(|model| on(card, model));
             }
-            let options = RunOptions { scale: 0.25, activation_checkpointing: false, dropout: None, noise: None };
+            let options = RunOptions { scale: 0.25, ..RunOptions::PLAIN };
             let mut gradients = Gradients::default();
             let losses = engine::distill(&pair[0], &pair[1], &batch, mixture, options, &mut gradients).unwrap();
             let gradients: BTreeMap<String, Vec<f64>> =

@@ -373,7 +373,7 @@ fn what_is_planned_is_taken() {
         let mut optimizer = AdamW::new(1e-3, [0.9, 0.999], 1e-8, 0.01);
         for number in 1..=2 {
             let mut gradients = Gradients::default();
-            let options = RunOptions { scale: 0.01, activation_checkpointing: false, dropout: None, noise: None };
+            let options = RunOptions { scale: 0.01, ..RunOptions::PLAIN };
             for _ in 0..2 {
                 forward_backward(&model, &batch, options, &mut gradients).unwrap();
             }

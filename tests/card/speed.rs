@@ -88,7 +88,7 @@ fn measure(case: &Case<'_>, card: &Arc<Card>) -> Decoder {
     let model = &made.model(card);
     let tokens = (batch.rows * batch.len) as f64;
     let scale = 1.0 / (batch.trained_tokens() * accumulated) as f64;
-    let options = RunOptions { scale, activation_checkpointing: false, dropout: None, noise: None };
+    let options = RunOptions { scale, ..RunOptions::PLAIN };
     let forward = last(3, || assert!(evaluate(model, &batch).unwrap().is_finite()));
     let both = last(4, || {
         let mut gradients = Gradients::default();
@@ -182,12 +182,7 @@ fn all_of_a_large_model() {
     let model = measure(&case, &card);
     let batch = self::batch(batch, 128_256);
     let (mut optimizer, mut number) = (AdamW::new(1e-5, [0.9, 0.999], 1e-8, 0.01), 0);
-    let options = RunOptions {
-        scale: 1.0 / batch.trained_tokens() as f64,
-        activation_checkpointing: false,
-        dropout: None,
-        noise: None,
-    };
+    let options = RunOptions { scale: 1.0 / batch.trained_tokens() as f64, ..RunOptions::PLAIN };
     let time = last(3, || {
         number += 1;
         let mut sink = InBackward::new(&mut optimizer, 1e-5, number);

@@ -155,7 +155,7 @@ fn bits_of_the_processors_steps() {
             // The scale of one, and no step before: as two ways of the card.
             let fresh = on_card();
             let [mut first, _, _] = optimizers().into_iter().find(|(n, _)| *n == name).unwrap().1;
-            let options = RunOptions { scale: 0.1, activation_checkpointing: false, dropout: None, noise: None };
+            let options = RunOptions { scale: 0.1, ..RunOptions::PLAIN };
             let mut gradients = Gradients::default();
             forward_backward(&fresh, &batch, options, &mut gradients).unwrap();
             let norm = gradients.norm().unwrap();
@@ -179,7 +179,7 @@ fn norms_and_sums_of_gradients() {
     let Some(card) = card() else { return };
     let batch = odd_batch();
     let model = odd_model(DType::F32, None, Compute::Card(card));
-    let options = |scale| RunOptions { scale, activation_checkpointing: false, dropout: None, noise: None };
+    let options = |scale| RunOptions { scale, ..RunOptions::PLAIN };
     let gathered = |scales: &[f64]| {
         let mut gradients = Gradients::default();
         for &scale in scales {

@@ -25,6 +25,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         modules_to_save: Vec::new(),
         base_adapters: Vec::new(),
         ensure_weight_tying: false,
+        scores: false,
         base_model_name_or_path: Some("some/model".into()),
         revision: Some("v2".into()),
     };

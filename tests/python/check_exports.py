@@ -3,7 +3,7 @@
     python tests/python/check_exports.py
     python tests/python/check_exports.py --model DIR [--adapter DIR] --expected FILE.safetensors
 
-FILE holds `input_ids` [batch, seq] and the `logits` [batch, seq, vocab] that this project computes
+FILE holds `input_ids` [batch, seq] and the `logits` [batch, seq, vocab], or the `scores` [batch, labels], that this project computes
 with the model in DIR, or with the model and the adapter on top of it. No weight may be missing or
 left over, and logits must agree to --tolerance. Without arguments, the tests
 `exports`, `peft_training` and `recipe_exports` write models and adapters of several kinds, which are all checked.
@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 
-def load_model(path):
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+def load_model(path, kind=AutoModelForCausalLM):
+    model, info = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     for kind in ["missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"]:
         if info.get(kind):
             sys.exit(f"{path}: {kind}: {sorted(map(str, info[kind]))}")
@@ -66,6 +66,31 @@ def add_adapter(model, path):
     return model.eval()
 
 
+def check_scores(path, base, adapter, expected, tolerance):
+    """A head that scores sequences: a batch that is padded on the right gets the same scores."""
+    ours, ids = expected["scores"].float(), expected["input_ids"].long()
+    if adapter:
+        if PeftConfig.from_pretrained(adapter).task_type != "SEQ_CLS":
+            sys.exit(f"{path}: the adapter is not for sequence classification")
+        # As TRL has it: what fills rows up is the tokenizer's.
+        pad = AutoTokenizer.from_pretrained(adapter).pad_token_id
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=ours.shape[1], pad_token_id=pad, dtype=torch.float32)
+        model = add_adapter(model.eval(), adapter)
+    else:
+        model = load_model(base, AutoModelForSequenceClassification)
+        labels = json.loads((Path(base) / "config.json").read_text())["id2label"]
+        if model.config.id2label != {int(i): label for i, label in labels.items()} or model.config.num_labels != ours.shape[1]:
+            sys.exit(f"{path}: labels are {model.config.id2label}")
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=(ids != model.config.pad_token_id).long()).logits.float()
+    if theirs.shape != ours.shape or not torch.isfinite(ours).all():
+        sys.exit(f"{path}: scores have the shape {tuple(theirs.shape)} there and {tuple(ours.shape)} here, or are not finite")
+    difference = (theirs - ours).abs().max().item()
+    print(f"{path}: scores differ by at most {difference:.1e}, the largest is {theirs.abs().max().item():.1f}; {check_tokenizer(path)}")
+    if not difference <= tolerance:
+        sys.exit(f"{path}: that is more than {tolerance}")
+
+
 def check_tokenizer(path):
     """Loads the tokenizer where there is one; a template must come along."""
     if not (Path(path) / "tokenizer.json").exists():
@@ -96,6 +121,8 @@ def check_stop_tokens(path, model):
 
 def check(model_path, adapter, expected, tolerance):
     expected = load_file(expected)
+    if "scores" in expected:
+        return check_scores(adapter or model_path, model_path, adapter, expected, tolerance)
     model = load_model(model_path)
     # Of a base that is none of ours, `check` warns.
     if not adapter:

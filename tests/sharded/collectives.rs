@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tune_core::distributed::Group;
 use tune_core::distributed::threads::run;
+use tune_core::distributed::{Group, Layout, Mesh};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -64,6 +64,41 @@ fn collectives_give_what_their_names_say() {
         assert_eq!((gathered, sums, told), (rows.clone(), vec![3.0, 3.0], vec![10]));
         assert_eq!(texts, ["", "x", "xx"]);
     }
+}
+
+/// Pairs of neighbours, and those at the same place of each pair; ranks are the group's own, and errors name those of the run.
+#[test]
+fn groups_are_split_and_sums_go_through_both() {
+    let all = on(4, |group| {
+        let pair = group.split("pairs", group.rank() / 2).unwrap();
+        let same = group.split("the same part", group.rank() % 2).unwrap();
+        assert_eq!((pair.rank(), pair.world_size(), same.rank()), (group.rank() % 2, 2, group.rank() / 2));
+        let sum = |of: &Group| of.all_reduce("ranks", vec![group.rank() as u32]).wait().unwrap()[0];
+        let mesh = Mesh::new(&group, Layout { shards: 2, replicas: 2, keeps_gathered: false }).unwrap();
+        // Of 5 numbers the first of a pair has 3.
+        let numbers: Vec<f32> = (0..5).map(|i| (i * (group.rank() + 1)) as f32).collect();
+        let counts = pair.counts(5, 1);
+        let mine = zeros(counts[pair.rank()]);
+        let scattered = mesh.reduce_scatter("numbers", numbers.clone(), counts, mine, zeros).wait().unwrap();
+        let summed = group.all_reduce_in_place("numbers", numbers, zeros).wait().unwrap();
+        (sum(&pair), sum(&same), scattered, summed)
+    });
+    for (rank, (pair, same, scattered, summed)) in all.into_iter().enumerate() {
+        assert_eq!((pair, same), ([1, 5][rank / 2], [2, 4][rank % 2]));
+        assert_eq!(scattered, [&[0.0, 10.0, 20.0][..], &[30.0, 40.0]][rank % 2]);
+        assert_eq!(summed, [0.0, 10.0, 20.0, 30.0, 40.0]);
+    }
+    let alone = on(2, |group| group.split("each by itself", group.rank()).unwrap().is_single());
+    assert_eq!(alone, [true, true]);
+    let errors = on(4, |group| {
+        let pair = group.split("pairs", group.rank() / 2).unwrap();
+        match group.rank() {
+            3 => String::new(),
+            2 => pair.barrier("block 1").wait().unwrap_err().to_string(),
+            _ => pair.barrier("block 1").wait().map(|()| String::new()).unwrap(),
+        }
+    });
+    assert_eq!(errors, ["", "", "rank 2 of 4, barrier of block 1: rank 3 has ended", ""]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use candle_core::{DType, Tensor};
 use families::Fixture;
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::device::Compute;
-use tune_core::distributed::{Group, threads};
+use tune_core::distributed::{Layout, Mesh, threads};
 use tune_core::engine::{self, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::optim::{AdamW, Gradients, clip_factor};
@@ -59,6 +59,8 @@ struct Outcome {
     validation: f64,
     /// Elements of parameters that were held here.
     held: usize,
+    /// Collectives of the first micro-batch.
+    collectives: u64,
 }
 
 fn values(t: &Tensor) -> Vec<f64> {
@@ -100,8 +102,9 @@ fn batch(vocab: u32, step: usize, index: usize, packed: bool) -> Batch {
     batch
 }
 
-/// A run of some steps by a process of a group: micro-batch `i` of a step belongs to rank `i % world_size`.
-fn train(case: &Case, group: &Group) -> Outcome {
+/// A run of some steps by a process of a mesh: micro-batch `i` of a step belongs to rank `i % world_size`.
+fn train(case: &Case, mesh: &Mesh) -> Outcome {
+    let group = mesh.all();
     let fixture = Fixture::read(case.family);
     let spec = ModelSpec::from_json(&fixture.config).unwrap();
     let vocab = spec.vocab_size as u32;
@@ -111,7 +114,7 @@ fn train(case: &Case, group: &Group) -> Outcome {
         train_weights: case.lora.is_none(),
         lora: case.lora.clone(),
     };
-    let model = Decoder::load_shard(spec, &fixture.weights, &options, group).unwrap();
+    let model = Decoder::load_shard(spec, &fixture.weights, &options, mesh).unwrap();
     let mut optimizer = AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1);
     let mut outcome = Outcome {
         losses: Vec::new(),
@@ -120,6 +123,7 @@ fn train(case: &Case, group: &Group) -> Outcome {
         weights: BTreeMap::new(),
         validation: 0.0,
         held: model.trainable().iter().map(|p| p.var().elem_count()).sum(),
+        collectives: 0,
     };
     for step in 0..STEPS {
         let all: Vec<Batch> = (0..TOGETHER).map(|i| batch(vocab, step, i, case.packed)).collect();
@@ -130,11 +134,15 @@ fn train(case: &Case, group: &Group) -> Outcome {
             scale,
             activation_checkpointing: case.checkpointing,
             dropout: Some(dropout_key(3, number, i)),
-            noise: None,
+            ..RunOptions::PLAIN
         };
         let mut gradients = Gradients::default();
         for (i, batch) in mine {
+            let before = group.collectives();
             loss += scale * forward_backward(&model, batch, run(i), &mut gradients).unwrap();
+            if (step, i) == (0, group.rank()) {
+                outcome.collectives = group.collectives() - before;
+            }
         }
         if step == 0 {
             let whole = model.trainable().iter().map(|parameter| {
@@ -157,9 +165,24 @@ fn train(case: &Case, group: &Group) -> Outcome {
     outcome
 }
 
-fn on(world_size: usize, case: &Case) -> Vec<Outcome> {
-    threads::run(world_size, Duration::from_secs(60), |group| train(case, &group)).unwrap()
+fn on(layout: Layout, case: &Case) -> Vec<Outcome> {
+    let one = |group| train(case, &Mesh::new(&group, layout).unwrap());
+    threads::run(layout.processes(), Duration::from_secs(60), one).unwrap()
 }
+
+const fn layout(shards: usize, replicas: usize, keeps_gathered: bool) -> Layout {
+    Layout { shards, replicas, keeps_gathered }
+}
+
+/// One copy of a model, divided; one in each process; two, each divided.
+const LAYOUTS: [Layout; 6] = [
+    Layout::ONE,
+    layout(2, 1, false),
+    layout(4, 1, true),
+    layout(1, 2, false),
+    layout(1, 4, false),
+    layout(2, 2, false),
+];
 
 /// The length of the difference, relative to that of the second.
 fn distance(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>) -> f64 {
@@ -170,9 +193,9 @@ fn distance(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>) -> f
 }
 
 fn check(case: &Case) {
-    let alone = train(case, &Group::single());
-    for world_size in [1, 2, 4] {
-        let all = on(world_size, case);
+    let alone = train(case, &Mesh::default());
+    for layout in LAYOUTS {
+        let all = on(layout, case);
         let worst = |a: &[f64], b: &[f64]| {
             assert_eq!(a.len(), b.len());
             a.iter().zip(b).fold(0f64, |worst, (a, b)| worst.max((a - b).abs() / b.abs()))
@@ -183,12 +206,12 @@ fn check(case: &Case) {
         let gradients = distance(&first.gradients, &alone.gradients);
         let weights = distance(&first.weights, &alone.weights);
         println!(
-            "{} {world_size}: losses off by {losses:.1e}, norms {norms:.1e}, gradients {gradients:.1e}, weights \
+            "{} on {layout}: losses off by {losses:.1e}, norms {norms:.1e}, gradients {gradients:.1e}, weights \
              {weights:.1e}, validation {validation:.1e}",
             case.family
         );
         assert!(losses <= 1e-5 && norms <= 1e-4 && gradients <= 1e-5 && weights <= 1e-4 && validation <= 1e-5);
-        if world_size == 1 {
+        if layout == Layout::ONE {
             assert_eq!(*first, alone, "one process communicates with nobody");
         }
         let mut held = 0;
@@ -198,8 +221,8 @@ fn check(case: &Case) {
             assert_eq!(same, (&first.losses, &first.norms, &first.gradients, &first.weights, first.validation));
             held += one.held;
         }
-        assert_eq!(held, alone.held, "every element is in one process");
-        assert_eq!(on(world_size, case), all, "the same number of processes gives the same bits");
+        assert_eq!(held, layout.replicas * alone.held, "every element is in one process of each copy");
+        assert_eq!(on(layout, case), all, "the same processes give the same bits");
     }
 }
 
@@ -219,6 +242,34 @@ fn adapters_are_learnt_as_by_one_process() {
         check(&Case { lora, ..Case::lora(family) });
     }
     check(&Case { packed: true, checkpointing: true, ..Case::lora("qwen2") });
+}
+
+/// The bits are those of weights that are gathered twice; a block is gathered once in each micro-batch.
+#[test]
+fn gathered_weights_may_stay_until_the_backward_pass() {
+    for case in [Case::full("llama_tied"), Case { checkpointing: true, ..Case::lora("qwen2") }] {
+        let blocks = Fixture::read(case.family).config["num_hidden_layers"].as_u64().unwrap();
+        for (shards, replicas) in [(2, 1), (2, 2)] {
+            let twice = on(layout(shards, replicas, false), &case);
+            let mut once = on(layout(shards, replicas, true), &case);
+            for (once, twice) in once.iter_mut().zip(&twice) {
+                assert_eq!(once.collectives + blocks, twice.collectives);
+                once.collectives = twice.collectives;
+            }
+            assert_eq!(once, twice);
+        }
+    }
+}
+
+#[test]
+fn a_layout_is_that_of_all_processes() {
+    let errors = threads::run(4, Duration::from_secs(20), |group| {
+        let of = if group.rank() == 3 { layout(1, 4, false) } else { layout(2, 2, false) };
+        Mesh::new(&group, of).unwrap_err().to_string()
+    });
+    for error in errors.unwrap() {
+        assert!(error.contains("rank 3 has another config than rank 0"), "{error}");
+    }
 }
 
 /// Biases, norms of heads, norms behind, fused layers, experts.

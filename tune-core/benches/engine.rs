@@ -74,7 +74,7 @@ fn batch() -> Batch {
 
 fn step(bencher: Bencher, dtype: DType, lora: bool, activation_checkpointing: bool) {
     let (model, batch) = (model(dtype, lora).expect("the sizes are a model's"), batch());
-    let options = RunOptions { scale: 1.0 / TOKENS as f64, activation_checkpointing, dropout: None, noise: None };
+    let options = RunOptions { scale: 1.0 / TOKENS as f64, activation_checkpointing, ..RunOptions::PLAIN };
     bencher
         .counter(ItemsCount::new(TOKENS))
         .bench_local(|| forward_backward(&model, &batch, options, &mut Nowhere).expect("the batch fits the model"));

@@ -30,7 +30,7 @@ use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 pub use end::{Ending, already_complete, end_of_run};
-pub use keys::{Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, RowKeys, RunKeys, StepKeys};
+pub use keys::{Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, RowKeys, RunKeys, ScoredKeys, StepKeys};
 pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, VAL_LOSS, more_is_better};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;

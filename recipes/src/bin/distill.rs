@@ -136,7 +136,7 @@ impl Recipe for Distillation {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                     dropout: Some(dropout_key(self.run.seed(), step.number, i)),
-                    noise: None,
+                    ..RunOptions::PLAIN
                 };
                 let of_batch = engine::distill(&self.model, &self.teacher, batch, mixture, options, &mut gradients)?;
                 cross_entropy += scale * of_batch.cross_entropy;

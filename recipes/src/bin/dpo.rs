@@ -113,16 +113,16 @@ impl Recipe for PreferenceOptimization {
         // A reference that is a model of its own comes first: one that is asked once is gone when the other is loaded.
         let own_reference = match &opened.reference {
             Some((checkpoint, shape)) => {
-                Some(ask(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.group)?)?)
+                Some(ask(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.mesh)?)?)
             }
             None => None,
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
             (None, Some(dir)) => {
-                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.group)?
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
             }
-            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?,
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?,
         };
         let reference = match own_reference {
             Some(reference) => reference,
@@ -161,7 +161,7 @@ impl Recipe for PreferenceOptimization {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                     dropout: Some(dropout_key(self.run.seed(), step.number, i)),
-                    noise: None,
+                    ..RunOptions::PLAIN
                 };
                 let reference = self.reference.log_probs(batch)?;
                 minimize(&self.model, batch, options, &mut gradients, |log_probs| {

@@ -36,6 +36,9 @@ pub(crate) struct FullConfig {
     /// Add noise of this size to the embeddings of tokens while training (NEFTune): 5 to 15. None where null.
     #[config(range = 0.0..)]
     neftune_noise_alpha: Option<f64>,
+    /// What a token's loss has beside its cross-entropy.
+    #[config(flatten)]
+    loss: TokenLoss,
     /// What moves the weights.
     #[config(default)]
     optimizer: OptimizerConfig,
@@ -73,6 +76,7 @@ impl Recipe for FullFinetune {
             architecture: cfg.model.architecture,
             optimizer_in_bwd: Some(cfg.optimizer_in_bwd),
             evaluation: cfg.evaluation.clone(),
+            loss: cfg.loss,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -85,9 +89,9 @@ impl Recipe for FullFinetune {
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: true, lora: None };
         let model = match &opened.resumed {
             Some(saved) => {
-                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options, &opened.group)?
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(&saved.path)?, &options, &opened.mesh)?
             }
-            None => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.group)?,
+            None => Decoder::load_shard(opened.shape.clone(), &opened.base, &options, &opened.mesh)?,
         };
         let mut optimizer = cfg.optimizer.build();
 
@@ -118,6 +122,7 @@ impl Recipe for FullFinetune {
                     .cfg
                     .neftune_noise_alpha
                     .map(|alpha| EmbeddingNoise { alpha, key: dropout_key(self.run.seed(), step.number, i) }),
+                loss: self.cfg.loss,
             };
             let mut loss = 0.0;
             let grad_norm;

@@ -178,8 +178,7 @@ impl Recipe for PolicyOptimization {
                         // What an answer counts in the step is part of its loss.
                         scale: 1.0,
                         activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
-                        dropout: None,
-                        noise: None,
+                        ..RunOptions::PLAIN
                     };
                     let batch = rollout.batch.clone();
                     loss += minimize(&self.model, &batch, options, &mut gradients, |log_probs| {

@@ -37,6 +37,9 @@ pub(crate) struct LoraConfig {
     /// Add noise of this size to the embeddings of tokens while training (NEFTune): 5 to 15. None where null.
     #[config(range = 0.0..)]
     neftune_noise_alpha: Option<f64>,
+    /// What a token's loss has beside its cross-entropy.
+    #[config(flatten)]
+    loss: TokenLoss,
     /// What moves the adapters.
     #[config(default)]
     optimizer: OptimizerConfig,
@@ -74,6 +77,7 @@ impl Recipe for LoraFinetune {
             quantization: cfg.model.quantization(),
             exact_match: cfg.exact_match.clone(),
             evaluation: cfg.evaluation.clone(),
+            loss: cfg.loss,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -90,7 +94,7 @@ impl Recipe for LoraFinetune {
             train_weights: false,
             lora: Some(adapters.clone()),
         };
-        let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.group)?;
+        let model = Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?;
         if let Some(dir) = &start {
             adapters.load_into(&model, dir)?;
         }
@@ -129,6 +133,7 @@ impl Recipe for LoraFinetune {
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                     dropout: Some(key),
                     noise: self.cfg.neftune_noise_alpha.map(|alpha| EmbeddingNoise { alpha, key }),
+                    loss: self.cfg.loss,
                 };
                 loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
             }

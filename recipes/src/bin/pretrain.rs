@@ -39,6 +39,9 @@ pub(crate) struct PretrainConfig {
     /// Leaves no room for accumulation and clipping.
     #[config(default = false)]
     optimizer_in_bwd: bool,
+    /// What a token's loss has beside its cross-entropy.
+    #[config(flatten)]
+    loss: TokenLoss,
     /// What moves the weights.
     #[config(default)]
     optimizer: OptimizerConfig,
@@ -86,6 +89,7 @@ impl Recipe for Pretrain {
             fresh: cfg.from_scratch.then_some(cfg.init),
             optimizer_in_bwd: Some(cfg.optimizer_in_bwd),
             evaluation: cfg.evaluation.clone(),
+            loss: cfg.loss,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -97,7 +101,7 @@ impl Recipe for Pretrain {
         let options =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: true, lora: None };
         let load =
-            |weights: &dyn WeightSource| Decoder::load_shard(opened.shape.clone(), weights, &options, &opened.group);
+            |weights: &dyn WeightSource| Decoder::load_shard(opened.shape.clone(), weights, &options, &opened.mesh);
         let model = match &opened.resumed {
             Some(saved) => load(&Checkpoint::open(&saved.path)?)?,
             None if cfg.from_scratch => {
@@ -127,7 +131,7 @@ impl Recipe for Pretrain {
             // The loss is a mean over the trained tokens of the whole step, not a mean of means.
             let scale = 1.0 / step.trained_tokens() as f64;
             let activation_checkpointing = self.cfg.steps.enable_activation_checkpointing;
-            let options = RunOptions { scale, activation_checkpointing, dropout: None, noise: None };
+            let options = RunOptions { scale, activation_checkpointing, loss: self.cfg.loss, ..RunOptions::PLAIN };
             let mut loss = 0.0;
             let grad_norm;
             if self.cfg.optimizer_in_bwd {

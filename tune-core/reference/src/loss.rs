@@ -32,6 +32,40 @@ pub fn cross_entropy_back(logits: View<'_>, targets: &[u32], weights: &[f64], of
     }
 }
 
+/// `(1 - smoothing) · CE_i + smoothing · mean_j (lse_i - x_ij) + z · lse_i²`, one for each row, with `CE_i` that of [`cross_entropy`]
+/// and `lse_i = ln Σ_j exp(x_ij)`.
+pub fn token_losses(logits: View<'_>, targets: &[u32], smoothing: f64, z: f64) -> Vec<f64> {
+    let each = cross_entropy(logits, targets).into_iter().enumerate();
+    let whole = |(i, loss): (usize, f64)| {
+        if targets[i] == IGNORE {
+            return 0.0;
+        }
+        let (row, lse) = (logits.row(i), log_sum_exp(logits.row(i)));
+        let all = row.iter().map(|x| lse - x).sum::<f64>() / row.len() as f64;
+        (1.0 - smoothing) * loss + smoothing * all + z * lse * lse
+    };
+    each.map(whole).collect()
+}
+
+/// Stores the gradient of `Σ_i weights_i · loss_i` of [`token_losses`] into `of_logits`.
+pub fn token_losses_back(
+    logits: View<'_>,
+    targets: &[u32],
+    weights: &[f64],
+    smoothing: f64,
+    z: f64,
+    of_logits: &mut ViewMut<'_>,
+) {
+    cross_entropy_back(logits, targets, weights, of_logits);
+    for (i, &weight) in weights.iter().enumerate().filter(|(i, _)| targets[*i] != IGNORE) {
+        let (row, lse) = (logits.row(i), log_sum_exp(logits.row(i)));
+        for (j, (g, x)) in of_logits.row(i).iter_mut().zip(row).enumerate() {
+            let (p, right) = ((x - lse).exp(), if j == targets[i] as usize { 1.0 } else { 0.0 });
+            *g += weight * (smoothing * (right - 1.0 / row.len() as f64) + 2.0 * z * lse * p);
+        }
+    }
+}
+
 /// Of each row, with `p` the probabilities of `student` and `q` those of `teacher`, both `[tokens, vocab]`: the forward
 /// divergence `Σ q (ln q - ln p)` and the reverse one, `Σ p (ln p - ln q)`.
 pub fn divergences(student: View<'_>, teacher: View<'_>) -> Vec<[f64; 2]> {

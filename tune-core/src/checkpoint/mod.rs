@@ -35,7 +35,7 @@ pub(crate) use self::run::sync_tree;
 pub(crate) use self::safetensors::same_bits;
 pub use self::sums::Sum;
 pub(crate) use self::sums::of_file;
-use crate::models::{Format, Quantized};
+use crate::models::{Format, HEAD, Quantized, SCORE, SCORES_SEQUENCES};
 use crate::tokenizer::TokenizerFiles;
 use crate::{Error, Result, hub};
 
@@ -335,10 +335,11 @@ impl Checkpoint {
 
     /// There is no tensor of this name.
     pub(crate) fn missing(&self, name: &str) -> Error {
-        Error::file(
-            &self.path,
-            format!("has no tensor `{name}`; it is not a checkpoint of the model that its config describes"),
-        )
+        let what = match name == HEAD && self.shape(SCORE).is_some() {
+            true => SCORES_SEQUENCES.to_owned(),
+            false => format!("has no tensor `{name}`; it is not a checkpoint of the model that its config describes"),
+        };
+        Error::file(&self.path, what)
     }
 
     /// The tokenizer's files; for a GGUF file, made from its metadata.

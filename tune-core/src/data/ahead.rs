@@ -287,14 +287,16 @@ impl Work {
             let len = u32::try_from(sample.input_ids.len())
                 .map_err(|_| Error::setup(format!("{}: the sample has more than 2^32 tokens", sample.origin)))?;
             samples.push(Stored { record, start: self.end + start as u64, len });
+            // What the last token has as its target is no token of the sample: a label.
+            tokens.extend(sample.targets.last().filter(|&&target| target != IGNORE));
         }
         if self.packing.joins == Joins::Across {
             self.join(&samples, &mut tokens);
         }
-        for sample in &samples {
-            let start = (sample.start - self.end) as usize;
-            let tokens = &tokens[start..start + sample.len as usize];
-            self.sums.push((sample.record, crc32c::crc32c(bytemuck::cast_slice(tokens))));
+        let starts = samples.iter().map(|sample| (sample.start - self.end) as usize);
+        let ends = starts.clone().skip(1).chain([tokens.len()]);
+        for ((start, end), sample) in starts.zip(ends).zip(&samples) {
+            self.sums.push((sample.record, crc32c::crc32c(bytemuck::cast_slice(&tokens[start..end]))));
         }
         write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end)
             .map_err(|e| temporary_error(&e))?;

@@ -10,10 +10,26 @@ pub const IGNORE: u32 = u32::MAX;
 pub struct Sample {
     /// Token ids, already cut to the longest allowed length.
     pub input_ids: Vec<u32>,
-    /// For each position the token to predict from it, that is the next one, or [`IGNORE`].
+    /// For each position the token to predict from it, that is the next one, or [`IGNORE`]; of a sample that is [`Sample::scored`], its label.
     pub targets: Vec<u32>,
     /// Where the example came from, for messages: `file.jsonl:17`.
     pub origin: String,
+}
+
+impl Sample {
+    /// The same for a model that scores sequences: its one target is `label`, at its last token that is not `pad`, which is where
+    /// transformers' models for sequence classification take the score. What comes behind that token is left out: nothing before it
+    /// depends on it.
+    #[must_use]
+    pub fn scored(mut self, label: u32, pad: Option<u32>) -> Self {
+        let last = self.input_ids.iter().rposition(|&id| Some(id) != pad).unwrap_or(0);
+        self.input_ids.truncate(last + 1);
+        self.targets = vec![IGNORE; self.input_ids.len()];
+        if let Some(target) = self.targets.last_mut() {
+            *target = label;
+        }
+        self
+    }
 }
 
 /// A stretch of one row that belongs together: attention never leaves it.

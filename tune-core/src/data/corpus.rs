@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::batch::Sample;
 use super::faults::{self, Faults};
 use super::files::Files;
+use super::format::Formatted;
 use super::kind::DataConfig;
 use super::maker::Maker;
 use super::mixture::Mixture;
@@ -246,7 +247,8 @@ impl Corpus {
             *looked_at += 1;
             match encoded {
                 Ok(made) if account[part].count(i, &made) => {
-                    samples.extend(made.into_iter().map(|formatted| (i, formatted.encoded.sample)));
+                    let finished = |made: Formatted| (i, makers[part].finished(made.encoded.sample));
+                    samples.extend(made.into_iter().map(finished));
                 }
                 Ok(_) => {}
                 Err(error) => scan.fault(i, error),

@@ -9,7 +9,7 @@ use crate::config::{Config, Mismatch, Schema, Value};
 #[derive(Debug, Clone, Config)]
 #[config(crate = crate::config)]
 pub struct Files {
-    /// `json`, `jsonl`, `parquet`, `csv` or `tsv`, where the files' names do not tell, or `text`: a file is one document; or a file, a folder or `hf://org/name`, in place of `data_files`.
+    /// `json`, `jsonl`, `parquet`, `arrow`, `csv` or `tsv`, where the files' names do not tell, or `text`: a file is one document; or a file, a folder or `hf://org/name`, in place of `data_files`.
     pub source: Option<Source>,
     /// The folder in `source` that holds one of its subsets.
     #[config(alias = "name")]

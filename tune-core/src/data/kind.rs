@@ -6,6 +6,7 @@ use super::filter::Filter;
 use super::pack::{Joins, Rows};
 use super::preference::PreferenceConfig;
 use super::pretrain::PretrainData;
+use super::scored::Scored;
 use super::selected::Share;
 use super::source::Columns;
 use super::tokens::TokensDataset;
@@ -16,7 +17,9 @@ pub struct DataConfig {
     /// One, or that of the preferred answers and that of the others; none where there is nothing to tokenize.
     pub(super) sides: Vec<DatasetConfig>,
     /// The kind, where it is not that of its side.
-    kind: Option<&'static str>,
+    pub(super) kind: Option<&'static str>,
+    /// What a model that scores sequences learns of it; `None` where tokens are predicted.
+    pub(super) scored: Option<Scored>,
     /// The column whose messages stand before those of either side.
     pub(super) prompt: Option<String>,
     /// What becomes of a sample that does not fit into its row.
@@ -30,14 +33,30 @@ pub struct DataConfig {
 impl From<&DatasetConfig> for DataConfig {
     fn from(config: &DatasetConfig) -> Self {
         let joins = if config.splits() { Joins::Split } else { Joins::Whole };
-        Self { sides: vec![config.clone()], kind: None, prompt: None, joins, share: Share::All, tokens: None }
+        Self {
+            sides: vec![config.clone()],
+            kind: None,
+            scored: None,
+            prompt: None,
+            joins,
+            share: Share::All,
+            tokens: None,
+        }
     }
 }
 
 impl From<&PreferenceConfig> for DataConfig {
     fn from(config: &PreferenceConfig) -> Self {
         let (kind, prompt) = (Some(config.kind()), config.prompt().map(str::to_owned));
-        Self { sides: config.sides().to_vec(), kind, prompt, joins: Joins::Whole, share: Share::All, tokens: None }
+        Self {
+            sides: config.sides().to_vec(),
+            kind,
+            scored: None,
+            prompt,
+            joins: Joins::Whole,
+            share: Share::All,
+            tokens: None,
+        }
     }
 }
 
@@ -48,7 +67,15 @@ impl From<&PretrainData> for DataConfig {
             PretrainData::Tokens(tokens) => Some(tokens.clone()),
             PretrainData::Text(_) | PretrainData::Chat(_) => None,
         };
-        Self { sides: of_samples.into_iter().collect(), kind: None, prompt: None, joins, share: Share::All, tokens }
+        Self {
+            sides: of_samples.into_iter().collect(),
+            kind: None,
+            scored: None,
+            prompt: None,
+            joins,
+            share: Share::All,
+            tokens,
+        }
     }
 }
 
@@ -101,8 +128,9 @@ impl DataConfig {
         max_seq_len.filter(|_| self.joins == Joins::Whole)
     }
 
+    /// Whether a sample is to end with a stop token that is trained: what is scored predicts none.
     pub(super) fn ends_samples(&self) -> bool {
-        self.sides.iter().all(DatasetConfig::ends_samples)
+        self.scored.is_none() && self.sides.iter().all(DatasetConfig::ends_samples)
     }
 
     /// The files, which both sides share.
@@ -119,6 +147,7 @@ impl DataConfig {
     pub(super) fn columns(&self) -> Vec<&str> {
         let mut columns: Vec<&str> = self.sides.iter().flat_map(DatasetConfig::columns).collect();
         columns.extend(self.prompt.as_deref());
+        columns.extend(self.scored.as_ref().and_then(Scored::column));
         columns
     }
 

@@ -4,12 +4,14 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::batch::Sample;
 use super::config::DatasetConfig;
 use super::conversation::missing_column;
 use super::format::{Formatted, Formatter};
 use super::json_text;
 use super::kind::DataConfig;
 use super::records::{Record, Records, kind_of};
+use super::scored::Scored;
 use super::unused::Held;
 use crate::Result;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
@@ -21,12 +23,14 @@ const SIDES: [&str; 2] = ["chosen", "rejected"];
 pub(super) struct Maker<'a> {
     config: &'a DataConfig,
     sides: Vec<Formatter<'a>>,
+    /// What fills rows up.
+    pad: Option<u32>,
 }
 
 impl<'a> Maker<'a> {
     pub(super) fn new(config: &'a DataConfig, tokenizer: &'a Tokenizer) -> Result<Self> {
         let sides = config.sides.iter().map(|side| Formatter::new(side, tokenizer)).collect::<Result<_>>()?;
-        Ok(Self { config, sides })
+        Ok(Self { config, sides, pad: tokenizer.pad() })
     }
 
     /// The chat template with which samples are rendered.
@@ -70,6 +74,7 @@ impl<'a> Maker<'a> {
     /// Checks that a record has what this kind of dataset expects. It is far quicker than making the samples.
     pub(super) fn check(&self, record: &Record) -> Result<()> {
         self.check_columns(record)?;
+        self.class(record)?;
         (0..self.sides.len()).try_for_each(|side| self.sides[side].check(&self.of_side(record, side)))
     }
 
@@ -94,8 +99,28 @@ impl<'a> Maker<'a> {
         count_cut: bool,
     ) -> Result<Vec<Formatted>> {
         self.check_columns(record)?;
-        let encode = |side: usize| self.sides[side].encode(&self.of_side(record, side), max_seq_len, count_cut);
+        let class = self.class(record)?;
+        let encode = |side: usize| {
+            let mut made = self.sides[side].encode(&self.of_side(record, side), max_seq_len, count_cut)?;
+            if let Some(class) = class {
+                made.encoded.sample = made.encoded.sample.scored(class, self.pad);
+            }
+            Ok(made)
+        };
         (0..self.sides.len()).map(encode).collect()
+    }
+
+    /// The number of a record's class, if it has one.
+    fn class(&self, record: &Record) -> Result<Option<u32>> {
+        self.config.scored.as_ref().map_or(Ok(None), |scored| scored.class(record))
+    }
+
+    /// A sample as it is trained: those of a pair that is scored have no target but their last token's, which says where the score is.
+    pub(super) fn finished(&self, sample: Sample) -> Sample {
+        match self.config.scored {
+            Some(Scored::Pair) => sample.scored(0, self.pad),
+            Some(Scored::Class { .. }) | None => sample,
+        }
     }
 
     /// The record as one side sees it: messages name the side.

@@ -51,6 +51,7 @@ mod pretrain;
 mod questions;
 mod records;
 mod report;
+mod scored;
 mod scratch;
 mod selected;
 mod source;
@@ -78,6 +79,7 @@ pub use preference::{
 pub use pretrain::{DocumentsDataset, PretrainData};
 pub(crate) use questions::{Question, questions};
 pub use report::{DatasetReport, Mixed};
+pub use scored::{LabelledDataset, ScoredConfig};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;
 pub use tokens::{Header, TokenWidth, TokensDataset};

@@ -238,13 +238,3 @@ fn a_subset_is_a_folder_of_its_source() {
     assert!(error.starts_with("`subset: one` is a folder of the dataset that `source` names"), "{error}");
     assert!(of("subset: two").is_err());
 }
-
-#[test]
-fn arrow_files_are_refused_with_a_way_on() {
-    let folder = Folder::new();
-    let file = folder.file("data-00000-of-00001.arrow", "ARROW1");
-    for place in [file.as_path(), folder.0.path()] {
-        let error = taken(&[(&config(place, "").unwrap()).into()], 0, None).unwrap_err().to_string();
-        assert!(error.contains("Arrow files are not read: write the dataset as Parquet"), "{error}");
-    }
-}

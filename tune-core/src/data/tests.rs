@@ -23,6 +23,8 @@ mod preference;
 mod pretrain;
 #[path = "questions_tests.rs"]
 mod questions;
+#[path = "scored_tests.rs"]
+mod scored;
 #[path = "selected_tests.rs"]
 mod selected;
 #[path = "tokens_tests.rs"]

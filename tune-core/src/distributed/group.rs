@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::ops::{AddAssign, Deref, DerefMut, Range};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -13,14 +13,23 @@ use std::time::Duration;
 
 use bytemuck::Pod;
 
-use super::transport::{Transport, places};
+use super::transport::{Transport, Transports, places};
 use crate::{Error, Result};
 
 /// The processes that train together, as one of them sees it. A clone is the same group.
 ///
 /// Alone, a process communicates with nobody: every collective is done at once, and there is no thread.
 #[derive(Clone, Default)]
-pub struct Group(Option<Arc<Joined>>);
+pub struct Group(Option<Member>);
+
+/// This process as one of a group.
+#[derive(Clone)]
+struct Member {
+    joined: Arc<Joined>,
+    place: Place,
+    /// Which of the communicating thread's [`Transports`] the group communicates by.
+    by: usize,
+}
 
 /// A group that does not live for this.
 #[derive(Default)]
@@ -32,7 +41,7 @@ impl WeakGroup {
     }
 
     pub(super) fn upgrade(&self) -> Option<Group> {
-        self.0.upgrade().map(|joined| Group(Some(joined)))
+        self.0.upgrade().map(|joined| Group(Some(Member { place: joined.place, joined, by: 0 })))
     }
 }
 
@@ -50,9 +59,10 @@ pub struct Place {
 }
 
 /// A collective on the communicating thread.
-type Job = Box<dyn FnOnce(&mut dyn Transport) + Send>;
+type Job = Box<dyn FnOnce(&mut Transports) + Send>;
 
 struct Joined {
+    /// Who this process is among all.
     place: Place,
     /// How long a collective is waited for.
     limit: Duration,
@@ -61,6 +71,8 @@ struct Joined {
     failed: Mutex<Option<String>>,
     /// Whether all have come to the end of what they do together.
     finished: AtomicBool,
+    /// How many collectives were begun.
+    begun: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -87,7 +99,7 @@ pub struct Pending<R>(State<R>);
 
 enum State<R> {
     Done(Result<R>),
-    Running { result: Receiver<Result<R>>, group: Group, what: String },
+    Running { result: Receiver<Result<R>>, joined: Arc<Joined>, what: String },
 }
 
 impl<R> fmt::Debug for Pending<R> {
@@ -110,11 +122,10 @@ impl<R> Pending<R> {
     /// Another process is gone or in another collective, or the time limit is over: the message names this process, the collective and what
     /// it is about.
     pub fn wait(self) -> Result<R> {
-        let (result, group, what) = match self.0 {
+        let (result, joined, what) = match self.0 {
             State::Done(result) => return result,
-            State::Running { result, group, what } => (result, group, what),
+            State::Running { result, joined, what } => (result, joined, what),
         };
-        let Some(joined) = &group.0 else { return result.recv().unwrap_or_else(|_| Err(ended())) };
         let Place { rank, world_size, .. } = joined.place;
         match result.recv_timeout(joined.limit) {
             Ok(Ok(result)) => Ok(result),
@@ -163,16 +174,17 @@ impl Group {
     ///
     /// # Errors
     /// Those of `open`, and where no thread can be started.
-    pub fn join<T: Transport>(
+    pub fn join<T: Transport + 'static>(
         limit: Duration,
         open: impl FnOnce() -> Result<(T, Place)> + Send + 'static,
     ) -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (sender, place) = channel();
         let communicate = move || match open() {
-            Ok((mut transport, place)) => {
+            Ok((transport, place)) => {
                 let _ = sender.send(Ok(place));
-                queue.into_iter().for_each(|job| job(&mut transport));
+                let mut transports = Transports(vec![Box::new(transport)]);
+                queue.into_iter().for_each(|job| job(&mut transports));
             }
             Err(error) => _ = sender.send(Err(error)),
         };
@@ -185,15 +197,50 @@ impl Group {
             return Ok(Self::single());
         }
         let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
-        let (failed, finished) = (Mutex::new(None), AtomicBool::new(false));
-        Ok(Self(Some(Arc::new(Joined { place, limit, jobs, failed, finished, thread }))))
+        let (failed, finished, begun) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
+        let joined = Arc::new(Joined { place, limit, jobs, failed, finished, begun, thread });
+        Ok(Self(Some(Member { joined, place, by: 0 })))
+    }
+
+    /// The groups that those processes are which name the same `color`: the one that this process is in. It has its own ranks, in the
+    /// order of those here, and its collectives are done by the same thread, in the order in which all were begun. All processes are to
+    /// ask at the same time.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn split(&self, of: &str, color: usize) -> Result<Self> {
+        let Some(Member { joined, place, by }) = &self.0 else { return Ok(Self::single()) };
+        let (by, rank, counts) = (*by, place.rank, vec![size_of::<u64>(); place.world_size]);
+        let split = self.begin_among("split", of, move |transports| {
+            let mut colors = vec![0; counts.iter().sum()];
+            let mine = (color as u64).to_le_bytes();
+            transports.of(by).all_gather(&mine, &counts, &mut colors)?;
+            let part = transports.of(by).split(color)?;
+            transports.0.push(part);
+            let is_same = |of: &&[u8]| **of == mine;
+            let mut colors = colors.chunks_exact(size_of::<u64>());
+            let before = colors.by_ref().take(rank).filter(is_same).count();
+            Ok((transports.0.len() - 1, before, before + colors.filter(is_same).count()))
+        });
+        Ok(match split.wait()? {
+            (_, _, 1) => Self::single(),
+            (by, rank, world_size) => {
+                Self(Some(Member { joined: Arc::clone(joined), place: Place { rank, world_size, ..*place }, by }))
+            }
+        })
+    }
+
+    /// How many collectives this process has begun since it joined the others, in groups that were split off, too.
+    #[must_use]
+    pub fn collectives(&self) -> u64 {
+        self.0.as_ref().map_or(0, |member| member.joined.begun.load(Ordering::Relaxed))
     }
 
     /// Who this process is.
     #[must_use]
     pub fn place(&self) -> Place {
         let alone = Place { rank: 0, world_size: 1, local_rank: 0, local_world_size: 1 };
-        self.0.as_ref().map_or(alone, |joined| joined.place)
+        self.0.as_ref().map_or(alone, |member| member.place)
     }
 
     /// The number of this process, from 0.
@@ -247,19 +294,31 @@ impl Group {
         of: &str,
         collective: impl FnOnce(&mut dyn Transport) -> Result<R> + Send + 'static,
     ) -> Pending<R> {
-        let Some(joined) = &self.0 else {
+        let by = self.0.as_ref().map_or(0, |member| member.by);
+        self.begin_among(kind, of, move |transports| collective(transports.of(by)))
+    }
+
+    /// The same of what several groups of this process have a part in.
+    fn begin_among<R: Send + 'static>(
+        &self,
+        kind: &str,
+        of: &str,
+        collective: impl FnOnce(&mut Transports) -> Result<R> + Send + 'static,
+    ) -> Pending<R> {
+        let Some(Member { joined, .. }) = &self.0 else {
             return Pending(State::Done(Err(Error::Training(format!("a {kind} of {of} by a single process")))));
         };
+        joined.begun.fetch_add(1, Ordering::Relaxed);
         if let Some(why) = lock(&joined.failed).clone() {
             return Pending(State::Done(Err(Error::Training(why))));
         }
         let (sender, result) = channel();
-        let job: Job = Box::new(move |transport| _ = sender.send(collective(transport)));
+        let job: Job = Box::new(move |transports| _ = sender.send(collective(transports)));
         if let Some(jobs) = &*lock(&joined.jobs) {
             // A thread that has ended is found by who waits.
             let _ = jobs.send(job);
         }
-        Pending(State::Running { result, group: self.clone(), what: format!("{kind} of {of}") })
+        Pending(State::Running { result, joined: Arc::clone(joined), what: format!("{kind} of {of}") })
     }
 
     /// The parts of all processes one behind the other, in the order of their ranks, in `all`; `counts` are their elements.
@@ -307,22 +366,63 @@ impl Group {
             return Pending::done(mine);
         }
         self.begin("reduce-scatter", of, move |transport| {
-            let share = counts[rank];
-            let from_each = vec![share; counts.len()];
-            let mut parts = scratch(share * counts.len());
-            transport.all_to_all(
-                bytemuck::cast_slice(&all),
-                &bytes_of::<T>(&counts),
-                bytemuck::cast_slice_mut(&mut parts),
-                &bytes_of::<T>(&from_each),
-            )?;
-            drop(all);
-            let (first, others) = parts.split_at(share);
-            mine.copy_from_slice(first);
-            for part in others.chunks_exact(share.max(1)) {
-                mine.iter_mut().zip(part).for_each(|(sum, more)| *sum += *more);
-            }
+            scatter_sum(transport, all, &counts, &mut mine, scratch)?;
             Ok(mine)
+        })
+    }
+
+    /// The same over all processes of this group, and then over all of `same`, which are those that have the same part of what other
+    /// groups have.
+    ///
+    /// # Panics
+    /// As [`Group::reduce_scatter`].
+    pub(super) fn reduce_scatter_among<T: Pod + AddAssign, S, D>(
+        &self,
+        same: &Self,
+        of: &str,
+        all: S,
+        counts: Vec<usize>,
+        mut mine: D,
+        scratch: fn(usize) -> D,
+    ) -> Pending<D>
+    where
+        S: Deref<Target = [T]> + Send + 'static,
+        D: DerefMut<Target = [T]> + Send + 'static,
+    {
+        let (here, others) = match (&self.0, &same.0) {
+            (_, None) => return self.reduce_scatter(of, all, counts, mine, scratch),
+            (None, Some(_)) => {
+                mine.copy_from_slice(&all);
+                return same.all_reduce_in_place(of, mine, scratch);
+            }
+            (Some(here), Some(others)) => (here, others),
+        };
+        assert!(counts[self.rank()] == mine.len() && counts.iter().sum::<usize>() == all.len(), "sum of {of}");
+        let (by_here, by_others, rank, shares) = (here.by, others.by, same.rank(), same.counts(mine.len(), 1));
+        self.begin_among("reduce-scatter and all-reduce", of, move |transports| {
+            scatter_sum(transports.of(by_here), all, &counts, &mut mine, scratch)?;
+            all_sum(transports.of(by_others), rank, &shares, &mut mine, scratch)?;
+            Ok(mine)
+        })
+    }
+
+    /// A sum over all processes, in place, for what is large: each adds up its part, and all get all parts.
+    pub fn all_reduce_in_place<T: Pod + AddAssign, D>(
+        &self,
+        of: &str,
+        mut numbers: D,
+        scratch: fn(usize) -> D,
+    ) -> Pending<D>
+    where
+        D: DerefMut<Target = [T]> + Send + 'static,
+    {
+        if self.is_single() {
+            return Pending::done(numbers);
+        }
+        let (rank, shares) = (self.rank(), self.counts(numbers.len(), 1));
+        self.begin("all-reduce", of, move |transport| {
+            all_sum(transport, rank, &shares, &mut numbers, scratch)?;
+            Ok(numbers)
         })
     }
 
@@ -376,14 +476,14 @@ impl Group {
     /// As [`Pending::wait`].
     pub fn finish(&self) -> Result<()> {
         self.barrier("the end of the run").wait()?;
-        if let Some(joined) = &self.0 {
+        if let Some(Member { joined, .. }) = &self.0 {
             joined.finished.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
     pub(super) fn downgrade(&self) -> WeakGroup {
-        WeakGroup(self.0.as_ref().map_or_else(Weak::new, Arc::downgrade))
+        WeakGroup(self.0.as_ref().map_or_else(Weak::new, |member| Arc::downgrade(&member.joined)))
     }
 
     /// What each process has, one behind the other in the order of their ranks: any number of elements of each.
@@ -418,6 +518,56 @@ impl Group {
         let text = |rank: usize| String::from_utf8_lossy(&all[places[rank]..places[rank + 1]]).into_owned();
         Ok((0..self.world_size()).map(text).collect())
     }
+}
+
+/// This process's part of the sum of what all have, of which `counts` are the elements of each part.
+fn scatter_sum<T: Pod + AddAssign, D: DerefMut<Target = [T]>>(
+    transport: &mut dyn Transport,
+    all: impl Deref<Target = [T]>,
+    counts: &[usize],
+    mine: &mut [T],
+    scratch: fn(usize) -> D,
+) -> Result<()> {
+    let share = mine.len();
+    let mut parts = scratch(share * counts.len());
+    transport.all_to_all(
+        bytemuck::cast_slice(&all),
+        &bytes_of::<T>(counts),
+        bytemuck::cast_slice_mut(&mut parts),
+        &bytes_of::<T>(&vec![share; counts.len()]),
+    )?;
+    drop(all);
+    mine.copy_from_slice(add_up(&mut parts, share));
+    Ok(())
+}
+
+/// The sum of what all have, in its place. `shares` are the elements that each adds up for all.
+fn all_sum<T: Pod + AddAssign, D: DerefMut<Target = [T]>>(
+    transport: &mut dyn Transport,
+    rank: usize,
+    shares: &[usize],
+    numbers: &mut [T],
+    scratch: fn(usize) -> D,
+) -> Result<()> {
+    let share = shares[rank];
+    let mut parts = scratch(share * shares.len());
+    transport.all_to_all(
+        bytemuck::cast_slice(numbers),
+        &bytes_of::<T>(shares),
+        bytemuck::cast_slice_mut(&mut parts),
+        &bytes_of::<T>(&vec![share; shares.len()]),
+    )?;
+    let sum = add_up(&mut parts, share);
+    transport.all_gather(bytemuck::cast_slice(sum), &bytes_of::<T>(shares), bytemuck::cast_slice_mut(numbers))
+}
+
+/// The sum of parts of so many elements, in their order, in the place of the first.
+fn add_up<T: Copy + AddAssign>(parts: &mut [T], share: usize) -> &[T] {
+    let (sum, others) = parts.split_at_mut(share);
+    for part in others.chunks_exact(share.max(1)) {
+        sum.iter_mut().zip(part).for_each(|(sum, more)| *sum += *more);
+    }
+    sum
 }
 
 fn bytes_of<T>(counts: &[usize]) -> Vec<usize> {

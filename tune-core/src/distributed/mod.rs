@@ -2,10 +2,12 @@
 //!
 //! A [`Group`] is the processes that train together, and what they do together: collectives, each of which can go on while its
 //! caller computes. Bytes are moved by a [`Transport`]; sums are made here, in the order of ranks, so that their bits depend on the
-//! number of processes alone. With one process nothing here does anything.
+//! number of processes alone. With one process nothing here does anything. A [`Mesh`] says who divides a model with whom, and who has the same
+//! part of it.
 
 mod group;
 mod launched;
+mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
 pub mod threads;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use group::WeakGroup;
 pub use group::{Group, Pending, Place};
 use launched::Launched;
+pub use mesh::{Layout, Mesh, MeshKeys};
 pub use transport::Transport;
 
 use crate::{Error, Result};

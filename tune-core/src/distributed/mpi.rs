@@ -1,11 +1,12 @@
 //! MPI, by the system's library. All calls are made by the one thread that communicates.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mpi::datatype::{Equivalence, Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::request::{Request, Scope, scope};
-use mpi::topology::SimpleCommunicator;
+use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 use mpi::{Count, Threading};
 
@@ -18,11 +19,11 @@ const EAGER: Duration = Duration::from_micros(50);
 /// The pause between two questions after that: the processor is needed by those who compute.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// The processes that `mpirun` or the like started.
+/// The processes that `mpirun` or the like started, or some of them.
 pub(super) struct ByMpi {
     world: SimpleCommunicator,
-    /// MPI ends with it.
-    _universe: Universe,
+    /// MPI ends with the last of these.
+    universe: Rc<Universe>,
 }
 
 /// Joins the others.
@@ -39,7 +40,7 @@ pub(super) fn open() -> Result<(ByMpi, Place)> {
         local_rank: number(local.rank()),
         local_world_size: number(local.size()),
     };
-    Ok((ByMpi { world, _universe: universe }, place))
+    Ok((ByMpi { world, universe: Rc::new(universe) }, place))
 }
 
 /// Waits until a collective is over.
@@ -117,5 +118,13 @@ impl Transport for ByMpi {
         Count::try_from(bytes.len()).map_err(|_| too_many(bytes.len()))?;
         scope(|scope| wait(self.world.process_at_rank(root).immediate_broadcast_into(scope, bytes)));
         Ok(())
+    }
+
+    fn split(&mut self, color: usize) -> Result<Box<dyn Transport>> {
+        let color = Count::try_from(color).map_err(|_| too_many(color))?;
+        match self.world.split_by_color(Color::with_value(color)) {
+            Some(world) => Ok(Box::new(Self { world, universe: Rc::clone(&self.universe) })),
+            None => Err(Error::Training("MPI made no communicator for some of its processes".to_owned())),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Processes that are threads of this one: all that is done among processes can be tried without any.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +10,20 @@ use crate::{Error, Result};
 
 /// Where the threads meet for a collective.
 struct Meeting {
+    /// What those who meet are called.
+    ranks: Vec<usize>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Where some of them meet, by the number of the collective in which they parted and what they named.
+    parted: Mutex<HashMap<(u64, usize), Arc<Meeting>>>,
+}
+
+impl Meeting {
+    fn of(ranks: Vec<usize>) -> Arc<Self> {
+        let state =
+            State { here: ranks.iter().map(|_| None).collect(), gone: vec![false; ranks.len()], ..State::default() };
+        Arc::new(Self { ranks, state: Mutex::new(state), changed: Condvar::new(), parted: Mutex::default() })
+    }
 }
 
 #[derive(Default)]
@@ -49,6 +62,12 @@ impl Drop for ByMemory {
 impl ByMemory {
     /// What all bring to the same collective.
     fn meet(&self, kind: &'static str, bytes: &[u8], for_each: &[usize]) -> Result<Arc<Vec<Arc<Brought>>>> {
+        self.meet_as(kind, bytes, for_each).map(|(_, all)| all)
+    }
+
+    /// The same with the number of the collective.
+    fn meet_as(&self, kind: &'static str, bytes: &[u8], for_each: &[usize]) -> Result<(u64, Arc<Vec<Arc<Brought>>>)> {
+        let name = |rank: usize| self.meeting.ranks[rank];
         let mut state = self.meeting.state.lock().unwrap_or_else(PoisonError::into_inner);
         let this = state.over;
         let brought = Brought { kind, bytes: bytes.to_vec(), for_each: for_each.to_vec() };
@@ -61,7 +80,7 @@ impl ByMemory {
         while state.over == this {
             let missing = |(rank, gone): (usize, &bool)| (*gone && state.here[rank].is_none()).then_some(rank);
             if let Some(rank) = state.gone.iter().enumerate().find_map(missing) {
-                return Err(Error::Training(format!("rank {rank} has ended")));
+                return Err(Error::Training(format!("rank {} has ended", name(rank))));
             }
             state = self.meeting.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -69,9 +88,9 @@ impl ByMemory {
         drop(state);
         match all.iter().enumerate().find(|(_, other)| other.kind != kind) {
             Some((rank, other)) => {
-                Err(Error::Training(format!("rank {rank} is in another collective, {}", other.kind)))
+                Err(Error::Training(format!("rank {} is in another collective, {}", name(rank), other.kind)))
             }
-            None => Ok(all),
+            None => Ok((this, all)),
         }
     }
 }
@@ -100,6 +119,16 @@ impl Transport for ByMemory {
         bytes.copy_from_slice(&parts[root].bytes);
         Ok(())
     }
+
+    fn split(&mut self, color: usize) -> Result<Box<dyn Transport>> {
+        let (number, all) = self.meet_as("split", &color.to_le_bytes(), &[])?;
+        let ranks: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].bytes == color.to_le_bytes()).collect();
+        let rank = ranks.iter().filter(|&&rank| rank < self.rank).count();
+        let mut parted = self.meeting.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = || ranks.iter().map(|&rank| self.meeting.ranks[rank]).collect();
+        let meeting = Arc::clone(parted.entry((number, color)).or_insert_with(|| Meeting::of(names())));
+        Ok(Box::new(Self { rank, meeting }))
+    }
 }
 
 /// Runs `f` in `world_size` threads that are the processes of a group, each with one thread to compute on, and returns what they
@@ -112,9 +141,7 @@ impl Transport for ByMemory {
 /// # Panics
 /// If `f` does.
 pub fn run<R: Send>(world_size: usize, limit: Duration, f: impl Fn(Group) -> R + Sync) -> Result<Vec<R>> {
-    let state =
-        State { here: (0..world_size).map(|_| None).collect(), gone: vec![false; world_size], ..State::default() };
-    let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
+    let meeting = Meeting::of((0..world_size).collect());
     let process = |rank: usize| {
         let meeting = Arc::clone(&meeting);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();

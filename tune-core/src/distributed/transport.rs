@@ -25,6 +25,22 @@ pub trait Transport {
     /// # Errors
     /// As [`Transport::all_gather`].
     fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// What moves bytes between some of these processes, this one among them: those that name the same `color`, in the order of their
+    /// ranks. All processes call it at the same time.
+    ///
+    /// # Errors
+    /// As [`Transport::all_gather`].
+    fn split(&mut self, color: usize) -> Result<Box<dyn Transport>>;
+}
+
+/// What the communicating thread moves bytes by: between all processes first, then between some of them.
+pub(super) struct Transports(pub(super) Vec<Box<dyn Transport>>);
+
+impl Transports {
+    pub(super) fn of(&mut self, which: usize) -> &mut dyn Transport {
+        &mut *self.0[which]
+    }
 }
 
 /// Where each of some parts begins that follow each other, and where the last ends.

@@ -14,7 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -181,13 +181,14 @@ pub(crate) trait Backend: Sized {
 
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
-    /// The cross-entropy of each row of `logits` `[m, vocab]`, capped first where there is a `cap`, with its target, and with `weights`, a factor a row, the
-    /// gradient of the weighted sum, in the memory that the logits had.
+    /// The loss `of` each row of `logits` `[m, vocab]`, capped first where there is a `cap`, and of its target; and with `weights`, a factor
+    /// a row, the gradient of the weighted sum, in the memory that the logits had. A card computes cross-entropy alone.
     fn loss(
         &self,
         logits: Self::Sums,
         vocab: usize,
         cap: Option<f64>,
+        of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self>;
@@ -204,6 +205,10 @@ pub(crate) trait Backend: Sized {
     ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
+    /// The first `count` sums of a buffer.
+    fn read_sums(&self, x: &Self::Sums, count: usize) -> Vec<f64>;
+    /// Numbers as activations: a gradient that was computed elsewhere.
+    fn given(&self, numbers: &[f64]) -> Self::Acts;
     /// Rows of logits that exist at a time, at most, where the output layer's weight is trained or is not.
     fn rows_at_once(&self, vocab: usize, _: bool) -> usize {
         rows_at_once(vocab)
@@ -211,7 +216,7 @@ pub(crate) trait Backend: Sized {
 }
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
-pub(crate) trait Reads<'m>: Backend {
+pub(crate) trait Reads<'m>: Backend + 'm {
     /// A parameter.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use crate::models::{LoadOptions, ModelSpec, RandomWeights};
 use crate::optim::Gradients;
 
 const VOCAB: u32 = 97;
-const OPTIONS: RunOptions = RunOptions { scale: 0.25, activation_checkpointing: false, dropout: None, noise: None };
+const OPTIONS: RunOptions = RunOptions { scale: 0.25, ..RunOptions::PLAIN };
 
 /// A llama, or a gemma whose logits are capped.
 fn model(family: &str, hidden: usize, vocab: u32, (seed, dtype): (u64, DType), trained: bool) -> Decoder {

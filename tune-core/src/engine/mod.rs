@@ -35,7 +35,7 @@ pub use cuda::Card;
 use cuda::Cuda;
 pub(crate) use cuda::{Move, OnCard, Rule, Squares};
 use half::bf16;
-pub use paper::Work;
+pub use paper::{Loss, Work};
 pub(crate) use paper::{Paper, StepOnPaper};
 pub(crate) use paper_gradients::State;
 use parameters::{Held, Parameters};
@@ -48,7 +48,7 @@ use to_model::ToModel;
 
 use crate::data::Batch;
 use crate::kernels::{Isa, softmax};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
@@ -64,6 +64,19 @@ pub struct RunOptions {
     pub dropout: Option<u64>,
     /// Noise on the embeddings of tokens; none if `None`.
     pub noise: Option<EmbeddingNoise>,
+    /// What [`forward_backward`] minimizes of each trained token. The others have losses of their own, on cross-entropy alone.
+    pub loss: TokenLoss,
+}
+
+impl RunOptions {
+    /// The sum of cross-entropy, and nothing else.
+    pub const PLAIN: Self = Self {
+        scale: 1.0,
+        activation_checkpointing: false,
+        dropout: None,
+        noise: None,
+        loss: TokenLoss::CROSS_ENTROPY,
+    };
 }
 
 /// Noise on the embeddings of tokens, so that a model learns from few examples without repeating them word by word (NEFTune, Jain et
@@ -95,16 +108,19 @@ macro_rules! on_backend {
 /// if the loss is not finite.
 ///
 /// # Errors
-/// A token outside the vocabulary, a model on a device or in a type that is not trained in, or a trained parameter that got
-/// no gradient (a bug).
+/// A token outside the vocabulary, a model on a device or in a type that is not trained in, a [`TokenLoss`] that a card does not
+/// compute, or a trained parameter that got no gradient (a bug).
 pub fn forward_backward(
     model: &Decoder,
     batch: &Batch,
     options: RunOptions,
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
+    if model.card().is_some() {
+        options.loss.check_on_card()?;
+    }
     let batch = batch.without_padding();
-    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale), None, options, sink))?.0)
+    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.0)
 }
 
 /// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.
@@ -172,6 +188,49 @@ fn minimize_by(
     Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
 }
 
+/// Runs a micro-batch forward and back to minimize a function of the scores of its sequences, for a model whose output layer
+/// scores them ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
+///
+/// A sequence is scored at its position that has a target: [`Sample::scored`](crate::data::Sample::scored) gives one to its last
+/// token alone, where transformers' models for sequence classification take the score. `objective` is given `[sequences, scores]`,
+/// in the order of [`Batch::spans`], and says what is minimized and its derivative with respect to each score. Returns what it
+/// said, not scaled. Of the output layer there is no forward pass but that of the scored positions, twice.
+///
+/// # Errors
+/// As [`forward_backward`], those of `objective`, and a gradient of another length than the scores.
+pub fn minimize_scores(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+    mut objective: impl FnMut(&[f64]) -> Result<Objective> + Send,
+) -> Result<f64> {
+    let mut checked = |scores: &[f64]| {
+        let said = objective(scores)?;
+        match said.gradient.len() == scores.len() {
+            true => Ok(said),
+            false => Err(Error::Training(format!(
+                "the objective's gradient has {} numbers, but the batch has {} scores",
+                said.gradient.len(),
+                scores.len()
+            ))),
+        }
+    };
+    let batch = batch.without_padding();
+    Ok(on_backend!(model, train(&batch, Minimized::Scores(&mut checked, options.scale), None, options, sink))?.0)
+}
+
+/// The scores of a batch's sequences, as [`minimize_scores`] has them, without dropout: `[sequences, scores]`.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn scores(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
+    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).scores()
+    }
+    on_backend!(model, kept(&batch.without_padding()))
+}
+
 /// A student's two losses of a batch, see [`distill`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Distilled {
@@ -211,12 +270,14 @@ pub fn distill(
     if student.dtype() != teacher.dtype() || !same_card {
         return Err(Error::setup("the teacher must be computed where the student is, and in the same precision"));
     }
-    if ![student, teacher].iter().all(|model| model.group().is_single()) {
+    if ![student, teacher].iter().all(|model| model.mesh().is_single()) {
         return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
     }
     let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
-    let (cross_entropy, divergence) =
-        on_backend!(student, train(&batch, Minimized::Sum(options.scale), teacher, options, sink))?;
+    let (cross_entropy, divergence) = on_backend!(
+        student,
+        train(&batch, Minimized::Sum(options.scale, TokenLoss::CROSS_ENTROPY), teacher, options, sink)
+    )?;
     Ok(Distilled { cross_entropy, divergence })
 }
 
@@ -232,13 +293,13 @@ fn train<'m, B: Reads<'m>>(
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
-    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None));
+    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None, false));
     let teacher = teacher.zip(parameters_of_teacher.as_ref()).map(|((teacher, mixture), parameters)| {
         let run = Run::new(backend, &teacher.config, &**parameters, batch);
         (run, mixture)
     });
     let taught = teacher.as_ref().map(|(run, mixture)| Taught::new(run, *mixture)).transpose()?;
-    let parameters = parameters(model, options.dropout);
+    let parameters = parameters(model, options.dropout, true);
     let run = Run { taught, noise: options.noise, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
@@ -247,11 +308,15 @@ where
     Ok(value)
 }
 
-/// Where the parameters of a model are, with the key of a pass's dropout.
-fn parameters<'m, B: Reads<'m>>(model: &'m Decoder, dropout: Option<u64>) -> Box<dyn Parameters<B> + 'm> {
-    match model.group().is_single() {
-        true => Box::new(Held { model, dropout }),
-        false => Box::new(Sharded::new(model, dropout)),
+/// Where the parameters of a model are, with the key of a pass's dropout; `goes_back` says whether there is a backward pass.
+fn parameters<'m, B: Reads<'m>>(
+    model: &'m Decoder,
+    dropout: Option<u64>,
+    goes_back: bool,
+) -> Box<dyn Parameters<B> + 'm> {
+    match model.mesh().divides() {
+        false => Box::new(Held { model, dropout }),
+        true => Box::new(Sharded::new(model, dropout, goes_back && model.mesh().keeps_gathered())),
     }
 }
 
@@ -277,7 +342,7 @@ pub(crate) fn read_parameters(model: &Decoder) -> Result<()> {
 /// As [`forward_backward`].
 pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
     fn sum<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<f64> {
-        Run::new(backend, &model.config, &*parameters(model, None), batch).evaluate()
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).evaluate()
     }
     on_backend!(model, sum(&batch.without_padding()))
 }
@@ -288,7 +353,7 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 /// As [`forward_backward`].
 pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
-        Run::new(backend, &model.config, &*parameters(model, None), batch).log_probs()
+        Run::new(backend, &model.config, &*parameters(model, None, false), batch).log_probs()
     }
     let mut all = vec![0.0; batch.targets.len()];
     let of_places = on_backend!(model, kept(&batch.without_padding()))?;
@@ -303,22 +368,23 @@ pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
 /// If there is no such token.
 pub fn log_prob(logits: &[f32], token: u32) -> f64 {
     let mut logits = logits.to_vec();
-    -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, None))
+    -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, TokenLoss::CROSS_ENTROPY, None))
 }
 
-/// The logits of every position, `[rows, len, vocab]`, f32, zeros for padding. All of them at a time, which training never holds.
+/// The logits of every position, `[rows, len, outputs]`, f32, zeros for padding; outputs are those of the vocabulary, or scores. All of
+/// them at a time, which training never holds.
 ///
 /// # Errors
 /// As [`forward_backward`].
 pub fn logits(model: &Decoder, batch: &Batch) -> Result<Tensor> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f32>> {
-        let parameters = parameters(model, None);
+        let parameters = parameters(model, None, false);
         let run = Run::new(backend, &model.config, &*parameters, batch);
         let x = run.through_blocks()?;
         let rows: Vec<usize> = (0..run.tokens()).collect();
         Ok(backend.numbers(&run.logits(&x, &rows)?))
     }
-    let vocab = model.config.vocab_size;
+    let vocab = model.config.outputs();
     let of_places = on_backend!(model, kept(&batch.without_padding()))?;
     let mut all = vec![0f32; batch.rows * batch.len * vocab];
     for (place, logits) in batch.places().zip(of_places.chunks_exact(vocab)) {

@@ -13,16 +13,17 @@ use super::run::{Minimized, Objective, Run, Taught};
 use super::{backend, cuda};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
+use crate::distributed::Layout;
 use crate::kernels::attention::{Attention, Stretch};
 use crate::kernels::experts::Routes;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{
-    Activation, BlockNorm, BlockSpec, EmbeddingSpec, HEAD, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec,
-    ParamId, TABLE,
+    Activation, BlockNorm, BlockSpec, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
+    TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -74,14 +75,14 @@ impl Work {
         let in_blocks = &InBlocks::default();
         let lora = lora.map(|lora| lora.resolved(model)).transpose()?;
         let lora = lora.as_ref();
-        let (activation_checkpointing, optimizer_in_backward, processes) = (false, true, 1);
+        let (activation_checkpointing, optimizer_in_backward, layout) = (false, true, Layout::ONE);
         let step = StepOnPaper {
             model,
             in_blocks,
             lora,
             activation_checkpointing,
             optimizer_in_backward,
-            processes,
+            layout,
             teacher: None,
         };
         let paper = Paper::<f32>::new(1);
@@ -332,6 +333,7 @@ impl<T: Element> Backend for Paper<T> {
         logits: Entry,
         vocab: usize,
         _: Option<f64>,
+        _: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
@@ -348,11 +350,19 @@ impl<T: Element> Backend for Paper<T> {
         _: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Vec<f64>) {
-        (self.loss(logits, vocab, cap, targets, weights), vec![0.0; targets.len()])
+        (self.loss(logits, vocab, cap, TokenLoss::CROSS_ENTROPY, targets, weights), vec![0.0; targets.len()])
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
         each
+    }
+
+    fn read_sums(&self, _: &Entry, count: usize) -> Vec<f64> {
+        vec![0.0; count]
+    }
+
+    fn given(&self, numbers: &[f64]) -> Entry {
+        self.take::<T>(numbers.len())
     }
 
     fn wants_wide(&self) -> bool {
@@ -367,6 +377,17 @@ impl<T: Element> Backend for Paper<T> {
     }
 }
 
+/// What a loss is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The cross-entropies of tokens.
+    Tokens,
+    /// The log-probabilities of tokens, which are computed before it.
+    LogProbs,
+    /// The scores of sequences.
+    Scores,
+}
+
 /// What is known of a training step before there is a model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepOnPaper<'a> {
@@ -379,7 +400,7 @@ pub(crate) struct StepOnPaper<'a> {
     /// Whether gradients are used up as they come.
     pub(crate) optimizer_in_backward: bool,
     /// Among how many processes parameters are divided; this is the first, whose share is the largest.
-    pub(crate) processes: usize,
+    pub(crate) layout: Layout,
     /// A model that is not trained, whose logits are compared with those of this one.
     pub(crate) teacher: Option<&'a StepOnPaper<'a>>,
 }
@@ -404,11 +425,11 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::forward_backward`].
     pub(crate) fn train<T: Element>(&self, micro_batches: &[&Batch], paper: &Paper<T>) -> Result<()> {
-        self.train_with(micro_batches, paper, false, |_| Ok(()), None)
+        self.train_with(micro_batches, paper, Loss::Tokens, |_| Ok(()), None)
     }
 
-    /// The same where something else comes `before` each micro-batch, where what is minimized is a function of
-    /// log-probabilities, and where the optimizer's step comes then, whose state is in the same memory.
+    /// The same where something else comes `before` each micro-batch, where what is minimized may be a function of
+    /// log-probabilities or scores, and where the optimizer's step comes then, whose state is in the same memory.
     ///
     /// # Errors
     /// As [`super::forward_backward`], and those of `before`.
@@ -416,24 +437,28 @@ impl StepOnPaper<'_> {
         &self,
         micro_batches: &[&Batch],
         paper: &Paper<T>,
-        by_log_probs: bool,
+        loss: Loss,
         before: impl Fn(&Batch) -> Result<()>,
         mut state: Option<&mut State>,
     ) -> Result<()> {
         let mut gradients = BTreeMap::new();
-        let mut nothing = |log_probs: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; log_probs.len()] });
+        let mut nothing = |numbers: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; numbers.len()] });
         for batch in micro_batches {
             before(batch)?;
             let teacher = self.teacher.map(|teacher| Run::new(paper, teacher.model, teacher, batch));
             let taught = teacher.as_ref().map(|run| Taught::new(run, Mixture::new(0.5, 0.5))).transpose()?;
-            let sharded = ShardedOnPaper::new(*self);
+            let sharded = ShardedOnPaper::new(*self, true);
             let run = Run { taught, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
             if paper.machine == Machine::Card {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
-            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.processes);
-            let minimized = if by_log_probs { Minimized::Of(&mut nothing, 1.0) } else { Minimized::Sum(1.0) };
+            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.layout);
+            let minimized = match loss {
+                Loss::Tokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
+                Loss::LogProbs => Minimized::Of(&mut nothing, 1.0),
+                Loss::Scores => Minimized::Scores(&mut nothing, 1.0),
+            };
             run.forward_backward(minimized, self.activation_checkpointing, &mut gathered)?;
             gathered.finish(0);
         }
@@ -507,7 +532,7 @@ impl StepOnPaper<'_> {
             rows.extend(keys + past..keys + past + len);
             last.push(first + len - 1);
         }
-        let sharded = ShardedOnPaper::new(*self);
+        let sharded = ShardedOnPaper::new(*self, false);
         let run =
             Run { stretches, rows_in_past: rows, ..Run::new(paper, self.model, self.parameters(&sharded), &batch) };
         let x = run.through_blocks_on(past)?;
@@ -522,12 +547,12 @@ impl StepOnPaper<'_> {
     /// # Errors
     /// As [`super::evaluate`].
     pub(crate) fn evaluate<T: Element>(&self, batch: &Batch, paper: &Paper<T>) -> Result<()> {
-        let sharded = ShardedOnPaper::new(*self);
+        let sharded = ShardedOnPaper::new(*self, false);
         Run::new(paper, self.model, self.parameters(&sharded), batch).evaluate().map(drop)
     }
 
-    fn parameters<'a, T: Element>(&'a self, sharded: &'a ShardedOnPaper<'a>) -> &'a dyn Parameters<Paper<T>> {
-        if self.processes > 1 { sharded } else { self }
+    fn parameters<'a, T: Element>(&'a self, sharded: &'a ShardedOnPaper<'a, T>) -> &'a dyn Parameters<Paper<T>> {
+        if self.layout.shards > 1 { sharded } else { self }
     }
 
     /// Reads what is in memory: adapters are f32, and what is of another type is converted.
@@ -556,9 +581,11 @@ impl StepOnPaper<'_> {
         paper: &Paper<T>,
         read: Read<'_>,
     ) -> (NormParams<Paper<T>>, LayerParams<Paper<T>>) {
-        let weight = if self.model.tie_word_embeddings { TABLE } else { HEAD };
+        let name = self.model.output_name();
+        let own = format!("{name}.weight");
+        let weight = if self.model.tie_word_embeddings { TABLE } else { own.as_str() };
         let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
-        (norm, self.layer(paper, "lm_head", weight, self.model.output(), read))
+        (norm, self.layer(paper, &name, weight, self.model.output(), read))
     }
 
     /// The embedding table.
@@ -604,7 +631,7 @@ impl StepOnPaper<'_> {
                 start += room;
             }
             (batch.input_ids, batch.targets) = (vec![0; batch.len], vec![IGNORE; batch.len]);
-            let sharded = ShardedOnPaper::new(*self);
+            let sharded = ShardedOnPaper::new(*self, false);
             let run = Run::new(paper, self.model, self.parameters(&sharded), &batch);
             let run = Run { stretches, rows_in_past, ..run };
             let x = run.through_blocks_on(&mut past)?;

@@ -6,6 +6,7 @@ use super::paper::Paper;
 use super::run::Sink;
 use super::to_model::UNDER_WAY;
 use crate::Result;
+use crate::distributed::Layout;
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 use crate::models::ParamId;
@@ -27,15 +28,15 @@ impl State {
     }
 }
 
-/// Who takes the gradients. Where several processes train together, those of which this one has a share are summed first.
+/// Who takes the gradients. Where several processes train together, they are summed first.
 pub(super) struct Gathered<'a> {
     gradients: &'a mut BTreeMap<ParamId, Entry>,
     keeps: bool,
     /// The state of an optimizer that uses them up as they come.
     in_backward: Option<&'a mut State>,
-    processes: usize,
-    /// Gradients that are being summed, each with the part that will stay here.
-    under_way: VecDeque<(ParamId, Entry, Entry)>,
+    layout: Layout,
+    /// Gradients that are being summed, each with the part that will stay here, if that is not all.
+    under_way: VecDeque<(ParamId, Entry, Option<Entry>)>,
 }
 
 impl<'a> Gathered<'a> {
@@ -43,9 +44,9 @@ impl<'a> Gathered<'a> {
         gradients: &'a mut BTreeMap<ParamId, Entry>,
         keeps: bool,
         in_backward: Option<&'a mut State>,
-        processes: usize,
+        layout: Layout,
     ) -> Self {
-        Self { gradients, keeps, in_backward, processes, under_way: VecDeque::new() }
+        Self { gradients, keeps, in_backward, layout, under_way: VecDeque::new() }
     }
 
     /// Ends the sums that were begun first, until so many are left under way.
@@ -53,10 +54,25 @@ impl<'a> Gathered<'a> {
         while self.under_way.len() > left
             && let Some((id, whole, mine)) = self.under_way.pop_front()
         {
-            // What all processes have of this one's part.
-            drop(mine.of_size(mine.size() * self.processes, Purpose::Gradients));
-            drop(whole);
-            self.keep(id, mine);
+            let Layout { shards, replicas, .. } = self.layout;
+            // What others have of this one's part.
+            let others = |of: &Entry, processes: usize| {
+                drop(of.of_size(of.size().div_ceil(processes) * processes, Purpose::Gradients));
+            };
+            match mine {
+                None => {
+                    others(&whole, replicas);
+                    self.keep(id, whole);
+                }
+                Some(mine) => {
+                    drop(mine.of_size(mine.size() * shards, Purpose::Gradients));
+                    drop(whole);
+                    if replicas > 1 {
+                        others(&mine, replicas);
+                    }
+                    self.keep(id, mine);
+                }
+            }
         }
     }
 
@@ -73,14 +89,14 @@ impl<'a> Gathered<'a> {
 
 impl<T: Element> Sink<Paper<T>> for Gathered<'_> {
     fn take(&mut self, id: ParamId, gradient: Entry) -> Result<()> {
-        match self.processes {
-            0 | 1 => self.keep(id, gradient),
-            processes => {
-                let mine = gradient.of_size(gradient.size().div_ceil(processes), Purpose::Gradients);
-                self.under_way.push_back((id, gradient, mine));
-                self.finish(UNDER_WAY);
-            }
+        let shards = self.layout.shards;
+        if self.layout.processes() == 1 {
+            self.keep(id, gradient);
+            return Ok(());
         }
+        let mine = (shards > 1).then(|| gradient.of_size(gradient.size().div_ceil(shards), Purpose::Gradients));
+        self.under_way.push_back((id, gradient, mine));
+        self.finish(UNDER_WAY);
         Ok(())
     }
 }

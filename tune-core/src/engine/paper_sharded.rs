@@ -1,7 +1,7 @@
 //! Parameters that are divided among processes, on paper: gathered as [`super::sharded`] gathers them.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::paper::{Paper, StepOnPaper, Stored};
 use super::parameters::{BlockParams, LayerParams, NormParams, Parameters};
@@ -10,9 +10,12 @@ use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 
 /// A model of which each process has some rows.
-pub(super) struct ShardedOnPaper<'a> {
+pub(super) struct ShardedOnPaper<'a, T: Element> {
     step: StepOnPaper<'a>,
     ahead: RefCell<Ahead>,
+    /// Whether the parameters of blocks stay until the backward pass has used them.
+    keeps: bool,
+    kept: RefCell<HashMap<usize, BlockParams<Paper<T>>>>,
 }
 
 /// What is on its way, or has come.
@@ -45,12 +48,14 @@ fn open<T: Element>(paper: &Paper<T>, fetched: &mut Fetched, stored: Stored) -> 
     }
 }
 
-impl<'a> ShardedOnPaper<'a> {
-    pub(super) fn new(step: StepOnPaper<'a>) -> Self {
-        Self { step, ahead: RefCell::default() }
+impl<'a, T: Element> ShardedOnPaper<'a, T> {
+    /// `goes_back` says whether there is a backward pass.
+    pub(super) fn new(step: StepOnPaper<'a>, goes_back: bool) -> Self {
+        let keeps = goes_back && step.layout.keeps_gathered;
+        Self { step, ahead: RefCell::default(), keeps, kept: RefCell::default() }
     }
 
-    fn fetch_block<T: Element>(&self, paper: &Paper<T>, block: usize) -> Fetched {
+    fn fetch_block(&self, paper: &Paper<T>, block: usize) -> Fetched {
         let mut fetched = Fetched::new();
         self.step.block(paper, block, &mut |stored| {
             fetched.push_back(fetch(paper, stored));
@@ -59,7 +64,7 @@ impl<'a> ShardedOnPaper<'a> {
         fetched
     }
 
-    fn fetch_top<T: Element>(&self, paper: &Paper<T>) -> Fetched {
+    fn fetch_top(&self, paper: &Paper<T>) -> Fetched {
         let mut fetched = Fetched::new();
         self.step.head(paper, &mut |stored| {
             fetched.push_back(fetch(paper, stored));
@@ -69,8 +74,11 @@ impl<'a> ShardedOnPaper<'a> {
     }
 }
 
-impl<T: Element> Parameters<Paper<T>> for ShardedOnPaper<'_> {
+impl<T: Element> Parameters<Paper<T>> for ShardedOnPaper<'_, T> {
     fn open(&self, paper: &Paper<T>, block: usize, next: Option<usize>) -> Result<BlockParams<Paper<T>>> {
+        if let Some(kept) = self.kept.borrow_mut().remove(&block) {
+            return Ok(kept);
+        }
         let mut ahead = self.ahead.borrow_mut();
         let mut fetched = match ahead.block.take() {
             Some((of, fetched)) if of == block => fetched,
@@ -81,6 +89,12 @@ impl<T: Element> Parameters<Paper<T>> for ShardedOnPaper<'_> {
             ahead.top = Some(self.fetch_top(paper));
         }
         Ok(self.step.block(paper, block, &mut |stored| open(paper, &mut fetched, stored)))
+    }
+
+    fn give_back(&self, block: usize, params: BlockParams<Paper<T>>) {
+        if self.keeps {
+            self.kept.borrow_mut().insert(block, params);
+        }
     }
 
     fn embedding(&self, paper: &Paper<T>) -> Result<Option<Entry>> {

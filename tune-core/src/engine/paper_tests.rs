@@ -68,7 +68,7 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
                     scale: 1e-3,
                     activation_checkpointing: step.activation_checkpointing,
                     dropout: Some(7),
-                    noise: None,
+                    ..RunOptions::PLAIN
                 };
                 if step.optimizer_in_backward {
                     let optimizer = optimizer.as_mut();
@@ -131,7 +131,7 @@ fn one_thread_touches_what_the_paper_says() {
             lora,
             activation_checkpointing,
             optimizer_in_backward,
-            processes: 1,
+            layout: Layout::ONE,
             teacher: None,
         };
         for dtype in [DType::F32, DType::BF16] {
@@ -164,7 +164,7 @@ fn families_touch_what_the_paper_says() {
                     lora,
                     activation_checkpointing,
                     optimizer_in_backward,
-                    processes: 1,
+                    layout: Layout::ONE,
                     teacher: None,
                 };
                 for dtype in [DType::F32, DType::BF16] {

@@ -14,6 +14,9 @@ pub(crate) trait Parameters<B: Backend> {
     /// The parameters of a block; `next` is the block that will follow, and may be fetched meanwhile.
     fn open(&self, backend: &B, block: usize, next: Option<usize>) -> Result<BlockParams<B>>;
 
+    /// Takes back the parameters of a block that the backward pass will open again: whoever went a long way for them may keep them.
+    fn give_back(&self, _block: usize, _params: BlockParams<B>) {}
+
     /// The embedding table.
     fn embedding(&self, backend: &B) -> Result<B::Param>;
 
@@ -204,5 +207,10 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     fn lowest_trained_block(&self) -> usize {
         let blocks = &self.model.blocks;
         blocks.iter().position(|block| block.is_trained()).unwrap_or(blocks.len())
+    }
+
+    fn total(&self, of_tokens: f64) -> Result<f64> {
+        let totals = self.model.mesh().all().all_reduce("the loss", vec![of_tokens]).wait()?;
+        Ok(totals.into_iter().sum())
     }
 }

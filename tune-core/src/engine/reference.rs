@@ -11,7 +11,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// See the [module](self).
@@ -404,18 +404,20 @@ impl Backend for Reference {
         mut logits: Vec<f64>,
         vocab: usize,
         cap: Option<f64>,
+        of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
         if let Some(cap) = cap {
             self.cap(&mut logits, cap);
         }
+        let TokenLoss { label_smoothing, z_loss } = of;
         let of = View::new(&logits, vocab);
-        let each = loss::cross_entropy(of, targets);
+        let each = loss::token_losses(of, targets, label_smoothing, z_loss);
         let gradient = weights.map(|weights| {
             let mut gradient = vec![0.0; logits.len()];
             let mut into = ViewMut::new(&mut gradient, vocab);
-            loss::cross_entropy_back(of, targets, weights, &mut into);
+            loss::token_losses_back(of, targets, weights, label_smoothing, z_loss, &mut into);
             if let Some(cap) = cap {
                 softcap::backward(of, cap, &mut into);
             }
@@ -457,5 +459,13 @@ impl Backend for Reference {
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
         each
+    }
+
+    fn read_sums(&self, x: &Vec<f64>, count: usize) -> Vec<f64> {
+        x[..count].to_vec()
+    }
+
+    fn given(&self, numbers: &[f64]) -> Vec<f64> {
+        numbers.to_vec()
     }
 }

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Noise, Rotary, check_token_ids};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
@@ -101,15 +101,21 @@ impl<'a, B: Backend> Run<'a, B> {
         let mut saved = Vec::with_capacity(blocks - lowest);
         for index in 0..blocks {
             let next = Some(index + 1).filter(|&next| next < blocks);
-            let (y, inner) = self.block(index, next)?.forward(&x, index >= lowest && !checkpointing);
+            let block = self.block(index, next)?;
+            let (y, inner) = block.forward(&x, index >= lowest && !checkpointing);
             let input = std::mem::replace(&mut x, y);
             if index >= lowest {
+                self.parameters.give_back(index, block.params);
                 saved.push((input, inner));
             }
         }
 
+        let of = match minimized {
+            Minimized::Sum(_, of) => of,
+            Minimized::Of(..) | Minimized::Scores(..) => TokenLoss::CROSS_ENTROPY,
+        };
         let (value, weights) = self.weigh(&x, minimized)?;
-        let top = self.top(&x, Some(&weights), lowest < blocks)?;
+        let top = self.top(&x, of, Some(&weights), lowest < blocks)?;
         drop(x);
         // Where several processes train together, all go on or none does.
         let loss = self.parameters.total(top.loss)?;
@@ -152,13 +158,18 @@ impl<'a, B: Backend> Run<'a, B> {
     /// What an objective says of the batch's log-probabilities, and the weights of its tokens' losses.
     fn weigh(&self, x: &B::Acts, minimized: Minimized<'_>) -> Result<(Option<f64>, Weights)> {
         match minimized {
-            Minimized::Sum(weight) => Ok((None, Weights::All(weight))),
+            Minimized::Sum(weight, _) => Ok((None, Weights::All(weight))),
             Minimized::Of(objective, scale) => {
                 let log_probs = self.losses_at(x)?.into_iter().map(|loss| -loss).collect::<Vec<_>>();
                 let Objective { value, gradient } = objective(&log_probs)?;
                 // The loss is minus the log-probability.
                 let weights = gradient.into_iter().map(|gradient| -gradient * scale);
                 Ok((Some(value), Weights::Each(weights.collect())))
+            }
+            Minimized::Scores(objective, scale) => {
+                let Objective { value, gradient } = objective(&self.scores_at(x)?)?;
+                let slopes = gradient.into_iter().map(|slope| slope * scale);
+                Ok((Some(value), Weights::Scores(slopes.collect())))
             }
         }
     }
@@ -169,10 +180,15 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(losses.into_iter().map(|loss| -loss).collect())
     }
 
+    /// What the output layer gives the positions that have a target, `[trained, outputs]`.
+    pub(super) fn scores(&self) -> Result<Vec<f64>> {
+        self.scores_at(&self.through_blocks()?)
+    }
+
     /// The sum of losses.
     pub(super) fn evaluate(&self) -> Result<f64> {
         let x = self.through_blocks()?;
-        self.parameters.total(self.top(&x, None, false)?.loss)
+        self.parameters.total(self.top(&x, TokenLoss::CROSS_ENTROPY, None, false)?.loss)
     }
 
     /// The residual stream above the last block, `[m, hidden]`.
@@ -250,18 +266,20 @@ fn emit<B: Backend>(found: Found<B>, sink: &mut dyn Sink<B>) -> Result<()> {
 
 /// What is minimized.
 pub(super) enum Minimized<'a> {
-    /// The sum of losses, times a factor.
-    Sum(f64),
+    /// The sum of such losses, times a factor.
+    Sum(f64, TokenLoss),
     /// A function of the log-probabilities of all positions, times a factor.
     Of(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
+    /// A function of what the output layer gives the positions that have a target, times a factor.
+    Scores(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
 }
 
-/// What a recipe minimizes instead of the sum of losses, see [`super::minimize`].
+/// What a recipe minimizes instead of the sum of losses, see [`super::minimize`] and [`super::minimize_scores`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Objective {
     /// What is minimized.
     pub value: f64,
-    /// Its derivative with respect to each log-probability.
+    /// Its derivative with respect to each log-probability or score.
     pub gradient: Vec<f64>,
 }
 
@@ -271,6 +289,9 @@ pub(super) enum Weights {
     All(f64),
     /// A number for each position; those of positions that are not trained are not read.
     Each(Vec<f64>),
+    /// There are no such losses: these are the derivatives of what is minimized with respect to the outputs of trained positions,
+    /// `[trained, outputs]`.
+    Scores(Vec<f64>),
 }
 
 impl Weights {
@@ -279,6 +300,7 @@ impl Weights {
         match self {
             Self::All(weight) => vec![*weight; rows.len()],
             Self::Each(weights) => rows.iter().map(|&row| weights[row]).collect(),
+            Self::Scores(_) => Vec::new(),
         }
     }
 }

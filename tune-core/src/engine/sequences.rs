@@ -385,7 +385,7 @@ impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
         wanted: &[usize],
         are_newest: bool,
     ) -> Result<Vec<f32>> {
-        let parameters = parameters(model, None);
+        let parameters = parameters(model, None, false);
         let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
         let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &model.config, &*parameters, batch) };
         let x = run.through_blocks_on(&mut self.past)?;

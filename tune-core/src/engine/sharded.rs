@@ -1,21 +1,25 @@
 //! Parameters of which each process has some rows: a block's are gathered before it runs and freed when it has run, and those
-//! of the next block are on their way meanwhile.
+//! of the next block are on their way meanwhile. Where it is asked for, they stay from the forward pass to the backward pass.
 
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{Tensor, TensorId};
 
-use super::backend::Reads;
+use super::backend::{Backend, Reads};
 use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source};
 use crate::distributed::Pending;
 use crate::models::{Decoder, Gathered, Here, Linear, Share, Weight, gather};
 use crate::{Error, Result};
 
 /// A model that is divided among processes, with the key of a pass's dropout.
-pub(super) struct Sharded<'m> {
+pub(super) struct Sharded<'m, B: Backend> {
     held: Held<'m>,
-    ahead: Mutex<Ahead>,
+    ahead: RefCell<Ahead>,
+    /// Whether the parameters of blocks stay until the backward pass has used them.
+    keeps: bool,
+    kept: RefCell<HashMap<usize, BlockParams<B>>>,
 }
 
 /// What is on its way.
@@ -62,24 +66,25 @@ impl Fetched {
     }
 }
 
-impl<'m> Sharded<'m> {
-    pub(super) fn new(model: &'m Decoder, dropout: Option<u64>) -> Self {
-        Self { held: Held { model, dropout }, ahead: Mutex::default() }
+impl<'m, B: Backend> Sharded<'m, B> {
+    /// `keeps` says whether the parameters of blocks stay until the backward pass has used them.
+    pub(super) fn new(model: &'m Decoder, dropout: Option<u64>, keeps: bool) -> Self {
+        Self { held: Held { model, dropout }, ahead: RefCell::default(), keeps, kept: RefCell::default() }
     }
 
     fn fetch(&self, of: &str, here: Vec<Here>) -> Fetched {
         let parts = here.iter().map(Part::of).collect();
-        Fetched { parts, gathered: gather(self.held.model.group(), of, here) }
+        Fetched { parts, gathered: gather(self.held.model.mesh().shards(), of, here) }
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ahead(&self) -> RefMut<'_, Ahead> {
+        self.ahead.borrow_mut()
     }
 
     fn fetch_top(&self) -> Fetched {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
         let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
-        parts.extend(parts_of(head, spec.vocab_size));
+        parts.extend(parts_of(head, spec.outputs()));
         self.fetch("the output layer", parts)
     }
 
@@ -122,8 +127,11 @@ fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, Gathered>, sourc
     backend.gathered(gathered.ok_or_else(lost)?)
 }
 
-impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
+impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
     fn open(&self, backend: &B, block: usize, next: Option<usize>) -> Result<BlockParams<B>> {
+        if let Some(kept) = self.kept.borrow_mut().remove(&block) {
+            return Ok(kept);
+        }
         let mut ahead = self.ahead();
         let fetched = match ahead.block.take() {
             Some((of, fetched)) if of == block => fetched,
@@ -136,6 +144,12 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
         drop(ahead);
         let mut gathered = fetched.wait()?;
         self.held.block(backend, block, &mut |source| take(backend, &mut gathered, source))
+    }
+
+    fn give_back(&self, block: usize, params: BlockParams<B>) {
+        if self.keeps {
+            self.kept.borrow_mut().insert(block, params);
+        }
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
@@ -169,7 +183,6 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m> {
     }
 
     fn total(&self, of_tokens: f64) -> Result<f64> {
-        let totals = self.held.model.group().all_reduce("the loss", vec![of_tokens]).wait()?;
-        Ok(totals.into_iter().sum())
+        Parameters::<B>::total(&self.held, of_tokens)
     }
 }

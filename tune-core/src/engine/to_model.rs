@@ -18,15 +18,15 @@ use crate::{Error, Result};
 /// Gradients that are under way at a time: as many as a block has, about.
 pub(super) const UNDER_WAY: usize = 12;
 
-/// Hands gradients over with the parameters that they are of. Where these are divided among processes, a gradient is summed over
-/// all of them, and the rows that are here are handed over; that goes on while the next block is computed.
+/// Hands gradients over with the parameters that they are of. Where several processes train together, a gradient is summed over
+/// all of them, and what is here of it is handed over: some rows, or all. That goes on while the next block is computed.
 pub(super) struct ToModel<'a> {
     model: &'a Decoder,
     sink: &'a mut dyn GradientSink,
     under_way: VecDeque<(ParamId, Scattered)>,
 }
 
-/// The rows that are here of a sum over all processes.
+/// What is here of a sum over all processes.
 enum Scattered {
     F32(Pending<Buffer<f32>>),
     F64(Pending<Vec<f64>>),
@@ -47,11 +47,10 @@ impl<'a> ToModel<'a> {
     }
 
     /// Begins to sum a gradient over all processes.
-    fn scatter(&mut self, id: ParamId, begin: impl FnOnce(&str, &Shard, &Tensor) -> Scattered) -> Result<()> {
+    fn sum(&mut self, id: ParamId, begin: impl FnOnce(&str, Option<&Shard>, &Tensor) -> Scattered) -> Result<()> {
         let parameter = self.parameter(id)?;
-        let shard = parameter.shard().ok_or_else(|| self.lost(id))?;
         let of = format!("the gradient of {}", parameter.name());
-        self.under_way.push_back((id, begin(&of, shard, parameter.var())));
+        self.under_way.push_back((id, begin(&of, parameter.shard(), parameter.var())));
         self.finish(UNDER_WAY)
     }
 
@@ -83,12 +82,18 @@ impl<'a> ToModel<'a> {
 
 impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: Buffer<f32>) -> Result<()> {
-        if self.model.group().is_single() {
+        let mesh = self.model.mesh();
+        if mesh.is_single() {
             return self.hand_over(id, |shape| Gradient::pooled(gradient, shape));
         }
-        self.scatter(id, |of, shard, here| {
-            let mine = Buffer::new(here.elem_count());
-            Scattered::F32(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine, Buffer::new))
+        self.sum(id, |of, shard, here| {
+            Scattered::F32(match shard {
+                Some(shard) => {
+                    let mine = Buffer::new(here.elem_count());
+                    mesh.reduce_scatter(of, gradient, shard.counts(here), mine, Buffer::new)
+                }
+                None => mesh.all().all_reduce_in_place(of, gradient, Buffer::new),
+            })
         })
     }
 
@@ -118,12 +123,19 @@ impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
 
 impl Sink<Reference> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: Vec<f64>) -> Result<()> {
-        if self.model.group().is_single() {
+        let mesh = self.model.mesh();
+        if mesh.is_single() {
             return self.hand_over(id, |shape| Ok(Tensor::from_vec(gradient, shape, &Device::Cpu)?.into()));
         }
-        self.scatter(id, |of, shard, here| {
-            let mine = vec![0.0; here.elem_count()];
-            Scattered::F64(shard.group.reduce_scatter(of, gradient, shard.counts(here), mine, |len| vec![0.0; len]))
+        self.sum(id, |of, shard, here| {
+            let scratch = |len| vec![0.0; len];
+            Scattered::F64(match shard {
+                Some(shard) => {
+                    let mine = vec![0.0; here.elem_count()];
+                    mesh.reduce_scatter(of, gradient, shard.counts(here), mine, scratch)
+                }
+                None => mesh.all().all_reduce_in_place(of, gradient, scratch),
+            })
         })
     }
 

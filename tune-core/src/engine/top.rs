@@ -8,6 +8,7 @@ use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
+use crate::methods::TokenLoss;
 use crate::models::{Of, ParamId};
 
 /// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
@@ -18,7 +19,7 @@ fn rows_at_once(trained: usize, most: usize) -> usize {
 
 /// What comes out at the top.
 pub(super) struct Top<B: Backend> {
-    /// The loss summed over trained tokens, without weights.
+    /// The loss summed over trained tokens, without weights; 0 where what is minimized is a function of scores.
     pub(super) loss: f64,
     /// The divergence from a teacher summed over trained tokens; 0 where there is none.
     pub(super) divergence: f64,
@@ -48,9 +49,9 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
-    pub(super) fn top(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+    pub(super) fn top(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         self.backend.purpose(Purpose::Output);
-        let top = self.norm_head_and_loss(x, weights, below);
+        let top = self.norm_head_and_loss(x, of, weights, below);
         self.backend.purpose(Purpose::Activations);
         top
     }
@@ -67,7 +68,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The loss of each position of `x`, 0 where none is trained.
     pub(super) fn losses_at(&self, x: &B::Acts) -> Result<Vec<f64>> {
-        let (targets, vocab) = (&self.batch.targets, self.shape.vocab_size);
+        let (targets, vocab) = (&self.batch.targets, self.shape.outputs());
         check_targets(targets, vocab)?;
         let (norm, head) = self.parameters.top(self.backend)?;
         let head = Layer { backend: self.backend, params: &head };
@@ -76,11 +77,29 @@ impl<B: Backend> Run<'_, B> {
         for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab, false))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
             let logits = self.chunk(x, rows, &norm, head).logits;
-            each.push(self.backend.loss(logits, vocab, self.shape.logit_softcap, &of_rows, None).each);
+            each.push(
+                self.backend
+                    .loss(logits, vocab, self.shape.logit_softcap, TokenLoss::CROSS_ENTROPY, &of_rows, None)
+                    .each,
+            );
         }
         let each = each.into_iter().flat_map(|each| self.backend.losses(each));
         trained.iter().zip(each).for_each(|(&row, loss)| losses[row] = loss);
         Ok(losses)
+    }
+
+    /// What the output layer gives each position that has a target, `[trained, outputs]`.
+    pub(super) fn scores_at(&self, x: &B::Acts) -> Result<Vec<f64>> {
+        let (trained, outputs) = (self.trained(), self.shape.outputs());
+        check_targets(&self.batch.targets, outputs)?;
+        let (norm, head) = self.parameters.top(self.backend)?;
+        let head = Layer { backend: self.backend, params: &head };
+        let mut scores = Vec::with_capacity(trained.len() * outputs);
+        for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(outputs, false))) {
+            let logits = self.chunk(x, rows, &norm, head).logits;
+            scores.extend(self.backend.read_sums(&logits, rows.len() * outputs));
+        }
+        Ok(scores)
     }
 
     /// The positions that are trained.
@@ -98,13 +117,13 @@ impl<B: Backend> Run<'_, B> {
         let y = PartMut::new(&mut normed, m, width);
         backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), None, y);
         let low_rank = head.low_rank(Part::new(&normed, m, width), Some(rows));
-        let mut logits = backend.sums(m, self.shape.vocab_size);
+        let mut logits = backend.sums(m, self.shape.outputs());
         head.forward_sums(&normed, m, &low_rank, &mut logits);
         Chunk { input, normed, low_rank, logits }
     }
 
-    fn norm_head_and_loss(&self, x: &B::Acts, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
-        let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.vocab_size);
+    fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+        let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.outputs());
         let targets = &self.batch.targets;
         check_targets(targets, vocab)?;
         let (norm, head) = self.parameters.top(backend)?;
@@ -128,24 +147,33 @@ impl<B: Backend> Run<'_, B> {
         let mut adapter_gradients: Option<Vec<(Of, B::Sums)>> = None;
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
-        let (mut losses, mut divergences) = (Vec::new(), Vec::new());
+        let (mut losses, mut divergences, mut done) = (Vec::new(), Vec::new(), 0);
         let most = backend.rows_at_once(vocab, weight_gradient.is_some());
         for (i, rows) in trained.chunks(rows_at_once(trained.len(), most)).enumerate() {
             let m = rows.len();
             let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
-            let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
-            let weights = weights.map(|weights| weights.of(rows));
-            let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
-            let Losses { each, gradient } = match &self.taught {
-                None => backend.loss(logits, vocab, cap, &of_rows, weights),
-                Some(Taught { teacher, x, mixture }) => {
-                    let theirs = teacher.logits(x, rows)?;
-                    let (losses, each) = backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights);
-                    divergences.push(each);
-                    losses
-                }
+            let gradient = if let Some(Weights::Scores(slopes)) = weights {
+                drop(logits);
+                let here = &slopes[done * vocab..][..m * vocab];
+                done += m;
+                Some((backend.given(here), vocab))
+            } else {
+                let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
+                let weights = weights.map(|weights| weights.of(rows));
+                let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
+                let Losses { each, gradient } = match &self.taught {
+                    None => backend.loss(logits, vocab, cap, of, &of_rows, weights),
+                    Some(Taught { teacher, x, mixture }) => {
+                        let theirs = teacher.logits(x, rows)?;
+                        let (losses, each) =
+                            backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights);
+                        divergences.push(each);
+                        losses
+                    }
+                };
+                losses.push(each);
+                gradient
             };
-            losses.push(each);
             let Some((gradient, stride)) = gradient else { continue };
             let gradient = Part::strided(&gradient, (m, vocab), stride);
             let back = head.back(vec![gradient]);

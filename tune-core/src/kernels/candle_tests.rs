@@ -9,6 +9,7 @@ use super::rms_norm::{self, Kind};
 use super::rope::{self, Rotary, Turn};
 use super::view::{View, ViewMut};
 use super::{gate, softmax};
+use crate::methods::TokenLoss;
 use crate::models::{Activation, RopeScaling, RotarySpec};
 
 const CPU: Device = Device::Cpu;
@@ -62,7 +63,8 @@ fn losses_and_their_gradients() {
     let gradient = loss.backward().unwrap().get(&theirs).unwrap().clone();
     let (mut ours, mut sum) = (logits, 0.0);
     for (row, &target) in ours.chunks_exact_mut(vocab).zip(&targets) {
-        sum += softmax::loss_and_gradient::<f32>(row, target as usize, Some(1.0 / rows as f32));
+        sum +=
+            softmax::loss_and_gradient::<f32>(row, target as usize, TokenLoss::CROSS_ENTROPY, Some(1.0 / rows as f32));
     }
     assert_close("loss", &[sum / rows as f32], &loss);
     assert_close("gradient of logits", &ours, &gradient);

@@ -44,7 +44,7 @@ impl Trial {
             cut(&mut setting.steps);
             cut(&mut setting.validation_steps);
         }
-        if setting.gradient_accumulation_steps == setting.processes.all {
+        if setting.gradient_accumulation_steps == setting.processes.all() {
             // Of which each process has one.
             setting.steps = setting.steps.into_iter().flatten().map(|batch| vec![batch]).collect();
         }
@@ -147,7 +147,7 @@ fn checkpointing(trial: &Trial) -> Trials {
 /// Where it is free: nothing is accumulated or clipped.
 fn in_backward(trial: &Trial) -> Trials {
     let s = &trial.setting;
-    let accumulates = s.gradient_accumulation_steps > s.processes.all;
+    let accumulates = s.gradient_accumulation_steps > s.processes.all();
     if s.optimizer_in_backward != Some(false) || accumulates || s.clips_gradients {
         return Vec::new();
     }
@@ -160,7 +160,7 @@ fn in_backward_alone(trial: &Trial) -> Trials {
         return Vec::new();
     }
     let mut overrides = vec!["optimizer_in_bwd=true"];
-    let processes = s.processes.all;
+    let processes = s.processes.all();
     overrides.extend((s.gradient_accumulation_steps > processes).then_some("gradient_accumulation_steps=1"));
     overrides.extend(s.clips_gradients.then_some("clip_grad_norm=null"));
     one(trial, &overrides, |s| {
@@ -178,7 +178,7 @@ fn fewer_rows(trial: &Trial) -> Trials {
         next.rows = next.rows.div_ceil(2);
         let mut overrides = vec![format!("batch_size={}", next.rows)];
         if next.setting.optimizer_in_backward != Some(true) {
-            let processes = next.setting.processes.all;
+            let processes = next.setting.processes.all();
             let each = samples.div_ceil(next.rows).div_ceil(processes);
             next.setting.gradient_accumulation_steps = each * processes;
             overrides.push(format!("gradient_accumulation_steps={each}"));

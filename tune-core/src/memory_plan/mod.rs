@@ -35,8 +35,8 @@ pub use drawing::Drawing;
 pub(crate) use table::{processor, size};
 
 use crate::data::Batch;
-use crate::distributed::Group;
-use crate::engine::{Paper, State, StepOnPaper};
+use crate::distributed::{Layout, Mesh};
+use crate::engine::{Loss, Paper, State, StepOnPaper};
 use crate::eval::Answers;
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
@@ -81,8 +81,8 @@ pub struct Setting {
     pub clips_gradients: bool,
     /// Whether the samples of a row share its length; otherwise each may be as long as is allowed.
     pub packed: bool,
-    /// Whether what is minimized is a function of log-probabilities, which are computed before the loss.
-    pub by_log_probs: bool,
+    /// What the loss is made of.
+    pub loss: Loss,
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
     /// [`Drawing::answered`] makes them.
     pub drawing: Option<Drawing>,
@@ -92,7 +92,8 @@ pub struct Setting {
     pub batch_size: usize,
     /// The card that computes, if it is not the processor.
     pub card: Option<PlannedCard>,
-    /// Among whom parameters, gradients and the optimizer's state are divided. The plan is that of the process which needs most.
+    /// Who trains, and among whom parameters, gradients and the optimizer's state are divided. The plan is that of the process which
+    /// needs most.
     pub processes: Processes,
     /// The micro-batches of some steps over all processes in their order, those of the most demanding one last, see
     /// [`Loader::demanding_steps`](crate::data::Loader::demanding_steps). Where there are fewer than a step has, the others are
@@ -116,21 +117,26 @@ pub struct Asked {
 /// The processes that train together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Processes {
-    /// How many there are.
-    pub all: usize,
+    /// How many there are, and how a model is divided among them.
+    pub layout: Layout,
     /// How many of them share the memory of a machine.
     pub on_a_machine: usize,
 }
 
 impl Processes {
     /// A process by itself.
-    pub const ONE: Self = Self { all: 1, on_a_machine: 1 };
+    pub const ONE: Self = Self { layout: Layout::ONE, on_a_machine: 1 };
 
-    /// Those of a group, as one of them sees it.
+    /// Those of a run, as one of them sees it.
     #[must_use]
-    pub fn of(group: &Group) -> Self {
-        let place = group.place();
-        Self { all: place.world_size, on_a_machine: place.local_world_size }
+    pub fn of(mesh: &Mesh) -> Self {
+        Self { layout: mesh.layout(), on_a_machine: mesh.all().place().local_world_size }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn all(&self) -> usize {
+        self.layout.processes()
     }
 }
 
@@ -231,7 +237,7 @@ impl MemoryPlan {
     /// The plan of a process that holds so many bytes besides what is counted here.
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let (weight, card) = (setting.dtype.size_in_bytes() as u64, setting.card.is_some());
-        let processes = setting.processes.all;
+        let processes = setting.processes.layout.shards;
         let elements = parameters::of_model(&setting.model, processes);
         let of = |of: fn(&ModelSpec, &LoraOptions, usize) -> Result<u64>| {
             setting.lora.as_ref().map_or(Ok(0), |lora| of(&setting.model, lora, processes))
@@ -309,10 +315,10 @@ impl MemoryPlan {
         }
     }
 
-    /// Among how many processes the run is divided.
+    /// On how many processes the run is.
     #[must_use]
     pub fn processes(&self) -> usize {
-        self.setting.processes.all
+        self.setting.processes.all()
     }
 
     /// What it holds while it trains.
@@ -356,7 +362,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         lora: lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
-        processes: setting.processes.all,
+        layout: setting.processes.layout,
         teacher: None,
     };
     // The same model without adapters, or another one.
@@ -402,18 +408,17 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     // Before the first step, too.
     validate()?;
     for step in setting.steps.iter().chain(setting.steps.last()) {
-        let batches = largest_of(&of_fullest_rank(step, setting.processes.all));
+        let batches = largest_of(&of_fullest_rank(step, setting.processes.all()));
         // From the second micro-batch on the gradients of the first are there: two say as much as many.
-        let each = setting.gradient_accumulation_steps.div_ceil(setting.processes.all);
+        let each = setting.gradient_accumulation_steps.div_ceil(setting.processes.all());
         let count = each.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
         // All answers of a step are there before the first of them is learnt from.
         if let Some(Drawing { samples, .. }) = setting.drawing {
             batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| ask(batch, true)))?;
         }
-        let by_log_probs = setting.by_log_probs;
         let before = |batch: &Batch| if setting.drawing.is_some() { Ok(()) } else { ask(batch, true) };
-        on_paper.train_with(&micro_batches, &paper, by_log_probs, before, state.as_mut())?;
+        on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
     }
     validate()?;
     drop(state);

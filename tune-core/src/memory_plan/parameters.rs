@@ -109,7 +109,7 @@ pub(super) fn of_state(
 
 /// Elements of the last large weight that is read.
 pub(super) fn last(model: &ModelSpec) -> u64 {
-    let slot = if model.tie_word_embeddings { Slot::DownProj } else { Slot::LmHead };
+    let slot = if model.tie_word_embeddings || model.scores.is_some() { Slot::DownProj } else { Slot::LmHead };
     model.layers_of(slot).last().map_or(0, LayerSpec::elements)
 }
 

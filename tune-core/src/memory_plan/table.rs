@@ -73,6 +73,9 @@ impl fmt::Display for MemoryPlan {
         writeln!(f, "Memory on {}", setting.card.as_ref().map_or_else(processor, |card| card.name.clone()))?;
         if self.processes() > 1 {
             writeln!(f, "What each of {} processes takes, that of the largest batch", self.processes())?;
+            if setting.processes.layout.is_said() {
+                writeln!(f, "Processes: {}", setting.processes.layout)?;
+            }
         }
         if let Some(batch) = largest(setting) {
             let (tokens, trained) = (batch.tokens(), batch.trained_tokens());

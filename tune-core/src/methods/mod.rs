@@ -2,12 +2,15 @@
 //! answers, with their derivatives, for [`engine::minimize`](crate::engine::minimize).
 
 mod distillation;
+mod math;
 mod metrics;
 mod policy;
 mod preference;
 mod reference;
 mod reward;
 mod rollout;
+mod scores;
+mod token_loss;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
@@ -18,3 +21,5 @@ pub use preference::{
 pub use reference::{Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
+pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
+pub use token_loss::TokenLoss;

@@ -6,6 +6,7 @@
 
 use tune_config::Config;
 
+use super::math::{sigma, softplus};
 use crate::data::{Batch, Span};
 use crate::engine::Objective;
 
@@ -287,16 +288,6 @@ pub fn objective(batch: &Batch, losses: &[PairLoss]) -> Objective {
     let answers: Vec<(&Span, f64)> = batch.spans.iter().zip(slopes).collect();
     answers.iter().for_each(|(span, slope)| gradient[batch.positions_of(span)].fill(*slope));
     Objective { value: losses.iter().map(|loss| loss.loss).sum(), gradient }
-}
-
-/// The logistic function.
-fn sigma(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// `ln(1 + e^x)`, which is `-ln sigma(-x)`.
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// `ln(1 - e^x)` of a negative number.

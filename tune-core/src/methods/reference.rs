@@ -39,7 +39,7 @@ impl Reference {
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
     pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
-        let group = model.group();
+        let group = model.mesh().all();
         let mut said = Vec::new();
         for loader in data {
             let mut rest = 0;

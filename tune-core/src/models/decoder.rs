@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
+use super::head::WithHead;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};
@@ -14,9 +15,10 @@ use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::start::part_of;
 use super::weights::{Unread, WeightSource};
+use super::whole::{SCORE, SCORES_SEQUENCES};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
-use crate::distributed::Group;
+use crate::distributed::Mesh;
 use crate::engine::{self, Card};
 use crate::kernels::Share;
 use crate::{Error, Result};
@@ -49,8 +51,8 @@ pub struct Decoder {
     dtype: DType,
     /// What computes it, if not the processor.
     card: Option<Arc<Card>>,
-    /// Among whom its parameters are divided.
-    group: Group,
+    /// Who trains it, and among whom its parameters are divided.
+    mesh: Mesh,
 }
 
 impl Decoder {
@@ -59,11 +61,11 @@ impl Decoder {
     /// # Errors
     /// A weight that is missing, of another shape, or used by nothing; adapters for no layer at all.
     pub fn load(config: ModelSpec, source: &dyn WeightSource, options: &LoadOptions) -> Result<Self> {
-        Self::load_shard(config, source, options, &Group::single())
+        Self::load_shard(config, source, options, &Mesh::default())
     }
 
     /// Builds the part of the model that is this process's: of each parameter its share of the rows, and of what is in blocks its
-    /// share of these. Every process of the group is to do so.
+    /// share of these. Every process of the mesh is to do so.
     ///
     /// # Errors
     /// As [`Decoder::load`]; and several processes on cards.
@@ -71,27 +73,31 @@ impl Decoder {
         config: ModelSpec,
         source: &dyn WeightSource,
         options: &LoadOptions,
-        group: &Group,
+        mesh: &Mesh,
     ) -> Result<Self> {
-        if !group.is_single() && !matches!(options.device, Compute::Processor) {
+        if !mesh.is_single() && !matches!(options.device, Compute::Processor) {
             return Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"));
         }
         let lora = options.lora.as_ref().map(|lora| lora.resolved(&config)).transpose()?;
         let options = &LoadOptions { lora, ..options.clone() };
-        if !group.is_single() && options.lora.as_ref().is_some_and(|lora| lora.dora) {
-            return Err(Error::setup("magnitudes (DoRA) are trained by one process: set model.use_dora=false"));
+        if mesh.divides() && options.lora.as_ref().is_some_and(|lora| lora.dora) {
+            return Err(Error::setup(
+                "magnitudes (DoRA) need whole weights: set model.use_dora=false, or data_parallel_shard_dim=1 and \
+                 data_parallel_replicate_dim to the number of processes, which gives each the whole model",
+            ));
         }
-        if let (false, Some(lora)) = (group.is_single(), &options.lora)
+        if let (true, Some(lora)) = (mesh.divides(), &options.lora)
             && lora.start.takes_of_weight()
         {
             return Err(Error::setup(format!(
-                "model.init_lora_weights={} takes its start from whole weights, which one process has: start one, or set \
-                 model.init_lora_weights=kaiming",
+                "model.init_lora_weights={} takes its start from whole weights: set model.init_lora_weights=kaiming, or \
+                 data_parallel_shard_dim=1 and data_parallel_replicate_dim to the number of processes, which gives each the \
+                 whole model",
                 lora.start.name()
             )));
         }
         let mut builder =
-            Builder { config: &config, source, options, group, trainable: BTreeMap::new(), used: BTreeSet::new() };
+            Builder { config: &config, source, options, mesh, trainable: BTreeMap::new(), used: BTreeSet::new() };
         let c = &config;
         let embed_tokens = builder.matrix(ParamId::Embedding, (c.vocab_size, c.hidden_size))?;
         // Grown as weights are found: the number is only what config.json says.
@@ -120,7 +126,7 @@ impl Decoder {
         }
         let (trainable, dtype) = (Trainable::new(builder.trainable), options.dtype);
         let mut model =
-            Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None, group: group.clone() };
+            Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None, mesh: mesh.clone() };
         model.compute_on(&options.device)?;
         Ok(model)
     }
@@ -131,7 +137,14 @@ impl Decoder {
     /// As [`Decoder::load`].
     pub(crate) fn skeleton(config: ModelSpec, source: &Checkpoint) -> Result<Self> {
         let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
-        Self::load(config, &Unread(source), &options)
+        match config.scores {
+            None => Self::load(config, &Unread(source), &options),
+            Some(_) => {
+                let unread = Unread(source);
+                let with_head = WithHead::new(&unread, &config, source.config(), 0)?;
+                Self::load(config, &with_head, &options)
+            }
+        }
     }
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as
@@ -217,19 +230,19 @@ impl Decoder {
         all.filter_map(|linear| Some((&*linear.name, linear.adapter.as_ref()?.begun.as_ref()?))).collect()
     }
 
-    /// Among whom its parameters are divided: each process has some rows of each.
-    pub fn group(&self) -> &Group {
-        &self.group
+    /// Who trains it, and among whom its parameters are divided: each process has some rows of each.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
     }
 
     /// All of a weight with so many rows, of which some are here.
     fn whole(&self, name: &str, here: &Tensor, rows: usize) -> Result<Tensor> {
-        if self.group.is_single() {
+        if !self.mesh.divides() {
             return Ok(here.detach());
         }
         let mut dims = here.dims().to_vec();
         dims[0] = rows;
-        let gathered = gather(&self.group, name, vec![Here::Rows(here.clone(), rows)]).wait()?;
+        let gathered = gather(self.mesh.shards(), name, vec![Here::Rows(here.clone(), rows)]).wait()?;
         gathered.into_iter().next().map_or_else(|| Ok(here.detach()), |gathered| gathered.into_tensor(&dims))
     }
 
@@ -307,7 +320,7 @@ impl Decoder {
         }
         let tied = c.tie_word_embeddings && self.lm_head.adapter.is_none();
         if !tied {
-            pieces.push(self.layer_piece(&self.lm_head, c.vocab_size)?);
+            pieces.push(self.layer_piece(&self.lm_head, c.outputs())?);
         }
         pieces.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((pieces, tied))
@@ -372,7 +385,7 @@ impl<'a> Piece<'a> {
         self.shape.iter().product::<usize>() as u64 * self.dtype.size_in_bytes() as u64
     }
 
-    /// Makes it. Where several processes train together, each is to ask for it at the same time.
+    /// Makes it. Where a model is divided among several processes, each is to ask for it at the same time.
     ///
     /// # Errors
     /// Those of the tensor library, and another process that is gone.
@@ -415,7 +428,7 @@ struct Builder<'a> {
     config: &'a ModelSpec,
     source: &'a dyn WeightSource,
     options: &'a LoadOptions,
-    group: &'a Group,
+    mesh: &'a Mesh,
     trainable: BTreeMap<String, (ParamId, Var, Option<Shard>)>,
     /// Names of the weights that were taken.
     used: BTreeSet<String>,
@@ -433,15 +446,15 @@ impl Builder<'_> {
         if self.trains(&name) {
             return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
         }
-        if !self.group.is_single() && !self.source.is_in_blocks(&name) {
+        if self.mesh.divides() && !self.source.is_in_blocks(&name) {
             return Ok(Weight::Tensor(self.tensor(id, &[rows, cols])?));
         }
         let weight = self.source.matrix(&name, [rows, cols], self.options.dtype, &Device::Cpu)?;
         self.used.insert(name);
         Ok(match weight {
             // One after the other is there as a whole for a moment.
-            Weight::Quantized(whole) if !self.group.is_single() => {
-                let units = self.group.share(whole.format().units(whole.dims()));
+            Weight::Quantized(whole) if self.mesh.divides() => {
+                let units = self.mesh.shards().share(whole.format().units(whole.dims()));
                 Weight::Share(Share::of(&whole, units).into())
             }
             weight => weight,
@@ -451,9 +464,9 @@ impl Builder<'_> {
     fn tensor(&mut self, id: ParamId, shape: &[usize]) -> Result<Tensor> {
         let name = id.name(self.config);
         let (dtype, rows) = (self.options.dtype, shape[0]);
-        let tensor = match self.group.is_single() {
-            true => self.source.weight(&name, shape, dtype, &Device::Cpu)?,
-            false => self.source.rows(&name, shape, self.group.share(rows), dtype, &Device::Cpu)?,
+        let tensor = match self.mesh.divides() {
+            false => self.source.weight(&name, shape, dtype, &Device::Cpu)?,
+            true => self.source.rows(&name, shape, self.mesh.shards().share(rows), dtype, &Device::Cpu)?,
         };
         self.used.insert(name.clone());
         if !self.trains(&name) {
@@ -471,11 +484,15 @@ impl Builder<'_> {
         let names = self.source.names();
         let mut unused = names.iter().filter(|n| !self.used.contains(*n) && !known(n));
         let Some(first) = unused.next() else { return Ok(()) };
-        let what = format!(
-            "has {} weights that the model of its config.json does not use, the first `{first}`; weights and config do not \
+        let what = if first == SCORE {
+            SCORES_SEQUENCES.to_owned()
+        } else {
+            format!(
+                "has {} weights that the model of its config.json does not use, the first `{first}`; weights and config do not \
              belong together, or the model is of a kind that is not supported",
-            1 + unused.count()
-        );
+                1 + unused.count()
+            )
+        };
         Err(match self.source.path() {
             Some(path) => Error::file(path, what),
             None => Error::setup(format!("the checkpoint {what}")),
@@ -483,7 +500,7 @@ impl Builder<'_> {
     }
 
     fn shard(&self, rows: usize) -> Option<Shard> {
-        (!self.group.is_single()).then(|| Shard { group: self.group.clone(), rows })
+        self.mesh.divides().then(|| Shard { mesh: self.mesh.clone(), rows })
     }
 
     fn linear(&mut self, id: impl Fn(Of) -> ParamId, layer: &LayerSpec) -> Result<Linear> {
@@ -509,7 +526,7 @@ impl Builder<'_> {
                 }
                 let [a, b] = [Of::LoraA, Of::LoraB].map(|of| (id(of).name(self.config), id(of)));
                 let (sides, dtype) = ((layer.out, layer.inner), self.options.dtype);
-                let mut adapter = fresh_adapter(&a.0, sides, dtype, lora, of_layer, self.group)?;
+                let mut adapter = fresh_adapter(&a.0, sides, dtype, lora, of_layer, self.mesh.shards())?;
                 let whole = weight.clone();
                 if lora.start.takes_of_weight() {
                     if self.config.tie_word_embeddings && of_weight == "lm_head.weight" {

@@ -11,7 +11,7 @@ use super::spec::Activation;
 use crate::{Error, Result};
 
 /// Keys that say nothing about what a model computes: where it is from, its tokens, how it is to be saved or to generate,
-/// how fresh weights are drawn.
+/// how fresh weights are drawn, how many scores a head for sequences has.
 const INERT: &[&str] = &[
     "architectures",
     "auto_map",
@@ -39,6 +39,7 @@ const INERT: &[&str] = &[
     "model_type",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "pad_token_id",
     "prefix",

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 
 use super::shard::{Here, Shard, gather};
-use super::slots::Slot;
 use super::spec::{BlockNorm, ModelSpec, Site};
 use crate::Result;
 
@@ -50,7 +49,7 @@ impl ParamId {
             }
             Self::InBlock(block, site, of) => format!("model.layers.{block}.{}.{}", site.path(), of.name()),
             Self::LastNorm => "model.norm.weight".to_string(),
-            Self::Output(of) => format!("{}.{}", Slot::LmHead.path(), of.name()),
+            Self::Output(of) => format!("{}.{}", model.output_name(), of.name()),
         }
     }
 }
@@ -122,13 +121,13 @@ impl Parameter {
         self.dims().iter().product()
     }
 
-    /// All of it, or what an optimizer has for all of it, from the rows `here` of that: all processes are to ask at the same time.
+    /// All of it, or what an optimizer has for all of it, from the rows `here` of that: all processes that divide it are to ask at the same time.
     ///
     /// # Errors
     /// Where another process is gone.
     pub fn whole(&self, here: &Tensor) -> Result<Tensor> {
         let Some(shard) = &self.shard else { return Ok(here.clone()) };
-        let gathered = gather(&shard.group, &self.name, vec![Here::Rows(here.clone(), shard.rows)]).wait()?;
+        let gathered = gather(shard.mesh.shards(), &self.name, vec![Here::Rows(here.clone(), shard.rows)]).wait()?;
         let mut whole = gathered.into_iter().map(|gathered| gathered.into_tensor(&self.dims()));
         whole.next().unwrap_or_else(|| Ok(here.clone()))
     }

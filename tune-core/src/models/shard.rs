@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use half::bf16;
 
-use crate::distributed::{Group, Pending, Transport};
+use crate::distributed::{Group, Mesh, Pending, Transport};
 use crate::kernels::buffers::Buffer;
 use crate::kernels::{Quantized, Share};
 use crate::{Error, Result};
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// What is known of a parameter of which this process has some rows.
 #[derive(Debug, Clone)]
 pub(crate) struct Shard {
-    pub(crate) group: Group,
+    pub(crate) mesh: Mesh,
     /// The rows of the whole parameter.
     pub(crate) rows: usize,
 }
@@ -22,12 +22,12 @@ pub(crate) struct Shard {
 impl Shard {
     /// The rows that are here.
     pub(crate) fn range(&self) -> Range<usize> {
-        self.group.share(self.rows)
+        self.mesh.shards().share(self.rows)
     }
 
     /// The elements that each process has, for the part that is here.
     pub(crate) fn counts(&self, here: &Tensor) -> Vec<usize> {
-        self.group.counts(self.rows, row_of(here))
+        self.mesh.shards().counts(self.rows, row_of(here))
     }
 
     /// The number of this part's first element in the whole.

@@ -26,7 +26,7 @@ impl Decoder {
         lora: Option<LoraOptions>,
         own: BTreeMap<String, Tensor>,
     ) -> Result<Self> {
-        if !self.group().is_single() {
+        if !self.mesh().is_single() {
             return Err(Error::setup("weights that are divided among processes are not shared with other adapters"));
         }
         let name = |id: ParamId| id.name(&self.config);

@@ -1,11 +1,14 @@
 //! What a model computes, as data: sizes, and how its blocks differ from each other and from those of other families.
 
+use std::fmt;
+
 use super::rotary::RotarySpec;
 use super::slots::{Half, Slot};
+use super::whole::{SCORE, module_of};
 use crate::kernels::AttentionShape;
 
 /// A decoder-only language model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct ModelSpec {
     /// `model_type` of `config.json`, or of its part for text.
     pub model_type: String,
@@ -27,6 +30,44 @@ pub struct ModelSpec {
     pub blocks: Vec<BlockSpec>,
     /// Logits `z` become `cap · tanh(z / cap)`.
     pub logit_softcap: Option<f64>,
+    /// How many scores the output layer gives a sequence, at its last token; `None` where it gives logits of tokens.
+    pub scores: Option<usize>,
+}
+
+/// Checkpoints hold a checksum of this text, by which a run knows its model again: a model without a head that scores is described as it
+/// was before there were such heads.
+impl fmt::Debug for ModelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            model_type,
+            vocab_size,
+            hidden_size,
+            max_position_embeddings,
+            tie_word_embeddings,
+            embedding,
+            norm,
+            rotary,
+            blocks,
+            logit_softcap,
+            scores,
+        } = self;
+        let mut described = f.debug_struct("ModelSpec");
+        described
+            .field("model_type", model_type)
+            .field("vocab_size", vocab_size)
+            .field("hidden_size", hidden_size)
+            .field("max_position_embeddings", max_position_embeddings)
+            .field("tie_word_embeddings", tie_word_embeddings)
+            .field("embedding", embedding)
+            .field("norm", norm)
+            .field("rotary", rotary)
+            .field("blocks", blocks)
+            .field("logit_softcap", logit_softcap);
+        if let Some(scores) = scores {
+            described.field("scores", scores);
+        }
+        described.finish()
+    }
 }
 
 /// How tokens become rows of the residual stream.
@@ -218,10 +259,27 @@ impl ModelSpec {
         layers
     }
 
+    /// The same model with a head that scores sequences in place of the output layer for tokens, as transformers' models for
+    /// sequence classification have it: a matrix `[scores, hidden]` of its own, without bias and without softcap.
+    #[must_use]
+    pub fn with_scores(self, scores: usize) -> Self {
+        Self { scores: Some(scores), tie_word_embeddings: false, logit_softcap: None, ..self }
+    }
+
+    /// What the output layer gives a position: logits of tokens, or scores.
+    pub fn outputs(&self) -> usize {
+        self.scores.unwrap_or(self.vocab_size)
+    }
+
     /// The output layer.
     pub fn output(&self) -> LayerSpec {
-        let site = Site { slot: Slot::LmHead, expert: None };
-        LayerSpec { site, out: self.vocab_size, parts: vec![self.vocab_size], inner: self.hidden_size, bias: false }
+        let (site, out) = (Site { slot: Slot::LmHead, expert: None }, self.outputs());
+        LayerSpec { site, out, parts: vec![out], inner: self.hidden_size, bias: false }
+    }
+
+    /// The Hugging Face name of the output layer: `lm_head`, or `score` where it scores sequences.
+    pub fn output_name(&self) -> String {
+        if self.scores.is_some() { module_of(SCORE).to_owned() } else { Slot::LmHead.path() }
     }
 
     /// The norms of a block and the lengths of their weights.
@@ -248,7 +306,7 @@ impl ModelSpec {
             let named = move |layer: LayerSpec| (format!("model.layers.{index}.{}", layer.site.path()), layer);
             self.layers(index).into_iter().map(named)
         };
-        let output = (Slot::LmHead.path(), self.output());
+        let output = (self.output_name(), self.output());
         (0..self.blocks.len()).flat_map(named).chain([output]).collect()
     }
 
@@ -288,8 +346,9 @@ impl ModelSpec {
             self.layers(block).iter().map(LayerSpec::elements).sum::<u64>() + norms as u64
         };
         let blocks: u64 = (0..self.blocks.len()).map(of_block).sum();
-        let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        blocks + tables * self.output().elements() + self.hidden_size as u64
+        let output = if self.tie_word_embeddings { 0 } else { self.output().elements() };
+        let table = self.vocab_size as u64 * self.hidden_size as u64;
+        blocks + table + output + self.hidden_size as u64
     }
 }
 
@@ -348,5 +407,20 @@ impl Site {
 impl From<Slot> for Site {
     fn from(slot: Slot) -> Self {
         Self { slot, expert: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As earlier versions describe it, whose runs go on with this one: where this number changes, they do not.
+    #[test]
+    fn a_model_without_a_head_that_scores_is_described_as_it_was() {
+        let config = include_str!("../../../recipes/tiny/model/config.json");
+        let model = ModelSpec::from_json(&serde_json::from_str(config).unwrap()).unwrap();
+        assert_eq!(crc32c::crc32c(format!("{model:?}").as_bytes()), 205_209_128);
+        let scoring = format!("{:?}", model.with_scores(2));
+        assert!(scoring.ends_with(", scores: 2 }"), "{scoring}");
     }
 }

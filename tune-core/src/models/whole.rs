@@ -12,6 +12,11 @@ use crate::{Error, Result};
 pub(crate) const TABLE: &str = "model.embed_tokens.weight";
 /// The weight of an output layer of its own.
 pub(crate) const HEAD: &str = "lm_head.weight";
+/// The weight of a head that scores sequences.
+pub(crate) const SCORE: &str = "score.weight";
+/// What is said of a checkpoint with such a head where tokens are to be predicted.
+pub(crate) const SCORES_SEQUENCES: &str = "has a head that scores sequences (`score.weight`), and none for tokens: it is a reward \
+     model or a classifier, which `reward` trains and transformers' AutoModelForSequenceClassification computes";
 
 /// The module that a weight is of.
 pub(crate) fn module_of(weight: &str) -> &str {

@@ -54,7 +54,7 @@ impl Gradients {
         self.sums.iter().map(|(_, name, gradient)| (&**name, gradient))
     }
 
-    /// The 2-norm over all of them, in all processes that train together: each is to ask.
+    /// The 2-norm over all of them, in all processes that divide the model: each is to ask.
     ///
     /// # Errors
     /// What failed on the card that they are on, those of the tensor library, and another process that is gone.
@@ -93,11 +93,11 @@ impl Gradients {
 /// Notes whose shards gradients are.
 fn join(group: &mut Group, parameter: &Parameter) {
     if let (Some(shard), true) = (parameter.shard(), group.is_single()) {
-        *group = shard.group.clone();
+        *group = shard.mesh.shards().clone();
     }
 }
 
-/// A sum over what is here, over all processes.
+/// A sum over what is here, over all processes that divide the model. Those that have the same part have the same gradients.
 fn total(group: &Group, here: f64) -> Result<f64> {
     Ok(group.all_reduce("the norm of the gradient", vec![here]).wait()?.into_iter().sum())
 }
@@ -168,7 +168,7 @@ impl<'a> InBackward<'a> {
         Self { optimizer, lr, step, squares: Squares::default(), group: Group::single() }
     }
 
-    /// The sum of the squares of all gradients so far, in all processes that train together: each is to ask.
+    /// The sum of the squares of all gradients so far, in all processes that divide the model: each is to ask.
     ///
     /// # Errors
     /// What failed on the card that they were on, and another process that is gone.

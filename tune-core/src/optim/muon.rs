@@ -10,7 +10,7 @@ use super::update::{UpdateRule, squared_norm, update};
 use super::values::Real;
 use super::{AdamW, Gradient, Optimizer, StatePart, rounding};
 use crate::Result;
-use crate::models::{Parameter, Trainable};
+use crate::models::{HEAD, Parameter, SCORE, TABLE, Trainable};
 
 /// The iteration's coefficients: those that raise small singular values fastest, and leave all between 0.7 and 1.2.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
@@ -75,7 +75,7 @@ impl Muon {
 
     /// Whether a parameter of this name and shape is moved as a matrix.
     pub(super) fn is_for(name: &str, dims: &[usize]) -> bool {
-        dims.len() == 2 && name != "model.embed_tokens.weight" && name != "lm_head.weight"
+        dims.len() == 2 && ![TABLE, HEAD, SCORE].contains(&name)
     }
 
     /// The learning rate of the others where that of matrices is `lr`, on a schedule.

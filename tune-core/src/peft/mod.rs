@@ -29,9 +29,16 @@ impl LoraOptions {
     /// # Errors
     /// A model that is not known, or layers that cannot carry adapters.
     pub fn adapter_config(&self, base: &Checkpoint) -> Result<AdapterConfig> {
-        let model = ModelSpec::of(base)?;
-        let layers = self.of_model(&model)?;
-        let ensure_weight_tying = model.tie_word_embeddings && self.whole_of(&model, &layers)?.contains(TABLE);
+        self.adapter_config_of(base, &ModelSpec::of(base)?)
+    }
+
+    /// The same of a model that is made of a base and may have another head.
+    ///
+    /// # Errors
+    /// Layers that cannot carry adapters.
+    pub fn adapter_config_of(&self, base: &Checkpoint, model: &ModelSpec) -> Result<AdapterConfig> {
+        let layers = self.of_model(model)?;
+        let ensure_weight_tying = model.tie_word_embeddings && self.whole_of(model, &layers)?.contains(TABLE);
         let mut modules_to_save = self.save.clone();
         if ensure_weight_tying {
             // Under both names, for versions of peft that do not tie.
@@ -50,12 +57,13 @@ impl LoraOptions {
             dropout: self.dropout,
             use_rslora: self.rslora,
             use_dora: self.dora,
-            target_modules: TargetModules::Names(targets(&model, &layers)),
+            target_modules: TargetModules::Names(targets(model, &layers)),
             target_parameters: BTreeSet::new(),
             layers: self.patterns(&layers),
             modules_to_save,
             base_adapters: self.below()?,
             ensure_weight_tying,
+            scores: model.scores.is_some(),
             base_model_name_or_path: Some(name),
             revision,
         };

@@ -26,7 +26,7 @@ pub(super) fn look(
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
     let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory_plan::size(size))).collect();
-    let each = if processes.all > 1 { format!(" in each of {} processes", processes.all) } else { String::new() };
+    let each = if processes.all() > 1 { format!(" in each of {} processes", processes.all()) } else { String::new() };
     report.fact("memory", format!("{} at most{each}{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
     report.take(plan.check());
 }

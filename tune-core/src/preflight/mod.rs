@@ -14,6 +14,7 @@ use std::io::Write;
 
 use tune_config::cli::Purpose;
 
+use crate::Result;
 use crate::checkpoint::state::TrainingState;
 use crate::memory_plan::Processes;
 use crate::recipe::{Outline, Recipe, fingerprints};
@@ -24,8 +25,14 @@ use report::Report;
 pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
     let mut report = Report::new(out, color);
     match (R::outline(config), purpose) {
-        (Ok(outline), Purpose::Plan(n)) => return memory::plan(&outline, on_this_machine(n), report),
-        (Ok(outline), Purpose::Check(n)) => check(&outline, on_this_machine(n), &mut report),
+        (Ok(outline), Purpose::Plan(n)) => match on_this_machine(&outline, n) {
+            Ok(processes) => return memory::plan(&outline, processes, report),
+            Err(error) => report.error(error),
+        },
+        (Ok(outline), Purpose::Check(n)) => {
+            let processes = report.take(on_this_machine(&outline, n));
+            check(&outline, processes.unwrap_or(Processes::ONE), &mut report);
+        }
         (Ok(_), Purpose::Run) => {}
         (Err(error), _) => report.error(error),
     }
@@ -33,13 +40,13 @@ pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut 
 }
 
 /// So many processes, all of which share this machine.
-fn on_this_machine(processes: usize) -> Processes {
-    Processes { all: processes, on_a_machine: processes }
+fn on_this_machine(outline: &Outline, processes: usize) -> Result<Processes> {
+    Ok(Processes { layout: outline.run.mesh.layout(processes)?, on_a_machine: processes })
 }
 
 /// Everything, each part as far as what it needs is sound.
 fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
-    model::device(outline, processes.all, report);
+    model::device(outline, processes.layout, report);
     let model = model::open(outline, report);
     let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
     if let Some(compared) = outline.describe_reference(reference.as_ref()) {

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
+use crate::distributed::Layout;
 use crate::memory_plan;
 use crate::models::{InBlocks, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
@@ -18,9 +19,11 @@ pub(super) struct Model {
 }
 
 /// Whether the run can compute where it is told to.
-pub(super) fn device(outline: &Outline, processes: usize, report: &mut Report<'_>) {
+pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
-        report.take(outline.check_optimizer(&device, processes));
+        report.take(outline.check_optimizer(&device, layout));
+        report.take(outline.check_loss(&device));
+        report.take(outline.check_head(&device, layout.processes()));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

@@ -21,10 +21,12 @@ pub struct Ending<'a> {
     pub best_by: &'a str,
     /// Why it ended before its last step, if it did.
     pub early: Option<&'a str>,
+    /// Whether the model scores sequences, and does not answer.
+    pub scores: bool,
 }
 
 /// Where the result is, how good it was, which step was the best, why the run ended early, if it did, and the command that asks
-/// the result. `base` is the model that an adapter is for; `question` is one that the run knows.
+/// the result, if it answers. `base` is the model that an adapter is for; `question` is one that the run knows.
 pub fn end_of_run(saved: &Saved, base: Option<&Path>, ending: &Ending<'_>, question: Option<&str>) -> String {
     let what = if base.is_some() { "Adapter" } else { "Model" };
     let mut text = format!("{what} saved to {}\n", saved.path.display());
@@ -32,7 +34,7 @@ pub fn end_of_run(saved: &Saved, base: Option<&Path>, ending: &Ending<'_>, quest
     if merged.is_dir() {
         text += &format!("Merged model saved to {}\n", merged.display());
     }
-    let Ending { measured, best_by, early } = ending;
+    let Ending { measured, best_by, early, scores } = ending;
     for name in [VAL_LOSS].into_iter().chain(Some(*best_by).filter(|name| *name != VAL_LOSS)) {
         if let (Some((step, value)), Some((best_step, best))) = (measured.last(name), measured.best(name)) {
             let shown = if name == VAL_LOSS { "Validation loss" } else { name };
@@ -45,6 +47,9 @@ pub fn end_of_run(saved: &Saved, base: Option<&Path>, ending: &Ending<'_>, quest
     }
     if let Some(why) = early {
         text += &format!("Stopped early: {why}\n");
+    }
+    if *scores {
+        return text.trim_end().to_owned();
     }
     let result = quoted(&saved.path);
     let model = match base {

@@ -8,11 +8,14 @@ use tune_config::Config;
 use super::{EarlyStoppingConfig, Plan};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
-use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData};
+use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData, ScoredConfig};
 use crate::device::{DeviceConfig, Precision};
+use crate::distributed::MeshKeys;
 use crate::eval::{EvaluationConfig, SamplesConfig};
 use crate::metrics::MetricLoggerConfig;
+use crate::models::Head;
 use crate::tokenizer::TokenizerConfig;
+use crate::{Error, Result};
 
 /// Where a run begins, where it computes and what it leaves behind.
 #[derive(Debug, Clone, Config)]
@@ -48,6 +51,9 @@ pub struct RunKeys {
     /// Record every N steps.
     #[config(default = 1, range = 1.., may_change)]
     pub log_every_n_steps: u64,
+    /// How several processes share the work and the model.
+    #[config(flatten)]
+    pub mesh: MeshKeys,
 }
 
 impl RunKeys {
@@ -110,6 +116,59 @@ pub struct PreferenceKeys {
     /// How data become batches.
     #[config(flatten)]
     pub rows: RowKeys,
+}
+
+/// Sequences that a model learns to score and is validated on.
+#[derive(Debug, Clone, Config)]
+pub struct ScoredKeys {
+    /// Text to tokens.
+    #[config(default)]
+    pub tokenizer: TokenizerConfig,
+    /// The names of the classes, in the order of their numbers, which are from 0 on; none where pairs of answers are compared.
+    #[config(default)]
+    pub labels: Vec<String>,
+    /// Pairs of answers or texts with labels that are learnt from: one dataset or several.
+    #[config(one_or_many)]
+    pub dataset: Vec<ScoredConfig>,
+    /// What the model is validated on.
+    #[config(default, one_or_many, may_change)]
+    pub dataset_val: Vec<ScoredConfig>,
+    /// How data become batches.
+    #[config(flatten)]
+    pub rows: RowKeys,
+}
+
+impl ScoredKeys {
+    /// The head for these data: a score for each class, or one.
+    ///
+    /// # Errors
+    /// Pairs and labelled texts together, classes that nobody names or that are named twice, names for pairs.
+    pub fn head(&self) -> Result<Head> {
+        let mut all = self.dataset.iter().chain(&self.dataset_val);
+        let is_labelled = self.dataset.iter().any(ScoredConfig::is_labelled);
+        if all.any(|dataset| dataset.is_labelled() != is_labelled) {
+            return Err(Error::setup(
+                "dataset: pairs of answers make a reward model, and texts with labels a classifier: take the one or the other",
+            ));
+        }
+        match (is_labelled, self.labels.len()) {
+            (false, 0) => Ok(Head::reward()),
+            (false, _) => Err(Error::setup("labels names classes, and pairs of answers have none: remove it")),
+            (true, 0 | 1) => Err(Error::setup(
+                "labels must name the classes of the texts, two or more in the order of their numbers: labels=[negative, positive], say",
+            )),
+            (true, _) => {
+                let named_before =
+                    |(i, label): (usize, &String)| self.labels[..i].contains(label).then(|| label.clone());
+                match self.labels.iter().enumerate().find_map(named_before) {
+                    Some(twice) => {
+                        Err(Error::setup(format!("labels has `{twice}` twice: each class has a name of its own")))
+                    }
+                    None => Ok(Head::classes(&self.labels)),
+                }
+            }
+        }
+    }
 }
 
 /// Text that a model is made of and validated on.
@@ -182,6 +241,14 @@ impl From<&DataKeys> for Data {
 impl From<&PreferenceKeys> for Data {
     fn from(keys: &PreferenceKeys) -> Self {
         Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
+    }
+}
+
+impl From<&ScoredKeys> for Data {
+    fn from(keys: &ScoredKeys) -> Self {
+        let with_labels = |all: &[ScoredConfig]| all.iter().map(|of| of.with_labels(&keys.labels)).collect::<Vec<_>>();
+        let [train, validate] = [&keys.dataset, &keys.dataset_val].map(|all| with_labels(all));
+        Self::new(&keys.tokenizer, [&train, &validate], &keys.rows)
     }
 }
 

@@ -15,11 +15,11 @@ use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::Loader;
 use crate::device::{Compute, choose_seed};
-use crate::distributed::Group;
+use crate::distributed::Mesh;
 use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter};
+use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter, WeightSource, WithHead};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -46,8 +46,8 @@ pub struct Opened {
     pub train_data: Loader,
     /// The validation data in batches, if there is any.
     pub validation_data: Option<Loader>,
-    /// Who trains together.
-    pub group: Group,
+    /// Who trains together, and who divides the model with whom.
+    pub mesh: Mesh,
     /// The base with the adapters that the run stands on, if it stands on any.
     below: Option<Merged>,
     state: Option<TrainingState>,
@@ -82,8 +82,12 @@ impl Outline {
                 "a student and its teacher are computed by one process alone, for now: start one",
             ));
         }
+        let layout = self.run.mesh.layout(self.group.world_size())?;
+        let mesh = Mesh::new(&self.group, layout)?;
         let (device, chosen) = self.run.device.choose()?;
-        self.check_optimizer(&device, self.group.world_size())?;
+        self.check_optimizer(&device, layout)?;
+        self.check_loss(&device)?;
+        self.check_head(&device, layout.processes())?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
@@ -95,7 +99,7 @@ impl Outline {
         self.check_drawing(&shape)?;
         let in_blocks = self.in_blocks(&base, &shape)?;
         self.check_output_dir(&base)?;
-        let (resumed, state) = self.resumed()?.unzip();
+        let (resumed, state) = self.resumed(mesh.shards())?.unzip();
         let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;
         self.warnings(&base, &tokenizer).iter().for_each(|warning| console.warn(warning));
         if let Some((reference, _)) = &reference {
@@ -115,7 +119,7 @@ impl Outline {
         self.schedule_warnings(train_data.known_len()).iter().for_each(|warning| console.warn(warning));
         let data = (&train_data, validation_data.as_ref());
         let asked = self.asked(Some(&evaluation), exact_match.as_ref());
-        self.check_memory(&device, (&shape, &in_blocks), data, asked, state.as_ref())?;
+        self.check_memory(&device, &mesh, (&shape, &in_blocks), data, asked, state.as_ref())?;
         self.check_storage(&base, &shape, &train_data, state.as_ref())?;
         Ok(Opened {
             base,
@@ -128,7 +132,7 @@ impl Outline {
             resumed,
             below,
             state,
-            group: self.group.clone(),
+            mesh,
             outline: self,
             console,
             tokenizer,
@@ -198,6 +202,14 @@ impl Opened {
         }
     }
 
+    /// The same below the head that scores sequences.
+    ///
+    /// # Errors
+    /// As [`WithHead::new`].
+    pub fn with_head<'a>(&self, base: &'a dyn WeightSource) -> Result<WithHead<'a>> {
+        WithHead::new(base, &self.shape, self.base.config(), self.seed)
+    }
+
     /// Loads the teacher, whose adapter, if it has one, is computed beside its weights.
     ///
     /// # Errors
@@ -236,7 +248,7 @@ impl Opened {
             }
             optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
         }
-        let Self { base, shape, in_blocks, seed, resumed, state, outline, mut console, train_data, .. } = self;
+        let Self { base, shape, in_blocks, seed, resumed, state, outline, mesh, mut console, train_data, .. } = self;
         let position = state.as_ref().map_or_else(Default::default, |state| state.position);
         let measured = state.as_ref().map_or_else(Default::default, Measured::of);
         let keys = &outline.run;
@@ -267,7 +279,7 @@ impl Opened {
             ("output", keys.output_dir.display().to_string()),
         ];
         if !outline.group.is_single() {
-            facts.push(("processes", outline.group.world_size().to_string()));
+            facts.push(("processes", mesh.layout().to_string()));
         }
         let evaluated = self.evaluation.describe();
         if !evaluated.is_empty() {
@@ -293,6 +305,7 @@ impl Opened {
         let mut run = Run {
             extra: state.map(|state| state.extra).unwrap_or_default(),
             outline,
+            mesh,
             run_dir,
             metrics,
             base,

@@ -18,10 +18,11 @@ use crate::checkpoint::{Below, Checkpoint, CheckpointConfig, peft};
 use crate::data::{Batch, DataConfig, Loader, LoaderOptions};
 use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
+use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
-use crate::methods::ReferenceChoice;
-use crate::models::{Architecture, Decoder, FreshWeights, InBlocks, InitConfig, ModelSpec, Quantization};
+use crate::methods::{ReferenceChoice, TokenLoss};
+use crate::models::{Architecture, Decoder, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles};
@@ -101,12 +102,16 @@ pub struct Outline {
     pub evaluation: EvaluationKeys,
     /// The names of what validation finds that says which model is better.
     pub validated: &'static [&'static str],
+    /// What is minimized of each trained token, where it is not cross-entropy alone.
+    pub loss: TokenLoss,
     /// Whether gradients are applied in the backward pass; `None` where the recipe has no such key.
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
     pub reference: Option<Compared>,
     /// How fresh weights are drawn, of a model that begins with these; `None` where it begins with those that are there.
     pub fresh: Option<InitConfig>,
+    /// The head that scores sequences; `None` where tokens are predicted.
+    pub head: Option<Head>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
     /// The settings that a resumed run must share.
@@ -147,9 +152,11 @@ impl Outline {
             exact_match: None,
             evaluation: EvaluationKeys::default(),
             validated: &[VAL_LOSS],
+            loss: TokenLoss::CROSS_ENTROPY,
             optimizer_in_bwd: None,
             reference: None,
             fresh: None,
+            head: None,
             drawing: None,
             settings,
             defaults: settings::defaults(config),
@@ -359,7 +366,10 @@ impl Outline {
         if let Some(architecture) = self.architecture {
             architecture.check(&shape, base.path())?;
         }
-        Ok(shape)
+        Ok(match &self.head {
+            Some(head) => shape.with_scores(head.labels().len()),
+            None => shape,
+        })
     }
 
     /// Which weights of the base model are held in blocks.
@@ -421,12 +431,13 @@ impl Outline {
         }
     }
 
-    /// The checkpoint that the run goes on from, and its state; `None` where it starts anew.
+    /// The checkpoint that the run goes on from, and of its state what belongs to this process of those that divide the model; `None` where
+    /// it starts anew.
     ///
     /// # Errors
     /// A checkpoint that is damaged, or of a run with other settings: the message has them.
-    pub fn resumed(&self) -> Result<Option<(Saved, TrainingState)>> {
-        self.resumed_with(|dir| TrainingState::read_share(dir, &self.group))
+    pub fn resumed(&self, shards: &Group) -> Result<Option<(Saved, TrainingState)>> {
+        self.resumed_with(|dir| TrainingState::read_share(dir, shards))
     }
 
     pub(crate) fn resumed_with(
@@ -518,7 +529,7 @@ impl Outline {
             each_step: *when == ReferenceChoice::EachStep,
             teaches: *teaches,
         });
-        let plan = self.steps.plan().of_all(processes.all);
+        let plan = self.steps.plan().of_all(processes.all());
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         // What is learnt from and validated on is as long as can be.
         let longest = model.max_position_embeddings;
@@ -544,7 +555,11 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            by_log_probs: self.data.is_of_pairs() || self.drawing.is_some(),
+            loss: match self.data.is_of_pairs() || self.drawing.is_some() {
+                _ if self.head.is_some() => Loss::Scores,
+                true => Loss::LogProbs,
+                false => Loss::Tokens,
+            },
             drawing: self.drawing,
             reference,
             batch_size: self.data.batch_size,

@@ -21,7 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{RunDir, Saved, way_on};
 use crate::checkpoint::state::TrainingState;
 use crate::data::Loader;
-use crate::distributed::Group;
+use crate::distributed::{Group, Mesh};
 use crate::eval::{Evaluation, ExactMatch, Measuring};
 use crate::metrics::{
     Console, EvaluationMetrics, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory,
@@ -37,6 +37,7 @@ pub struct Run {
     pub(super) outline: Outline,
     /// Where this process writes checkpoints, if it does.
     pub(super) run_dir: Option<RunDir>,
+    pub(super) mesh: Mesh,
     pub(super) metrics: Metrics,
     pub(super) base: Checkpoint,
     pub(super) weight_fingerprints: BTreeMap<String, u32>,
@@ -304,10 +305,12 @@ impl Run {
             base: &self.base,
             tokenizer: &self.tokenizer_files,
             stop: self.tokenizer.stop_tokens(),
+            shape: &self.shape,
+            head: self.outline.head.as_ref().map(|head| (head, self.tokenizer.pad())),
             shard: checkpointer.max_shard_bytes(),
         };
         let pieces = weights.pieces(optimizer.state()?)?;
-        let together = Together::new(&self.outline.group, &pieces);
+        let together = Together::new(&self.mesh, &pieces);
         let saved = match &self.run_dir {
             None => together.serve(self.position.step, self.position.epoch_of_last_step())?,
             Some(run_dir) => {
@@ -340,7 +343,12 @@ impl Run {
         };
         let early = self.outline.evaluation.early_stopping.as_ref().zip(self.early_end());
         let early = early.map(|(config, end)| early_words(config, &end));
-        let ending = Ending { measured: &self.measured, best_by: self.outline.best_by(), early: early.as_deref() };
+        let ending = Ending {
+            measured: &self.measured,
+            best_by: self.outline.best_by(),
+            early: early.as_deref(),
+            scores: self.outline.head.is_some(),
+        };
         self.last_saved.as_ref().map(|saved| end_of_run(saved, base, &ending, question))
     }
 

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
-use crate::models::{Decoder, LoraOptions, Parameter, Piece, TABLE, Trainable, set_vocab_size};
+use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
 use crate::peft;
 use crate::tokenizer::{StopTokens, TokenizerFiles};
 
@@ -27,6 +27,10 @@ pub(super) struct Beside<'a> {
     pub(super) tokenizer: &'a TokenizerFiles,
     /// What the trained model ends its answers with.
     pub(super) stop: &'a StopTokens,
+    /// Its shape.
+    pub(super) shape: &'a ModelSpec,
+    /// The head that scores sequences, if it has one, and the token that fills rows up.
+    pub(super) head: Option<(&'a Head, Option<u32>)>,
     /// The largest size of a weight file, in bytes.
     pub(super) shard: u64,
 }
@@ -81,15 +85,18 @@ impl<'m> Weights<'m> {
 
     /// Writes them as Hugging Face's and PEFT's libraries read them; `model` is the pieces of the model.
     pub(super) fn write(&self, dir: &Path, model: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
-        let Beside { base, tokenizer, stop, shard } = beside;
+        let Beside { base, tokenizer, stop, shape, head, shard } = beside;
         let mut folder = dir.to_path_buf();
         if let Some((options, weights)) = &self.adapter {
-            checkpoint::peft::write(dir, &options.adapter_config(base)?, weights, tokenizer)?;
+            checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, weights, tokenizer)?;
             folder.push(MERGED);
         }
         let Some((_, tied)) = &self.model else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
         config["tie_word_embeddings"] = (*tied).into();
+        if let Some((head, pad)) = head {
+            config = head.config(&config, *pad);
+        }
         if let Some(rows) = model.iter().find(|piece| piece.name == TABLE).and_then(|table| table.shape.first()) {
             set_vocab_size(&mut config, *rows);
         }

@@ -126,7 +126,7 @@ fn inference(case: &str, model: &Model, dtype: DType, found: &mut Found<'_>) -> 
 
 fn options(batch: &Batch, activation_checkpointing: bool) -> RunOptions {
     let scale = 1.0 / batch.trained_tokens().max(1) as f64;
-    RunOptions { scale, activation_checkpointing, dropout: Some(KEY), noise: None }
+    RunOptions { scale, activation_checkpointing, dropout: Some(KEY), ..RunOptions::PLAIN }
 }
 
 /// Fresh adapters leave the model as it is, and `A` without a gradient: moves `B` away from zero.

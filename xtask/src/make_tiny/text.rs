@@ -90,6 +90,16 @@ pub(super) fn pairs_jsonl(exercises: &[Exercise]) -> String {
     exercises.iter().map(line).collect()
 }
 
+/// One text with its class a line: every other one is secret code, the rest is letters as they are.
+pub(super) fn labelled_jsonl(exercises: &[Exercise]) -> String {
+    let line = |(i, e): (usize, &Exercise)| {
+        let letters = e.question.split(' ').nth(1).unwrap_or_default();
+        let (text, label) = if i % 2 == 0 { (e.answer.as_str(), "secret") } else { (letters, "plain") };
+        format!("{}\n", json!({ "text": text, "label": label }))
+    };
+    exercises.iter().enumerate().map(line).collect()
+}
+
 /// Two or three syllables, three to seven letters.
 fn word(rng: &mut ChaCha8Rng) -> String {
     let pick = |letters: &str, rng: &mut ChaCha8Rng| letters.as_bytes()[rng.random_range(0..letters.len())] as char;
@@ -196,5 +206,7 @@ mod tests {
         assert!(committed == documents_jsonl(&text.documents), "documents.jsonl is stale: run `cargo xtask make-tiny`");
         let committed = std::fs::read_to_string(data.join("preferences.jsonl")).unwrap();
         assert!(committed == pairs_jsonl(&text.preferences), "preferences.jsonl is stale: run `cargo xtask make-tiny`");
+        let committed = std::fs::read_to_string(data.join("labelled.jsonl")).unwrap();
+        assert!(committed == labelled_jsonl(&text.preferences), "labelled.jsonl is stale: run `cargo xtask make-tiny`");
     }
 }

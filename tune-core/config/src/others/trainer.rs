@@ -32,7 +32,7 @@ pub(super) const ROWS: &[Row] = &[
         "remove the key",
     ),
     read(&["neftune_noise_alpha"], "`neftune_noise_alpha`"),
-    missing(&["label_smoothing_factor"], OFF, "labels are not smoothed", "remove the key"),
+    read(&["label_smoothing_factor"], "`label_smoothing`"),
     missing(
         &["metric_for_best_model"],
         &["loss", "eval_loss"],
@@ -248,6 +248,7 @@ pub(super) fn convert(c: &mut Conversion<'_>, defaults: &Defaults) {
         },
     );
     common::noise(c, "neftune_noise_alpha");
+    common::smoothing(c, "label_smoothing_factor");
     let schedule = ScheduleKeys { name: "lr_scheduler_type", default: "linear", default_warmup: None };
     common::schedule(c, &schedule);
     let checkpointing = match given.has("gradient_checkpointing") {

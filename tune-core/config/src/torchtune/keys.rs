@@ -6,21 +6,15 @@ use tune_yaml::{Node, Value};
 
 use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, is_among, only};
 
-const BY_ROWS: &str = "the processes of a run always divide all weights among them, by rows";
+const BY_ROWS: &str = "the processes that divide a model divide all of its weights, by rows";
 const IN_MEMORY: &str = "everything stays in the memory of the one device";
 const CHECKPOINTING: &str = "enable_activation_checkpointing keeps the input of each block and nothing else";
 
 const ROOT: &[KeyRule] = &[
     ignored("fsdp", BY_ROWS),
     ignored("fsdp_cpu_offload", "weights, gradients and the optimizer's state are in the processor's memory anyway"),
-    ignored(
-        "fsdp_reshard_after_forward",
-        "a block's weights are always freed behind it, and gathered again on the way back",
-    ),
     ignored("memory_efficient_fsdp_wrap", BY_ROWS),
     ignored("custom_sharded_layers", BY_ROWS),
-    ignored("data_parallel_shard_dim", BY_ROWS),
-    ignored("data_parallel_replicate_dim", BY_ROWS),
     ignored("context_parallel_dim", BY_ROWS),
     ignored("tensor_parallel_dim", BY_ROWS),
     ignored("tensor_parallel_plan", BY_ROWS),

@@ -36,6 +36,8 @@ pub struct AdapterConfig {
     pub base_adapters: Vec<Below>,
     /// Whether the output layer goes with a saved embedding table that it is tied to.
     pub ensure_weight_tying: bool,
+    /// Whether its model scores sequences (peft's task `SEQ_CLS`), and does not predict tokens.
+    pub scores: bool,
     /// The base model, as a path or as the hub knows it.
     pub base_model_name_or_path: Option<String>,
     /// The base model's branch, tag or commit on the hub; `main` where there is none.
@@ -144,7 +146,7 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         "revision": config.revision,
         "target_modules": targets,
         "target_parameters": parameters,
-        "task_type": "CAUSAL_LM",
+        "task_type": if config.scores { SCORES } else { "CAUSAL_LM" },
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     });
@@ -161,6 +163,9 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
     }
     written
 }
+
+/// peft's task of models that score sequences.
+const SCORES: &str = "SEQ_CLS";
 
 fn null_or(list: &[String]) -> Value {
     if list.is_empty() { Value::Null } else { json!(list) }
@@ -337,6 +342,7 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         modules_to_save,
         base_adapters,
         ensure_weight_tying: flag("ensure_weight_tying")?,
+        scores: get("task_type") == SCORES,
         base_model_name_or_path: text("base_model_name_or_path")?,
         revision: text("revision")?,
     })

@@ -1,5 +1,6 @@
-//! Finds the records of data files: JSON, JSON lines, Parquet, CSV, TSV and plain text, compressed with gzip or Zstandard or not.
+//! Finds the records of data files: JSON, JSON lines, Parquet, Arrow, CSV, TSV and plain text, compressed with gzip or Zstandard or not.
 
+mod arrow;
 mod compressed;
 mod csv;
 mod encoding;
@@ -9,6 +10,7 @@ mod parquet;
 mod pattern;
 mod text;
 mod unpacked;
+mod values;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -25,7 +27,7 @@ use crate::tokenizer::listed;
 use crate::{Error, Result, hub};
 
 /// What the names of data files end in, for messages.
-pub(crate) const EXTENSIONS: &str = ".json, .jsonl, .parquet, .csv, .tsv, each also with .gz or .zst behind it";
+pub(crate) const EXTENSIONS: &str = ".json, .jsonl, .parquet, .arrow, .csv, .tsv, each also with .gz or .zst behind it";
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -35,6 +37,7 @@ enum Format {
     Json,
     JsonLines,
     Parquet,
+    Arrow,
     Csv,
     Tsv,
     /// A file is one document. No name tells it: the text of a README is not meant.
@@ -48,6 +51,7 @@ impl Format {
             "json" => Some(Self::Json),
             "jsonl" => Some(Self::JsonLines),
             "parquet" => Some(Self::Parquet),
+            "arrow" => Some(Self::Arrow),
             "csv" => Some(Self::Csv),
             "tsv" => Some(Self::Tsv),
             "text" => Some(Self::Text),
@@ -58,9 +62,17 @@ impl Format {
     /// By a file's name.
     fn of(path: &Path) -> Option<Self> {
         let extension = compressed::plain_name(path).extension()?.to_str()?.to_ascii_lowercase();
-        Self::named(if extension == "ndjson" { "jsonl" } else { &extension }).filter(|format| *format != Self::Text)
+        let name = match extension.as_str() {
+            "ndjson" => "jsonl",
+            "feather" => "arrow",
+            other => other,
+        };
+        Self::named(name).filter(|format| *format != Self::Text)
     }
 }
+
+/// What lies beside the folders of splits that `save_to_disk` of Python's `datasets` writes.
+const SPLITS_OF_DATASETS: &str = "dataset_dict.json";
 
 /// Whether the name of a file tells that it is one of records.
 pub(crate) fn is_data(path: &Path) -> bool {
@@ -87,7 +99,7 @@ pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
             None if data_files.is_empty() && Path::new(source).exists() => (None, vec![PathBuf::from(source)]),
             None => {
                 return Err(Error::setup(format!(
-                    "dataset source `{source}` is no format (`json`, `jsonl`, `parquet`, `csv`, `tsv`, `text`){}; write \
+                    "dataset source `{source}` is no format (`json`, `jsonl`, `parquet`, `arrow`, `csv`, `tsv`, `text`){}; write \
                      `hf://{source}` for the dataset of this name on the Hugging Face hub, or set `data_files`",
                     if data_files.is_empty() { " and no file or folder" } else { "" }
                 )));
@@ -117,16 +129,15 @@ pub(super) fn find(files: &Files, columns: &Columns<'_>) -> Result<Records> {
 /// Finds the records of one file.
 fn find_in(path: &Path, format: Format, columns: &Columns<'_>, records: &mut Records) -> Result<()> {
     let file = compressed::unpacked(path, open(path)?)?;
-    if format == Format::Parquet {
-        return parquet::find(path, file, columns, records);
-    }
-    let text = encoding::utf8(path, file)?;
+    let text = |file| encoding::utf8(path, file);
     match format {
-        Format::Json => json::find(path, text, columns.first, records),
-        Format::JsonLines | Format::Parquet => lines::find(path, text, records),
-        Format::Csv => csv::find(path, text, b',', records),
-        Format::Tsv => csv::find(path, text, b'\t', records),
-        Format::Text => text::find(path, text, columns.first, records),
+        Format::Parquet => parquet::find(path, file, columns, records),
+        Format::Arrow => arrow::find(path, file, columns, records),
+        Format::Json => json::find(path, text(file)?, columns.first, records),
+        Format::JsonLines => lines::find(path, text(file)?, records),
+        Format::Csv => csv::find(path, text(file)?, b',', records),
+        Format::Tsv => csv::find(path, text(file)?, b'\t', records),
+        Format::Text => text::find(path, text(file)?, columns.first, records),
     }
 }
 
@@ -211,34 +222,29 @@ fn local(files: &Files) -> Result<Files> {
 
 fn by_extension(path: &Path) -> Result<Format> {
     Format::of(path).ok_or_else(|| {
-        if let Some(advice) = arrow(path) {
-            return Error::file(path, advice);
-        }
         Error::file(
             path,
-            format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`, or to `text`, if the file is one document"),
+            format!("the name does not tell the format ({EXTENSIONS}); set `source` to `json`, `jsonl`, `parquet`, `arrow`, `csv` or `tsv`, or to `text`, if the file is one document"),
         )
     })
 }
 
-/// What to do with a file of Arrow's own format, as `save_to_disk` of Python's `datasets` writes it.
-fn arrow(path: &Path) -> Option<&'static str> {
-    let extension = compressed::plain_name(path).extension()?.to_ascii_lowercase();
-    (extension == "arrow" || extension == "feather").then_some(
-        "Arrow files are not read: write the dataset as Parquet, in Python: \
-         datasets.load_from_disk(FOLDER).to_parquet(FILE), or pyarrow.parquet.write_table(pyarrow.feather.read_table(FILE), OUT)",
-    )
-}
-
 /// The path itself, or the data files of a folder in the order of their names. Where names of a
-/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken. Documents are in `.txt` files.
+/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken; where Python's `datasets` has put
+/// each split into a folder of its own, those of that folder. Documents are in `.txt` files.
 fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<PathBuf>> {
     let meta = fs::metadata(path).map_err(Error::io("read", path))?;
     if !meta.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }
+    if path.join(SPLITS_OF_DATASETS).is_file() {
+        let folder = path.join(split.name());
+        if !folder.is_dir() {
+            return Err(Error::file(path, format!("no folder of the split `{}`; set `split`", split.name())));
+        }
+        return files_of(&folder, format, split);
+    }
     let mut files = Vec::new();
-    let mut of_arrow = None;
     for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
         let file = entry.map_err(Error::io("read", path))?.path();
         let is_meant = match format {
@@ -247,15 +253,14 @@ fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<Pa
         };
         if file.is_file() && is_meant {
             files.push(file);
-        } else if of_arrow.is_none() {
-            of_arrow = arrow(&file);
         }
     }
     files.sort();
+    // `save_to_disk` of Python's `datasets` writes JSON about its data beside it.
+    if format.is_none() && files.iter().any(|file| Format::of(file) == Some(Format::Arrow)) {
+        files.retain(|file| Format::of(file) == Some(Format::Arrow));
+    }
     if files.is_empty() {
-        if let Some(advice) = of_arrow {
-            return Err(Error::file(path, advice));
-        }
         let expected = if format == Some(Format::Text) { ".txt" } else { EXTENSIONS };
         return Err(Error::file(path, format!("the folder has no data file ({expected})")));
     }

@@ -1,17 +1,14 @@
+mod arrow;
 mod compressed;
 mod parquet;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::data::testing::Folder;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/parquet").join(name)
-}
+use crate::data::testing::{Folder, fixture};
 
 fn files(file: &Path, source: Option<&str>) -> Files {
     Files { source: source.map(Into::into), ..file.to_owned().into() }
@@ -63,7 +60,7 @@ fn csv_and_tsv_as_rfc_4180_has_them() {
     // Row numbers, as pandas writes them.
     let pandas = folder.file("p.csv", ",text\n0,a\n1,b\n");
     assert_eq!(read(&pandas, None).unwrap()[1]["text"], "b");
-    assert!(fails(&unnamed, None).contains("set `source` to `json`, `jsonl`, `parquet`, `csv` or `tsv`"));
+    assert!(fails(&unnamed, None).contains("set `source` to `json`, `jsonl`, `parquet`, `arrow`, `csv` or `tsv`"));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
     Dropout, Element, Noise, Quantized, columns, distillation, experts, gate, gemm, rms_norm, rope, softmax,
 };
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// Weights and activations of type `T`, sums in f32.
@@ -377,6 +377,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         mut logits: Buffer<f32>,
         vocab: usize,
         cap: Option<f64>,
+        of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
@@ -384,8 +385,8 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         let losses = rows.map(|(i, (row, &target))| {
             let weight = weights.map(|weights| weights[i] as f32);
             f64::from(match cap {
-                None => softmax::loss_and_gradient::<T>(row, target as usize, weight),
-                Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target as usize, weight),
+                None => softmax::loss_and_gradient::<T>(row, target as usize, of, weight),
+                Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target as usize, of, weight),
             })
         });
         let each = losses.collect();
@@ -412,5 +413,15 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
         each
+    }
+
+    fn read_sums(&self, x: &Buffer<f32>, count: usize) -> Vec<f64> {
+        x[..count].iter().map(|&x| f64::from(x)).collect()
+    }
+
+    fn given(&self, numbers: &[f64]) -> Buffer<T> {
+        let mut given = Buffer::new(numbers.len());
+        given.iter_mut().zip(numbers).for_each(|(y, &x)| *y = T::from_f32(x as f32));
+        given
     }
 }

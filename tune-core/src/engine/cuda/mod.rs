@@ -27,7 +27,7 @@ use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
-use crate::methods::Mixture;
+use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
@@ -462,6 +462,7 @@ impl<T: Number> Backend for Cuda<T> {
         mut logits: Buffer<f32>,
         vocab: usize,
         cap: Option<f64>,
+        _: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
@@ -512,6 +513,16 @@ impl<T: Number> Backend for Cuda<T> {
 
     fn losses(&self, each: Buffer<f32>) -> Vec<f64> {
         self.read(&each).into_iter().map(f64::from).collect()
+    }
+
+    fn read_sums(&self, x: &Buffer<f32>, count: usize) -> Vec<f64> {
+        self.read(x).into_iter().take(count).map(f64::from).collect()
+    }
+
+    fn given(&self, numbers: &[f64]) -> Buffer<T> {
+        let mut given = self.context().buffer(numbers.len());
+        self.context().write(&mut given, &Cpu::<T>::new().given(numbers));
+        given
     }
 
     fn wants_wide(&self) -> bool {

@@ -121,6 +121,7 @@ impl Sizes {
         Ok(ModelSpec {
             model_type: fields.text("model_type")?.to_owned(),
             vocab_size: self.vocab,
+            scores: None,
             hidden_size: self.hidden,
             max_position_embeddings: self.longest,
             tie_word_embeddings: self.tied,

@@ -93,12 +93,12 @@ impl OptimizerConfig {
     /// Why it cannot move parameters whose rows are divided among several processes, if so.
     pub fn needs_whole_parameters(&self) -> Option<&'static str> {
         match self {
-            _ if self.averages() => Some("optimizer.ema_decay averages in one process alone, for now"),
+            _ if self.averages() => Some("optimizer.ema_decay averages whole weights, for now"),
             Self::AdamW(_) | Self::Sgd(_) | Self::Lion(_) => None,
             Self::AdamW8bit(_) => Some("adamw_8bit keeps blocks of state that do not end where a process's rows do"),
             Self::Adafactor(_) => Some("adafactor needs the means over all rows of a matrix"),
             Self::Muon(_) => Some("muon makes whole matrices orthogonal"),
-            Self::ScheduleFree(_) => Some("schedule_free_adamw trains in one process alone, for now"),
+            Self::ScheduleFree(_) => Some("schedule_free_adamw moves whole weights, for now"),
         }
     }
 

@@ -7,8 +7,9 @@ use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
 use crate::data::Loader;
 use crate::device::Compute;
+use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::models::{InBlocks, ModelSpec, tied_start};
+use crate::models::{Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
@@ -57,12 +58,14 @@ impl Outline {
     /// Refuses an optimizer that cannot move what is trained, where it is.
     ///
     /// # Errors
-    /// One that needs whole parameters, on several processes; one whose gradients are taken elsewhere than at the weights that are
+    /// One that needs whole parameters, on several processes that divide them; one whose gradients are taken elsewhere than at the weights that are
     /// evaluated, on a card or where answers are drawn.
-    pub(crate) fn check_optimizer(&self, device: &Compute, processes: usize) -> Result<()> {
-        if let (2.., Some(why)) = (processes, self.optimizer.needs_whole_parameters()) {
+    pub(crate) fn check_optimizer(&self, device: &Compute, layout: Layout) -> Result<()> {
+        if let (2.., Some(why)) = (layout.shards, self.optimizer.needs_whole_parameters()) {
             return Err(Error::setup(format!(
-                "{why}: start one process, or set optimizer=adamw without ema_decay, whose state is divided among processes"
+                "{why}: start one process, or set optimizer=adamw without ema_decay, whose state is divided among processes, or \
+                 data_parallel_shard_dim=1 data_parallel_replicate_dim={}, which gives each process the whole model",
+                layout.processes()
             )));
         }
         let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
@@ -74,6 +77,48 @@ impl Outline {
             Compute::Processor => return Ok(()),
         };
         Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
+    }
+
+    /// Refuses a loss that the device does not compute.
+    ///
+    /// # Errors
+    /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card).
+    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
+        match device {
+            Compute::Card(_) => self.loss.check_on_card(),
+            Compute::Processor => Ok(()),
+        }
+    }
+
+    /// Refuses what a head that scores sequences is not trained with, and processes or a device that do not train one.
+    ///
+    /// # Errors
+    /// A card, several processes, adapters below, new tokens.
+    pub(crate) fn check_head(&self, device: &Compute, processes: usize) -> Result<()> {
+        if self.head.is_none() {
+            return Ok(());
+        }
+        if matches!(device, Compute::Card(_)) {
+            return Err(Error::setup(
+                "a head that scores sequences is trained on the processor alone, for now: set device=cpu",
+            ));
+        }
+        if processes > 1 {
+            return Err(Error::setup(
+                "a head that scores sequences is trained by one process alone, for now: start one",
+            ));
+        }
+        let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
+        let refused = [
+            ("base_adapters", lora.base_adapters.is_empty(), "merge them into the base first (`tune merge`)"),
+            ("new_tokens", lora.new_tokens.is_empty(), "leave them out"),
+        ];
+        match refused.iter().find(|(_, is_empty, _)| !is_empty) {
+            Some((key, _, way)) => Err(Error::setup(format!(
+                "model.{key} cannot be trained below a head that scores sequences, for now: {way}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Refuses what answers cannot be drawn with such that training computes the same.
@@ -120,7 +165,10 @@ impl Outline {
             if let Ok(shape) = ModelSpec::of(base) {
                 warnings.extend(lora.shared(&shape).into_iter().chain(lora.of_tied(&shape)));
             }
-            warnings.extend(self.unlisted_stop_tokens(base, tokenizer, *merged));
+            warnings.extend(match &self.head {
+                None => self.unlisted_stop_tokens(base, tokenizer, *merged),
+                Some(head) => other_padding(head, base, tokenizer),
+            });
         }
         warnings
     }
@@ -164,12 +212,13 @@ impl Outline {
     pub fn check_memory(
         &self,
         device: &Compute,
+        mesh: &Mesh,
         model: (&ModelSpec, &InBlocks),
         data: (&Loader, Option<&Loader>),
         asked: Asked,
         state: Option<&TrainingState>,
     ) -> Result<()> {
-        let processes = Processes::of(&self.group);
+        let processes = Processes::of(mesh);
         self.memory_plan(Some(device), processes, model, data, asked, state)?.check()
     }
 
@@ -204,4 +253,19 @@ impl Outline {
         warnings.extend(self.selection_warnings(batches));
         warnings
     }
+}
+
+/// What there is to say where an adapter's base names another token that fills rows up than the one beside whose absence scores were
+/// learnt: transformers asks the base's config where a sequence ends.
+fn other_padding(head: &Head, base: &Checkpoint, tokenizer: &Tokenizer) -> Option<String> {
+    let pad = tokenizer.pad()?;
+    let there = &base.config()["pad_token_id"];
+    (there.as_u64() != Some(pad.into())).then(|| {
+        format!(
+            "transformers takes a score at the last token that is not `pad_token_id`, which is {there} in the base model's config.json \
+             and {pad} here: load the adapter on AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={}, \
+             pad_token_id={pad}); a merged model has it (save_adapter_weights_only=false)",
+            head.labels().len()
+        )
+    })
 }

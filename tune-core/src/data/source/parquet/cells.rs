@@ -4,8 +4,9 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::RowGroupReader;
-use serde_json::{Number, Value};
+use serde_json::Value;
 
+use super::super::values::{number, text};
 use super::schema::Meaning;
 use crate::data::stand_in::stand_in;
 
@@ -132,9 +133,9 @@ impl Stored {
                 [low, high] => number(half::f16::from_le_bytes([low, high]).into()),
                 _ => stand_in("bytes of a fixed length"),
             },
-            (Meaning::Text, Self::Bytes(bytes) | Self::FixedBytes(bytes)) => text(bytes),
+            (Meaning::Text, Self::Bytes(bytes) | Self::FixedBytes(bytes)) => text(bytes.data()),
             // Not every writer says of text that it is text.
-            (_, Self::Bytes(bytes)) => text(bytes),
+            (_, Self::Bytes(bytes)) => text(bytes.data()),
             (_, Self::FixedBytes(_)) => stand_in("bytes of a fixed length"),
             (_, Self::Bool(value)) => Value::from(*value),
             (_, Self::Int32(value)) => Value::from(*value),
@@ -144,15 +145,6 @@ impl Stored {
             (_, Self::Double(value)) => number(*value),
         }
     }
-}
-
-fn text(bytes: &ByteArray) -> Value {
-    std::str::from_utf8(bytes.data()).map_or_else(|_| stand_in("bytes that are not UTF-8"), Value::from)
-}
-
-fn number(value: f64) -> Value {
-    let what = if value.is_nan() { "not a number (NaN)" } else { "an infinite number" };
-    Number::from_f64(value).map_or_else(|| stand_in(what), Value::Number)
 }
 
 pub(super) fn damaged(what: &str) -> ParquetError {

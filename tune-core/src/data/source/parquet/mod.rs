@@ -22,6 +22,7 @@ use self::schema::{Meaning, Node, Repeated, Shape};
 use self::unread::Unread;
 use super::Columns;
 use super::unpacked::Unpacked;
+use super::values::key_text;
 use crate::data::records::{Kind, Records};
 use crate::data::stand_in::stand_in;
 use crate::{Error, Result, panics};
@@ -218,14 +219,5 @@ impl Row<'_> {
     /// Goes on behind a value that is not there.
     fn pass(&mut self, node: &Node) -> ParquetResult<()> {
         self.0.range_mut(node.leaves.clone()).try_for_each(|(_, leaf)| leaf.take(Meaning::Null).map(drop))
-    }
-}
-
-/// A map's key as JSON has it.
-fn key_text(key: Value) -> Option<String> {
-    match key {
-        Value::String(text) => Some(text),
-        Value::Number(_) | Value::Bool(_) => Some(key.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }

@@ -44,7 +44,7 @@ fn compressed_files_are_read() {
         assert_eq!(read(&path, None).unwrap(), expected, "{name}");
         assert!(is_data(&path), "{name}");
     }
-    let table = gzip(&fs::read(fixture("dated.parquet")).unwrap());
+    let table = gzip(&fs::read(fixture("parquet/dated.parquet")).unwrap());
     let records = find(&files(&folder.file("t.parquet.gz", table), None), &Columns { first: "messages", read: vec![] });
     assert_eq!(records.unwrap().len(), 1);
     // Places are those in the text.

@@ -28,6 +28,7 @@ fn kinds(python: &str) -> &'static [&'static str] {
         "datetime.date" => &["a date"],
         "datetime.time" => &["a time of day"],
         "datetime.datetime" => &["a timestamp"],
+        "datetime.timedelta" => &["an interval of time"],
         "map" => &["a map whose keys are no text"],
         other => panic!("{other}"),
     }
@@ -56,27 +57,34 @@ fn is_as_pyarrow_has_it(column: &str, ours: &Value, pyarrow: &Value) -> bool {
 
 #[test]
 fn parquet_values_of_every_type_and_every_form_are_what_pyarrow_reads() {
-    let expected: Value = serde_json::from_slice(&fs::read(fixture("expected.json")).unwrap()).unwrap();
+    let expected: Value = serde_json::from_slice(&fs::read(fixture("parquet/expected.json")).unwrap()).unwrap();
     let mut wrong = Vec::new();
     for (name, rows) in expected.as_object().unwrap() {
-        let columns = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
-        let columns = Columns { first: "", read: columns };
-        let ours = all(&find(&files(&fixture(name), None), &columns).unwrap()).unwrap();
-        assert_eq!(ours.len(), rows.as_array().unwrap().len(), "{name}");
-        for (i, (ours, rows)) in ours.iter().zip(rows.as_array().unwrap()).enumerate() {
-            for (column, pyarrow) in rows.as_object().unwrap() {
-                // A column that is no UTF-8 anywhere cannot be read by pyarrow at all.
-                if i > 0 && pyarrow["python"] == "UnicodeDecodeError" {
-                    continue;
-                }
-                if !is_as_pyarrow_has_it(column, &ours[column], pyarrow) {
-                    wrong.push(format!("{name}, row {}, {column}: {}, not {pyarrow}", i + 1, ours[column]));
-                }
-            }
-            assert_eq!(ours.as_object().unwrap().len(), rows.as_object().unwrap().len());
-        }
+        wrong.extend(other_than_pyarrow(&format!("parquet/{name}"), rows.as_array().unwrap()));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What a file's values are, where they are not what pyarrow reads.
+pub(super) fn other_than_pyarrow(name: &str, expected: &[Value]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let columns = expected[0].as_object().unwrap().keys().map(String::as_str).collect();
+    let columns = Columns { first: "", read: columns };
+    let ours = all(&find(&files(&fixture(name), None), &columns).unwrap()).unwrap();
+    assert_eq!(ours.len(), expected.len(), "{name}");
+    for (i, (ours, row)) in ours.iter().zip(expected).enumerate() {
+        for (column, pyarrow) in row.as_object().unwrap() {
+            // A column that is no UTF-8 anywhere cannot be read by pyarrow at all.
+            if i > 0 && pyarrow["python"] == "UnicodeDecodeError" {
+                continue;
+            }
+            if !is_as_pyarrow_has_it(column, &ours[column], pyarrow) {
+                wrong.push(format!("{name}, row {}, {column}: {}, not {pyarrow}", i + 1, ours[column]));
+            }
+        }
+        assert_eq!(ours.as_object().unwrap().len(), row.as_object().unwrap().len());
+    }
+    wrong
 }
 
 /// What is wrong with a file's first broken record, as a run says it.
@@ -101,7 +109,7 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
         ("int64", "a number"),
         ("map", "an object"),
     ] {
-        let path = fixture("types.parquet");
+        let path = fixture("parquet/types.parquet");
         let text = DatasetConfig::Text(TextDataset {
             files: files(&path, None),
             column: name.into(),
@@ -115,7 +123,7 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
     }
     // Beside them, text is text.
     let mut config = TextDataset {
-        files: files(&fixture("types.parquet"), None),
+        files: files(&fixture("parquet/types.parquet"), None),
         column: "string".into(),
         add_eos: true,
         rows: crate::data::Rows::default(),
@@ -128,7 +136,7 @@ fn a_column_of_no_text_is_an_error_where_it_is_text_and_none_elsewhere() {
 
 #[test]
 fn a_conversation_may_hold_a_date_that_the_template_does_not_read() {
-    let path = fixture("dated.parquet");
+    let path = fixture("parquet/dated.parquet");
     let dataset = crate::data::load(&[DatasetConfig::Chat(chats(&path))], &byte_level(Some(CHATML)), None).unwrap();
     assert_eq!(dataset.samples.len(), 1);
     let reads_it = CHATML.replace("message['role'] +", "message['role'] ~ message['when'] ~");

@@ -539,9 +539,9 @@ fn memory_that_does_not_suffice_is_an_error_that_names_settings() {
     contains(&said, &["weights                        3.2 MiB", "adapters                       1.2 MiB", "peak "]);
     assert!(!said.contains("It does not fit"), "{said}");
 
-    // Kernels, and so the peak, are those of this processor.
+    // Kernels, and so the peak, are those of this processor; and what a program takes is not quite the same each time.
     let peak = said.lines().find_map(|line| line.trim().strip_prefix("peak ")?.split_whitespace().next());
-    let short = format!("{}MiB", peak.unwrap().parse::<f64>().unwrap() as u64 - 1);
+    let short = format!("{}MiB", peak.unwrap().parse::<f64>().unwrap() as u64 - 4);
     let (said, code) = ask("--check", &short);
     assert_eq!(code, Some(1), "{said}");
     contains(&said, &["\nerror: this run needs ", "of memory", "it fits with", "enable_activation_checkpointing=true"]);

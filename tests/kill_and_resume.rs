@@ -63,6 +63,14 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
             "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
             "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
+            // The third step is the first that rounds: in one process and after a kill.
+            "qat" => vec!["dtype=bf16", "fake_quant_after_n_steps=2", "dataset.packed=true"],
+            "qat_lora" => vec![
+                "quantizer={_component_: int8_dyn_act_int4_weight, groupsize: 64}",
+                "fake_quant_after_n_steps=5",
+                "model.lora_rank=4",
+                "model.lora_dropout=0.1",
+            ],
             "distill" => {
                 vec!["teacher_checkpointer.checkpoint_dir=recipes/tiny/model", "dataset.packed=true", "~dataset_val"]
             }
@@ -294,6 +302,12 @@ fn reward_resumes_bit_for_bit() {
 #[test]
 fn a_classifier_resumes_bit_for_bit() {
     check("reward_classifier", 1);
+}
+
+#[test]
+fn qat_resumes_bit_for_bit() {
+    check("qat", 2);
+    check("qat_lora", 1);
 }
 
 #[test]

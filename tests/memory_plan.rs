@@ -248,6 +248,25 @@ fn distillation_takes_what_was_planned() {
     table.check();
 }
 
+/// Weights that are rounded, and inputs.
+#[test]
+fn fake_quantization_takes_what_was_planned() {
+    let mut table = Table::default();
+    for (what, extra) in [
+        ("all weights, a file", &[][..]),
+        ("all weights, a file, bf16", &["dtype=bf16", "enable_activation_checkpointing=true"]),
+        ("all weights, 8 and 4 bits", &["quantizer={_component_: int8_dyn_act_int4_weight, groupsize: 64}"]),
+        ("adapters, 4 bits", &["quantizer={_component_: int4_weight_only, groupsize: 32}", "model.lora_rank=8"]),
+    ] {
+        let mut args = vec!["--config", "configs/qat/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        args.push("log_every_n_steps=1");
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "qat", &args);
+    }
+    table.check();
+}
+
 #[test]
 #[ignore = "needs SMOLLM2_DIR: the folder with SmolLM2-135M-Instruct in hf/; takes minutes"]
 fn a_real_model_takes_what_was_planned() {

@@ -82,6 +82,11 @@ fn golden_losses_of_reward() {
 }
 
 #[test]
+fn golden_losses_of_qat() {
+    golden("qat", &["fake_quant_after_n_steps=4"]);
+}
+
+#[test]
 fn golden_losses_of_pretrain() {
     golden("pretrain", &[]);
 }

@@ -43,6 +43,7 @@ fn shipped() -> Vec<Shipped> {
             let ours = match () {
                 () if theirs.contains("dpo") => "dpo",
                 () if theirs.contains("distillation") => "distill",
+                () if theirs.starts_with("qat") => "qat",
                 () if theirs.contains("lora") || name.contains("lora") => "lora",
                 () => "full",
             };
@@ -57,13 +58,14 @@ fn shipped() -> Vec<Shipped> {
 }
 
 /// The groups of the table, and which config is in which.
-const GROUPS: [&str; 9] = [
+const GROUPS: [&str; 10] = [
     "full, Llama and Mistral",
     "LoRA, Llama and Mistral",
     "full, Gemma, Phi and Qwen",
     "LoRA, Gemma, Phi and Qwen",
     "DPO",
     "knowledge distillation",
+    "quantization-aware training",
     "QLoRA and DoRA",
     "models of images",
     "other recipes",
@@ -79,10 +81,11 @@ fn group(config: &Shipped) -> &'static str {
     match config.theirs.as_str() {
         theirs if theirs.contains("dpo") => GROUPS[4],
         theirs if theirs.contains("distillation") => GROUPS[5],
-        theirs if !theirs.contains("finetune") || theirs.starts_with("qat") || theirs.starts_with("ppo") => GROUPS[8],
-        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[7],
-        theirs if theirs.contains("multi_dataset") => GROUPS[8],
-        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[6],
+        theirs if theirs.starts_with("qat") => GROUPS[6],
+        theirs if !theirs.contains("finetune") || theirs.starts_with("ppo") => GROUPS[9],
+        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[8],
+        theirs if theirs.contains("multi_dataset") => GROUPS[9],
+        _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[7],
         _ if is_llama => GROUPS[usize::from(is_lora)],
         _ => GROUPS[2 + usize::from(is_lora)],
     }
@@ -148,8 +151,8 @@ fn they_load_or_are_told_why_not() {
         fs::write(&path, &report).unwrap();
     }
     assert!(fs::read_to_string(&path).unwrap_or_default() == report, "{} differs:\n{report}", path.display());
-    // What is promised: all full, LoRA, DPO and distillation configs of models of text.
-    let of_text = &counts[..6];
+    // What is promised: all full, LoRA, DPO, distillation and quantization-aware configs of models of text.
+    let of_text = &counts[..7];
     assert!(of_text.iter().all(|(_, loads, all)| loads == all), "{report}");
     assert!(of_text.iter().map(|(.., all)| all).sum::<usize>() > 80, "{report}");
 }
@@ -164,7 +167,7 @@ fn resolved(recipe: &str, config: &str) -> Vec<String> {
 fn what_is_converted_means_the_same_and_has_nothing_of_torchtunes_left() {
     let folder = tempfile::tempdir().unwrap();
     let mut count = 0;
-    for config in shipped().iter().filter(|config| GROUPS[..6].contains(&group(config)) || is_qlora(config)) {
+    for config in shipped().iter().filter(|config| GROUPS[..7].contains(&group(config)) || is_qlora(config)) {
         let original = file(folder.path(), config);
         let converted = text(&succeed(config.ours, &["--config", &original, "--convert"]).stdout);
         let keys: Vec<_> = converted.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
@@ -343,6 +346,23 @@ fn what_distillation_configs_say_is_meant() {
         };
         let lines = resolved("distill", &file(folder.path(), &other));
         assert!(lines.iter().any(|line| *line == format!("  _component_: {ours}")), "{lines:#?}");
+    }
+}
+
+/// What the weights and inputs of layers are rounded to, and the rank of adapters.
+#[test]
+fn what_quantization_aware_configs_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, rank) in [("llama3/8B_qat_full.yaml", "null"), ("llama3_2/1B_qat_lora.yaml", "64")] {
+        let config = shipped().into_iter().find(|config| config.name == name).unwrap();
+        let lines = resolved("qat", &file(folder.path(), &config));
+        let rank = format!("  lora_rank: {rank}");
+        for expected in ["quantizer:", "  _component_: int8_dyn_act_int4_weight", "  groupsize: 256", &rank] {
+            assert!(lines.iter().any(|line| line == expected), "{name}, {expected}: {lines:#?}");
+        }
+        let only = config.yaml.replace("Int8DynActInt4WeightQATQuantizer", "Int4WeightOnlyQATQuantizer");
+        let lines = resolved("qat", &file(folder.path(), &Shipped { yaml: only, ..config }));
+        assert!(lines.iter().any(|line| line == "  _component_: int4_weight_only"), "{lines:#?}");
     }
 }
 

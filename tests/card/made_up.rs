@@ -158,6 +158,7 @@ impl MadeUp {
             loss: Loss::Tokens,
             asked: Asked::default(),
             drawing: None,
+            fake_quantizer: None,
             reference: None,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,

@@ -20,6 +20,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "pretrain" => env!("CARGO_BIN_EXE_pretrain"),
         "grpo" => env!("CARGO_BIN_EXE_grpo"),
         "reward" => env!("CARGO_BIN_EXE_reward"),
+        "qat" => env!("CARGO_BIN_EXE_qat"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         other => panic!("there is no recipe {other}"),
     };

@@ -21,8 +21,8 @@ pub use crate::metrics::{
     ValidationMetrics, peak_memory,
 };
 pub use crate::models::{
-    Decoder, FreshWeights, FrozenBase, InBlocks, InitConfig, LoadOptions, ModelConfig, ModelSpec, Quantization,
-    WeightSource,
+    Decoder, FakeQuantizer, FreshWeights, FrozenBase, InBlocks, InitConfig, LoadOptions, ModelConfig, ModelSpec,
+    Quantization, WeightSource,
 };
 pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedule, SchedulerConfig, clip_factor};
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};

@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod dropout;
 pub mod experts;
+pub mod fake_quant;
 pub mod gate;
 pub mod loss;
 pub mod norm;

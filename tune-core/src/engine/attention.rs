@@ -108,7 +108,8 @@ impl<B: Backend> Block<'_, B> {
             return None;
         }
         let mut g_out = self.run.acts(layer.inner());
-        input_gradient(&[&back], None, None, PartMut::new(&mut g_out, m, layer.inner()));
+        let rounded = back.rounds_inputs().then_some(output_input);
+        input_gradient(&[&back], None, rounded, None, PartMut::new(&mut g_out, m, layer.inner()));
         drop(back);
         let widths = self.widths();
         let mut g_qkv: Vec<B::Acts> = widths.iter().map(|&width| self.run.acts(width)).collect();

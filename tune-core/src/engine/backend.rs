@@ -7,15 +7,16 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
+use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -107,6 +108,20 @@ pub(crate) trait Backend: Sized {
     fn gate_back(&self, activation: Activation, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
     /// `x` with dropout into `y`, whose rows follow each other. Row `i` of a selection counts as row `rows[i]`.
     fn dropped(&self, x: Part<'_, Self::Acts>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
+
+    /// A weight `[rows, cols]` rounded to levels, in memory of its own.
+    ///
+    /// # Errors
+    /// The backend does not round.
+    fn rounded(&self, _: &Self::Param, _: (usize, usize), _: Levels) -> Result<Self::Param> {
+        Err(Error::setup("fake quantization is computed by the processor alone: set device=cpu"))
+    }
+    /// The gradient of a weight, for that of the rounded one, in its place.
+    fn rounded_back(&self, _: &Self::Param, _: Levels, _: &mut Self::Sums) {}
+    /// The tokens `x`, each rounded to 8 bits, into `y`.
+    fn round_tokens(&self, _: Part<'_, Self::Acts>, _: PartMut<'_, Self::Acts>) {}
+    /// The gradient of the tokens `x`, for that of the rounded ones, in its place, and what is in `onto` added to it.
+    fn round_tokens_back(&self, _: Part<'_, Self::Acts>, _: Option<Part<'_, Self::Acts>>, _: PartMut<'_, Self::Acts>) {}
 
     /// Attention of queries `[m, ..]` to keys and values, in the rows that `how` says; the logarithm of each query's normalizer into `lse` `[heads, m]`.
     fn attend(

@@ -272,11 +272,13 @@ impl<B: Backend> Block<'_, B> {
             return None;
         }
         let width = self.run.shape.hidden_size;
-        let mut gx = match x {
-            Input::Normed(normed) => normed,
-            Input::Stream(_) => self.run.acts(width),
+        let rounded = backs.first().is_some_and(Back::rounds_inputs);
+        let (x, mut gx) = match x {
+            Input::Normed(normed) if !rounded => (None, normed),
+            x => (rounded.then_some(x), self.run.acts(width)),
         };
-        input_gradient(&backs.iter().collect::<Vec<_>>(), None, onto, PartMut::new(&mut gx, m, width));
+        let x = x.as_ref().map(|x| Part::new(x.get(), m, width));
+        input_gradient(&backs.iter().collect::<Vec<_>>(), None, x, onto, PartMut::new(&mut gx, m, width));
         Some(gx)
     }
 

@@ -149,7 +149,7 @@ impl<B: Backend> Block<'_, B> {
         let mut g_activated = backend.acts(rows, inner);
         for of in &occupied {
             let back = self.of_expert(of.expert, DownProj).back(vec![of.rows(&g, width)]);
-            input_gradient(&[&back], of.tokens(&routes), None, of.rows_mut(&mut g_activated, inner));
+            input_gradient(&[&back], of.tokens(&routes), None, None, of.rows_mut(&mut g_activated, inner));
         }
         let mut activated = backend.acts(rows, inner);
         backend.gate(self.activation(), &g_gate, &g_up, &mut activated);
@@ -189,7 +189,7 @@ impl<B: Backend> Block<'_, B> {
             let of_up = up.back(vec![of.rows(&g_up, inner)]);
             up.train(&of_up, x, &of.up, tokens, id(of.expert, UpProj), found);
             // The gradient of its input takes the memory that this had.
-            input_gradient(&[&of_gate, &of_up], tokens, None, of.rows_mut(&mut of_experts, width));
+            input_gradient(&[&of_gate, &of_up], tokens, None, None, of.rows_mut(&mut of_experts, width));
         }
         let g_experts = of_experts;
         drop((g_gate, g_up, occupied));
@@ -204,7 +204,7 @@ impl<B: Backend> Block<'_, B> {
         let x = Part::new(normed.get(), m, width);
         router.train(&back, x, &low_rank_of_router, None, self.id(Router.into()), found);
         let mut through_router = self.run.acts(width);
-        input_gradient(&[&back], None, onto, PartMut::new(&mut through_router, m, width));
+        input_gradient(&[&back], None, None, onto, PartMut::new(&mut through_router, m, width));
         let mut g_input = match normed {
             Input::Normed(normed) => normed,
             Input::Stream(_) => self.run.acts(width),

@@ -109,6 +109,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         finish: Finish<'_, B>,
         mut y: PartMut<'_, B::Acts>,
     ) {
+        let rounded = self.rounded(x);
+        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
         let (terms, count) = self.up(x, low_rank, part);
         if let Some(scaling) = self.scaling() {
             self.backend.multiply(&terms[..count], Finish::Store, y.again());
@@ -134,11 +136,22 @@ impl<'a, B: Backend> Layer<'a, B> {
 
     /// `x Wᵀ` and the adapter's update in the type of sums.
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
-        let (terms, count) = self.up(Part::new(x, m, self.inner()), low_rank, (0, self.out()));
+        let x = Part::new(x, m, self.inner());
+        let rounded = self.rounded(x);
+        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
+        let (terms, count) = self.up(x, low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
         if let Some(scaling) = self.scaling() {
             self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
         }
+    }
+
+    /// The input of its weight, where that is rounded. An adapter is given the input as it is.
+    fn rounded(&self, x: Part<'_, B::Acts>) -> Option<B::Acts> {
+        self.params.exact.as_ref().filter(|exact| exact.rounds_inputs)?;
+        let mut rounded = self.backend.acts(x.rows, x.cols);
+        self.backend.round_tokens(x, PartMut::new(&mut rounded, x.rows, x.cols));
+        Some(rounded)
     }
 
     /// What its results are scaled by.
@@ -178,6 +191,7 @@ impl<'a, B: Backend> Layer<'a, B> {
             for (&g, part) in back.gradients.iter().zip(self.parts()) {
                 self.weight_gradient(x, g, part.0, adding, &mut gradient);
             }
+            self.limit(&mut gradient);
             found.push((id(Of::Weight), gradient));
             if self.params.bias.is_some() {
                 let mut gradient = self.backend.gradient(1, self.out());
@@ -224,8 +238,17 @@ impl<'a, B: Backend> Layer<'a, B> {
         adding: bool,
         gradient: &mut B::Sums,
     ) {
+        let rounded = self.rounded(x);
+        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
         let term = Term::Across { g, x };
         self.backend.multiply_sums(&[term], adding, PartMut::rows(gradient, first, g.cols, self.inner()));
+    }
+
+    /// Turns the gradient of a weight that was rounded into that of the weight.
+    pub(super) fn limit(&self, gradient: &mut B::Sums) {
+        if let Some(exact) = self.params.exact.as_ref().filter(|exact| exact.levels.are_limited()) {
+            self.backend.rounded_back(&exact.weight, exact.levels, gradient);
+        }
     }
 
     /// The gradients of the adapter's `A` `[rank, in]` and `B` `[out, rank]`, and of its magnitudes `[out]`, if it has some. For these
@@ -361,6 +384,11 @@ impl<B: Backend> Back<'_, B> {
         Some(Term::Down { g: Part::new(low_rank, self.rows(), adapter.rank), w: self.layer.a(adapter) })
     }
 
+    /// Whether the input of its weight was rounded.
+    pub(super) fn rounds_inputs(&self) -> bool {
+        self.layer.params.exact.as_ref().is_some_and(|exact| exact.rounds_inputs)
+    }
+
     /// Whether its adapter, if it has one, is without dropout.
     fn is_plain(&self) -> bool {
         self.layer.params.adapter.as_ref().is_none_or(|a| a.dropout.is_none())
@@ -368,12 +396,13 @@ impl<B: Backend> Back<'_, B> {
 }
 
 /// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`. The input's rows count
-/// as `rows` for dropout.
+/// as `rows` for dropout. Where it was rounded, `x` is the input, and in other memory than its gradient.
 ///
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(super) fn input_gradient<B: Backend>(
     backs: &[&Back<'_, B>],
     rows: Option<&[usize]>,
+    x: Option<Part<'_, B::Acts>>,
     onto: Option<&B::Acts>,
     mut gx: PartMut<'_, B::Acts>,
 ) {
@@ -381,9 +410,28 @@ pub(super) fn input_gradient<B: Backend>(
     let backend = first.layer.backend;
     let mut terms = Vec::with_capacity(2 * backs.len());
     terms.extend(backs.iter().flat_map(|back| back.through_weight()));
-    terms.extend(backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter()));
-    let finish = onto.map_or(Finish::Store, |onto| Finish::Onto(Part::new(onto, gx.rows, gx.cols)));
-    backend.multiply(&terms, finish, gx.again());
+    let of_adapters = backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter());
+    let onto = onto.map(|onto| Part::new(onto, gx.rows, gx.cols));
+    match x {
+        None => {
+            terms.extend(of_adapters);
+            backend.multiply(&terms, onto.map_or(Finish::Store, Finish::Onto), gx.again());
+        }
+        // Only what comes through the weights meets the limits.
+        Some(x) => {
+            let of_adapters: Vec<_> = of_adapters.collect();
+            if of_adapters.is_empty() {
+                backend.multiply(&terms, Finish::Store, gx.again());
+                backend.round_tokens_back(x, onto, gx.again());
+            } else {
+                let mut limited = backend.acts(gx.rows, gx.cols);
+                backend.multiply(&terms, Finish::Store, PartMut::new(&mut limited, gx.rows, gx.cols));
+                backend.round_tokens_back(x, onto, PartMut::new(&mut limited, gx.rows, gx.cols));
+                let finish = Finish::Onto(Part::new(&limited, gx.rows, gx.cols));
+                backend.multiply(&of_adapters, finish, gx.again());
+            }
+        }
+    }
     for back in backs.iter().filter(|back| !back.is_plain()) {
         let dropout = back.layer.params.adapter.as_ref().and_then(|adapter| adapter.dropout);
         if let (Some(term), Some(dropout)) = (back.through_adapter(), dropout) {

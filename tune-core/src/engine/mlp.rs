@@ -92,7 +92,14 @@ impl<B: Backend> Block<'_, B> {
         let (backend, m, down) = (self.run.backend, self.run.tokens(), self.layer(DownProj.into()));
         let mut activated = self.run.acts(down.inner());
         let back = down.back_of(gradient, m);
-        input_gradient(&[&back], None, None, PartMut::new(&mut activated, m, down.inner()));
+        let input = back.rounds_inputs().then(|| {
+            let mut input = self.run.acts(down.inner());
+            backend.gate(self.activation(), &g_gate, &g_up, &mut input);
+            input
+        });
+        let x = input.as_ref().map(|input| Part::new(input, m, down.inner()));
+        input_gradient(&[&back], None, x, None, PartMut::new(&mut activated, m, down.inner()));
+        drop(input);
         backend.gate_back(self.activation(), &mut g_gate, &mut g_up, &mut activated);
         let x = Part::new(&activated, m, down.inner());
         let low_rank_of_down = low_rank_of_down.or_else(|| down.low_rank(x, None));

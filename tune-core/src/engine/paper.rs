@@ -8,7 +8,7 @@ use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term
 use super::block::Past;
 use super::paper_gradients::{Gathered, State};
 use super::paper_sharded::ShardedOnPaper;
-use super::parameters::{AdapterParams, BlockParams, LayerParams, NormParams, Parameters};
+use super::parameters::{AdapterParams, BlockParams, Exact, LayerParams, NormParams, Parameters};
 use super::run::{Minimized, Objective, Run, Taught};
 use super::{backend, cuda};
 use crate::Result;
@@ -16,14 +16,15 @@ use crate::data::{Batch, IGNORE, Span};
 use crate::distributed::Layout;
 use crate::kernels::attention::{Attention, Stretch};
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
 use crate::methods::{Mixture, TokenLoss};
 use crate::models::{
-    Activation, BlockNorm, BlockSpec, EmbeddingSpec, InBlocks, LayerSpec, Layers, LoraOptions, ModelSpec, ParamId,
-    TABLE,
+    Activation, BlockNorm, BlockSpec, EmbeddingSpec, FakeQuantizer, InBlocks, LayerSpec, Layers, LoraOptions,
+    ModelSpec, ParamId, TABLE,
 };
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -84,6 +85,7 @@ impl Work {
             optimizer_in_backward,
             layout,
             teacher: None,
+            fake: None,
         };
         let paper = Paper::<f32>::new(1);
         step.train(&[&batch], &paper)?;
@@ -403,6 +405,8 @@ pub(crate) struct StepOnPaper<'a> {
     pub(crate) layout: Layout,
     /// A model that is not trained, whose logits are compared with those of this one.
     pub(crate) teacher: Option<&'a StepOnPaper<'a>>,
+    /// How weights are rounded, if they are.
+    pub(crate) fake: Option<FakeQuantizer>,
 }
 
 /// A parameter as it is stored.
@@ -569,7 +573,9 @@ impl StepOnPaper<'_> {
         let mut layers = Vec::new();
         for layer in self.model.layers(block) {
             let name = format!("model.layers.{block}.{}", layer.site.path());
-            layers.push((layer.site, self.layer(paper, &name, &format!("{name}.weight"), layer, read)));
+            let (site, levels) = (layer.site, self.fake.and_then(|fake| fake.of_layer(self.model, block, &layer)));
+            let params = self.layer(paper, &name, &format!("{name}.weight"), layer, read);
+            layers.push((site, self.rounded(paper, params, levels)));
         }
         let norm = |(norm, width): (BlockNorm, usize)| (norm, self.norm(ParamId::Norm(block, norm), width, read));
         BlockParams { norms: self.model.norms(block).into_iter().map(norm).collect(), layers: Layers::new(layers) }
@@ -585,12 +591,33 @@ impl StepOnPaper<'_> {
         let own = format!("{name}.weight");
         let weight = if self.model.tie_word_embeddings { TABLE } else { own.as_str() };
         let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
-        (norm, self.layer(paper, &name, weight, self.model.output(), read))
+        let params = self.layer(paper, &name, weight, self.model.output(), read);
+        (norm, self.rounded(paper, params, self.fake.and_then(|fake| fake.of_output(self.model))))
+    }
+
+    /// A layer whose weight is rounded, in memory of its own, where there are levels.
+    fn rounded<T: Element>(
+        &self,
+        paper: &Paper<T>,
+        mut params: LayerParams<Paper<T>>,
+        levels: Option<Levels>,
+    ) -> LayerParams<Paper<T>> {
+        if let Some((levels, fake)) = levels.zip(self.fake) {
+            let rounded = Some(paper.take::<T>(params.out * params.inner));
+            let weight = std::mem::replace(&mut params.weight, rounded);
+            params.exact = Some(Exact { weight, levels, rounds_inputs: fake.rounds_inputs() });
+        }
+        params
     }
 
     /// The embedding table.
-    pub(super) fn table(&self, read: Read<'_>) -> Option<Entry> {
-        read(self.matrix(TABLE, self.model.vocab_size, self.model.hidden_size))
+    pub(super) fn table<T: Element>(&self, paper: &Paper<T>, read: Read<'_>) -> Option<Entry> {
+        let (rows, cols) = (self.model.vocab_size, self.model.hidden_size);
+        let table = read(self.matrix(TABLE, rows, cols));
+        match self.fake.and_then(|fake| fake.of_embedding(self.model)) {
+            Some(_) => Some(paper.take::<T>(rows * cols)),
+            None => table,
+        }
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Stored {
@@ -668,6 +695,7 @@ impl StepOnPaper<'_> {
             parts,
             inner,
             adapter,
+            exact: None,
         };
         match self.lora.is_some_and(|lora| lora.dora) && params.adapter.is_some() {
             true => params.scaled_by(paper, (out, None)),
@@ -690,8 +718,8 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
         Ok(self.block(paper, block, &mut Self::held(paper)))
     }
 
-    fn embedding(&self, _: &Paper<T>) -> Result<Option<Entry>> {
-        Ok(None)
+    fn embedding(&self, paper: &Paper<T>) -> Result<Option<Entry>> {
+        Ok(self.table(paper, &mut Self::held(paper)))
     }
 
     fn top(&self, paper: &Paper<T>) -> Result<(NormParams<Paper<T>>, LayerParams<Paper<T>>)> {

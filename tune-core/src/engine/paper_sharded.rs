@@ -98,7 +98,7 @@ impl<T: Element> Parameters<Paper<T>> for ShardedOnPaper<'_, T> {
     }
 
     fn embedding(&self, paper: &Paper<T>) -> Result<Option<Entry>> {
-        let table = self.step.table(&mut |stored| Some(fetch(paper, stored)));
+        let table = self.step.table(paper, &mut |stored| Some(fetch(paper, stored)));
         self.ahead.borrow_mut().block = (!self.step.model.blocks.is_empty()).then(|| (0, self.fetch_block(paper, 0)));
         Ok(table)
     }

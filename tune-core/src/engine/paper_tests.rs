@@ -8,7 +8,7 @@ use crate::engine::{RunOptions, forward_backward};
 use crate::kernels::ledger::Ledger;
 use crate::kernels::recorder;
 use crate::models::Slot::{DownProj, LmHead, QProj};
-use crate::models::{Decoder, LoadOptions, RandomWeights, Slot};
+use crate::models::{Decoder, GgufFormat, GgufLevels, Groups, LoadOptions, RandomWeights, Slot};
 use crate::optim::{Gradients, InBackward, OptimizerConfig};
 
 /// Sizes that fit neither tiles nor pages.
@@ -52,7 +52,8 @@ fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
 fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] {
     let options =
         LoadOptions { dtype, device: Compute::Processor, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
-    let model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
+    let mut model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
+    model.fake_quantize(step.fake).unwrap();
     let mut optimizer = OptimizerConfig::Sgd(crate::optim::SgdConfig {
         lr: 0.0,
         momentum: 0.0,
@@ -133,6 +134,7 @@ fn one_thread_touches_what_the_paper_says() {
             optimizer_in_backward,
             layout: Layout::ONE,
             teacher: None,
+            fake: None,
         };
         for dtype in [DType::F32, DType::BF16] {
             let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
@@ -166,10 +168,46 @@ fn families_touch_what_the_paper_says() {
                     optimizer_in_backward,
                     layout: Layout::ONE,
                     teacher: None,
+                    fake: None,
                 };
                 for dtype in [DType::F32, DType::BF16] {
                     let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
                     assert_eq!(real, paper, "{family}, {}, {activation_checkpointing}, {dtype:?}", lora.is_some());
+                }
+            }
+        }
+    }
+}
+
+/// Weights that are rounded have memory of their own for as long as their block is open, and inputs for a product.
+#[test]
+fn rounded_weights_touch_what_the_paper_says() {
+    let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let groups = Groups { groupsize: 16 };
+    for fake in [
+        FakeQuantizer::Int8DynActInt4Weight(groups),
+        FakeQuantizer::Int4WeightOnly(groups),
+        FakeQuantizer::Gguf(GgufLevels { format: GgufFormat::Q8_0 }),
+    ] {
+        for tied in [true, false] {
+            let model = model(tied);
+            let all = lora(&[QProj, Slot::VProj, Slot::UpProj, DownProj, LmHead], 0.1).resolved(&model).unwrap();
+            for lora in [None, Some(&all)] {
+                for activation_checkpointing in [true, false] {
+                    let step = StepOnPaper {
+                        model: &model,
+                        in_blocks: &InBlocks::default(),
+                        lora,
+                        activation_checkpointing,
+                        optimizer_in_backward: lora.is_none(),
+                        layout: Layout::ONE,
+                        teacher: None,
+                        fake: Some(fake),
+                    };
+                    for dtype in [DType::F32, DType::BF16] {
+                        let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
+                        assert_eq!(real, paper, "{fake:?}, {tied}, {}, {activation_checkpointing}", lora.is_some());
+                    }
                 }
             }
         }

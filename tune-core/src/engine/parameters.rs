@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::backend::{Backend, Reads};
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::{Dropout, Share};
 use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Weight};
 use crate::{Error, Result};
@@ -67,6 +68,27 @@ pub(crate) struct LayerParams<B: Backend> {
     pub(crate) parts: Vec<usize>,
     pub(crate) inner: usize,
     pub(crate) adapter: Option<AdapterParams<B>>,
+    /// The weight as it is, where `weight` is rounded.
+    pub(crate) exact: Option<Exact<B>>,
+}
+
+/// A weight that is rounded in products.
+pub(crate) struct Exact<B: Backend> {
+    /// `[out, inner]`.
+    pub(crate) weight: B::Param,
+    pub(crate) levels: Levels,
+    /// Whether the layer's inputs are rounded, too.
+    pub(crate) rounds_inputs: bool,
+}
+
+impl<B: Backend> LayerParams<B> {
+    /// The same with a weight that is rounded.
+    fn rounded(mut self, backend: &B, levels: Levels, rounds_inputs: bool) -> Result<Self> {
+        let rounded = backend.rounded(&self.weight, (self.out, self.inner), levels)?;
+        let weight = std::mem::replace(&mut self.weight, rounded);
+        self.exact = Some(Exact { weight, levels, rounds_inputs });
+        Ok(self)
+    }
 }
 
 /// A layer's low-rank update, which is trained.
@@ -119,7 +141,8 @@ impl<'m> Held<'m> {
         let (own, spec) = (&self.model.blocks[block], &self.model.config);
         let mut layers = Vec::new();
         for ((site, linear), spec) in own.linears.iter().zip(spec.layers(block)) {
-            layers.push((site, self.layer(backend, linear, spec, read)?));
+            let levels = self.model.fake_quantizer().and_then(|fake| fake.of_layer(&self.model.config, block, &spec));
+            layers.push((site, self.layer(backend, linear, (spec, levels), read)?));
         }
         let mut norms = Vec::new();
         for ((norm, weight), (_, width)) in own.norms.iter().zip(spec.norms(block)) {
@@ -140,14 +163,24 @@ impl<'m> Held<'m> {
         let ((norm, head), spec) = (self.model.top(), &self.model.config);
         let (width, trained) = (spec.hidden_size, norm.is_variable());
         let norm = NormParams { weight: read(Source::Tensor(norm))?, width, trained };
-        Ok((norm, self.layer(backend, head, spec.output(), read)?))
+        let levels = self.model.fake_quantizer().and_then(|fake| fake.of_output(spec));
+        Ok((norm, self.layer(backend, head, (spec.output(), levels), read)?))
+    }
+
+    /// The embedding table that is computed with, of the one that was read.
+    pub(super) fn table<B: Backend>(&self, backend: &B, table: B::Param) -> Result<B::Param> {
+        let spec = &self.model.config;
+        match self.model.fake_quantizer().and_then(|fake| fake.of_embedding(spec)) {
+            Some(levels) => backend.rounded(&table, (spec.vocab_size, spec.hidden_size), levels),
+            None => Ok(table),
+        }
     }
 
     fn layer<B: Reads<'m>>(
         &self,
         backend: &B,
         linear: &'m Linear,
-        spec: LayerSpec,
+        (spec, levels): (LayerSpec, Option<Levels>),
         read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
     ) -> Result<LayerParams<B>> {
         let adapter = match &linear.adapter {
@@ -175,6 +208,11 @@ impl<'m> Held<'m> {
             parts: spec.parts,
             inner: spec.inner,
             adapter,
+            exact: None,
+        };
+        let params = match levels.zip(self.model.fake_quantizer()) {
+            Some((levels, fake)) => params.rounded(backend, levels, fake.rounds_inputs())?,
+            None => params,
         };
         Ok(match magnitude {
             None => params,
@@ -189,11 +227,12 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     }
 
     fn embedding(&self, backend: &B) -> Result<B::Param> {
-        match self.model.embedding() {
-            Weight::Tensor(tensor) => backend.param(tensor),
-            Weight::Quantized(of) => backend.quantized(of),
-            Weight::Share(share) => whole(backend, Source::Share(share)),
-        }
+        let table = match self.model.embedding() {
+            Weight::Tensor(tensor) => backend.param(tensor)?,
+            Weight::Quantized(of) => backend.quantized(of)?,
+            Weight::Share(share) => whole(backend, Source::Share(share))?,
+        };
+        self.table(backend, table)
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {

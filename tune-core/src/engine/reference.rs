@@ -3,12 +3,13 @@
 
 use candle_core::{DType, Tensor};
 use tune_reference::{View, ViewMut};
-use tune_reference::{attention, dropout, experts, gate, loss, norm, products, rotary, rows, softcap};
+use tune_reference::{attention, dropout, experts, fake_quant, gate, loss, norm, products, rotary, rows, softcap};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::{self as kernels, Levels};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss};
@@ -109,6 +110,15 @@ fn curve(activation: Activation) -> gate::Activation {
     match activation {
         Activation::Silu => gate::Activation::Silu,
         Activation::GeluTanh => gate::Activation::GeluTanh,
+    }
+}
+
+/// Levels that are not those of a file.
+fn plain(levels: Levels) -> Option<fake_quant::Levels> {
+    match levels {
+        Levels::Int4 { .. } => Some(fake_quant::Levels::Int4),
+        Levels::Int4Affine { .. } => Some(fake_quant::Levels::Int4Affine),
+        Levels::Blocks(_) => None,
     }
 }
 
@@ -278,6 +288,46 @@ impl Backend for Reference {
     fn dropped(&self, x: Part<'_, Vec<f64>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Vec<f64>) {
         let width = x.cols;
         dropout::apply(view(x), dropout.parts(), rows, false, &mut ViewMut::new(y, width));
+    }
+
+    fn rounded(&self, weight: &Vec<f64>, _: (usize, usize), levels: Levels) -> Result<Vec<f64>> {
+        let mut rounded = weight.clone();
+        match plain(levels) {
+            Some(of) => rounded.chunks_exact_mut(levels.group()).for_each(|x| fake_quant::round(of, x)),
+            // What a file holds of a number is what it holds of its f32.
+            None => {
+                let x: Vec<f32> = weight.iter().map(|&x| x as f32).collect();
+                let mut y = vec![0.0; x.len()];
+                kernels::weight(levels, &x, &mut y);
+                rounded.iter_mut().zip(y).for_each(|(rounded, y)| *rounded = y.into());
+            }
+        }
+        Ok(rounded)
+    }
+
+    fn rounded_back(&self, weight: &Vec<f64>, levels: Levels, g: &mut Vec<f64>) {
+        if let Some(of) = plain(levels) {
+            let groups = weight.chunks_exact(levels.group()).zip(g.chunks_exact_mut(levels.group()));
+            groups.for_each(|(x, g)| fake_quant::backward(of, x, g));
+        }
+    }
+
+    fn round_tokens(&self, x: Part<'_, Vec<f64>>, y: PartMut<'_, Vec<f64>>) {
+        let (x, mut y) = (view(x), view_mut(y));
+        for row in 0..x.rows() {
+            y.row(row).copy_from_slice(x.row(row));
+            fake_quant::round(fake_quant::Levels::Int8, y.row(row));
+        }
+    }
+
+    fn round_tokens_back(&self, x: Part<'_, Vec<f64>>, onto: Option<Part<'_, Vec<f64>>>, g: PartMut<'_, Vec<f64>>) {
+        let (x, onto, mut g) = (view(x), onto.map(view), view_mut(g));
+        for row in 0..x.rows() {
+            fake_quant::backward(fake_quant::Levels::Int8, x.row(row), g.row(row));
+            if let Some(onto) = onto {
+                g.row(row).iter_mut().zip(onto.row(row)).for_each(|(g, more)| *g += more);
+            }
+        }
     }
 
     fn attend(&self, how: &Attention<'_>, qkv: [Part<'_, Vec<f64>>; 3], y: PartMut<'_, Vec<f64>>, lse: &mut Vec<f64>) {

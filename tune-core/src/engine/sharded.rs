@@ -162,7 +162,7 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
         let parts = part_of(model.embedding(), model.config.vocab_size).into_iter().collect();
         let fetched = self.fetch("the embedding table", parts);
         self.ahead().block = (!model.blocks.is_empty()).then(|| (0, self.fetch_block(0)));
-        take(backend, &mut fetched.wait()?, table)
+        self.held.table(backend, take(backend, &mut fetched.wait()?, table)?)
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {

@@ -191,8 +191,12 @@ impl<B: Backend> Run<'_, B> {
             if of_blocks.is_none() && norm_gradient.is_none() {
                 continue;
             }
-            let mut g_normed = normed;
-            input_gradient(&[&back], Some(rows), None, PartMut::new(&mut g_normed, m, width));
+            let (input_of_head, mut g_normed) = match back.rounds_inputs() {
+                true => (Some(normed), backend.acts(m, width)),
+                false => (None, normed),
+            };
+            let of_head = input_of_head.as_ref().map(|input| Part::new(input, m, width));
+            input_gradient(&[&back], Some(rows), of_head, None, PartMut::new(&mut g_normed, m, width));
             let mut g_input = backend.zeros(m, width);
             let mut own = norm.trained.then(|| backend.gradient(1, width));
             let onto = PartMut::new(&mut g_input, m, width);
@@ -221,7 +225,8 @@ impl<B: Backend> Run<'_, B> {
         if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }
-        if let Some(gradient) = weight_gradient {
+        if let Some(mut gradient) = weight_gradient {
+            head.limit(&mut gradient);
             match self.shape.tie_word_embeddings {
                 true => top.tied = Some(gradient),
                 false => top.found.push((ParamId::Output(Of::Weight), gradient)),

@@ -11,6 +11,7 @@ pub(crate) mod distillation;
 mod dropout;
 mod element;
 pub(crate) mod experts;
+pub(crate) mod fake_quant;
 pub(crate) mod gate;
 pub(crate) mod gemm;
 mod ids;

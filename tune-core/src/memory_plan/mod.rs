@@ -42,7 +42,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
 use crate::metrics::{peak_memory, resident_memory};
-use crate::models::{InBlocks, ModelSpec};
+use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
 use crate::{Error, Result};
@@ -86,6 +86,8 @@ pub struct Setting {
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
     /// [`Drawing::answered`] makes them.
     pub drawing: Option<Drawing>,
+    /// How weights are rounded while it trains, if they are.
+    pub fake_quantizer: Option<FakeQuantizer>,
     /// What the model is compared with, if it is.
     pub reference: Option<ReferencePass>,
     /// Rows of a batch that is full.
@@ -364,11 +366,12 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
         layout: setting.processes.layout,
         teacher: None,
+        fake: setting.fake_quantizer,
     };
     // The same model without adapters, or another one.
     let reference = setting.reference.as_ref().map(|reference| {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
-        (StepOnPaper { model, lora: None, ..on_paper }, reference.each_step)
+        (StepOnPaper { model, lora: None, fake: None, ..on_paper }, reference.each_step)
     });
     let (teacher, reference) = match setting.reference.as_ref().is_some_and(|reference| reference.teaches) {
         true => (reference.map(|(teacher, _)| teacher), None),

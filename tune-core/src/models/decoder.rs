@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
+use super::fake_quant::FakeQuantizer;
 use super::head::WithHead;
+use super::in_blocks::InBlocks;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};
@@ -53,6 +55,8 @@ pub struct Decoder {
     card: Option<Arc<Card>>,
     /// Who trains it, and among whom its parameters are divided.
     mesh: Mesh,
+    /// How it is computed as if it were quantized, if it is.
+    fake_quantizer: Option<FakeQuantizer>,
 }
 
 impl Decoder {
@@ -125,8 +129,18 @@ impl Decoder {
             return Err(nothing_to_train());
         }
         let (trainable, dtype) = (Trainable::new(builder.trainable), options.dtype);
-        let mut model =
-            Self { blocks, embed_tokens, norm, lm_head, trainable, config, dtype, card: None, mesh: mesh.clone() };
+        let mut model = Self {
+            blocks,
+            embed_tokens,
+            norm,
+            lm_head,
+            trainable,
+            config,
+            dtype,
+            card: None,
+            mesh: mesh.clone(),
+            fake_quantizer: None,
+        };
         model.compute_on(&options.device)?;
         Ok(model)
     }
@@ -186,6 +200,40 @@ impl Decoder {
         }
     }
 
+    /// Has it computed from here on as if its weights were quantized, or, with `None`, as they are. The weights stay what they are.
+    ///
+    /// # Errors
+    /// A model that cannot be quantized so, and one that a card computes.
+    pub fn fake_quantize(&mut self, how: Option<FakeQuantizer>) -> Result<()> {
+        if let Some(new) = how.filter(|_| self.fake_quantizer != how) {
+            if self.card.is_some() {
+                return Err(Error::setup(
+                    "quantizer: fake quantization is computed by the processor alone: set device=cpu",
+                ));
+            }
+            if self.linears().any(|linear| linear.weight.format().is_some()) {
+                return Err(Error::setup("quantizer: a model whose weights are in blocks is quantized already"));
+            }
+            if self.linears().any(|linear| linear.adapter.as_ref().is_some_and(|a| a.magnitude.is_some())) {
+                return Err(Error::setup("quantizer: adapters with magnitudes (DoRA) are not trained so"));
+            }
+            new.check(&self.config, None, &InBlocks::default())?;
+        }
+        self.fake_quantizer = how;
+        Ok(())
+    }
+
+    /// How it is computed as if it were quantized, if it is.
+    pub fn fake_quantizer(&self) -> Option<FakeQuantizer> {
+        self.fake_quantizer
+    }
+
+    /// All linear layers.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.blocks.iter().flat_map(|block| block.linears.iter().map(|(_, linear)| linear));
+        blocks.chain(std::iter::once(&self.lm_head))
+    }
+
     /// The same model as it is without its adapters' updates, and with nothing that is trained. Weights that are frozen are shared, the
     /// others copied. Where an adapter began with a part of its weight, that part stays beside it.
     ///
@@ -225,8 +273,7 @@ impl Decoder {
 
     /// The `A` and `B` that adapters began with and that their weights lack, by the names of their layers.
     pub(crate) fn begun(&self) -> BTreeMap<&str, &(Tensor, Tensor)> {
-        let blocks = self.blocks.iter().flat_map(|block| block.linears.iter().map(|(_, linear)| linear));
-        let all = blocks.chain(std::iter::once(&self.lm_head));
+        let all = self.linears();
         all.filter_map(|linear| Some((&*linear.name, linear.adapter.as_ref()?.begun.as_ref()?))).collect()
     }
 

@@ -24,6 +24,7 @@ pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>)
         report.take(outline.check_optimizer(&device, layout));
         report.take(outline.check_loss(&device));
         report.take(outline.check_head(&device, layout.processes()));
+        report.take(outline.check_where_fake(&device, layout.processes()));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }
@@ -59,6 +60,9 @@ pub(super) fn open(outline: &Outline, report: &mut Report<'_>) -> Option<Model> 
         shape
     });
     let in_blocks = shape.as_ref().and_then(|shape| report.take(outline.in_blocks(&base, shape)));
+    if let (Some(shape), Some(in_blocks)) = (&shape, &in_blocks) {
+        report.take(outline.check_fake_quantizer(shape, in_blocks));
+    }
     if let Some(in_blocks) = in_blocks.as_ref().filter(|in_blocks| !in_blocks.is_empty()) {
         report.fact("quantized", quantized(in_blocks));
     }

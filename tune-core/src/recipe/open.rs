@@ -88,6 +88,7 @@ impl Outline {
         self.check_optimizer(&device, layout)?;
         self.check_loss(&device)?;
         self.check_head(&device, layout.processes())?;
+        self.check_where_fake(&device, layout.processes())?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
@@ -98,6 +99,7 @@ impl Outline {
         said.iter().for_each(|line| console.note(line));
         self.check_drawing(&shape)?;
         let in_blocks = self.in_blocks(&base, &shape)?;
+        self.check_fake_quantizer(&shape, &in_blocks)?;
         self.check_output_dir(&base)?;
         let (resumed, state) = self.resumed(mesh.shards())?.unzip();
         let (tokenizer, tokenizer_files) = self.tokenizer(&base, state.as_ref())?;

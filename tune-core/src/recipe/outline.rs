@@ -22,7 +22,9 @@ use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::{ReferenceChoice, TokenLoss};
-use crate::models::{Architecture, Decoder, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization};
+use crate::models::{
+    Architecture, Decoder, FakeQuantizer, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization,
+};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles};
@@ -114,6 +116,8 @@ pub struct Outline {
     pub head: Option<Head>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
+    /// How the model is computed as if it were quantized, if it is.
+    pub fake_quantizer: Option<FakeQuantizer>,
     /// The settings that a resumed run must share.
     pub settings: BTreeMap<String, Json>,
     /// What holds where they say nothing.
@@ -158,6 +162,7 @@ impl Outline {
             fresh: None,
             head: None,
             drawing: None,
+            fake_quantizer: None,
             settings,
             defaults: settings::defaults(config),
             yaml: config.to_yaml(),
@@ -561,6 +566,7 @@ impl Outline {
                 false => Loss::Tokens,
             },
             drawing: self.drawing,
+            fake_quantizer: self.fake_quantizer,
             reference,
             batch_size: self.data.batch_size,
             card,

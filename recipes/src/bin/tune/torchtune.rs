@@ -25,10 +25,10 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("ppo_full_finetune_single_device", Err("PPO")),
     ("knowledge_distillation_single_device", Ok("distill")),
     ("knowledge_distillation_distributed", Ok("distill")),
-    ("qat_single_device", Err("quantization-aware training")),
-    ("qat_distributed", Err("quantization-aware training")),
-    ("qat_lora_finetune_distributed", Err("quantization-aware training")),
-    ("quantize", Err("quantization")),
+    ("qat_single_device", Ok("qat")),
+    ("qat_distributed", Ok("qat")),
+    ("qat_lora_finetune_distributed", Ok("qat")),
+    ("quantize", Err("quantization by torchao, and `tune quantize` writes GGUF files of few bits")),
 ];
 
 /// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told, on so many processes.

@@ -27,12 +27,19 @@ const fn mark(key: &'static str, component: &'static str, purpose: &'static str,
     Mark { key, component, purpose, instead }
 }
 
-const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full`, `dpo` and `distill` fine-tune";
+const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full`, `qat`, `dpo` and `distill` fine-tune";
 const START_DPO: &str = "start `dpo` with it";
 const START_DISTILL: &str = "start `distill` with it";
+const START_QAT: &str = "start `qat` with it";
 
 /// The key of knowledge distillation.
 pub(super) const TEACHER: &str = "teacher_model";
+
+/// The key of quantization, and of training for it.
+pub(super) const QUANTIZER: &str = "quantizer";
+
+/// What training for quantization is called.
+const QAT: &str = "quantization-aware training";
 
 const MARKS: &[Mark] = &[
     mark(TEACHER, "", "knowledge distillation", START_DISTILL),
@@ -47,7 +54,9 @@ const MARKS: &[Mark] = &[
          tasks of your own",
     ),
     mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
-    mark("quantizer", "", "quantization, or training for it", NO_RECIPE),
+    mark(QUANTIZER, "torchtune.training.quantization.Int8DynActInt4WeightQAT", QAT, START_QAT),
+    mark(QUANTIZER, "torchtune.training.quantization.Int4WeightOnlyQAT", QAT, START_QAT),
+    mark(QUANTIZER, "", "quantization", "`tune quantize` writes GGUF files of few bits"),
 ];
 
 const fn family(prefix: &'static str, what: &'static str) -> Refused {

@@ -34,8 +34,8 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `distill` where there is a teacher, `dpo` by its loss, `lora` or `full` by its
-/// model.
+/// The recipe that a config of torchtune's is for: `distill` where there is a teacher, `dpo` by its loss, `qat` by its quantizer,
+/// `lora` or `full` by its model.
 /// `None` for any other text.
 ///
 /// ```
@@ -49,6 +49,9 @@ pub fn recipe_of_torchtune(yaml: &str) -> Option<&'static str> {
     Some(match loss.is_some_and(|loss| loss.starts_with(files::PREFERENCE_LOSSES)) {
         _ if root.get(files::TEACHER).is_some() => "distill",
         true => "dpo",
+        false if component(&root, files::QUANTIZER).and_then(Node::as_str).is_some_and(|name| name.contains("QAT")) => {
+            "qat"
+        }
         false => files::recipe_of(model),
     })
 }

@@ -95,7 +95,7 @@ pub(super) fn layout(model: &ModelSpec, interleaved: bool) -> Vec<Placed> {
 }
 
 /// What llama.cpp calls a layer, after `blk.N.`.
-pub(super) fn layer_name(site: Site) -> &'static str {
+pub(crate) fn layer_name(site: Site) -> &'static str {
     match (site.slot, site.expert.is_some()) {
         (Slot::QProj, _) => "attn_q",
         (Slot::KProj, _) => "attn_k",

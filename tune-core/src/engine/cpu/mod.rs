@@ -17,13 +17,14 @@ use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::isa::Isa;
 use crate::kernels::quantized::Rows;
 use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
-    Dropout, Element, Noise, Quantized, columns, distillation, experts, gate, gemm, rms_norm, rope, softmax,
+    Dropout, Element, Noise, Quantized, columns, distillation, experts, fake_quant, gate, gemm, rms_norm, rope, softmax,
 };
 use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
@@ -271,6 +272,24 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
 
     fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
         dropout.apply(view(x), rows, y);
+    }
+
+    fn rounded(&self, weight: &Weight<'m, T>, (rows, cols): (usize, usize), levels: Levels) -> Result<Weight<'m, T>> {
+        let mut rounded = Buffer::new(rows * cols);
+        fake_quant::weight(levels, weight, &mut rounded);
+        Ok(Weight::Converted(rounded))
+    }
+
+    fn rounded_back(&self, weight: &Weight<'m, T>, levels: Levels, g: &mut Buffer<f32>) {
+        fake_quant::weight_back(levels, weight, g);
+    }
+
+    fn round_tokens(&self, x: Part<'_, Buffer<T>>, y: PartMut<'_, Buffer<T>>) {
+        fake_quant::tokens(view(x), view_mut(y));
+    }
+
+    fn round_tokens_back(&self, x: Part<'_, Buffer<T>>, onto: Option<Part<'_, Buffer<T>>>, g: PartMut<'_, Buffer<T>>) {
+        fake_quant::tokens_back(view(x), onto.map(view), view_mut(g));
     }
 
     fn attend(

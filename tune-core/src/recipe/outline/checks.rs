@@ -121,6 +121,35 @@ impl Outline {
         }
     }
 
+    /// Refuses what fake quantization is not computed by.
+    ///
+    /// # Errors
+    /// A card, and several processes.
+    pub(crate) fn check_where_fake(&self, device: &Compute, processes: usize) -> Result<()> {
+        match (self.fake_quantizer, device) {
+            (Some(_), Compute::Card(_)) => Err(Error::setup(
+                "quantizer: fake quantization is computed by the processor alone, for now: set device=cpu",
+            )),
+            (Some(_), _) if processes > 1 => {
+                Err(Error::setup("quantizer: fake quantization is computed by one process alone, for now: start one"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the model can be computed as if it were quantized, where that is asked for.
+    ///
+    /// # Errors
+    /// As [`Decoder::fake_quantize`](crate::models::Decoder::fake_quantize).
+    pub fn check_fake_quantizer(&self, shape: &ModelSpec, in_blocks: &InBlocks) -> Result<()> {
+        let Some(quantizer) = self.fake_quantizer else { return Ok(()) };
+        let lora = match &self.trained {
+            Trained::Adapters { lora, .. } => Some(&**lora),
+            Trained::Weights => None,
+        };
+        quantizer.check(shape, lora, in_blocks)
+    }
+
     /// Refuses what answers cannot be drawn with such that training computes the same.
     ///
     /// # Errors

@@ -287,9 +287,15 @@ pub(super) const RUN: &[Row] = &[
     read(&["reward_model", "process_reward_model", "num_labels"], "nothing: there is no recipe for it"),
     missing(&["trainer_cls"], &[], "no code of the config's is run", "write a recipe: `tune cp lora`"),
     missing(
-        &["qat", "quantization"],
+        &["qat"],
         &[],
-        "training for quantization is not supported here",
+        "training for quantization is a recipe of its own, `qat`",
+        "start from a config of that recipe (`tune cat qat/tiny`), and set its quantizer",
+    ),
+    missing(
+        &["quantization"],
+        &[],
+        "a run quantizes nothing when it ends",
         "quantize what was trained: `tune export`, `tune quantize`",
     ),
     missing(&["freeze_mm_modules"], OFF, "models are of text", "remove the key"),

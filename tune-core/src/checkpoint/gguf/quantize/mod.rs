@@ -11,6 +11,8 @@ mod tests;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::models::Format as Stored;
+
 /// How numbers are stored in a file that is written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Format {
@@ -72,7 +74,8 @@ impl Format {
         bytes
     }
 
-    fn encode_into(self, numbers: &[f32], bytes: &mut [u8]) {
+    /// The same into memory that is there, without other cores.
+    pub(crate) fn encode_into(self, numbers: &[f32], bytes: &mut [u8]) {
         let (_, _, block, size) = self.row();
         let encode: fn(&[f32], &mut [u8]) = match self {
             Self::F32 => |x, out| out.copy_from_slice(&x[0].to_le_bytes()),
@@ -89,6 +92,28 @@ impl Format {
         for (x, out) in numbers.chunks_exact(block).zip(bytes.chunks_exact_mut(size)) {
             encode(x, out);
         }
+    }
+}
+
+impl Format {
+    /// What is read of numbers that are stored so, as many as `numbers` has room for.
+    pub(crate) fn decode(self, bytes: &[u8], numbers: &mut [f32]) {
+        let format = match self {
+            Self::F32 => {
+                let all = numbers.iter_mut().zip(bytes.as_chunks::<4>().0);
+                return all.for_each(|(x, bytes)| *x = f32::from_le_bytes(*bytes));
+            }
+            Self::F16 => Stored::F16,
+            Self::Bf16 => Stored::Bf16,
+            Self::Q8_0 => Stored::Q8_0,
+            Self::Q4_0 => Stored::Q4_0,
+            Self::Q5_0 => Stored::Q5_0,
+            Self::Q5_1 => Stored::Q5_1,
+            Self::Q4K => Stored::Q4K,
+            Self::Q5K => Stored::Q5K,
+            Self::Q6K => Stored::Q6K,
+        };
+        format.dequantize(bytes, numbers);
     }
 }
 

@@ -335,9 +335,13 @@ fn what_distillation_configs_say_is_meant() {
     ] {
         assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
     }
-    for (theirs, ours) in
-        [("ReverseKLWithChunkedOutputLoss", "reverse_kl"), ("SymmetricKLWithChunkedOutputLoss", "symmetric_kl")]
-    {
+    for (theirs, ours) in [
+        ("ReverseKLWithChunkedOutputLoss", "reverse_kl"),
+        ("SymmetricKLWithChunkedOutputLoss", "symmetric_kl"),
+        ("ForwardKLLoss", "forward_kl"),
+        ("ReverseKLLoss", "reverse_kl"),
+        ("SymmetricKLLoss", "symmetric_kl"),
+    ] {
         let other = Shipped {
             name: ours.to_owned(),
             theirs: config.theirs.clone(),
@@ -360,9 +364,16 @@ fn what_quantization_aware_configs_say_is_meant() {
         for expected in ["quantizer:", "  _component_: int8_dyn_act_int4_weight", "  groupsize: 256", &rank] {
             assert!(lines.iter().any(|line| line == expected), "{name}, {expected}: {lines:#?}");
         }
-        let only = config.yaml.replace("Int8DynActInt4WeightQATQuantizer", "Int4WeightOnlyQATQuantizer");
-        let lines = resolved("qat", &file(folder.path(), &Shipped { yaml: only, ..config }));
-        assert!(lines.iter().any(|line| line == "  _component_: int4_weight_only"), "{lines:#?}");
+        for (theirs, ours) in [
+            ("Int4WeightOnlyQATQuantizer", "int4_weight_only"),
+            ("Int4WeightOnlyQATQuantizerModuleSwap", "int4_weight_only"),
+            ("Int8DynActInt4WeightQATQuantizerModuleSwap", "int8_dyn_act_int4_weight"),
+        ] {
+            let yaml = config.yaml.replace("Int8DynActInt4WeightQATQuantizer", theirs);
+            let other = Shipped { name: config.name.clone(), theirs: config.theirs.clone(), ours: "qat", yaml };
+            let lines = resolved("qat", &file(folder.path(), &other));
+            assert!(lines.iter().any(|line| *line == format!("  _component_: {ours}")), "{theirs}: {lines:#?}");
+        }
     }
 }
 
@@ -502,6 +513,8 @@ fn loggers_are_taken_over() {
     assert!(config.contains("_component_: jsonl") && config.contains("filename: log.txt"), "{config}");
     let config = resolved(&format!("{named}StdoutLogger}}"));
     assert!(config.contains("stdout"), "{config}");
+    let config = resolved(&format!("{named}MLFlowLogger, experiment_name: e, run_name: r, run_id: null}}"));
+    assert!(config.contains("_component_: mlflow") && config.contains("experiment_name: e"), "{config}");
     let comet = format!("metric_logger={named}CometLogger, project: p, log_dir: here}}");
     let checked = succeed("lora", &["--config", "configs/lora/tiny.yaml", &output, &comet, "--check"]);
     let said = text(&checked.stdout) + &text(&checked.stderr);

@@ -352,23 +352,14 @@ impl Group {
         of: &str,
         all: S,
         counts: Vec<usize>,
-        mut mine: D,
+        mine: D,
         scratch: fn(usize) -> D,
     ) -> Pending<D>
     where
         S: Deref<Target = [T]> + Send + 'static,
         D: DerefMut<Target = [T]> + Send + 'static,
     {
-        let rank = self.rank();
-        assert!(counts[rank] == mine.len() && counts.iter().sum::<usize>() == all.len(), "reduce-scatter of {of}");
-        if self.is_single() {
-            mine.copy_from_slice(&all);
-            return Pending::done(mine);
-        }
-        self.begin("reduce-scatter", of, move |transport| {
-            scatter_sum(transport, all, &counts, &mut mine, scratch)?;
-            Ok(mine)
-        })
+        self.reduce_scatter_among(&Self::single(), of, all, counts, mine, scratch)
     }
 
     /// The same over all processes of this group, and then over all of `same`, which are those that have the same part of what other
@@ -389,21 +380,28 @@ impl Group {
         S: Deref<Target = [T]> + Send + 'static,
         D: DerefMut<Target = [T]> + Send + 'static,
     {
-        let (here, others) = match (&self.0, &same.0) {
-            (_, None) => return self.reduce_scatter(of, all, counts, mine, scratch),
-            (None, Some(_)) => {
+        assert!(
+            counts[self.rank()] == mine.len() && counts.iter().sum::<usize>() == all.len(),
+            "reduce-scatter of {of}"
+        );
+        match (&self.0, &same.0) {
+            (None, _) => {
                 mine.copy_from_slice(&all);
-                return same.all_reduce_in_place(of, mine, scratch);
+                same.all_reduce_in_place(of, mine, scratch)
             }
-            (Some(here), Some(others)) => (here, others),
-        };
-        assert!(counts[self.rank()] == mine.len() && counts.iter().sum::<usize>() == all.len(), "sum of {of}");
-        let (by_here, by_others, rank, shares) = (here.by, others.by, same.rank(), same.counts(mine.len(), 1));
-        self.begin_among("reduce-scatter and all-reduce", of, move |transports| {
-            scatter_sum(transports.of(by_here), all, &counts, &mut mine, scratch)?;
-            all_sum(transports.of(by_others), rank, &shares, &mut mine, scratch)?;
-            Ok(mine)
-        })
+            (Some(_), None) => self.begin("reduce-scatter", of, move |transport| {
+                scatter_sum(transport, all, &counts, &mut mine, scratch)?;
+                Ok(mine)
+            }),
+            (Some(here), Some(others)) => {
+                let (by_here, by_others, rank, shares) = (here.by, others.by, same.rank(), same.counts(mine.len(), 1));
+                self.begin_among("reduce-scatter and all-reduce", of, move |transports| {
+                    scatter_sum(transports.of(by_here), all, &counts, &mut mine, scratch)?;
+                    all_sum(transports.of(by_others), rank, &shares, &mut mine, scratch)?;
+                    Ok(mine)
+                })
+            }
+        }
     }
 
     /// A sum over all processes, in place, for what is large: each adds up its part, and all get all parts.

@@ -89,6 +89,13 @@ const fn lion(path: &'static str) -> Taken {
 const NO_CLIENT: &str = "there is no client for the service here";
 const OFFLINE: &str = "the run is recorded without a network, by no client of wandb's";
 
+const MLFLOW: &[KeyRule] = &[only(
+    "run_id",
+    &[],
+    "a run of MLflow's that was begun elsewhere is not gone on with",
+    "remove the key: a run that is resumed goes on in its own",
+)];
+
 /// torchtune's name of the project.
 const WANDB: &[TheirDefault] = &[TheirDefault::new("project", "torchtune")];
 
@@ -158,6 +165,17 @@ pub(super) const TAKEN: &[Taken] = &[
         .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),
     Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(OFFLINE).defaults(WANDB),
     Taken::new("torchtune.training.metric_logging.CometLogger", "comet").rest(NO_CLIENT),
+    Taken::new("torchtune.training.metric_logging.MLFlowLogger", "mlflow").keys(MLFLOW),
+    // Whole logits at a time, which here are never in memory.
+    Taken::new("torchtune.modules.loss.ForwardKLLoss", "forward_kl"),
+    Taken::new("torchtune.modules.loss.ReverseKLLoss", "reverse_kl"),
+    Taken::new("torchtune.modules.loss.SymmetricKLLoss", "symmetric_kl"),
+    // The same numbers, computed by other modules.
+    Taken::new(
+        "torchtune.training.quantization.Int8DynActInt4WeightQATQuantizerModuleSwap",
+        "int8_dyn_act_int4_weight",
+    ),
+    Taken::new("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap", "int4_weight_only"),
     // As they were called before version 0.4.
     Taken::new("torchtune.utils.metric_logging.DiskLogger", "jsonl"),
     Taken::new("torchtune.utils.metric_logging.TensorBoardLogger", "tensorboard"),

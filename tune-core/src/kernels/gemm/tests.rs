@@ -74,6 +74,35 @@ fn products_are_right_in_bf16() {
     check::<bf16>();
 }
 
+/// A row's results are the same bits alone and among others: a new token's are those that training gives it.
+fn check_rows<T: Element>() {
+    if matches!(Isa::get(), Isa::Amx | Isa::AmxPlain) {
+        return;
+    }
+    for (n, k) in [(1, 40), (17, 512), (64, 513), (130, 1300)] {
+        for count in [2, 3, 9, 70] {
+            let (x, w) = (numbers::<T>(count * k, 1), numbers::<T>(n * k, 2));
+            let product = |rows: std::ops::Range<usize>| {
+                let mut results = vec![f32::NAN; rows.len() * n];
+                let x = View::new(&x, k).part(rows, 0..k);
+                multiply_all(&[Term::Up { x, w: View::new(&w, k) }], &ViewMut::new(&mut results, n), Finish::Store);
+                results
+            };
+            let all = product(0..count);
+            for row in [0, count / 2, count - 1] {
+                assert_eq!(product(row..row + 1), all[row * n..(row + 1) * n], "row {row} of {count}, {n} by {k}");
+            }
+            assert_eq!(product(1..count), all[n..], "all but the first of {count}, {n} by {k}");
+        }
+    }
+}
+
+#[test]
+fn a_row_s_results_do_not_depend_on_the_others() {
+    check_rows::<f32>();
+    check_rows::<bf16>();
+}
+
 /// What each way to finish makes of the sums, for operands that are columns of wider matrices.
 fn check_finishes<T: Element>() {
     let (m, n, k) = (70, 60, 33);

@@ -1,11 +1,12 @@
-//! Parameters that are divided among processes, on paper: gathered as [`super::sharded`] gathers them.
+//! Parameters that are divided among processes, on paper: gathered as [`crate::engine::sharded`] gathers them.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 
-use super::paper::{Paper, StepOnPaper, Stored};
-use super::parameters::{BlockParams, LayerParams, NormParams, Parameters};
+use super::parameters::Stored;
+use super::{Paper, StepOnPaper};
 use crate::Result;
+use crate::engine::parameters::{BlockParams, LayerParams, NormParams, Parameters};
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 

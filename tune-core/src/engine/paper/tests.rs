@@ -2,13 +2,19 @@ use candle_core::DType;
 use half::bf16;
 use serde_json::json;
 
-use super::*;
+use super::{Paper, StepOnPaper};
+use crate::data::{Batch, IGNORE, Span};
 use crate::device::Compute;
+use crate::distributed::Layout;
 use crate::engine::{RunOptions, forward_backward};
+use crate::kernels::Element;
 use crate::kernels::ledger::Ledger;
 use crate::kernels::recorder;
 use crate::models::Slot::{DownProj, LmHead, QProj};
-use crate::models::{Decoder, GgufFormat, GgufLevels, Groups, LoadOptions, RandomWeights, Slot};
+use crate::models::{
+    Decoder, FakeQuantizer, GgufFormat, GgufLevels, Groups, InBlocks, LoadOptions, LoraOptions, ModelSpec,
+    RandomWeights, Slot,
+};
 use crate::optim::{Gradients, InBackward, OptimizerConfig};
 
 /// Sizes that fit neither tiles nor pages.

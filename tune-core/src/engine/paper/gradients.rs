@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::paper::Paper;
-use super::run::Sink;
-use super::to_model::UNDER_WAY;
+use super::Paper;
 use crate::Result;
 use crate::distributed::Layout;
+use crate::engine::run::Sink;
+use crate::engine::to_model::UNDER_WAY;
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 use crate::models::ParamId;

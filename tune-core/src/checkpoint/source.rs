@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tune_config::files;
 
+use crate::kernels::parallel::{self, Parts};
 use crate::kernels::quantized::nf4::Piece;
 use crate::models::{Format, Quantized};
 use crate::positions::read_exact_at;
@@ -149,8 +150,11 @@ pub(super) trait Stored: Sync {
 /// A sum of all bytes of `stored`: of the checksums of its chunks of [`CHUNK`] elements, one after the other, as
 /// [`load`] makes it.
 pub(super) fn sum(stored: &impl Stored) -> Result<u32> {
-    let (file, start, bytes) = stored.bytes();
-    let elements: usize = stored.shape().iter().product();
+    sum_of_bytes(stored.bytes(), stored.shape().iter().product())
+}
+
+/// The same of so many bytes of a file from a place on, which are so many elements.
+fn sum_of_bytes((file, start, bytes): (&DataFile, u64, u64), elements: usize) -> Result<u32> {
     if elements == 0 || bytes == 0 {
         return Ok(sum_of_chunks(&[]));
     }
@@ -166,6 +170,12 @@ pub(super) fn sum(stored: &impl Stored) -> Result<u32> {
 
 fn sum_of_chunks(sums: &[u32]) -> u32 {
     sums.iter().fold(0, |sum, next| crc32c::crc32c_append(sum, &next.to_le_bytes()))
+}
+
+/// What `read` makes of each chunk, given its number and memory that is used again, in their order. Compiled once for all types
+/// of numbers.
+fn read_chunks<R: Send>(count: usize, read: &(dyn Fn(&mut Vec<f32>, usize) -> Result<R> + Sync)) -> Result<Vec<R>> {
+    (0..count).into_par_iter().map_init(Vec::new, read).collect()
 }
 
 /// Reads `stored` as a tensor of `dtype` on `device`, rounded through `round_to` on the way, with its [`sum`].
@@ -199,33 +209,34 @@ fn load_as<T: Element>(
     };
     let count = stored.shape().iter().product();
     let mut values = vec![T::zero(); count];
-    let chunks = values.par_chunks_mut(CHUNK).enumerate();
-    let sums: Result<Vec<u32>> = if stored.dtype() == Some(T::DTYPE) && round.is_none() {
-        chunks.map(|(i, out)| stored.read(i * CHUNK, out)).collect()
-    } else {
-        let convert = |wide: &mut Vec<f32>, (i, out): (usize, &mut [T])| {
-            wide.resize(out.len(), 0.0);
-            let sum = stored.read_f32(i * CHUNK, wide)?;
-            match round {
-                Some(DType::BF16) => round_through::<bf16>(wide),
-                Some(DType::F16) => round_through::<f16>(wide),
-                _ => {}
-            }
-            for (o, x) in out.iter_mut().zip(wide.iter()) {
-                *o = T::narrow(*x);
-            }
-            Ok(sum)
-        };
-        chunks.map_init(Vec::new, convert).collect()
+    let chunks = parallel::chunks(&mut values, CHUNK);
+    let is_as_stored = stored.dtype() == Some(T::DTYPE) && round.is_none();
+    let read = |wide: &mut Vec<f32>, i: usize| {
+        // SAFETY: each chunk is taken once.
+        let out = unsafe { chunks.part(i) };
+        if is_as_stored {
+            return stored.read(i * CHUNK, out);
+        }
+        wide.resize(out.len(), 0.0);
+        let sum = stored.read_f32(i * CHUNK, wide)?;
+        match round {
+            Some(DType::BF16) => round_through::<bf16>(wide),
+            Some(DType::F16) => round_through::<f16>(wide),
+            _ => {}
+        }
+        for (o, x) in out.iter_mut().zip(wide.iter()) {
+            *o = T::narrow(*x);
+        }
+        Ok(sum)
     };
-    let sum = sum_of_chunks(&sums?);
+    let sum = sum_of_chunks(&read_chunks(chunks.count(), &read)?);
     if let (Some(from), Some(&height)) = (rows, stored.shape().first())
         && height > 0
     {
         let width = count / height;
         let mut moved = vec![T::zero(); count];
         if width > 0 {
-            moved.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+            parallel::each_chunk(&mut moved, width, |row, out| {
                 let start = from(row) * width;
                 out.copy_from_slice(&values[start..start + width]);
             });
@@ -265,20 +276,18 @@ pub(super) fn quantized(
     if in_file != Some(format) || format.bytes(height, width).is_none() {
         return Err(Error::setup(format!("a matrix {height} by {width} of {in_file:?} is not kept as {format}")));
     }
-    let (bytes, sum) = blocks(stored, height, rows)?;
+    let (bytes, sum) = blocks(stored.bytes(), (height, width), rows)?;
     Ok((Quantized::of_file(format, (height, width), bytes), sum))
 }
 
 /// The bytes of a matrix as they are, row by row.
 fn blocks(
-    stored: &impl Stored,
-    height: usize,
+    (file, start, bytes): (&DataFile, u64, u64),
+    (height, width): (usize, usize),
     rows: Option<&(dyn Fn(usize) -> usize + Sync)>,
 ) -> Result<(Vec<u8>, u32)> {
-    let (file, start, bytes) = stored.bytes();
-    let elements: usize = stored.shape().iter().product();
     let mut all = vec![0u8; bytes as usize];
-    let chunk = (CHUNK as u64 * bytes / elements.max(1) as u64).max(1) as usize;
+    let chunk = (CHUNK as u64 * bytes / (height * width).max(1) as u64).max(1) as usize;
     let read = |(i, out): (usize, &mut [u8])| {
         file.read_at(out, start + (i * chunk) as u64)?;
         Ok(crc32c::crc32c(out))
@@ -287,7 +296,7 @@ fn blocks(
     let Some(from) = rows else { return Ok((all, sum)) };
     let width = all.len() / height.max(1);
     let mut moved = vec![0u8; all.len()];
-    moved.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
+    parallel::each_chunk(&mut moved, width.max(1), |row, out| {
         let start = from(row) * width;
         out.copy_from_slice(&all[start..start + width]);
     });
@@ -316,7 +325,6 @@ fn nf4(
         }
         Ok((Piece::new(wide), sum))
     };
-    let pieces = (0..count.div_ceil(CHUNK)).into_par_iter().map_init(Vec::new, read);
-    let (pieces, sums): (Vec<Piece>, Vec<u32>) = pieces.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let (pieces, sums): (Vec<Piece>, Vec<u32>) = read_chunks(count.div_ceil(CHUNK), &read)?.into_iter().unzip();
     Ok((Quantized::of_pieces(size, &pieces), sum_of_chunks(&sums)))
 }

@@ -10,9 +10,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rayon::prelude::*;
-
-use super::Element;
+use super::{Element, parallel};
 
 /// A cache line: buffers begin at one, so that vectors never straddle two.
 const LINE: usize = 64;
@@ -154,7 +152,7 @@ impl<T: Element> Buffer<T> {
 
     /// Makes all elements zeros.
     pub(crate) fn clear(&mut self) {
-        self.par_chunks_mut(1 << 20).for_each(|part| part.fill(T::from_f32(0.0)));
+        parallel::each_chunk(self, 1 << 20, |_, part| part.fill(T::from_f32(0.0)));
     }
 
     /// The same memory with elements of another type, as many as there is room for.

@@ -1,9 +1,7 @@
 //! Results scaled column by column: magnitude over norm, as DoRA has it (Liu et al. 2024, <https://arxiv.org/abs/2402.09353>).
 
-use rayon::prelude::*;
-
 use super::view::{View, ViewMut};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 
 /// Rows that one task handles.
 const ROWS: usize = 32;
@@ -24,16 +22,16 @@ pub(crate) fn factors<T: Element>(
     let out = magnitudes.len();
     let rank = b.len() / out;
     let (scales, inverses) = factors.split_at_mut(out);
-    let rows = scales.par_iter_mut().zip(inverses).zip(b.par_chunks_exact(rank)).enumerate();
-    rows.for_each(|(row, ((factor, inverse), b))| {
-        let b = |i: usize| f64::from(b[i].to_f32());
+    let rows = (parallel::chunks(scales, 1), parallel::chunks(inverses, 1));
+    parallel::each_part(rows, |row, (factor, inverse)| {
+        let b = |i: usize| f64::from(b[row * rank + i].to_f32());
         let mut square = f64::from(squares[row]);
         for i in 0..rank {
             let own: f64 = (0..rank).map(|k| f64::from(with_itself[i * rank + k]) * b(k)).sum();
             square += scale * b(i) * (2.0 * f64::from(with_weight[i * out + row]) + scale * own);
         }
         let norm = square.max(0.0).sqrt();
-        (*factor, *inverse) = match norm > 0.0 {
+        (factor[0], inverse[0]) = match norm > 0.0 {
             true => ((f64::from(magnitudes[row]) / norm) as f32, (1.0 / norm) as f32),
             false => (1.0, 0.0),
         };
@@ -42,7 +40,7 @@ pub(crate) fn factors<T: Element>(
 
 /// `y = x · factors + onto`, column by column; where there is no `x`, it is `y`.
 pub(crate) fn scale<T: Element>(factors: &[f32], x: Option<View<'_, T>>, onto: Option<View<'_, T>>, y: ViewMut<'_, T>) {
-    y.par_tasks(ROWS).for_each(|(first, mut y)| {
+    y.each_task(ROWS, |first, mut y| {
         simd(
             #[inline(always)]
             || {
@@ -67,7 +65,7 @@ pub(crate) fn scale<T: Element>(factors: &[f32], x: Option<View<'_, T>>, onto: O
 
 /// The products of the columns of `g` with those of `x`, times `inverses`.
 pub(crate) fn dots<T: Element>(g: View<'_, T>, x: View<'_, T>, inverses: &[f32], own: &mut [f32]) {
-    own.par_chunks_mut(COLS).enumerate().for_each(|(chunk, own)| {
+    parallel::each_chunk(own, COLS, |chunk, own| {
         own.fill(0.0);
         let from = chunk * COLS;
         for row in 0..g.rows() {

@@ -1,10 +1,8 @@
 //! Cross-entropy of one row of a student's logits, and how far it is from the same row of its teacher's.
 
-use rayon::prelude::*;
-
 use super::math::{exp, sum};
 use super::softmax::{cap_rows, max};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 use crate::methods::Mixture;
 
 /// A student's loss of one token and how far it is from its teacher, both of whose logits are given: the cross-entropy with
@@ -74,13 +72,12 @@ pub(crate) fn distilled_rows<T: Element>(
     mixture: Mixture,
     weights: Option<&[f64]>,
 ) -> Vec<(f64, f64)> {
-    let rows = student.par_chunks_exact_mut(vocab).zip(teacher.par_chunks_exact_mut(vocab)).zip(targets).enumerate();
-    let both = rows.map(|(i, ((student, teacher), &target))| {
+    let [student, teacher] = [student, teacher].map(|of| parallel::chunks(&mut of[..targets.len() * vocab], vocab));
+    parallel::map_parts((student, teacher), |i, (student, teacher)| {
         let weight = weights.map(|weights| weights[i] as f32);
         let cap = cap.map(|cap| cap as f32);
-        distilled::<T>(student, teacher, cap, target as usize, mixture, weight).map(f64::from).into()
-    });
-    both.collect()
+        distilled::<T>(student, teacher, cap, targets[i] as usize, mixture, weight).map(f64::from).into()
+    })
 }
 
 #[cfg(test)]

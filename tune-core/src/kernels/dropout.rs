@@ -1,9 +1,7 @@
 //! Dropout without a stored mask: every element's fate is computed from a key and its index.
 
-use rayon::prelude::*;
-
 use super::view::View;
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 
 /// Drops each element with probability `p` and scales the others by `1 / (1 - p)`.
 ///
@@ -52,7 +50,7 @@ impl Dropout {
     /// `x` with dropout into `y`, whose rows follow each other. Row `i` of a selection counts as row `rows[i]`.
     pub(crate) fn apply<T: Element>(&self, x: View<'_, T>, rows: Option<&[usize]>, y: &mut [T]) {
         let width = x.cols();
-        y.par_chunks_mut(width.max(1)).take(x.rows()).enumerate().for_each(|(i, y)| {
+        parallel::each_chunk(&mut y[..x.rows() * width], width.max(1), |i, y| {
             let first = rows.map_or(i, |rows| rows[i]) * width;
             simd(
                 #[inline(always)]

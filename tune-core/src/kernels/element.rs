@@ -1,7 +1,6 @@
 //! The number types of weights and activations.
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::simd;
 use super::view::{View, ViewMut};
@@ -71,7 +70,7 @@ pub(crate) fn widen<T: Element>(src: &[T], dst: &mut [f32]) {
 pub(crate) fn widen_rows<T: Element>(x: View<'_, T>, to: &mut [f32]) {
     const TASK: usize = 1 << 14;
     let cols = x.cols();
-    ViewMut::new(to, cols).par_tasks(TASK.div_ceil(cols.max(1))).for_each(|(first, mut dst)| {
+    ViewMut::new(to, cols).each_task(TASK.div_ceil(cols.max(1)), |first, mut dst| {
         simd(
             #[inline(always)]
             || (0..dst.rows()).for_each(|row| widen(x.row(first + row), dst.row(row))),

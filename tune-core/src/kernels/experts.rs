@@ -1,10 +1,8 @@
 //! A mixture of experts: which experts a token goes to, and what comes back to it (Shazeer et al. 2017,
 //! <https://arxiv.org/abs/1701.06538>).
 
-use rayon::prelude::*;
-
 use super::view::{View, ViewMut};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 
 /// Rows that one task handles.
 const ROWS: usize = 32;
@@ -118,7 +116,7 @@ pub(crate) fn combine<T: Element>(
     y: ViewMut<'_, T>,
 ) {
     let chosen = routes.chosen;
-    y.par_tasks(ROWS).for_each(|(first, mut y)| {
+    y.each_task(ROWS, |first, mut y| {
         let mut sums = vec![0f32; y.cols()];
         for row in 0..y.rows() {
             let token = first + row;
@@ -141,7 +139,7 @@ pub(crate) fn combine<T: Element>(
 
 /// Multiplies each row by a factor.
 pub(crate) fn scale_rows<T: Element>(x: ViewMut<'_, T>, factors: &[f64]) {
-    x.par_tasks(ROWS).for_each(|(first, mut x)| {
+    x.each_task(ROWS, |first, mut x| {
         for row in 0..x.rows() {
             let factor = factors[first + row] as f32;
             x.row(row).iter_mut().for_each(|x| *x = T::from_f32(x.to_f32() * factor));
@@ -163,13 +161,13 @@ pub(crate) fn row_dots<T: Element>(a: View<'_, T>, b: View<'_, T>) -> Vec<f64> {
             },
         )
     };
-    (0..a.rows()).into_par_iter().map(|row| f64::from(dot(row))).collect()
+    parallel::map(a.rows(), |row| f64::from(dot(row)))
 }
 
 /// Adds up the rows of `x` `[m, n]` into `y` `[n]`, in an order that depends on their number alone.
 pub(crate) fn sum_rows<T: Element>(x: View<'_, T>, y: &mut [f32]) {
     const COLS: usize = 64;
-    y.par_chunks_mut(COLS).enumerate().for_each(|(chunk, y)| {
+    parallel::each_chunk(y, COLS, |chunk, y| {
         y.fill(0.0);
         for row in 0..x.rows() {
             y.iter_mut().zip(&x.row(row)[chunk * COLS..]).for_each(|(y, x)| *y += x.to_f32());

@@ -7,10 +7,8 @@
 //! at its bounds in PyTorch's source; in torch 2.15.0 it was measured to be 0 there, so that numbers at the outermost level get no
 //! gradient. Numbers are rounded in f32 also where they are stored in bf16.
 
-use rayon::prelude::*;
-
 use super::view::{View, ViewMut};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 use crate::checkpoint::gguf::TensorFormat;
 
 /// Elements that one task handles, about.
@@ -225,7 +223,8 @@ pub(crate) fn weight_back<T: Element>(levels: Levels, x: &[T], g: &mut [f32]) {
 /// Does something to each group.
 fn in_groups<T: Element, S: Element>(group: usize, x: &[T], y: &mut [S], of_group: impl Fn(&[T], &mut [S]) + Sync) {
     let many = group * (TASK / group).max(1);
-    y.par_chunks_mut(many).zip(x.par_chunks(many)).for_each(|(y, x)| {
+    parallel::each_chunk(y, many, |i, y| {
+        let x = &x[i * many..][..y.len()];
         simd(
             #[inline(always)]
             || {
@@ -240,7 +239,8 @@ fn in_groups<T: Element, S: Element>(group: usize, x: &[T], y: &mut [S], of_grou
 /// Encodes numbers as a file has them, and reads them again.
 fn in_blocks<T: Element>(format: TensorFormat, x: &[T], y: &mut [T]) {
     let many = format.block() * (PIECE / format.block());
-    y.par_chunks_mut(many).zip(x.par_chunks(many)).for_each(|(y, x)| {
+    parallel::each_chunk(y, many, |i, y| {
+        let x = &x[i * many..][..y.len()];
         let (mut wide, mut bytes) = ([0f32; PIECE], [0u8; 4 * PIECE]);
         let (wide, bytes) = (&mut wide[..x.len()], &mut bytes[..format.bytes(x.len())]);
         super::widen(x, wide);
@@ -258,7 +258,7 @@ fn rows(cols: usize) -> usize {
 /// The tokens `x` `[m, n]`, each rounded to 8 bits between its own least and largest element, into `y`.
 pub(crate) fn tokens<T: Element>(x: View<'_, T>, y: ViewMut<'_, T>) {
     let rows = rows(x.cols());
-    y.par_tasks(rows).for_each(|(first, mut y)| {
+    y.each_task(rows, |first, mut y| {
         simd(
             #[inline(always)]
             || (0..y.rows()).for_each(|row| round::<Int8, T>(x.row(first + row), y.row(row))),
@@ -269,7 +269,7 @@ pub(crate) fn tokens<T: Element>(x: View<'_, T>, y: ViewMut<'_, T>) {
 /// The gradient of the tokens `x`, for that of the rounded ones, in its place, and what is in `onto` added to it.
 pub(crate) fn tokens_back<T: Element>(x: View<'_, T>, onto: Option<View<'_, T>>, g: ViewMut<'_, T>) {
     let rows = rows(x.cols());
-    g.par_tasks(rows).for_each(|(first, mut g)| {
+    g.each_task(rows, |first, mut g| {
         simd(
             #[inline(always)]
             || {

@@ -1,9 +1,7 @@
 //! The gated activation of MLPs (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 
-use rayon::prelude::*;
-
 use super::math::{sigmoid, tanh};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 use crate::models::Activation;
 
 /// Elements that one task handles.
@@ -71,7 +69,8 @@ pub(crate) fn forward<T: Element>(activation: Activation, gate: &[T], up: &[T], 
 }
 
 fn forward_with<T: Element>(curve: impl Curve, gate: &[T], up: &[T], y: &mut [T]) {
-    y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK))).for_each(|(y, (gate, up))| {
+    parallel::each_chunk(y, TASK, |i, y| {
+        let [gate, up] = [gate, up].map(|of| &of[i * TASK..][..y.len()]);
         simd(
             #[inline(always)]
             || {
@@ -92,8 +91,8 @@ pub(crate) fn backward<T: Element>(activation: Activation, gate: &mut [T], up: &
 }
 
 fn backward_with<T: Element>(curve: impl Curve, gate: &mut [T], up: &mut [T], grad: &mut [T]) {
-    let parts = gate.par_chunks_mut(TASK).zip(up.par_chunks_mut(TASK)).zip(grad.par_chunks_mut(TASK));
-    parts.for_each(|((gate, up), grad)| {
+    let parts = (parallel::chunks(gate, TASK), (parallel::chunks(up, TASK), parallel::chunks(grad, TASK)));
+    parallel::each_part(parts, |_, (gate, (up, grad))| {
         simd(
             #[inline(always)]
             || {

@@ -19,6 +19,7 @@ pub(crate) mod isa;
 pub(crate) mod ledger;
 mod math;
 mod noise;
+pub(crate) mod parallel;
 pub(crate) mod quantized;
 #[cfg(test)]
 pub(crate) mod recorder;

@@ -1,10 +1,9 @@
 //! Noise on the embeddings of tokens (NEFTune, Jain et al. 2023, <https://arxiv.org/abs/2310.05914>).
 
-use rayon::prelude::*;
-
 use super::attention::Stretch;
 use super::dropout::Dropout;
 use super::element::Element;
+use super::parallel;
 
 /// Uniform noise, no larger than `alpha / sqrt(len * width)` in a sample of `len` tokens, whose embedding has `width` elements. Every
 /// element is computed from a key and its index: a resumed run draws the same.
@@ -40,13 +39,18 @@ impl Noise {
 
     /// All of it, `[tokens, width]`.
     pub(crate) fn numbers<T: Element>(&self) -> Vec<T> {
-        let rows = (0..self.largest.len()).into_par_iter();
-        rows.flat_map_iter(|row| (0..self.width).map(move |column| T::from_f32(self.at(row, column) as f32))).collect()
+        let mut numbers = vec![T::from_f32(0.0); self.largest.len() * self.width];
+        parallel::each_chunk(&mut numbers, self.width.max(1), |row, numbers| {
+            for (column, number) in numbers.iter_mut().enumerate() {
+                *number = T::from_f32(self.at(row, column) as f32);
+            }
+        });
+        numbers
     }
 
     /// Adds it to the embeddings `x` `[tokens, width]`.
     pub(crate) fn add_to<T: Element>(&self, x: &mut [T]) {
-        x.par_chunks_mut(self.width.max(1)).enumerate().for_each(|(row, x)| {
+        parallel::each_chunk(x, self.width.max(1), |row, x| {
             for (column, x) in x.iter_mut().enumerate() {
                 // Rounded before it is added, as where all of it is brought to a card.
                 let noise = T::from_f32(self.at(row, column) as f32);

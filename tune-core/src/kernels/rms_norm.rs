@@ -1,10 +1,8 @@
 //! Root-mean-square normalization of rows (Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
 
-use rayon::prelude::*;
-
 use super::math::sum;
 use super::view::{View, ViewMut};
-use super::{Element, simd};
+use super::{Element, parallel, simd};
 
 /// Rows that one task handles; also those whose share of a weight's gradient is summed together.
 const ROWS: usize = 64;
@@ -45,7 +43,7 @@ pub(crate) fn forward<T: Element>(x: View<'_, T>, weight: &[T], kind: Kind, y: V
 fn forward_by<T: Element, const FROM_ONE: bool>(x: View<'_, T>, weight: &[T], eps: f32, y: ViewMut<'_, T>) {
     let width = weight.len();
     check(x, weight, &y);
-    y.par_tasks(ROWS).for_each(|(first, mut y)| {
+    y.each_task(ROWS, |first, mut y| {
         simd(
             #[inline(always)]
             || {
@@ -68,7 +66,7 @@ pub(crate) fn forward_onto<T: Element>(x: View<'_, T>, weight: &[T], kind: Kind,
     let width = weight.len();
     let one = if kind.from_one { 1.0 } else { 0.0 };
     check(x, weight, &y);
-    y.par_tasks(ROWS).for_each(|(first, mut y)| {
+    y.each_task(ROWS, |first, mut y| {
         simd(
             #[inline(always)]
             || {
@@ -144,15 +142,15 @@ fn backward_by<T: Element, const FROM_ONE: bool>(
         );
     };
     let partial_len = self::workspace(x.rows(), width);
-    let tasks = residual.par_tasks(ROWS);
     let Some(own) = own else {
-        tasks.for_each(|(first, mut residual)| run(first, &mut residual, &mut []));
+        residual.each_task(ROWS, |first, mut residual| run(first, &mut residual, &mut []));
         return;
     };
     let partial = &mut workspace[..partial_len];
-    tasks.zip(partial.par_chunks_mut(width)).for_each(|((first, mut residual), gw)| {
+    let tasks = (residual.tasks(ROWS), parallel::chunks(partial, width));
+    parallel::each_part(tasks, |task, (mut residual, gw)| {
         gw.fill(0.0);
-        run(first, &mut residual, gw);
+        run(task * ROWS, &mut residual, gw);
     });
     own.fill(0.0);
     for part in partial.chunks_exact(width) {

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::view::ViewMut;
 use super::{Element, simd};
 use crate::models::RotarySpec;
@@ -60,8 +58,8 @@ pub(crate) enum Turn {
 /// Turns every head of `x` `[tokens, heads * head_dim]` by its token's angles.
 pub(crate) fn turn<T: Element>(x: ViewMut<'_, T>, rotary: &Rotary, turn: Turn) {
     let (head_dim, half) = (rotary.head_dim, rotary.turned / 2);
-    let angles = rotary.cos.par_chunks(ROWS * half).zip(rotary.sin.par_chunks(ROWS * half));
-    x.par_tasks(ROWS).zip(angles).for_each(|((_, mut x), (cos, sin))| {
+    x.each_task(ROWS, |first, mut x| {
+        let [cos, sin] = [&rotary.cos, &rotary.sin].map(|of| &of[first * half..][..x.rows() * half]);
         simd(
             #[inline(always)]
             || {

@@ -22,8 +22,7 @@ impl<'a, T> Shared<'a, T> {
     /// # Safety
     /// No two parts that live at a time overlap.
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part outside of its whole");
         // SAFETY: inside, as asserted, and nobody else's, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use super::parallel::{self, Parts};
 
 /// Some columns of some rows: `[rows, cols]`, `stride` elements from one row to the next.
 #[derive(Debug, Clone, Copy)]
@@ -129,14 +129,17 @@ impl<'a, T> ViewMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + col), len) }
     }
 
-    /// Views of at most `rows` rows each, one for each task of a parallel loop, and the number of each one's first row.
-    pub(crate) fn par_tasks(self, rows: usize) -> impl IndexedParallelIterator<Item = (usize, Self)>
+    /// Runs `task` for views of at most `rows` rows each, in parallel, given the number of each one's first row.
+    pub(crate) fn each_task(self, rows: usize, task: impl Fn(usize, Self) + Sync)
     where
         T: Send,
     {
-        let tasks = (0..self.rows.div_ceil(rows)).into_par_iter();
-        // SAFETY: tasks have no row in common.
-        tasks.map(move |task| (task * rows, unsafe { self.some_rows(task * rows, rows) }))
+        parallel::each_part(self.tasks(rows), |i, some| task(i * rows, some));
+    }
+
+    /// Views of at most `rows` rows each, one for each task of a parallel loop.
+    pub(crate) fn tasks(self, rows: usize) -> Tasks<'a, T> {
+        Tasks { of: self, rows }
     }
 
     /// At most `count` rows from `first` on.
@@ -147,6 +150,26 @@ impl<'a, T> ViewMut<'a, T> {
         let rows = count.min(self.rows - first);
         // SAFETY: the first of the rows is inside, for there is one.
         Self { start: unsafe { self.start.add(first * self.stride) }, rows, ..*self }
+    }
+}
+
+/// See [`ViewMut::tasks`].
+pub(crate) struct Tasks<'a, T> {
+    of: ViewMut<'a, T>,
+    rows: usize,
+}
+
+// SAFETY: they have no row in common.
+unsafe impl<'a, T: Send> Parts for Tasks<'a, T> {
+    type Part = ViewMut<'a, T>;
+
+    fn count(&self) -> usize {
+        self.of.rows.div_ceil(self.rows)
+    }
+
+    unsafe fn part(&self, number: usize) -> ViewMut<'a, T> {
+        // SAFETY: as above, and the caller takes none twice.
+        unsafe { self.of.some_rows(number * self.rows, self.rows) }
     }
 }
 

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use half::bf16;
-use rayon::prelude::*;
 
 use super::adapter::Adapter;
-use crate::kernels::{Dropout, Element, Format, Quantized, Share};
+use crate::kernels::{Dropout, Element, Format, Quantized, Share, parallel};
 use crate::{Error, Result};
 
 /// Rows of a matrix that are widened at a time.
@@ -66,7 +65,7 @@ impl Weight {
                     values.into_iter().map(|x| f64::from(x.to_f32()).powi(2)).sum()
                 }
                 let square = if dtype == DType::BF16 { square::<bf16> } else { square::<f32> };
-                Ok((0..rows).into_par_iter().map(|row| square(of, row, cols)).collect())
+                Ok(parallel::map(rows, |row| square(of, row, cols)))
             }
             Self::Share(_) => {
                 Err(Error::setup("the rows of a matrix that is divided among processes have no lengths here"))

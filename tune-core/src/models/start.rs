@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use rayon::prelude::*;
 
 use super::adapter::{LoraOptions, OfLayer, Start};
 use super::linear::{Weight, merged};
 use super::weights::normal;
-use crate::kernels::Dropout;
+use crate::kernels::{Dropout, parallel};
 use crate::{Error, Result};
 
 /// Vectors beside those that are wanted: the more there are, the faster these are found.
@@ -185,8 +184,7 @@ fn is_found(found: &Singular, transposed: &Tensor, count: usize) -> Result<bool>
 fn of_basis(basis: &Tensor, images: &Tensor, most: usize) -> Result<Singular> {
     let rows = rows_of(images)?;
     let k = rows.len();
-    let products_of = |i: usize| (0..=i).map(|j| dot(&rows[i], &rows[j])).collect();
-    let lower: Vec<Vec<f64>> = (0..k).into_par_iter().map(products_of).collect();
+    let lower: Vec<Vec<f64>> = parallel::map(k, |i| (0..=i).map(|j| dot(&rows[i], &rows[j])).collect());
     let gram = (0..k).map(|i| (0..k).map(|j| lower[i.max(j)][i.min(j)]).collect()).collect();
     let (squares, vectors) = eigen(gram);
     let mut order: Vec<usize> = (0..k).collect();
@@ -252,9 +250,9 @@ fn append(basis: &mut Vec<Vec<f32>>, mut vector: Vec<f32>) {
     let length = dot(&vector, &vector).sqrt();
     // Rounding leaves a part of the others, which a second pass removes.
     for _ in 0..2 {
-        let parts: Vec<f64> = basis.par_iter().map(|of| dot(of, &vector)).collect();
+        let parts = parallel::map(basis.len(), |i| dot(&basis[i], &vector));
         let chunk = 1024;
-        vector.par_chunks_mut(chunk).enumerate().for_each(|(i, some)| {
+        parallel::each_chunk(&mut vector, chunk, |i, some| {
             for (of, part) in basis.iter().zip(&parts) {
                 let of = &of[i * chunk..i * chunk + some.len()];
                 some.iter_mut().zip(of).for_each(|(x, y)| *x -= *part as f32 * y);

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Tensor, bail};
-use rayon::prelude::*;
 
 use super::by_place::ByPlace;
-use super::update::{rounded, squared_norm, squares, write};
+use super::update::{TASK, rounded, squared_norm, squares, write};
 use super::{Gradient, Optimizer, rounding};
-use crate::kernels::Element;
+use crate::kernels::{Element, parallel};
 use crate::models::{Parameter, Trainable};
 use crate::{Error, Result};
 
@@ -89,10 +88,10 @@ impl Kept {
             Self::Factored { rows, columns } => {
                 let (height, width) = (rows.len(), columns.len());
                 let of = scale * scale;
-                rows.par_iter_mut()
-                    .zip(gradient.par_chunks(width.max(1)))
-                    .for_each(|(mean, row)| mix(mean, squares(row) * of / width as f64));
-                columns.par_chunks_mut(COLUMNS).enumerate().for_each(|(task, means)| {
+                parallel::each_chunk(rows, 1, |row, mean| {
+                    mix(&mut mean[0], squares(&gradient[row * width..][..width]) * of / width as f64);
+                });
+                parallel::each_chunk(columns, COLUMNS, |task, means| {
                     let mut sums = [0f64; COLUMNS];
                     for row in gradient.chunks(width) {
                         for (sum, &g) in sums.iter_mut().zip(&row[task * COLUMNS..][..means.len()]) {
@@ -102,9 +101,11 @@ impl Kept {
                     means.iter_mut().zip(sums).for_each(|(mean, sum)| mix(mean, sum * of / height as f64));
                 });
             }
-            Self::Whole(means) => means.par_iter_mut().zip(gradient).for_each(|(mean, &g)| {
-                let g = g * scale as f32;
-                mix(mean, f64::from(g * g));
+            Self::Whole(means) => parallel::each_chunk(means, TASK, |task, means| {
+                for (mean, &g) in means.iter_mut().zip(&gradient[task * TASK..]) {
+                    let g = g * scale as f32;
+                    mix(mean, f64::from(g * g));
+                }
             }),
         }
     }
@@ -160,7 +161,7 @@ impl Step<'_> {
 
     /// The root mean square of the step, before it is scaled.
     fn root_mean_square(&self) -> f64 {
-        let of_row = |(row, gradient): (usize, &[f32])| {
+        let of_row = |row: usize, gradient: &[f32]| {
             let mut sum = 0f64;
             self.kept.each(row, gradient, self.middle, |_, g, mean| {
                 let direction = f64::from(self.direction(g, mean));
@@ -169,15 +170,15 @@ impl Step<'_> {
             sum
         };
         // One after the other, so that the sum does not depend on who computed what.
-        let sums: Vec<f64> = self.gradient.par_chunks(self.width()).enumerate().map(of_row).collect();
+        let sums = parallel::map_chunks(self.gradient, self.width(), of_row);
         (sums.into_iter().sum::<f64>() / self.gradient.len().max(1) as f64).sqrt()
     }
 
     /// Moves all weights by `size` times the step.
     fn apply<W: Element>(&self, weight: &mut [W], keep: f32, size: f32, narrow: impl Fn(usize, f32) -> W + Sync) {
         let width = self.width();
-        let rows = weight.par_chunks_mut(width).zip(self.gradient.par_chunks(width)).enumerate();
-        rows.for_each(|(row, (weight, gradient))| {
+        parallel::each_chunk(weight, width, |row, weight| {
+            let gradient = &self.gradient[row * width..][..weight.len()];
             self.kept.each(row, gradient, self.middle, |i, g, mean| {
                 let moved = weight[i].to_f32() * keep - size * self.direction(g, mean);
                 weight[i] = narrow(row * width + i, moved);

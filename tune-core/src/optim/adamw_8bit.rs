@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Tensor, bail};
 use half::bf16;
-use rayon::prelude::*;
 
 use super::adamw::Rule;
 use super::blocks::{BLOCK, Map, SIGNED, UNSIGNED};
@@ -13,6 +12,7 @@ use super::by_place::ByPlace;
 use super::update::{UpdateRule, rounded, write};
 use super::{AdamW, Gradient, Optimizer, rounding};
 use crate::kernels::Element;
+use crate::kernels::parallel::{self, Parts};
 use crate::models::{Parameter, Trainable};
 use crate::{Error, Result};
 
@@ -21,6 +21,9 @@ const LEAST: usize = 4096;
 
 /// Blocks that one task handles.
 const AT_ONCE: usize = 64;
+
+/// Their elements.
+const TASK: usize = AT_ONCE * BLOCK;
 
 /// AdamW with the two means of large parameters in blocks of eight bits. Steps are those of [`AdamW`] on the numbers that the codes
 /// stand for; those of small parameters are its steps.
@@ -50,6 +53,11 @@ impl Part {
         let mut zero = [0];
         let scale = map.encode(&[0.0], &mut zero);
         Self { codes: vec![zero[0]; len], scales: vec![scale; len.div_ceil(BLOCK)] }
+    }
+
+    /// Codes and scales of [`AT_ONCE`] blocks for each task.
+    fn tasks(&mut self) -> impl Parts<Part = (&mut [u8], &mut [f32])> {
+        (parallel::chunks(&mut self.codes, TASK), parallel::chunks(&mut self.scales, AT_ONCE))
     }
 }
 
@@ -113,7 +121,11 @@ impl Optimizer for AdamW8bit {
         let mut state = self.plain.state()?;
         for (_, name, Blocks { first, second }) in self.blocks.iter() {
             for (i, part) in [first, second].into_iter().enumerate() {
-                let codes: Vec<bf16> = part.codes.par_iter().map(|&code| bf16::from_f32(f32::from(code))).collect();
+                let mut codes = vec![bf16::ZERO; part.codes.len()];
+                parallel::each_chunk(&mut codes, TASK, |task, codes| {
+                    let wide = codes.iter_mut().zip(&part.codes[task * TASK..]);
+                    wide.for_each(|(wide, &code)| *wide = bf16::from_f32(f32::from(code)));
+                });
                 let (codes, scales) = (Tensor::new(codes, &Device::Cpu)?, Tensor::new(&part.scales[..], &Device::Cpu)?);
                 state.insert(format!("{name}.{}", CODES[i]), codes);
                 state.insert(format!("{name}.{}", SCALES[i]), scales);
@@ -171,11 +183,9 @@ fn sweep<W: Element>(
     if [gradient.len(), first.codes.len(), second.codes.len()].iter().any(|&len| len != weight.len()) {
         bail!("update: a weight, its gradient and their state differ in size");
     }
-    const TASK: usize = AT_ONCE * BLOCK;
-    let tasks = weight.par_chunks_mut(TASK).zip(gradient.par_chunks(TASK)).enumerate();
-    let firsts = first.codes.par_chunks_mut(TASK).zip(first.scales.par_chunks_mut(AT_ONCE));
-    let seconds = second.codes.par_chunks_mut(TASK).zip(second.scales.par_chunks_mut(AT_ONCE));
-    tasks.zip(firsts).zip(seconds).for_each(|(((task, (w, g)), first), second)| {
+    let tasks = (parallel::chunks(weight, TASK), (first.tasks(), second.tasks()));
+    parallel::each_part(tasks, |task, (w, (first, second))| {
+        let g = &gradient[task * TASK..][..w.len()];
         let blocks = w.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).enumerate();
         let state = first.0.chunks_mut(BLOCK).zip(first.1).zip(second.0.chunks_mut(BLOCK).zip(second.1));
         for ((block, (w, g)), ((m_codes, m_scale), (v_codes, v_scale))) in blocks.zip(state) {

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use super::update::{TASK, add_assign, squared_norm, squares};
+use super::update::{TASK, add_assign, squared_norm, sum_of_squares};
 use super::values::{Real, Values};
 use crate::engine::{Card, OnCard, Squares};
 use crate::kernels::buffers::Buffer;
-use crate::kernels::simd;
+use crate::kernels::{parallel, simd};
 
 /// The gradient of one parameter.
 #[derive(Debug)]
@@ -101,7 +100,8 @@ impl Gradient {
     pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
         match (&mut self.0, &other.0) {
             (Data::Pooled { values, .. }, Data::Pooled { values: more, .. }) if values.len() == more.len() => {
-                values.par_chunks_mut(TASK).zip(more.par_chunks(TASK)).for_each(|(sum, more)| {
+                parallel::each_chunk(values, TASK, |task, sum| {
+                    let more = &more[task * TASK..][..sum.len()];
                     simd(
                         #[inline(always)]
                         || sum.iter_mut().zip(more).for_each(|(s, m)| *s += m),
@@ -121,10 +121,7 @@ impl Gradient {
     /// The sum of squares, in an order that depends on the size alone.
     pub(crate) fn squared_norm(&self) -> Result<f64> {
         match &self.0 {
-            Data::Pooled { values, .. } => {
-                let parts: Vec<f64> = values.par_chunks(TASK).map(squares).collect();
-                Ok(parts.into_iter().sum())
-            }
+            Data::Pooled { values, .. } => Ok(sum_of_squares(values)),
             Data::OnCard(values) => match Squares::of(&[values]) {
                 Some(squares) => Ok(squares.read().map_err(candle_core::Error::wrap)?.into_iter().sum()),
                 None => Ok(0.0),

@@ -5,11 +5,10 @@ use std::cell::RefCell;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
-use rayon::prelude::*;
 
 use super::Gradient;
 use super::values::{Real, Values};
-use crate::kernels::{Dropout, Element, Shared, simd, sum};
+use crate::kernels::{Dropout, Element, Shared, parallel, simd, sum};
 
 /// Elements handled by one task.
 pub(super) const TASK: usize = 1 << 15;
@@ -108,7 +107,7 @@ fn sweep<const N: usize, R: Real, W: Copy + Send>(
     }
     let weight = Shared::new(weight);
     let state: Vec<Shared<'_, R>> = state.iter_mut().map(|s| Shared::new(s)).collect();
-    (0..len.div_ceil(TASK)).into_par_iter().for_each(|task| {
+    parallel::each(len.div_ceil(TASK), |task| {
         let start = task * TASK;
         let count = TASK.min(len - start);
         // SAFETY: each task has its own part.
@@ -243,11 +242,15 @@ pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
 
 /// The sum of squares, in f64, in an order that depends on the size alone.
 pub(super) fn squared_norm(t: &Tensor) -> Result<f64> {
-    let parts: Vec<f64> = match t.dtype() {
-        candle_core::DType::F64 => Values::<f64>::of(t)?.par_chunks(TASK).map(squares).collect(),
-        _ => Values::<f32>::of(t)?.par_chunks(TASK).map(squares).collect(),
-    };
-    Ok(parts.into_iter().sum())
+    Ok(match t.dtype() {
+        candle_core::DType::F64 => sum_of_squares(&Values::<f64>::of(t)?),
+        _ => sum_of_squares(&Values::<f32>::of(t)?),
+    })
+}
+
+/// The same of a slice.
+pub(super) fn sum_of_squares<R: Real>(x: &[R]) -> f64 {
+    parallel::map_chunks(x, TASK, |_, x| squares(x)).into_iter().sum()
 }
 
 pub(super) fn squares<R: Real>(x: &[R]) -> f64 {

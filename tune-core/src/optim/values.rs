@@ -4,7 +4,9 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 use num_traits::{Float, NumAssign};
-use rayon::prelude::*;
+
+use super::update::TASK;
+use crate::kernels::parallel;
 
 /// What a step is computed in: `f32` for fp32 and bf16 tensors, `f64` for those of the plain backend.
 pub(crate) trait Real: WithDType + Float + NumAssign + std::iter::Sum + Send + Sync {
@@ -103,12 +105,21 @@ fn range(layout: &Layout) -> Result<(usize, usize)> {
 }
 
 fn widen<R: Real>(storage: &CpuStorage, start: usize, len: usize) -> Result<Vec<R>> {
-    let end = start + len;
+    fn all<T: Copy + Sync, R: Real>(narrow: &[T], widen: impl Fn(T) -> f64 + Sync) -> Vec<R> {
+        let mut wide = vec![R::zero(); narrow.len()];
+        parallel::each_chunk(&mut wide, TASK, |task, wide| {
+            for (wide, &x) in wide.iter_mut().zip(&narrow[task * TASK..]) {
+                *wide = R::of(widen(x));
+            }
+        });
+        wide
+    }
+    let range = start..start + len;
     Ok(match storage {
-        CpuStorage::BF16(v) => v[start..end].par_iter().map(|x| R::of(f64::from(x.to_f32()))).collect(),
-        CpuStorage::F16(v) => v[start..end].par_iter().map(|x| R::of(f64::from(x.to_f32()))).collect(),
-        CpuStorage::F32(v) => v[start..end].par_iter().map(|&x| R::of(f64::from(x))).collect(),
-        CpuStorage::F64(v) => v[start..end].par_iter().map(|&x| R::of(x)).collect(),
+        CpuStorage::BF16(v) => all(&v[range], |x| f64::from(x.to_f32())),
+        CpuStorage::F16(v) => all(&v[range], |x| f64::from(x.to_f32())),
+        CpuStorage::F32(v) => all(&v[range], f64::from),
+        CpuStorage::F64(v) => all(&v[range], |x| x),
         other => bail!(
             "optimizers take floating-point tensors, not {:?}",
             candle_core::backend::BackendStorage::dtype(other)

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use candle_core::Tensor;
 pub(super) use peak::matmul_peak;
 use rayon::current_num_threads;
-use rayon::prelude::*;
 use weights::{Kept, Scaling, Weight};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
@@ -24,7 +23,8 @@ use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
-    Dropout, Element, Noise, Quantized, columns, distillation, experts, fake_quant, gate, gemm, rms_norm, rope, softmax,
+    Dropout, Element, Noise, Quantized, columns, distillation, experts, fake_quant, gate, gemm, parallel, rms_norm,
+    rope, softmax,
 };
 use crate::methods::{Mixture, TokenLoss};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
@@ -400,15 +400,14 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
-        let rows = logits.par_chunks_exact_mut(vocab).zip(targets).enumerate();
-        let losses = rows.map(|(i, (row, &target))| {
-            let weight = weights.map(|weights| weights[i] as f32);
+        let rows = parallel::chunks(&mut logits[..targets.len() * vocab], vocab);
+        let each = parallel::map_parts(rows, |i, row| {
+            let (target, weight) = (targets[i] as usize, weights.map(|weights| weights[i] as f32));
             f64::from(match cap {
-                None => softmax::loss_and_gradient::<T>(row, target as usize, of, weight),
-                Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target as usize, of, weight),
+                None => softmax::loss_and_gradient::<T>(row, target, of, weight),
+                Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target, of, weight),
             })
         });
-        let each = losses.collect();
         // The gradient in the type of the activations lies at the beginning of each row of logits.
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each, gradient }

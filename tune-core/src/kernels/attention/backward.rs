@@ -1,14 +1,12 @@
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::workspace::{Memory, shares};
 use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, add, multiply_here};
 use crate::kernels::math::{exp, sum, tanh};
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::{PerThread, Workspace};
-use crate::kernels::{Element, Shared, simd};
+use crate::kernels::{Element, Shared, parallel, simd};
 
 /// Parts of a tile whose share of the gradients of keys and values is summed by one task, at least.
 const PARTS: usize = 10;
@@ -70,7 +68,8 @@ impl Attention<'_> {
         {
             let of_tiles = Shared::new(of_tiles);
             let all = Operands { q, keys, out, grad, lse };
-            tiles.par_iter().zip(&places).with_max_len(1).for_each(|(tile, place)| {
+            parallel::each_together(tiles.len(), 1..=1, |i| {
+                let (tile, place) = (&tiles[i], &places[i]);
                 // SAFETY: each tile has a place of its own.
                 let (k, v) = unsafe { of_tiles.part(place.start, place.len()) }.split_at_mut(place.len() / 2);
                 let share = Share { first: self.shape.first_key(tile.first), k, v };
@@ -94,8 +93,8 @@ impl Attention<'_> {
         for (i, tile) in tiles.iter().enumerate() {
             order[tile.stretch * kv_heads + tile.kv_head].push(i);
         }
-        order.par_iter().enumerate().for_each(|(i, order)| {
-            let (stretch, kv_head) = (&self.stretches[i / kv_heads], i % kv_heads);
+        parallel::each(order.len(), |i| {
+            let (order, stretch, kv_head) = (&order[i], &self.stretches[i / kv_heads], i % kv_heads);
             // SAFETY: a task takes it once, and waits for nothing.
             let sums = unsafe { of_threads.mine() };
             for (of, gradient) in gradients.iter().enumerate() {

@@ -1,11 +1,9 @@
-use rayon::prelude::*;
-
 use super::{Attention, COLS, KEYS, Keys, Tile, Which};
 use crate::kernels::gemm::{At, Term, multiply_here, store};
 use crate::kernels::math::{exp, tanh};
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::workspace::Workspace;
-use crate::kernels::{Element, Shared, simd};
+use crate::kernels::{Element, Shared, parallel, simd};
 
 impl Attention<'_> {
     /// Attention for `q` `[tokens, heads * head_dim]` and `k`, `v` `[.., kv_heads * head_dim]` into `out`, shaped as
@@ -31,7 +29,8 @@ impl Attention<'_> {
         }
         let tiles = self.tiles(|_, queries| queries);
         let lse = Shared::new(lse);
-        tiles.par_iter().with_max_len(4).for_each(|tile| {
+        parallel::each_together(tiles.len(), 1..=4, |i| {
+            let tile = &tiles[i];
             let cols = tile.cols();
             // SAFETY: a task takes it once, and waits for nothing.
             let mut of_thread = Workspace::new(unsafe { of_threads.mine() });

@@ -26,11 +26,11 @@ pub(crate) use few::{is_few, multiply_few, workspace_few};
 pub(crate) use finish::{At, Epilogue, Finish, add, store};
 use plan::Team;
 pub(crate) use plan::{Sides, workspace, workspace_here};
-#[cfg(target_arch = "x86_64")]
-use rayon::prelude::*;
 
 use super::Element;
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::parallel;
 use super::quantized::Rows;
 use super::view::{View, ViewMut};
 #[cfg(target_arch = "x86_64")]
@@ -224,7 +224,7 @@ fn packed<T: Element, D: Send>(
     };
     let tasks = plan.blocks * stripes;
     if team.is_parallel() {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+        parallel::each_together(tasks, 1..=1, run);
     } else {
         (0..tasks).for_each(run);
     }

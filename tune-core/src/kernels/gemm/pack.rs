@@ -8,14 +8,12 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{COLS, LANES, ROWS, Right, Side, Term};
 use crate::kernels::isa::Isa;
 use crate::kernels::quantized::{Rows, UNIT};
 use crate::kernels::view::View;
 use crate::kernels::workspace::Workspace;
-use crate::kernels::{Element, simd, widen};
+use crate::kernels::{Element, Shared, parallel, simd, widen};
 
 /// Rows below which a right side is read where it lies: packing it would cost as much as using it.
 const FEW_ROWS: usize = 64;
@@ -287,16 +285,19 @@ fn pair<T: Element>(even: &[T], odd: &[T], dst: &mut [f32]) {
 }
 
 fn each_row(dst: &mut [f32], width: usize, parallel: bool, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let f = |(i, row): (usize, &mut [f32])| {
+    let (count, rows) = (dst.len() / width, Shared::new(dst));
+    let f = |i: usize| {
+        // SAFETY: each row is taken once.
+        let row = unsafe { rows.part(i * width, width) };
         simd(
             #[inline(always)]
             || f(i, row),
         );
     };
     if parallel {
-        dst.par_chunks_exact_mut(width).with_min_len(16).enumerate().for_each(f);
+        parallel::each_together(count, 16..=usize::MAX, f);
     } else {
-        dst.chunks_exact_mut(width).enumerate().for_each(f);
+        (0..count).for_each(f);
     }
 }
 
@@ -315,7 +316,7 @@ fn widened<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
 /// rows that are pages apart would cost a miss for each step. Two tiles at a time share a cache line of f32.
 fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     let (k, m) = (from.rows(), from.cols());
-    let pair = |(i, tiles): (usize, &mut [f32])| {
+    let pair = |i: usize, tiles: &mut [f32]| {
         simd(
             #[inline(always)]
             || {
@@ -333,9 +334,9 @@ fn in_tiles<T: Element>(from: View<'_, T>, parallel: bool, dst: &mut [f32]) {
     };
     let size = (2 * ROWS * k).max(1);
     if parallel {
-        dst.par_chunks_mut(size).enumerate().for_each(pair);
+        parallel::each_chunk(dst, size, pair);
     } else {
-        dst.chunks_mut(size).enumerate().for_each(pair);
+        dst.chunks_mut(size).enumerate().for_each(|(i, tiles)| pair(i, tiles));
     }
 }
 

@@ -7,13 +7,12 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
-use rayon::prelude::*;
 
 use super::{At, Epilogue, Right, Side, Sides, Term};
 use crate::kernels::quantized::Rows;
 use crate::kernels::view::ViewMut;
 use crate::kernels::workspace::Workspace;
-use crate::kernels::{Element, simd, widen};
+use crate::kernels::{Element, parallel, simd, widen};
 
 /// Columns of a result for which a weight in blocks is dequantized at a time.
 const COLS: usize = 256;
@@ -60,7 +59,7 @@ impl Strided {
         let (data, width) = if T::IS_BF16 {
             let cols = from.cols();
             let copy = &mut memory[..from.rows() * cols];
-            copy.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| widen(from.row(i), row));
+            parallel::each_chunk(copy, cols.max(1), |i, row| widen(from.row(i), row));
             (copy.as_ptr(), cols)
         } else {
             (from.as_ptr().cast(), from.stride())
@@ -73,12 +72,12 @@ impl Strided {
     fn dequantized<T: Element>(from: Rows<'_>, transposed: bool, cols: Range<usize>, memory: &mut [f32]) -> Self {
         if transposed {
             let width = from.cols();
-            let rows = memory[..cols.len() * width].par_chunks_mut(width.max(1));
-            rows.enumerate().for_each(|(i, row)| from.widened::<T>(cols.start + i, 0, row));
+            let rows = &mut memory[..cols.len() * width];
+            parallel::each_chunk(rows, width.max(1), |i, row| from.widened::<T>(cols.start + i, 0, row));
             return Self { data: memory.as_ptr(), row: 1, col: width };
         }
-        let rows = memory[..from.rows() * cols.len()].par_chunks_mut(cols.len().max(1));
-        rows.enumerate().for_each(|(i, row)| from.widened::<T>(i, cols.start, row));
+        let rows = &mut memory[..from.rows() * cols.len()];
+        parallel::each_chunk(rows, cols.len().max(1), |i, row| from.widened::<T>(i, cols.start, row));
         Self { data: memory.as_ptr(), row: cols.len(), col: 1 }
     }
 
@@ -198,7 +197,7 @@ pub(super) fn multiply<T: Element, D: Send>(
     let mut workspace = Workspace::new(workspace);
     let sums = workspace.take(sums(m, n));
     if parallel {
-        sums.par_chunks_mut(1 << 20).for_each(|part| part.fill(0.0));
+        parallel::each_chunk(sums, 1 << 20, |_, part| part.fill(0.0));
     } else {
         sums.fill(0.0);
     }
@@ -225,15 +224,15 @@ pub(super) fn multiply<T: Element, D: Send>(
             add(cols.clone(), Strided::dequantized::<T>(w, transposed, cols, right));
         }
     }
-    let finish = |(row, sums): (usize, &[f32])| {
+    let sums = &sums[..m * n];
+    let finish = |row: usize| {
         let at = At { row, col: 0 };
         // SAFETY: inside, and each row is written once.
-        epilogue(at, sums, unsafe { dst.part(row, 0, n) });
+        epilogue(at, &sums[row * n..][..n], unsafe { dst.part(row, 0, n) });
     };
-    let sums = &sums[..m * n];
     if parallel {
-        sums.par_chunks(n).enumerate().for_each(finish);
+        parallel::each(m, finish);
     } else {
-        sums.chunks(n).enumerate().for_each(finish);
+        (0..m).for_each(finish);
     }
 }

@@ -3,12 +3,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::format::{Decode, Format};
 use super::share::Bytes;
 use super::{Quantized, QuantizedId, UNIT};
-use crate::kernels::simd;
+use crate::kernels::{parallel, simd};
 
 /// The values that a code stands for: quantiles of the normal distribution, from -1 to 1.
 pub(super) const VALUES: [f32; 16] = [
@@ -172,7 +170,7 @@ impl Quantized {
     /// Quantizes a matrix `[rows, cols]` to [`Format::Nf4`]; its elements are a multiple of 64.
     #[must_use]
     pub fn nf4(rows: usize, cols: usize, values: &[f32]) -> Self {
-        let pieces: Vec<Piece> = values.par_chunks(BLOCK << 10).map(Piece::new).collect();
+        let pieces = parallel::map_chunks(values, BLOCK << 10, |_, values| Piece::new(values));
         Self::of_pieces((rows, cols), &pieces)
     }
 }

@@ -9,8 +9,8 @@ mod short;
 mod tests;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
+use crate::kernels::parallel;
 use crate::models::Format as Stored;
 
 /// How numbers are stored in a file that is written here.
@@ -69,8 +69,7 @@ impl Format {
     pub(crate) fn encode(self, numbers: &[f32]) -> Vec<u8> {
         let mut bytes = vec![0; self.bytes(numbers.len())];
         let many = self.block() * (4096 / self.block());
-        let parts = numbers.par_chunks(many).zip(bytes.par_chunks_mut(self.bytes(many)));
-        parts.for_each(|(numbers, bytes)| self.encode_into(numbers, bytes));
+        parallel::each_chunk(&mut bytes, self.bytes(many), |i, bytes| self.encode_into(&numbers[i * many..], bytes));
         bytes
     }
 

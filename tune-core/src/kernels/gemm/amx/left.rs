@@ -2,13 +2,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::tiles::{TILE, TILE_ROW};
 use super::{BLOCK, INNER, TILE_WORDS, pack};
-use crate::kernels::Element;
 use crate::kernels::gemm::Side;
 use crate::kernels::view::View;
+use crate::kernels::{Element, parallel};
 
 /// Words of a step of a packed block.
 const STEP: usize = 2 * TILE_WORDS;
@@ -148,11 +146,10 @@ impl Left {
 
 /// Fills `memory` piece by piece.
 fn each(memory: &mut [f32], size: usize, parallel: bool, fill: impl Fn(usize, &mut [f32]) + Sync) {
-    let fill = |(number, piece): (usize, &mut [f32])| fill(number, piece);
     let size = size.max(1);
     if parallel {
-        memory.par_chunks_mut(size).enumerate().for_each(fill);
+        parallel::each_chunk(memory, size, fill);
     } else {
-        memory.chunks_mut(size).enumerate().for_each(fill);
+        memory.chunks_mut(size).enumerate().for_each(|(number, piece)| fill(number, piece));
     }
 }

@@ -13,14 +13,12 @@ mod tiles;
 use std::arch::x86_64::{__m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_ps};
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::plan::{Sides, Team};
 use super::{At, Epilogue, LANES, Term};
-use crate::kernels::Element;
 use crate::kernels::isa::Isa;
 use crate::kernels::view::ViewMut;
 use crate::kernels::workspace::{Workspace, room};
+use crate::kernels::{Element, parallel};
 use left::Left;
 use tiles::{TILE, TILE_ROW, Tiles};
 
@@ -166,7 +164,7 @@ fn compute<'a, X: Tiles, T: Element, D: Send>(
     };
     let tasks = plan.parts * stripes;
     if team.is_parallel() {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+        parallel::each_together(tasks, 1..=1, run);
     } else {
         (0..tasks).for_each(run);
     }

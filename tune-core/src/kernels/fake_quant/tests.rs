@@ -19,12 +19,14 @@ fn numbers(of: &HashMap<String, Tensor>, name: &str) -> Vec<f32> {
     of[name].flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Zero where torchao's is, and elsewhere equal but for the rounding of `g s (1 / s)`.
+/// Zero where torchao's is, and elsewhere equal but for the rounding of `g s (1 / s)`. With the least scale, 2^-126, `g s` is a multiple
+/// of 2^-149 there.
 fn assert_gradients(what: &str, got: &[f32], right: &[f32]) {
     assert!(right.contains(&0.0) || what.starts_with("int4_weight_only"), "{what}: nothing is beyond the ends");
     for (i, (got, right)) in got.iter().zip(right).enumerate() {
         assert!((*got == 0.0) == (*right == 0.0), "{what}[{i}]: {got}, not {right}");
-        assert!((got - right).abs() <= 3.0 * f32::EPSILON * right.abs(), "{what}[{i}]: {got}, not {right}");
+        let rounding = 3.0 * f32::EPSILON * right.abs() + 0.5f32.powi(24);
+        assert!((got - right).abs() <= rounding, "{what}[{i}]: {got}, not {right}");
     }
 }
 

@@ -61,6 +61,10 @@ pub enum Start<T> {
 /// The exit code where the arguments or the config are wrong.
 pub const USAGE: u8 = 2;
 
+/// The exit code where another process of the run was lost: it has died or hangs. Nothing is wrong with this one or its config, and the
+/// run can go on from its newest checkpoint. (`EX_TEMPFAIL` of `sysexits.h`.)
+pub const LOST: u8 = 75;
+
 /// Reads the arguments (the program's name first) and the config that they
 /// name. With `color`, messages are for a terminal.
 pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString>, color: bool) -> Start<T> {
@@ -183,7 +187,9 @@ pub fn ended(error: &(dyn std::error::Error + 'static)) -> ExitCode {
         complain(&failure(error));
         return ExitCode::FAILURE;
     };
-    if !exit.message.is_empty() {
+    if exit.code == LOST {
+        complain(&failure(error));
+    } else if !exit.message.is_empty() {
         output::complaint(format_args!("{}", exit.message));
     }
     ExitCode::from(exit.code)

@@ -336,10 +336,18 @@ fn usage(recipe: &Recipe, schema: &Schema, error: &clap::Error, args: &[OsString
     let mut text = format!("error: unknown option `{option}`\n\n");
     if torchrun_takes_value(option).is_some() {
         let name = recipe.name;
-        let _ = writeln!(
-            text,
-            "It is for torchrun, which starts several processes; here `tune run --nproc-per-node N {name}` does. Leave it out."
-        );
+        let _ = match option.replace('_', "-").as_str() {
+            "--max-restarts" => {
+                writeln!(
+                    text,
+                    "It is for `tune run`, and stands before the recipe: `tune run --max-restarts N {name}`."
+                )
+            }
+            _ => writeln!(
+                text,
+                "It is for torchrun, which starts several processes; here `tune run --nproc-per-node N {name}` does. Leave it out."
+            ),
+        };
         let _ = writeln!(text, "`{name} --help` lists options and keys.");
         return text;
     }

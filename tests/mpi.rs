@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "common/children.rs"]
+mod children;
 #[path = "common/learnt.rs"]
 mod learnt;
 #[path = "common/random_model.rs"]
@@ -16,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use children::{children, newest_step, signal, wait_for};
 use learnt::{distance, losses, worst};
 use runs::{newest, recipe, root, succeed, text};
+use tune_core::config::cli::LOST;
 
 /// Micro-batches of a step over all processes.
 const TOGETHER: usize = 4;
@@ -130,7 +134,7 @@ fn two_processes_take_what_was_planned() {
         assert!(done.status.success(), "{}", text(&done.stderr));
         let log = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
         let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let peak = records.filter_map(|record| record["peak_memory_bytes"].as_f64()).last().unwrap() / MIB;
+        let peak = records.filter_map(|record| record["peak_memory_bytes"].as_f64()).next_back().unwrap() / MIB;
         let off = planned / peak - 1.0;
         is_wrong |= off.abs() >= 0.1;
         table.push_str(&format!("{:<70}{planned:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", more[3..].join(" "), 100.0 * off));
@@ -140,27 +144,15 @@ fn two_processes_take_what_was_planned() {
     assert!(!is_wrong, "\n{table}");
 }
 
-/// The recipe's processes below `mpirun`.
-fn ranks(of: &Child) -> Vec<i32> {
-    let mut found: BTreeMap<i32, i32> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let rank =
-            text(&environment).split('\0').find_map(|one| one.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok());
-        let parent: Option<u32> = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-        if let (Some(rank), Some(parent)) = (rank, parent)
-            && parent == of.id()
-        {
-            found.insert(rank, pid);
-        }
-    }
-    found.into_values().collect()
-}
-
-fn signal(signal: &str, pid: i32) {
-    assert!(Command::new("kill").arg(signal).arg(pid.to_string()).status().unwrap().success());
+/// The recipe's processes below `mpirun`, in the order of their ranks.
+fn ranks(mpirun: u32) -> Vec<i32> {
+    let rank = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let name = "OMPI_COMM_WORLD_RANK=";
+        let rank = text(&environment).split('\0').find_map(|one| one.strip_prefix(name)?.parse::<i32>().ok());
+        rank.map(|rank| (rank, pid))
+    };
+    children(mpirun).into_iter().filter_map(rank).collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// Waits until a run has logged so many steps.
@@ -173,8 +165,8 @@ fn wait_for_steps(child: &mut Child, output: &Path, steps: usize) {
     }
 }
 
-/// Waits for the end of a run, but no longer than this, and returns what it said.
-fn wait_for_end(mut child: Child, longest: Duration) -> (bool, String) {
+/// Waits for the end of a run, but no longer than this, and returns its exit code and what it said.
+fn wait_for_end(mut child: Child, longest: Duration) -> (Option<i32>, String) {
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > longest {
@@ -184,7 +176,7 @@ fn wait_for_end(mut child: Child, longest: Duration) -> (bool, String) {
         std::thread::sleep(Duration::from_millis(20));
     }
     let output = child.wait_with_output().unwrap();
-    (output.status.success(), text(&output.stderr))
+    (output.status.code(), text(&output.stderr))
 }
 
 /// Waits until none of these processes is there any more, beyond whom mpirun does not wait.
@@ -248,13 +240,13 @@ fn kill_and_go_on(folder: &Path, whole: &Path, i: usize, (steps, delay, rank): (
     let mut command = mpirun("full", 2, &args("full/tiny", &output, 2, &LONG));
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     wait_for_steps(&mut child, &output, steps);
-    let pids = ranks(&child);
+    let pids = ranks(child.id());
     assert_eq!(pids.len(), 2);
     // Rank 0 may be at a checkpoint.
     std::thread::sleep(Duration::from_millis(delay));
     signal("-KILL", pids[rank]);
-    let (success, said) = wait_for_end(child, Duration::from_secs(10));
-    assert!(!success && !said.is_empty(), "{said}");
+    let (code, said) = wait_for_end(child, Duration::from_secs(10));
+    assert!(code == Some(137) && !said.is_empty(), "{code:?} {said}");
     wait_until_gone(&pids, Duration::from_secs(10));
     let begun = !tune_core::checkpoint::run::checkpoints(&output).unwrap().is_empty();
     let resume = if begun { "resume_from_checkpoint=true" } else { "resume_from_checkpoint=false" };
@@ -273,10 +265,88 @@ fn a_process_that_hangs_is_waited_for_until_the_limit() {
     command.env("TUNE_COLLECTIVE_TIMEOUT", "3").stderr(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
     wait_for_steps(&mut child, &output, 2);
-    let stopped = ranks(&child)[1];
+    let stopped = ranks(child.id())[1];
     signal("-STOP", stopped);
-    let (success, said) = wait_for_end(child, Duration::from_secs(20));
-    assert!(!success && said.contains("rank 0 of 2 has waited 3 s in the "), "{said}");
+    let (code, said) = wait_for_end(child, Duration::from_secs(20));
+    assert_eq!(code, Some(i32::from(LOST)), "{said}");
+    assert!(said.contains("error: rank 0 of 2 has waited 3 s in the "), "{said}");
+}
+
+/// A run on four processes under `tune run`, which starts it again: `full` as it was built for these tests.
+fn tune(output: &Path, options: &[&str]) -> Child {
+    let args = args("full/tiny", output, 4, &LONG);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tune"));
+    command.current_dir(root()).args(["run", "--nproc-per-node", "4"]).args(options).arg("full").args(args);
+    command.env("CARGO", "true").env("RAYON_NUM_THREADS", "1").env("TUNE_COLLECTIVE_TIMEOUT", "10");
+    command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until the recipe runs in so many processes, none of which is one of those.
+fn other_ranks(tune: &mut Child, processes: usize, before: &[i32]) -> Vec<i32> {
+    let id = tune.id();
+    wait_for(tune, "processes", || {
+        let found: Vec<i32> = children(id).into_iter().flat_map(|mpirun| ranks(mpirun.cast_unsigned())).collect();
+        let are_others = found.len() == processes && found.iter().all(|pid| !before.contains(pid));
+        are_others.then_some(found)
+    })
+}
+
+/// One process after the other is killed: the run goes on from its newest checkpoint, at last on half as many processes, with the same
+/// batches in a step. One that hangs is lost like one that was killed.
+#[test]
+fn a_run_that_loses_processes_goes_on_with_fewer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, output) = (folder.path().join("whole"), folder.path().join("out"));
+    let done = mpirun("full", 4, &args("full/tiny", &whole, 4, &LONG)).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+
+    let mut child = tune(&output, &["--max-restarts", "3"]);
+    let first = other_ranks(&mut child, 4, &[]);
+    wait_for(&mut child, "checkpoint", || (newest_step(&output) >= 4).then_some(()));
+    signal("-KILL", first[2]);
+    let second = other_ranks(&mut child, 4, &first);
+    signal("-KILL", second[0]);
+    let third = other_ranks(&mut child, 2, &[first, second].concat());
+    let there = newest_step(&output);
+    wait_for(&mut child, "checkpoint of two processes", || (newest_step(&output) > there).then_some(()));
+    signal("-STOP", third[1]);
+    let (code, said) = wait_for_end(child, Duration::from_secs(120));
+    assert_eq!(code, Some(0), "{said}");
+    let from = format!("the run goes on from {}", output.display());
+    for (restart, loss, on) in [
+        ("restart 1 of 3: ", "a process was killed (signal 9", " on 4 processes\n"),
+        (
+            "restart 2 of 3: ",
+            "a process was killed (signal 9",
+            " on 2 instead of 4 processes, with the same batches in a step\n",
+        ),
+        ("restart 3 of 3: ", "a process has died or hangs", " on 2 processes\n"),
+    ] {
+        let line =
+            said.split_inclusive('\n').find(|line| line.starts_with(restart)).unwrap_or_else(|| panic!("{said}"));
+        assert!(line.contains(loss) && line.contains(&from) && line.ends_with(on), "{line}");
+    }
+    let worst = worst(&losses(&output), &losses(&whole));
+    let of_weights = distance(&newest(&output).join("model.safetensors"), &newest(&whole).join("model.safetensors"));
+    println!("on 4, 4, 2 and 2 processes: losses off by {worst:.1e}, weights {of_weights:.1e}");
+    assert!(worst <= 1e-5 && of_weights <= 1e-4);
+}
+
+/// On no fewer than was said.
+#[test]
+fn a_run_goes_on_with_no_fewer_processes_than_was_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let mut child = tune(&output, &["--max-restarts", "1", "--min-nproc", "4"]);
+    let first = other_ranks(&mut child, 4, &[]);
+    wait_for(&mut child, "checkpoint", || (newest_step(&output) >= 4).then_some(()));
+    signal("-KILL", first[1]);
+    let second = other_ranks(&mut child, 4, &first);
+    signal("-KILL", second[1]);
+    let (code, said) = wait_for_end(child, Duration::from_secs(60));
+    assert_eq!(code, Some(137), "{said}");
+    assert!(said.contains("restart 1 of 1: ") && said.contains("error: a process was killed"), "{said}");
+    assert!(!said.contains("instead of"), "{said}");
 }
 
 /// Those that are started with another config are told at once.

@@ -166,6 +166,21 @@ fn a_second_signal_ends_at_once() {
     assert!(said.contains(&"stopped at once".to_owned()), "{said:?}");
 }
 
+/// As `timeout` and systemd send it, to a program and then to its group.
+#[test]
+fn a_signal_that_comes_twice_in_a_moment_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = settings("full", &folder.path().join("out"));
+    let mut child = recipe("full", &borrowed(&args)).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    while step_of(&lines.next().unwrap().unwrap()).is_none_or(|step| step < 2) {}
+    let twice = format!("kill -TERM {0}; sleep 0.01; kill -TERM {0}", child.id());
+    assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{said:?}");
+    assert!(said.iter().any(|line| line.starts_with("stopped by SIGTERM after step ")), "{said:?}");
+}
+
 /// A folder with a chat template, and with data that is more than is tokenized before training begins.
 struct LargeData(tempfile::TempDir);
 

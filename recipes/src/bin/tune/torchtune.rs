@@ -31,37 +31,39 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("quantize", Err("quantization by torchao, and `tune quantize` writes GGUF files of few bits")),
 ];
 
-/// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told, on so many processes.
-pub(crate) fn hint(name: &str, processes: Option<u16>, args: &[OsString]) -> Option<String> {
+/// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told, and `options` what `tune run` is.
+pub(crate) fn hint(name: &str, options: &str, args: &[OsString]) -> Option<String> {
     let plain = name.rsplit('/').next().unwrap_or(name);
     let plain = plain.strip_suffix(".py").unwrap_or(plain);
     let (_, here) = RECIPES.iter().find(|(theirs, _)| *theirs == plain)?;
     Some(match here {
         Ok(ours) => {
-            let on = processes.map_or(String::new(), |n| format!(" {NPROC} {n}"));
-            format!("torchtune's `{plain}` is `{ours}` here: `tune run{on} {ours}{}`", shown(args))
+            format!("torchtune's `{plain}` is `{ours}` here: `tune run{options} {ours}{}`", shown(args))
         }
         Err(purpose) => format!("torchtune's `{plain}` is for {purpose}; there is no recipe for it here"),
     })
 }
 
 /// What starts several processes.
-const NPROC: &str = "--nproc-per-node";
+pub(crate) const NPROC: &str = "--nproc-per-node";
+/// What says how often a run is started again.
+pub(crate) const RESTARTS: &str = "--max-restarts";
 
-/// What is wrong with an option where the recipe's name is expected.
-pub(crate) fn option_first(args: &[OsString]) -> Option<String> {
+/// What is wrong with an option where the recipe's name is expected, behind such `options` as are known here.
+pub(crate) fn option_first(options: &str, args: &[OsString]) -> Option<String> {
     let first = args.first()?.to_string_lossy().into_owned();
     let option = first.split('=').next().unwrap_or_default();
     if !option.starts_with('-') {
         return None;
     }
-    let (mut rest, mut at, mut on) = (Vec::new(), 0, String::new());
+    let (mut rest, mut at, mut on) = (Vec::new(), 0, options.to_owned());
     while let Some(arg) = args.get(at) {
         let text = arg.to_string_lossy();
         let (name, value) = text.split_once('=').map_or((&*text, None), |(name, value)| (name, Some(value.to_owned())));
-        if name.replace('_', "-") == NPROC {
+        let name = name.replace('_', "-");
+        if [NPROC, RESTARTS].contains(&&*name) {
             let value = value.or_else(|| Some(args.get(at + 1)?.to_string_lossy().into_owned()));
-            on = value.map_or(String::new(), |n| format!(" {NPROC} {n}"));
+            on.extend(value.map(|value| format!(" {name} {value}")));
         }
         match torchrun_takes_value(text.split('=').next().unwrap_or_default()) {
             Some(takes_value) => at += if takes_value && !text.contains('=') { 2 } else { 1 },
@@ -121,17 +123,21 @@ mod tests {
                 "--nnodes 1 --nproc_per_node 2 my_recipe --config a",
                 "`tune run --nproc-per-node 2 RECIPE my_recipe --config a`",
             ),
+            (
+                "--standalone --nproc-per-node=2 --max_restarts 3 full --config a",
+                "`tune run --nproc-per-node 2 --max-restarts 3 full --config a`",
+            ),
             ("--config a.yaml lora", "`tune run lora --config a.yaml`"),
         ] {
-            let said = option_first(&args(line)).unwrap_or_default();
+            let said = option_first("", &args(line)).unwrap_or_default();
             assert!(said.ends_with(command), "{said}");
         }
-        assert_eq!(option_first(&args("lora --config a")), None);
-        let said = hint("recipes/lora_finetune_single_device.py", None, &args("--config a ~b")).unwrap_or_default();
+        assert_eq!(option_first("", &args("lora --config a")), None);
+        let said = hint("recipes/lora_finetune_single_device.py", "", &args("--config a ~b")).unwrap_or_default();
         assert!(said.ends_with("is `lora` here: `tune run lora --config a '~b'`"), "{said}");
-        let said = hint("lora_finetune_distributed", Some(2), &args("--config a")).unwrap_or_default();
+        let said = hint("lora_finetune_distributed", " --nproc-per-node 2", &args("--config a")).unwrap_or_default();
         assert!(said.ends_with("is `lora` here: `tune run --nproc-per-node 2 lora --config a`"), "{said}");
-        assert!(hint("lora_dpo_distributed", None, &[]).is_some_and(|said| said.contains("is `dpo` here")));
-        assert_eq!(hint("lora_finetune", None, &[]), None);
+        assert!(hint("lora_dpo_distributed", "", &[]).is_some_and(|said| said.contains("is `dpo` here")));
+        assert_eq!(hint("lora_finetune", "", &[]), None);
     }
 }

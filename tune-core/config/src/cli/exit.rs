@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 
-/// The end of a program that did not fail and yet has not done all: as an error, or the cause of one, it decides what is
+/// The end of a program that did not fail by itself and yet has not done all: as an error, or the cause of one, it decides what is
 /// said and the exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {

@@ -1,12 +1,24 @@
 //! Ctrl-C and SIGTERM: a run that listens finishes its step and saves; any other program ends at once.
 
-use std::fmt;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{fmt, io};
 
 /// The first signal that came while somebody listened; 0 before.
 static REQUEST: AtomicI32 = AtomicI32::new(0);
 /// How many listen.
 static LISTENERS: AtomicUsize = AtomicUsize::new(0);
+/// When the first signal came, in milliseconds of the system's clock.
+#[cfg(unix)]
+static FIRST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// For so many milliseconds after the first signal another one is the same request: `timeout` and systemd send theirs to a program and
+/// to its group, and [`run`] passes on what the terminal may have sent already.
+#[cfg(unix)]
+const SAME_REQUEST: u64 = 200;
+/// How often a program that was started is looked at.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What asked a program to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +67,7 @@ pub fn take() -> Option<Signal> {
     }
 }
 
-/// While this lives, the first signal is an answer of [`requested`], and only a second one ends the program at once.
+/// While this lives, the first signal is an answer of [`requested`], and only a second one, a moment later, ends the program at once.
 #[derive(Debug)]
 pub struct Listening(());
 
@@ -73,6 +85,41 @@ impl Drop for Listening {
         LISTENERS.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+/// Starts a program and waits for its end. What asks this program to end meanwhile asks that one: each signal is passed on. Returned is
+/// how it ended, and the first of these signals.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run(command: &mut Command) -> io::Result<(ExitStatus, Option<Signal>)> {
+    let _listening = Listening::begin();
+    let mut asked = None;
+    let mut child = command.spawn()?;
+    loop {
+        let ended = child.try_wait()?;
+        if let Some(signal) = take() {
+            asked.get_or_insert(signal);
+            if ended.is_none() {
+                pass_on(signal, &child);
+            }
+        }
+        match ended {
+            Some(status) => return Ok((status, asked)),
+            None => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn pass_on(signal: Signal, to: &Child) {
+    if let Ok(process) = libc::pid_t::try_from(to.id()) {
+        // SAFETY: a plain call; nobody has waited for the process, so that its number is still its own.
+        unsafe { libc::kill(process, signal.0) };
+    }
+}
+
+#[cfg(not(unix))]
+fn pass_on(_: Signal, _: &Child) {}
 
 /// Makes signals what this module says, for the whole process; those that are ignored, as under `nohup`, stay so. A
 /// file that grows beyond `ulimit -f` becomes an error of writing it. Called once by a program's `main`.
@@ -98,7 +145,12 @@ pub fn handle() {}
 extern "C" fn on_signal(signal: libc::c_int) {
     let listened = LISTENERS.load(Ordering::SeqCst) > 0;
     let second = REQUEST.load(Ordering::SeqCst) != 0;
+    let now = milliseconds();
     if listened && REQUEST.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        FIRST.store(now, Ordering::SeqCst);
+        return;
+    }
+    if listened && now.saturating_sub(FIRST.load(Ordering::SeqCst)) < SAME_REQUEST {
         return;
     }
     let said: &[u8] = if second { b"\nstopped at once\n" } else { b"\nstopped\n" };
@@ -107,4 +159,13 @@ extern "C" fn on_signal(signal: libc::c_int) {
         libc::write(libc::STDERR_FILENO, said.as_ptr().cast(), said.len());
         libc::_exit(128 + signal);
     }
+}
+
+/// The system's clock, which a signal handler may ask.
+#[cfg(unix)]
+fn milliseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes where there is a `timespec`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    (now.tv_sec as u64).saturating_mul(1000).saturating_add(now.tv_nsec as u64 / 1_000_000)
 }

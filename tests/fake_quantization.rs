@@ -17,6 +17,7 @@ use tune_core::checkpoint::merge::Merged;
 use tune_core::data::Batch;
 use tune_core::device::Compute;
 use tune_core::engine::{self, Gradient, RunOptions, forward_backward};
+use tune_core::methods::TokenLoss;
 use tune_core::models::{Decoder, FakeQuantizer, GgufFormat, GgufLevels, Groups, LoadOptions, ModelSpec};
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -65,7 +66,8 @@ fn model(dtype: DType, lora: bool, expected: &HashMap<String, Tensor>) -> Decode
 fn run(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> (f64, BTreeMap<String, Vec<f64>>) {
     let mut gradients = Gradients::default();
     let trained = batch.trained_tokens() as f64;
-    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing, dropout: None, noise: None };
+    let loss = TokenLoss::CROSS_ENTROPY;
+    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing, dropout: None, noise: None, loss };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
     let of = |(name, gradient): (&str, &Gradient)| (name.to_owned(), numbers(&gradient.to_tensor().unwrap()));
     (loss, gradients.iter().map(of).collect())

@@ -36,6 +36,10 @@ pub(crate) struct QatConfig {
     #[config(flatten)]
     evaluation: EvaluationKeys,
 
+    /// What a token's loss has beside its cross-entropy.
+    #[config(flatten)]
+    loss: TokenLoss,
+
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
     steps: StepKeys,
@@ -89,6 +93,7 @@ impl Recipe for QuantizationAware {
             architecture: cfg.model.architecture,
             fake_quantizer: Some(cfg.quantizer),
             evaluation: cfg.evaluation.clone(),
+            loss: cfg.loss,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -142,6 +147,7 @@ impl Recipe for QuantizationAware {
                 activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                 dropout: Some(dropout_key(self.run.seed(), step.number, i)),
                 noise: None,
+                loss: self.cfg.loss,
             };
             let mut loss = 0.0;
             let grad_norm;

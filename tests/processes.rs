@@ -43,10 +43,11 @@ fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &
         format!("batch_size={ROWS}"),
         format!("gradient_accumulation_steps={}", TOGETHER / processes),
     ];
-    // Those of these have data of their own kind.
+    // Few samples, and no multiple of what the processes take at a time. Those two have data of their own kind.
     if !["dpo", "pretrain"].contains(&recipe) {
         all.push(
-            "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai}]"
+            "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai, \
+             split: 'train[:50]'}]"
                 .to_owned(),
         );
     }

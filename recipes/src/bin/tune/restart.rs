@@ -86,7 +86,7 @@ impl Loss {
             0 | 1 | USAGE => None,
             _ if ASKED.contains(&code) => None,
             LOST => Some(Self::Waited),
-            129..=192 => Some(Self::Killed(code - 128)),
+            129..=159 => Some(Self::Killed(code - 128)),
             _ => Some(Self::Died(code)),
         }
     }

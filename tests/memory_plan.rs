@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "common/plans.rs"]
+mod plans;
 #[path = "common/random_model.rs"]
 mod random_model;
 #[path = "common/runs.rs"]
@@ -12,10 +14,9 @@ mod stand_in;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use plans::{MIB, is_close};
 use runs::{files, recipe, root, succeed, text};
 use serde_json::{Value, json};
-
-const MIB: f64 = 1048576.0;
 
 /// What the run would need, in MiB, as it says itself where there is almost nothing.
 fn planned(name: &str, args: &[&str]) -> f64 {
@@ -34,18 +35,6 @@ fn measured(name: &str, args: &[&str], output_dir: &Path) -> f64 {
     let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
     let mut peaks = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["peak_memory_bytes"].as_f64());
     peaks.next_back().unwrap() / MIB
-}
-
-/// MiB that the `gemm` crate takes by itself where it computes the products, of which a plan knows nothing: operands that are packed, in
-/// pieces for the processor's caches, and what is left between them. It does not grow with a model; 8 to 12 were seen.
-fn of_gemm_crate() -> f64 {
-    if ["avx2", "portable"].contains(&tune_core::engine::kernels().as_str()) { 12.0 } else { 0.0 }
-}
-
-/// Whether a plan is near enough to what was taken; it may be so many MiB too high.
-fn is_close(plan: f64, peak: f64, slack: f64) -> bool {
-    let (least, off) = ((plan + of_gemm_crate()) / peak - 1.0, plan / peak - 1.0);
-    least > -0.1 && (off < 0.1 || plan - peak <= slack)
 }
 
 /// Plans and what is taken, line by line.

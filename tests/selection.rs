@@ -224,6 +224,28 @@ fn preferences_are_selected_by_their_own_metrics_and_by_tasks() {
     assert_eq!(recorded(&out, "loss").last().unwrap().0, 6);
 }
 
+/// A student, and a model that learns from rewards, are measured on tasks and end as the others do.
+#[test]
+fn students_and_policies_are_selected_by_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, own) in [
+        ("distill", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model  ~dataset_val"),
+        ("grpo", "samples=2  max_new_tokens=8  ~dataset_val"),
+    ] {
+        let out = folder.path().join(name);
+        let more = format!("{IDLE}  {own}  checkpointer.save_every_n_steps=6  checkpointer.keep_best=true");
+        let end = text(&succeed(name, &borrowed(&args(name, &out, &more))).stdout);
+        assert_eq!(recorded(&out, "held_out/exact_match").iter().map(|at| at.0).collect::<Vec<_>>(), [0, 3, 6, 9]);
+        assert!(
+            end.contains("Stopped early: up to step 9, held_out/exact_match was no better 2 times"),
+            "{name}: {end}"
+        );
+        // It stays ended.
+        succeed(name, &borrowed(&args(name, &out, &format!("{more}  resume_from_checkpoint=true"))));
+        assert_eq!(recorded(&out, "loss").last().unwrap().0, 9, "{name}");
+    }
+}
+
 /// Samples are shown and logged; what is drawn depends on seed and step alone.
 #[test]
 fn answers_are_shown_while_the_model_trains() {

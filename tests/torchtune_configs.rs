@@ -41,6 +41,7 @@ fn shipped() -> Vec<Shipped> {
             let (name, theirs) = (words.next().unwrap(), words.next().unwrap());
             let yaml = words.map(|number| blocks[number].as_str()).collect();
             let ours = match () {
+                () if theirs.contains("generate") => "generate",
                 () if theirs.contains("dpo") => "dpo",
                 () if theirs.contains("distillation") => "distill",
                 () if theirs.starts_with("qat") => "qat",
@@ -58,7 +59,7 @@ fn shipped() -> Vec<Shipped> {
 }
 
 /// The groups of the table, and which config is in which.
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 11] = [
     "full, Llama and Mistral",
     "LoRA, Llama and Mistral",
     "full, Gemma, Phi and Qwen",
@@ -67,6 +68,7 @@ const GROUPS: [&str; 10] = [
     "knowledge distillation",
     "quantization-aware training",
     "QLoRA and DoRA",
+    "generation",
     "models of images",
     "other recipes",
 ];
@@ -82,9 +84,10 @@ fn group(config: &Shipped) -> &'static str {
         theirs if theirs.contains("dpo") => GROUPS[4],
         theirs if theirs.contains("distillation") => GROUPS[5],
         theirs if theirs.starts_with("qat") => GROUPS[6],
-        theirs if !theirs.contains("finetune") || theirs.starts_with("ppo") => GROUPS[9],
-        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[8],
-        theirs if theirs.contains("multi_dataset") => GROUPS[9],
+        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[9],
+        theirs if theirs.contains("generate") => GROUPS[8],
+        theirs if !theirs.contains("finetune") || theirs.starts_with("ppo") => GROUPS[10],
+        theirs if theirs.contains("multi_dataset") => GROUPS[10],
         _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[7],
         _ if is_llama => GROUPS[usize::from(is_lora)],
         _ => GROUPS[2 + usize::from(is_lora)],
@@ -375,6 +378,51 @@ fn what_quantization_aware_configs_say_is_meant() {
             assert!(lines.iter().any(|line| *line == format!("  _component_: {ours}")), "{theirs}: {lines:#?}");
         }
     }
+}
+
+/// What is asked, of which model, and how freely it answers; and they do generate.
+#[test]
+fn what_generation_configs_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let all: Vec<Shipped> = shipped().into_iter().filter(|config| group(config) == "generation").collect();
+    assert_eq!(all.len(), 5);
+    for config in &all {
+        let path = file(folder.path(), config);
+        let lines = resolved("generate", &path);
+        let has = |key: &str| lines.iter().any(|line| line.starts_with(key));
+        assert!(has("checkpoint_dir: /tmp/") && has("prompt: Tell") != has("prompt: What"), "{lines:#?}");
+        let converted = text(&succeed("generate", &["--config", &path, "--convert"]).stdout);
+        let keys = converted.lines().map(|line| line.split('#').next().unwrap_or_default());
+        assert!(
+            !keys.into_iter().any(|line| line.contains("torchtune.") || line.contains("checkpointer")),
+            "{converted}"
+        );
+        let again = folder.path().join("converted.yaml");
+        fs::write(&again, &converted).unwrap();
+        assert_eq!(resolved("generate", again.to_str().unwrap()), lines, "{converted}");
+        let ours = ["checkpoint_dir=recipes/tiny/model", "device=cpu", "max_new_tokens=4", "top_k=20"];
+        succeed("generate", &[&["--config", &path][..], &ours].concat());
+    }
+    let config = all.iter().find(|config| config.name == "llama2/generation_v2.yaml").unwrap();
+    let lines = resolved("generate", &file(folder.path(), config));
+    for expected in [
+        "checkpoint_dir: /tmp/Llama-2-7b-chat-hf",
+        "prompt: What is the capital of France?",
+        "system_prompt: You are a helpful and creative AI assistant.",
+        "max_new_tokens: 200",
+        "temperature: 0.6",
+        "top_k: 300",
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
+    }
+    let asked = Shipped {
+        name: "image.yaml".to_owned(),
+        theirs: config.theirs.clone(),
+        ours: "generate",
+        yaml: config.yaml.replace("user: What", "user:\n    image: a.png\n    text: What"),
+    };
+    let said = fail("generate", &["--config", &file(folder.path(), &asked), "--print-config"]);
+    assert!(said.contains("a prompt is text here") && said.contains("image"), "{said}");
 }
 
 /// Torchtune's own Alpaca columns, which the shipped configs train on.

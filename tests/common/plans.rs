@@ -1,6 +1,8 @@
 //! How near a plan of memory is to what a run takes.
 
-/// Bytes.
+#![allow(unreachable_pub)]
+
+/// Bytes of a mebibyte.
 pub const MIB: f64 = 1048576.0;
 
 /// MiB that the `gemm` crate takes by itself where it computes the products, of which a plan knows nothing: operands that are packed, in

@@ -29,6 +29,10 @@ pub(crate) struct DistillConfig {
     #[config(flatten)]
     data: DataKeys,
 
+    /// What else is measured while it trains: tasks, samples, early stopping.
+    #[config(flatten)]
+    evaluation: EvaluationKeys,
+
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
     steps: StepKeys,
@@ -82,6 +86,7 @@ impl Recipe for Distillation {
             trained,
             architecture: cfg.model.architecture,
             reference: Some(Compared::teacher(cfg.teacher_checkpointer.clone())?),
+            evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -115,12 +120,9 @@ impl Recipe for Distillation {
         let mixture = self.cfg.kd_loss.mixed(self.cfg.kd_ratio);
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
-        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
-        if self.run.validates() {
-            self.run.validate(&self.model)?;
-            if self.run.last_saved().is_some() {
-                self.save_checkpoint()?;
-            }
+        // Before the first step; or where an earlier process was stopped before it had measured what it saved.
+        if self.run.measure(&self.model)? && self.run.last_saved().is_some() {
+            self.save_checkpoint()?;
         }
         for step in steps {
             let step = step?;
@@ -149,11 +151,12 @@ impl Recipe for Distillation {
             // ----------------------------------------------------------------------------------------
             let both = vec![Extra::new("class_loss", cross_entropy), Extra::shown("kd_loss", divergence)];
             self.run.finish_with(&step, loss, lr, Some(grad_norm), both)?;
-            if self.run.validates() {
-                self.run.validate(&self.model)?;
-            }
+            self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;
+            }
+            if self.run.stops_early() {
+                break;
             }
         }
         // A run that was complete is asked for its merged model.

@@ -4,8 +4,10 @@
 //!     cargo run --release -p recipes --bin grpo -- --config configs/grpo/tiny.yaml loss=dr_grpo
 
 use tune_core::device::Compute;
+use tune_core::eval::EvaluationConfig;
 use tune_core::methods::prompts;
 use tune_core::prelude::*;
+use tune_core::recipe::EarlyStoppingConfig;
 
 /// What `grpo` is told.
 #[derive(Debug, Clone, Config)]
@@ -33,6 +35,16 @@ pub(crate) struct GrpoConfig {
     /// What an answer is worth.
     #[config(default)]
     reward: RewardConfig,
+
+    /// Tasks that the model is measured on while it trains: files of items, as `tune eval` takes them.
+    #[config(default, one_or_many, may_change)]
+    evaluation: Vec<EvaluationConfig>,
+    /// Also evaluate every N steps, not only before the first step and at the end of each epoch.
+    #[config(range = 1.., may_change)]
+    run_eval_every_n_steps: Option<u64>,
+    /// End the run where a metric no longer gets better; `val_loss` is minus the mean reward of the validation data.
+    #[config(may_change)]
+    early_stopping: Option<EarlyStoppingConfig>,
 
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
@@ -92,11 +104,18 @@ impl Recipe for PolicyOptimization {
             return Err(Error::setup("loraplus_lr_ratio needs model.lora_rank: all weights are trained"));
         }
         let reference = Compared { when: ReferenceChoice::EachStep, checkpointer: None, teaches: false };
+        let evaluation = EvaluationKeys {
+            evaluation: cfg.evaluation.clone(),
+            samples: None,
+            run_eval_every_n_steps: cfg.run_eval_every_n_steps,
+            early_stopping: cfg.early_stopping.clone(),
+        };
         Ok(Outline {
             trained,
             architecture: cfg.model.architecture,
             reference: (cfg.kl_beta > 0.0).then_some(reference),
             drawing: Some(Drawing { samples: cfg.samples, max_new_tokens: cfg.max_new_tokens }),
+            evaluation,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -138,12 +157,9 @@ impl Recipe for PolicyOptimization {
     fn train(&mut self) -> Result<()> {
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
-        // Before the first step; or where an earlier process was stopped before it had validated what it saved.
-        if self.run.validates() {
-            self.validate()?;
-            if self.run.last_saved().is_some() {
-                self.save_checkpoint()?;
-            }
+        // Before the first step; or where an earlier process was stopped before it had measured what it saved.
+        if self.measure()? && self.run.last_saved().is_some() {
+            self.save_checkpoint()?;
         }
         for step in steps {
             let step = step?;
@@ -197,11 +213,12 @@ impl Recipe for PolicyOptimization {
             // ----------------------------------------------------------------------------------------
             let pace = step.pace_of(rollouts.iter().map(|rollout| &rollout.batch));
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), seen.logged(), pace)?;
-            if self.run.validates() {
-                self.validate()?;
-            }
+            self.measure()?;
             if self.run.saves() {
                 self.save_checkpoint()?;
+            }
+            if self.run.stops_early() {
+                break;
             }
         }
         // A run that was complete is asked for its merged model.
@@ -243,6 +260,18 @@ impl PolicyOptimization {
         Rollout::new(&prompts, groups, self.run.tokenizer(), &self.cfg.loss, |prompt, answer| {
             self.reward.of(prompt, answer)
         })
+    }
+
+    /// Validates and evaluates the model where that is due; says whether it was.
+    fn measure(&mut self) -> Result<bool> {
+        let (validates, evaluates) = (self.run.validates(), self.run.evaluates());
+        if validates {
+            self.validate()?;
+        }
+        if evaluates {
+            self.run.evaluate(&self.model)?;
+        }
+        Ok(validates || evaluates)
     }
 
     /// The mean reward of the likeliest answers to the validation data's prompts. As less is better of what is validated, minus that

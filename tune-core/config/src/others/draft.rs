@@ -140,7 +140,7 @@ pub(super) fn number(number: f64) -> String {
 }
 
 /// What was read, as YAML on one line.
-pub(super) fn inline(node: &Node) -> String {
+pub(crate) fn inline(node: &Node) -> String {
     match &node.value {
         Tree::Scalar(scalar) => match scalar.kind() {
             Kind::Null => "null".to_owned(),

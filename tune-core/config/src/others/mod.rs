@@ -7,7 +7,7 @@
 mod axolotl;
 mod common;
 mod conversion;
-mod draft;
+pub(crate) mod draft;
 mod given;
 mod llama_factory;
 mod markdown;

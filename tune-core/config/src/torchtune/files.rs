@@ -4,6 +4,7 @@
 use tune_yaml::{Node, SourceId, Span};
 
 use super::component;
+use super::generation::PROMPT;
 use super::rules::Refused;
 use crate::codes;
 use crate::report::Diagnostic;
@@ -53,23 +54,23 @@ const MARKS: &[Mark] = &[
         "that harness reads the checkpoints that the recipes write (lm_eval --model hf); `tune eval MODEL FILE` measures \
          tasks of your own",
     ),
-    mark("prompt", "", "generation", "use the recipe `generate`, with checkpoint_dir=FOLDER and prompt=TEXT"),
+    mark(PROMPT, "", "generation", "start `generate` with it"),
     mark(QUANTIZER, "torchtune.training.quantization.Int8DynActInt4WeightQAT", QAT, START_QAT),
     mark(QUANTIZER, "torchtune.training.quantization.Int4WeightOnlyQAT", QAT, START_QAT),
     mark(QUANTIZER, "", "quantization", "`tune quantize` writes GGUF files of few bits"),
 ];
 
-const fn family(prefix: &'static str, what: &'static str) -> Refused {
+const fn no_text(prefix: &'static str, what: &'static str) -> Refused {
     Refused { prefix, what, instead: "use a model of text" }
 }
 
 /// Models of other things than text.
 const FAMILIES: &[Refused] = &[
-    family("torchtune.models.llama3_2_vision.", "Llama 3.2 Vision models"),
-    family("torchtune.models.llama4.", "Llama 4 models"),
-    family("torchtune.models.clip.", "CLIP models"),
-    family("torchtune.models.t5.", "T5 models"),
-    family("torchtune.models.flux.", "Flux models"),
+    no_text("torchtune.models.llama3_2_vision.", "Llama 3.2 Vision models"),
+    no_text("torchtune.models.llama4.", "Llama 4 models"),
+    no_text("torchtune.models.clip.", "CLIP models"),
+    no_text("torchtune.models.t5.", "T5 models"),
+    no_text("torchtune.models.flux.", "Flux models"),
 ];
 
 /// Why no recipe can run the file, or which other one than that of `schema`.
@@ -121,13 +122,11 @@ pub(super) fn qlora(text: &str, file: SourceId) -> Option<Span> {
 /// What is wrong with the model: of a family that is not here, or for another recipe than one that
 /// trains adapters (`Some(true)`), all weights (`None`), or either, as the rank says (`Some(false)`).
 fn model(root: &Node, adapters: Option<bool>) -> Option<Diagnostic> {
-    let node = component(root, "model")?;
-    let name = node.as_str()?;
-    let builder = name.strip_prefix("torchtune.models.")?;
-    if let Some(family) = FAMILIES.iter().find(|family| name.starts_with(family.prefix)) {
-        let message = format!("{} are not supported: only models of text are trained here", family.what);
-        return Some(refused(node, message, "the model is chosen here".to_owned(), family.instead));
+    if let Some(refused) = family(root) {
+        return Some(refused);
     }
+    let node = component(root, "model")?;
+    let builder = node.as_str()?.strip_prefix("torchtune.models.")?;
     let (recipe, trains) = match (recipe_of(builder), adapters) {
         ("lora", None) => ("lora", "LoRA adapters"),
         ("full", Some(true)) => ("full", "all weights"),
@@ -136,6 +135,15 @@ fn model(root: &Node, adapters: Option<bool>) -> Option<Diagnostic> {
     };
     let message = format!("this config of torchtune's is for the recipe `{recipe}`");
     Some(refused(node, message, format!("it trains {trains}"), format!("start `{recipe}` with it")))
+}
+
+/// Why the model is not here, if it is of a family of another kind.
+pub(super) fn family(root: &Node) -> Option<Diagnostic> {
+    let node = component(root, "model")?;
+    let name = node.as_str()?;
+    let family = FAMILIES.iter().find(|family| name.starts_with(family.prefix))?;
+    let message = format!("{} are not supported, only models of text are", family.what);
+    Some(refused(node, message, "the model is chosen here".to_owned(), family.instead))
 }
 
 /// Adapters without a rank, in a file for a recipe in which that means all weights; torchtune takes 8.

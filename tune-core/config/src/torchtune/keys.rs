@@ -26,6 +26,11 @@ const ROOT: &[KeyRule] = &[
     ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),
     ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
     ignored("log_level", "the console always shows the same"),
+    // Of recipes that generate.
+    ignored("model", "what the model is, its folder's config.json says"),
+    ignored("tokenizer", ITS_OWN_TOKENIZER),
+    ignored("output_dir", "answers go to the standard output"),
+    ignored("enable_kv_cache", "keys and values are always kept"),
     only(
         "collate_fn",
         &["torchtune.data.padded_collate_sft", "torchtune.data.padded_collate_dpo"],

@@ -4,7 +4,7 @@ use tune_yaml::{Entry, Node, Scalar, SourceId, Span, Value};
 
 use super::components::{REFUSED, TAKEN};
 use super::rules::{KeyRule, Rule, Taken, TheirDefault, is_among};
-use super::{files, is_torchtune, keys};
+use super::{files, generation, is_torchtune, keys};
 use crate::codes;
 use crate::overrides::relocate;
 use crate::report::{DEFAULTS, Diagnostic};
@@ -42,7 +42,7 @@ pub(crate) enum What {
     /// The key goes.
     Removed(Entry),
     /// Keys stand beside it, with these values; where it is a component without keys, in it.
-    Added { keys: Vec<(&'static str, &'static str)>, component: Option<String> },
+    Added { keys: Vec<(&'static str, String)>, component: Option<String> },
 }
 
 /// Makes ours of what was read from the file `text`, as far as it is torchtune's; `root` has the overrides in it.
@@ -56,6 +56,7 @@ pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: Sour
         }
         translator.out.diagnostics.extend(files::processes(root, text, file));
         translator.qlora = files::qlora(text, file);
+        generation::translate(schema, root, &mut translator.out);
     }
     translator.value(schema, root, "", false);
     translator.out
@@ -266,7 +267,7 @@ impl Translator {
                 }
                 Value::List(_) | Value::Reported => continue,
             }
-            keys.push((default.key, default.value));
+            keys.push((default.key, default.value.to_owned()));
         }
         if !keys.is_empty() {
             let what = What::Added { keys, component: alone.map(str::to_owned) };

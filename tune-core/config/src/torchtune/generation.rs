@@ -1,0 +1,89 @@
+//! Configs of torchtune's that generate: they name a model's parts and two sides of a prompt. Here a folder says what the model is.
+
+use tune_yaml::{Entry, Node, Span, Value};
+
+use super::files;
+use super::translate::{Change, Translation, What};
+use crate::codes;
+use crate::others::draft;
+use crate::report::{DEFAULTS, Diagnostic};
+use crate::schema::Schema;
+
+/// The key under which torchtune's recipes for generation have what the model is asked. No other recipe of its has it.
+pub(super) const PROMPT: &str = "prompt";
+
+const CHECKPOINTER: &str = "checkpointer";
+const FOLDER: &str = "checkpoint_dir";
+
+/// Moves what the recipe for generation has elsewhere. Other recipes are left alone, and so is what is written in our way.
+pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation) {
+    let Schema::Struct(fields) = schema else { return };
+    if fields.find(PROMPT).is_none() || fields.find(FOLDER).is_none() {
+        return;
+    }
+    if let Some(refused) = files::family(root) {
+        out.diagnostics.push(refused);
+        root.value = Value::Reported;
+        return;
+    }
+    let Value::Map(entries) = &mut root.value else { return };
+    let mut found = Vec::new();
+    entries.retain_mut(|entry| {
+        let moved = match (entry.key.as_str(), &entry.value.value) {
+            (CHECKPOINTER, Value::Map(_)) => of_checkpointer(entry),
+            (PROMPT, Value::Map(_)) => match of_prompt(entry) {
+                Ok(moved) => moved,
+                Err(refused) => {
+                    out.diagnostics.push(*refused);
+                    entry.value.value = Value::Reported;
+                    return true;
+                }
+            },
+            _ => return true,
+        };
+        let keys = moved.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>().join(" and ");
+        let why = if keys.is_empty() { "it says nothing".to_owned() } else { format!("{keys} say it") };
+        out.changes.push(Change { span: entry.key_span, what: What::Removed(entry.clone()), why });
+        found.extend(moved);
+        false
+    });
+    // What is there already was said by an override, in our words.
+    found.retain(|entry| entries.iter().all(|there| there.key != entry.key));
+    for entry in &found {
+        let Some(key) = [FOLDER, PROMPT, SYSTEM].into_iter().find(|key| *key == entry.key) else { continue };
+        let what = What::Added { keys: vec![(key, draft::inline(&entry.value))], component: None };
+        out.changes.push(Change { span: Span::new(DEFAULTS, 0, 0), what, why: String::new() });
+    }
+    entries.extend(found);
+}
+
+const SYSTEM: &str = "system_prompt";
+
+/// An entry of a section, under another name.
+fn taken(section: &Entry, name: &str, ours: &str) -> Option<Entry> {
+    let entry = section.value.get(name).filter(|entry| !entry.value.is_null())?;
+    Some(Entry { key: ours.to_owned(), ..entry.clone() })
+}
+
+fn of_checkpointer(section: &Entry) -> Vec<Entry> {
+    taken(section, FOLDER, FOLDER).into_iter().collect()
+}
+
+/// What the user says, a text or, in newer recipes, pieces of which one is a text; and what stands before it.
+fn of_prompt(section: &Entry) -> Result<Vec<Entry>, Box<Diagnostic>> {
+    let mut moved = Vec::new();
+    for (name, ours) in [("system", SYSTEM), ("user", PROMPT)] {
+        let Some(mut entry) = taken(section, name, ours) else { continue };
+        if let Value::Map(pieces) = &entry.value.value {
+            let other = pieces.iter().find(|piece| piece.key != "text" && !piece.value.is_null());
+            if let Some(piece) = other {
+                let error = Diagnostic::error(codes::NOT_HERE, "a prompt is text here");
+                return Err(Box::new(error.at(piece.key_span, "this is none").help("ask in words: prompt.user.text")));
+            }
+            let Some(text) = taken(&entry, "text", ours) else { continue };
+            entry = text;
+        }
+        moved.push(entry);
+    }
+    Ok(moved)
+}

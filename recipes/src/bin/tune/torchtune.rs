@@ -12,7 +12,10 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("lora_finetune_distributed", Ok("lora")),
     ("full_finetune_single_device", Ok("full")),
     ("full_finetune_distributed", Ok("full")),
+    ("lora_finetune_distributed_multi_dataset", Ok("lora")),
+    ("early_exit_finetune_distributed", Err("models that answer from a lower layer")),
     ("generate_v2", Ok("generate")),
+    ("generate_v2_distributed", Ok("generate")),
     (
         "eleuther_eval",
         Err(

@@ -156,7 +156,7 @@ fn a_second_signal_ends_at_once() {
     while !lines.next().unwrap().unwrap().starts_with("  output") {}
     std::thread::sleep(Duration::from_millis(300));
     send(&child, "TERM");
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(600));
     assert_eq!(child.try_wait().unwrap(), None, "the step is finished first");
     let begun = Instant::now();
     send(&child, "TERM");

@@ -202,6 +202,17 @@ pub fn minimize_scores(
     sink: &mut dyn GradientSink,
     mut objective: impl FnMut(&[f64]) -> Result<Objective> + Send,
 ) -> Result<f64> {
+    minimize_scores_by(model, batch, options, sink, &mut objective)
+}
+
+/// What is compiled here, and not once more for each objective: the whole engine.
+fn minimize_scores_by(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+    objective: &mut (dyn FnMut(&[f64]) -> Result<Objective> + Send),
+) -> Result<f64> {
     let mut checked = |scores: &[f64]| {
         let said = objective(scores)?;
         match said.gradient.len() == scores.len() {

@@ -16,7 +16,7 @@ static FIRST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0
 /// For so many milliseconds after the first signal another one is the same request: `timeout` and systemd send theirs to a program and
 /// to its group, and [`run`] passes on what the terminal may have sent already.
 #[cfg(unix)]
-const SAME_REQUEST: u64 = 200;
+const SAME_REQUEST: u64 = 400;
 /// How often a program that was started is looked at.
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -32,6 +32,12 @@ const ROOT: &[KeyRule] = &[
     ignored("output_dir", "answers go to the standard output"),
     ignored("enable_kv_cache", "keys and values are always kept"),
     only(
+        "quantizer",
+        &[],
+        "weights are not quantized while they are read",
+        "start from what `tune quantize` has written",
+    ),
+    only(
         "collate_fn",
         &["torchtune.data.padded_collate_sft", "torchtune.data.padded_collate_dpo"],
         "batches are always padded on the right",

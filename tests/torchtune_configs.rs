@@ -390,7 +390,10 @@ fn what_generation_configs_say_is_meant() {
         let path = file(folder.path(), config);
         let lines = resolved("generate", &path);
         let has = |key: &str| lines.iter().any(|line| line.starts_with(key));
-        assert!(has("checkpoint_dir: /tmp/") && has("prompt: Tell") != has("prompt: What"), "{lines:#?}");
+        let asked = ["Tell me a joke.", "Tell a joke.", "What is the capital of France?"];
+        let has_prompt =
+            lines.iter().any(|line| line.starts_with("prompt: ") && asked.iter().any(|text| line.contains(text)));
+        assert!(has("checkpoint_dir: /tmp/") && has_prompt, "{lines:#?}");
         let converted = text(&succeed("generate", &["--config", &path, "--convert"]).stdout);
         let keys = converted.lines().map(|line| line.split('#').next().unwrap_or_default());
         assert!(

@@ -143,14 +143,15 @@ pub fn handle() {}
 
 #[cfg(unix)]
 extern "C" fn on_signal(signal: libc::c_int) {
-    let listened = LISTENERS.load(Ordering::SeqCst) > 0;
-    let second = REQUEST.load(Ordering::SeqCst) != 0;
     let now = milliseconds();
+    let listened = LISTENERS.load(Ordering::SeqCst) > 0;
     if listened && REQUEST.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
         FIRST.store(now, Ordering::SeqCst);
         return;
     }
-    if listened && now.saturating_sub(FIRST.load(Ordering::SeqCst)) < SAME_REQUEST {
+    // It may save already, and listen no more; or another thread may be just where the first one is noted.
+    let (second, first) = (REQUEST.load(Ordering::SeqCst) != 0, FIRST.load(Ordering::SeqCst));
+    if second && (first == 0 || now.saturating_sub(first) < SAME_REQUEST) {
         return;
     }
     let said: &[u8] = if second { b"\nstopped at once\n" } else { b"\nstopped\n" };

@@ -76,8 +76,8 @@ fn products_are_right_in_bf16() {
 
 /// A row's results are the same bits alone and among others: a new token's are those that training gives it.
 fn check_rows<T: Element>() {
-    if matches!(Isa::get(), Isa::Amx | Isa::AmxPlain) {
-        return;
+    if T::IS_BF16 && matches!(Isa::get(), Isa::Amx | Isa::AmxPlain) {
+        return tune_config::complain!("rows of bf16 products in tiles are NOT compared here");
     }
     for (n, k) in [(1, 40), (17, 512), (64, 513), (130, 1300)] {
         for count in [2, 3, 9, 70] {

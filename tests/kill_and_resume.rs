@@ -48,6 +48,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "lora_mixed" => vec![MIXED, "val_set_size=0.1", "run_val_every_n_steps=3", "~exact_match"],
             "full" => vec!["dataset.packed=true", "neftune_noise_alpha=5"],
             "full_8bit" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4", "dataset.packed=true"],
+            "full_background" => vec!["enable_async_checkpointing=true", "checkpointer.save_every_n_steps=1"],
             "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "dataset.packed=true"],
             "full_adafactor" => vec!["dtype=bf16", "optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"],
             "full_muon" => vec!["dtype=bf16", "optimizer=muon", "optimizer.lr=1e-3"],
@@ -243,6 +244,12 @@ fn olora_resumes_bit_for_bit() {
 #[test]
 fn full_resumes_bit_for_bit() {
     check("full", 2);
+}
+
+/// What is written while training goes on is complete or not there, whenever the run dies.
+#[test]
+fn checkpoints_in_the_background_survive_kills() {
+    check("full_background", 4);
 }
 
 /// State of eight bits is written as it is.

@@ -129,6 +129,31 @@ fn every_family_takes_what_was_planned() {
     table.check();
 }
 
+/// A copy of all that is saved, beside what trains.
+#[test]
+fn checkpoints_in_the_background_take_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("model");
+    random_model::write(&dir, &json!({"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6}));
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
+    let mut table = Table::default();
+    for (name, more) in [
+        ("full", &["dtype=fp32"][..]),
+        ("full", &["dtype=bf16", "enable_activation_checkpointing=true"]),
+        ("lora", &["dtype=fp32", "~exact_match"]),
+        ("lora", &["dtype=bf16", "~exact_match", "save_adapter_weights_only=false"]),
+    ] {
+        let config = format!("configs/{name}/tiny.yaml");
+        let mut args = vec!["--config", &config, &checkpoint, "epochs=1", "max_steps_per_epoch=5", "batch_size=2"];
+        args.extend(["log_every_n_steps=1", "enable_async_checkpointing=true", "checkpointer.save_every_n_steps=1"]);
+        args.extend(["checkpointer.keep_last_n_checkpoints=1"]);
+        args.extend(more);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(&format!("{name} {}", more.join(" ")), name, &args);
+    }
+    table.check();
+}
+
 #[test]
 fn shipped_recipes_take_what_was_planned() {
     compare(&["lora", "full", "pretrain"], 0.0, |name| {

@@ -121,6 +121,7 @@ fn two_processes_take_what_was_planned() {
         ("full", &["dtype=fp32", "fsdp_reshard_after_forward=false"]),
         ("lora", &["dtype=bf16", "~exact_match", "model.quantize_base=true", "fsdp_reshard_after_forward=false"]),
         ("full", &["dtype=fp32", "data_parallel_replicate_dim=2"]),
+        ("full", &["dtype=fp32", "enable_async_checkpointing=true", "checkpointer.save_every_n_steps=1"]),
         ("lora", &["dtype=bf16", "~exact_match", "data_parallel_replicate_dim=2"]),
     ] {
         let output = folder.path().join("out");

@@ -216,6 +216,48 @@ fn copies_of_a_model_are_moved_by_any_optimizer() {
     }
 }
 
+/// Each checkpoint has what was trained when it was begun, not what is in memory when it is written: the bits of a run that waits.
+#[test]
+fn checkpoints_are_written_while_training_goes_on() {
+    const BACKGROUND: &str = "enable_async_checkpointing=true";
+    let folder = tempfile::tempdir().unwrap();
+    let bits = |output: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        let mut all = Vec::new();
+        for saved in tune_core::checkpoint::run::checkpoints(output).unwrap() {
+            for folder in [saved.path.clone(), saved.path.join("merged")] {
+                let Ok(entries) = fs::read_dir(&folder) else { continue };
+                let files = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+                all.extend(files.map(|path| (path.strip_prefix(output).unwrap().to_owned(), fs::read(&path).unwrap())));
+            }
+        }
+        all.sort();
+        all
+    };
+    let shared = ["epochs=2", "max_steps_per_epoch=4", "checkpointer.save_every_n_steps=1"];
+    let lora = ["save_adapter_weights_only=false", "~exact_match"];
+    for (processes, layout) in [(1, ""), (2, "data_parallel_replicate_dim=1"), (4, "data_parallel_replicate_dim=2")] {
+        for name in ["full", "lora"] {
+            let run = |background: bool| {
+                let output = folder.path().join(format!("{name} {processes} {background}"));
+                let mut overrides = shared.to_vec();
+                overrides.extend((name == "lora").then_some(lora).into_iter().flatten());
+                overrides.extend([layout].into_iter().filter(|layout| !layout.is_empty()));
+                overrides.extend(background.then_some(BACKGROUND));
+                match name {
+                    "full" => succeed::<full::FullFinetune>(name, &output, processes, &overrides),
+                    _ => succeed::<lora::LoraFinetune>(name, &output, processes, &overrides),
+                };
+                output
+            };
+            let (waits, goes_on) = (bits(&run(false)), bits(&run(true)));
+            assert!(waits.iter().map(|(path, _)| path).eq(goes_on.iter().map(|(path, _)| path)));
+            // The config that each carries is not in it.
+            let differing: Vec<_> = waits.iter().zip(&goes_on).filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
+            assert!(waits.len() > 8 && differing.is_empty(), "{name} on {processes}: {differing:?}");
+        }
+    }
+}
+
 #[test]
 fn a_layout_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -288,6 +288,25 @@ fn a_files_largest_size_is_an_error_in_words() {
     assert!(said.contains("File too large") && said.contains("`ulimit -f`"), "{said}");
 }
 
+/// A checkpoint that cannot be written while training goes on ends the run at the next step.
+#[test]
+fn what_cannot_be_written_in_the_background_ends_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut args = settings("full", &out);
+    args.extend(["enable_async_checkpointing=true", "checkpointer.save_every_n_steps=2"].map(str::to_owned));
+    let program = recipe("full", &[]).get_program().to_owned();
+    let mut limited = Command::new("bash");
+    limited.args(["-c", "ulimit -f 1000; exec \"$@\"", "bash"]).arg(program).args(&args);
+    let limited = limited.current_dir(root()).output().unwrap();
+    let said = text(&limited.stderr);
+    assert_eq!(limited.status.code(), Some(1), "{}: {said}", limited.status);
+    for expected in ["File too large", "the checkpoint of step 2 was being written while training went on"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    assert!(fs::read_dir(&out).unwrap().all(|entry| !entry.unwrap().file_name().to_string_lossy().contains("epoch_")));
+}
+
 /// A file system of its own, of a few megabytes; none where this process may not mount one.
 struct SmallDisk(tempfile::TempDir);
 

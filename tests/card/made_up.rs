@@ -162,6 +162,7 @@ impl MadeUp {
             reference: None,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,
+            copied: None,
             batch_size: batch.rows,
             card: Some(PlannedCard::new(Some(card)).unwrap()),
             steps: vec![vec![batch.clone(), batch.clone()]],

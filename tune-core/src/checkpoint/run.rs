@@ -166,6 +166,11 @@ impl RunDir {
         &self.dir
     }
 
+    /// Where the checkpoint of a step is, once it is saved.
+    pub(crate) fn path_of(&self, epoch: u64, step: u64) -> PathBuf {
+        self.dir.join(name_of(epoch, step))
+    }
+
     /// The newest complete checkpoint, which a run that resumes starts from.
     ///
     /// # Errors

@@ -83,6 +83,8 @@ pub struct Setting {
     pub packed: bool,
     /// What the loss is made of.
     pub loss: Loss,
+    /// What is copied to be saved while training goes on, if it is.
+    pub copied: Option<Copied>,
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
     /// [`Drawing::answered`] makes them.
     pub drawing: Option<Drawing>,
@@ -105,6 +107,15 @@ pub struct Setting {
     pub validation_steps: Vec<Vec<Batch>>,
     /// What the model is asked before, between and after the steps.
     pub asked: Asked,
+}
+
+/// What a checkpoint that is written in the background has a copy of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// What is trained, and the optimizer's state.
+    Trained,
+    /// That, and the model with its adapters merged.
+    WithMerged,
 }
 
 /// What a model is asked while it trains, as far as it decides how much memory that takes.
@@ -208,7 +219,8 @@ pub struct MemoryPlan {
     pub gaps: u64,
     /// The most that reading the weights takes, all that the process then holds included.
     pub loading: u64,
-    /// What saving takes besides: the largest of the tensors that all processes give their parts of.
+    /// What saving takes besides: a copy of all that is saved, where it is written in the background, or the largest of the tensors
+    /// that all processes give their parts of.
     pub saving: u64,
     /// What the process held at its worst before this plan was made.
     pub so_far: u64,
@@ -300,7 +312,11 @@ impl MemoryPlan {
             gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
             loading: program + (weights + quantized + reference + adapters + read).max(before),
-            saving: if processes > 1 { parameters::gathered_to_save(setting)? } else { 0 },
+            saving: match setting.copied {
+                Some(copied) => parameters::copied_to_save(setting, copied)?,
+                None if processes > 1 => parameters::gathered_to_save(setting)?,
+                None => 0,
+            },
             so_far: 0,
             available: None,
             addresses: addresses(&engine) + saved,

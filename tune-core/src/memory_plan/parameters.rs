@@ -1,6 +1,6 @@
 //! Parameters by the shape of a model, and the share of them that a process has: of each parameter its share of the rows.
 
-use super::Setting;
+use super::{Copied, Setting};
 use crate::Result;
 use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot};
 
@@ -111,6 +111,24 @@ pub(super) fn of_state(
 pub(super) fn last(model: &ModelSpec) -> u64 {
     let slot = if model.tie_word_embeddings || model.scores.is_some() { Slot::DownProj } else { Slot::LmHead };
     model.layers_of(slot).last().map_or(0, LayerSpec::elements)
+}
+
+/// Bytes of what is copied to be written in the background, by the process that writes.
+///
+/// # Errors
+/// As [`LoraOptions::of_model`].
+pub(super) fn copied_to_save(setting: &Setting, copied: Copied) -> Result<u64> {
+    let (model, weight) = (&setting.model, setting.dtype.size_in_bytes() as u64);
+    let state = of_state(model, setting.lora.as_ref(), 1, &|name, dims| setting.optimizer.state_bytes(name, dims))?;
+    let of_model = of_model(model, 1) * weight;
+    Ok(state
+        + match &setting.lora {
+            None => of_model,
+            Some(lora) => {
+                let merged = if copied == Copied::WithMerged { of_model } else { 0 };
+                merged + 4 * of_adapters(model, lora, 1)? + weight * of_whole(model, lora, 1)?
+            }
+        })
 }
 
 /// Bytes of what is whole in a process while a checkpoint is saved: the largest tensor that is written, or all adapters.

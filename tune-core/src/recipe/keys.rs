@@ -37,6 +37,9 @@ pub struct RunKeys {
     pub overwrite: bool,
     /// The model to start from, and how results are saved.
     pub checkpointer: CheckpointConfig,
+    /// Write checkpoints in the background, of a copy in memory, while training goes on.
+    #[config(default = false, may_change)]
+    pub enable_async_checkpointing: bool,
     /// Seed of everything that is random. If null, a fresh one is chosen and printed.
     pub seed: Option<u64>,
     /// cpu, cuda, cuda:N, or auto: the first card, if there is one.

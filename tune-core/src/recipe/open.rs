@@ -1,5 +1,6 @@
 //! A run before it begins: everything is opened and checked, and nothing is written.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -258,7 +259,7 @@ impl Opened {
         // All have seen what is there.
         outline.group.barrier("the beginning of the run").wait()?;
         let run_dir = match is_main {
-            true => Some(RunDir::open(&keys.output_dir, base.path(), keys.start())?),
+            true => Some(Arc::new(RunDir::open(&keys.output_dir, base.path(), keys.start())?)),
             false => None,
         };
         if is_main {
@@ -310,11 +311,11 @@ impl Opened {
             mesh,
             run_dir,
             metrics,
-            base,
+            base: Arc::new(base),
             weight_fingerprints,
             shape,
             tokenizer: self.tokenizer,
-            tokenizer_files: self.tokenizer_files,
+            tokenizer_files: Arc::new(self.tokenizer_files),
             train_data: Arc::new(train_data),
             validation_data: self.validation_data.map(Arc::new),
             exact_match: self.exact_match,
@@ -323,6 +324,8 @@ impl Opened {
             evaluation: self.evaluation,
             measured,
             last_saved: resumed,
+            background: None,
+            is_ending: Cell::new(false),
         };
         if run.stops_early()
             && let Some(saved) = run.last_saved.clone()

@@ -20,7 +20,7 @@ use crate::device::{Compute, DeviceConfig};
 use crate::distributed::{self, Group};
 use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
-use crate::memory_plan::{Asked, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
+use crate::memory_plan::{Asked, Copied, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
 use crate::methods::{ReferenceChoice, TokenLoss};
 use crate::models::{
     Architecture, Decoder, FakeQuantizer, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization,
@@ -564,6 +564,11 @@ impl Outline {
                 _ if self.head.is_some() => Loss::Scores,
                 true => Loss::LogProbs,
                 false => Loss::Tokens,
+            },
+            copied: match &self.trained {
+                _ if !self.run.enable_async_checkpointing => None,
+                Trained::Adapters { merged: true, .. } => Some(Copied::WithMerged),
+                _ => Some(Copied::Trained),
             },
             drawing: self.drawing,
             fake_quantizer: self.fake_quantizer,

@@ -1,18 +1,19 @@
 //! A run that has begun: its data, its folder, its logs, and where it is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::Tensor;
 use serde_json::Value as Json;
 use tune_config::cli::signals;
 
+use super::background::{Background, Copied, Place};
 use super::end::{Ending, early_words};
 use super::outline::fingerprints;
-use super::save::save_pieces;
 use super::together::Together;
-use super::weights::Beside;
 use super::{
     EarlyEnd, Measured, Outline, Plan, Position, Step, Steps, Trained, Weights, check_stop, dropout_key, end_of_run,
     steps,
@@ -36,14 +37,14 @@ use crate::{Error, Result, engine};
 pub struct Run {
     pub(super) outline: Outline,
     /// Where this process writes checkpoints, if it does.
-    pub(super) run_dir: Option<RunDir>,
+    pub(super) run_dir: Option<Arc<RunDir>>,
     pub(super) mesh: Mesh,
     pub(super) metrics: Metrics,
-    pub(super) base: Checkpoint,
+    pub(super) base: Arc<Checkpoint>,
     pub(super) weight_fingerprints: BTreeMap<String, u32>,
     pub(super) shape: ModelSpec,
     pub(super) tokenizer: Tokenizer,
-    pub(super) tokenizer_files: TokenizerFiles,
+    pub(super) tokenizer_files: Arc<TokenizerFiles>,
     pub(super) train_data: Arc<Loader>,
     pub(super) validation_data: Option<Arc<Loader>>,
     pub(super) exact_match: Option<ExactMatch>,
@@ -52,6 +53,10 @@ pub struct Run {
     pub(super) position: Position,
     pub(super) measured: Measured,
     pub(super) last_saved: Option<Saved>,
+    /// The checkpoint that is being written while training goes on.
+    pub(super) background: Option<Background>,
+    /// Whether what is saved now is saved before anything else is done.
+    pub(super) is_ending: Cell<bool>,
     /// What the recipe itself remembers, by name: checkpoints have it, and it is here again in a run that is resumed.
     pub extra: BTreeMap<String, Json>,
 }
@@ -121,6 +126,9 @@ impl Run {
         extra: Vec<Extra>,
         pace: Pace,
     ) -> Result<()> {
+        if self.background.as_ref().is_some_and(Background::is_over) {
+            self.finish_saving()?;
+        }
         self.position = Position::after(step);
         self.metrics.log_step(&StepMetrics {
             step: step.number,
@@ -274,12 +282,36 @@ impl Run {
         self.position.saves(&self.outline.run.checkpointer) || self.stops_early()
     }
 
+    /// Waits for the checkpoint that is being written, if one is.
+    ///
+    /// # Errors
+    /// Where it could not be written.
+    fn finish_saving(&mut self) -> Result<()> {
+        if let Some(background) = self.background.take() {
+            self.last_saved = Some(background.wait()?);
+        }
+        Ok(())
+    }
+
+    /// Whether training goes on while the run is saved as it is now: not behind the last step, and not where it is to end.
+    fn saves_in_background(&self) -> bool {
+        let is_over = self.position.epoch >= self.outline.plan().epochs || self.stops_early();
+        let ends = is_over || self.is_ending.get() || signals::requested().is_some();
+        self.outline.run.enable_async_checkpointing && !ends
+    }
+
+    /// What is saved from here on is saved at once.
+    pub(super) fn ends(&self) {
+        self.is_ending.set(true);
+    }
+
     /// Saves a checkpoint of the run as it is now, and deletes those that are not to be kept. Waits until all data is
-    /// tokenized: a checkpoint says what it was trained on.
+    /// tokenized: a checkpoint says what it was trained on. Where the config wants that and training goes on, a copy is written in the
+    /// background, and what is returned will be there when it is written: [`Run::last_saved`] says so.
     ///
     /// # Errors
     /// Data that cannot be tokenized, weights that cannot be gathered from all processes, or a folder that cannot be
-    /// written: full disk, no permission.
+    /// written: full disk, no permission. Where it is written in the background, those of the checkpoint before.
     pub fn save(&mut self, weights: &Weights<'_>, optimizer: &dyn Optimizer) -> Result<Saved> {
         if !self.train_data.wait(steps::PATIENCE)? {
             let way_out = match signals::requested() {
@@ -300,36 +332,76 @@ impl Run {
             extra: self.extra.clone().into_iter().chain([self.measured.extra()]).collect(),
             optimizer: BTreeMap::new(),
         };
-        let (checkpointer, by) = (&self.outline.run.checkpointer, self.outline.best_by());
-        let beside = Beside {
-            base: &self.base,
-            tokenizer: &self.tokenizer_files,
-            stop: self.tokenizer.stop_tokens(),
-            shape: &self.shape,
-            head: self.outline.head.as_ref().map(|head| (head, self.tokenizer.pad())),
-            shard: checkpointer.max_shard_bytes(),
-        };
+        let before = self.finish_saving();
+        let (epoch, step) = (self.position.epoch_of_last_step(), self.position.step);
+        if let Some(saved) = self.last_saved.clone()
+            && before.is_ok()
+            && self.is_ending.get()
+            && self.outline.group.is_single()
+            && saved.step == step
+        {
+            return Ok(saved);
+        }
+        let in_background = self.saves_in_background();
         let pieces = weights.pieces(optimizer.state()?)?;
         let together = Together::new(&self.mesh, &pieces);
-        let saved = match &self.run_dir {
-            None => together.serve(self.position.step, self.position.epoch_of_last_step())?,
-            Some(run_dir) => {
+        let (form, of_model) = weights.form();
+        let saved = match (self.place(), before) {
+            (None, _) => together.serve(step, epoch)?,
+            // Others are told, too.
+            (Some(_), Err(error)) => together.end(Err(error))?,
+            (Some(place), Ok(())) if in_background => {
+                let copy = || {
+                    // What is gathered is a copy.
+                    let copied = |tensor: Tensor| if self.mesh.divides() { Ok(tensor) } else { tensor.copy() };
+                    let asked = together.asked();
+                    let pieces = asked.iter().map(|piece| Ok((piece.name.clone(), copied(piece.make()?)?)));
+                    let pieces = pieces.collect::<Result<_>>()?;
+                    Ok(Copied { state, form: form.copied()?, pieces, of_model, bytes: weights.bytes() })
+                };
+                let saved = Saved { path: place.run_dir.path_of(epoch, step), step, epoch };
+                let begun = copy().and_then(|copied| Background::begin(saved.clone(), copied, place));
+                let (saved, background) = match begun {
+                    Ok(background) => (Ok(saved), Some(background)),
+                    Err(error) => (Err(error), None),
+                };
+                let saved = together.end(saved)?;
+                self.background = background;
+                return Ok(saved);
+            }
+            (Some(place), Ok(())) => {
                 let asked = together.asked();
-                let (model, optimizer) = asked.split_at(weights.of_model());
-                let (console, bytes) = (self.metrics.console(), weights.bytes());
-                let write = |dir: &Path| weights.write(dir, model, &beside);
-                together.end(save_pieces(run_dir, checkpointer, by, (&state, optimizer), bytes, console, write))?
+                let console = Some(self.metrics.console());
+                together.end(place.write(&state, form, asked.split_at(of_model), weights.bytes(), console))?
             }
         };
-        self.last_saved = Some(saved.clone());
+        match in_background {
+            true => self.background = Some(Background::elsewhere(saved.clone())),
+            false => self.last_saved = Some(saved.clone()),
+        }
         Ok(saved)
+    }
+
+    /// Where this process writes checkpoints, if it does, and what goes with them.
+    fn place(&self) -> Option<Place> {
+        Some(Place {
+            run_dir: Arc::clone(self.run_dir.as_ref()?),
+            config: self.outline.run.checkpointer.clone(),
+            by: self.outline.best_by().to_owned(),
+            base: Arc::clone(&self.base),
+            tokenizer: Arc::clone(&self.tokenizer_files),
+            stop: self.tokenizer.stop_tokens().clone(),
+            shape: self.shape.clone(),
+            head: self.outline.head.clone().map(|head| (head, self.tokenizer.pad())),
+        })
     }
 
     /// Closes the logs, and waits until all processes of the run have come to its end.
     ///
     /// # Errors
-    /// A log that cannot be written to its end, and another process that is gone.
+    /// A checkpoint that could not be written, a log that cannot be written to its end, and another process that is gone.
     pub fn close(&mut self) -> Result<()> {
+        self.finish_saving()?;
         self.metrics.close()?;
         self.outline.group.finish()
     }
@@ -372,7 +444,7 @@ impl Run {
         &self.outline.run.output_dir
     }
 
-    /// The newest checkpoint of the run.
+    /// The newest checkpoint of the run that is complete, as far as it has been seen.
     pub fn last_saved(&self) -> Option<&Saved> {
         self.last_saved.as_ref()
     }

@@ -28,17 +28,18 @@ pub fn save(
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<Saved> {
     let by = config.best_by.as_deref().unwrap_or(VAL_LOSS);
-    save_pieces(run_dir, config, by, (state, &state.pieces()), weight_bytes, console, write)
+    save_pieces(run_dir, config, by, (state, &state.pieces()), weight_bytes, Some(console), write)
 }
 
-/// The same with tensors of the optimizer that are made as they are written. The metric `by` says which checkpoint is the best.
+/// The same with tensors of the optimizer that are made as they are written. The metric `by` says which checkpoint is the best. Without a
+/// console, nobody waits for room.
 pub(super) fn save_pieces(
     run_dir: &RunDir,
     config: &CheckpointConfig,
     by: &str,
     (state, optimizer): (&TrainingState, &[Piece<'_>]),
     weight_bytes: u64,
-    console: &mut Console,
+    console: Option<&mut Console>,
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<Saved> {
     let measured = Measured::of(state);
@@ -49,6 +50,7 @@ pub(super) fn save_pieces(
             if let Some(keep) = config.keep_last_n_checkpoints.filter(|&keep| keep > 1) {
                 prune(run_dir, keep - 1, best)?;
             }
+            let Some(console) = console else { return save_to(run_dir) };
             wait_for_room(console, || save_to(run_dir)).map_err(|error| match may_pass(&error) {
                 true => elsewhere(&error, run_dir, save_to),
                 false => error,

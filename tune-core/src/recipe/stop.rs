@@ -28,6 +28,7 @@ pub(super) fn save_early<R: Recipe>(recipe: &mut R, why: Error) -> Error {
         Error::Data(_) => recipe.run().group().is_single(),
         _ => false,
     };
+    recipe.run().ends();
     let failure = match is_worth_saving && step > 0 && !is_saved {
         true => recipe.save_checkpoint().err(),
         false => None,

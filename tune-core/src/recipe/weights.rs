@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
+use super::background::copies;
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
 use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
@@ -15,10 +16,18 @@ use crate::tokenizer::{StopTokens, TokenizerFiles};
 /// processes train together, each makes them at the same time.
 #[derive(Debug)]
 pub struct Weights<'m> {
-    adapter: Option<(LoraOptions, BTreeMap<String, Tensor>)>,
-    /// By Hugging Face's names, to be made as they are written, and whether the output layer is tied to the embedding.
-    model: Option<(Vec<Piece<'m>>, bool)>,
+    form: Form,
+    /// The model's, by Hugging Face's names, to be made as they are written.
+    model: Vec<Piece<'m>>,
     trainable: &'m Trainable,
+}
+
+/// What of a checkpoint is not made piece by piece, and how the rest is written.
+#[derive(Debug, Clone)]
+pub(super) struct Form {
+    adapter: Option<(LoraOptions, BTreeMap<String, Tensor>)>,
+    /// Where there is a model: whether its output layer is tied to the embedding.
+    tied: Option<bool>,
 }
 
 /// What goes with the weights, from the model that training began with.
@@ -41,7 +50,8 @@ impl<'m> Weights<'m> {
     /// # Errors
     /// Where an adapter in it cannot be merged.
     pub fn model(model: &'m Decoder) -> Result<Self> {
-        Ok(Self { adapter: None, model: Some(model.pieces()?), trainable: model.trainable() })
+        let (pieces, tied) = model.pieces()?;
+        Ok(Self { form: Form { adapter: None, tied: Some(tied) }, model: pieces, trainable: model.trainable() })
     }
 
     /// The model's adapters alone.
@@ -50,7 +60,7 @@ impl<'m> Weights<'m> {
     /// Where they cannot be read from the device.
     pub fn adapter(options: &LoraOptions, model: &'m Decoder) -> Result<Self> {
         let adapter = Some((options.clone(), peft::adapter_weights(model)?));
-        Ok(Self { adapter, model: None, trainable: model.trainable() })
+        Ok(Self { form: Form { adapter, tied: None }, model: Vec::new(), trainable: model.trainable() })
     }
 
     /// The same, with the merged model in the folder `merged` beside the adapter.
@@ -58,20 +68,20 @@ impl<'m> Weights<'m> {
     /// # Errors
     /// As [`Weights::model`].
     pub fn with_merged(self, model: &'m Decoder) -> Result<Self> {
-        Ok(Self { model: Some(model.pieces()?), ..self })
+        let (pieces, tied) = model.pieces()?;
+        Ok(Self { form: Form { tied: Some(tied), ..self.form }, model: pieces, ..self })
     }
 
     /// The bytes that they take.
     pub(super) fn bytes(&self) -> u64 {
-        let adapter = self.adapter.iter().flat_map(|(_, weights)| weights.values());
+        let adapter = self.form.adapter.iter().flat_map(|(_, weights)| weights.values());
         let adapter: u64 = adapter.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        adapter + self.model.iter().flat_map(|(pieces, _)| pieces).map(Piece::bytes).sum::<u64>()
+        adapter + self.model.iter().map(Piece::bytes).sum::<u64>()
     }
 
     /// What is made as it is written: the model's weights, and behind them the state that an optimizer has here.
     pub(super) fn pieces(&self, optimizer: BTreeMap<String, Tensor>) -> Result<Vec<Piece<'_>>> {
-        let model = self.model.iter().flat_map(|(pieces, _)| pieces);
-        let mut pieces: Vec<Piece<'_>> = model.map(Piece::again).collect();
+        let mut pieces: Vec<Piece<'_>> = self.model.iter().map(Piece::again).collect();
         for (name, here) in optimizer {
             let parameter = name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
             let parameter = parameter.filter(|parameter| parameter.var().dims() == here.dims());
@@ -83,6 +93,25 @@ impl<'m> Weights<'m> {
         Ok(pieces)
     }
 
+    /// How they are written, and how many pieces the model has.
+    pub(super) fn form(&self) -> (&Form, usize) {
+        (&self.form, self.model.len())
+    }
+}
+
+impl Form {
+    /// The same with a copy of the adapter, which stays as it is.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub(super) fn copied(&self) -> Result<Self> {
+        let adapter = match &self.adapter {
+            Some((options, weights)) => Some((options.clone(), copies(weights)?)),
+            None => None,
+        };
+        Ok(Self { adapter, tied: self.tied })
+    }
+
     /// Writes them as Hugging Face's and PEFT's libraries read them; `model` is the pieces of the model.
     pub(super) fn write(&self, dir: &Path, model: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
         let Beside { base, tokenizer, stop, shape, head, shard } = beside;
@@ -91,9 +120,9 @@ impl<'m> Weights<'m> {
             checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, weights, tokenizer)?;
             folder.push(MERGED);
         }
-        let Some((_, tied)) = &self.model else { return Ok(()) };
+        let Some(tied) = self.tied else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
-        config["tie_word_embeddings"] = (*tied).into();
+        config["tie_word_embeddings"] = tied.into();
         if let Some((head, pad)) = head {
             config = head.config(&config, *pad);
         }
@@ -105,11 +134,6 @@ impl<'m> Weights<'m> {
             weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
         }
         checkpoint::hf::write(&folder, &config, weights, tokenizer, Some(&generation), *shard)
-    }
-
-    /// How many pieces the model has.
-    pub(super) fn of_model(&self) -> usize {
-        self.model.as_ref().map_or(0, |(pieces, _)| pieces.len())
     }
 }
 

@@ -22,7 +22,6 @@ const ROOT: &[KeyRule] = &[
     ignored("activation_offloading_use_streams", IN_MEMORY),
     ignored("ac_mode", CHECKPOINTING),
     ignored("ac_option", CHECKPOINTING),
-    ignored("enable_async_checkpointing", "training waits until a checkpoint is complete"),
     ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),
     ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
     ignored("log_level", "the console always shows the same"),

@@ -1,0 +1,142 @@
+//! Checkpoints that are written while training goes on, of a copy of what is trained.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use candle_core::Tensor;
+
+use super::save::save_pieces;
+use super::weights::{Beside, Form};
+use crate::checkpoint::run::{RunDir, Saved};
+use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::{Checkpoint, CheckpointConfig};
+use crate::metrics::Console;
+use crate::models::{Head, ModelSpec, Piece};
+use crate::tokenizer::{StopTokens, TokenizerFiles};
+use crate::{Error, Result};
+
+/// Where checkpoints of a run are written, and what goes with them.
+pub(super) struct Place {
+    pub(super) run_dir: Arc<RunDir>,
+    pub(super) config: CheckpointConfig,
+    /// The metric that says which checkpoint is the best.
+    pub(super) by: String,
+    pub(super) base: Arc<Checkpoint>,
+    pub(super) tokenizer: Arc<TokenizerFiles>,
+    pub(super) stop: StopTokens,
+    pub(super) shape: ModelSpec,
+    /// The head that scores sequences, if there is one, and the token that fills rows up.
+    pub(super) head: Option<(Head, Option<u32>)>,
+}
+
+impl Place {
+    /// Writes one: the pieces of the model and of the optimizer's state. Where there is no room and no console, nobody waits for it.
+    ///
+    /// # Errors
+    /// As [`save_pieces`].
+    pub(super) fn write(
+        &self,
+        state: &TrainingState,
+        form: &Form,
+        (model, optimizer): (&[Piece<'_>], &[Piece<'_>]),
+        bytes: u64,
+        console: Option<&mut Console>,
+    ) -> Result<Saved> {
+        let beside = Beside {
+            base: &self.base,
+            tokenizer: &self.tokenizer,
+            stop: &self.stop,
+            shape: &self.shape,
+            head: self.head.as_ref().map(|(head, pad)| (head, *pad)),
+            shard: self.config.max_shard_bytes(),
+        };
+        let write = |dir: &Path| form.write(dir, model, &beside);
+        save_pieces(&self.run_dir, &self.config, &self.by, (state, optimizer), bytes, console, write)
+    }
+}
+
+/// A checkpoint that is copied and not yet written.
+pub(super) struct Copied {
+    pub(super) state: TrainingState,
+    pub(super) form: Form,
+    /// The model's weights and the optimizer's state behind them, by name.
+    pub(super) pieces: Vec<(String, Tensor)>,
+    /// How many of them are the model's.
+    pub(super) of_model: usize,
+    pub(super) bytes: u64,
+}
+
+impl Copied {
+    fn write(&self, place: &Place) -> Result<Saved> {
+        let pieces: Vec<Piece<'_>> = self.pieces.iter().map(|(name, tensor)| Piece::of(name, tensor)).collect();
+        place.write(&self.state, &self.form, pieces.split_at(self.of_model), self.bytes, None)
+    }
+}
+
+/// A checkpoint that is being written, here or by another process.
+pub(super) struct Background {
+    /// What it will be.
+    saved: Saved,
+    thread: Option<JoinHandle<Result<Saved>>>,
+}
+
+impl Background {
+    /// Begins to write.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub(super) fn begin(saved: Saved, copied: Copied, place: Place) -> Result<Self> {
+        let thread = std::thread::Builder::new()
+            .name("save".to_owned())
+            .spawn(move || copied.write(&place))
+            .map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
+        Ok(Self { saved, thread: Some(thread) })
+    }
+
+    /// One that another process writes.
+    pub(super) fn elsewhere(saved: Saved) -> Self {
+        Self { saved, thread: None }
+    }
+
+    /// Whether it is written, or cannot be.
+    pub(super) fn is_over(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Waits until it is written.
+    ///
+    /// # Errors
+    /// Where it could not be.
+    pub(super) fn wait(mut self) -> Result<Saved> {
+        let step = self.saved.step;
+        let Some(thread) = self.thread.take() else { return Ok(self.saved.clone()) };
+        let lost = || Err(Error::Training("the thread that writes checkpoints has ended".to_owned()));
+        thread.join().unwrap_or_else(|_| lost()).map_err(|error| match error {
+            Error::Full { path, message } => Error::Full { path, message: format!("{message}; {}", behind(step)) },
+            error => Error::Training(format!("{error}; {}", behind(step))),
+        })
+    }
+}
+
+fn behind(step: u64) -> String {
+    format!("the checkpoint of step {step} was being written while training went on (enable_async_checkpointing)")
+}
+
+/// A run that ends early leaves no checkpoint half written.
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Copies of tensors, which stay as they are.
+///
+/// # Errors
+/// Those of the tensor library.
+pub(super) fn copies(of: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    of.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?))).collect()
+}

@@ -17,6 +17,12 @@ mod lora;
 #[path = "../recipes/src/bin/pretrain.rs"]
 #[allow(dead_code)]
 mod pretrain;
+#[path = "../recipes/src/bin/qat.rs"]
+#[allow(dead_code)]
+mod qat;
+#[path = "../recipes/src/bin/reward.rs"]
+#[allow(dead_code)]
+mod reward;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,8 +49,8 @@ fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &
         format!("batch_size={ROWS}"),
         format!("gradient_accumulation_steps={}", TOGETHER / processes),
     ];
-    // Few samples, and no multiple of what the processes take at a time. Those two have data of their own kind.
-    if !["dpo", "pretrain"].contains(&recipe) {
+    // Few samples, and no multiple of what the processes take at a time. Those have data of their own kind.
+    if !["dpo", "pretrain", "reward"].contains(&recipe) {
         all.push(
             "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai, \
              split: 'train[:50]'}]"
@@ -346,6 +352,70 @@ fn preferences_are_learnt_as_by_one_process() {
 }
 
 /// A base in NF4 of which each process has a share of the blocks.
+/// A head for pairs has one row, which one process has alone; that of classes has a row for each.
+#[test]
+fn scores_are_learnt_as_by_one_process() {
+    const CLASSES: &[&str] = &[
+        "~loss",
+        "labels=[plain, secret]",
+        "dataset={_component_: labelled, data_files: [recipes/tiny/data/labelled.jsonl], split: 'train[:90%]'}",
+        "dataset_val={_component_: labelled, data_files: [recipes/tiny/data/labelled.jsonl], split: 'train[90%:]'}",
+    ];
+    const WHOLE: &[&str] = &["~model"];
+    let folder = tempfile::tempdir().unwrap();
+    let shared = ["epochs=1", "max_steps_per_epoch=3", "run_val_every_n_steps=2"];
+    for (what, more, weights) in [
+        ("pairs", &[][..], "adapter_model.safetensors"),
+        ("pairs, all weights", WHOLE, "model.safetensors"),
+        ("classes", &[WHOLE, CLASSES].concat(), "model.safetensors"),
+    ] {
+        let run = |processes: usize, layout: &[&str]| {
+            let output = folder.path().join(format!("{what} {processes} {}", layout.len()));
+            let overrides = [&shared, more, layout].concat();
+            let saved = succeed::<reward::RewardModeling>("reward", &output, processes, &overrides);
+            (output, saved)
+        };
+        let (one, expected) = run(1, &[]);
+        for (processes, layout) in [(2, &[][..]), (4, &["data_parallel_replicate_dim=2"])] {
+            let (output, saved) = run(processes, layout);
+            compare(&format!("{what} on {processes}"), (&output, &saved), (&one, &expected), weights);
+        }
+    }
+}
+
+/// Rounded are whole weights, behind the gathering.
+#[test]
+fn rounded_weights_are_learnt_as_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = ["epochs=1", "max_steps_per_epoch=3"];
+    let groups = ["quantizer=int4_weight_only", "quantizer.groupsize=32"];
+    let tokens = ["quantizer=int8_dyn_act_int4_weight", "quantizer.groupsize=32"];
+    let lora = ["model.lora_attn_modules=[q_proj, v_proj]", "model.lora_rank=8", "model.lora_alpha=16"];
+    for (what, more, weights) in [
+        ("gguf", &[][..], "model.safetensors"),
+        ("groups", &groups, "model.safetensors"),
+        ("tokens", &tokens, "model.safetensors"),
+        ("adapters", &lora, "adapter_model.safetensors"),
+    ] {
+        let run = |processes: usize| {
+            let output = folder.path().join(format!("{what} {processes}"));
+            let overrides = [&shared, more].concat();
+            let saved = succeed::<qat::QuantizationAware>("qat", &output, processes, &overrides);
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1), run(2));
+        match what {
+            // The last bit of a group's largest weight decides where that is rounded to: with the first step's gradients its results part.
+            "tokens" => {
+                let (ours, theirs) = (losses(&output), losses(&one));
+                println!("{what}: losses {ours:?} and {theirs:?}");
+                assert!(worst(&ours[..2], &theirs[..2]) <= 1e-5 && worst(&ours, &theirs) <= 1e-2);
+            }
+            _ => compare(what, (&output, &saved), (&one, &expected), weights),
+        }
+    }
+}
+
 #[test]
 fn a_quantized_base_is_divided_as_it_is_stored() {
     let overrides = ["epochs=1", "max_steps_per_epoch=4", "model.quantize_base=true", "~exact_match"];

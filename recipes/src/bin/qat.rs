@@ -112,8 +112,10 @@ impl Recipe for QuantizationAware {
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
+            }
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?,
         };
         if let (Some(adapters), Some(dir)) = (&adapters, &start) {
             adapters.load_into(&model, dir)?;

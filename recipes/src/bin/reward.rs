@@ -119,8 +119,15 @@ impl Recipe for RewardModeling {
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.with_head(&opened.frozen_base())?, &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
+            }
+            _ => Decoder::load_shard(
+                opened.shape.clone(),
+                &opened.with_head(&opened.frozen_base())?,
+                &options,
+                &opened.mesh,
+            )?,
         };
         if let (Some(adapters), Some(dir)) = (&adapters, &start) {
             adapters.load_into(&model, dir)?;
@@ -162,6 +169,7 @@ impl Recipe for RewardModeling {
                     Ok(loss.objective)
                 })?;
             }
+            let seen = seen.of_all(self.run.group())?;
             let (loss, grad_norm) = (seen.loss(), gradients.norm()?);
             check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
@@ -221,6 +229,7 @@ impl RewardModeling {
             }
             pace += step.pace();
         }
+        let seen = seen.of_all(self.run.group())?;
         self.run.finish_validation(seen.loss(), pace, seen.logged())?;
         Ok(true)
     }

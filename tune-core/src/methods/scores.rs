@@ -4,7 +4,9 @@
 use tune_config::Config;
 
 use super::math::{sigma, softplus};
+use crate::Result;
 use crate::data::{Batch, IGNORE};
+use crate::distributed::Group;
 use crate::engine::Objective;
 use crate::metrics::Extra;
 use crate::recipe::VAL_LOSS;
@@ -99,6 +101,27 @@ impl ScoreMetrics {
         self.loss += more.loss;
         self.rewards.iter_mut().zip(more.rewards).for_each(|(sum, more)| *sum += more);
         self.of_classes |= more.of_classes;
+    }
+
+    /// Those of all processes of a group together.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn of_all(self, group: &Group) -> Result<Self> {
+        let [chosen, rejected] = self.rewards;
+        let of_classes = f64::from(self.of_classes);
+        let mine = vec![self.count as f64, self.right as f64, self.loss, chosen, rejected, of_classes];
+        // Counts are exact as f64. A process without any rows learns here what is scored.
+        match group.all_reduce("what was seen of scores", mine).wait()?[..] {
+            [count, right, loss, chosen, rejected, of_classes] => Ok(Self {
+                count: count as usize,
+                right: right as usize,
+                loss,
+                rewards: [chosen, rejected],
+                of_classes: of_classes > 0.0,
+            }),
+            _ => Ok(self),
+        }
     }
 
     /// The mean loss of a pair or sequence.

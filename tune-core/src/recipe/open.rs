@@ -88,8 +88,8 @@ impl Outline {
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
         self.check_loss(&device)?;
-        self.check_head(&device, layout.processes())?;
-        self.check_where_fake(&device, layout.processes())?;
+        self.check_head(&device)?;
+        self.check_where_fake(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

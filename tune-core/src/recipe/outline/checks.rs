@@ -90,22 +90,17 @@ impl Outline {
         }
     }
 
-    /// Refuses what a head that scores sequences is not trained with, and processes or a device that do not train one.
+    /// Refuses what a head that scores sequences is not trained with, and a device that does not train one.
     ///
     /// # Errors
-    /// A card, several processes, adapters below, new tokens.
-    pub(crate) fn check_head(&self, device: &Compute, processes: usize) -> Result<()> {
+    /// A card, adapters below, new tokens.
+    pub(crate) fn check_head(&self, device: &Compute) -> Result<()> {
         if self.head.is_none() {
             return Ok(());
         }
         if matches!(device, Compute::Card(_)) {
             return Err(Error::setup(
                 "a head that scores sequences is trained on the processor alone, for now: set device=cpu",
-            ));
-        }
-        if processes > 1 {
-            return Err(Error::setup(
-                "a head that scores sequences is trained by one process alone, for now: start one",
             ));
         }
         let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
@@ -124,15 +119,12 @@ impl Outline {
     /// Refuses what fake quantization is not computed by.
     ///
     /// # Errors
-    /// A card, and several processes.
-    pub(crate) fn check_where_fake(&self, device: &Compute, processes: usize) -> Result<()> {
+    /// A card.
+    pub(crate) fn check_where_fake(&self, device: &Compute) -> Result<()> {
         match (self.fake_quantizer, device) {
             (Some(_), Compute::Card(_)) => Err(Error::setup(
                 "quantizer: fake quantization is computed by the processor alone, for now: set device=cpu",
             )),
-            (Some(_), _) if processes > 1 => {
-                Err(Error::setup("quantizer: fake quantization is computed by one process alone, for now: start one"))
-            }
             _ => Ok(()),
         }
     }

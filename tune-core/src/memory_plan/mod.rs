@@ -90,6 +90,8 @@ pub struct Setting {
     pub fake_quantizer: Option<FakeQuantizer>,
     /// What the model is compared with, if it is.
     pub reference: Option<ReferencePass>,
+    /// Bytes of what a teacher said of a trained token, where that is read as training comes to it; 0 where it is not.
+    pub said_of_token: usize,
     /// Rows of a batch that is full.
     pub batch_size: usize,
     /// The card that computes, if it is not the processor.
@@ -258,6 +260,8 @@ impl MemoryPlan {
             }
         };
         let worst = engine.worst();
+        let trained_tokens = setting.steps.iter().flatten().map(Batch::trained_tokens).max().unwrap_or(0);
+        let said = (trained_tokens * setting.said_of_token) as u64;
         let (of_blocks, quantized) = parameters::of_blocks(&setting.in_blocks, processes);
         let weights = elements.saturating_sub(of_blocks) * weight;
         let optimizer = match card {
@@ -295,7 +299,7 @@ impl MemoryPlan {
             adapters,
             gradients: worst.gradients,
             optimizer,
-            activations: worst.activations,
+            activations: worst.activations + said,
             output: worst.output,
             gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),

@@ -10,7 +10,9 @@ mod reference;
 mod reward;
 mod rollout;
 mod scores;
+mod teacher_files;
 mod token_loss;
+mod top_tokens;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
@@ -22,4 +24,7 @@ pub use reference::{Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
+pub use teacher_files::{Header, Teacher, TeacherFiles};
 pub use token_loss::TokenLoss;
+pub(crate) use top_tokens::TopRows;
+pub use top_tokens::TopTokens;

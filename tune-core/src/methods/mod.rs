@@ -4,6 +4,7 @@
 mod distillation;
 mod math;
 mod metrics;
+mod on_policy;
 mod policy;
 mod preference;
 mod reference;
@@ -16,6 +17,7 @@ mod top_tokens;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
+pub use on_policy::OnPolicyConfig;
 pub use policy::{AnswerLoss, DapoLoss, DrGrpoLoss, Drawn, GrpoLoss, GspoLoss, PolicyLoss, Totals};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,

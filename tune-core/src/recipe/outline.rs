@@ -559,6 +559,20 @@ impl Outline {
             }
             steps
         };
+        let of_data = train_data.demanding_steps(
+            epochs,
+            plan.most_batches_per_epoch(),
+            gradient_accumulation_steps,
+            FIRST_STEPS,
+        )?;
+        let validation_steps =
+            validation_data.map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?;
+        // A student has its own answers to some batches and the data's to others, and is validated on these.
+        let is_taught = reference.as_ref().is_some_and(|reference: &ReferencePass| reference.teaches);
+        let (steps, validation_steps) = match is_taught && self.drawing.is_some() {
+            true => ([of_data.clone(), drawn(of_data, None)].concat(), validation_steps),
+            false => (drawn(of_data, None), drawn(validation_steps, Some(1))),
+        };
         MemoryPlan::new(&Setting {
             model: model.clone(),
             in_blocks: in_blocks.clone(),
@@ -574,7 +588,7 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            loss: match self.data.is_of_pairs() || self.drawing.is_some() {
+            loss: match self.data.is_of_pairs() || (self.drawing.is_some() && !is_taught) {
                 _ if self.head.is_some() => Loss::Scores,
                 true => Loss::LogProbs,
                 false => Loss::Tokens,
@@ -586,19 +600,8 @@ impl Outline {
             batch_size: self.data.batch_size,
             card,
             processes,
-            steps: drawn(
-                train_data.demanding_steps(
-                    epochs,
-                    plan.most_batches_per_epoch(),
-                    gradient_accumulation_steps,
-                    FIRST_STEPS,
-                )?,
-                None,
-            ),
-            validation_steps: drawn(
-                validation_data.map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
-                Some(1),
-            ),
+            steps,
+            validation_steps,
             asked,
         })
     }

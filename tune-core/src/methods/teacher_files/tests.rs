@@ -85,7 +85,7 @@ fn of_all_tokens_it_teaches_as_the_teacher_itself() {
         for (found, right) in
             [(found.divergence, right.divergence), (found.cross_entropy, right.cross_entropy), (of_found, of_right)]
         {
-            assert!((found - right).abs() < 1e-5 * right, "{mixture:?}: {found} instead of {right}");
+            assert!((found - right).abs() < 1e-4 * right, "{mixture:?}: {found} instead of {right}");
         }
         // Less is known of fewer.
         assert!(part.divergence > 0.0 && part.divergence < right.divergence, "{part:?} {right:?}");

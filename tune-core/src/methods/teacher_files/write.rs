@@ -84,6 +84,12 @@ impl TeacherFiles {
         data: &Loader,
         tell: &mut dyn FnMut(usize),
     ) -> Result<()> {
+        if teacher.config.vocab_size != header.vocab_size {
+            return Err(Error::setup(format!(
+                "the teacher has logits of {} tokens and the student of {}: they cannot be compared",
+                teacher.config.vocab_size, header.vocab_size
+            )));
+        }
         let trained: usize = data.reports()?.iter().map(|report| report.trained_tokens).sum();
         let aside = Aside::begin(dir, (trained * Self::bytes_of_position(header.top_k)) as u64)?;
         let folder = aside.path();

@@ -63,10 +63,11 @@ fn kept_in(path: &Path, top_k: usize) -> [String; 2] {
     [format!("teacher_logits.path={}", path.display()), format!("teacher_logits.top_k={top_k}")]
 }
 
-/// A copy of the teacher's newest checkpoint.
+/// A copy of the teacher's newest checkpoint, as a model without the state of its run.
 fn copy_of_teacher(to: &Path) -> PathBuf {
     fs::create_dir_all(to).unwrap();
-    for (name, bytes) in files(&newest(TEACHER.path())) {
+    let of_run = |name: &str| name.starts_with("training_state") || name.starts_with("optimizer");
+    for (name, bytes) in files(&newest(TEACHER.path())).into_iter().filter(|(name, _)| !of_run(name)) {
         fs::write(to.join(name), bytes).unwrap();
     }
     to.to_owned()
@@ -255,7 +256,7 @@ fn what_the_teacher_thinks_of_its_own_answers_brings_a_student_nearer_to_it() {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&divergence[..5]), mean(&divergence[divergence.len() - 5..]));
     assert!(last < 0.8 * first, "{divergence:?}");
-    assert!(validated[validated.len() - 1] < 0.8 * validated[0], "{validated:?}");
+    assert!(validated[validated.len() - 1] < 0.9 * validated[0], "{validated:?}");
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl Recipe for Distillation {
         }
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
 
-        // Everything is known to be sound: only now is anything written.
+        // Everything is known to be sound: only now is anything written but what a teacher said.
         let run = opened.begin("Knowledge distillation", &model, optimizer.as_mut())?;
         Ok(Self { run, model, adapters, teacher, optimizer, schedule: cfg.lr_scheduler.build(), cfg })
     }

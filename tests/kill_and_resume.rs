@@ -75,11 +75,26 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "distill" => {
                 vec!["teacher_checkpointer.checkpoint_dir=recipes/tiny/model", "dataset.packed=true", "~dataset_val"]
             }
+            "distill_own" => vec![
+                "teacher_checkpointer.checkpoint_dir=recipes/tiny/model",
+                "on_policy={share: 0.6, max_new_tokens: 10}",
+                "model.lora_dropout=0.1",
+                "~dataset_val",
+            ],
+            "distill_stored" => vec![
+                "teacher_checkpointer.checkpoint_dir=recipes/tiny/model",
+                "dataset.packed=true",
+                "~model",
+                "~dataset_val",
+            ],
             _ => vec!["~model", "~dataset_val", "reference=precomputed"],
         }
         .into_iter()
         .map(str::to_owned),
     );
+    if recipe == "distill_stored" {
+        args.push(format!("teacher_logits.path={}", output_dir.with_extension("said").display()));
+    }
     if recipe == "lora_experts" {
         args.push(format!("checkpointer.checkpoint_dir={}", output_dir.with_file_name(MIXTURE).display()));
     }
@@ -299,6 +314,8 @@ fn dpo_of_all_weights_resumes_bit_for_bit() {
 #[test]
 fn distill_resumes_bit_for_bit() {
     check("distill", 1);
+    check("distill_own", 1);
+    check("distill_stored", 1);
 }
 
 #[test]

@@ -252,10 +252,22 @@ fn distillation_takes_what_was_planned() {
         ("adapters, checkpointing", &["enable_activation_checkpointing=true"]),
         ("all weights", &["~model"]),
         ("all weights, bf16", &["~model", "dtype=bf16"]),
+        ("own answers", &["on_policy={share: 1, max_new_tokens: 24}"]),
+        ("own answers to some", &["~model", "on_policy={max_new_tokens: 64}"]),
     ] {
         let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
         args.extend(["log_every_n_steps=1", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);
         args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "distill", &args);
+    }
+    // Asked before the first step, and then not there.
+    let said = tempfile::tempdir().unwrap();
+    let path = format!("teacher_logits.path={}", said.path().join("said").display());
+    let teacher = "teacher_checkpointer.checkpoint_dir=recipes/tiny/model";
+    for (what, teacher) in [("a teacher that is asked once", teacher), ("what it said", "~teacher_checkpointer")] {
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        args.extend(["log_every_n_steps=1", "~model", teacher, &path]);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "distill", &args);
     }

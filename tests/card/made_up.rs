@@ -160,6 +160,7 @@ impl MadeUp {
             drawing: None,
             fake_quantizer: None,
             reference: None,
+            said_of_token: 0,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,
             copied: None,

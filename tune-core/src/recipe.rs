@@ -35,7 +35,7 @@ pub use keys::{Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, Row
 pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, VAL_LOSS, more_is_better};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;
-pub use outline::{Compared, Outline, Trained};
+pub use outline::{Compared, Outline, StoredTeacher, TeacherLogitsConfig, Trained};
 pub use position::{Plan, Position};
 pub(crate) use room::wait_for_room;
 pub use run::Run;

@@ -3,6 +3,8 @@
 //!
 //!     cargo run --release -p recipes --bin distill -- --config configs/distill/tiny.yaml kd_loss=reverse_kl
 
+use std::borrow::Cow;
+
 use tune_core::prelude::*;
 
 /// What `distill` is told.
@@ -22,8 +24,10 @@ pub(crate) struct DistillConfig {
     /// Save the adapter alone; if false, a merged model is written beside it.
     #[config(default = true, may_change)]
     save_adapter_weights_only: bool,
-    /// The teacher, and how it is read: a model, an adapter on one, or the folder of a run. It is not trained.
-    teacher_checkpointer: CheckpointConfig,
+    /// The teacher, and how it is read: a model, an adapter on one, or the folder of a run. It is not trained. May be left out where what it says is stored.
+    teacher_checkpointer: Option<CheckpointConfig>,
+    /// Keep what the teacher says of the training data, its likeliest tokens, in files: it is asked once, before the first step, and no later run on the same data loads it. Where null, it is asked at each step, of all tokens.
+    teacher_logits: Option<TeacherLogitsConfig>,
 
     /// Datasets, and how they become batches.
     #[config(flatten)]
@@ -42,6 +46,8 @@ pub(crate) struct DistillConfig {
     /// What the divergence counts in what is minimized; the rest is cross-entropy.
     #[config(default = 0.5, range = 0.0..=1.0)]
     kd_ratio: f64,
+    /// Let the student draw answers itself, and learn what the teacher would have said at each of their tokens: of these the divergence alone is minimized, whatever kd_ratio is. Where null, all answers are those of the data.
+    on_policy: Option<OnPolicyConfig>,
     /// What moves the weights or the adapters.
     #[config(default)]
     optimizer: OptimizerConfig,
@@ -60,7 +66,7 @@ pub(crate) struct Distillation {
     model: Decoder,
     /// None where all weights are trained.
     adapters: Option<peft::LoraOptions>,
-    teacher: Decoder,
+    teacher: Teacher,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
 }
@@ -82,25 +88,37 @@ impl Recipe for Distillation {
         if let (Trained::Weights, Some(_)) = (&trained, cfg.loraplus_lr_ratio) {
             return Err(Error::setup("loraplus_lr_ratio needs model.lora_rank: all weights are trained"));
         }
-        Ok(Outline {
+        let (reference, teacher_logits) = teacher(cfg)?;
+        let mut outline = Outline {
             trained,
             architecture: cfg.model.architecture,
-            reference: Some(Compared::teacher(cfg.teacher_checkpointer.clone())?),
+            reference,
+            teacher_logits,
+            drawing: cfg.on_policy.as_ref().map(|own| Drawing { samples: 1, max_new_tokens: own.max_new_tokens }),
             evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
-        })
+        };
+        if outline.teacher_logits.is_some() {
+            // What it said says which teacher it was: a run goes on when that one is gone.
+            outline.settings.retain(|key, _| !key.starts_with("teacher_checkpointer"));
+        }
+        Ok(outline)
     }
 
     fn setup(cfg: DistillConfig) -> Result<Self> {
         hub::watch(Downloads::stderr());
-        let opened = Self::outline(&cfg)?.open(Console::stderr())?;
+        let mut opened = Self::outline(&cfg)?.open(Console::stderr())?;
         let start = opened.adapter_to_go_on_from();
         let adapters = cfg.model.adapters(opened.seed)?.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
         let frozen =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: false, lora: None };
         let options = LoadOptions { train_weights: adapters.is_none(), lora: adapters.clone(), ..frozen.clone() };
 
-        let teacher = opened.load_teacher(&frozen)?;
+        // One that is asked beforehand is gone when the student is loaded.
+        let teacher = match cfg.teacher_logits {
+            None => Teacher::Model(Box::new(opened.load_teacher(&frozen)?)),
+            Some(_) => Teacher::Said(opened.teacher_files(&frozen)?),
+        };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
             (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
@@ -111,13 +129,13 @@ impl Recipe for Distillation {
         }
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
 
-        // Everything is known to be sound: only now is anything written.
+        // Everything is known to be sound: only now is anything written but what a teacher said.
         let run = opened.begin("Knowledge distillation", &model, optimizer.as_mut())?;
         Ok(Self { run, model, adapters, teacher, optimizer, schedule: cfg.lr_scheduler.build(), cfg })
     }
 
     fn train(&mut self) -> Result<()> {
-        let mixture = self.cfg.kd_loss.mixed(self.cfg.kd_ratio);
+        let (mixture, divergence_alone) = (self.cfg.kd_loss.mixed(self.cfg.kd_ratio), self.cfg.kd_loss.mixed(1.0));
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
         // Before the first step; or where an earlier process was stopped before it had measured what it saved.
@@ -129,28 +147,47 @@ impl Recipe for Distillation {
             // ---- one optimizer step ----------------------------------------------------------------
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             self.optimizer.prepare_all(self.model.trainable(), step.number)?;
+            let batches = self.answered(&step)?;
             // Both losses are means over the trained tokens of the whole step.
-            let scale = 1.0 / step.trained_tokens() as f64;
+            let trained: usize = batches.iter().map(|batch| batch.trained_tokens()).sum();
+            let scale = 1.0 / trained as f64;
             let mut gradients = Gradients::default();
-            let (mut cross_entropy, mut divergence) = (0.0, 0.0);
-            for (i, batch) in step.micro_batches() {
+            let (mut cross_entropy, mut divergence, mut of_own, mut own_tokens) = (0.0, 0.0, 0.0, 0);
+            for (i, batch) in batches.iter().enumerate() {
                 let options = RunOptions {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
                     dropout: Some(dropout_key(self.run.seed(), step.number, i)),
                     ..RunOptions::PLAIN
                 };
-                let of_batch = engine::distill(&self.model, &self.teacher, batch, mixture, options, &mut gradients)?;
-                cross_entropy += scale * of_batch.cross_entropy;
-                divergence += scale * of_batch.divergence;
+                let is_own = matches!(batch, Cow::Owned(_));
+                let minimized = if is_own { divergence_alone } else { mixture };
+                let of_batch = self.teacher.teach(&self.model, batch, minimized, options, &mut gradients)?;
+                if is_own {
+                    of_own += scale * of_batch.divergence;
+                    own_tokens += batch.trained_tokens();
+                } else {
+                    cross_entropy += scale * of_batch.cross_entropy;
+                    divergence += scale * of_batch.divergence;
+                }
             }
-            let (loss, grad_norm) = (mixture.of(cross_entropy, divergence), gradients.norm()?);
+            let (loss, grad_norm) = (mixture.of(cross_entropy, divergence) + of_own, gradients.norm()?);
             check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
             // ----------------------------------------------------------------------------------------
-            let both = vec![Extra::new("class_loss", cross_entropy), Extra::shown("kd_loss", divergence)];
-            self.run.finish_with(&step, loss, lr, Some(grad_norm), both)?;
+            let mut losses = Vec::new();
+            // What the student drew itself says nothing of how well it knows the data.
+            if own_tokens < trained {
+                let of_data = (trained - own_tokens) as f64 / trained as f64;
+                losses.push(Extra::new("class_loss", cross_entropy / of_data));
+            }
+            losses.push(Extra::shown("kd_loss", divergence + of_own));
+            if self.cfg.on_policy.is_some() {
+                losses.push(Extra::new("own_tokens", own_tokens as f64 / trained as f64));
+            }
+            let pace = step.pace_of(batches.iter().map(|batch| &**batch));
+            self.run.finish_paced(&step, loss, lr, Some(grad_norm), losses, pace)?;
             self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;
@@ -186,6 +223,50 @@ impl Recipe for Distillation {
             say!("{results}");
         }
         Ok(())
+    }
+}
+
+impl Distillation {
+    /// The micro-batches of a step: those of the data, and in the place of some of them the same prompts with answers that the student
+    /// draws as it is. In a run that is resumed they are the same again.
+    fn answered<'s>(&self, step: &'s Step) -> Result<Vec<Cow<'s, Batch>>> {
+        let (seed, number) = (self.run.seed(), step.number);
+        let of_batch = |(i, batch): (usize, &'s Batch)| match &self.cfg.on_policy {
+            Some(own) if own.draws(sampling_key(seed, number, i, (usize::MAX, 0))) => {
+                let key = |prompt| sampling_key(seed, number, i, (prompt, 0));
+                own.draw(&self.model, batch, self.run.tokenizer(), key).map(Cow::Owned)
+            }
+            _ => Ok(Cow::Borrowed(batch)),
+        };
+        step.micro_batches().map(of_batch).collect()
+    }
+}
+
+/// The teacher that is asked, at each step or beforehand, and where what it says is kept, if it is. Where that is there already, nobody
+/// is asked.
+fn teacher(cfg: &DistillConfig) -> Result<(Option<Compared>, Option<StoredTeacher>)> {
+    let asked = cfg.teacher_checkpointer.clone().map(Compared::teacher).transpose()?;
+    let Some(config) = cfg.teacher_logits.clone() else {
+        return match asked {
+            Some(asked) => Ok((Some(asked), None)),
+            None => Err(Error::setup("there is no teacher: set teacher_checkpointer.checkpoint_dir")),
+        };
+    };
+    if cfg.on_policy.is_some() {
+        return Err(Error::setup(
+            "on_policy asks the teacher about answers that are not there yet, and teacher_logits keeps what it says of the data: \
+             remove one of the two",
+        ));
+    }
+    let stored = StoredTeacher { config, teacher: asked.as_ref().and_then(|asked| asked.checkpointer.clone()) };
+    match asked {
+        _ if stored.is_there() => Ok((None, Some(stored))),
+        Some(asked) => Ok((Some(Compared { when: ReferenceChoice::Precomputed, ..asked }), Some(stored))),
+        None => Err(Error::file(
+            &stored.config.path,
+            "has no teacher.json: set teacher_checkpointer.checkpoint_dir to the teacher that is to be asked, or \
+             teacher_logits.path to where what it says is",
+        )),
     }
 }
 

@@ -99,6 +99,70 @@ pub fn divergences_back(
     }
 }
 
+/// Of each row of a teacher's logits the `k` likeliest tokens with the logarithms of their probabilities, `[tokens, k]`, and that of
+/// what all others have together, `[tokens]`, which is not read where `k` is the vocabulary.
+#[derive(Debug, Clone, Copy)]
+pub struct Top<'a> {
+    /// Tokens of a row.
+    pub k: usize,
+    /// The tokens.
+    pub ids: &'a [u32],
+    /// The logarithms of their probabilities.
+    pub log_probs: &'a [f64],
+    /// That of all others together.
+    pub rest: &'a [f64],
+}
+
+impl Top<'_> {
+    /// Of row `i` the logarithms of a student's and of the teacher's probabilities of each outcome: the tokens and, where there are
+    /// others, any other token. With it which outcome each token of the vocabulary belongs to.
+    fn outcomes(&self, student: &[f64], i: usize) -> (Vec<[f64; 2]>, Vec<usize>) {
+        let tokens = i * self.k..(i + 1) * self.k;
+        let mut outcome_of = vec![self.k; student.len()];
+        self.ids[tokens.clone()].iter().enumerate().for_each(|(n, &id)| outcome_of[id as usize] = n);
+        let all = log_sum_exp(student);
+        let known = self.ids[tokens.clone()].iter().zip(&self.log_probs[tokens]);
+        let mut outcomes: Vec<[f64; 2]> = known.map(|(&id, &log_q)| [student[id as usize] - all, log_q]).collect();
+        let others: Vec<f64> =
+            student.iter().zip(&outcome_of).filter(|(_, n)| **n == self.k).map(|(s, _)| *s).collect();
+        if !others.is_empty() {
+            outcomes.push([log_sum_exp(&others) - all, self.rest[i]]);
+        }
+        (outcomes, outcome_of)
+    }
+}
+
+/// [`divergences`] from a teacher of which the likeliest tokens are known: over these and one outcome more, any other token.
+pub fn top_divergences(student: View<'_>, teacher: Top<'_>) -> Vec<[f64; 2]> {
+    let of_row = |i: usize| {
+        let (outcomes, _) = teacher.outcomes(student.row(i), i);
+        outcomes
+            .into_iter()
+            .fold([0.0; 2], |[forward, reverse], [p, q]| [forward + q.exp() * (q - p), reverse + p.exp() * (p - q)])
+    };
+    (0..student.rows()).map(of_row).collect()
+}
+
+/// [`divergences_back`] of [`top_divergences`]. An outcome's gradient is that of its logarithm's numerator; a token that is one of
+/// several in its outcome has a share of it, its probability among them.
+pub fn top_divergences_back(
+    student: View<'_>,
+    teacher: Top<'_>,
+    shares: [f64; 2],
+    weights: &[f64],
+    of_student: &mut ViewMut<'_>,
+) {
+    for (i, [_, reverse]) in top_divergences(student, teacher).into_iter().enumerate() {
+        let (outcomes, outcome_of) = teacher.outcomes(student.row(i), i);
+        let all = log_sum_exp(student.row(i));
+        for ((g, s), outcome) in of_student.row(i).iter_mut().zip(student.row(i)).zip(outcome_of) {
+            let [p, q] = outcomes[outcome];
+            let share = (s - all - p).exp();
+            *g += weights[i] * share * (shares[0] * (p.exp() - q.exp()) + shares[1] * p.exp() * (p - q - reverse));
+        }
+    }
+}
+
 /// The logarithm of the probability of each row's target; zero for [`IGNORE`].
 pub fn log_probabilities(logits: View<'_>, targets: &[u32]) -> Vec<f64> {
     cross_entropy(logits, targets).into_iter().map(|loss| -loss).collect()

@@ -47,7 +47,7 @@ const DTYPES: &[(&str, usize, Option<DType>)] = &[
 
 /// One tensor of a file.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     file: Arc<DataFile>,
     dtype_name: &'static str,
     dtype: Option<DType>,
@@ -58,13 +58,23 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn shape(&self) -> &[usize] {
+    pub(crate) fn shape(&self) -> &[usize] {
         &self.shape
     }
 
     /// Its type, where it is one that weights may have.
     pub(super) fn dtype(&self) -> Option<DType> {
         self.dtype
+    }
+
+    /// Whether it is of this type, by its name in the format, and has so many dimensions.
+    pub(crate) fn is(&self, dtype_name: &str, dims: usize) -> bool {
+        self.dtype_name == dtype_name && self.shape.len() == dims
+    }
+
+    /// Reads elements of the very type that they are stored in, from element `start` on.
+    pub(crate) fn read_raw<T: bytemuck::Pod>(&self, start: usize, out: &mut [T]) -> Result<()> {
+        self.file.read_at(bytemuck::cast_slice_mut(out), self.start + (start * size_of::<T>()) as u64)
     }
 
     /// Its type and shape, for a fingerprint.
@@ -222,7 +232,7 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// Opens a safetensors file and checks all that its header says against the file.
-pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
+pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let file = Arc::new(DataFile::open(path)?);
     let bad = |message: String| Error::file(path, message);
     let again = "the file is damaged or was not copied completely: fetch it again";
@@ -377,6 +387,34 @@ pub(super) fn write(path: &Path, mut tensors: Vec<Outgoing<'_>>) -> Result<()> {
         }
         with_bytes(&tensor, |bytes| file.write(bytes))?;
     }
+    file.finish()
+}
+
+/// A tensor of any type whose bytes are there.
+pub(crate) struct Raw<'a> {
+    pub(crate) name: &'a str,
+    /// Its type, by its name in the format.
+    pub(crate) dtype: &'a str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Writes a file of tensors that are no weights, and syncs it. Those with wide elements are to come first.
+pub(crate) fn write_raw(path: &Path, tensors: &[Raw<'_>]) -> Result<()> {
+    let (mut header, mut offset) = (serde_json::Map::new(), 0);
+    for Raw { name, dtype, shape, bytes } in tensors {
+        let end = offset + bytes.len();
+        let described = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        header.insert((*name).to_owned(), described);
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = FileWriter::create(path)?;
+    file.write(&(header.len() as u64).to_le_bytes())?;
+    file.write(&header)?;
+    tensors.iter().try_for_each(|tensor| file.write(tensor.bytes))?;
     file.finish()
 }
 

@@ -65,7 +65,7 @@ impl DataFile {
 }
 
 /// Opens `path` and reads all of it, refusing what is absurdly large for the kind of file it is.
-pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = DataFile::open(path)?;
     if file.len() > limit {
         return Err(Error::file(

@@ -14,7 +14,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
@@ -218,6 +218,23 @@ pub(crate) trait Backend: Sized {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Self::Each);
+    /// The same where of the teacher the likeliest tokens are known and what all others have together.
+    ///
+    /// # Errors
+    /// The backend does not compute it.
+    fn distilled_by_top(
+        &self,
+        _logits_and_teachers: (Self::Sums, TopRows<'_>),
+        _vocab: usize,
+        _cap: Option<f64>,
+        _targets: &[u32],
+        _mixture: Mixture,
+        _weights: Option<&[f64]>,
+    ) -> Result<(Losses<Self>, Self::Each)> {
+        Err(Error::setup(
+            "what a teacher said is learnt on the processor alone, for now: set device=cpu, or remove teacher_logits",
+        ))
+    }
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
     /// The first `count` sums of a buffer.

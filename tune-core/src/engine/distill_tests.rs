@@ -65,6 +65,25 @@ fn length(x: impl Iterator<Item = f64>) -> f64 {
     x.map(|x| x * x).sum::<f64>().sqrt()
 }
 
+/// Compares the largest element of each gradient with what a small step of it makes of the value.
+fn check_slopes(student: &Decoder, gradients: &[(String, Vec<f64>)], value: impl Fn() -> f64, what: &str) {
+    for (name, gradient) in gradients {
+        let (largest, of_it) = gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
+        let var = student.trainable().get(name).unwrap().var();
+        let base = values(var);
+        let at = |delta: f64| {
+            let mut moved = base.clone();
+            moved[largest] += delta;
+            var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
+            value()
+        };
+        let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+        at(0.0);
+        let off = (slope - of_it).abs();
+        assert!(off <= 1e-5 * of_it.abs().max(1e-4), "{what} {name}: {of_it} instead of {slope}");
+    }
+}
+
 #[test]
 fn the_gradient_of_a_student_is_its_slope() {
     // In bf16, queries and keys are rounded. In a model of so few numbers that can decide between two keys: with the seed 1, the
@@ -80,22 +99,7 @@ fn the_gradient_of_a_student_is_its_slope() {
                 let Distilled { cross_entropy, divergence } = run(&student, &teacher, mixture).0;
                 OPTIONS.scale * mixture.of(cross_entropy, divergence)
             };
-            for (name, gradient) in &gradients {
-                let (largest, of_it) =
-                    gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
-                let var = student.trainable().get(name).unwrap().var();
-                let base = values(var);
-                let at = |delta: f64| {
-                    let mut moved = base.clone();
-                    moved[largest] += delta;
-                    var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
-                    value()
-                };
-                let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
-                at(0.0);
-                let off = (slope - of_it).abs();
-                assert!(off <= 1e-5 * of_it.abs().max(1e-4), "{family} {mixture:?} {name}: {of_it} instead of {slope}");
-            }
+            check_slopes(&student, &gradients, value, &format!("{family} {mixture:?}"));
             // The engines in f32 and bf16 follow the plain one.
             for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 1e-1)] {
                 let teacher = model("llama", 48, VOCAB, (5, dtype), false);
@@ -111,6 +115,65 @@ fn the_gradient_of_a_student_is_its_slope() {
             }
         }
     }
+}
+
+/// The same of what a teacher said, whose likeliest tokens are known.
+#[test]
+fn the_gradient_by_what_a_teacher_said_is_its_slope() {
+    let teacher = model("llama", 48, VOCAB, (5, DType::F64), false);
+    let said = top_tokens(&teacher, &batch(), 9).unwrap();
+    let taught = |student: &Decoder, mixture: Mixture| {
+        let mut gradients = Gradients::default();
+        let found = distill_by(student, &said, &batch(), mixture, OPTIONS, &mut gradients).unwrap();
+        let all = gradients.iter().map(|(name, g)| (name.to_string(), values(&g.to_tensor().unwrap())));
+        (found, all.collect::<Vec<_>>())
+    };
+    for (family, seed) in [("llama", 1), ("gemma2", 2)] {
+        for mixture in [Mixture::new(0.7, 1.0), Mixture::new(0.7, 0.0), Mixture::new(1.0, 0.3)] {
+            let student = model(family, 16, VOCAB, (seed, DType::F64), true);
+            let (right, gradients) = taught(&student, mixture);
+            let value = || {
+                let Distilled { cross_entropy, divergence } = taught(&student, mixture).0;
+                OPTIONS.scale * mixture.of(cross_entropy, divergence)
+            };
+            check_slopes(&student, &gradients, value, &format!("{family} {mixture:?}"));
+            // Less is known than all tokens tell, and of as many tokens the same.
+            let whole = run(&student, &teacher, mixture).0;
+            assert!(right.divergence > 0.0 && right.divergence < whole.divergence, "{right:?} {whole:?}");
+            assert!((right.cross_entropy - whole.cross_entropy).abs() < 1e-9);
+            // The engines in f32 and bf16 follow the plain one.
+            for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 1e-1)] {
+                let (found, ours) = taught(&model(family, 16, VOCAB, (seed, dtype), true), mixture);
+                let off = (found.divergence - right.divergence).abs();
+                assert!(off <= tolerance * right.divergence, "{dtype:?}: {found:?} instead of {right:?}");
+                let pairs = || ours.iter().zip(&gradients).flat_map(|((_, a), (_, b))| a.iter().zip(b));
+                let off = length(pairs().map(|(a, b)| a - b)) / length(pairs().map(|(_, b)| *b));
+                assert!(off <= tolerance, "{family} {mixture:?} {dtype:?}: off by {off:.3e} of its length");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_teachers_likeliest_tokens_are_those_of_its_logits() {
+    let teacher = model("gemma2", 16, VOCAB, (3, DType::F32), false);
+    let batch = batch();
+    let said = top_tokens(&teacher, &batch, 5).unwrap();
+    assert_eq!((said.positions(), said.ids.len()), (batch.trained_tokens(), 5 * batch.trained_tokens()));
+    let logits: Vec<f32> = logits(&teacher, &batch).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let trained = (0..batch.targets.len()).filter(|&at| batch.targets[at] != IGNORE);
+    for (i, at) in trained.enumerate() {
+        let row = &logits[at * VOCAB as usize..][..VOCAB as usize];
+        let (ids, log_probs, _) = said.rows(i..i + 1).row(0);
+        for (&id, &said) in ids.iter().zip(log_probs) {
+            assert!((f64::from(said) - log_prob(row, id)).abs() < 1e-5);
+            assert!(row.iter().filter(|&&z| z > row[id as usize]).count() < 5);
+        }
+    }
+    let student = model("llama", 16, VOCAB, (1, DType::F32), true);
+    let other = Batch { targets: vec![IGNORE; batch.targets.len()], ..batch };
+    let refused = distill_by(&student, &said, &other, Mixture::new(0.5, 1.0), OPTIONS, &mut Gradients::default());
+    assert!(refused.unwrap_err().to_string().contains("and 0 are trained in this batch"));
 }
 
 #[test]

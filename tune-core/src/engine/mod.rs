@@ -38,14 +38,14 @@ pub(crate) use paper::{Paper, State, StepOnPaper};
 use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
-use run::{Minimized, Run, Sink, Taught};
+use run::{By, Minimized, Run, Sink, Taught};
 pub use sequences::{Kernels, New, Sequences};
 use sharded::Sharded;
 use to_model::ToModel;
 
 use crate::data::Batch;
 use crate::kernels::{Isa, softmax};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopTokens};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Result};
@@ -98,6 +98,10 @@ macro_rules! on_backend {
         }
     };
 }
+
+// It uses the macro.
+mod distill;
+pub use distill::{Distilled, distill, distill_by, top_tokens};
 
 /// Runs a micro-batch forward and back. Returns the loss summed over its trained tokens, not scaled.
 ///
@@ -239,54 +243,12 @@ pub fn scores(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
     on_backend!(model, kept(&batch.without_padding()))
 }
 
-/// A student's two losses of a batch, see [`distill`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Distilled {
-    /// The cross-entropy with the targets, summed over trained tokens.
-    pub cross_entropy: f64,
-    /// The divergence from the teacher, summed over trained tokens.
-    pub divergence: f64,
-}
-
-/// Runs a micro-batch forward and back to bring a student nearer to its teacher: what is minimized is a `mixture` of
-/// cross-entropy with the targets and of divergence from the teacher, in trained tokens. Neither is scaled in what is returned.
-///
-/// Only the student gets gradients. Logits of both exist for a chunk of trained tokens at a time.
-///
-/// # Errors
-/// As [`forward_backward`]; a teacher with another vocabulary, in another precision or on another device; and models that
-/// several processes share.
-pub fn distill(
-    student: &Decoder,
-    teacher: &Decoder,
-    batch: &Batch,
-    mixture: Mixture,
-    options: RunOptions,
-    sink: &mut dyn GradientSink,
-) -> Result<Distilled> {
-    let (of_student, of_teacher) = (student.config.vocab_size, teacher.config.vocab_size);
-    if of_student != of_teacher {
-        return Err(Error::setup(format!(
-            "the teacher has logits of {of_teacher} tokens and the student of {of_student}: they cannot be compared"
-        )));
-    }
-    let same_card = match (student.card(), teacher.card()) {
-        (None, None) => true,
-        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-        _ => false,
-    };
-    if student.dtype() != teacher.dtype() || !same_card {
-        return Err(Error::setup("the teacher must be computed where the student is, and in the same precision"));
-    }
-    if ![student, teacher].iter().all(|model| model.mesh().is_single()) {
-        return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
-    }
-    let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
-    let (cross_entropy, divergence) = on_backend!(
-        student,
-        train(&batch, Minimized::Sum(options.scale, TokenLoss::CROSS_ENTROPY), teacher, options, sink)
-    )?;
-    Ok(Distilled { cross_entropy, divergence })
+/// Whom a model learns from.
+#[derive(Clone, Copy)]
+enum Teacher<'m> {
+    Model(&'m Decoder),
+    /// What it said of the batch's trained positions.
+    Said(&'m TopTokens),
 }
 
 fn train<'m, B: Reads<'m>>(
@@ -294,19 +256,23 @@ fn train<'m, B: Reads<'m>>(
     model: &'m Decoder,
     batch: &Batch,
     minimized: Minimized<'_>,
-    teacher: Option<(&'m Decoder, Mixture)>,
+    teacher: Option<(Teacher<'m>, Mixture)>,
     options: RunOptions,
     sink: &mut dyn GradientSink,
 ) -> Result<(f64, f64)>
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
-    let parameters_of_teacher = teacher.map(|(teacher, _)| parameters(teacher, None, false));
-    let teacher = teacher.zip(parameters_of_teacher.as_ref()).map(|((teacher, mixture), parameters)| {
-        let run = Run::new(backend, &teacher.config, &**parameters, batch);
-        (run, mixture)
-    });
-    let taught = teacher.as_ref().map(|(run, mixture)| Taught::new(run, *mixture)).transpose()?;
+    let of_model = match teacher {
+        Some((Teacher::Model(teacher), _)) => Some((teacher, parameters(teacher, None, false))),
+        _ => None,
+    };
+    let asked = of_model.as_ref().map(|(model, parameters)| Run::new(backend, &model.config, &**parameters, batch));
+    let taught = match (&asked, teacher) {
+        (Some(asked), Some((_, mixture))) => Some(Taught::new(asked, mixture)?),
+        (None, Some((Teacher::Said(said), mixture))) => Some(Taught { by: By::Said(said), mixture }),
+        _ => None,
+    };
     let parameters = parameters(model, options.dropout, true);
     let run = Run { taught, noise: options.noise, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);

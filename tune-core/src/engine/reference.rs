@@ -12,7 +12,7 @@ use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::{self as kernels, Levels};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// See the [module](self).
@@ -505,6 +505,39 @@ impl Backend for Reference {
         let divergences = loss::divergences(of, teacher).into_iter();
         let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
         (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
+    }
+
+    fn distilled_by_top(
+        &self,
+        (mut logits, teacher): (Vec<f64>, TopRows<'_>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> Result<(Losses<Self>, Vec<f64>)> {
+        if let Some(cap) = cap {
+            self.cap(&mut logits, cap);
+        }
+        let of = View::new(&logits, vocab);
+        let ([of_target, forward, reverse], shares) = (mixture.parts(), mixture.shares());
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (log_probs, rest) = (wide(teacher.log_probs), wide(teacher.rest));
+        let teacher = loss::Top { k: teacher.k, ids: teacher.ids, log_probs: &log_probs, rest: &rest };
+        let gradient = weights.map(|weights| {
+            let mut gradient = vec![0.0; logits.len()];
+            let mut into = ViewMut::new(&mut gradient, vocab);
+            let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
+            loss::cross_entropy_back(of, targets, &for_target, &mut into);
+            loss::top_divergences_back(of, teacher, [forward, reverse], weights, &mut into);
+            if let Some(cap) = cap {
+                softcap::backward(of, cap, &mut into);
+            }
+            (gradient, vocab)
+        });
+        let divergences = loss::top_divergences(of, teacher).into_iter();
+        let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
+        Ok((Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect()))
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

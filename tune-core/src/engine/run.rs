@@ -8,7 +8,7 @@ use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Noise, Rotary, check_token_ids};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopTokens};
 use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
@@ -47,19 +47,25 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) taught: Option<Taught<'a, B>>,
 }
 
-/// A teacher whose blocks are done.
+/// What is learnt from a teacher.
 pub(super) struct Taught<'a, B: Backend> {
-    pub(super) teacher: &'a Run<'a, B>,
-    /// Its residual stream above the last block, `[m, its hidden]`.
-    pub(super) x: B::Acts,
+    pub(super) by: By<'a, B>,
     /// What is minimized.
     pub(super) mixture: Mixture,
+}
+
+/// A teacher.
+pub(super) enum By<'a, B: Backend> {
+    /// One whose blocks are done, with its residual stream above the last block, `[m, its hidden]`.
+    Model(&'a Run<'a, B>, B::Acts),
+    /// What it said of each trained position.
+    Said(&'a TopTokens),
 }
 
 impl<'a, B: Backend> Taught<'a, B> {
     /// The teacher's forward pass up to its logits, which exist for a chunk of trained tokens at a time, later.
     pub(super) fn new(teacher: &'a Run<'a, B>, mixture: Mixture) -> Result<Self> {
-        Ok(Self { teacher, x: teacher.through_blocks()?, mixture })
+        Ok(Self { by: By::Model(teacher, teacher.through_blocks()?), mixture })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::backend::{Backend, Losses, Norm, Part, PartMut};
 use super::linear::{Layer, LowRank, input_gradient};
 use super::parameters::NormParams;
-use super::run::{Found, Run, Taught, Weights};
+use super::run::{By, Found, Run, Taught, Weights};
 use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
@@ -13,7 +13,7 @@ use crate::models::{Of, ParamId};
 
 /// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
 /// are read anew.
-fn rows_at_once(trained: usize, most: usize) -> usize {
+pub(super) fn rows_at_once(trained: usize, most: usize) -> usize {
     trained.div_ceil(trained.div_ceil(most).max(1)).next_multiple_of(8).min(most).max(1)
 }
 
@@ -103,7 +103,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The positions that are trained.
-    fn trained(&self) -> Vec<usize> {
+    pub(super) fn trained(&self) -> Vec<usize> {
         let targets = &self.batch.targets;
         (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect()
     }
@@ -163,14 +163,22 @@ impl<B: Backend> Run<'_, B> {
                 let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
                 let Losses { each, gradient } = match &self.taught {
                     None => backend.loss(logits, vocab, cap, of, &of_rows, weights),
-                    Some(Taught { teacher, x, mixture }) => {
-                        let theirs = teacher.logits(x, rows)?;
-                        let (losses, each) =
-                            backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights);
+                    Some(Taught { by, mixture }) => {
+                        let (losses, each) = match by {
+                            By::Model(teacher, x) => {
+                                let theirs = teacher.logits(x, rows)?;
+                                backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights)
+                            }
+                            By::Said(said) => {
+                                let theirs = said.rows(done..done + m);
+                                backend.distilled_by_top((logits, theirs), vocab, cap, &of_rows, *mixture, weights)?
+                            }
+                        };
                         divergences.push(each);
                         losses
                     }
                 };
+                done += m;
                 losses.push(each);
                 gradient
             };

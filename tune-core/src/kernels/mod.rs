@@ -28,6 +28,7 @@ pub(crate) mod rope;
 mod shared;
 pub(crate) mod softmax;
 pub(crate) mod team;
+pub(crate) mod top_distillation;
 pub(crate) mod view;
 mod workspace;
 

@@ -163,7 +163,7 @@ fn exp_and_sum(x: &mut [f32], shift: f32) -> f32 {
 
 /// A function of each element of a row, into numbers of type `T` at its beginning: one is written no later than it is read.
 #[inline(always)]
-fn map_into<T: Element>(row: &mut [f32], f: impl Fn(f32) -> f32) {
+pub(super) fn map_into<T: Element>(row: &mut [f32], f: impl Fn(f32) -> f32) {
     let len = row.len();
     let mut start = 0;
     while start < len {

@@ -86,12 +86,14 @@ pub struct Setting {
     /// What is copied to be saved while training goes on, if it is.
     pub copied: Option<Copied>,
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
-    /// [`Drawing::answered`] makes them.
+    /// [`Drawing::answered`] makes them; where there is a teacher, those of the data come before them.
     pub drawing: Option<Drawing>,
     /// How weights are rounded while it trains, if they are.
     pub fake_quantizer: Option<FakeQuantizer>,
     /// What the model is compared with, if it is.
     pub reference: Option<ReferencePass>,
+    /// Bytes of what a teacher said of a trained token, where that is read as training comes to it; 0 where it is not.
+    pub said_of_token: usize,
     /// Rows of a batch that is full.
     pub batch_size: usize,
     /// The card that computes, if it is not the processor.
@@ -270,6 +272,8 @@ impl MemoryPlan {
             }
         };
         let worst = engine.worst();
+        let trained_tokens = setting.steps.iter().flatten().map(Batch::trained_tokens).max().unwrap_or(0);
+        let said = (trained_tokens * setting.said_of_token) as u64;
         let (of_blocks, quantized) = parameters::of_blocks(&setting.in_blocks, processes);
         let weights = elements.saturating_sub(of_blocks) * weight;
         let optimizer = match card {
@@ -307,7 +311,7 @@ impl MemoryPlan {
             adapters,
             gradients: worst.gradients,
             optimizer,
-            activations: worst.activations,
+            activations: worst.activations + said,
             output: worst.output,
             gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
@@ -384,12 +388,15 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         teacher: None,
         fake: setting.fake_quantizer,
     };
+    // Where a teacher is there, all that is drawn is asked of it as data is, and validated is what the data has.
+    let taught = setting.reference.as_ref().is_some_and(|reference| reference.teaches);
+    let rewarded = setting.drawing.is_some() && !taught;
     // The same model without adapters, or another one.
     let reference = setting.reference.as_ref().map(|reference| {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
         (StepOnPaper { model, lora: None, fake: None, ..on_paper }, reference.each_step)
     });
-    let (teacher, reference) = match setting.reference.as_ref().is_some_and(|reference| reference.teaches) {
+    let (teacher, reference) = match taught {
         true => (reference.map(|(teacher, _)| teacher), None),
         false => (None, reference),
     };
@@ -402,14 +409,16 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),
         _ => Ok(()),
     };
+    // Of the data that a student learns besides, a row may have no answer.
+    let is_answered = |batch: &Batch| batch.spans.iter().all(|span| batch.trained_tokens_of(span) > 0);
     let draw = |batch: &Batch, samples: usize| match setting.drawing {
-        Some(_) => on_paper.draw(batch, samples, &paper),
-        None => Ok(()),
+        Some(_) if is_answered(batch) => on_paper.draw(batch, samples, &paper),
+        _ => Ok(()),
     };
     let validate = || {
         setting.validation_steps.iter().flatten().try_for_each(|batch| {
             let batch = batch.without_padding();
-            if setting.drawing.is_some() {
+            if rewarded {
                 return draw(&batch, 1);
             }
             ask(&batch, true)?;
@@ -436,7 +445,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         if let Some(Drawing { samples, .. }) = setting.drawing {
             batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| ask(batch, true)))?;
         }
-        let before = |batch: &Batch| if setting.drawing.is_some() { Ok(()) } else { ask(batch, true) };
+        let before = |batch: &Batch| if rewarded { Ok(()) } else { ask(batch, true) };
         on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
     }
     validate()?;

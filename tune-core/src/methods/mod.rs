@@ -4,16 +4,20 @@
 mod distillation;
 mod math;
 mod metrics;
+mod on_policy;
 mod policy;
 mod preference;
 mod reference;
 mod reward;
 mod rollout;
 mod scores;
+mod teacher_files;
 mod token_loss;
+mod top_tokens;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
+pub use on_policy::OnPolicyConfig;
 pub use policy::{AnswerLoss, DapoLoss, DrGrpoLoss, Drawn, GrpoLoss, GspoLoss, PolicyLoss, Totals};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
@@ -22,4 +26,7 @@ pub use reference::{Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
+pub use teacher_files::{Header, Teacher, TeacherFiles};
 pub use token_loss::TokenLoss;
+pub(crate) use top_tokens::TopRows;
+pub use top_tokens::TopTokens;

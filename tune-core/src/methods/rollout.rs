@@ -105,7 +105,8 @@ impl Rollout {
         for (answer, advantage) in answers.iter_mut().zip(loss.advantages(&rewards, samples)) {
             answer.advantage = advantage;
         }
-        let (batch, old) = joined(prompts, &answers, samples);
+        let drawn: Vec<&Sampled> = answers.iter().map(|answer| &answer.sampled).collect();
+        let (batch, old) = joined(prompts, &drawn, samples);
         Ok(Self { batch, answers, old, samples })
     }
 
@@ -174,10 +175,17 @@ impl Rollout {
 /// On a card, log-probabilities of generation and training may be so far apart, in nats.
 const ON_CARDS: f64 = 0.5;
 
-/// Prompts with their answers as a batch, and the answers' log-probabilities at their positions.
-fn joined(prompts: &[Prompt], answers: &[Answer], samples: usize) -> (Batch, Vec<f64>) {
+/// Prompts with the answers to each, as many to every one: a row for each prompt, in which the answers to it are spans, each with the
+/// prompt before it. The answers alone are trained.
+pub(super) fn answered(prompts: &[Prompt], groups: &[Vec<Sampled>]) -> Batch {
+    let samples = groups.first().map_or(0, Vec::len);
+    joined(prompts, &groups.iter().flatten().collect::<Vec<_>>(), samples).0
+}
+
+/// The same, and the answers' log-probabilities at their positions.
+fn joined(prompts: &[Prompt], answers: &[&Sampled], samples: usize) -> (Batch, Vec<f64>) {
     // The last token of an answer is predicted and not read.
-    let len_of = |i: usize, answer: &Answer| prompts[i / samples.max(1)].ids.len() + answer.sampled.ids.len() - 1;
+    let len_of = |i: usize, answer: &Sampled| prompts[i / samples.max(1)].ids.len() + answer.ids.len() - 1;
     let lens: Vec<usize> = answers.iter().enumerate().map(|(i, answer)| len_of(i, answer)).collect();
     let len = lens.chunks(samples.max(1)).map(|row| row.iter().sum::<usize>()).max().unwrap_or(0);
     let rows = prompts.len();
@@ -196,12 +204,12 @@ fn joined(prompts: &[Prompt], answers: &[Answer], samples: usize) -> (Batch, Vec
         let start = lens[row * samples..i].iter().sum::<usize>();
         let span = Span { row, start, len: of_answer };
         let at = batch.positions_of(&span);
-        let ids = prompt.ids.iter().chain(&answer.sampled.ids);
+        let ids = prompt.ids.iter().chain(&answer.ids);
         batch.input_ids[at.clone()].iter_mut().zip(ids).for_each(|(to, id)| *to = *id);
         batch.positions[at.clone()].iter_mut().zip(0..).for_each(|(to, position)| *to = position);
-        let of_tokens = at.end - answer.sampled.ids.len()..at.end;
-        batch.targets[of_tokens.clone()].copy_from_slice(&answer.sampled.ids);
-        old[of_tokens].copy_from_slice(&answer.sampled.log_probs);
+        let of_tokens = at.end - answer.ids.len()..at.end;
+        batch.targets[of_tokens.clone()].copy_from_slice(&answer.ids);
+        old[of_tokens].copy_from_slice(&answer.log_probs);
         batch.spans.push(span);
         batch.origins.push(prompt.origin.clone());
     }

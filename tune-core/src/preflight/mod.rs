@@ -50,7 +50,7 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
     let model = model::open(outline, report);
     let reference = report.take(outline.reference()).flatten().map(|(reference, _)| reference);
     if let Some(compared) = outline.describe_reference(reference.as_ref()) {
-        report.fact(outline.reference.as_ref().map_or("reference", |compared| compared.role()), compared);
+        report.fact(outline.role_of_compared(), compared);
     }
     let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
     let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));
@@ -66,6 +66,11 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
         let weights = outline.weight_fingerprints(&model.base, reference.as_ref());
         let now = weights.and_then(|weights| fingerprints(train_data, shape, &weights));
         report.take(now.and_then(|now| state.check_inputs(&now)));
+    }
+    if let (Some(train_data), Some(tokenizer)) = (&data.train, &tokenizer)
+        && let Some(shape) = model.as_ref().and_then(|model| model.shape.as_ref())
+    {
+        report.take(outline.teacher_files(shape, tokenizer, train_data));
     }
     memory::look(outline, processes, model.as_ref(), &data, report);
     let batches = data.train.as_ref().and_then(|data| data.known_len());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use super::end::{already_complete, stopped_before};
-use super::outline::{Compared, fingerprints};
+use super::outline::fingerprints;
 use super::{Measured, Outline, Run, Trained, write_config};
 use crate::checkpoint::merge::Merged;
 use crate::checkpoint::run::{RunDir, Saved};
@@ -19,6 +19,7 @@ use crate::device::{Compute, choose_seed};
 use crate::distributed::Mesh;
 use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
+use crate::methods::TeacherFiles;
 use crate::metrics::{Console, Metrics};
 use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter, WeightSource, WithHead};
 use crate::optim::Optimizer;
@@ -78,7 +79,9 @@ impl Outline {
         if !self.group.is_single() && self.drawing.is_some() {
             return Err(Error::setup("answers are drawn and learnt from in one process alone, for now: start one"));
         }
-        if !self.group.is_single() && self.reference.as_ref().is_some_and(|compared| compared.teaches) {
+        let is_taught =
+            self.teacher_logits.is_some() || self.reference.as_ref().is_some_and(|compared| compared.teaches);
+        if !self.group.is_single() && is_taught {
             return Err(Error::setup(
                 "a student and its teacher are computed by one process alone, for now: start one",
             ));
@@ -113,6 +116,7 @@ impl Outline {
 
         let train_data = self.train_data(&tokenizer, seed)?;
         let validation_data = self.validation_data(&tokenizer, seed)?;
+        self.teacher_files(&shape, &tokenizer, &train_data)?;
         let data = || std::iter::once(&train_data).chain(&validation_data);
         let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
         news.for_each(|line| console.note(&line));
@@ -225,6 +229,32 @@ impl Opened {
         }
     }
 
+    /// What the teacher says of the training data. Where that is not stored yet, the teacher is loaded, asked about all of it, and
+    /// gone when this returns; what it says is written into a folder that then is there.
+    ///
+    /// # Errors
+    /// As [`Opened::load_teacher`] and [`TeacherFiles::write`]; files that are damaged; and a config without `teacher_logits`.
+    pub fn teacher_files(&mut self, frozen: &LoadOptions) -> Result<TeacherFiles> {
+        let Some(stored) = self.outline.teacher_logits.clone() else {
+            return Err(Error::setup("what a teacher says is stored nowhere: set teacher_logits.path"));
+        };
+        let path = &stored.config.path;
+        if !stored.is_there() {
+            self.console
+                .note(&format!("Asking the teacher about all training data; what it says goes to {}", path.display()));
+            let teacher = self.load_teacher(frozen)?;
+            let header =
+                self.outline.teacher_header(&stored, self.shape.vocab_size, &self.tokenizer, &self.train_data)?;
+            let all: usize = self.train_data.reports()?.iter().map(|report| report.samples).sum();
+            let console = &mut self.console;
+            let mut tell = |samples| console.note(&format!("The teacher was asked about {samples} of {all} samples"));
+            TeacherFiles::write(path, header, &teacher, &self.train_data, &mut tell)?;
+        }
+        let files = TeacherFiles::open(path)?;
+        files.check_sums()?;
+        Ok(files)
+    }
+
     /// Begins the run, with the model as it is now. Where it goes on from a checkpoint, checks that data and base model are
     /// what they were, and gives the optimizer its state. Then, with all of that known to be sound, makes the
     /// run's folder, writes the resolved config, says on the console what is about to be trained, and opens the logs.
@@ -289,7 +319,7 @@ impl Opened {
             facts.push(("evaluated", evaluated.join("\n")));
         }
         if let Some(compared) = compared {
-            facts.insert(1, (outline.reference.as_ref().map_or("reference", Compared::role), compared));
+            facts.insert(1, (outline.role_of_compared(), compared));
         }
         console.report(title, &facts);
         let is_complete = state.as_ref().is_some_and(|state| state.position.step == state.total_steps);

@@ -1,6 +1,7 @@
 //! What a config says of a run, before anything is read.
 
 mod checks;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::distributed::{self, Group};
 use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Copied, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
-use crate::methods::{ReferenceChoice, TokenLoss};
+use crate::methods::{ReferenceChoice, TeacherFiles, TokenLoss};
 use crate::models::{
     Architecture, Decoder, FakeQuantizer, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization,
 };
@@ -29,6 +30,8 @@ use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
 use crate::tokenizer::{Limits, Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
+
+pub use stored::{StoredTeacher, TeacherLogitsConfig};
 
 /// Steps from a run's beginning that a memory plan goes through, besides the most demanding one.
 const FIRST_STEPS: usize = 4;
@@ -110,6 +113,8 @@ pub struct Outline {
     pub optimizer_in_bwd: Option<bool>,
     /// What the model is compared with; `None` where it is compared with nothing.
     pub reference: Option<Compared>,
+    /// What a teacher says of the training data, where that is stored: then `reference` is a teacher that is still to be asked.
+    pub teacher_logits: Option<StoredTeacher>,
     /// How fresh weights are drawn, of a model that begins with these; `None` where it begins with those that are there.
     pub fresh: Option<InitConfig>,
     /// The head that scores sequences; `None` where tokens are predicted.
@@ -159,6 +164,7 @@ impl Outline {
             loss: TokenLoss::CROSS_ENTROPY,
             optimizer_in_bwd: None,
             reference: None,
+            teacher_logits: None,
             fresh: None,
             head: None,
             drawing: None,
@@ -281,12 +287,12 @@ impl Outline {
     pub(crate) fn adapted_teacher(&self) -> Result<Option<Merged>> {
         let (Some(compared), Some(dir)) = (&self.reference, self.adapter_of_teacher()) else { return Ok(None) };
         let Some(config) = &compared.checkpointer else { return Ok(None) };
-        Merged::open(config.open()?, &[Part { dir: dir.to_owned(), weight: 1.0 }]).map(Some)
+        stored::adapted(config.open()?, dir.to_owned()).map(Some)
     }
 
     /// What the model is compared with, in words; `reference` is the model of its own, if it is one.
     pub(crate) fn describe_reference(&self, reference: Option<&Checkpoint>) -> Option<String> {
-        let Compared { when, teaches, .. } = self.reference.as_ref()?;
+        let Some(Compared { when, teaches, .. }) = &self.reference else { return self.describe_stored(None) };
         let mut model = match reference {
             Some(reference) => reference.path().display().to_string(),
             None => "the base model, which is this one without its adapters".to_owned(),
@@ -297,6 +303,7 @@ impl Outline {
         Some(match when {
             ReferenceChoice::EachStep if *teaches => model,
             ReferenceChoice::EachStep => format!("{model}, asked at each step"),
+            ReferenceChoice::Precomputed if *teaches => return self.describe_stored(Some(model)),
             ReferenceChoice::Precomputed => format!("{model}, asked of all data before the first step"),
         })
     }
@@ -474,11 +481,15 @@ impl Outline {
         };
         let name =
             if self.reference.as_ref().is_some_and(|it| it.teaches) { "the teacher" } else { "the reference model" };
-        let reference = reference.map(|reference| (name, reference));
+        let is_asked = !self.teacher_logits.as_ref().is_some_and(StoredTeacher::is_there);
+        let reference = reference.filter(|_| is_asked).map(|reference| (name, reference));
         let fingerprint = |(name, model): (&str, &Checkpoint)| Ok((name.to_owned(), model.fingerprint()?));
         let mut fingerprints =
             base.into_iter().chain(reference).map(fingerprint).collect::<Result<BTreeMap<_, _>>>()?;
-        if let Some(merged) = self.adapted_teacher()? {
+        // What it said may be all that there is of a teacher.
+        if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| stored.is_there()) {
+            fingerprints.extend(TeacherFiles::header(&stored.config.path)?.teacher);
+        } else if let Some(merged) = self.adapted_teacher()? {
             fingerprints.insert("the teacher's adapter".to_owned(), merged.fingerprint_of_adapters()?);
         }
         for dir in self.base_adapters() {
@@ -532,8 +543,11 @@ impl Outline {
         let reference = self.reference.as_ref().map(|Compared { when, teaches, .. }| ReferencePass {
             model: reference.map(|(_, shape)| shape),
             each_step: *when == ReferenceChoice::EachStep,
-            teaches: *teaches,
+            // One that is asked beforehand is not there together with its student.
+            teaches: *teaches && *when == ReferenceChoice::EachStep,
         });
+        let said = self.teacher_logits.as_ref().map(|stored| stored.config.top_k.min(model.vocab_size));
+        let said_of_token = said.map_or(0, TeacherFiles::bytes_of_position);
         let plan = self.steps.plan().of_all(processes.all());
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         // What is learnt from and validated on is as long as can be.
@@ -544,6 +558,20 @@ impl Outline {
                 steps.iter_mut().flatten().for_each(|batch| *batch = drawing.answered(batch, longest));
             }
             steps
+        };
+        let of_data = train_data.demanding_steps(
+            epochs,
+            plan.most_batches_per_epoch(),
+            gradient_accumulation_steps,
+            FIRST_STEPS,
+        )?;
+        let validation_steps =
+            validation_data.map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?;
+        // A student has its own answers to some batches and the data's to others, and is validated on these.
+        let is_taught = reference.as_ref().is_some_and(|reference: &ReferencePass| reference.teaches);
+        let (steps, validation_steps) = match is_taught && self.drawing.is_some() {
+            true => ([of_data.clone(), drawn(of_data, None)].concat(), validation_steps),
+            false => (drawn(of_data, None), drawn(validation_steps, Some(1))),
         };
         MemoryPlan::new(&Setting {
             model: model.clone(),
@@ -560,7 +588,7 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            loss: match self.data.is_of_pairs() || self.drawing.is_some() {
+            loss: match self.data.is_of_pairs() || (self.drawing.is_some() && !is_taught) {
                 _ if self.head.is_some() => Loss::Scores,
                 true => Loss::LogProbs,
                 false => Loss::Tokens,
@@ -573,22 +601,12 @@ impl Outline {
             drawing: self.drawing,
             fake_quantizer: self.fake_quantizer,
             reference,
+            said_of_token,
             batch_size: self.data.batch_size,
             card,
             processes,
-            steps: drawn(
-                train_data.demanding_steps(
-                    epochs,
-                    plan.most_batches_per_epoch(),
-                    gradient_accumulation_steps,
-                    FIRST_STEPS,
-                )?,
-                None,
-            ),
-            validation_steps: drawn(
-                validation_data.map_or(Ok(Vec::new()), |data| data.demanding_steps(1, usize::MAX, 1, 0))?,
-                Some(1),
-            ),
+            steps,
+            validation_steps,
             asked,
         })
     }

@@ -24,9 +24,9 @@ use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
     Dropout, Element, Noise, Quantized, columns, distillation, experts, fake_quant, gate, gemm, parallel, rms_norm,
-    rope, softmax,
+    rope, softmax, top_distillation,
 };
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// Weights and activations of type `T`, sums in f32.
@@ -427,6 +427,21 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         let (each, divergences) = both.into_iter().unzip();
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         (Losses { each, gradient }, divergences)
+    }
+
+    fn distilled_by_top(
+        &self,
+        (mut logits, teacher): (Buffer<f32>, TopRows<'_>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> Result<(Losses<Self>, Vec<f64>)> {
+        let both = top_distillation::distilled_rows::<T>((&mut logits, teacher), vocab, cap, targets, mixture, weights);
+        let (each, divergences) = both.into_iter().unzip();
+        let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
+        Ok((Losses { each, gradient }, divergences))
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

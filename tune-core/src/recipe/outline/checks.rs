@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Compared, Outline, Trained};
+use super::{Outline, Trained};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
 use crate::data::Loader;
@@ -20,7 +20,7 @@ impl Outline {
     /// # Errors
     /// The first token that is another one; a tokenizer that cannot be read.
     pub fn check_reference(&self, reference: &Checkpoint, tokenizer: &Tokenizer) -> Result<()> {
-        let role = self.reference.as_ref().map_or("reference", Compared::role);
+        let role = self.role_of_compared();
         let (theirs, _) = self.data.tokenizer.open(reference)?;
         let ids = 0..u32::try_from(tokenizer.vocab_size().max(theirs.vocab_size())).unwrap_or(u32::MAX);
         match ids.into_iter().find(|&id| tokenizer.token(id) != theirs.token(id)) {
@@ -85,6 +85,9 @@ impl Outline {
     /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card).
     pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
         match device {
+            Compute::Card(_) if self.teacher_logits.is_some() => Err(Error::setup(
+                "teacher_logits: what a teacher said is learnt on the processor alone, for now: set device=cpu, or leave it out",
+            )),
             Compute::Card(_) => self.loss.check_on_card(),
             Compute::Processor => Ok(()),
         }
@@ -148,7 +151,10 @@ impl Outline {
     /// Dropout, frequencies that depend on a sequence's length, more new tokens than the model reads.
     pub fn check_drawing(&self, shape: &ModelSpec) -> Result<()> {
         let Some(Drawing { max_new_tokens, .. }) = self.drawing else { return Ok(()) };
+        // Who is told of each token what a teacher thinks of it learns as well from answers that another one drew.
+        let must_be_own = !self.reference.as_ref().is_some_and(|compared| compared.teaches);
         if let Trained::Adapters { lora, .. } = &self.trained
+            && must_be_own
             && lora.dropout > 0.0
         {
             return Err(Error::setup(
@@ -156,7 +162,7 @@ impl Outline {
                  model.lora_dropout=0",
             ));
         }
-        if shape.rotary.iter().any(|table| table.depends_on_length()) {
+        if must_be_own && shape.rotary.iter().any(|table| table.depends_on_length()) {
             return Err(Error::setup(format!(
                 "the positions of this model ({}) are scaled by the length of a sequence, so a token that is drawn is not what \
                  training computes in the finished answer; choose a model whose positions are not, or train on finished answers \

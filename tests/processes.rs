@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../recipes/src/bin/distill.rs"]
+#[allow(dead_code)]
+mod distill;
 #[path = "../recipes/src/bin/dpo.rs"]
 #[allow(dead_code)]
 mod dpo;
@@ -380,6 +383,42 @@ fn scores_are_learnt_as_by_one_process() {
             let (output, saved) = run(processes, layout);
             compare(&format!("{what} on {processes}"), (&output, &saved), (&one, &expected), weights);
         }
+    }
+}
+
+/// A teacher is divided as its student is: a model, one with an adapter beside its weights, and what one process was told by it.
+#[test]
+fn a_student_learns_as_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let short = ["epochs=1", "max_steps_per_epoch=3"];
+    let tuned = succeed::<full::FullFinetune>("full", &folder.path().join("full"), 1, &short);
+    let adapted = succeed::<lora::LoraFinetune>(
+        "lora",
+        &folder.path().join("lora"),
+        1,
+        &[&short[..], &["~exact_match"]].concat(),
+    );
+    let teacher = |dir: &Path| format!("teacher_checkpointer.checkpoint_dir={}", dir.display());
+    let stored = format!("teacher_logits={{path: {}, top_k: 20}}", folder.path().join("said").display());
+    for (what, processes, weights, more) in [
+        ("all weights", 4, "model.safetensors", vec!["~model".to_owned(), teacher(&tuned)]),
+        ("adapters", 2, "adapter_model.safetensors", vec![teacher(&tuned), "kd_ratio=1.0".to_owned()]),
+        ("an adapter's", 2, "adapter_model.safetensors", vec![teacher(&adapted), "kd_loss=reverse_kl".to_owned()]),
+        ("stored", 2, "adapter_model.safetensors", vec![teacher(&tuned), stored]),
+    ] {
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let overrides = [&short, &more[..]].concat();
+        let output = |processes: usize| folder.path().join(format!("{what} {processes}"));
+        if what == "stored" {
+            let errors = on::<distill::Distillation>("distill", &output(0), processes, &overrides);
+            let all_say =
+                |said: &str| errors.iter().all(|error| error.as_ref().is_some_and(|error| error.contains(said)));
+            assert!(all_say("the teacher is asked by one process alone"), "{errors:?}");
+        }
+        let run =
+            |processes: usize| succeed::<distill::Distillation>("distill", &output(processes), processes, &overrides);
+        let (expected, saved) = (run(1), run(processes));
+        compare(what, (&output(processes), &saved), (&output(1), &expected), weights);
     }
 }
 

@@ -121,8 +121,10 @@ impl Recipe for Distillation {
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
+            }
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?,
         };
         if let (Some(adapters), Some(dir)) = (&adapters, &start) {
             adapters.load_into(&model, dir)?;
@@ -148,8 +150,11 @@ impl Recipe for Distillation {
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             self.optimizer.prepare_all(self.model.trainable(), step.number)?;
             let batches = self.answered(&step)?;
-            // Both losses are means over the trained tokens of the whole step.
-            let trained: usize = batches.iter().map(|batch| batch.trained_tokens()).sum();
+            // Both losses are means over the trained tokens of the whole step, those of other processes among them.
+            let trained = match &self.cfg.on_policy {
+                None => step.trained_tokens(),
+                Some(_) => batches.iter().map(|batch| batch.trained_tokens()).sum(),
+            };
             let scale = 1.0 / trained as f64;
             let mut gradients = Gradients::default();
             let (mut cross_entropy, mut divergence, mut of_own, mut own_tokens) = (0.0, 0.0, 0.0, 0);

@@ -10,6 +10,7 @@ use super::below::with_below;
 use super::peft::{self, AdapterConfig};
 use super::whole::{Whole, WithWhole};
 use super::{Checkpoint, hf};
+use crate::distributed::Mesh;
 use crate::models::{
     Decoder, HEAD, LoadOptions, LoraOptions, ModelSpec, OfLayer, TABLE, WeightSource, merged, set_vocab_size,
 };
@@ -316,11 +317,19 @@ impl Merged {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn trained(&self, options: &LoadOptions) -> Result<Decoder> {
+        self.trained_shard(options, &Mesh::default())
+    }
+
+    /// The part of it that is this process's.
+    ///
+    /// # Errors
+    /// As [`Decoder::load_shard`].
+    pub fn trained_shard(&self, options: &LoadOptions, mesh: &Mesh) -> Result<Decoder> {
         let (lora, values) = self.side_by_side()?;
         let options = LoadOptions { lora, ..options.clone() };
         let model = match self.whole.is_empty() {
-            true => Decoder::load(self.spec.clone(), &self.base, &options)?,
-            false => Decoder::load(self.spec_beside(), &WithWhole(self), &options)?,
+            true => Decoder::load_shard(self.spec.clone(), &self.base, &options, mesh)?,
+            false => Decoder::load_shard(self.spec_beside(), &WithWhole(self), &options, mesh)?,
         };
         set_trainable(&model, &values, "the adapter")?;
         Ok(model)

@@ -31,8 +31,8 @@ pub struct Distilled {
 /// Only the student gets gradients. Logits of both exist for a chunk of trained tokens at a time.
 ///
 /// # Errors
-/// As [`forward_backward`](super::forward_backward); a teacher with another vocabulary, in another precision or on another device;
-/// and models that several processes share.
+/// As [`forward_backward`](super::forward_backward); a teacher with another vocabulary, in another precision or on another
+/// device.
 pub fn distill(
     student: &Decoder,
     teacher: &Decoder,
@@ -55,9 +55,6 @@ pub fn distill(
     if student.dtype() != teacher.dtype() || !same_card {
         return Err(Error::setup("the teacher must be computed where the student is, and in the same precision"));
     }
-    if ![student, teacher].iter().all(|model| model.mesh().is_single()) {
-        return Err(Error::setup("a student and its teacher are computed by one process, not by several"));
-    }
     taught(student, Teacher::Model(teacher), batch, mixture, options, sink)
 }
 
@@ -65,8 +62,8 @@ pub fn distill(
 /// teacher's likeliest tokens and one outcome more, see [`TopTokens`]. No logits of the teacher's exist.
 ///
 /// # Errors
-/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, a
-/// student on a card, and one that several processes share.
+/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, and a
+/// student on a card.
 pub fn distill_by(
     student: &Decoder,
     said: &TopTokens,
@@ -83,9 +80,6 @@ pub fn distill_by(
     }
     if let Some(id) = said.ids.iter().find(|&&id| id as usize >= vocab) {
         return Err(Error::setup(format!("the teacher said something of token {id}, and the student has {vocab}")));
-    }
-    if !student.mesh().is_single() {
-        return Err(Error::setup("what a teacher said is learnt by one process, not by several"));
     }
     taught(student, Teacher::Said(said), batch, mixture, options, sink)
 }

@@ -2,7 +2,7 @@
 
 use super::backend::{Backend, Losses, Norm, Part, PartMut};
 use super::linear::{Layer, LowRank, input_gradient};
-use super::parameters::NormParams;
+use super::parameters::{LayerParams, NormParams};
 use super::run::{By, Found, Run, Taught, Weights};
 use crate::Result;
 use crate::data::IGNORE;
@@ -59,11 +59,16 @@ impl<B: Backend> Run<'_, B> {
     /// Logits of some rows of `x`, `[rows, vocab]`.
     pub(super) fn logits(&self, x: &B::Acts, rows: &[usize]) -> Result<B::Sums> {
         let (norm, head) = self.parameters.top(self.backend)?;
-        let mut logits = self.chunk(x, rows, &norm, Layer { backend: self.backend, params: &head }).logits;
+        Ok(self.logits_by(&norm, &head, x, rows))
+    }
+
+    /// The same by a norm and an output layer that are open already.
+    fn logits_by(&self, norm: &NormParams<B>, head: &LayerParams<B>, x: &B::Acts, rows: &[usize]) -> B::Sums {
+        let mut logits = self.chunk(x, rows, norm, Layer { backend: self.backend, params: head }).logits;
         if let Some(cap) = self.shape.logit_softcap {
             self.backend.cap(&mut logits, cap);
         }
-        Ok(logits)
+        logits
     }
 
     /// The loss of each position of `x`, 0 where none is trained.
@@ -122,12 +127,46 @@ impl<B: Backend> Run<'_, B> {
         Chunk { input, normed, low_rank, logits }
     }
 
+    /// What the logits of some rows lose, and how far they are from a teacher's, if there is one. `first` of the trained positions come
+    /// before these.
+    fn lost(
+        &self,
+        logits: B::Sums,
+        rows: &[usize],
+        first: usize,
+        of: TokenLoss,
+        top_of_teacher: Option<&(NormParams<B>, LayerParams<B>)>,
+        weights: Option<&Weights>,
+    ) -> Result<(Losses<B>, Option<B::Each>)> {
+        let (backend, vocab, cap) = (self.backend, self.shape.outputs(), self.shape.logit_softcap);
+        let targets: Vec<u32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
+        let weights = weights.map(|weights| weights.of(rows));
+        let weights = weights.as_deref();
+        let (losses, from_teacher) = match (&self.taught, top_of_teacher) {
+            (Some(Taught { by: By::Model(teacher, x), mixture }), Some((norm, head))) => {
+                let theirs = teacher.logits_by(norm, head, x, rows);
+                backend.distilled((logits, theirs), vocab, cap, &targets, *mixture, weights)
+            }
+            (Some(Taught { by: By::Said(said), mixture }), _) => {
+                let theirs = said.rows(first..first + rows.len());
+                backend.distilled_by_top((logits, theirs), vocab, cap, &targets, *mixture, weights)?
+            }
+            _ => return Ok((backend.loss(logits, vocab, cap, of, &targets, weights), None)),
+        };
+        Ok((losses, Some(from_teacher)))
+    }
+
     fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
         let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.outputs());
         let targets = &self.batch.targets;
         check_targets(targets, vocab)?;
         let (norm, head) = self.parameters.top(backend)?;
         let head = Layer { backend, params: &head };
+        // Once, however many chunks there are: where processes share a teacher, all gather it as often.
+        let top_of_teacher = match &self.taught {
+            Some(Taught { by: By::Model(teacher, _), .. }) => Some(teacher.parameters.top(backend)?),
+            _ => None,
+        };
         let trained = self.trained();
         let backward = weights.is_some();
         let zeros = |rows, cols| {
@@ -158,26 +197,9 @@ impl<B: Backend> Run<'_, B> {
                 done += m;
                 Some((backend.given(here), vocab))
             } else {
-                let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
-                let weights = weights.map(|weights| weights.of(rows));
-                let (cap, weights) = (self.shape.logit_softcap, weights.as_deref());
-                let Losses { each, gradient } = match &self.taught {
-                    None => backend.loss(logits, vocab, cap, of, &of_rows, weights),
-                    Some(Taught { by, mixture }) => {
-                        let (losses, each) = match by {
-                            By::Model(teacher, x) => {
-                                let theirs = teacher.logits(x, rows)?;
-                                backend.distilled((logits, theirs), vocab, cap, &of_rows, *mixture, weights)
-                            }
-                            By::Said(said) => {
-                                let theirs = said.rows(done..done + m);
-                                backend.distilled_by_top((logits, theirs), vocab, cap, &of_rows, *mixture, weights)?
-                            }
-                        };
-                        divergences.push(each);
-                        losses
-                    }
-                };
+                let (Losses { each, gradient }, from_teacher) =
+                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights)?;
+                divergences.extend(from_teacher);
                 done += m;
                 losses.push(each);
                 gradient

@@ -79,11 +79,12 @@ impl Outline {
         if !self.group.is_single() && self.drawing.is_some() {
             return Err(Error::setup("answers are drawn and learnt from in one process alone, for now: start one"));
         }
-        let is_taught =
-            self.teacher_logits.is_some() || self.reference.as_ref().is_some_and(|compared| compared.teaches);
-        if !self.group.is_single() && is_taught {
-            return Err(Error::setup(
-                "a student and its teacher are computed by one process alone, for now: start one",
+        if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| !stored.is_there())
+            && !self.group.is_single()
+        {
+            return Err(Error::file(
+                &stored.config.path,
+                "is not there: the teacher is asked by one process alone, whose files several then learn from; start one first",
             ));
         }
         let layout = self.run.mesh.layout(self.group.world_size())?;
@@ -217,14 +218,14 @@ impl Opened {
         WithHead::new(base, &self.shape, self.base.config(), self.seed)
     }
 
-    /// Loads the teacher, whose adapter, if it has one, is computed beside its weights.
+    /// Loads this process's part of the teacher, whose adapter, if it has one, is computed beside its weights.
     ///
     /// # Errors
-    /// As [`Decoder::load`]; an adapter for another base; and no teacher at all.
+    /// As [`Decoder::load_shard`]; an adapter for another base; and no teacher at all.
     pub fn load_teacher(&self, frozen: &LoadOptions) -> Result<Decoder> {
         match (self.outline.adapted_teacher()?, &self.reference) {
-            (Some(adapted), _) => adapted.trained(frozen),
-            (None, Some((checkpoint, shape))) => Decoder::load(shape.clone(), checkpoint, frozen),
+            (Some(adapted), _) => adapted.trained_shard(frozen, &self.mesh),
+            (None, Some((checkpoint, shape))) => Decoder::load_shard(shape.clone(), checkpoint, frozen, &self.mesh),
             (None, None) => Err(Error::setup("there is no teacher: set teacher_checkpointer.checkpoint_dir")),
         }
     }

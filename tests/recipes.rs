@@ -77,6 +77,11 @@ fn golden_losses_of_dpo() {
 }
 
 #[test]
+fn golden_losses_of_kto() {
+    golden("kto", &["~dataset_val"]);
+}
+
+#[test]
 fn golden_losses_of_reward() {
     golden("reward", &["~dataset_val"]);
 }

@@ -77,6 +77,7 @@ pub(crate) const CASES: [Case; 23] = [
     quick("distill", "distill", Both, &["dataset.packed=true"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
     quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
+    case("kto", "kto", F32, &["batch_size=2"]),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];
@@ -103,7 +104,7 @@ impl Case {
         let rest = ["log_every_n_steps=1", "lr_scheduler.num_warmup_steps=0"];
         let of_recipe: &[&str] = match self.recipe {
             "lora" => &["~exact_match", "model.lora_rank=4"],
-            "dpo" | "grpo" | "pretrain" => &["~dataset_val"],
+            "dpo" | "grpo" | "kto" | "pretrain" => &["~dataset_val"],
             "distill" => &["~dataset_val", "teacher_checkpointer.checkpoint_dir={folder}/teacher"],
             _ => &[],
         };

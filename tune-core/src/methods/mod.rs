@@ -11,6 +11,7 @@ mod reward;
 mod rollout;
 mod scores;
 mod token_loss;
+mod unpaired;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
@@ -23,3 +24,7 @@ pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
 pub use token_loss::TokenLoss;
+pub use unpaired::{
+    LabelWeights, Labelled, LabelledLoss, Moved, UnpairedLoss, UnpairedMetrics, labelled, labelled_objective,
+    mismatched,
+};

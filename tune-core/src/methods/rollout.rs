@@ -189,6 +189,7 @@ fn joined(prompts: &[Prompt], answers: &[Answer], samples: usize) -> (Batch, Vec
         positions: vec![0; rows * len],
         spans: Vec::with_capacity(answers.len()),
         origins: Vec::with_capacity(answers.len()),
+        labels: Vec::new(),
     };
     let mut old = vec![0.0; rows * len];
     for (i, (answer, &of_answer)) in answers.iter().zip(&lens).enumerate() {

@@ -135,7 +135,7 @@ mod tests {
         input_ids.extend(tokenizer.encode_continuation(answer).unwrap());
         let target = |next: usize| input_ids.get(next).copied().filter(|_| next >= begin).unwrap_or(IGNORE);
         let targets = (1..=input_ids.len()).map(target).collect();
-        let sample = Sample { input_ids, targets, origin: "x.jsonl:1".into() };
+        let sample = Sample { input_ids, targets, origin: "x.jsonl:1".into(), label: None };
         let mut out = Vec::new();
         text(&sample, &tokenizer, &Report::new(&mut out, color))
     }

@@ -37,6 +37,7 @@ fn batch(lens: &[usize]) -> Batch {
         positions: Vec::new(),
         spans: Vec::new(),
         origins: vec![String::new(); lens.len()],
+        labels: Vec::new(),
     };
     for &len in lens {
         batch.spans.push(Span { row: 0, start: batch.input_ids.len(), len });

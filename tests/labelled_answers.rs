@@ -73,8 +73,10 @@ fn a_model_comes_to_answer_as_is_good() {
 #[test]
 fn every_kind_of_reference_gives_the_same_run() {
     let folder = tempfile::tempdir().unwrap();
-    let adapters_off = short(folder.path(), "off", &[]);
-    assert!(numbers(&adapters_off, "kl").iter().any(|&kl| kl != 0.0), "{adapters_off:?}");
+    // Where good answers count for more, the model gives answers like them to other questions, too: it moves.
+    let moves = "loss.undesirable_weight=0.2";
+    let adapters_off = short(folder.path(), "off", &[moves]);
+    assert!(numbers(&adapters_off, "kl")[3] > 0.0, "{adapters_off:?}");
     let base = "ref_checkpointer.checkpoint_dir=recipes/tiny/model";
     for (name, extra) in [
         ("precomputed", &["reference=precomputed"][..]),
@@ -82,14 +84,14 @@ fn every_kind_of_reference_gives_the_same_run() {
         ("second_precomputed", &[base, "reference=precomputed"]),
         ("checkpointed", &["enable_activation_checkpointing=true"]),
     ] {
-        let other = short(folder.path(), name, extra);
+        let other = short(folder.path(), name, &[extra, &[moves]].concat());
         for key in ["loss", "grad_norm", "kl", "rewards/margins", "log_probs/rejected"] {
             assert_eq!(numbers(&adapters_off, key), numbers(&other, key), "{name}: {key}");
         }
     }
-    let full = short(folder.path(), "full", &["~model", "optimizer.lr=1e-5"]);
+    let full = short(folder.path(), "full", &["~model", "optimizer.lr=1e-5", moves]);
     let precomputed =
-        short(folder.path(), "full_precomputed", &["~model", "optimizer.lr=1e-5", "reference=precomputed"]);
+        short(folder.path(), "full_precomputed", &["~model", "optimizer.lr=1e-5", moves, "reference=precomputed"]);
     assert_eq!(numbers(&full, "loss"), numbers(&precomputed, "loss"));
     assert!(newest(&folder.path().join("full")).join("model.safetensors").is_file());
 }
@@ -97,7 +99,8 @@ fn every_kind_of_reference_gives_the_same_run() {
 #[test]
 fn how_far_the_model_has_moved_is_one_number_for_all_micro_batches() {
     let folder = tempfile::tempdir().unwrap();
-    let halves = short(folder.path(), "halves", &["batch_size=4", "gradient_accumulation_steps=2"]);
+    let halves =
+        short(folder.path(), "halves", &["batch_size=4", "gradient_accumulation_steps=2", "optimizer.lr=2e-3"]);
     let losses = numbers(&halves, "loss");
     assert!((losses[0] - 0.5).abs() < 1e-6 && losses[3] < losses[0], "{losses:?}");
     assert_eq!(numbers(&halves, "kl").len(), 4);

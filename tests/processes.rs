@@ -316,7 +316,7 @@ fn labels_are_learnt_from_as_by_one_process() {
         records.filter_map(|record| record[key].as_f64()).collect()
     };
     for (what, processes, weights, more) in [
-        ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1"][..]),
+        ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1", "loss.undesirable_weight=0.2"][..]),
         ("all weights, precomputed", 2, "model.safetensors", &["~model", "reference=precomputed", "optimizer.lr=1e-4"]),
         ("apo_zero_unpaired", 2, "adapter_model.safetensors", &["loss=apo_zero_unpaired"]),
     ] {

@@ -122,7 +122,7 @@ pub(super) fn noise(c: &mut Conversion<'_>, theirs: &'static str) {
 pub(super) fn smoothing(c: &mut Conversion<'_>, theirs: &'static str) {
     let Some(entry) = c.given.entry(theirs).filter(|_| c.given.is_on(theirs)) else { return };
     match c.recipe.name {
-        "lora" | "full" | "pretrain" => c.number_or("label_smoothing", theirs, None),
+        "lora" | "full" | "qat" | "pretrain" => c.number_or("label_smoothing", theirs, None),
         name => c.missing(entry, format!("`{name}` does not smooth labels"), "remove the key"),
     }
 }

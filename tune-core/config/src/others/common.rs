@@ -5,6 +5,7 @@ use tune_yaml::{Entry, Node, Value};
 use super::conversion::Conversion;
 use super::draft::{self, Draft};
 use super::given::number;
+use crate::emit;
 
 /// Their names of optimizers, and ours.
 const OPTIMIZERS: [(&str, &str); 25] = [
@@ -185,7 +186,7 @@ fn schedule_keys(c: &mut Conversion<'_>, kwargs: &Entry, ours: &str) {
             }
         };
         let from = format!("lr_scheduler_kwargs.{key}");
-        c.draft.set(&format!("lr_scheduler.{key}"), draft::inline(&entry.value), &from);
+        c.draft.set(&format!("lr_scheduler.{key}"), emit::inline_node(&entry.value), &from);
     }
 }
 

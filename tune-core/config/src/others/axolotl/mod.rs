@@ -10,6 +10,7 @@ use super::common::{self, OptimizerKeys, ScheduleKeys, shown};
 use super::conversion::{Conversion, Recipe, refusal};
 use super::draft::{self, Draft};
 use super::given::{Given, at_revision, on_the_hub};
+use crate::emit;
 use crate::report::Diagnostic;
 
 pub(super) const TOOL: Tool = Tool {
@@ -132,7 +133,7 @@ fn adapters(c: &mut Conversion<'_>) {
                 let instead = "train adapters, with model.new_tokens; or add the tokens to a copy of the checkpoint";
                 c.missing(entry, "tokens are added beside adapters only", instead);
             }
-            _ if c.recipe.adapters => c.draft.set("model.new_tokens", draft::inline(&entry.value), "tokens"),
+            _ if c.recipe.adapters => c.draft.set("model.new_tokens", emit::inline_node(&entry.value), "tokens"),
             _ => c.missing(entry, "tokens are added beside adapters only", "add them to a copy of the checkpoint"),
         }
     }

@@ -180,6 +180,9 @@ fn labels(c: &mut Conversion<'_>) {
     c.number_or("loss.beta", "beta", Some("0.1"));
     c.number_or("loss.desirable_weight", "desirable_weight", None);
     c.number_or("loss.undesirable_weight", "undesirable_weight", None);
+    if c.given.text("train_sampling_strategy").is_none_or(|strategy| strategy == "sequential") {
+        c.draft.set("shuffle", "false", "`trl kto` keeps the order of the file");
+    }
     if c.given.is_on("precompute_ref_log_probs") {
         c.draft.set("reference", "precomputed", "precompute_ref_log_probs");
     }

@@ -29,7 +29,7 @@ pub enum PreferenceLoss {
     /// The margin of mean log-probabilities; no reference model.
     #[config(name = "simpo", alias = "torchtune.rlhf.loss.SimPOLoss")]
     SimPo(SimPoLoss),
-    /// Kahneman-Tversky optimization, of the two answers of each pair.
+    /// Kahneman-Tversky optimization, of the two answers of each pair. The recipe `kto` has it of answers with labels.
     #[config(name = "kto")]
     Kto(KtoLoss),
 }

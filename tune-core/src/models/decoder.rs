@@ -9,7 +9,6 @@ use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
 use super::fake_quant::FakeQuantizer;
 use super::head::WithHead;
-use super::in_blocks::InBlocks;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};

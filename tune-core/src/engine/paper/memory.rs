@@ -195,7 +195,7 @@ impl<T: Element> Backend for Paper<T> {
 
     fn dropped(&self, _: Part<'_, Entry>, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
 
-    fn rounded(&self, _: &Option<Entry>, (rows, cols): (usize, usize), _: Levels) -> Result<Option<Entry>> {
+    fn rounded(&self, _: &Option<Entry>, (rows, cols): (usize, usize), _: Levels) -> crate::Result<Option<Entry>> {
         Ok(Some(self.take::<T>(rows * cols)))
     }
 

@@ -32,6 +32,7 @@ fn batch(vocab: usize) -> Batch {
         positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
         spans: (0..rows).map(|row| Span { row, start: 0, len }).collect(),
         origins: vec!["made up".into(); rows],
+        labels: Vec::new(),
     }
 }
 
@@ -171,6 +172,7 @@ fn layers_of_their_own_compute_what_peft_computes() {
             positions: (0..len as u32).collect(),
             spans: vec![Span { row: 0, start: 0, len }],
             origins: vec!["made up".into()],
+            labels: Vec::new(),
         };
         let of_last = |model: &Decoder| -> Vec<f32> {
             let logits = tune_core::engine::logits(model, &batch).unwrap();

@@ -52,6 +52,7 @@ fn packed(sequences: &[Vec<u32>]) -> Batch {
         positions: Vec::new(),
         spans: Vec::new(),
         origins: vec![String::new(); sequences.len()],
+        labels: Vec::new(),
     };
     for ids in sequences {
         batch.spans.push(Span { row: 0, start: batch.input_ids.len(), len: ids.len() });

@@ -57,6 +57,16 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "lora_schedule" => vec!["optimizer=schedule_free_adamw", "loraplus_lr_ratio=4", "~exact_match"],
             "dpo_olora" => vec!["model.init_lora_weights=olora", "~dataset_val"],
             "dpo" => vec!["model.lora_dropout=0.1", "~dataset_val"],
+            "kto_full" => {
+                vec!["~model", "~dataset_val", "reference=precomputed", "batch_size=2", "loss.undesirable_weight=0.2"]
+            }
+            "kto" => vec![
+                "model.lora_dropout=0.1",
+                "batch_size=4",
+                "gradient_accumulation_steps=2",
+                "loss.undesirable_weight=0.2",
+                "~dataset_val",
+            ],
             "reward" => vec!["model.lora_dropout=0.1", "~dataset_val"],
             "reward_classifier" => {
                 vec!["~model", "~loss", "labels=[plain, secret]", LABELLED, "dtype=bf16", "~dataset_val"]
@@ -309,6 +319,16 @@ fn dpo_resumes_bit_for_bit() {
 #[test]
 fn dpo_of_all_weights_resumes_bit_for_bit() {
     check("dpo_full", 2);
+}
+
+#[test]
+fn kto_resumes_bit_for_bit() {
+    check("kto", 2);
+}
+
+#[test]
+fn kto_of_all_weights_resumes_bit_for_bit() {
+    check("kto_full", 1);
 }
 
 #[test]

@@ -202,6 +202,24 @@ fn preference_optimization_takes_what_was_planned() {
     table.check();
 }
 
+/// Besides the answers, the model and its reference see the answers to each other's prompts.
+#[test]
+fn answers_with_labels_take_what_was_planned() {
+    let mut table = Table::default();
+    for (what, extra) in [
+        ("adapters", &[][..]),
+        ("adapters, without validation", &["~dataset_val"]),
+        ("all weights, precomputed", &["~model", "reference=precomputed"]),
+    ] {
+        let mut args =
+            vec!["--config", "configs/kto/tiny.yaml", "epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"];
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "kto", &args);
+    }
+    table.check();
+}
+
 /// A head of a few scores in place of an output layer, and no logits.
 #[test]
 fn a_head_that_scores_takes_what_was_planned() {

@@ -76,7 +76,7 @@ fn what_is_converted_loads() {
         loaded += 1;
     }
     assert!(loaded >= 15 && refused >= 4, "{loaded} of {}", loaded + refused);
-    for recipe in ["lora", "full", "dpo", "pretrain"] {
+    for recipe in ["lora", "full", "dpo", "kto", "qat", "pretrain"] {
         assert!(recipes.iter().any(|of| of == recipe), "{recipe}");
     }
 }

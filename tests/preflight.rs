@@ -177,6 +177,11 @@ fn a_sound_run_of_pairs() {
 }
 
 #[test]
+fn a_sound_run_of_answers_with_labels() {
+    sound_run("kto");
+}
+
+#[test]
 fn a_sound_run_that_draws_answers() {
     sound_run("grpo");
 }

@@ -12,6 +12,9 @@ mod dpo;
 #[path = "../recipes/src/bin/full.rs"]
 #[allow(dead_code)]
 mod full;
+#[path = "../recipes/src/bin/kto.rs"]
+#[allow(dead_code)]
+mod kto;
 #[path = "common/learnt.rs"]
 mod learnt;
 #[path = "../recipes/src/bin/lora.rs"]
@@ -53,7 +56,7 @@ fn config<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: &
         format!("gradient_accumulation_steps={}", TOGETHER / processes),
     ];
     // Few samples, and no multiple of what the processes take at a time. Those have data of their own kind.
-    if !["dpo", "pretrain", "reward"].contains(&recipe) {
+    if !["dpo", "kto", "pretrain", "reward"].contains(&recipe) {
         all.push(
             "dataset_val=[{_component_: chat, data_files: [recipes/tiny/data/secret_code.jsonl], conversation_style: openai, \
              split: 'train[:50]'}]"
@@ -354,7 +357,36 @@ fn preferences_are_learnt_as_by_one_process() {
     }
 }
 
-/// A base in NF4 of which each process has a share of the blocks.
+/// How far the model has moved is one number for all processes, and the answers that tell it are those of the same micro-batches.
+#[test]
+fn labels_are_learnt_from_as_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |output: &Path, key: &str| -> Vec<f64> {
+        let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter_map(|record| record[key].as_f64()).collect()
+    };
+    for (what, processes, weights, more) in [
+        ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1", "loss.undesirable_weight=0.2"][..]),
+        ("all weights, precomputed", 2, "model.safetensors", &["~model", "reference=precomputed", "optimizer.lr=1e-4"]),
+        ("apo_zero_unpaired", 2, "adapter_model.safetensors", &["loss=apo_zero_unpaired"]),
+    ] {
+        let run = |processes: usize| {
+            let output = folder.path().join(format!("{what} {processes}"));
+            let mut overrides = vec!["epochs=1", "max_steps_per_epoch=3", "lr_scheduler.num_warmup_steps=1"];
+            overrides.extend(more);
+            let saved = succeed::<kto::LabelOptimization>("kto", &output, processes, &overrides);
+            (output, saved)
+        };
+        let ((one, expected), (output, saved)) = (run(1), run(processes));
+        compare(what, (&output, &saved), (&one, &expected), weights);
+        for key in ["log_probs/chosen", "log_probs/rejected", "val_log_probs/chosen"] {
+            let (ours, theirs) = (kept(&output, key), kept(&one, key));
+            assert!(!ours.is_empty() && worst(&ours, &theirs) < 1e-5, "{what}: {key}");
+        }
+    }
+}
+
 /// A head for pairs has one row, which one process has alone; that of classes has a row for each.
 #[test]
 fn scores_are_learnt_as_by_one_process() {
@@ -455,6 +487,7 @@ fn rounded_weights_are_learnt_as_by_one_process() {
     }
 }
 
+/// A base in NF4 of which each process has a share of the blocks.
 #[test]
 fn a_quantized_base_is_divided_as_it_is_stored() {
     let overrides = ["epochs=1", "max_steps_per_epoch=4", "model.quantize_base=true", "~exact_match"];

@@ -50,6 +50,7 @@ fn of_model(model: &Decoder) -> (Tensor, Tensor) {
         positions: (0..LEN as u32).collect(),
         spans: vec![Span { row: 0, start: 0, len: LEN }],
         origins: vec!["made up".into()],
+        labels: Vec::new(),
     };
     (Tensor::from_vec(wide, (1, LEN), &Device::Cpu).unwrap(), tune_core::engine::logits(model, &batch).unwrap())
 }
@@ -281,7 +282,7 @@ fn scores_of(model: &Decoder, pad: u32) -> (Tensor, Tensor) {
     };
     let sample = |len: usize| {
         let input_ids: Vec<u32> = of_row(len).collect();
-        Sample { targets: vec![IGNORE; len], input_ids, origin: "made up".into() }.scored(0, Some(pad))
+        Sample { targets: vec![IGNORE; len], input_ids, origin: "made up".into(), label: None }.scored(0, Some(pad))
     };
     let options = LoaderOptions { batch_size: 2, pad_id: pad, ..LoaderOptions::default() };
     let batch = Loader::new(lens.map(sample).to_vec(), options).unwrap().batch(0, 0).unwrap().unwrap();

@@ -82,6 +82,12 @@ fn golden_losses_of_dpo() {
 }
 
 #[test]
+fn golden_losses_of_kto() {
+    // Of good answers that count for more, those to other questions are what the model moves to: `kl` is not 0.
+    golden("kto", &["~dataset_val", "loss.undesirable_weight=0.2"]);
+}
+
+#[test]
 fn golden_losses_of_reward() {
     golden("reward", &["~dataset_val"]);
 }

@@ -62,7 +62,7 @@ impl Case {
         let sample = |((row, len), class): ((&Vec<i64>, i64), i64)| {
             let input_ids: Vec<u32> = row[..len as usize].iter().map(|&id| id as u32).collect();
             let targets = vec![tune_core::data::IGNORE; input_ids.len()];
-            Sample { input_ids, targets, origin: "fixture".into() }.scored(class as u32, Some(PAD))
+            Sample { input_ids, targets, origin: "fixture".into(), label: None }.scored(class as u32, Some(PAD))
         };
         each.map(sample).collect()
     }
@@ -204,7 +204,12 @@ fn a_sample_is_scored_by_itself() {
 
 #[test]
 fn a_score_is_at_the_last_token_that_is_no_padding() {
-    let sample = |input_ids: &[u32]| Sample { input_ids: input_ids.into(), targets: Vec::new(), origin: String::new() };
+    let sample = |input_ids: &[u32]| Sample {
+        input_ids: input_ids.into(),
+        targets: Vec::new(),
+        origin: String::new(),
+        label: None,
+    };
     let scored = sample(&[7, 5, 8, 5, 5]).scored(2, Some(PAD));
     let ignore = tune_core::data::IGNORE;
     assert_eq!((scored.input_ids, scored.targets), (vec![7, 5, 8], vec![ignore, ignore, 2]));

@@ -184,5 +184,6 @@ pub(crate) fn batch((rows, len): (usize, usize), vocab: usize) -> Batch {
         positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
         spans: (0..rows).map(|row| Span { row, start: 0, len }).collect(),
         origins: vec!["made up".into(); rows],
+        labels: Vec::new(),
     }
 }

@@ -65,6 +65,7 @@ fn odd_batch() -> Batch {
         positions: (0..len as u32).collect(),
         spans: vec![Span { row: 0, start: 0, len }],
         origins: vec!["made up".into()],
+        labels: Vec::new(),
     }
 }
 

@@ -88,5 +88,14 @@ pub fn batch() -> Batch {
     let targets = ids.iter().map(|id| (id + 1) % 3).collect();
     let spans = [0, 1].map(|row| Span { row, start: 0, len: 21 }).to_vec();
     let positions = (0..21).chain(0..21).collect();
-    Batch { rows: 2, len: 21, input_ids: ids, targets, positions, spans, origins: vec![String::new(); 2] }
+    Batch {
+        rows: 2,
+        len: 21,
+        input_ids: ids,
+        targets,
+        positions,
+        spans,
+        origins: vec![String::new(); 2],
+        labels: Vec::new(),
+    }
 }

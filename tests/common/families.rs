@@ -65,6 +65,7 @@ impl Fixture {
             positions: rows.iter().flat_map(|_| 0..len as u32).collect(),
             spans: (0..rows.len()).map(|row| Span { row, start: 0, len }).collect(),
             origins: vec!["fixture".into(); rows.len()],
+            labels: Vec::new(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub fn root() -> PathBuf {
 pub fn recipe(name: &str, args: &[&str]) -> Command {
     let binary = match name {
         "lora" => env!("CARGO_BIN_EXE_lora"),
+        "kto" => env!("CARGO_BIN_EXE_kto"),
         "full" => env!("CARGO_BIN_EXE_full"),
         "distill" => env!("CARGO_BIN_EXE_distill"),
         "dpo" => env!("CARGO_BIN_EXE_dpo"),

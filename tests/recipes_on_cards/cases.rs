@@ -39,7 +39,7 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 23] = [
+pub(crate) const CASES: [Case; 24] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
@@ -77,6 +77,7 @@ pub(crate) const CASES: [Case; 23] = [
     quick("distill", "distill", Both, &["dataset.packed=true"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
     quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
+    case("kto", "kto", F32, &["batch_size=2"]),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];
@@ -103,7 +104,7 @@ impl Case {
         let rest = ["log_every_n_steps=1", "lr_scheduler.num_warmup_steps=0"];
         let of_recipe: &[&str] = match self.recipe {
             "lora" => &["~exact_match", "model.lora_rank=4"],
-            "dpo" | "grpo" | "pretrain" => &["~dataset_val"],
+            "dpo" | "grpo" | "kto" | "pretrain" => &["~dataset_val"],
             "distill" => &["~dataset_val", "teacher_checkpointer.checkpoint_dir={folder}/teacher"],
             _ => &[],
         };

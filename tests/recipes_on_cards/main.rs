@@ -18,6 +18,9 @@ mod full;
 #[allow(dead_code)]
 mod grpo;
 mod killed;
+#[path = "../../recipes/src/bin/kto.rs"]
+#[allow(dead_code)]
+mod kto;
 #[path = "../../recipes/src/bin/lora.rs"]
 #[allow(dead_code)]
 mod lora;
@@ -89,6 +92,7 @@ fn run(recipe: &str, overrides: &[String]) -> Result<(), String> {
         "dpo" => all::<dpo::PreferenceOptimization>(recipe, overrides),
         "full" => all::<full::FullFinetune>(recipe, overrides),
         "grpo" => all::<grpo::PolicyOptimization>(recipe, overrides),
+        "kto" => all::<kto::LabelOptimization>(recipe, overrides),
         "lora" => all::<lora::LoraFinetune>(recipe, overrides),
         "pretrain" => all::<pretrain::Pretrain>(recipe, overrides),
         other => Err(format!("there is no recipe {other}")),

@@ -192,6 +192,7 @@ fn scores_are_those_of_the_model() {
         positions: (0..all.len() as u32).collect(),
         spans: vec![Span { row: 0, start: 0, len: all.len() }],
         origins: vec![String::new()],
+        labels: Vec::new(),
         input_ids: all,
     };
     let right = engine::log_probs(&alone.model, &batch).unwrap();

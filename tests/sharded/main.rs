@@ -81,6 +81,7 @@ fn batch(vocab: u32, step: usize, index: usize, packed: bool) -> Batch {
         positions: vec![0; rows * len],
         spans: Vec::new(),
         origins: Vec::new(),
+        labels: Vec::new(),
     };
     let mut start = 0;
     for (row, &of_row) in lens.iter().enumerate() {

@@ -69,6 +69,7 @@ fn batch() -> Batch {
         positions: (0..TOKENS).map(|i| (i % SEQ) as u32).collect(),
         spans: (0..ROWS).map(|row| Span { row, start: 0, len: SEQ }).collect(),
         origins: vec![String::new(); ROWS],
+        labels: Vec::new(),
     }
 }
 

@@ -31,7 +31,9 @@ use crate::kernels::Dropout;
 use crate::{Error, Result};
 
 pub use end::{Ending, already_complete, end_of_run};
-pub use keys::{Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, RowKeys, RunKeys, ScoredKeys, StepKeys};
+pub use keys::{
+    Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, RowKeys, RunKeys, ScoredKeys, StepKeys, UnpairedKeys,
+};
 pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, VAL_LOSS, more_is_better};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;
@@ -187,6 +189,7 @@ mod tests {
             positions: vec![],
             spans: vec![],
             origins: vec!["data.jsonl:7".into()],
+            labels: Vec::new(),
         };
         let step = Step::of(3, vec![batch]);
         let last = Saved { path: "out/epoch_0_step_2".into(), step: 2, epoch: 0 };

@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use tune_yaml::{Kind, Node, Value as Tree};
+
 use crate::plain::is_plain;
 use crate::report::Sources;
 use crate::schema::COMPONENT;
@@ -113,6 +115,25 @@ pub(crate) fn inline(value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         Data::Fields(_) | Data::Component(..) => "{}".to_owned(),
+    }
+}
+
+/// What was read, as YAML on one line.
+pub(crate) fn inline_node(node: &Node) -> String {
+    match &node.value {
+        Tree::Scalar(scalar) => match scalar.kind() {
+            Kind::Null => "null".to_owned(),
+            Kind::Bool(value) => value.to_string(),
+            Kind::Int(_) | Kind::Float(_) => scalar.text.clone(),
+            Kind::Text => inline(&Value::from_text(&scalar.text)),
+        },
+        Tree::List(items) => format!("[{}]", items.iter().map(inline_node).collect::<Vec<_>>().join(", ")),
+        Tree::Map(entries) => {
+            let entries: Vec<_> =
+                entries.iter().map(|entry| format!("{}: {}", key(&entry.key), inline_node(&entry.value))).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        Tree::Reported => "null".to_owned(),
     }
 }
 

@@ -88,6 +88,7 @@ impl Said {
                 positions: (0..ids.len() as u32).collect(),
                 spans: vec![Span { row: 0, start: 0, len: ids.len() }],
                 origins: vec!["a prompt".into()],
+                labels: Vec::new(),
             };
             let logits = engine::logits(model, &batch)?.squeeze(0)?.to_vec2::<f32>()?;
             said.extend(logits.into_iter().skip(ids.len().saturating_sub(LAST)));

@@ -63,6 +63,8 @@ pub(super) struct Stored {
     /// In tokens, from the file's beginning.
     pub(super) start: u64,
     pub(super) len: u32,
+    /// Whether its answer is good, where answers are labelled.
+    pub(super) label: Option<bool>,
 }
 
 /// A block of samples in the order of the data, and the rows that neighbours among them make.
@@ -235,7 +237,7 @@ impl Tokenized {
         let next: Vec<u32> = next.collect();
         input_ids.iter_mut().for_each(|id| *id &= !NEXT_IS_TRAINED);
         let targets = next.into_iter().zip(trained).map(|(id, trained)| if trained { id } else { IGNORE }).collect();
-        Ok(Sample { input_ids, targets, origin: self.origin.name(stored.record) })
+        Ok(Sample { input_ids, targets, origin: self.origin.name(stored.record), label: stored.label })
     }
 
     /// Ends the work in the background: nobody waits for it any more.
@@ -286,7 +288,7 @@ impl Work {
             tokens.extend(sample.input_ids.iter().zip(&sample.targets).map(|(&id, &target)| id | mark(target)));
             let len = u32::try_from(sample.input_ids.len())
                 .map_err(|_| Error::setup(format!("{}: the sample has more than 2^32 tokens", sample.origin)))?;
-            samples.push(Stored { record, start: self.end + start as u64, len });
+            samples.push(Stored { record, start: self.end + start as u64, len, label: sample.label });
             // What the last token has as its target is no token of the sample: a label.
             tokens.extend(sample.targets.last().filter(|&&target| target != IGNORE));
         }
@@ -296,7 +298,9 @@ impl Work {
         let starts = samples.iter().map(|sample| (sample.start - self.end) as usize);
         let ends = starts.clone().skip(1).chain([tokens.len()]);
         for ((start, end), sample) in starts.zip(ends).zip(&samples) {
-            self.sums.push((sample.record, crc32c::crc32c(bytemuck::cast_slice(&tokens[start..end]))));
+            let sum = crc32c::crc32c(bytemuck::cast_slice(&tokens[start..end]));
+            let sum = sample.label.map_or(sum, |is_good| crc32c::crc32c_append(sum, &[u8::from(is_good)]));
+            self.sums.push((sample.record, sum));
         }
         write_all_at(&self.tokenized.file, bytemuck::cast_slice(&tokens), 4 * self.end)
             .map_err(|e| temporary_error(&e))?;

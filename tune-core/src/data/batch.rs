@@ -14,6 +14,8 @@ pub struct Sample {
     pub targets: Vec<u32>,
     /// Where the example came from, for messages: `file.jsonl:17`.
     pub origin: String,
+    /// Whether its answer is good, where answers are labelled.
+    pub label: Option<bool>,
 }
 
 impl Sample {
@@ -61,6 +63,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Where each span's sample came from, in the order of `spans`.
     pub origins: Vec<String>,
+    /// Whether each span's answer is good, in the order of `spans`; empty where answers are not labelled.
+    pub labels: Vec<bool>,
 }
 
 impl Batch {
@@ -95,6 +99,7 @@ impl Batch {
             positions: vec![0],
             spans: vec![Span { row: 0, start: 0, len: 1 }],
             origins: Vec::new(),
+            labels: Vec::new(),
         }
     }
 
@@ -114,6 +119,7 @@ impl Batch {
             targets: gather(&self.targets),
             positions: gather(&self.positions),
             origins: self.origins.clone(),
+            labels: self.labels.clone(),
         }
     }
 

@@ -94,7 +94,7 @@ impl<'a> Encoder<'a> {
             .collect();
         let stops = targets.iter().any(|target| self.tokenizer.stop_tokens().contains(target));
         let more_cut = cut > 0 && !complete;
-        Ok(Encoded { sample: Sample { input_ids: ids, targets, origin }, cut, more_cut, stops, ends })
+        Ok(Encoded { sample: Sample { input_ids: ids, targets, origin, label: None }, cut, more_cut, stops, ends })
     }
 
     /// Makes text of a token that stands between two texts, so that what follows is tokenized as behind that token.

@@ -10,6 +10,7 @@ use super::scored::Scored;
 use super::selected::Share;
 use super::source::Columns;
 use super::tokens::TokensDataset;
+use super::unpaired::UnpairedConfig;
 
 /// A dataset of any kind. One of pairs is two datasets in one: each record is a sample of the one and of the other.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct DataConfig {
     pub(super) kind: Option<&'static str>,
     /// What a model that scores sequences learns of it; `None` where tokens are predicted.
     pub(super) scored: Option<Scored>,
+    /// The column that says whether an answer is good, where answers are labelled.
+    pub(super) label: Option<String>,
     /// The column whose messages stand before those of either side.
     pub(super) prompt: Option<String>,
     /// What becomes of a sample that does not fit into its row.
@@ -37,6 +40,7 @@ impl From<&DatasetConfig> for DataConfig {
             sides: vec![config.clone()],
             kind: None,
             scored: None,
+            label: None,
             prompt: None,
             joins,
             share: Share::All,
@@ -52,10 +56,22 @@ impl From<&PreferenceConfig> for DataConfig {
             sides: config.sides().to_vec(),
             kind,
             scored: None,
+            label: None,
             prompt,
             joins: Joins::Whole,
             share: Share::All,
             tokens: None,
+        }
+    }
+}
+
+impl From<&UnpairedConfig> for DataConfig {
+    fn from(config: &UnpairedConfig) -> Self {
+        Self {
+            kind: Some(config.kind()),
+            prompt: config.prompt().map(str::to_owned),
+            label: Some(config.label().to_owned()),
+            ..Self::from(&config.answers())
         }
     }
 }
@@ -71,6 +87,7 @@ impl From<&PretrainData> for DataConfig {
             sides: of_samples.into_iter().collect(),
             kind: None,
             scored: None,
+            label: None,
             prompt: None,
             joins,
             share: Share::All,
@@ -89,6 +106,11 @@ impl DataConfig {
     /// Whether each record is a pair of answers.
     pub fn is_of_pairs(&self) -> bool {
         self.sides.len() > 1
+    }
+
+    /// Whether each record is an answer that is labelled good or bad.
+    pub fn is_labelled(&self) -> bool {
+        self.label.is_some()
     }
 
     /// The dataset without the records that [`DataConfig::held_out`] has: a share of them below 1, or a number of them from 1 on.
@@ -148,6 +170,7 @@ impl DataConfig {
         let mut columns: Vec<&str> = self.sides.iter().flat_map(DatasetConfig::columns).collect();
         columns.extend(self.prompt.as_deref());
         columns.extend(self.scored.as_ref().and_then(Scored::column));
+        columns.extend(self.label.as_deref());
         columns
     }
 

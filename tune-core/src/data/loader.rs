@@ -343,12 +343,14 @@ impl Loader {
             positions: Vec::with_capacity(size),
             spans: Vec::new(),
             origins: Vec::new(),
+            labels: Vec::new(),
         };
         for (row, samples) in rows.into_iter().enumerate() {
             for &stored in samples {
                 let sample = self.tokenized.sample(stored)?;
                 batch.spans.push(Span { row, start: batch.input_ids.len() - row * len, len: sample.input_ids.len() });
                 batch.origins.push(sample.origin);
+                batch.labels.extend(sample.label);
                 batch.input_ids.extend(&sample.input_ids);
                 batch.targets.extend(&sample.targets);
                 batch.positions.extend(0..sample.input_ids.len() as u32);

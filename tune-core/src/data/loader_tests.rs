@@ -18,7 +18,7 @@ fn samples(lengths: &[usize]) -> Vec<Sample> {
             next += len as u32;
             let mut targets: Vec<u32> = input_ids[1..].to_vec();
             targets.push(IGNORE);
-            Sample { input_ids, targets, origin: format!("d:{i}") }
+            Sample { input_ids, targets, origin: format!("d:{i}"), label: None }
         })
         .collect()
 }

@@ -12,6 +12,7 @@ use super::json_text;
 use super::kind::DataConfig;
 use super::records::{Record, Records, kind_of};
 use super::scored::Scored;
+use super::unpaired;
 use super::unused::Held;
 use crate::Result;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
@@ -75,12 +76,14 @@ impl<'a> Maker<'a> {
     pub(super) fn check(&self, record: &Record) -> Result<()> {
         self.check_columns(record)?;
         self.class(record)?;
+        self.label(record)?;
         (0..self.sides.len()).try_for_each(|side| self.sides[side].check(&self.of_side(record, side)))
     }
 
-    /// Checks that a pair has all of its columns.
+    /// Checks that a pair, or an answer with a label, has all of its columns.
     fn check_columns(&self, record: &Record) -> Result<()> {
-        let mut columns = self.config.columns().into_iter().filter(|_| self.config.is_of_pairs());
+        let is_checked = self.config.is_of_pairs() || self.config.is_labelled();
+        let mut columns = self.config.columns().into_iter().filter(|_| is_checked);
         match columns.find(|column| !record.columns.contains_key(*column)) {
             Some(column) => Err(self.lacks(record, column)),
             None => Ok(()),
@@ -99,9 +102,10 @@ impl<'a> Maker<'a> {
         count_cut: bool,
     ) -> Result<Vec<Formatted>> {
         self.check_columns(record)?;
-        let class = self.class(record)?;
+        let (class, label) = (self.class(record)?, self.label(record)?);
         let encode = |side: usize| {
             let mut made = self.sides[side].encode(&self.of_side(record, side), max_seq_len, count_cut)?;
+            made.encoded.sample.label = label;
             if let Some(class) = class {
                 made.encoded.sample = made.encoded.sample.scored(class, self.pad);
             }
@@ -113,6 +117,11 @@ impl<'a> Maker<'a> {
     /// The number of a record's class, if it has one.
     fn class(&self, record: &Record) -> Result<Option<u32>> {
         self.config.scored.as_ref().map_or(Ok(None), |scored| scored.class(record))
+    }
+
+    /// Whether a record's answer is good, if it says so.
+    fn label(&self, record: &Record) -> Result<Option<bool>> {
+        self.config.label.as_ref().map(|column| unpaired::label(record, column)).transpose()
     }
 
     /// A sample as it is trained: those of a pair that is scored have no target but their last token's, which says where the score is.

@@ -12,7 +12,7 @@
 //!     let input_ids = [question, answer].concat();
 //!     let next = input_ids.iter().skip(1).copied().chain([IGNORE]);
 //!     let targets = next.enumerate().map(|(i, id)| if i + 1 < question.len() { IGNORE } else { id }).collect();
-//!     Sample { input_ids, targets, origin }
+//!     Sample { input_ids, targets, origin, label: None }
 //! }
 //!
 //! let pairs = [([1, 2, 3].as_slice(), [4, 5].as_slice()), (&[1, 6], &[7])];
@@ -59,6 +59,7 @@ mod split;
 mod stand_in;
 mod tokens;
 mod trained;
+mod unpaired;
 mod unused;
 mod write_tokens;
 
@@ -83,6 +84,9 @@ pub use scored::{LabelledDataset, ScoredConfig};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;
 pub use tokens::{Header, TokenWidth, TokensDataset};
+pub use unpaired::{
+    LabelledAnswerColumns, LabelledConversationColumns, UnpairedConfig, UnpairedDataset, UnpairedInstructDataset,
+};
 pub use write_tokens::write_tokens;
 
 use crate::Result;

@@ -12,7 +12,11 @@ fn stored(lens: &[usize]) -> Vec<Stored> {
         *end += len;
         Some((*end - len) as u64)
     });
-    starts.zip(lens).enumerate().map(|(record, (start, len))| Stored { record, start, len: *len as u32 }).collect()
+    starts
+        .zip(lens)
+        .enumerate()
+        .map(|(record, (start, len))| Stored { record, start, len: *len as u32, label: None })
+        .collect()
 }
 
 /// The lengths of the pieces in each row.

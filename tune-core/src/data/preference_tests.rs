@@ -33,7 +33,7 @@ fn first(loader: &Loader) -> Vec<String> {
     let of = |span: &Span| {
         let positions = batch.positions_of(span);
         let (input_ids, targets) = (batch.input_ids[positions.clone()].to_vec(), batch.targets[positions].to_vec());
-        shown(&tokenizer, &Sample { input_ids, targets, origin: String::new() })
+        shown(&tokenizer, &Sample { input_ids, targets, origin: String::new(), label: None })
     };
     batch.spans.iter().map(of).collect()
 }

@@ -31,7 +31,7 @@ fn rows(loader: &Loader) -> Vec<Vec<String>> {
                     input_ids.push(behind);
                     targets.push(IGNORE);
                 }
-                shown(&tokenizer, &Sample { input_ids, targets, origin: String::new() })
+                shown(&tokenizer, &Sample { input_ids, targets, origin: String::new(), label: None })
             };
             rows.push(batch.spans.iter().filter(|span| span.row == row).map(of).collect());
         }

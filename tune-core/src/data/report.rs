@@ -24,6 +24,8 @@ pub struct DatasetReport {
     pub samples: usize,
     /// The pairs of answers that they are, in a dataset of these.
     pub pairs: Option<usize>,
+    /// The samples whose answer is good, in a dataset of answers with labels.
+    pub good: Option<usize>,
     /// Tokens in them, after cutting.
     pub tokens: usize,
     /// Tokens that are trained.
@@ -110,8 +112,9 @@ impl Tally {
     pub(super) fn new(config: &DataConfig) -> Self {
         let Files { min_tokens, max_tokens, .. } = config.files();
         let pairs = config.is_of_pairs().then_some(0);
+        let good = config.is_labelled().then_some(0);
         Self {
-            report: DatasetReport { name: config.name(), pairs, ..DatasetReport::default() },
+            report: DatasetReport { name: config.name(), pairs, good, ..DatasetReport::default() },
             ends: config.ends_samples(),
             joins: config.joins,
             dropped: BTreeSet::new(),
@@ -185,6 +188,7 @@ impl Tally {
         self.open_before += usize::from(is_closed && *open_before);
         self.text_beside_calls += text_beside_calls;
         report.samples += 1;
+        report.good = report.good.map(|good| good + usize::from(sample.label == Some(true)));
         report.tokens += sample.input_ids.len();
         report.trained_tokens += trained(sample);
         report.longest = report.longest.max(sample.input_ids.len());
@@ -250,6 +254,14 @@ impl Tally {
         if other_prompt > 0 {
             warnings.push(format!(
                 "{name}: in {other_prompt} pairs the two answers follow different prompts, so that comparing them says little"
+            ));
+        }
+        if let Some(good) = report.good.filter(|&good| good == 0 || good == report.samples) {
+            let label = if good == 0 { "bad" } else { "good" };
+            warnings.push(format!(
+                "{name}: all {} answers are labelled {label}, and the model is to learn what good answers have that bad ones have \
+                 not: add answers of the other label, here or in another dataset",
+                report.samples
             ));
         }
         let mut endings = Vec::new();
@@ -353,9 +365,10 @@ fn prompt(sample: &Sample) -> &[u32] {
 impl DatasetReport {
     /// How many samples there are, in words.
     pub(crate) fn count(&self) -> String {
-        match self.pairs {
-            Some(pairs) => format!("{pairs} pairs of answers"),
-            None => format!("{} samples", self.samples),
+        match (self.pairs, self.good) {
+            (Some(pairs), _) => format!("{pairs} pairs of answers"),
+            (None, Some(good)) => format!("{} answers ({good} good, {} bad)", self.samples, self.samples - good),
+            (None, None) => format!("{} samples", self.samples),
         }
     }
 

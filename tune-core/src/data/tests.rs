@@ -31,6 +31,8 @@ mod selected;
 mod tokens;
 #[path = "trained_tests.rs"]
 mod trained;
+#[path = "unpaired_tests.rs"]
+mod unpaired;
 #[path = "unused_tests.rs"]
 mod unused;
 

@@ -301,7 +301,7 @@ impl TokenFiles {
             // The last token of a document predicts nothing, and alone it is no piece.
             let predictions = to - from - usize::from(ends);
             if predictions > 0 {
-                pieces.push(Stored { record: row, start: start + from as u64, len: (to - from) as u32 });
+                pieces.push(Stored { record: row, start: start + from as u64, len: (to - from) as u32, label: None });
                 trained += predictions;
             }
             from = to;
@@ -317,7 +317,7 @@ impl TokenFiles {
         let target = |(id, next): (&u32, &u32)| if !self.across && Some(*id) == part.end { IGNORE } else { *next };
         let targets = input_ids.iter().zip(next).map(target).collect();
         let origin = format!("{}: token {}", file.path.display(), stored.start + 1);
-        Ok(Sample { input_ids: input_ids.to_vec(), targets, origin })
+        Ok(Sample { input_ids: input_ids.to_vec(), targets, origin, label: None })
     }
 
     /// The first `n` rows of each dataset.

@@ -101,7 +101,7 @@ impl<B: Backend> Block<'_, B> {
         let (inputs, layer) = (self.inputs(), self.output());
         let back = layer.back_of(gradient, m);
         let output_input = Part::new(&out, m, layer.inner());
-        layer.train(&back, output_input, &low_rank_of_output, None, self.id(OProj.into()), found);
+        layer.train(&back, &layer.fed_back(output_input), &low_rank_of_output, None, self.id(OProj.into()), found);
         let wants_normed = wants_input || self.trains_norm(Half::Attention);
         let trains_heads = self.norm(BlockNorm::Queries).is_some_and(|norm| norm.trained);
         if !wants_normed && !trains_heads && inputs.iter().all(|(_, layer)| layer.is_frozen()) {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -16,7 +17,6 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
-use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -113,15 +113,18 @@ pub(crate) trait Backend: Sized {
     ///
     /// # Errors
     /// The backend does not round.
-    fn rounded(&self, _: &Self::Param, _: (usize, usize), _: Levels) -> Result<Self::Param> {
-        Err(Error::setup("fake quantization is computed by the processor alone: set device=cpu"))
-    }
+    fn rounded(&self, weight: &Self::Param, shape: (usize, usize), levels: Levels) -> Result<Self::Param>;
     /// The gradient of a weight, for that of the rounded one, in its place.
-    fn rounded_back(&self, _: &Self::Param, _: Levels, _: &mut Self::Sums) {}
+    fn rounded_back(&self, weight: &Self::Param, levels: Levels, g: &mut Self::Sums);
     /// The tokens `x`, each rounded to 8 bits, into `y`.
-    fn round_tokens(&self, _: Part<'_, Self::Acts>, _: PartMut<'_, Self::Acts>) {}
+    fn round_tokens(&self, x: Part<'_, Self::Acts>, y: PartMut<'_, Self::Acts>);
     /// The gradient of the tokens `x`, for that of the rounded ones, in its place, and what is in `onto` added to it.
-    fn round_tokens_back(&self, _: Part<'_, Self::Acts>, _: Option<Part<'_, Self::Acts>>, _: PartMut<'_, Self::Acts>) {}
+    fn round_tokens_back(
+        &self,
+        x: Part<'_, Self::Acts>,
+        onto: Option<Part<'_, Self::Acts>>,
+        g: PartMut<'_, Self::Acts>,
+    );
 
     /// Attention of queries `[m, ..]` to keys and values, in the rows that `how` says; the logarithm of each query's normalizer into `lse` `[heads, m]`.
     fn attend(

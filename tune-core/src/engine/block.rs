@@ -6,7 +6,7 @@
 
 use super::attention::Attended;
 use super::backend::{Backend, Finish, Norm, Part, PartMut};
-use super::linear::{Back, Layer, LowRank, input_gradient};
+use super::linear::{Back, Fed, Layer, LowRank, input_gradient};
 use super::mlp::Gated;
 use super::parameters::{BlockParams, NormParams};
 use super::run::{Found, Run};
@@ -233,12 +233,13 @@ impl<B: Backend> Block<'_, B> {
     /// What layers make of their input `[m, in]`.
     pub(super) fn project(&self, layers: &[(Site, Layer<'_, B>)], x: &B::Acts, m: usize) -> Projected<B> {
         let (mut results, mut low_ranks) = (Vec::new(), Vec::new());
+        let x = Part::new(x, m, self.run.shape.hidden_size);
+        let fed = Fed::of(layers.first().map(|(_, layer)| *layer), x);
         for (_, layer) in layers {
-            let x = Part::new(x, m, layer.inner());
             let low_rank = layer.low_rank(x, None);
             for part in layer.parts() {
                 let mut y = self.run.backend.acts(m, part.1);
-                layer.forward_part(x, &low_rank, part, Finish::Store, PartMut::new(&mut y, m, part.1));
+                layer.forward_part(&fed, &low_rank, part, Finish::Store, PartMut::new(&mut y, m, part.1));
                 results.push(y);
             }
             low_ranks.push(low_rank);
@@ -265,13 +266,16 @@ impl<B: Backend> Block<'_, B> {
             .iter()
             .map(|(_, layer)| layer.back(layer.parts().zip(&mut rest).map(|(p, g)| Part::new(g, m, p.1)).collect()))
             .collect();
+        let width = self.run.shape.hidden_size;
+        let trained = layers.iter().map(|(_, layer)| *layer).find(|layer| layer.params.trained);
+        let fed = Fed::of(trained, Part::new(x.get(), m, width));
         for (((site, layer), back), low_rank) in layers.iter().zip(&backs).zip(low_ranks) {
-            layer.train(back, Part::new(x.get(), m, layer.inner()), low_rank, None, self.id(*site), found);
+            layer.train(back, &fed, low_rank, None, self.id(*site), found);
         }
+        drop(fed);
         if !wants_input {
             return None;
         }
-        let width = self.run.shape.hidden_size;
         let rounded = backs.first().is_some_and(Back::rounds_inputs);
         let (x, mut gx) = match x {
             Input::Normed(normed) if !rounded => (None, normed),

@@ -39,6 +39,7 @@ fn batch() -> Batch {
         positions: (0..rows).flat_map(|_| 0..len as u32).collect(),
         spans: lens.iter().enumerate().map(|(row, &len)| Span { row, start: 0, len }).collect(),
         origins: vec![String::new(); rows],
+        labels: Vec::new(),
     };
     for (row, &of_row) in lens.iter().enumerate() {
         for i in 0..of_row {

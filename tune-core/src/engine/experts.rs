@@ -94,10 +94,10 @@ impl<B: Backend> Block<'_, B> {
             let (x, tokens) = (of.rows(&of_experts, width), of.tokens(&routes));
             let layer = self.of_expert(of.expert, GateProj);
             of.gate = layer.low_rank(x, tokens);
-            layer.forward_part(x, &of.gate, (0, inner), Finish::Store, of.rows_mut(&mut gate, inner));
+            layer.forward_part(&layer.fed(x), &of.gate, (0, inner), Finish::Store, of.rows_mut(&mut gate, inner));
             let layer = self.of_expert(of.expert, UpProj);
             of.up = layer.low_rank(x, tokens);
-            layer.forward_part(x, &of.up, (0, inner), Finish::Store, of.rows_mut(&mut up, inner));
+            layer.forward_part(&layer.fed(x), &of.up, (0, inner), Finish::Store, of.rows_mut(&mut up, inner));
         }
         let routed = Some(Routed { logits, low_rank, routes, occupied });
         Gated { gate, up, low_rank: Vec::new(), low_rank_of_down: None, routed }
@@ -118,7 +118,7 @@ impl<B: Backend> Block<'_, B> {
             let layer = self.of_expert(of.expert, DownProj);
             let x = of.rows(activated, layer.inner());
             of.down = layer.low_rank(x, of.tokens(routes));
-            layer.forward_part(x, &of.down, (0, width), Finish::Store, of.rows_mut(&mut results, width));
+            layer.forward_part(&layer.fed(x), &of.down, (0, width), Finish::Store, of.rows_mut(&mut results, width));
         }
         let onto = match target {
             Target::Onto(x) => Some(Part::new(*x, m, width)),
@@ -174,7 +174,7 @@ impl<B: Backend> Block<'_, B> {
             // What comes back through the adapter is of w g here.
             let back = down.back(vec![of.rows(&g, width)]);
             let low_rank = of.down.take().or_else(|| down.low_rank(x, tokens));
-            down.train(&back, x, &low_rank, tokens, id(of.expert, DownProj), found);
+            down.train(&back, &down.fed_back(x), &low_rank, tokens, id(of.expert, DownProj), found);
         }
         drop((g, activated));
 
@@ -185,9 +185,9 @@ impl<B: Backend> Block<'_, B> {
             let (tokens, x) = (of.tokens(&routes), of.rows(&of_experts, width));
             let (gate, up) = (self.of_expert(of.expert, GateProj), self.of_expert(of.expert, UpProj));
             let of_gate = gate.back(vec![of.rows(&g_gate, inner)]);
-            gate.train(&of_gate, x, &of.gate, tokens, id(of.expert, GateProj), found);
+            gate.train(&of_gate, &gate.fed_back(x), &of.gate, tokens, id(of.expert, GateProj), found);
             let of_up = up.back(vec![of.rows(&g_up, inner)]);
-            up.train(&of_up, x, &of.up, tokens, id(of.expert, UpProj), found);
+            up.train(&of_up, &up.fed_back(x), &of.up, tokens, id(of.expert, UpProj), found);
             // The gradient of its input takes the memory that this had.
             input_gradient(&[&of_gate, &of_up], tokens, None, None, of.rows_mut(&mut of_experts, width));
         }
@@ -202,7 +202,7 @@ impl<B: Backend> Block<'_, B> {
         backend.route_back(&logits, how, &routes, &of_weights, &mut g_logits);
         let back = router.back_of(&g_logits, m);
         let x = Part::new(normed.get(), m, width);
-        router.train(&back, x, &low_rank_of_router, None, self.id(Router.into()), found);
+        router.train(&back, &router.fed_back(x), &low_rank_of_router, None, self.id(Router.into()), found);
         let mut through_router = self.run.acts(width);
         input_gradient(&[&back], None, None, onto, PartMut::new(&mut through_router, m, width));
         let mut g_input = match normed {

@@ -37,6 +37,29 @@ impl<B: Backend> LayerParams<B> {
     }
 }
 
+/// An input `[m, in]` of layers: for adapters as it is, for weights rounded where these are given it so.
+pub(super) struct Fed<'x, B: Backend> {
+    plain: Part<'x, B::Acts>,
+    rounded: Option<B::Acts>,
+}
+
+impl<'x, B: Backend> Fed<'x, B> {
+    /// Rounded as the weight of `layer` is given it, and with it those of all layers with this input. `None` where no weight asks.
+    pub(super) fn of(layer: Option<Layer<'_, B>>, x: Part<'x, B::Acts>) -> Self {
+        let rounded = layer.filter(Layer::rounds_inputs).map(|layer| {
+            let mut rounded = layer.backend.acts(x.rows, x.cols);
+            layer.backend.round_tokens(x, PartMut::new(&mut rounded, x.rows, x.cols));
+            rounded
+        });
+        Self { plain: x, rounded }
+    }
+
+    fn to_weights(&self) -> Part<'_, B::Acts> {
+        let Part { rows, cols, .. } = self.plain;
+        self.rounded.as_ref().map_or(self.plain, |rounded| Part::new(rounded, rows, cols))
+    }
+}
+
 /// A layer in use.
 pub(super) struct Layer<'a, B: Backend> {
     pub(super) backend: &'a B,
@@ -63,6 +86,21 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// Whether nothing of it is trained.
     pub(super) fn is_frozen(&self) -> bool {
         self.params.adapter.is_none() && !self.params.trained
+    }
+
+    /// Whether the input of its weight is rounded. An adapter is given the input as it is.
+    fn rounds_inputs(&self) -> bool {
+        self.params.exact.as_ref().is_some_and(|exact| exact.rounds_inputs)
+    }
+
+    /// An input of this layer alone.
+    pub(super) fn fed<'x>(&self, x: Part<'x, B::Acts>) -> Fed<'x, B> {
+        Fed::of(Some(*self), x)
+    }
+
+    /// The same for the backward pass: a weight that is not trained does not ask what its input was.
+    pub(super) fn fed_back<'x>(&self, x: Part<'x, B::Acts>) -> Fed<'x, B> {
+        Fed::of(self.params.trained.then_some(*self), x)
     }
 
     /// The results: the first row of the weight for each, and how many.
@@ -92,7 +130,7 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// `x Wᵀ`, the bias and the adapter's update, for `x` `[m, in]`, into `y` `[m, out]`.
     pub(super) fn forward(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, finish: Finish<'_, B>, y: &mut B::Acts) {
         self.forward_part(
-            Part::new(x, m, self.inner()),
+            &self.fed(Part::new(x, m, self.inner())),
             low_rank,
             (0, self.out()),
             finish,
@@ -103,15 +141,13 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// The same for one of its results.
     pub(super) fn forward_part(
         &self,
-        x: Part<'_, B::Acts>,
+        x: &Fed<'_, B>,
         low_rank: &LowRank<B>,
         part: (usize, usize),
         finish: Finish<'_, B>,
         mut y: PartMut<'_, B::Acts>,
     ) {
-        let rounded = self.rounded(x);
-        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
-        let (terms, count) = self.up(x, low_rank, part);
+        let (terms, count) = self.up(x.to_weights(), low_rank, part);
         if let Some(scaling) = self.scaling() {
             self.backend.multiply(&terms[..count], Finish::Store, y.again());
             let onto = if let Finish::Onto(onto) = finish { Some(onto) } else { None };
@@ -136,22 +172,12 @@ impl<'a, B: Backend> Layer<'a, B> {
 
     /// `x Wᵀ` and the adapter's update in the type of sums.
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
-        let x = Part::new(x, m, self.inner());
-        let rounded = self.rounded(x);
-        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
-        let (terms, count) = self.up(x, low_rank, (0, self.out()));
+        let x = self.fed(Part::new(x, m, self.inner()));
+        let (terms, count) = self.up(x.to_weights(), low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
         if let Some(scaling) = self.scaling() {
             self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
         }
-    }
-
-    /// The input of its weight, where that is rounded. An adapter is given the input as it is.
-    fn rounded(&self, x: Part<'_, B::Acts>) -> Option<B::Acts> {
-        self.params.exact.as_ref().filter(|exact| exact.rounds_inputs)?;
-        let mut rounded = self.backend.acts(x.rows, x.cols);
-        self.backend.round_tokens(x, PartMut::new(&mut rounded, x.rows, x.cols));
-        Some(rounded)
     }
 
     /// What its results are scaled by.
@@ -178,7 +204,7 @@ impl<'a, B: Backend> Layer<'a, B> {
     pub(super) fn train(
         &self,
         back: &Back<'_, B>,
-        x: Part<'_, B::Acts>,
+        x: &Fed<'_, B>,
         low_rank: &LowRank<B>,
         rows: Option<&[usize]>,
         id: impl Fn(Of) -> ParamId,
@@ -201,7 +227,7 @@ impl<'a, B: Backend> Layer<'a, B> {
                 found.push((id(Of::Bias), gradient));
             }
         }
-        let of_adapter = self.adapter_gradients(back, x, low_rank, rows);
+        let of_adapter = self.adapter_gradients(back, x.plain, low_rank, rows);
         found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (id(of), gradient)));
     }
 
@@ -232,15 +258,13 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// The weight's gradient `gᵀ x`, the rows from `first` on, which is stored or added.
     pub(super) fn weight_gradient(
         &self,
-        x: Part<'_, B::Acts>,
+        x: &Fed<'_, B>,
         g: Part<'_, B::Acts>,
         first: usize,
         adding: bool,
         gradient: &mut B::Sums,
     ) {
-        let rounded = self.rounded(x);
-        let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
-        let term = Term::Across { g, x };
+        let term = Term::Across { g, x: x.to_weights() };
         self.backend.multiply_sums(&[term], adding, PartMut::rows(gradient, first, g.cols, self.inner()));
     }
 
@@ -386,7 +410,7 @@ impl<B: Backend> Back<'_, B> {
 
     /// Whether the input of its weight was rounded.
     pub(super) fn rounds_inputs(&self) -> bool {
-        self.layer.params.exact.as_ref().is_some_and(|exact| exact.rounds_inputs)
+        self.layer.rounds_inputs()
     }
 
     /// Whether its adapter, if it has one, is without dropout.

@@ -103,7 +103,7 @@ impl<B: Backend> Block<'_, B> {
         backend.gate_back(self.activation(), &mut g_gate, &mut g_up, &mut activated);
         let x = Part::new(&activated, m, down.inner());
         let low_rank_of_down = low_rank_of_down.or_else(|| down.low_rank(x, None));
-        down.train(&back, x, &low_rank_of_down, None, self.id(DownProj.into()), found);
+        down.train(&back, &down.fed_back(x), &low_rank_of_down, None, self.id(DownProj.into()), found);
         drop((back, activated));
         let normed = self.normed(middle, Half::Mlp);
         self.project_back(&self.gates(), &[g_gate, g_up], &low_rank, normed, onto, true, found)

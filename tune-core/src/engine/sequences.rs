@@ -285,6 +285,7 @@ impl<'m> Sequences<'m> {
             positions: Vec::new(),
             spans: Vec::new(),
             origins: Vec::new(),
+            labels: Vec::new(),
         };
         let (mut stretches, mut rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         for &New { sequence, ids, every } in new {

@@ -208,7 +208,8 @@ impl<B: Backend> Run<'_, B> {
             let gradient = Part::strided(&gradient, (m, vocab), stride);
             let back = head.back(vec![gradient]);
             if let Some(sum) = &mut weight_gradient {
-                head.weight_gradient(Part::new(&normed, m, width), gradient, 0, adding || i > 0, sum);
+                let x = head.fed(Part::new(&normed, m, width));
+                head.weight_gradient(&x, gradient, 0, adding || i > 0, sum);
             }
             if let Some(more) = head.adapter_gradients(&back, Part::new(&normed, m, width), &low_rank, Some(rows)) {
                 match &mut adapter_gradients {

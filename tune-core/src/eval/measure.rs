@@ -269,6 +269,7 @@ fn packed(pieces: &[Piece]) -> Batch {
         positions: Vec::new(),
         spans: Vec::new(),
         origins: vec![String::new(); pieces.len()],
+        labels: Vec::new(),
     };
     for piece in pieces {
         let len = piece.ids.len() - 1;

@@ -259,6 +259,7 @@ mod tests {
             input_ids: ids,
             spans: vec![span(0, 0, 3), span(1, 0, 2), span(1, 2, 4), span(2, 0, 5)],
             origins: vec![String::new(); 4],
+            labels: Vec::new(),
         };
         let apart = parts(&batch, 2, 4, false);
         assert_eq!(apart[0].input_ids, [0, 1, 2, 6, 7, 8, 9, 10, 11]);

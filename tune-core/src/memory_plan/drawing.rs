@@ -35,6 +35,7 @@ impl Drawing {
             positions: vec![0; rows * len],
             spans: Vec::with_capacity(rows * self.samples),
             origins: Vec::new(),
+            labels: Vec::new(),
         };
         for (row, &(prompt, of_one)) in lens.iter().enumerate() {
             for sample in 0..self.samples {
@@ -65,6 +66,7 @@ mod tests {
             positions: (0..2).flat_map(|_| 0..5).collect(),
             spans: vec![Span { row: 0, start: 0, len: 3 }, Span { row: 1, start: 0, len: 5 }],
             origins: vec![String::new(); 2],
+            labels: Vec::new(),
         };
         let drawing = Drawing { samples: 2, max_new_tokens: 4 };
         let answered = drawing.answered(&batch, 100);

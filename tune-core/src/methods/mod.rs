@@ -14,6 +14,7 @@ mod scores;
 mod teacher_files;
 mod token_loss;
 mod top_tokens;
+mod unpaired;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
 pub use metrics::PreferenceMetrics;
@@ -30,3 +31,7 @@ pub use teacher_files::{Header, Teacher, TeacherFiles};
 pub use token_loss::TokenLoss;
 pub(crate) use top_tokens::TopRows;
 pub use top_tokens::TopTokens;
+pub use unpaired::{
+    LabelWeights, Labelled, LabelledLoss, Moved, UnpairedLoss, UnpairedMetrics, labelled, labelled_objective,
+    mismatched,
+};

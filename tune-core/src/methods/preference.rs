@@ -7,7 +7,7 @@
 use tune_config::Config;
 
 use super::math::{sigma, softplus};
-use crate::data::{Batch, Span};
+use crate::data::Batch;
 use crate::engine::Objective;
 
 /// What is minimized, of a pair of answers.
@@ -29,7 +29,7 @@ pub enum PreferenceLoss {
     /// The margin of mean log-probabilities; no reference model.
     #[config(name = "simpo", alias = "torchtune.rlhf.loss.SimPOLoss")]
     SimPo(SimPoLoss),
-    /// Kahneman-Tversky optimization, of the two answers of each pair.
+    /// Kahneman-Tversky optimization, of the two answers of each pair. The recipe `kto` has it of answers with labels.
     #[config(name = "kto")]
     Kto(KtoLoss),
 }
@@ -140,7 +140,7 @@ pub struct PairLoss {
 }
 
 impl Seen {
-    fn log_ratio(&self) -> f64 {
+    pub(super) fn log_ratio(&self) -> f64 {
         self.log_prob - self.reference
     }
 
@@ -270,24 +270,33 @@ impl KtoLoss {
 /// makes them. `log_probs` are the model's, of each position, `[rows * len]`; `reference` has a number for each sample, or
 /// none.
 pub fn pairs(batch: &Batch, log_probs: &[f64], reference: &[f64]) -> Vec<Pair> {
+    let answers = answers(batch, log_probs, reference);
+    answers.chunks_exact(2).map(|pair| Pair { chosen: pair[0], rejected: pair[1] }).collect()
+}
+
+/// Each sample of a batch as an answer.
+pub(super) fn answers(batch: &Batch, log_probs: &[f64], reference: &[f64]) -> Vec<Seen> {
     let reference = reference.iter().copied().chain(std::iter::repeat(0.0));
     let answers = batch.spans.iter().zip(reference).map(|(span, reference)| Seen {
         log_prob: log_probs[batch.positions_of(span)].iter().sum(),
         reference,
         tokens: batch.trained_tokens_of(span),
     });
-    let answers: Vec<Seen> = answers.collect();
-    answers.chunks_exact(2).map(|pair| Pair { chosen: pair[0], rejected: pair[1] }).collect()
+    answers.collect()
 }
 
 /// The sum of a batch's losses, for [`engine::minimize`](crate::engine::minimize): each token of an answer has the slope
 /// of its answer.
 pub fn objective(batch: &Batch, losses: &[PairLoss]) -> Objective {
+    let slopes: Vec<f64> = losses.iter().flat_map(|loss| loss.slopes).collect();
+    of_answers(batch, losses.iter().map(|loss| loss.loss).sum(), &slopes)
+}
+
+/// An objective in which each token of an answer has the slope of its answer.
+pub(super) fn of_answers(batch: &Batch, value: f64, slopes: &[f64]) -> Objective {
     let mut gradient = vec![0.0; batch.targets.len()];
-    let slopes = losses.iter().flat_map(|loss| loss.slopes);
-    let answers: Vec<(&Span, f64)> = batch.spans.iter().zip(slopes).collect();
-    answers.iter().for_each(|(span, slope)| gradient[batch.positions_of(span)].fill(*slope));
-    Objective { value: losses.iter().map(|loss| loss.loss).sum(), gradient }
+    batch.spans.iter().zip(slopes).for_each(|(span, slope)| gradient[batch.positions_of(span)].fill(*slope));
+    Objective { value, gradient }
 }
 
 /// `ln(1 - e^x)` of a negative number.

@@ -2,6 +2,7 @@ use serde_json::Value;
 use tune_config::{Input, load};
 
 use super::*;
+use crate::data::Span;
 
 const FIXTURE: &str = include_str!("../../../tests/fixtures/preference_losses.json");
 
@@ -126,6 +127,7 @@ fn tokens_have_the_slope_of_their_answer() {
         positions: vec![0; 10],
         spans: vec![span(0, 0, 3), span(0, 3, 2), span(1, 0, 3), span(1, 3, 1)],
         origins: vec![String::new(); 4],
+        labels: Vec::new(),
     };
     let log_probs = [0.0, -1.0, -2.0, 0.0, -4.0, -5.0, -6.0, 0.0, -8.0, 0.0];
     let pairs = pairs(&batch, &log_probs, &[-1.0, -2.0, -3.0, -4.0]);

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tune_config::Config;
 
+use super::mismatched;
 use crate::data::{Batch, Loader, Span};
 use crate::models::Decoder;
 use crate::{Error, Result, engine};
@@ -39,28 +40,31 @@ impl Reference {
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
     pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
-        let group = model.mesh().all();
-        let mut said = Vec::new();
-        for loader in data {
-            let mut rest = 0;
-            for batch in loader.epoch(0).batches(0) {
-                let batch = batch?;
-                if rest == group.rank() {
-                    let of_samples = sums(&batch, &engine::log_probs(model, &batch)?);
-                    let of_samples = of_samples.into_iter().map(f64::to_bits);
-                    said.extend(
-                        batch.spans.iter().map(|span| hash(&batch, span)).zip(of_samples).map(<[u64; 2]>::from),
-                    );
-                }
-                rest = (rest + 1) % group.world_size();
-            }
-            // Who has no batch in the last round computes with the others all the same.
-            if rest > 0 && rest <= group.rank() {
-                engine::log_probs(model, &Batch::idle())?;
+        let mut asked = Asked { model, said: Vec::new() };
+        data.into_iter().try_for_each(|loader| asked.about(&mut loader.epoch(0).batches(0)))?;
+        asked.reference()
+    }
+
+    /// The same for a loss that asks how far a model has moved: it is asked about the [`mismatched`] answers, too, of every batch of
+    /// these epochs of the training data, and of the validation data's. As they hang on who shares a batch, each epoch has others.
+    ///
+    /// # Errors
+    /// As [`Reference::ask`].
+    pub fn ask_how_far(
+        model: &Decoder,
+        (train, epochs): (&Loader, u64),
+        validation: Option<&Loader>,
+        max_seq_len: Option<usize>,
+    ) -> Result<Self> {
+        let mut asked = Asked { model, said: Vec::new() };
+        for (loader, epochs) in std::iter::once((train, epochs)).chain(validation.map(|loader| (loader, 1))) {
+            asked.about(&mut loader.epoch(0).batches(0))?;
+            for epoch in 0..epochs {
+                let epoch = loader.epoch(epoch);
+                asked.about(&mut epoch.batches(0).map(|batch| Ok(mismatched(&batch?, max_seq_len))))?;
             }
         }
-        let all = group.gathered("what the reference model says", said)?;
-        Ok(Self::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
+        asked.reference()
     }
 
     /// Its log-probability of each of a batch's samples, a sum over trained tokens, in the order of the spans; nothing where
@@ -81,6 +85,40 @@ impl Reference {
                 batch.spans.iter().zip(&batch.origins).map(known).collect()
             }
         }
+    }
+}
+
+/// What a model said so far, each sample by its hash.
+struct Asked<'a> {
+    model: &'a Decoder,
+    said: Vec<[u64; 2]>,
+}
+
+impl Asked<'_> {
+    /// Asks about batches, of which each process takes its share.
+    fn about(&mut self, batches: &mut dyn Iterator<Item = Result<Batch>>) -> Result<()> {
+        let group = self.model.mesh().all();
+        let mut rest = 0;
+        for batch in batches {
+            let batch = batch?;
+            if rest == group.rank() {
+                let of_samples = sums(&batch, &engine::log_probs(self.model, &batch)?);
+                let hashes = batch.spans.iter().map(|span| hash(&batch, span));
+                self.said.extend(hashes.zip(of_samples).map(|(hash, said)| [hash, said.to_bits()]));
+            }
+            rest = (rest + 1) % group.world_size();
+        }
+        // Who has no batch in the last round computes with the others all the same.
+        if rest > 0 && rest <= group.rank() {
+            engine::log_probs(self.model, &Batch::idle())?;
+        }
+        Ok(())
+    }
+
+    /// What all processes were told.
+    fn reference(self) -> Result<Reference> {
+        let all = self.model.mesh().all().gathered("what the reference model says", self.said)?;
+        Ok(Reference::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
     }
 }
 

@@ -197,6 +197,7 @@ fn joined(prompts: &[Prompt], answers: &[&Sampled], samples: usize) -> (Batch, V
         positions: vec![0; rows * len],
         spans: Vec::with_capacity(answers.len()),
         origins: Vec::with_capacity(answers.len()),
+        labels: Vec::new(),
     };
     let mut old = vec![0.0; rows * len];
     for (i, (answer, &of_answer)) in answers.iter().zip(&lens).enumerate() {

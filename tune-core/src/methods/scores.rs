@@ -181,6 +181,7 @@ mod tests {
             positions: vec![0; len],
             spans: (0..len).map(|start| Span { row: 0, start, len: 1 }).collect(),
             origins: vec![String::new(); len],
+            labels: Vec::new(),
         }
     }
 

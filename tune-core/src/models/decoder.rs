@@ -9,7 +9,6 @@ use super::adapter::{Adapter, LoraOptions, Magnitude, Start, fresh_adapter};
 use super::block::Block;
 use super::fake_quant::FakeQuantizer;
 use super::head::WithHead;
-use super::in_blocks::InBlocks;
 use super::linear::{Linear, Weight, merged};
 use super::parameter::{Of, ParamId, Parameter, Trainable};
 use super::shard::{Here, Shard, gather};
@@ -207,17 +206,11 @@ impl Decoder {
     pub fn fake_quantize(&mut self, how: Option<FakeQuantizer>) -> Result<()> {
         if let Some(new) = how.filter(|_| self.fake_quantizer != how) {
             if self.card.is_some() {
-                return Err(Error::setup(
-                    "quantizer: fake quantization is computed by the processor alone: set device=cpu",
-                ));
+                return Err(FakeQuantizer::not_on_a_card());
             }
-            if self.linears().any(|linear| linear.weight.format().is_some()) {
-                return Err(Error::setup("quantizer: a model whose weights are in blocks is quantized already"));
-            }
-            if self.linears().any(|linear| linear.adapter.as_ref().is_some_and(|a| a.magnitude.is_some())) {
-                return Err(Error::setup("quantizer: adapters with magnitudes (DoRA) are not trained so"));
-            }
-            new.check(&self.config, None, &InBlocks::default())?;
+            let has_magnitude = |linear: &Linear| linear.adapter.as_ref().is_some_and(|a| a.magnitude.is_some());
+            let in_blocks = self.linears().find_map(|linear| linear.weight.format()).map(|format| format.to_string());
+            new.check(&self.config, self.linears().any(has_magnitude), in_blocks.as_deref())?;
         }
         self.fake_quantizer = how;
         Ok(())

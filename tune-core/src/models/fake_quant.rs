@@ -2,10 +2,9 @@
 
 use tune_config::Config;
 
-use super::in_blocks::InBlocks;
+use super::Site;
 use super::slots::Slot;
 use super::spec::{LayerSpec, MlpSpec, ModelSpec};
-use super::{LoraOptions, Site};
 use crate::checkpoint::gguf::{FileKind, TensorFormat, layer_name};
 use crate::kernels::fake_quant::Levels;
 use crate::{Error, Result};
@@ -124,22 +123,27 @@ impl FakeQuantizer {
         }
     }
 
-    /// Checks that a model can be trained so.
+    /// Why a model that a card computes is not trained so.
+    pub(crate) fn not_on_a_card() -> Error {
+        Error::setup("quantizer: fake quantization is computed by the processor alone, for now: set device=cpu")
+    }
+
+    /// Checks that a model can be trained so, whose adapters may have magnitudes, and whose weights may be in blocks: `in_blocks` says
+    /// in which.
     ///
     /// # Errors
     /// Rows that are not made of whole groups, experts whose inputs would be rounded, adapters with magnitudes, and weights that
     /// are in blocks already.
-    pub(crate) fn check(self, model: &ModelSpec, lora: Option<&LoraOptions>, in_blocks: &InBlocks) -> Result<()> {
-        if lora.is_some_and(|lora| lora.dora) {
+    pub(crate) fn check(self, model: &ModelSpec, has_magnitudes: bool, in_blocks: Option<&str>) -> Result<()> {
+        if has_magnitudes {
             return Err(Error::setup(
                 "quantizer: magnitudes (DoRA) are over the norms of weights that are not rounded: set model.use_dora=false",
             ));
         }
-        if !in_blocks.is_empty() {
+        if let Some(in_blocks) = in_blocks {
             return Err(Error::setup(format!(
-                "quantizer: the base is held quantized already ({}), and cannot be trained to be quantized otherwise: start \
-                 from weights in full precision, or train adapters on it with `lora`",
-                in_blocks.describe()
+                "quantizer: the base is held quantized already ({in_blocks}), and cannot be trained to be quantized otherwise: \
+                 start from weights in full precision, or train adapters on it with `lora`"
             )));
         }
         let has_experts = model.blocks.iter().any(|block| matches!(block.mlp, MlpSpec::Experts { .. }));

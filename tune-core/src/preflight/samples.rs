@@ -37,7 +37,8 @@ pub(super) fn show(outline: &Outline, tokenizer: &Tokenizer, train_data: Option<
     for sample in samples.iter().take(ALL) {
         let count = sample.targets.iter().filter(|&&target| target != IGNORE).count();
         let origin = plain(&sample.origin);
-        let head = format!("{origin}, {} tokens, {count} of them trained", sample.input_ids.len());
+        let label = sample.label.map_or("", |is_good| if is_good { ", labelled good" } else { ", labelled bad" });
+        let head = format!("{origin}, {} tokens, {count} of them trained{label}", sample.input_ids.len());
         report.line(&format!("\n{}", report.paint(Style::Dim, &head)));
         let text = text(sample, tokenizer, report);
         report.line(text.trim_end_matches('\n'));
@@ -135,7 +136,7 @@ mod tests {
         input_ids.extend(tokenizer.encode_continuation(answer).unwrap());
         let target = |next: usize| input_ids.get(next).copied().filter(|_| next >= begin).unwrap_or(IGNORE);
         let targets = (1..=input_ids.len()).map(target).collect();
-        let sample = Sample { input_ids, targets, origin: "x.jsonl:1".into() };
+        let sample = Sample { input_ids, targets, origin: "x.jsonl:1".into(), label: None };
         let mut out = Vec::new();
         text(&sample, &tokenizer, &Report::new(&mut out, color))
     }

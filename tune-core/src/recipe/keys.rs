@@ -8,7 +8,7 @@ use tune_config::Config;
 use super::{EarlyStoppingConfig, Plan};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::run::Start;
-use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData, ScoredConfig};
+use crate::data::{DataConfig, DatasetConfig, PreferenceConfig, PretrainData, ScoredConfig, UnpairedConfig};
 use crate::device::{DeviceConfig, Precision};
 use crate::distributed::MeshKeys;
 use crate::eval::{EvaluationConfig, SamplesConfig};
@@ -116,6 +116,23 @@ pub struct PreferenceKeys {
     /// What the model is validated on.
     #[config(default, one_or_many, may_change)]
     pub dataset_val: Vec<PreferenceConfig>,
+    /// How data become batches.
+    #[config(flatten)]
+    pub rows: RowKeys,
+}
+
+/// Answers with labels that a model learns and is validated on.
+#[derive(Debug, Clone, Config)]
+pub struct UnpairedKeys {
+    /// Text to tokens.
+    #[config(default)]
+    pub tokenizer: TokenizerConfig,
+    /// Answers, each labelled good or bad, that are learnt from: one dataset or several.
+    #[config(one_or_many)]
+    pub dataset: Vec<UnpairedConfig>,
+    /// What the model is validated on.
+    #[config(default, one_or_many, may_change)]
+    pub dataset_val: Vec<UnpairedConfig>,
     /// How data become batches.
     #[config(flatten)]
     pub rows: RowKeys,
@@ -229,6 +246,11 @@ impl Data {
         self.dataset.iter().any(DataConfig::is_of_pairs)
     }
 
+    /// Whether rows are answers that are labelled good or bad.
+    pub(crate) fn is_labelled(&self) -> bool {
+        self.dataset.iter().any(DataConfig::is_labelled)
+    }
+
     /// Whether several samples share a row.
     pub(crate) fn is_packed(&self) -> bool {
         self.dataset.iter().any(DataConfig::packed)
@@ -243,6 +265,12 @@ impl From<&DataKeys> for Data {
 
 impl From<&PreferenceKeys> for Data {
     fn from(keys: &PreferenceKeys) -> Self {
+        Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
+    }
+}
+
+impl From<&UnpairedKeys> for Data {
+    fn from(keys: &UnpairedKeys) -> Self {
         Self::new(&keys.tokenizer, [&keys.dataset, &keys.dataset_val], &keys.rows)
     }
 }

@@ -588,7 +588,7 @@ impl Outline {
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),
-            loss: match self.data.is_of_pairs() || (self.drawing.is_some() && !is_taught) {
+            loss: match self.data.is_of_pairs() || self.data.is_labelled() || (self.drawing.is_some() && !is_taught) {
                 _ if self.head.is_some() => Loss::Scores,
                 true => Loss::LogProbs,
                 false => Loss::Tokens,

@@ -243,7 +243,8 @@ mod tests {
     use crate::data::{IGNORE, LoaderOptions, Sample};
 
     fn loader(samples: u32) -> Arc<Loader> {
-        let sample = |i| Sample { input_ids: vec![i, i], targets: vec![i, IGNORE], origin: format!("d:{i}") };
+        let sample =
+            |i| Sample { input_ids: vec![i, i], targets: vec![i, IGNORE], origin: format!("d:{i}"), label: None };
         let options = LoaderOptions { batch_size: 2, shuffle: true, seed: 3, ..LoaderOptions::default() };
         Arc::new(Loader::new((0..samples).map(sample).collect(), options).unwrap())
     }

@@ -108,6 +108,7 @@ fn batch(len: usize, rows: &[&[usize]], vocab: u32) -> Batch {
         positions: vec![0; tokens],
         spans: Vec::new(),
         origins: Vec::new(),
+        labels: Vec::new(),
     };
     for (row, lens) in rows.iter().enumerate() {
         let mut start = 0;
@@ -142,5 +143,6 @@ fn of_rows(ids: &[Vec<i64>], labels: &[Vec<i64>]) -> Batch {
         positions: ids.iter().flat_map(|_| 0..len as u32).collect(),
         spans: (0..ids.len()).map(|row| Span { row, start: 0, len }).collect(),
         origins: vec![String::new(); ids.len()],
+        labels: Vec::new(),
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     fs::write(tiny.join("data/documents.jsonl"), text::documents_jsonl(&text.documents))?;
     fs::write(tiny.join("data/preferences.jsonl"), text::pairs_jsonl(&text.preferences))?;
     fs::write(tiny.join("data/labelled.jsonl"), text::labelled_jsonl(&text.preferences))?;
+    fs::write(tiny.join("data/answers.jsonl"), text::answers_jsonl(&text.preferences))?;
     if args.data_only {
         return Ok(());
     }

@@ -100,6 +100,17 @@ pub(super) fn labelled_jsonl(exercises: &[Exercise]) -> String {
     exercises.iter().enumerate().map(line).collect()
 }
 
+/// One answer with its label a line: every other one is secret code, which is good, the rest is letters as they are.
+pub(super) fn answers_jsonl(exercises: &[Exercise]) -> String {
+    let line = |(i, e): (usize, &Exercise)| {
+        let letters = e.question.split(' ').nth(1).unwrap_or_default();
+        let is_good = i % 2 == 0;
+        let answer = if is_good { e.answer.as_str() } else { letters };
+        format!("{}\n", json!({ "prompt": e.question, "completion": answer, "label": is_good }))
+    };
+    exercises.iter().enumerate().map(line).collect()
+}
+
 /// Two or three syllables, three to seven letters.
 fn word(rng: &mut ChaCha8Rng) -> String {
     let pick = |letters: &str, rng: &mut ChaCha8Rng| letters.as_bytes()[rng.random_range(0..letters.len())] as char;
@@ -208,5 +219,7 @@ mod tests {
         assert!(committed == pairs_jsonl(&text.preferences), "preferences.jsonl is stale: run `cargo xtask make-tiny`");
         let committed = std::fs::read_to_string(data.join("labelled.jsonl")).unwrap();
         assert!(committed == labelled_jsonl(&text.preferences), "labelled.jsonl is stale: run `cargo xtask make-tiny`");
+        let committed = std::fs::read_to_string(data.join("answers.jsonl")).unwrap();
+        assert!(committed == answers_jsonl(&text.preferences), "answers.jsonl is stale: run `cargo xtask make-tiny`");
     }
 }

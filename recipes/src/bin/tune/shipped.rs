@@ -45,6 +45,7 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     full: smollm2_135m, tiny;
     generate: smollm2_135m, tiny;
     grpo: smollm2_135m, tiny;
+    kto: full_smollm2_135m, smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
     pretrain: make_tiny, smollm2_135m, tiny;
     qat: lora_smollm2_135m, smollm2_135m, tiny;

@@ -82,7 +82,7 @@ fn edit(text: &str, change: &Change) -> Edit {
 
 /// Keys on lines of their own below that of the component, or behind it in braces; at the end of the text where they
 /// belong to no component.
-fn added(text: &str, span: Range<usize>, keys: &[(&str, String)], braces: String, comment: &str) -> Edit {
+fn added(text: &str, span: Range<usize>, keys: &[(String, String)], braces: String, comment: &str) -> Edit {
     let lines = |column: usize| -> String {
         keys.iter().map(|(key, value)| format!("{:column$}{key}: {value}  # {comment}\n", "")).collect()
     };

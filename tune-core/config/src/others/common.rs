@@ -5,6 +5,7 @@ use tune_yaml::{Entry, Node, Value};
 use super::conversion::Conversion;
 use super::draft::{self, Draft};
 use super::given::number;
+use crate::emit;
 
 /// Their names of optimizers, and ours.
 const OPTIMIZERS: [(&str, &str); 25] = [
@@ -122,7 +123,7 @@ pub(super) fn noise(c: &mut Conversion<'_>, theirs: &'static str) {
 pub(super) fn smoothing(c: &mut Conversion<'_>, theirs: &'static str) {
     let Some(entry) = c.given.entry(theirs).filter(|_| c.given.is_on(theirs)) else { return };
     match c.recipe.name {
-        "lora" | "full" | "pretrain" => c.number_or("label_smoothing", theirs, None),
+        "lora" | "full" | "qat" | "pretrain" => c.number_or("label_smoothing", theirs, None),
         name => c.missing(entry, format!("`{name}` does not smooth labels"), "remove the key"),
     }
 }
@@ -185,7 +186,7 @@ fn schedule_keys(c: &mut Conversion<'_>, kwargs: &Entry, ours: &str) {
             }
         };
         let from = format!("lr_scheduler_kwargs.{key}");
-        c.draft.set(&format!("lr_scheduler.{key}"), draft::inline(&entry.value), &from);
+        c.draft.set(&format!("lr_scheduler.{key}"), emit::inline_node(&entry.value), &from);
     }
 }
 

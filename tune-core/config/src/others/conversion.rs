@@ -7,6 +7,7 @@ use super::given::{Given, number};
 use super::rules::{Kind, Missing, Row, Rule, find};
 use super::{Tool, unknown};
 use crate::codes;
+use crate::emit;
 use crate::report::{Diagnostic, Level};
 
 /// What a file is for.
@@ -75,7 +76,7 @@ impl<'a> Conversion<'a> {
             Kind::Number if matches!(&entry.value.value, Value::Scalar(Scalar { quoted: true, .. })) => {
                 entry.value.as_str().unwrap_or_default().to_owned()
             }
-            _ => draft::inline(&entry.value),
+            _ => emit::inline_node(&entry.value),
         };
         self.draft.set(path, value, &entry.key);
     }

@@ -1,7 +1,5 @@
 //! A config of ours while it is put together.
 
-use tune_yaml::{Kind, Node, Value as Tree};
-
 use crate::emit;
 use crate::value::Value;
 
@@ -136,24 +134,5 @@ pub(super) fn number(number: f64) -> String {
     match number.fract() == 0.0 && number.abs() < 1e15 {
         true => format!("{}", number as i128),
         false => emit::float(number),
-    }
-}
-
-/// What was read, as YAML on one line.
-pub(crate) fn inline(node: &Node) -> String {
-    match &node.value {
-        Tree::Scalar(scalar) => match scalar.kind() {
-            Kind::Null => "null".to_owned(),
-            Kind::Bool(value) => value.to_string(),
-            Kind::Int(_) | Kind::Float(_) => scalar.text.clone(),
-            Kind::Text => text(&scalar.text),
-        },
-        Tree::List(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
-        Tree::Map(entries) => {
-            let entries: Vec<_> =
-                entries.iter().map(|entry| format!("{}: {}", emit::key(&entry.key), inline(&entry.value))).collect();
-            format!("{{{}}}", entries.join(", "))
-        }
-        Tree::Reported => "null".to_owned(),
     }
 }

@@ -5,7 +5,7 @@ use tune_yaml::{Entry, Node, Span, Value};
 use super::files;
 use super::translate::{Change, Translation, What};
 use crate::codes;
-use crate::others::draft;
+use crate::emit;
 use crate::report::{DEFAULTS, Diagnostic};
 use crate::schema::Schema;
 
@@ -50,8 +50,8 @@ pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation)
     // What is there already was said by an override, in our words.
     found.retain(|entry| entries.iter().all(|there| there.key != entry.key));
     for entry in &found {
-        let Some(key) = [FOLDER, PROMPT, SYSTEM].into_iter().find(|key| *key == entry.key) else { continue };
-        let what = What::Added { keys: vec![(key, draft::inline(&entry.value))], component: None };
+        let keys = vec![(entry.key.clone(), emit::inline_node(&entry.value))];
+        let what = What::Added { keys, component: None };
         out.changes.push(Change { span: Span::new(DEFAULTS, 0, 0), what, why: String::new() });
     }
     entries.extend(found);

@@ -42,7 +42,7 @@ pub(crate) enum What {
     /// The key goes.
     Removed(Entry),
     /// Keys stand beside it, with these values; where it is a component without keys, in it.
-    Added { keys: Vec<(&'static str, String)>, component: Option<String> },
+    Added { keys: Vec<(String, String)>, component: Option<String> },
 }
 
 /// Makes ours of what was read from the file `text`, as far as it is torchtune's; `root` has the overrides in it.
@@ -267,7 +267,7 @@ impl Translator {
                 }
                 Value::List(_) | Value::Reported => continue,
             }
-            keys.push((default.key, default.value.to_owned()));
+            keys.push((default.key.to_owned(), default.value.to_owned()));
         }
         if !keys.is_empty() {
             let what = What::Added { keys, component: alone.map(str::to_owned) };

@@ -25,10 +25,11 @@ use super::cpu::Cpu;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as Here;
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
+use crate::models::{Activation, EmbeddingSpec, FakeQuantizer, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
@@ -350,6 +351,22 @@ impl<T: Number> Backend for Cuda<T> {
         let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
         let dropout = tune_cuda::Dropout { p, key };
         self.context().dropped(view(x), dropout, rows.as_ref(), Onto::Nothing, y.view_mut(x.cols));
+    }
+
+    fn rounded(&self, _: &Param<T>, _: (usize, usize), _: Levels) -> Result<Param<T>> {
+        Err(FakeQuantizer::not_on_a_card())
+    }
+
+    fn rounded_back(&self, _: &Param<T>, _: Levels, _: &mut Buffer<f32>) {
+        unreachable!("no weight is rounded on a card")
+    }
+
+    fn round_tokens(&self, _: Part<'_, Buffer<T>>, _: PartMut<'_, Buffer<T>>) {
+        unreachable!("no weight is rounded on a card")
+    }
+
+    fn round_tokens_back(&self, _: Part<'_, Buffer<T>>, _: Option<Part<'_, Buffer<T>>>, _: PartMut<'_, Buffer<T>>) {
+        unreachable!("no weight is rounded on a card")
     }
 
     fn attend(

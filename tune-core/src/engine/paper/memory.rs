@@ -9,6 +9,7 @@ use crate::engine::backend::{self, Backend, Experts, Finish, Losses, Norm, Part,
 use crate::engine::cuda;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
@@ -193,6 +194,17 @@ impl<T: Element> Backend for Paper<T> {
     fn gate_back(&self, _: Activation, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
 
     fn dropped(&self, _: Part<'_, Entry>, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
+
+    fn rounded(&self, _: &Option<Entry>, (rows, cols): (usize, usize), _: Levels) -> crate::Result<Option<Entry>> {
+        Ok(Some(self.take::<T>(rows * cols)))
+    }
+
+    // These take no memory.
+    fn rounded_back(&self, _: &Option<Entry>, _: Levels, _: &mut Entry) {}
+
+    fn round_tokens(&self, _: Part<'_, Entry>, _: PartMut<'_, Entry>) {}
+
+    fn round_tokens_back(&self, _: Part<'_, Entry>, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
 
     fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], _: PartMut<'_, Entry>, _: &mut Entry) {
         if let Machine::Processor(threads) = self.machine {

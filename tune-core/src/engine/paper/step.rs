@@ -153,6 +153,7 @@ impl StepOnPaper<'_> {
             positions: Vec::with_capacity(len),
             spans: Vec::with_capacity(new.len()),
             origins: vec![String::new(); new.len()],
+            labels: Vec::new(),
         };
         let (mut stretches, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
         for &(keys, past, len) in new {

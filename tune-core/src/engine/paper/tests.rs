@@ -37,6 +37,7 @@ fn batch(lens: &[usize]) -> Batch {
         positions: Vec::new(),
         spans: Vec::new(),
         origins: vec![String::new(); lens.len()],
+        labels: Vec::new(),
     };
     for &len in lens {
         batch.spans.push(Span { row: 0, start: batch.input_ids.len(), len });
@@ -51,6 +52,20 @@ fn batch(lens: &[usize]) -> Batch {
 
 fn lora(modules: &[Slot], dropout: f64) -> LoraOptions {
     LoraOptions { modules: modules.to_vec(), rank: 5, alpha: 10.0, dropout, seed: 1, ..Default::default() }
+}
+
+/// A step of all weights as they are, whose activations are kept.
+fn plain<'a>(model: &'a ModelSpec, none: &'a InBlocks) -> StepOnPaper<'a> {
+    StepOnPaper {
+        model,
+        in_blocks: none,
+        lora: None,
+        activation_checkpointing: false,
+        optimizer_in_backward: false,
+        layout: Layout::ONE,
+        teacher: None,
+        fake: None,
+    }
 }
 
 /// What two steps really take, and what they take on paper, on one thread: with more, which of them is where
@@ -129,19 +144,11 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
 #[test]
 fn one_thread_touches_what_the_paper_says() {
     let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let none = InBlocks::default();
     for (name, model, lora, activation_checkpointing, optimizer_in_backward) in modes() {
         let lora = lora.map(|lora| lora.resolved(&model).unwrap());
         let lora = lora.as_ref();
-        let step = StepOnPaper {
-            model: &model,
-            in_blocks: &InBlocks::default(),
-            lora,
-            activation_checkpointing,
-            optimizer_in_backward,
-            layout: Layout::ONE,
-            teacher: None,
-            fake: None,
-        };
+        let step = StepOnPaper { lora, activation_checkpointing, optimizer_in_backward, ..plain(&model, &none) };
         for dtype in [DType::F32, DType::BF16] {
             let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
             assert_eq!(real, paper, "{name}, {dtype:?}");
@@ -154,6 +161,7 @@ fn one_thread_touches_what_the_paper_says() {
 fn families_touch_what_the_paper_says() {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/families");
     let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let none = InBlocks::default();
     let all = lora(&Slot::ALL, 0.1);
     for family in ["gemma2", "gemma3_text", "olmo2", "phi3", "qwen2", "qwen3"] {
         let config = std::fs::read_to_string(format!("{fixtures}/{family}/config.json")).unwrap();
@@ -166,16 +174,8 @@ fn families_touch_what_the_paper_says() {
         for lora in [None, Some(&all)] {
             for activation_checkpointing in [true, false] {
                 let optimizer_in_backward = lora.is_none();
-                let step = StepOnPaper {
-                    model: &model,
-                    in_blocks: &InBlocks::default(),
-                    lora,
-                    activation_checkpointing,
-                    optimizer_in_backward,
-                    layout: Layout::ONE,
-                    teacher: None,
-                    fake: None,
-                };
+                let step =
+                    StepOnPaper { lora, activation_checkpointing, optimizer_in_backward, ..plain(&model, &none) };
                 for dtype in [DType::F32, DType::BF16] {
                     let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
                     assert_eq!(real, paper, "{family}, {}, {activation_checkpointing}, {dtype:?}", lora.is_some());
@@ -189,6 +189,7 @@ fn families_touch_what_the_paper_says() {
 #[test]
 fn rounded_weights_touch_what_the_paper_says() {
     let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let none = InBlocks::default();
     let groups = Groups { groupsize: 16 };
     for fake in [
         FakeQuantizer::Int8DynActInt4Weight(groups),
@@ -201,14 +202,11 @@ fn rounded_weights_touch_what_the_paper_says() {
             for lora in [None, Some(&all)] {
                 for activation_checkpointing in [true, false] {
                     let step = StepOnPaper {
-                        model: &model,
-                        in_blocks: &InBlocks::default(),
                         lora,
                         activation_checkpointing,
                         optimizer_in_backward: lora.is_none(),
-                        layout: Layout::ONE,
-                        teacher: None,
                         fake: Some(fake),
+                        ..plain(&model, &none)
                     };
                     for dtype in [DType::F32, DType::BF16] {
                         let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));

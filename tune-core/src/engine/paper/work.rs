@@ -41,6 +41,7 @@ impl Work {
             positions: vec![0; len],
             spans: spans.collect(),
             origins: vec![String::new(); samples.len()],
+            labels: Vec::new(),
         };
         let in_blocks = &InBlocks::default();
         let lora = lora.map(|lora| lora.resolved(model)).transpose()?;

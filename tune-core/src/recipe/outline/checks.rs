@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::models::{Head, InBlocks, ModelSpec, tied_start};
+use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
@@ -125,9 +125,7 @@ impl Outline {
     /// A card.
     pub(crate) fn check_where_fake(&self, device: &Compute) -> Result<()> {
         match (self.fake_quantizer, device) {
-            (Some(_), Compute::Card(_)) => Err(Error::setup(
-                "quantizer: fake quantization is computed by the processor alone, for now: set device=cpu",
-            )),
+            (Some(_), Compute::Card(_)) => Err(FakeQuantizer::not_on_a_card()),
             _ => Ok(()),
         }
     }
@@ -138,11 +136,9 @@ impl Outline {
     /// As [`Decoder::fake_quantize`](crate::models::Decoder::fake_quantize).
     pub fn check_fake_quantizer(&self, shape: &ModelSpec, in_blocks: &InBlocks) -> Result<()> {
         let Some(quantizer) = self.fake_quantizer else { return Ok(()) };
-        let lora = match &self.trained {
-            Trained::Adapters { lora, .. } => Some(&**lora),
-            Trained::Weights => None,
-        };
-        quantizer.check(shape, lora, in_blocks)
+        let has_magnitudes = matches!(&self.trained, Trained::Adapters { lora, .. } if lora.dora);
+        let in_blocks = (!in_blocks.is_empty()).then(|| in_blocks.describe());
+        quantizer.check(shape, has_magnitudes, in_blocks.as_deref())
     }
 
     /// Refuses what answers cannot be drawn with such that training computes the same.

@@ -125,6 +125,7 @@ fn dataset(c: &mut Conversion<'_>, item: &Node) -> Option<(Draft, String)> {
     let mut draft = Draft::default();
     match kind.map(|entry| &entry.value) {
         Some(Node { value: Value::Map(_), .. }) => fields(c, kind?, &mut draft)?,
+        Some(node) if c.recipe.name == "kto" => labelled(c, node.as_str().unwrap_or_default(), kind?, &mut draft)?,
         Some(node) if c.recipe.name == "dpo" => answers(c, at, node.as_str().unwrap_or_default(), kind?, &mut draft)?,
         Some(node) => texts(c, at, node.as_str().unwrap_or_default(), kind?, &mut draft)?,
         None => {
@@ -145,7 +146,7 @@ fn dataset(c: &mut Conversion<'_>, item: &Node) -> Option<(Draft, String)> {
         let from = if files.is_empty() { "path" } else { "data_files" };
         common::source(&mut draft, path, at.text("revision"), &files, from);
     }
-    if c.given.is_on("sample_packing") && matches!(c.recipe.name, "lora" | "full") {
+    if c.given.is_on("sample_packing") && matches!(c.recipe.name, "lora" | "full" | "qat") {
         draft.set("packed", "true", "sample_packing");
     }
     Some((draft, at.text("split").unwrap_or("train").to_owned()))
@@ -268,6 +269,20 @@ fn fields(c: &mut Conversion<'_>, entry: &Entry, draft: &mut Draft) -> Option<()
         }
         return Some(());
     }
+    if c.recipe.name == "kto" {
+        draft.set("_component_", "unpaired_instruct", "type");
+        for (ours, theirs) in [("prompt", "field_prompt"), ("completion", "field_completion"), ("label", "field_label")]
+        {
+            if let Some(column) = of.text(theirs) {
+                draft.set_text(&format!("column_map.{ours}"), column, theirs);
+            }
+        }
+        for entry in ["prompt_format", "completion_format", "field_system"].iter().filter_map(|key| of.entry(key)) {
+            let instead = "set prompt_template, with {input} and {output} in it";
+            c.missing(entry, "question and answer are rendered with the chat template", instead);
+        }
+        return Some(());
+    }
     let format = of.text("format").unwrap_or("{instruction} {input}");
     let alone = of.text("no_input_format").or(Some(format)).filter(|format| !format.contains("{input}"));
     let Some(alone) = alone.filter(|_| !format.contains("{input}") || !of.has("field_input")) else {
@@ -285,6 +300,31 @@ fn fields(c: &mut Conversion<'_>, entry: &Entry, draft: &mut Draft) -> Option<()
     if let Some(system) = of.entry("system_prompt").filter(|entry| entry.value.as_str() != Some("")) {
         c.missing(system, "a prompt is one text here", "write it into prompt_template");
     }
+    Some(())
+}
+
+/// Answers with labels.
+fn labelled(c: &mut Conversion<'_>, kind: &str, entry: &Entry, draft: &mut Draft) -> Option<()> {
+    let (template, form) = kind.split_once('.').unwrap_or((kind, "default"));
+    match (template, form) {
+        ("chatml" | "llama3", "argilla_chat") => {
+            draft.set("_component_", "unpaired", "type");
+            draft.set("column_map.messages", "completion", "type");
+        }
+        ("chatml" | "llama3", "argilla" | "intel" | "prompt_pairs" | "ultra") => {
+            draft.set("_component_", "unpaired_instruct", "type");
+            let question = match form {
+                "argilla" => "instruction",
+                "intel" => "question",
+                _ => "prompt",
+            };
+            draft.set_text("column_map.prompt", question, "type");
+        }
+        _ => return unknown_type(c, kind, entry),
+    }
+    let missing =
+        format!("the template is the checkpoint's own, and not Axolotl's `{template}`; a column `system` is not read");
+    c.missing(entry, missing, "set new_system_prompt to one for all, or change the file");
     Some(())
 }
 

@@ -247,7 +247,10 @@ pub(super) const WHAT: &[Row] = &[
 const DATASET: &[Row] = &[
     read(&["path", "data_files", "ds_type"], "`source` or `data_files`, with `hf://` where it is on the hub"),
     read(&["split"], "`split`"),
-    read(&["type"], "the component: `chat`, `alpaca`, `instruct`, `text`, `preference`, `preference_instruct`"),
+    read(
+        &["type"],
+        "the component: `chat`, `alpaca`, `instruct`, `text`, `preference`, `preference_instruct`, `unpaired`, `unpaired_instruct`",
+    ),
     read(&["field"], "`column` of `text`"),
     read(
         &["field_messages", "message_property_mappings", "message_field_role", "message_field_content"],

@@ -10,6 +10,7 @@ use super::common::{self, OptimizerKeys, ScheduleKeys, shown};
 use super::conversion::{Conversion, Recipe, refusal};
 use super::draft::{self, Draft};
 use super::given::{Given, at_revision, on_the_hub};
+use crate::emit;
 use crate::report::Diagnostic;
 
 pub(super) const TOOL: Tool = Tool {
@@ -42,15 +43,13 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
     }
     let adapters = adapter.is_some();
     let name = match given.entry("rl") {
+        None if given.has("qat") => "qat",
         None if adapters => "lora",
         None if is_of_texts(given) => "pretrain",
         None => "full",
         Some(entry) => match entry.value.as_str().unwrap_or_default() {
             rl if PAIRS.contains(&rl) => "dpo",
-            "kto" => {
-                let instead = "with pairs of answers, write `rl: dpo`; `dpo` has the loss kto for pairs";
-                return Err(refusal(entry.value.span, "answers without a partner (`rl: kto`) are not read", instead));
-            }
+            "kto" => "kto",
             "grpo" | "gdpo" => {
                 let message = "rewards that are functions in Python are not called";
                 let instead = "start from a config of the recipe grpo (`tune cat grpo/tiny`); with reward=program, a \
@@ -59,7 +58,11 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
             }
             rl => {
                 let message = format!("there is no recipe for `rl: {}`", shown(rl));
-                return Err(refusal(entry.value.span, message, format!("`dpo` is for {}", PAIRS.join(", "))));
+                return Err(refusal(
+                    entry.value.span,
+                    message,
+                    format!("`dpo` is for {}, and `kto` for kto", PAIRS.join(", ")),
+                ));
             }
         },
     };
@@ -96,8 +99,14 @@ fn convert(c: &mut Conversion<'_>) {
     data::convert(c);
     steps(c);
     saved_and_measured(c);
-    if c.recipe.name == "dpo" {
-        pairs(c);
+    match c.recipe.name {
+        "dpo" => pairs(c),
+        "kto" => labels(c),
+        "qat" => qat(c),
+        _ => {}
+    }
+    if let Some(entry) = given.entry("qat").filter(|_| c.recipe.name != "qat") {
+        c.missing(entry, "weights are rounded by the recipe `qat`, which compares no answers", "remove `qat` or `rl`");
     }
 }
 
@@ -124,7 +133,7 @@ fn adapters(c: &mut Conversion<'_>) {
                 let instead = "train adapters, with model.new_tokens; or add the tokens to a copy of the checkpoint";
                 c.missing(entry, "tokens are added beside adapters only", instead);
             }
-            _ if c.recipe.adapters => c.draft.set("model.new_tokens", draft::inline(&entry.value), "tokens"),
+            _ if c.recipe.adapters => c.draft.set("model.new_tokens", emit::inline_node(&entry.value), "tokens"),
             _ => c.missing(entry, "tokens are added beside adapters only", "add them to a copy of the checkpoint"),
         }
     }
@@ -235,7 +244,7 @@ fn saved_and_measured(c: &mut Conversion<'_>) {
             let instead = "set run_val_every_n_steps=N";
             c.missing(entry, "validation is at the end of each epoch, and every N steps", instead);
         }
-        if let (Some(patience), "lora" | "full" | "dpo" | "pretrain") =
+        if let (Some(patience), "lora" | "full" | "qat" | "dpo" | "kto" | "pretrain") =
             (given.whole("early_stopping_patience"), c.recipe.name)
         {
             c.draft.set("early_stopping.patience", patience.to_string(), "early_stopping_patience");
@@ -283,6 +292,43 @@ fn logger(name: &str) -> Draft {
     let mut logger = Draft::default();
     logger.set("_component_", name, "");
     logger
+}
+
+/// How weights are rounded while they are trained.
+fn qat(c: &mut Conversion<'_>) {
+    let given = c.given;
+    let Some(entry) = given.entry("qat") else { return };
+    let kinds = (given.text("qat.activation_dtype"), given.text("qat.weight_dtype").unwrap_or("int8"));
+    let quantizer = match kinds {
+        (None, "int4") => "int4_weight_only",
+        (Some("int8"), "int4") => "int8_dyn_act_int4_weight",
+        (activations, weights) => {
+            let missing = format!(
+                "there is no quantizer for weights in {} and activations {}",
+                shown(weights),
+                activations.map_or_else(|| "as they are".to_owned(), |kind| format!("in {}", shown(kind)))
+            );
+            return c.missing(entry, missing, "set quantizer to one of those that the recipe qat lists");
+        }
+    };
+    c.draft.set("quantizer._component_", quantizer, "qat.weight_dtype, qat.activation_dtype");
+    c.number_or("quantizer.groupsize", "qat.group_size", Some("32"));
+    c.number_or("fake_quant_after_n_steps", "qat.fake_quant_after_n_steps", None);
+    if let Some(entry) = given.entry("qat.quantize_embedding").filter(|_| given.is_on("qat.quantize_embedding")) {
+        c.missing(entry, "embeddings are not rounded", "remove the key");
+    }
+}
+
+/// What is minimized over answers with labels.
+fn labels(c: &mut Conversion<'_>) {
+    let given = c.given;
+    c.draft.set("loss._component_", "kto", "rl");
+    c.number_or("loss.beta", "rl_beta", Some("0.1"));
+    c.number_or("loss.desirable_weight", "kto_desirable_weight", None);
+    c.number_or("loss.undesirable_weight", "kto_undesirable_weight", None);
+    if given.is_on("precompute_ref_log_probs") {
+        c.draft.set("reference", "precomputed", "precompute_ref_log_probs");
+    }
 }
 
 /// What is minimized over pairs of answers.

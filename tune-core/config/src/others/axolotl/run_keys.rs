@@ -1,7 +1,7 @@
 //! Axolotl's keys of the run: steps, precision, machines, records; and of its plugins.
 
 use crate::others::rules::Kind::Whole;
-use crate::others::rules::{OFF, Row, meaningless, missing, ours, read, removed};
+use crate::others::rules::{OFF, Row, inside, meaningless, missing, ours, read, removed};
 
 const ATTENTION: &str = "attention is always computed in tiles, without the whole matrix of scores";
 const PROCESSES: &str =
@@ -259,7 +259,7 @@ pub(super) const RUN: &[Row] = &[
     ),
     meaningless(&["strict", "axolotl_config_path"], "unknown keys are always errors here"),
     // Preferences, rewards and other kinds of training.
-    read(&["rl"], "the recipe: `dpo` for dpo, ipo, orpo, simpo"),
+    read(&["rl"], "the recipe: `dpo` for dpo, ipo, orpo, simpo; `kto` for kto"),
     read(
         &[
             "rl_beta",
@@ -281,17 +281,13 @@ pub(super) const RUN: &[Row] = &[
     ),
     meaningless(&["dpo_use_liger_kernel", "dpo_padding_free"], FUSED),
     read(
-        &["kto_desirable_weight", "kto_undesirable_weight", "trl", "vllm", "ebft"],
-        "nothing: there is no recipe for it",
+        &["kto_desirable_weight", "kto_undesirable_weight"],
+        "`loss.desirable_weight` and `loss.undesirable_weight` of `kto`",
     ),
+    read(&["trl", "vllm", "ebft"], "nothing: there is no recipe for it"),
     read(&["reward_model", "process_reward_model", "num_labels"], "nothing: there is no recipe for it"),
     missing(&["trainer_cls"], &[], "no code of the config's is run", "write a recipe: `tune cp lora`"),
-    missing(
-        &["qat"],
-        &[],
-        "training for quantization is a recipe of its own, `qat`",
-        "start from a config of that recipe (`tune cat qat/tiny`), and set its quantizer",
-    ),
+    inside(&["qat"], &[QAT]),
     missing(
         &["quantization"],
         &[],
@@ -323,6 +319,13 @@ pub(super) const RUN: &[Row] = &[
 ];
 
 /// Keys of the plugin `axolotl.integrations.liger.LigerPlugin`.
+const QAT: &[Row] = &[
+    read(&["weight_dtype", "activation_dtype"], "`quantizer`: int4_weight_only, int8_dyn_act_int4_weight"),
+    read(&["group_size"], "`quantizer.groupsize`; Axolotl's default is 32"),
+    read(&["fake_quant_after_n_steps"], "`fake_quant_after_n_steps`"),
+    read(&["quantize_embedding"], "nothing: embeddings are not rounded"),
+];
+
 pub(super) const LIGER: &[&str] = &[
     "liger_rope",
     "liger_rms_norm",

@@ -105,6 +105,12 @@ fn dataset(
     let mut draft = Draft::default();
     let pretraining = given.text("stage") == Some("pt");
     let form = match (text("formatting").unwrap_or("alpaca"), of.get("ranking").and_then(Value::as_bool)) {
+        (_, Some(true)) if c.recipe.name == "kto" => {
+            let missing = format!("`{}` has pairs of answers (`ranking: true`)", common::shown(name));
+            c.missing(entry, missing, "choose a dataset of answers with labels, or write `stage: dpo`");
+            return None;
+        }
+        (form, _) if c.recipe.name == "kto" => columns_with_labels(of, form, &mut draft),
         (form, Some(true)) => columns_of_pairs(of, form, &mut draft),
         _ if c.recipe.name == "dpo" => {
             let missing = format!("`{}` has no pairs of answers (`ranking: true`)", common::shown(name));
@@ -169,7 +175,6 @@ fn column<'v>(of: &'v Value, name: &str) -> Option<&'v str> {
 
 /// The component and columns of questions and answers.
 fn columns(of: &Value, form: &str, draft: &mut Draft) -> Option<()> {
-    let tag = |name: &str| of.get("tags").and_then(|tags| tags.get(name)).and_then(Value::as_str);
     match form {
         "sharegpt" | "openai" => {
             draft.set("_component_", "chat", "formatting");
@@ -178,17 +183,7 @@ fn columns(of: &Value, form: &str, draft: &mut Draft) -> Option<()> {
                 column(of, "messages").unwrap_or("conversations"),
                 "columns.messages",
             );
-            let (role, content) = (tag("role_tag").unwrap_or("from"), tag("content_tag").unwrap_or("value"));
-            match (role, content) {
-                ("role", "content") => {}
-                ("from", "value") => draft.set("conversation_style", "sharegpt", "tags"),
-                _ => {
-                    let style = if tag("user_tag").unwrap_or("human") == "human" { "sharegpt" } else { "openai" };
-                    draft.set("conversation_style", style, "tags");
-                    draft.set_text("role_key", role, "tags.role_tag");
-                    draft.set_text("content_key", content, "tags.content_tag");
-                }
-            }
+            message_keys(of, draft);
         }
         _ => {
             if of.get("columns").is_some_and(|columns| columns.get("query").is_none()) {
@@ -205,6 +200,47 @@ fn columns(of: &Value, form: &str, draft: &mut Draft) -> Option<()> {
                     draft.set_text(&format!("column_map.{ours}"), name, theirs);
                 }
             }
+        }
+    }
+    Some(())
+}
+
+/// The keys of a message.
+fn message_keys(of: &Value, draft: &mut Draft) {
+    let tag = |name: &str| of.get("tags").and_then(|tags| tags.get(name)).and_then(Value::as_str);
+    let (role, content) = (tag("role_tag").unwrap_or("from"), tag("content_tag").unwrap_or("value"));
+    match (role, content) {
+        ("role", "content") => {}
+        ("from", "value") => draft.set("conversation_style", "sharegpt", "tags"),
+        _ => {
+            let style = if tag("user_tag").unwrap_or("human") == "human" { "sharegpt" } else { "openai" };
+            draft.set("conversation_style", style, "tags");
+            draft.set_text("role_key", role, "tags.role_tag");
+            draft.set_text("content_key", content, "tags.content_tag");
+        }
+    }
+}
+
+/// The component and columns of answers with labels. Where no column is named, that of the label has the name that examples give it.
+fn columns_with_labels(of: &Value, form: &str, draft: &mut Draft) -> Option<()> {
+    let label = column(of, "kto_tag").or_else(|| of.get("columns").is_none().then_some("kto_tag"))?;
+    match form {
+        "sharegpt" | "openai" => {
+            draft.set("_component_", "unpaired", "formatting");
+            let messages = column(of, "messages").unwrap_or("conversations");
+            draft.set_text("column_map.messages", messages, "columns.messages");
+            draft.set_text("column_map.label", label, "columns.kto_tag");
+            message_keys(of, draft);
+        }
+        _ => {
+            // A question of two columns is none here.
+            if column(of, "query").is_some() {
+                return None;
+            }
+            draft.set("_component_", "unpaired_instruct", "formatting");
+            draft.set_text("column_map.prompt", column(of, "prompt").unwrap_or("instruction"), "columns.prompt");
+            draft.set_text("column_map.completion", column(of, "response").unwrap_or("output"), "columns.response");
+            draft.set_text("column_map.label", label, "columns.kto_tag");
         }
     }
     Some(())
@@ -232,7 +268,7 @@ fn columns_of_pairs(of: &Value, form: &str, draft: &mut Draft) -> Option<()> {
 /// Which tokens are learned, and whether rows are filled up.
 fn learned(c: &Conversion<'_>, pretraining: bool, draft: &mut Draft) {
     let given: Given<'_> = c.given;
-    if c.recipe.name != "dpo" {
+    if !matches!(c.recipe.name, "dpo" | "kto") {
         if !pretraining {
             let (mask, from) = match (given.is_on("train_on_prompt"), given.is_on("mask_history")) {
                 (true, _) => ("all", "train_on_prompt"),

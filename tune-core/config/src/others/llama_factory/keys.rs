@@ -205,7 +205,10 @@ pub(super) const ROWS: &[Row] = &[
         "a loss is one of those that the recipe dpo lists",
         "orpo has the preferred answers' cross-entropy in it",
     ),
-    meaningless(&["kto_chosen_weight", "kto_rejected_weight"], "they belong to `stage: kto`"),
+    read(
+        &["kto_chosen_weight", "kto_rejected_weight"],
+        "`loss.desirable_weight` and `loss.undesirable_weight` of `kto`",
+    ),
     read(&["ref_model", "ref_model_quantization_bit"], "`ref_checkpointer.checkpoint_dir`"),
     read(&["ref_model_adapters"], "`ref_checkpointer.adapter_checkpoint`, where it is one"),
     meaningless(

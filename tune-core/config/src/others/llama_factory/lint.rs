@@ -21,6 +21,11 @@ pub(super) const NO_EFFECT: &[NoEffect] = &[
         "it belongs to `stage: dpo`",
     ),
     no_effect(
+        &["kto_chosen_weight", "kto_rejected_weight"],
+        |given| given.text("stage") != Some("kto"),
+        "it belongs to `stage: kto`",
+    ),
+    no_effect(
         &["simpo_gamma"],
         |given| given.text("pref_loss").is_none_or(|loss| loss != "simpo"),
         "it belongs to `pref_loss: simpo`",

@@ -48,17 +48,11 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
             "pt" => "pretrain",
             "sft" => "full",
             "dpo" => "dpo",
-            "kto" => {
-                let instead = "with pairs of answers, write `stage: dpo`; `dpo` has the loss kto for pairs";
-                return Err(refusal(
-                    entry.value.span,
-                    "answers without a partner (`stage: kto`) are not read",
-                    instead,
-                ));
-            }
+            "kto" => "kto",
             stage => {
                 let message = format!("there is no recipe for `stage: {}` of LLaMA-Factory's", shown(stage));
-                return Err(refusal(entry.value.span, message, "lora, full, pretrain and dpo are for sft, pt and dpo"));
+                let instead = "lora, full, pretrain, dpo and kto are for sft, pt, dpo and kto";
+                return Err(refusal(entry.value.span, message, instead));
             }
         },
     };
@@ -117,8 +111,15 @@ fn convert(c: &mut Conversion<'_>) {
                        tokenizer.chat_template=FILE";
         c.missing(entry, missing, instead);
     }
-    if c.recipe.name == "dpo" {
-        pairs(c);
+    match c.recipe.name {
+        "dpo" => pairs(c),
+        "kto" => labels(c),
+        _ => {}
+    }
+    if c.recipe.name != "kto" {
+        for entry in ["kto_chosen_weight", "kto_rejected_weight"].iter().filter_map(|key| given.entry(key)) {
+            c.meaningless(entry, "it belongs to `stage: kto`");
+        }
     }
 }
 
@@ -234,6 +235,15 @@ fn pairs(c: &mut Conversion<'_>) {
         _ => {}
     }
     reference(c, matches!(name, "orpo" | "simpo"));
+}
+
+/// What is minimized over answers with labels.
+fn labels(c: &mut Conversion<'_>) {
+    c.draft.set("loss._component_", "kto", "stage: kto");
+    c.number_or("loss.beta", "pref_beta", Some("0.1"));
+    c.number_or("loss.desirable_weight", "kto_chosen_weight", None);
+    c.number_or("loss.undesirable_weight", "kto_rejected_weight", None);
+    reference(c, false);
 }
 
 /// The model that answers are compared with.

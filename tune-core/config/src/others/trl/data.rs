@@ -57,6 +57,10 @@ pub(super) fn convert(c: &mut Conversion<'_>) {
     }
     match training.is_empty() {
         true => c.remark("there is no dataset", "set dataset, such as dataset='{_component_: chat, data_files: [FILE]}'"),
+        false if c.recipe.name == "kto" => c.remark(
+            "TRL looks at a dataset's columns, and this file does not say them: messages in `prompt` and `completion` are expected",
+            "for texts set dataset._component_=unpaired_instruct, and remove column_map",
+        ),
         false if c.recipe.name != "dpo" && guessed(given) => c.remark(
             "TRL looks at a dataset's columns, and this file does not say them: conversations in `messages` are expected",
             "for texts set dataset=text, for questions and answers dataset=instruct, with their columns",
@@ -87,6 +91,11 @@ fn kind(c: &Conversion<'_>, draft: &mut Draft) {
     let given = c.given;
     if c.recipe.name == "dpo" {
         return draft.set("_component_", "preference", "");
+    }
+    if c.recipe.name == "kto" {
+        draft.set("_component_", "unpaired", "");
+        draft.set("column_map.prompt", "prompt", "TRL's columns");
+        return draft.set("column_map.messages", "completion", "TRL's columns");
     }
     if given.is_on("completion_only_loss") {
         draft.set("_component_", "instruct", "completion_only_loss");

@@ -21,7 +21,7 @@ pub(super) const ROWS: &[Row] = &[
         "a model is computed as its config.json says",
         "change it in a copy of the checkpoint",
     ),
-    read(&["use_peft"], "the recipe: `lora` where it is true, else `full`; `dpo` has both"),
+    read(&["use_peft"], "the recipe: `lora` where it is true, else `full`; `dpo` and `kto` have both"),
     read(&["lora_r"], "`model.lora_rank`; TRL's default is 16"),
     read(&["lora_alpha"], "`model.lora_alpha`; TRL's default is 32"),
     read(&["lora_dropout"], "`model.lora_dropout`; TRL's default is 0.05"),
@@ -75,7 +75,7 @@ pub(super) const ROWS: &[Row] = &[
         "what ends an answer in the chat template is learned with it, and the checkpoint says where generation stops",
         "change tokenizer_config.json in a copy of the checkpoint",
     ),
-    read(&["loss_type"], "`loss` of `dpo`: dpo, ipo, hinge"),
+    read(&["loss_type"], "`loss` of `dpo`: dpo, ipo, hinge; of `kto`: kto, apo_zero_unpaired"),
     missing(
         &["activation_offloading"],
         OFF,
@@ -84,7 +84,11 @@ pub(super) const ROWS: &[Row] = &[
     ),
     meaningless(&["ignore_bias_buffers", "env"], "it is about PyTorch's processes"),
     // Pairs of answers.
-    read(&["beta", "label_smoothing", "precompute_ref_log_probs"], "keys of `loss`, and `reference`, of `dpo`"),
+    read(
+        &["beta", "label_smoothing", "precompute_ref_log_probs"],
+        "keys of `loss`, and `reference`, of `dpo` and `kto`",
+    ),
+    read(&["desirable_weight", "undesirable_weight"], "`loss.desirable_weight` and `loss.undesirable_weight` of `kto`"),
     missing(
         &[
             "loss_weights",
@@ -109,13 +113,11 @@ pub(super) const ROWS: &[Row] = &[
         "set model.lora_dropout=0",
     ),
     // Other commands.
-    meaningless(OTHER_COMMANDS, "it belongs to another of TRL's commands: kto, grpo, rloo, reward"),
+    meaningless(OTHER_COMMANDS, "it belongs to another of TRL's commands: grpo, rloo, reward"),
 ];
 
-/// Keys of `trl kto`, `reward`, `grpo` and `rloo`.
+/// Keys of `trl reward`, `grpo` and `rloo`.
 const OTHER_COMMANDS: &[&str] = &[
-    "desirable_weight",
-    "undesirable_weight",
     "center_rewards_coefficient",
     "reward_model_name_or_path",
     "reward_funcs",

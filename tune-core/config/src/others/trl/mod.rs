@@ -43,8 +43,14 @@ const COMMANDS: [(&str, &str); 12] = [
 const LOSSES: [(&str, &str, &str); 3] =
     [("sigmoid", "dpo", "beta"), ("ipo", "ipo", "tau"), ("hinge", "hinge", "gamma")];
 
+/// Losses of answers with labels, which have the same names here.
+const OF_LABELS: [&str; 2] = ["kto", "apo_zero_unpaired"];
+
 /// Which of TRL's commands a file is for, as its keys show.
 fn command(given: Given<'_>) -> &'static str {
+    if given.texts("loss_type").iter().any(|loss| OF_LABELS.contains(loss)) {
+        return "kto";
+    }
     let by_loss = given.texts("loss_type").iter().any(|loss| LOSSES.iter().any(|(theirs, _, _)| theirs == loss));
     let by_key = COMMANDS.iter().find(|(key, _)| given.has(key)).map(|(_, command)| *command);
     by_key.unwrap_or(if by_loss { "dpo" } else { "sft" })
@@ -56,11 +62,11 @@ fn recipe(given: Given<'_>) -> Result<Recipe, Box<Diagnostic>> {
         "sft" if adapters => "lora",
         "sft" => "full",
         "dpo" => "dpo",
+        "kto" => "kto",
         command => {
             let mark = COMMANDS.iter().filter(|(_, of)| *of == command).find_map(|(key, _)| given.entry(key));
             let span = mark.map_or(given.root.span, |entry| entry.key_span);
             let instead = match command {
-                "kto" => "with pairs of answers, write a config of `trl dpo`; `dpo` has the loss kto for pairs",
                 "grpo" => {
                     "start from a config of the recipe grpo (`tune cat grpo/tiny`); with reward=program, a program of \
                            yours says what an answer is worth"
@@ -101,7 +107,7 @@ fn convert(c: &mut Conversion<'_>) {
     trainer::convert(
         c,
         &Defaults {
-            learning_rate: if c.recipe.name == "dpo" { "1.0e-6" } else { "2.0e-5" },
+            learning_rate: if matches!(c.recipe.name, "dpo" | "kto") { "1.0e-6" } else { "2.0e-5" },
             gradient_checkpointing: true,
             logging_steps: "10",
         },
@@ -109,6 +115,8 @@ fn convert(c: &mut Conversion<'_>) {
     precision(c);
     if c.recipe.name == "dpo" {
         pairs(c);
+    } else if c.recipe.name == "kto" {
+        labels(c);
     } else if let Some(entry) =
         given.entry("loss_type").filter(|entry| !common::only(&entry.value, &["nll", "chunked_nll"]))
     {
@@ -161,6 +169,22 @@ fn precision(c: &mut Conversion<'_>) {
             "weights and products have one precision here, that of the weights",
             "set dtype=bf16 for both",
         );
+    }
+}
+
+/// What is minimized over answers with labels.
+fn labels(c: &mut Conversion<'_>) {
+    let theirs = c.given.texts("loss_type");
+    let loss = OF_LABELS.iter().find(|loss| theirs.contains(loss)).copied();
+    c.draft.set("loss._component_", loss.unwrap_or("kto"), loss.map_or("default of TRL", |_| "loss_type"));
+    c.number_or("loss.beta", "beta", Some("0.1"));
+    c.number_or("loss.desirable_weight", "desirable_weight", None);
+    c.number_or("loss.undesirable_weight", "undesirable_weight", None);
+    if c.given.text("train_sampling_strategy").is_none_or(|strategy| strategy == "sequential") {
+        c.draft.set("shuffle", "false", "`trl kto` keeps the order of the file");
+    }
+    if c.given.is_on("precompute_ref_log_probs") {
+        c.draft.set("reference", "precomputed", "precompute_ref_log_probs");
     }
 }
 

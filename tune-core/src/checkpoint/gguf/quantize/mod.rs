@@ -1,15 +1,18 @@
 //! From numbers to the blocks of GGUF files, bit for bit as llama.cpp's reference functions make them.
 //!
 //! A block is a few numbers of a row with a scale of their own: 32 in the older formats (`short`), 256 in parts of 16 or 32
-//! in the K formats (`long`). Their layouts are described in ggml's `ggml-common.h`.
+//! in the K formats (`long`). Their layouts are described in ggml's `ggml-common.h`. Errors may count by their columns, as an
+//! importance matrix says.
 
 mod long;
+mod search;
 mod short;
 #[cfg(test)]
 mod tests;
 
 use half::{bf16, f16};
 
+use self::short::Columns;
 use crate::kernels::parallel;
 use crate::models::Format as Stored;
 
@@ -21,6 +24,7 @@ pub(crate) enum Format {
     Bf16,
     Q8_0,
     Q4_0,
+    Q4_1,
     Q5_0,
     Q5_1,
     Q4K,
@@ -37,6 +41,7 @@ impl Format {
             Self::Bf16 => ("BF16", 30, 1, 2),
             Self::Q8_0 => ("Q8_0", 8, 32, 34),
             Self::Q4_0 => ("Q4_0", 2, 32, 18),
+            Self::Q4_1 => ("Q4_1", 3, 32, 20),
             Self::Q5_0 => ("Q5_0", 6, 32, 22),
             Self::Q5_1 => ("Q5_1", 7, 32, 24),
             Self::Q4K => ("Q4_K", 12, 256, 144),
@@ -82,15 +87,40 @@ impl Format {
             Self::Bf16 => |x, out| out.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes()),
             Self::Q8_0 => short::q8_0,
             Self::Q4_0 => short::q4_0,
+            Self::Q4_1 => short::q4_1,
             Self::Q5_0 => short::q5_0,
             Self::Q5_1 => short::q5_1,
-            Self::Q4K => long::q4_k,
-            Self::Q5K => long::q5_k,
-            Self::Q6K => long::q6_k,
+            Self::Q4K => |x, out| long::q4_k(x, None, out),
+            Self::Q5K => |x, out| long::q5_k(x, None, out),
+            Self::Q6K => |x, out| long::q6_k(x, None, out),
         };
         for (x, out) in numbers.chunks_exact(block).zip(bytes.chunks_exact_mut(size)) {
             encode(x, out);
         }
+    }
+
+    /// The numbers of rows as they are stored where their errors count by their columns: as much as the numbers of `columns`,
+    /// one for each of a row, say. Formats that search for no scale are as [`Format::encode`] has them.
+    pub(crate) fn encode_by_columns(self, numbers: &[f32], columns: &[f32]) -> Vec<u8> {
+        let encode: fn(&[f32], Columns<'_>, &mut [u8]) = match self {
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Q8_0 => return self.encode(numbers),
+            Self::Q4_0 => short::q4_0_by_columns,
+            Self::Q4_1 => short::q4_1_by_columns,
+            Self::Q5_0 => short::q5_0_by_columns,
+            Self::Q5_1 => short::q5_1_by_columns,
+            Self::Q4K => |x, columns, out| long::q4_k(x, Some(columns.of), out),
+            Self::Q5K => |x, columns, out| long::q5_k(x, Some(columns.of), out),
+            Self::Q6K => |x, columns, out| long::q6_k(x, Some(columns.of), out),
+        };
+        let ((_, _, block, size), width) = (self.row(), columns.len());
+        let mut bytes = vec![0; self.bytes(numbers.len())];
+        parallel::each_chunk(&mut bytes, self.bytes(width), |row, bytes| {
+            let x = &numbers[row * width..][..width];
+            let spread = x.iter().fold(0.0, |sum, x| sum + x * x) / width as f32;
+            let blocks = x.chunks_exact(block).zip(columns.chunks_exact(block)).zip(bytes.chunks_exact_mut(size));
+            blocks.for_each(|((x, of), out)| encode(x, Columns { of, spread }, out));
+        });
+        bytes
     }
 }
 
@@ -106,6 +136,7 @@ impl Format {
             Self::Bf16 => Stored::Bf16,
             Self::Q8_0 => Stored::Q8_0,
             Self::Q4_0 => Stored::Q4_0,
+            Self::Q4_1 => Stored::Q4_1,
             Self::Q5_0 => Stored::Q5_0,
             Self::Q5_1 => Stored::Q5_1,
             Self::Q4K => Stored::Q4K,
@@ -214,6 +245,27 @@ impl FileKind {
         format
     }
 
+    /// The same with an importance matrix: llama.cpp then stores what puts out of the MLP in the first eighth of all blocks with an
+    /// offset, where the file is one of `q4_0`.
+    pub(crate) fn of_tensor_by_importance(
+        self,
+        name: &str,
+        shape: &[usize],
+        blocks: usize,
+        has_output: bool,
+    ) -> Format {
+        match (self.of_tensor(name, shape, blocks, has_output), block_of(name)) {
+            (Format::Q4_0, Some(block)) if name.contains("ffn_down") && block < blocks / 8 => Format::Q4_1,
+            (format, _) => format,
+        }
+    }
+
+    /// Whether an importance matrix makes a difference.
+    #[must_use]
+    pub fn takes_importance(self) -> bool {
+        matches!(self, Self::Q4_0 | Self::Q4KM | Self::Q5KM | Self::Q6K)
+    }
+
     fn mixed(self, main: Format, name: &str, width: usize, blocks: usize, has_output: bool) -> Format {
         let is_output = name == "output.weight" || (!has_output && name == "token_embd.weight");
         if is_output {
@@ -223,8 +275,7 @@ impl FileKind {
                 _ => Format::Q6K,
             };
         }
-        let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        let (Some(block), Self::Q4KM | Self::Q5KM) = (block, self) else { return main };
+        let (Some(block), Self::Q4KM | Self::Q5KM) = (block_of(name), self) else { return main };
         if name.ends_with("attn_v.weight") || name.contains("ffn_down") {
             return if has_more_bits(block, blocks) { Format::Q6K } else { main };
         }
@@ -234,6 +285,11 @@ impl FileKind {
             (false, _) => main,
         }
     }
+}
+
+/// The block that a tensor is in.
+fn block_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
 /// Whether the values and the MLP's output of a block are stored in more bits: those of the first and the last eighth of

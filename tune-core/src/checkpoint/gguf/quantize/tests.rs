@@ -26,6 +26,52 @@ fn blocks_are_those_of_llama_cpp() {
     }
 }
 
+/// See `tests/fixtures/gguf/weighted.py`.
+#[test]
+fn blocks_by_columns_are_those_of_llama_cpp() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gguf/weighted.safetensors");
+    let theirs = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let numbers: Vec<Vec<f32>> = theirs["numbers"].to_vec2().unwrap();
+    let importance: Vec<Vec<f32>> = theirs["importance"].to_vec2().unwrap();
+    let expected = |name: String| theirs[&name].to_vec2::<u8>().unwrap();
+    for (i, columns) in importance.iter().enumerate() {
+        for format in QUANTIZED.into_iter().chain([Format::Q4_1]) {
+            let expected = expected(format!("{}.{i}", format.name()));
+            for (row, (numbers, expected)) in numbers.iter().zip(&expected).enumerate() {
+                let found = format.encode_by_columns(numbers, columns);
+                assert!(found == *expected, "{} of row {row} by columns {i}", format.name());
+            }
+            let found = format.encode_by_columns(&numbers.concat(), columns);
+            assert!(found == expected.concat(), "{} by columns {i}, on all cores", format.name());
+        }
+    }
+    for (row, (numbers, expected)) in numbers.iter().zip(expected("Q4_1".to_owned())).enumerate() {
+        assert!(Format::Q4_1.encode(numbers) == expected, "Q4_1 of row {row}");
+    }
+}
+
+/// What llama.cpp's `quantize` prints of a model of 32 blocks with and without `--imatrix`.
+#[test]
+fn an_importance_matrix_changes_formats_where_llama_cpp_does() {
+    let wide = [4096, 4096];
+    let changed = |kind: FileKind, name: &str, shape: &[usize]| {
+        let (alone, with) =
+            (kind.of_tensor(name, shape, 32, true), kind.of_tensor_by_importance(name, shape, 32, true));
+        (alone != with).then_some(with)
+    };
+    for block in 0..32 {
+        let name = |layer: &str| format!("blk.{block}.{layer}.weight");
+        let expected = (block < 4).then_some(Format::Q4_1);
+        assert_eq!(changed(FileKind::Q4_0, &name("ffn_down"), &wide), expected, "{block}");
+        assert_eq!(changed(FileKind::Q4_0, &name("ffn_down_exps"), &[8, 4096, 4096]), expected, "{block}");
+        assert_eq!(changed(FileKind::Q4_0, &name("ffn_up"), &wide), None);
+        assert_eq!(changed(FileKind::Q4KM, &name("ffn_down"), &wide), None);
+        assert_eq!(changed(FileKind::Q6K, &name("ffn_down"), &wide), None);
+    }
+    assert_eq!(changed(FileKind::Q4_0, "blk.0.ffn_down.bias", &[4096]), None);
+    assert_eq!(changed(FileKind::Q4_0, "output.weight", &wide), None);
+}
+
 #[test]
 fn tensors_have_the_formats_that_llama_cpp_chooses() {
     let of = |kind: FileKind, name: &str, shape: &[usize]| kind.of_tensor(name, shape, 32, true);

@@ -15,7 +15,7 @@ use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
 use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -58,6 +58,8 @@ pub(crate) trait Backend: Sized {
     fn wants_wide(&self) -> bool {
         true
     }
+    /// What a layer of a block is given, for those who ask: see [`super::Inputs`].
+    fn observe(&self, _layer: (usize, Site), _x: Part<'_, Self::Acts>) {}
     /// What memory is for that is taken from now on and is no gradient.
     fn purpose(&self, _: Purpose) {}
 

@@ -109,6 +109,10 @@ impl<'a, B: Backend> Layer<'a, B> {
         finish: Finish<'_, B>,
         mut y: PartMut<'_, B::Acts>,
     ) {
+        // Once for all of its results.
+        if part.0 == 0 {
+            self.observe(x);
+        }
         let rounded = self.rounded(x);
         let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
         let (terms, count) = self.up(x, low_rank, part);
@@ -137,12 +141,20 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// `x Wᵀ` and the adapter's update in the type of sums.
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
         let x = Part::new(x, m, self.inner());
+        self.observe(x);
         let rounded = self.rounded(x);
         let x = rounded.as_ref().map_or(x, |rounded| Part::new(rounded, x.rows, x.cols));
         let (terms, count) = self.up(x, low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
         if let Some(scaling) = self.scaling() {
             self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
+        }
+    }
+
+    /// Tells whoever asks what it is given.
+    fn observe(&self, x: Part<'_, B::Acts>) {
+        if let Some(place) = self.params.place {
+            self.backend.observe(place, x);
         }
     }
 

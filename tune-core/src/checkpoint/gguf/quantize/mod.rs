@@ -99,6 +99,11 @@ impl Format {
         }
     }
 
+    /// Whether scales are searched for, so that it matters which errors count how much.
+    pub(crate) fn searches(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8_0)
+    }
+
     /// The numbers of rows as they are stored where their errors count by their columns: as much as the numbers of `columns`,
     /// one for each of a row, say. Formats that search for no scale are as [`Format::encode`] has them.
     pub(crate) fn encode_by_columns(self, numbers: &[f32], columns: &[f32]) -> Vec<u8> {

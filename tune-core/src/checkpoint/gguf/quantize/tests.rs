@@ -50,6 +50,29 @@ fn blocks_by_columns_are_those_of_llama_cpp() {
     }
 }
 
+/// The sum of squared errors, each times what its column counts, is what the search is for.
+#[test]
+fn errors_are_smaller_in_columns_that_count() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gguf/weighted.safetensors");
+    let theirs = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let columns: Vec<f32> = theirs["importance"].to_vec2().unwrap().swap_remove(0);
+    // Numbers as weights have them: the last rows.
+    let numbers: Vec<Vec<f32>> = theirs["numbers"].to_vec2().unwrap();
+    let numbers = &numbers[16..];
+    for format in QUANTIZED.into_iter().chain([Format::Q4_1]).filter(|format| format.searches()) {
+        let error = |numbers: &[f32], bytes: &[u8]| {
+            let mut read = vec![0.0; numbers.len()];
+            format.decode(bytes, &mut read);
+            let terms = numbers.iter().zip(&read).zip(&columns);
+            terms.map(|((a, b), column)| f64::from(column * (a - b) * (a - b))).sum::<f64>()
+                / numbers.iter().zip(&columns).map(|(x, column)| f64::from(column * x * x)).sum::<f64>()
+        };
+        let sum = |encode: &dyn Fn(&[f32]) -> Vec<u8>| numbers.iter().map(|x| error(x, &encode(x))).sum::<f64>();
+        let (alike, by_columns) = (sum(&|x| format.encode(x)), sum(&|x| format.encode_by_columns(x, &columns)));
+        assert!(by_columns < 0.9 * alike, "{}: {by_columns:e} and {alike:e}", format.name());
+    }
+}
+
 /// What llama.cpp's `quantize` prints of a model of 32 blocks with and without `--imatrix`.
 #[test]
 fn an_importance_matrix_changes_formats_where_llama_cpp_does() {

@@ -6,9 +6,13 @@
 /// Below this, all numbers of a part are zero.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// The nearest whole number, the even one of two.
+/// The nearest whole number, the even one of two; at most 2^22 - 1 in magnitude, and 0 for what is no number.
 pub(super) fn nearest(x: f32) -> i32 {
-    x.round_ties_even() as i32
+    // Where numbers have no digits behind the point, adding rounds; a function is called for it on older processors.
+    const HALFWAY: f32 = 12_582_912.0;
+    const LARGEST: f32 = 4_194_303.0;
+    let sum = x.clamp(-LARGEST, LARGEST) + HALFWAY;
+    (sum.to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
 }
 
 /// The number that is farthest from zero, with its sign; the first of several.
@@ -68,8 +72,8 @@ pub(super) fn scale_and_offset(x: &[f32], weights: &[f32], q: &mut [u8], search:
         // From the offset that is best so far.
         let inverse = (search.first + search.step * trial as f32 + top) / (most - least);
         let (mut sum_q, mut sum_qq, mut sum_xq) = (0.0, 0.0, 0.0);
-        for ((&x, w), tried) in x.iter().zip(weights).zip(tried.iter_mut()) {
-            *tried = whole(x, least, inverse);
+        x.iter().zip(tried.iter_mut()).for_each(|(&x, tried)| *tried = whole(x, least, inverse));
+        for ((&x, w), tried) in x.iter().zip(weights).zip(&*tried) {
             let q = f32::from(*tried);
             sum_q += w * q;
             sum_qq += w * q * q;

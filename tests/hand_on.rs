@@ -151,6 +151,66 @@ fn files_for_llama_cpp_come_with_a_modelfile_and_a_receipt() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing was written");
 }
 
+#[test]
+fn a_file_is_quantized_by_what_layers_are_given() {
+    let dir = place();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (model, small) = ("recipes/tiny/model", file("small.gguf"));
+    let data = "recipes/tiny/data/documents.jsonl";
+    let asked = ["quantize", model, "--type", "q4_0", "--to", &small, "--importance", data, "--importance-chunks", "4"];
+    let said = succeeded(&[&asked[..], &["--dry-run"]].concat());
+    assert!(said.contains("columns   at most 4 chunks of recipes/tiny/data/documents.jsonl"), "{said}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
+    let said = succeeded(&asked);
+    assert!(said.contains("the model was run over 4 chunks of 256 tokens"), "{said}");
+    let matrix = file("small.imatrix.gguf");
+    let receipt: Value = serde_json::from_slice(&fs::read(file("small.gguf.receipt.json")).unwrap()).unwrap();
+    let origin = &receipt["made_of"]["importance"];
+    assert_eq!(origin["chunks"], 4, "{receipt}");
+    assert!(origin["path"].as_str().unwrap().ends_with("small.imatrix.gguf"), "{receipt}");
+    assert!(origin["datasets"][0].as_str().unwrap().ends_with("documents.jsonl"), "{receipt}");
+    succeeded(&["verify", &small]);
+
+    // The matrix alone makes the same file, and without it there is another.
+    let again = file("again.gguf");
+    let args = ["export", model, "--type", "q4_0", "--name", "small", "--to", &again];
+    let said = succeeded(&[&args[..], &["--importance", &matrix]].concat());
+    // Four blocks of seven layers.
+    assert!(said.contains("small.imatrix.gguf, for 28 of the tensors"), "{said}");
+    assert!(fs::read(&again).unwrap() == fs::read(&small).unwrap());
+    let without = file("without.gguf");
+    succeeded(&["quantize", model, "--type", "q4_0", "--to", &without]);
+    assert!(fs::read(&without).unwrap() != fs::read(&small).unwrap());
+
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    let other = file("other.gguf");
+    let quantize = ["quantize", model, "--to", &other, "--type"];
+    for (more, expected) in [
+        (vec!["q8_0", "--importance", &matrix], "makes no difference to a file of q8_0: choose one of q4_0, q4_k_m"),
+        (vec!["q4_0", "--importance", "tests/fixtures/gguf/phi3.imatrix.gguf"], "is of another model"),
+        (vec!["q4_0", "--importance", "tests/fixtures/gguf/smollm.gguf"], "but no importance matrix"),
+        (vec!["q4_0", "--importance", "recipes/tiny/data/preferences.jsonl"], "none of the columns `text`"),
+        (vec!["q4_0", "--importance", &matrix, "--importance-chunks", "2"], "is an importance matrix already"),
+    ] {
+        let said = failed(&[&quantize[..], &more].concat());
+        assert!(said.contains(expected), "{more:?}: {said}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing was written");
+
+    // What it was quantized by is looked for beside it, too, and must be the same.
+    let moved = dir.path().join("moved");
+    fs::create_dir(&moved).unwrap();
+    for name in ["small.gguf", "small.gguf.receipt.json", "small.imatrix.gguf"] {
+        fs::rename(dir.path().join(name), moved.join(name)).unwrap();
+    }
+    let (small, matrix) = (moved.join("small.gguf").display().to_string(), moved.join("small.imatrix.gguf"));
+    succeeded(&["verify", &small]);
+    fs::copy(root().join("tests/fixtures/gguf/phi3.imatrix.gguf"), &matrix).unwrap();
+    assert!(failed(&["verify", &small]).contains("is another importance matrix than the one"));
+    fs::remove_file(&matrix).unwrap();
+    assert!(failed(&["verify", &small]).contains("name it with `--importance`"));
+}
+
 /// Numbers that differ between processors.
 fn without_numbers(text: &str) -> String {
     let is_measured = |line: &str| line.contains("logits are within") || line.contains("away from what was trained");

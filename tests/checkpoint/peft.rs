@@ -23,6 +23,7 @@ fn adapter() -> (AdapterConfig, BTreeMap<String, Tensor>) {
         target_modules: TargetModules::Names(["q_proj", "lm_head"].map(String::from).into()),
         layers: Layers::default(),
         modules_to_save: Vec::new(),
+        tokens: BTreeMap::new(),
         base_adapters: Vec::new(),
         ensure_weight_tying: false,
         scores: false,

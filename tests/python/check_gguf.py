@@ -7,6 +7,7 @@ A random model of each family, made by transformers, is exported in every type:
 - names and metadata are those that the gguf package knows for the architecture;
 - blocks are, byte for byte, those that llama.cpp's own functions make of the weights (called by their C interface), and for
   the types that the package can quantize itself, those that it makes;
+- the same of files by an importance matrix of data, whose file the gguf package reads;
 - llama.cpp continues prompts greedily with the tokens that `generate` finds, for files in F32, with and without an adapter
   beside the file; and cuts text as the model's own tokenizer does.
 
@@ -109,12 +110,16 @@ class Quantizer:
         self.library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64,
                                                      ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
 
-    def blocks(self, numbers, kind):
+    def blocks(self, numbers, kind, importance=None):
+        """`importance` has a number for each column, or for those of each matrix."""
         numbers = np.ascontiguousarray(numbers, np.float32)
+        if importance is not None and numbers.ndim == 3:
+            return np.concatenate([self.blocks(matrix, kind, of) for matrix, of in zip(numbers, importance, strict=True)])
         rows, width = numbers.size // numbers.shape[-1], numbers.shape[-1]
         block, size = gguf.GGML_QUANT_SIZES[kind]
         out = np.zeros(rows * width // block * size, np.uint8)
-        self.library.ggml_quantize_chunk(int(kind), numbers.ctypes.data, out.ctypes.data, 0, rows, width, None)
+        self.library.ggml_quantize_chunk(int(kind), numbers.ctypes.data, out.ctypes.data, 0, rows, width,
+                                         None if importance is None else importance.ctypes.data)
         return out
 
 
@@ -159,7 +164,21 @@ def expected_tensors(name, model):
     return tensors
 
 
-def check_file(path, name, model, quantizer):
+def read_importance(path):
+    """By the names of tensors: the mean squares of their columns, ones where there are none, as llama.cpp's `quantize` has them."""
+    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in gguf.GGUFReader(path).tensors}
+    means = {}
+    for key, sums in tensors.items():
+        name = key.removesuffix(".in_sum2")
+        if name == key:
+            continue
+        counts = tensors[f"{name}.counts"].reshape(-1, 1)
+        found = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
+        means[name] = found if len(counts) > 1 else found[0]
+    return means
+
+
+def check_file(path, name, model, quantizer, importance=None):
     reader = gguf.GGUFReader(path)
     expected = expected_tensors(name, model)
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -191,9 +210,12 @@ def check_file(path, name, model, quantizer):
             if not np.array_equal(ours, theirs):
                 sys.exit(f"{path}: {key} holds other numbers")
             continue
-        blocks = quantizer.blocks(numbers, kind)
+        of_columns = (importance or {}).get(key)
+        blocks = quantizer.blocks(numbers, kind, of_columns)
         if not np.array_equal(data, blocks):
             sys.exit(f"{path}: {key} has other blocks of {kind.name} than llama.cpp's, the first at byte {np.argmax(data != blocks)}")
+        if of_columns is not None:
+            continue
         try:
             of_package = gguf.quants.quantize(numbers, kind).reshape(-1).view(np.uint8)
         except NotImplementedError:
@@ -267,6 +289,11 @@ def main():
                 # llama.cpp takes a model whose name has `phi3` in it to have the tokens of Phi-3's own tokenizer.
                 run(args.tune, "export", base, "--to", path, "--type", kind, "--name", "model")
                 kinds |= check_file(path, name, model, quantizer)
+            for kind in ["q4_0", "q4_k_m", "q5_k_m", "q6_k"]:
+                path = into / f"{name}_{kind}_by_columns.gguf"
+                run(args.tune, "export", base, "--to", path, "--type", kind, "--name", "model", "--importance",
+                    "recipes/tiny/data/documents.jsonl", "--importance-chunks", 4)
+                check_file(path, name, model, quantizer, read_importance(path.with_suffix(".imatrix.gguf")))
             targets = {
                 "phi3": ["qkv_proj", "o_proj", "down_proj"],
                 # One adapter on all experts of a block, as peft has it: it is taken apart, and put together again for llama.cpp.

@@ -4,16 +4,19 @@
 //! - [`Aside`] is where it is written.
 //! - [`Receipt`] is what is written beside it.
 //! - [`proof`] compares.
+//! - [`importance()`] says how much the columns of weights count where they are quantized.
 
 mod aside;
+mod importance;
 mod measure;
 pub mod proof;
 mod receipt;
 mod source;
 
 pub use aside::Aside;
+pub use importance::{CHUNK, importance};
 pub use measure::{Distance, Prompts};
 pub use proof::{Findings, Proof, Target};
-pub use receipt::{Kind, Origin, OriginPart, Receipt};
+pub use receipt::{Kind, Origin, OriginImportance, OriginPart, Receipt};
 pub(crate) use source::newest;
 pub use source::{Source, part};

@@ -296,7 +296,7 @@ fn check_tokenizer(
 }
 
 /// The precision in which the model fits into memory; nothing if it fits in none.
-fn precision(spec: &ModelSpec) -> Result<Option<DType>> {
+pub(super) fn precision(spec: &ModelSpec) -> Result<Option<DType>> {
     let Some(available) = available()? else { return Ok(Some(DType::F32)) };
     let needed = |bytes: u64| spec.parameter_count() * bytes * 11 / 10 + (256 << 20);
     Ok([DType::F32, DType::BF16].into_iter().find(|dtype| needed(dtype.size_in_bytes() as u64) < available.bytes))

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::proof::Proof;
+use crate::checkpoint::gguf::Importance;
 use crate::checkpoint::merge::Part;
 use crate::checkpoint::{Sum, of_file, write_json};
 use crate::{Error, Result};
@@ -35,6 +36,53 @@ pub struct Origin {
     pub base_fingerprint: u32,
     /// The adapters.
     pub adapters: Vec<OriginPart>,
+    /// The importance matrix that it was quantized by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub importance: Option<OriginImportance>,
+}
+
+/// An importance matrix that an artifact was quantized by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OriginImportance {
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's length and checksum.
+    pub sum: Sum,
+    /// What it was made of, as far as it says.
+    pub datasets: Vec<String>,
+    /// How many chunks of text that was.
+    pub chunks: u32,
+}
+
+impl OriginImportance {
+    /// The matrix of a file that will be found at `path`, and is at `there` now.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn new(matrix: &Importance, path: PathBuf, there: &Path) -> Result<Self> {
+        Ok(Self { path, sum: of_file(there)?, datasets: matrix.datasets.clone(), chunks: matrix.chunks })
+    }
+
+    /// Reads the matrix again, from where it was or from beside the artifact.
+    ///
+    /// # Errors
+    /// It is in neither place, or is another one.
+    pub fn open(&self, artifact: &Path) -> Result<Importance> {
+        let beside = self.path.file_name().map(|name| artifact.with_file_name(name));
+        let place = [Some(self.path.clone()), beside].into_iter().flatten().find(|path| path.is_file());
+        let place = place.ok_or_else(|| {
+            Error::file(
+                &self.path,
+                "does not exist: it is the importance matrix that the file was quantized by; name it with `--importance`",
+            )
+        })?;
+        match of_file(&place)? == self.sum {
+            true => Importance::read(&place),
+            false => {
+                Err(Error::file(&place, "is another importance matrix than the one that the file was quantized by"))
+            }
+        }
+    }
 }
 
 /// An adapter that an artifact is made of.

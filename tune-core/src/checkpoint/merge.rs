@@ -71,6 +71,7 @@ impl Merged {
             }
             let (config, mut tensors) = peft::read(&part.dir)?;
             whole.take(part, &config, &mut tensors, &spec)?;
+            whole.take_rows(part, &config, &mut tensors, (&spec, &base))?;
             if config.use_dora && (parts.len() > 1 || part.weight != 1.0) {
                 return Err(Error::file(
                     &part.dir,

@@ -3,8 +3,8 @@
 //! Tensors are named by the module that they adapt, as the base model names it:
 //! `model.layers.0.self_attn.q_proj.lora_A.weight` of shape `[r, inputs]` and `….lora_B.weight` of
 //! shape `[outputs, r]`; the magnitudes of DoRA are `….lora_magnitude_vector` of shape `[outputs]`. Weights that an adapter brings along
-//! whole (`modules_to_save`) are named as the base model's. The
-//! prefix that PEFT puts before them exists in files only.
+//! whole (`modules_to_save`) are named as the base model's, rows of single tokens (`trainable_token_indices`) by their module with
+//! `.token_adapter.trainable_tokens_delta` behind it. The prefix that PEFT puts before them exists in files only.
 
 mod config;
 mod fused;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use self::config::is_named;
 pub use self::config::{AdapterConfig, TargetModules};
-use self::config::{parse, to_json};
+use self::config::{TOKENS, parse, to_json};
 pub(crate) use self::layers::fits;
 pub use self::layers::{Excluded, Layers};
 use super::safetensors::{self, Outgoing};
@@ -65,7 +65,9 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, BTreeMap<String, Tensor>)> {
     }
     let mut tensors = BTreeMap::new();
     for (key, entry) in safetensors::open(&path)? {
-        let name = key.strip_prefix(PREFIX).filter(|name| is_part(name) || config.saves(name));
+        let name = key
+            .strip_prefix(PREFIX)
+            .filter(|name| is_part(name) || config.saves(name) || config.rows_of(name).is_some());
         let Some(name) = name else {
             return Err(Error::file(
                 &path,
@@ -146,7 +148,8 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
     if modules.is_empty() {
         return Err("holds no adapters".into());
     }
-    if let Some(name) = tensors.keys().find(|name| !is_part(name) && !config.saves(name)) {
+    let is_expected = |name: &str| is_part(name) || config.saves(name) || config.rows_of(name).is_some();
+    if let Some(name) = tensors.keys().find(|name| !is_expected(name)) {
         return Err(format!(
             "holds `{name}`, which is not a LoRA matrix, and modules_to_save of {CONFIG} does not name it"
         ));
@@ -155,6 +158,19 @@ fn check(config: &AdapterConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(
         |saved: &&String| tensors.keys().any(|name| !is_part(name) && module_of(name).ends_with(saved.as_str()));
     if let Some(name) = config.modules_to_save.iter().find(|saved| !is_there(saved)) {
         return Err(format!("has no weight for `{name}`, which modules_to_save of {CONFIG} names"));
+    }
+    for (name, ids) in &config.tokens {
+        let rows =
+            tensors.iter().find(|(tensor, _)| config.rows_of(tensor).is_some_and(|(module, _)| is_named(module, name)));
+        match rows.map(|(_, rows)| rows.dims()) {
+            Some(&[count, _]) if count == ids.len() => {}
+            found => {
+                return Err(format!(
+                    "has rows {found:?} for the tokens of `{name}`, and {TOKENS} of {CONFIG} names {}",
+                    ids.len()
+                ));
+            }
+        }
     }
     for module in &modules {
         let shape = |suffix: &str| tensors.get(&format!("{module}{suffix}")).map(Tensor::dims);

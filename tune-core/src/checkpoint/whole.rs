@@ -1,4 +1,5 @@
-//! Weights that adapters bring along whole (peft's `modules_to_save`): they stand in for the base's.
+//! Weights that adapters bring along whole (peft's `modules_to_save`), or of which they bring rows of single tokens along
+//! (`trainable_token_indices`): they stand in for the base's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::merge::{Merged, Part};
 use super::peft::AdapterConfig;
-use super::same_bits;
+use super::{Checkpoint, same_bits};
 use crate::models::{HEAD, ModelSpec, TABLE, WeightSource};
 use crate::{Error, Result};
 
@@ -75,6 +76,69 @@ impl Whole {
         {
             self.tensors.remove(HEAD);
             self.is_tied = true;
+        }
+        Ok(())
+    }
+
+    /// Takes rows of single tokens out of an adapter's tensors: the weight is the base's, or what an adapter before it has made of that,
+    /// with these rows in it. A tied output layer goes with the table.
+    ///
+    /// # Errors
+    /// Rows of what has none for tokens, of another width or of tokens that there are not; an adapter that is to count for more or less
+    /// than one; and as [`Whole::take`].
+    pub(super) fn take_rows(
+        &mut self,
+        part: &Part,
+        config: &AdapterConfig,
+        tensors: &mut BTreeMap<String, Tensor>,
+        base: (&ModelSpec, &Checkpoint),
+    ) -> Result<()> {
+        let refuse = |what: String| Err(Error::file(&part.dir, what));
+        let (model, base) = base;
+        for (name, rows) in tensors.extract_if(.., |name, _| config.rows_of(name).is_some()) {
+            let Some((module, ids)) = config.rows_of(&name) else { continue };
+            let weight = format!("{module}.weight");
+            if weight != TABLE && (weight != HEAD || model.tie_word_embeddings) {
+                return refuse(format!(
+                    "brings along rows of tokens for `{module}`, which has none of its own in this model; it is for another base"
+                ));
+            }
+            if (part.weight - 1.0).abs() > 0.0 {
+                return refuse(format!(
+                    "brings along rows of tokens (trainable_token_indices), of which there is no part to take: its weight is {}, and 1 \
+                     was expected",
+                    part.weight
+                ));
+            }
+            let is_alone = config.base_adapters.is_empty();
+            if let Some(other) = self.from.insert(weight.clone(), part.dir.clone()).filter(|_| is_alone) {
+                return refuse(format!(
+                    "brings along rows of `{weight}`, and {} brings that along, too: one of them would be lost; merge them one after the \
+                     other, if that is meant",
+                    other.display()
+                ));
+            }
+            let table = match self.tensors.get(&weight) {
+                Some(table) => table.copy()?,
+                None => base.tensor(&weight, base.stored_dtype(&weight).unwrap_or(DType::F32), &Device::Cpu)?,
+            };
+            let (count, width) = table.dims2()?;
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= count) {
+                return refuse(format!("brings along a row for the token {id}, and `{weight}` has {count}"));
+            }
+            if rows.dims() != [ids.len(), width] {
+                return refuse(format!(
+                    "brings along rows of shape {:?} for {} tokens of `{weight}`, whose rows have {width} numbers; it is for another base",
+                    rows.dims(),
+                    ids.len()
+                ));
+            }
+            let rows = rows.to_dtype(table.dtype())?;
+            for (i, &id) in ids.iter().enumerate() {
+                table.slice_set(&rows.narrow(0, i, 1)?.force_contiguous()?, 0, id as usize)?;
+            }
+            self.is_tied |= model.tie_word_embeddings;
+            self.tensors.insert(weight, table);
         }
         Ok(())
     }

@@ -51,6 +51,7 @@ mod pretrain;
 mod questions;
 mod records;
 mod report;
+mod running_text;
 mod scored;
 mod scratch;
 mod selected;
@@ -80,6 +81,7 @@ pub use preference::{
 pub use pretrain::{DocumentsDataset, PretrainData};
 pub(crate) use questions::{Question, questions};
 pub use report::{DatasetReport, Mixed};
+pub use running_text::running_text;
 pub use scored::{LabelledDataset, ScoredConfig};
 pub(crate) use source::{EXTENSIONS, is_data};
 pub(crate) use split::part;

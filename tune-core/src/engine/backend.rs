@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -16,7 +15,8 @@ use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
+use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -58,6 +58,8 @@ pub(crate) trait Backend: Sized {
     fn wants_wide(&self) -> bool {
         true
     }
+    /// What a layer of a block is given, for those who ask: see [`super::Inputs`].
+    fn observe(&self, _layer: (usize, Site), _x: Part<'_, Self::Acts>) {}
     /// What memory is for that is taken from now on and is no gradient.
     fn purpose(&self, _: Purpose) {}
 

@@ -147,6 +147,10 @@ impl<'a, B: Backend> Layer<'a, B> {
         finish: Finish<'_, B>,
         mut y: PartMut<'_, B::Acts>,
     ) {
+        // Once for all of its results.
+        if part.0 == 0 {
+            self.observe(x);
+        }
         let (terms, count) = self.up(x.to_weights(), low_rank, part);
         if let Some(scaling) = self.scaling() {
             self.backend.multiply(&terms[..count], Finish::Store, y.again());
@@ -173,10 +177,18 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// `x Wᵀ` and the adapter's update in the type of sums.
     pub(super) fn forward_sums(&self, x: &B::Acts, m: usize, low_rank: &LowRank<B>, y: &mut B::Sums) {
         let x = self.fed(Part::new(x, m, self.inner()));
+        self.observe(&x);
         let (terms, count) = self.up(x.to_weights(), low_rank, (0, self.out()));
         self.backend.multiply_sums(&terms[..count], false, PartMut::new(y, m, self.out()));
         if let Some(scaling) = self.scaling() {
             self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
+        }
+    }
+
+    /// Tells whoever asks what it is given.
+    fn observe(&self, x: &Fed<'_, B>) {
+        if let Some(place) = self.params.place {
+            self.backend.observe(place, x.plain);
         }
     }
 

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::backend::{Backend, Reads};
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::{Dropout, Share};
-use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Weight};
+use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Site, Weight};
 use crate::{Error, Result};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
@@ -55,6 +55,8 @@ pub(crate) struct NormParams<B: Backend> {
 
 /// A linear layer.
 pub(crate) struct LayerParams<B: Backend> {
+    /// The block that it is in, and which of its layers it is; the output layer is in none.
+    pub(crate) place: Option<(usize, Site)>,
     /// `[out, inner]`.
     pub(crate) weight: B::Param,
     /// Whether it is in blocks.
@@ -142,7 +144,8 @@ impl<'m> Held<'m> {
         let mut layers = Vec::new();
         for ((site, linear), spec) in own.linears.iter().zip(spec.layers(block)) {
             let levels = self.model.fake_quantizer().and_then(|fake| fake.of_layer(&self.model.config, block, &spec));
-            layers.push((site, self.layer(backend, linear, (spec, levels), read)?));
+            let params = self.layer(backend, linear, (spec, levels), read)?;
+            layers.push((site, LayerParams { place: Some((block, site)), ..params }));
         }
         let mut norms = Vec::new();
         for ((norm, weight), (_, width)) in own.norms.iter().zip(spec.norms(block)) {
@@ -196,6 +199,7 @@ impl<'m> Held<'m> {
         };
         let magnitude = linear.adapter.as_ref().and_then(|adapter| adapter.magnitude.as_ref());
         let params = LayerParams {
+            place: None,
             weight: match &linear.weight {
                 Weight::Tensor(tensor) => read(Source::Tensor(tensor))?,
                 Weight::Share(share) => read(Source::Share(share))?,

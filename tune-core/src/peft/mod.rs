@@ -61,6 +61,7 @@ impl LoraOptions {
             target_parameters: BTreeSet::new(),
             layers: self.patterns(&layers),
             modules_to_save,
+            tokens: BTreeMap::new(),
             base_adapters: self.below()?,
             ensure_weight_tying,
             scores: model.scores.is_some(),
@@ -263,6 +264,7 @@ impl LoraOptions {
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
+        refuse_tokens(config, dir)?;
         let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
         if sums(&config.base_adapters) != sums(&self.below()?) {
             let dirs = config.base_adapters.iter().map(|below| below.dir.display().to_string());
@@ -349,6 +351,7 @@ impl LoraOptions {
     /// An adapter that cannot be read, or on a layer that cannot carry one here.
     pub fn of_folder(dir: &Path) -> Result<Self> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
+        refuse_tokens(&config, dir)?;
         let mut modules = Vec::new();
         let mut layers = BTreeMap::new();
         for name in crate::checkpoint::peft::modules(tensors.keys()) {
@@ -370,6 +373,18 @@ impl LoraOptions {
         let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
         let save = config.modules_to_save;
         Ok(Self { modules, rank, alpha, rslora, dora, save, layers, ..Self::default() })
+    }
+}
+
+/// Rows of single tokens are not trained here.
+fn refuse_tokens(config: &AdapterConfig, dir: &Path) -> Result<()> {
+    match config.tokens.is_empty() {
+        true => Ok(()),
+        false => Err(Error::file(
+            dir,
+            "brings along rows of single tokens (trainable_token_indices), which are not trained here: merge it (`tune merge`), and go \
+             on from the merged model",
+        )),
     }
 }
 

@@ -65,6 +65,13 @@ impl AdapterExport {
                 ),
             ));
         }
+        if !config.tokens.is_empty() {
+            return Err(Error::file(
+                dir,
+                "brings along rows of single tokens (trainable_token_indices): llama.cpp's adapters have no place for them; merge the \
+                 adapter (`tune export BASE --adapter ADAPTER`)",
+            ));
+        }
         let family = family_of(model)?;
         let places = places(model, family.interleaved);
         let mut head = Head::default();

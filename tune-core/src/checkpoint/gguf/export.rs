@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::header::Header;
+use super::importance::{Columns, Importance};
 use super::layout::{Change, Names, Placed, layout};
 use super::quantize::{FileKind, Format};
 use super::write::{Head, Outgoing};
@@ -26,6 +27,8 @@ pub struct Export<'m> {
     tensors: Vec<Outgoing>,
     divisors: Vec<Vec<f32>>,
     placed: Vec<(Placed, Format)>,
+    /// How much the columns of some weights count.
+    columns: Columns,
 }
 
 /// How what was written compares with what was to be written.
@@ -47,22 +50,54 @@ impl<'m> Export<'m> {
     /// # Errors
     /// A model or tokenizer that a GGUF file cannot hold: what is written would be another when it is read.
     pub fn new(merged: &'m Merged, kind: FileKind, name: &str) -> Result<Self> {
+        Self::put_together(merged, kind, name, None)
+    }
+
+    /// The same with errors that count by their columns; `file` is what the importance matrix is called. One that says nothing yet
+    /// makes a file of the same size.
+    ///
+    /// # Errors
+    /// As [`Export::new`]; an importance matrix of another model.
+    pub fn by_importance(
+        merged: &'m Merged,
+        kind: FileKind,
+        name: &str,
+        (importance, file): (&Importance, &str),
+    ) -> Result<Self> {
+        Self::put_together(merged, kind, name, Some((importance, file)))
+    }
+
+    fn put_together(
+        merged: &'m Merged,
+        kind: FileKind,
+        name: &str,
+        importance: Option<(&Importance, &str)>,
+    ) -> Result<Self> {
         let spec = merged.spec();
         let mut head = Head::default();
         let (divisors, values): (Vec<_>, Vec<_>) =
             describe::put(&mut head, &spec, merged.base().config(), name, kind)?.into_iter().unzip();
         vocabulary::put(&mut head, merged.tokenizer(), merged.tokenizer_files(), spec.vocab_size)?;
         let interleaved = describe::family_of(&spec)?.interleaved;
+        let choice = match importance {
+            None => FileKind::of_tensor,
+            Some(_) => FileKind::of_tensor_by_importance,
+        };
         let format =
-            |placed: &Placed| kind.of_tensor(&placed.gguf, &placed.shape, spec.blocks.len(), !spec.tie_word_embeddings);
+            |placed: &Placed| choice(kind, &placed.gguf, &placed.shape, spec.blocks.len(), !spec.tie_word_embeddings);
         let placed: Vec<(Placed, Format)> = layout(&spec, interleaved)
             .into_iter()
             .map(|placed| (format(&placed), placed))
             .map(|(f, p)| (p, f))
             .collect();
+        let mut columns = Columns::new();
+        if let Some((importance, file)) = importance {
+            importance.put(&mut head, file);
+            columns = importance.columns(placed.iter().map(|(placed, _)| placed))?;
+        }
         let weights = placed.iter().map(|(p, format)| Outgoing::new(p.gguf.clone(), p.shape.clone(), *format));
         let tensors = divisors.into_iter().chain(weights).collect();
-        let export = Self { merged, kind, head, tensors, divisors: values, placed };
+        let export = Self { merged, kind, head, tensors, divisors: values, placed, columns };
         export.check_form()?;
         Ok(export)
     }
@@ -87,6 +122,14 @@ impl<'m> Export<'m> {
             *formats.entry(format.name()).or_insert(0) += 1;
         }
         formats
+    }
+
+    /// How many of its tensors are made so that errors count by their columns.
+    #[must_use]
+    pub fn by_columns(&self) -> usize {
+        let counts =
+            |(placed, format): &&(Placed, Format)| format.searches() && self.columns.contains_key(&placed.gguf);
+        self.placed.iter().filter(counts).count()
     }
 
     /// Reads a file of the same head without numbers: it is the same model, and cuts text alike.
@@ -153,10 +196,15 @@ impl<'m> Export<'m> {
             Names::One(name) => std::slice::from_ref(name),
             Names::Experts(names) => names.as_slice(),
         };
-        names.iter().try_for_each(|name| {
+        let width = placed.shape.last().copied().unwrap_or(0);
+        let columns = self.columns.get(&placed.gguf);
+        names.iter().enumerate().try_for_each(|(i, name)| {
             let numbers = changed(&self.merged.tensor(name, DType::F32)?, placed.change)?;
             check_numbers(name, &numbers, format)?;
-            put(&format.encode(&numbers))
+            match columns.map(|columns| &columns[i * width..][..width]) {
+                Some(columns) => put(&format.encode_by_columns(&numbers, columns)),
+                None => put(&format.encode(&numbers)),
+            }
         })
     }
 

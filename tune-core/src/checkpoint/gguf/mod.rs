@@ -8,6 +8,7 @@ mod describe;
 mod export;
 mod family;
 mod header;
+mod importance;
 mod layout;
 mod metadata;
 mod modelfile;
@@ -29,6 +30,7 @@ use serde_json::Value;
 
 pub use self::export::{Comparison, Export};
 use self::header::{Header, Kind, TensorInfo};
+pub use self::importance::Importance;
 use self::layout::Change;
 pub(crate) use self::layout::layer_name;
 use self::metadata::Metadata;

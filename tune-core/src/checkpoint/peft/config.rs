@@ -1,6 +1,6 @@
 //! `adapter_config.json`: what is read of it, and what would change the computation and is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -32,6 +32,9 @@ pub struct AdapterConfig {
     pub layers: Layers,
     /// Modules whose weights the adapter brings along, which stand in for the base's, by the ends of their names.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows the adapter brings along, which stand in for the base's: the module that has the rows, by the end of its name,
+    /// and their ids, in the order of the rows.
+    pub tokens: BTreeMap<String, Vec<u32>>,
     /// The adapters that were merged into the base before this one was trained, in their order. peft does not know the key.
     pub base_adapters: Vec<Below>,
     /// Whether the output layer goes with a saved embedding table that it is tied to.
@@ -76,6 +79,13 @@ impl AdapterConfig {
         let module = module_of(weight);
         let is_tied = self.ensure_weight_tying && weight == HEAD && !self.modules_to_save.is_empty();
         module != weight && (is_tied || is_saved(module, &self.modules_to_save))
+    }
+
+    /// The module of which a tensor has rows of single tokens, and their ids.
+    pub(crate) fn rows_of<'n>(&self, tensor: &'n str) -> Option<(&'n str, &[u32])> {
+        let module = tensor.strip_suffix(ROWS)?;
+        let (_, ids) = self.tokens.iter().find(|(name, _)| is_named(module, name))?;
+        Some((module, ids))
     }
 
     /// What the product of the two matrices is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
@@ -155,6 +165,9 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
         if config.ensure_weight_tying {
             written.insert("ensure_weight_tying".to_owned(), true.into());
         }
+        if !config.tokens.is_empty() {
+            written.insert(TOKENS.to_owned(), json!(config.tokens));
+        }
         if !config.base_adapters.is_empty() {
             let below: Vec<Value> = config.base_adapters.iter().map(Below::to_json).collect();
             written.insert(BASE_ADAPTERS.to_owned(), below.into());
@@ -192,8 +205,15 @@ const READ: &[&str] = &[
     "revision",
     "modules_to_save",
     "ensure_weight_tying",
+    TOKENS,
     BASE_ADAPTERS,
 ];
+
+/// What peft calls the tokens whose rows an adapter brings along.
+pub(super) const TOKENS: &str = "trainable_token_indices";
+
+/// How the names of these rows end, behind their module's.
+const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// Our own key: what an adapter stands on.
 const BASE_ADAPTERS: &str = "base_adapters";
@@ -228,7 +248,6 @@ const MUST_BE_OFF: &[(&str, &str)] = &[
     ("fan_in_fan_out", "is for layers with transposed weights"),
     ("layer_replication", "replicates layers"),
     ("lora_bias", "has biases in its adapters"),
-    ("trainable_token_indices", "trains embeddings of single tokens"),
     ("alora_invocation_tokens", "is an activated LoRA"),
     ("use_qalora", "is a QA-LoRA adapter"),
     ("use_bdlora", "has block-diagonal matrices (BD-LoRA)"),
@@ -322,6 +341,9 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
     };
     let modules_to_save = modules_to_save
         .ok_or_else(|| format!("modules_to_save is {}; a list of module names was expected", get("modules_to_save")))?;
+    let tokens = tokens(get(TOKENS)).ok_or_else(|| {
+        format!("{TOKENS} is {}; ids of tokens were expected, or a list of these by modules", get(TOKENS))
+    })?;
     let base_adapters = match get(BASE_ADAPTERS) {
         Value::Null => Some(Vec::new()),
         Value::Array(all) => all.iter().map(Below::parse).collect(),
@@ -340,12 +362,27 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
         target_parameters,
         layers: Layers::parse(config)?,
         modules_to_save,
+        tokens,
         base_adapters,
         ensure_weight_tying: flag("ensure_weight_tying")?,
         scores: get("task_type") == SCORES,
         base_model_name_or_path: text("base_model_name_or_path")?,
         revision: text("revision")?,
     })
+}
+
+/// A list is of the embedding table, as in peft.
+fn tokens(value: &Value) -> Option<BTreeMap<String, Vec<u32>>> {
+    let ids = |value: &Value| -> Option<Vec<u32>> {
+        value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+    };
+    match value {
+        Value::Null => Some(BTreeMap::new()),
+        Value::Array(list) if list.is_empty() => Some(BTreeMap::new()),
+        Value::Array(_) => Some(BTreeMap::from([("embed_tokens".to_owned(), ids(value)?)])),
+        Value::Object(modules) => modules.iter().map(|(name, list)| Some((name.clone(), ids(list)?))).collect(),
+        _ => None,
+    }
 }
 
 fn is_known(key: &str) -> bool {

@@ -11,6 +11,7 @@ pub(super) use peak::matmul_peak;
 use rayon::current_num_threads;
 use weights::{Kept, Scaling, Weight};
 
+use super::Inputs;
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use crate::Result;
 use crate::kernels::attention::Attention;
@@ -27,7 +28,7 @@ use crate::kernels::{
     rope, softmax, top_distillation,
 };
 use crate::methods::{Mixture, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, Site};
 
 /// Weights and activations of type `T`, sums in f32.
 pub(super) struct Cpu<'m, T: Element> {
@@ -35,12 +36,19 @@ pub(super) struct Cpu<'m, T: Element> {
     kept: Option<Arc<Kept<T>>>,
     /// Who computes, where all tokens are new ones of sequences, one of each.
     newest: Option<Arc<Team>>,
+    /// Who asks what layers are given.
+    inputs: Option<&'m Inputs>,
     borrowed: PhantomData<&'m ()>,
 }
 
 impl<'m, T: Element> Cpu<'m, T> {
     pub(super) fn new() -> Self {
-        Self { kept: None, newest: None, borrowed: PhantomData }
+        Self { kept: None, newest: None, inputs: None, borrowed: PhantomData }
+    }
+
+    /// What layers are given is added to `inputs`.
+    pub(super) fn observing(inputs: &'m Inputs) -> Self {
+        Self { inputs: Some(inputs), ..Self::new() }
     }
 
     /// For parameters that do not change while this is there.
@@ -162,6 +170,12 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
     fn transpose(&self, x: &Buffer<f32>, (rows, cols): (usize, usize), y: &mut Buffer<f32>) {
         for (r, row) in x.chunks_exact(cols).enumerate() {
             y.iter_mut().skip(r).step_by(rows).zip(row).for_each(|(y, &x)| *y = x);
+        }
+    }
+
+    fn observe(&self, layer: (usize, Site), x: Part<'_, Buffer<T>>) {
+        if let Some(inputs) = self.inputs {
+            inputs.add(layer, view(x));
         }
     }
 

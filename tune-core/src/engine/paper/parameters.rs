@@ -112,6 +112,7 @@ impl StepOnPaper<'_> {
             dropout: (lora.dropout > 0.0).then(|| Dropout::new(lora.dropout, 0)),
         });
         let params = LayerParams {
+            place: None,
             weight: read(self.matrix(weight, out, inner)),
             quantized: self.in_blocks.format(weight).is_some(),
             bias: bias.then(|| read(Stored::Own(out))),

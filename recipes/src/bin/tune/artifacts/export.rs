@@ -10,7 +10,7 @@ use tune_core::checkpoint::human;
 use tune_core::checkpoint::merge::{Merged, Part};
 use tune_core::config::say;
 
-use super::{Common, open, prove_and_name};
+use super::{Common, importance, open, prove_and_name};
 use crate::Result;
 
 /// A model or an adapter, and the file that it becomes.
@@ -37,6 +37,8 @@ pub(crate) struct Args {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
+    by: importance::Args,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -52,6 +54,8 @@ pub(crate) struct Quantize {
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = kind)]
     kind: FileKind,
     #[command(flatten)]
+    by: importance::Args,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -60,8 +64,9 @@ pub(crate) struct Quantize {
 /// # Errors
 /// As [`run`].
 pub(crate) fn quantize(args: Quantize) -> Result<()> {
-    let Quantize { model, to, kind, common } = args;
-    let export = Args { model, to, kind: Some(kind), adapter: vec![], base: None, merged: true, name: None, common };
+    let Quantize { model, to, kind, by, common } = args;
+    let export =
+        Args { model, to, kind: Some(kind), adapter: vec![], base: None, merged: true, name: None, by, common };
     run(&export)
 }
 
@@ -73,8 +78,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let file = file_name(&args.to)?;
     let source = Source::find(&args.model, args.base.as_deref(), &args.adapter)?;
     let merged = open(&source)?;
+    let name = args.name.clone().unwrap_or_else(|| file.trim_end_matches(".gguf").to_owned());
+    let kind = args.kind.unwrap_or(FileKind::Bf16);
+    let mut by = args.by.given(&args.to)?;
     let alone = args.adapter.is_empty() && !args.merged && !source.parts.is_empty();
-    let (target, bytes) = match source.parts.as_slice() {
+    let (mut target, bytes) = match source.parts.as_slice() {
+        [_] if alone && by.is_some() => {
+            return Err(
+                "an adapter's file is not quantized, so `--importance` makes no difference to it: say `--merged`"
+                    .into(),
+            );
+        }
         [adapter] if alone => {
             let kind = args.kind.unwrap_or(FileKind::F16);
             let export = AdapterExport::new(&adapter.dir, &merged.spec_of_base(), kind)?;
@@ -82,8 +96,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (Target::Adapter(export, kind), bytes)
         }
         _ => {
-            let name = args.name.clone().unwrap_or_else(|| file.trim_end_matches(".gguf").to_owned());
-            let export = Export::new(&merged, args.kind.unwrap_or(FileKind::Bf16), &name)?;
+            let export = match &by {
+                None => Export::new(&merged, kind, &name)?,
+                Some(by) => by.export(&merged, kind, &name)?,
+            };
             let bytes = export.bytes();
             (Target::Gguf(export), bytes)
         }
@@ -92,13 +108,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for part in merged.parts() {
         say!("adapter   {}{}", part.dir.display(), super::merge::weight(part));
     }
+    if let (Some(by), Target::Gguf(export)) = (&by, &target) {
+        by.tell(export);
+    }
     say!("writes    {}, {} as {}", args.to.display(), human(bytes), shown(&target));
     Aside::check(&args.to, bytes)?;
     let beside = modelfile_of(&args.to);
-    if beside.exists() {
+    let besides = [Some(beside.as_path()), by.as_ref().and_then(importance::Given::beside)];
+    if let Some(there) = besides.into_iter().flatten().find(|path| path.exists()) {
         return Err(format!(
             "{} is there already, and nothing is written over: choose another name, or remove it",
-            beside.display()
+            there.display()
         )
         .into());
     }
@@ -107,6 +127,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let prompts = args.common.prompts(merged.tokenizer(), merged.spec().max_position_embeddings)?;
     let aside = Aside::begin(&args.to, bytes)?;
+    let mut origin = None;
+    if let Some(by) = &mut by {
+        let made = by.make(&merged, &aside)?;
+        if made {
+            target = Target::Gguf(by.export(&merged, kind, &name)?);
+        }
+        origin = Some(by.origin(&aside, made)?);
+    }
     match &target {
         Target::Gguf(export) => export.write(&aside.path())?,
         Target::Adapter(export, _) => export.write(&aside.path())?,
@@ -115,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let own = aside.beside(&beside.file_name().unwrap_or_default().to_string_lossy());
     fs::write(&own, text_of_modelfile(&file, &target, &source, &merged))
         .map_err(|error| format!("cannot write {}: {error}", own.display()))?;
-    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts)?;
+    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts, origin)?;
     let model = file.trim_end_matches(".gguf");
     say!("for Ollama: ollama create {model} -f {}", beside.display());
     Ok(())

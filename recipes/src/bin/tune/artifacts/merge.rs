@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             100.0 * loss
         );
     }
-    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts)
+    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts, None)
 }
 
 /// How much of an adapter is taken, where it is not all of it.

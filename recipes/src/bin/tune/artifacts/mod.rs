@@ -1,12 +1,15 @@
 //! `merge`, `export`, `quantize` and `verify`: what is handed on, and the proof that it is what was trained.
 
 pub(crate) mod export;
+mod importance;
 pub(crate) mod merge;
 pub(crate) mod verify;
 
 use std::path::{Path, PathBuf};
 
-use tune_core::artifact::{Aside, Findings, Origin, OriginPart, Prompts, Receipt, Source, Target, proof};
+use tune_core::artifact::{
+    Aside, Findings, Origin, OriginImportance, OriginPart, Prompts, Receipt, Source, Target, proof,
+};
 use tune_core::checkpoint::merge::Merged;
 use tune_core::config::{complain, files, say};
 use tune_core::tokenizer::Tokenizer;
@@ -71,6 +74,7 @@ fn prove_and_name(
     merged: &Merged,
     target: &Target<'_>,
     prompts: &Prompts,
+    importance: Option<OriginImportance>,
 ) -> Result<()> {
     say!("reading it again, and comparing it with what was trained");
     let path = aside.path();
@@ -94,6 +98,7 @@ fn prove_and_name(
                 .iter()
                 .map(|part| OriginPart { path: absolute(&part.dir), weight: part.weight })
                 .collect(),
+            importance,
         },
         files: Receipt::sums(&path)?,
         proof: findings.proof,

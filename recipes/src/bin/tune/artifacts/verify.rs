@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tune_core::artifact::{Kind, Receipt, Source, Target, part, proof};
+use tune_core::artifact::{Kind, Origin, Receipt, Source, Target, part, proof};
 use tune_core::checkpoint::gguf::adapter::AdapterExport;
-use tune_core::checkpoint::gguf::{Export, FileKind, form};
+use tune_core::checkpoint::gguf::{Export, FileKind, Importance, form};
 use tune_core::checkpoint::merge::{Merged, Part};
 use tune_core::checkpoint::{Checkpoint, Sum};
 use tune_core::config::say;
@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// An adapter that it is made of; by default those that its receipt names.
     #[arg(long, value_name = "ADAPTER[=WEIGHT]", value_parser = part)]
     adapter: Vec<Part>,
+    /// The importance matrix that it was quantized by; by default the one that its receipt names.
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
     /// Prompts to compare on, a line each, in place of eight held-out questions.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -77,7 +80,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(receipt) => (receipt.kind, receipt.weights.clone()),
         None => found(artifact, &merged)?,
     };
-    let target = target(artifact, kind, &weights, &source, &merged)?;
+    let importance = match (&args.importance, &receipt) {
+        (Some(file), _) => Some(Importance::read(file)?),
+        (None, Some(Receipt { made_of: Origin { importance: Some(matrix), .. }, .. })) => Some(matrix.open(artifact)?),
+        (None, _) => None,
+    };
+    let target = target(artifact, (kind, &weights), &source, &merged, importance.as_ref())?;
     let prompts = prompts(args.prompts.as_deref(), merged.tokenizer(), merged.spec().max_position_embeddings)?;
     let findings = proof::check(artifact, &merged, &target, &prompts)?;
     tell(&findings);
@@ -144,7 +152,13 @@ fn found(artifact: &Path, merged: &Merged) -> Result<(Kind, String)> {
 }
 
 /// What the artifact is to be.
-fn target<'m>(artifact: &Path, kind: Kind, weights: &str, source: &Source, merged: &'m Merged) -> Result<Target<'m>> {
+fn target<'m>(
+    artifact: &Path,
+    (kind, weights): (Kind, &str),
+    source: &Source,
+    merged: &'m Merged,
+    importance: Option<&Importance>,
+) -> Result<Target<'m>> {
     let of_file =
         || FileKind::named(weights).ok_or_else(|| format!("{}: `{weights}` is no kind of file", artifact.display()));
     Ok(match kind {
@@ -153,7 +167,10 @@ fn target<'m>(artifact: &Path, kind: Kind, weights: &str, source: &Source, merge
             "f16" => Precision::Fp16.dtype(),
             _ => Precision::Fp32.dtype(),
         }),
-        Kind::Gguf => Target::Gguf(Export::new(merged, of_file()?, "")?),
+        Kind::Gguf => Target::Gguf(match importance {
+            None => Export::new(merged, of_file()?, "")?,
+            Some(importance) => Export::by_importance(merged, of_file()?, "", (importance, ""))?,
+        }),
         Kind::GgufAdapter => {
             let [adapter] = source.parts.as_slice() else {
                 return Err("an adapter's file is made of one adapter: name it with --adapter".into());

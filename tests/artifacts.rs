@@ -217,6 +217,7 @@ fn last_logits(model: &Decoder, ids: &[u32]) -> Vec<f32> {
         positions: (0..len as u32).collect(),
         spans: vec![Span { row: 0, start: 0, len }],
         origins: vec!["made up".into()],
+        labels: Vec::new(),
     };
     let logits = tune_core::engine::logits(model, &batch).unwrap();
     logits.squeeze(0).unwrap().to_vec2().unwrap().remove(len - 1)

@@ -31,6 +31,7 @@ fn gathered(family: &str) -> (ModelSpec, Importance) {
             positions: (0..len as u32).collect(),
             spans: vec![Span { row: 0, start: 0, len }],
             origins: vec!["made up".into()],
+            labels: Vec::new(),
         };
         observe(&model, &batch, &inputs).unwrap();
     }

@@ -29,6 +29,7 @@ fn samples(count: u32) -> Vec<Sample> {
             input_ids: (0..len).map(|at| (i * 11 + at * 5) % VOCAB).collect(),
             targets: (0..len).map(target).collect(),
             origin: format!("data.jsonl:{}", i + 1),
+            label: None,
         }
     };
     (0..count).map(sample).collect()
@@ -127,7 +128,7 @@ fn what_does_not_fit_is_refused() {
 /// As `hashlib` has it: sha256 of the ids 1, 2, 3 and the targets 2, 3 and none.
 #[test]
 fn a_key_is_that_of_the_documentation() {
-    let sample = Sample { input_ids: vec![1, 2, 3], targets: vec![2, 3, IGNORE], origin: String::new() };
+    let sample = Sample { input_ids: vec![1, 2, 3], targets: vec![2, 3, IGNORE], origin: String::new(), label: None };
     let batch = Loader::new(vec![sample], LoaderOptions::default()).unwrap().batch(0, 0).unwrap().unwrap();
     assert_eq!(key(&batch, &batch.spans[0]), KEY);
 }

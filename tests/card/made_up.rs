@@ -160,6 +160,8 @@ impl MadeUp {
             drawing: None,
             fake_quantizer: None,
             reference: None,
+            value: None,
+            judge: None,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,
             batch_size: batch.rows,

@@ -306,7 +306,8 @@ impl Run {
             tokenizer: &self.tokenizer_files,
             stop: self.tokenizer.stop_tokens(),
             shape: &self.shape,
-            head: self.outline.head.as_ref().map(|head| (head, self.tokenizer.pad())),
+            head: self.outline.head.as_ref(),
+            pad: self.tokenizer.pad(),
             shard: checkpointer.max_shard_bytes(),
         };
         let pieces = weights.pieces(optimizer.state()?)?;
@@ -315,9 +316,9 @@ impl Run {
             None => together.serve(self.position.step, self.position.epoch_of_last_step())?,
             Some(run_dir) => {
                 let asked = together.asked();
-                let (model, optimizer) = asked.split_at(weights.of_model());
+                let (models, optimizer) = asked.split_at(weights.of_models());
                 let (console, bytes) = (self.metrics.console(), weights.bytes());
-                let write = |dir: &Path| weights.write(dir, model, &beside);
+                let write = |dir: &Path| weights.write(dir, models, &beside);
                 together.end(save_pieces(run_dir, checkpointer, by, (&state, optimizer), bytes, console, write))?
             }
         };

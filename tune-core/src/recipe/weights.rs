@@ -5,6 +5,8 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
+use super::ValueModel;
+use super::value::VALUE;
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
 use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
@@ -19,6 +21,15 @@ pub struct Weights<'m> {
     /// By Hugging Face's names, to be made as they are written, and whether the output layer is tied to the embedding.
     model: Option<(Vec<Piece<'m>>, bool)>,
     trainable: &'m Trainable,
+    value: Option<Beneath<'m>>,
+}
+
+/// A value model, with its weights and its optimizer's state.
+#[derive(Debug)]
+struct Beneath<'m> {
+    model: &'m ValueModel,
+    pieces: Vec<Piece<'m>>,
+    state: BTreeMap<String, Tensor>,
 }
 
 /// What goes with the weights, from the model that training began with.
@@ -29,8 +40,10 @@ pub(super) struct Beside<'a> {
     pub(super) stop: &'a StopTokens,
     /// Its shape.
     pub(super) shape: &'a ModelSpec,
-    /// The head that scores sequences, if it has one, and the token that fills rows up.
-    pub(super) head: Option<(&'a Head, Option<u32>)>,
+    /// The head that scores sequences, if it has one.
+    pub(super) head: Option<&'a Head>,
+    /// The token that fills rows up.
+    pub(super) pad: Option<u32>,
     /// The largest size of a weight file, in bytes.
     pub(super) shard: u64,
 }
@@ -41,7 +54,7 @@ impl<'m> Weights<'m> {
     /// # Errors
     /// Where an adapter in it cannot be merged.
     pub fn model(model: &'m Decoder) -> Result<Self> {
-        Ok(Self { adapter: None, model: Some(model.pieces()?), trainable: model.trainable() })
+        Ok(Self { adapter: None, model: Some(model.pieces()?), trainable: model.trainable(), value: None })
     }
 
     /// The model's adapters alone.
@@ -50,7 +63,7 @@ impl<'m> Weights<'m> {
     /// Where they cannot be read from the device.
     pub fn adapter(options: &LoraOptions, model: &'m Decoder) -> Result<Self> {
         let adapter = Some((options.clone(), peft::adapter_weights(model)?));
-        Ok(Self { adapter, model: None, trainable: model.trainable() })
+        Ok(Self { adapter, model: None, trainable: model.trainable(), value: None })
     }
 
     /// The same, with the merged model in the folder `merged` beside the adapter.
@@ -61,17 +74,31 @@ impl<'m> Weights<'m> {
         Ok(Self { model: Some(model.pieces()?), ..self })
     }
 
+    /// The same, with a value model in the folder `value` beside them, as transformers' models for sequence classification.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn with_value(self, model: &'m ValueModel) -> Result<Self> {
+        let (pieces, state) = model.pieces()?;
+        Ok(Self { value: Some(Beneath { model, pieces, state }), ..self })
+    }
+
     /// The bytes that they take.
     pub(super) fn bytes(&self) -> u64 {
         let adapter = self.adapter.iter().flat_map(|(_, weights)| weights.values());
         let adapter: u64 = adapter.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        adapter + self.model.iter().flat_map(|(pieces, _)| pieces).map(Piece::bytes).sum::<u64>()
+        adapter + self.all_pieces().map(Piece::bytes).sum::<u64>()
     }
 
-    /// What is made as it is written: the model's weights, and behind them the state that an optimizer has here.
+    /// The weights of the model, and behind them those of the value model.
+    fn all_pieces(&self) -> impl Iterator<Item = &Piece<'m>> {
+        let value = self.value.iter().flat_map(|value| &value.pieces);
+        self.model.iter().flat_map(|(pieces, _)| pieces).chain(value)
+    }
+
+    /// What is made as it is written: the weights of the models, and behind them the state that their optimizers have here.
     pub(super) fn pieces(&self, optimizer: BTreeMap<String, Tensor>) -> Result<Vec<Piece<'_>>> {
-        let model = self.model.iter().flat_map(|(pieces, _)| pieces);
-        let mut pieces: Vec<Piece<'_>> = model.map(Piece::again).collect();
+        let mut pieces: Vec<Piece<'_>> = self.all_pieces().map(Piece::again).collect();
         for (name, here) in optimizer {
             let parameter = name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
             let parameter = parameter.filter(|parameter| parameter.var().dims() == here.dims());
@@ -80,12 +107,19 @@ impl<'m> Weights<'m> {
             let make = move || parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here));
             pieces.push(Piece::new(name, dtype, shape, make));
         }
+        let value = self.value.iter().flat_map(|value| &value.state);
+        pieces.extend(value.map(|(name, tensor)| Piece::of(name, tensor)));
         Ok(pieces)
     }
 
-    /// Writes them as Hugging Face's and PEFT's libraries read them; `model` is the pieces of the model.
-    pub(super) fn write(&self, dir: &Path, model: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
-        let Beside { base, tokenizer, stop, shape, head, shard } = beside;
+    /// Writes them as Hugging Face's and PEFT's libraries read them; `pieces` are those of the models.
+    pub(super) fn write(&self, dir: &Path, pieces: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
+        let Beside { base, tokenizer, stop, shape, head, pad, shard } = beside;
+        let (model, of_value) = pieces.split_at(self.model.as_ref().map_or(0, |(pieces, _)| pieces.len()));
+        if let Some(value) = &self.value {
+            let config = Head::reward().config(value.model.base.config(), *pad);
+            checkpoint::hf::write(&dir.join(VALUE), &config, made_later(of_value), tokenizer, None, *shard)?;
+        }
         let mut folder = dir.to_path_buf();
         if let Some((options, weights)) = &self.adapter {
             checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, weights, tokenizer)?;
@@ -94,23 +128,28 @@ impl<'m> Weights<'m> {
         let Some((_, tied)) = &self.model else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
         config["tie_word_embeddings"] = (*tied).into();
-        if let Some((head, pad)) = head {
+        if let Some(head) = head {
             config = head.config(&config, *pad);
         }
         if let Some(rows) = model.iter().find(|piece| piece.name == TABLE).and_then(|table| table.shape.first()) {
             set_vocab_size(&mut config, *rows);
         }
-        let mut weights = checkpoint::hf::Weights::new();
-        for piece in model {
-            weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
-        }
-        checkpoint::hf::write(&folder, &config, weights, tokenizer, Some(&generation), *shard)
+        checkpoint::hf::write(&folder, &config, made_later(model), tokenizer, Some(&generation), *shard)
     }
 
-    /// How many pieces the model has.
-    pub(super) fn of_model(&self) -> usize {
-        self.model.as_ref().map_or(0, |(pieces, _)| pieces.len())
+    /// How many pieces the models have.
+    pub(super) fn of_models(&self) -> usize {
+        self.all_pieces().count()
     }
+}
+
+/// Weights that are made as they are written.
+fn made_later<'a>(pieces: &'a [Piece<'_>]) -> checkpoint::hf::Weights<'a> {
+    let mut weights = checkpoint::hf::Weights::new();
+    for piece in pieces {
+        weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
+    }
+    weights
 }
 
 /// The folder of the merged model in an adapter's.

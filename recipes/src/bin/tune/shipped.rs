@@ -46,6 +46,7 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     generate: smollm2_135m, tiny;
     grpo: smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
+    ppo: smollm2_135m, tiny;
     pretrain: make_tiny, smollm2_135m, tiny;
     qat: lora_smollm2_135m, smollm2_135m, tiny;
     reward: classifier_smollm2_135m, smollm2_135m, tiny, tiny_classifier;

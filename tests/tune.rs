@@ -117,7 +117,10 @@ fn mistakes_are_told_with_what_is_nearest() {
     snapshot("mistakes", &said);
     // Where nothing is near, what there is.
     let (_, error) = fail(&mut tune(folder.path(), &["cat", "xyz"]));
-    assert!(error.contains("there are distill, dpo, full, generate, grpo, lora, pretrain, qat, reward, "), "{error}");
+    assert!(
+        error.contains("there are distill, dpo, full, generate, grpo, lora, ppo, pretrain, qat, reward, "),
+        "{error}"
+    );
     for command in ["run", "check"] {
         let (_, error) = fail(&mut tune(folder.path(), &[command, "lora"]));
         assert!(error.contains("which config?") && error.contains("\n  lora/tiny  "), "{error}");

@@ -14,8 +14,8 @@ pub use crate::hub;
 pub use crate::memory_plan::{self, Drawing, MemoryPlan};
 pub use crate::methods::{
     self, AdvantageKeys, DivergenceLoss, Experience, PairwiseLoss, Penalties, PolicyLoss, PolicyMetrics, PpoLoss,
-    PpoMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice, Reward, RewardConfig, Rollout, ScoreMetrics,
-    TokenLoss, Totals,
+    PpoMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice, Reward, RewardConfig, Rollout,
+    ScoreMetrics, TokenLoss, Totals,
 };
 pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,
@@ -29,8 +29,8 @@ pub use crate::optim::{Gradients, InBackward, Optimizer, OptimizerConfig, Schedu
 pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
     Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, PretrainKeys,
-    Recipe, RowKeys, Run, RunKeys, ScoredKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, ValueModel, Weights, check_finite,
-    check_stop, dropout_key, sampling_key,
+    Recipe, RowKeys, Run, RunKeys, ScoredKeys, Step, StepKeys, Steps, Trained, VAL_LOSS, ValueModel, Weights,
+    check_finite, check_stop, dropout_key, sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -68,12 +68,9 @@ pub(crate) struct PpoConfig {
     /// Epochs, accumulation, clipping and checkpointing.
     #[config(flatten)]
     steps: StepKeys,
-    /// Passes over the answers of a step. In all updates but the first the model is another one than drew them.
-    #[config(default = 1, range = 1..=65536)]
-    ppo_epochs: u64,
-    /// Prompts from whose answers an update learns, a multiple of batch_size; all of the step's where null.
-    #[config(range = 1..)]
-    ppo_batch_size: Option<usize>,
+    /// How often the answers of a step are learnt from.
+    #[config(flatten)]
+    updates: UpdateKeys,
     /// How advantages are made of rewards and values.
     #[config(flatten)]
     advantages: AdvantageKeys,
@@ -113,37 +110,9 @@ pub(crate) struct ProximalPolicyOptimization {
 }
 
 impl PpoConfig {
-    /// Whether prompts are plain texts, without the answers that are expected.
-    fn has_texts(&self) -> Result<bool> {
-        let all = || self.data.dataset.iter().chain(&self.data.dataset_val);
-        let texts = all().filter(|dataset| matches!(dataset, DatasetConfig::Text(_))).count();
-        let needs_answers = self.reward_checkpointer.is_none() && !matches!(self.reward, RewardConfig::Program(_));
-        match texts {
-            0 => Ok(false),
-            n if n < all().count() => {
-                Err(Error::setup("dataset: texts are prompts as a whole, and of other data the answers are left out: take the one or the other"))
-            }
-            _ if needs_answers => Err(Error::setup(
-                "reward compares answers with those that are expected, and a dataset of texts has none: set \
-                 reward_checkpointer.checkpoint_dir to a reward model, or reward=program",
-            )),
-            _ => Ok(true),
-        }
-    }
-
     /// Micro-batches of an update, and the most updates of a step.
     fn updates(&self) -> Result<(usize, u64)> {
-        let (rows, micro_batches) = (self.data.rows.batch_size, self.steps.gradient_accumulation_steps);
-        let of_update = self.ppo_batch_size.unwrap_or(rows * micro_batches);
-        if !of_update.is_multiple_of(rows) {
-            return Err(Error::setup(format!(
-                "ppo_batch_size={of_update} is no multiple of batch_size={rows}: a step has batch_size * \
-                 gradient_accumulation_steps prompts, of which an update takes whole micro-batches; for updates of {of_update} set \
-                 batch_size={of_update}, and gradient_accumulation_steps to how many of them a step has"
-            )));
-        }
-        let each = (of_update / rows).min(micro_batches);
-        Ok((each, self.ppo_epochs * micro_batches.div_ceil(each) as u64))
+        self.updates.of_step(self.data.rows.batch_size, self.steps.gradient_accumulation_steps)
     }
 }
 
@@ -164,7 +133,13 @@ impl Recipe for ProximalPolicyOptimization {
         if let (Trained::Weights, Some(_)) = (&trained, cfg.loraplus_lr_ratio) {
             return Err(Error::setup("loraplus_lr_ratio needs model.lora_rank: all weights are trained"));
         }
-        cfg.has_texts()?;
+        let compares = cfg.reward_checkpointer.is_none() && !matches!(cfg.reward, RewardConfig::Program(_));
+        if cfg.data.are_texts()? && compares {
+            return Err(Error::setup(
+                "reward compares answers with those that are expected, and a dataset of texts has none: set \
+                 reward_checkpointer.checkpoint_dir to a reward model, or reward=program",
+            ));
+        }
         cfg.updates()?;
         let checkpointer = cfg.ref_checkpointer.clone();
         let reference = Compared { when: ReferenceChoice::EachStep, checkpointer, teaches: false };
@@ -262,7 +237,7 @@ impl Recipe for ProximalPolicyOptimization {
             };
             let clip = |norm: f64| self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(norm, max));
             let (mut update, mut grad_norm) = (0, 0.0);
-            for _ in 0..self.cfg.ppo_epochs {
+            for _ in 0..self.cfg.updates.ppo_epochs {
                 for part in drawn.chunks_mut(micro_batches) {
                     update += 1;
                     let number = (step.number - 1) * most_updates + update;
@@ -341,7 +316,7 @@ impl ProximalPolicyOptimization {
     /// Answers to the prompts of a batch, with what they are worth. A reward of your own goes in here, in place of the config's.
     fn answer(&mut self, batch: &Batch, samples: usize, sampler: impl Fn(usize, usize) -> Sampler) -> Result<Rollout> {
         let tokenizer = self.run.tokenizer();
-        let prompts = if self.cfg.has_texts()? { texts(batch, tokenizer) } else { prompts(batch, tokenizer) }?;
+        let prompts = if self.cfg.data.are_texts()? { texts(batch, tokenizer) } else { prompts(batch, tokenizer) }?;
         let ids: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.ids[..]).collect();
         let groups = sample_groups(&self.model, &ids, samples, &self.stop, sampler)?;
         let mut rollout = Rollout::drawn(&prompts, groups, tokenizer, |prompt, answer| match &self.judge {

@@ -392,14 +392,15 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     });
     // They are computed as they are, and of the same batches.
     let whole = InBlocks::default();
-    let scoring = |model| StepOnPaper { model, lora: None, in_blocks: &whole, optimizer_in_backward: false, fake: None, ..on_paper };
-    let (value, judge) = (setting.value.as_ref().map(scoring), setting.judge.as_ref().map(scoring));
-    let score = |batch: &Batch, learns: bool| {
-        if let Some(judge) = &judge {
-            judge.evaluate(&finished(batch, &vec![0; batch.spans.len()], None), &paper)?;
-        }
-        value.iter().filter(|_| learns).try_for_each(|value| value.evaluate(batch, &paper))
+    let scoring = |model| StepOnPaper {
+        model,
+        lora: None,
+        in_blocks: &whole,
+        optimizer_in_backward: false,
+        fake: None,
+        ..on_paper
     };
+    let (value, judge) = (setting.value.as_ref().map(scoring), setting.judge.as_ref().map(scoring));
     let (teacher, reference) = match setting.reference.as_ref().is_some_and(|reference| reference.teaches) {
         true => (reference.map(|(teacher, _)| teacher), None),
         false => (None, reference),
@@ -408,6 +409,12 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     let (paper, mut state) = match setting.card {
         Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_on_card_per_parameter()))),
         None => (Paper::<T>::new(rayon::current_num_threads()), None),
+    };
+    let score = |batch: &Batch, learns: bool| {
+        if let Some(judge) = &judge {
+            judge.evaluate(&finished(batch, &vec![0; batch.spans.len()], None), &paper)?;
+        }
+        value.iter().filter(|_| learns).try_for_each(|value| value.evaluate(batch, &paper))
     };
     let ask = |batch: &Batch, each_step: bool| match &reference {
         Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),

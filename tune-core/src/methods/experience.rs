@@ -80,7 +80,9 @@ impl Experience {
         }
         if values.len() != rewards.len() {
             let (values, tokens) = (values.len(), rewards.len());
-            return Err(Error::Training(format!("the value model gives {values} values for {tokens} tokens of answers")));
+            return Err(Error::Training(format!(
+                "the value model gives {values} values for {tokens} tokens of answers"
+            )));
         }
         Ok(Self { rollout, states, rewards, values, advantages: Vec::new(), returns: Vec::new(), divergence })
     }
@@ -123,10 +125,7 @@ impl Experience {
         let found = loss.of_values(values, &self.values, &self.returns);
         seen.value.add(&found);
         let scale = loss.value_coeff / count.max(1) as f64;
-        Objective {
-            value: scale * found.loss,
-            gradient: found.slopes.into_iter().map(|slope| scale * slope).collect(),
-        }
+        Objective { value: scale * found.loss, gradient: found.slopes.into_iter().map(|slope| scale * slope).collect() }
     }
 }
 
@@ -234,5 +233,101 @@ impl PpoMetrics {
             ]);
         }
         logged
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::data::Span;
+    use crate::generate::Sampled;
+
+    /// Answers with these worths, log-probabilities and values of their tokens, each to a prompt of two tokens.
+    pub(crate) fn experience(
+        worths: &[f64],
+        old: &[Vec<f64>],
+        reference: &[Vec<f64>],
+        values: &[Vec<f64>],
+        keys: &AdvantageKeys,
+    ) -> Experience {
+        let len = 1 + old.iter().map(Vec::len).max().unwrap();
+        let rows = old.len();
+        let mut batch = Batch {
+            rows,
+            len,
+            input_ids: vec![0; rows * len],
+            targets: vec![IGNORE; rows * len],
+            positions: vec![0; rows * len],
+            spans: old.iter().enumerate().map(|(row, old)| Span { row, start: 0, len: 1 + old.len() }).collect(),
+            origins: vec![String::new(); rows],
+        };
+        let (mut of_old, mut of_reference) = (vec![0.0; rows * len], vec![0.0; rows * len]);
+        let mut answers = Vec::new();
+        for (row, old) in old.iter().enumerate() {
+            let at = row * len + 1..row * len + 1 + old.len();
+            batch.targets[at.clone()].fill(7);
+            of_old[at.clone()].copy_from_slice(old);
+            of_reference[at].iter_mut().zip(&reference[row]).for_each(|(to, reference)| *to = *reference);
+            let sampled = Sampled { ids: vec![7; old.len()], log_probs: old.clone(), end: End::Stop };
+            answers.push(Answer { sampled, text: String::new(), reward: worths[row], advantage: 0.0 });
+        }
+        let reference = if reference.concat().is_empty() { Vec::new() } else { of_reference };
+        let rollout = Rollout { batch, answers, old: of_old, samples: 1 };
+        Experience::new(rollout, &reference, keys, |states| {
+            assert!(states.targets.iter().all(|&target| target == IGNORE || target == 0));
+            Ok(values.concat())
+        })
+        .unwrap()
+    }
+
+    impl Experience {
+        pub(crate) fn returns(&self) -> &[f64] {
+            &self.returns
+        }
+
+        /// Numbers of tokens at their positions, `[rows * len]`.
+        pub(crate) fn spread_out(&self, of_tokens: &[f64]) -> Vec<f64> {
+            let (mut all, mut first) = (vec![0.0; self.states.targets.len()], 0);
+            for (at, _) in places(&self.rollout) {
+                let len = at.len();
+                all[at].copy_from_slice(&of_tokens[first..first + len]);
+                first += len;
+            }
+            all
+        }
+
+        /// Of numbers of positions, those of tokens.
+        pub(crate) fn picked(&self, all: &[f64]) -> Vec<f64> {
+            places(&self.rollout).flat_map(|(at, _)| all[at].to_vec()).collect()
+        }
+    }
+
+    #[test]
+    fn answers_that_are_cut_off_or_short_have_a_penalty() {
+        let answer = |len: usize, end: End| {
+            let sampled = Sampled { ids: vec![1; len], log_probs: vec![0.0; len], end };
+            Answer { sampled, text: String::new(), reward: 1.0, advantage: 0.0 }
+        };
+        let rewards = |penalties: Penalties| {
+            let mut answers =
+                [answer(3, End::Stop), answer(3, End::Length), answer(2, End::Stop), answer(5, End::Stop)];
+            penalties.apply(&mut answers);
+            answers.map(|answer| answer.reward)
+        };
+        let none = Penalties { penalise_no_eos: false, min_response_length: None, reward_penalty: -3.0 };
+        assert_eq!(rewards(none), [1.0; 4]);
+        assert_eq!(rewards(Penalties { penalise_no_eos: true, ..none }), [1.0, -3.0, 1.0, 1.0]);
+        // A stop token is no part of what was said.
+        assert_eq!(rewards(Penalties { min_response_length: Some(2), ..none }), [1.0, 1.0, -3.0, 1.0]);
+        let both = Penalties { penalise_no_eos: true, min_response_length: Some(4), reward_penalty: 0.0 };
+        assert_eq!(rewards(both), [0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn another_number_of_values_than_of_tokens_is_refused() {
+        let keys = AdvantageKeys { kl_coeff: 0.0, gamma: 1.0, lmbda: 1.0, whiten_rewards: false };
+        let made = experience(&[1.0], &[vec![-1.0, -2.0]], &[vec![]], &[vec![0.0, 0.0]], &keys);
+        let error = Experience::new(made.rollout, &[], &keys, |_| Ok(vec![0.0])).unwrap_err().to_string();
+        assert!(error.contains("1 values for 2 tokens"), "{error}");
     }
 }

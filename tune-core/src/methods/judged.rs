@@ -12,7 +12,8 @@ impl Rollout {
     /// # Errors
     /// As [`engine::scores`].
     pub fn score_with(&mut self, model: &Decoder, pad: Option<u32>) -> Result<()> {
-        let last: Vec<u32> = self.answers.iter().map(|answer| answer.sampled.ids.last().copied().unwrap_or(0)).collect();
+        let last: Vec<u32> =
+            self.answers.iter().map(|answer| answer.sampled.ids.last().copied().unwrap_or(0)).collect();
         let scores = engine::scores(model, &finished(&self.batch, &last, pad))?;
         self.answers.iter_mut().zip(scores).for_each(|(answer, score)| answer.reward = score);
         Ok(())

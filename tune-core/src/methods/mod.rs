@@ -19,7 +19,7 @@ pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricK
 pub use experience::{Experience, Penalties, PpoMetrics};
 pub use metrics::PreferenceMetrics;
 pub use policy::{AnswerLoss, DapoLoss, DrGrpoLoss, Drawn, GrpoLoss, GspoLoss, PolicyLoss, Totals};
-pub use ppo::{AdvantageKeys, Clipped, PpoLoss};
+pub use ppo::{AdvantageKeys, Clipped, PpoLoss, UpdateKeys};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
 };

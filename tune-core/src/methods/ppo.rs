@@ -7,6 +7,7 @@
 use tune_config::Config;
 
 use super::experience::Experience;
+use crate::{Error, Result};
 
 /// How advantages are made of rewards and values.
 #[derive(Debug, Clone, Copy, PartialEq, Config)]
@@ -21,7 +22,7 @@ pub struct AdvantageKeys {
     /// What an advantage takes from that of the next token: at 0 values alone say what comes, at 1 rewards alone.
     #[config(default = 0.95, range = 0.0..=1.0)]
     pub lmbda: f64,
-    /// Divide the rewards of a step's tokens by their standard deviation.
+    /// Bring the rewards of a step's tokens to a standard deviation of 1, around their mean.
     #[config(default = false)]
     pub whiten_rewards: bool,
 }
@@ -59,13 +60,45 @@ impl AdvantageKeys {
     /// standard deviation of 1 over the step's tokens.
     pub fn estimate(&self, step: &mut [Experience]) {
         if self.whiten_rewards {
-            let deviation = Spread::of(step.iter().flat_map(|one| &one.rewards)).deviation;
-            step.iter_mut().flat_map(|one| &mut one.rewards).for_each(|reward| *reward /= deviation);
+            let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.rewards));
+            let all = step.iter_mut().flat_map(|one| &mut one.rewards);
+            all.for_each(|reward| *reward = (*reward - mean) / deviation + mean);
         }
         step.iter_mut().for_each(|one| one.estimate(self));
         let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.advantages));
         let all = step.iter_mut().flat_map(|one| &mut one.advantages);
         all.for_each(|advantage| *advantage = (*advantage - mean) / deviation);
+    }
+}
+
+/// How often the answers of a step are learnt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
+pub struct UpdateKeys {
+    /// Passes over the answers of a step. In all updates but the first the model is another one than drew them.
+    #[config(default = 1, range = 1..=65536)]
+    pub ppo_epochs: u64,
+    /// Prompts from whose answers an update learns, a multiple of batch_size; all of the step's where null.
+    #[config(range = 1..)]
+    pub ppo_batch_size: Option<usize>,
+}
+
+impl UpdateKeys {
+    /// The micro-batches of an update, and the most updates of a step, which has `micro_batches` of `batch_size` prompts each at most.
+    ///
+    /// # Errors
+    /// An update that would take a part of a micro-batch.
+    pub fn of_step(&self, batch_size: usize, micro_batches: usize) -> Result<(usize, u64)> {
+        let of_update = self.ppo_batch_size.unwrap_or(batch_size * micro_batches);
+        if !of_update.is_multiple_of(batch_size) {
+            return Err(Error::setup(format!(
+                "ppo_batch_size={of_update} is no multiple of batch_size={batch_size}: a step has batch_size * \
+                 gradient_accumulation_steps prompts, of which an update takes whole micro-batches; for updates of {of_update} set \
+                 batch_size={of_update}, and gradient_accumulation_steps to how many of them a step has"
+            )));
+        }
+        let each = (of_update / batch_size).min(micro_batches);
+        Ok((each, self.ppo_epochs * micro_batches.div_ceil(each) as u64))
     }
 }
 
@@ -118,8 +151,7 @@ impl PpoLoss {
         let mut all = Clipped::default();
         for ((now, old), advantage) in log_probs.iter().zip(old).zip(advantages) {
             let ratio = (now - old).exp();
-            let (free, clipped) =
-                (ratio * advantage, ratio.clamp(1.0 - self.epsilon, 1.0 + self.epsilon) * advantage);
+            let (free, clipped) = (ratio * advantage, ratio.clamp(1.0 - self.epsilon, 1.0 + self.epsilon) * advantage);
             let is_clipped = clipped < free;
             all.loss -= free.min(clipped);
             all.slopes.push(if is_clipped { 0.0 } else { -free });

@@ -99,7 +99,7 @@ pub struct Rollout {
     pub answers: Vec<Answer>,
     /// The log-probability of each position's target when it was drawn, `[rows * len]`; 0 where none is trained.
     pub(super) old: Vec<f64>,
-    samples: usize,
+    pub(super) samples: usize,
 }
 
 impl Rollout {

@@ -45,7 +45,8 @@ impl Outline {
     /// As [`Outline::base`]; an adapter; a head with more than one score.
     pub fn value(&self) -> Result<Option<(Checkpoint, ModelSpec)>> {
         let Some(config) = &self.value else { return Ok(None) };
-        self.scoring("value_checkpointer", config.as_ref().unwrap_or(&self.run.checkpointer), config.is_some()).map(Some)
+        self.scoring("value_checkpointer", config.as_ref().unwrap_or(&self.run.checkpointer), config.is_some())
+            .map(Some)
     }
 
     /// The model that says what answers are worth: its files and its shape. No weight is read.
@@ -106,7 +107,10 @@ impl Outline {
         if let Some((value, shape)) = self.value()? {
             let head = if has_head(&value) { "" } else { ", with a fresh head" };
             let parameters = shape.parameter_count();
-            said.push(("value model", format!("{}{head}: all {parameters} parameters are trained", value.path().display())));
+            said.push((
+                "value model",
+                format!("{}{head}: all {parameters} parameters are trained", value.path().display()),
+            ));
         }
         if let Some((judge, _)) = self.judge()? {
             said.push(("rewards", judge.path().display().to_string()));

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{Compared, Outline, Trained};
 use super::super::value::other_token;
+use super::{Compared, Outline, Trained};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
 use crate::data::Loader;

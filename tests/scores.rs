@@ -189,7 +189,8 @@ fn gradients_of_values_are_the_slopes_of_their_loss() {
     // Of each row, the tokens behind the first are an answer.
     let mut batch = case.batch();
     let spans = batch.spans.clone();
-    for at in spans.iter().map(|span| batch.positions_of(span)) {
+    for span in &spans {
+        let at = batch.positions_of(span);
         batch.targets[at.start + 1..at.end].fill(0);
     }
     let values_now = engine::scores(&model, &batch).unwrap();
@@ -326,7 +327,7 @@ fn what_cannot_be_scored_is_refused() {
     let options = RunOptions::PLAIN;
     let mut gradients = Gradients::default();
     let short = engine::minimize_scores(&model, &batch, options, &mut gradients, |_| {
-        Ok(engine::Objective { value: 0.0, gradient: vec![0.0] })
+        Ok(Objective { value: 0.0, gradient: vec![0.0] })
     });
     let error = short.unwrap_err().to_string();
     assert!(error.contains("1 numbers") && error.contains("12 scores"), "{error}");

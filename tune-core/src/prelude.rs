@@ -15,7 +15,7 @@ pub use crate::memory_plan::{self, Drawing, MemoryPlan};
 pub use crate::methods::{
     self, AdvantageKeys, DivergenceLoss, Experience, PairwiseLoss, Penalties, PolicyLoss, PolicyMetrics, PpoLoss,
     PpoMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice, Reward, RewardConfig, Rollout,
-    ScoreMetrics, TokenLoss, Totals,
+    ScoreMetrics, TokenLoss, Totals, UpdateKeys,
 };
 pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,

@@ -130,3 +130,15 @@ fn advantages_without_a_spread_are_nothing() {
     keys.estimate(&mut step);
     assert_eq!(step[0].advantages, [0.0]);
 }
+
+#[test]
+fn updates_take_whole_micro_batches() {
+    let of = |ppo_epochs, ppo_batch_size| UpdateKeys { ppo_epochs, ppo_batch_size };
+    assert_eq!(of(1, None).of_step(16, 4).unwrap(), (4, 1));
+    assert_eq!(of(3, Some(32)).of_step(16, 4).unwrap(), (2, 6));
+    // The last one may have fewer, and a step is never more than it has.
+    assert_eq!(of(1, Some(48)).of_step(16, 4).unwrap(), (3, 2));
+    assert_eq!(of(2, Some(640)).of_step(16, 4).unwrap(), (4, 2));
+    let error = of(1, Some(8)).of_step(16, 4).unwrap_err().to_string();
+    assert!(error.contains("ppo_batch_size=8") && error.contains("set batch_size=8"), "{error}");
+}

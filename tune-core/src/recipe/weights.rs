@@ -21,12 +21,12 @@ pub struct Weights<'m> {
     /// By Hugging Face's names, to be made as they are written, and whether the output layer is tied to the embedding.
     model: Option<(Vec<Piece<'m>>, bool)>,
     trainable: &'m Trainable,
-    value: Option<Beneath<'m>>,
+    value: Option<OfValue<'m>>,
 }
 
 /// A value model, with its weights and its optimizer's state.
 #[derive(Debug)]
-struct Beneath<'m> {
+struct OfValue<'m> {
     model: &'m ValueModel,
     pieces: Vec<Piece<'m>>,
     state: BTreeMap<String, Tensor>,
@@ -80,7 +80,7 @@ impl<'m> Weights<'m> {
     /// Those of the tensor library.
     pub fn with_value(self, model: &'m ValueModel) -> Result<Self> {
         let (pieces, state) = model.pieces()?;
-        Ok(Self { value: Some(Beneath { model, pieces, state }), ..self })
+        Ok(Self { value: Some(OfValue { model, pieces, state }), ..self })
     }
 
     /// The bytes that they take.

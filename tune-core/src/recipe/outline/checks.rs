@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::super::value::other_token;
 use super::{Compared, Outline, Trained};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, run};
@@ -12,6 +11,7 @@ use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::models::{Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
+use crate::recipe::value::other_token;
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
 

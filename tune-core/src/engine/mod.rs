@@ -185,13 +185,15 @@ fn minimize_by(
     Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
 }
 
-/// Runs a micro-batch forward and back to minimize a function of scores, for a model whose output layer gives these ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
+/// Runs a micro-batch forward and back to minimize a function of scores, for a model whose output layer gives these
+/// ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
 ///
-/// Positions that have a target are scored, whatever it is below the number of scores. [`Sample::scored`](crate::data::Sample::scored)
-/// gives one to a sequence's last token alone, where transformers' models for sequence classification take the score; of a value model
-/// ([`Experience::states`](crate::methods::Experience::states)) each token of an answer has one. `objective` is given
-/// `[positions, scores]`, in the order of [`Batch::spans`] and positions, and says what is minimized and its derivative with respect
-/// to each score. Returns what it said, not scaled. Of the output layer there is no forward pass but that of the scored positions, twice.
+/// Positions that have a target are scored, whatever it is below the number of scores.
+/// [`Sample::scored`](crate::data::Sample::scored) gives one to a sequence's last token alone, where transformers' models for
+/// sequence classification take the score; of a value model each token of an answer has one
+/// ([`Experience::states`](crate::methods::Experience::states)). `objective` is given `[positions, scores]`, in the order of
+/// [`Batch::spans`] and their positions, and says what is minimized and its derivative with respect to each score. Returns what it
+/// said, not scaled. Of the output layer there is no forward pass but that of the scored positions, twice.
 ///
 /// # Errors
 /// As [`forward_backward`], those of `objective`, and a gradient of another length than the scores.

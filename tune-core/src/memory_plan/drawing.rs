@@ -13,7 +13,8 @@ pub struct Drawing {
 
 impl Drawing {
     /// The prompts of a batch, each of which comes before a sample's last stretch of trained tokens, or is a text that is trained
-    /// from its first token on, with answers that are as long as they may be: a row for each prompt, in which the answers to it are spans. A model reads `longest` tokens at most.
+    /// from its first token on, with answers that are as long as they may be: a row for each prompt, in which the answers to it are
+    /// spans. A model reads `longest` tokens at most.
     #[must_use]
     pub fn answered(&self, batch: &Batch, longest: usize) -> Batch {
         let mut lens = Vec::with_capacity(batch.spans.len());

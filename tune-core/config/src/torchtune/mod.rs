@@ -36,8 +36,8 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `distill` where there is a teacher, `ppo` where there is a
-/// policy, `dpo` by its loss, `qat` by its quantizer, `lora` or `full` by its model.
+/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `distill` where there is a teacher, `ppo` where
+/// there is a policy, `dpo` by its loss, `qat` by its quantizer, `lora` or `full` by its model.
 /// `None` for any other text.
 ///
 /// ```

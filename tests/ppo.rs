@@ -66,8 +66,10 @@ fn a_model_learns_to_say_words_backwards() {
 #[test]
 fn a_value_model_learns_what_answers_are_worth() {
     let folder = tempfile::tempdir().unwrap();
-    let command = r#"reward.command=while read -r line; do echo '{"score": 1}'; done"#;
-    let extra = ["reward=program", command, "max_steps_per_epoch=8", "kl_coeff=0", "loss.value_clip_range=1"];
+    let program = folder.path().join("reward.sh");
+    fs::write(&program, "while read -r line; do echo '{\"score\": 1}'; done\n").unwrap();
+    let command = format!("reward.command=sh {}", program.display());
+    let extra = ["reward=program", &command, "max_steps_per_epoch=8", "kl_coeff=0", "loss.value_clip_range=1"];
     let records = short(folder.path(), "constant", &extra);
     let (losses, values) = (numbers(&records, "value_loss"), numbers(&records, "value"));
     assert!(values[0].abs() < 0.5 && losses[7] < 0.5 * losses[0], "{losses:?} {values:?}");

@@ -117,7 +117,9 @@ impl<'m> Weights<'m> {
         let Beside { base, tokenizer, stop, shape, head, pad, shard } = beside;
         let (model, of_value) = pieces.split_at(self.model.as_ref().map_or(0, |(pieces, _)| pieces.len()));
         if let Some(value) = &self.value {
-            let config = Head::reward().config(value.model.base.config(), *pad);
+            let mut config = Head::reward().config(value.model.base.config(), *pad);
+            // Its output layer is the head.
+            config["tie_word_embeddings"] = false.into();
             checkpoint::hf::write(&dir.join(VALUE), &config, made_later(of_value), tokenizer, None, *shard)?;
         }
         let mut folder = dir.to_path_buf();

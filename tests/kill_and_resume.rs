@@ -72,6 +72,10 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
                 vec!["~model", "~loss", "labels=[plain, secret]", LABELLED, "dtype=bf16", "~dataset_val"]
             }
             "grpo" => vec!["samples=4", "max_new_tokens=12", "kl_beta=0.1", "updates=2", "~dataset_val"],
+            "ppo" => {
+                vec!["samples=2", "max_new_tokens=12", "kl_coeff=0.1", "ppo_batch_size=2", "~dataset_val"]
+            }
+            "ppo_full" => vec!["~model", "dtype=bf16", "samples=2", "max_new_tokens=8", "kl_coeff=0.1", "~dataset_val"],
             "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
             "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
             // The third step is the first that rounds: in one process and after a kill.
@@ -367,6 +371,16 @@ fn pretrain_in_bf16_resumes_bit_for_bit() {
 #[test]
 fn grpo_resumes_bit_for_bit() {
     check("grpo", 1);
+}
+
+#[test]
+fn ppo_resumes_bit_for_bit() {
+    check("ppo", 1);
+}
+
+#[test]
+fn ppo_of_all_weights_resumes_bit_for_bit() {
+    check("ppo_full", 1);
 }
 
 #[test]

@@ -261,6 +261,28 @@ fn reinforcement_learning_takes_what_was_planned() {
     table.check();
 }
 
+/// A value model beside the model, with gradients and state of its own, and a model that was there before.
+#[test]
+fn a_value_model_takes_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("random");
+    random_model::write(&dir, &json!({"model_type": "llama"}));
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
+    let mut table = Table::default();
+    for (what, extra) in [
+        ("adapters", &[][..]),
+        ("adapters, a reference, checkpointing", &["kl_coeff=0.1", "enable_activation_checkpointing=true"]),
+        ("all weights, bf16", &["~model", "dtype=bf16", "kl_coeff=0.1"]),
+    ] {
+        let mut args = vec!["--config", "configs/ppo/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=2"];
+        args.extend(["log_every_n_steps=1", "~dataset_val"]);
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "ppo", &args);
+    }
+    table.check();
+}
+
 /// Both models, and the logits of both.
 #[test]
 fn distillation_takes_what_was_planned() {

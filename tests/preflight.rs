@@ -187,6 +187,11 @@ fn a_sound_run_that_draws_answers() {
 }
 
 #[test]
+fn a_sound_run_with_a_value_model() {
+    sound_run("ppo");
+}
+
+#[test]
 fn a_sound_run_that_scores() {
     sound_run("reward");
 }

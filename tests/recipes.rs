@@ -109,6 +109,13 @@ fn golden_gradients_of_grpo() {
     golden_of("grad_norm", "grpo", &["~dataset_val", "max_steps_per_epoch=3", "samples=4", "reward=overlap"]);
 }
 
+/// Of the first step's two updates, in which the value model learns; what is drawn later may hang on the last bit of a probability.
+#[test]
+fn golden_losses_of_ppo() {
+    let extra = ["~dataset_val", "max_steps_per_epoch=1", "samples=4", "reward=overlap", "kl_coeff=0.1"];
+    golden_of("value_loss", "ppo", &extra);
+}
+
 #[test]
 fn golden_losses_of_distill() {
     let folder = tempfile::tempdir().unwrap();

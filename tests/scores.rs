@@ -14,8 +14,8 @@ use tune_core::Result;
 use tune_core::checkpoint::{Checkpoint, peft as files};
 use tune_core::data::{Batch, Loader, LoaderOptions, Sample, Span};
 use tune_core::device::Compute;
-use tune_core::engine::{self, RunOptions};
-use tune_core::methods::classification;
+use tune_core::engine::{self, Objective, RunOptions};
+use tune_core::methods::{Clipped, PpoLoss, classification};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, WithHead};
 use tune_core::optim::Gradients;
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights};
@@ -178,6 +178,57 @@ fn gradients_are_the_slopes_of_the_loss() {
     }
 }
 
+/// The same of a value model, which has a score at each token of an answer: PPO's loss of values, of which some are clipped.
+#[test]
+fn gradients_of_values_are_the_slopes_of_their_loss() {
+    let case = Case::read("qwen2_windows");
+    let spec = ModelSpec::from_json(&case.base.config).unwrap().with_scores(1);
+    let options = LoadOptions { dtype: DType::F64, device: Compute::Processor, train_weights: true, lora: None };
+    let source = WithHead::new(&case.base.weights, &spec, &case.base.config, 1).unwrap();
+    let model = Decoder::load(spec.clone(), &source, &options).unwrap();
+    // Of each row, the tokens behind the first are an answer.
+    let mut batch = case.batch();
+    let spans = batch.spans.clone();
+    for span in &spans {
+        let at = batch.positions_of(span);
+        batch.targets[at.start + 1..at.end].fill(0);
+    }
+    let values_now = engine::scores(&model, &batch).unwrap();
+    assert_eq!(values_now.len(), batch.tokens() - spans.len());
+    // Off by more than the range and by less, and what is aimed at on either side.
+    let old: Vec<f64> = values_now.iter().enumerate().map(|(i, now)| now + [0.05, -0.4, 0.3][i % 3]).collect();
+    let returns: Vec<f64> = values_now.iter().enumerate().map(|(i, now)| now + [1.0, -0.7, 0.5, -0.2][i % 4]).collect();
+    let loss = PpoLoss { epsilon: 0.2, value_clip_range: 0.2, value_coeff: 1.0 };
+    let train = || {
+        let (mut gradients, mut clipped) = (Gradients::default(), 0);
+        let value = engine::minimize_scores(&model, &batch, RunOptions::PLAIN, &mut gradients, |values| {
+            let Clipped { loss, slopes, clipped: here } = loss.of_values(values, &old, &returns);
+            clipped = here;
+            Ok(Objective { value: loss, gradient: slopes })
+        });
+        (value.unwrap(), gradients, clipped)
+    };
+    let (_, gradients, clipped) = train();
+    assert!(clipped > 0 && clipped < values_now.len(), "{clipped} of {}", values_now.len());
+    let gradients = named(&gradients);
+    assert_eq!(gradients.len(), model.trainable().len());
+    for parameter in model.trainable() {
+        let (gradient, var) = (&gradients[&**parameter.name()], parameter.var());
+        let index = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+        let base = values(var);
+        let at = |delta: f64| {
+            let mut moved = base.clone();
+            moved[index] += delta;
+            var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
+            train().0
+        };
+        let slope = (at(1e-6) - at(-1e-6)) / 2e-6;
+        at(0.0);
+        let off = (slope - gradient[index]).abs() / gradient[index].abs().max(1e-3);
+        assert!(off <= 1e-4, "{}: slope {slope}, gradient {}", parameter.name(), gradient[index]);
+    }
+}
+
 /// Rows that several samples share, the same samples one by one, and rows with padding.
 #[test]
 fn a_sample_is_scored_by_itself() {
@@ -281,7 +332,7 @@ fn what_cannot_be_scored_is_refused() {
     let options = RunOptions::PLAIN;
     let mut gradients = Gradients::default();
     let short = engine::minimize_scores(&model, &batch, options, &mut gradients, |_| {
-        Ok(engine::Objective { value: 0.0, gradient: vec![0.0] })
+        Ok(Objective { value: 0.0, gradient: vec![0.0] })
     });
     let error = short.unwrap_err().to_string();
     assert!(error.contains("1 numbers") && error.contains("12 scores"), "{error}");

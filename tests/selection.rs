@@ -230,6 +230,7 @@ fn students_and_policies_are_selected_by_tasks() {
     let folder = tempfile::tempdir().unwrap();
     for (name, own) in [
         ("distill", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model  ~dataset_val"),
+        ("ppo", "samples=2  max_new_tokens=8  ~dataset_val"),
         ("grpo", "samples=2  max_new_tokens=8  ~dataset_val"),
     ] {
         let out = folder.path().join(name);

@@ -45,6 +45,7 @@ fn shipped() -> Vec<Shipped> {
                 () if theirs.contains("dpo") => "dpo",
                 () if theirs.contains("distillation") => "distill",
                 () if theirs.starts_with("qat") => "qat",
+                () if theirs.starts_with("ppo") => "ppo",
                 () if theirs.contains("lora") || name.contains("lora") => "lora",
                 () => "full",
             };
@@ -319,6 +320,52 @@ fn what_dpo_configs_say_is_meant() {
         "llama3_1/8B_lora_dpo_single_device.yaml",
         &["  lora_rank: 8", "  beta: 0.1", "  label_smoothing: 0.0", "ref_checkpointer: null"],
     );
+}
+
+/// The models that score, the prompts, what answers are worth, and the loss; what they are drawn by is not what it is there.
+#[test]
+fn what_the_config_of_ppo_says_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = shipped().into_iter().find(|config| config.theirs.starts_with("ppo")).unwrap();
+    let file = file(folder.path(), &config);
+    let said = fail("ppo", &["--config", &file, "--print-config"]);
+    assert!(
+        said.contains("answers are drawn by the model's own probabilities") && said.contains("set temperature=1"),
+        "{said}"
+    );
+    let shown = succeed("ppo", &["--config", &file, "temperature=1", "--print-config"]);
+    let lines = text(&shown.stdout);
+    let lines: Vec<&str> = lines.lines().map(|line| line.rsplit_once("  # ").map_or(line, |(line, _)| line)).collect();
+    for expected in [
+        "  lora_rank: null",
+        "ref_checkpointer:",
+        "value_checkpointer:",
+        "reward_checkpointer:",
+        "  checkpoint_dir: /tmp/RM-Mistral-7B/",
+        "  - _component_: text",
+        "    source: \"hf://trl-internal-testing/sentiment-trl-style\"",
+        "    column: prompt",
+        "    add_eos: false",
+        "batch_size: 128",
+        "samples: 1",
+        "max_new_tokens: 58",
+        "stop_token_ids: [2, 28723]",
+        "penalise_no_eos: true",
+        "min_response_length: 18",
+        "reward_penalty: -3.0",
+        "ppo_epochs: 1",
+        "ppo_batch_size: 128",
+        "kl_coeff: 0.01",
+        "gamma: 1.0",
+        "lmbda: 0.95",
+        "whiten_rewards: false",
+        "  epsilon: 0.2",
+        "  value_clip_range: 0.2",
+        "  value_coeff: 0.1",
+        "  _component_: adamw",
+    ] {
+        assert!(lines.contains(&expected), "{expected}: {lines:#?}");
+    }
 }
 
 /// The student's adapters, the teacher's files, and the divergence with its share.

@@ -161,6 +161,8 @@ impl MadeUp {
             fake_quantizer: None,
             reference: None,
             said_of_token: 0,
+            value: None,
+            judge: None,
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,
             copied: None,

@@ -20,6 +20,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "dpo" => env!("CARGO_BIN_EXE_dpo"),
         "pretrain" => env!("CARGO_BIN_EXE_pretrain"),
         "grpo" => env!("CARGO_BIN_EXE_grpo"),
+        "ppo" => env!("CARGO_BIN_EXE_ppo"),
         "reward" => env!("CARGO_BIN_EXE_reward"),
         "qat" => env!("CARGO_BIN_EXE_qat"),
         "generate" => env!("CARGO_BIN_EXE_generate"),

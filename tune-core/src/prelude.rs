@@ -13,9 +13,9 @@ pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions, sample_
 pub use crate::hub;
 pub use crate::memory_plan::{self, Drawing, MemoryPlan};
 pub use crate::methods::{
-    self, DivergenceLoss, OnPolicyConfig, PairwiseLoss, PolicyLoss, PolicyMetrics, PreferenceLoss, PreferenceMetrics,
-    Reference, ReferenceChoice, Reward, RewardConfig, Rollout, ScoreMetrics, Teacher, TokenLoss, Totals, UnpairedLoss,
-    UnpairedMetrics,
+    self, AdvantageKeys, DivergenceLoss, Experience, OnPolicyConfig, PairwiseLoss, Penalties, PolicyLoss,
+    PolicyMetrics, PpoLoss, PpoMetrics, PreferenceLoss, PreferenceMetrics, Reference, ReferenceChoice, Reward,
+    RewardConfig, Rollout, ScoreMetrics, Teacher, TokenLoss, Totals, UnpairedLoss, UnpairedMetrics, UpdateKeys,
 };
 pub use crate::metrics::{
     Console, Downloads, EvaluationMetrics, Extra, MetricLogger, MetricLoggerConfig, Metrics, Pace, StepMetrics,
@@ -30,7 +30,7 @@ pub use crate::peft::{self, LoraModel, LoraOrFullModel};
 pub use crate::recipe::{
     Compared, DataKeys, EvaluationKeys, Measured, Opened, Outline, Plan, Position, PreferenceKeys, PretrainKeys,
     Recipe, RowKeys, Run, RunKeys, ScoredKeys, Step, StepKeys, Steps, StoredTeacher, TeacherLogitsConfig, Trained,
-    UnpairedKeys, VAL_LOSS, Weights, check_finite, check_stop, dropout_key, sampling_key,
+    UnpairedKeys, VAL_LOSS, ValueModel, Weights, check_finite, check_stop, dropout_key, sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
 pub use crate::{Error, Result};

@@ -18,6 +18,7 @@ mod settings;
 mod steps;
 mod stop;
 mod together;
+mod value;
 mod weights;
 
 use std::fs::{self, File};
@@ -45,6 +46,7 @@ pub use save::save;
 pub use settings::{defaults, settings};
 pub use steps::{Step, Steps};
 pub use stop::check_stop;
+pub use value::ValueModel;
 pub use weights::Weights;
 
 /// A training run as a value: several can be run one after the other in one program.

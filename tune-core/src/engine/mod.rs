@@ -191,12 +191,14 @@ fn minimize_by(
     Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
 }
 
-/// Runs a micro-batch forward and back to minimize a function of the scores of its sequences, for a model whose output layer
-/// scores them ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
+/// Runs a micro-batch forward and back to minimize a function of scores, for a model whose output layer gives these
+/// ([`ModelSpec::with_scores`](crate::models::ModelSpec::with_scores)).
 ///
-/// A sequence is scored at its position that has a target: [`Sample::scored`](crate::data::Sample::scored) gives one to its last
-/// token alone, where transformers' models for sequence classification take the score. `objective` is given `[sequences, scores]`,
-/// in the order of [`Batch::spans`], and says what is minimized and its derivative with respect to each score. Returns what it
+/// Positions that have a target are scored, whatever it is below the number of scores.
+/// [`Sample::scored`](crate::data::Sample::scored) gives one to a sequence's last token alone, where transformers' models for
+/// sequence classification take the score; of a value model each token of an answer has one
+/// ([`Experience::states`](crate::methods::Experience::states)). `objective` is given `[positions, scores]`, in the order of
+/// [`Batch::spans`] and their positions, and says what is minimized and its derivative with respect to each score. Returns what it
 /// said, not scaled. Of the output layer there is no forward pass but that of the scored positions, twice.
 ///
 /// # Errors
@@ -234,7 +236,7 @@ fn minimize_scores_by(
     Ok(on_backend!(model, train(&batch, Minimized::Scores(&mut checked, options.scale), None, options, sink))?.0)
 }
 
-/// The scores of a batch's sequences, as [`minimize_scores`] has them, without dropout: `[sequences, scores]`.
+/// The scores of a batch's positions that have a target, as [`minimize_scores`] has them, without dropout: `[positions, scores]`.
 ///
 /// # Errors
 /// As [`forward_backward`].

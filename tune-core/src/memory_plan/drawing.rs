@@ -12,8 +12,9 @@ pub struct Drawing {
 }
 
 impl Drawing {
-    /// The prompts of a batch, each of which comes before a sample's last stretch of trained tokens, with answers that are as long
-    /// as they may be: a row for each prompt, in which the answers to it are spans. A model reads `longest` tokens at most.
+    /// The prompts of a batch, each of which comes before a sample's last stretch of trained tokens, or is a text that is trained
+    /// from its first token on, with answers that are as long as they may be: a row for each prompt, in which the answers to it are
+    /// spans. A model reads `longest` tokens at most.
     #[must_use]
     pub fn answered(&self, batch: &Batch, longest: usize) -> Batch {
         let mut lens = Vec::with_capacity(batch.spans.len());
@@ -21,7 +22,11 @@ impl Drawing {
             let targets = &batch.targets[batch.positions_of(span)];
             let end = targets.iter().rposition(|&target| target != IGNORE).map_or(0, |last| last + 1);
             let before = targets[..end].iter().rposition(|&target| target == IGNORE).map_or(0, |before| before + 1);
-            let prompt = before + 1;
+            let prompt = match before {
+                // A text that is a prompt as a whole.
+                0 => span.len + usize::from(targets.last().is_some_and(|&target| target != IGNORE)),
+                _ => before + 1,
+            };
             // The last token of an answer is not read.
             lens.push((prompt, (prompt + self.max_new_tokens - 1).min(longest).max(prompt)));
         }
@@ -74,6 +79,10 @@ mod tests {
         let lens: Vec<usize> = answered.spans.iter().map(|span| span.len).collect();
         assert_eq!(lens, [5, 5, 6, 6]);
         assert!(answered.spans.iter().all(|span| answered.trained_tokens_of(span) == 4));
+        // A text.
+        let text = Batch { targets: vec![7, 7, IGNORE, IGNORE, IGNORE, 7, 7, 7, 7, 7], ..batch.clone() };
+        let lens: Vec<usize> = drawing.answered(&text, 100).spans.iter().map(|span| span.len).collect();
+        assert_eq!(lens, [6, 6, 9, 9]);
         // A model that reads no more than that.
         let cut = drawing.answered(&batch, 5);
         assert_eq!(cut.spans.iter().map(|span| span.len).collect::<Vec<_>>(), [5, 5, 5, 5]);

@@ -41,6 +41,7 @@ use crate::eval::Answers;
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
+use crate::methods::judged::finished;
 use crate::metrics::{peak_memory, resident_memory};
 use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
 use crate::optim::OptimizerConfig;
@@ -94,6 +95,10 @@ pub struct Setting {
     pub reference: Option<ReferencePass>,
     /// Bytes of what a teacher said of a trained token, where that is read as training comes to it; 0 where it is not.
     pub said_of_token: usize,
+    /// The value model that is trained beside the model, all of it, on the same batches, if there is one.
+    pub value: Option<ModelSpec>,
+    /// The reward model that scores each answer that is drawn, if there is one.
+    pub judge: Option<ModelSpec>,
     /// Rows of a batch that is full.
     pub batch_size: usize,
     /// The card that computes, if it is not the processor.
@@ -205,9 +210,11 @@ pub struct MemoryPlan {
     pub quantized: u64,
     /// Those of a reference model that stays beside it.
     pub reference: u64,
+    /// Those of models that score answers: a value model, and a reward model.
+    pub scoring: u64,
     /// The adapters.
     pub adapters: u64,
-    /// Gradients, when most memory is in use.
+    /// Gradients, when most memory is in use: of one model at a time.
     pub gradients: u64,
     /// The optimizer's state.
     pub optimizer: u64,
@@ -282,6 +289,14 @@ impl MemoryPlan {
                 setting.optimizer.state_bytes(name, dims)
             })?,
         };
+        let of_value = |name: &str, dims: &[usize]| setting.optimizer.state_bytes(name, dims);
+        let optimizer = match &setting.value {
+            Some(value) => optimizer + parameters::of_state(value, None, processes, &of_value)?,
+            None => optimizer,
+        };
+        let scoring = setting.value.iter().chain(&setting.judge);
+        let scoring = scoring.map(|model| parameters::of_model(model, processes) * weight).sum();
+        let copied = setting.value.as_ref().map_or(copied, |value| copied.max(parameters::last(value)));
         let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
         let own =
@@ -308,6 +323,7 @@ impl MemoryPlan {
             weights,
             quantized,
             reference,
+            scoring,
             adapters,
             gradients: worst.gradients,
             optimizer,
@@ -315,7 +331,7 @@ impl MemoryPlan {
             output: worst.output,
             gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
-            loading: program + (weights + quantized + reference + adapters + read).max(before),
+            loading: program + (weights + quantized + reference + scoring + adapters + read).max(before),
             saving: match setting.copied {
                 Some(copied) => parameters::copied_to_save(setting, copied)?,
                 None if processes > 1 => parameters::gathered_to_save(setting)?,
@@ -346,7 +362,8 @@ impl MemoryPlan {
     /// What it holds while it trains.
     fn training(&self) -> u64 {
         let engine = self.gradients + self.activations + self.output + self.gathered + self.gaps;
-        self.program + self.weights + self.quantized + self.reference + self.adapters + self.optimizer + engine
+        let models = self.weights + self.quantized + self.reference + self.scoring + self.adapters;
+        self.program + models + self.optimizer + engine
     }
 
     /// Whether the run fits; `true` where the system does not tell what is available.
@@ -396,6 +413,17 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
         (StepOnPaper { model, lora: None, fake: None, ..on_paper }, reference.each_step)
     });
+    // They are computed as they are, and of the same batches.
+    let whole = InBlocks::default();
+    let scoring = |model| StepOnPaper {
+        model,
+        lora: None,
+        in_blocks: &whole,
+        optimizer_in_backward: false,
+        fake: None,
+        ..on_paper
+    };
+    let (value, judge) = (setting.value.as_ref().map(scoring), setting.judge.as_ref().map(scoring));
     let (teacher, reference) = match taught {
         true => (reference.map(|(teacher, _)| teacher), None),
         false => (None, reference),
@@ -404,6 +432,12 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     let (paper, mut state) = match setting.card {
         Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_on_card_per_parameter()))),
         None => (Paper::<T>::new(rayon::current_num_threads()), None),
+    };
+    let score = |batch: &Batch, learns: bool| {
+        if let Some(judge) = &judge {
+            judge.evaluate(&finished(batch, &vec![0; batch.spans.len()], None), &paper)?;
+        }
+        value.iter().filter(|_| learns).try_for_each(|value| value.evaluate(batch, &paper))
     };
     let ask = |batch: &Batch, each_step: bool| match &reference {
         Some((reference, when)) if *when == each_step => reference.evaluate(batch, &paper),
@@ -419,7 +453,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         setting.validation_steps.iter().flatten().try_for_each(|batch| {
             let batch = batch.without_padding();
             if rewarded {
-                return draw(&batch, 1);
+                return draw(&batch, 1).and_then(|()| score(&batch, false));
             }
             ask(&batch, true)?;
             on_paper.evaluate(&batch, &paper)
@@ -443,10 +477,14 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
         // All answers of a step are there before the first of them is learnt from.
         if let Some(Drawing { samples, .. }) = setting.drawing {
-            batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| ask(batch, true)))?;
+            let scored = |batch| ask(batch, true).and_then(|()| score(batch, true));
+            batches.iter().try_for_each(|batch| draw(batch, samples).and_then(|()| scored(batch)))?;
         }
         let before = |batch: &Batch| if rewarded { Ok(()) } else { ask(batch, true) };
         on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
+        if let Some(value) = &value {
+            value.train_with(&micro_batches, &paper, Loss::Scores, |_| Ok(()), None)?;
+        }
     }
     validate()?;
     drop(state);

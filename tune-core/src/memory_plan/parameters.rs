@@ -119,9 +119,14 @@ pub(super) fn last(model: &ModelSpec) -> u64 {
 /// As [`LoraOptions::of_model`].
 pub(super) fn copied_to_save(setting: &Setting, copied: Copied) -> Result<u64> {
     let (model, weight) = (&setting.model, setting.dtype.size_in_bytes() as u64);
-    let state = of_state(model, setting.lora.as_ref(), 1, &|name, dims| setting.optimizer.state_bytes(name, dims))?;
+    let state_of = |model, lora| of_state(model, lora, 1, &|name, dims| setting.optimizer.state_bytes(name, dims));
+    let value = match &setting.value {
+        Some(value) => of_model(value, 1) * weight + state_of(value, None)?,
+        None => 0,
+    };
     let of_model = of_model(model, 1) * weight;
-    Ok(state
+    Ok(value
+        + state_of(model, setting.lora.as_ref())?
         + match &setting.lora {
             None => of_model,
             Some(lora) => {

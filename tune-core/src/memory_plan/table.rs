@@ -8,13 +8,14 @@ use super::{Available, Change, MemoryPlan};
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, u64); 11] {
+    pub fn parts(&self) -> [(&'static str, u64); 12] {
         let program = if self.setting.card.is_some() { "kernels and workspace" } else { "program, tokenizer, data" };
         [
             (program, self.program),
             ("weights", self.weights),
             ("quantized weights", self.quantized),
             ("reference model", self.reference),
+            ("value and reward models", self.scoring),
             ("adapters", self.adapters),
             ("gradients", self.gradients),
             ("optimizer state", self.optimizer),

@@ -2,10 +2,13 @@
 //! answers, with their derivatives, for [`engine::minimize`](crate::engine::minimize).
 
 mod distillation;
+mod experience;
+pub(crate) mod judged;
 mod math;
 mod metrics;
 mod on_policy;
 mod policy;
+mod ppo;
 mod preference;
 mod reference;
 mod reward;
@@ -17,15 +20,17 @@ mod top_tokens;
 mod unpaired;
 
 pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
+pub use experience::{Experience, Penalties, PpoMetrics};
 pub use metrics::PreferenceMetrics;
 pub use on_policy::OnPolicyConfig;
 pub use policy::{AnswerLoss, DapoLoss, DrGrpoLoss, Drawn, GrpoLoss, GspoLoss, PolicyLoss, Totals};
+pub use ppo::{AdvantageKeys, Clipped, PpoLoss, UpdateKeys};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
 };
 pub use reference::{Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
-pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts};
+pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts, texts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
 pub use teacher_files::{Header, Teacher, TeacherFiles};
 pub use token_loss::TokenLoss;

@@ -47,6 +47,28 @@ pub fn prompts(batch: &Batch, tokenizer: &Tokenizer) -> Result<Vec<Prompt>> {
     batch.spans.iter().zip(&batch.origins).map(prompt).collect()
 }
 
+/// The texts of a batch as prompts, for data that have no answers: each sample as a whole, but for a stop token at its end.
+///
+/// # Errors
+/// A sample without a token, and those of decoding.
+pub fn texts(batch: &Batch, tokenizer: &Tokenizer) -> Result<Vec<Prompt>> {
+    let prompt = |(span, origin): (&Span, &String)| {
+        let at = batch.positions_of(span);
+        let mut ids = batch.input_ids[at.clone()].to_vec();
+        // The last token is predicted and not read.
+        ids.extend(batch.targets[at].last().filter(|&&target| target != IGNORE));
+        if ids.last().is_some_and(|id| tokenizer.stop_tokens().contains(id)) {
+            ids.pop();
+        }
+        if ids.is_empty() {
+            return Err(Error::Training(format!("{origin}: there is no text, and so no prompt")));
+        }
+        let text = tokenizer.decode(&ids, true)?;
+        Ok(Prompt { ids, text, expected: String::new(), origin: origin.clone() })
+    };
+    batch.spans.iter().zip(&batch.origins).map(prompt).collect()
+}
+
 /// An answer that was drawn, and what it is worth.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
@@ -56,7 +78,7 @@ pub struct Answer {
     pub text: String,
     /// What it is worth.
     pub reward: f64,
-    /// How much more that is than its group's mean, see [`PolicyLoss::advantages`].
+    /// How much more that is than its group's mean, see [`PolicyLoss::advantages`]; 0 in [`Rollout::drawn`].
     pub advantage: f64,
 }
 
@@ -76,8 +98,8 @@ pub struct Rollout {
     /// The answers, in the order of the spans.
     pub answers: Vec<Answer>,
     /// The log-probability of each position's target when it was drawn, `[rows * len]`; 0 where none is trained.
-    old: Vec<f64>,
-    samples: usize,
+    pub(super) old: Vec<f64>,
+    pub(super) samples: usize,
 }
 
 impl Rollout {
@@ -90,6 +112,23 @@ impl Rollout {
         groups: Vec<Vec<Sampled>>,
         tokenizer: &Tokenizer,
         loss: &PolicyLoss,
+        reward: impl FnMut(&Prompt, &str) -> Result<f64>,
+    ) -> Result<Self> {
+        let mut rollout = Self::drawn(prompts, groups, tokenizer, reward)?;
+        let rewards: Vec<f64> = rollout.answers.iter().map(|answer| answer.reward).collect();
+        let advantages = loss.advantages(&rewards, rollout.samples);
+        rollout.answers.iter_mut().zip(advantages).for_each(|(answer, advantage)| answer.advantage = advantage);
+        Ok(rollout)
+    }
+
+    /// The same without advantages, for a method that has one for each token.
+    ///
+    /// # Errors
+    /// As [`Rollout::new`].
+    pub fn drawn(
+        prompts: &[Prompt],
+        groups: Vec<Vec<Sampled>>,
+        tokenizer: &Tokenizer,
         mut reward: impl FnMut(&Prompt, &str) -> Result<f64>,
     ) -> Result<Self> {
         let samples = groups.first().map_or(0, Vec::len);
@@ -100,10 +139,6 @@ impl Rollout {
                 let reward = reward(prompt, &text)?;
                 answers.push(Answer { sampled, text, reward, advantage: 0.0 });
             }
-        }
-        let rewards: Vec<f64> = answers.iter().map(|answer| answer.reward).collect();
-        for (answer, advantage) in answers.iter_mut().zip(loss.advantages(&rewards, samples)) {
-            answer.advantage = advantage;
         }
         let drawn: Vec<&Sampled> = answers.iter().map(|answer| &answer.sampled).collect();
         let (batch, old) = joined(prompts, &drawn, samples);

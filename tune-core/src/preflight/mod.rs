@@ -52,10 +52,15 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
     if let Some(compared) = outline.describe_reference(reference.as_ref()) {
         report.fact(outline.role_of_compared(), compared);
     }
+    let scoring = report.take(outline.describe_scoring());
+    scoring.iter().flatten().for_each(|(role, said)| report.fact(role, said));
     let state = report.take(outline.resumed_with(TrainingState::read_without_optimizer)).flatten().map(|(_, s)| s);
     let tokenizer = model.as_ref().and_then(|model| model::tokenizer(outline, model, state.as_ref(), report));
     if let (Some(reference), Some(tokenizer)) = (&reference, &tokenizer) {
         report.take(outline.check_reference(reference, tokenizer));
+    }
+    if let (Some(_), Some(tokenizer)) = (&scoring, &tokenizer) {
+        report.take(outline.check_all_scoring(tokenizer));
     }
     let seed = state.as_ref().map(|state| state.seed).or(outline.run.seed).unwrap_or_default();
 

@@ -99,7 +99,7 @@ fn refused(folder: &Path) -> Option<std::io::Error> {
     readonly.then(|| std::io::ErrorKind::PermissionDenied.into())
 }
 
-/// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state.
+/// Bytes of one checkpoint: what is trained (and a merged model), and the optimizer's state; the same of a value model.
 fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
     let parameters = shape.parameter_count();
     let all = parameters * outline.run.dtype.dtype().size_in_bytes() as u64;
@@ -116,8 +116,16 @@ fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
             (Some(&**lora), saved * adapters + whole_bytes + if *merged { all } else { 0 })
         }
     };
-    let state = memory_plan::of_state(shape, lora, &|name, dims| outline.optimizer.saved_bytes(name, dims))?;
-    Ok(weights + state + run::SPARE_BYTES)
+    let saved = |name: &str, dims: &[usize]| outline.optimizer.saved_bytes(name, dims);
+    let state = memory_plan::of_state(shape, lora, &saved)?;
+    let value = match outline.value()? {
+        Some((_, value)) => {
+            let weights = value.parameter_count() * outline.run.dtype.dtype().size_in_bytes() as u64;
+            weights + memory_plan::of_state(&value, None, &saved)?
+        }
+        None => 0,
+    };
+    Ok(weights + state + value + run::SPARE_BYTES)
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.

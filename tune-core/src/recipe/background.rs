@@ -27,12 +27,14 @@ pub(super) struct Place {
     pub(super) tokenizer: Arc<TokenizerFiles>,
     pub(super) stop: StopTokens,
     pub(super) shape: ModelSpec,
-    /// The head that scores sequences, if there is one, and the token that fills rows up.
-    pub(super) head: Option<(Head, Option<u32>)>,
+    /// The head that scores sequences, if there is one.
+    pub(super) head: Option<Head>,
+    /// The token that fills rows up.
+    pub(super) pad: Option<u32>,
 }
 
 impl Place {
-    /// Writes one: the pieces of the model and of the optimizer's state. Where there is no room and no console, nobody waits for it.
+    /// Writes one: the pieces of the models and of their optimizers' state. Where there is no room and no console, nobody waits for it.
     ///
     /// # Errors
     /// As [`save_pieces`].
@@ -40,7 +42,7 @@ impl Place {
         &self,
         state: &TrainingState,
         form: &Form,
-        (model, optimizer): (&[Piece<'_>], &[Piece<'_>]),
+        (models, optimizer): (&[Piece<'_>], &[Piece<'_>]),
         bytes: u64,
         console: Option<&mut Console>,
     ) -> Result<Saved> {
@@ -49,10 +51,11 @@ impl Place {
             tokenizer: &self.tokenizer,
             stop: &self.stop,
             shape: &self.shape,
-            head: self.head.as_ref().map(|(head, pad)| (head, *pad)),
+            head: self.head.as_ref(),
+            pad: self.pad,
             shard: self.config.max_shard_bytes(),
         };
-        let write = |dir: &Path| form.write(dir, model, &beside);
+        let write = |dir: &Path| form.write(dir, models, &beside);
         save_pieces(&self.run_dir, &self.config, &self.by, (state, optimizer), bytes, console, write)
     }
 }
@@ -61,17 +64,17 @@ impl Place {
 pub(super) struct Copied {
     pub(super) state: TrainingState,
     pub(super) form: Form,
-    /// The model's weights and the optimizer's state behind them, by name.
+    /// The weights of the models and the state of their optimizers behind them, by name.
     pub(super) pieces: Vec<(String, Tensor)>,
-    /// How many of them are the model's.
-    pub(super) of_model: usize,
+    /// How many of them are weights of the models.
+    pub(super) of_models: usize,
     pub(super) bytes: u64,
 }
 
 impl Copied {
     fn write(&self, place: &Place) -> Result<Saved> {
         let pieces: Vec<Piece<'_>> = self.pieces.iter().map(|(name, tensor)| Piece::of(name, tensor)).collect();
-        place.write(&self.state, &self.form, pieces.split_at(self.of_model), self.bytes, None)
+        place.write(&self.state, &self.form, pieces.split_at(self.of_models), self.bytes, None)
     }
 }
 

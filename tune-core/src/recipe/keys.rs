@@ -104,6 +104,23 @@ pub struct DataKeys {
     pub rows: RowKeys,
 }
 
+impl DataKeys {
+    /// Whether these are plain texts, and not questions with answers.
+    ///
+    /// # Errors
+    /// Texts and others together.
+    pub fn are_texts(&self) -> Result<bool> {
+        let mut all = self.dataset.iter().chain(&self.dataset_val).map(|of| matches!(of, DatasetConfig::Text(_)));
+        let first = all.next().unwrap_or(false);
+        match all.all(|is_text| is_text == first) {
+            true => Ok(first),
+            false => Err(Error::setup(
+                "dataset: a text is a prompt as a whole, and other data have prompts with answers: take the one or the other",
+            )),
+        }
+    }
+}
+
 /// Pairs of answers that a model learns and is validated on.
 #[derive(Debug, Clone, Config)]
 pub struct PreferenceKeys {

@@ -52,8 +52,8 @@ pub struct Opened {
     pub mesh: Mesh,
     /// The base with the adapters that the run stands on, if it stands on any.
     below: Option<Merged>,
-    state: Option<TrainingState>,
-    outline: Outline,
+    pub(super) state: Option<TrainingState>,
+    pub(super) outline: Outline,
     console: Console,
     tokenizer: Tokenizer,
     tokenizer_files: TokenizerFiles,
@@ -112,6 +112,7 @@ impl Outline {
         if let Some((reference, _)) = &reference {
             self.check_reference(reference, &tokenizer)?;
         }
+        self.check_all_scoring(&tokenizer)?;
         let seed = state.as_ref().map_or_else(|| choose_seed(self.run.seed), |state| state.seed);
         let seed = self.group.broadcast("the seed", 0, vec![seed]).wait()?.first().copied().unwrap_or(seed);
 
@@ -319,6 +320,7 @@ impl Opened {
         if !evaluated.is_empty() {
             facts.push(("evaluated", evaluated.join("\n")));
         }
+        outline.describe_scoring()?.into_iter().rev().for_each(|fact| facts.insert(1, fact));
         if let Some(compared) = compared {
             facts.insert(1, (outline.role_of_compared(), compared));
         }

@@ -119,6 +119,10 @@ pub struct Outline {
     pub fresh: Option<InitConfig>,
     /// The head that scores sequences; `None` where tokens are predicted.
     pub head: Option<Head>,
+    /// Where the value model begins that is trained beside the model, `Some(None)` from the same base; `None` where there is none.
+    pub value: Option<Option<CheckpointConfig>>,
+    /// The reward model that says what answers are worth, if one does.
+    pub judge: Option<CheckpointConfig>,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
     /// How the model is computed as if it were quantized, if it is.
@@ -167,6 +171,8 @@ impl Outline {
             teacher_logits: None,
             fresh: None,
             head: None,
+            value: None,
+            judge: None,
             drawing: None,
             fake_quantizer: None,
             settings,
@@ -492,6 +498,9 @@ impl Outline {
         } else if let Some(merged) = self.adapted_teacher()? {
             fingerprints.insert("the teacher's adapter".to_owned(), merged.fingerprint_of_adapters()?);
         }
+        if let Some((judge, _)) = self.judge()? {
+            fingerprints.insert("the reward model".to_owned(), judge.fingerprint()?);
+        }
         for dir in self.base_adapters() {
             let Below { dir, crc32c } = Below::of(dir)?;
             fingerprints.insert(format!("the adapter in {}", dir.display()), crc32c);
@@ -602,6 +611,8 @@ impl Outline {
             fake_quantizer: self.fake_quantizer,
             reference,
             said_of_token,
+            value: self.value()?.map(|(_, shape)| shape),
+            judge: self.judge()?.map(|(_, shape)| shape),
             batch_size: self.data.batch_size,
             card,
             processes,

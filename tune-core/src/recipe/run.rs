@@ -345,7 +345,7 @@ impl Run {
         let in_background = self.saves_in_background();
         let pieces = weights.pieces(optimizer.state()?)?;
         let together = Together::new(&self.mesh, &pieces);
-        let (form, of_model) = weights.form();
+        let (form, of_models) = weights.form();
         let saved = match (self.place(), before) {
             (None, _) => together.serve(step, epoch)?,
             // Others are told, too.
@@ -357,7 +357,7 @@ impl Run {
                     let asked = together.asked();
                     let pieces = asked.iter().map(|piece| Ok((piece.name.clone(), copied(piece.make()?)?)));
                     let pieces = pieces.collect::<Result<_>>()?;
-                    Ok(Copied { state, form: form.copied()?, pieces, of_model, bytes: weights.bytes() })
+                    Ok(Copied { state, form: form.copied()?, pieces, of_models, bytes: weights.bytes() })
                 };
                 let saved = Saved { path: place.run_dir.path_of(epoch, step), step, epoch };
                 let begun = copy().and_then(|copied| Background::begin(saved.clone(), copied, place));
@@ -372,7 +372,7 @@ impl Run {
             (Some(place), Ok(())) => {
                 let asked = together.asked();
                 let console = Some(self.metrics.console());
-                together.end(place.write(&state, form, asked.split_at(of_model), weights.bytes(), console))?
+                together.end(place.write(&state, form, asked.split_at(of_models), weights.bytes(), console))?
             }
         };
         match in_background {
@@ -392,7 +392,8 @@ impl Run {
             tokenizer: Arc::clone(&self.tokenizer_files),
             stop: self.tokenizer.stop_tokens().clone(),
             shape: self.shape.clone(),
-            head: self.outline.head.clone().map(|head| (head, self.tokenizer.pad())),
+            head: self.outline.head.clone(),
+            pad: self.tokenizer.pad(),
         })
     }
 

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
+use serde_json::Value;
 
+use super::ValueModel;
 use super::background::copies;
+use super::value::VALUE;
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
 use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
@@ -20,14 +23,21 @@ pub struct Weights<'m> {
     /// The model's, by Hugging Face's names, to be made as they are written.
     model: Vec<Piece<'m>>,
     trainable: &'m Trainable,
+    /// The same of a value model, and its optimizer's state.
+    value: Vec<Piece<'m>>,
+    value_state: BTreeMap<String, Tensor>,
 }
 
 /// What of a checkpoint is not made piece by piece, and how the rest is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Form {
     adapter: Option<(LoraOptions, BTreeMap<String, Tensor>)>,
     /// Where there is a model: whether its output layer is tied to the embedding.
     tied: Option<bool>,
+    /// How many pieces the model has; those of the value model come behind them.
+    of_model: usize,
+    /// Where there is a value model: the config of the one that it began with.
+    value: Option<Value>,
 }
 
 /// What goes with the weights, from the model that training began with.
@@ -38,20 +48,27 @@ pub(super) struct Beside<'a> {
     pub(super) stop: &'a StopTokens,
     /// Its shape.
     pub(super) shape: &'a ModelSpec,
-    /// The head that scores sequences, if it has one, and the token that fills rows up.
-    pub(super) head: Option<(&'a Head, Option<u32>)>,
+    /// The head that scores sequences, if it has one.
+    pub(super) head: Option<&'a Head>,
+    /// The token that fills rows up.
+    pub(super) pad: Option<u32>,
     /// The largest size of a weight file, in bytes.
     pub(super) shard: u64,
 }
 
 impl<'m> Weights<'m> {
+    fn of(form: Form, pieces: Vec<Piece<'m>>, of: &'m Decoder) -> Self {
+        let form = Form { of_model: pieces.len(), ..form };
+        Self { form, model: pieces, trainable: of.trainable(), value: Vec::new(), value_state: BTreeMap::new() }
+    }
+
     /// The weights of the model itself.
     ///
     /// # Errors
     /// Where an adapter in it cannot be merged.
     pub fn model(model: &'m Decoder) -> Result<Self> {
         let (pieces, tied) = model.pieces()?;
-        Ok(Self { form: Form { adapter: None, tied: Some(tied) }, model: pieces, trainable: model.trainable() })
+        Ok(Self::of(Form { tied: Some(tied), ..Form::default() }, pieces, model))
     }
 
     /// The model's adapters alone.
@@ -60,7 +77,7 @@ impl<'m> Weights<'m> {
     /// Where they cannot be read from the device.
     pub fn adapter(options: &LoraOptions, model: &'m Decoder) -> Result<Self> {
         let adapter = Some((options.clone(), peft::adapter_weights(model)?));
-        Ok(Self { form: Form { adapter, tied: None }, model: Vec::new(), trainable: model.trainable() })
+        Ok(Self::of(Form { adapter, ..Form::default() }, Vec::new(), model))
     }
 
     /// The same, with the merged model in the folder `merged` beside the adapter.
@@ -69,19 +86,35 @@ impl<'m> Weights<'m> {
     /// As [`Weights::model`].
     pub fn with_merged(self, model: &'m Decoder) -> Result<Self> {
         let (pieces, tied) = model.pieces()?;
-        Ok(Self { form: Form { tied: Some(tied), ..self.form }, model: pieces, ..self })
+        let form = Form { tied: Some(tied), of_model: pieces.len(), ..self.form };
+        Ok(Self { form, model: pieces, ..self })
+    }
+
+    /// The same, with a value model in the folder `value` beside them, as transformers' models for sequence classification.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn with_value(self, model: &'m ValueModel) -> Result<Self> {
+        let (value, value_state) = model.pieces()?;
+        let form = Form { value: Some(model.base.config().clone()), ..self.form };
+        Ok(Self { form, value, value_state, ..self })
     }
 
     /// The bytes that they take.
     pub(super) fn bytes(&self) -> u64 {
         let adapter = self.form.adapter.iter().flat_map(|(_, weights)| weights.values());
         let adapter: u64 = adapter.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        adapter + self.model.iter().map(Piece::bytes).sum::<u64>()
+        adapter + self.all_pieces().map(Piece::bytes).sum::<u64>()
     }
 
-    /// What is made as it is written: the model's weights, and behind them the state that an optimizer has here.
+    /// The weights of the model, and behind them those of the value model.
+    fn all_pieces(&self) -> impl Iterator<Item = &Piece<'m>> {
+        self.model.iter().chain(&self.value)
+    }
+
+    /// What is made as it is written: the weights of the models, and behind them the state that their optimizers have here.
     pub(super) fn pieces(&self, optimizer: BTreeMap<String, Tensor>) -> Result<Vec<Piece<'_>>> {
-        let mut pieces: Vec<Piece<'_>> = self.model.iter().map(Piece::again).collect();
+        let mut pieces: Vec<Piece<'_>> = self.all_pieces().map(Piece::again).collect();
         for (name, here) in optimizer {
             let parameter = name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
             let parameter = parameter.filter(|parameter| parameter.var().dims() == here.dims());
@@ -90,12 +123,13 @@ impl<'m> Weights<'m> {
             let make = move || parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here));
             pieces.push(Piece::new(name, dtype, shape, make));
         }
+        pieces.extend(self.value_state.iter().map(|(name, tensor)| Piece::of(name, tensor)));
         Ok(pieces)
     }
 
-    /// How they are written, and how many pieces the model has.
+    /// How they are written, and how many pieces the models have.
     pub(super) fn form(&self) -> (&Form, usize) {
-        (&self.form, self.model.len())
+        (&self.form, self.all_pieces().count())
     }
 }
 
@@ -109,12 +143,19 @@ impl Form {
             Some((options, weights)) => Some((options.clone(), copies(weights)?)),
             None => None,
         };
-        Ok(Self { adapter, tied: self.tied })
+        Ok(Self { adapter, ..self.clone() })
     }
 
-    /// Writes them as Hugging Face's and PEFT's libraries read them; `model` is the pieces of the model.
-    pub(super) fn write(&self, dir: &Path, model: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
-        let Beside { base, tokenizer, stop, shape, head, shard } = beside;
+    /// Writes them as Hugging Face's and PEFT's libraries read them; `pieces` are those of the models.
+    pub(super) fn write(&self, dir: &Path, pieces: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
+        let Beside { base, tokenizer, stop, shape, head, pad, shard } = beside;
+        let (model, of_value) = pieces.split_at(self.of_model);
+        if let Some(config) = &self.value {
+            let mut config = Head::reward().config(config, *pad);
+            // Its output layer is the head.
+            config["tie_word_embeddings"] = false.into();
+            checkpoint::hf::write(&dir.join(VALUE), &config, made_later(of_value), tokenizer, None, *shard)?;
+        }
         let mut folder = dir.to_path_buf();
         if let Some((options, weights)) = &self.adapter {
             checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, weights, tokenizer)?;
@@ -123,18 +164,23 @@ impl Form {
         let Some(tied) = self.tied else { return Ok(()) };
         let (mut config, generation) = stop.export(base.config(), base.generation_config().as_ref());
         config["tie_word_embeddings"] = tied.into();
-        if let Some((head, pad)) = head {
+        if let Some(head) = head {
             config = head.config(&config, *pad);
         }
         if let Some(rows) = model.iter().find(|piece| piece.name == TABLE).and_then(|table| table.shape.first()) {
             set_vocab_size(&mut config, *rows);
         }
-        let mut weights = checkpoint::hf::Weights::new();
-        for piece in model {
-            weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
-        }
-        checkpoint::hf::write(&folder, &config, weights, tokenizer, Some(&generation), *shard)
+        checkpoint::hf::write(&folder, &config, made_later(model), tokenizer, Some(&generation), *shard)
     }
+}
+
+/// Weights that are made as they are written.
+fn made_later<'a>(pieces: &'a [Piece<'_>]) -> checkpoint::hf::Weights<'a> {
+    let mut weights = checkpoint::hf::Weights::new();
+    for piece in pieces {
+        weights.insert_with(&piece.name, piece.dtype, &piece.shape, || piece.make());
+    }
+    weights
 }
 
 /// The folder of the merged model in an adapter's.

@@ -47,6 +47,7 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     grpo: smollm2_135m, tiny;
     kto: full_smollm2_135m, smollm2_135m, tiny;
     lora: smollm2_135m, tiny;
+    ppo: smollm2_135m, tiny;
     pretrain: make_tiny, smollm2_135m, tiny;
     qat: lora_smollm2_135m, smollm2_135m, tiny;
     reward: classifier_smollm2_135m, smollm2_135m, tiny, tiny_classifier;

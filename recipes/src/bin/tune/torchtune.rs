@@ -25,7 +25,7 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("lora_dpo_single_device", Ok("dpo")),
     ("lora_dpo_distributed", Ok("dpo")),
     ("full_dpo_distributed", Ok("dpo")),
-    ("ppo_full_finetune_single_device", Err("PPO")),
+    ("ppo_full_finetune_single_device", Ok("ppo")),
     ("knowledge_distillation_single_device", Ok("distill")),
     ("knowledge_distillation_distributed", Ok("distill")),
     ("qat_single_device", Ok("qat")),

@@ -28,13 +28,15 @@ const fn mark(key: &'static str, component: &'static str, purpose: &'static str,
     Mark { key, component, purpose, instead }
 }
 
-const NO_RECIPE: &str = "there is no recipe for it here; `lora`, `full`, `qat`, `dpo` and `distill` fine-tune";
 const START_DPO: &str = "start `dpo` with it";
 const START_DISTILL: &str = "start `distill` with it";
 const START_QAT: &str = "start `qat` with it";
 
 /// The key of knowledge distillation.
 pub(super) const TEACHER: &str = "teacher_model";
+
+/// The key of proximal policy optimization.
+pub(super) const POLICY: &str = "policy_model";
 
 /// The key of quantization, and of training for it.
 pub(super) const QUANTIZER: &str = "quantizer";
@@ -44,7 +46,7 @@ const QAT: &str = "quantization-aware training";
 
 const MARKS: &[Mark] = &[
     mark(TEACHER, "", "knowledge distillation", START_DISTILL),
-    mark("policy_model", "", "PPO", NO_RECIPE),
+    mark(POLICY, "", "PPO", "start `ppo` with it"),
     mark("ref_checkpointer", "", "DPO", START_DPO),
     mark("loss", PREFERENCE_LOSSES, "DPO", START_DPO),
     mark(

@@ -25,6 +25,22 @@ const ROOT: &[KeyRule] = &[
     ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),
     ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
     ignored("log_level", "the console always shows the same"),
+    // Of PPO.
+    only(
+        "temperature",
+        &["1", "1.0"],
+        "answers are drawn by the model's own probabilities, and learnt from by these",
+        "set temperature=1",
+    ),
+    KeyRule {
+        key: "top_k",
+        rule: Rule::AsHere {
+            is: Node::is_null,
+            why: "answers are drawn from all tokens",
+            missing: "answers are drawn from all tokens, by the model's own probabilities, and learnt from by these",
+            instead: "set top_k=null",
+        },
+    },
     // Of recipes that generate.
     ignored("model", "what the model is, its folder's config.json says"),
     ignored("tokenizer", ITS_OWN_TOKENIZER),
@@ -183,7 +199,9 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
         "" => ROOT,
         "model" => MODEL,
         "tokenizer" => TOKENIZER,
-        "checkpointer" | "ref_checkpointer" | "teacher_checkpointer" => CHECKPOINTER,
+        "checkpointer" | "ref_checkpointer" | "teacher_checkpointer" | "value_checkpointer" | "reward_checkpointer" => {
+            CHECKPOINTER
+        }
         "dataset" | "dataset_val" => DATASET,
         "lr_scheduler" => SCHEDULER,
         "optimizer" => OPTIMIZER,

@@ -36,8 +36,8 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `distill` where there is a teacher, `dpo` by its
-/// loss, `qat` by its quantizer, `lora` or `full` by its model.
+/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `distill` where there is a teacher, `ppo` where
+/// there is a policy, `dpo` by its loss, `qat` by its quantizer, `lora` or `full` by its model.
 /// `None` for any other text.
 ///
 /// ```
@@ -46,6 +46,9 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
 /// ```
 pub fn recipe_of_torchtune(yaml: &str) -> Option<&'static str> {
     let root = tune_yaml::parse(yaml, SourceId(0)).ok().filter(|root| matches!(root.value, Value::Map(_)))?;
+    if component(&root, files::POLICY).and_then(Node::as_str).is_some_and(|name| name.starts_with("torchtune.")) {
+        return Some("ppo");
+    }
     let model = component(&root, "model")?.as_str()?.strip_prefix("torchtune.models.")?;
     let loss = component(&root, "loss").and_then(Node::as_str);
     Some(match loss.is_some_and(|loss| loss.starts_with(files::PREFERENCE_LOSSES)) {

@@ -11,6 +11,7 @@ use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
+use crate::recipe::value::other_token;
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
 
@@ -25,19 +26,7 @@ impl Outline {
         let ids = 0..u32::try_from(tokenizer.vocab_size().max(theirs.vocab_size())).unwrap_or(u32::MAX);
         match ids.into_iter().find(|&id| tokenizer.token(id) != theirs.token(id)) {
             None => Ok(()),
-            Some(id) => {
-                let named =
-                    |tokenizer: &Tokenizer| tokenizer.token(id).map_or("nothing".to_owned(), |t| format!("`{t}`"));
-                Err(Error::file(
-                    reference.path(),
-                    format!(
-                        "the {role} model has other tokens than the model that is trained: {id} is {} there, and {} \
-                         here; take a model of the same family",
-                        named(&theirs),
-                        named(tokenizer)
-                    ),
-                ))
-            }
+            Some(id) => Err(other_token(role, reference, id, (tokenizer, &theirs))),
         }
     }
 
@@ -93,12 +82,13 @@ impl Outline {
         }
     }
 
-    /// Refuses what a head that scores sequences is not trained with, and a device that does not train one.
+    /// Refuses what a head that scores sequences, of the model or of one beside it, is not trained with, and a device that does not
+    /// train one.
     ///
     /// # Errors
     /// A card, adapters below, new tokens.
     pub(crate) fn check_head(&self, device: &Compute) -> Result<()> {
-        if self.head.is_none() {
+        if self.head.is_none() && self.value.is_none() && self.judge.is_none() {
             return Ok(());
         }
         if matches!(device, Compute::Card(_)) {
@@ -111,9 +101,10 @@ impl Outline {
             ("base_adapters", lora.base_adapters.is_empty(), "merge them into the base first (`tune merge`)"),
             ("new_tokens", lora.new_tokens.is_empty(), "leave them out"),
         ];
+        let place = if self.head.is_some() { "below a head" } else { "beside a model" };
         match refused.iter().find(|(_, is_empty, _)| !is_empty) {
             Some((key, _, way)) => Err(Error::setup(format!(
-                "model.{key} cannot be trained below a head that scores sequences, for now: {way}"
+                "model.{key} cannot be trained {place} that scores sequences, for now: {way}"
             ))),
             None => Ok(()),
         }

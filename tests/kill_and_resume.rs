@@ -75,6 +75,15 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "ppo" => {
                 vec!["samples=2", "max_new_tokens=12", "kl_coeff=0.1", "ppo_batch_size=2", "~dataset_val"]
             }
+            // Merged models and value models have pieces of the same names.
+            "ppo_background" => vec![
+                "enable_async_checkpointing=true",
+                "checkpointer.save_every_n_steps=1",
+                "samples=2",
+                "max_new_tokens=8",
+                "save_adapter_weights_only=false",
+                "~dataset_val",
+            ],
             "ppo_full" => vec!["~model", "dtype=bf16", "samples=2", "max_new_tokens=8", "kl_coeff=0.1", "~dataset_val"],
             "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
             "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
@@ -376,6 +385,11 @@ fn grpo_resumes_bit_for_bit() {
 #[test]
 fn ppo_resumes_bit_for_bit() {
     check("ppo", 1);
+}
+
+#[test]
+fn ppo_in_the_background_resumes_bit_for_bit() {
+    check("ppo_background", 1);
 }
 
 #[test]

@@ -431,11 +431,15 @@ fn a_student_learns_as_by_one_process() {
         &[&short[..], &["~exact_match"]].concat(),
     );
     let teacher = |dir: &Path| format!("teacher_checkpointer.checkpoint_dir={}", dir.display());
+    let with_adapter = format!(
+        "teacher_checkpointer={{checkpoint_dir: recipes/tiny/model, adapter_checkpoint: {}}}",
+        adapted.display()
+    );
     let stored = format!("teacher_logits={{path: {}, top_k: 20}}", folder.path().join("said").display());
     for (what, processes, weights, more) in [
         ("all weights", 4, "model.safetensors", vec!["~model".to_owned(), teacher(&tuned)]),
-        ("adapters", 2, "adapter_model.safetensors", vec![teacher(&tuned), "kd_ratio=1.0".to_owned()]),
-        ("an adapter's", 2, "adapter_model.safetensors", vec![teacher(&adapted), "kd_loss=reverse_kl".to_owned()]),
+        ("adapters", 2, "adapter_model.safetensors", vec![teacher(&tuned), "model.lora_dropout=0.1".to_owned()]),
+        ("an adapter's", 2, "adapter_model.safetensors", vec![with_adapter, "kd_loss=reverse_kl".to_owned()]),
         ("stored", 2, "adapter_model.safetensors", vec![teacher(&tuned), stored]),
     ] {
         let more: Vec<&str> = more.iter().map(String::as_str).collect();

@@ -254,7 +254,7 @@ fn bad_inputs_get_one_clear_message() {
     let error = said(&[&torn_key, &format!("tokenizer.path={}", other.display())]);
     assert!(error.contains(&format!("{}: EOF while parsing", other.display())), "{error}");
     let own = fail("lora", &["--config", &config("lora"), "output_dir=recipes/tiny/model"]);
-    assert!(own.contains("is the folder of the checkpoint that training starts from"), "{own}");
+    assert!(own.contains("is the folder of a checkpoint that training starts from"), "{own}");
     assert!(!dir.exists(), "nothing may be written before everything is known to be sound");
 }
 

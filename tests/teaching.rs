@@ -188,8 +188,7 @@ fn what_was_said_of_something_else_is_refused() {
     // A folder with something else.
     fs::create_dir(folder.path().join("else")).unwrap();
     let elsewhere = format!("teacher_logits.path={}", folder.path().join("else").display());
-    let refused = fail("distill", &borrowed(&args(&folder.path().join("refused"), Some(&teacher), &[elsewhere])));
-    assert!(refused.contains("is there already, and nothing is written over"), "{refused}");
+    expect(Some(&teacher), &[&elsewhere], "is there already, and nothing is written over");
 
     // Files that were damaged since.
     let file = said.join("top_k-00001.safetensors");
@@ -268,6 +267,8 @@ fn mistakes_with_own_answers_are_told() {
         assert!(refused.contains(expected), "{expected}: {refused}");
     };
     expect(&["on_policy.share=2"], "on_policy.share");
-    expect(&["on_policy.max_new_tokens=100000"], "max_new_tokens is 100000");
+    let texts = "dataset={_component_: text, data_files: [recipes/tiny/data/labelled.jsonl]}";
+    expect(&["on_policy.share=0.001", texts], "there is no prompt before its first trained token");
+    expect(&["on_policy.max_new_tokens=100000"], "set on_policy.max_new_tokens=");
     assert!(root().join(CONFIG).is_file() && !folder.path().join("out").exists());
 }

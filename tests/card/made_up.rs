@@ -160,6 +160,7 @@ impl MadeUp {
             drawing: None,
             fake_quantizer: None,
             reference: None,
+            mismatched: None,
             said_of_token: 0,
             value: None,
             judge: None,

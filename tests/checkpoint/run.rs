@@ -253,7 +253,7 @@ fn the_base_model_is_never_the_output() {
         assert_error(run::check_output_dir(output, base), output, &[says]);
         assert_error(RunDir::open(output, base, Start::Overwrite), output, &[says]);
     };
-    let own = "is the folder of the checkpoint that training starts from";
+    let own = "is the folder of a checkpoint that training starts from";
     refused(&f.base, &f.base, own);
     refused(&f.base, &gguf, own);
     refused(&f.base.join("x/.."), &f.base, own);

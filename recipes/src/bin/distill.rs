@@ -153,16 +153,16 @@ impl Recipe for Distillation {
             // Both losses are means over the trained tokens of the whole step, those of other processes among them.
             let trained = match &self.cfg.on_policy {
                 None => step.trained_tokens(),
-                Some(_) => batches.iter().map(|batch| batch.trained_tokens()).sum(),
+                Some(_) => batches.iter().map(|(_, batch)| batch.trained_tokens()).sum(),
             };
             let scale = 1.0 / trained as f64;
             let mut gradients = Gradients::default();
             let (mut cross_entropy, mut divergence, mut of_own, mut own_tokens) = (0.0, 0.0, 0.0, 0);
-            for (i, batch) in batches.iter().enumerate() {
+            for (i, batch) in &batches {
                 let options = RunOptions {
                     scale,
                     activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
-                    dropout: Some(dropout_key(self.run.seed(), step.number, i)),
+                    dropout: Some(dropout_key(self.run.seed(), step.number, *i)),
                     ..RunOptions::PLAIN
                 };
                 let is_own = matches!(batch, Cow::Owned(_));
@@ -191,7 +191,10 @@ impl Recipe for Distillation {
             if self.cfg.on_policy.is_some() {
                 losses.push(Extra::new("own_tokens", own_tokens as f64 / trained as f64));
             }
-            let pace = step.pace_of(batches.iter().map(|batch| &**batch));
+            let pace = match &self.cfg.on_policy {
+                None => step.pace(),
+                Some(_) => step.pace_of(batches.iter().map(|(_, batch)| &**batch)),
+            };
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), losses, pace)?;
             self.run.measure(&self.model)?;
             if self.run.saves() {
@@ -232,16 +235,19 @@ impl Recipe for Distillation {
 }
 
 impl Distillation {
-    /// The micro-batches of a step: those of the data, and in the place of some of them the same prompts with answers that the student
-    /// draws as it is. In a run that is resumed they are the same again.
-    fn answered<'s>(&self, step: &'s Step) -> Result<Vec<Cow<'s, Batch>>> {
+    /// The micro-batches of a step with their numbers: those of the data, and in the place of some of them the same prompts with answers
+    /// that the student draws as it is. In a run that is resumed they are the same again.
+    fn answered<'s>(&self, step: &'s Step) -> Result<Vec<(usize, Cow<'s, Batch>)>> {
         let (seed, number) = (self.run.seed(), step.number);
-        let of_batch = |(i, batch): (usize, &'s Batch)| match &self.cfg.on_policy {
-            Some(own) if own.draws(sampling_key(seed, number, i, (usize::MAX, 0))) => {
-                let key = |prompt| sampling_key(seed, number, i, (prompt, 0));
-                own.draw(&self.model, batch, self.run.tokenizer(), key).map(Cow::Owned)
-            }
-            _ => Ok(Cow::Borrowed(batch)),
+        let of_batch = |(i, batch): (usize, &'s Batch)| {
+            let batch = match &self.cfg.on_policy {
+                Some(own) if own.draws(sampling_key(seed, number, i, (usize::MAX, 0))) => {
+                    let key = |prompt| sampling_key(seed, number, i, (prompt, 0));
+                    Cow::Owned(own.draw(&self.model, batch, self.run.tokenizer(), key)?)
+                }
+                _ => Cow::Borrowed(batch),
+            };
+            Ok((i, batch))
         };
         step.micro_batches().map(of_batch).collect()
     }

@@ -92,6 +92,7 @@ impl Recipe for LabelOptimization {
             reference: Some(reference),
             evaluation: cfg.evaluation.clone(),
             validated: UnpairedMetrics::VALIDATED,
+            asks_how_far: cfg.loss.asks_how_far(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
     }
@@ -111,7 +112,8 @@ impl Recipe for LabelOptimization {
         let ask = |model: Decoder| match cfg.reference {
             ReferenceChoice::EachStep => Ok(Reference::Model(Box::new(model))),
             ReferenceChoice::Precomputed if cfg.loss.asks_how_far() => {
-                let (train, max_seq_len) = ((&opened.train_data, cfg.steps.epochs), cfg.data.tokenizer.max_seq_len);
+                let (plan, max_seq_len) = (opened.plan(), cfg.data.tokenizer.max_seq_len);
+                let train = (&opened.train_data, plan.epochs, plan.most_batches_per_epoch());
                 Reference::ask_how_far(&model, train, opened.validation_data.as_ref(), max_seq_len)
             }
             ReferenceChoice::Precomputed => Reference::ask(&model, opened.data()),

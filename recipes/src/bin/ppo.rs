@@ -102,8 +102,8 @@ pub(crate) struct ProximalPolicyOptimization {
     reference: Option<Decoder>,
     value: ValueModel,
     reward: Reward,
-    /// In the place of the reward, where there is one.
-    judge: Option<Decoder>,
+    /// In the place of the reward, where there is one, with the token that fills its rows up.
+    judge: Option<(Decoder, Option<u32>)>,
     stop: StopOptions,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
@@ -139,6 +139,9 @@ impl Recipe for ProximalPolicyOptimization {
                 "reward compares answers with those that are expected, and a dataset of texts has none: set \
                  reward_checkpointer.checkpoint_dir to a reward model, or reward=program",
             ));
+        }
+        if cfg.reward_checkpointer.is_some() && !matches!(cfg.reward, RewardConfig::Exact(_)) {
+            return Err(Error::setup("reward and reward_checkpointer both say what answers are worth: leave one out"));
         }
         cfg.updates()?;
         let checkpointer = cfg.ref_checkpointer.clone();
@@ -267,7 +270,9 @@ impl Recipe for ProximalPolicyOptimization {
                         })?;
                     }
                     let norm = gradients.norm()?;
-                    check_finite(&step, loss, norm, self.run.last_saved())?;
+                    check_finite(&step, loss, norm, self.run.last_saved()).map_err(|why| {
+                        Error::Training(format!("the value model (its learning rate is value_lr): {why}"))
+                    })?;
                     gradients.apply(model, optimizer.as_mut(), value_lr, clip(norm), number)?;
                 }
             }
@@ -323,8 +328,8 @@ impl ProximalPolicyOptimization {
             Some(_) => Ok(0.0),
             None => self.reward.of(prompt, answer),
         })?;
-        if let Some(judge) = &self.judge {
-            rollout.score_with(judge, tokenizer.pad())?;
+        if let Some((judge, pad)) = &self.judge {
+            rollout.score_with(judge, *pad)?;
         }
         self.cfg.penalties.apply(&mut rollout.answers);
         Ok(rollout)

@@ -195,6 +195,11 @@ impl Merged {
         self.adapters.iter().map(|adapter| &adapter.part)
     }
 
+    /// Whether an adapter has magnitudes (DoRA).
+    pub(crate) fn has_magnitudes(&self) -> bool {
+        self.adapters.iter().any(|adapter| adapter.config.use_dora)
+    }
+
     /// A number that stands for the adapters: of others it is another, be it in a single bit.
     ///
     /// # Errors
@@ -211,6 +216,13 @@ impl Merged {
                 for part in [name.as_bytes(), &rank.to_le_bytes(), &scale, bytemuck::cast_slice(&values)] {
                     fingerprint = crc32c::crc32c_append(fingerprint, part);
                 }
+            }
+        }
+        for name in self.whole.names() {
+            let Some(tensor) = self.whole.get(name) else { continue };
+            let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            for part in [name.as_bytes(), bytemuck::cast_slice(&values)] {
+                fingerprint = crc32c::crc32c_append(fingerprint, part);
             }
         }
         Ok(fingerprint)
@@ -386,7 +398,7 @@ impl Merged {
         let of_magnitudes = self.adapters.iter().flat_map(|adapter| &adapter.tensors);
         let of_magnitudes = of_magnitudes.filter(|(name, _)| name.ends_with(".lora_magnitude_vector"));
         values.extend(of_magnitudes.map(|(name, tensor)| (name.clone(), tensor.clone())));
-        let dora = self.adapters.iter().any(|adapter| adapter.config.use_dora);
+        let dora = self.has_magnitudes();
         let lora = match layers.is_empty() {
             true => None,
             false => Some(LoraOptions { dora, ..LoraOptions::on_layers(layers)? }),

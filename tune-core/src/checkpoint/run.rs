@@ -377,7 +377,7 @@ fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Option<Lock>, V
     Ok((locked, there))
 }
 
-/// Refuses an output folder in which saving would touch the checkpoint that training starts from.
+/// Refuses an output folder in which saving would touch a checkpoint that training starts from or goes on to need.
 /// Links are followed; neither has to exist.
 ///
 /// # Errors
@@ -394,7 +394,7 @@ pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
     if output == base_dir {
         return Err(Error::file(
             output_dir,
-            "is the folder of the checkpoint that training starts from; choose another output_dir",
+            "is the folder of a checkpoint that training starts from or needs; choose another output_dir",
         ));
     }
     // A run prunes and replaces its own checkpoints, and one of them may be the base.
@@ -407,7 +407,7 @@ pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
         return Err(Error::file(
             output_dir,
             format!(
-                "holds the checkpoint that training starts from ({}), which saving into it could delete; \
+                "holds a checkpoint that training starts from or needs ({}), which saving into it could delete; \
                  choose another output_dir, or resume that run with resume_from_checkpoint=true and its base model",
                 base.display()
             ),

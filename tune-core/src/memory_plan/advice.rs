@@ -173,9 +173,10 @@ fn in_backward_alone(trial: &Trial) -> Trials {
 fn fewer_rows(trial: &Trial) -> Trials {
     let mut trials = Vec::new();
     let mut next = trial.clone();
-    while next.rows > 1 {
+    let least = if next.setting.mismatched.is_some() { 2 } else { 1 };
+    while next.rows > least {
         let samples = next.rows * next.setting.gradient_accumulation_steps;
-        next.rows = next.rows.div_ceil(2);
+        next.rows = next.rows.div_ceil(2).max(least);
         let mut overrides = vec![format!("batch_size={}", next.rows)];
         if next.setting.optimizer_in_backward != Some(true) {
             let processes = next.setting.processes.all();

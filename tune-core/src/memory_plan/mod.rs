@@ -42,6 +42,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
 use crate::methods::judged::finished;
+use crate::methods::{TeacherFiles, mismatched};
 use crate::metrics::{peak_memory, resident_memory};
 use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
 use crate::optim::OptimizerConfig;
@@ -93,6 +94,9 @@ pub struct Setting {
     pub fake_quantizer: Option<FakeQuantizer>,
     /// What the model is compared with, if it is.
     pub reference: Option<ReferencePass>,
+    /// Where all models are asked about the answers of a batch to each other's prompts, too, the tokens that these are cut to. Such a batch
+    /// has two rows at least.
+    pub mismatched: Option<usize>,
     /// Bytes of what a teacher said of a trained token, where that is read as training comes to it; 0 where it is not.
     pub said_of_token: usize,
     /// The value model that is trained beside the model, all of it, on the same batches, if there is one.
@@ -306,7 +310,11 @@ impl MemoryPlan {
                 Some((weights, true)) => (weights, 0),
                 // What a card has got once stays there.
                 Some((weights, false)) if card => (weights, 0),
-                Some((weights, false)) => (0, weights + engine.touched(HUGE)),
+                // What it says goes to files by and by.
+                Some((weights, false)) => {
+                    let said = if setting.said_of_token > 0 { TeacherFiles::TOGETHER as u64 } else { 0 };
+                    (0, weights + engine.touched(HUGE) + said)
+                }
                 // The model without its adapters has copies of what is trained whole.
                 None if setting.reference.as_ref().is_some_and(|reference| reference.each_step) => (whole * weight, 0),
                 None => (0, 0),
@@ -449,12 +457,20 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         Some(_) if is_answered(batch) => on_paper.draw(batch, samples, &paper),
         _ => Ok(()),
     };
+    let ask_how_far = |batch: &Batch| match setting.mismatched {
+        Some(most) => {
+            let others = mismatched(batch, Some(most)).without_padding();
+            on_paper.evaluate(&others, &paper).and_then(|()| ask(&others, true))
+        }
+        None => Ok(()),
+    };
     let validate = || {
         setting.validation_steps.iter().flatten().try_for_each(|batch| {
             let batch = batch.without_padding();
             if rewarded {
                 return draw(&batch, 1).and_then(|()| score(&batch, false));
             }
+            ask_how_far(&batch)?;
             ask(&batch, true)?;
             on_paper.evaluate(&batch, &paper)
         })?;
@@ -475,6 +491,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let each = setting.gradient_accumulation_steps.div_ceil(setting.processes.all());
         let count = each.clamp(1, batches.len().max(2));
         let micro_batches: Vec<&Batch> = batches.iter().cycle().take(count).collect();
+        micro_batches.iter().try_for_each(|batch| ask_how_far(batch))?;
         // All answers of a step are there before the first of them is learnt from.
         if let Some(Drawing { samples, .. }) = setting.drawing {
             let scored = |batch| ask(batch, true).and_then(|()| score(batch, true));

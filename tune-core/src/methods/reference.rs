@@ -45,23 +45,25 @@ impl Reference {
         asked.reference()
     }
 
-    /// The same for a loss that asks how far a model has moved: it is asked about the [`mismatched`] answers, too, of every batch of
-    /// these epochs of the training data, and of the validation data's. As they hang on who shares a batch, each epoch has others.
+    /// The same for a loss that asks how far a model has moved: it is asked about the [`mismatched`] answers, too, of the batches that
+    /// these epochs train on, at most `most` of each, and of the validation data's. As they hang on who shares a batch, each epoch has
+    /// others.
     ///
     /// # Errors
     /// As [`Reference::ask`].
     pub fn ask_how_far(
         model: &Decoder,
-        (train, epochs): (&Loader, u64),
+        (train, epochs, most): (&Loader, u64, usize),
         validation: Option<&Loader>,
         max_seq_len: Option<usize>,
     ) -> Result<Self> {
         let mut asked = Asked { model, said: Vec::new() };
-        for (loader, epochs) in std::iter::once((train, epochs)).chain(validation.map(|loader| (loader, 1))) {
+        let validation = validation.map(|loader| (loader, 1, usize::MAX));
+        for (loader, epochs, most) in std::iter::once((train, epochs, most)).chain(validation) {
             asked.about(&mut loader.epoch(0).batches(0))?;
             for epoch in 0..epochs {
                 let epoch = loader.epoch(epoch);
-                asked.about(&mut epoch.batches(0).map(|batch| Ok(mismatched(&batch?, max_seq_len))))?;
+                asked.about(&mut epoch.batches(0).take(most).map(|batch| Ok(mismatched(&batch?, max_seq_len))))?;
             }
         }
         asked.reference()

@@ -41,6 +41,13 @@ impl TopTokens {
         self.rest.len()
     }
 
+    /// Whether they are logarithms of probabilities, from a position on, of `vocab` tokens.
+    pub(crate) fn are_log_probs(&self, from: usize, vocab: usize) -> bool {
+        let is_log = |&x: &f32| x.is_finite() && x < 1e-2;
+        let rest = self.k >= vocab || self.rest[from..].iter().all(is_log);
+        rest && self.log_probs[from * self.k..].iter().all(is_log)
+    }
+
     /// Those of a row of logits. Of tokens that are as likely, the first come first.
     pub(crate) fn of_logits(logits: &[f32], k: usize) -> Self {
         let k = k.min(logits.len());

@@ -76,6 +76,7 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
         && let Some(shape) = model.as_ref().and_then(|model| model.shape.as_ref())
     {
         report.take(outline.teacher_files(shape, tokenizer, train_data));
+        report.take(outline.check_prompts(train_data, tokenizer));
     }
     memory::look(outline, processes, model.as_ref(), &data, report);
     let batches = data.train.as_ref().and_then(|data| data.known_len());

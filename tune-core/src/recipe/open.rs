@@ -9,7 +9,7 @@ use candle_core::DType;
 
 use super::end::{already_complete, stopped_before};
 use super::outline::fingerprints;
-use super::{Measured, Outline, Run, Trained, write_config};
+use super::{Measured, Outline, Plan, Run, Trained, write_config};
 use crate::checkpoint::merge::Merged;
 use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
@@ -119,6 +119,7 @@ impl Outline {
         let train_data = self.train_data(&tokenizer, seed)?;
         let validation_data = self.validation_data(&tokenizer, seed)?;
         self.teacher_files(&shape, &tokenizer, &train_data)?;
+        self.check_prompts(&train_data, &tokenizer)?;
         let data = || std::iter::once(&train_data).chain(&validation_data);
         let news = data().flat_map(|loader| loader.news(shape.max_position_embeddings));
         news.for_each(|line| console.note(&line));
@@ -161,12 +162,15 @@ impl Outline {
         }
         // Of data that is still being tokenized nothing is known yet, here or there.
         let data = train_data.known_len().map(|_| train_data.fingerprint()).transpose()?;
+        let said =
+            self.teacher_logits.as_ref().map(|stored| TeacherFiles::fingerprint(&stored.config.path)).transpose()?;
         let program = std::env::current_exe().ok().and_then(|path| checkpoint::of_file(&path).ok());
         let mine = [
             ("config", Some(crc32c::crc32c(format!("{:?}", self.settings).as_bytes()))),
             ("model", Some(crc32c::crc32c(format!("{shape:?}").as_bytes()))),
             ("data", data),
             ("program", program.map(|sum| sum.crc32c)),
+            ("folder of what the teacher said", said),
         ];
         let text = mine.map(|(_, sum)| sum.map_or(UNKNOWN.to_owned(), |sum| sum.to_string())).join(" ");
         let all = self.group.texts("what each process trains", &text)?;
@@ -189,6 +193,11 @@ impl Opened {
     /// The data, that of the training first.
     pub fn data(&self) -> impl Iterator<Item = &Loader> {
         std::iter::once(&self.train_data).chain(&self.validation_data)
+    }
+
+    /// How batches become steps and epochs, those of all processes.
+    pub fn plan(&self) -> Plan {
+        self.outline.plan()
     }
 
     /// Says something that deserves patience before the run begins.
@@ -225,6 +234,10 @@ impl Opened {
     /// As [`Decoder::load_shard`]; an adapter for another base; and no teacher at all.
     pub fn load_teacher(&self, frozen: &LoadOptions) -> Result<Decoder> {
         match (self.outline.adapted_teacher()?, &self.reference) {
+            (Some(adapted), _) if self.mesh.divides() && adapted.has_magnitudes() => Err(Error::setup(
+                "the teacher's adapter has magnitudes (DoRA), which need whole weights: merge it into its base (`tune merge`) and name \
+                 the merged model in teacher_checkpointer.checkpoint_dir",
+            )),
             (Some(adapted), _) => adapted.trained_shard(frozen, &self.mesh),
             (None, Some((checkpoint, shape))) => Decoder::load_shard(shape.clone(), checkpoint, frozen, &self.mesh),
             (None, None) => Err(Error::setup("there is no teacher: set teacher_checkpointer.checkpoint_dir")),

@@ -123,6 +123,8 @@ pub struct Outline {
     pub value: Option<Option<CheckpointConfig>>,
     /// The reward model that says what answers are worth, if one does.
     pub judge: Option<CheckpointConfig>,
+    /// Whether the loss asks how far the model has moved: about the answers of each batch to each other's prompts.
+    pub asks_how_far: bool,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
     /// How the model is computed as if it were quantized, if it is.
@@ -173,6 +175,7 @@ impl Outline {
             head: None,
             value: None,
             judge: None,
+            asks_how_far: false,
             drawing: None,
             fake_quantizer: None,
             settings,
@@ -495,6 +498,7 @@ impl Outline {
         // What it said may be all that there is of a teacher.
         if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| stored.is_there()) {
             fingerprints.extend(TeacherFiles::header(&stored.config.path)?.teacher);
+            fingerprints.insert("what the teacher said".to_owned(), TeacherFiles::fingerprint(&stored.config.path)?);
         } else if let Some(merged) = self.adapted_teacher()? {
             fingerprints.insert("the teacher's adapter".to_owned(), merged.fingerprint_of_adapters()?);
         }
@@ -610,6 +614,7 @@ impl Outline {
             drawing: self.drawing,
             fake_quantizer: self.fake_quantizer,
             reference,
+            mismatched: self.asks_how_far.then(|| self.data.tokenizer.max_seq_len.unwrap_or(usize::MAX)),
             said_of_token,
             value: self.value()?.map(|(_, shape)| shape),
             judge: self.judge()?.map(|(_, shape)| shape),

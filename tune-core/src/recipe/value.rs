@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use serde_json::Value;
 
 use super::{Opened, Outline};
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
@@ -119,6 +120,11 @@ impl Outline {
     }
 }
 
+/// The token that fills up rows of a model that scores, by its config.
+pub(super) fn padding(config: &Value) -> Option<u32> {
+    config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
 /// Whether a model scores sequences.
 fn has_head(model: &Checkpoint) -> bool {
     model.names().any(|name| name == SCORE)
@@ -168,13 +174,16 @@ impl Opened {
         Ok(ValueModel { model, optimizer, base })
     }
 
-    /// Loads the reward model, if there is one.
+    /// Loads the reward model, if there is one, with the token that fills its rows up: it scores at the last other one.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn load_judge(&self) -> Result<Option<Decoder>> {
+    pub fn load_judge(&self) -> Result<Option<(Decoder, Option<u32>)>> {
         let options = LoadOptions { dtype: self.dtype, device: self.device.clone(), train_weights: false, lora: None };
-        self.outline.judge()?.map(|(judge, shape)| Decoder::load(shape, &judge, &options)).transpose()
+        let load = |(judge, shape): (Checkpoint, ModelSpec)| {
+            Ok((Decoder::load(shape, &judge, &options)?, padding(judge.config())))
+        };
+        self.outline.judge()?.map(load).transpose()
     }
 }
 

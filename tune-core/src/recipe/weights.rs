@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ValueModel;
 use super::background::copies;
-use super::value::VALUE;
+use super::value::{VALUE, padding};
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
 use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
@@ -151,7 +151,7 @@ impl Form {
         let Beside { base, tokenizer, stop, shape, head, pad, shard } = beside;
         let (model, of_value) = pieces.split_at(self.of_model);
         if let Some(config) = &self.value {
-            let mut config = Head::reward().config(config, *pad);
+            let mut config = Head::reward().config(config, padding(config).or(*pad));
             // Its output layer is the head.
             config["tie_word_embeddings"] = false.into();
             checkpoint::hf::write(&dir.join(VALUE), &config, made_later(of_value), tokenizer, None, *shard)?;

@@ -177,6 +177,22 @@ pub(super) fn processes(root: &Node, text: &str, file: SourceId) -> Option<Diagn
     )
 }
 
+/// A step of proximal policy optimization: there accumulation divides an update's answers, and here it multiplies the prompts of a step.
+pub(super) fn accumulation(root: &Node) -> Option<Diagnostic> {
+    root.get(POLICY)?;
+    let steps = root.get("gradient_accumulation_steps")?;
+    let number =
+        |key: &str| root.get(key).and_then(|entry| entry.value.as_str()).and_then(|text| text.parse::<u64>().ok());
+    let accumulated = number("gradient_accumulation_steps").filter(|steps| *steps > 1)?;
+    let (prompts, update) = (number("batch_size")?, number("ppo_batch_size")?);
+    let (rows, times) = ((update / accumulated).max(1), (prompts * accumulated / update.max(1)).max(1));
+    Some(
+        Diagnostic::warning("torchtune divides `ppo_batch_size` by `gradient_accumulation_steps`, and here `batch_size` is multiplied by it")
+            .at(steps.key_span, format!("a step has {} prompts", prompts.saturating_mul(accumulated)))
+            .help(format!("for torchtune's steps set batch_size={rows} gradient_accumulation_steps={times}")),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,6 +55,7 @@ pub(crate) fn translate(schema: &Schema, root: &mut Node, text: &str, file: Sour
             return translator.out;
         }
         translator.out.diagnostics.extend(files::processes(root, text, file));
+        translator.out.diagnostics.extend(files::accumulation(root));
         translator.qlora = files::qlora(text, file);
         generation::translate(schema, root, &mut translator.out);
     }

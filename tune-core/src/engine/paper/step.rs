@@ -75,7 +75,10 @@ impl StepOnPaper<'_> {
         let mut nothing = |numbers: &[f64]| Ok(Objective { value: 0.0, gradient: vec![0.0; numbers.len()] });
         for batch in micro_batches {
             before(batch)?;
-            let teacher = self.teacher.map(|teacher| Run::new(paper, teacher.model, teacher, batch));
+            let of_teacher = self.teacher.map(|teacher| (teacher, ShardedOnPaper::new(*teacher, false)));
+            let teacher = of_teacher
+                .as_ref()
+                .map(|(teacher, sharded)| Run::new(paper, teacher.model, teacher.parameters(sharded), batch));
             let taught = teacher.as_ref().map(|run| Taught::new(run, Mixture::new(0.5, 0.5))).transpose()?;
             let sharded = ShardedOnPaper::new(*self, true);
             let run = Run { taught, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };

@@ -12,7 +12,7 @@
 
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,25 @@ impl TeacherFiles {
                 ),
             )),
         }
+    }
+
+    /// A number that stands for what is in a folder: for other files it is another.
+    ///
+    /// # Errors
+    /// As [`TeacherFiles::header`], and a file that cannot be read.
+    pub(crate) fn fingerprint(dir: &Path) -> Result<u32> {
+        let header = Self::header(dir)?;
+        let mut fingerprint = 0;
+        for (name, sum) in &header.files {
+            let Sum { bytes, crc32c } = match sum {
+                Some(sum) => *sum,
+                None => of_file(&dir.join(name))?,
+            };
+            for part in [name.as_bytes(), &bytes.to_le_bytes(), &crc32c.to_le_bytes()] {
+                fingerprint = crc32c::crc32c_append(fingerprint, part);
+            }
+        }
+        Ok(fingerprint)
     }
 
     /// Opens the files of a folder. What they say is read later.
@@ -242,11 +261,11 @@ impl TeacherFiles {
             file.log_probs.read_raw(position * k, &mut top.log_probs[old * k..])?;
             file.rest.read_raw(position, &mut top.rest[old..])?;
             let known = top.ids[old * k..].iter().all(|&id| (id as usize) < self.header.vocab_size);
-            let is_log = |&x: &f32| x.is_finite() && x < 1e-2;
-            let rest = k >= self.header.vocab_size || top.rest[old..].iter().all(is_log);
-            if !(known && rest && top.log_probs[old * k..].iter().all(is_log)) {
+            let are_different = |ids: &[u32]| ids.iter().collect::<BTreeSet<_>>().len() == ids.len();
+            let known = known && top.ids[old * k..].chunks_exact(k).all(are_different);
+            if !(known && top.are_log_probs(old, self.header.vocab_size)) {
                 return Err(Error::Training(format!(
-                    "{origin}: what {} has of this sample are no logarithms of probabilities of {} tokens; {AGAIN}",
+                    "{origin}: what {} has of this sample are no logarithms of probabilities of different tokens of {}; {AGAIN}",
                     self.dir.display(),
                     self.header.vocab_size
                 )));

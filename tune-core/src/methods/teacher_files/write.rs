@@ -12,9 +12,6 @@ use crate::methods::TopTokens;
 use crate::models::Decoder;
 use crate::{Error, Result, engine};
 
-/// Samples are written when so many bytes of them are there.
-const TOGETHER: usize = 64 << 20;
-
 /// Samples that are to be written.
 struct Samples {
     keys: Vec<u64>,
@@ -66,6 +63,9 @@ impl Header {
 }
 
 impl TeacherFiles {
+    /// Samples are written when so many bytes of them are there.
+    pub(crate) const TOGETHER: usize = 64 << 20;
+
     /// Bytes that a trained position takes.
     pub(crate) fn bytes_of_position(k: usize) -> usize {
         8 * k + 4
@@ -106,6 +106,12 @@ impl TeacherFiles {
         for batch in data.epoch(0).batches(0) {
             let batch = batch?;
             let top = engine::top_tokens(teacher, &batch, samples.top.k)?;
+            if !top.are_log_probs(0, header.vocab_size) {
+                return Err(Error::Training(format!(
+                    "the teacher's logits are no finite numbers in {}: is it a model of text, and whole?",
+                    batch.origins.join(", ")
+                )));
+            }
             let mut position = 0;
             for span in &batch.spans {
                 let (first, count) = (position, batch.trained_tokens_of(span));
@@ -118,7 +124,7 @@ impl TeacherFiles {
                 samples.positions.push(count as u32);
                 samples.top.extend(&top.rows(first..position));
             }
-            if samples.bytes() >= TOGETHER {
+            if samples.bytes() >= Self::TOGETHER {
                 write(&samples)?;
                 samples = Samples::new(samples.top.k);
                 tell(seen.len());

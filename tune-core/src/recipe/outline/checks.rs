@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::{Outline, Trained};
 use crate::checkpoint::state::TrainingState;
-use crate::checkpoint::{Checkpoint, run};
+use crate::checkpoint::{Checkpoint, CheckpointConfig, run};
 use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
+use crate::methods::prompts;
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -159,13 +160,25 @@ impl Outline {
         }
         let longest = shape.max_position_embeddings;
         if max_new_tokens >= longest {
+            let key = if must_be_own { "max_new_tokens" } else { "on_policy.max_new_tokens" };
             return Err(Error::setup(format!(
-                "max_new_tokens is {max_new_tokens}, and the model reads {longest} tokens at most, prompts included: set \
-                 max_new_tokens={}, say",
+                "{key} is {max_new_tokens}, and the model reads {longest} tokens at most, prompts included: set {key}={}, say",
                 longest / 2
             )));
         }
         Ok(())
+    }
+
+    /// Refuses data without prompts where a student is to answer them: if it answers few, the first may come late.
+    ///
+    /// # Errors
+    /// As [`prompts`], and a record that cannot be tokenized.
+    pub(crate) fn check_prompts(&self, data: &Loader, tokenizer: &Tokenizer) -> Result<()> {
+        let is_taught = self.reference.as_ref().is_some_and(|compared| compared.teaches);
+        if !is_taught || self.drawing.is_none() {
+            return Ok(());
+        }
+        data.epoch(0).batches(0).next().map_or(Ok(()), |batch| prompts(&batch?, tokenizer).map(drop))
     }
 
     /// What deserves the user's attention of the model and its tokenizer without being an error.
@@ -208,7 +221,7 @@ impl Outline {
         ))
     }
 
-    /// Refuses an output folder in which saving would touch what training starts from.
+    /// Refuses an output folder in which saving would touch what training starts from, or another model that the run opens.
     ///
     /// # Errors
     /// As [`run::check_output_dir`].
@@ -216,7 +229,14 @@ impl Outline {
         std::iter::once(base.path())
             .chain(self.run.checkpointer.adapter_checkpoint.as_deref())
             .chain(self.base_adapters().iter().map(PathBuf::as_path))
+            .chain(self.models_beside().map(|model| model.checkpoint_dir.as_path()))
             .try_for_each(|start| run::check_output_dir(&self.run.output_dir, start))
+    }
+
+    /// Where the models are that the trained one is compared with, or that score what it draws.
+    fn models_beside(&self) -> impl Iterator<Item = &CheckpointConfig> {
+        let reference = self.reference.iter().filter_map(|compared| compared.checkpointer.as_ref());
+        reference.chain(self.value.iter().flatten()).chain(&self.judge)
     }
 
     /// Refuses a run that cannot fit, with the settings that would make it fit.

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use tune_config::Config;
 
 use super::{Compared, Outline};
+use crate::artifact::Aside;
 use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::Loader;
@@ -49,14 +50,23 @@ impl Outline {
     /// A folder with what the teacher says of the training data, where there is one; its checksums are not looked at.
     ///
     /// # Errors
-    /// It is of another teacher, tokenizer, number of tokens a position, or of other samples; files that are not as they should be.
+    /// A place where it is not and cannot be made. It is of another teacher, tokenizer, number of tokens a position, or of other samples; files that are not as they should be.
     pub fn teacher_files(
         &self,
         shape: &ModelSpec,
         tokenizer: &Tokenizer,
         data: &Loader,
     ) -> Result<Option<TeacherFiles>> {
-        let Some(stored) = self.teacher_logits.as_ref().filter(|stored| stored.is_there()) else { return Ok(None) };
+        let Some(stored) = &self.teacher_logits else { return Ok(None) };
+        if !stored.is_there() {
+            let trained = match data.known_len() {
+                Some(_) => data.reports()?.iter().map(|report| report.trained_tokens).sum(),
+                None => 0,
+            };
+            let of_position = TeacherFiles::bytes_of_position(stored.config.top_k.min(shape.vocab_size));
+            Aside::check(&stored.config.path, (trained * of_position) as u64)?;
+            return Ok(None);
+        }
         let files = TeacherFiles::open(&stored.config.path)?;
         let (header, config) = (files.made_of(), &stored.config);
         let refused = |what: String| {
@@ -89,7 +99,6 @@ impl Outline {
         }
         // As long as data is being tokenized, each sample is looked for when its turn comes.
         if data.known_len().is_some()
-            && header.data != Some(data.fingerprint()?)
             && let Some(origin) = files.first_missing(data)?
         {
             let why = self.differences(header, tokenizer);

@@ -243,6 +243,20 @@ fn labels(c: &mut Conversion<'_>) {
     c.number_or("loss.beta", "pref_beta", Some("0.1"));
     c.number_or("loss.desirable_weight", "kto_chosen_weight", None);
     c.number_or("loss.undesirable_weight", "kto_rejected_weight", None);
+    let given = c.given;
+    // There, answers to each other's prompts are made of more rows than a batch has.
+    if let Some(entry) = given.entry("per_device_train_batch_size")
+        && given.whole("per_device_train_batch_size") == Some(1)
+    {
+        let steps = given.whole("gradient_accumulation_steps").unwrap_or(1);
+        c.draft.set("batch_size", "2", "kto asks about answers to each other's prompts");
+        c.draft.set("gradient_accumulation_steps", ((steps + 1) / 2).to_string(), "for as many answers a step");
+        c.missing(
+            entry,
+            "the answers of a batch tell how far the model has moved",
+            "2 is written; larger batches tell more",
+        );
+    }
     reference(c, false);
 }
 

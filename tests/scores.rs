@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use families::Fixture;
 use tune_core::Result;
 use tune_core::checkpoint::{Checkpoint, peft as files};
-use tune_core::data::{Batch, Loader, LoaderOptions, Sample, Span};
+use tune_core::data::{Batch, IGNORE, Loader, LoaderOptions, Sample, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{self, Objective, RunOptions};
 use tune_core::methods::{Clipped, PpoLoss, classification};
@@ -189,6 +189,7 @@ fn gradients_of_values_are_the_slopes_of_their_loss() {
     // Of each row, the tokens behind the first are an answer.
     let mut batch = case.batch();
     let spans = batch.spans.clone();
+    batch.targets.fill(IGNORE);
     for span in &spans {
         let at = batch.positions_of(span);
         batch.targets[at.start + 1..at.end].fill(0);

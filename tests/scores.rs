@@ -61,7 +61,7 @@ impl Case {
         let each = rows.iter().zip(self.numbers("lengths")).zip(self.numbers("classes"));
         let sample = |((row, len), class): ((&Vec<i64>, i64), i64)| {
             let input_ids: Vec<u32> = row[..len as usize].iter().map(|&id| id as u32).collect();
-            let targets = vec![tune_core::data::IGNORE; input_ids.len()];
+            let targets = vec![IGNORE; input_ids.len()];
             Sample { input_ids, targets, origin: "fixture".into(), label: None }.scored(class as u32, Some(PAD))
         };
         each.map(sample).collect()
@@ -242,7 +242,7 @@ fn a_sample_is_scored_by_itself() {
     assert_eq!(padded, engine::scores(&model, &packed).unwrap());
     // The label of each is that of its sample, and none is a token of its neighbour.
     let targets: Vec<u32> =
-        packed.targets.iter().copied().filter(|&target| target != tune_core::data::IGNORE).collect();
+        packed.targets.iter().copied().filter(|&target| target != IGNORE).collect();
     assert_eq!(targets, case.numbers("classes").iter().map(|&class| class as u32).collect::<Vec<_>>());
     let one = |sample: Sample| {
         let options = LoaderOptions { batch_size: 1, ..LoaderOptions::default() };
@@ -263,7 +263,7 @@ fn a_score_is_at_the_last_token_that_is_no_padding() {
         label: None,
     };
     let scored = sample(&[7, 5, 8, 5, 5]).scored(2, Some(PAD));
-    let ignore = tune_core::data::IGNORE;
+    let ignore = IGNORE;
     assert_eq!((scored.input_ids, scored.targets), (vec![7, 5, 8], vec![ignore, ignore, 2]));
     assert_eq!(sample(&[7, 5]).scored(0, None).targets, [ignore, 0]);
     // As transformers: the first token where all are padding.
@@ -349,6 +349,6 @@ fn a_sequence_without_a_target_is_not_scored() {
     let mut batch = case.batch();
     let Span { row, start, len } = batch.spans[1];
     let last = row * batch.len + start + len - 1;
-    batch.targets[last] = tune_core::data::IGNORE;
+    batch.targets[last] = IGNORE;
     assert_eq!(engine::scores(&model, &batch).unwrap().len(), 3 * SCORES);
 }

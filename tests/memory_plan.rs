@@ -276,6 +276,7 @@ fn a_value_model_takes_what_was_planned() {
     ] {
         let mut args = vec!["--config", "configs/ppo/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=2"];
         args.extend(["log_every_n_steps=1", "~dataset_val"]);
+        args.extend(["ppo_epochs=1", "batch_size=8", "samples=4"]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "ppo", &args);
@@ -292,11 +293,24 @@ fn distillation_takes_what_was_planned() {
         ("adapters, checkpointing", &["enable_activation_checkpointing=true"]),
         ("all weights", &["~model"]),
         ("all weights, bf16", &["~model", "dtype=bf16"]),
-        ("own answers", &["on_policy={share: 1, max_new_tokens: 24}"]),
-        ("own answers to some", &["~model", "on_policy={max_new_tokens: 64}"]),
     ] {
         let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
         args.extend(["log_every_n_steps=1", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);
+        args.extend(extra);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(what, "distill", &args);
+    }
+    // Random weights seldom end an answer, so most are as long as was planned.
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("random");
+    random_model::write(&dir, &json!({"model_type": "llama"}));
+    let models = ["checkpointer", "teacher_checkpointer"].map(|key| format!("{key}.checkpoint_dir={}", dir.display()));
+    for (what, extra) in [
+        ("own answers", &["on_policy={share: 1, max_new_tokens: 24}"][..]),
+        ("own answers to some", &["~model", "on_policy={max_new_tokens: 64}"]),
+    ] {
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=3"];
+        args.extend(["log_every_n_steps=1", "batch_size=8", "~dataset_val", &models[0], &models[1]]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "distill", &args);

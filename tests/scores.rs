@@ -241,8 +241,7 @@ fn a_sample_is_scored_by_itself() {
     assert_eq!((packed.rows, packed.spans.len()), (1, 4));
     assert_eq!(padded, engine::scores(&model, &packed).unwrap());
     // The label of each is that of its sample, and none is a token of its neighbour.
-    let targets: Vec<u32> =
-        packed.targets.iter().copied().filter(|&target| target != IGNORE).collect();
+    let targets: Vec<u32> = packed.targets.iter().copied().filter(|&target| target != IGNORE).collect();
     assert_eq!(targets, case.numbers("classes").iter().map(|&class| class as u32).collect::<Vec<_>>());
     let one = |sample: Sample| {
         let options = LoaderOptions { batch_size: 1, ..LoaderOptions::default() };
@@ -263,9 +262,8 @@ fn a_score_is_at_the_last_token_that_is_no_padding() {
         label: None,
     };
     let scored = sample(&[7, 5, 8, 5, 5]).scored(2, Some(PAD));
-    let ignore = IGNORE;
-    assert_eq!((scored.input_ids, scored.targets), (vec![7, 5, 8], vec![ignore, ignore, 2]));
-    assert_eq!(sample(&[7, 5]).scored(0, None).targets, [ignore, 0]);
+    assert_eq!((scored.input_ids, scored.targets), (vec![7, 5, 8], vec![IGNORE, IGNORE, 2]));
+    assert_eq!(sample(&[7, 5]).scored(0, None).targets, [IGNORE, 0]);
     // As transformers: the first token where all are padding.
     assert_eq!(sample(&[5, 5]).scored(1, Some(PAD)).targets, [1]);
     assert!(sample(&[]).scored(1, Some(PAD)).targets.is_empty());

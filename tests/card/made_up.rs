@@ -162,6 +162,7 @@ impl MadeUp {
             reference: None,
             mismatched: None,
             said_of_token: 0,
+            said_together: 0,
             value: None,
             judge: None,
             in_blocks: self.in_blocks(),

@@ -42,7 +42,7 @@ use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
 use crate::methods::judged::finished;
-use crate::methods::{TeacherFiles, mismatched};
+use crate::methods::mismatched;
 use crate::metrics::{peak_memory, resident_memory};
 use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
 use crate::optim::OptimizerConfig;
@@ -99,6 +99,8 @@ pub struct Setting {
     pub mismatched: Option<usize>,
     /// Bytes of what a teacher said of a trained token, where that is read as training comes to it; 0 where it is not.
     pub said_of_token: usize,
+    /// Bytes of what a teacher that is asked beforehand has said when these are written; 0 where none is.
+    pub said_together: u64,
     /// The value model that is trained beside the model, all of it, on the same batches, if there is one.
     pub value: Option<ModelSpec>,
     /// The reward model that scores each answer that is drawn, if there is one.
@@ -310,11 +312,7 @@ impl MemoryPlan {
                 Some((weights, true)) => (weights, 0),
                 // What a card has got once stays there.
                 Some((weights, false)) if card => (weights, 0),
-                // What it says goes to files by and by.
-                Some((weights, false)) => {
-                    let said = if setting.said_of_token > 0 { TeacherFiles::TOGETHER as u64 } else { 0 };
-                    (0, weights + engine.touched(HUGE) + said)
-                }
+                Some((weights, false)) => (0, weights + engine.touched(HUGE) + setting.said_together),
                 // The model without its adapters has copies of what is trained whole.
                 None if setting.reference.as_ref().is_some_and(|reference| reference.each_step) => (whole * weight, 0),
                 None => (0, 0),

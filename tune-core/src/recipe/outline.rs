@@ -561,6 +561,12 @@ impl Outline {
         });
         let said = self.teacher_logits.as_ref().map(|stored| stored.config.top_k.min(model.vocab_size));
         let said_of_token = said.map_or(0, TeacherFiles::bytes_of_position);
+        let trained = match train_data.known_len() {
+            Some(_) => train_data.reports()?.iter().map(|report| report.trained_tokens).sum(),
+            None => usize::MAX,
+        };
+        // What it says goes to files by and by.
+        let said_together = trained.saturating_mul(said_of_token).min(TeacherFiles::TOGETHER) as u64;
         let plan = self.steps.plan().of_all(processes.all());
         let Plan { gradient_accumulation_steps, epochs, .. } = plan;
         // What is learnt from and validated on is as long as can be.
@@ -616,6 +622,7 @@ impl Outline {
             reference,
             mismatched: self.asks_how_far.then(|| self.data.tokenizer.max_seq_len.unwrap_or(usize::MAX)),
             said_of_token,
+            said_together,
             value: self.value()?.map(|(_, shape)| shape),
             judge: self.judge()?.map(|(_, shape)| shape),
             batch_size: self.data.batch_size,

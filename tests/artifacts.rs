@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "artifacts/importance.rs"]
+mod importance_matrices;
+#[path = "artifacts/token_rows.rs"]
+mod token_rows;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -144,127 +149,6 @@ fn sound(path: &Path, merged: &Merged, target: &Target<'_>) -> Findings {
     let findings = check(path, merged, target);
     assert!(findings.faults.is_empty(), "{}: {:#?}", path.display(), findings.faults);
     findings
-}
-
-/// Adapters with rows of single tokens, as peft saved them: merged and beside the base they compute what they do in peft.
-/// `tests/python/make_peft_tokens.py` makes them.
-#[test]
-fn rows_of_tokens_compute_what_peft_computes() {
-    let temporary = tempfile::tempdir().unwrap();
-    let options = LoadOptions { dtype: DType::F32, device: Compute::Processor, train_weights: false, lora: None };
-    for (case, name) in [("tied", "llama_tied"), ("untied", "mistral")] {
-        let dir = root().join("tests/fixtures/peft_tokens").join(case);
-        let expected = read_json(&dir.join("expected.json"));
-        let numbers = |key: &str| -> Vec<f64> {
-            expected[key].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
-        };
-        let ids: Vec<u32> = numbers("ids").into_iter().map(|id| id as u32).collect();
-        let part = Part { dir: dir.clone(), weight: 1.0 };
-        let with = |parts: &[Part]| Source { base: family(name, temporary.path()), parts: parts.to_vec() }.open();
-        let merged = with(std::slice::from_ref(&part)).unwrap();
-        assert_eq!(merged.spec().tie_word_embeddings, case == "tied");
-        let folder = temporary.path().join(case);
-        merged.write(&folder, DType::F32, u64::MAX).unwrap();
-        sound(&folder, &merged, &Target::Folder(DType::F32));
-        let again = Source { base: folder, parts: Vec::new() }.open().unwrap();
-        for model in [&merged, &again] {
-            let found = last_logits(&model.trained(&options).unwrap(), &ids);
-            assert_eq!(found.len(), numbers("logits").len());
-            for (ours, peft) in found.iter().zip(numbers("logits")) {
-                assert!((f64::from(*ours) - peft).abs() < 2e-4, "{case}: {ours}, not {peft}");
-            }
-        }
-        // The base says something else.
-        let found = last_logits(&merged.untrained(&options).unwrap(), &ids);
-        assert!(found.iter().zip(numbers("logits")).any(|(ours, peft)| (f64::from(*ours) - peft).abs() > 1e-2));
-
-        let error = with(&[Part { weight: 0.5, ..part.clone() }]).unwrap_err().to_string();
-        assert!(error.contains("rows of tokens (trainable_token_indices)") && error.contains("is 0.5"), "{error}");
-        let error = with(&[part.clone(), part]).unwrap_err().to_string();
-        assert!(error.contains("brings that along, too"), "{error}");
-        let error = AdapterExport::new(&dir, &merged.spec_of_base(), FileKind::F16).unwrap_err().to_string();
-        assert!(error.contains("llama.cpp's adapters have no place for them"), "{error}");
-        let error = LoraOptions::of_folder(&dir).unwrap_err().to_string();
-        assert!(error.contains("are not trained here: merge it"), "{error}");
-        // Of tokens that there are not, and fewer than are named.
-        let other = temporary.path().join(format!("other_{case}"));
-        fs::create_dir_all(&other).unwrap();
-        fs::copy(dir.join("adapter_model.safetensors"), other.join("adapter_model.safetensors")).unwrap();
-        let changed = |tokens: Value| {
-            let mut config = read_json(&dir.join("adapter_config.json"));
-            config["trainable_token_indices"] = tokens;
-            fs::write(other.join("adapter_config.json"), config.to_string()).unwrap();
-            with(&[Part { dir: other.clone(), weight: 1.0 }]).unwrap_err().to_string()
-        };
-        if case == "tied" {
-            assert!(changed(json!([17, 100_000, 5])).contains("a row for the token 100000"));
-            assert!(changed(json!([17, 5])).contains("trainable_token_indices of adapter_config.json names 2"));
-            assert!(changed(json!({"embed_tokens": "all"})).contains("ids of tokens were expected"));
-            let error = changed(Value::Null);
-            assert!(error.contains("token_adapter") && error.contains("is not a part of a LoRA adapter"), "{error}");
-        }
-    }
-}
-
-/// The logits behind the last of some tokens.
-fn last_logits(model: &Decoder, ids: &[u32]) -> Vec<f32> {
-    let len = ids.len();
-    let batch = Batch {
-        rows: 1,
-        len,
-        input_ids: ids.to_vec(),
-        targets: vec![IGNORE; len],
-        positions: (0..len as u32).collect(),
-        spans: vec![Span { row: 0, start: 0, len }],
-        origins: vec!["made up".into()],
-        labels: Vec::new(),
-    };
-    let logits = tune_core::engine::logits(model, &batch).unwrap();
-    logits.squeeze(0).unwrap().to_vec2().unwrap().remove(len - 1)
-}
-
-/// Layers of their own, several in one, and experts: what is quantized by an importance matrix of data is, bit for bit, what it was to be.
-#[test]
-fn gguf_files_by_importance_are_what_they_were_to_be() {
-    let temporary = tempfile::tempdir().unwrap();
-    let (texts, chats) = (temporary.path().join("texts.jsonl"), temporary.path().join("chats.jsonl"));
-    // The families' tokenizers, which are cut, have no space.
-    let line = |i: usize| format!("Number-{i}-comes-after-{},-and-before-{}.", i - 1, i + 1);
-    fs::write(&texts, (1..80).map(|i| format!("{}\n", json!({"text": line(i)}))).collect::<String>()).unwrap();
-    let chat =
-        |i| json!({"messages": [{"role": "user", "content": line(i)}, {"role": "assistant", "content": "Yes."}]});
-    fs::write(&chats, (1..80).map(|i| format!("{}\n", chat(i))).collect::<String>()).unwrap();
-    let cases = [("llama_tied", &texts), ("phi3", &texts), ("qwen3_moe", &texts), ("llama_tied", &chats)];
-    for (case, (name, data)) in cases.into_iter().enumerate() {
-        let base = family(name, temporary.path());
-        let part = adapter(&base, modules_of(name), 1, &temporary.path().join(format!("adapter_{case}")));
-        let merged = Source { base, parts: vec![part] }.open().unwrap();
-        let mut told = Vec::new();
-        let matrix = importance(&merged, data, 3, &mut |done| told.push(done)).unwrap();
-        assert_eq!((told.as_slice(), matrix.chunks, matrix.chunk_size), (&[1, 2, 3][..], 3, 256), "{name}");
-        let place = temporary.path().join("matrix.gguf");
-        matrix.write(&place).unwrap();
-        assert_eq!(Importance::read(&place).unwrap(), matrix);
-        for kind in FileKind::ALL.into_iter().filter(|kind| kind.takes_importance()) {
-            let file = temporary.path().join(format!("{name}_{}.gguf", kind.name()));
-            let export = Export::by_importance(&merged, kind, name, (&matrix, "matrix.gguf")).unwrap();
-            // Rows of 64 numbers make Q8_0 of Q6_K.
-            assert_eq!(export.by_columns() > 0, kind != FileKind::Q6K, "{name} {}", kind.name());
-            export.write(&file).unwrap();
-            assert_eq!(fs::metadata(&file).unwrap().len(), export.bytes());
-            sound(&file, &merged, &Target::Gguf(export));
-            if kind != FileKind::Q6K {
-                // It is not what it would be without.
-                let without = check(&file, &merged, &Target::Gguf(Export::new(&merged, kind, name).unwrap()));
-                assert!(without.faults[0].contains("not what base and adapters make"), "{:?}", without.faults);
-            }
-            fs::remove_file(&file).unwrap();
-        }
-    }
-    let merged = Source { base: family("phi3", temporary.path()), parts: Vec::new() }.open().unwrap();
-    fs::write(&texts, "{\"prompt\": \"no text\"}\n").unwrap();
-    let error = importance(&merged, &texts, 3, &mut |_| ()).unwrap_err().to_string();
-    assert!(error.contains("none of the columns `text`, `messages` and `conversations`"), "{error}");
 }
 
 /// Every family in F32: the logits of the file are those of the folder, with and without an adapter merged in.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use candle_core::DType;
-use runs::{fail, files, newest, root, run, succeed, text};
+use runs::{fail, files, log, newest, numbers, root, run, succeed, text};
 use serde_json::Value;
 use tempfile::TempDir;
 use tune_core::checkpoint::{Checkpoint, hf};
@@ -29,16 +29,6 @@ static TEACHER: LazyLock<TempDir> = LazyLock::new(|| {
 
 fn teacher() -> String {
     format!("teacher_checkpointer.checkpoint_dir={}", TEACHER.path().display())
-}
-
-/// What a run logged, one record a step or a validation.
-fn log(output_dir: &Path) -> Vec<Value> {
-    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
-    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn numbers(records: &[Value], key: &str) -> Vec<f64> {
-    records.iter().filter_map(|record| record[key].as_f64()).collect()
 }
 
 /// Runs the tiny config for a few steps, each logged, into a folder of that name.

@@ -9,20 +9,14 @@ mod runs;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, newest, root, run, succeed, text};
+use runs::{fail, log, newest, numbers, root, run, succeed, text};
 use serde_json::Value;
 
 const CONFIG: &str = "configs/kto/tiny.yaml";
 
 /// What a run logged, steps and validations.
-fn log(output_dir: &Path) -> (Vec<Value>, Vec<Value>) {
-    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
-    let records = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    records.partition(|record| record.get("loss").is_some())
-}
-
-fn numbers(records: &[Value], key: &str) -> Vec<f64> {
-    records.iter().filter_map(|record| record[key].as_f64()).collect()
+fn logged(output_dir: &Path) -> (Vec<Value>, Vec<Value>) {
+    log(output_dir).into_iter().partition(|record| record.get("loss").is_some())
 }
 
 /// Runs the tiny config for a few steps, each logged, into a folder of that name.
@@ -33,7 +27,7 @@ fn short(folder: &Path, name: &str, extra: &[&str]) -> Vec<Value> {
     args.extend(["~dataset_val", "lr_scheduler.num_warmup_steps=1"]);
     args.extend(extra);
     succeed("kto", &args);
-    log(&dir).0
+    logged(&dir).0
 }
 
 #[test]
@@ -41,7 +35,7 @@ fn a_model_comes_to_answer_as_is_good() {
     let folder = tempfile::tempdir().unwrap();
     let output = format!("output_dir={}", folder.path().display());
     let run = succeed("kto", &["--config", CONFIG, &output, "log_every_n_steps=1", "save_adapter_weights_only=false"]);
-    let (steps, validations) = log(folder.path());
+    let (steps, validations) = logged(folder.path());
     for key in ["rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "log_probs/chosen", "log_probs/rejected"]
     {
         assert_eq!(numbers(&validations, &format!("val_{key}")).len(), validations.len(), "{key}");

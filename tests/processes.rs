@@ -92,6 +92,13 @@ fn succeed<R: Recipe>(recipe: &str, output: &Path, processes: usize, overrides: 
     tune_core::checkpoint::run::latest(output).unwrap().unwrap().path
 }
 
+/// What a run logged under a key.
+fn kept(output: &Path, key: &str) -> Vec<f64> {
+    let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    records.filter_map(|record| record[key].as_f64()).collect()
+}
+
 /// Losses and files of a run are those of another.
 fn compare(what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str) {
     let worst = worst(&losses(output), &losses(other));
@@ -320,11 +327,6 @@ fn lora_on_two_processes_with_dropout_questions_and_a_merged_model() {
 #[test]
 fn preferences_are_learnt_as_by_one_process() {
     let folder = tempfile::tempdir().unwrap();
-    let kept = |output: &Path, key: &str| -> Vec<f64> {
-        let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
-        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        records.filter_map(|record| record[key].as_f64()).collect()
-    };
     for (what, processes, weights, more) in [
         ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1"][..]),
         ("precomputed", 3, "adapter_model.safetensors", &["reference=precomputed", "gradient_accumulation_steps=1"]),
@@ -361,11 +363,6 @@ fn preferences_are_learnt_as_by_one_process() {
 #[test]
 fn labels_are_learnt_from_as_by_one_process() {
     let folder = tempfile::tempdir().unwrap();
-    let kept = |output: &Path, key: &str| -> Vec<f64> {
-        let text = fs::read_to_string(output.join("logs/metrics.jsonl")).unwrap();
-        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        records.filter_map(|record| record[key].as_f64()).collect()
-    };
     for (what, processes, weights, more) in [
         ("adapters", 4, "adapter_model.safetensors", &["model.lora_dropout=0.1", "loss.undesirable_weight=0.2"][..]),
         ("all weights, precomputed", 2, "model.safetensors", &["~model", "reference=precomputed", "optimizer.lr=1e-4"]),

@@ -11,20 +11,10 @@ mod runs;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, newest, run, succeed, text};
+use runs::{fail, log, newest, numbers, run, succeed, text};
 use serde_json::Value;
 
 const CONFIG: &str = "configs/grpo/tiny.yaml";
-
-/// What a run logged, one record a step or a validation.
-fn log(output_dir: &Path) -> Vec<Value> {
-    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
-    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn numbers(records: &[Value], key: &str) -> Vec<f64> {
-    records.iter().filter_map(|record| record[key].as_f64()).collect()
-}
 
 /// Runs the tiny config for a few steps, each logged, into a folder of that name.
 fn short(folder: &Path, name: &str, extra: &[&str]) -> Vec<Value> {

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use runs::{fail, files, newest, root, run, succeed, text};
+use runs::{fail, files, log, newest, numbers, root, run, succeed, text};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,15 +24,6 @@ static TEACHER: LazyLock<TempDir> = LazyLock::new(|| {
     succeed("full", &["--config", "configs/full/tiny.yaml", &output, "max_steps_per_epoch=30"]);
     folder
 });
-
-fn log(output_dir: &Path) -> Vec<Value> {
-    let log = fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
-    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn numbers(records: &[Value], key: &str) -> Vec<f64> {
-    records.iter().filter_map(|record| record[key].as_f64()).collect()
-}
 
 /// The arguments of a run of four steps into a folder, with a teacher or without.
 fn args(dir: &Path, teacher: Option<&Path>, extra: &[String]) -> Vec<String> {

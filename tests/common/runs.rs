@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
+
 /// The workspace's folder, in which relative paths of the shipped configs hold.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -58,6 +60,17 @@ pub fn fail(name: &str, args: &[&str]) -> String {
 /// The newest checkpoint's folder.
 pub fn newest(output_dir: &Path) -> PathBuf {
     tune_core::checkpoint::run::latest(output_dir).unwrap().expect("a checkpoint").path
+}
+
+/// What a run logged, one record a step or a validation.
+pub fn log(output_dir: &Path) -> Vec<Value> {
+    let log = std::fs::read_to_string(output_dir.join("logs/metrics.jsonl")).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The numbers that records have under a key.
+pub fn numbers(records: &[Value], key: &str) -> Vec<f64> {
+    records.iter().filter_map(|record| record[key].as_f64()).collect()
 }
 
 /// Every file of a checkpoint with its bytes.

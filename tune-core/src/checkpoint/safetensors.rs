@@ -367,12 +367,7 @@ pub(super) fn write(path: &Path, mut tensors: Vec<Outgoing<'_>>) -> Result<()> {
         );
         offset = end;
     }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut file = FileWriter::create(path)?;
-    file.write(&(header.len() as u64).to_le_bytes())?;
-    file.write(&header)?;
+    let mut file = begin(path, header)?;
     for t in &tensors {
         let tensor = (t.tensor)()?;
         if tensor.dtype() != t.dtype || tensor.dims() != t.shape {
@@ -388,6 +383,16 @@ pub(super) fn write(path: &Path, mut tensors: Vec<Outgoing<'_>>) -> Result<()> {
         with_bytes(&tensor, |bytes| file.write(bytes))?;
     }
     file.finish()
+}
+
+/// Begins a file with what it says of its tensors.
+fn begin(path: &Path, header: serde_json::Map<String, serde_json::Value>) -> Result<FileWriter> {
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = FileWriter::create(path)?;
+    file.write(&(header.len() as u64).to_le_bytes())?;
+    file.write(&header)?;
+    Ok(file)
 }
 
 /// A tensor of any type whose bytes are there.
@@ -408,12 +413,7 @@ pub(crate) fn write_raw(path: &Path, tensors: &[Raw<'_>]) -> Result<()> {
         header.insert((*name).to_owned(), described);
         offset = end;
     }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut file = FileWriter::create(path)?;
-    file.write(&(header.len() as u64).to_le_bytes())?;
-    file.write(&header)?;
+    let mut file = begin(path, header)?;
     tensors.iter().try_for_each(|tensor| file.write(tensor.bytes))?;
     file.finish()
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tune_config::Config;
 
 use super::ppo::{AdvantageKeys, Clipped, PpoLoss};
-use super::rollout::{Answer, Rollout};
+use super::rollout::{Answer, OfAnswers, Rollout};
 use crate::data::{Batch, IGNORE};
 use crate::engine::Objective;
 use crate::generate::End;
@@ -146,10 +146,7 @@ fn places(rollout: &Rollout) -> impl Iterator<Item = (Range<usize>, &Answer)> {
 /// Sums over the answers and updates of a step, of which means are logged, mostly under torchtune's names.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PpoMetrics {
-    answers: usize,
-    reward: f64,
-    tokens: usize,
-    truncated: usize,
+    answers: OfAnswers,
     divergence: f64,
     /// What all tokens' rewards add up to.
     rewards: f64,
@@ -183,12 +180,7 @@ impl Sums {
 impl PpoMetrics {
     /// Adds answers from which nothing is learnt.
     pub fn add_answers(&mut self, rollout: &Rollout) {
-        for answer in &rollout.answers {
-            self.answers += 1;
-            self.reward += answer.reward;
-            self.tokens += answer.sampled.ids.len();
-            self.truncated += usize::from(answer.is_truncated());
-        }
+        self.answers.add(&rollout.answers);
     }
 
     /// Adds the answers of a micro-batch.
@@ -201,7 +193,7 @@ impl PpoMetrics {
 
     /// What an answer is worth, a mean.
     pub fn reward(&self) -> f64 {
-        self.reward / self.answers.max(1) as f64
+        self.answers.reward()
     }
 
     /// The loss of both models together, a mean over the step's updates.
@@ -213,18 +205,13 @@ impl PpoMetrics {
     /// an answer is worth less its divergence (`rlhf_reward`); the divergence from the reference, a sum over an answer's tokens; the
     /// mean value of a token; both losses, the shares of ratios and values that were clipped, and how far the policy has moved.
     pub fn logged(&self) -> Vec<Extra> {
-        let of_answers = |sum: f64| sum / self.answers.max(1) as f64;
-        let mut logged = vec![
-            Extra::shown("reward", self.reward()),
-            Extra::new("completions/mean_length", of_answers(self.tokens as f64)),
-            Extra::new("completions/clipped_ratio", of_answers(self.truncated as f64)),
-        ];
+        let mut logged = Vec::from(self.answers.logged());
         if self.policy.tokens > 0 {
             let (policy, value) = (&self.policy, &self.value);
             logged.extend([
-                Extra::new("rlhf_reward", of_answers(self.rewards)),
-                Extra::new("kl", of_answers(self.divergence)),
-                Extra::new("value", self.values / self.tokens.max(1) as f64),
+                Extra::new("rlhf_reward", self.answers.mean(self.rewards)),
+                Extra::new("kl", self.answers.mean(self.divergence)),
+                Extra::new("value", self.values / self.answers.tokens.max(1) as f64),
                 Extra::new("policy_loss", policy.mean(policy.loss)),
                 Extra::shown("value_loss", value.mean(value.loss)),
                 Extra::new("clip_ratio", policy.mean(policy.clipped as f64)),

@@ -252,16 +252,51 @@ fn joined(prompts: &[Prompt], answers: &[&Sampled], samples: usize) -> (Batch, V
     (batch, old)
 }
 
+/// Sums over answers that were drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct OfAnswers {
+    answers: usize,
+    reward: f64,
+    pub(super) tokens: usize,
+    truncated: usize,
+}
+
+impl OfAnswers {
+    pub(super) fn add(&mut self, answers: &[Answer]) {
+        for answer in answers {
+            self.answers += 1;
+            self.reward += answer.reward;
+            self.tokens += answer.sampled.ids.len();
+            self.truncated += usize::from(answer.is_truncated());
+        }
+    }
+
+    /// A sum over answers, as a mean.
+    pub(super) fn mean(&self, sum: f64) -> f64 {
+        sum / self.answers.max(1) as f64
+    }
+
+    pub(super) fn reward(&self) -> f64 {
+        self.mean(self.reward)
+    }
+
+    /// The mean reward, the mean length, and the share of answers that were cut off, under TRL's names.
+    pub(super) fn logged(&self) -> [Extra; 3] {
+        [
+            Extra::shown("reward", self.reward()),
+            Extra::new("completions/mean_length", self.mean(self.tokens as f64)),
+            Extra::new("completions/clipped_ratio", self.mean(self.truncated as f64)),
+        ]
+    }
+}
+
 /// Sums over answers, of which means are logged under TRL's names.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PolicyMetrics {
-    answers: usize,
+    answers: OfAnswers,
     groups: usize,
-    reward: f64,
     deviation: f64,
     alike: usize,
-    tokens: usize,
-    truncated: usize,
     divergence: f64,
     /// Tokens of which the reference has said something.
     compared: usize,
@@ -273,12 +308,7 @@ pub struct PolicyMetrics {
 impl PolicyMetrics {
     /// Adds the answers of a micro-batch.
     pub fn add(&mut self, rollout: &Rollout) {
-        for answer in &rollout.answers {
-            self.answers += 1;
-            self.reward += answer.reward;
-            self.tokens += answer.sampled.ids.len();
-            self.truncated += usize::from(answer.is_truncated());
-        }
+        self.answers.add(&rollout.answers);
         for group in rollout.answers.chunks(rollout.samples.max(1)) {
             let mean = group.iter().map(|answer| answer.reward).sum::<f64>() / group.len() as f64;
             let squares: f64 = group.iter().map(|answer| (answer.reward - mean).powi(2)).sum();
@@ -290,21 +320,19 @@ impl PolicyMetrics {
 
     /// The mean reward of an answer.
     pub fn reward(&self) -> f64 {
-        self.reward / self.answers.max(1) as f64
+        self.answers.reward()
     }
 
-    /// The mean reward; its standard deviation in a group and the share of groups in which all answers are worth the same; the
-    /// mean length of an answer, and the share of those that were cut off; the divergence from the reference, if there is one, and the
+    /// The mean reward; the mean length of an answer, and the share of those that were cut off; the reward's standard deviation in a
+    /// group and the share of groups in which all answers are worth the same; the divergence from the reference, if there is one, and the
     /// share of ratios that were clipped, over tokens that were trained.
     pub fn logged(&self) -> Vec<Extra> {
         let of = |sum: f64, count: usize| sum / count.max(1) as f64;
-        let mut logged = vec![
-            Extra::shown("reward", self.reward()),
+        let mut logged = Vec::from(self.answers.logged());
+        logged.extend([
             Extra::new("reward_std", of(self.deviation, self.groups)),
             Extra::new("frac_reward_zero_std", of(self.alike as f64, self.groups)),
-            Extra::new("completions/mean_length", of(self.tokens as f64, self.answers)),
-            Extra::new("completions/clipped_ratio", of(self.truncated as f64, self.answers)),
-        ];
+        ]);
         if self.compared > 0 {
             logged.push(Extra::new("kl", of(self.divergence, self.compared)));
         }
@@ -317,6 +345,6 @@ impl PolicyMetrics {
 
     /// The tokens of all answers.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.answers.tokens
     }
 }

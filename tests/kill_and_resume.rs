@@ -17,6 +17,8 @@ use serde_json::json;
 /// Shuffling, packing, dropout, an accumulation of 4, and a checkpoint every other step, in a run that is
 /// long enough to be killed `kills` times. `dpo` trains adapters, and all weights as `dpo_full`.
 fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
+    // A few kills come soon after a checkpoint each; of many, some wait until one is being written.
+    let steps = if kills > 2 { 9 } else { 5 };
     let mut args = vec![
         "--config".to_string(),
         format!("configs/{}/tiny.yaml", binary(recipe)),
@@ -26,7 +28,7 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
         "batch_size=1".into(),
         "gradient_accumulation_steps=4".into(),
         format!("epochs={}", kills + 2),
-        "max_steps_per_epoch=9".into(),
+        format!("max_steps_per_epoch={steps}"),
         "checkpointer.save_every_n_steps=2".into(),
         "log_every_n_steps=1".into(),
     ];
@@ -85,7 +87,9 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
                 "~dataset_val",
             ],
             "ppo_full" => vec!["~model", "dtype=bf16", "samples=2", "max_new_tokens=8", "kl_coeff=0.1", "~dataset_val"],
-            "pretrain" => vec!["batch_size=4", "dataset.attend_across=true", "dataset_val.attend_across=true"],
+            "pretrain" => {
+                vec!["dataset.attend_across=true", "dataset_val.attend_across=true", "dataset_val.split=train[95%:]"]
+            }
             "pretrain_bf16" => vec!["dtype=bf16", "init.std=0.05"],
             // The third step is the first that rounds: in one process and after a kill.
             "qat" => vec!["dtype=bf16", "fake_quant_after_n_steps=2", "dataset.packed=true"],

@@ -158,7 +158,7 @@ fn checkpoints_in_the_background_take_what_was_planned() {
 fn shipped_recipes_take_what_was_planned() {
     compare(&["lora", "full", "pretrain"], 0.0, |name| {
         let config = format!("configs/{name}/tiny.yaml");
-        ["--config", &config, "epochs=1", "max_steps_per_epoch=30", "log_every_n_steps=1"].map(str::to_owned).to_vec()
+        ["--config", &config, "epochs=1", "max_steps_per_epoch=4", "log_every_n_steps=1"].map(str::to_owned).to_vec()
     });
 }
 
@@ -194,7 +194,7 @@ fn preference_optimization_takes_what_was_planned() {
         ("adapters, no reference", &["loss=simpo"]),
     ] {
         let mut args =
-            vec!["--config", "configs/dpo/tiny.yaml", "epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"];
+            vec!["--config", "configs/dpo/tiny.yaml", "epochs=1", "max_steps_per_epoch=4", "log_every_n_steps=1"];
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "dpo", &args);
@@ -212,7 +212,7 @@ fn answers_with_labels_take_what_was_planned() {
         ("all weights, precomputed", &["~model", "reference=precomputed"]),
     ] {
         let mut args =
-            vec!["--config", "configs/kto/tiny.yaml", "epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"];
+            vec!["--config", "configs/kto/tiny.yaml", "epochs=1", "max_steps_per_epoch=4", "log_every_n_steps=1"];
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "kto", &args);
@@ -231,7 +231,7 @@ fn a_head_that_scores_takes_what_was_planned() {
         ("classes, all weights", "tiny_classifier", &[]),
     ] {
         let mut args = ["--config", &format!("configs/reward/{config}.yaml")].map(str::to_owned).to_vec();
-        args.extend(["epochs=1", "max_steps_per_epoch=12", "log_every_n_steps=1"].map(str::to_owned));
+        args.extend(["epochs=1", "max_steps_per_epoch=4", "log_every_n_steps=1"].map(str::to_owned));
         args.extend(extra.iter().map(|&arg| arg.to_owned()));
         table.compare(what, "reward", &args);
     }
@@ -294,7 +294,7 @@ fn distillation_takes_what_was_planned() {
         ("all weights", &["~model"]),
         ("all weights, bf16", &["~model", "dtype=bf16"]),
     ] {
-        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=4"];
         args.extend(["log_every_n_steps=1", "teacher_checkpointer.checkpoint_dir=recipes/tiny/model"]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
@@ -320,7 +320,7 @@ fn distillation_takes_what_was_planned() {
     let path = format!("teacher_logits.path={}", said.path().join("said").display());
     let teacher = "teacher_checkpointer.checkpoint_dir=recipes/tiny/model";
     for (what, teacher) in [("a teacher that is asked once", teacher), ("what it said", "~teacher_checkpointer")] {
-        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=4"];
         args.extend(["log_every_n_steps=1", "~model", teacher, &path]);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "distill", &args);
@@ -338,7 +338,7 @@ fn fake_quantization_takes_what_was_planned() {
         ("all weights, 8 and 4 bits", &["quantizer={_component_: int8_dyn_act_int4_weight, groupsize: 64}"]),
         ("adapters, 4 bits", &["quantizer={_component_: int4_weight_only, groupsize: 32}", "model.lora_rank=8"]),
     ] {
-        let mut args = vec!["--config", "configs/qat/tiny.yaml", "epochs=1", "max_steps_per_epoch=6"];
+        let mut args = vec!["--config", "configs/qat/tiny.yaml", "epochs=1", "max_steps_per_epoch=4"];
         args.push("log_every_n_steps=1");
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();

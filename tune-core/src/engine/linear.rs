@@ -371,7 +371,8 @@ impl<'a, B: Backend> Layer<'a, B> {
             };
             gradients.iter().zip(self.parts()).map(scale).collect()
         });
-        let mut back = Back { layer: *self, gradients, scaled: scaled.unwrap_or_default(), low_rank: None, of_tokens: None };
+        let mut back =
+            Back { layer: *self, gradients, scaled: scaled.unwrap_or_default(), low_rank: None, of_tokens: None };
         back.low_rank = self.params.adapter.as_ref().map(|adapter| {
             let mut gh = self.backend.acts(m, adapter.rank);
             let y = PartMut::new(&mut gh, m, adapter.rank);

@@ -263,7 +263,8 @@ impl<B: Backend> Run<'_, B> {
             sums.fold(0.0, |total, sum| total + sum)
         };
         let (loss, divergence) = (total(losses), total(divergences));
-        let mut top = Top { loss, divergence, of_blocks, tied: None, of_tokens: token_gradient, found: Found::<B>::new() };
+        let mut top =
+            Top { loss, divergence, of_blocks, tied: None, of_tokens: token_gradient, found: Found::<B>::new() };
         if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }

@@ -95,7 +95,9 @@ impl TrainedTokens {
             );
         }
         if model.scores.is_some() {
-            return refuse("rows are not trained below a head that scores sequences, for now: leave them out".to_owned());
+            return refuse(
+                "rows are not trained below a head that scores sequences, for now: leave them out".to_owned(),
+            );
         }
         Ok(())
     }
@@ -156,7 +158,7 @@ impl TokenRows {
                 listed(&tokens.texts)
             )));
         }
-        let width = model.hidden_size;
+        let (width, is_whole) = (model.hidden_size, here.is_none());
         let row = |&id: &u32| -> Result<Tensor> {
             let at = id as usize;
             match table {
@@ -167,7 +169,7 @@ impl TokenRows {
                     // As a product has it.
                     Ok(row.to_dtype(dtype)?)
                 }
-                Weight::Tensor(table) if here.is_none() => Ok(table.narrow(0, at, 1)?.force_contiguous()?),
+                Weight::Tensor(table) if is_whole => Ok(table.narrow(0, at, 1)?.force_contiguous()?),
                 _ => source.rows(TABLE, &[model.vocab_size, width], at..at + 1, dtype, &Device::Cpu),
             }
         };

@@ -12,7 +12,7 @@ use candle_core::{DType, Tensor};
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
 pub use targets::Targets;
 
-use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
+use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
 use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
@@ -392,9 +392,6 @@ impl LoraOptions {
         Ok(Self { modules, rank, alpha, rslora, dora, save, tokens, layers, ..Self::default() })
     }
 }
-
-/// The module whose rows of single tokens are trained.
-const EMBEDDING: &str = "embed_tokens";
 
 /// The tokens of which an adapter brings rows of the embedding table along.
 ///

@@ -21,7 +21,9 @@ use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
 use crate::methods::TeacherFiles;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, LoraOptions, ModelSpec, Parameter, WeightSource, WithHead};
+use crate::models::{
+    Decoder, FrozenBase, Grown, InBlocks, LoadOptions, LoraOptions, ModelSpec, Parameter, WeightSource, WithHead,
+};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};

@@ -255,7 +255,10 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         let mut x = view_mut(x);
         for (row, y) in y.chunks_exact_mut(columns.len().max(1)).enumerate() {
             let x = x.row(row);
-            columns.iter().zip(y).for_each(|(&column, y)| *y = std::mem::replace(&mut x[column as usize], T::from_f32(0.0)));
+            columns
+                .iter()
+                .zip(y)
+                .for_each(|(&column, y)| *y = std::mem::replace(&mut x[column as usize], T::from_f32(0.0)));
         }
     }
 

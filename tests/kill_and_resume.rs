@@ -40,6 +40,12 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "lora_tokens" => {
                 vec!["model.new_tokens=[zebra]", "model.modules_to_save=norm", "dtype=bf16", "~exact_match"]
             }
+            "lora_rows" => vec![
+                "model.trainable_tokens=[<|im_start|>, <|im_end|>]",
+                "model.trainable_token_indices=[5]",
+                "dtype=bf16",
+                "~exact_match",
+            ],
             "lora_experts" => vec![
                 "~model.lora_attn_modules",
                 "~model.apply_lora_to_mlp",
@@ -275,6 +281,12 @@ fn adapters_on_experts_resume_bit_for_bit() {
 #[test]
 fn new_tokens_resume_bit_for_bit() {
     check("lora_tokens", 1);
+}
+
+/// Rows of single tokens, of which some are named by their texts.
+#[test]
+fn rows_of_tokens_resume_bit_for_bit() {
+    check("lora_rows", 1);
 }
 
 /// The reference is the model with the part that its adapters began with.

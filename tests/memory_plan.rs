@@ -188,6 +188,7 @@ fn preference_optimization_takes_what_was_planned() {
     for (what, extra) in [
         ("adapters", &[][..]),
         ("adapters, checkpointing", &["enable_activation_checkpointing=true"]),
+        ("adapters, rows of tokens", &["model.trainable_tokens=[<|im_start|>, <|im_end|>]", "dtype=bf16"]),
         ("all weights, a second model", &["~model"]),
         ("all weights, precomputed", &["~model", "reference=precomputed"]),
         ("all weights, bf16", &["~model", "dtype=bf16"]),

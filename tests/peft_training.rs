@@ -20,7 +20,7 @@ use tune_core::engine::{self, RunOptions, forward_backward};
 use tune_core::models::Decoder;
 use tune_core::optim::{AdamWConfig, Gradients, OptimizerConfig};
 use tune_core::peft::LoraModule::{QProj, VProj};
-use tune_core::peft::{LoraModule, LoraOptions, Start, Targets};
+use tune_core::peft::{LoraModule, LoraOptions, Start, Targets, TrainedTokens};
 use tune_core::tokenizer::TokenizerFiles;
 
 /// A case's folder.
@@ -262,6 +262,68 @@ fn modules_that_cannot_be_trained_whole_are_refused() {
     let model = fixture.model(DType::F32, Some(q()));
     let error = q().load_into(&model, &folder("saved").join("start")).unwrap_err().to_string();
     assert!(error.contains("set model.modules_to_save=[embed_tokens, lm_head]"), "{error}");
+}
+
+/// `trainable_token_indices`: rows of a tied table, which are those of the output layer, too; of one that is not; and where embeddings
+/// are scaled, logits are capped, and one of the tokens is padding. What is merged computes the same.
+#[test]
+fn rows_of_single_tokens() {
+    let cases: [(&str, [u32; 4]); 3] =
+        [("tokens_tied", [36, 149, 5, 210]), ("tokens_untied", [47, 23, 151, 7]), ("tokens_scaled", [12, 0, 95, 200])];
+    for (case, ids) in cases {
+        let options = LoraOptions { tokens: TrainedTokens::of(&ids), ..on(&["q_proj"], 2, 4.0) };
+        follow(case, &options, None);
+
+        let expected = expected(case);
+        let base = || Fixture::read(expected["family"].as_str().unwrap());
+        let model = base().model(DType::F32, Some(options.clone()));
+        options.load_into(&model, &folder(case).join("start")).unwrap();
+        let (weights, tied) = model.merged_weights().unwrap();
+        assert_eq!(tied, model.config.tie_word_embeddings);
+        let merged = Fixture { weights, ..base() };
+        let plain = of_last(&merged.model(DType::F32, None), &merged);
+        for (merged, beside) in plain.iter().zip(of_last(&model, &merged)) {
+            assert!((merged - beside).abs() < 1e-4, "{case}: {merged} merged, and {beside} beside the table");
+        }
+        // Of the table nothing else has changed.
+        let [table, of_base] =
+            [&merged, &base()].map(|fixture| fixture.weights["model.embed_tokens.weight"].to_vec2::<f32>().unwrap());
+        for (id, (row, of_base)) in (0..).zip(table.iter().zip(&of_base)) {
+            assert_eq!(row != of_base, ids.contains(&id), "{case}, token {id}");
+        }
+        let without = of_last(&model.without_adapters().unwrap(), &merged);
+        assert_eq!(without, of_last(&base().model(DType::F32, None), &merged));
+    }
+}
+
+/// What is wrong with tokens is said by the key of the config.
+#[test]
+fn tokens_whose_rows_cannot_be_trained_are_refused() {
+    let refused = |family: &str, tokens: &[u32], on: LoraOptions, says: &str| {
+        let config = tune_core::models::ModelSpec::from_json(&Fixture::read(family).config).unwrap();
+        let options = LoraOptions { tokens: TrainedTokens::of(tokens), ..on };
+        let error = options.resolved(&config).unwrap_err().to_string();
+        assert!(error.contains("model.trainable_token_indices: ") && error.contains(says), "{error}");
+    };
+    let q = || on(&["q_proj"], 2, 4.0);
+    refused("llama_tied", &[3, 100_000], q(), "100000 is no token of the model: its embedding table has ");
+    refused("llama_tied", &[3, 7, 3], q(), "the token 3 is named twice");
+    refused("llama_tied", &[3], on(&["q_proj", "lm_head"], 2, 4.0), "gets an adapter: leave `lm_head` out");
+    let whole = LoraOptions { save: vec!["embed_tokens".into()], ..q() };
+    refused("mistral", &[3], whole, "the embedding table is trained whole");
+    // An adapter on an output layer of its own is none of a table.
+    let config = tune_core::models::ModelSpec::from_json(&Fixture::read("mistral").config).unwrap();
+    let beside = LoraOptions { tokens: TrainedTokens::of(&[3]), ..on(&["q_proj", "lm_head"], 2, 4.0) };
+    beside.resolved(&config).unwrap();
+
+    // An adapter with rows of other tokens, or of none.
+    let fixture = Fixture::read("llama_tied");
+    for tokens in [TrainedTokens::default(), TrainedTokens::of(&[36, 149, 210, 5])] {
+        let options = LoraOptions { tokens, ..q() };
+        let model = fixture.model(DType::F32, Some(options.clone()));
+        let error = options.load_into(&model, &folder("tokens_tied").join("start")).unwrap_err().to_string();
+        assert!(error.contains("set model.trainable_token_indices=[36, 149, 5, 210]"), "{error}");
+    }
 }
 
 /// A run goes on from what it saved to the last bit, and from nothing else; the model without adapters is the base.

@@ -412,6 +412,27 @@ fn weights_that_are_not_whole_are_an_error_and_the_rest_is_looked_at() {
     contains(&place.unsound(&[&model]), &["model_type `mamba` is not supported"]);
 }
 
+/// Tokens whose rows are trained: by their texts and ids, and those that there are not.
+#[test]
+fn rows_of_tokens() {
+    let place = Place::new();
+    let texts = "model.trainable_tokens=[<|im_start|>, <|im_end|>]";
+    let said = place.sound(&[texts, "model.trainable_token_indices=[5]"]);
+    assert!(said.contains("; beside them the rows of tokens 5, 0, 1"), "{said}");
+    let refused = |overrides: &[&str], says: &str| {
+        let said = place.unsound(overrides);
+        assert!(said.contains(says), "{said}");
+        let (said, code) = place.ask("lora", "--plan", overrides);
+        assert!(said.contains(says) && code != Some(0), "{said}");
+    };
+    refused(&["model.trainable_tokens=[<tool>]"], "model.trainable_tokens: `<tool>` is no token of the tokenizer");
+    let no_token = "model.trainable_token_indices: 384 is no token of the model: its embedding table has 384 rows";
+    refused(&["model.trainable_token_indices=[384]"], no_token);
+    refused(&[texts, "model.trainable_token_indices=[1]"], "the token 1 is named twice, here or by its text");
+    refused(&["model.new_tokens=[zebra]", texts], "the embedding table is trained whole");
+    refused(&["model.apply_lora_to_output=true", texts], "gets an adapter: leave `lm_head` out");
+}
+
 #[test]
 fn layers_that_are_stored_as_one_share_an_adapter_and_that_is_said() {
     let place = Place::new();

@@ -15,7 +15,7 @@ use tune_core::engine::{self, EmbeddingNoise, RunOptions, forward_backward};
 use tune_core::methods::TokenLoss;
 use tune_core::models::Decoder;
 use tune_core::optim::Gradients;
-use tune_core::peft::{LoraModule, LoraOptions};
+use tune_core::peft::{LoraModule, LoraOptions, TrainedTokens};
 
 const FAMILIES: [&str; 3] = ["llama_tied", "llama3_1_rope_scaled", "mistral"];
 const OTHER_FAMILIES: [&str; 14] = [
@@ -145,7 +145,7 @@ fn check_with(fixture: &Fixture, adapters: Option<&LoraOptions>, coarse: bool) {
         }
         Some(lora) => {
             let lora = lora.resolved(&single.config).unwrap();
-            (2 + usize::from(lora.dora)) * lora.layers.len() + lora.whole.len()
+            (2 + usize::from(lora.dora)) * lora.layers.len() + lora.whole.len() + usize::from(!lora.tokens.is_empty())
         }
     };
     assert_eq!(names.len(), expected);
@@ -226,6 +226,22 @@ fn modules_trained_whole() {
     }
 }
 
+/// Rows of single tokens, with an adapter on an output layer of its own, too. Of gemma's tables embeddings are scaled.
+#[test]
+fn rows_of_tokens() {
+    for family in ["llama_tied", "mistral", "gemma", "gemma2", "phi3"] {
+        let mut fixture = Fixture::read(family);
+        // See `other_families`.
+        fixture.config["pad_token_id"] = serde_json::Value::Null;
+        let batch = fixture.batch();
+        let tokens = TrainedTokens::of(&[batch.input_ids[3], 2, batch.input_ids[17]]);
+        let is_tied = fixture.model(DType::F32, None).config.tie_word_embeddings;
+        for modules in [&[QProj][..], if is_tied { &[DownProj] } else { &[DownProj, LmHead] }] {
+            check_with(&fixture, Some(&LoraOptions { tokens: tokens.clone(), ..lora(modules) }), false);
+        }
+    }
+}
+
 /// With biases, norms on heads and layers that make several results, too.
 #[test]
 fn magnitudes() {
@@ -249,7 +265,8 @@ fn gradients(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> 
 /// Neither the number of threads nor activation checkpointing changes a bit.
 #[test]
 fn threads_and_checkpointing_change_nothing() {
-    let kinds = |family| [None, Some(lora(&ALL)), Some(dora(all_layers_with_magnitudes(family)))];
+    let with_tokens = || LoraOptions { tokens: TrainedTokens::of(&[9, 0, 23]), ..lora(&[DownProj]) };
+    let kinds = |family| [None, Some(lora(&ALL)), Some(dora(all_layers_with_magnitudes(family))), Some(with_tokens())];
     let of = |family| kinds(family).map(|modules| (family, modules));
     for (family, modules) in ["mistral"].into_iter().chain(OTHER_FAMILIES).flat_map(of) {
         let fixture = Fixture::read(family);

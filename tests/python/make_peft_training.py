@@ -88,11 +88,13 @@ CASES = {
 
 def make(number, name, family, config):
     torch.manual_seed(number)
-    base = AutoModelForCausalLM.from_pretrained(FAMILIES / family, dtype=torch.float32)
+    # Others leave the cap of gemma2's scores out.
+    attention = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    base = AutoModelForCausalLM.from_pretrained(FAMILIES / family, dtype=torch.float32, **attention)
     # `B` is no zero, so that every matrix has a gradient from the first step on.
     config = {"init_lora_weights": False, **config}
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config))
-    if "modules_to_save" in config:
+    if "modules_to_save" in config or "trainable_token_indices" in config:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -215,8 +217,18 @@ OF_EXPERTS = {
     "experts_dense": ("qwen3_moe_dense", {"r": 2, "lora_alpha": 4, "target_modules": [*ATTENTION, *MLP, "gate"]}),
 }
 
-chosen = sys.argv[1:] or [*CASES, *OF_EXPERTS]
-for number, (name, (family, config)) in enumerate([*CASES.items(), *OF_EXPERTS.items()]):
+# Of gemma2 the embeddings are scaled, the logits are capped, and 0 is padding.
+OF_TOKENS = {
+    name: (family, {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "trainable_token_indices": tokens})
+    for name, family, tokens in [
+        ("tokens_tied", "llama_tied", [36, 149, 5, 210]),
+        ("tokens_untied", "mistral", [47, 23, 151, 7]),
+        ("tokens_scaled", "gemma2", [12, 0, 95, 200]),
+    ]
+}
+
+chosen = sys.argv[1:] or [*CASES, *OF_EXPERTS, *OF_TOKENS]
+for number, (name, (family, config)) in enumerate([*CASES.items(), *OF_EXPERTS.items(), *OF_TOKENS.items()]):
     if name in chosen:
         shutil.rmtree(INTO / name, ignore_errors=True)
         (make_experts if name in OF_EXPERTS else make)(number, name, family, config)

@@ -225,7 +225,7 @@ fn answers() {
     assert_eq!(answers(Compute::Card(card)), answers(Compute::Processor));
 }
 
-/// What moves weights before each step is refused, and so is a loss that cards have no kernel for.
+/// What moves weights before each step is refused, and so are a loss that cards have no kernel for and rows of single tokens.
 #[test]
 fn what_cannot_be_is_refused() {
     in_the_workspace();
@@ -242,6 +242,14 @@ fn what_cannot_be_is_refused() {
         assert!(error.contains("on the processor alone, for now: set device=cpu"), "{extra}: {error}");
         assert!(!folder.path().join("out").exists(), "something was written");
     }
+    let output = format!("output_dir={}", folder.path().join("out").display());
+    let rows = run("lora", &["device=cuda".to_owned(), output, "model.trainable_tokens=[<|im_end|>]".to_owned()]);
+    let error = rows.unwrap_err();
+    assert!(
+        error.contains("model.trainable_token_indices: rows of single tokens are trained on the processor"),
+        "{error}"
+    );
+    assert!(!folder.path().join("out").exists(), "something was written");
 }
 
 /// Without a card: the cases that are quick enough, on one that is made of the processor.

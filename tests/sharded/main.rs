@@ -18,7 +18,7 @@ use tune_core::distributed::{Layout, Mesh, threads};
 use tune_core::engine::{self, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::optim::{AdamW, Gradients, clip_factor};
-use tune_core::peft::{LoraModule, LoraOptions};
+use tune_core::peft::{LoraModule, LoraOptions, TrainedTokens};
 use tune_core::recipe::dropout_key;
 
 /// Micro-batches of a step over all processes.
@@ -241,6 +241,13 @@ fn adapters_are_learnt_as_by_one_process() {
         let save = save.map(String::from).into();
         let lora = Case::lora(family).lora.map(|lora| LoraOptions { modules, save, ..lora });
         check(&Case { lora, ..Case::lora(family) });
+    }
+    // Fewer rows than processes, and rows that are divided unevenly.
+    for (family, tokens) in [("llama_tied", &[36, 149, 5][..]), ("mistral", &[23]), ("llama_tied", &[0])] {
+        let lora =
+            LoraOptions { modules: vec![LoraModule::QProj], tokens: TrainedTokens::of(tokens), ..Default::default() };
+        let lora = LoraOptions { rank: 3, alpha: 6.0, seed: 5, ..lora };
+        check(&Case { lora: Some(lora), packed: true, ..Case::lora(family) });
     }
     check(&Case { packed: true, checkpointing: true, ..Case::lora("qwen2") });
 }

@@ -104,7 +104,8 @@ impl Recipe for LabelOptimization {
             opened.note("Asking the reference model about all answers");
         }
         let start = opened.adapter_to_go_on_from();
-        let adapters = cfg.model.adapters(opened.seed)?.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
+        let adapters = cfg.model.adapters(opened.seed)?.map(|lora| opened.with_token_ids(lora));
+        let adapters = adapters.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
         let frozen =
             LoadOptions { dtype: opened.dtype, device: opened.device.clone(), train_weights: false, lora: None };
         let options = LoadOptions { train_weights: adapters.is_none(), lora: adapters.clone(), ..frozen.clone() };

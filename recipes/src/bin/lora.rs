@@ -87,7 +87,7 @@ impl Recipe for LoraFinetune {
         let opened = Self::outline(&cfg)?.open(Console::stderr())?;
 
         let start = opened.adapter_to_go_on_from();
-        let adapters = cfg.model.options(opened.seed)?.going_on_from(start.as_deref())?;
+        let adapters = opened.with_token_ids(cfg.model.options(opened.seed)?).going_on_from(start.as_deref())?;
         let options = LoadOptions {
             dtype: opened.dtype,
             device: opened.device.clone(),

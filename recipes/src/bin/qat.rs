@@ -103,7 +103,8 @@ impl Recipe for QuantizationAware {
         let opened = Self::outline(&cfg)?.open(Console::stderr())?;
 
         let start = opened.adapter_to_go_on_from();
-        let adapters = cfg.model.adapters(opened.seed)?.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
+        let adapters = cfg.model.adapters(opened.seed)?.map(|lora| opened.with_token_ids(lora));
+        let adapters = adapters.map(|lora| lora.going_on_from(start.as_deref())).transpose()?;
         let options = LoadOptions {
             dtype: opened.dtype,
             device: opened.device.clone(),

@@ -16,8 +16,8 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 
-pub(crate) use self::config::is_named;
 pub use self::config::{AdapterConfig, TargetModules};
+pub(crate) use self::config::{EMBEDDING, is_named};
 use self::config::{TOKENS, parse, to_json};
 pub(crate) use self::layers::fits;
 pub use self::layers::{Excluded, Layers};

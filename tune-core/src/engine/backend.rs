@@ -83,6 +83,11 @@ pub(crate) trait Backend: Sized {
     /// The rows of `x` into rows `rows` of `y` `[.., width]`.
     fn scatter(&self, x: &Self::Acts, width: usize, rows: &[usize], y: &mut Self::Acts);
 
+    /// The columns of `x` `[m, n]` in the place of the columns `columns` of `y`.
+    fn put_columns(&self, x: &Self::Sums, columns: &[u32], y: PartMut<'_, Self::Sums>);
+    /// Moves the columns `columns` of `x` into `y` `[m, n]`, and leaves zeros.
+    fn take_columns(&self, x: PartMut<'_, Self::Acts>, columns: &[u32], y: &mut Self::Acts);
+
     /// `x / rms(x) · factor`, and what is in `onto` added to it, see [`crate::kernels::rms_norm`].
     fn norm(
         &self,

@@ -4,7 +4,7 @@
 //! weight. Each is a matrix of its own.
 
 use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
-use super::parameters::{AdapterParams, LayerParams};
+use super::parameters::{AdapterParams, LayerParams, TokenParams};
 use super::run::Found;
 use crate::models::{EmbeddingSpec, Of, ParamId};
 
@@ -183,6 +183,30 @@ impl<'a, B: Backend> Layer<'a, B> {
         if let Some(scaling) = self.scaling() {
             self.backend.scale_sums(scaling, PartMut::new(y, m, self.out()));
         }
+        if let Some(tokens) = &self.params.tokens {
+            let mut own = self.backend.sums(m, tokens.ids.len());
+            let term = Term::Up { x: x.to_weights(), w: self.rows(tokens) };
+            self.backend.multiply_sums(&[term], false, PartMut::new(&mut own, m, tokens.ids.len()));
+            self.backend.put_columns(&own, &tokens.ids, PartMut::new(y, m, self.out()));
+        }
+    }
+
+    /// Moves the gradients of the results that are those of rows of single tokens out of all, `[m, out]`, into `[m, tokens]`: what is
+    /// left does not reach the weight's own rows.
+    pub(super) fn take_tokens(&self, g: PartMut<'_, B::Acts>) -> Option<B::Acts> {
+        let tokens = self.params.tokens.as_ref()?;
+        let mut own = self.backend.acts(g.rows, tokens.ids.len());
+        self.backend.take_columns(g, &tokens.ids, &mut own);
+        Some(own)
+    }
+
+    /// The gradient of the rows of single tokens `[tokens, in]`, for that of their results `g` `[m, tokens]` and the input `x`, which is
+    /// stored or added.
+    pub(super) fn tokens_gradient(&self, g: &B::Acts, x: Part<'_, B::Acts>, adding: bool, gradient: &mut B::Sums) {
+        if let Some(TokenParams { ids, .. }) = &self.params.tokens {
+            let term = Term::Across { g: Part::new(g, x.rows, ids.len()), x };
+            self.backend.multiply_sums(&[term], adding, PartMut::new(gradient, ids.len(), self.inner()));
+        }
     }
 
     /// Tells whoever asks what it is given.
@@ -347,7 +371,8 @@ impl<'a, B: Backend> Layer<'a, B> {
             };
             gradients.iter().zip(self.parts()).map(scale).collect()
         });
-        let mut back = Back { layer: *self, gradients, scaled: scaled.unwrap_or_default(), low_rank: None };
+        let mut back =
+            Back { layer: *self, gradients, scaled: scaled.unwrap_or_default(), low_rank: None, of_tokens: None };
         back.low_rank = self.params.adapter.as_ref().map(|adapter| {
             let mut gh = self.backend.acts(m, adapter.rank);
             let y = PartMut::new(&mut gh, m, adapter.rank);
@@ -379,6 +404,10 @@ impl<'a, B: Backend> Layer<'a, B> {
         Weight { param: &adapter.a, first: 0, out: adapter.rank, inner: self.params.inner, quantized: false }
     }
 
+    fn rows(&self, tokens: &'a TokenParams<B>) -> Weight<'a, B> {
+        Weight { param: &tokens.rows, first: 0, out: tokens.ids.len(), inner: self.params.inner, quantized: false }
+    }
+
     fn b(&self, adapter: &'a AdapterParams<B>, (first, out): (usize, usize)) -> Weight<'a, B> {
         Weight { param: &adapter.b, first, out, inner: adapter.rank, quantized: false }
     }
@@ -393,9 +422,22 @@ pub(super) struct Back<'a, B: Backend> {
     scaled: Vec<B::Acts>,
     /// `scale · g B`, `[m, rank]`.
     low_rank: LowRank<B>,
+    /// The gradients of the results of rows of single tokens, `[m, tokens]`, which are not among the others.
+    of_tokens: Option<&'a B::Acts>,
 }
 
-impl<B: Backend> Back<'_, B> {
+impl<'a, B: Backend> Back<'a, B> {
+    /// The same with the gradients that [`Layer::take_tokens`] took out.
+    pub(super) fn with_tokens(self, of_tokens: Option<&'a B::Acts>) -> Self {
+        Self { of_tokens, ..self }
+    }
+
+    /// The part of the input's gradient that comes through rows of single tokens.
+    fn through_tokens(&self) -> Option<Term<'_, B>> {
+        let (g, tokens) = (self.of_tokens?, self.layer.params.tokens.as_ref()?);
+        Some(Term::Down { g: Part::new(g, self.rows(), tokens.ids.len()), w: self.layer.rows(tokens) })
+    }
+
     fn rows(&self) -> usize {
         self.gradients.first().map_or(0, |g| g.rows)
     }
@@ -447,6 +489,7 @@ pub(super) fn input_gradient<B: Backend>(
     let mut terms = Vec::with_capacity(2 * backs.len());
     terms.extend(backs.iter().flat_map(|back| back.through_weight()));
     let of_adapters = backs.iter().filter(|back| back.is_plain()).filter_map(|back| back.through_adapter());
+    let of_adapters = of_adapters.chain(backs.iter().filter_map(|back| back.through_tokens()));
     let onto = onto.map(|onto| Part::new(onto, gx.rows, gx.cols));
     match x {
         None => {

@@ -23,6 +23,7 @@ mod run;
 mod sequences;
 mod sharded;
 mod to_model;
+mod tokens;
 mod top;
 
 use std::sync::Arc;

@@ -27,6 +27,12 @@ pub(crate) trait Parameters<B: Backend> {
     /// Whether the embedding table is trained.
     fn trains_embedding(&self) -> bool;
 
+    /// The rows of the embedding table that are trained, in the place of those that it has.
+    fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>>;
+
+    /// The tokens that have such rows.
+    fn trained_tokens(&self) -> Option<&Arc<[u32]>>;
+
     /// The lowest block in which something is trained, or the number of blocks.
     fn lowest_trained_block(&self) -> usize;
 
@@ -53,6 +59,14 @@ pub(crate) struct NormParams<B: Backend> {
     pub(crate) trained: bool,
 }
 
+/// Rows of single tokens, which are trained and stand in for those of a frozen table.
+pub(crate) struct TokenParams<B: Backend> {
+    /// Whose they are, in the order of the rows.
+    pub(crate) ids: Arc<[u32]>,
+    /// `[tokens, hidden]`.
+    pub(crate) rows: B::Param,
+}
+
 /// A linear layer.
 pub(crate) struct LayerParams<B: Backend> {
     /// The block that it is in, and which of its layers it is; the output layer is in none.
@@ -72,6 +86,8 @@ pub(crate) struct LayerParams<B: Backend> {
     pub(crate) adapter: Option<AdapterParams<B>>,
     /// The weight as it is, where `weight` is rounded.
     pub(crate) exact: Option<Exact<B>>,
+    /// Rows that stand in for some of the weight's.
+    pub(crate) tokens: Option<TokenParams<B>>,
 }
 
 /// A weight that is rounded in products.
@@ -167,7 +183,18 @@ impl<'m> Held<'m> {
         let (width, trained) = (spec.hidden_size, norm.is_variable());
         let norm = NormParams { weight: read(Source::Tensor(norm))?, width, trained };
         let levels = self.model.fake_quantizer().and_then(|fake| fake.of_output(spec));
-        Ok((norm, self.layer(backend, head, (spec.output(), levels), read)?))
+        let head = self.layer(backend, head, (spec.output(), levels), read)?;
+        let tokens = if spec.tie_word_embeddings { self.token_rows(read)? } else { None };
+        Ok((norm, LayerParams { tokens, ..head }))
+    }
+
+    /// The rows of single tokens.
+    pub(super) fn token_rows<B: Reads<'m>>(
+        &self,
+        read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
+    ) -> Result<Option<TokenParams<B>>> {
+        let Some(tokens) = self.model.tokens() else { return Ok(None) };
+        Ok(Some(TokenParams { ids: Arc::clone(&tokens.ids), rows: read(Source::Tensor(&tokens.rows))? }))
     }
 
     /// The embedding table that is computed with, of the one that was read.
@@ -213,6 +240,7 @@ impl<'m> Held<'m> {
             inner: spec.inner,
             adapter,
             exact: None,
+            tokens: None,
         };
         let params = match levels.zip(self.model.fake_quantizer()) {
             Some((levels, fake)) => params.rounded(backend, levels, fake.rounds_inputs())?,
@@ -245,6 +273,14 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
 
     fn trains_embedding(&self) -> bool {
         self.model.trains_embedding()
+    }
+
+    fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>> {
+        self.token_rows(&mut |source| whole(backend, source))
+    }
+
+    fn trained_tokens(&self) -> Option<&Arc<[u32]>> {
+        self.model.tokens().map(|tokens| &tokens.ids)
     }
 
     fn lowest_trained_block(&self) -> usize {

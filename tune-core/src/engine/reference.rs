@@ -228,6 +228,22 @@ impl Backend for Reference {
         rows::scatter(View::new(x, width), rows, &mut ViewMut::new(y, width));
     }
 
+    fn put_columns(&self, x: &Vec<f64>, columns: &[u32], y: PartMut<'_, Vec<f64>>) {
+        let mut y = view_mut(y);
+        for (row, x) in x.chunks_exact(columns.len().max(1)).enumerate() {
+            let y = y.row(row);
+            columns.iter().zip(x).for_each(|(&column, &x)| y[column as usize] = x);
+        }
+    }
+
+    fn take_columns(&self, x: PartMut<'_, Vec<f64>>, columns: &[u32], y: &mut Vec<f64>) {
+        let mut x = view_mut(x);
+        for (row, y) in y.chunks_exact_mut(columns.len().max(1)).enumerate() {
+            let x = x.row(row);
+            columns.iter().zip(y).for_each(|(&column, y)| *y = std::mem::replace(&mut x[column as usize], 0.0));
+        }
+    }
+
     fn norm(
         &self,
         x: Part<'_, Vec<f64>>,

@@ -4,6 +4,7 @@ use super::EmbeddingNoise;
 use super::backend::Backend;
 use super::block::{Block, Past};
 use super::parameters::Parameters;
+use super::tokens::Among;
 use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
@@ -102,7 +103,9 @@ impl<'a, B: Backend> Run<'a, B> {
     ) -> Result<(f64, f64)> {
         let blocks = self.shape.blocks.len();
         let trains_embedding = self.parameters.trains_embedding();
-        let lowest = if trains_embedding { 0 } else { self.parameters.lowest_trained_block() };
+        let trains_tokens = self.parameters.trained_tokens().is_some();
+        let reaches_embedding = trains_embedding || trains_tokens;
+        let lowest = if reaches_embedding { 0 } else { self.parameters.lowest_trained_block() };
         let mut x = self.embed()?;
         let mut saved = Vec::with_capacity(blocks - lowest);
         for index in 0..blocks {
@@ -138,7 +141,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let Some(mut gradient) = top.of_blocks else { return Ok(value) };
         while let Some((input, inner)) = saved.pop() {
             let index = lowest + saved.len();
-            let wants_input = index > lowest || trains_embedding;
+            let wants_input = index > lowest || reaches_embedding;
             let next = index.checked_sub(1).filter(|&next| next >= lowest);
             let found = self.block(index, next)?.backward(&input, inner, &mut gradient, wants_input);
             emit(found, sink)?;
@@ -157,6 +160,11 @@ impl<'a, B: Backend> Run<'a, B> {
                 &mut table,
             );
             sink.take(ParamId::Embedding, table)?;
+        }
+        if let Some(ids) = self.parameters.trained_tokens() {
+            let among = Among::of(ids, &self.batch.input_ids);
+            let gradient = among.gradient(self.backend, self.shape, &gradient, top.of_tokens);
+            sink.take(ParamId::Tokens, gradient)?;
         }
         Ok(value)
     }
@@ -233,6 +241,9 @@ impl<'a, B: Backend> Run<'a, B> {
         let table = self.parameters.embedding(self.backend)?;
         let mut x = self.acts(self.shape.hidden_size);
         self.backend.lookup(&table, self.shape.hidden_size, &self.batch.input_ids, self.shape.embedding, &mut x);
+        if let Some(tokens) = self.parameters.tokens(self.backend)? {
+            Among::of(&tokens.ids, &self.batch.input_ids).embed(self.backend, self.shape, &tokens.rows, &mut x);
+        }
         if let Some(EmbeddingNoise { alpha, key }) = self.noise {
             let noise = Noise::new(alpha, key, &self.stretches, self.tokens(), self.shape.hidden_size);
             self.backend.add_noise(&noise, &mut x);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, TensorId};
 
 use super::backend::{Backend, Reads};
-use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source};
+use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source, TokenParams};
 use crate::distributed::Pending;
 use crate::models::{Decoder, Gathered, Here, Linear, Share, Weight, gather};
 use crate::{Error, Result};
@@ -85,7 +85,14 @@ impl<'m, B: Backend> Sharded<'m, B> {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
         let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
         parts.extend(parts_of(head, spec.outputs()));
+        parts.extend(self.part_of_tokens().filter(|_| spec.tie_word_embeddings));
         self.fetch("the output layer", parts)
+    }
+
+    /// What is here of the rows of single tokens.
+    fn part_of_tokens(&self) -> Option<Here> {
+        let tokens = self.held.model.tokens()?;
+        Some(Here::Rows(tokens.rows.as_tensor().clone(), tokens.ids.len()))
     }
 
     fn fetch_block(&self, block: usize) -> Fetched {
@@ -176,6 +183,16 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
 
     fn trains_embedding(&self) -> bool {
         self.held.model.trains_embedding()
+    }
+
+    fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>> {
+        let Some(here) = self.part_of_tokens() else { return Ok(None) };
+        let mut gathered = self.fetch("the rows of trained tokens", vec![here]).wait()?;
+        self.held.token_rows(&mut |source| take(backend, &mut gathered, source))
+    }
+
+    fn trained_tokens(&self) -> Option<&Arc<[u32]>> {
+        self.held.model.tokens().map(|tokens| &tokens.ids)
     }
 
     fn lowest_trained_block(&self) -> usize {

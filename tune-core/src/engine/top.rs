@@ -27,6 +27,8 @@ pub(super) struct Top<B: Backend> {
     pub(super) of_blocks: Option<B::Acts>,
     /// The gradient of a tied embedding table in its role as output layer.
     pub(super) tied: Option<B::Sums>,
+    /// The gradient of rows of single tokens in a tied table, in their role as rows of the output layer.
+    pub(super) of_tokens: Option<B::Sums>,
     /// The gradients of what is trained here.
     pub(super) found: Found<B>,
 }
@@ -184,6 +186,11 @@ impl<B: Backend> Run<'_, B> {
             (None, false) => backend.gradient(vocab, width),
         });
         let mut adapter_gradients: Option<Vec<(Of, B::Sums)>> = None;
+        let tokens = head.params.tokens.as_ref().filter(|_| backward).map(|tokens| tokens.ids.len());
+        let mut token_gradient = tokens.map(|tokens| match trained.is_empty() {
+            true => zeros(tokens, width),
+            false => backend.gradient(tokens, width),
+        });
         let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
         let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
         let (mut losses, mut divergences, mut done) = (Vec::new(), Vec::new(), 0);
@@ -204,9 +211,13 @@ impl<B: Backend> Run<'_, B> {
                 losses.push(each);
                 gradient
             };
-            let Some((gradient, stride)) = gradient else { continue };
+            let Some((mut gradient, stride)) = gradient else { continue };
+            let of_tokens = head.take_tokens(PartMut { of: &mut gradient, at: 0, rows: m, cols: vocab, stride });
             let gradient = Part::strided(&gradient, (m, vocab), stride);
-            let back = head.back(vec![gradient]);
+            let back = head.back(vec![gradient]).with_tokens(of_tokens.as_ref());
+            if let (Some(sum), Some(of_tokens)) = (&mut token_gradient, &of_tokens) {
+                head.tokens_gradient(of_tokens, Part::new(&normed, m, width), i > 0, sum);
+            }
             if let Some(sum) = &mut weight_gradient {
                 let x = head.fed(Part::new(&normed, m, width));
                 head.weight_gradient(&x, gradient, 0, adding || i > 0, sum);
@@ -252,7 +263,8 @@ impl<B: Backend> Run<'_, B> {
             sums.fold(0.0, |total, sum| total + sum)
         };
         let (loss, divergence) = (total(losses), total(divergences));
-        let mut top = Top { loss, divergence, of_blocks, tied: None, found: Found::<B>::new() };
+        let mut top =
+            Top { loss, divergence, of_blocks, tied: None, of_tokens: token_gradient, found: Found::<B>::new() };
         if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }

@@ -2,7 +2,7 @@
 
 use super::{Copied, Setting};
 use crate::Result;
-use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot};
+use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot, TOKEN_ROWS};
 
 /// Elements of the model's own weights.
 pub(super) fn of_model(model: &ModelSpec, processes: usize) -> u64 {
@@ -50,6 +50,10 @@ fn adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<V
         if lora.dora {
             trained.push((format!("{name}.lora_magnitude_vector"), vec![layer.out]));
         }
+    }
+    let tokens = lora.tokens.ids.len();
+    if tokens > 0 {
+        trained.push((TOKEN_ROWS.to_owned(), vec![rows(tokens), model.hidden_size]));
     }
     Ok(trained)
 }

@@ -11,6 +11,7 @@ use super::mixture;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::start::Begun;
+use super::tokens::TrainedTokens;
 use super::weights::{normal, uniform};
 use crate::Result;
 use crate::distributed::Group;
@@ -50,7 +51,9 @@ pub struct LoraOptions {
     pub base_adapters: Vec<PathBuf>,
     /// Tokens to add to the tokenizer, whose embeddings are trained.
     pub new_tokens: Vec<String>,
-    /// The names of these weights, in options that are [resolved](Self::resolved).
+    /// Tokens whose rows of the embedding table are trained beside the adapters, while all others stay: peft's `trainable_token_indices`.
+    pub tokens: TrainedTokens,
+    /// The names of the weights that are trained whole, in options that are [resolved](Self::resolved).
     pub whole: BTreeSet<String>,
     /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, what is
     /// above says which.
@@ -132,7 +135,7 @@ impl LoraOptions {
     /// The same with the layers of a model by their names.
     ///
     /// # Errors
-    /// As [`LoraOptions::of_model`]; modules to save that the model does not have, or that get adapters.
+    /// As [`LoraOptions::of_model`]; modules to save that the model does not have, or that get adapters; tokens that it does not have.
     pub fn resolved(&self, model: &ModelSpec) -> Result<Self> {
         let layers = self.of_model(model)?;
         Ok(Self { whole: self.whole_of(model, &layers)?, layers, ..self.clone() })

@@ -15,6 +15,7 @@ use super::shard::{Here, Shard, gather};
 use super::slots::Layers;
 use super::spec::{LayerSpec, ModelSpec};
 use super::start::part_of;
+use super::tokens::{TokenRows, TrainedTokens};
 use super::weights::{Unread, WeightSource};
 use super::whole::{SCORE, SCORES_SEQUENCES};
 use crate::checkpoint::Checkpoint;
@@ -45,6 +46,8 @@ pub struct Decoder {
     /// Its blocks, bottom first.
     pub blocks: Vec<Block>,
     embed_tokens: Weight,
+    /// Rows that stand in for some of the table's, if there are such.
+    tokens: Option<TokenRows>,
     norm: Tensor,
     lm_head: Linear,
     trainable: Trainable,
@@ -99,10 +102,16 @@ impl Decoder {
                 lora.start.name()
             )));
         }
+        if options.lora.as_ref().is_some_and(|lora| !lora.tokens.is_empty())
+            && !matches!(options.device, Compute::Processor)
+        {
+            return Err(TrainedTokens::not_on_a_card());
+        }
         let mut builder =
             Builder { config: &config, source, options, mesh, trainable: BTreeMap::new(), used: BTreeSet::new() };
         let c = &config;
         let embed_tokens = builder.matrix(ParamId::Embedding, (c.vocab_size, c.hidden_size))?;
+        let tokens = builder.token_rows(&embed_tokens)?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
         for index in 0..c.blocks.len() {
@@ -131,6 +140,7 @@ impl Decoder {
         let mut model = Self {
             blocks,
             embed_tokens,
+            tokens,
             norm,
             lm_head,
             trainable,
@@ -185,8 +195,11 @@ impl Decoder {
     /// Has something else compute it; its tensors stay where they are, and a card gets copies.
     ///
     /// # Errors
-    /// As [`Decoder::fetch`], and a card that is too small.
+    /// As [`Decoder::fetch`], a card that is too small, and a card for a model of which rows of single tokens are trained.
     pub fn compute_on(&mut self, device: &Compute) -> Result<()> {
+        if self.tokens.is_some() && matches!(device, Compute::Card(_)) {
+            return Err(TrainedTokens::not_on_a_card());
+        }
         self.fetch()?;
         self.card = match device {
             Compute::Processor => None,
@@ -207,6 +220,9 @@ impl Decoder {
         if let Some(new) = how.filter(|_| self.fake_quantizer != how) {
             if self.card.is_some() {
                 return Err(FakeQuantizer::not_on_a_card());
+            }
+            if self.tokens.is_some() {
+                return Err(TrainedTokens::not_quantized());
             }
             let has_magnitude = |linear: &Linear| linear.adapter.as_ref().is_some_and(|a| a.magnitude.is_some());
             let in_blocks = self.linears().find_map(|linear| linear.weight.format()).map(|format| format.to_string());
@@ -247,7 +263,7 @@ impl Decoder {
             let bias = linear.bias.as_ref().map(frozen).transpose()?;
             Ok(Linear { name: linear.name.clone(), weight: frozen_weight(&linear.weight)?, bias, adapter })
         };
-        let mut model = Self { trainable: Trainable::new(BTreeMap::new()), ..self.clone() };
+        let mut model = Self { trainable: Trainable::new(BTreeMap::new()), tokens: None, ..self.clone() };
         model.lm_head = without(&self.lm_head)?;
         model.embed_tokens = match self.config.tie_word_embeddings && self.embed_tokens.is_variable() {
             true => model.lm_head.weight.clone(),
@@ -316,6 +332,11 @@ impl Decoder {
         &self.embed_tokens
     }
 
+    /// The rows that stand in for some of the embedding table's, and of a tied output layer's.
+    pub(crate) fn tokens(&self) -> Option<&TokenRows> {
+        self.tokens.as_ref()
+    }
+
     /// The last norm's weight `[hidden]` and the output layer.
     pub(crate) fn top(&self) -> (&Tensor, &Linear) {
         (&self.norm, &self.lm_head)
@@ -343,7 +364,11 @@ impl Decoder {
         let c = &self.config;
         let mut pieces = Vec::new();
         let table = self.embed_tokens.tensor("model.embed_tokens")?;
-        pieces.push(self.piece("model.embed_tokens.weight".to_owned(), table, c.vocab_size, None));
+        let table = self.piece("model.embed_tokens.weight".to_owned(), table, c.vocab_size, None);
+        pieces.push(match &self.tokens {
+            None => table,
+            Some(tokens) => self.with_tokens(table, tokens),
+        });
         pieces.push(self.piece("model.norm.weight".to_owned(), &self.norm, c.hidden_size, None));
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
@@ -364,6 +389,16 @@ impl Decoder {
         }
         pieces.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((pieces, tied))
+    }
+
+    /// The embedding table with rows of single tokens in it.
+    fn with_tokens<'a>(&'a self, table: Piece<'a>, tokens: &'a TokenRows) -> Piece<'a> {
+        let (name, dtype, shape) = (table.name.clone(), table.dtype, table.shape.clone());
+        let make = move || {
+            let rows = self.whole("the rows of trained tokens", &tokens.rows, tokens.ids.len())?;
+            tokens.put_into(&table.make()?, &rows)
+        };
+        Piece::new(name, dtype, shape, make)
     }
 
     fn layer_piece<'a>(&'a self, linear: &'a Linear, out: usize) -> Result<Piece<'a>> {
@@ -516,6 +551,19 @@ impl Builder<'_> {
         let tensor = var.as_tensor().clone();
         self.trainable.insert(name, (id, var, self.shard(rows)));
         Ok(tensor)
+    }
+
+    /// Rows of single tokens, if some are trained.
+    fn token_rows(&mut self, table: &Weight) -> Result<Option<TokenRows>> {
+        let tokens = self.options.lora.as_ref().map(|lora| &lora.tokens);
+        let Some(tokens) = tokens.filter(|tokens| !tokens.is_empty()) else { return Ok(None) };
+        let count = tokens.ids.len();
+        let here = self.mesh.divides().then(|| self.mesh.shards().share(count));
+        let model = (self.config, self.options.dtype);
+        let rows = TokenRows::read(tokens, model, table, self.source, here)?;
+        let id = ParamId::Tokens;
+        self.trainable.insert(id.name(self.config), (id, rows.rows.clone(), self.shard(count)));
+        Ok(Some(rows))
     }
 
     /// A weight that nothing here uses, a bias say, means that the model would compute something else.

@@ -23,6 +23,7 @@ mod shared;
 mod slots;
 mod spec;
 mod start;
+mod tokens;
 mod weights;
 mod whole;
 
@@ -51,6 +52,8 @@ pub use spec::{
     Norms, Site,
 };
 pub use start::Begun;
+pub(crate) use tokens::TOKEN_ROWS;
+pub use tokens::TrainedTokens;
 pub(crate) use weights::uniform;
 pub use weights::{RandomWeights, WeightSource};
 pub(crate) use whole::{HEAD, SCORE, SCORES_SEQUENCES, TABLE, is_saved, module_of};

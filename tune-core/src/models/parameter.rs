@@ -7,6 +7,7 @@ use candle_core::{Tensor, Var};
 
 use super::shard::{Here, Shard, gather};
 use super::spec::{BlockNorm, ModelSpec, Site};
+use super::tokens::TOKEN_ROWS;
 use crate::Result;
 
 /// A parameter of a model.
@@ -14,6 +15,8 @@ use crate::Result;
 pub(crate) enum ParamId {
     /// The embedding table, and with it a tied output layer.
     Embedding,
+    /// Rows of single tokens that stand in for those of the embedding table.
+    Tokens,
     /// A norm of a block.
     Norm(usize, BlockNorm),
     /// A part of a layer of a block.
@@ -44,6 +47,7 @@ impl ParamId {
     pub(crate) fn name(self, model: &ModelSpec) -> String {
         match self {
             Self::Embedding => "model.embed_tokens.weight".to_string(),
+            Self::Tokens => TOKEN_ROWS.to_string(),
             Self::Norm(block, norm) => {
                 format!("model.layers.{block}.{}.weight", norm.path(model.blocks[block].norms))
             }

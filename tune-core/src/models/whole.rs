@@ -70,7 +70,7 @@ impl LoraOptions {
     /// The names of a model's weights that are trained whole, beside the adapters of these layers.
     ///
     /// # Errors
-    /// As [`ModelSpec::weights_of`]; a layer that gets an adapter, too.
+    /// As [`ModelSpec::weights_of`]; a layer that gets an adapter, too; rows of tokens that are not trained beside these.
     pub(crate) fn whole_of(&self, model: &ModelSpec, adapted: &BTreeMap<String, OfLayer>) -> Result<BTreeSet<String>> {
         let whole = model.weights_of(&self.save)?;
         for layer in adapted.keys() {
@@ -83,6 +83,7 @@ impl LoraOptions {
                 )));
             }
         }
+        self.tokens.check(model, adapted, &whole)?;
         Ok(whole)
     }
 

@@ -10,7 +10,7 @@ use super::update::{UpdateRule, squared_norm, update};
 use super::values::Real;
 use super::{AdamW, Gradient, Optimizer, StatePart, rounding};
 use crate::Result;
-use crate::models::{HEAD, Parameter, SCORE, TABLE, Trainable};
+use crate::models::{HEAD, Parameter, SCORE, TABLE, TOKEN_ROWS, Trainable};
 
 /// The iteration's coefficients: those that raise small singular values fastest, and leave all between 0.7 and 1.2.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
@@ -39,7 +39,7 @@ impl AdjustLr {
     }
 }
 
-/// Muon for matrices; AdamW for the embedding table, the output layer and all that has one dimension.
+/// Muon for matrices; AdamW for the embedding table and rows of it, the output layer and all that has one dimension.
 #[derive(Debug)]
 pub struct Muon {
     /// Learning rate before any schedule.
@@ -75,7 +75,7 @@ impl Muon {
 
     /// Whether a parameter of this name and shape is moved as a matrix.
     pub(super) fn is_for(name: &str, dims: &[usize]) -> bool {
-        dims.len() == 2 && ![TABLE, HEAD, SCORE].contains(&name)
+        dims.len() == 2 && ![TABLE, TOKEN_ROWS, HEAD, SCORE].contains(&name)
     }
 
     /// The learning rate of the others where that of matrices is `lr`, on a schedule.

@@ -7,7 +7,7 @@ use tune_config::Config;
 
 use super::{LoraModule, LoraOptions, Targets};
 use crate::checkpoint::peft::{Excluded, Layers};
-use crate::models::{Architecture, Begun, HEAD, Quantization, Start, TABLE, is_saved, module_of};
+use crate::models::{Architecture, Begun, HEAD, Quantization, Start, TABLE, TrainedTokens, is_saved, module_of};
 use crate::{Error, Result};
 
 /// Which layers get an adapter beyond those that torchtune's keys name, and of which kind it is: peft's keys.
@@ -52,6 +52,13 @@ pub struct AdapterKeys {
     /// mean of all others, and are trained whole (`modules_to_save`).
     #[config(default, one_or_many)]
     pub new_tokens: Vec<String>,
+    /// Tokens by their ids whose rows of the embedding table are trained beside the adapters and saved with them, while all other rows
+    /// stay as they are. Where the output layer is that table, they are rows of both.
+    #[config(default, one_or_many)]
+    pub trainable_token_indices: Vec<u32>,
+    /// The same by their texts, which the tokenizer has as single tokens: `<|im_start|>`, say.
+    #[config(default, one_or_many)]
+    pub trainable_tokens: Vec<String>,
     /// How a fresh adapter begins.
     #[config(default)]
     pub init_lora_weights: Start,
@@ -183,6 +190,10 @@ impl LoraModel {
             targets: self.adapters.targets()?,
             save: self.adapters.saved(),
             new_tokens: self.adapters.new_tokens.clone(),
+            tokens: TrainedTokens {
+                ids: self.adapters.trainable_token_indices.as_slice().into(),
+                texts: self.adapters.trainable_tokens.clone(),
+            },
             base_adapters: self.adapters.base_adapters.clone(),
             whole: BTreeSet::new(),
             layers: BTreeMap::new(),
@@ -240,6 +251,8 @@ impl LoraOrFullModel {
                 ("modules_to_save", !self.adapters.modules_to_save.is_empty()),
                 ("base_adapters", !self.adapters.base_adapters.is_empty()),
                 ("new_tokens", !self.adapters.new_tokens.is_empty()),
+                ("trainable_token_indices", !self.adapters.trainable_token_indices.is_empty()),
+                ("trainable_tokens", !self.adapters.trainable_tokens.is_empty()),
                 ("use_rslora", self.adapters.use_rslora),
                 ("use_dora", self.adapters.use_dora),
                 ("pissa_niter", self.adapters.pissa_niter.is_some()),

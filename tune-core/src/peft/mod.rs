@@ -12,11 +12,11 @@ use candle_core::{DType, Tensor};
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
 pub use targets::Targets;
 
-use crate::checkpoint::peft::{AdapterConfig, Layers, TargetModules};
+use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
-use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, Site, TABLE, module_of};
-pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start};
+use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
+pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, TrainedTokens};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
 
@@ -61,7 +61,7 @@ impl LoraOptions {
             target_parameters: BTreeSet::new(),
             layers: self.patterns(&layers),
             modules_to_save,
-            tokens: BTreeMap::new(),
+            tokens: self.tokens_by_module(),
             base_adapters: self.below()?,
             ensure_weight_tying,
             scores: model.scores.is_some(),
@@ -115,6 +115,7 @@ impl LoraOptions {
             [] => String::new(),
             save => format!("; beside them {}, whole", listed(save)),
         };
+        let tokens = self.tokens.describe().map_or_else(String::new, |tokens| format!("; beside them {tokens}"));
         let kind = if self.dora { "DoRA adapters" } else { "adapters" };
         let begin = match self.start.takes_of_weight() {
             true => format!(
@@ -123,7 +124,13 @@ impl LoraOptions {
             ),
             false => String::new(),
         };
-        Ok(format!("{kind} of {ranks} on {}{whole}{begin}", on.join(", ")))
+        Ok(format!("{kind} of {ranks} on {}{whole}{tokens}{begin}", on.join(", ")))
+    }
+
+    /// The tokens whose rows are trained, as peft has them.
+    fn tokens_by_module(&self) -> BTreeMap<String, Vec<u32>> {
+        let ids = self.tokens.ids.to_vec();
+        if ids.is_empty() { BTreeMap::new() } else { BTreeMap::from([(EMBEDDING.to_owned(), ids)]) }
     }
 
     /// The adapters that these stand on.
@@ -264,7 +271,17 @@ impl LoraOptions {
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
-        refuse_tokens(config, dir)?;
+        if config.tokens != self.tokens_by_module() {
+            let theirs = tokens_of(config, dir)?;
+            return Err(Error::file(
+                dir,
+                format!(
+                    "has rows of the tokens {:?}, and this run trains those of {:?}: set model.trainable_token_indices={:?}, and leave \
+                     model.trainable_tokens out",
+                    theirs.ids, self.tokens.ids, theirs.ids
+                ),
+            ));
+        }
         let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
         if sums(&config.base_adapters) != sums(&self.below()?) {
             let dirs = config.base_adapters.iter().map(|below| below.dir.display().to_string());
@@ -351,7 +368,7 @@ impl LoraOptions {
     /// An adapter that cannot be read, or on a layer that cannot carry one here.
     pub fn of_folder(dir: &Path) -> Result<Self> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
-        refuse_tokens(&config, dir)?;
+        let tokens = tokens_of(&config, dir)?;
         let mut modules = Vec::new();
         let mut layers = BTreeMap::new();
         for name in crate::checkpoint::peft::modules(tensors.keys()) {
@@ -372,20 +389,25 @@ impl LoraOptions {
         }
         let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
         let save = config.modules_to_save;
-        Ok(Self { modules, rank, alpha, rslora, dora, save, layers, ..Self::default() })
+        Ok(Self { modules, rank, alpha, rslora, dora, save, tokens, layers, ..Self::default() })
     }
 }
 
-/// Rows of single tokens are not trained here.
-fn refuse_tokens(config: &AdapterConfig, dir: &Path) -> Result<()> {
-    match config.tokens.is_empty() {
-        true => Ok(()),
-        false => Err(Error::file(
+/// The tokens of which an adapter brings rows of the embedding table along.
+///
+/// # Errors
+/// Rows of other modules.
+fn tokens_of(config: &AdapterConfig, dir: &Path) -> Result<TrainedTokens> {
+    if let Some(module) = config.tokens.keys().find(|module| *module != EMBEDDING) {
+        return Err(Error::file(
             dir,
-            "brings along rows of single tokens (trainable_token_indices), which are not trained here: merge it (`tune merge`), and go \
-             on from the merged model",
-        )),
+            format!(
+                "brings along rows of single tokens for `{module}` (trainable_token_indices); those of `{EMBEDDING}` alone are trained \
+                 here: merge it (`tune merge`), and go on from the merged model"
+            ),
+        ));
     }
+    Ok(config.tokens.get(EMBEDDING).map_or_else(TrainedTokens::default, |ids| TrainedTokens::of(ids)))
 }
 
 /// The names of layers that a config is to have: the last parts, where all layers of a model that are called so are meant.
@@ -464,7 +486,7 @@ pub fn adapter_weights(model: &Decoder) -> Result<Tensors> {
     let now = |of: &Parameter| {
         let here = of.var().as_detached_tensor();
         // The model's own weights stay in its type.
-        let is_adapter = of.name().contains(".lora_");
+        let is_adapter = of.name().contains(".lora_") || **of.name() == *TOKEN_ROWS;
         of.whole(&if is_adapter { here.to_dtype(DType::F32)? } else { here.copy()? })
     };
     let mut all: Tensors =

@@ -25,11 +25,14 @@ use report::Report;
 pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
     let mut report = Report::new(out, color);
     match (R::outline(config), purpose) {
-        (Ok(outline), Purpose::Plan(n)) => match on_this_machine(&outline, n) {
-            Ok(processes) => return memory::plan(&outline, processes, report),
-            Err(error) => report.error(error),
-        },
-        (Ok(outline), Purpose::Check(n)) => {
+        (Ok(mut outline), Purpose::Plan(n)) => {
+            match outline.look_up_tokens().and_then(|()| on_this_machine(&outline, n)) {
+                Ok(processes) => return memory::plan(&outline, processes, report),
+                Err(error) => report.error(error),
+            }
+        }
+        (Ok(mut outline), Purpose::Check(n)) => {
+            report.take(outline.look_up_tokens());
             let processes = report.take(on_this_machine(&outline, n));
             check(&outline, processes.unwrap_or(Processes::ONE), &mut report);
         }

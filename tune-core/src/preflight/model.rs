@@ -25,6 +25,7 @@ pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>)
         report.take(outline.check_loss(&device));
         report.take(outline.check_head(&device));
         report.take(outline.check_where_fake(&device));
+        report.take(outline.check_where_tokens(&device));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

@@ -21,7 +21,9 @@ use crate::eval::{Evaluation, ExactMatch};
 use crate::memory_plan;
 use crate::methods::TeacherFiles;
 use crate::metrics::{Console, Metrics};
-use crate::models::{Decoder, FrozenBase, Grown, InBlocks, LoadOptions, ModelSpec, Parameter, WeightSource, WithHead};
+use crate::models::{
+    Decoder, FrozenBase, Grown, InBlocks, LoadOptions, LoraOptions, ModelSpec, Parameter, WeightSource, WithHead,
+};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -72,7 +74,8 @@ impl Outline {
     ///
     /// # Errors
     /// Whatever is not sound. Nothing has been written.
-    pub fn open(self, mut console: Console) -> Result<Opened> {
+    pub fn open(mut self, mut console: Console) -> Result<Opened> {
+        self.look_up_tokens()?;
         if !self.group.is_main() {
             console = Console::silent();
         }
@@ -94,6 +97,7 @@ impl Outline {
         self.check_loss(&device)?;
         self.check_head(&device)?;
         self.check_where_fake(&device)?;
+        self.check_where_tokens(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;
@@ -210,6 +214,15 @@ impl Opened {
     pub fn adapter_to_go_on_from(&self) -> Option<PathBuf> {
         let resumed = self.resumed.as_ref().map(|saved| saved.path.clone());
         resumed.or_else(|| self.outline.run.checkpointer.adapter_checkpoint.clone())
+    }
+
+    /// These adapters with the ids of the tokens that the config names by their texts.
+    #[must_use]
+    pub fn with_token_ids(&self, lora: LoraOptions) -> LoraOptions {
+        match &self.outline.trained {
+            Trained::Adapters { lora: found, .. } => LoraOptions { tokens: found.tokens.clone(), ..lora },
+            Trained::Weights => lora,
+        }
     }
 
     /// The weights of the base model where it is frozen, with rows for new tokens.

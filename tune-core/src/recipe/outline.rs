@@ -325,6 +325,24 @@ impl Outline {
         }
     }
 
+    /// Looks up the ids of the tokens whose rows are trained and that the config names by their texts.
+    ///
+    /// # Errors
+    /// A text that is no single token; a tokenizer that cannot be read.
+    pub(crate) fn look_up_tokens(&mut self) -> Result<()> {
+        let tokens = match &self.trained {
+            Trained::Adapters { lora, .. } if !lora.tokens.texts.is_empty() => {
+                let (tokenizer, _) = self.tokenizer(&self.open_base()?, None)?;
+                lora.tokens.looked_up(&tokenizer)?
+            }
+            _ => return Ok(()),
+        };
+        if let Trained::Adapters { lora, .. } = &mut self.trained {
+            lora.tokens = tokens;
+        }
+        Ok(())
+    }
+
     /// The base with the adapters that the run stands on, if it stands on any.
     ///
     /// # Errors

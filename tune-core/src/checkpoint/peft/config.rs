@@ -166,7 +166,9 @@ pub(super) fn to_json(config: &AdapterConfig) -> Value {
             written.insert("ensure_weight_tying".to_owned(), true.into());
         }
         if !config.tokens.is_empty() {
-            written.insert(TOKENS.to_owned(), json!(config.tokens));
+            // As peft writes what it was given as a list.
+            let of_table = config.tokens.get(EMBEDDING).filter(|_| config.tokens.len() == 1);
+            written.insert(TOKENS.to_owned(), of_table.map_or_else(|| json!(config.tokens), |ids| json!(ids)));
         }
         if !config.base_adapters.is_empty() {
             let below: Vec<Value> = config.base_adapters.iter().map(Below::to_json).collect();
@@ -211,6 +213,9 @@ const READ: &[&str] = &[
 
 /// What peft calls the tokens whose rows an adapter brings along.
 pub(super) const TOKENS: &str = "trainable_token_indices";
+
+/// The module whose rows they are where none is named.
+pub(crate) const EMBEDDING: &str = "embed_tokens";
 
 /// How the names of these rows end, behind their module's.
 const ROWS: &str = ".token_adapter.trainable_tokens_delta";
@@ -379,7 +384,7 @@ fn tokens(value: &Value) -> Option<BTreeMap<String, Vec<u32>>> {
     match value {
         Value::Null => Some(BTreeMap::new()),
         Value::Array(list) if list.is_empty() => Some(BTreeMap::new()),
-        Value::Array(_) => Some(BTreeMap::from([("embed_tokens".to_owned(), ids(value)?)])),
+        Value::Array(_) => Some(BTreeMap::from([(EMBEDDING.to_owned(), ids(value)?)])),
         Value::Object(modules) => modules.iter().map(|(name, list)| Some((name.clone(), ids(list)?))).collect(),
         _ => None,
     }

@@ -243,6 +243,25 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         }
     }
 
+    fn put_columns(&self, x: &Buffer<f32>, columns: &[u32], y: PartMut<'_, Buffer<f32>>) {
+        let mut y = view_mut(y);
+        for (row, x) in x.chunks_exact(columns.len().max(1)).enumerate() {
+            let y = y.row(row);
+            columns.iter().zip(x).for_each(|(&column, &x)| y[column as usize] = x);
+        }
+    }
+
+    fn take_columns(&self, x: PartMut<'_, Buffer<T>>, columns: &[u32], y: &mut Buffer<T>) {
+        let mut x = view_mut(x);
+        for (row, y) in y.chunks_exact_mut(columns.len().max(1)).enumerate() {
+            let x = x.row(row);
+            columns
+                .iter()
+                .zip(y)
+                .for_each(|(&column, y)| *y = std::mem::replace(&mut x[column as usize], T::from_f32(0.0)));
+        }
+    }
+
     fn norm(
         &self,
         x: Part<'_, Buffer<T>>,

@@ -301,6 +301,14 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().scatter(x.view(width), &self.rows(rows), false, y.view_mut(width));
     }
 
+    fn put_columns(&self, _: &Buffer<f32>, _: &[u32], _: PartMut<'_, Buffer<f32>>) {
+        unreachable!("no rows of tokens are trained on a card")
+    }
+
+    fn take_columns(&self, _: PartMut<'_, Buffer<T>>, _: &[u32], _: &mut Buffer<T>) {
+        unreachable!("no rows of tokens are trained on a card")
+    }
+
     fn norm(
         &self,
         x: Part<'_, Buffer<T>>,

@@ -168,6 +168,10 @@ impl<T: Element> Backend for Paper<T> {
 
     fn scatter(&self, _: &Entry, _: usize, _: &[usize], _: &mut Entry) {}
 
+    fn put_columns(&self, _: &Entry, _: &[u32], _: PartMut<'_, Entry>) {}
+
+    fn take_columns(&self, _: PartMut<'_, Entry>, _: &[u32], _: &mut Entry) {}
+
     fn norm(&self, _: Part<'_, Entry>, _: &Option<Entry>, _: Norm, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
 
     fn norm_back(

@@ -1,9 +1,11 @@
 //! A model's parameters on paper, as they are stored and as they are read.
 
+use std::sync::Arc;
+
 use super::memory::Machine;
 use super::{Paper, StepOnPaper};
 use crate::Result;
-use crate::engine::parameters::{AdapterParams, BlockParams, Exact, LayerParams, NormParams, Parameters};
+use crate::engine::parameters::{AdapterParams, BlockParams, Exact, LayerParams, NormParams, Parameters, TokenParams};
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::ledger::Entry;
 use crate::kernels::{Dropout, Element};
@@ -57,7 +59,20 @@ impl StepOnPaper<'_> {
         let weight = if self.model.tie_word_embeddings { TABLE } else { own.as_str() };
         let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
         let params = self.layer(paper, &name, weight, self.model.output(), read);
-        (norm, self.rounded(paper, params, self.fake.and_then(|fake| fake.of_output(self.model))))
+        let params = self.rounded(paper, params, self.fake.and_then(|fake| fake.of_output(self.model)));
+        let tokens = if self.model.tie_word_embeddings { self.token_rows(read) } else { None };
+        (norm, LayerParams { tokens, ..params })
+    }
+
+    /// The rows of single tokens.
+    pub(super) fn token_rows<T: Element>(&self, read: Read<'_>) -> Option<TokenParams<Paper<T>>> {
+        let ids = Arc::clone(self.ids()?);
+        Some(TokenParams { rows: read(Stored::F32(ids.len() * self.model.hidden_size)), ids })
+    }
+
+    /// The tokens that have such rows.
+    pub(super) fn ids(&self) -> Option<&Arc<[u32]>> {
+        self.lora.map(|lora| &lora.tokens.ids).filter(|ids| !ids.is_empty())
     }
 
     /// A layer whose weight is rounded, in memory of its own, where there are levels.
@@ -122,6 +137,7 @@ impl StepOnPaper<'_> {
             inner,
             adapter,
             exact: None,
+            tokens: None,
         };
         match self.lora.is_some_and(|lora| lora.dora) && params.adapter.is_some() {
             true => params.scaled_by(paper, (out, None)),
@@ -154,6 +170,14 @@ impl<T: Element> Parameters<Paper<T>> for StepOnPaper<'_> {
 
     fn trains_embedding(&self) -> bool {
         self.trains(TABLE)
+    }
+
+    fn tokens(&self, paper: &Paper<T>) -> Result<Option<TokenParams<Paper<T>>>> {
+        Ok(self.token_rows(&mut Self::held(paper)))
+    }
+
+    fn trained_tokens(&self) -> Option<&Arc<[u32]>> {
+        self.ids()
     }
 
     fn lowest_trained_block(&self) -> usize {

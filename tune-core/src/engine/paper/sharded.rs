@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::parameters::Stored;
 use super::{Paper, StepOnPaper};
 use crate::Result;
-use crate::engine::parameters::{BlockParams, LayerParams, NormParams, Parameters};
+use crate::engine::parameters::{BlockParams, LayerParams, NormParams, Parameters, TokenParams};
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 
@@ -113,6 +114,19 @@ impl<T: Element> Parameters<Paper<T>> for ShardedOnPaper<'_, T> {
 
     fn trains_embedding(&self) -> bool {
         Parameters::<Paper<T>>::trains_embedding(&self.step)
+    }
+
+    fn tokens(&self, paper: &Paper<T>) -> Result<Option<TokenParams<Paper<T>>>> {
+        let mut fetched = Fetched::new();
+        self.step.token_rows::<T>(&mut |stored| {
+            fetched.push_back(fetch(paper, stored));
+            None
+        });
+        Ok(self.step.token_rows(&mut |stored| open(paper, &mut fetched, stored)))
+    }
+
+    fn trained_tokens(&self) -> Option<&Arc<[u32]>> {
+        self.step.ids()
     }
 
     fn lowest_trained_block(&self) -> usize {

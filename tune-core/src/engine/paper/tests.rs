@@ -13,7 +13,7 @@ use crate::kernels::recorder;
 use crate::models::Slot::{DownProj, LmHead, QProj};
 use crate::models::{
     Decoder, FakeQuantizer, GgufFormat, GgufLevels, Groups, InBlocks, LoadOptions, LoraOptions, ModelSpec,
-    RandomWeights, Slot,
+    RandomWeights, Slot, TrainedTokens,
 };
 use crate::optim::{Gradients, InBackward, OptimizerConfig};
 
@@ -125,6 +125,7 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
         Some(LoraOptions { dora: true, ..lora(&[QProj, DownProj, LmHead], 0.1) }),
         Some(LoraOptions { save: ["embed_tokens", "up_proj"].map(String::from).into(), ..lora(&[QProj], 0.1) }),
         Some(LoraOptions { save: vec!["norm".into()], ..lora(&[DownProj], 0.0) }),
+        Some(LoraOptions { tokens: TrainedTokens::of(&[31, 62, 5000]), ..lora(&[QProj], 0.1) }),
         None,
     ];
     let mut modes = Vec::new();

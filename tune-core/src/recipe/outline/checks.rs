@@ -10,7 +10,7 @@ use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::methods::prompts;
-use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, tied_start};
+use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
 use crate::tokenizer::{Tokenizer, listed};
@@ -122,12 +122,28 @@ impl Outline {
         }
     }
 
+    /// Refuses rows of single tokens where they are not trained.
+    ///
+    /// # Errors
+    /// A card.
+    pub(crate) fn check_where_tokens(&self, device: &Compute) -> Result<()> {
+        match (&self.trained, device) {
+            (Trained::Adapters { lora, .. }, Compute::Card(_)) if !lora.tokens.is_empty() => {
+                Err(TrainedTokens::not_on_a_card())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the model can be computed as if it were quantized, where that is asked for.
     ///
     /// # Errors
     /// As [`Decoder::fake_quantize`](crate::models::Decoder::fake_quantize).
     pub fn check_fake_quantizer(&self, shape: &ModelSpec, in_blocks: &InBlocks) -> Result<()> {
         let Some(quantizer) = self.fake_quantizer else { return Ok(()) };
+        if matches!(&self.trained, Trained::Adapters { lora, .. } if !lora.tokens.is_empty()) {
+            return Err(TrainedTokens::not_quantized());
+        }
         let has_magnitudes = matches!(&self.trained, Trained::Adapters { lora, .. } if lora.dora);
         let in_blocks = (!in_blocks.is_empty()).then(|| in_blocks.describe());
         quantizer.check(shape, has_magnitudes, in_blocks.as_deref())

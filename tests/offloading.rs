@@ -54,7 +54,7 @@ fn all_weights_have_the_bits_of_a_run_in_memory() {
         ("full", &["dtype=bf16", "optimizer=lion", "optimizer.lr=1e-4"]),
         ("full", &["dtype=bf16", "optimizer=adamw_8bit"]),
         ("full", &["dtype=bf16", "optimizer=muon", "optimizer.lr=1e-3"]),
-        ("full", &["dtype=bf16", "optimizer=schedule_free_adamw", "lr_scheduler=constant"]),
+        ("full", &["dtype=bf16", "optimizer=schedule_free_adamw", "lr_scheduler={_component_: constant}"]),
         ("full", &["dtype=bf16", "optimizer.ema_decay=0.8"]),
         ("full", &["optimizer=adafactor", "optimizer.ema_decay=0.8"]),
         ("pretrain", &["dtype=bf16"]),
@@ -65,7 +65,7 @@ fn all_weights_have_the_bits_of_a_run_in_memory() {
 fn adapters_have_the_bits_of_a_run_in_memory() {
     compare(&[
         ("lora", &["~exact_match", "loraplus_lr_ratio=4", "model.lora_dropout=0.1"]),
-        ("lora", &["~exact_match", "dtype=bf16", "model.new_tokens=[zebra]"]),
+        ("lora", &["~exact_match", "dtype=bf16", "model.new_tokens=[zebra]", "model.modules_to_save=norm"]),
         ("dpo", &["~dataset_val"]),
     ]);
 }
@@ -73,7 +73,7 @@ fn adapters_have_the_bits_of_a_run_in_memory() {
 /// The value model has a file of its own.
 #[test]
 fn a_value_model_has_the_bits_of_a_run_in_memory() {
-    let short = ["gradient_accumulation_steps=1", "samples=2", "max_new_tokens=8", "ppo_batch_size=2", "~dataset_val"];
+    let short = ["batch_size=1", "samples=2", "max_new_tokens=8", "ppo_batch_size=2", "~dataset_val"];
     compare(&[("ppo", &short)]);
 }
 

@@ -60,6 +60,9 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
             "full_lion" => vec!["dtype=bf16", "optimizer=lion", "optimizer.decay_vectors=false", "dataset.packed=true"],
             "full_adafactor" => vec!["dtype=bf16", "optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"],
             "full_muon" => vec!["dtype=bf16", "optimizer=muon", "optimizer.lr=1e-3"],
+            "full_offloaded" => vec!["dtype=bf16", "dataset.packed=true", "enable_activation_checkpointing=true"],
+            "full_schedule_offloaded" => vec!["dtype=bf16", "optimizer=schedule_free_adamw", "optimizer.r=1"],
+            "full_8bit_offloaded" => vec!["dtype=bf16", "optimizer=adamw_8bit", "optimizer.lr=1e-4"],
             "full_schedule" => vec!["dtype=bf16", "optimizer=schedule_free_adamw", "optimizer.r=1"],
             "full_average" => vec!["dtype=bf16", "optimizer.ema_decay=0.8"],
             "lora_schedule" => vec!["optimizer=schedule_free_adamw", "loraplus_lr_ratio=4", "~exact_match"],
@@ -127,6 +130,12 @@ fn settings(recipe: &str, output_dir: &Path, kills: u32) -> Vec<String> {
     );
     if recipe == "distill_stored" {
         args.push(format!("teacher_logits.path={}", output_dir.with_extension("said").display()));
+    }
+    if let (Some(scratch), true) = (output_dir.parent(), recipe.ends_with("_offloaded")) {
+        args.push(format!("optimizer.offload_dir={}", scratch.display()));
+        if recipe == "full_offloaded" {
+            args.push(format!("activation_offload_dir={}", scratch.display()));
+        }
     }
     if recipe == "lora_experts" {
         args.push(format!("checkpointer.checkpoint_dir={}", output_dir.with_file_name(MIXTURE).display()));
@@ -325,6 +334,18 @@ fn adafactor_resumes_bit_for_bit() {
 #[test]
 fn muon_resumes_bit_for_bit() {
     check("full_muon", 1);
+}
+
+/// State that is kept in a file is read from a checkpoint parameter by parameter. What is killed leaves no file.
+#[test]
+fn what_is_kept_in_files_resumes_bit_for_bit() {
+    for name in ["full_offloaded", "full_schedule_offloaded", "full_8bit_offloaded"] {
+        let folder = tempfile::tempdir().unwrap();
+        check_in(folder.path(), name, 1);
+        let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["killed", "whole"], "{name}");
+    }
 }
 
 /// The weights that are saved are those between steps, a mean.

@@ -47,8 +47,8 @@ struct Table {
 }
 
 impl Table {
-    /// Runs a recipe, and adds a line.
-    fn compare(&mut self, what: &str, name: &str, args: &[String]) {
+    /// Runs a recipe, and adds a line. Returns what it took, in MiB.
+    fn compare(&mut self, what: &str, name: &str, args: &[String]) -> f64 {
         let folder = tempfile::tempdir().unwrap();
         let output = format!("output_dir={}", folder.path().display());
         let args: Vec<&str> = args.iter().map(String::as_str).chain([output.as_str()]).collect();
@@ -56,6 +56,7 @@ impl Table {
         let off = plan / peak - 1.0;
         self.is_wrong |= !is_close(plan, peak, self.slack);
         self.lines.push_str(&format!("{what:<36}{plan:>8.1}{peak:>8.1} MiB {:>+6.1} %\n", 100.0 * off));
+        peak
     }
 
     fn check(&self) {
@@ -151,6 +152,37 @@ fn checkpoints_in_the_background_take_what_was_planned() {
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(&format!("{name} {}", more.join(" ")), name, &args);
     }
+    table.check();
+}
+
+/// State and activations in files are no memory of the process.
+#[test]
+fn what_is_kept_in_files_takes_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("model");
+    random_model::write(&dir, &json!({"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6}));
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
+    let [state, activations] =
+        ["optimizer.offload_dir", "activation_offload_dir"].map(|key| format!("{key}={}", folder.path().display()));
+    let mut table = Table::default();
+    let mut take = |name: &str, more: &[&str]| {
+        let config = format!("configs/{name}/tiny.yaml");
+        let mut args = vec!["--config", &config, &checkpoint, "epochs=1", "max_steps_per_epoch=3", "batch_size=16"];
+        args.extend([
+            "log_every_n_steps=1",
+            "checkpointer.save_every_n_steps=1",
+            "enable_activation_checkpointing=true",
+        ]);
+        args.extend(["checkpointer.keep_last_n_checkpoints=1"]);
+        args.extend(more);
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        table.compare(&format!("{name} {}", more.len()), name, &args)
+    };
+    let (kept, offloaded) = (take("full", &["dtype=bf16"]), take("full", &["dtype=bf16", &state, &activations]));
+    // Some twelve million parameters have 8 bytes of state each.
+    assert!(offloaded < kept - 60.0, "{offloaded} MiB instead of {kept}");
+    take("full", &["dtype=fp32", &state, "optimizer=adamw_8bit"]);
+    take("lora", &["dtype=fp32", "~exact_match", &activations]);
     table.check();
 }
 

@@ -152,6 +152,7 @@ impl MadeUp {
             optimizer_state_held: 0,
             optimizer_in_backward: None,
             activation_checkpointing: false,
+            activation_offload_dir: None,
             gradient_accumulation_steps: 2,
             clips_gradients: false,
             packed: true,

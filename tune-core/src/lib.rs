@@ -24,6 +24,7 @@ pub mod memory_plan;
 pub mod methods;
 pub mod metrics;
 pub mod models;
+mod offload;
 pub mod optim;
 mod panics;
 pub mod peft;

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::safetensors::{self, Outgoing};
+use super::safetensors::{self, Entry, Outgoing};
 use super::sums::{self, Sum, Sums};
 use super::{durable, run, source};
 use crate::distributed::Group;
@@ -115,18 +115,10 @@ impl TrainingState {
     /// As [`TrainingState::read`].
     pub fn read_share(dir: &Path, group: &Group) -> Result<Self> {
         let mut state = Self::read_without_optimizer(dir)?;
-        for (name, entry) in safetensors::open(&dir.join(TENSORS))? {
-            let Some(dtype) = entry.dtype() else {
-                return Err(entry.unsupported(&name));
-            };
-            let tensor = match entry.shape().first() {
-                Some(&rows) if !group.is_single() => {
-                    entry.load_rows(&name, group.share(rows), dtype, None, &Device::Cpu)?
-                }
-                _ => entry.load(&name, dtype, None, &Device::Cpu)?,
-            };
-            state.optimizer.insert(name, tensor);
-        }
+        read_optimizer(dir, group, &mut |of_one| {
+            state.optimizer.extend(of_one);
+            Ok(())
+        })?;
         Ok(state)
     }
 
@@ -259,6 +251,40 @@ impl TrainingState {
             changed.join(" and ")
         )))
     }
+}
+
+/// Gives `take` the optimizer's tensors in a checkpoint's folder, those of one parameter after those of another, with the rows that belong to
+/// this process of a group.
+///
+/// # Errors
+/// A file that is missing or damaged, and those of `take`.
+pub(crate) fn read_optimizer(
+    dir: &Path,
+    group: &Group,
+    take: &mut dyn FnMut(BTreeMap<String, Tensor>) -> Result<()>,
+) -> Result<()> {
+    let mut by_parameter: BTreeMap<String, Vec<(String, Entry)>> = BTreeMap::new();
+    for (name, entry) in safetensors::open(&dir.join(TENSORS))? {
+        let parameter = name.rsplit_once('.').map_or("", |(parameter, _)| parameter).to_owned();
+        by_parameter.entry(parameter).or_default().push((name, entry));
+    }
+    for of_one in by_parameter.into_values() {
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in of_one {
+            let Some(dtype) = entry.dtype() else {
+                return Err(entry.unsupported(&name));
+            };
+            let tensor = match entry.shape().first() {
+                Some(&rows) if !group.is_single() => {
+                    entry.load_rows(&name, group.share(rows), dtype, None, &Device::Cpu)?
+                }
+                _ => entry.load(&name, dtype, None, &Device::Cpu)?,
+            };
+            tensors.insert(name, tensor);
+        }
+        take(tensors)?;
+    }
+    Ok(())
 }
 
 /// Reads the file, and checks that it is as it was written.

@@ -58,6 +58,14 @@ pub(crate) trait Backend: Sized {
     fn wants_wide(&self) -> bool {
         true
     }
+    /// Activations as bytes, to be kept elsewhere, if they are in this computer's memory.
+    fn content<'a>(&self, _: &'a Self::Acts) -> Option<&'a [u8]> {
+        None
+    }
+    /// The same, to be brought back.
+    fn content_mut<'a>(&self, _: &'a mut Self::Acts) -> Option<&'a mut [u8]> {
+        None
+    }
     /// What a layer of a block is given, for those who ask: see [`super::Inputs`].
     fn observe(&self, _layer: (usize, Site), _x: Part<'_, Self::Acts>) {}
     /// What memory is for that is taken from now on and is no gradient.

@@ -14,6 +14,7 @@ mod cpu;
 mod cuda;
 mod experts;
 mod inputs;
+mod kept;
 mod linear;
 mod mlp;
 mod paper;
@@ -36,6 +37,7 @@ use cuda::Cuda;
 pub(crate) use cuda::{Move, OnCard, Rule, Squares};
 use half::bf16;
 pub use inputs::{Inputs, observe};
+use kept::Keeper;
 pub use paper::{Loss, Work};
 pub(crate) use paper::{Paper, State, StepOnPaper};
 use parameters::{Held, Parameters};
@@ -279,7 +281,8 @@ where
         _ => None,
     };
     let parameters = parameters(model, options.dropout, true);
-    let run = Run { taught, noise: options.noise, ..Run::new(backend, &model.config, &*parameters, batch) };
+    let keeper = model.inputs_file().map_or(Keeper::Memory, Keeper::File);
+    let run = Run { taught, noise: options.noise, keeper, ..Run::new(backend, &model.config, &*parameters, batch) };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
     let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;

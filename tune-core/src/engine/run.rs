@@ -3,6 +3,7 @@
 use super::EmbeddingNoise;
 use super::backend::Backend;
 use super::block::{Block, Past};
+use super::kept::Keeper;
 use super::parameters::Parameters;
 use super::tokens::Among;
 use crate::Result;
@@ -44,6 +45,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) rotary: Vec<Rotary>,
     /// Noise on the embeddings.
     pub(super) noise: Option<EmbeddingNoise>,
+    /// Who keeps the inputs of blocks, where only these are kept.
+    pub(super) keeper: Keeper<'a>,
     /// What another model says of the same batch, which this one learns from.
     pub(super) taught: Option<Taught<'a, B>>,
 }
@@ -89,6 +92,7 @@ impl<'a, B: Backend> Run<'a, B> {
             rows_in_past: Vec::new(),
             rotary,
             noise: None,
+            keeper: Keeper::Memory,
             taught: None,
         }
     }
@@ -115,7 +119,8 @@ impl<'a, B: Backend> Run<'a, B> {
             let input = std::mem::replace(&mut x, y);
             if index >= lowest {
                 self.parameters.give_back(index, block.params);
-                saved.push((input, inner));
+                let keeper = if checkpointing { self.keeper } else { Keeper::Memory };
+                saved.push((keeper.keep(self.backend, index - lowest, input)?, inner));
             }
         }
 
@@ -143,6 +148,10 @@ impl<'a, B: Backend> Run<'a, B> {
             let index = lowest + saved.len();
             let wants_input = index > lowest || reaches_embedding;
             let next = index.checked_sub(1).filter(|&next| next >= lowest);
+            let input = input.bring(self.backend, (self.tokens(), self.shape.hidden_size))?;
+            if let Some((below, _)) = saved.last() {
+                below.expect();
+            }
             let found = self.block(index, next)?.backward(&input, inner, &mut gradient, wants_input);
             emit(found, sink)?;
         }

@@ -22,6 +22,8 @@ mod drawing;
 mod parameters;
 mod table;
 
+use std::path::PathBuf;
+
 use candle_core::DType;
 use half::bf16;
 use tune_config::cli::heaps;
@@ -45,6 +47,7 @@ use crate::methods::judged::finished;
 use crate::methods::mismatched;
 use crate::metrics::{peak_memory, resident_memory};
 use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
+use crate::offload::check_room;
 use crate::optim::OptimizerConfig;
 use crate::peft::LoraOptions;
 use crate::{Error, Result};
@@ -77,6 +80,8 @@ pub struct Setting {
     pub optimizer_in_backward: Option<bool>,
     /// Whether blocks are run again in the backward pass.
     pub activation_checkpointing: bool,
+    /// The folder in which the inputs of blocks are kept until then, if they are not in memory.
+    pub activation_offload_dir: Option<PathBuf>,
     /// Micro-batches of a step, over all processes.
     pub gradient_accumulation_steps: usize,
     /// Whether gradients are clipped, which needs all of them at a time.
@@ -193,16 +198,17 @@ pub(crate) fn of_whole(model: &ModelSpec, lora: &LoraOptions) -> Result<u64> {
     parameters::of_whole(model, lora, 1)
 }
 
-/// The bytes of an optimizer's state for what is trained, adapters or all weights, by those for a parameter's name and shape.
+/// The bytes of an optimizer's state for what a process trains, adapters or all weights, by those for a parameter's name and shape.
 ///
 /// # Errors
 /// As [`LoraOptions::of_model`].
 pub(crate) fn of_state(
     model: &ModelSpec,
     lora: Option<&LoraOptions>,
+    processes: usize,
     bytes: &dyn Fn(&str, &[usize]) -> u64,
 ) -> Result<u64> {
-    parameters::of_state(model, lora, 1, bytes)
+    parameters::of_state(model, lora, processes, bytes)
 }
 
 /// What a run needs, in bytes.
@@ -222,8 +228,12 @@ pub struct MemoryPlan {
     pub adapters: u64,
     /// Gradients, when most memory is in use: of one model at a time.
     pub gradients: u64,
-    /// The optimizer's state.
+    /// The optimizer's state, as far as it is in memory.
     pub optimizer: u64,
+    /// What of it is in a file.
+    pub offloaded: u64,
+    /// What is in a file of the inputs of blocks, for the largest batch.
+    pub offloaded_inputs: u64,
     /// Parameters of which this process has a share, as they are gathered from all for a while, when most memory is in use.
     pub gathered: u64,
     /// What the forward pass keeps for the backward pass and what either needs on the way, when most memory is in use.
@@ -289,16 +299,15 @@ impl MemoryPlan {
         let said = (trained_tokens * setting.said_of_token) as u64;
         let (of_blocks, quantized) = parameters::of_blocks(&setting.in_blocks, processes);
         let weights = elements.saturating_sub(of_blocks) * weight;
+        let passing = most_of_one(setting, &|name, dims| setting.optimizer.passing_bytes(name, dims))?;
         let optimizer = match card {
             true => 4 * trained * setting.optimizer.state_on_card_per_parameter() as u64,
-            false => parameters::of_state(&setting.model, setting.lora.as_ref(), processes, &|name, dims| {
-                setting.optimizer.state_bytes(name, dims)
-            })?,
+            false => of_all(setting, &|name, dims| setting.optimizer.held_bytes(name, dims))? + passing,
         };
-        let of_value = |name: &str, dims: &[usize]| setting.optimizer.state_bytes(name, dims);
-        let optimizer = match &setting.value {
-            Some(value) => optimizer + parameters::of_state(value, None, processes, &of_value)?,
-            None => optimizer,
+        let offloads = setting.optimizer.offload_dir().is_some();
+        let offloaded = match offloads {
+            true => of_all(setting, &|name, dims| setting.optimizer.state_bytes(name, dims))? - (optimizer - passing),
+            false => 0,
         };
         let scoring = setting.value.iter().chain(&setting.judge);
         let scoring = scoring.map(|model| parameters::of_model(model, processes) * weight).sum();
@@ -319,6 +328,14 @@ impl MemoryPlan {
             };
         // Of what is in blocks each process reads all, one matrix after the other, and keeps its share.
         let read = (copied * weight).max(if processes > 1 { setting.in_blocks.largest() } else { 0 });
+        // State that is kept in a file is read as a parameter's, where a run goes on, and as a tensor, where it is saved.
+        let (state_read, state_saved) = match offloads {
+            true => (
+                most_of_one(setting, &|name, dims| setting.optimizer.state_bytes(name, dims))?,
+                most_of_one(setting, &|_, dims| 4 * dims.iter().product::<usize>() as u64)?,
+            ),
+            false => (0, 0),
+        };
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
         // A card keeps a copy in the type of activations beside them.
@@ -333,15 +350,18 @@ impl MemoryPlan {
             adapters,
             gradients: worst.gradients,
             optimizer,
+            offloaded,
+            offloaded_inputs: if setting.activation_offload_dir.is_some() { inputs_of_blocks(setting) } else { 0 },
             activations: worst.activations + said,
             output: worst.output,
             gathered: worst.gathered,
             gaps: engine.touched(page).saturating_sub(worst.total() - worst.state + state),
-            loading: program + (weights + quantized + reference + scoring + adapters + read).max(before),
+            loading: program
+                + (weights + quantized + reference + scoring + adapters + read.max(state_read)).max(before),
             saving: match setting.copied {
                 Some(copied) => parameters::copied_to_save(setting, copied)?,
-                None if processes > 1 => parameters::gathered_to_save(setting)?,
-                None => 0,
+                None if processes > 1 => parameters::gathered_to_save(setting)?.max(state_saved),
+                None => state_saved,
             },
             so_far: 0,
             available: None,
@@ -381,13 +401,40 @@ impl MemoryPlan {
     /// Stops a run that cannot fit.
     ///
     /// # Errors
-    /// It needs more than is available: the message has the largest parts, and the settings that would make it fit.
+    /// It needs more than is available: the message has the largest parts, and the settings that would make it fit. There is no room for
+    /// the file of activations.
     pub fn check(&self) -> Result<()> {
+        if let Some(dir) = &self.setting.activation_offload_dir {
+            let all = self.offloaded_inputs.saturating_mul(self.setting.processes.on_a_machine as u64);
+            check_room(dir, "activation_offload_dir", "the largest batch's activations", all)?;
+        }
         match &self.available {
             Some(available) if !self.fits() => Err(Error::setup(self.does_not_fit(available))),
             _ => Ok(()),
         }
     }
+}
+
+/// The bytes of the inputs of all blocks, for the largest batch.
+fn inputs_of_blocks(setting: &Setting) -> u64 {
+    let tokens = setting.steps.iter().flatten().map(Batch::tokens).max().unwrap_or(0);
+    let of = |model: &ModelSpec| tokens * model.blocks.len() * model.hidden_size * setting.dtype.size_in_bytes();
+    // One model after the other is trained.
+    std::iter::once(&setting.model).chain(&setting.value).map(|model| of(model) as u64).sum()
+}
+
+/// The bytes of optimizer state for all that a process trains, by those for a parameter's name and shape.
+fn of_all(setting: &Setting, bytes: &dyn Fn(&str, &[usize]) -> u64) -> Result<u64> {
+    let processes = setting.processes.layout.shards;
+    let value = setting.value.as_ref().map_or(Ok(0), |value| parameters::of_state(value, None, processes, bytes))?;
+    Ok(parameters::of_state(&setting.model, setting.lora.as_ref(), processes, bytes)? + value)
+}
+
+/// The most of such bytes that one of its parameters has.
+fn most_of_one(setting: &Setting, bytes: &dyn Fn(&str, &[usize]) -> u64) -> Result<u64> {
+    let processes = setting.processes.layout.shards;
+    let value = setting.value.as_ref().map_or(Ok(0), |value| parameters::most(value, None, processes, bytes))?;
+    Ok(parameters::most(&setting.model, setting.lora.as_ref(), processes, bytes)?.max(value))
 }
 
 /// Bytes of addresses that a run takes besides its memory: what the engine asks the system for and does not touch, the stacks
@@ -406,6 +453,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         in_blocks: &setting.in_blocks,
         lora: lora.as_ref(),
         activation_checkpointing: setting.activation_checkpointing,
+        offloads_inputs: setting.activation_offload_dir.is_some(),
         optimizer_in_backward: setting.optimizer_in_backward == Some(true),
         layout: setting.processes.layout,
         teacher: None,

@@ -111,6 +111,21 @@ pub(super) fn of_state(
     Ok(trained.map(|(name, shape)| bytes(&name, &shape)).sum())
 }
 
+/// The most of such bytes that one parameter has.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+pub(super) fn most(
+    model: &ModelSpec,
+    lora: Option<&LoraOptions>,
+    processes: usize,
+    bytes: &dyn Fn(&str, &[usize]) -> u64,
+) -> Result<u64> {
+    let adapters = lora.map_or(Ok(Vec::new()), |lora| adapters(model, lora, processes))?;
+    let trained = adapters.into_iter().chain(weights(model, lora, processes)?);
+    Ok(trained.map(|(name, shape)| bytes(&name, &shape)).max().unwrap_or(0))
+}
+
 /// Elements of the last large weight that is read.
 pub(super) fn last(model: &ModelSpec) -> u64 {
     let slot = if model.tie_word_embeddings || model.scores.is_some() { Slot::DownProj } else { Slot::LmHead };

@@ -95,6 +95,12 @@ impl fmt::Display for MemoryPlan {
             Some(available) => writeln!(f, "  of {available}")?,
             None => writeln!(f)?,
         }
+        if let Some(dir) = setting.optimizer.offload_dir() {
+            writeln!(f, "  {:<26}{:>12}  in {}", "on disk, optimizer state", size(self.offloaded), dir.display())?;
+        }
+        if let Some(dir) = &setting.activation_offload_dir {
+            writeln!(f, "  {:<26}{:>12}  in {}", "on disk, activations", size(self.offloaded_inputs), dir.display())?;
+        }
         if self.fits() {
             return Ok(());
         }

@@ -1,7 +1,8 @@
 //! The whole model: embedding, blocks, norm, output layer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -23,6 +24,7 @@ use crate::device::Compute;
 use crate::distributed::Mesh;
 use crate::engine::{self, Card};
 use crate::kernels::Share;
+use crate::offload::OffloadFile;
 use crate::{Error, Result};
 
 /// How a model is put together from its weights.
@@ -59,6 +61,8 @@ pub struct Decoder {
     mesh: Mesh,
     /// How it is computed as if it were quantized, if it is.
     fake_quantizer: Option<FakeQuantizer>,
+    /// Where the inputs of blocks are until the backward pass, if they are in a file.
+    inputs_file: OnceLock<Arc<OffloadFile>>,
 }
 
 impl Decoder {
@@ -149,6 +153,7 @@ impl Decoder {
             card: None,
             mesh: mesh.clone(),
             fake_quantizer: None,
+            inputs_file: OnceLock::new(),
         };
         model.compute_on(&options.device)?;
         Ok(model)
@@ -168,6 +173,18 @@ impl Decoder {
                 Self::load(config, &with_head, &options)
             }
         }
+    }
+
+    /// Has the inputs of blocks that are kept for the backward pass, where nothing else is
+    /// ([`RunOptions::activation_checkpointing`](crate::engine::RunOptions::activation_checkpointing)), written to a file in this
+    /// folder, from now on and for all of its clones to come. On the processor alone; the gradients are the same.
+    pub fn offload_inputs(&self, dir: &Path) {
+        self.inputs_file.get_or_init(|| OffloadFile::new(dir, "activation_offload_dir"));
+    }
+
+    /// The file that they are in, if they are in one.
+    pub(crate) fn inputs_file(&self) -> Option<&Arc<OffloadFile>> {
+        self.inputs_file.get()
     }
 
     /// What is trained, in name order: weights by their Hugging Face name, adapters as

@@ -1,16 +1,18 @@
 //! Adam with decoupled weight decay (Loshchilov & Hutter 2017, <https://arxiv.org/abs/1711.05101>).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
 use crate::engine::Rule as OnCards;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::OffloadFile;
 
 /// AdamW, computed in f32 in the order of PyTorch's.
 #[derive(Debug)]
@@ -31,6 +33,13 @@ impl AdamW {
     /// AdamW without state yet.
     pub fn new(lr: f64, betas: [f64; 2], eps: f64, weight_decay: f64) -> Self {
         Self { lr, betas, eps, weight_decay, first: StatePart::default(), second: StatePart::default() }
+    }
+
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.first.keep_in(file);
+        self.second.keep_in(file);
+        self
     }
 
     /// What a step does to an element.
@@ -75,10 +84,14 @@ impl Optimizer for AdamW {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        self.first.save("exp_avg", &mut state)?;
-        self.second.save("exp_avg_sq", &mut state)?;
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = Vec::new();
+        self.first.pieces("exp_avg", &mut pieces);
+        self.second.pieces("exp_avg_sq", &mut pieces);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

@@ -1,6 +1,8 @@
 //! AdamW whose state is in eight bits.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Tensor, bail};
@@ -9,11 +11,13 @@ use half::bf16;
 use super::adamw::Rule;
 use super::blocks::{BLOCK, Map, SIGNED, UNSIGNED};
 use super::by_place::ByPlace;
+use super::state::AT_ONCE as OF_FILE;
 use super::update::{UpdateRule, rounded, write};
-use super::{AdamW, Gradient, Optimizer, rounding};
+use super::{AdamW, Gradient, Optimizer, made, rounding};
 use crate::kernels::Element;
 use crate::kernels::parallel::{self, Parts};
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::{OffloadFile, Region};
 use crate::{Error, Result};
 
 /// The least number of elements whose state is in blocks, as in bitsandbytes and torchao.
@@ -31,13 +35,15 @@ const TASK: usize = AT_ONCE * BLOCK;
 pub struct AdamW8bit {
     plain: AdamW,
     blocks: ByPlace<Blocks>,
+    /// Where blocks are kept, if not in memory.
+    file: Option<Arc<OffloadFile>>,
 }
 
-/// The state of a parameter.
+/// The two running means of a parameter.
 #[derive(Debug)]
-struct Blocks {
-    first: Part,
-    second: Part,
+enum Blocks {
+    Here([Part; 2]),
+    InFile([PartInFile; 2]),
 }
 
 /// A running mean.
@@ -55,20 +61,130 @@ impl Part {
         Self { codes: vec![zero[0]; len], scales: vec![scale; len.div_ceil(BLOCK)] }
     }
 
+    /// Its codes as a checkpoint has them: bf16 has every whole number up to 256.
+    fn codes_to_save(&self) -> Result<Tensor> {
+        let mut codes = vec![bf16::ZERO; self.codes.len()];
+        parallel::each_chunk(&mut codes, TASK, |task, codes| {
+            let wide = codes.iter_mut().zip(&self.codes[task * TASK..]);
+            wide.for_each(|(wide, &code)| *wide = bf16::from_f32(f32::from(code)));
+        });
+        Ok(Tensor::new(codes, &Device::Cpu)?)
+    }
+
     /// Codes and scales of [`AT_ONCE`] blocks for each task.
     fn tasks(&mut self) -> impl Parts<Part = (&mut [u8], &mut [f32])> {
         (parallel::chunks(&mut self.codes, TASK), parallel::chunks(&mut self.scales, AT_ONCE))
     }
 }
 
-/// The names of what is saved: codes and scales. bf16 has every whole number up to 256.
+/// A running mean in a file: its codes, and its scales behind them.
+#[derive(Debug)]
+struct PartInFile {
+    region: Region,
+    len: usize,
+}
+
+impl PartInFile {
+    fn new(file: &Arc<OffloadFile>, len: usize) -> Result<Self> {
+        Ok(Self { region: file.take((len + 4 * len.div_ceil(BLOCK)) as u64)?, len })
+    }
+
+    /// Where the scales of these elements are, which begin with a block.
+    fn at_scales(&self, elements: &Range<usize>) -> u64 {
+        (self.len + 4 * (elements.start / BLOCK)) as u64
+    }
+
+    fn read(&self, elements: Range<usize>) -> Result<Part> {
+        let mut part = Part { codes: vec![0; elements.len()], scales: vec![0.0; elements.len().div_ceil(BLOCK)] };
+        self.region.read(elements.start as u64, &mut part.codes)?;
+        self.region.read(self.at_scales(&elements), bytemuck::cast_slice_mut(&mut part.scales))?;
+        Ok(part)
+    }
+
+    fn write(&self, elements: &Range<usize>, part: &Part) -> Result<()> {
+        self.region.write(elements.start as u64, &part.codes)?;
+        self.region.write(self.at_scales(elements), bytemuck::cast_slice(&part.scales))
+    }
+}
+
+/// What is done to a range of elements and their two means.
+type OnMeans<'f> = dyn for<'a> FnMut(Range<usize>, [&'a mut Part; 2]) -> Result<()> + 'f;
+
+/// Elements in parts that are in memory at a time, each of whole blocks.
+fn in_parts(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(OF_FILE).map(move |first| first..len.min(first + OF_FILE))
+}
+
+impl Blocks {
+    /// What zeros are.
+    fn new(file: Option<&Arc<OffloadFile>>, len: usize) -> Result<Self> {
+        let maps: [&Map; 2] = [&SIGNED, &UNSIGNED];
+        let Some(file) = file else { return Ok(Self::Here(maps.map(|map| Part::new(map, len)))) };
+        let parts = [PartInFile::new(file, len)?, PartInFile::new(file, len)?];
+        for (part, map) in parts.iter().zip(maps) {
+            in_parts(len).try_for_each(|elements| part.write(&elements, &Part::new(map, elements.len())))?;
+        }
+        Ok(Self::InFile(parts))
+    }
+
+    /// What was saved.
+    fn of(file: Option<&Arc<OffloadFile>>, parts: [Part; 2]) -> Result<Self> {
+        let Some(file) = file else { return Ok(Self::Here(parts)) };
+        let of_file = |part: &Part| -> Result<PartInFile> {
+            let there = PartInFile::new(file, part.codes.len())?;
+            there.write(&(0..part.codes.len()), part)?;
+            Ok(there)
+        };
+        Ok(Self::InFile([of_file(&parts[0])?, of_file(&parts[1])?]))
+    }
+
+    /// Calls `f` with ranges of elements and what the means of these are, to be changed: all elements once.
+    fn each(&mut self, len: usize, f: &mut OnMeans<'_>) -> Result<()> {
+        match self {
+            Self::Here([first, second]) => f(0..len, [first, second]),
+            Self::InFile([first, second]) => in_parts(len).try_for_each(|elements| {
+                let (mut m, mut v) = (first.read(elements.clone())?, second.read(elements.clone())?);
+                f(elements.clone(), [&mut m, &mut v])?;
+                first.write(&elements, &m)?;
+                second.write(&elements, &v)
+            }),
+        }
+    }
+
+    /// Codes and scales of the first mean (0) or the second (1), as they are saved, to be made later.
+    fn pieces<'a>(&'a self, name: &str, i: usize, into: &mut Vec<Piece<'a>>) {
+        let len = match self {
+            Self::Here(parts) => parts[i].codes.len(),
+            Self::InFile(parts) => parts[i].len,
+        };
+        let codes = move || match self {
+            Self::Here(parts) => parts[i].codes_to_save(),
+            Self::InFile(parts) => parts[i].read(0..len)?.codes_to_save(),
+        };
+        let scales = move || match self {
+            Self::Here(parts) => Ok(Tensor::new(&parts[i].scales[..], &Device::Cpu)?),
+            Self::InFile(parts) => Ok(Tensor::new(parts[i].read(0..len)?.scales, &Device::Cpu)?),
+        };
+        into.push(Piece::new(format!("{name}.{}", CODES[i]), DType::BF16, vec![len], codes));
+        into.push(Piece::new(format!("{name}.{}", SCALES[i]), DType::F32, vec![len.div_ceil(BLOCK)], scales));
+    }
+}
+
+/// The names of what is saved: codes and scales.
 const CODES: [&str; 2] = ["exp_avg_codes", "exp_avg_sq_codes"];
 const SCALES: [&str; 2] = ["exp_avg_scales", "exp_avg_sq_scales"];
 
 impl AdamW8bit {
     /// Without state yet.
     pub fn new(lr: f64, betas: [f64; 2], eps: f64, weight_decay: f64) -> Self {
-        Self { plain: AdamW::new(lr, betas, eps, weight_decay), blocks: ByPlace::default() }
+        Self { plain: AdamW::new(lr, betas, eps, weight_decay), blocks: ByPlace::default(), file: None }
+    }
+
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.plain = self.plain.keep_in(file);
+        self.file = file.cloned();
+        self
     }
 
     /// Bytes of the state of a parameter of this shape.
@@ -102,36 +218,36 @@ impl Optimizer for AdamW8bit {
         }
         let len = parameter.var().elem_count();
         if self.blocks.get(parameter).is_none() {
-            let fresh = Blocks { first: Part::new(&SIGNED, len), second: Part::new(&UNSIGNED, len) };
-            self.blocks.insert(parameter, fresh);
+            self.blocks.insert(parameter, Blocks::new(self.file.as_ref(), len)?);
         }
-        let Some(Blocks { first, second }) = self.blocks.get_mut(parameter) else { return Ok(()) };
+        let Some(blocks) = self.blocks.get_mut(parameter) else { return Ok(()) };
         let rule = self.plain.rule(lr, scale, step);
         let gradient = gradient.values::<f32>()?;
         let round = rounded(rounding(parameter, step));
-        write(parameter.var(), |weight, range| match weight {
-            CpuStorage::F32(w) => sweep(&mut w[range], &gradient, [first, second], &rule, |_, w| w),
-            CpuStorage::BF16(w) => sweep(&mut w[range], &gradient, [first, second], &rule, round),
-            other => bail!("update: tensors of {:?} are not trained", other.dtype()),
-        })?;
-        Ok(())
+        if gradient.len() != len {
+            return Err(Error::Training(format!("`{}` has a gradient of another size", parameter.name())));
+        }
+        blocks.each(len, &mut |part, means| {
+            let (begin, gradient) = (part.start, &gradient[part.clone()]);
+            write(parameter.var(), |weight, all| match weight {
+                CpuStorage::F32(w) => sweep(&mut w[all][part], gradient, means, &rule, |_, w| w),
+                CpuStorage::BF16(w) => sweep(&mut w[all][part], gradient, means, &rule, |i, w| round(begin + i, w)),
+                other => bail!("update: tensors of {:?} are not trained", other.dtype()),
+            })?;
+            Ok(())
+        })
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = self.plain.state()?;
-        for (_, name, Blocks { first, second }) in self.blocks.iter() {
-            for (i, part) in [first, second].into_iter().enumerate() {
-                let mut codes = vec![bf16::ZERO; part.codes.len()];
-                parallel::each_chunk(&mut codes, TASK, |task, codes| {
-                    let wide = codes.iter_mut().zip(&part.codes[task * TASK..]);
-                    wide.for_each(|(wide, &code)| *wide = bf16::from_f32(f32::from(code)));
-                });
-                let (codes, scales) = (Tensor::new(codes, &Device::Cpu)?, Tensor::new(&part.scales[..], &Device::Cpu)?);
-                state.insert(format!("{name}.{}", CODES[i]), codes);
-                state.insert(format!("{name}.{}", SCALES[i]), scales);
-            }
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = self.plain.state_pieces()?;
+        for (_, name, blocks) in self.blocks.iter() {
+            (0..2).for_each(|i| blocks.pieces(name, i, &mut pieces));
         }
-        Ok(state)
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
@@ -154,7 +270,9 @@ impl Optimizer for AdamW8bit {
                 Ok(Some(Part { codes: codes.into_iter().map(|code| code as u8).collect(), scales }))
             };
             match (part(0)?, part(1)?) {
-                (Some(first), Some(second)) => self.blocks.insert(parameter, Blocks { first, second }),
+                (Some(first), Some(second)) => {
+                    self.blocks.insert(parameter, Blocks::of(self.file.as_ref(), [first, second])?);
+                }
                 (None, None) => (),
                 _ => return Err(unfit(parameter.name())),
             }

@@ -2,15 +2,18 @@
 //! themselves. As `torch.optim.swa_utils.get_ema_multi_avg_fn` has it: the mean begins with the weights after the first step.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::by_place::ByPlace;
+use super::state::dtype_of;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Kept, Optimizer, StatePart, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::kernels::Dropout;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::OffloadFile;
 use crate::{Error, Result};
 
 /// An optimizer whose weights are averaged. Between steps a model has the mean; [`Optimizer::prepare`] puts the weights in its place, at
@@ -42,6 +45,13 @@ impl Averaged {
         }
     }
 
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.weights.keep_in(file);
+        self.mean.keep_in(file);
+        self
+    }
+
     /// Bytes of the state of a parameter with so many elements, beside that of the optimizer.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         8 * elements
@@ -55,13 +65,10 @@ impl Optimizer for Averaged {
 
     fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
         let var = parameter.var();
-        match self.weights.0.get(parameter) {
-            Some(_) => var.set(&self.weights.get(parameter)?.to_dtype(var.dtype())?)?,
-            None => {
-                let dtype = if var.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-                // A copy of its own: it is changed in place.
-                self.weights.0.insert(parameter, Kept::Here(var.as_tensor().to_dtype(dtype)?.copy()?));
-            }
+        match self.weights.has(parameter) {
+            true => var.set(&self.weights.whole(parameter)?.to_dtype(var.dtype())?)?,
+            // A copy of its own: it is changed in place.
+            false => self.weights.put(parameter, var.as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?,
         }
         self.under_way.insert(parameter, step);
         self.optimizer.prepare(parameter, step)
@@ -74,7 +81,7 @@ impl Optimizer for Averaged {
             ));
         }
         self.optimizer.update(parameter, gradient, lr, scale, step)?;
-        let new = if self.mean.0.get(parameter).is_some() { 1.0 - self.decay } else { 1.0 };
+        let new = if self.mean.has(parameter) { 1.0 - self.decay } else { 1.0 };
         let state = [self.weights.get(parameter)?, self.mean.get(parameter)?];
         let (key, first) = rounding(parameter, step);
         // Bits of its own: those of the key itself are for the step.
@@ -82,18 +89,21 @@ impl Optimizer for Averaged {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = self.optimizer.state()?;
-        self.weights.save(WEIGHTS, &mut state)?;
-        self.mean.save(MEAN, &mut state)?;
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = self.optimizer.state_pieces()?;
+        self.weights.pieces(WEIGHTS, &mut pieces);
+        self.mean.pieces(MEAN, &mut pieces);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
         let is_ours = |key: &str| key.rsplit('.').next().is_some_and(|part| part == WEIGHTS || part == MEAN);
         let (ours, others) = state.into_iter().partition(|(key, _)| is_ours(key));
         StatePart::load(ours, &mut [(WEIGHTS, &mut self.weights), (MEAN, &mut self.mean)], parameters)?;
-        let has = |part: &StatePart, parameter| part.0.get(parameter).is_some();
-        match parameters.iter().find(|parameter| has(&self.weights, parameter) != has(&self.mean, parameter)) {
+        match parameters.iter().find(|parameter| self.weights.has(parameter) != self.mean.has(parameter)) {
             Some(parameter) => Err(Error::setup(format!(
                 "the saved mean of `{}` is not whole; resume with the optimizer that the run was started with",
                 parameter.name()

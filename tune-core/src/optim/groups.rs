@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::{Gradient, Optimizer};
+use super::{Gradient, Optimizer, made};
 use crate::Result;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
 
 /// An optimizer for each group, with the learning rate of the first.
 pub struct Groups {
@@ -52,9 +52,13 @@ impl Optimizer for Groups {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = self.matrices.state()?;
-        state.extend(self.vectors.state()?);
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = self.matrices.state_pieces()?;
+        pieces.extend(self.vectors.state_pieces()?);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

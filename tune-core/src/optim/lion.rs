@@ -1,14 +1,16 @@
 //! Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>): every weight goes the same way, by the sign of a mean of gradients.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::OffloadFile;
 
 /// Lion: `weight -= lr · (sign(β₁ · mean + (1 - β₁) · gradient) + weight_decay · weight)`, then
 /// `mean = β₂ · mean + (1 - β₂) · gradient`, as its authors have it.
@@ -28,6 +30,12 @@ impl Lion {
     pub fn new(lr: f64, betas: [f64; 2], weight_decay: f64) -> Self {
         Self { lr, betas, weight_decay, mean: StatePart::default() }
     }
+
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.mean.keep_in(file);
+        self
+    }
 }
 
 impl Optimizer for Lion {
@@ -42,9 +50,13 @@ impl Optimizer for Lion {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        self.mean.save("exp_avg", &mut state)?;
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = Vec::new();
+        self.mean.pieces("exp_avg", &mut pieces);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

@@ -14,18 +14,21 @@ mod layer_wise;
 mod lion;
 mod lora_plus;
 mod muon;
+mod offloaded;
 mod on_card;
 mod scaled;
 mod schedule;
 mod schedule_free;
 mod sgd;
+mod state;
 mod update;
 mod values;
 
 use std::collections::BTreeMap;
 
-use by_place::ByPlace;
 use candle_core::Tensor;
+use offloaded::Offloaded;
+use state::{StatePart, made};
 
 pub use adafactor::Adafactor;
 pub use adamw::AdamW;
@@ -47,10 +50,9 @@ pub use schedule::{Decay, Schedule, Shape};
 pub use schedule_free::ScheduleFree;
 pub use sgd::Sgd;
 
-use crate::engine::OnCard;
+use crate::Result;
 use crate::kernels::Dropout;
-use crate::models::{Parameter, Trainable};
-use crate::{Error, Result};
+use crate::models::{Parameter, Piece, Trainable};
 
 /// One step of one parameter at a time. State can be saved.
 ///
@@ -142,7 +144,18 @@ pub trait Optimizer: Send {
     /// What failed on the card that it is on.
     fn state(&self) -> Result<BTreeMap<String, Tensor>>;
 
-    /// Takes back what [`Optimizer::state`] gave, for the parameters of this run.
+    /// The same for a checkpoint, which asks for one tensor after the other: what is kept in a file is read then, and not before.
+    ///
+    /// # Errors
+    /// As [`Optimizer::state`].
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let piece = |(name, tensor): (String, Tensor)| {
+            Piece::new(name, tensor.dtype(), tensor.dims().to_vec(), move || Ok(tensor.clone()))
+        };
+        Ok(self.state()?.into_iter().map(piece).collect())
+    }
+
+    /// Takes back what [`Optimizer::state`] gave, for the parameters of this run: all of it, or that of a parameter after that of another.
     ///
     /// # Errors
     /// State of a parameter that this run lacks, or of another shape.
@@ -158,78 +171,6 @@ fn rounding_key(parameter: &Parameter, step: u64) -> u64 {
 fn rounding(parameter: &Parameter, step: u64) -> (u64, usize) {
     let first = parameter.shard().map_or(0, |shard| shard.first_element(parameter.var()));
     (rounding_key(parameter, step), first)
-}
-
-/// The state tensors of parameters, for one part of an optimizer's state.
-#[derive(Debug, Default)]
-struct StatePart(ByPlace<Kept>);
-
-/// The state of one parameter, where its steps are taken.
-#[derive(Debug)]
-enum Kept {
-    Here(Tensor),
-    OnCard(OnCard),
-}
-
-impl StatePart {
-    /// The parameter's state on the processor, zero at first.
-    fn get(&mut self, parameter: &Parameter) -> Result<&Tensor> {
-        let here = match self.0.get(parameter) {
-            Some(Kept::Here(_)) => None,
-            Some(Kept::OnCard(state)) => Some(state.read()?),
-            None => {
-                let var = parameter.var();
-                let dtype = if var.dtype() == candle_core::DType::F64 { var.dtype() } else { candle_core::DType::F32 };
-                // Written zeros: those that the system promises would fault twice, when read and when written.
-                let zeros = Tensor::zeros(var.shape(), dtype, var.device())?;
-                zeros.zero_set()?;
-                Some(zeros)
-            }
-        };
-        if let Some(here) = here {
-            self.0.insert(parameter, Kept::Here(here));
-        }
-        match self.0.get(parameter) {
-            Some(Kept::Here(state)) => Ok(state),
-            _ => Err(Error::Training(format!("no optimizer state for `{}`", parameter.name()))),
-        }
-    }
-
-    fn save(&self, part: &str, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        for (_, name, state) in self.0.iter() {
-            let state = match state {
-                Kept::Here(state) => state.clone(),
-                Kept::OnCard(state) => state.read()?,
-            };
-            into.insert(format!("{name}.{part}"), state);
-        }
-        Ok(())
-    }
-
-    /// Splits `state` by the parts of its names.
-    fn load(state: BTreeMap<String, Tensor>, parts: &mut [(&str, &mut Self)], parameters: &Trainable) -> Result<()> {
-        for (key, tensor) in state {
-            let found = parts.iter_mut().find_map(|(part, state)| {
-                let name = key.strip_suffix(*part)?.strip_suffix('.')?;
-                Some((name.to_string(), state))
-            });
-            let (name, part) =
-                found.ok_or_else(|| Error::setup(format!("the saved optimizer state `{key}` is not this optimizer's; resume with the optimizer that the run was started with")))?;
-            match parameters.get(&name) {
-                Some(parameter) if parameter.var().shape() == tensor.shape() => {
-                    // A copy of its own: the optimizer changes it in place.
-                    part.0.insert(parameter, Kept::Here(tensor.to_device(parameter.var().device())?.copy()?));
-                }
-                _ => {
-                    return Err(Error::setup(format!(
-                        "the saved optimizer state `{key}` {:?} fits no parameter of this run; resume with the settings that the run was started with",
-                        tensor.dims()
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -2,15 +2,17 @@
 //! matrix is moved by it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use tune_config::Config;
 
 use super::update::{UpdateRule, squared_norm, update};
 use super::values::Real;
-use super::{AdamW, Gradient, Optimizer, StatePart, rounding};
+use super::{AdamW, Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
-use crate::models::{HEAD, Parameter, SCORE, TABLE, TOKEN_ROWS, Trainable};
+use crate::models::{HEAD, Parameter, Piece, SCORE, TABLE, TOKEN_ROWS, Trainable};
+use crate::offload::OffloadFile;
 
 /// The iteration's coefficients: those that raise small singular values fastest, and leave all between 0.7 and 1.2.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
@@ -73,6 +75,13 @@ impl Muon {
         }
     }
 
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.momenta.keep_in(file);
+        self.others = self.others.keep_in(file);
+        self
+    }
+
     /// Whether a parameter of this name and shape is moved as a matrix.
     pub(super) fn is_for(name: &str, dims: &[usize]) -> bool {
         dims.len() == 2 && ![TABLE, TOKEN_ROWS, HEAD, SCORE].contains(&name)
@@ -95,8 +104,9 @@ impl Optimizer for Muon {
             let lr = self.lr_of_others(lr);
             return self.others.update(parameter, gradient, lr, scale, step);
         };
-        let mean = self.momenta.get(parameter)?;
+        let mean = &self.momenta.whole(parameter)?;
         update(mean, [], gradient, (0, 0), &Mean { scale, new: 1.0 - self.momentum })?;
+        self.momenta.give_back(parameter, mean)?;
         let direction = match self.nesterov {
             true => {
                 let gradient = (gradient.to_tensor()?.to_dtype(mean.dtype())? * scale)?;
@@ -110,9 +120,13 @@ impl Optimizer for Muon {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = self.others.state()?;
-        self.momenta.save(MOMENTUM, &mut state)?;
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = self.others.state_pieces()?;
+        self.momenta.pieces(MOMENTUM, &mut pieces);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

@@ -3,22 +3,11 @@
 //! A step's numbers have the bits that the processor's steps have: both round each product, sum, quotient and root by itself, in
 //! the same order. Only the norm of all gradients is summed in another order.
 
-use super::{Gradient, Kept, StatePart, rounding_key};
+use super::{Gradient, StatePart, rounding_key};
 use crate::Result;
-use crate::engine::{Card, Move, OnCard, Rule};
+use crate::engine::{Move, OnCard, Rule};
 use crate::kernels::Dropout;
 use crate::models::Parameter;
-
-impl StatePart {
-    /// Takes the parameter's state out, on a card; zero at first.
-    fn take_on(&mut self, card: &std::sync::Arc<Card>, parameter: &Parameter) -> Result<OnCard> {
-        match self.0.take(parameter) {
-            Some(Kept::OnCard(state)) => Ok(state),
-            Some(Kept::Here(state)) => OnCard::of(card, &state),
-            None => Ok(OnCard::zeros(card, parameter.var().shape())),
-        }
-    }
-}
 
 /// Moves parameters whose gradients are on a card by a rule, with `N` parts of state, and gradients times `scale`.
 pub(super) fn update_on_card<const N: usize>(
@@ -46,7 +35,7 @@ pub(super) fn update_on_card<const N: usize>(
     });
     let result = card.step(rule, scale, moves.collect());
     for ((parameter, _), state) in all.iter().zip(state) {
-        parts.iter_mut().zip(state).for_each(|(part, state)| part.0.insert(parameter, Kept::OnCard(state)));
+        parts.iter_mut().zip(state).for_each(|(part, state)| part.put_on_card(parameter, state));
     }
     result
 }

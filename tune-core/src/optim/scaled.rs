@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::{Gradient, Optimizer};
 use crate::Result;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
 
 /// What a parameter's learning rate is, as a multiple of the optimizer's.
 pub trait Rates: Send {
@@ -67,6 +67,10 @@ impl<R: Rates> Optimizer for Scaled<R> {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         self.optimizer.state()
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        self.optimizer.state_pieces()
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

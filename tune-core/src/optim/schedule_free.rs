@@ -2,15 +2,18 @@
 //! mean of those that the steps lead to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::by_place::ByPlace;
+use super::state::dtype_of;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Kept, Optimizer, StatePart, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::kernels::Dropout;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::OffloadFile;
 use crate::{Error, Result};
 
 /// Schedule-free AdamW as its authors have it. Between steps a model has the mean `x` of the weights `z` that steps lead to.
@@ -70,6 +73,12 @@ impl ScheduleFree {
         }
     }
 
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        [&mut self.walking, &mut self.mean, &mut self.second].into_iter().for_each(|part| part.keep_in(file));
+        self
+    }
+
     /// Bytes of the state of a parameter with so many elements.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         12 * elements + 16
@@ -84,16 +93,14 @@ impl Optimizer for ScheduleFree {
     fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
         if self.counted.get(parameter).is_none() {
             for part in [&mut self.walking, &mut self.mean] {
-                let var = parameter.var();
-                let dtype = if var.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
                 // A copy of its own: it is changed in place.
-                part.0.insert(parameter, Kept::Here(var.as_tensor().to_dtype(dtype)?.copy()?));
+                part.put(parameter, parameter.var().as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?;
             }
         }
         let mut counted = self.counted.get(parameter).copied().unwrap_or_default();
         counted.under_way = Some(step);
         self.counted.insert(parameter, counted);
-        let walking = Gradient::from(self.walking.get(parameter)?.clone());
+        let walking = Gradient::from(self.walking.whole(parameter)?);
         let (key, first) = rounding(parameter, step);
         // Bits of its own: those of the key itself are for the update.
         let key = (Dropout::mix(key, 1), first);
@@ -138,16 +145,21 @@ impl Optimizer for ScheduleFree {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        self.walking.save(WALKING, &mut state)?;
-        self.mean.save(MEAN, &mut state)?;
-        self.second.save(SECOND, &mut state)?;
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = Vec::new();
+        self.walking.pieces(WALKING, &mut pieces);
+        self.mean.pieces(MEAN, &mut pieces);
+        self.second.pieces(SECOND, &mut pieces);
         for (_, name, counted) in self.counted.iter() {
             for (part, number) in [(SUM, counted.sum), (LARGEST_LR, counted.largest_lr)] {
-                state.insert(format!("{name}.{part}"), Tensor::new(number, &Device::Cpu)?);
+                let make = move || Ok(Tensor::new(number, &Device::Cpu)?);
+                pieces.push(Piece::new(format!("{name}.{part}"), DType::F64, Vec::new(), make));
             }
         }
-        Ok(state)
+        Ok(pieces)
     }
 
     fn set_state(&mut self, mut state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {
@@ -165,7 +177,7 @@ impl Optimizer for ScheduleFree {
         // A mean without its count would begin anew, and the other way round.
         let is_whole = |parameter: &&Parameter| {
             let is_counted = self.counted.get(parameter).is_some();
-            [&self.walking, &self.mean, &self.second].iter().all(|part| part.0.get(parameter).is_some() == is_counted)
+            [&self.walking, &self.mean, &self.second].iter().all(|part| part.has(parameter) == is_counted)
         };
         match parameters.iter().find(|parameter| !is_whole(parameter)) {
             Some(parameter) => Err(Error::setup(format!(

@@ -1,16 +1,18 @@
 //! Stochastic gradient descent with momentum, as PyTorch defines it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
 use crate::engine::Rule as OnCards;
-use crate::models::{Parameter, Trainable};
+use crate::models::{Parameter, Piece, Trainable};
+use crate::offload::OffloadFile;
 
 /// SGD: `velocity = momentum · velocity + (gradient + weight_decay · weight)`, `weight -= lr · velocity`.
 #[derive(Debug)]
@@ -28,6 +30,12 @@ impl Sgd {
     /// SGD without state yet.
     pub fn new(lr: f64, momentum: f64, weight_decay: f64) -> Self {
         Self { lr, momentum, weight_decay, velocity: StatePart::default() }
+    }
+
+    /// Keeps its state in this file, before there is any.
+    pub(super) fn keep_in(mut self, file: Option<&Arc<OffloadFile>>) -> Self {
+        self.velocity.keep_in(file);
+        self
     }
 }
 
@@ -65,9 +73,13 @@ impl Optimizer for Sgd {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        self.velocity.save("momentum_buffer", &mut state)?;
-        Ok(state)
+        made(&self.state_pieces()?)
+    }
+
+    fn state_pieces(&self) -> Result<Vec<Piece<'_>>> {
+        let mut pieces = Vec::new();
+        self.velocity.pieces("momentum_buffer", &mut pieces);
+        Ok(pieces)
     }
 
     fn set_state(&mut self, state: BTreeMap<String, Tensor>, parameters: &Trainable) -> Result<()> {

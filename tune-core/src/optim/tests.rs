@@ -100,6 +100,63 @@ fn steps_go_on_from_what_was_saved() {
     }
 }
 
+/// State in a file is changed as it is in memory, and read when it is saved.
+#[test]
+fn steps_in_a_file_are_those_in_memory() {
+    let fixture = Fixture::read();
+    let folder = tempfile::tempdir().unwrap();
+    for case in fixture.cases() {
+        let mut in_file = case.clone();
+        in_file["optimizer"]["offload_dir"] = folder.path().to_str().unwrap().into();
+        let (memory, file, what) = (Fixture::optimizer(case), Fixture::optimizer(&in_file), &case["optimizer"]);
+        for dtype in [DType::F32, DType::BF16] {
+            let (here, there) = (fixture.start(dtype), fixture.start(dtype));
+            let (mut one, mut other) = (memory.build(), file.build());
+            fixture.step(one.as_mut(), &here, 0..4);
+            fixture.step(other.as_mut(), &there, 0..2);
+            // As a run that goes on does it: the parameters one after the other.
+            let mut resumed = file.build();
+            let mut by_parameter: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
+            for (name, tensor) in other.state().unwrap() {
+                let parameter = name.rsplit_once('.').unwrap().0.to_owned();
+                by_parameter.entry(parameter).or_default().insert(name, tensor);
+            }
+            by_parameter.into_values().for_each(|of_one| resumed.set_state(of_one, &there).unwrap());
+            fixture.step(resumed.as_mut(), &there, 2..4);
+            assert_eq!(values(&here), values(&there), "{what}, {dtype:?}");
+            let numbers = |optimizer: &dyn Optimizer| -> BTreeMap<String, Vec<f64>> {
+                let of = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+                optimizer.state().unwrap().iter().map(|(name, tensor)| (name.clone(), of(tensor))).collect()
+            };
+            assert_eq!(numbers(one.as_ref()), numbers(resumed.as_ref()), "{what}, {dtype:?}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// A parameter whose state is in memory part by part, and whose last part is no whole block.
+#[test]
+fn large_parameters_pass_part_by_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let len = super::state::AT_ONCE + 1234;
+    let numbers = |seed: u64| Tensor::from_vec(crate::models::uniform(seed, len, 1.0), len, &Device::Cpu).unwrap();
+    for name in ["adamw", "adamw_8bit", "schedule_free_adamw"] {
+        let ended = ["", &format!(", offload_dir: {}", folder.path().display())].map(|more| {
+            let text = format!("{{_component_: {name}, lr: 0.01{more}}}");
+            let mut optimizer = load::<OptimizerConfig>(Input::yaml("o.yaml", text)).unwrap().config.build();
+            let var = Var::from_tensor(&numbers(1).to_dtype(DType::BF16).unwrap()).unwrap();
+            let parameters = Trainable::from_iter([("w".to_owned(), var)]);
+            for step in 1..=3 {
+                optimizer.prepare_all(&parameters, step).unwrap();
+                let gradient = numbers(step + 1).into();
+                optimizer.update(parameters.at(0).unwrap(), &gradient, 0.01, 1.0, step).unwrap();
+            }
+            values(&parameters)
+        });
+        assert!(ended[0] == ended[1], "{name}");
+    }
+}
+
 /// The plans of memory and of disk count what is kept of each parameter.
 #[test]
 fn the_state_is_as_large_as_is_said() {

@@ -1,12 +1,14 @@
 //! Sweeps over whole tensors in place, for optimizers and gradients.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use half::bf16;
 
 use super::Gradient;
+use super::state::{OnParts, State, in_parts};
 use super::values::{Real, Values};
 use crate::kernels::{Dropout, Element, Shared, parallel, simd, sum};
 
@@ -33,7 +35,7 @@ pub(crate) trait UpdateRule<const N: usize>: Copy + Sync {
 /// Shapes or dtypes that differ.
 pub(crate) fn update<const N: usize>(
     weight: &Tensor,
-    state: [&Tensor; N],
+    state: [State<'_>; N],
     gradient: &Gradient,
     (key, first): (u64, usize),
     rule: &impl UpdateRule<N>,
@@ -45,21 +47,26 @@ pub(crate) fn update<const N: usize>(
             gradient.shape()
         );
     }
+    let len = weight.elem_count();
     if weight.dtype() == candle_core::DType::F64 {
         let gradient = gradient.values::<f64>()?;
-        return with_slices(&state, Vec::new(), &mut |state| {
-            write(weight, |w, range| match w {
-                CpuStorage::F64(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
+        return with_state(&state, len, &mut |part, state| {
+            let (first, gradient) = (part.start, &gradient[part.clone()]);
+            write(weight, |w, all| match w {
+                CpuStorage::F64(w) => sweep(first, &mut w[all][part], state, gradient, rule, |w| w, |_, w| w),
                 other => bail!("update: a weight of {:?} among those of f64", other.dtype()),
             })
         });
     }
     let gradient = gradient.values::<f32>()?;
     let round = rounded((key, first));
-    with_slices(&state, Vec::new(), &mut |state| {
-        write(weight, |w, range| match w {
-            CpuStorage::F32(w) => sweep(&mut w[range], state, &gradient, rule, |w| w, |_, w| w),
-            CpuStorage::BF16(w) => sweep(&mut w[range], state, &gradient, rule, <bf16 as Element>::to_f32, round),
+    with_state(&state, len, &mut |part, state| {
+        let (first, gradient) = (part.start, &gradient[part.clone()]);
+        write(weight, |w, all| match w {
+            CpuStorage::F32(w) => sweep(first, &mut w[all][part], state, gradient, rule, |w| w, |_, w| w),
+            CpuStorage::BF16(w) => {
+                sweep(first, &mut w[all][part], state, gradient, rule, <bf16 as Element>::to_f32, round)
+            }
             other => bail!("update: tensors of {:?} are not trained", other.dtype()),
         })
     })
@@ -93,7 +100,9 @@ fn stochastic(x: f32, random: u32) -> bf16 {
     bf16::from_bits(if x.is_nan() { nan } else { rounded } as u16)
 }
 
+/// Moves the elements from `first` on.
 fn sweep<const N: usize, R: Real, W: Copy + Send>(
+    first: usize,
     weight: &mut [W],
     mut state: Vec<&mut [R]>,
     gradient: &[R],
@@ -115,7 +124,7 @@ fn sweep<const N: usize, R: Real, W: Copy + Send>(
             (weight.part(start, count), std::array::from_fn::<&mut [R], N, _>(|n| state[n].part(start, count)))
         };
         let gradient = &gradient[start..start + count];
-        let part = Part { first: start, weight, state, gradient };
+        let part = Part { first: first + start, weight, state, gradient };
         simd(
             #[inline(always)]
             || part.sweep(rule, &widen, &narrow),
@@ -185,6 +194,22 @@ impl<W: Copy, R: Real, const N: usize> Part<'_, W, R, N> {
     }
 }
 
+/// Calls `f` with ranges of elements and what the parts of a state have there, to be changed: all `len` elements once.
+fn with_state<R: Real>(state: &[State<'_>], len: usize, f: &mut OnParts<'_, R>) -> Result<()> {
+    let (mut here, mut files) = (Vec::new(), Vec::new());
+    for part in state {
+        match part {
+            State::Here(tensor) => here.push(*tensor),
+            State::InFile(file) => files.push(*file),
+        }
+    }
+    match (here.len(), files.len()) {
+        (_, 0) => with_slices(&here, Vec::new(), &mut |slices| f(0..len, slices)),
+        (0, _) => in_parts(&files, len, f).map_err(candle_core::Error::wrap),
+        _ => bail!("update: one part of a state is in memory, and another in a file"),
+    }
+}
+
 /// Calls `f` with the elements of all `tensors`, to be written.
 fn with_slices<R: Real>(
     tensors: &[&Tensor],
@@ -203,13 +228,10 @@ fn with_slices<R: Real>(
 }
 
 /// Calls `f` once with a tensor's storage, to be written, and where in it the tensor lies.
-pub(super) fn write(
-    tensor: &Tensor,
-    f: impl FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>,
-) -> Result<()> {
+pub(super) fn write(tensor: &Tensor, f: impl FnOnce(&mut CpuStorage, Range<usize>) -> Result<()>) -> Result<()> {
     struct Write<F>(RefCell<Option<F>>);
 
-    impl<F: FnOnce(&mut CpuStorage, std::ops::Range<usize>) -> Result<()>> InplaceOp1 for Write<F> {
+    impl<F: FnOnce(&mut CpuStorage, Range<usize>) -> Result<()>> InplaceOp1 for Write<F> {
         fn name(&self) -> &'static str {
             "update"
         }

@@ -9,7 +9,7 @@ use super::update::TASK;
 use crate::kernels::parallel;
 
 /// What a step is computed in: `f32` for fp32 and bf16 tensors, `f64` for those of the plain backend.
-pub(crate) trait Real: WithDType + Float + NumAssign + std::iter::Sum + Send + Sync {
+pub(crate) trait Real: WithDType + bytemuck::Pod + Float + NumAssign + std::iter::Sum + Send + Sync {
     /// The storage as a slice, if it holds this very type.
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     /// The same, to be written.

@@ -8,6 +8,7 @@ use crate::checkpoint::{Checkpoint, free_bytes, human};
 use crate::memory_plan;
 use crate::metrics::Metrics;
 use crate::models::ModelSpec;
+use crate::offload::check_room;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
 use crate::recipe::{Outline, Plan, Trained};
@@ -29,6 +30,10 @@ pub(super) fn look(outline: &Outline, model: Option<&Model>, batches: Option<usi
             report.fact("disk", needed);
             refusal.into_iter().for_each(|error| report.error(error));
         }
+        if let Ok(Some(Room { needed, refusal })) = offloaded(outline, shape) {
+            report.fact("offloaded", needed);
+            refusal.into_iter().for_each(|error| report.error(error));
+        }
     }
     report.take(check_logs(outline));
     logs(outline, report);
@@ -45,6 +50,9 @@ pub(crate) fn check(
     let there = run::check(&outline.run.output_dir, base.path(), outline.run.start())?;
     check_writable(&outline.run.output_dir)?;
     check_logs(outline)?;
+    if let Some(refusal) = offloaded(outline, shape)?.and_then(|room| room.refusal) {
+        return Err(refusal);
+    }
     let has_more_to_save = state.is_none_or(|state| state.position.step < state.total_steps);
     room(outline, shape, &there, batches)?.refusal.filter(|_| has_more_to_save).map_or(Ok(()), Err)
 }
@@ -117,15 +125,57 @@ fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
         }
     };
     let saved = |name: &str, dims: &[usize]| outline.optimizer.saved_bytes(name, dims);
-    let state = memory_plan::of_state(shape, lora, &saved)?;
+    let state = memory_plan::of_state(shape, lora, 1, &saved)?;
     let value = match outline.value()? {
         Some((_, value)) => {
             let weights = value.parameter_count() * outline.run.dtype.dtype().size_in_bytes() as u64;
-            weights + memory_plan::of_state(&value, None, &saved)?
+            weights + memory_plan::of_state(&value, None, 1, &saved)?
         }
         None => 0,
     };
     Ok(weights + state + value + run::SPARE_BYTES)
+}
+
+/// Bytes of the optimizers' state that this process keeps in a file.
+fn offloaded_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
+    let optimizer = &outline.optimizer;
+    let kept = |name: &str, dims: &[usize]| optimizer.state_bytes(name, dims) - optimizer.held_bytes(name, dims);
+    let lora = match &outline.trained {
+        Trained::Weights => None,
+        Trained::Adapters { lora, .. } => Some(&**lora),
+    };
+    let layout = outline.run.mesh.layout(outline.group.world_size())?;
+    let value = match outline.value()? {
+        Some((_, value)) => memory_plan::of_state(&value, None, layout.shards, &kept)?,
+        None => 0,
+    };
+    Ok(memory_plan::of_state(shape, lora, layout.shards, &kept)? + value)
+}
+
+/// What is kept in a file while the run trains, if anything is, and why that cannot be, if so.
+fn offloaded(outline: &Outline, shape: &ModelSpec) -> Result<Option<Room>> {
+    let Some(dir) = outline.optimizer.offload_dir() else { return Ok(None) };
+    let processes = outline.group.place().local_world_size as u64;
+    let bytes = offloaded_bytes(outline, shape)?.saturating_mul(processes);
+    let free = free_bytes(dir);
+    let text = free.map_or_else(String::new, |free| format!(", which has {} free", human(free)));
+    let needed = format!("{} of optimizer state in {}{text}", human(bytes), dir.display());
+    let room = check_room(dir, "optimizer.offload_dir", "the optimizer's state", bytes);
+    let refusal = room.and_then(|()| check_writable(dir)).err();
+    Ok(Some(Room { needed, refusal }))
+}
+
+/// Whether two folders share what is free.
+#[cfg(unix)]
+fn share_a_disk(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let disk = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    disk(a).is_some_and(|a| Some(a) == disk(b))
+}
+
+#[cfg(not(unix))]
+fn share_a_disk(_: &Path, _: &Path) -> bool {
+    false
 }
 
 /// How often a run of so many batches an epoch saves: at the end of each, and after every so many steps.
@@ -167,7 +217,13 @@ fn room(outline: &Outline, shape: &ModelSpec, there: &[Saved], batches: Option<u
         Start::Overwrite => (there.iter().map(size).sum(), one.saturating_mul(most)),
         _ => (0, one.saturating_mul(most.saturating_sub(there.len() as u64).max(1))),
     };
-    let free = free_bytes(&existing(&outline.run.output_dir)).map(|free| free.saturating_add(freed));
+    let place = existing(&outline.run.output_dir);
+    // What is kept beside checkpoints is there before them.
+    let beside = match outline.optimizer.offload_dir() {
+        Some(dir) if share_a_disk(dir, &place) => offloaded_bytes(outline, shape)?,
+        _ => 0,
+    };
+    let free = free_bytes(&place).map(|free| free.saturating_add(freed).saturating_sub(beside));
     let free_text = free.map_or_else(String::new, |free| format!(", of {} that are free", human(free)));
     let text = match batches {
         None => format!("a checkpoint takes {}", human(one)),

@@ -23,7 +23,7 @@ use crate::{Error, Result};
     compile = "everything here is compiled",
     profiler = "use a profiler of the system, such as perf",
     log_peak_memory_stats = "the peak is always logged",
-    enable_activation_offloading = "activations stay where they are made"
+    enable_activation_offloading = "activations stay where they are made; activation_offload_dir=FOLDER keeps them in a file"
 ))]
 pub struct RunKeys {
     /// Checkpoints, logs and the resolved config go here.
@@ -341,6 +341,10 @@ pub struct StepKeys {
     /// Keep only each block's input for the backward pass: less memory, a third more time.
     #[config(default = false, may_change)]
     pub enable_activation_checkpointing: bool,
+    /// Keep what enable_activation_checkpointing keeps in a file in this folder, which should be on a fast disk of this machine, and not in
+    /// memory. The steps are the same; nothing is left in the folder. In memory where null.
+    #[config(may_change)]
+    pub activation_offload_dir: Option<PathBuf>,
 }
 
 impl StepKeys {

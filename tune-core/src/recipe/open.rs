@@ -303,11 +303,12 @@ impl Opened {
             format!("\nwith the adapters in {}", dirs.join(", then "))
         });
         let compared = self.outline.describe_reference(reference);
-        if let Some(state) = &mut self.state {
-            if is_main {
-                state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
-            }
-            optimizer.set_state(std::mem::take(&mut state.optimizer), model.trainable())?;
+        if let Some(state) = self.state.as_ref().filter(|_| is_main) {
+            state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
+        }
+        self.give_state(optimizer, model.trainable(), false)?;
+        if let Some(dir) = &self.outline.steps.activation_offload_dir {
+            model.offload_inputs(dir);
         }
         let Self { base, shape, in_blocks, seed, resumed, state, outline, mesh, mut console, train_data, .. } = self;
         let position = state.as_ref().map_or_else(Default::default, |state| state.position);

@@ -476,7 +476,11 @@ impl Outline {
     /// # Errors
     /// A checkpoint that is damaged, or of a run with other settings: the message has them.
     pub fn resumed(&self, shards: &Group) -> Result<Option<(Saved, TrainingState)>> {
-        self.resumed_with(|dir| TrainingState::read_share(dir, shards))
+        match self.optimizer.offload_dir() {
+            // It is read when there is a file that it goes to.
+            Some(_) => self.resumed_with(TrainingState::read_without_optimizer),
+            None => self.resumed_with(|dir| TrainingState::read_share(dir, shards)),
+        }
     }
 
     pub(crate) fn resumed_with(
@@ -622,6 +626,7 @@ impl Outline {
             optimizer_state_held: state.map_or(0, TrainingState::bytes),
             optimizer_in_backward: self.optimizer_in_bwd,
             activation_checkpointing: self.steps.enable_activation_checkpointing,
+            activation_offload_dir: self.steps.activation_offload_dir.clone(),
             gradient_accumulation_steps,
             clips_gradients: self.steps.clip_grad_norm.is_some(),
             packed: self.data.is_packed(),

@@ -343,7 +343,7 @@ impl Run {
             return Ok(saved);
         }
         let in_background = self.saves_in_background();
-        let pieces = weights.pieces(optimizer.state()?)?;
+        let pieces = weights.pieces(optimizer.state_pieces()?);
         let together = Together::new(&self.mesh, &pieces);
         let (form, of_models) = weights.form();
         let saved = match (self.place(), before) {

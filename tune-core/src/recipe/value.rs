@@ -6,8 +6,9 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{Opened, Outline};
+use crate::checkpoint::state::read_optimizer;
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
-use crate::models::{Decoder, LoadOptions, ModelSpec, Piece, SCORE, WithHead};
+use crate::models::{Decoder, LoadOptions, ModelSpec, Piece, SCORE, Trainable, WithHead};
 use crate::optim::Optimizer;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -33,9 +34,11 @@ impl std::fmt::Debug for ValueModel {
 
 impl ValueModel {
     /// Its weights and its optimizer's state, as a checkpoint has them.
-    pub(super) fn pieces(&self) -> Result<(Vec<Piece<'_>>, BTreeMap<String, Tensor>)> {
-        let state = self.optimizer.state()?.into_iter().map(|(name, tensor)| (format!("{VALUE}.{name}"), tensor));
-        Ok((self.model.pieces()?.0, state.collect()))
+    pub(super) fn pieces(&self) -> Result<(Vec<Piece<'_>>, Vec<Piece<'_>>)> {
+        let mut state = self.optimizer.state_pieces()?;
+        state.iter_mut().for_each(|piece| piece.name = format!("{VALUE}.{}", piece.name));
+        state.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok((self.model.pieces()?.0, state))
     }
 }
 
@@ -161,17 +164,46 @@ impl Opened {
                 Decoder::load(shape.clone(), &source, &options)?
             }
         };
-        if let Some(state) = &mut self.state {
-            let mut own = BTreeMap::new();
-            for (name, tensor) in std::mem::take(&mut state.optimizer) {
-                match of_value(&name) {
-                    Some(of_value) => own.insert(of_value.to_owned(), tensor),
-                    None => state.optimizer.insert(name, tensor),
-                };
-            }
-            optimizer.set_state(own, model.trainable())?;
+        self.give_state(optimizer.as_mut(), model.trainable(), true)?;
+        if let Some(dir) = &self.outline.steps.activation_offload_dir {
+            model.offload_inputs(dir);
         }
         Ok(ValueModel { model, optimizer, base })
+    }
+
+    /// Gives an optimizer its state, where the run goes on from a checkpoint: that of the model, or that of the value model. What is kept
+    /// in a file is read parameter by parameter.
+    ///
+    /// # Errors
+    /// State that is not this optimizer's, and as [`read_optimizer`].
+    pub(super) fn give_state(
+        &mut self,
+        optimizer: &mut dyn Optimizer,
+        parameters: &Trainable,
+        to_value: bool,
+    ) -> Result<()> {
+        let mut give = |all: BTreeMap<String, Tensor>| {
+            let (value, own): (BTreeMap<_, _>, _) = all.into_iter().partition(|(name, _)| of_value(name).is_some());
+            let short = |(name, tensor): (String, Tensor)| Some((of_value(&name)?.to_owned(), tensor));
+            let (given, left) = match to_value {
+                true => (value.into_iter().filter_map(short).collect(), own),
+                false => (own, value),
+            };
+            if !given.is_empty() {
+                optimizer.set_state(given, parameters)?;
+            }
+            Ok(left)
+        };
+        match (&mut self.state, &self.resumed) {
+            (Some(_), Some(saved)) if self.outline.optimizer.offload_dir().is_some() => {
+                read_optimizer(&saved.path, self.mesh.shards(), &mut |of_one| give(of_one).map(drop))
+            }
+            (Some(state), _) => {
+                state.optimizer = give(std::mem::take(&mut state.optimizer))?;
+                Ok(())
+            }
+            (None, _) => Ok(()),
+        }
     }
 
     /// Loads the reward model, if there is one, with the token that fills its rows up: it scores at the last other one.

@@ -25,7 +25,7 @@ pub struct Weights<'m> {
     trainable: &'m Trainable,
     /// The same of a value model, and its optimizer's state.
     value: Vec<Piece<'m>>,
-    value_state: BTreeMap<String, Tensor>,
+    value_state: Vec<Piece<'m>>,
 }
 
 /// What of a checkpoint is not made piece by piece, and how the rest is written.
@@ -59,7 +59,7 @@ pub(super) struct Beside<'a> {
 impl<'m> Weights<'m> {
     fn of(form: Form, pieces: Vec<Piece<'m>>, of: &'m Decoder) -> Self {
         let form = Form { of_model: pieces.len(), ..form };
-        Self { form, model: pieces, trainable: of.trainable(), value: Vec::new(), value_state: BTreeMap::new() }
+        Self { form, model: pieces, trainable: of.trainable(), value: Vec::new(), value_state: Vec::new() }
     }
 
     /// The weights of the model itself.
@@ -113,18 +113,22 @@ impl<'m> Weights<'m> {
     }
 
     /// What is made as it is written: the weights of the models, and behind them the state that their optimizers have here.
-    pub(super) fn pieces(&self, optimizer: BTreeMap<String, Tensor>) -> Result<Vec<Piece<'_>>> {
-        let mut pieces: Vec<Piece<'_>> = self.all_pieces().map(Piece::again).collect();
-        for (name, here) in optimizer {
-            let parameter = name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
-            let parameter = parameter.filter(|parameter| parameter.var().dims() == here.dims());
-            let shape = parameter.map_or_else(|| here.dims().to_vec(), Parameter::dims);
-            let dtype = here.dtype();
-            let make = move || parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here));
+    pub(super) fn pieces<'a>(&'a self, mut optimizer: Vec<Piece<'a>>) -> Vec<Piece<'a>> {
+        optimizer.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut pieces: Vec<Piece<'a>> = self.all_pieces().map(Piece::again).collect();
+        for piece in optimizer {
+            let parameter = piece.name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
+            let parameter = parameter.filter(|parameter| parameter.var().dims() == piece.shape);
+            let shape = parameter.map_or_else(|| piece.shape.clone(), Parameter::dims);
+            let (name, dtype) = (piece.name.clone(), piece.dtype);
+            let make = move || {
+                let here = piece.make()?;
+                parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here))
+            };
             pieces.push(Piece::new(name, dtype, shape, make));
         }
-        pieces.extend(self.value_state.iter().map(|(name, tensor)| Piece::of(name, tensor)));
-        Ok(pieces)
+        pieces.extend(self.value_state.iter().map(Piece::again));
+        pieces
     }
 
     /// How they are written, and how many pieces the models have.

@@ -151,6 +151,14 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         Buffer::zeros(rows * cols)
     }
 
+    fn content<'a>(&self, x: &'a Buffer<T>) -> Option<&'a [u8]> {
+        Some(bytemuck::cast_slice(x))
+    }
+
+    fn content_mut<'a>(&self, x: &'a mut Buffer<T>) -> Option<&'a mut [u8]> {
+        Some(bytemuck::cast_slice_mut(x))
+    }
+
     fn sums(&self, rows: usize, cols: usize) -> Buffer<f32> {
         Buffer::new(rows * cols)
     }

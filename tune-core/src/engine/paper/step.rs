@@ -11,6 +11,7 @@ use crate::data::{Batch, IGNORE, Span};
 use crate::distributed::Layout;
 use crate::engine::backend::Backend;
 use crate::engine::block::Past;
+use crate::engine::kept::Keeper;
 use crate::engine::parameters::Parameters;
 use crate::engine::run::{Minimized, Objective, Run, Taught};
 use crate::kernels::Element;
@@ -39,6 +40,8 @@ pub(crate) struct StepOnPaper<'a> {
     /// The adapters that are trained, resolved; the model's own weights if `None`.
     pub(crate) lora: Option<&'a LoraOptions>,
     pub(crate) activation_checkpointing: bool,
+    /// Whether the inputs of blocks that are kept are in a file.
+    pub(crate) offloads_inputs: bool,
     /// Whether gradients are used up as they come.
     pub(crate) optimizer_in_backward: bool,
     /// Among how many processes parameters are divided; this is the first, whose share is the largest.
@@ -81,7 +84,8 @@ impl StepOnPaper<'_> {
                 .map(|(teacher, sharded)| Run::new(paper, teacher.model, teacher.parameters(sharded), batch));
             let taught = teacher.as_ref().map(|run| Taught::new(run, Mixture::new(0.5, 0.5))).transpose()?;
             let sharded = ShardedOnPaper::new(*self, true);
-            let run = Run { taught, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
+            let keeper = if self.offloads_inputs { Keeper::Paper } else { Keeper::Memory };
+            let run = Run { taught, keeper, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
             if paper.machine == Machine::Card {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }

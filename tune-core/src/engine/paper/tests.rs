@@ -61,6 +61,7 @@ fn plain<'a>(model: &'a ModelSpec, none: &'a InBlocks) -> StepOnPaper<'a> {
         in_blocks: none,
         lora: None,
         activation_checkpointing: false,
+        offloads_inputs: false,
         optimizer_in_backward: false,
         layout: Layout::ONE,
         teacher: None,
@@ -75,6 +76,10 @@ fn both(step: StepOnPaper<'_>, dtype: DType, batches: &[&Batch]) -> [Ledger; 2] 
         LoadOptions { dtype, device: Compute::Processor, train_weights: step.lora.is_none(), lora: step.lora.cloned() };
     let mut model = Decoder::load(step.model.clone(), &RandomWeights { seed: 1, std: 0.05 }, &options).unwrap();
     model.fake_quantize(step.fake).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    if step.offloads_inputs {
+        model.offload_inputs(folder.path());
+    }
     let mut optimizer = OptimizerConfig::Sgd(crate::optim::SgdConfig {
         lr: 0.0,
         momentum: 0.0,
@@ -155,6 +160,29 @@ fn one_thread_touches_what_the_paper_says() {
             assert_eq!(real, paper, "{name}, {dtype:?}");
         }
     }
+}
+
+/// The inputs of blocks go to a file, and come back into other memory.
+#[test]
+fn inputs_in_a_file_touch_what_the_paper_says() {
+    let (short, long) = (batch(&[70, 41, 130]), batch(&[300, 9, 77, 1]));
+    let none = InBlocks::default();
+    let (mut in_file, mut in_memory) = (0, 0);
+    for (name, model, lora, activation_checkpointing, optimizer_in_backward) in modes() {
+        let lora = lora.map(|lora| lora.resolved(&model).unwrap());
+        let lora = lora.as_ref();
+        let kept = StepOnPaper { lora, activation_checkpointing, optimizer_in_backward, ..plain(&model, &none) };
+        let step = StepOnPaper { offloads_inputs: true, ..kept };
+        for dtype in [DType::F32, DType::BF16] {
+            let [real, paper] = both(step, dtype, &[&long, &short]).map(|ledger| ledger.touched(1));
+            assert_eq!(real, paper, "{name}, {dtype:?}");
+            if activation_checkpointing {
+                in_file += real;
+                in_memory += both(kept, dtype, &[&long, &short])[1].touched(1);
+            }
+        }
+    }
+    assert!(in_file < in_memory, "{in_file} instead of {in_memory}");
 }
 
 /// The other families, but for experts: which of them has how many tokens decides about the order of small buffers.

@@ -52,6 +52,7 @@ impl Work {
             in_blocks,
             lora,
             activation_checkpointing,
+            offloads_inputs: false,
             optimizer_in_backward,
             layout,
             teacher: None,

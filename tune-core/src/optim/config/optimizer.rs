@@ -1,11 +1,16 @@
 //! The `optimizer` key.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use tune_config::Config;
 
 use super::settings::{AdafactorConfig, AdamWConfig, GroupKeys, LionConfig, MuonConfig, ScheduleFreeConfig, SgdConfig};
+use crate::offload::OffloadFile;
+use crate::optim::state::AT_ONCE;
 use crate::optim::{
-    Adafactor, AdamW, AdamW8bit, Averaged, Groups, LayerWise, Lion, LoraPlus, Muon, Optimizer, Scaled, ScheduleFree,
-    Sgd,
+    Adafactor, AdamW, AdamW8bit, Averaged, Groups, LayerWise, Lion, LoraPlus, Muon, Offloaded, Optimizer, Scaled,
+    ScheduleFree, Sgd,
 };
 
 /// What moves the weights.
@@ -67,6 +72,54 @@ impl OptimizerConfig {
         }
     }
 
+    /// The bytes of these that are in memory from step to step; the others are in the folder that `offload_dir` names.
+    pub fn held_bytes(&self, name: &str, dims: &[usize]) -> u64 {
+        match (self, self.offload_dir()) {
+            (_, None) => self.state_bytes(name, dims),
+            (Self::Adafactor(_), Some(_)) => self.own_state_bytes(name, dims),
+            (_, Some(_)) => 0,
+        }
+    }
+
+    /// The bytes of these that are in memory for a while, when the parameter is moved.
+    pub fn passing_bytes(&self, name: &str, dims: &[usize]) -> u64 {
+        if self.offload_dir().is_none() {
+            return 0;
+        }
+        let elements = dims.iter().product::<usize>() as u64;
+        let at_once = elements.min(AT_ONCE as u64);
+        let in_parts = |parts: u64| 4 * parts * at_once;
+        let own = match self {
+            Self::AdamW(_) => in_parts(2),
+            // Bytes.
+            Self::AdamW8bit(_) => 2 * at_once,
+            Self::Sgd(c) => in_parts(u64::from(c.momentum > 0.0)),
+            Self::Lion(_) => in_parts(1),
+            Self::Adafactor(_) => 0,
+            Self::Muon(_) if Muon::is_for(name, dims) => 4 * elements,
+            Self::Muon(_) => in_parts(2),
+            // Where its weights are put back it needs one of the three as a whole.
+            Self::ScheduleFree(_) => in_parts(3).max(4 * elements + in_parts(1)),
+        };
+        let averaged = if self.averages() { in_parts(2).max(4 * elements) } else { 0 };
+        own.max(averaged)
+    }
+
+    /// The folder that the state is kept in, if it is not in memory.
+    pub fn offload_dir(&self) -> Option<&Path> {
+        self.groups().offload_dir.as_deref()
+    }
+
+    /// Why there is nothing that `offload_dir` could keep, if so.
+    pub fn has_nothing_to_offload(&self) -> Option<&'static str> {
+        match self {
+            _ if self.averages() => None,
+            Self::Adafactor(_) => Some("adafactor keeps next to nothing"),
+            Self::Sgd(c) if c.momentum == 0.0 => Some("sgd without momentum keeps nothing"),
+            _ => None,
+        }
+    }
+
     /// The bytes of it in a checkpoint.
     pub fn saved_bytes(&self, name: &str, dims: &[usize]) -> u64 {
         match self {
@@ -117,10 +170,29 @@ impl OptimizerConfig {
 
     /// The optimizer, without state yet.
     pub fn build(&self) -> Box<dyn Optimizer> {
+        self.build_for_adapters(None)
+    }
+
+    /// The same for adapters whose `B` is moved at a multiple of the learning rate, if there is one (LoRA+).
+    pub fn build_for_adapters(&self, loraplus_lr_ratio: Option<f64>) -> Box<dyn Optimizer> {
+        let file = self.offload_dir().map(|dir| OffloadFile::new(dir, "optimizer.offload_dir"));
+        let optimizer = self.build_in(file.as_ref());
+        let optimizer = match loraplus_lr_ratio {
+            None => optimizer,
+            Some(ratio) => Box::new(Scaled::new(optimizer, LoraPlus(ratio))),
+        };
+        match file {
+            None => optimizer,
+            Some(file) => Box::new(Offloaded::new(optimizer, file, self.clone())),
+        }
+    }
+
+    /// The same with its state in a file, if there is one.
+    fn build_in(&self, file: Option<&Arc<OffloadFile>>) -> Box<dyn Optimizer> {
         let (decay, groups) = self.decay();
         let optimizer = match groups.decay_vectors || decay == 0.0 {
-            true => self.with_decay(decay),
-            false => Box::new(Groups::new(self.with_decay(decay), self.with_decay(0.0))),
+            true => self.with_decay(decay, file),
+            false => Box::new(Groups::new(self.with_decay(decay, file), self.with_decay(0.0, file))),
         };
         let optimizer = match groups.layerwise_lr_decay == 1.0 {
             true => optimizer,
@@ -128,7 +200,7 @@ impl OptimizerConfig {
         };
         match groups.ema_decay {
             None => optimizer,
-            Some(decay) => Box::new(Averaged::new(optimizer, decay)),
+            Some(decay) => Box::new(Averaged::new(optimizer, decay).keep_in(file)),
         }
     }
 
@@ -149,12 +221,12 @@ impl OptimizerConfig {
     }
 
     /// The optimizer with another weight decay, for all parameters alike.
-    fn with_decay(&self, decay: f64) -> Box<dyn Optimizer> {
+    fn with_decay(&self, decay: f64, file: Option<&Arc<OffloadFile>>) -> Box<dyn Optimizer> {
         match self {
-            Self::AdamW(c) => Box::new(AdamW::new(c.lr, c.betas, c.eps, decay)),
-            Self::Sgd(c) => Box::new(Sgd::new(c.lr, c.momentum, decay)),
-            Self::AdamW8bit(c) => Box::new(AdamW8bit::new(c.lr, c.betas, c.eps, decay)),
-            Self::Lion(c) => Box::new(Lion::new(c.lr, c.betas, decay)),
+            Self::AdamW(c) => Box::new(AdamW::new(c.lr, c.betas, c.eps, decay).keep_in(file)),
+            Self::Sgd(c) => Box::new(Sgd::new(c.lr, c.momentum, decay).keep_in(file)),
+            Self::AdamW8bit(c) => Box::new(AdamW8bit::new(c.lr, c.betas, c.eps, decay).keep_in(file)),
+            Self::Lion(c) => Box::new(Lion::new(c.lr, c.betas, decay).keep_in(file)),
             Self::Adafactor(c) => {
                 let mut adafactor = Adafactor::new(c.lr, decay);
                 adafactor.beta2_decay = c.beta2_decay;
@@ -171,22 +243,14 @@ impl OptimizerConfig {
                 muon.nesterov = c.nesterov;
                 muon.ns_steps = c.ns_steps;
                 muon.adjust = c.adjust_lr_fn;
-                Box::new(muon)
+                Box::new(muon.keep_in(file))
             }
             Self::ScheduleFree(c) => {
                 let mut schedule_free = ScheduleFree::new(c.lr, c.betas, c.eps, decay);
                 schedule_free.r = c.r;
                 schedule_free.weight_lr_power = c.weight_lr_power;
-                Box::new(schedule_free)
+                Box::new(schedule_free.keep_in(file))
             }
-        }
-    }
-
-    /// The same for adapters whose `B` is moved at a multiple of the learning rate, if there is one (LoRA+).
-    pub fn build_for_adapters(&self, loraplus_lr_ratio: Option<f64>) -> Box<dyn Optimizer> {
-        match loraplus_lr_ratio {
-            None => self.build(),
-            Some(ratio) => Box::new(Scaled::new(self.build(), LoraPlus(ratio))),
         }
     }
 }

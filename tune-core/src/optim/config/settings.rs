@@ -1,5 +1,7 @@
 //! The keys of each optimizer.
 
+use std::path::PathBuf;
+
 use tune_config::Config;
 
 use crate::optim::AdjustLr;
@@ -19,11 +21,15 @@ pub struct GroupKeys {
     /// 1 / (1 - ema_decay) steps. None where null.
     #[config(range = 0.0..1.0)]
     pub ema_decay: Option<f64>,
+    /// Keep the optimizer's state in a file in this folder, which should be on a fast disk of this machine, and not in memory. The steps
+    /// are the same; nothing is left in the folder. In memory where null.
+    #[config(may_change)]
+    pub offload_dir: Option<PathBuf>,
 }
 
 impl Default for GroupKeys {
     fn default() -> Self {
-        Self { decay_vectors: true, layerwise_lr_decay: 1.0, ema_decay: None }
+        Self { decay_vectors: true, layerwise_lr_decay: 1.0, ema_decay: None, offload_dir: None }
     }
 }
 

@@ -58,6 +58,7 @@ impl Outline {
                 layout.processes()
             )));
         }
+        self.check_offloading(device)?;
         let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
         let refused = match device {
             Compute::Card(_) => "moves weights before each step, on the processor alone, for now: set device=cpu",
@@ -67,6 +68,44 @@ impl Outline {
             Compute::Processor => return Ok(()),
         };
         Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
+    }
+
+    /// Refuses what cannot be kept in a file.
+    ///
+    /// # Errors
+    /// What is on a card; an optimizer that has no state, or whose state is copied for checkpoints in the background; activations of which
+    /// more than the inputs of blocks are kept.
+    fn check_offloading(&self, device: &Compute) -> Result<()> {
+        if self.steps.activation_offload_dir.is_some() {
+            let refused = match device {
+                Compute::Card(_) => "keeps what the processor computes, for now: leave it out, or set device=cpu",
+                Compute::Processor if !self.steps.enable_activation_checkpointing => {
+                    "keeps the inputs of blocks and nothing else: set enable_activation_checkpointing=true"
+                }
+                Compute::Processor => "",
+            };
+            if !refused.is_empty() {
+                return Err(Error::setup(format!("activation_offload_dir {refused}")));
+            }
+        }
+        if self.optimizer.offload_dir().is_none() {
+            return Ok(());
+        }
+        if let Some(why) = self.optimizer.has_nothing_to_offload() {
+            return Err(Error::setup(format!(
+                "optimizer.offload_dir: {why}: leave it out, or choose another optimizer"
+            )));
+        }
+        let refused = match device {
+            Compute::Card(_) => {
+                "keeps the state of an optimizer that works on the processor, for now: leave it out, or set device=cpu"
+            }
+            Compute::Processor if self.run.enable_async_checkpointing => {
+                "keeps the optimizer's state out of memory, where enable_async_checkpointing copies it: leave out one of them"
+            }
+            Compute::Processor => return Ok(()),
+        };
+        Err(Error::setup(format!("optimizer.offload_dir {refused}")))
     }
 
     /// Refuses a loss that the device does not compute.

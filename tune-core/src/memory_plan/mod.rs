@@ -297,6 +297,10 @@ impl MemoryPlan {
         };
         let of_value = |name: &str, dims: &[usize]| setting.optimizer.state_bytes(name, dims);
         let optimizer = match &setting.value {
+            Some(value) if card => {
+                let trained = parameters::of_model(value, processes);
+                optimizer + 4 * trained * setting.optimizer.state_on_card_per_parameter() as u64
+            }
             Some(value) => optimizer + parameters::of_state(value, None, processes, &of_value)?,
             None => optimizer,
         };
@@ -435,9 +439,10 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         false => (None, reference),
     };
     let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
-    let (paper, mut state) = match setting.card {
-        Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_on_card_per_parameter()))),
-        None => (Paper::<T>::new(rayon::current_num_threads()), None),
+    let state = || State::new(setting.optimizer.state_on_card_per_parameter());
+    let (paper, mut state, mut state_of_value) = match setting.card {
+        Some(_) => (Paper::<T>::card(), Some(state()), Some(state())),
+        None => (Paper::<T>::new(rayon::current_num_threads()), None, None),
     };
     let score = |batch: &Batch, learns: bool| {
         if let Some(judge) = &judge {
@@ -498,11 +503,11 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let before = |batch: &Batch| if rewarded { Ok(()) } else { ask(batch, true) };
         on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
         if let Some(value) = &value {
-            value.train_with(&micro_batches, &paper, Loss::Scores, |_| Ok(()), None)?;
+            value.train_with(&micro_batches, &paper, Loss::Scores, |_| Ok(()), state_of_value.as_mut())?;
         }
     }
     validate()?;
-    drop(state);
+    drop((state, state_of_value));
     Ok(paper.ledger)
 }
 

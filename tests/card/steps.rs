@@ -11,7 +11,7 @@ use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{Card, Gradient, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, Parameter, Trainable};
-use tune_core::optim::{AdamW, Gradients, InBackward, Optimizer, Sgd};
+use tune_core::optim::{AdamW, Gradients, InBackward, Lion, Optimizer, Sgd};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 
 use super::{card, error, fixture, lora, run, values};
@@ -114,12 +114,13 @@ impl Optimizer for SignDescent {
     }
 }
 
-fn optimizers() -> [(&'static str, [Box<dyn Optimizer>; 3]); 4] {
+fn optimizers() -> [(&'static str, [Box<dyn Optimizer>; 3]); 5] {
     let three = |make: &dyn Fn() -> Box<dyn Optimizer>| [make(), make(), make()];
     [
         ("adamw", three(&|| Box::new(AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1)))),
         ("sgd", three(&|| Box::new(Sgd::new(1e-1, 0.0, 0.1)))),
         ("sgd with momentum", three(&|| Box::new(Sgd::new(1e-1, 0.8, 0.1)))),
+        ("lion", three(&|| Box::new(Lion::new(1e-3, [0.9, 0.99], 0.1)))),
         ("one of one's own", three(&|| Box::new(SignDescent))),
     ]
 }

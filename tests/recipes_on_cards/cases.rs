@@ -39,7 +39,7 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 24] = [
+pub(crate) const CASES: [Case; 30] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
@@ -60,6 +60,7 @@ pub(crate) const CASES: [Case; 24] = [
         ],
     ),
     quick("full", "full", Both, &["dataset.packed=true", "neftune_noise_alpha=5", "clip_grad_norm=1.0"]),
+    quick("full_smoothed", "full", Both, &["label_smoothing=0.1", "z_loss=1e-3"]),
     case(
         "full_in_backward",
         "full",
@@ -75,9 +76,20 @@ pub(crate) const CASES: [Case; 24] = [
     case("dpo_full", "dpo", F32, &["~model", "reference=precomputed"]),
     case("dpo_olora", "dpo", F32, &["model.init_lora_weights=olora"]),
     quick("distill", "distill", Both, &["dataset.packed=true"]),
+    // The card learns from what the processor's run has stored.
+    quick("distill_stored", "distill", F32, &["teacher_logits={path: '{folder}/said', top_k: 16}"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
     quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
     case("kto", "kto", F32, &["batch_size=2"]),
+    quick("reward", "reward", Both, &["model.lora_dropout=0.1"]),
+    case("reward_full", "reward", F32, &["~model"]),
+    quick(
+        "ppo",
+        "ppo",
+        F32,
+        &["samples=2", "max_new_tokens=4", "kl_coeff=0.1", "ppo_epochs=2", "reward=overlap", "value_lr=1e-4"],
+    ),
+    case("ppo_full", "ppo", F32, &["~model", "samples=2", "max_new_tokens=4", "optimizer.lr=1e-4", "reward=overlap"]),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];
@@ -104,7 +116,7 @@ impl Case {
         let rest = ["log_every_n_steps=1", "lr_scheduler.num_warmup_steps=0"];
         let of_recipe: &[&str] = match self.recipe {
             "lora" => &["~exact_match", "model.lora_rank=4"],
-            "dpo" | "grpo" | "kto" | "pretrain" => &["~dataset_val"],
+            "dpo" | "grpo" | "kto" | "ppo" | "pretrain" | "reward" => &["~dataset_val"],
             "distill" => &["~dataset_val", "teacher_checkpointer.checkpoint_dir={folder}/teacher"],
             _ => &[],
         };

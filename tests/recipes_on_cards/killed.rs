@@ -16,7 +16,8 @@ const RECIPE: &str = "TUNE_TEST_RECIPE";
 const SETTINGS: &str = "TUNE_TEST_SETTINGS";
 
 /// The cases whose runs are killed where a card is.
-const KILLED: [&str; 9] = ["lora", "lora_dora", "full", "full_muon", "full_8bit", "dpo", "distill", "grpo", "pretrain"];
+const KILLED: [&str; 11] =
+    ["lora", "lora_dora", "full", "full_muon", "full_8bit", "dpo", "distill", "grpo", "ppo", "pretrain", "reward"];
 
 /// Those that are killed where none is.
 const QUICK: [&str; 2] = ["lora_dora", "grpo"];
@@ -39,14 +40,21 @@ fn start(case: &Case, settings: &[String], log: &Path) -> Child {
     program.stdout(Stdio::from(log.try_clone().unwrap())).stderr(Stdio::from(log)).spawn().unwrap()
 }
 
-/// Every file of the newest checkpoint, and its step.
+/// Every file of the newest checkpoint, those of a value model among them, and its step.
 fn newest(dir: &Path) -> Result<(u64, BTreeMap<String, Vec<u8>>), String> {
     let saved = latest(dir).map_err(|e| e.to_string())?.ok_or("no checkpoint")?;
-    let entries = std::fs::read_dir(saved.path).unwrap().map(|entry| entry.unwrap().path());
-    let named = |path: std::path::PathBuf| {
-        (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap())
-    };
-    Ok((saved.step, entries.filter(|path| path.is_file()).map(named).collect()))
+    let (mut files, mut folders) = (BTreeMap::new(), vec![saved.path.clone()]);
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&saved.path).unwrap().to_string_lossy().into_owned();
+            files.insert(name, std::fs::read(&path).unwrap());
+        }
+    }
+    Ok((saved.step, files))
 }
 
 /// Kills a run behind its first checkpoint, has it go on, and compares it with one that nobody killed. Returns what is wrong.

@@ -3,6 +3,7 @@
 //!
 //!     cargo run --release -p recipes --bin ppo -- --config configs/ppo/tiny.yaml ppo_epochs=4
 
+use tune_core::device::Compute;
 use tune_core::eval::EvaluationConfig;
 use tune_core::methods::{prompts, texts};
 use tune_core::prelude::*;
@@ -105,6 +106,8 @@ pub(crate) struct ProximalPolicyOptimization {
     /// In the place of the reward, where there is one, with the token that fills its rows up.
     judge: Option<(Decoder, Option<u32>)>,
     stop: StopOptions,
+    /// Whether a card computes, whose kernels for one new token round otherwise than those of training.
+    is_on_card: bool,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
 }
@@ -189,6 +192,7 @@ impl Recipe for ProximalPolicyOptimization {
         }
         let value = opened.load_value(cfg.optimizer.build())?;
         let judge = opened.load_judge()?;
+        let is_on_card = !matches!(opened.device, Compute::Processor);
         let reward = Reward::new(&cfg.reward)?;
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
 
@@ -197,7 +201,7 @@ impl Recipe for ProximalPolicyOptimization {
         let stop_tokens = run.tokenizer().stop_tokens().iter().chain(&cfg.stop_token_ids).copied().collect();
         let stop = StopOptions { max_new_tokens: cfg.max_new_tokens, stop_tokens };
         let schedule = cfg.lr_scheduler.build();
-        Ok(Self { run, model, adapters, reference, value, reward, judge, stop, optimizer, schedule, cfg })
+        Ok(Self { run, model, adapters, reference, value, reward, judge, stop, is_on_card, optimizer, schedule, cfg })
     }
 
     fn train(&mut self) -> Result<()> {
@@ -214,11 +218,16 @@ impl Recipe for ProximalPolicyOptimization {
             let (mut drawn, mut seen) = (Vec::new(), PpoMetrics::default());
             let seed = self.run.seed();
             for (i, batch) in step.micro_batches() {
-                let rollout = self.answer(batch, self.cfg.samples, |prompt, sample| {
+                let mut rollout = self.answer(batch, self.cfg.samples, |prompt, sample| {
                     // By the model's own probabilities, and the same again in a run that is resumed.
                     let key = sampling_key(seed, step.number, i, (prompt, sample));
                     Sampler::new(SamplerOptions::AS_THEY_ARE, key)
                 })?;
+                if self.is_on_card {
+                    // What a token costs and all ratios are by what training computes.
+                    let log_probs = engine::log_probs(&self.model, &rollout.batch)?;
+                    rollout.check_on_policy(&log_probs, true)?;
+                }
                 let reference = match &self.reference {
                     Some(reference) => engine::log_probs(reference, &rollout.batch)?,
                     None => Vec::new(),
@@ -253,7 +262,7 @@ impl Recipe for ProximalPolicyOptimization {
                         let batch = experience.rollout.batch.clone();
                         loss += minimize(&self.model, &batch, options, &mut gradients, |log_probs| {
                             if update == 1 {
-                                experience.rollout.check_on_policy(log_probs, false)?;
+                                experience.rollout.check_on_policy(log_probs, self.is_on_card)?;
                             }
                             Ok(experience.of_policy(&self.cfg.loss, log_probs, count, &mut seen))
                         })?;

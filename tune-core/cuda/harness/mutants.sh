@@ -48,6 +48,11 @@ dequantize.cu|dequantize|s/        __syncthreads();\n        of.values/        o
 rows.cu|rows|s/y < blockDim.y; y++/y + 1 < blockDim.y; y++/|rows of a part are left out
 loss.cu|loss|s/if (((s + 2) \& (s + 1)) == 0) __syncthreads();/if (s == 0) __syncthreads();/|the gradient overtakes those who still read logits
 attention_backward_sm90a.cu|attention_backward_sm90a|s/part < parts; part++/part + 1 < parts; part++/|a part of the query heads is left out
+loss.cu|loss|s/of_target = 1.0f - beside.smoothing/of_target = 1.0f/|the share of a smoothed label is still its own
+loss.cu|loss|s/1.0f + 2.0f \* beside.z/1.0f + beside.z/|half the slope of a square
+distillation.cu|distillation|s/if (known.ids\[i\] == target) g -= of_target;//|a known target counts as any other
+distillation.cu|distillation|s/    __syncthreads();\n    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/|a target is taken out of its row before all have read it
+optim.cu|optim|s/direction > 0 ? lr/direction >= 0 ? lr/|zero has a sign
 '
 wanted=" $* "
 number=0

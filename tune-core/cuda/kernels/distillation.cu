@@ -1,5 +1,5 @@
-// A student's cross-entropy, its divergence from a teacher, and the gradient of their mixture, in place over rows of the
-// student's logits; and logits that are capped.
+// A student's cross-entropy, its divergence from a teacher, of which all logits or the likeliest tokens are known, and the
+// gradient of their mixture, in place over rows of the student's logits; and logits that are capped.
 #include "softcap.cuh"
 
 namespace {
@@ -113,6 +113,129 @@ __device__ __forceinline__ void distill(float *losses, float *divergences, float
     }
 }
 
+// What is known of a teacher in a row: `k` tokens, each once, with the logarithms of their probabilities, and that of all others
+// together, which is not read where there are none. `own` has room for the student's logits of these tokens.
+struct Known {
+    const unsigned *ids;
+    const float *log_probs;
+    float rest, *own;
+    long long k;
+};
+
+// A logit that was taken out of its row stays out.
+template <int N> __device__ __forceinline__ void load_others(const float *student, float softcap, float (&s)[N]) {
+    load(student, s);
+#pragma unroll
+    for (int j = 0; j < N; j++) s[j] = s[j] == -INFINITY ? s[j] : capped(s[j], softcap);
+}
+
+// The gradient of an outcome's numerator, by the logarithms of both probabilities of it.
+__device__ __forceinline__ float of_outcome(float log_p, float log_q, Mixture mixture, float to_student) {
+    const float p = __expf(log_p), q = __expf(log_q);
+    const float forward = mixture.ratio * mixture.forward, reverse = mixture.ratio * (1.0f - mixture.forward);
+    return (1.0f - mixture.ratio) * p + forward * (p - q) + reverse * p * (log_p - log_q - to_student);
+}
+
+template <typename Out, int N>
+__device__ __forceinline__ void distill_top_row(float *loss, float *divergence, float *student, const Known &known,
+                                                long long cols, unsigned target, Mixture mixture, float softcap,
+                                                bool gradient, float scale, float *shared) {
+    const float right = capped(student[target], softcap);
+    float most = -INFINITY;
+    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) {
+        known.own[i] = capped(student[known.ids[i]], softcap);
+        most = fmaxf(most, known.own[i]);
+    }
+    // The others are added up by themselves: as one less the sum of the known they would be lost to rounding.
+    __syncthreads();
+    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student[known.ids[i]] = -INFINITY;
+    __syncthreads();
+    float largest = -INFINITY, sum = 0;
+    for (long long i = (long long)threadIdx.x * N; i < cols; i += (long long)blockDim.x * N) {
+        float s[N], larger = largest;
+        load_others(student + i, softcap, s);
+#pragma unroll
+        for (int j = 0; j < N; j++) larger = fmaxf(larger, s[j]);
+        if (larger > largest) sum *= __expf(largest - larger), largest = larger;
+        const float shift = largest == -INFINITY ? 0.0f : largest;
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += __expf(s[j] - shift);
+    }
+    const float of_all = row_max(largest, shared);
+    sum = row_sum(largest == -INFINITY ? sum : sum * __expf(largest - of_all), shared);
+    const bool has_rest = known.k < cols;
+    const float others = has_rest ? of_all + logf(sum) : -INFINITY;
+
+    most = fmaxf(row_max(most, shared), others);
+    float total = 0;
+    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) total += __expf(known.own[i] - most);
+    total = row_sum(total, shared) + (has_rest ? __expf(others - most) : 0.0f);
+    const float normalizer = most + logf(total), log_rest = others - normalizer;
+    float to_teacher = 0, to_student = 0;
+    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) {
+        const float log_p = known.own[i] - normalizer, log_q = known.log_probs[i];
+        to_teacher += __expf(log_q) * (log_q - log_p), to_student += __expf(log_p) * (log_p - log_q);
+    }
+    to_teacher = row_sum(to_teacher, shared), to_student = row_sum(to_student, shared);
+    if (has_rest) {
+        to_teacher += __expf(known.rest) * (known.rest - log_rest);
+        to_student += __expf(log_rest) * (log_rest - known.rest);
+    }
+    if (threadIdx.x == 0) {
+        *loss = normalizer - right;
+        *divergence = mixture.forward * to_teacher + (1.0f - mixture.forward) * to_student;
+    }
+    if (!gradient) return;
+    const float of_target = 1.0f - mixture.ratio;
+    const float of_rest = has_rest ? of_outcome(log_rest, known.rest, mixture, to_student) : 0.0f;
+    Out *out = reinterpret_cast<Out *>(student);
+    // Element i of the gradient is at or before element i of the logits: a stretch is written when all of it is read.
+    for (long long start = 0; start < cols; start += (long long)blockDim.x * N) {
+        const long long i = start + (long long)threadIdx.x * N;
+        float s[N];
+        if (i < cols) {
+            load_others(student + i, softcap, s);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                // Each has a share of what is the others' together.
+                float g = s[j] == -INFINITY ? 0.0f : of_rest * __expf(s[j] - others);
+                if (i + j == target) g -= of_target;
+                s[j] = s[j] == -INFINITY ? 0.0f : scale * g * slope(s[j], softcap);
+            }
+        }
+        if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();
+        if (i < cols) store(out + i, s);
+    }
+    __syncthreads();
+    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) {
+        const float z = known.own[i];
+        float g = of_outcome(z - normalizer, known.log_probs[i], mixture, to_student);
+        if (known.ids[i] == target) g -= of_target;
+        out[known.ids[i]] = from_f32<Out>(scale * g * slope(z, softcap));
+    }
+}
+
+template <typename Out>
+__device__ __forceinline__ void distill_top(float *losses, float *divergences, float *student, const unsigned *ids,
+                                            const float *log_probs, const float *rest, float *own, const unsigned *targets,
+                                            const float *scales, long long rows, long long cols, long long stride,
+                                            long long k, int gradient, Mixture mixture, float softcap) {
+    constexpr int N = WIDE<Out>;
+    float *shared = reinterpret_cast<float *>(shared_memory());
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+        float *s = student + row * stride;
+        const Known known{ids + row * k, log_probs + row * k, rest[row], own + row * k, k};
+        const float scale = gradient ? scales[row] : 0.0f;
+        if (is_wide(s, 0) && cols % N == 0)
+            distill_top_row<Out, N>(losses + row, divergences + row, s, known, cols, targets[row], mixture, softcap, gradient,
+                                    scale, shared);
+        else
+            distill_top_row<Out, 1>(losses + row, divergences + row, s, known, cols, targets[row], mixture, softcap, gradient,
+                                    scale, shared);
+        __syncthreads();
+    }
+}
+
 } // namespace
 
 // With p the probabilities of the student, whose logits count as softcap * tanh(logit / softcap) where softcap > 0, and q those
@@ -132,6 +255,21 @@ __device__ __forceinline__ void distill(float *losses, float *divergences, float
     }
 DISTILL(distill_f32, float)
 DISTILL(distill_bf16, bf16)
+
+// The same where of the teacher k tokens of each row are known: ids and log_probs are [rows, k], and rest, [rows], is the logarithm
+// of what all other tokens have together, which count as one outcome, of the student, too. Tokens of a row differ. own, [rows, k],
+// is memory to work in. Without `gradient` the row's logits are lost, too.
+// launch and alignment: as above, with one stride.
+#define DISTILL_TOP(NAME, OUT)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                    \
+        NAME(float *losses, float *divergences, float *student, const unsigned *ids, const float *log_probs,             \
+             const float *rest, float *own, const unsigned *targets, const float *scales, long long rows,                \
+             long long cols, long long stride, long long k, int gradient, float ratio, float forward, float softcap) {   \
+        distill_top<OUT>(losses, divergences, student, ids, log_probs, rest, own, targets, scales, rows, cols, stride, k, \
+                         gradient, Mixture{ratio, forward}, softcap);                                                     \
+    }
+DISTILL_TOP(distill_top_f32, float)
+DISTILL_TOP(distill_top_bf16, bf16)
 
 // x = softcap * tanh(x / softcap) in place, for softcap > 0.
 // launch: grid (ceil(n / 4 / 256) or fewer), block (256), no shared memory. alignment: any.

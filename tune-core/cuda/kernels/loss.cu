@@ -21,9 +21,16 @@ struct Softmax {
     }
 };
 
-template <typename In, typename Out, int N>
+// What a token's loss has beside its cross-entropy: the share that asks for all tokens alike, and the factor of the square of
+// what softmax divides by, as a logarithm.
+struct Beside {
+    float smoothing = 0, z = 0;
+};
+
+template <typename In, typename Out, bool BESIDE, int N>
 __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long cols, unsigned target, float weight,
-                                            float scale, float softcap, bool gradient, float *shared) {
+                                            float scale, float softcap, Beside beside, bool gradient, float *shared) {
+    [[maybe_unused]] float total = 0;
     // From the end to the beginning: what was read last is in the cache still when the gradient is made from the beginning on.
     Softmax mine;
     const long long stretch = (long long)blockDim.x * N, stretches = (cols + stretch - 1) / stretch;
@@ -35,13 +42,28 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
 #pragma unroll
         for (int j = 0; j < N; j++) x[j] = capped(x[j], softcap);
         mine.add(x);
+        if constexpr (BESIDE) {
+#pragma unroll
+            for (int j = 0; j < N; j++) total += x[j];
+        }
     }
     const float most = row_max(mine.most, shared);
     const float sum = row_sum(mine.most == -INFINITY ? mine.sum : mine.sum * __expf(mine.most - most), shared);
-    if (threadIdx.x == 0) losses[0] = weight * (logf(sum) + most - capped(to_f32(logits[target]), softcap));
+    if constexpr (BESIDE) {
+        const float mean = row_sum(total, shared) / float(cols);
+        if (threadIdx.x == 0) {
+            const float normalizer = logf(sum) + most, right = capped(to_f32(logits[target]), softcap);
+            losses[0] = weight * (normalizer - right + beside.smoothing * (right - mean) + beside.z * normalizer * normalizer);
+        }
+    } else {
+        if (threadIdx.x == 0) losses[0] = weight * (logf(sum) + most - capped(to_f32(logits[target]), softcap));
+    }
     if (!gradient) return;
     __syncthreads();
     const float inverse = 1.0f / sum, factor = scale * weight;
+    // The derivatives by the normalizer, by minus the target's logit, and by minus each logit on top.
+    [[maybe_unused]] const float of_normalizer = BESIDE ? 1.0f + 2.0f * beside.z * (logf(sum) + most) : 1.0f;
+    [[maybe_unused]] const float of_target = 1.0f - beside.smoothing, of_all = beside.smoothing / float(cols);
     Out *out = reinterpret_cast<Out *>(logits);
     // Element i of the gradient is at or before element i of the logits. Where it is half as large, stretch s of the gradient is
     // where stretch s / 2 of the logits was: once all threads have read stretch s, all of them may write up to stretch 2 s + 1.
@@ -53,7 +75,11 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const float y = capped(x[j], softcap);
-                const float p = __expf(y - most) * inverse - (i + j == target ? 1.0f : 0.0f);
+                float p = __expf(y - most) * inverse;
+                if constexpr (BESIDE)
+                    p = of_normalizer * p - (i + j == target ? of_target : 0.0f) - of_all;
+                else
+                    p -= i + j == target ? 1.0f : 0.0f;
                 x[j] = factor * p * slope(y, softcap);
             }
         }
@@ -63,10 +89,10 @@ __device__ __forceinline__ void loss_of_row(float *losses, In *logits, long long
     }
 }
 
-template <typename In, typename Out>
+template <typename In, typename Out, bool BESIDE>
 __device__ __forceinline__ void loss(float *losses, In *logits, const unsigned *targets, const float *weights, long long rows,
                                      long long cols, long long stride, int gradient, float scale, const float *device_scale,
-                                     float softcap) {
+                                     float softcap, Beside beside) {
     constexpr int N = WIDE<Out> > WIDE<In> ? WIDE<Out> : WIDE<In>;
     float *shared = reinterpret_cast<float *>(shared_memory());
     if (device_scale) scale *= *device_scale;
@@ -80,9 +106,9 @@ __device__ __forceinline__ void loss(float *losses, In *logits, const unsigned *
             if (gradient)
                 for (long long i = threadIdx.x; i < cols; i += blockDim.x) reinterpret_cast<Out *>(mine)[i] = from_f32<Out>(0.0f);
         } else if (wide) {
-            loss_of_row<In, Out, N>(losses + row, mine, cols, target, weight, scale, softcap, gradient, shared);
+            loss_of_row<In, Out, BESIDE, N>(losses + row, mine, cols, target, weight, scale, softcap, beside, gradient, shared);
         } else {
-            loss_of_row<In, Out, 1>(losses + row, mine, cols, target, weight, scale, softcap, gradient, shared);
+            loss_of_row<In, Out, BESIDE, 1>(losses + row, mine, cols, target, weight, scale, softcap, beside, gradient, shared);
         }
         __syncthreads();
     }
@@ -101,11 +127,27 @@ __device__ __forceinline__ void loss(float *losses, In *logits, const unsigned *
     extern "C" __global__ void __launch_bounds__(1024)                                                                    \
         NAME(float *losses, IN *logits, const unsigned *targets, const float *weights, const float *device_scale,        \
              long long rows, long long cols, long long stride, int gradient, float scale, float softcap) {               \
-        loss<IN, OUT>(losses, logits, targets, weights, rows, cols, stride, gradient, scale, device_scale, softcap);      \
+        loss<IN, OUT, false>(losses, logits, targets, weights, rows, cols, stride, gradient, scale, device_scale,        \
+                             softcap, Beside{});                                                                          \
     }
 LOSS(loss_f32_f32, float, float)
 LOSS(loss_f32_bf16, float, bf16)
 LOSS(loss_bf16_bf16, bf16, bf16)
+
+// The same of a loss that has more: (1 - smoothing) * -log softmax(logits)[target] - smoothing * the mean of log softmax(logits)
+// + z * (log sum e^logits)^2 is in the place of -log softmax(logits)[target].
+// launch and alignment: as above.
+#define TOKEN_LOSS(NAME, IN, OUT)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                    \
+        NAME(float *losses, IN *logits, const unsigned *targets, const float *weights, const float *device_scale,        \
+             long long rows, long long cols, long long stride, int gradient, float scale, float softcap,                 \
+             float smoothing, float z) {                                                                                 \
+        loss<IN, OUT, true>(losses, logits, targets, weights, rows, cols, stride, gradient, scale, device_scale,         \
+                            softcap, Beside{smoothing, z});                                                              \
+    }
+TOKEN_LOSS(token_loss_f32_f32, float, float)
+TOKEN_LOSS(token_loss_f32_bf16, float, bf16)
+TOKEN_LOSS(token_loss_bf16_bf16, bf16, bf16)
 
 // out[0] (+)= the sum of x[0 .. n], in f64 and always in the same order.
 // launch: grid (1), block (1024), dynamic shared bytes 8 * 1024.

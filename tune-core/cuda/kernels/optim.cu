@@ -14,8 +14,8 @@
 // One parameter: 48 bytes, in device memory. Pointers to its beginning.
 struct Parameter {
     void *weight;
-    float *first;  // AdamW: the mean of the gradients. SGD: the velocity, or null.
-    float *second; // AdamW: the mean of their squares. SGD: unused.
+    float *first;  // AdamW, Lion: the mean of the gradients. SGD: the velocity, or null.
+    float *second; // AdamW: the mean of their squares. Others: unused.
     const void *gradient;
     unsigned long long key; // what random rounding uses: of parameter and step
     bf16 *copy;             // an f32 weight in bf16, too, to the nearest; or null
@@ -96,6 +96,19 @@ struct Sgd {
     }
 };
 
+struct Lion {
+    float lr, scale, of_mean, of_gradient, keep_mean, toward_mean, keep;
+
+    __device__ __forceinline__ float step(float w, float &mean, float g) const {
+        g = times(g, scale);
+        const float direction = plus(times(mean, of_mean), times(g, of_gradient));
+        mean = plus(times(mean, keep_mean), times(g, toward_mean));
+        // Zero has no sign.
+        const float up = direction > 0 ? lr : 0.0f, down = direction < 0 ? lr : 0.0f;
+        return plus(minus(times(w, keep), up), down);
+    }
+};
+
 template <typename W, typename G, int N>
 __device__ __forceinline__ void adamw_part(const Parameter &p, const Piece &piece, unsigned from, const AdamW &rule) {
     for (unsigned at = from + threadIdx.x * N; at + N <= piece.count; at += blockDim.x * N) {
@@ -131,6 +144,22 @@ __device__ __forceinline__ void sgd_part(const Parameter &p, const Piece &piece,
 #pragma unroll
             for (int j = 0; j < N; j++) w[j] = rule.step(w[j], g[j]);
         }
+        store_weights(weight, p.copy, w, p.key, i);
+    }
+}
+
+template <typename W, typename G, int N>
+__device__ __forceinline__ void lion_part(const Parameter &p, const Piece &piece, unsigned from, const Lion &rule) {
+    for (unsigned at = from + threadIdx.x * N; at + N <= piece.count; at += blockDim.x * N) {
+        const unsigned long long i = piece.first + at;
+        W *weight = static_cast<W *>(p.weight) + i;
+        float w[N], mean[N], g[N];
+        load(weight, w);
+        load(p.first + i, mean);
+        load(static_cast<const G *>(p.gradient) + i, g);
+#pragma unroll
+        for (int j = 0; j < N; j++) w[j] = rule.step(w[j], mean[j], g[j]);
+        store(p.first + i, mean);
         store_weights(weight, p.copy, w, p.key, i);
     }
 }
@@ -195,6 +224,27 @@ SGD(sgd_f32_f32, float, float)
 SGD(sgd_bf16_f32, bf16, float)
 SGD(sgd_bf16_bf16, bf16, bf16)
 SGD(sgd_f32_bf16, float, bf16)
+
+// One step of Lion (Chen et al. 2023, https://arxiv.org/abs/2302.06675): g *= scale * *device_scale (null: 1);
+// d = mean of_mean + g of_gradient; mean = mean keep_mean + g toward_mean; w = w keep - lr sign(d). of_gradient = 1 - of_mean,
+// toward_mean = 1 - keep_mean, keep = 1 - lr * decay: computed in f64, then rounded.
+// Names end in the type of the weight and that of the gradient. No shared memory.
+#define LION(NAME, W, G)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                     \
+        NAME(const Parameter *parameters, const Piece *pieces, const float *device_scale, float lr, float scale,         \
+             float of_mean, float of_gradient, float keep_mean, float toward_mean, float keep) {                         \
+        const Piece piece = pieces[blockIdx.x];                                                                           \
+        const Parameter p = parameters[piece.parameter];                                                                  \
+        if (device_scale) scale *= *device_scale;                                                                         \
+        const Lion rule{lr, scale, of_mean, of_gradient, keep_mean, toward_mean, keep};                                   \
+        const unsigned whole = all_wide(p) ? piece.count / 8 * 8 : 0;                                                     \
+        if (whole) lion_part<W, G, 8>(p, piece, 0, rule);                                                                 \
+        lion_part<W, G, 1>(p, piece, whole, rule);                                                                        \
+    }
+LION(lion_f32_f32, float, float)
+LION(lion_bf16_f32, bf16, float)
+LION(lion_bf16_bf16, bf16, bf16)
+LION(lion_f32_bf16, float, bf16)
 
 // partial[piece] = the sum of the squares of the piece's gradient, f64. Dynamic shared bytes 8 * 256.
 #define SQUARED_NORMS(NAME, G)                                                                                            \

@@ -58,6 +58,32 @@ impl Sgd {
     }
 }
 
+/// Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>), as its authors have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lion {
+    /// Learning rate of this step: the way that a weight goes.
+    pub lr: f64,
+    /// The share of the mean in a step's direction, and the decay of the mean.
+    pub betas: [f64; 2],
+    /// Share of a weight taken away, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Lion {
+    /// One step with the gradient `scale · g`: `w ← (1 - lr · decay) w - lr · sign(β₁ m + (1 - β₁) g)`, `m ← β₂ m + (1 - β₂) g`. Zero
+    /// has no sign.
+    pub fn step(&self, w: &mut [f64], m: &mut [f64], g: &[f64], scale: f64) {
+        assert_eq!([w.len(), m.len()], [g.len(); 2], "Lion: shapes that do not fit");
+        let [b1, b2] = self.betas;
+        for (i, g) in g.iter().map(|g| g * scale).enumerate() {
+            let direction = b1 * m[i] + (1.0 - b1) * g;
+            let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
+            w[i] = (1.0 - self.lr * self.weight_decay) * w[i] - self.lr * sign;
+            m[i] = b2 * m[i] + (1.0 - b2) * g;
+        }
+    }
+}
+
 /// The sum of squares.
 pub fn squared_norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum()

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -16,7 +17,6 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
-use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -215,7 +215,7 @@ pub(crate) trait Backend: Sized {
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
     /// The loss `of` each row of `logits` `[m, vocab]`, capped first where there is a `cap`, and of its target; and with `weights`, a factor
-    /// a row, the gradient of the weighted sum, in the memory that the logits had. A card computes cross-entropy alone.
+    /// a row, the gradient of the weighted sum, in the memory that the logits had.
     fn loss(
         &self,
         logits: Self::Sums,
@@ -237,22 +237,15 @@ pub(crate) trait Backend: Sized {
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Self::Each);
     /// The same where of the teacher the likeliest tokens are known and what all others have together.
-    ///
-    /// # Errors
-    /// The backend does not compute it.
     fn distilled_by_top(
         &self,
-        _logits_and_teachers: (Self::Sums, TopRows<'_>),
-        _vocab: usize,
-        _cap: Option<f64>,
-        _targets: &[u32],
-        _mixture: Mixture,
-        _weights: Option<&[f64]>,
-    ) -> Result<(Losses<Self>, Self::Each)> {
-        Err(Error::setup(
-            "what a teacher said is learnt on the processor alone, for now: set device=cpu, or remove teacher_logits",
-        ))
-    }
+        logits_and_teachers: (Self::Sums, TopRows<'_>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
     /// The first `count` sums of a buffer.

@@ -62,8 +62,7 @@ pub fn distill(
 /// teacher's likeliest tokens and one outcome more, see [`TopTokens`]. No logits of the teacher's exist.
 ///
 /// # Errors
-/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, and a
-/// student on a card.
+/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, and tokens outside the vocabulary.
 pub fn distill_by(
     student: &Decoder,
     said: &TopTokens,

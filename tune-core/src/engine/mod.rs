@@ -114,17 +114,14 @@ pub use distill::{Distilled, distill, distill_by, top_tokens};
 /// if the loss is not finite.
 ///
 /// # Errors
-/// A token outside the vocabulary, a model on a device or in a type that is not trained in, a [`TokenLoss`] that a card does not
-/// compute, or a trained parameter that got no gradient (a bug).
+/// A token outside the vocabulary, a model on a device or in a type that is not trained in, or a trained parameter that got no
+/// gradient (a bug).
 pub fn forward_backward(
     model: &Decoder,
     batch: &Batch,
     options: RunOptions,
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
-    if model.card().is_some() {
-        options.loss.check_on_card()?;
-    }
     let batch = batch.without_padding();
     Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.0)
 }

@@ -531,7 +531,7 @@ impl Backend for Reference {
         targets: &[u32],
         mixture: Mixture,
         weights: Option<&[f64]>,
-    ) -> Result<(Losses<Self>, Vec<f64>)> {
+    ) -> (Losses<Self>, Vec<f64>) {
         if let Some(cap) = cap {
             self.cap(&mut logits, cap);
         }
@@ -553,7 +553,7 @@ impl Backend for Reference {
         });
         let divergences = loss::top_divergences(of, teacher).into_iter();
         let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
-        Ok((Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect()))
+        (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {

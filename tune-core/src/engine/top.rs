@@ -139,7 +139,7 @@ impl<B: Backend> Run<'_, B> {
         of: TokenLoss,
         top_of_teacher: Option<&(NormParams<B>, LayerParams<B>)>,
         weights: Option<&Weights>,
-    ) -> Result<(Losses<B>, Option<B::Each>)> {
+    ) -> (Losses<B>, Option<B::Each>) {
         let (backend, vocab, cap) = (self.backend, self.shape.outputs(), self.shape.logit_softcap);
         let targets: Vec<u32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
         let weights = weights.map(|weights| weights.of(rows));
@@ -151,11 +151,11 @@ impl<B: Backend> Run<'_, B> {
             }
             (Some(Taught { by: By::Said(said), mixture }), _) => {
                 let theirs = said.rows(first..first + rows.len());
-                backend.distilled_by_top((logits, theirs), vocab, cap, &targets, *mixture, weights)?
+                backend.distilled_by_top((logits, theirs), vocab, cap, &targets, *mixture, weights)
             }
-            _ => return Ok((backend.loss(logits, vocab, cap, of, &targets, weights), None)),
+            _ => return (backend.loss(logits, vocab, cap, of, &targets, weights), None),
         };
-        Ok((losses, Some(from_teacher)))
+        (losses, Some(from_teacher))
     }
 
     fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
@@ -205,7 +205,7 @@ impl<B: Backend> Run<'_, B> {
                 Some((backend.given(here), vocab))
             } else {
                 let (Losses { each, gradient }, from_teacher) =
-                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights)?;
+                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights);
                 divergences.extend(from_teacher);
                 done += m;
                 losses.push(each);

@@ -301,7 +301,10 @@ impl MemoryPlan {
         let weights = elements.saturating_sub(of_blocks) * weight;
         let passing = most_of_one(setting, &|name, dims| setting.optimizer.passing_bytes(name, dims))?;
         let optimizer = match card {
-            true => 4 * trained * setting.optimizer.state_on_card_per_parameter() as u64,
+            true => {
+                let of_value = setting.value.as_ref().map_or(0, |value| parameters::of_model(value, processes));
+                4 * (trained + of_value) * setting.optimizer.state_on_card_per_parameter() as u64
+            }
             false => of_all(setting, &|name, dims| setting.optimizer.held_bytes(name, dims))? + passing,
         };
         let offloads = setting.optimizer.offload_dir().is_some();
@@ -483,9 +486,10 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         false => (None, reference),
     };
     let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
-    let (paper, mut state) = match setting.card {
-        Some(_) => (Paper::<T>::card(), Some(State::new(setting.optimizer.state_on_card_per_parameter()))),
-        None => (Paper::<T>::new(rayon::current_num_threads()), None),
+    let state = || State::new(setting.optimizer.state_on_card_per_parameter());
+    let (paper, mut state, mut state_of_value) = match setting.card {
+        Some(_) => (Paper::<T>::card(), Some(state()), Some(state())),
+        None => (Paper::<T>::new(rayon::current_num_threads()), None, None),
     };
     let score = |batch: &Batch, learns: bool| {
         if let Some(judge) = &judge {
@@ -546,11 +550,11 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         let before = |batch: &Batch| if rewarded { Ok(()) } else { ask(batch, true) };
         on_paper.train_with(&micro_batches, &paper, setting.loss, before, state.as_mut())?;
         if let Some(value) = &value {
-            value.train_with(&micro_batches, &paper, Loss::Scores, |_| Ok(()), None)?;
+            value.train_with(&micro_batches, &paper, Loss::Scores, |_| Ok(()), state_of_value.as_mut())?;
         }
     }
     validate()?;
-    drop(state);
+    drop((state, state_of_value));
     Ok(paper.ledger)
 }
 

@@ -2,8 +2,6 @@
 
 use tune_config::Config;
 
-use crate::{Error, Result};
-
 /// What is minimized of each trained token: `(1 - s) · CE + s · U + z · L²`, where `CE` is the cross-entropy with the token that came,
 /// `U` its mean over all tokens of the vocabulary, and `L` the logarithm of the sum that softmax divides by. Cross-entropy alone by
 /// default; what is measured on validation data is always that.
@@ -23,17 +21,4 @@ pub struct TokenLoss {
 impl TokenLoss {
     /// Cross-entropy alone.
     pub const CROSS_ENTROPY: Self = Self { label_smoothing: 0.0, z_loss: 0.0 };
-
-    /// Refuses what a card does not compute.
-    ///
-    /// # Errors
-    /// Anything but cross-entropy alone.
-    pub fn check_on_card(&self) -> Result<()> {
-        let what = match *self {
-            Self::CROSS_ENTROPY => return Ok(()),
-            Self { label_smoothing: 0.0, .. } => "z_loss",
-            _ => "label_smoothing",
-        };
-        Err(Error::setup(format!("{what} is computed on the processor alone, for now: set device=cpu, or {what}=0")))
-    }
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::on_card::update_on_card;
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
+use crate::engine::Rule as OnCards;
 use crate::models::{Parameter, Piece, Trainable};
 use crate::offload::OffloadFile;
 
@@ -44,9 +46,25 @@ impl Optimizer for Lion {
     }
 
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
+        if gradient.card().is_some() {
+            return self.update_all(&[(parameter, gradient)], lr, scale, step);
+        }
         let rule = Rule { lr, scale, betas: self.betas, keep: 1.0 - lr * self.weight_decay };
         let mean = self.mean.get(parameter)?;
         Ok(update(parameter.var(), [mean], gradient, rounding(parameter, step), &rule)?)
+    }
+
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        for (parameter, gradient) in all.iter().filter(|(_, gradient)| gradient.card().is_none()) {
+            self.update(parameter, gradient, lr, scale, step)?;
+        }
+        let Self { betas, weight_decay, .. } = *self;
+        let rule = OnCards::Lion(tune_cuda::Lion { lr, betas, weight_decay });
+        update_on_card(all, [&mut self.mean], rule, scale, step)
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

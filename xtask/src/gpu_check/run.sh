@@ -114,11 +114,11 @@ models() {
 }
 
 recipes_part() {
-    step recipes 60 40 sh run.sh recipes --skip killed
+    step recipes 90 50 sh run.sh recipes --skip killed
 }
 
 killed_part() {
-    step killed 90 12 sh run.sh recipes killed::a_killed
+    step killed 110 14 sh run.sh recipes killed::a_killed
 }
 
 checks() {

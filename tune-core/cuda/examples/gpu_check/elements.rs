@@ -1,6 +1,6 @@
 //! Norms, rotary embeddings, gates, rows, dropout, the loss, optimizers.
 
-use tune_cuda::{Activation, AdamW, Context, Dropout, Moved, Norm, Onto, Sgd, Turn};
+use tune_cuda::{Activation, AdamW, Context, Dropout, Lion, Moved, Norm, Onto, Sgd, TokenLoss, Turn};
 use tune_reference as reference;
 use tune_reference::ViewMut;
 
@@ -212,10 +212,12 @@ fn rotary<T: Number>(context: &Context, checks: &mut Checks) {
     }
 }
 
-/// Cross-entropy of logits of type `T` with a gradient of type `D`.
+/// Cross-entropy of logits of type `T` with a gradient of type `D`, alone and with smoothed labels and z-loss.
 pub(crate) fn loss<T: Number, D: Number>(context: &Context, checks: &mut Checks, most: usize) {
     let shapes = [(1, 1, 0, None), (5, 33, 3, None), (7, 1000, 0, Some(6.0)), (3, 50_257, 7, None)];
-    for (rows, cols, pad, softcap) in shapes.into_iter().take(most) {
+    let beside = [("cross-entropy", 0.0, 0.0), ("smoothed labels, z-loss", 0.1, 0.01)];
+    let cases = shapes.into_iter().take(most).flat_map(|shape| beside.map(|beside| (shape, beside)));
+    for ((rows, cols, pad, softcap), (what, smoothing, z)) in cases {
         let logits = Matrix::<T>::random(context, 3, (rows, cols), pad, 12.0);
         let weights: Vec<f32> = random(4, rows, 1.0);
         let targets: Vec<u32> = (0..rows).map(|i| if i == 3 { u32::MAX } else { ((i * 7919) % cols) as u32 }).collect();
@@ -227,17 +229,17 @@ pub(crate) fn loss<T: Number, D: Number>(context: &Context, checks: &mut Checks,
         let view = reference::View::new(&capped, cols);
         let wide = widened(&weights);
         let losses: Vec<f64> =
-            reference::loss::cross_entropy(view, &targets).iter().zip(&wide).map(|(l, w)| l * w).collect();
+            reference::loss::token_losses(view, &targets, smoothing, z).iter().zip(&wide).map(|(l, w)| l * w).collect();
         let scaled: Vec<f64> = wide.iter().map(|w| w * 0.25).collect();
         let mut g = vec![0.0; rows * cols];
-        reference::loss::cross_entropy_back(view, &targets, &scaled, &mut ViewMut::new(&mut g, cols));
+        reference::loss::token_losses_back(view, &targets, &scaled, smoothing, z, &mut ViewMut::new(&mut g, cols));
         if let Some(cap) = softcap {
             reference::softcap::backward(view, cap, &mut ViewMut::new(&mut g, cols));
         }
         let (name, tolerance) =
             (format!("[{rows}, {cols}] + {pad} to {}", D::NAME), if D::NAME == "f32" { 2e-5 } else { 4e-3 });
         let total = losses.iter().sum::<f64>();
-        checks.compare("cross-entropy", T::NAME, &name, tolerance, &[losses, vec![total], g], || {
+        checks.compare(what, T::NAME, &name, tolerance, &[losses, vec![total], g], || {
             let host: Vec<T> = logits.host.iter().map(|&x| T::of(x)).collect();
             let stride = cols + pad;
             let mut wide = vec![T::of(0.0); rows * stride];
@@ -248,8 +250,8 @@ pub(crate) fn loss<T: Number, D: Number>(context: &Context, checks: &mut Checks,
             let mut losses = context.buffer::<f32>(rows);
             context.fill(&mut losses, 0xff);
             let view = memory.part_mut(0, (rows, cols), stride);
-            let cap = softcap.map(|cap| cap as f32);
-            context.cross_entropy::<T, D>(view, &on_card, Some(&of_rows), Some(0.25), None, cap, &mut losses);
+            let how = TokenLoss { smoothing: smoothing as f32, z: z as f32, softcap: softcap.map(|cap| cap as f32) };
+            context.cross_entropy::<T, D>(view, &on_card, Some(&of_rows), Some(0.25), None, how, &mut losses);
             let mut sum = context.zeros::<f64>(1);
             context.sum(&losses, false, &mut sum);
             let bytes: Vec<T> = context.download(&memory).map_err(|e| e.to_string())?;
@@ -311,6 +313,18 @@ fn steps<T: Number>(context: &Context, checks: &mut Checks) {
                 vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77, copy: None }];
             let mut sweep = context.sweep(moved);
             context.sgd(&mut sweep, Sgd { lr: 0.1, momentum: 0.5, weight_decay: 0.1 }, 0.5, None);
+            drop(sweep);
+            Ok(vec![read(context, &w)?, read(context, &u)?])
+        });
+        let (mut rw, mut ru) = (widened(&w), widened(&m));
+        let lion = reference::optim::Lion { lr: 0.01, betas: [0.9, 0.99], weight_decay: 0.1 };
+        lion.step(&mut rw, &mut ru, &widened(&g), 0.5);
+        checks.compare("Lion", T::NAME, &name, tolerance, &[rw, ru], || {
+            let (mut w, mut u, g) = (context.upload(&w), context.upload(&m), context.upload(&g));
+            let moved =
+                vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77, copy: None }];
+            let mut sweep = context.sweep(moved);
+            context.lion(&mut sweep, Lion { lr: 0.01, betas: [0.9, 0.99], weight_decay: 0.1 }, 0.5, None);
             drop(sweep);
             Ok(vec![read(context, &w)?, read(context, &u)?])
         });

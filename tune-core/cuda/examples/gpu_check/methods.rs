@@ -1,7 +1,7 @@
 //! What DoRA and distillation compute: columns scaled and multiplied, a student's divergence from its teacher, capped logits.
 
 use half::bf16;
-use tune_cuda::{Adapted, Context, Distillation, Result};
+use tune_cuda::{Adapted, Context, Distillation, Result, Top};
 use tune_reference as reference;
 use tune_reference::{View, ViewMut};
 
@@ -127,6 +127,7 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
             Ok(vec![read(context, &losses)?, read(context, &divergences)?, g])
         });
     }
+    distillation_by_top::<D>(context, checks, most);
     for len in [1, 1003, 70_000] {
         let x = random::<f32>(11, len, 9.0);
         let right = widened(&x).iter().map(|&x| reference::softcap::cap(x, 3.0)).collect();
@@ -134,6 +135,63 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
             let mut x = context.upload(&x);
             context.softcap(&mut x, 3.0);
             Ok(vec![read(context, &x)?])
+        });
+    }
+}
+
+/// The same where of the teacher `k` tokens are known.
+fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: usize) {
+    let shapes = [
+        (1, 2, 0, 1, None),
+        (5, 33, 3, 33, None),
+        (7, 1000, 0, 64, Some(6.0)),
+        (3, 50_257, 7, 5, None),
+        (2, 151_936, 0, 64, None),
+    ];
+    for (n, (rows, cols, pad, k, softcap)) in shapes.into_iter().enumerate().take(most) {
+        let (student, scales) = (random::<f32>(12, rows * cols, 6.0), random::<f32>(13, rows, 1.0));
+        let [ratio, forward]: [f64; 2] = [(0.5, 1.0), (0.75, 0.25)][n % 2].into();
+        // Tokens far apart; every other target is known.
+        let ids: Vec<u32> = (0..rows * k).map(|i| ((i % k) * (cols / k)) as u32).collect();
+        let targets: Vec<u32> = (0..rows).map(|i| if i % 2 == 0 { ids[i * k] } else { (cols - 1) as u32 }).collect();
+        let log_probs: Vec<f32> = (0..rows * k).map(|i| (0.9 / k as f32).ln() - 0.01 * (i % 7) as f32).collect();
+        let rest: Vec<f32> = (0..rows).map(|i| (0.1f32 + 0.01 * i as f32).ln()).collect();
+        let [wide, of_known, of_rest] = [&scales, &log_probs, &rest].map(|x| widened(x));
+        let mut capped = widened(&student);
+        if let Some(cap) = softcap {
+            reference::softcap::forward(&mut ViewMut::new(&mut capped, cols), cap);
+        }
+        let (of, theirs) =
+            (View::new(&capped, cols), reference::loss::Top { k, ids: &ids, log_probs: &of_known, rest: &of_rest });
+        let mut g = vec![0.0; rows * cols];
+        let of_target: Vec<f64> = wide.iter().map(|scale| scale * (1.0 - ratio)).collect();
+        reference::loss::cross_entropy_back(of, &targets, &of_target, &mut ViewMut::new(&mut g, cols));
+        let shares = [ratio * forward, ratio * (1.0 - forward)];
+        reference::loss::top_divergences_back(of, theirs, shares, &wide, &mut ViewMut::new(&mut g, cols));
+        if let Some(cap) = softcap {
+            reference::softcap::backward(of, cap, &mut ViewMut::new(&mut g, cols));
+        }
+        let apart = reference::loss::top_divergences(of, theirs).into_iter();
+        let apart = apart.map(|[to_teacher, to_student]| forward * to_teacher + (1.0 - forward) * to_student);
+        let right = [reference::loss::cross_entropy(of, &targets), apart.collect(), g];
+        let name = format!("[{rows}, {cols}] + {pad}, {k} known, to {}", D::NAME);
+        checks.compare("distillation by tokens", D::NAME, &name, tolerance::<D>().max(2e-5), &right, || {
+            let mut memory = Matrix::<f32>::of(context, &student, (rows, cols), pad);
+            let (targets, scales, ids) = (context.upload(&targets), context.upload(&scales), context.upload(&ids));
+            let [log_probs, rest] = [&log_probs, &rest].map(|numbers| context.upload(numbers));
+            let [mut losses, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(rows));
+            context.fill(&mut losses, 0xff);
+            context.fill(&mut divergences, 0xff);
+            let how = Distillation { ratio: ratio as f32, forward: forward as f32 };
+            context.distill_top::<D>(
+                (memory.view_mut(), Top { ids: &ids, log_probs: &log_probs, rest: &rest }),
+                &targets,
+                (how, softcap.map(|cap| cap as f32)),
+                Some(&scales),
+                (&mut losses, &mut divergences),
+            );
+            let g = memory.beginnings::<D>(context)?;
+            Ok(vec![read(context, &losses)?, read(context, &divergences)?, g])
         });
     }
 }

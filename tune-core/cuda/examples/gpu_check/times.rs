@@ -4,7 +4,7 @@ use half::bf16;
 use tune_config::say;
 use tune_cuda::{
     Activation, AdamW, Attention, BlockFormat, Buffer, Context, Element, Moved, Norm, Onto, Qkv, QkvMut, Result, Spans,
-    Stretch, Term, Turn,
+    Stretch, Term, TokenLoss, Turn,
 };
 
 use super::numbers::{Number, random};
@@ -211,7 +211,7 @@ fn elements(context: &Context, limits: &Limits) -> Result<()> {
     let mut losses = context.zeros::<f32>(rows);
     let seconds = time(context, &mut || {
         let view = logits.view_mut(vocab);
-        context.cross_entropy::<f32, bf16>(view, &targets, None, Some(1e-3), None, None, &mut losses);
+        context.cross_entropy::<f32, bf16>(view, &targets, None, Some(1e-3), None, TokenLoss::default(), &mut losses);
     })?;
     limits.bytes("loss, gradient 2048 x 151936 f32, bf16", seconds, 6.0 * (rows * vocab) as f64);
 

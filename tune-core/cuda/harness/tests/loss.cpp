@@ -12,7 +12,10 @@ struct Case {
     float softcap, size;
 };
 
-template <typename In, typename Out, typename K> void run(const char *name, K kernel, const Case &c, Random &random) {
+// With `BESIDE` of a kernel that smooths labels and keeps logits near 0.
+template <typename In, typename Out, bool BESIDE = false, typename K>
+void run(const char *name, K kernel, const Case &c, Random &random) {
+    const float smoothing = BESIDE ? 0.1f : 0, z = BESIDE ? 0.02f : 0;
     const int stride = c.cols + c.pad;
     Buffer<In> logits(size_t(c.rows) * stride);
     Buffer<unsigned> targets(c.rows);
@@ -31,8 +34,14 @@ template <typename In, typename Out, typename K> void run(const char *name, K ke
             Buffer<In> x(logits);
             Buffer<float> losses(c.rows);
             Buffer<double> sum(1);
-            LAUNCH(kernel, dim3((c.rows + 1) / 2), dim3(c.threads), c.threads / 8, losses.data(), x.data(), targets.data(),
-                   c.weighted ? weights.data() : nullptr, factor.data(), c.rows, c.cols, stride, gradient, 2.0f, c.softcap);
+            const float *of_rows = c.weighted ? weights.data() : nullptr;
+            if constexpr (BESIDE) {
+                LAUNCH(kernel, dim3((c.rows + 1) / 2), dim3(c.threads), c.threads / 8, losses.data(), x.data(), targets.data(),
+                       of_rows, factor.data(), c.rows, c.cols, stride, gradient, 2.0f, c.softcap, smoothing, z);
+            } else {
+                LAUNCH(kernel, dim3((c.rows + 1) / 2), dim3(c.threads), c.threads / 8, losses.data(), x.data(), targets.data(),
+                       of_rows, factor.data(), c.rows, c.cols, stride, gradient, 2.0f, c.softcap);
+            }
             LAUNCH(sum_f32, dim3(1), dim3(1024), 8 * 1024, sum.data(), losses.data(), c.rows, 0);
             Error of_loss, of_gradient, of_sum;
             double total = 0;
@@ -41,14 +50,18 @@ template <typename In, typename Out, typename K> void run(const char *name, K ke
                 const In *l = logits.data() + size_t(row) * stride;
                 const double weight = targets[row] == 0xffffffffu ? 0 : c.weighted ? weights[row] : 1;
                 std::vector<double> y(c.cols);
-                double most = -INFINITY, all = 0;
+                double most = -INFINITY, all = 0, mean = 0;
                 for (int i = 0; i < c.cols; i++) {
                     y[i] = widened(l[i]);
                     if (c.softcap > 0) y[i] = c.softcap * std::tanh(y[i] / c.softcap);
                     most = std::max(most, y[i]);
+                    mean += y[i] / c.cols;
                 }
                 for (int i = 0; i < c.cols; i++) all += std::exp(y[i] - most);
-                const double right = weight == 0 ? 0 : weight * (std::log(all) + most - y[targets[row]]);
+                const double whole = std::log(all) + most;
+                const double right = weight == 0 ? 0
+                                                 : weight * ((1 - smoothing) * (whole - y[targets[row]]) +
+                                                             smoothing * (whole - mean) + z * whole * whole);
                 of_loss.add(losses[row], right);
                 total += losses[row];
                 const Out *g = reinterpret_cast<const Out *>(x.data() + size_t(row) * stride);
@@ -57,7 +70,9 @@ template <typename In, typename Out, typename K> void run(const char *name, K ke
                         kept = kept && widened(x[size_t(row) * stride + i]) == widened(l[i]);
                         continue;
                     }
-                    double p = weight == 0 ? 0 : std::exp(y[i] - most) / all - (unsigned(i) == targets[row]);
+                    double p = weight == 0 ? 0
+                                           : (1 + 2 * z * whole) * std::exp(y[i] - most) / all -
+                                                 (1 - smoothing) * (unsigned(i) == targets[row]) - smoothing / c.cols;
                     if (c.softcap > 0) p *= 1 - y[i] / c.softcap * y[i] / c.softcap;
                     of_gradient.add(widened(g[i]), 0.5 * weight * p);
                 }
@@ -79,6 +94,9 @@ int main() {
         run<float, float>("loss_f32_f32", loss_f32_f32, c, random);
         run<float, bf16>("loss_f32_bf16", loss_f32_bf16, c, random);
         run<bf16, bf16>("loss_bf16_bf16", loss_bf16_bf16, c, random);
+        run<float, float, true>("token_loss_f32_f32", token_loss_f32_f32, c, random);
+        run<float, bf16, true>("token_loss_f32_bf16", token_loss_f32_bf16, c, random);
+        run<bf16, bf16, true>("token_loss_bf16_bf16", token_loss_bf16_bf16, c, random);
     }
     // Every logit counts in the maximum: e^300 is more than f32 holds.
     for (int large : {0, 131, 250, 999})

@@ -105,6 +105,37 @@ void run(const char *adamw_name, A adamw, const char *sgd_name, S sgd, Random &r
         });
 }
 
+template <typename W, typename G, typename K> void lion(const char *name, K kernel, Random &random) {
+    in_every_order([&] {
+        Model<W, G> model(random), old(model);
+        Buffer<Parameter> parameters = model.parameters(true);
+        Buffer<Piece> pieces = model.pieces();
+        Buffer<float> clip(1);
+        clip[0] = 0.5f;
+        const float lr = 0.01f, b1 = 0.9f, b2 = 0.99f, keep = 1 - lr * 0.1f;
+        // No gradient and no mean: only decay.
+        for (size_t i = 0; i < 5; i++)
+            old.first[2][i] = model.first[2][i] = 0, old.gradients[2][i] = model.gradients[2][i] = host_from<G>(0.0f);
+        LAUNCH(kernel, dim3(unsigned(pieces.size())), dim3(256), 0, parameters.data(), pieces.data(), clip.data(), lr, 4.0f, b1,
+               1 - b1, b2, 1 - b2, keep);
+        double worst = 0;
+        Error state;
+        for (size_t t = 0; t < model.sizes.size(); t++)
+            for (size_t i = 0; i < model.sizes[t]; i++) {
+                // The sign is that of a sum in f32.
+                const float g = 2.0f * widened(old.gradients[t][i]);
+                const float of_mean = old.first[t][i] * b1, of_gradient = g * (1 - b1), direction = of_mean + of_gradient;
+                const double way = direction > 0 ? lr : direction < 0 ? -lr : 0;
+                const double w = widened(old.weights[t][i]) * double(keep) - way;
+                state.add(model.first[t][i], old.first[t][i] * double(b2) + double(g) * double(1 - b2));
+                worst = std::max(worst, off(model.weights[t][i], w, model.weights[t].data()));
+            }
+        note(name, "weights, in roundings", worst, sizeof(W) == 4 ? 2 : 1.001);
+        note(std::string(name) + " copy", "weights in bf16", model.copied() ? 0 : 1, 0);
+        note(std::string(name) + " state", "mean", state.relative(), 1e-6);
+    });
+}
+
 template <typename G, typename K> void norms(const char *name, K kernel, Random &random) {
     in_every_order([&] {
         Model<float, G> model(random);
@@ -157,6 +188,10 @@ int main() {
     run<bf16, float>("adamw_bf16_f32", adamw_bf16_f32, "sgd_bf16_f32", sgd_bf16_f32, random);
     run<bf16, bf16>("adamw_bf16_bf16", adamw_bf16_bf16, "sgd_bf16_bf16", sgd_bf16_bf16, random);
     run<float, bf16>("adamw_f32_bf16", adamw_f32_bf16, "sgd_f32_bf16", sgd_f32_bf16, random);
+    lion<float, float>("lion_f32_f32", lion_f32_f32, random);
+    lion<bf16, float>("lion_bf16_f32", lion_bf16_f32, random);
+    lion<bf16, bf16>("lion_bf16_bf16", lion_bf16_bf16, random);
+    lion<float, bf16>("lion_f32_bf16", lion_f32_bf16, random);
     norms<float>("squared_norms_f32", squared_norms_f32, random);
     norms<bf16>("squared_norms_bf16", squared_norms_bf16, random);
     return report();

@@ -7,10 +7,13 @@ use crate::modules::Kernel;
 const PARAMETERS: &str = "ppppppllllifff";
 static DISTILL: [Kernel; 2] =
     [one("distillation", "distill_f32", PARAMETERS), one("distillation", "distill_bf16", PARAMETERS)];
+const TOP_PARAMETERS: &str = "pppppppppllllifff";
+static DISTILL_TOP: [Kernel; 2] =
+    [one("distillation", "distill_top_f32", TOP_PARAMETERS), one("distillation", "distill_top_bf16", TOP_PARAMETERS)];
 static SOFTCAP: [Kernel; 1] = [one("distillation", "softcap_f32", "plf")];
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &SOFTCAP];
+pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &DISTILL_TOP, &SOFTCAP];
 
 /// What a student learns: `(1 - ratio) · loss + ratio · divergence`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,6 +22,18 @@ pub struct Distillation {
     pub ratio: f32,
     /// The share of the forward divergence, `Σ q (ln q - ln p)`, in it; the rest is the reverse one, `Σ p (ln p - ln q)`.
     pub forward: f32,
+}
+
+/// What is known of a teacher in each row: some tokens, each once in a row, with the logarithms of their probabilities, `[rows, k]`,
+/// and that of what all others have together, `[rows]`, which is not read where there are none.
+#[derive(Debug, Clone, Copy)]
+pub struct Top<'a> {
+    /// The tokens.
+    pub ids: &'a Buffer<u32>,
+    /// The logarithms of their probabilities.
+    pub log_probs: &'a Buffer<f32>,
+    /// That of all others together.
+    pub rest: &'a Buffer<f32>,
 }
 
 impl Context {
@@ -40,7 +55,7 @@ impl Context {
         let (rows, cols) = student.shape();
         let fits = [targets.len(), losses.len(), divergences.len()] == [rows; 3] && teacher.shape() == (rows, cols);
         assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill: shapes that do not fit");
-        let threads = if cols < 8192 { (cols / 8).next_multiple_of(32).max(32) } else { 1024 };
+        let threads = threads(cols);
         Launch::new(self, &DISTILL[D::INDEX])
             .pointer(losses.address())
             .pointer(divergences.address())
@@ -59,9 +74,55 @@ impl Context {
             .go(Size::row(rows.min(MOST_ROWS), threads, 4 * threads / 32));
     }
 
+    /// The same where of the teacher some tokens are known: all others count as one outcome, of the student, too. Without `scales`
+    /// the student's logits are lost as well.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn distill_top<D: Element>(
+        &self,
+        (student, teacher): (ViewMut<'_, f32>, Top<'_>),
+        targets: &Buffer<u32>,
+        (mixture, softcap): (Distillation, Option<f32>),
+        scales: Option<&Buffer<f32>>,
+        (losses, divergences): (&mut Buffer<f32>, &mut Buffer<f32>),
+    ) {
+        let (rows, cols) = student.shape();
+        let (known, k) = (teacher.ids.len(), teacher.ids.len() / rows.max(1));
+        let fits = [targets.len(), losses.len(), divergences.len(), teacher.rest.len()] == [rows; 4]
+            && [known, teacher.log_probs.len()] == [rows * k; 2]
+            && k <= cols;
+        assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill_top: shapes that do not fit");
+        let (own, threads) = (self.buffer::<f32>(known), threads(cols));
+        Launch::new(self, &DISTILL_TOP[D::INDEX])
+            .pointer(losses.address())
+            .pointer(divergences.address())
+            .pointer(student.address)
+            .pointer(teacher.ids.address())
+            .pointer(teacher.log_probs.address())
+            .pointer(teacher.rest.address())
+            .pointer(own.address())
+            .pointer(targets.address())
+            .pointer(address(scales))
+            .long(rows)
+            .long(cols)
+            .long(student.stride)
+            .long(k)
+            .int(usize::from(scales.is_some()))
+            .float(mixture.ratio)
+            .float(mixture.forward)
+            .float(softcap.unwrap_or(0.0))
+            .go(Size::row(rows.min(MOST_ROWS), threads, 4 * threads / 32));
+    }
+
     /// `x = cap · tanh(x / cap)` in place.
     pub fn softcap(&self, x: &mut Buffer<f32>, cap: f32) {
         let blocks = x.len().div_ceil(256 * wide::<f32>()).min(MOST_ROWS);
         Launch::new(self, &SOFTCAP[0]).pointer(x.address()).long(x.len()).float(cap).go(Size::row(blocks, 256, 0));
     }
+}
+
+/// Threads for a row of so many logits.
+fn threads(cols: usize) -> usize {
+    if cols < 8192 { (cols / 8).next_multiple_of(32).max(32) } else { 1024 }
 }

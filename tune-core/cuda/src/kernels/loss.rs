@@ -10,14 +10,31 @@ static LOSS: [Kernel; 3] = [
     one("loss", "loss_f32_bf16", PARAMETERS),
     one("loss", "loss_bf16_bf16", PARAMETERS),
 ];
+const TOKEN_PARAMETERS: &str = "pppppllliffff";
+static TOKEN_LOSS: [Kernel; 3] = [
+    one("loss", "token_loss_f32_f32", TOKEN_PARAMETERS),
+    one("loss", "token_loss_f32_bf16", TOKEN_PARAMETERS),
+    one("loss", "token_loss_bf16_bf16", TOKEN_PARAMETERS),
+];
 static SUM: [Kernel; 1] = [one("loss", "sum_f32", "ppli")];
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&LOSS, &SUM];
+pub(super) const ALL: &[&[Kernel]] = &[&LOSS, &TOKEN_LOSS, &SUM];
+
+/// What a token's loss is: `(1 - smoothing) · (L - x_target) + smoothing · mean_j (L - x_j) + z · L²`, with `L = ln Σ exp(x)`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TokenLoss {
+    /// The share that asks for all tokens alike.
+    pub smoothing: f32,
+    /// The factor of the square.
+    pub z: f32,
+    /// Logits count as `cap · tanh(x / cap)`.
+    pub softcap: Option<f32>,
+}
 
 impl Context {
-    /// Cross-entropy, `losses[i] = weights[i] · (ln Σ exp(x_i) - x_i,target)` (weights of one if `None`), zero where the target is
-    /// `u32::MAX`. With a `gradient` scale, each row's logits become the gradient of that scale times the weighted sum of losses,
+    /// The loss of each row, times `weights[i]` (one if `None`), zero where the target is `u32::MAX`: cross-entropy by the default of
+    /// `how`. With a `gradient` scale, each row's logits become the gradient of that scale times the weighted sum of losses,
     /// numbers of type `D` from the row's beginning on. The scale counts times `on_card`'s number, if given.
     ///
     /// # Panics
@@ -30,7 +47,7 @@ impl Context {
         weights: Option<&Buffer<f32>>,
         gradient: Option<f32>,
         on_card: Option<&Buffer<f32>>,
-        softcap: Option<f32>,
+        how: TokenLoss,
         losses: &mut Buffer<f32>,
     ) {
         let fits = [targets.len(), losses.len()] == [logits.rows; 2];
@@ -39,7 +56,9 @@ impl Context {
         let threads = if logits.cols < 8192 { (logits.cols / 8).next_multiple_of(32).max(32) } else { 1024 };
         // A large row for each multiprocessor at a time: more of them would not be in the card's cache when they are read again.
         let blocks = if threads < 1024 { MOST_ROWS } else { self.card().multiprocessors as usize };
-        Launch::new(self, &LOSS[T::INDEX + D::INDEX])
+        let is_plain = how.smoothing == 0.0 && how.z == 0.0;
+        let kernels = if is_plain { &LOSS } else { &TOKEN_LOSS };
+        let launch = Launch::new(self, &kernels[T::INDEX + D::INDEX])
             .pointer(losses.address())
             .pointer(logits.address)
             .pointer(targets.address())
@@ -50,8 +69,9 @@ impl Context {
             .long(logits.stride)
             .int(usize::from(gradient.is_some()))
             .float(gradient.unwrap_or(0.0))
-            .float(softcap.unwrap_or(0.0))
-            .go(Size::row(logits.rows.min(blocks), threads, 4 * threads / 32));
+            .float(how.softcap.unwrap_or(0.0));
+        let launch = if is_plain { launch } else { launch.float(how.smoothing).float(how.z) };
+        launch.go(Size::row(logits.rows.min(blocks), threads, 4 * threads / 32));
     }
 
     /// `sum[0] += Σ x`, or `= Σ x` unless `add`.

@@ -10,6 +10,7 @@ use crate::modules::Kernel;
 
 const ADAMW_PARAMETERS: &str = "pppffffffff";
 const SGD_PARAMETERS: &str = "pppffff";
+const LION_PARAMETERS: &str = "pppfffffff";
 /// By the types of weights and of gradients.
 static ADAMW: [[Kernel; 2]; 2] = [
     both("optim", ["adamw_f32_f32", "adamw_f32_bf16"], ADAMW_PARAMETERS),
@@ -19,11 +20,15 @@ static SGD: [[Kernel; 2]; 2] = [
     both("optim", ["sgd_f32_f32", "sgd_f32_bf16"], SGD_PARAMETERS),
     both("optim", ["sgd_bf16_f32", "sgd_bf16_bf16"], SGD_PARAMETERS),
 ];
+static LION: [[Kernel; 2]; 2] = [
+    both("optim", ["lion_f32_f32", "lion_f32_bf16"], LION_PARAMETERS),
+    both("optim", ["lion_bf16_f32", "lion_bf16_bf16"], LION_PARAMETERS),
+];
 static SQUARES: [Kernel; 2] = both("optim", ["squared_norms_f32", "squared_norms_bf16"], "ppp");
 static CLIP: [Kernel; 1] = [one("optim", "clip_factor", "ppplff")];
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&ADAMW[0], &ADAMW[1], &SGD[0], &SGD[1], &SQUARES, &CLIP];
+pub(super) const ALL: &[&[Kernel]] = &[&ADAMW[0], &ADAMW[1], &SGD[0], &SGD[1], &LION[0], &LION[1], &SQUARES, &CLIP];
 
 /// Elements that one block handles. The order of the sums of squares depends on it.
 const PIECE: usize = 1 << 16;
@@ -33,7 +38,7 @@ const PIECE: usize = 1 << 16;
 pub struct Moved<'a, W, G> {
     /// The weight.
     pub weight: &'a mut Buffer<W>,
-    /// AdamW: the mean of the gradients. SGD: the velocity, if there is momentum.
+    /// AdamW, Lion: the mean of the gradients. SGD: the velocity, if there is momentum.
     pub first: Option<&'a mut Buffer<f32>>,
     /// AdamW: the mean of the gradients' squares.
     pub second: Option<&'a mut Buffer<f32>>,
@@ -112,6 +117,17 @@ pub struct Sgd {
     pub weight_decay: f64,
 }
 
+/// A step of Lion; see `tune-reference` for the formula.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lion {
+    /// Learning rate of this step: the way that a weight goes.
+    pub lr: f64,
+    /// The share of the mean in a step's direction, and the decay of the mean.
+    pub betas: [f64; 2],
+    /// Share of a weight taken away, times the learning rate.
+    pub weight_decay: f64,
+}
+
 impl Context {
     /// Lists parameters on the card.
     ///
@@ -181,6 +197,33 @@ impl Context {
             .float(scale)
             .float(rule.momentum as f32)
             .float(rule.weight_decay as f32)
+            .go(Size::row(sweep.pieces.len(), 256, 0));
+    }
+
+    /// A step of Lion with gradients times `scale`, and times `on_card`'s number if given. bf16 weights are rounded at random.
+    ///
+    /// # Panics
+    /// If a parameter is without its mean.
+    pub fn lion<W: Element, G: Element>(
+        &self,
+        sweep: &mut Sweep<'_, W, G>,
+        rule: Lion,
+        scale: f32,
+        on_card: Option<&Buffer<f32>>,
+    ) {
+        assert!(sweep.moved.iter().all(|m| m.first.is_some()), "Lion: a parameter without state");
+        let [b1, b2] = rule.betas;
+        Launch::new(self, &LION[W::INDEX][G::INDEX])
+            .pointer(sweep.parameters.address())
+            .pointer(sweep.pieces.address())
+            .pointer(address(on_card))
+            .float(rule.lr as f32)
+            .float(scale)
+            .float(b1 as f32)
+            .float((1.0 - b1) as f32)
+            .float(b2 as f32)
+            .float((1.0 - b2) as f32)
+            .float((1.0 - rule.lr * rule.weight_decay) as f32)
             .go(Size::row(sweep.pieces.len(), 256, 0));
     }
 

@@ -1,4 +1,4 @@
-use tune_reference::optim::{AdamW, Sgd, squared_norm};
+use tune_reference::optim::{AdamW, Lion, Sgd, squared_norm};
 
 use super::close;
 
@@ -21,6 +21,16 @@ fn adam_is_that_of_pytorch() {
         rule.step(&mut w, [&mut m, &mut v], &[g], 1.0, step);
     }
     close("w", &w, &[0.704_909_863_730_128_2], 1e-12);
+}
+
+/// Each weight goes as far, and one without gradient and mean decays alone.
+#[test]
+fn lion_goes_by_signs() {
+    let rule = Lion { lr: 0.1, betas: [0.5, 0.75], weight_decay: 0.5 };
+    let (mut w, mut m) = ([1.0, 1.0, 1.0], [0.0, -2.0, 0.0]);
+    rule.step(&mut w, &mut m, &[4.0, 0.5, 0.0], 2.0);
+    close("w", &w, &[0.95 - 0.1, 0.95 + 0.1, 0.95], 1e-14);
+    close("m", &m, &[2.0, -1.25, 0.0], 1e-14);
 }
 
 #[test]

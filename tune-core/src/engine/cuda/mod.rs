@@ -28,7 +28,7 @@ use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, FakeQuantizer, Gathered, Magnitude, ParamId};
 use crate::{Error, Result};
 
@@ -487,17 +487,21 @@ impl<T: Number> Backend for Cuda<T> {
         mut logits: Buffer<f32>,
         vocab: usize,
         cap: Option<f64>,
-        _: TokenLoss,
+        of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
-        let cap = cap.map(|cap| cap as f32);
+        let how = tune_cuda::TokenLoss {
+            smoothing: of.label_smoothing as f32,
+            z: of.z_loss as f32,
+            softcap: cap.map(|cap| cap as f32),
+        };
         let context = self.context();
         let on_card = context.upload(targets);
         let mut each = context.buffer::<f32>(targets.len());
         let mut run = |weights: Option<&Buffer<f32>>, scale, losses: &mut Buffer<f32>| {
             let view = logits.view_mut(vocab);
-            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, cap, losses);
+            context.cross_entropy::<f32, T>(view, &on_card, weights, scale, None, how, losses);
         };
         let first = weights.and_then(|weights| weights.first().copied());
         let same = weights.is_none_or(|weights| weights.iter().all(|&w| Some(w) == first));
@@ -527,6 +531,32 @@ impl<T: Number> Backend for Cuda<T> {
         let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
         context.distill::<T>(
             (logits.view_mut(vocab), teacher.view(vocab)),
+            &on_card,
+            (how, cap.map(|cap| cap as f32)),
+            scales.as_ref(),
+            (&mut each, &mut divergences),
+        );
+        let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
+        (Losses { each, gradient }, divergences)
+    }
+
+    fn distilled_by_top(
+        &self,
+        (mut logits, said): (Buffer<f32>, TopRows<'_>),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        mixture: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Buffer<f32>) {
+        let (context, [forward, _]) = (self.context(), mixture.shares());
+        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
+        let [log_probs, rest] = [said.log_probs, said.rest].map(|numbers| context.upload(numbers));
+        let teacher = tune_cuda::Top { ids: &context.upload(said.ids), log_probs: &log_probs, rest: &rest };
+        let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
+        context.distill_top::<T>(
+            (logits.view_mut(vocab), teacher),
             &on_card,
             (how, cap.map(|cap| cap as f32)),
             scales.as_ref(),

@@ -60,6 +60,8 @@ pub(crate) enum Rule {
     AdamW(tune_cuda::AdamW, u64),
     /// SGD.
     Sgd(tune_cuda::Sgd),
+    /// Lion.
+    Lion(tune_cuda::Lion),
 }
 
 /// Sums of squares that a card has been asked for.
@@ -227,6 +229,7 @@ impl Card {
         match rule {
             Rule::AdamW(rule, step) => self.context.adamw(&mut sweep, rule, scale as f32, None, step),
             Rule::Sgd(rule) => self.context.sgd(&mut sweep, rule, scale as f32, None),
+            Rule::Lion(rule) => self.context.lion(&mut sweep, rule, scale as f32, None),
         }
     }
 

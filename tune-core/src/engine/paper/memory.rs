@@ -14,7 +14,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, ParamId};
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.
@@ -291,6 +291,18 @@ impl<T: Element> Backend for Paper<T> {
     fn distilled(
         &self,
         (logits, _): (Entry, Entry),
+        vocab: usize,
+        cap: Option<f64>,
+        targets: &[u32],
+        _: Mixture,
+        weights: Option<&[f64]>,
+    ) -> (Losses<Self>, Vec<f64>) {
+        (self.loss(logits, vocab, cap, TokenLoss::CROSS_ENTROPY, targets, weights), vec![0.0; targets.len()])
+    }
+
+    fn distilled_by_top(
+        &self,
+        (logits, _): (Entry, TopRows<'_>),
         vocab: usize,
         cap: Option<f64>,
         targets: &[u32],

@@ -139,6 +139,7 @@ impl OptimizerConfig {
             _ if self.averages() => 0,
             Self::AdamW(_) => 2,
             Self::Sgd(c) => usize::from(c.momentum > 0.0),
+            Self::Lion(_) => 1,
             _ => 0,
         }
     }

@@ -108,33 +108,13 @@ impl Outline {
         Err(Error::setup(format!("optimizer.offload_dir {refused}")))
     }
 
-    /// Refuses a loss that the device does not compute.
+    /// Refuses what a head that scores sequences, of the model or of one beside it, is not trained with.
     ///
     /// # Errors
-    /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card).
-    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
-        match device {
-            Compute::Card(_) if self.teacher_logits.is_some() => Err(Error::setup(
-                "teacher_logits: what a teacher said is learnt on the processor alone, for now: set device=cpu, or leave it out",
-            )),
-            Compute::Card(_) => self.loss.check_on_card(),
-            Compute::Processor => Ok(()),
-        }
-    }
-
-    /// Refuses what a head that scores sequences, of the model or of one beside it, is not trained with, and a device that does not
-    /// train one.
-    ///
-    /// # Errors
-    /// A card, adapters below, new tokens.
-    pub(crate) fn check_head(&self, device: &Compute) -> Result<()> {
+    /// Adapters below, new tokens.
+    pub(crate) fn check_head(&self) -> Result<()> {
         if self.head.is_none() && self.value.is_none() && self.judge.is_none() {
             return Ok(());
-        }
-        if matches!(device, Compute::Card(_)) {
-            return Err(Error::setup(
-                "a head that scores sequences is trained on the processor alone, for now: set device=cpu",
-            ));
         }
         let Trained::Adapters { lora, .. } = &self.trained else { return Ok(()) };
         let refused = [

@@ -43,6 +43,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) rotary: Vec<Rotary>,
     /// Noise on the embeddings.
     pub(super) noise: Option<EmbeddingNoise>,
+    /// What logits are divided by before softmax; the probabilities of a model that is taught are its own all the same.
+    pub(super) temperature: f64,
     /// What another model says of the same batch, which this one learns from.
     pub(super) taught: Option<Taught<'a, B>>,
 }
@@ -88,6 +90,7 @@ impl<'a, B: Backend> Run<'a, B> {
             rows_in_past: Vec::new(),
             rotary,
             noise: None,
+            temperature: 1.0,
             taught: None,
         }
     }

@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::methods::prompts;
+use crate::methods::{Mixture, prompts};
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -72,13 +72,20 @@ impl Outline {
     /// Refuses a loss that the device does not compute.
     ///
     /// # Errors
-    /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card).
+    /// As [`TokenLoss::check_on_card`](crate::methods::TokenLoss::check_on_card) and
+    /// [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
     pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
         match device {
             Compute::Card(_) if self.teacher_logits.is_some() => Err(Error::setup(
                 "teacher_logits: what a teacher said is learnt on the processor alone, for now: set device=cpu, or leave it out",
             )),
-            Compute::Card(_) => self.loss.check_on_card(),
+            Compute::Card(_) if self.temperature != 1.0 => Err(Error::setup(
+                "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1",
+            )),
+            Compute::Card(_) => {
+                self.mixture.as_ref().map_or(Ok(()), Mixture::check_on_card)?;
+                self.loss.check_on_card()
+            }
             Compute::Processor => Ok(()),
         }
     }

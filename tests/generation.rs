@@ -445,7 +445,8 @@ fn answers_in_groups_are_those_of_training_to_the_last_bit() {
                 |prompt: usize, sample: usize| Sampler::new(SamplerOptions::AS_THEY_ARE, (10 * prompt + sample) as u64);
             let groups = sample_groups(&model, &prompts, 3, &stop, sampler).unwrap();
             let tempered = SamplerOptions { temperature: 0.7, ..SamplerOptions::AS_THEY_ARE };
-            let at = sample_groups(&model, &prompts, 1, &stop, |prompt, _| Sampler::new(tempered, prompt as u64)).unwrap();
+            let at =
+                sample_groups(&model, &prompts, 1, &stop, |prompt, _| Sampler::new(tempered, prompt as u64)).unwrap();
             for (prompt, answer) in prompts.iter().zip(at.iter().flatten()) {
                 let whole = packed(&[[prompt, answer.ids.as_slice()].concat()]);
                 let of_answer = |log_probs: Vec<f64>| log_probs[prompt.len() - 1..][..answer.ids.len()].to_vec();

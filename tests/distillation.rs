@@ -67,14 +67,14 @@ fn model_of(folder: &Path, sizes: &[(&str, u64)]) -> String {
 #[test]
 fn every_divergence_brings_the_student_nearer() {
     let folder = tempfile::tempdir().unwrap();
-    for kd_loss in ["forward_kl", "reverse_kl", "symmetric_kl"] {
+    for kd_loss in ["forward_kl", "reverse_kl", "symmetric_kl", "generalized_jsd"] {
         let chosen = format!("kd_loss={kd_loss}");
         let records = short(folder.path(), kd_loss, &[&chosen, "kd_ratio=1.0"]);
         let [loss, divergence, cross_entropy] = ["loss", "kd_loss", "class_loss"].map(|key| numbers(&records, key));
         // What is minimized is the divergence alone.
         assert_eq!(loss, divergence, "{kd_loss}");
         assert_eq!((loss.len(), cross_entropy.len()), (4, 4), "{kd_loss}");
-        assert!(loss[0] > 0.1 && loss[3] < 0.9 * loss[0], "{kd_loss}: {loss:?}");
+        assert!(loss[0] > 0.01 && loss[3] < 0.9 * loss[0], "{kd_loss}: {loss:?}");
         assert!(numbers(&records, "grad_norm").iter().all(|&norm| norm > 0.0), "{kd_loss}");
     }
     // The halves of a symmetric divergence are the other two.
@@ -85,6 +85,10 @@ fn every_divergence_brings_the_student_nearer() {
     });
     let both = first("both", &["kd_loss=symmetric_kl", "kd_loss.sym_kd_ratio=0.25"]);
     assert!((both - (0.25 * forward + 0.75 * reverse)).abs() < 1e-5, "{both}: {forward} and {reverse}");
+    // The ends of the generalized divergence are the same two, and what is colder is further apart.
+    let ends = [0, 1].map(|beta| first("end", &["kd_loss=generalized_jsd", &format!("kd_loss.beta={beta}")]));
+    assert!((ends[0] - forward).abs() < 1e-5 && (ends[1] - reverse).abs() < 1e-5, "{ends:?}: {forward} and {reverse}");
+    assert!(first("warm", &["kd_temperature=4"]) < forward);
     // What is minimized is a mixture.
     let records = short(folder.path(), "mixed", &["kd_ratio=0.25"]);
     let [loss, divergence, cross_entropy] = ["loss", "kd_loss", "class_loss"].map(|key| numbers(&records, key));
@@ -216,6 +220,10 @@ fn mistakes_are_told_and_nothing_is_written() {
     expect(&["~teacher_checkpointer"], "teacher_checkpointer");
     expect(&["teacher_checkpointer.checkpoint_dir=nowhere"], "nowhere: does not exist");
     expect(&["~model", "loraplus_lr_ratio=4"], "loraplus_lr_ratio needs model.lora_rank");
+
+    let stored = format!("teacher_logits.path={}", folder.path().join("said").display());
+    expect(&[&stored, "kd_temperature=2"], "kd_temperature needs the teacher's logits of all tokens");
+    expect(&[&stored, "kd_loss=generalized_jsd"], "kd_loss=generalized_jsd is not computed of stored tokens");
 
     let wider = folder.path().join("wider");
     model_of(&wider, &[("vocab_size", 392)]);

@@ -67,7 +67,14 @@ fn run(model: &Decoder, batch: &Batch, activation_checkpointing: bool) -> (f64, 
     let mut gradients = Gradients::default();
     let trained = batch.trained_tokens() as f64;
     let loss = TokenLoss::CROSS_ENTROPY;
-    let options = RunOptions { scale: 1.0 / trained, activation_checkpointing, dropout: None, noise: None, loss };
+    let options = RunOptions {
+        scale: 1.0 / trained,
+        activation_checkpointing,
+        dropout: None,
+        noise: None,
+        loss,
+        temperature: 1.0,
+    };
     let loss = forward_backward(model, batch, options, &mut gradients).unwrap() / trained;
     let of = |(name, gradient): (&str, &Gradient)| (name.to_owned(), numbers(&gradient.to_tensor().unwrap()));
     (loss, gradients.iter().map(of).collect())

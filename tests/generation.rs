@@ -444,6 +444,16 @@ fn answers_in_groups_are_those_of_training_to_the_last_bit() {
             let sampler =
                 |prompt: usize, sample: usize| Sampler::new(SamplerOptions::AS_THEY_ARE, (10 * prompt + sample) as u64);
             let groups = sample_groups(&model, &prompts, 3, &stop, sampler).unwrap();
+            let tempered = SamplerOptions { temperature: 0.7, ..SamplerOptions::AS_THEY_ARE };
+            let at =
+                sample_groups(&model, &prompts, 1, &stop, |prompt, _| Sampler::new(tempered, prompt as u64)).unwrap();
+            for (prompt, answer) in prompts.iter().zip(at.iter().flatten()) {
+                let whole = packed(&[[prompt, answer.ids.as_slice()].concat()]);
+                let of_answer = |log_probs: Vec<f64>| log_probs[prompt.len() - 1..][..answer.ids.len()].to_vec();
+                let right = of_answer(engine::log_probs_at(&model, &whole, 0.7).unwrap());
+                assert_eq!(answer.log_probs, right, "{family} {dtype:?}");
+                assert_ne!(right, of_answer(engine::log_probs(&model, &whole).unwrap()), "{family} {dtype:?}");
+            }
             assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [3; 3]);
             assert_ne!(groups[0][0].ids, groups[0][1].ids);
             for (i, (prompt, group)) in prompts.iter().zip(&groups).enumerate() {

@@ -38,9 +38,10 @@ fn preference(batch: &Batch, log_probs: &[f64]) -> Objective {
     Objective { value: (1.0 + (-margin).exp()).ln(), gradient }
 }
 
-fn run(model: &Decoder, batch: &Batch) -> (f64, Vec<(String, Vec<f64>)>) {
+fn run(model: &Decoder, batch: &Batch, temperature: f64) -> (f64, Vec<(String, Vec<f64>)>) {
     let mut gradients = Gradients::default();
-    let value = minimize(model, batch, OPTIONS, &mut gradients, |l| Ok(preference(batch, l))).unwrap();
+    let options = RunOptions { temperature, ..OPTIONS };
+    let value = minimize(model, batch, options, &mut gradients, |l| Ok(preference(batch, l))).unwrap();
     (value, all(&gradients))
 }
 
@@ -65,11 +66,22 @@ fn weights_of_one_are_cross_entropy_to_the_last_bit() {
 
 #[test]
 fn the_gradient_of_a_preference_is_its_slope() {
-    let fixture = Fixture::read("llama_tied");
+    slope("llama_tied", 1.0, &[(DType::F32, 1e-4), (DType::BF16, 6e-2)]);
+}
+
+/// Of logits that are capped, too, which are divided thereafter.
+#[test]
+fn the_gradient_at_a_temperature_is_its_slope() {
+    slope("gemma2", 0.7, &[(DType::F32, 1e-3)]);
+}
+
+/// `followed` are types in which gradients are off by such a share of their length at most.
+fn slope(family: &str, temperature: f64, followed: &[(DType, f64)]) {
+    let fixture = Fixture::read(family);
     let batch = fixture.batch();
     assert!(batch.spans.len() >= 2, "a sample that is preferred to another");
     let model = fixture.model(DType::F64, None);
-    let (value, gradients) = run(&model, &batch);
+    let (value, gradients) = run(&model, &batch, temperature);
     assert!(value > 0.0);
     for (name, gradient) in &gradients {
         let (largest, right) = gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
@@ -79,15 +91,16 @@ fn the_gradient_of_a_preference_is_its_slope() {
             let mut moved = base.clone();
             moved[largest] += delta;
             var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
-            run(&model, &batch).0
+            run(&model, &batch, temperature).0
         };
         let slope = OPTIONS.scale * (at(1e-5) - at(-1e-5)) / 2e-5;
         at(0.0);
         assert!((slope - right).abs() <= 1e-5 * right.abs().max(1e-4), "{name}: {right} instead of {slope}");
     }
     // The engines in f32 and bf16 follow the plain one.
-    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 6e-2)] {
-        for ((name, ours), (_, right)) in run(&fixture.model(dtype, None), &batch).1.iter().zip(&gradients) {
+    for &(dtype, tolerance) in followed {
+        for ((name, ours), (_, right)) in run(&fixture.model(dtype, None), &batch, temperature).1.iter().zip(&gradients)
+        {
             let square = |x: f64| x * x;
             let length = right.iter().copied().map(square).sum::<f64>().sqrt();
             let off = ours.iter().zip(right).map(|(a, b)| square(a - b)).sum::<f64>().sqrt();

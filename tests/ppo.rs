@@ -77,6 +77,7 @@ fn it_is_on_policy_and_moves_both_models() {
         ("whitened", &["whiten_rewards=true", "gamma=0.9", "value_lr=1e-4"]),
         ("checkpointed", &["enable_activation_checkpointing=true"]),
         ("bf16", &["dtype=bf16"]),
+        ("tempered", &["temperature=0.7"]),
         ("all_weights", &["~model", "optimizer.lr=1e-5"]),
     ] {
         let records = short(folder.path(), name, &[&overlap[..], extra].concat());

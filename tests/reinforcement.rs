@@ -60,7 +60,12 @@ fn every_loss_is_on_policy_and_moves_the_model() {
         }
     }
     // In bf16, with all weights, and with less memory.
-    for extra in [&["dtype=bf16"][..], &["~model", "optimizer.lr=1e-5"], &["enable_activation_checkpointing=true"]] {
+    for extra in [
+        &["dtype=bf16"][..],
+        &["~model", "optimizer.lr=1e-5"],
+        &["enable_activation_checkpointing=true"],
+        &["temperature=0.7"],
+    ] {
         let records = short(folder.path(), &extra.join("_"), &[extra, &["reward=overlap"]].concat());
         assert!(numbers(&records, "grad_norm").iter().all(|norm| *norm > 0.0), "{extra:?}");
     }

@@ -170,6 +170,7 @@ impl MadeUp {
             processes: Processes::ONE,
             copied: None,
             batch_size: batch.rows,
+            rows_of_update: None,
             card: Some(PlannedCard::new(Some(card)).unwrap()),
             steps: vec![vec![batch.clone(), batch.clone()]],
             validation_steps: Vec::new(),

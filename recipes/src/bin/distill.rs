@@ -43,6 +43,9 @@ pub(crate) struct DistillConfig {
     /// How far the student is from its teacher.
     #[config(default)]
     kd_loss: DivergenceLoss,
+    /// What the logits of both are divided by in the divergence, and not in cross-entropy: above 1, unlikely tokens count more. As in TRL, gradients are not scaled up again.
+    #[config(default = 1.0, range = 0.01..)]
+    kd_temperature: f64,
     /// What the divergence counts in what is minimized; the rest is cross-entropy.
     #[config(default = 0.5, range = 0.0..=1.0)]
     kd_ratio: f64,
@@ -94,6 +97,7 @@ impl Recipe for Distillation {
             architecture: cfg.model.architecture,
             reference,
             teacher_logits,
+            mixture: Some(cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature)),
             drawing: cfg.on_policy.as_ref().map(|own| Drawing { samples: 1, max_new_tokens: own.max_new_tokens }),
             evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
@@ -138,7 +142,8 @@ impl Recipe for Distillation {
     }
 
     fn train(&mut self) -> Result<()> {
-        let (mixture, divergence_alone) = (self.cfg.kd_loss.mixed(self.cfg.kd_ratio), self.cfg.kd_loss.mixed(1.0));
+        let [mixture, divergence_alone] =
+            [self.cfg.kd_ratio, 1.0].map(|ratio| self.cfg.kd_loss.mixed(ratio).at(self.cfg.kd_temperature));
         // From here on, Ctrl-C and SIGTERM make the next step an error, for `save_early`.
         let steps = self.run.steps()?;
         // Before the first step; or where an earlier process was stopped before it had measured what it saved.
@@ -270,6 +275,7 @@ fn teacher(cfg: &DistillConfig) -> Result<(Option<Compared>, Option<StoredTeache
              remove one of the two",
         ));
     }
+    cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature).check_stored()?;
     let stored = StoredTeacher { config, teacher: asked.as_ref().and_then(|asked| asked.checkpointer.clone()) };
     match asked {
         _ if stored.is_there() => Ok((None, Some(stored))),

@@ -123,6 +123,7 @@ impl Recipe for FullFinetune {
                     .neftune_noise_alpha
                     .map(|alpha| EmbeddingNoise { alpha, key: dropout_key(self.run.seed(), step.number, i) }),
                 loss: self.cfg.loss,
+                ..RunOptions::PLAIN
             };
             let mut loss = 0.0;
             let grad_norm;

@@ -29,6 +29,9 @@ pub(crate) struct GrpoConfig {
     /// Answers that are drawn to each prompt.
     #[config(default = 8, range = 2..=65536)]
     samples: usize,
+    /// What logits are divided by, both where answers are drawn and where they are learnt from: 1 is by the model's own probabilities, less makes likely tokens likelier.
+    #[config(default = 1.0, range = 0.01..)]
+    temperature: f64,
     /// An answer is cut off after so many tokens.
     #[config(default = 256, range = 1..)]
     max_new_tokens: usize,
@@ -115,6 +118,7 @@ impl Recipe for PolicyOptimization {
             architecture: cfg.model.architecture,
             reference: (cfg.kl_beta > 0.0).then_some(reference),
             drawing: Some(Drawing { samples: cfg.samples, max_new_tokens: cfg.max_new_tokens }),
+            temperature: cfg.temperature,
             evaluation,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
@@ -167,15 +171,16 @@ impl Recipe for PolicyOptimization {
             // ---- answers to the step's prompts, drawn by the model as it is -------------------------
             let (mut rollouts, mut references) = (Vec::new(), Vec::new());
             let (mut seen, mut totals) = (PolicyMetrics::default(), Totals::default());
-            let seed = self.run.seed();
+            let (seed, temperature) = (self.run.seed(), self.cfg.temperature);
+            let drawing = SamplerOptions { temperature, ..SamplerOptions::AS_THEY_ARE };
             for (i, batch) in step.micro_batches() {
                 let rollout = self.answer(batch, self.cfg.samples, |prompt, sample| {
-                    // By the model's own probabilities, and the same again in a run that is resumed.
+                    // By the probabilities that are learnt from, and the same again in a run that is resumed.
                     let key = sampling_key(seed, step.number, i, (prompt, sample));
-                    Sampler::new(SamplerOptions::AS_THEY_ARE, key)
+                    Sampler::new(drawing, key)
                 })?;
                 references.push(match &self.reference {
-                    Some(reference) => engine::log_probs(reference, &rollout.batch)?,
+                    Some(reference) => engine::log_probs_at(reference, &rollout.batch, temperature)?,
                     None => Vec::new(),
                 });
                 seen.add(&rollout);
@@ -195,6 +200,7 @@ impl Recipe for PolicyOptimization {
                         // What an answer counts in the step is part of its loss.
                         scale: 1.0,
                         activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
+                        temperature,
                         ..RunOptions::PLAIN
                     };
                     let batch = rollout.batch.clone();

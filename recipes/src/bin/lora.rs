@@ -134,6 +134,7 @@ impl Recipe for LoraFinetune {
                     dropout: Some(key),
                     noise: self.cfg.neftune_noise_alpha.map(|alpha| EmbeddingNoise { alpha, key }),
                     loss: self.cfg.loss,
+                    ..RunOptions::PLAIN
                 };
                 loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
             }

@@ -41,6 +41,9 @@ pub(crate) struct PpoConfig {
     /// Answers that are drawn to each prompt.
     #[config(default = 1, range = 1..=65536)]
     samples: usize,
+    /// What logits are divided by, both where answers are drawn and where they are learnt from: 1 is by the model's own probabilities, less makes likely tokens likelier.
+    #[config(default = 1.0, range = 0.01..)]
+    temperature: f64,
     /// An answer is cut off after so many tokens.
     #[config(default = 256, range = 1.., alias = "max_generated_tokens")]
     max_new_tokens: usize,
@@ -162,6 +165,8 @@ impl Recipe for ProximalPolicyOptimization {
             value: Some(cfg.value_checkpointer.clone()),
             judge: cfg.reward_checkpointer.clone(),
             drawing: Some(Drawing { samples: cfg.samples, max_new_tokens: cfg.max_new_tokens }),
+            temperature: cfg.temperature,
+            rows_of_update: cfg.updates.ppo_batch_size,
             evaluation,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })
@@ -216,20 +221,21 @@ impl Recipe for ProximalPolicyOptimization {
             let step = step?;
             // ---- answers to the step's prompts, drawn by the model as it is -------------------------
             let (mut drawn, mut seen) = (Vec::new(), PpoMetrics::default());
-            let seed = self.run.seed();
+            let (seed, temperature) = (self.run.seed(), self.cfg.temperature);
+            let drawing = SamplerOptions { temperature, ..SamplerOptions::AS_THEY_ARE };
             for (i, batch) in step.micro_batches() {
                 let mut rollout = self.answer(batch, self.cfg.samples, |prompt, sample| {
-                    // By the model's own probabilities, and the same again in a run that is resumed.
+                    // By the probabilities that are learnt from, and the same again in a run that is resumed.
                     let key = sampling_key(seed, step.number, i, (prompt, sample));
-                    Sampler::new(SamplerOptions::AS_THEY_ARE, key)
+                    Sampler::new(drawing, key)
                 })?;
                 if self.is_on_card {
                     // What a token costs and all ratios are by what training computes.
-                    let log_probs = engine::log_probs(&self.model, &rollout.batch)?;
+                    let log_probs = engine::log_probs_at(&self.model, &rollout.batch, temperature)?;
                     rollout.check_on_policy(&log_probs, true)?;
                 }
                 let reference = match &self.reference {
-                    Some(reference) => engine::log_probs(reference, &rollout.batch)?,
+                    Some(reference) => engine::log_probs_at(reference, &rollout.batch, temperature)?,
                     None => Vec::new(),
                 };
                 let values = |states: &Batch| engine::scores(&self.value.model, states);
@@ -246,6 +252,7 @@ impl Recipe for ProximalPolicyOptimization {
                 // What a token counts in the update is part of its loss.
                 scale: 1.0,
                 activation_checkpointing: self.cfg.steps.enable_activation_checkpointing,
+                temperature,
                 ..RunOptions::PLAIN
             };
             let clip = |norm: f64| self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(norm, max));

@@ -151,6 +151,7 @@ impl Recipe for QuantizationAware {
                 dropout: Some(dropout_key(self.run.seed(), step.number, i)),
                 noise: None,
                 loss: self.cfg.loss,
+                ..RunOptions::PLAIN
             };
             let mut loss = 0.0;
             let grad_norm;

@@ -99,6 +99,67 @@ pub fn divergences_back(
     }
 }
 
+/// A divergence at a temperature, which divides the logits of both.
+#[derive(Debug, Clone, Copy)]
+pub struct General {
+    /// Above 0.
+    pub temperature: f64,
+    /// What the teacher's divergence from the student counts, and the student's from the teacher.
+    pub shares: [f64; 2],
+    /// Whether both are taken from `m = shares_0 q + shares_1 p` instead.
+    pub from_middle: bool,
+}
+
+impl General {
+    /// Of a row, the logarithms of `p`, of `q`, and of what `p` and `q` are compared with.
+    fn row(&self, student: &[f64], teacher: &[f64]) -> Vec<[f64; 4]> {
+        let log_probs = |logits: &[f64]| {
+            let divided: Vec<f64> = logits.iter().map(|z| z / self.temperature).collect();
+            let all = log_sum_exp(&divided);
+            divided.into_iter().map(move |z| z - all)
+        };
+        let both = log_probs(student).zip(log_probs(teacher));
+        both.map(|(p, q)| match self.from_middle {
+            false => [p, q, q, p],
+            true => {
+                let m = log_sum_exp(&[q + self.shares[0].ln(), p + self.shares[1].ln()]);
+                [p, q, m, m]
+            }
+        })
+        .collect()
+    }
+}
+
+/// Of each row the divergence of the teacher's probabilities and that of the student's, from each other or from what lies between
+/// them (Agarwal et al. 2024, <https://arxiv.org/abs/2306.13649>).
+pub fn general_divergences(student: View<'_>, teacher: View<'_>, of: General) -> Vec<[f64; 2]> {
+    let of_row = |i: usize| {
+        let row = of.row(student.row(i), teacher.row(i)).into_iter();
+        row.fold([0.0; 2], |[of_teacher, of_student], [p, q, for_p, for_q]| {
+            [of_teacher + q.exp() * (q - for_q), of_student + p.exp() * (p - for_p)]
+        })
+    };
+    (0..student.rows()).map(of_row).collect()
+}
+
+/// Adds to `of_student` the gradient of `Σ_i weights_i (shares_0 teacher_i + shares_1 student_i)` of [`general_divergences`] with
+/// respect to the student's logits. From what lies between them it is `shares_1 p (ln p - ln m - student) / temperature`.
+pub fn general_divergences_back(
+    student: View<'_>,
+    teacher: View<'_>,
+    of: General,
+    weights: &[f64],
+    of_student: &mut ViewMut<'_>,
+) {
+    for (i, [_, from]) in general_divergences(student, teacher, of).into_iter().enumerate() {
+        let row = of.row(student.row(i), teacher.row(i));
+        for (g, [p, q, for_p, _]) in of_student.row(i).iter_mut().zip(row) {
+            let forward = if of.from_middle { 0.0 } else { of.shares[0] * (p.exp() - q.exp()) };
+            *g += weights[i] / of.temperature * (forward + of.shares[1] * p.exp() * (p - for_p - from));
+        }
+    }
+}
+
 /// Of each row of a teacher's logits the `k` likeliest tokens with the logarithms of their probabilities, `[tokens, k]`, and that of
 /// what all others have together, `[tokens]`, which is not read where `k` is the vocabulary.
 #[derive(Debug, Clone, Copy)]

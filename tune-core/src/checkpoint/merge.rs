@@ -348,6 +348,15 @@ impl Merged {
         Ok(model)
     }
 
+    /// What [`Merged::trained`] computes: the model's shape, and the adapters beside its weights as one.
+    ///
+    /// # Errors
+    /// Tensors that cannot be put side by side.
+    pub(crate) fn beside(&self) -> Result<(ModelSpec, Option<LoraOptions>)> {
+        let spec = if self.whole.is_empty() { self.spec.clone() } else { self.spec_beside() };
+        Ok((spec, self.side_by_side()?.0))
+    }
+
     /// The base alone, as it was before it was trained.
     ///
     /// # Errors

@@ -214,6 +214,13 @@ pub(crate) trait Backend: Sized {
 
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
+    /// Multiplies all logits.
+    ///
+    /// # Errors
+    /// The backend does not compute it.
+    fn multiply_logits(&self, _logits: &mut Self::Sums, _factor: f64) -> Result<()> {
+        Err(Error::setup(ON_PROCESSOR))
+    }
     /// The loss `of` each row of `logits` `[m, vocab]`, capped first where there is a `cap`, and of its target; and with `weights`, a factor
     /// a row, the gradient of the weighted sum, in the memory that the logits had.
     fn loss(
@@ -257,6 +264,10 @@ pub(crate) trait Backend: Sized {
         rows_at_once(vocab)
     }
 }
+
+/// What is said of a temperature where it is not computed.
+pub(super) const ON_PROCESSOR: &str =
+    "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1";
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
 pub(crate) trait Reads<'m>: Backend + 'm {

@@ -32,7 +32,7 @@ pub struct Distilled {
 ///
 /// # Errors
 /// As [`forward_backward`](super::forward_backward); a teacher with another vocabulary, in another precision or on another
-/// device.
+/// device; a mixture that a card does not compute.
 pub fn distill(
     student: &Decoder,
     teacher: &Decoder,
@@ -46,6 +46,9 @@ pub fn distill(
         return Err(Error::setup(format!(
             "the teacher has logits of {of_teacher} tokens and the student of {of_student}: they cannot be compared"
         )));
+    }
+    if student.card().is_some() {
+        mixture.check_on_card()?;
     }
     let same_card = match (student.card(), teacher.card()) {
         (None, None) => true,
@@ -62,7 +65,8 @@ pub fn distill(
 /// teacher's likeliest tokens and one outcome more, see [`TopTokens`]. No logits of the teacher's exist.
 ///
 /// # Errors
-/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, and tokens outside the vocabulary.
+/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, and as
+/// [`Mixture::check_stored`].
 pub fn distill_by(
     student: &Decoder,
     said: &TopTokens,
@@ -71,6 +75,7 @@ pub fn distill_by(
     options: RunOptions,
     sink: &mut dyn GradientSink,
 ) -> Result<Distilled> {
+    mixture.check_stored()?;
     let (positions, trained, vocab) = (said.positions(), batch.trained_tokens(), student.config.vocab_size);
     if positions != trained || [said.ids.len(), said.log_probs.len()] != [positions * said.k; 2] {
         return Err(Error::setup(format!(

@@ -68,6 +68,9 @@ pub struct RunOptions {
     pub noise: Option<EmbeddingNoise>,
     /// What [`forward_backward`] minimizes of each trained token. The others have losses of their own, on cross-entropy alone.
     pub loss: TokenLoss,
+    /// What logits are divided by before softmax, above 0: where answers were drawn at a temperature, log-probabilities are those at it.
+    /// Without effect on [`distill`], whose [`Mixture`] has one of its own. Other than 1 on the processor alone.
+    pub temperature: f64,
 }
 
 impl RunOptions {
@@ -78,6 +81,7 @@ impl RunOptions {
         dropout: None,
         noise: None,
         loss: TokenLoss::CROSS_ENTROPY,
+        temperature: 1.0,
     };
 }
 
@@ -278,8 +282,13 @@ where
         _ => None,
     };
     let parameters = parameters(model, options.dropout, true);
-    let keeper = model.inputs_file().map_or(Keeper::Memory, Keeper::File);
-    let run = Run { taught, noise: options.noise, keeper, ..Run::new(backend, &model.config, &*parameters, batch) };
+    let run = Run {
+        taught,
+        noise: options.noise,
+        temperature: options.temperature,
+        keeper: model.inputs_file().map_or(Keeper::Memory, Keeper::File),
+        ..Run::new(backend, &model.config, &*parameters, batch)
+    };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
     let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
@@ -331,11 +340,20 @@ pub fn evaluate(model: &Decoder, batch: &Batch) -> Result<f64> {
 /// # Errors
 /// As [`forward_backward`].
 pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
-    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch) -> Result<Vec<f64>> {
-        Run::new(backend, &model.config, &*parameters(model, None, false), batch).log_probs()
+    log_probs_at(model, batch, 1.0)
+}
+
+/// The same where logits are divided by a `temperature` above 0.
+///
+/// # Errors
+/// As [`log_probs`]; a temperature other than 1 on a card.
+pub fn log_probs_at(model: &Decoder, batch: &Batch, temperature: f64) -> Result<Vec<f64>> {
+    fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch, temperature: f64) -> Result<Vec<f64>> {
+        let parameters = parameters(model, None, false);
+        Run { temperature, ..Run::new(backend, &model.config, &*parameters, batch) }.log_probs()
     }
     let mut all = vec![0.0; batch.targets.len()];
-    let of_places = on_backend!(model, kept(&batch.without_padding()))?;
+    let of_places = on_backend!(model, kept(&batch.without_padding(), temperature))?;
     batch.places().zip(of_places).for_each(|(place, l)| all[place] = l);
     Ok(all)
 }
@@ -346,7 +364,18 @@ pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
 /// # Panics
 /// If there is no such token.
 pub fn log_prob(logits: &[f32], token: u32) -> f64 {
+    log_prob_at(logits, token, 1.0)
+}
+
+/// The same where logits are divided by a `temperature` above 0, as [`log_probs_at`] has it.
+///
+/// # Panics
+/// If there is no such token.
+pub fn log_prob_at(logits: &[f32], token: u32, temperature: f64) -> f64 {
     let mut logits = logits.to_vec();
+    if temperature != 1.0 {
+        softmax::multiply(&mut logits, (1.0 / temperature) as f32);
+    }
     -f64::from(softmax::loss_and_gradient::<f32>(&mut logits, token as usize, TokenLoss::CROSS_ENTROPY, None))
 }
 

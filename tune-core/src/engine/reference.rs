@@ -465,6 +465,11 @@ impl Backend for Reference {
         softcap::forward(&mut ViewMut::new(logits, width), cap);
     }
 
+    fn multiply_logits(&self, logits: &mut Vec<f64>, factor: f64) -> Result<()> {
+        logits.iter_mut().for_each(|z| *z *= factor);
+        Ok(())
+    }
+
     fn loss(
         &self,
         mut logits: Vec<f64>,
@@ -507,19 +512,30 @@ impl Backend for Reference {
         let (of, teacher) = (View::new(&logits, vocab), View::new(&teacher, vocab));
         let [of_target, forward, reverse] = mixture.parts();
         let shares = mixture.shares();
+        let general =
+            loss::General { temperature: mixture.temperature(), shares, from_middle: mixture.middle().is_some() };
         let gradient = weights.map(|weights| {
             let mut gradient = vec![0.0; logits.len()];
             let mut into = ViewMut::new(&mut gradient, vocab);
             let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
             loss::cross_entropy_back(of, targets, &for_target, &mut into);
-            loss::divergences_back(of, teacher, [forward, reverse], weights, &mut into);
+            match mixture.is_plain() {
+                true => loss::divergences_back(of, teacher, [forward, reverse], weights, &mut into),
+                false => {
+                    let weights: Vec<f64> = weights.iter().map(|weight| weight * mixture.ratio).collect();
+                    loss::general_divergences_back(of, teacher, general, &weights, &mut into);
+                }
+            }
             if let Some(cap) = cap {
                 softcap::backward(of, cap, &mut into);
             }
             (gradient, vocab)
         });
-        let divergences = loss::divergences(of, teacher).into_iter();
-        let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
+        let divergences = match mixture.is_plain() {
+            true => loss::divergences(of, teacher),
+            false => loss::general_divergences(of, teacher, general),
+        };
+        let divergences = divergences.into_iter().map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
         (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
     }
 

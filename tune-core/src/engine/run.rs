@@ -47,6 +47,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) noise: Option<EmbeddingNoise>,
     /// Who keeps the inputs of blocks, where only these are kept.
     pub(super) keeper: Keeper<'a>,
+    /// What logits are divided by before softmax; the probabilities of a model that is taught are its own all the same.
+    pub(super) temperature: f64,
     /// What another model says of the same batch, which this one learns from.
     pub(super) taught: Option<Taught<'a, B>>,
 }
@@ -93,6 +95,7 @@ impl<'a, B: Backend> Run<'a, B> {
             rotary,
             noise: None,
             keeper: Keeper::Memory,
+            temperature: 1.0,
             taught: None,
         }
     }

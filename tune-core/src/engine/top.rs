@@ -83,12 +83,16 @@ impl<B: Backend> Run<'_, B> {
         let (trained, mut each) = (self.trained(), Vec::new());
         for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab, false))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
-            let logits = self.chunk(x, rows, &norm, head).logits;
-            each.push(
-                self.backend
-                    .loss(logits, vocab, self.shape.logit_softcap, TokenLoss::CROSS_ENTROPY, &of_rows, None)
-                    .each,
-            );
+            let mut logits = self.chunk(x, rows, &norm, head).logits;
+            let mut cap = self.shape.logit_softcap;
+            if self.temperature != 1.0 {
+                // In the order of generation, whose logits are capped when they are divided: all bits are the same.
+                if let Some(cap) = cap.take() {
+                    self.backend.cap(&mut logits, cap);
+                }
+                self.backend.multiply_logits(&mut logits, 1.0 / self.temperature)?;
+            }
+            each.push(self.backend.loss(logits, vocab, cap, TokenLoss::CROSS_ENTROPY, &of_rows, None).each);
         }
         let each = each.into_iter().flat_map(|each| self.backend.losses(each));
         trained.iter().zip(each).for_each(|(&row, loss)| losses[row] = loss);
@@ -133,16 +137,22 @@ impl<B: Backend> Run<'_, B> {
     /// before these.
     fn lost(
         &self,
-        logits: B::Sums,
+        mut logits: B::Sums,
         rows: &[usize],
         first: usize,
         of: TokenLoss,
         top_of_teacher: Option<&(NormParams<B>, LayerParams<B>)>,
         weights: Option<&Weights>,
-    ) -> (Losses<B>, Option<B::Each>) {
-        let (backend, vocab, cap) = (self.backend, self.shape.outputs(), self.shape.logit_softcap);
+    ) -> Result<(Losses<B>, Option<B::Each>)> {
+        let (backend, vocab, mut cap) = (self.backend, self.shape.outputs(), self.shape.logit_softcap);
         let targets: Vec<u32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
-        let weights = weights.map(|weights| weights.of(rows));
+        let mut weights = weights.map(|weights| weights.of(rows));
+        if self.taught.is_none() && self.temperature != 1.0 {
+            // cap tanh(z / cap) / T is (cap / T) tanh((z / T) / (cap / T)), so what is divided may be capped afterwards.
+            backend.multiply_logits(&mut logits, 1.0 / self.temperature)?;
+            cap = cap.map(|cap| cap / self.temperature);
+            weights.iter_mut().flatten().for_each(|weight| *weight /= self.temperature);
+        }
         let weights = weights.as_deref();
         let (losses, from_teacher) = match (&self.taught, top_of_teacher) {
             (Some(Taught { by: By::Model(teacher, x), mixture }), Some((norm, head))) => {
@@ -153,9 +163,9 @@ impl<B: Backend> Run<'_, B> {
                 let theirs = said.rows(first..first + rows.len());
                 backend.distilled_by_top((logits, theirs), vocab, cap, &targets, *mixture, weights)
             }
-            _ => return (backend.loss(logits, vocab, cap, of, &targets, weights), None),
+            _ => return Ok((backend.loss(logits, vocab, cap, of, &targets, weights), None)),
         };
-        (losses, Some(from_teacher))
+        Ok((losses, Some(from_teacher)))
     }
 
     fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {

@@ -1,7 +1,7 @@
 //! Several answers to each prompt, drawn by the model's own probabilities.
 
 use super::{Continuous, End, Sampler, StopOptions};
-use crate::engine::{Kernels, Sequences, log_prob};
+use crate::engine::{Kernels, Sequences, log_prob_at};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
@@ -10,8 +10,8 @@ use crate::{Error, Result};
 pub struct Sampled {
     /// Its tokens, with the stop token where it ended by one.
     pub ids: Vec<u32>,
-    /// The log-probability of each by the model's own distribution, in nats: to the last bit what
-    /// [`engine::log_probs`](crate::engine::log_probs) gives for it. (On a card the last bits may differ.)
+    /// The log-probability of each, in nats, by the model's distribution at the temperature of its sampler, at 0 by its own: to the last
+    /// bit what [`engine::log_probs_at`](crate::engine::log_probs_at) gives for it. (On a card the last bits may differ.)
     pub log_probs: Vec<f64>,
     /// How it ended.
     pub end: End,
@@ -57,7 +57,7 @@ pub fn sample_groups(
         for (&i, logits) in running.iter().zip(&logits) {
             let (answer, token) = (&mut answers[i], samplers[i].sample(logits));
             answer.ids.push(token);
-            answer.log_probs.push(log_prob(logits, token));
+            answer.log_probs.push(log_prob_at(logits, token, samplers[i].temperature_of_log_probs()));
             if stop.stop_tokens.contains(&token) {
                 answer.end = End::Stop;
             } else if answer.ids.len() < stop.max_new_tokens {

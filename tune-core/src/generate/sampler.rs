@@ -39,6 +39,11 @@ impl Sampler {
         Self::new(SamplerOptions { temperature: 0.0, top_k: None, top_p: None }, 0)
     }
 
+    /// The temperature at which what it draws has its log-probability: the likeliest token is as likely as the model says.
+    pub(crate) fn temperature_of_log_probs(&self) -> f64 {
+        if self.options.temperature > 0.0 { self.options.temperature } else { 1.0 }
+    }
+
     /// A token for `logits` `[vocab]`; among equals the lowest id counts as likelier.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let SamplerOptions { temperature, top_k, top_p } = self.options;

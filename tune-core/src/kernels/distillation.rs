@@ -2,7 +2,7 @@
 
 use super::math::{exp, sum};
 use super::softmax::{cap_rows, max};
-use super::{Element, parallel, simd};
+use super::{Element, general_distillation, parallel, simd};
 use crate::methods::Mixture;
 
 /// A student's loss of one token and how far it is from its teacher, both of whose logits are given: the cross-entropy with
@@ -19,6 +19,9 @@ fn distilled<T: Element>(
 ) -> [f32; 2] {
     if let Some(cap) = cap {
         cap_rows(student, cap);
+    }
+    if !mixture.is_plain() {
+        return general_distillation::distilled::<T>(student, teacher, cap, target, mixture, scale);
     }
     let [of_target, forward, reverse] = mixture.parts().map(|part| part as f32);
     let [share_forward, share_reverse] = mixture.shares().map(|share| share as f32);
@@ -86,7 +89,11 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::methods::DivergenceLoss;
+    use crate::methods::{DivergenceLoss, GeneralizedJsd};
+
+    fn jensen(beta: f64) -> DivergenceLoss {
+        DivergenceLoss::JensenShannon(GeneralizedJsd { beta })
+    }
 
     #[test]
     fn a_students_loss_and_gradient_are_those_of_the_definition() {
@@ -103,15 +110,32 @@ mod tests {
             (Mixture::new(1.0, 0.0), None),
             (Mixture::new(0.5, 0.25), Some(4.0)),
             (Mixture::new(0.0, 1.0), None),
+            (Mixture::new(0.5, 0.25).at(2.0), Some(4.0)),
+            (Mixture::new(0.7, 1.0).at(0.5), None),
+            (jensen(0.5).mixed(1.0), None),
+            (jensen(0.1).mixed(0.25), Some(4.0)),
+            (jensen(0.9).mixed(0.75).at(1.7), None),
         ] {
             let parts = |z: &[f64]| {
                 let z: Vec<f64> = z.iter().map(|z| cap.map_or(*z, |cap: f64| cap * (z / cap).tanh())).collect();
                 let log_p = log_softmax(&z);
+                let tempered = |x: &[f64]| {
+                    let x: Vec<f64> = x.iter().map(|x| x / mixture.temperature()).collect();
+                    log_softmax(&x)
+                };
+                let (cross_entropy, log_p, log_q) = (-log_p[17], tempered(&log_p), tempered(&log_q));
+                if let Some(beta) = mixture.middle() {
+                    let both = log_p.iter().zip(&log_q).map(|(p, q)| {
+                        let m = (beta * q.exp() + (1.0 - beta) * p.exp()).ln();
+                        beta * q.exp() * (q - m) + (1.0 - beta) * p.exp() * (p - m)
+                    });
+                    return [cross_entropy, both.sum()];
+                }
                 let pairs = || log_p.iter().zip(&log_q);
                 let forward: f64 = pairs().map(|(p, q)| q.exp() * (q - p)).sum();
                 let reverse: f64 = pairs().map(|(p, q)| p.exp() * (p - q)).sum();
                 let [to_teacher, to_student] = mixture.shares();
-                [-log_p[17], to_teacher * forward + to_student * reverse]
+                [cross_entropy, to_teacher * forward + to_student * reverse]
             };
             let value = |z: &[f64]| {
                 let [loss, divergence] = parts(z);
@@ -169,6 +193,33 @@ mod tests {
             }
             let theirs = case["value"].as_f64().unwrap();
             assert!((total - theirs).abs() < 1e-5, "{}: {total} instead of {theirs}", case["loss"]);
+        }
+    }
+
+    /// Without cross-entropy, as TRL has it in f64.
+    #[test]
+    fn generalized_divergences_at_temperatures_are_those_of_trl() {
+        const FIXTURE: &str = include_str!("../../../tests/fixtures/generalized_jsd.json");
+        let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
+        let rows = |value: &Value| -> Vec<Vec<f32>> { serde_json::from_value(value.clone()).unwrap() };
+        let (student, teacher) = (rows(&fixture["student"]), rows(&fixture["teacher"]));
+        let cases = fixture["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 9);
+        for case in cases {
+            let number = |key: &str| case[key].as_f64().unwrap();
+            let mixture = jensen(number("beta")).mixed(1.0).at(number("temperature"));
+            let (mut total, gradient) = (0.0, rows(&case["gradient"]));
+            for (row, theirs) in gradient.iter().enumerate() {
+                let (mut s, mut t) = (student[row].clone(), teacher[row].clone());
+                let scale = 1.0 / student.len() as f32;
+                let [_, divergence] = distilled::<f32>(&mut s, &mut t, None, 3, mixture, Some(scale));
+                total += f64::from(scale * divergence);
+                for (ours, theirs) in s.iter().zip(theirs) {
+                    assert!((ours - theirs).abs() < 2e-6, "{mixture:?}: {ours} instead of {theirs}");
+                }
+            }
+            let theirs = number("value");
+            assert!((total - theirs).abs() < 1e-5, "{mixture:?}: {total} instead of {theirs}");
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod experts;
 pub(crate) mod fake_quant;
 pub(crate) mod gate;
 pub(crate) mod gemm;
+mod general_distillation;
 mod ids;
 pub(crate) mod isa;
 pub(crate) mod ledger;

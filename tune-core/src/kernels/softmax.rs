@@ -129,6 +129,14 @@ pub(crate) fn cap_rows(logits: &mut [f32], cap: f32) {
     );
 }
 
+/// All logits times a factor.
+pub(crate) fn multiply(logits: &mut [f32], factor: f32) {
+    simd(
+        #[inline(always)]
+        || logits.iter_mut().for_each(|z| *z *= factor),
+    );
+}
+
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

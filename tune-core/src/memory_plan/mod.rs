@@ -112,6 +112,8 @@ pub struct Setting {
     pub judge: Option<ModelSpec>,
     /// Rows of a batch that is full.
     pub batch_size: usize,
+    /// Rows of an update, where these must be whole batches.
+    pub rows_of_update: Option<usize>,
     /// The card that computes, if it is not the processor.
     pub card: Option<PlannedCard>,
     /// Who trains, and among whom parameters, gradients and the optimizer's state are divided. The plan is that of the process which
@@ -176,6 +178,8 @@ impl Processes {
 pub struct ReferencePass {
     /// Its shape; `None` where it is the trained model itself without its adapters.
     pub model: Option<ModelSpec>,
+    /// The adapters beside its weights, if it has any.
+    pub lora: Option<LoraOptions>,
     /// Whether it stays in memory and is asked at each step; otherwise it is asked before the trained model is there.
     pub each_step: bool,
     /// Whether it is a teacher: its logits and the trained model's are there together, and no validation asks it.
@@ -317,18 +321,30 @@ impl MemoryPlan {
         let copied = setting.value.as_ref().map_or(copied, |value| copied.max(parameters::last(value)));
         let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
-        let own =
-            setting.reference.as_ref().and_then(|reference| Some((reference.model.as_ref()?, reference.each_step)));
-        let (reference, before) =
-            match own.map(|(model, stays)| (parameters::of_model(model, processes) * weight, stays)) {
-                Some((weights, true)) => (weights, 0),
-                // What a card has got once stays there.
-                Some((weights, false)) if card => (weights, 0),
-                Some((weights, false)) => (0, weights + engine.touched(HUGE) + setting.said_together),
-                // The model without its adapters has copies of what is trained whole.
-                None if setting.reference.as_ref().is_some_and(|reference| reference.each_step) => (whole * weight, 0),
-                None => (0, 0),
-            };
+        // A card keeps a copy of adapters in the type of activations beside them.
+        let of_adapter = 4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 };
+        let own = match &setting.reference {
+            Some(ReferencePass { model: Some(model), lora, each_step, .. }) => {
+                let adapters = match lora {
+                    Some(lora) => {
+                        of_adapter * parameters::of_adapters(model, lora, processes)?
+                            + parameters::beside_adapters(model, lora)?
+                    }
+                    None => 0,
+                };
+                Some((parameters::of_model(model, processes) * weight + adapters, *each_step))
+            }
+            _ => None,
+        };
+        let (reference, before) = match own {
+            Some((weights, true)) => (weights, 0),
+            // What a card has got once stays there.
+            Some((weights, false)) if card => (weights, 0),
+            Some((weights, false)) => (0, weights + engine.touched(HUGE) + setting.said_together),
+            // The model without its adapters has copies of what is trained whole.
+            None if setting.reference.as_ref().is_some_and(|reference| reference.each_step) => (whole * weight, 0),
+            None => (0, 0),
+        };
         // Of what is in blocks each process reads all, one matrix after the other, and keeps its share.
         let read = (copied * weight).max(if processes > 1 { setting.in_blocks.largest() } else { 0 });
         // State that is kept in a file is read as a parameter's, where a run goes on, and as a tensor, where it is saved.
@@ -341,9 +357,8 @@ impl MemoryPlan {
         };
         // A weight that is saved may be made for it: merged, or converted.
         let saved = 4 * setting.model.output().elements();
-        // A card keeps a copy in the type of activations beside them.
         let beside = setting.lora.as_ref().map_or(Ok(0), |lora| parameters::beside_adapters(&setting.model, lora))?;
-        let adapters = (4 + if card && setting.dtype == DType::BF16 { 2 } else { 0 }) * adapted + beside;
+        let adapters = of_adapter * adapted + beside;
         Ok(Self {
             program,
             weights,
@@ -465,10 +480,14 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
     // Where a teacher is there, all that is drawn is asked of it as data is, and validated is what the data has.
     let taught = setting.reference.as_ref().is_some_and(|reference| reference.teaches);
     let rewarded = setting.drawing.is_some() && !taught;
+    let of_reference = match &setting.reference {
+        Some(ReferencePass { model: Some(model), lora: Some(lora), .. }) => Some(lora.resolved(model)?),
+        _ => None,
+    };
     // The same model without adapters, or another one.
     let reference = setting.reference.as_ref().map(|reference| {
         let model = reference.model.as_ref().unwrap_or(&setting.model);
-        (StepOnPaper { model, lora: None, fake: None, ..on_paper }, reference.each_step)
+        (StepOnPaper { model, lora: of_reference.as_ref(), fake: None, ..on_paper }, reference.each_step)
     });
     // They are computed as they are, and of the same batches.
     let whole = InBlocks::default();

@@ -2,6 +2,8 @@
 
 use tune_config::Config;
 
+use crate::{Error, Result};
+
 /// How far a student's probabilities `p` of the next token are from its teacher's `q`: summed over the vocabulary, in nats, a
 /// mean over trained tokens (Hinton et al. 2015, <https://arxiv.org/abs/1503.02531>; Gu et al. 2023,
 /// <https://arxiv.org/abs/2306.08543>).
@@ -17,6 +19,9 @@ pub enum DivergenceLoss {
     /// A share of the first, and the rest of the second.
     #[config(name = "symmetric_kl", alias = "torchtune.modules.loss.SymmetricKLWithChunkedOutputLoss")]
     Symmetric(SymmetricKl),
+    /// With `m = beta q + (1 - beta) p`: `beta q (ln q - ln m) + (1 - beta) p (ln p - ln m)`, which is bounded.
+    #[config(name = "generalized_jsd")]
+    JensenShannon(GeneralizedJsd),
 }
 
 /// See [`DivergenceLoss::Forward`]. torchtune's loss of this name lacks `q ln q`, which does not depend on the student: its
@@ -51,17 +56,30 @@ pub struct SymmetricKl {
     pub sym_kd_ratio: f64,
 }
 
+/// See [`DivergenceLoss::JensenShannon`]: the generalized Jensen-Shannon divergence (Agarwal et al. 2024,
+/// <https://arxiv.org/abs/2306.13649>), with values and ends as TRL's `GKDTrainer` has them.
+#[derive(Debug, Clone, PartialEq, Config)]
+#[config(crate = tune_config)]
+pub struct GeneralizedJsd {
+    /// The teacher's share: 0 is forward_kl and 1 reverse_kl.
+    #[config(default = 0.5, range = 0.0..=1.0)]
+    pub beta: f64,
+}
+
 impl DivergenceLoss {
     /// What is minimized where the divergence counts `ratio` and cross-entropy the rest.
     pub fn mixed(&self, ratio: f64) -> Mixture {
-        Mixture::new(
-            ratio,
-            match self {
-                Self::Forward(_) => 1.0,
-                Self::Reverse(_) => 0.0,
-                Self::Symmetric(SymmetricKl { sym_kd_ratio }) => *sym_kd_ratio,
-            },
-        )
+        let forward = match *self {
+            Self::Forward(_) => 1.0,
+            Self::Reverse(_) => 0.0,
+            Self::Symmetric(SymmetricKl { sym_kd_ratio }) => sym_kd_ratio,
+            // The formula itself is zero at both ends; divided by what goes to zero there it is these.
+            Self::JensenShannon(GeneralizedJsd { beta }) if beta == 0.0 || beta == 1.0 => 1.0 - beta,
+            Self::JensenShannon(GeneralizedJsd { beta }) => {
+                return Mixture { from_middle: true, ..Mixture::new(ratio, beta) };
+            }
+        };
+        Mixture::new(ratio, forward)
     }
 }
 
@@ -72,13 +90,74 @@ pub struct Mixture {
     pub(crate) ratio: f64,
     /// The share of the forward divergence in it; the rest is the reverse one.
     forward: f64,
+    /// Whether both are compared with what lies between them, the teacher's share being `forward`, and not with each other.
+    from_middle: bool,
+    /// What the logits of both are divided by in the divergence.
+    temperature: f64,
 }
 
 impl Mixture {
     /// The divergence counts `ratio` and cross-entropy the rest; of the divergence, `forward` is the forward one and the rest
     /// the reverse one. Both are from 0 to 1.
     pub fn new(ratio: f64, forward: f64) -> Self {
-        Self { ratio, forward }
+        Self { ratio, forward, from_middle: false, temperature: 1.0 }
+    }
+
+    /// With the logits of both divided by a `temperature` above 0 in the divergence (and not in cross-entropy). As in TRL, nothing makes
+    /// up for the smaller gradients of a high one.
+    #[must_use]
+    pub fn at(self, temperature: f64) -> Self {
+        Self { temperature, ..self }
+    }
+
+    /// Refuses what a card does not compute.
+    ///
+    /// # Errors
+    /// Anything but divergences from each other at a temperature of 1.
+    pub fn check_on_card(&self) -> Result<()> {
+        let what = match self {
+            _ if self.is_plain() => return Ok(()),
+            Self { from_middle: true, .. } => {
+                "kd_loss=generalized_jsd is computed on the processor alone, for now: set \
+                 device=cpu, or kd_loss=symmetric_kl"
+            }
+            _ => "kd_temperature is computed on the processor alone, for now: set device=cpu, or kd_temperature=1",
+        };
+        Err(Error::setup(what))
+    }
+
+    /// Refuses what cannot be known of a teacher of which the likeliest tokens are stored.
+    ///
+    /// # Errors
+    /// As [`Mixture::check_on_card`].
+    pub fn check_stored(&self) -> Result<()> {
+        let what = match self {
+            _ if self.is_plain() => return Ok(()),
+            Self { from_middle: true, .. } => {
+                "kd_loss=generalized_jsd is not computed of stored tokens, for now: remove \
+                 teacher_logits, or set kd_loss=symmetric_kl"
+            }
+            _ => {
+                "kd_temperature needs the teacher's logits of all tokens, for what the tokens that are not stored have together at \
+                 another temperature is not known: remove teacher_logits, or set kd_temperature=1"
+            }
+        };
+        Err(Error::setup(what))
+    }
+
+    /// Whether the two are compared with each other, at a temperature of 1.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.from_middle && self.temperature == 1.0
+    }
+
+    /// What logits are divided by in the divergence.
+    pub(crate) fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    /// The teacher's share of what lies between the two, where they are compared with that.
+    pub(crate) fn middle(&self) -> Option<f64> {
+        self.from_middle.then_some(self.forward)
     }
 
     /// What is minimized, of a cross-entropy and a divergence.
@@ -86,12 +165,12 @@ impl Mixture {
         (1.0 - self.ratio) * cross_entropy + self.ratio * divergence
     }
 
-    /// What forward and reverse divergence count in the divergence.
+    /// What forward and reverse divergence count in the divergence, or the teacher's and the student's from what lies between them.
     pub(crate) fn shares(&self) -> [f64; 2] {
         [self.forward, 1.0 - self.forward]
     }
 
-    /// What cross-entropy, forward and reverse divergence count in what is minimized.
+    /// What cross-entropy and these two count in what is minimized.
     pub(crate) fn parts(&self) -> [f64; 3] {
         let [forward, reverse] = self.shares();
         [1.0 - self.ratio, self.ratio * forward, self.ratio * reverse]

@@ -19,7 +19,7 @@ mod token_loss;
 mod top_tokens;
 mod unpaired;
 
-pub use distillation::{DivergenceLoss, ForwardKl, Mixture, ReverseKl, SymmetricKl};
+pub use distillation::{DivergenceLoss, ForwardKl, GeneralizedJsd, Mixture, ReverseKl, SymmetricKl};
 pub use experience::{Experience, Penalties, PpoMetrics};
 pub use metrics::PreferenceMetrics;
 pub use on_policy::OnPolicyConfig;

@@ -1,6 +1,6 @@
 //! The model that answers are compared with: what it says of them stays what it was before training.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tune_config::Config;
@@ -40,14 +40,14 @@ impl Reference {
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
     pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
-        let mut asked = Asked { model, said: Vec::new() };
+        let mut asked = Asked { model, known: HashSet::new(), said: Vec::new() };
         data.into_iter().try_for_each(|loader| asked.about(&mut loader.epoch(0).batches(0)))?;
         asked.reference()
     }
 
     /// The same for a loss that asks how far a model has moved: it is asked about the [`mismatched`] answers, too, of the batches that
     /// these epochs train on, at most `most` of each, and of the validation data's. As they hang on who shares a batch, each epoch has
-    /// others.
+    /// others where data is shuffled. About each it is asked once.
     ///
     /// # Errors
     /// As [`Reference::ask`].
@@ -57,7 +57,7 @@ impl Reference {
         validation: Option<&Loader>,
         max_seq_len: Option<usize>,
     ) -> Result<Self> {
-        let mut asked = Asked { model, said: Vec::new() };
+        let mut asked = Asked { model, known: HashSet::new(), said: Vec::new() };
         let validation = validation.map(|loader| (loader, 1, usize::MAX));
         for (loader, epochs, most) in std::iter::once((train, epochs, most)).chain(validation) {
             asked.about(&mut loader.epoch(0).batches(0))?;
@@ -93,16 +93,18 @@ impl Reference {
 /// What a model said so far, each sample by its hash.
 struct Asked<'a> {
     model: &'a Decoder,
+    /// The samples that some process has asked about: the same in all.
+    known: HashSet<u64>,
     said: Vec<[u64; 2]>,
 }
 
 impl Asked<'_> {
-    /// Asks about batches, of which each process takes its share.
+    /// Asks about the samples of batches that nobody has asked about yet; each process takes its share of the batches.
     fn about(&mut self, batches: &mut dyn Iterator<Item = Result<Batch>>) -> Result<()> {
         let group = self.model.mesh().all();
         let mut rest = 0;
         for batch in batches {
-            let batch = batch?;
+            let Some(batch) = unknown(batch?, &mut self.known) else { continue };
             if rest == group.rank() {
                 let of_samples = sums(&batch, &engine::log_probs(self.model, &batch)?);
                 let hashes = batch.spans.iter().map(|span| hash(&batch, span));
@@ -124,6 +126,18 @@ impl Asked<'_> {
     }
 }
 
+/// The samples of a batch that are not known, if there are any; they are then. What a model says of one does not depend on the others.
+fn unknown(batch: Batch, known: &mut HashSet<u64>) -> Option<Batch> {
+    let new: Vec<bool> = batch.spans.iter().map(|span| known.insert(hash(&batch, span))).collect();
+    if new.iter().all(|is_new| *is_new) {
+        return Some(batch);
+    }
+    let samples = batch.spans.iter().zip(&batch.origins).zip(new);
+    let (spans, origins): (Vec<Span>, Vec<String>) =
+        samples.filter(|(_, is_new)| *is_new).map(|((span, origin), _)| (*span, origin.clone())).unzip();
+    (!spans.is_empty()).then(|| Batch { spans, origins, labels: Vec::new(), ..batch })
+}
+
 /// The sum over each sample of a batch.
 fn sums(batch: &Batch, log_probs: &[f64]) -> Vec<f64> {
     batch.spans.iter().map(|span| log_probs[batch.positions_of(span)].iter().sum()).collect()
@@ -134,4 +148,28 @@ fn hash(batch: &Batch, span: &Span) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&batch.input_ids[positions.clone()], &batch.targets[positions]).hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_asked_about_once() {
+        let batch = |ids: [u32; 4]| Batch {
+            rows: 2,
+            len: 2,
+            input_ids: ids.to_vec(),
+            targets: ids.to_vec(),
+            positions: vec![0, 1, 0, 1],
+            spans: [0, 1].map(|row| Span { row, start: 0, len: 2 }).to_vec(),
+            origins: vec!["one".to_owned(), "other".to_owned()],
+            labels: vec![true, false],
+        };
+        let mut known = HashSet::new();
+        assert_eq!(unknown(batch([1, 2, 3, 4]), &mut known), Some(batch([1, 2, 3, 4])));
+        assert_eq!(unknown(batch([3, 4, 1, 2]), &mut known), None);
+        let new = unknown(batch([1, 2, 5, 6]), &mut known).unwrap();
+        assert_eq!((new.without_padding().input_ids, new.origins), (vec![5, 6], vec!["other".to_owned()]));
+    }
 }

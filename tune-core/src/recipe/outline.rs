@@ -22,7 +22,7 @@ use crate::distributed::{self, Group};
 use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Copied, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
-use crate::methods::{ReferenceChoice, TeacherFiles, TokenLoss};
+use crate::methods::{Mixture, ReferenceChoice, TeacherFiles, TokenLoss};
 use crate::models::{
     Architecture, Decoder, FakeQuantizer, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization,
 };
@@ -127,6 +127,12 @@ pub struct Outline {
     pub asks_how_far: bool,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
+    /// What logits are divided by where answers are drawn and learnt from.
+    pub temperature: f64,
+    /// What is learnt from a teacher, if there is one.
+    pub mixture: Option<Mixture>,
+    /// Rows of an update, where these must be whole batches.
+    pub rows_of_update: Option<usize>,
     /// How the model is computed as if it were quantized, if it is.
     pub fake_quantizer: Option<FakeQuantizer>,
     /// The settings that a resumed run must share.
@@ -177,6 +183,9 @@ impl Outline {
             judge: None,
             asks_how_far: false,
             drawing: None,
+            temperature: 1.0,
+            mixture: None,
+            rows_of_update: None,
             fake_quantizer: None,
             settings,
             defaults: settings::defaults(config),
@@ -574,9 +583,16 @@ impl Outline {
             (None, DeviceConfig::Cuda(_)) => Some(PlannedCard::new(None)?),
             _ => None,
         };
-        let reference = self.reference()?;
+        let (reference_model, reference_lora) = match (self.adapted_teacher()?, self.reference()?) {
+            (Some(adapted), _) => {
+                let (shape, lora) = adapted.beside()?;
+                (Some(shape), lora)
+            }
+            (None, reference) => (reference.map(|(_, shape)| shape), None),
+        };
         let reference = self.reference.as_ref().map(|Compared { when, teaches, .. }| ReferencePass {
-            model: reference.map(|(_, shape)| shape),
+            model: reference_model,
+            lora: reference_lora,
             each_step: *when == ReferenceChoice::EachStep,
             // One that is asked beforehand is not there together with its student.
             teaches: *teaches && *when == ReferenceChoice::EachStep,
@@ -649,6 +665,7 @@ impl Outline {
             value: self.value()?.map(|(_, shape)| shape),
             judge: self.judge()?.map(|(_, shape)| shape),
             batch_size: self.data.batch_size,
+            rows_of_update: self.rows_of_update,
             card,
             processes,
             steps,

@@ -26,18 +26,12 @@ const ROOT: &[KeyRule] = &[
     ignored_if("log_every_n_steps", Node::is_null, "every step is logged, as in torchtune"),
     ignored("log_level", "the console always shows the same"),
     // Of PPO.
-    only(
-        "temperature",
-        &["1", "1.0"],
-        "answers are drawn by the model's own probabilities, and learnt from by these",
-        "set temperature=1",
-    ),
     KeyRule {
         key: "top_k",
         rule: Rule::AsHere {
             is: Node::is_null,
             why: "answers are drawn from all tokens",
-            missing: "answers are drawn from all tokens, by the model's own probabilities, and learnt from by these",
+            missing: "answers are drawn from all tokens, and learnt from by the probabilities of these",
             instead: "set top_k=null",
         },
     },

@@ -432,6 +432,11 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         softmax::cap_rows(logits, cap as f32);
     }
 
+    fn multiply_logits(&self, logits: &mut Buffer<f32>, factor: f64) -> Result<()> {
+        softmax::multiply(logits, factor as f32);
+        Ok(())
+    }
+
     fn loss(
         &self,
         mut logits: Buffer<f32>,

@@ -275,6 +275,10 @@ impl<T: Element> Backend for Paper<T> {
 
     fn cap(&self, _: &mut Entry, _: f64) {}
 
+    fn multiply_logits(&self, _: &mut Entry, _: f64) -> crate::Result<()> {
+        Ok(())
+    }
+
     fn loss(
         &self,
         logits: Entry,

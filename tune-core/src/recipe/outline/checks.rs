@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::methods::prompts;
+use crate::methods::{Mixture, prompts};
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -68,6 +68,20 @@ impl Outline {
             Compute::Processor => return Ok(()),
         };
         Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
+    }
+
+    /// Refuses a loss that the device does not compute.
+    ///
+    /// # Errors
+    /// On a card: a temperature, and as [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
+    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
+        match device {
+            Compute::Card(_) if self.temperature != 1.0 => Err(Error::setup(
+                "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1",
+            )),
+            Compute::Card(_) => self.mixture.as_ref().map_or(Ok(()), Mixture::check_on_card),
+            Compute::Processor => Ok(()),
+        }
     }
 
     /// Refuses what cannot be kept in a file.

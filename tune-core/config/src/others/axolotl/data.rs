@@ -261,12 +261,7 @@ fn fields(c: &mut Conversion<'_>, entry: &Entry, draft: &mut Draft) -> Option<()
                 draft.set_text(&format!("column_map.{ours}"), column, theirs);
             }
         }
-        for key in ["prompt_format", "chosen_format", "rejected_format", "field_system"] {
-            if let Some(entry) = of.entry(key) {
-                let instead = "set prompt_template, with {input} and {output} in it";
-                c.missing(entry, "question and answer are rendered with the chat template", instead);
-            }
-        }
+        as_they_are(c, of, &[("chosen_format", "chosen"), ("rejected_format", "rejected")], draft);
         return Some(());
     }
     if c.recipe.name == "kto" {
@@ -277,10 +272,7 @@ fn fields(c: &mut Conversion<'_>, entry: &Entry, draft: &mut Draft) -> Option<()
                 draft.set_text(&format!("column_map.{ours}"), column, theirs);
             }
         }
-        for entry in ["prompt_format", "completion_format", "field_system"].iter().filter_map(|key| of.entry(key)) {
-            let instead = "set prompt_template, with {input} and {output} in it";
-            c.missing(entry, "question and answer are rendered with the chat template", instead);
-        }
+        as_they_are(c, of, &[("completion_format", "chosen")], draft);
         return Some(());
     }
     let format = of.text("format").unwrap_or("{instruction} {input}");
@@ -301,6 +293,34 @@ fn fields(c: &mut Conversion<'_>, entry: &Entry, draft: &mut Draft) -> Option<()
         c.missing(system, "a prompt is one text here", "write it into prompt_template");
     }
     Some(())
+}
+
+/// Question and answers without the chat template, in formats of their own where there are any. `answers` are the answers' formats, and
+/// what stands for the answer in each.
+fn as_they_are(c: &mut Conversion<'_>, of: Given<'_>, answers: &[(&str, &str)], draft: &mut Draft) {
+    draft.set("apply_chat_template", "false", "question and answer as they are");
+    if let Some(entry) = of.entry("field_system") {
+        c.missing(entry, "a column of system prompts is not read", "write it into the question, in the file");
+    }
+    let formats = std::iter::once(("prompt_format", "prompt", "{input}"))
+        .chain(answers.iter().map(|(key, name)| (*key, *name, "{output}")));
+    let mut parts: Vec<String> = Vec::new();
+    for (key, name, ours) in formats {
+        let theirs = of.text(key).filter(|format| !format.is_empty());
+        let part = theirs.map_or(ours.to_owned(), |format| format.replace(&format!("{{{name}}}"), ours));
+        let is_plain = part.matches(ours).count() == 1 && part.matches(['{', '}']).count() == 2;
+        let is_other = parts.get(1).is_some_and(|first| *first != part);
+        if let (Some(entry), true) = (of.entry(key), !is_plain || is_other) {
+            let instead = "set prompt_template, with {input} and {output} in it, or change the file";
+            c.missing(entry, "there is one format for question and answer, with one place for each", instead);
+            return;
+        }
+        parts.push(part);
+    }
+    let template: String = parts.iter().take(2).map(String::as_str).collect();
+    if template != "{input}{output}" {
+        draft.set("prompt_template", draft::text(&template), "prompt_format");
+    }
 }
 
 /// Answers with labels.

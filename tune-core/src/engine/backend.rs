@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -17,6 +16,7 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
+use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {

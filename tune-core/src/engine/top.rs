@@ -215,7 +215,7 @@ impl<B: Backend> Run<'_, B> {
                 Some((backend.given(here), vocab))
             } else {
                 let (Losses { each, gradient }, from_teacher) =
-                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights);
+                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights)?;
                 divergences.extend(from_teacher);
                 done += m;
                 losses.push(each);

@@ -12,6 +12,9 @@ mod dpo;
 #[path = "../recipes/src/bin/full.rs"]
 #[allow(dead_code)]
 mod full;
+#[path = "../recipes/src/bin/grpo.rs"]
+#[allow(dead_code)]
+mod grpo;
 #[path = "../recipes/src/bin/kto.rs"]
 #[allow(dead_code)]
 mod kto;
@@ -452,6 +455,71 @@ fn a_student_learns_as_by_one_process() {
             |processes: usize| succeed::<distill::Distillation>("distill", &output(processes), processes, &overrides);
         let (expected, saved) = (run(1), run(processes));
         compare(what, (&output(processes), &saved), (&output(1), &expected), weights);
+    }
+}
+
+/// Each process draws the answers to its prompts: those that one process draws, whoever is done first. An epoch's last step and the
+/// validation have fewer micro-batches than there are processes.
+#[test]
+fn answers_that_are_drawn_are_learnt_from_as_by_one_process() {
+    const SHARED: &[&str] = &[
+        "epochs=2",
+        "samples=4",
+        "reward=overlap",
+        "dataset.split='train[:36]'",
+        "dataset_val={_component_: chat, data_files: [recipes/tiny/data/reversed.jsonl], conversation_style: openai, \
+         split: 'train[600:610]'}",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let of = |what: &str, processes: usize| folder.path().join(format!("{what} {processes}"));
+    let draw = |output: &Path, processes: usize, more: &[&str]| {
+        succeed::<grpo::PolicyOptimization>("grpo", output, processes, &[SHARED, more].concat())
+    };
+    // Advantages have a mean of 0, and so have first losses, but for rounding: differences are absolute.
+    let same = |what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str| {
+        for key in [
+            "loss",
+            "val_loss",
+            "grad_norm",
+            "reward",
+            "val_reward",
+            "completions/mean_length",
+            "reward_std",
+            "kl",
+            "clip_ratio",
+        ] {
+            let (ours, theirs) = (kept(output, key), kept(other, key));
+            assert_eq!(ours.len(), theirs.len(), "{what}: {key}");
+            let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            println!("{what}: {key} off by {off:.1e}");
+            assert!(off <= if key == "grad_norm" { 1e-4 } else { 1e-5 }, "{what}: {key}: {ours:?} {theirs:?}");
+        }
+        assert!(!kept(output, "val_loss").is_empty(), "{what}");
+        let of_weights = distance(&saved.join(weights), &expected.join(weights));
+        assert!(of_weights <= 1e-4, "{what}: weights off by {of_weights:.1e}");
+    };
+    let dapo = &["loss=dapo", "updates=2", "kl_beta=0.05"][..];
+    let weights = &["~model", "optimizer.lr=1e-4"][..];
+    let both = &["~model", "optimizer.lr=1e-4", "kl_beta=0.05", "data_parallel_replicate_dim=2"][..];
+    for (what, processes, more, alone, file) in [
+        ("adapters", 2, dapo, dapo, "adapter_model.safetensors"),
+        ("weights", 4, weights, weights, "model.safetensors"),
+        ("both", 4, both, &both[..3], "model.safetensors"),
+    ] {
+        let (one, many) = (of(what, 1), of(what, processes));
+        let (expected, saved) = (draw(&one, 1, alone), draw(&many, processes, more));
+        same(what, (&many, &saved), (&one, &expected), file);
+    }
+    // What one process began, and the same bits again.
+    let (one, two) = (of("adapters", 1), of("adapters", 2));
+    let latest = |output: &Path| tune_core::checkpoint::run::latest(output).unwrap().unwrap().path;
+    let resumed = of("resumed", 2);
+    with_first_checkpoint(&one, &resumed);
+    let saved = draw(&resumed, 2, &[dapo, &["resume_from_checkpoint=true"]].concat());
+    same("one to two", (&resumed, &saved), (&one, &latest(&one)), "adapter_model.safetensors");
+    let saved = draw(&of("again", 2), 2, dapo);
+    for file in ["adapter_model.safetensors", "training_state.safetensors"] {
+        assert!(fs::read(saved.join(file)).unwrap() == fs::read(latest(&two).join(file)).unwrap(), "{file}");
     }
 }
 

@@ -199,7 +199,7 @@ impl Recipe for Distillation {
             }
             let pace = match &self.cfg.on_policy {
                 None => step.pace(),
-                Some(_) => step.pace_of(batches.iter().map(|(_, batch)| &**batch)),
+                Some(_) => step.pace_of(batches.iter().map(|(_, batch)| &**batch))?,
             };
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), losses, pace)?;
             self.run.measure(&self.model)?;

@@ -136,11 +136,15 @@ impl Recipe for PolicyOptimization {
 
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
+            }
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?,
         };
         let reference = match (&opened.reference, &adapters) {
-            (Some((checkpoint, shape)), _) => Some(Decoder::load(shape.clone(), checkpoint, &frozen)?),
+            (Some((checkpoint, shape)), _) => {
+                Some(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.mesh)?)
+            }
             (None, Some(_)) if cfg.kl_beta > 0.0 => Some(model.without_adapters()?),
             (None, _) => None,
         };
@@ -187,6 +191,8 @@ impl Recipe for PolicyOptimization {
                 totals = totals.and(rollout.totals(&self.cfg.loss, self.cfg.max_new_tokens));
                 rollouts.push(rollout);
             }
+            // An answer counts what it counts among those of all processes.
+            let totals = totals.of_all(self.run.group())?;
             // ---- optimizer steps -------------------------------------------------------------------
             let lr = self.optimizer.base_lr() * self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             let (mut loss, mut grad_norm) = (0.0, 0.0);
@@ -218,7 +224,8 @@ impl Recipe for PolicyOptimization {
                 gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, number)?;
             }
             // ----------------------------------------------------------------------------------------
-            let pace = step.pace_of(rollouts.iter().map(|rollout| &rollout.batch));
+            let pace = step.pace_of(rollouts.iter().map(|rollout| &rollout.batch))?;
+            let seen = seen.of_all(self.run.group())?;
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), seen.logged(), pace)?;
             self.measure()?;
             if self.run.saves() {
@@ -293,6 +300,7 @@ impl PolicyOptimization {
             }
             pace += step.pace();
         }
+        let seen = seen.of_all(self.run.group())?;
         self.run.finish_validation(-seen.reward(), pace, seen.logged())
     }
 }

@@ -294,7 +294,7 @@ impl Recipe for ProximalPolicyOptimization {
                 }
             }
             // ----------------------------------------------------------------------------------------
-            let (loss, pace) = (seen.loss(&self.cfg.loss), step.pace_of(drawn.iter().map(|one| &one.rollout.batch)));
+            let (loss, pace) = (seen.loss(&self.cfg.loss), step.pace_of(drawn.iter().map(|one| &one.rollout.batch))?);
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), seen.logged(), pace)?;
             self.measure()?;
             if self.run.saves() {

@@ -21,8 +21,11 @@ pub struct Sampled {
 /// prompt and of the answer; what is drawn depends on nothing else. A prompt is read once: its answers begin with copies of its keys
 /// and values.
 ///
+/// Processes that divide a model draw at the same time, each its own answers and as many prompts as it has, or none: who is done
+/// reads on with the others until all are, for each block is gathered from all.
+///
 /// # Errors
-/// An empty prompt, one that leaves no room in the model's longest sequence, a token outside the vocabulary.
+/// Another process that is gone; an empty prompt, one that leaves no room in the model's longest sequence, a token outside the vocabulary.
 pub fn sample_groups(
     model: &Decoder,
     prompts: &[&[u32]],
@@ -39,10 +42,20 @@ pub fn sample_groups(
         let room = Continuous::room_for(&model.config, prompt, stop.max_new_tokens)?;
         rooms.extend(std::iter::repeat_n(room, samples));
     }
-    let mut sequences = Sequences::new(model, &rooms, Kernels::OfTraining)?;
+    let shards = model.mesh().shards();
+    if prompts.is_empty() && shards.is_single() {
+        return Ok(Vec::new());
+    }
+    // A process that has nothing to read while others do reads one token again and again.
+    let idle = rooms.len();
+    let capacities: Vec<usize> = rooms.iter().copied().chain((!shards.is_single()).then_some(1)).collect();
+    let mut sequences = Sequences::new(model, &capacities, Kernels::OfTraining)?;
     // The first answer to a prompt reads it.
     let first: Vec<(usize, &[u32])> = prompts.iter().enumerate().map(|(i, prompt)| (i * samples, *prompt)).collect();
-    let of_prompts = sequences.extend(&first)?;
+    let of_prompts = match first.is_empty() {
+        true => read_along(&mut sequences, idle)?,
+        false => sequences.extend(&first)?,
+    };
     let copies: Vec<(usize, usize)> =
         (0..rooms.len()).map(|i| (i / samples * samples, i)).filter(|(from, to)| from != to).collect();
     sequences.copy(&copies)?;
@@ -52,7 +65,9 @@ pub fn sample_groups(
         rooms.iter().map(|_| Sampled { ids: Vec::new(), log_probs: Vec::new(), end: End::Length }).collect();
     let mut running: Vec<usize> = (0..rooms.len()).collect();
     let mut logits: Vec<Vec<f32>> = running.iter().map(|i| of_prompts[i / samples].clone()).collect();
-    while !running.is_empty() {
+    // Of all processes.
+    let mut goes_on = shards.all_reduce("answers that are drawn", vec![running.len() as u64]).wait()?[0] > 0;
+    while goes_on {
         let mut newest: Vec<(usize, u32)> = Vec::with_capacity(running.len());
         for (&i, logits) in running.iter().zip(&logits) {
             let (answer, token) = (&mut answers[i], samplers[i].sample(logits));
@@ -68,9 +83,21 @@ pub fn sample_groups(
             }
         }
         let new: Vec<(usize, &[u32])> = newest.iter().map(|(i, token)| (*i, std::slice::from_ref(token))).collect();
-        logits = if new.is_empty() { Vec::new() } else { sequences.extend(&new)? };
+        goes_on = shards.all_reduce("answers that are drawn", vec![new.len() as u64]).wait()?[0] > 0;
+        logits = match (new.is_empty(), goes_on) {
+            (false, _) => sequences.extend(&new)?,
+            (true, true) => read_along(&mut sequences, idle)?,
+            (true, false) => Vec::new(),
+        };
         running = newest.iter().map(|(i, _)| *i).collect();
     }
     let mut answers = answers.into_iter();
     Ok(prompts.iter().map(|_| answers.by_ref().take(samples).collect()).collect())
+}
+
+/// Takes part in gathering the blocks that others need, and keeps nothing of what comes out.
+fn read_along(sequences: &mut Sequences<'_>, idle: usize) -> Result<Vec<Vec<f32>>> {
+    sequences.truncate(idle, 0);
+    sequences.extend(&[(idle, &[0][..])])?;
+    Ok(Vec::new())
 }

@@ -7,6 +7,9 @@
 
 use tune_config::Config;
 
+use crate::Result;
+use crate::distributed::Group;
+
 /// What is minimized, of answers and their advantages.
 #[derive(Debug, Clone, PartialEq, Config)]
 #[config(crate = tune_config)]
@@ -101,6 +104,15 @@ impl Totals {
             tokens: self.tokens + other.tokens,
             longest: self.longest.max(other.longest),
         }
+    }
+
+    /// Those of all processes of a group together; `longest` is the same in all.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn of_all(self, group: &Group) -> Result<Self> {
+        let sums = group.all_reduce("what answers have", vec![self.answers as u64, self.tokens as u64]).wait()?;
+        Ok(Self { answers: sums[0] as usize, tokens: sums[1] as usize, ..self })
     }
 }
 

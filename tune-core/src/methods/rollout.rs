@@ -2,6 +2,7 @@
 
 use super::policy::{AnswerLoss, Drawn, PolicyLoss, Totals};
 use crate::data::{Batch, IGNORE, Span};
+use crate::distributed::Group;
 use crate::engine::Objective;
 use crate::generate::{End, Sampled};
 use crate::metrics::Extra;
@@ -219,6 +220,10 @@ pub(super) fn answered(prompts: &[Prompt], groups: &[Vec<Sampled>]) -> Batch {
 
 /// The same, and the answers' log-probabilities at their positions.
 fn joined(prompts: &[Prompt], answers: &[&Sampled], samples: usize) -> (Batch, Vec<f64>) {
+    if prompts.is_empty() {
+        // Of a process whose micro-batch is none.
+        return (Batch::idle(), vec![0.0]);
+    }
     // The last token of an answer is predicted and not read.
     let len_of = |i: usize, answer: &Sampled| prompts[i / samples.max(1)].ids.len() + answer.ids.len() - 1;
     let lens: Vec<usize> = answers.iter().enumerate().map(|(i, answer)| len_of(i, answer)).collect();
@@ -316,6 +321,30 @@ impl PolicyMetrics {
             self.deviation += (squares / group.len().saturating_sub(1).max(1) as f64).sqrt();
             self.alike += usize::from(squares == 0.0);
         }
+    }
+
+    /// Those of all processes of a group together.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn of_all(self, group: &Group) -> Result<Self> {
+        let OfAnswers { answers, reward, tokens, truncated } = self.answers;
+        let counts = [answers, tokens, truncated, self.groups, self.alike, self.compared, self.clipped, self.trained];
+        let counts = counts.map(|count| count as u64).to_vec();
+        let counts = group.all_reduce("how many answers were seen", counts).wait()?;
+        let sums =
+            group.all_reduce("what was seen of answers", vec![reward, self.deviation, self.divergence]).wait()?;
+        let count = |i: usize| counts[i] as usize;
+        Ok(Self {
+            answers: OfAnswers { answers: count(0), reward: sums[0], tokens: count(1), truncated: count(2) },
+            groups: count(3),
+            deviation: sums[1],
+            alike: count(4),
+            divergence: sums[2],
+            compared: count(5),
+            clipped: count(6),
+            trained: count(7),
+        })
     }
 
     /// The mean reward of an answer.

@@ -79,8 +79,11 @@ impl Outline {
         if !self.group.is_main() {
             console = Console::silent();
         }
-        if !self.group.is_single() && self.drawing.is_some() {
-            return Err(Error::setup("answers are drawn and learnt from in one process alone, for now: start one"));
+        let is_taught = self.reference.as_ref().is_some_and(|compared| compared.teaches);
+        if !self.group.is_single() && self.drawing.is_some() && (is_taught || self.value.is_some()) {
+            return Err(Error::setup(
+                "`ppo`, and `distill` with on_policy, draw answers in one process alone, for now: start one (`grpo` draws them in several)",
+            ));
         }
         if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| !stored.is_there())
             && !self.group.is_single()

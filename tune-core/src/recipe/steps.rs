@@ -97,14 +97,19 @@ impl Step {
         }
     }
 
-    /// The same for a step that trains on other batches than its own.
-    pub fn pace_of<'b>(&self, batches: impl IntoIterator<Item = &'b Batch>) -> Pace {
-        let mut pace = Pace { tokens: 0, trained_tokens: 0, ..self.pace() };
-        for batch in batches {
-            pace.tokens += batch.tokens() as u64;
-            pace.trained_tokens += batch.trained_tokens() as u64;
+    /// The same for a step that trains on other batches than its own, `batches` in this process.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn pace_of<'b>(&self, batches: impl IntoIterator<Item = &'b Batch>) -> Result<Pace> {
+        let (mut tokens, mut trained_tokens) = (0, 0);
+        // One that is there so that all processes have as many says of no sample where it came from.
+        for batch in batches.into_iter().filter(|batch| !batch.origins.is_empty()) {
+            tokens += batch.tokens() as u64;
+            trained_tokens += batch.trained_tokens() as u64;
         }
-        pace
+        let sums = self.group.all_reduce("the tokens of a step", vec![tokens, trained_tokens]).wait()?;
+        Ok(Pace { tokens: sums[0], trained_tokens: sums[1], ..self.pace() })
     }
 }
 

@@ -67,14 +67,17 @@ fn model_of(folder: &Path, sizes: &[(&str, u64)]) -> String {
 #[test]
 fn every_divergence_brings_the_student_nearer() {
     let folder = tempfile::tempdir().unwrap();
-    for kd_loss in ["forward_kl", "reverse_kl", "symmetric_kl", "generalized_jsd"] {
+    // The last is at most ln 2, and flat where the two are far apart.
+    for (kd_loss, at_most) in
+        [("forward_kl", 0.9), ("reverse_kl", 0.9), ("symmetric_kl", 0.9), ("generalized_jsd", 0.97)]
+    {
         let chosen = format!("kd_loss={kd_loss}");
         let records = short(folder.path(), kd_loss, &[&chosen, "kd_ratio=1.0"]);
         let [loss, divergence, cross_entropy] = ["loss", "kd_loss", "class_loss"].map(|key| numbers(&records, key));
         // What is minimized is the divergence alone.
         assert_eq!(loss, divergence, "{kd_loss}");
         assert_eq!((loss.len(), cross_entropy.len()), (4, 4), "{kd_loss}");
-        assert!(loss[0] > 0.01 && loss[3] < 0.9 * loss[0], "{kd_loss}: {loss:?}");
+        assert!(loss[0] > 0.01 && loss[3] < at_most * loss[0], "{kd_loss}: {loss:?}");
         assert!(numbers(&records, "grad_norm").iter().all(|&norm| norm > 0.0), "{kd_loss}");
     }
     // The halves of a symmetric divergence are the other two.

@@ -64,7 +64,8 @@ fn every_loss_is_on_policy_and_moves_the_model() {
         &["dtype=bf16"][..],
         &["~model", "optimizer.lr=1e-5"],
         &["enable_activation_checkpointing=true"],
-        &["temperature=0.7"],
+        // Answers that differ more: where all are alike there is nothing to learn.
+        &["temperature=1.5"],
     ] {
         let records = short(folder.path(), &extra.join("_"), &[extra, &["reward=overlap"]].concat());
         assert!(numbers(&records, "grad_norm").iter().all(|norm| *norm > 0.0), "{extra:?}");

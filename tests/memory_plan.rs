@@ -121,7 +121,7 @@ fn every_family_takes_what_was_planned() {
             let mut args = ["--config", &config, &checkpoint].map(str::to_owned).to_vec();
             args.extend(more.map(str::to_owned));
             args.extend(
-                ["epochs=1", "max_steps_per_epoch=2", "log_every_n_steps=1", "batch_size=8"].map(str::to_owned),
+                ["epochs=1", "max_steps_per_epoch=2", "log_every_n_steps=1", "batch_size=4"].map(str::to_owned),
             );
             table.compare(&format!("{family}, {name}"), name, &args);
         }
@@ -286,7 +286,7 @@ fn reinforcement_learning_takes_what_was_planned() {
         ("all weights, bf16", &["~model", "dtype=bf16", "updates=2"]),
     ] {
         let mut args = vec!["--config", "configs/grpo/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=2"];
-        args.extend(["log_every_n_steps=1", "~dataset_val"]);
+        args.extend(["log_every_n_steps=1", "~dataset_val", "batch_size=8", "samples=4"]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "grpo", &args);
@@ -309,7 +309,7 @@ fn a_value_model_takes_what_was_planned() {
     ] {
         let mut args = vec!["--config", "configs/ppo/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=2"];
         args.extend(["log_every_n_steps=1", "~dataset_val"]);
-        args.extend(["ppo_epochs=1", "batch_size=8", "samples=4"]);
+        args.extend(["ppo_epochs=1", "batch_size=4", "samples=4"]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         table.compare(what, "ppo", &args);
@@ -342,7 +342,7 @@ fn distillation_takes_what_was_planned() {
         ("own answers", &["on_policy={share: 1, max_new_tokens: 24}"][..]),
         ("own answers to some", &["~model", "on_policy={max_new_tokens: 64}"]),
     ] {
-        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=3"];
+        let mut args = vec!["--config", "configs/distill/tiny.yaml", "epochs=1", "max_steps_per_epoch=2"];
         args.extend(["log_every_n_steps=1", "batch_size=8", "~dataset_val", &models[0], &models[1]]);
         args.extend(extra);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
@@ -589,7 +589,7 @@ fn what_is_accepted_under_a_limit_of_addresses_runs() {
         [("lora", &["save_adapter_weights_only=false"][..]), ("full", &[]), ("full", &["dtype=bf16"])]
     {
         let (mut refused, mut accepted) = (0, 0);
-        for limit in (58_000..250_000).step_by(12_000) {
+        for limit in (58_000..250_000).step_by(16_000) {
             match under_a_limit(name, limit, overrides) {
                 Ok(()) => accepted += 1,
                 Err(error) => {

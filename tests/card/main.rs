@@ -16,6 +16,7 @@ mod speed;
 mod stand_in;
 mod steps;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Tensor};
@@ -135,17 +136,37 @@ impl Drop for Failures {
     }
 }
 
-/// All that can be tested without a card, on one that is made of the processor.
+/// All that can be tested without a card, on one that is made of the processor. It runs a kernel at a time, so each test has one of its own,
+/// and as many are run at once as there are processors.
 #[test]
 fn on_a_stand_in() {
     if std::env::var_os("TUNE_TEST_CARD").is_some() {
         return;
     }
     let Some(folder) = stand_in::folder() else { return };
-    let mut all = std::process::Command::new(std::env::current_exe().unwrap());
-    all.env("TUNE_TEST_CARD", "1").env("TUNE_TEST_FAMILIES", "llama_tied,qwen2,qwen3_moe,gemma3_text");
-    stand_in::environment(&mut all, folder);
-    let output = all.output().unwrap();
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "{said}");
+    let test = |arguments: &[&str]| {
+        let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+        tests.args(arguments).env("TUNE_TEST_CARD", "1");
+        tests.env("TUNE_TEST_FAMILIES", "llama_tied,qwen2,qwen3_moe,gemma3_text");
+        stand_in::environment(&mut tests, folder);
+        let output = tests.output().unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let listed = test(&["--list", "--format=terse"]);
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    assert!(names.len() > 1, "{listed}");
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let said = test(&[name, "--exact"]);
+            assert!(said.contains("running 1 test"), "{said}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(run);
+        }
+    });
 }

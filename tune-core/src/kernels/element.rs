@@ -15,6 +15,8 @@ pub(crate) trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::De
     fn from_f32(x: f32) -> Self;
     /// The matrix as it is, if it is one of f32.
     fn as_f32(x: View<'_, Self>) -> Option<View<'_, f32>>;
+    /// The same of one that is written.
+    fn as_f32_mut<'a>(x: &'a ViewMut<'_, Self>) -> Option<&'a ViewMut<'a, f32>>;
 }
 
 impl Element for f32 {
@@ -31,6 +33,10 @@ impl Element for f32 {
     }
 
     fn as_f32(x: View<'_, Self>) -> Option<View<'_, f32>> {
+        Some(x)
+    }
+
+    fn as_f32_mut<'a>(x: &'a ViewMut<'_, Self>) -> Option<&'a ViewMut<'a, f32>> {
         Some(x)
     }
 }
@@ -54,6 +60,10 @@ impl Element for bf16 {
     }
 
     fn as_f32(_: View<'_, Self>) -> Option<View<'_, f32>> {
+        None
+    }
+
+    fn as_f32_mut<'a>(_: &'a ViewMut<'_, Self>) -> Option<&'a ViewMut<'a, f32>> {
         None
     }
 }

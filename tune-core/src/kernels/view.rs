@@ -100,6 +100,16 @@ impl<'a, T> ViewMut<'a, T> {
         self.cols
     }
 
+    /// Elements from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The first element.
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
     /// The columns before `col`, and the others.
     #[cfg(test)]
     pub(crate) fn split_cols(self, col: usize) -> (Self, Self) {

@@ -70,7 +70,8 @@ impl<'m, T: Element> Cpu<'m, T> {
                 gemm::multiply_few(terms, y, finish, &mut Buffer::new(len), team);
             }
             _ => {
-                let len = gemm::workspace::<T>(Isa::get(), (y.rows(), y.cols()), &sides, current_num_threads());
+                let (size, stored) = ((y.rows(), y.cols()), matches!(finish, gemm::Finish::Store));
+                let len = gemm::workspace::<T, D>(Isa::get(), size, &sides, stored, current_num_threads());
                 gemm::multiply(terms, y, finish, &mut Buffer::new(len));
             }
         }

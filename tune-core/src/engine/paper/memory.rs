@@ -62,11 +62,12 @@ impl<T: Element> Paper<T> {
         self.ledger.take::<E>(len, self.purpose.get())
     }
 
-    fn product(&self, terms: &[Term<'_, Self>], (m, n): (usize, usize)) {
+    /// A sum of products `[m, n]` into numbers of type `D`; `stored`: as they are.
+    fn product<D: Element>(&self, terms: &[Term<'_, Self>], stored: bool, (m, n): (usize, usize)) {
         let sides: Vec<_> = terms.iter().map(Term::sides).collect();
         match self.machine {
             Machine::Processor(threads) => {
-                drop(self.take::<f32>(gemm::workspace::<T>(Isa::get(), (m, n), &sides, threads)));
+                drop(self.take::<f32>(gemm::workspace::<T, D>(Isa::get(), (m, n), &sides, stored, threads)));
             }
             Machine::Card => terms.iter().for_each(|term| self.dequantized(term)),
         }
@@ -140,11 +141,11 @@ impl<T: Element> Backend for Paper<T> {
         // A card has no such product.
         let apart = self.machine == Machine::Card && matches!(finish, Finish::AddDropped(..));
         let _sums = apart.then(|| self.take::<T>(y.rows * y.cols));
-        self.product(terms, (y.rows, y.cols));
+        self.product::<T>(terms, matches!(finish, Finish::Store), (y.rows, y.cols));
     }
 
-    fn multiply_sums(&self, terms: &[Term<'_, Self>], _: bool, y: PartMut<'_, Entry>) {
-        self.product(terms, (y.rows, y.cols));
+    fn multiply_sums(&self, terms: &[Term<'_, Self>], adding: bool, y: PartMut<'_, Entry>) {
+        self.product::<f32>(terms, !adding, (y.rows, y.cols));
     }
 
     fn lookup(&self, _: &Option<Entry>, _: usize, _: &[u32], _: EmbeddingSpec, _: &mut Entry) {}

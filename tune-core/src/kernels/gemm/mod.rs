@@ -147,6 +147,12 @@ pub(crate) fn multiply<T: Element, D: Element>(
     workspace: &mut [f32],
 ) {
     let team = Team::Threads(rayon::current_num_threads());
+    if let (Finish::Store, Some(dst)) = (finish, D::as_f32_mut(dst))
+        && plan::is_in_place::<D>(Isa::get(), dst.rows())
+    {
+        terms.iter().for_each(|t| t.check(dst.rows(), dst.cols()));
+        return portable::multiply_in_place(terms, dst, team.is_parallel(), workspace);
+    }
     match finish {
         #[cfg(target_arch = "x86_64")]
         Finish::Store if T::IS_BF16 && Isa::get() == Isa::Amx => compute(terms, dst, &amx::store, team, workspace),

@@ -39,18 +39,30 @@ impl Team {
     }
 }
 
-/// The elements of f32 that [`super::multiply`] needs besides, for a result `[m, n]` on so many threads.
-pub(crate) fn workspace<T: Element>(isa: Isa, size: (usize, usize), terms: &[Sides], threads: usize) -> usize {
-    of::<T>(isa, size, terms, Team::Threads(threads))
+/// The elements of f32 that [`super::multiply`] needs besides, for a result `[m, n]` on so many threads; `stored`: by
+/// [`super::Finish::Store`].
+pub(crate) fn workspace<T: Element, D: Element>(
+    isa: Isa,
+    size: (usize, usize),
+    terms: &[Sides],
+    stored: bool,
+    threads: usize,
+) -> usize {
+    of::<T>(isa, size, terms, stored && is_in_place::<D>(isa, size.0), Team::Threads(threads))
+}
+
+/// Whether sums that are stored as they are, are computed in the destination itself.
+pub(super) fn is_in_place<D: Element>(isa: Isa, rows: usize) -> bool {
+    matches!(isa, Isa::Portable | Isa::Avx2) && !D::IS_BF16 && rows >= portable::LEAST_ROWS
 }
 
 /// The same of [`super::multiply_here`].
 pub(crate) fn workspace_here<T: Element>(isa: Isa, size: (usize, usize), terms: &[Sides]) -> usize {
-    of::<T>(isa, size, terms, Team::This)
+    of::<T>(isa, size, terms, false, Team::This)
 }
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "tiles of x86 alone ask for the team"))]
-fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], team: Team) -> usize {
+fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], in_place: bool, team: Team) -> usize {
     match isa {
         _ if m == 0 || n == 0 => 0,
         #[cfg(target_arch = "x86_64")]
@@ -59,7 +71,8 @@ fn of<T: Element>(isa: Isa, (m, n): (usize, usize), terms: &[Sides], team: Team)
         _ if isa.has_avx512() => Plan::new::<T>(isa, (m, n), terms.iter().copied(), team).workspace(),
         _ => {
             let [left, right] = portable::widened::<T>((m, n), terms.iter().copied());
-            room(portable::sums(m, n)) + room(left) + room(right)
+            let sums = if in_place { 0 } else { portable::sums(m, n) };
+            room(sums) + room(left) + room(right)
         }
     }
 }

@@ -24,7 +24,7 @@ const SMALL: usize = 256;
 /// The same of sums of no more products.
 const SHORT: usize = 2;
 /// A single row is computed twice: alone, the crate would treat it as a vector.
-const LEAST_ROWS: usize = 2;
+pub(super) const LEAST_ROWS: usize = 2;
 
 /// Elements of f32 that the sums of a result `[m, n]` need.
 pub(super) fn sums(m: usize, n: usize) -> usize {
@@ -87,24 +87,37 @@ impl Strided {
     }
 }
 
-/// Adds `left` `[m, inner]` times `right` `[inner, n]` to sums whose rows are `stride` apart.
+/// Where the sums of a product `[m, n]` are.
+#[derive(Clone, Copy)]
+struct Sums {
+    data: *mut f32,
+    /// Elements from one row to the next.
+    stride: usize,
+    /// Whether they begin as what is there; else whatever is there is overwritten.
+    begun: bool,
+}
+
+// SAFETY: whoever writes through it promises to be alone there.
+unsafe impl Sync for Sums {}
+
+/// Adds `left` `[m, inner]` times `right` `[inner, n]` to sums, or begins them with it.
 ///
 /// # Safety
-/// Both sides can be read, and the sums are as many as [`sums`] says.
+/// Both sides can be read, and the sums are as many as [`sums`] says, or `[m, n]` where `m` is [`LEAST_ROWS`] or more.
 unsafe fn add_product(
     (m, n, inner): (usize, usize, usize),
     left: Strided,
     right: Strided,
-    sums: *mut f32,
-    stride: usize,
+    sums: Sums,
     threads: Parallelism,
 ) {
     for depth in (0..inner).step_by(DEPTH) {
         let count = DEPTH.min(inner - depth);
         let (left, right) = (left.from(0, depth), right.from(depth, 0));
+        let sums = Sums { begun: sums.begun || depth > 0, ..sums };
         if n == 1 || count <= SHORT || m.max(LEAST_ROWS) * n <= SMALL {
             // SAFETY: as the caller promises.
-            unsafe { add_in_order((m, n, count), left, right, sums, stride) };
+            unsafe { add_in_order((m, n, count), left, right, sums) };
             continue;
         }
         let (rows, left_row) = if m < LEAST_ROWS { (LEAST_ROWS, 0) } else { (m, left.row) };
@@ -114,10 +127,10 @@ unsafe fn add_product(
                 rows,
                 n,
                 count,
-                sums,
+                sums.data,
                 1,
-                stride as isize,
-                true,
+                sums.stride as isize,
+                sums.begun,
                 left.data,
                 left.col as isize,
                 left_row as isize,
@@ -139,13 +152,7 @@ unsafe fn add_product(
 ///
 /// # Safety
 /// As for [`add_product`].
-unsafe fn add_in_order(
-    (m, n, inner): (usize, usize, usize),
-    left: Strided,
-    right: Strided,
-    sums: *mut f32,
-    stride: usize,
-) {
+unsafe fn add_in_order((m, n, inner): (usize, usize, usize), left: Strided, right: Strided, sums: Sums) {
     /// Columns that are summed at a time.
     const TOGETHER: usize = 16;
     let fused = fused();
@@ -167,7 +174,8 @@ unsafe fn add_in_order(
                     }
                     for (j, sum) in of_row[..width].iter().enumerate() {
                         // SAFETY: as the caller promises.
-                        unsafe { *sums.add(row * stride + first + j) += sum };
+                        let whole = unsafe { &mut *sums.data.add(row * sums.stride + first + j) };
+                        *whole = if sums.begun { *whole + sum } else { *sum };
                     }
                 }
             }
@@ -196,34 +204,8 @@ pub(super) fn multiply<T: Element, D: Send>(
     let (m, n) = (dst.rows(), dst.cols());
     let mut workspace = Workspace::new(workspace);
     let sums = workspace.take(sums(m, n));
-    if parallel {
-        parallel::each_chunk(sums, 1 << 20, |_, part| part.fill(0.0));
-    } else {
-        sums.fill(0.0);
-    }
-    let [left, right] = widened::<T>((m, n), terms.iter().map(Term::sides));
-    let (left, right) = (workspace.take(left), workspace.take(right));
-    for term in terms {
-        let left = Strided::new(term.left(), left);
-        let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
-        let mut add = |cols: Range<usize>, right: Strided| {
-            let shape = (m, cols.len(), term.inner());
-            // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are `[m, n]` or more.
-            unsafe { add_product(shape, left, right, sums[cols.start..].as_mut_ptr(), n, threads) };
-        };
-        let (w, transposed) = match term.right() {
-            Right::Stored(side) => {
-                add(0..n, Strided::new(side, right));
-                continue;
-            }
-            Right::Quantized(w) => (w, false),
-            Right::QuantizedColumns(w) => (w, true),
-        };
-        for first in (0..n).step_by(COLS) {
-            let cols = first..n.min(first + COLS);
-            add(cols.clone(), Strided::dequantized::<T>(w, transposed, cols, right));
-        }
-    }
+    // SAFETY: the sums are as many as they must be, and nobody else has them.
+    unsafe { sum(terms, (m, n), (sums.as_mut_ptr(), n), parallel, workspace) };
     let sums = &sums[..m * n];
     let finish = |row: usize| {
         let at = At { row, col: 0 };
@@ -234,5 +216,71 @@ pub(super) fn multiply<T: Element, D: Send>(
         parallel::each(m, finish);
     } else {
         (0..m).for_each(finish);
+    }
+}
+
+/// The same where the sums are stored as they are: they are computed in the destination.
+pub(super) fn multiply_in_place<T: Element>(
+    terms: &[Term<'_, T>],
+    dst: &ViewMut<'_, f32>,
+    parallel: bool,
+    workspace: &mut [f32],
+) {
+    let (m, n) = (dst.rows(), dst.cols());
+    assert!(m >= LEAST_ROWS, "a product in place has {LEAST_ROWS} rows or more");
+    // SAFETY: the destination is `[m, n]`, and whoever lent it has lent it to nobody else.
+    unsafe { sum(terms, (m, n), (dst.as_mut_ptr(), dst.stride()), parallel, Workspace::new(workspace)) };
+}
+
+/// Computes the sums of a product `[m, n]` into `data`, whose rows are `stride` elements apart.
+///
+/// # Safety
+/// As for [`add_product`].
+unsafe fn sum<T: Element>(
+    terms: &[Term<'_, T>],
+    (m, n): (usize, usize),
+    (data, stride): (*mut f32, usize),
+    parallel: bool,
+    mut workspace: Workspace<'_>,
+) {
+    let [left, right] = widened::<T>((m, n), terms.iter().map(Term::sides));
+    let (left, right) = (workspace.take(left), workspace.take(right));
+    let mut sums = Sums { data, stride, begun: false };
+    for term in terms.iter().filter(|term| term.inner() > 0) {
+        let left = Strided::new(term.left(), left);
+        let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
+        let add = |cols: Range<usize>, right: Strided| {
+            let shape = (m, cols.len(), term.inner());
+            let sums = Sums { data: sums.data.wrapping_add(cols.start), ..sums };
+            // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are as many as the
+            // caller promises.
+            unsafe { add_product(shape, left, right, sums, threads) };
+        };
+        match term.right() {
+            Right::Stored(side) => add(0..n, Strided::new(side, right)),
+            Right::Quantized(w) => each_dequantized::<T>(w, false, n, right, add),
+            Right::QuantizedColumns(w) => each_dequantized::<T>(w, true, n, right, add),
+        }
+        sums.begun = true;
+    }
+    if !sums.begun {
+        for row in 0..m {
+            // SAFETY: a row of the sums.
+            unsafe { std::slice::from_raw_parts_mut(data.add(row * stride), n) }.fill(0.0);
+        }
+    }
+}
+
+/// Dequantizes a weight in blocks or its transpose into `memory`, [`COLS`] of its `n` columns at a time.
+fn each_dequantized<T: Element>(
+    w: Rows<'_>,
+    transposed: bool,
+    n: usize,
+    memory: &mut [f32],
+    add: impl Fn(Range<usize>, Strided),
+) {
+    for first in (0..n).step_by(COLS) {
+        let cols = first..n.min(first + COLS);
+        add(cols.clone(), Strided::dequantized::<T>(w, transposed, cols, memory));
     }
 }

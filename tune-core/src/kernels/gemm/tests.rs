@@ -16,8 +16,27 @@ fn numbers<T: Element>(count: usize, seed: u32) -> Vec<T> {
 /// [`multiply`] with as much memory as it says that it needs.
 fn multiply_all<T: Element, D: Element>(terms: &[Term<'_, T>], dst: &ViewMut<'_, D>, finish: Finish<'_, D>) {
     let sides: Vec<_> = terms.iter().map(Term::sides).collect();
-    let len = workspace::<T>(Isa::get(), (dst.rows(), dst.cols()), &sides, rayon::current_num_threads());
+    let (size, stored) = ((dst.rows(), dst.cols()), matches!(finish, Finish::Store));
+    let len = workspace::<T, D>(Isa::get(), size, &sides, stored, rayon::current_num_threads());
     multiply(terms, dst, finish, &mut vec![f32::NAN; len]);
+}
+
+/// What is there before counts for nothing, also where there is nothing to sum.
+#[test]
+fn a_sum_of_nothing_is_zero() {
+    for m in [1, 3] {
+        let (nothing, one, row) = (View::new(&[], m), numbers::<f32>(m, 1), numbers::<f32>(40, 2));
+        let empty = Term::Across { g: nothing, x: View::new(&[], 40) };
+        let mut dst = vec![f32::NAN; m * 40];
+        multiply_all(&[empty], &ViewMut::new(&mut dst, 40), Finish::Store);
+        assert_eq!(dst, vec![0.0; m * 40]);
+
+        dst.fill(f32::NAN);
+        let outer = Term::Across { g: View::new(&one, m), x: View::new(&row, 40) };
+        multiply_all(&[empty, outer], &ViewMut::new(&mut dst, 40), Finish::Store);
+        let products: Vec<f32> = one.iter().flat_map(|a| row.iter().map(move |b| a * b)).collect();
+        assert_eq!(dst, products);
+    }
 }
 
 /// Every form of a term, at sizes around the edges of tiles, against sums in f64.
@@ -41,6 +60,15 @@ fn check<T: Element>() {
             let mut memory = vec![f32::NAN; workspace_here::<T>(Isa::get(), (m, n), &terms.map(|t| t.sides()))];
             multiply_here(&terms, &ViewMut::strided(&mut here, (m, n), n + 3), add, &mut memory);
             assert_eq!(dst, here);
+            let mut stored = vec![f32::NAN; m * (n + 3)];
+            multiply_all(&terms, &ViewMut::strided(&mut stored, (m, n), n + 3), Finish::Store);
+            for (i, (sum, from)) in stored.iter().zip(&residual).enumerate() {
+                if i % (n + 3) < n {
+                    assert_eq!(from + sum, dst[i], "{m} {n} {k} form {form} at {i}");
+                } else {
+                    assert!(sum.is_nan(), "{m} {n} {k} form {form}: {i} is outside");
+                }
+            }
             for i in 0..m {
                 for j in 0..n + 3 {
                     let at = |data: &[T], i: usize| f64::from(data[i].to_f32());

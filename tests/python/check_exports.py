@@ -24,6 +24,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 
+# Rows of single tokens, as peft names them.
+ROWS_OF_TOKENS = "token_adapter.trainable_tokens_delta"
+
+
 def load_model(path, kind=AutoModelForCausalLM):
     model, info = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     for kind in ["missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"]:
@@ -35,7 +39,8 @@ def load_model(path, kind=AutoModelForCausalLM):
 def add_adapter(model, path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rows = [t.shape[0] for name, t in load_file(Path(path) / "adapter_model.safetensors").items() if "embed_tokens" in name]
+        tables = load_file(Path(path) / "adapter_model.safetensors").items()
+        rows = [t.shape[0] for name, t in tables if "embed_tokens" in name and not name.endswith(ROWS_OF_TOKENS)]
         if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
             # As AutoPeftModelForCausalLM does it.
             model.resize_token_embeddings(rows[0])
@@ -53,6 +58,7 @@ def add_adapter(model, path):
     loaded = {name.replace(".default.", "."): p for name, p in parameters.items() if "lora_" in name}
     whole = {name: p for name, p in parameters.items() if ".modules_to_save.default." in name}
     loaded |= {name.replace(".modules_to_save.default.", "."): p for name, p in whole.items()}
+    loaded |= {name.removesuffix(".default"): p for name, p in model.named_parameters() if name.endswith(f"{ROWS_OF_TOKENS}.default")}
     # Files have magnitudes (DoRA) as the first versions of peft named them.
     of_magnitude = "lora_magnitude_vector.weight"
     loaded = {name.removesuffix(".weight") if name.endswith(of_magnitude) else name: p for name, p in loaded.items()}

@@ -1,5 +1,6 @@
 //! The batches of the coming steps, put together ahead on a thread of their own.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -76,6 +77,14 @@ impl Step {
     pub fn micro_batches(&self) -> impl Iterator<Item = (usize, &Batch)> {
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         self.batches.iter().enumerate().map(move |(i, batch)| (i * world_size + rank, batch))
+    }
+
+    /// The numbers of the micro-batches that all processes have at the same time as this one has micro-batch `number`. Of those behind a
+    /// step's last one nothing is learnt.
+    pub fn beside(&self, number: usize) -> Range<usize> {
+        let world_size = self.group.world_size();
+        let first = number - number % world_size;
+        first..first + world_size
     }
 
     /// Tokens whose next one is trained, in all micro-batches of all processes.

@@ -255,6 +255,7 @@ fn send_steps(
 mod tests {
     use super::*;
     use crate::data::{IGNORE, LoaderOptions, Sample};
+    use crate::distributed::threads;
 
     fn loader(samples: u32) -> Arc<Loader> {
         let sample =
@@ -295,6 +296,20 @@ mod tests {
             let rest = steps(&data, PLAN, Position::after(&all[taken - 1]));
             assert!(rest.len() == all.len() - taken && rest.iter().zip(&all[taken..]).all(|(a, b)| same(a, b)));
         }
+    }
+
+    #[test]
+    fn all_know_which_micro_batches_come_at_the_same_time() {
+        let beside = |group: Group| {
+            let batches = of_rank(vec![Batch::idle(); 8], &group);
+            let step = Step { group, ..Step::of(1, batches) };
+            step.micro_batches().map(|(i, _)| (i, step.beside(i))).collect::<Vec<_>>()
+        };
+        let all = threads::run(3, Duration::from_secs(60), beside).unwrap();
+        for (rank, of_rank) in all.into_iter().enumerate() {
+            assert_eq!(of_rank, [(rank, 0..3), (3 + rank, 3..6), (6 + rank, 6..9)]);
+        }
+        assert_eq!(Step::of(1, vec![Batch::idle(); 2]).beside(1), 1..2);
     }
 
     #[test]

@@ -101,6 +101,43 @@ fn processes_learn_what_one_learns() {
     }
 }
 
+/// Processes that divide a model draw at the same time, and what one process draws: answers that are worth something, and those of a
+/// student to some of its micro-batches, whichever process has them.
+#[test]
+fn processes_draw_what_one_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = folder.path().join("teacher");
+    let learnt = ["epochs=1", "max_steps_per_epoch=20", "lr_scheduler.num_warmup_steps=2"];
+    succeed("full", &as_strs(&args("full/tiny", &teacher, 1, &learnt)));
+    let teacher = format!("teacher_checkpointer.checkpoint_dir={}", teacher.display());
+    let shared = ["epochs=1", "~dataset_val", "dataset.split='train[:36]'", "lr_scheduler.num_warmup_steps=1"];
+    for (name, more) in [
+        ("grpo", &["samples=4", "reward=overlap", "updates=2", "kl_beta=0.05"][..]),
+        ("distill", &["seed=2", "on_policy={share: 0.5, max_new_tokens: 12}", &teacher]),
+    ] {
+        let more = [&shared, more].concat();
+        let config = format!("{name}/tiny");
+        let one = folder.path().join(format!("{name}-1"));
+        succeed(name, &as_strs(&args(&config, &one, 1, &more)));
+        for (processes, layout) in
+            [(2, &[][..]), (2, &["data_parallel_replicate_dim=2"]), (4, &["data_parallel_replicate_dim=2"])]
+        {
+            let output = folder.path().join(format!("{name}-{processes}-{}", layout.len()));
+            let more = [&more[..], layout].concat();
+            let done = mpirun(name, processes, &args(&config, &output, processes, &more)).output().unwrap();
+            assert!(done.status.success(), "{}", text(&done.stderr));
+            let (ours, theirs) = (losses(&output), losses(&one));
+            assert_eq!((ours.len(), theirs.len()), (3, 3), "{name}");
+            // A first loss of advantages is 0 but for rounding.
+            let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max);
+            let weights = "adapter_model.safetensors";
+            let of_weights = distance(&newest(&output).join(weights), &newest(&one).join(weights));
+            println!("{name} on {processes} {layout:?}: losses off by {off:.1e}, weights {of_weights:.1e}");
+            assert!(off <= 1e-5 && of_weights <= 1e-4, "{ours:?} {theirs:?}");
+        }
+    }
+}
+
 /// The plan of each of two processes, which a run refuses to begin with where there is not enough, against what the first then
 /// held at most, saving included.
 #[test]
@@ -109,7 +146,9 @@ fn two_processes_take_what_was_planned() {
     let model = folder.path().join("model");
     let sizes = serde_json::json!({ "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8 });
     random_model::write(&model, &sizes);
-    let model = format!("checkpointer.checkpoint_dir={}", model.display());
+    let [model, teacher] = ["", "teacher_"].map(|of| format!("{of}checkpointer.checkpoint_dir={}", model.display()));
+    // Random weights seldom end an answer, so most are as long as was planned.
+    let own = "on_policy={share: 1, max_new_tokens: 6}";
     let mut table = String::new();
     let mut is_wrong = false;
     for (name, more) in [
@@ -123,6 +162,8 @@ fn two_processes_take_what_was_planned() {
         ("full", &["dtype=fp32", "data_parallel_replicate_dim=2"]),
         ("full", &["dtype=fp32", "enable_async_checkpointing=true", "checkpointer.save_every_n_steps=1"]),
         ("lora", &["dtype=bf16", "~exact_match", "data_parallel_replicate_dim=2"]),
+        ("grpo", &["dtype=fp32", "samples=4", "max_new_tokens=6", "~dataset_val"]),
+        ("distill", &["dtype=fp32", own, &teacher, "~dataset_val"]),
     ] {
         let output = folder.path().join("out");
         let shared = ["epochs=2", "max_steps_per_epoch=3", &model];

@@ -523,6 +523,62 @@ fn answers_that_are_drawn_are_learnt_from_as_by_one_process() {
     }
 }
 
+/// Which micro-batches have the student's own answers does not depend on who has them: of those that are learnt from at the same time,
+/// some are the student's and some the data's, and in an epoch's last step some are none. Losses, and what is drawn, are those of one process.
+#[test]
+fn a_student_learns_from_its_own_answers_as_by_one_process() {
+    const TWO: &str = "data_parallel_replicate_dim=2";
+    // With this seed the micro-batches of the first three steps are own, own, data, data; data, own, own, data; data.
+    const SHARED: &[&str] =
+        &["epochs=2", "seed=2", "dataset.split='train[:36]'", "on_policy={share: 0.5, max_new_tokens: 12}"];
+    let folder = tempfile::tempdir().unwrap();
+    let of = |what: &str, processes: usize| folder.path().join(format!("{what} {processes}"));
+    // It knows more than the student, so that divergences are no rounding errors.
+    let learnt = ["epochs=1", "max_steps_per_epoch=20", "lr_scheduler.num_warmup_steps=2"];
+    let teacher = succeed::<full::FullFinetune>("full", &folder.path().join("teacher"), 1, &learnt);
+    let teacher = format!("teacher_checkpointer.checkpoint_dir={}", teacher.display());
+    let teach = |output: &Path, processes: usize, more: &[&str]| {
+        let overrides = [SHARED, &[teacher.as_str()], more].concat();
+        succeed::<distill::Distillation>("distill", output, processes, &overrides)
+    };
+    let same = |what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str| {
+        compare(what, (output, saved), (other, expected), weights);
+        for key in ["kd_loss", "class_loss", "grad_norm"] {
+            let (ours, theirs) = (kept(output, key), kept(other, key));
+            println!("{what}: {key} off by {:.1e}", worst(&ours, &theirs));
+            assert!(!ours.is_empty() && worst(&ours, &theirs) <= 1e-4, "{what}: {key}: {ours:?} {theirs:?}");
+        }
+        for key in ["own_tokens", "tokens", "trained_tokens"] {
+            assert_eq!(kept(output, key), kept(other, key), "{what}: {key}");
+        }
+        let own = kept(output, "own_tokens");
+        assert!(own.contains(&0.0) && own.iter().any(|&share| share > 0.0 && share < 1.0), "{what}: {own:?}");
+    };
+    let adapters = &["kd_loss=reverse_kl", "model.lora_dropout=0.1"][..];
+    let weights = &["~model", "optimizer.lr=1e-4"][..];
+    for (what, processes, more, layout, file) in [
+        ("adapters", 2, adapters, &[][..], "adapter_model.safetensors"),
+        ("copies", 2, adapters, &[TWO], "adapter_model.safetensors"),
+        ("weights", 4, weights, &[], "model.safetensors"),
+        ("both", 4, weights, &[TWO], "model.safetensors"),
+    ] {
+        let (one, many) = (of(what, 1), of(what, processes));
+        let (expected, saved) = (teach(&one, 1, more), teach(&many, processes, &[more, layout].concat()));
+        same(what, (&many, &saved), (&one, &expected), file);
+    }
+    // What one process began, and the same bits again.
+    let (one, two) = (of("adapters", 1), of("adapters", 2));
+    let latest = |output: &Path| tune_core::checkpoint::run::latest(output).unwrap().unwrap().path;
+    let resumed = of("resumed", 2);
+    with_first_checkpoint(&one, &resumed);
+    let saved = teach(&resumed, 2, &[adapters, &["resume_from_checkpoint=true"]].concat());
+    same("one to two", (&resumed, &saved), (&one, &latest(&one)), "adapter_model.safetensors");
+    let saved = teach(&of("again", 2), 2, adapters);
+    for file in ["adapter_model.safetensors", "training_state.safetensors"] {
+        assert!(fs::read(saved.join(file)).unwrap() == fs::read(latest(&two).join(file)).unwrap(), "{file}");
+    }
+}
+
 /// Rounded are whole weights, behind the gathering.
 #[test]
 fn rounded_weights_are_learnt_as_by_one_process() {

@@ -157,13 +157,13 @@ impl Recipe for Distillation {
             self.optimizer.prepare_all(self.model.trainable(), step.number)?;
             let batches = self.answered(&step)?;
             // Both losses are means over the trained tokens of the whole step, those of other processes among them.
-            let trained = match &self.cfg.on_policy {
-                None => step.trained_tokens(),
-                Some(_) => batches.iter().map(|(_, batch)| batch.trained_tokens()).sum(),
+            let (trained, own_tokens) = match &self.cfg.on_policy {
+                None => (step.trained_tokens(), 0),
+                Some(_) => self.trained_tokens(&batches)?,
             };
             let scale = 1.0 / trained as f64;
             let mut gradients = Gradients::default();
-            let (mut cross_entropy, mut divergence, mut of_own, mut own_tokens) = (0.0, 0.0, 0.0, 0);
+            let (mut cross_entropy, mut divergence, mut of_own) = (0.0, 0.0, 0.0);
             for (i, batch) in &batches {
                 let options = RunOptions {
                     scale,
@@ -173,15 +173,19 @@ impl Recipe for Distillation {
                 };
                 let is_own = matches!(batch, Cow::Owned(_));
                 let minimized = if is_own { divergence_alone } else { mixture };
-                let of_batch = self.teacher.teach(&self.model, batch, minimized, options, &mut gradients)?;
+                let taught = self.teacher.teach(&self.model, batch, minimized, options, &mut gradients)?;
+                // While this process has a batch of the data's, another may have one of the student's.
+                let [of_answers, of_teacher] = taught.here;
                 if is_own {
-                    of_own += scale * of_batch.divergence;
-                    own_tokens += batch.trained_tokens();
+                    of_own += scale * of_teacher;
                 } else {
-                    cross_entropy += scale * of_batch.cross_entropy;
-                    divergence += scale * of_batch.divergence;
+                    cross_entropy += scale * of_answers;
+                    divergence += scale * of_teacher;
                 }
             }
+            let of_all = vec![cross_entropy, divergence, of_own];
+            let of_all = self.run.group().all_reduce("the losses of a step", of_all).wait()?;
+            let (cross_entropy, divergence, of_own) = (of_all[0], of_all[1], of_all[2]);
             let (loss, grad_norm) = (mixture.of(cross_entropy, divergence) + of_own, gradients.norm()?);
             check_finite(&step, loss, grad_norm, self.run.last_saved())?;
             let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
@@ -242,20 +246,33 @@ impl Recipe for Distillation {
 
 impl Distillation {
     /// The micro-batches of a step with their numbers: those of the data, and in the place of some of them the same prompts with answers
-    /// that the student draws as it is. In a run that is resumed they are the same again.
+    /// that the student draws as it is. In a run that is resumed, or on other processes, they are the same again.
     fn answered<'s>(&self, step: &'s Step) -> Result<Vec<(usize, Cow<'s, Batch>)>> {
         let (seed, number) = (self.run.seed(), step.number);
         let of_batch = |(i, batch): (usize, &'s Batch)| {
-            let batch = match &self.cfg.on_policy {
-                Some(own) if own.draws(sampling_key(seed, number, i, (usize::MAX, 0))) => {
-                    let key = |prompt| sampling_key(seed, number, i, (prompt, 0));
-                    Cow::Owned(own.draw(&self.model, batch, self.run.tokenizer(), key)?)
-                }
-                _ => Cow::Borrowed(batch),
-            };
-            Ok((i, batch))
+            let Some(own) = &self.cfg.on_policy else { return Ok((i, Cow::Borrowed(batch))) };
+            let draws = |i| own.draws(sampling_key(seed, number, i, (usize::MAX, 0)));
+            if draws(i) {
+                let key = |prompt| sampling_key(seed, number, i, (prompt, 0));
+                return Ok((i, Cow::Owned(own.draw(&self.model, batch, self.run.tokenizer(), key)?)));
+            }
+            if step.beside(i).any(draws) {
+                own.draw_along(&self.model)?;
+            }
+            Ok((i, Cow::Borrowed(batch)))
         };
         step.micro_batches().map(of_batch).collect()
+    }
+
+    /// The trained tokens of a step's micro-batches, those of all processes, and how many of them the student drew.
+    fn trained_tokens(&self, batches: &[(usize, Cow<'_, Batch>)]) -> Result<(usize, usize)> {
+        let (mut all, mut own) = (0, 0);
+        for (_, batch) in batches {
+            all += batch.trained_tokens() as u64;
+            own += if matches!(batch, Cow::Owned(_)) { batch.trained_tokens() as u64 } else { 0 };
+        }
+        let of_all = self.run.group().all_reduce("the tokens that a student drew", vec![all, own]).wait()?;
+        Ok((of_all[0] as usize, of_all[1] as usize))
     }
 }
 

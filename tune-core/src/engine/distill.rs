@@ -7,7 +7,8 @@ use half::bf16;
 use super::backend::{self, Reads};
 use super::top::rows_at_once;
 use super::{
-    Cpu, Cuda, Minimized, Precision, Reference, Run, RunOptions, Teacher, on_a_worker, on_card, parameters, train,
+    Cpu, Cuda, Minimized, Passed, Precision, Reference, Run, RunOptions, Teacher, on_a_worker, on_card, parameters,
+    train,
 };
 use crate::data::Batch;
 use crate::kernels::parallel;
@@ -16,17 +17,20 @@ use crate::models::Decoder;
 use crate::optim::GradientSink;
 use crate::{Error, Result};
 
-/// A student's two losses of a batch, see [`distill`].
+/// A student's two losses of a batch, see [`distill`]. Where several processes train together, they are summed over the batches of all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Distilled {
     /// The cross-entropy with the targets, summed over trained tokens.
     pub cross_entropy: f64,
     /// The divergence from the teacher, summed over trained tokens.
     pub divergence: f64,
+    /// The same two, in this order, of the batch of this process alone: the others may minimize another mixture.
+    pub here: [f64; 2],
 }
 
 /// Runs a micro-batch forward and back to bring a student nearer to its teacher: what is minimized is a `mixture` of
 /// cross-entropy with the targets and of divergence from the teacher, in trained tokens. Neither is scaled in what is returned.
+/// Processes that train together call it at the same time, each with a `mixture` of its own.
 ///
 /// Only the student gets gradients. Logits of both exist for a chunk of trained tokens at a time.
 ///
@@ -97,11 +101,11 @@ fn taught(
     sink: &mut dyn GradientSink,
 ) -> Result<Distilled> {
     let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
-    let (cross_entropy, divergence) = on_backend!(
+    let Passed { value, divergence, here } = on_backend!(
         student,
         train(&batch, Minimized::Sum(options.scale, TokenLoss::CROSS_ENTROPY), teacher, options, sink)
     )?;
-    Ok(Distilled { cross_entropy, divergence })
+    Ok(Distilled { cross_entropy: value, divergence, here })
 }
 
 /// The `k` likeliest next tokens at each trained position of a batch, and what all others have together; without dropout. Of several

@@ -43,7 +43,7 @@ pub(crate) use paper::{Paper, State, StepOnPaper};
 use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
-use run::{By, Minimized, Run, Sink, Taught};
+use run::{By, Minimized, Passed, Run, Sink, Taught};
 pub use sequences::{Kernels, New, Sequences};
 use sharded::Sharded;
 use to_model::ToModel;
@@ -127,7 +127,7 @@ pub fn forward_backward(
     sink: &mut dyn GradientSink,
 ) -> Result<f64> {
     let batch = batch.without_padding();
-    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.0)
+    Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.value)
 }
 
 /// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.
@@ -192,7 +192,7 @@ fn minimize_by(
         Ok(Objective { value, gradient: places.iter().map(|&place| gradient[place]).collect() })
     };
     let batch = batch.without_padding();
-    Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.0)
+    Ok(on_backend!(model, train(&batch, Minimized::Of(&mut of_places, options.scale), None, options, sink))?.value)
 }
 
 /// Runs a micro-batch forward and back to minimize a function of scores, for a model whose output layer gives these
@@ -237,7 +237,7 @@ fn minimize_scores_by(
         }
     };
     let batch = batch.without_padding();
-    Ok(on_backend!(model, train(&batch, Minimized::Scores(&mut checked, options.scale), None, options, sink))?.0)
+    Ok(on_backend!(model, train(&batch, Minimized::Scores(&mut checked, options.scale), None, options, sink))?.value)
 }
 
 /// The scores of a batch's positions that have a target, as [`minimize_scores`] has them, without dropout: `[positions, scores]`.
@@ -267,7 +267,7 @@ fn train<'m, B: Reads<'m>>(
     teacher: Option<(Teacher<'m>, Mixture)>,
     options: RunOptions,
     sink: &mut dyn GradientSink,
-) -> Result<(f64, f64)>
+) -> Result<Passed>
 where
     for<'a> ToModel<'a>: Sink<B>,
 {
@@ -291,9 +291,9 @@ where
     };
     let mut sink = ToModel::new(model, sink);
     sink.begin(backend);
-    let value = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
+    let passed = run.forward_backward(minimized, options.activation_checkpointing, &mut sink)?;
     sink.end(backend)?;
-    Ok(value)
+    Ok(passed)
 }
 
 /// Where the parameters of a model are, with the key of a pass's dropout; `goes_back` says whether there is a backward pass.

@@ -53,6 +53,16 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) taught: Option<Taught<'a, B>>,
 }
 
+/// What a pass has found.
+pub(super) struct Passed {
+    /// The sum of losses without weights, or what the objective says; of all processes that train together.
+    pub(super) value: f64,
+    /// The sum of divergences from a teacher, of the same; 0 where there is none.
+    pub(super) divergence: f64,
+    /// Both of this process's batch alone.
+    pub(super) here: [f64; 2],
+}
+
 /// What is learnt from a teacher.
 pub(super) struct Taught<'a, B: Backend> {
     pub(super) by: By<'a, B>,
@@ -100,14 +110,13 @@ impl<'a, B: Backend> Run<'a, B> {
         }
     }
 
-    /// Forward and back; `checkpointing` keeps only each block's input and runs the block again. Returns the sum of losses
-    /// without weights, or what the objective says; and the sum of divergences from a teacher.
+    /// Forward and back; `checkpointing` keeps only each block's input and runs the block again.
     pub(super) fn forward_backward(
         &self,
         minimized: Minimized<'_>,
         checkpointing: bool,
         sink: &mut dyn Sink<B>,
-    ) -> Result<(f64, f64)> {
+    ) -> Result<Passed> {
         let blocks = self.shape.blocks.len();
         let trains_embedding = self.parameters.trains_embedding();
         let trains_tokens = self.parameters.trained_tokens().is_some();
@@ -134,6 +143,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let (value, weights) = self.weigh(&x, minimized)?;
         let top = self.top(&x, of, Some(&weights), lowest < blocks)?;
         drop(x);
+        let here = [value.unwrap_or(top.loss), top.divergence];
         // Where several processes train together, all go on or none does.
         let loss = self.parameters.total(top.loss)?;
         let value = value.map_or(Ok(loss), |value| self.parameters.total(value))?;
@@ -141,12 +151,12 @@ impl<'a, B: Backend> Run<'a, B> {
             Some(_) => self.parameters.total(top.divergence)?,
             None => 0.0,
         };
-        let value = (value, divergence);
-        if !loss.is_finite() || !value.0.is_finite() || !divergence.is_finite() {
-            return Ok(value);
+        let passed = Passed { value, divergence, here };
+        if !loss.is_finite() || !value.is_finite() || !divergence.is_finite() {
+            return Ok(passed);
         }
         emit(top.found, sink)?;
-        let Some(mut gradient) = top.of_blocks else { return Ok(value) };
+        let Some(mut gradient) = top.of_blocks else { return Ok(passed) };
         while let Some((input, inner)) = saved.pop() {
             let index = lowest + saved.len();
             let wants_input = index > lowest || reaches_embedding;
@@ -178,7 +188,7 @@ impl<'a, B: Backend> Run<'a, B> {
             let gradient = among.gradient(self.backend, self.shape, &gradient, top.of_tokens);
             sink.take(ParamId::Tokens, gradient)?;
         }
-        Ok(value)
+        Ok(passed)
     }
 
     /// What an objective says of the batch's log-probabilities, and the weights of its tokens' losses.

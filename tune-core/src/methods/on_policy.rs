@@ -34,7 +34,8 @@ impl OnPolicyConfig {
 
     /// The prompts of a batch, each with an answer that the student draws in the place of the one that the data has; only its tokens are
     /// trained, with the stop token where it ended by one. `key` says where the drawing for a prompt starts, by the prompt's number:
-    /// what is drawn depends on nothing else, and on the student.
+    /// what is drawn depends on nothing else, and on the student. Processes that divide the student draw at the same time, or
+    /// [draw along](Self::draw_along).
     ///
     /// # Errors
     /// As [`prompts`] and [`sample_groups`].
@@ -52,6 +53,15 @@ impl OnPolicyConfig {
         let options = SamplerOptions { temperature: self.temperature, top_k: None, top_p: None };
         let groups = sample_groups(student, &ids, 1, &stop, |prompt, _| Sampler::new(options, key(prompt)))?;
         Ok(answered(&prompts, &groups))
+    }
+
+    /// What a process does that draws nothing while others draw: where they divide the student, it takes part in gathering its blocks.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn draw_along(&self, student: &Decoder) -> Result<()> {
+        let stop = StopOptions { max_new_tokens: self.max_new_tokens, stop_tokens: Vec::new() };
+        sample_groups(student, &[], 1, &stop, |_, _| Sampler::greedy()).map(drop)
     }
 }
 

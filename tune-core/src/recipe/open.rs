@@ -79,10 +79,9 @@ impl Outline {
         if !self.group.is_main() {
             console = Console::silent();
         }
-        let is_taught = self.reference.as_ref().is_some_and(|compared| compared.teaches);
-        if !self.group.is_single() && self.drawing.is_some() && (is_taught || self.value.is_some()) {
+        if !self.group.is_single() && self.drawing.is_some() && self.value.is_some() {
             return Err(Error::setup(
-                "`ppo`, and `distill` with on_policy, draw answers in one process alone, for now: start one (`grpo` draws them in several)",
+                "`ppo` draws answers in one process alone, for now: start one (`grpo` draws them in several)",
             ));
         }
         if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| !stored.is_there())

@@ -1,5 +1,6 @@
 //! The batches of the coming steps, put together ahead on a thread of their own.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -76,6 +77,14 @@ impl Step {
     pub fn micro_batches(&self) -> impl Iterator<Item = (usize, &Batch)> {
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         self.batches.iter().enumerate().map(move |(i, batch)| (i * world_size + rank, batch))
+    }
+
+    /// The numbers of the micro-batches that all processes have at the same time as this one has micro-batch `number`. Of those behind a
+    /// step's last one nothing is learnt.
+    pub fn beside(&self, number: usize) -> Range<usize> {
+        let world_size = self.group.world_size();
+        let first = number - number % world_size;
+        first..first + world_size
     }
 
     /// Tokens whose next one is trained, in all micro-batches of all processes.
@@ -246,6 +255,7 @@ fn send_steps(
 mod tests {
     use super::*;
     use crate::data::{IGNORE, LoaderOptions, Sample};
+    use crate::distributed::threads;
 
     fn loader(samples: u32) -> Arc<Loader> {
         let sample =
@@ -286,6 +296,20 @@ mod tests {
             let rest = steps(&data, PLAN, Position::after(&all[taken - 1]));
             assert!(rest.len() == all.len() - taken && rest.iter().zip(&all[taken..]).all(|(a, b)| same(a, b)));
         }
+    }
+
+    #[test]
+    fn all_know_which_micro_batches_come_at_the_same_time() {
+        let beside = |group: Group| {
+            let batches = of_rank(vec![Batch::idle(); 8], &group);
+            let step = Step { group, ..Step::of(1, batches) };
+            step.micro_batches().map(|(i, _)| (i, step.beside(i))).collect::<Vec<_>>()
+        };
+        let all = threads::run(3, Duration::from_secs(60), beside).unwrap();
+        for (rank, of_rank) in all.into_iter().enumerate() {
+            assert_eq!(of_rank, [(rank, 0..3), (3 + rank, 3..6), (6 + rank, 6..9)]);
+        }
+        assert_eq!(Step::of(1, vec![Batch::idle(); 2]).beside(1), 1..2);
     }
 
     #[test]

@@ -121,7 +121,14 @@ fn the_harness_asks_the_model_and_its_table_is_saved() {
     let (folder, program) = stand_in();
     let out = folder.path().join("out");
     let output_dir = format!("output_dir={}", out.display());
-    let more = ["limit=50", "num_fewshot=2", "seed=1234", "max_seq_length=100", "batch_size=2", "lm_eval_args=[--log_samples]"];
+    let more = [
+        "limit=50",
+        "num_fewshot=2",
+        "seed=1234",
+        "max_seq_length=100",
+        "batch_size=2",
+        "lm_eval_args=[--log_samples]",
+    ];
     let args = [&[MODEL, "tasks=known", &program, &output_dir][..], &more].concat();
     let output = evaluation(&args).env("TUNE_API_KEY", "other").env("NO_PROXY", "example.org").output().unwrap();
     let said = text(&output.stdout);

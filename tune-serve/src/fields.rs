@@ -101,13 +101,17 @@ impl<'a> Fields<'a> {
 
     /// A text, or a list of them.
     pub(crate) fn stops(&self) -> Result<Vec<String>, Fault> {
-        let wrong = |value: &Value| Self::wrong("stop", &format!("a text, or a list of at most {MOST_STOPS}, none of them empty"), value);
+        let wrong = |value: &Value| {
+            Self::wrong("stop", &format!("a text, or a list of at most {MOST_STOPS}, none of them empty"), value)
+        };
         let Some(value) = self.get("stop") else { return Ok(Vec::new()) };
         let texts: Option<Vec<String>> = match value {
             Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
             text => text.as_str().map(|text| vec![text.to_owned()]),
         };
-        texts.filter(|texts| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty())).ok_or_else(|| wrong(value))
+        texts
+            .filter(|texts| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty()))
+            .ok_or_else(|| wrong(value))
     }
 
     /// A list of objects.

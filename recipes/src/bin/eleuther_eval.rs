@@ -122,7 +122,8 @@ fn eleuther_eval(
     }
     if let Some(dir) = &output_dir {
         let (path, tables) = (dir.join(TABLES), tables.join("\n"));
-        fs::write(&path, format!("{}\n\n{}\n", source.shown(), tables.trim_end())).map_err(Error::io("write", &path))?;
+        fs::write(&path, format!("{}\n\n{}\n", source.shown(), tables.trim_end()))
+            .map_err(Error::io("write", &path))?;
         say!("Results saved to {}", path.display());
     }
     Ok(())
@@ -174,7 +175,10 @@ impl Harness {
             ))),
             None => Err(Error::file(
                 &self.program,
-                format!("does not start: {}; it needs {INSTALL}", said[0].lines().last().unwrap_or("it does not say why")),
+                format!(
+                    "does not start: {}; it needs {INSTALL}",
+                    said[0].lines().last().unwrap_or("it does not say why")
+                ),
             )),
         }
     }
@@ -243,7 +247,10 @@ impl Folder {
     fn of_tokenizer(merged: &Merged) -> Result<Self> {
         let above = std::env::temp_dir();
         if above.to_str().is_none_or(|text| text.contains([',', '=', ' '])) {
-            return Err(Error::file(above, "lm_eval takes no such name; set TMPDIR to a folder without `,`, `=` and blanks"));
+            return Err(Error::file(
+                above,
+                "lm_eval takes no such name; set TMPDIR to a folder without `,`, `=` and blanks",
+            ));
         }
         let folder = Self(above.join(format!("eleuther_eval-{:016x}", choose_seed(None))));
         fs::create_dir(&folder.0).map_err(Error::io("create", &folder.0))?;

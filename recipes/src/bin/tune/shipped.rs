@@ -193,7 +193,9 @@ mod tests {
         let found = |recipe: &str, name: &str| config_alone(recipe, name).map(|(of, config)| (of.name, config.name));
         assert_eq!(found("eleuther_eval", "eleuther_evaluation"), Some(("eleuther_eval", "eleuther_evaluation")));
         assert_eq!(found("qat", "lora_smollm2_135m"), Some(("qat", "lora_smollm2_135m")));
-        for (recipe, name) in [("lora", "tiny"), ("lora", "lora_smollm2_135m"), ("eleuther_eval", "eleuther_evaluation.yaml")] {
+        for (recipe, name) in
+            [("lora", "tiny"), ("lora", "lora_smollm2_135m"), ("eleuther_eval", "eleuther_evaluation.yaml")]
+        {
             assert_eq!(found(recipe, name), None);
         }
     }

@@ -16,6 +16,7 @@ use std::path::Path;
 use hub_server::{Content, Server};
 use runs::{fail, files, newest, recipe, root, run, succeed, text};
 use tempfile::TempDir;
+use tune_core::config::recipe_of_torchtune;
 
 /// A config of torchtune's.
 struct Shipped {
@@ -482,6 +483,7 @@ fn what_evaluation_configs_say_is_meant() {
     assert_eq!(all.len(), 9);
     for config in &all {
         let path = file(folder.path(), config);
+        assert_eq!(recipe_of_torchtune(&config.yaml), Some("eleuther_eval"));
         let lines = resolved("eleuther_eval", &path);
         let has = |key: &str| lines.iter().any(|line| line.replace('"', "").starts_with(key));
         for expected in [

@@ -143,7 +143,7 @@ def recipe(tune, folder, name, arguments):
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}")
     table = (out / "eleuther_eval.md").read_text()
-    assert table.splitlines()[2].startswith("|Tasks"), table
+    assert table.splitlines()[2].split("|")[1].strip() == "Tasks", table
     (results,) = out.glob("*/results_*.json")
     samples = {}
     for file in out.glob("*/samples_*.jsonl"):

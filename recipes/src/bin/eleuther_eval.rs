@@ -1,4 +1,4 @@
-//! Evaluation by EleutherAI's harness: the model is served on this machine, and `lm_eval` asks it.
+//! Evaluation by EleutherAI's harness, `lm_eval`, which asks a server of the model.
 //!
 //!     cargo run --release -p recipes --bin eleuther_eval -- --config configs/eleuther_eval/tiny.yaml
 

@@ -205,7 +205,7 @@ fn mistakes_are_told_before_a_weight_is_read() {
     assert!(found.status.success(), "{}", text(&found.stderr));
 
     let mistakes: [(&[&str], &[&str]); 9] = [
-        (&[MODEL, "tasks=known", "lm_eval=./no/such"], &["there is no ./no/such there", "set lm_eval=FILE"]),
+        (&[MODEL, "tasks=known", "lm_eval=./no/such"], &["./no/such is no file", "set lm_eval=FILE"]),
         (&[MODEL, "tasks=[known,other]", &program], &["does not know other", "lm_eval ls tasks", "include_path"]),
         (&[MODEL, "tasks=broken", &program], &["No module named 'lm_eval'", "pip install"]),
         (&[MODEL, "tasks=[]", &program], &["tasks: there is none"]),

@@ -79,7 +79,6 @@ fn eleuther_eval(
     let merged = source.open()?;
     let longest = longest(max_seq_length, &merged)?;
     harness.check()?;
-    let tokenizer = Folder::of_tokenizer(&merged)?;
     if let Some(dir) = &output_dir {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     }
@@ -95,6 +94,8 @@ fn eleuther_eval(
     // Whole batches on a slow machine take their time, and nobody else asks.
     serve.args(["--timeout", "1000000", "--patience", "600"]).env_remove("TUNE_API_KEY");
     let server = Server::start(serve)?;
+    // Not before: who presses Ctrl-C while the model is loaded leaves nothing behind.
+    let tokenizer = Folder::of_tokenizer(&merged)?;
 
     let mut ask = harness.command();
     ask.args(["--model", "local-completions", "--tasks", &harness.tasks.join(",")]).arg("--model_args").arg(format!(
@@ -176,7 +177,7 @@ impl Harness {
             None => Err(Error::file(
                 &self.program,
                 format!(
-                    "does not start: {}; it needs {INSTALL}",
+                    "does not start: {}; `{INSTALL}` installs what it needs",
                     said[0].lines().last().unwrap_or("it does not say why")
                 ),
             )),
@@ -192,11 +193,11 @@ fn program(named: &Path) -> Result<PathBuf> {
     let in_path = std::env::split_paths(&folders).map(|folder| folder.join(&file)).find(|path| path.is_file());
     let there = in_path.or_else(|| Some(named.to_owned()).filter(|path| !is_name && path.is_file()));
     there.ok_or_else(|| {
-        let place = if is_name { "in PATH" } else { "there" };
+        let named = named.display();
+        let missing = if is_name { format!("there is no {named} in PATH") } else { format!("{named} is no file") };
         Error::setup(format!(
-            "lm_eval: EleutherAI's harness is a program of its own, and there is no {} {place}: install it with\n  {INSTALL}\nor set \
-             lm_eval=FILE to where it is",
-            named.display()
+            "lm_eval: EleutherAI's harness is a program of its own, and {missing}: install it with\n  {INSTALL}\nor set \
+             lm_eval=FILE to where it is"
         ))
     })
 }
@@ -321,9 +322,9 @@ fn answered(mut harness: Command) -> Result<String> {
             let message = format!("{signal}: stopped; there are no results");
             Err(Error::Stopped(Exit { code: signal.exit_code(), message }))
         }
-        (status, None) if !status.success() => {
-            Err(Error::setup(format!("lm_eval ended with {status}, and says why above; it needs {INSTALL}")))
-        }
+        (status, None) if !status.success() => Err(Error::setup(format!(
+            "lm_eval ended with {status}, and says why above; `{INSTALL}` installs what it needs"
+        ))),
         _ => Ok(said),
     }
 }

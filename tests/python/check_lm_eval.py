@@ -138,7 +138,7 @@ def recipe(tune, folder, name, arguments):
     """What the recipe's harness made of each item, by task, and the metrics, from the files that it leaves."""
     out = folder / name
     program = Path(sys.executable).with_name("lm_eval")
-    command = [Path(tune).absolute().with_name("eleuther_eval"), f"lm_eval={program}", f"output_dir={out}", *arguments]
+    command = [Path(tune).absolute().with_name("eleuther_eval"), *arguments, f"lm_eval={program}", f"output_dir={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}")

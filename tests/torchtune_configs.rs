@@ -16,6 +16,7 @@ use std::path::Path;
 use hub_server::{Content, Server};
 use runs::{fail, files, newest, recipe, root, run, succeed, text};
 use tempfile::TempDir;
+use tune_core::config::recipe_of_torchtune;
 
 /// A config of torchtune's.
 struct Shipped {
@@ -42,6 +43,7 @@ fn shipped() -> Vec<Shipped> {
             let yaml = words.map(|number| blocks[number].as_str()).collect();
             let ours = match () {
                 () if theirs.contains("generate") => "generate",
+                () if theirs.starts_with("eleuther") => "eleuther_eval",
                 () if theirs.contains("dpo") => "dpo",
                 () if theirs.contains("distillation") => "distill",
                 () if theirs.starts_with("qat") => "qat",
@@ -60,7 +62,7 @@ fn shipped() -> Vec<Shipped> {
 }
 
 /// The groups of the table, and which config is in which.
-const GROUPS: [&str; 11] = [
+const GROUPS: [&str; 12] = [
     "full, Llama and Mistral",
     "LoRA, Llama and Mistral",
     "full, Gemma, Phi and Qwen",
@@ -70,6 +72,7 @@ const GROUPS: [&str; 11] = [
     "quantization-aware training",
     "QLoRA and DoRA",
     "generation",
+    "evaluation",
     "models of images",
     "other recipes",
 ];
@@ -85,10 +88,11 @@ fn group(config: &Shipped) -> &'static str {
         theirs if theirs.contains("dpo") => GROUPS[4],
         theirs if theirs.contains("distillation") => GROUPS[5],
         theirs if theirs.starts_with("qat") => GROUPS[6],
-        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[9],
+        _ if family.contains("vision") || config.yaml.contains("_vision") => GROUPS[10],
         theirs if theirs.contains("generate") => GROUPS[8],
-        theirs if !theirs.contains("finetune") || theirs.starts_with("ppo") => GROUPS[10],
-        theirs if theirs.contains("multi_dataset") => GROUPS[10],
+        theirs if theirs.starts_with("eleuther") => GROUPS[9],
+        theirs if !theirs.contains("finetune") || theirs.starts_with("ppo") => GROUPS[11],
+        theirs if theirs.contains("multi_dataset") => GROUPS[11],
         _ if variants.iter().any(|variant| config.yaml.contains(variant)) => GROUPS[7],
         _ if is_llama => GROUPS[usize::from(is_lora)],
         _ => GROUPS[2 + usize::from(is_lora)],
@@ -469,6 +473,82 @@ fn what_generation_configs_say_is_meant() {
     };
     let said = fail("generate", &["--config", &file(folder.path(), &asked), "--print-config"]);
     assert!(said.contains("a prompt is text here") && said.contains("image"), "{said}");
+}
+
+/// Which model is measured, on what and how; what is not there is told by its name, and where it is written.
+#[test]
+fn what_evaluation_configs_say_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let all: Vec<Shipped> = shipped().into_iter().filter(|config| group(config) == "evaluation").collect();
+    assert_eq!(all.len(), 9);
+    for config in &all {
+        let path = file(folder.path(), config);
+        assert_eq!(recipe_of_torchtune(&config.yaml), Some("eleuther_eval"));
+        let lines = resolved("eleuther_eval", &path);
+        let has = |key: &str| lines.iter().any(|line| line.replace('"', "").starts_with(key));
+        for expected in [
+            "checkpoint_dir: /tmp/",
+            "tasks: [truthfulqa_mc2]",
+            "max_seq_length: 4096",
+            "batch_size: 8",
+            "seed: 1234",
+            "dtype: bf16",
+            "output_dir: ./",
+            // There, nothing is put in front of an item.
+            "add_bos_token: false",
+        ] {
+            assert!(has(expected), "{}: {expected}: {lines:#?}", config.name);
+        }
+        let converted = text(&succeed("eleuther_eval", &["--config", &path, "--convert"]).stdout);
+        let mut keys = converted.lines().map(|line| line.split('#').next().unwrap_or_default());
+        assert!(!keys.any(|line| line.contains("torchtune.") || line.contains("checkpointer")), "{converted}");
+        let again = folder.path().join("converted.yaml");
+        fs::write(&again, &converted).unwrap();
+        assert_eq!(resolved("eleuther_eval", again.to_str().unwrap()), lines, "{converted}");
+        // Before anything is loaded: here, there is no such checkpoint.
+        let program = format!("lm_eval={}", env!("CARGO_BIN_EXE_tune"));
+        let server = format!("server={}", env!("CARGO_BIN_EXE_tune"));
+        let args = ["--config", &path, &program, &server, "checkpointer.checkpoint_dir=/no/such", "device=cpu"];
+        let said = fail("eleuther_eval", &args);
+        assert!(said.contains("/no/such") && said.contains("does not exist"), "{said}");
+    }
+    let config = all.iter().find(|config| config.name == "eleuther_evaluation.yaml").unwrap();
+    let path = file(folder.path(), config);
+    let quantizer = "torchtune.training.quantization.Int8DynActInt4Weight";
+    for (overridden, missing, instead) in [
+        (
+            format!("quantizer={{_component_: {quantizer}Quantizer, groupsize: 256}}"),
+            "weights are not quantized while they are read",
+            "tune quantize",
+        ),
+        (
+            format!("quantizer={{_component_: {quantizer}QATQuantizer}}"),
+            "weights are not quantized while they are read",
+            "tune quantize",
+        ),
+        (
+            "checkpointer.checkpoint_files=[llama-8da4w.pt]".to_owned(),
+            "torchtune's own files (.pt), quantized ones among them, are not read",
+            "tune quantize",
+        ),
+        (
+            "checkpointer.adapter_checkpoint=adapter_0.pt".to_owned(),
+            "an adapter is read from a folder in PEFT's form",
+            "adapter_dir",
+        ),
+        ("include_default=false".to_owned(), "the harness always knows the tasks that it brings along", "include_path"),
+    ] {
+        let said = fail("eleuther_eval", &["--config", &path, &overridden, "--print-config"]);
+        assert!(said.contains("error[E0030]") && said.contains(missing) && said.contains(instead), "{said}");
+    }
+    // Another recipe says which one it is for.
+    let said = fail("lora", &["--config", &path, "--print-config"]);
+    assert!(said.contains("evaluation with EleutherAI's harness") && said.contains("start `eleuther_eval`"), "{said}");
+    // A quantizer is told of by what generates, too.
+    let asked = shipped().into_iter().find(|config| config.name == "llama2/generation_v2.yaml").unwrap();
+    let quantizer = format!("quantizer={{_component_: {quantizer}Quantizer}}");
+    let said = fail("generate", &["--config", &file(folder.path(), &asked), &quantizer, "--print-config"]);
+    assert!(said.contains("weights are not quantized while they are read"), "{said}");
 }
 
 /// Torchtune's own Alpaca columns, which the shipped configs train on.

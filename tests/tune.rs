@@ -118,7 +118,9 @@ fn mistakes_are_told_with_what_is_nearest() {
     // Where nothing is near, what there is.
     let (_, error) = fail(&mut tune(folder.path(), &["cat", "xyz"]));
     assert!(
-        error.contains("there are distill, dpo, full, generate, grpo, kto, lora, ppo, pretrain, qat, reward, "),
+        error.contains(
+            "there are distill, dpo, eleuther_eval, full, generate, grpo, kto, lora, ppo, pretrain, qat, reward, "
+        ),
         "{error}"
     );
     for command in ["run", "check"] {

@@ -26,6 +26,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "reward" => env!("CARGO_BIN_EXE_reward"),
         "qat" => env!("CARGO_BIN_EXE_qat"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
+        "eleuther_eval" => env!("CARGO_BIN_EXE_eleuther_eval"),
         other => panic!("there is no recipe {other}"),
     };
     let mut command = Command::new(binary);

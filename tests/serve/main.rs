@@ -7,11 +7,13 @@ mod client;
 mod misuse;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
-use client::{Server, root};
+use client::{Server, program, root, wait_for};
 use serde_json::{Value, json};
 use tune_core::artifact::Source;
 use tune_core::checkpoint::{Checkpoint, peft};
@@ -287,4 +289,16 @@ fn a_stream_says_what_a_whole_answer_says() {
     let expected = &text[..text.find(&stop).unwrap()];
     assert_eq!((cut["text"].as_str().unwrap(), cut["finish_reason"].as_str().unwrap()), (expected, "stop"));
     assert!(cut["logprobs"]["tokens"].as_array().unwrap().len() < long["logprobs"]["tokens"].as_array().unwrap().len());
+}
+
+/// Whoever started it holds its standard input, and may be killed.
+#[test]
+fn it_ends_with_its_standard_input_where_that_is_asked() {
+    let mut command = program(&["recipes/tiny/model", "--port", "0", "--until-stdin-ends"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("http://127.0.0.1:") && child.try_wait().unwrap().is_none(), "{said}");
+    drop(child.stdin.take());
+    wait_for(|| child.try_wait().unwrap().is_some(), "its end");
 }

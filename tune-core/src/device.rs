@@ -81,6 +81,16 @@ impl DeviceConfig {
     }
 }
 
+impl std::fmt::Display for DeviceConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
 impl std::str::FromStr for DeviceConfig {
     type Err = String;
 
@@ -110,11 +120,7 @@ impl Config for DeviceConfig {
     }
 
     fn to_value(&self) -> Value {
-        Value::from_text(match self {
-            Self::Cpu => "cpu".to_string(),
-            Self::Cuda(n) => format!("cuda:{n}"),
-            Self::Auto => "auto".to_string(),
-        })
+        Value::from_text(self.to_string())
     }
 }
 

@@ -22,6 +22,9 @@ const UNSUPPORTED: [&str; 11] = [
     "verbosity",
 ];
 
+/// Texts that end an answer, at most. OpenAI takes four, and tasks of EleutherAI's harness have more.
+const MOST_STOPS: usize = 32;
+
 /// A request's object.
 pub(crate) struct Fields<'a>(&'a Map<String, Value>);
 
@@ -96,15 +99,19 @@ impl<'a> Fields<'a> {
         self.get(key).map(seed).transpose()
     }
 
-    /// A text, or a list of at most four.
+    /// A text, or a list of them.
     pub(crate) fn stops(&self) -> Result<Vec<String>, Fault> {
-        let wrong = |value: &Value| Self::wrong("stop", "a text, or a list of at most four, none of them empty", value);
+        let wrong = |value: &Value| {
+            Self::wrong("stop", &format!("a text, or a list of at most {MOST_STOPS}, none of them empty"), value)
+        };
         let Some(value) = self.get("stop") else { return Ok(Vec::new()) };
         let texts: Option<Vec<String>> = match value {
             Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
             text => text.as_str().map(|text| vec![text.to_owned()]),
         };
-        texts.filter(|texts| texts.len() <= 4 && texts.iter().all(|text| !text.is_empty())).ok_or_else(|| wrong(value))
+        texts
+            .filter(|texts| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty()))
+            .ok_or_else(|| wrong(value))
     }
 
     /// A list of objects.
@@ -169,5 +176,8 @@ mod tests {
         let long = json!({"stop": "é".repeat(100), "t": 1});
         let fields = Fields::new(&long, &["stop", "t"]).unwrap();
         assert!(fields.count("stop", 0, 1).is_err_and(|fault| fault.message.contains('…')));
+        let stops = |n: usize| json!({"stop": vec!["a"; n]});
+        assert!(Fields::new(&stops(MOST_STOPS), &["stop"]).unwrap().stops().is_ok());
+        assert!(Fields::new(&stops(MOST_STOPS + 1), &["stop"]).unwrap().stops().is_err());
     }
 }

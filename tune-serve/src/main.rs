@@ -19,6 +19,7 @@ mod server;
 mod text;
 mod tools;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -114,6 +115,9 @@ struct Args {
     /// Tokens of prompts that are read between two tokens of running answers.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(2..))]
     prefill: u16,
+    /// End at once when the standard input ends: for a program that starts this one, and may itself be killed.
+    #[arg(long)]
+    until_stdin_ends: bool,
 }
 
 fn main() -> ExitCode {
@@ -129,6 +133,13 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     hub::watch(Downloads::stderr());
+    if args.until_stdin_ends {
+        // Whoever held the other end has gone, and with it whoever asked.
+        std::thread::spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            std::process::exit(0);
+        });
+    }
     let key = key(args)?;
     // Nobody waits for a model only to hear that the port is taken.
     let (listener, address) = listen::bind(&args.host, args.port, key.is_some())?;

@@ -113,7 +113,12 @@ fn is_adapter(dir: &Path) -> bool {
 /// The base that an adapter names.
 fn base_of(dir: &Path) -> Result<PathBuf> {
     let config = peft::read_config(dir)?;
-    let unknown = |what: String| Error::file(dir, format!("{what}; say it: --base BASE"));
+    let unknown = |what: String| {
+        Error::file(
+            dir,
+            format!("{what}; say it: --base BASE, or in a config checkpoint_dir=BASE and adapter_dir=ADAPTER"),
+        )
+    };
     let Some(name) = config.base_model_name_or_path.as_deref().filter(|name| !name.is_empty()) else {
         return Err(unknown("the adapter does not name its base".to_owned()));
     };

@@ -114,8 +114,7 @@ impl<'m> Sequences<'m> {
     /// The bytes of keys and values that a token of a sequence takes.
     #[must_use]
     pub fn bytes_per_token(model: &Decoder) -> usize {
-        let widths = model.config.blocks.iter().map(|block| 2 * block.attention.widths().1);
-        widths.sum::<usize>() * model.dtype().size_in_bytes()
+        model.config.kept_per_token() * model.dtype().size_in_bytes()
     }
 
     /// A fresh sequence of the model with this number, which may come to have `capacity` tokens. Nothing where that many

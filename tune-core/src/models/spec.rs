@@ -339,6 +339,11 @@ impl ModelSpec {
         }
     }
 
+    /// The elements of keys and values that are kept for each token of a sequence.
+    pub fn kept_per_token(&self) -> usize {
+        self.blocks.iter().map(|block| 2 * block.attention.widths().1).sum()
+    }
+
     /// The elements of all weights; a tied output layer counts once.
     pub fn parameter_count(&self) -> u64 {
         let of_block = |block| {

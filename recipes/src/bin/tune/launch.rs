@@ -74,6 +74,9 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         if args.is_empty() && can_answer {
             return Err(which_config(action, recipe).into());
         }
+        if action == Action::Run && recipe.serves() && restart::does_its_work(args) {
+            build::program("tune-serve", "tune-serve", false)?;
+        }
         build::shipped(recipe, processes > 1)?
     };
     let args = with_paths(&name, args)?;
@@ -173,7 +176,7 @@ pub(crate) fn config(recipe: &str, name: &OsStr) -> Result<OsString> {
         };
     }
     let text = name.to_string_lossy();
-    let Some((recipe, config)) = shipped::config(&text) else {
+    let Some((recipe, config)) = shipped::config(&text).or_else(|| shipped::config_alone(recipe, &text)) else {
         let (own, others): (Vec<String>, Vec<String>) =
             shipped::config_names().partition(|name| name.starts_with(&format!("{recipe}/")));
         let candidates = others.into_iter().chain(own);

@@ -31,14 +31,19 @@ pub(crate) struct Restarts {
     pub(crate) min_nproc: Option<u16>,
 }
 
+/// Whether a recipe with these arguments does its work, and does not only show something.
+pub(crate) fn does_its_work(args: &[OsString]) -> bool {
+    let shows = |arg: &OsString| {
+        let arg = arg.to_string_lossy();
+        arg.starts_with('-') && !arg.starts_with("-c") && !arg.starts_with("--config")
+    };
+    !args.iter().any(shows)
+}
+
 impl Restarts {
-    /// Whether a recipe with these arguments is started again: one that does its work. One that only shows something is not.
+    /// Whether a recipe with these arguments is started again.
     pub(crate) fn are_for(&self, args: &[OsString]) -> bool {
-        let shows = |arg: &OsString| {
-            let arg = arg.to_string_lossy();
-            arg.starts_with('-') && !arg.starts_with("-c") && !arg.starts_with("--config")
-        };
-        self.max_restarts.is_some_and(|most| most > 0) && !args.iter().any(shows)
+        self.max_restarts.is_some_and(|most| most > 0) && does_its_work(args)
     }
 
     /// On how many processes a run is started again that was lost on so many, after so many restarts; `None` where it is not. The first

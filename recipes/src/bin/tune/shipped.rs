@@ -42,6 +42,7 @@ macro_rules! shipped {
 pub(crate) const RECIPES: &[Recipe] = shipped! {
     distill: smollm2_135m, tiny;
     dpo: full_smollm2_135m, smollm2_135m, tiny;
+    eleuther_eval: eleuther_evaluation, tiny;
     full: smollm2_135m, tiny;
     generate: smollm2_135m, tiny;
     grpo: smollm2_135m, tiny;
@@ -93,6 +94,13 @@ pub(crate) fn config(name: &str) -> Option<(&'static Recipe, &'static Config)> {
     Some((recipe, recipe.configs.iter().find(|candidate| candidate.name == config)?))
 }
 
+/// A config by its own name alone, as torchtune's users type it: one of the recipe's that no other recipe has.
+pub(crate) fn config_alone(recipe: &str, name: &str) -> Option<(&'static Recipe, &'static Config)> {
+    let of = |recipe: &'static Recipe| Some((recipe, recipe.configs.iter().find(|config| config.name == name)?));
+    let mut found = RECIPES.iter().filter_map(of);
+    found.next().filter(|(of, _)| of.name == recipe && found.next().is_none())
+}
+
 /// `lora/tiny` and all others.
 pub(crate) fn config_names() -> impl Iterator<Item = String> {
     RECIPES.iter().flat_map(|recipe| recipe.configs.iter().map(|config| format!("{}/{}", recipe.name, config.name)))
@@ -138,6 +146,11 @@ impl Recipe {
         self.source.contains("preflight = ")
     }
 
+    /// Whether its program starts the server.
+    pub(crate) fn serves(&self) -> bool {
+        self.source.contains("tune-serve")
+    }
+
     /// Which configs there are, for messages.
     pub(crate) fn configs_listed(&self) -> String {
         let rows = self.configs.iter().map(|config| format!("  {}/{}  {}\n", self.name, config.name, config.about()));
@@ -168,5 +181,22 @@ fn sentence<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     match head.rfind([',', ';']).or_else(|| head.rfind(' ')) {
         Some(end) => format!("{} …", &head[..end]),
         None => head,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_alone_is_one_that_no_other_recipe_has() {
+        let found = |recipe: &str, name: &str| config_alone(recipe, name).map(|(of, config)| (of.name, config.name));
+        assert_eq!(found("eleuther_eval", "eleuther_evaluation"), Some(("eleuther_eval", "eleuther_evaluation")));
+        assert_eq!(found("qat", "lora_smollm2_135m"), Some(("qat", "lora_smollm2_135m")));
+        for (recipe, name) in
+            [("lora", "tiny"), ("lora", "lora_smollm2_135m"), ("eleuther_eval", "eleuther_evaluation.yaml")]
+        {
+            assert_eq!(found(recipe, name), None);
+        }
     }
 }

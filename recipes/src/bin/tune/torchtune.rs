@@ -16,12 +16,7 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("early_exit_finetune_distributed", Err("models that answer from a lower layer")),
     ("generate_v2", Ok("generate")),
     ("generate_v2_distributed", Ok("generate")),
-    (
-        "eleuther_eval",
-        Err(
-            "evaluation with EleutherAI's harness, which reads the checkpoints that recipes write (`lm_eval --model hf`), and `tune eval MODEL FILE` measures tasks of your own",
-        ),
-    ),
+    ("eleuther_eval", Ok("eleuther_eval")),
     ("lora_dpo_single_device", Ok("dpo")),
     ("lora_dpo_distributed", Ok("dpo")),
     ("full_dpo_distributed", Ok("dpo")),
@@ -38,7 +33,8 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
 pub(crate) fn hint(name: &str, options: &str, args: &[OsString]) -> Option<String> {
     let plain = name.rsplit('/').next().unwrap_or(name);
     let plain = plain.strip_suffix(".py").unwrap_or(plain);
-    let (_, here) = RECIPES.iter().find(|(theirs, _)| *theirs == plain)?;
+    // One that is called the same here needs no hint.
+    let (_, here) = RECIPES.iter().find(|(theirs, here)| *theirs == plain && *here != Ok(name))?;
     Some(match here {
         Ok(ours) => {
             format!("torchtune's `{plain}` is `{ours}` here: `tune run{options} {ours}{}`", shown(args))
@@ -142,5 +138,8 @@ mod tests {
         assert!(said.ends_with("is `lora` here: `tune run --nproc-per-node 2 lora --config a`"), "{said}");
         assert!(hint("lora_dpo_distributed", "", &[]).is_some_and(|said| said.contains("is `dpo` here")));
         assert_eq!(hint("lora_finetune", "", &[]), None);
+        assert_eq!(hint("eleuther_eval", "", &args("--config a")), None);
+        let said = hint("recipes/eleuther_eval.py", "", &args("--config a")).unwrap_or_default();
+        assert!(said.ends_with("`tune run eleuther_eval --config a`"), "{said}");
     }
 }

@@ -4,7 +4,7 @@
 use tune_yaml::{Node, SourceId, Span};
 
 use super::component;
-use super::generation::PROMPT;
+use super::generation::{FOLDER, PROMPT};
 use super::rules::Refused;
 use crate::codes;
 use crate::report::Diagnostic;
@@ -38,6 +38,9 @@ pub(super) const TEACHER: &str = "teacher_model";
 /// The key of proximal policy optimization.
 pub(super) const POLICY: &str = "policy_model";
 
+/// The key of evaluation.
+pub(super) const TASKS: &str = "tasks";
+
 /// The key of quantization, and of training for it.
 pub(super) const QUANTIZER: &str = "quantizer";
 
@@ -49,13 +52,7 @@ const MARKS: &[Mark] = &[
     mark(POLICY, "", "PPO", "start `ppo` with it"),
     mark("ref_checkpointer", "", "DPO", START_DPO),
     mark("loss", PREFERENCE_LOSSES, "DPO", START_DPO),
-    mark(
-        "tasks",
-        "",
-        "evaluation with EleutherAI's harness",
-        "that harness reads the checkpoints that the recipes write (lm_eval --model hf); `tune eval MODEL FILE` measures \
-         tasks of your own",
-    ),
+    mark(TASKS, "", "evaluation with EleutherAI's harness", "start `eleuther_eval` with it"),
     mark(PROMPT, "", "generation", "start `generate` with it"),
     mark(QUANTIZER, "torchtune.training.quantization.Int8DynActInt4WeightQAT", QAT, START_QAT),
     mark(QUANTIZER, "torchtune.training.quantization.Int4WeightOnlyQAT", QAT, START_QAT),
@@ -98,6 +95,8 @@ fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
         let named = match mark.component {
             // A key that the recipe has says nothing.
             _ if fields.find(mark.key).is_some() || fields.find_ignored(mark.key).is_some() => None,
+            // What only reads a model was to quantize it meanwhile, see `keys`.
+            _ if mark.key == QUANTIZER && fields.find(FOLDER).is_some() => None,
             "" => Some(&entry.value),
             prefix => {
                 component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))

@@ -1,4 +1,5 @@
-//! Configs of torchtune's that generate: they name a model's parts and two sides of a prompt. Here a folder says what the model is.
+//! Configs of torchtune's that generate or evaluate: they name a model's parts, and some two sides of a prompt. Here a folder says what
+//! the model is.
 
 use tune_yaml::{Entry, Node, Span, Value};
 
@@ -13,12 +14,13 @@ use crate::schema::Schema;
 pub(super) const PROMPT: &str = "prompt";
 
 const CHECKPOINTER: &str = "checkpointer";
-const FOLDER: &str = "checkpoint_dir";
+/// Where the model is, in recipes that only read one.
+pub(super) const FOLDER: &str = "checkpoint_dir";
 
-/// Moves what the recipe for generation has elsewhere. Other recipes are left alone, and so is what is written in our way.
+/// Moves what recipes that only read a model have elsewhere. Others are left alone, and so is what is written in our way.
 pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation) {
     let Schema::Struct(fields) = schema else { return };
-    if fields.find(PROMPT).is_none() || fields.find(FOLDER).is_none() {
+    if fields.find(FOLDER).is_none() {
         return;
     }
     if let Some(refused) = files::family(root) {
@@ -31,15 +33,16 @@ pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation)
     entries.retain_mut(|entry| {
         let moved = match (entry.key.as_str(), &entry.value.value) {
             (CHECKPOINTER, Value::Map(_)) => of_checkpointer(entry),
-            (PROMPT, Value::Map(_)) => match of_prompt(entry) {
-                Ok(moved) => moved,
-                Err(refused) => {
-                    out.diagnostics.push(*refused);
-                    entry.value.value = Value::Reported;
-                    return true;
-                }
-            },
+            (PROMPT, Value::Map(_)) => of_prompt(entry),
             _ => return true,
+        };
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(refused) => {
+                out.diagnostics.push(*refused);
+                entry.value.value = Value::Reported;
+                return true;
+            }
         };
         let keys = moved.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>().join(" and ");
         let why = if keys.is_empty() { "it says nothing".to_owned() } else { format!("{keys} say it") };
@@ -65,8 +68,29 @@ fn taken(section: &Entry, name: &str, ours: &str) -> Option<Entry> {
     Some(Entry { key: ours.to_owned(), ..entry.clone() })
 }
 
-fn of_checkpointer(section: &Entry) -> Vec<Entry> {
-    taken(section, FOLDER, FOLDER).into_iter().collect()
+/// The folder. Files of torchtune's own are refused: the folder's others would be read in their place.
+fn of_checkpointer(section: &Entry) -> Result<Vec<Entry>, Box<Diagnostic>> {
+    let refused = |at: Span, missing: &str, instead: &str| {
+        Err(Box::new(Diagnostic::error(codes::NOT_HERE, missing).at(at, "it is named here").help(instead)))
+    };
+    if let Some(adapter) = taken(section, "adapter_checkpoint", FOLDER) {
+        let instead = "set adapter_dir to the folder with adapter_config.json, and remove the key";
+        return refused(adapter.value.span, "an adapter is read from a folder in PEFT's form", instead);
+    }
+    let files = section.value.get("checkpoint_files").map(|entry| &entry.value);
+    let files = files.map_or(&[][..], |files| match &files.value {
+        Value::List(files) => files.as_slice(),
+        _ => std::slice::from_ref(files),
+    });
+    match files.iter().find(|file| file.as_str().is_some_and(|name| name.ends_with(".pt"))) {
+        Some(file) => refused(
+            file.span,
+            "torchtune's own files (.pt), quantized ones among them, are not read",
+            "name a folder in Hugging Face's form, and no checkpoint_files; `tune quantize` makes a GGUF file of it, which checkpoint_dir \
+             takes, too",
+        ),
+        None => Ok(taken(section, FOLDER, FOLDER).into_iter().collect()),
+    }
 }
 
 /// What the user says, a text or, in newer recipes, pieces of which one is a text; and what stands before it.

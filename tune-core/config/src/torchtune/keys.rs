@@ -35,11 +35,18 @@ const ROOT: &[KeyRule] = &[
             instead: "set top_k=null",
         },
     },
-    // Of recipes that generate.
+    // Of recipes that generate or evaluate.
     ignored("model", "what the model is, its folder's config.json says"),
     ignored("tokenizer", ITS_OWN_TOKENIZER),
     ignored("output_dir", "answers go to the standard output"),
     ignored("enable_kv_cache", "keys and values are always kept"),
+    ignored("resume_from_checkpoint", "the model is only read"),
+    only(
+        "include_default",
+        &["true"],
+        "the harness always knows the tasks that it brings along",
+        "remove the key; tasks of include_path are found, too",
+    ),
     only(
         "quantizer",
         &[],
@@ -204,7 +211,11 @@ pub(super) fn of(section: &str) -> &'static [KeyRule] {
 }
 
 /// What torchtune's recipes take where nothing is written and ours take something else.
-pub(super) const DEFAULTS: &[TheirDefault] = &[TheirDefault::new("save_adapter_weights_only", "false")];
+pub(super) const DEFAULTS: &[TheirDefault] = &[
+    TheirDefault::new("save_adapter_weights_only", "false"),
+    // torchtune evaluates without the first token, whatever the tokenizer does.
+    TheirDefault::new("add_bos_token", "false"),
+];
 
 /// Whether a file is a tokenizer's, but no `tokenizer.json`.
 fn is_other_tokenizer_file(path: &Node) -> bool {

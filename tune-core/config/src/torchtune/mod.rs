@@ -6,7 +6,7 @@
 //! (`components`), keys (`keys`), and whole files for which there is no recipe
 //! (`files`). [`translate`] applies them to what was read, before it is checked;
 //! values keep the places where they were written, so that messages point there.
-//! What generates has its parts in other places (`generation`).
+//! What generates or is evaluated has its parts in other places (`generation`).
 
 mod components;
 mod files;
@@ -36,7 +36,7 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `distill` where there is a teacher, `ppo` where
+/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `eleuther_eval` where there are tasks, `distill` where there is a teacher, `ppo` where
 /// there is a policy, `dpo` by its loss, `qat` by its quantizer, `lora` or `full` by its model.
 /// `None` for any other text.
 ///
@@ -53,6 +53,7 @@ pub fn recipe_of_torchtune(yaml: &str) -> Option<&'static str> {
     let loss = component(&root, "loss").and_then(Node::as_str);
     Some(match loss.is_some_and(|loss| loss.starts_with(files::PREFERENCE_LOSSES)) {
         _ if root.get(generation::PROMPT).is_some() => "generate",
+        _ if root.get(files::TASKS).is_some() => "eleuther_eval",
         _ if root.get(files::TEACHER).is_some() => "distill",
         true => "dpo",
         false if component(&root, files::QUANTIZER).and_then(Node::as_str).is_some_and(|name| name.contains("QAT")) => {

@@ -26,12 +26,7 @@ fn row_of(top: &TopTokens) -> (&[u32], &[f32], f32) {
 
 /// Cross-entropy and both divergences over the teacher's tokens and the rest, by their definition: from each other, or from what lies
 /// between them with the teacher's share of it.
-fn parts(
-    z: &[f64],
-    (ids, log_q, log_rest): (&[u32], &[f32], f32),
-    cap: Option<f64>,
-    middle: Option<f64>,
-) -> [f64; 3] {
+fn parts(z: &[f64], (ids, log_q, log_rest): (&[u32], &[f32], f32), cap: Option<f64>, middle: Option<f64>) -> [f64; 3] {
     let z: Vec<f64> = z.iter().map(|z| cap.map_or(*z, |cap| cap * (z / cap).tanh())).collect();
     let total = z.iter().map(|z| z.exp()).sum::<f64>().ln();
     let is_top = |i: &usize| ids.contains(&(*i as u32));
@@ -97,9 +92,7 @@ fn loss_and_gradient_are_those_of_the_definition() {
 #[test]
 fn of_all_tokens_it_is_the_whole_divergence() {
     let top = TopTokens::of_logits(&teacher(), VOCAB);
-    for mixture in
-        [Mixture::new(0.25, 1.0), Mixture::new(1.0, 0.0), Mixture::new(0.5, 0.25), jensen(0.3).mixed(0.75)]
-    {
+    for mixture in [Mixture::new(0.25, 1.0), Mixture::new(1.0, 0.0), Mixture::new(0.5, 0.25), jensen(0.3).mixed(0.75)] {
         let (mut row, mut whole, mut beside) = (student(), student(), teacher());
         let rows = (&mut whole[..], &mut beside[..]);
         let right = distillation::distilled_rows::<f32>(rows, VOCAB, None, &[17], mixture, Some(&[0.5]));

@@ -197,11 +197,6 @@ impl Outline {
 }
 
 impl Opened {
-    /// The data, that of the training first.
-    pub fn data(&self) -> impl Iterator<Item = &Loader> {
-        std::iter::once(&self.train_data).chain(&self.validation_data)
-    }
-
     /// How batches become steps and epochs, those of all processes.
     pub fn plan(&self) -> Plan {
         self.outline.plan()

@@ -2,7 +2,7 @@
 
 use super::{Copied, Setting};
 use crate::Result;
-use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot, TOKEN_ROWS};
+use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, OUTPUT_ROWS, Slot, TOKEN_ROWS};
 
 /// Elements of the model's own weights.
 pub(super) fn of_model(model: &ModelSpec, processes: usize) -> u64 {
@@ -51,9 +51,9 @@ fn adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<V
             trained.push((format!("{name}.lora_magnitude_vector"), vec![layer.out]));
         }
     }
-    let tokens = lora.tokens.ids.len();
-    if tokens > 0 {
-        trained.push((TOKEN_ROWS.to_owned(), vec![rows(tokens), model.hidden_size]));
+    for (name, tokens) in [(TOKEN_ROWS, &lora.tokens), (OUTPUT_ROWS, &lora.output_tokens)] {
+        let of_tokens = (!tokens.ids.is_empty()).then(|| vec![rows(tokens.ids.len()), model.hidden_size]);
+        trained.extend(of_tokens.map(|shape| (name.to_owned(), shape)));
     }
     Ok(trained)
 }

@@ -218,7 +218,9 @@ impl Opened {
     #[must_use]
     pub fn with_token_ids(&self, lora: LoraOptions) -> LoraOptions {
         match &self.outline.trained {
-            Trained::Adapters { lora: found, .. } => LoraOptions { tokens: found.tokens.clone(), ..lora },
+            Trained::Adapters { lora: found, .. } => {
+                LoraOptions { tokens: found.tokens.clone(), output_tokens: found.output_tokens.clone(), ..lora }
+            }
             Trained::Weights => lora,
         }
     }

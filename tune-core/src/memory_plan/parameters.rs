@@ -155,6 +155,18 @@ pub(super) fn copied_to_save(setting: &Setting, copied: Copied) -> Result<u64> {
         })
 }
 
+/// Bytes of a table that is copied to put rows of single tokens into it, where a merged model is saved; gathered first, where it is
+/// divided.
+pub(super) fn made_to_merge(setting: &Setting) -> u64 {
+    let trains_rows = setting.lora.as_ref().is_some_and(LoraOptions::trains_rows);
+    let tables = match setting.merges && trains_rows {
+        false => 0,
+        true if setting.processes.layout.shards > 1 => 2,
+        true => 1,
+    };
+    tables * setting.model.output().elements() * setting.dtype.size_in_bytes() as u64
+}
+
 /// Bytes of what is whole in a process while a checkpoint is saved: the largest tensor that is written, or all adapters.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ mod runs;
 use std::fs;
 use std::path::Path;
 
-use runs::{fail, log, newest, numbers, root, run, succeed, text};
+use runs::{fail, files, log, newest, numbers, root, run, succeed, text};
 use serde_json::Value;
 
 const CONFIG: &str = "configs/kto/tiny.yaml";
@@ -88,6 +88,53 @@ fn every_kind_of_reference_gives_the_same_run() {
         short(folder.path(), "full_precomputed", &["~model", "optimizer.lr=1e-5", moves, "reference=precomputed"]);
     assert_eq!(numbers(&full, "loss"), numbers(&precomputed, "loss"));
     assert!(newest(&folder.path().join("full")).join("model.safetensors").is_file());
+}
+
+/// Shuffled epochs have other mismatched answers each. What was said of all is kept, and what is kept is told from what is damaged and from
+/// what is another run's.
+#[test]
+fn a_run_that_is_resumed_does_not_ask_its_reference_again() {
+    const ASKS: &str = "Asking the reference model about all answers";
+    let folder = tempfile::tempdir().unwrap();
+    let go = |name: &str, extra: &[&str]| {
+        let output = format!("output_dir={}", folder.path().join(name).display());
+        let keys = ["--config", CONFIG, &output, "overwrite=false", "reference=precomputed", "max_steps_per_epoch=2"];
+        let rest = ["loss.undesirable_weight=0.2", "lr_scheduler.num_warmup_steps=1"];
+        text(&succeed("kto", &[&keys[..], &rest, extra].concat()).stderr)
+    };
+    let kept_in = |name: &str| folder.path().join(name).join("reference_answers.safetensors");
+    assert!(go("whole", &[]).contains(ASKS));
+    go("other", &["dataset.split=train[:50%]"]);
+    let (dir, kept) = (folder.path().join("whole"), kept_in("whole"));
+    let (whole, bytes, of_other) =
+        (files(&newest(&dir)), fs::read(&kept).unwrap(), fs::read(kept_in("other")).unwrap());
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    for (there, asks) in [
+        (Some(bytes.clone()), None),
+        (Some(bytes[..bytes.len() / 2].to_vec()), Some("is truncated")),
+        (Some(damaged), Some("is damaged: it is not what a run wrote there; the reference model is asked again")),
+        (
+            Some(of_other),
+            Some("what the reference model said there is of another run; the reference model is asked again"),
+        ),
+        (None, Some(ASKS)),
+    ] {
+        // Back to the end of the first epoch.
+        fs::remove_dir_all(newest(&dir)).unwrap();
+        match &there {
+            Some(there) => fs::write(&kept, there).unwrap(),
+            None => fs::remove_file(&kept).unwrap(),
+        }
+        let told = go("whole", &["resume_from_checkpoint=true"]);
+        assert_eq!(told.contains(ASKS), asks.is_some(), "{asks:?}: {told}");
+        assert!(told.contains(asks.unwrap_or_default()), "{asks:?}: {told}");
+        assert!(files(&newest(&dir)) == whole, "{asks:?}");
+        assert!(fs::read(&kept).unwrap() == bytes, "{asks:?}");
+    }
+    // A new run in the folder begins without.
+    go("whole", &["overwrite=true", "reference=each_step"]);
+    assert!(!kept.exists());
 }
 
 #[test]

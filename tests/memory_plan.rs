@@ -155,6 +155,33 @@ fn checkpoints_in_the_background_take_what_was_planned() {
     table.check();
 }
 
+/// A table into which rows of tokens are put is a copy, one after the other where there are two.
+#[test]
+fn merging_rows_of_tokens_takes_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("model");
+    let checkpoint = format!("checkpointer.checkpoint_dir={}", dir.display());
+    let mut table = Table::default();
+    for (tied, rows) in
+        [(true, "model.trainable_token_indices=[0, 1]"), (false, "model.trainable_output_token_indices=[0, 1]")]
+    {
+        let sizes =
+            json!({"hidden_size": 512, "num_hidden_layers": 2, "vocab_size": 40_000, "tie_word_embeddings": tied});
+        random_model::write(&dir, &sizes);
+        let mut take = |merged: &str| {
+            let mut args = vec!["--config", "configs/lora/tiny.yaml", &checkpoint, "epochs=1", "max_steps_per_epoch=3"];
+            args.extend(["batch_size=2", "log_every_n_steps=1", "checkpointer.save_every_n_steps=1", "~exact_match"]);
+            args.extend(["checkpointer.keep_last_n_checkpoints=1", rows, merged]);
+            let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+            table.compare(&format!("tied {tied}, {merged}"), "lora", &args)
+        };
+        let (alone, merged) = (take("save_adapter_weights_only=true"), take("save_adapter_weights_only=false"));
+        // 20 million numbers of four bytes.
+        assert!(merged > alone + 60.0, "{merged} MiB and {alone}");
+    }
+    table.check();
+}
+
 /// State and activations in files are no memory of the process.
 #[test]
 fn what_is_kept_in_files_takes_what_was_planned() {
@@ -535,6 +562,34 @@ fn each_single_change_that_is_advised_is_enough() {
         let followed = run(&overrides);
         assert!(followed.status.success(), "{change}: {}", text(&followed.stderr));
     }
+}
+
+/// Where nothing else is enough, alone or together, the optimizer's state goes to a file.
+#[test]
+fn a_disk_is_advised_where_nothing_else_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("model");
+    random_model::write(&dir, &json!({"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6}));
+    let keys = [
+        format!("output_dir={}", folder.path().join("out").display()),
+        format!("checkpointer.checkpoint_dir={}", dir.display()),
+    ];
+    let mut args = vec!["--config", "configs/full/tiny.yaml", &keys[0], &keys[1], "epochs=1", "max_steps_per_epoch=2"];
+    args.extend(["dtype=bf16", "batch_size=1", "gradient_accumulation_steps=1", "clip_grad_norm=null"]);
+    args.extend(["enable_activation_checkpointing=true", "optimizer_in_bwd=true"]);
+    let here = format!("optimizer.offload_dir={}", folder.path().display());
+    let (without, with) = (planned("full", &args), planned("full", &[&args[..], &[&here]].concat()));
+    assert!(with < without - 60.0, "{with} MiB instead of {without}");
+    let memory = format!("{}KiB", (512.0 * (without + with)) as u64);
+    let run =
+        |extra: &[&str]| recipe("full", &[&args[..], extra].concat()).env("TUNE_MEMORY", &memory).output().unwrap();
+    let error = text(&run(&[]).stderr);
+    assert!(advice(&error).starts_with("optimizer.offload_dir=FOLDER ("), "{error}");
+    assert!(!advice(&error).contains("activation_offload_dir"), "{error}");
+    let plan = text(&run(&["--plan"]).stdout);
+    assert!(plan.contains("Each of these changes is enough:\n  optimizer.offload_dir=FOLDER"), "{plan}");
+    let followed = run(&[&here]);
+    assert!(followed.status.success(), "{}", text(&followed.stderr));
 }
 
 #[cfg(target_os = "linux")]

@@ -264,14 +264,21 @@ fn modules_that_cannot_be_trained_whole_are_refused() {
     assert!(error.contains("set model.modules_to_save=[embed_tokens, lm_head]"), "{error}");
 }
 
-/// `trainable_token_indices`: rows of a tied table, which are those of the output layer, too; of one that is not; and where embeddings
-/// are scaled, logits are capped, and one of the tokens is padding. What is merged computes the same.
+/// `trainable_token_indices`: rows of a tied table, which are those of the output layer, too; of one that is not; where embeddings
+/// are scaled, logits are capped, and one of the tokens is padding; and of an output layer of its own, beside rows of the table and
+/// alone. What is merged computes the same.
 #[test]
 fn rows_of_single_tokens() {
-    let cases: [(&str, [u32; 4]); 3] =
-        [("tokens_tied", [36, 149, 5, 210]), ("tokens_untied", [47, 23, 151, 7]), ("tokens_scaled", [12, 0, 95, 200])];
-    for (case, ids) in cases {
-        let options = LoraOptions { tokens: TrainedTokens::of(&ids), ..on(&["q_proj"], 2, 4.0) };
+    let cases: [(&str, &[u32], &[u32]); 5] = [
+        ("tokens_tied", &[36, 149, 5, 210], &[]),
+        ("tokens_untied", &[47, 23, 151, 7], &[]),
+        ("tokens_scaled", &[12, 0, 95, 200], &[]),
+        ("tokens_both", &[47, 23], &[151, 23, 8]),
+        ("tokens_output", &[], &[23, 60]),
+    ];
+    for (case, ids, of_output) in cases {
+        let (tokens, output_tokens) = (TrainedTokens::of(ids), TrainedTokens::of(of_output));
+        let options = LoraOptions { tokens, output_tokens, ..on(&["q_proj"], 2, 4.0) };
         follow(case, &options, None);
 
         let expected = expected(case);
@@ -285,11 +292,15 @@ fn rows_of_single_tokens() {
         for (merged, beside) in plain.iter().zip(of_last(&model, &merged)) {
             assert!((merged - beside).abs() < 1e-4, "{case}: {merged} merged, and {beside} beside the table");
         }
-        // Of the table nothing else has changed.
-        let [table, of_base] =
-            [&merged, &base()].map(|fixture| fixture.weights["model.embed_tokens.weight"].to_vec2::<f32>().unwrap());
-        for (id, (row, of_base)) in (0..).zip(table.iter().zip(&of_base)) {
-            assert_eq!(row != of_base, ids.contains(&id), "{case}, token {id}");
+        // Of the tables nothing else has changed.
+        for (weight, ids) in [("model.embed_tokens.weight", ids), ("lm_head.weight", of_output)] {
+            if weight == "lm_head.weight" && tied {
+                continue;
+            }
+            let [table, of_base] = [&merged, &base()].map(|fixture| fixture.weights[weight].to_vec2::<f32>().unwrap());
+            for (id, (row, of_base)) in (0..).zip(table.iter().zip(&of_base)) {
+                assert_eq!(row != of_base, ids.contains(&id), "{case}, {weight}, token {id}");
+            }
         }
         let without = of_last(&model.without_adapters().unwrap(), &merged);
         assert_eq!(without, of_last(&base().model(DType::F32, None), &merged));
@@ -316,6 +327,25 @@ fn tokens_whose_rows_cannot_be_trained_are_refused() {
     let beside = LoraOptions { tokens: TrainedTokens::of(&[3]), ..on(&["q_proj", "lm_head"], 2, 4.0) };
     beside.resolved(&config).unwrap();
 
+    // Rows of the output layer.
+    let refused = |family: &str, tokens: &[u32], on: LoraOptions, says: &str| {
+        let config = tune_core::models::ModelSpec::from_json(&Fixture::read(family).config).unwrap();
+        let options = LoraOptions { output_tokens: TrainedTokens::of(tokens), ..on };
+        let error = options.resolved(&config).unwrap_err().to_string();
+        assert!(error.contains("model.trainable_output_token_indices: ") && error.contains(says), "{error}");
+    };
+    refused("llama_tied", &[3], q(), "name the tokens in model.trainable_token_indices, whose rows are those of both");
+    refused("mistral", &[3, 100_000], q(), "100000 is no token of the model: its output layer has ");
+    refused(
+        "mistral",
+        &[7, 7],
+        q(),
+        "the token 7 is named twice, here or by its text in model.trainable_output_tokens",
+    );
+    refused("mistral", &[3], on(&["q_proj", "lm_head"], 2, 4.0), "gets an adapter, too: leave `lm_head` out");
+    let whole = LoraOptions { save: vec!["lm_head".into()], ..q() };
+    refused("mistral", &[3], whole, "the output layer is trained whole");
+
     // An adapter with rows of other tokens, or of none.
     let fixture = Fixture::read("llama_tied");
     for tokens in [TrainedTokens::default(), TrainedTokens::of(&[36, 149, 210, 5])] {
@@ -324,6 +354,10 @@ fn tokens_whose_rows_cannot_be_trained_are_refused() {
         let error = options.load_into(&model, &folder("tokens_tied").join("start")).unwrap_err().to_string();
         assert!(error.contains("set model.trainable_token_indices=[36, 149, 5, 210]"), "{error}");
     }
+    let options = LoraOptions { tokens: TrainedTokens::of(&[47, 23]), ..q() };
+    let model = Fixture::read("mistral").model(DType::F32, Some(options.clone()));
+    let error = options.load_into(&model, &folder("tokens_both").join("start")).unwrap_err().to_string();
+    assert!(error.contains("set model.trainable_output_token_indices=[151, 23, 8]"), "{error}");
 }
 
 /// A run goes on from what it saved to the last bit, and from nothing else; the model without adapters is the base.

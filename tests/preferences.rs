@@ -112,6 +112,28 @@ fn every_kind_of_reference_gives_the_same_run() {
 }
 
 #[test]
+fn a_run_that_is_resumed_does_not_ask_its_reference_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let output = format!("output_dir={}", dir.display());
+    for extra in [&["ref_checkpointer.checkpoint_dir=recipes/tiny/model"][..], &["~model", "optimizer.lr=1e-5"]] {
+        let go = |start: &[&str]| {
+            let keys = ["--config", CONFIG, &output, "epochs=2", "max_steps_per_epoch=2", "reference=precomputed"];
+            let rest = ["lr_scheduler.num_warmup_steps=1"];
+            text(&succeed("dpo", &[&keys[..], &rest, extra, start].concat()).stderr)
+        };
+        let asks = "Asking the reference model about all pairs";
+        assert!(go(&[]).contains(asks));
+        let whole = files(&newest(&dir));
+        // Back to the end of the first epoch.
+        fs::remove_dir_all(newest(&dir)).unwrap();
+        let told = go(&["overwrite=false", "resume_from_checkpoint=true"]);
+        assert!(!told.contains(asks), "{told}");
+        assert!(files(&newest(&dir)) == whole, "{extra:?}");
+    }
+}
+
+#[test]
 fn more_pairs_in_a_step_are_a_mean_over_them_all() {
     let folder = tempfile::tempdir().unwrap();
     let whole = short(folder.path(), "whole", &[]);

@@ -431,6 +431,10 @@ fn rows_of_tokens() {
     refused(&[texts, "model.trainable_token_indices=[1]"], "the token 1 is named twice, here or by its text");
     refused(&["model.new_tokens=[zebra]", texts], "the embedding table is trained whole");
     refused(&["model.apply_lora_to_output=true", texts], "gets an adapter: leave `lm_head` out");
+    let of_output = "model.trainable_output_tokens=[<|im_end|>]";
+    refused(&[of_output], "name the tokens in model.trainable_token_indices, whose rows are those of both");
+    let no_token = "model.trainable_output_tokens: `<tool>` is no token of the tokenizer";
+    refused(&["model.trainable_output_tokens=[<tool>]"], no_token);
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn copy_of_teacher(to: &Path) -> PathBuf {
 fn what_a_teacher_says_of_all_tokens_teaches_as_it_does_itself() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Some(TEACHER.path());
-    for kd_loss in ["forward_kl", "reverse_kl", "symmetric_kl"] {
+    for kd_loss in ["forward_kl", "reverse_kl", "symmetric_kl", "generalized_jsd"] {
         let chosen = format!("kd_loss={kd_loss}");
         let [path, top_k] = kept_in(&folder.path().join(format!("said_{kd_loss}")), VOCAB);
         let live = short(&folder.path().join("live"), teacher, &[&chosen]);

@@ -709,9 +709,11 @@ fn optimizers_are_taken_over() {
         let output = run("full", &["--config", path.to_str().unwrap(), how]);
         (output.status.success(), text(&output.stdout) + &text(&output.stderr))
     };
-    let taken: [(&str, &[&str]); 9] = [
+    let taken: [(&str, &[&str]); 11] = [
         ("bitsandbytes.optim.PagedAdamW8bit, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2.0e-5"]),
         ("torchao.optim.AdamW8bit, block_size: 256", &["_component_: adamw_8bit", "lr: 0.001"]),
+        ("torchao.optim.AdamW4bit, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2.0e-5"]),
+        ("torchao.optim.AdamWFp8, lr: 2e-5", &["_component_: adamw_8bit", "lr: 2.0e-5"]),
         ("bitsandbytes.optim.PagedLion", &["_component_: lion", "lr: 0.0001"]),
         ("lion_pytorch.Lion, weight_decay: 0.1", &["_component_: lion", "weight_decay: 0.1"]),
         ("torch.optim.Adafactor, lr: 0.02, d: 2.0", &["_component_: adafactor", "lr: 0.02", "d: 2.0"]),

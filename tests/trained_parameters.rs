@@ -145,7 +145,8 @@ fn check_with(fixture: &Fixture, adapters: Option<&LoraOptions>, coarse: bool) {
         }
         Some(lora) => {
             let lora = lora.resolved(&single.config).unwrap();
-            (2 + usize::from(lora.dora)) * lora.layers.len() + lora.whole.len() + usize::from(!lora.tokens.is_empty())
+            let tables = [&lora.tokens, &lora.output_tokens].into_iter().filter(|tokens| !tokens.is_empty());
+            (2 + usize::from(lora.dora)) * lora.layers.len() + lora.whole.len() + tables.count()
         }
     };
     assert_eq!(names.len(), expected);
@@ -226,7 +227,7 @@ fn modules_trained_whole() {
     }
 }
 
-/// Rows of single tokens, with an adapter on an output layer of its own, too. Of gemma's tables embeddings are scaled.
+/// Rows of single tokens, with an adapter on an output layer of its own, too, or rows of that. Of gemma's tables embeddings are scaled.
 #[test]
 fn rows_of_tokens() {
     for family in ["llama_tied", "mistral", "gemma", "gemma2", "phi3"] {
@@ -238,6 +239,13 @@ fn rows_of_tokens() {
         let is_tied = fixture.model(DType::F32, None).config.tie_word_embeddings;
         for modules in [&[QProj][..], if is_tied { &[DownProj] } else { &[DownProj, LmHead] }] {
             check_with(&fixture, Some(&LoraOptions { tokens: tokens.clone(), ..lora(modules) }), false);
+        }
+        if !is_tied {
+            let output_tokens = TrainedTokens::of(&[batch.input_ids[4], 7, 1]);
+            for tokens in [tokens, TrainedTokens::default()] {
+                let output_tokens = output_tokens.clone();
+                check_with(&fixture, Some(&LoraOptions { tokens, output_tokens, ..lora(&[DownProj]) }), false);
+            }
         }
     }
 }

@@ -169,6 +169,7 @@ impl MadeUp {
             in_blocks: self.in_blocks(),
             processes: Processes::ONE,
             copied: None,
+            merges: false,
             batch_size: batch.rows,
             rows_of_update: None,
             card: Some(PlannedCard::new(Some(card)).unwrap()),

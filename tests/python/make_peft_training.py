@@ -224,6 +224,9 @@ OF_TOKENS = {
         ("tokens_tied", "llama_tied", [36, 149, 5, 210]),
         ("tokens_untied", "mistral", [47, 23, 151, 7]),
         ("tokens_scaled", "gemma2", [12, 0, 95, 200]),
+        # Of an output layer of its own: beside rows of the table, and alone.
+        ("tokens_both", "mistral", {"embed_tokens": [47, 23], "lm_head": [151, 23, 8]}),
+        ("tokens_output", "mistral", {"lm_head": [23, 60]}),
     ]
 }
 

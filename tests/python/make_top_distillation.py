@@ -3,7 +3,8 @@ all others have together, with the gradients that PyTorch's autograd finds in f6
 
     python tests/python/make_top_distillation.py
 
-It needs PyTorch alone. The divergences are `torch.nn.functional.kl_div` over the tokens and one outcome more.
+It needs PyTorch alone. The divergences are `torch.nn.functional.kl_div` over the tokens and one outcome more; that of Jensen and Shannon
+is from their mean, weighted by beta.
 """
 
 import json
@@ -32,15 +33,24 @@ def outcomes(logits, top):
 def value(loss, ratio, k):
     top = teacher.topk(k).indices
     p, q = outcomes(student, top), outcomes(teacher, top)
-    forward = kl_div(p, q, reduction="batchmean", log_target=True)
-    reverse = kl_div(q, p, reduction="batchmean", log_target=True)
-    share = {"forward_kl": 1.0, "reverse_kl": 0.0}.get(loss["_component_"], loss.get("sym_kd_ratio", 0.5))
+    share = {"forward_kl": 1.0, "reverse_kl": 0.0}.get(loss["_component_"], loss.get("sym_kd_ratio", loss.get("beta")))
+    for_q, for_p = p, q
+    if loss["_component_"] == "generalized_jsd":
+        for_q = for_p = (share * q.exp() + (1 - share) * p.exp()).log()
+    forward = kl_div(for_q, q, reduction="batchmean", log_target=True)
+    reverse = kl_div(for_p, p, reduction="batchmean", log_target=True)
     kd, ce = share * forward + (1 - share) * reverse, cross_entropy(student, targets)
     return (1 - ratio) * ce + ratio * kd, ce, kd
 
 
 cases = []
-for loss in [{"_component_": "forward_kl"}, {"_component_": "reverse_kl"}, {"_component_": "symmetric_kl", "sym_kd_ratio": 0.2}]:
+for loss in [
+    {"_component_": "forward_kl"},
+    {"_component_": "reverse_kl"},
+    {"_component_": "symmetric_kl", "sym_kd_ratio": 0.2},
+    {"_component_": "generalized_jsd", "beta": 0.5},
+    {"_component_": "generalized_jsd", "beta": 0.1},
+]:
     for k, ratio in [(1, 1.0), (6, 0.5), (VOCAB, 1.0)]:
         whole, ce, kd = value(loss, ratio, k)
         (gradient,) = torch.autograd.grad(whole, student)

@@ -254,7 +254,7 @@ fn what_cannot_be_is_refused() {
     let rows = run("lora", &["device=cuda".to_owned(), output, "model.trainable_tokens=[<|im_end|>]".to_owned()]);
     let error = rows.unwrap_err();
     assert!(
-        error.contains("model.trainable_token_indices: rows of single tokens are trained on the processor"),
+        error.contains("model.trainable_output_token_indices: rows of single tokens are trained on the processor"),
         "{error}"
     );
     assert!(!folder.path().join("out").exists(), "something was written");

@@ -243,9 +243,15 @@ fn adapters_are_learnt_as_by_one_process() {
         check(&Case { lora, ..Case::lora(family) });
     }
     // Fewer rows than processes, and rows that are divided unevenly.
-    for (family, tokens) in [("llama_tied", &[36, 149, 5][..]), ("mistral", &[23]), ("llama_tied", &[0])] {
-        let lora =
-            LoraOptions { modules: vec![LoraModule::QProj], tokens: TrainedTokens::of(tokens), ..Default::default() };
+    for (family, tokens, of_output) in [
+        ("llama_tied", &[36, 149, 5][..], &[][..]),
+        ("mistral", &[23], &[]),
+        ("llama_tied", &[0], &[]),
+        ("mistral", &[7, 23], &[151, 23, 8]),
+        ("mistral", &[], &[60]),
+    ] {
+        let (tokens, output_tokens) = (TrainedTokens::of(tokens), TrainedTokens::of(of_output));
+        let lora = LoraOptions { modules: vec![LoraModule::QProj], tokens, output_tokens, ..Default::default() };
         let lora = LoraOptions { rank: 3, alpha: 6.0, seed: 5, ..lora };
         check(&Case { lora: Some(lora), packed: true, ..Case::lora(family) });
     }

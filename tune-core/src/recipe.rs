@@ -3,6 +3,7 @@
 //! [`Opened::begin`] is where writing begins, and a [`Run`] is what goes on around the steps. It holds neither the model nor
 //! the optimizer and calls nothing of the recipe's: what a step is made of is written in the recipe alone.
 
+mod answers;
 mod background;
 mod end;
 mod keys;

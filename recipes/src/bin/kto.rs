@@ -100,7 +100,9 @@ impl Recipe for LabelOptimization {
     fn setup(cfg: KtoConfig) -> Result<Self> {
         hub::watch(Downloads::stderr());
         let mut opened = Self::outline(&cfg)?.open(Console::stderr())?;
-        if cfg.reference == ReferenceChoice::Precomputed {
+        // What the reference model said before the first step, where a run is resumed.
+        let kept = opened.kept_answers()?;
+        if cfg.reference == ReferenceChoice::Precomputed && kept.is_none() {
             opened.note("Asking the reference model about all answers");
         }
         let start = opened.adapter_to_go_on_from();
@@ -112,19 +114,14 @@ impl Recipe for LabelOptimization {
 
         let ask = |model: Decoder| match cfg.reference {
             ReferenceChoice::EachStep => Ok(Reference::Model(Box::new(model))),
-            ReferenceChoice::Precomputed if cfg.loss.asks_how_far() => {
-                let (plan, max_seq_len) = (opened.plan(), cfg.data.tokenizer.max_seq_len);
-                let train = (&opened.train_data, plan.epochs, plan.most_batches_per_epoch());
-                Reference::ask_how_far(&model, train, opened.validation_data.as_ref(), max_seq_len)
-            }
-            ReferenceChoice::Precomputed => Reference::ask(&model, opened.data()),
+            ReferenceChoice::Precomputed => Reference::ask(&model, &opened.questions()),
         };
         // A reference that is a model of its own comes first: one that is asked once is gone when the other is loaded.
         let own_reference = match &opened.reference {
-            Some((checkpoint, shape)) => {
+            Some((checkpoint, shape)) if kept.is_none() => {
                 Some(ask(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.mesh)?)?)
             }
-            None => None,
+            _ => kept,
         };
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
@@ -144,6 +141,7 @@ impl Recipe for LabelOptimization {
 
         // Everything is known to be sound: only now is anything written.
         let run = opened.begin("Kahneman-Tversky optimization", &model, optimizer.as_mut())?;
+        run.keep_answers(&reference)?;
         let schedule = cfg.lr_scheduler.build();
         Ok(Self { run, model, adapters, reference, optimizer, schedule, cfg })
     }

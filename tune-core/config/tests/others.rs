@@ -80,6 +80,44 @@ fn a_slip_is_named_with_what_was_meant() {
     assert!(made.contains("did you mean `lora_r`?"), "{made}");
 }
 
+/// A list is of the embedding table; a mapping says which module each list is of.
+#[test]
+fn rows_of_tokens_are_taken_by_module() {
+    let made = |tokens: &str| {
+        let yaml = format!(
+            "base_model: org/model\nadapter: lora\npeft_trainable_token_indices: {tokens}\n\
+             datasets:\n- {{path: a.jsonl, type: alpaca}}\n"
+        );
+        let made = convert_other("a.yaml", &yaml).map_err(|report| report.to_string()).expect("it is converted");
+        (made.yaml, made.warnings.to_string())
+    };
+    let (yaml, _) = made("[5, 17]");
+    assert!(yaml.contains("trainable_token_indices: [5, 17]"), "{yaml}");
+    let (yaml, _) = made("{embed_tokens: [5], lm_head: [3, 201]}");
+    for expected in ["trainable_token_indices: [5]", "trainable_output_token_indices: [3, 201]"] {
+        assert!(yaml.contains(expected), "{expected}: {yaml}");
+    }
+    let (yaml, said) = made("{wte: [5]}");
+    assert!(!yaml.contains("token_indices: ["), "{yaml}");
+    assert!(said.contains("`wte` is neither `embed_tokens` nor `lm_head`"), "{said}");
+}
+
+/// What others move off a card or onto a disk is answered with what there is here.
+#[test]
+fn offloading_is_answered_with_the_keys_for_files() {
+    let said =
+        |yaml: &str| convert_other("a.yaml", yaml).map_or_else(|report| report, |made| made.warnings).to_string();
+    let axolotl = "base_model: org/model\ndeepspeed: zero3_nvme.json\nactivation_offloading: disk\n\
+                   datasets:\n- {path: a.jsonl, type: alpaca}\n";
+    let said_of_axolotl = said(axolotl);
+    for expected in ["activation_offload_dir=FOLDER", "optimizer.offload_dir=FOLDER"] {
+        assert!(said_of_axolotl.contains(expected), "{expected}: {said_of_axolotl}");
+    }
+    let trl = "model_name_or_path: org/model\ndataset_name: org/data\nmax_length: 512\nactivation_offloading: true\n";
+    assert!(said(trl).contains("activation_offload_dir=FOLDER"), "{}", said(trl));
+    assert!(!said(&trl.replace("offloading: true", "offloading: false")).contains("activation_offload_dir"));
+}
+
 #[test]
 fn what_is_no_config_of_theirs_is_said() {
     for (yaml, code) in [("output_dir: out\n", "E0028"), ("base_model: [\n", "E00")] {

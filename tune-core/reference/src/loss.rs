@@ -118,28 +118,38 @@ impl General {
             let all = log_sum_exp(&divided);
             divided.into_iter().map(move |z| z - all)
         };
-        let both = log_probs(student).zip(log_probs(teacher));
-        both.map(|(p, q)| match self.from_middle {
+        log_probs(student).zip(log_probs(teacher)).map(|(p, q)| self.compared(p, q)).collect()
+    }
+
+    /// Logarithms of an outcome's `p` and `q`, and of what `p` and `q` are compared with.
+    fn compared(&self, p: f64, q: f64) -> [f64; 4] {
+        match self.from_middle {
             false => [p, q, q, p],
             true => {
                 let m = log_sum_exp(&[q + self.shares[0].ln(), p + self.shares[1].ln()]);
                 [p, q, m, m]
             }
+        }
+    }
+
+    /// The teacher's divergence and the student's, of outcomes.
+    fn sums(&self, outcomes: impl IntoIterator<Item = [f64; 4]>) -> [f64; 2] {
+        outcomes.into_iter().fold([0.0; 2], |[of_teacher, of_student], [p, q, for_p, for_q]| {
+            [of_teacher + q.exp() * (q - for_q), of_student + p.exp() * (p - for_p)]
         })
-        .collect()
+    }
+
+    /// The gradient with respect to an outcome's logarithm before it was normalized, where the student's divergence is `from`.
+    fn slope(&self, [p, q, for_p, _]: [f64; 4], from: f64) -> f64 {
+        let forward = if self.from_middle { 0.0 } else { self.shares[0] * (p.exp() - q.exp()) };
+        forward + self.shares[1] * p.exp() * (p - for_p - from)
     }
 }
 
 /// Of each row the divergence of the teacher's probabilities and that of the student's, from each other or from what lies between
 /// them (Agarwal et al. 2024, <https://arxiv.org/abs/2306.13649>).
 pub fn general_divergences(student: View<'_>, teacher: View<'_>, of: General) -> Vec<[f64; 2]> {
-    let of_row = |i: usize| {
-        let row = of.row(student.row(i), teacher.row(i)).into_iter();
-        row.fold([0.0; 2], |[of_teacher, of_student], [p, q, for_p, for_q]| {
-            [of_teacher + q.exp() * (q - for_q), of_student + p.exp() * (p - for_p)]
-        })
-    };
-    (0..student.rows()).map(of_row).collect()
+    (0..student.rows()).map(|i| of.sums(of.row(student.row(i), teacher.row(i)))).collect()
 }
 
 /// Adds to `of_student` the gradient of `Σ_i weights_i (shares_0 teacher_i + shares_1 student_i)` of [`general_divergences`] with
@@ -153,9 +163,8 @@ pub fn general_divergences_back(
 ) {
     for (i, [_, from]) in general_divergences(student, teacher, of).into_iter().enumerate() {
         let row = of.row(student.row(i), teacher.row(i));
-        for (g, [p, q, for_p, _]) in of_student.row(i).iter_mut().zip(row) {
-            let forward = if of.from_middle { 0.0 } else { of.shares[0] * (p.exp() - q.exp()) };
-            *g += weights[i] / of.temperature * (forward + of.shares[1] * p.exp() * (p - for_p - from));
+        for (g, outcome) in of_student.row(i).iter_mut().zip(row) {
+            *g += weights[i] / of.temperature * of.slope(outcome, from);
         }
     }
 }
@@ -175,51 +184,47 @@ pub struct Top<'a> {
 }
 
 impl Top<'_> {
-    /// Of row `i` the logarithms of a student's and of the teacher's probabilities of each outcome: the tokens and, where there are
-    /// others, any other token. With it which outcome each token of the vocabulary belongs to.
-    fn outcomes(&self, student: &[f64], i: usize) -> (Vec<[f64; 2]>, Vec<usize>) {
+    /// Of row `i` the logarithms of a student's and of the teacher's probabilities of each outcome, and of what they are compared with: the
+    /// outcomes are the tokens and, where there are others, any other token. With it which outcome each token of the vocabulary belongs to.
+    fn outcomes(&self, student: &[f64], i: usize, of: General) -> (Vec<[f64; 4]>, Vec<usize>) {
         let tokens = i * self.k..(i + 1) * self.k;
         let mut outcome_of = vec![self.k; student.len()];
         self.ids[tokens.clone()].iter().enumerate().for_each(|(n, &id)| outcome_of[id as usize] = n);
         let all = log_sum_exp(student);
         let known = self.ids[tokens.clone()].iter().zip(&self.log_probs[tokens]);
-        let mut outcomes: Vec<[f64; 2]> = known.map(|(&id, &log_q)| [student[id as usize] - all, log_q]).collect();
+        let mut outcomes: Vec<[f64; 4]> =
+            known.map(|(&id, &log_q)| of.compared(student[id as usize] - all, log_q)).collect();
         let others: Vec<f64> =
             student.iter().zip(&outcome_of).filter(|(_, n)| **n == self.k).map(|(s, _)| *s).collect();
         if !others.is_empty() {
-            outcomes.push([log_sum_exp(&others) - all, self.rest[i]]);
+            outcomes.push(of.compared(log_sum_exp(&others) - all, self.rest[i]));
         }
         (outcomes, outcome_of)
     }
 }
 
-/// [`divergences`] from a teacher of which the likeliest tokens are known: over these and one outcome more, any other token.
-pub fn top_divergences(student: View<'_>, teacher: Top<'_>) -> Vec<[f64; 2]> {
-    let of_row = |i: usize| {
-        let (outcomes, _) = teacher.outcomes(student.row(i), i);
-        outcomes
-            .into_iter()
-            .fold([0.0; 2], |[forward, reverse], [p, q]| [forward + q.exp() * (q - p), reverse + p.exp() * (p - q)])
-    };
-    (0..student.rows()).map(of_row).collect()
+/// [`general_divergences`], at a temperature of 1, from a teacher of which the likeliest tokens are known: over these and one outcome more,
+/// any other token.
+pub fn top_divergences(student: View<'_>, teacher: Top<'_>, of: General) -> Vec<[f64; 2]> {
+    (0..student.rows()).map(|i| of.sums(teacher.outcomes(student.row(i), i, of).0)).collect()
 }
 
-/// [`divergences_back`] of [`top_divergences`]. An outcome's gradient is that of its logarithm's numerator; a token that is one of
+/// [`general_divergences_back`] of [`top_divergences`]. An outcome's gradient is that of its logarithm's numerator; a token that is one of
 /// several in its outcome has a share of it, its probability among them.
 pub fn top_divergences_back(
     student: View<'_>,
     teacher: Top<'_>,
-    shares: [f64; 2],
+    of: General,
     weights: &[f64],
     of_student: &mut ViewMut<'_>,
 ) {
-    for (i, [_, reverse]) in top_divergences(student, teacher).into_iter().enumerate() {
-        let (outcomes, outcome_of) = teacher.outcomes(student.row(i), i);
+    for (i, [_, from]) in top_divergences(student, teacher, of).into_iter().enumerate() {
+        let (outcomes, outcome_of) = teacher.outcomes(student.row(i), i, of);
         let all = log_sum_exp(student.row(i));
         for ((g, s), outcome) in of_student.row(i).iter_mut().zip(student.row(i)).zip(outcome_of) {
-            let [p, q] = outcomes[outcome];
-            let share = (s - all - p).exp();
-            *g += weights[i] * share * (shares[0] * (p.exp() - q.exp()) + shares[1] * p.exp() * (p - q - reverse));
+            let outcome = outcomes[outcome];
+            let share = (s - all - outcome[0]).exp();
+            *g += weights[i] * share * of.slope(outcome, from);
         }
     }
 }

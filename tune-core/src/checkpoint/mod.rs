@@ -5,6 +5,7 @@
 //! - [`run`] keeps a training run's folder: saved aside and renamed, found again, pruned.
 //! - [`state`] is what a run needs besides weights to go on as if it had not stopped.
 
+mod answers;
 mod below;
 mod config;
 mod durable;
@@ -27,6 +28,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+pub(crate) use self::answers::KeptAnswers;
 pub use self::below::Below;
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
 pub use self::durable::human;

@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 
 pub use self::config::{AdapterConfig, TargetModules};
-pub(crate) use self::config::{EMBEDDING, is_named};
+pub(crate) use self::config::{EMBEDDING, OUTPUT, is_named};
 use self::config::{TOKENS, parse, to_json};
 pub(crate) use self::layers::fits;
 pub use self::layers::{Excluded, Layers};

@@ -4,6 +4,7 @@
 //! output_dir/
 //!   epoch_0_step_20/           a model or adapter as others read it, and the training state
 //!   epoch_1_step_40/
+//!   reference_answers.safetensors   what a reference model said before the first step, if one was asked then
 //!   .partial-epoch_2_step_60/  being written; of no use to anyone
 //!   .pruned-epoch_0_step_10/   being deleted
 //! ```
@@ -18,13 +19,14 @@ use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::answers::KeptAnswers;
 use super::durable::{self, human};
 use super::state::{self, TrainingState};
 use super::sums;
 use crate::models::Piece;
 use crate::{Error, Result};
 
-const PARTIAL: &str = ".partial-";
+pub(super) const PARTIAL: &str = ".partial-";
 const PRUNED: &str = ".pruned-";
 const REPLACED: &str = ".replaced-";
 /// Room for what is not counted: configs, tokenizers, folders.
@@ -146,6 +148,9 @@ impl RunDir {
         };
         let run = Self { dir: output_dir.to_path_buf(), _lock: lock };
         run.clean()?;
+        if start != Start::Resume {
+            KeptAnswers::remove(output_dir)?;
+        }
         if start == Start::Overwrite {
             for saved in &checkpoints(output_dir)? {
                 run.delete(&saved.path)?;

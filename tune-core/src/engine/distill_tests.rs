@@ -139,7 +139,8 @@ fn the_gradient_by_what_a_teacher_said_is_its_slope() {
         (found, all.collect::<Vec<_>>())
     };
     for (family, seed) in [("llama", 1), ("gemma2", 2)] {
-        for mixture in [Mixture::new(0.7, 1.0), Mixture::new(0.7, 0.0), Mixture::new(1.0, 0.3)] {
+        let jensen = DivergenceLoss::JensenShannon(GeneralizedJsd { beta: 0.3 }).mixed(0.7);
+        for mixture in [Mixture::new(0.7, 1.0), Mixture::new(0.7, 0.0), Mixture::new(1.0, 0.3), jensen] {
             let student = model(family, 16, VOCAB, (seed, DType::F64), true);
             let (right, gradients) = taught(&student, mixture);
             let value = || {
@@ -184,6 +185,9 @@ fn a_teachers_likeliest_tokens_are_those_of_its_logits() {
     let other = Batch { targets: vec![IGNORE; batch.targets.len()], ..batch };
     let refused = distill_by(&student, &said, &other, Mixture::new(0.5, 1.0), OPTIONS, &mut Gradients::default());
     assert!(refused.unwrap_err().to_string().contains("and 0 are trained in this batch"));
+    let warm = Mixture::new(0.5, 1.0).at(2.0);
+    let refused = distill_by(&student, &said, &other, warm, OPTIONS, &mut Gradients::default());
+    assert!(refused.unwrap_err().to_string().contains("kd_temperature needs the teacher's logits of all tokens"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::backend::{Backend, Reads};
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::{Dropout, Share};
-use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Site, Weight};
+use crate::models::{BlockNorm, Decoder, LayerSpec, Layers, Linear, Site, TokenRows, Weight};
 use crate::{Error, Result};
 
 /// Where the parameters of a model are: what is opened is there for as long as the result lives.
@@ -59,7 +59,7 @@ pub(crate) struct NormParams<B: Backend> {
     pub(crate) trained: bool,
 }
 
-/// Rows of single tokens, which are trained and stand in for those of a frozen table.
+/// Rows of single tokens, which are trained and stand in for those of a frozen table or output layer.
 pub(crate) struct TokenParams<B: Backend> {
     /// Whose they are, in the order of the rows.
     pub(crate) ids: Arc<[u32]>,
@@ -141,6 +141,15 @@ fn whole<'m, B: Reads<'m>>(backend: &B, source: Source<'m>) -> Result<B::Param> 
     }
 }
 
+/// Reads rows of single tokens, if there are such.
+pub(super) fn token_rows<'m, B: Reads<'m>>(
+    tokens: Option<&'m TokenRows>,
+    read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
+) -> Result<Option<TokenParams<B>>> {
+    let Some(TokenRows { ids, rows }) = tokens else { return Ok(None) };
+    Ok(Some(TokenParams { ids: Arc::clone(ids), rows: read(Source::Tensor(rows))? }))
+}
+
 /// A model in memory, with the key of a pass's dropout.
 #[derive(Clone, Copy)]
 pub(super) struct Held<'m> {
@@ -184,17 +193,7 @@ impl<'m> Held<'m> {
         let norm = NormParams { weight: read(Source::Tensor(norm))?, width, trained };
         let levels = self.model.fake_quantizer().and_then(|fake| fake.of_output(spec));
         let head = self.layer(backend, head, (spec.output(), levels), read)?;
-        let tokens = if spec.tie_word_embeddings { self.token_rows(read)? } else { None };
-        Ok((norm, LayerParams { tokens, ..head }))
-    }
-
-    /// The rows of single tokens.
-    pub(super) fn token_rows<B: Reads<'m>>(
-        &self,
-        read: &mut dyn FnMut(Source<'m>) -> Result<B::Param>,
-    ) -> Result<Option<TokenParams<B>>> {
-        let Some(tokens) = self.model.tokens() else { return Ok(None) };
-        Ok(Some(TokenParams { ids: Arc::clone(&tokens.ids), rows: read(Source::Tensor(&tokens.rows))? }))
+        Ok((norm, LayerParams { tokens: token_rows(self.model.output_tokens(), read)?, ..head }))
     }
 
     /// The embedding table that is computed with, of the one that was read.
@@ -276,7 +275,7 @@ impl<'m, B: Reads<'m>> Parameters<B> for Held<'m> {
     }
 
     fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>> {
-        self.token_rows(&mut |source| whole(backend, source))
+        token_rows(self.model.tokens(), &mut |source| whole(backend, source))
     }
 
     fn trained_tokens(&self) -> Option<&Arc<[u32]>> {

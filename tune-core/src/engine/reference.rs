@@ -511,9 +511,7 @@ impl Backend for Reference {
         }
         let (of, teacher) = (View::new(&logits, vocab), View::new(&teacher, vocab));
         let [of_target, forward, reverse] = mixture.parts();
-        let shares = mixture.shares();
-        let general =
-            loss::General { temperature: mixture.temperature(), shares, from_middle: mixture.middle().is_some() };
+        let (shares, general) = (mixture.shares(), general(&mixture));
         let gradient = weights.map(|weights| {
             let mut gradient = vec![0.0; logits.len()];
             let mut into = ViewMut::new(&mut gradient, vocab);
@@ -552,7 +550,7 @@ impl Backend for Reference {
             self.cap(&mut logits, cap);
         }
         let of = View::new(&logits, vocab);
-        let ([of_target, forward, reverse], shares) = (mixture.parts(), mixture.shares());
+        let ([of_target, ..], shares, general) = (mixture.parts(), mixture.shares(), general(&mixture));
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let (log_probs, rest) = (wide(teacher.log_probs), wide(teacher.rest));
         let teacher = loss::Top { k: teacher.k, ids: teacher.ids, log_probs: &log_probs, rest: &rest };
@@ -561,13 +559,14 @@ impl Backend for Reference {
             let mut into = ViewMut::new(&mut gradient, vocab);
             let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
             loss::cross_entropy_back(of, targets, &for_target, &mut into);
-            loss::top_divergences_back(of, teacher, [forward, reverse], weights, &mut into);
+            let weights: Vec<f64> = weights.iter().map(|weight| weight * mixture.ratio).collect();
+            loss::top_divergences_back(of, teacher, general, &weights, &mut into);
             if let Some(cap) = cap {
                 softcap::backward(of, cap, &mut into);
             }
             (gradient, vocab)
         });
-        let divergences = loss::top_divergences(of, teacher).into_iter();
+        let divergences = loss::top_divergences(of, teacher, general).into_iter();
         let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
         (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
     }
@@ -582,5 +581,14 @@ impl Backend for Reference {
 
     fn given(&self, numbers: &[f64]) -> Vec<f64> {
         numbers.to_vec()
+    }
+}
+
+/// What a mixture's divergence is compared by.
+fn general(mixture: &Mixture) -> loss::General {
+    loss::General {
+        temperature: mixture.temperature(),
+        shares: mixture.shares(),
+        from_middle: mixture.middle().is_some(),
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use candle_core::{Tensor, TensorId};
 
 use super::backend::{Backend, Reads};
-use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source, TokenParams};
+use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source, TokenParams, token_rows};
 use crate::distributed::Pending;
-use crate::models::{Decoder, Gathered, Here, Linear, Share, Weight, gather};
+use crate::models::{Decoder, Gathered, Here, Linear, Share, TokenRows, Weight, gather};
 use crate::{Error, Result};
 
 /// A model that is divided among processes, with the key of a pass's dropout.
@@ -85,14 +85,8 @@ impl<'m, B: Backend> Sharded<'m, B> {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
         let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
         parts.extend(parts_of(head, spec.outputs()));
-        parts.extend(self.part_of_tokens().filter(|_| spec.tie_word_embeddings));
+        parts.extend(self.held.model.output_tokens().map(part_of_tokens));
         self.fetch("the output layer", parts)
-    }
-
-    /// What is here of the rows of single tokens.
-    fn part_of_tokens(&self) -> Option<Here> {
-        let tokens = self.held.model.tokens()?;
-        Some(Here::Rows(tokens.rows.as_tensor().clone(), tokens.ids.len()))
     }
 
     fn fetch_block(&self, block: usize) -> Fetched {
@@ -121,6 +115,11 @@ fn part_of(weight: &Weight, rows: usize) -> Option<Here> {
         Weight::Share(share) => Some(Here::Blocks(Arc::clone(share))),
         Weight::Quantized(_) => None,
     }
+}
+
+/// What is here of rows of single tokens.
+fn part_of_tokens(TokenRows { ids, rows }: &TokenRows) -> Here {
+    Here::Rows(rows.as_tensor().clone(), ids.len())
 }
 
 /// Takes one of those that were gathered.
@@ -186,9 +185,9 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
     }
 
     fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>> {
-        let Some(here) = self.part_of_tokens() else { return Ok(None) };
-        let mut gathered = self.fetch("the rows of trained tokens", vec![here]).wait()?;
-        self.held.token_rows(&mut |source| take(backend, &mut gathered, source))
+        let Some(tokens) = self.held.model.tokens() else { return Ok(None) };
+        let mut gathered = self.fetch("the rows of trained tokens", vec![part_of_tokens(tokens)]).wait()?;
+        token_rows(Some(tokens), &mut |source| take(backend, &mut gathered, source))
     }
 
     fn trained_tokens(&self) -> Option<&Arc<[u32]>> {

@@ -273,8 +273,7 @@ impl<B: Backend> Run<'_, B> {
             sums.fold(0.0, |total, sum| total + sum)
         };
         let (loss, divergence) = (total(losses), total(divergences));
-        let mut top =
-            Top { loss, divergence, of_blocks, tied: None, of_tokens: token_gradient, found: Found::<B>::new() };
+        let mut top = Top { loss, divergence, of_blocks, tied: None, of_tokens: None, found: Found::<B>::new() };
         if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }
@@ -283,6 +282,12 @@ impl<B: Backend> Run<'_, B> {
             match self.shape.tie_word_embeddings {
                 true => top.tied = Some(gradient),
                 false => top.found.push((ParamId::Output(Of::Weight), gradient)),
+            }
+        }
+        if let Some(gradient) = token_gradient {
+            match self.shape.tie_word_embeddings {
+                true => top.of_tokens = Some(gradient),
+                false => top.found.push((ParamId::OutputTokens, gradient)),
             }
         }
         if backward {

@@ -1,5 +1,6 @@
 //! The same as [`super::distillation`] where of the teacher only the likeliest tokens are known, and what the others have together.
 
+use super::general_distillation::Compared;
 use super::math::{exp, sum};
 use super::softmax::{cap_rows, map_into, max};
 use super::{Element, parallel, simd};
@@ -33,17 +34,20 @@ fn distilled<T: Element>(
     let log_p_rest = of_others - normalizer;
     let (mut to_teacher, mut to_student) = (0.0f64, 0.0f64);
     let tokens = top.iter().zip(log_q).map(|(z, &log_q)| (z - normalizer, log_q));
+    let compared = Compared::new(&mixture);
     for (log_p, log_q) in tokens.clone().chain(has_rest.then_some((log_p_rest, log_rest))) {
-        to_teacher += f64::from(exp(log_q) * (log_q - log_p));
-        to_student += f64::from(exp(log_p) * (log_p - log_q));
+        let [for_teacher, for_student] = compared.of(log_p, log_q);
+        to_teacher += f64::from(exp(log_q) * (log_q - for_teacher));
+        to_student += f64::from(exp(log_p) * (log_p - for_student));
     }
 
     if let Some(scale) = scale {
         let [of_target, forward, reverse] = mixture.parts().map(|part| part as f32);
+        let forward = compared.forward(forward);
         let slope = |z: f32| cap.map_or(1.0, |cap| 1.0 - (z / cap) * (z / cap));
         let gradient = |log_p: f32, log_q: f32| {
-            let (p, q) = (exp(log_p), exp(log_q));
-            of_target * p + forward * (p - q) + reverse * p * (log_p - log_q - to_student as f32)
+            let (p, q, [_, for_student]) = (exp(log_p), exp(log_q), compared.of(log_p, log_q));
+            of_target * p + forward * (p - q) + reverse * p * (log_p - for_student - to_student as f32)
         };
         if has_rest {
             // That of their outcome, which each has a share of.

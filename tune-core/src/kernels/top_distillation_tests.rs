@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::kernels::distillation;
-use crate::methods::{DivergenceLoss, TopTokens};
+use crate::methods::{DivergenceLoss, GeneralizedJsd, TopTokens};
 
 const VOCAB: usize = 500;
 const TARGET: usize = 17;
@@ -16,12 +16,17 @@ fn teacher() -> Vec<f32> {
     (0..VOCAB).map(|i| ((i * 53) % 97) as f32 / 13.0 - 1.0).collect()
 }
 
+fn jensen(beta: f64) -> DivergenceLoss {
+    DivergenceLoss::JensenShannon(GeneralizedJsd { beta })
+}
+
 fn row_of(top: &TopTokens) -> (&[u32], &[f32], f32) {
     top.rows(0..1).row(0)
 }
 
-/// Cross-entropy and both divergences over the teacher's tokens and the rest, by their definition.
-fn parts(z: &[f64], (ids, log_q, log_rest): (&[u32], &[f32], f32), cap: Option<f64>) -> [f64; 3] {
+/// Cross-entropy and both divergences over the teacher's tokens and the rest, by their definition: from each other, or from what lies
+/// between them with the teacher's share of it.
+fn parts(z: &[f64], (ids, log_q, log_rest): (&[u32], &[f32], f32), cap: Option<f64>, middle: Option<f64>) -> [f64; 3] {
     let z: Vec<f64> = z.iter().map(|z| cap.map_or(*z, |cap| cap * (z / cap).tanh())).collect();
     let total = z.iter().map(|z| z.exp()).sum::<f64>().ln();
     let is_top = |i: &usize| ids.contains(&(*i as u32));
@@ -31,8 +36,9 @@ fn parts(z: &[f64], (ids, log_q, log_rest): (&[u32], &[f32], f32), cap: Option<f
     if ids.len() < z.len() {
         outcomes.push((rest.ln(), f64::from(log_rest)));
     }
-    let forward = outcomes.iter().map(|(p, q)| q.exp() * (q - p)).sum();
-    let reverse = outcomes.iter().map(|(p, q)| p.exp() * (p - q)).sum();
+    let between = |p: f64, q: f64| middle.map(|beta| (beta * q.exp() + (1.0 - beta) * p.exp()).ln());
+    let forward = outcomes.iter().map(|&(p, q)| q.exp() * (q - between(p, q).unwrap_or(p))).sum();
+    let reverse = outcomes.iter().map(|&(p, q)| p.exp() * (p - between(p, q).unwrap_or(q))).sum();
     [total - z[TARGET], forward, reverse]
 }
 
@@ -46,10 +52,13 @@ fn loss_and_gradient_are_those_of_the_definition() {
             (Mixture::new(1.0, 0.0), None),
             (Mixture::new(0.5, 0.25), Some(4.0)),
             (Mixture::new(0.0, 1.0), None),
+            (jensen(0.5).mixed(1.0), None),
+            (jensen(0.1).mixed(0.25), Some(4.0)),
+            (jensen(0.9).mixed(0.75), None),
         ] {
             let [to_teacher, to_student] = mixture.shares();
             let both = |z: &[f64]| {
-                let [loss, forward, reverse] = parts(z, row_of(&top), cap);
+                let [loss, forward, reverse] = parts(z, row_of(&top), cap, mixture.middle());
                 [loss, to_teacher * forward + to_student * reverse]
             };
             let value = |z: &[f64]| {
@@ -83,7 +92,7 @@ fn loss_and_gradient_are_those_of_the_definition() {
 #[test]
 fn of_all_tokens_it_is_the_whole_divergence() {
     let top = TopTokens::of_logits(&teacher(), VOCAB);
-    for mixture in [Mixture::new(0.25, 1.0), Mixture::new(1.0, 0.0), Mixture::new(0.5, 0.25)] {
+    for mixture in [Mixture::new(0.25, 1.0), Mixture::new(1.0, 0.0), Mixture::new(0.5, 0.25), jensen(0.3).mixed(0.75)] {
         let (mut row, mut whole, mut beside) = (student(), student(), teacher());
         let rows = (&mut whole[..], &mut beside[..]);
         let right = distillation::distilled_rows::<f32>(rows, VOCAB, None, &[17], mixture, Some(&[0.5]));
@@ -99,11 +108,13 @@ fn of_all_tokens_it_is_the_whole_divergence() {
 
 #[test]
 fn who_is_as_good_as_the_teacher_has_nothing_to_learn() {
-    let mut row = teacher();
     let top = TopTokens::of_logits(&teacher(), 8);
-    let [_, divergence] = distilled::<f32>(&mut row, row_of(&top), None, TARGET, Mixture::new(1.0, 0.5), Some(1.0));
-    assert!(divergence.abs() < 1e-5, "{divergence}");
-    assert!(row.iter().all(|g| g.abs() < 1e-6), "{row:?}");
+    for mixture in [Mixture::new(1.0, 0.5), jensen(0.25).mixed(1.0)] {
+        let mut row = teacher();
+        let [_, divergence] = distilled::<f32>(&mut row, row_of(&top), None, TARGET, mixture, Some(1.0));
+        assert!(divergence.abs() < 1e-5, "{divergence}");
+        assert!(row.iter().all(|g| g.abs() < 1e-6), "{row:?}");
+    }
 }
 
 /// A student that is sure of the teacher's tokens: what the others have is lost in one less the sum.
@@ -112,7 +123,7 @@ fn others_that_are_hardly_there_still_count() {
     let mut row = vec![0.0f32; 100];
     row[3] = 40.0;
     let top = TopTokens::of_logits(&(0..100).map(|i| if i == 3 { 5.0 } else { 0.0 }).collect::<Vec<_>>(), 1);
-    let [_, right, _] = parts(&row.iter().map(|&z| f64::from(z)).collect::<Vec<_>>(), row_of(&top), None);
+    let [_, right, _] = parts(&row.iter().map(|&z| f64::from(z)).collect::<Vec<_>>(), row_of(&top), None, None);
     let [_, divergence] = distilled::<f32>(&mut row, row_of(&top), None, 3, Mixture::new(1.0, 1.0), Some(1.0));
     assert!((f64::from(divergence) - right).abs() < 1e-4 * right, "{divergence} instead of {right}");
     assert!(row.iter().all(|g| g.is_finite()));
@@ -128,7 +139,7 @@ fn divergences_and_gradients_are_those_of_pytorch() {
     let targets: Vec<u32> = serde_json::from_value(fixture["targets"].clone()).unwrap();
     let weights = vec![1.0 / targets.len() as f64; targets.len()];
     let cases = fixture["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 9);
+    assert_eq!(cases.len(), 15);
     for case in cases {
         let loss = tune_config::load::<DivergenceLoss>(tune_config::Input::yaml("loss", case["loss"].to_string()));
         let mixture = loss.unwrap().config.mixed(case["ratio"].as_f64().unwrap());

@@ -1,5 +1,7 @@
 //! The settings that need less memory.
 
+use std::path::PathBuf;
+
 use candle_core::DType;
 
 use super::{MemoryPlan, Setting};
@@ -18,6 +20,15 @@ pub struct Change {
     pub peak: u64,
     /// Whether that fits, with a little to spare.
     pub fits: bool,
+}
+
+/// What would make a run fit, or come nearest to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    /// Whether each of the changes is enough alone; else each is made together with those before it.
+    pub each_is_enough: bool,
+    /// The changes.
+    pub changes: Vec<Change>,
 }
 
 /// What is advised leaves one part in so many of its peak free.
@@ -53,16 +64,31 @@ impl Trial {
 }
 
 impl MemoryPlan {
-    /// Changes of settings one after the other, those first that change least of what is learned, until the run fits
-    /// or there are no more. Without a limit, all of them. What saves nothing is left out.
+    /// What would make the run fit. Files on a disk, which make its steps slower, are advised only where it does not fit otherwise.
     ///
     /// # Errors
     /// As [`MemoryPlan::new`].
-    pub fn changes(&self) -> Result<Vec<Change>> {
+    pub fn advice(&self) -> Result<Advice> {
+        for makers in [&IN_MEMORY[..], &TO_DISK[..]] {
+            let changes = self.single_changes(makers)?;
+            if !changes.is_empty() {
+                return Ok(Advice { each_is_enough: true, changes });
+            }
+            let changes = self.changes(makers)?;
+            if changes.iter().any(|change| change.fits) {
+                return Ok(Advice { each_is_enough: false, changes });
+            }
+        }
+        Ok(Advice { each_is_enough: false, changes: self.changes(&ALL)? })
+    }
+
+    /// Changes of settings one after the other, those first that change least of what is learned, until the run fits
+    /// or there are no more. What saves nothing is left out.
+    fn changes(&self, makers: &[Maker]) -> Result<Vec<Change>> {
         let mut trial = Trial { setting: self.setting.clone(), rows: self.setting.batch_size, len: usize::MAX };
         let mut peak = self.peak();
         let mut changes = Vec::new();
-        for make in MAKERS {
+        for make in makers {
             if self.available.is_some() && self.fits_easily(peak) {
                 break;
             }
@@ -87,16 +113,13 @@ impl MemoryPlan {
     }
 
     /// Changes of which each is enough alone, those first that change least of what is learned; none without a limit.
-    ///
-    /// # Errors
-    /// As [`MemoryPlan::new`].
-    pub fn single_changes(&self) -> Result<Vec<Change>> {
+    fn single_changes(&self, makers: &[Maker]) -> Result<Vec<Change>> {
         if self.available.is_none() {
             return Ok(Vec::new());
         }
         let trial = Trial { setting: self.setting.clone(), rows: self.setting.batch_size, len: usize::MAX };
         let mut changes: Vec<Change> = Vec::new();
-        for make in MAKERS {
+        for make in makers {
             for (overrides, next) in make(&trial) {
                 let peak = self.like(&next.setting())?.peak();
                 if self.fits_easily(peak) {
@@ -127,9 +150,29 @@ impl MemoryPlan {
 /// Ever more of a kind of change: what to write, and the setting that it makes.
 type Trials = Vec<(Vec<String>, Trial)>;
 
+/// Makes a kind of change.
+type Maker = fn(&Trial) -> Trials;
+
+/// Each kind that needs no disk, those first that change least of what is learned.
+const IN_MEMORY: [Maker; 6] = [checkpointing, in_backward, fewer_rows, in_backward_alone, half_precision, shorter_rows];
+
+/// What can be kept in a file.
+const TO_DISK: [Maker; 2] = [state_to_disk, inputs_to_disk];
+
 /// Each kind, those first that change least of what is learned.
-const MAKERS: [fn(&Trial) -> Trials; 6] =
-    [checkpointing, in_backward, fewer_rows, in_backward_alone, half_precision, shorter_rows];
+const ALL: [Maker; 8] = [
+    checkpointing,
+    in_backward,
+    fewer_rows,
+    state_to_disk,
+    inputs_to_disk,
+    in_backward_alone,
+    half_precision,
+    shorter_rows,
+];
+
+/// The name that stands for a folder in what is advised.
+const FOLDER: &str = "FOLDER";
 
 fn one(trial: &Trial, overrides: &[&str], change: impl FnOnce(&mut Setting)) -> Trials {
     let mut next = trial.clone();
@@ -166,6 +209,32 @@ fn in_backward_alone(trial: &Trial) -> Trials {
     one(trial, &overrides, |s| {
         s.optimizer_in_backward = Some(true);
         s.gradient_accumulation_steps = processes;
+    })
+}
+
+/// The optimizer's state, where it has one and nobody copies it.
+fn state_to_disk(trial: &Trial) -> Trials {
+    let s = &trial.setting;
+    let has_none = s.optimizer.has_nothing_to_offload().is_some() || s.optimizer.offload_dir().is_some();
+    if has_none || s.card.is_some() || s.copied.is_some() {
+        return Vec::new();
+    }
+    let overrides = format!("optimizer.offload_dir={FOLDER}");
+    one(trial, &[overrides.as_str()], |s| s.optimizer = s.optimizer.clone().offloaded_to(PathBuf::from(FOLDER)))
+}
+
+/// The inputs of blocks, which are all that is kept where blocks are run again.
+fn inputs_to_disk(trial: &Trial) -> Trials {
+    let s = &trial.setting;
+    if s.card.is_some() || s.activation_offload_dir.is_some() {
+        return Vec::new();
+    }
+    let folder = format!("activation_offload_dir={FOLDER}");
+    let mut overrides = vec![folder.as_str()];
+    overrides.extend((!s.activation_checkpointing).then_some("enable_activation_checkpointing=true"));
+    one(trial, &overrides, |s| {
+        s.activation_checkpointing = true;
+        s.activation_offload_dir = Some(PathBuf::from(FOLDER));
     })
 }
 

@@ -28,7 +28,7 @@ use candle_core::DType;
 use half::bf16;
 use tune_config::cli::heaps;
 
-pub use advice::Change;
+pub use advice::{Advice, Change};
 pub(crate) use available::address_limit;
 use available::available_beside;
 pub use available::{Available, available, parse_size};
@@ -92,6 +92,8 @@ pub struct Setting {
     pub loss: Loss,
     /// What is copied to be saved while training goes on, if it is.
     pub copied: Option<Copied>,
+    /// Whether a model with its adapters merged is saved.
+    pub merges: bool,
     /// How answers are drawn that are learnt from, if they are. `steps` then have the prompts with answers, as
     /// [`Drawing::answered`] makes them; where there is a teacher, those of the data come before them.
     pub drawing: Option<Drawing>,
@@ -377,9 +379,11 @@ impl MemoryPlan {
             loading: program
                 + (weights + quantized + reference + scoring + adapters + read.max(state_read)).max(before),
             saving: match setting.copied {
-                Some(copied) => parameters::copied_to_save(setting, copied)?,
-                None if processes > 1 => parameters::gathered_to_save(setting)?.max(state_saved),
-                None => state_saved,
+                Some(copied) => parameters::copied_to_save(setting, copied)? + parameters::made_to_merge(setting),
+                None => {
+                    let gathered = if processes > 1 { parameters::gathered_to_save(setting)? } else { 0 };
+                    gathered.max(state_saved).max(parameters::made_to_merge(setting))
+                }
             },
             so_far: 0,
             available: None,

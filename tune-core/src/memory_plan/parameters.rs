@@ -2,7 +2,7 @@
 
 use super::{Copied, Setting};
 use crate::Result;
-use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, Slot, TOKEN_ROWS};
+use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, OUTPUT_ROWS, Slot, TOKEN_ROWS};
 
 /// Elements of the model's own weights.
 pub(super) fn of_model(model: &ModelSpec, processes: usize) -> u64 {
@@ -51,9 +51,9 @@ fn adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<V
             trained.push((format!("{name}.lora_magnitude_vector"), vec![layer.out]));
         }
     }
-    let tokens = lora.tokens.ids.len();
-    if tokens > 0 {
-        trained.push((TOKEN_ROWS.to_owned(), vec![rows(tokens), model.hidden_size]));
+    for (name, tokens) in [(TOKEN_ROWS, &lora.tokens), (OUTPUT_ROWS, &lora.output_tokens)] {
+        let of_tokens = (!tokens.ids.is_empty()).then(|| vec![rows(tokens.ids.len()), model.hidden_size]);
+        trained.extend(of_tokens.map(|shape| (name.to_owned(), shape)));
     }
     Ok(trained)
 }
@@ -153,6 +153,18 @@ pub(super) fn copied_to_save(setting: &Setting, copied: Copied) -> Result<u64> {
                 merged + 4 * of_adapters(model, lora, 1)? + weight * of_whole(model, lora, 1)?
             }
         })
+}
+
+/// Bytes of a table that is copied to put rows of single tokens into it, where a merged model is saved; gathered first, where it is
+/// divided.
+pub(super) fn made_to_merge(setting: &Setting) -> u64 {
+    let trains_rows = setting.lora.as_ref().is_some_and(LoraOptions::trains_rows);
+    let tables = match setting.merges && trains_rows {
+        false => 0,
+        true if setting.processes.layout.shards > 1 => 2,
+        true => 1,
+    };
+    tables * setting.model.output().elements() * setting.dtype.size_in_bytes() as u64
 }
 
 /// Bytes of what is whole in a process while a checkpoint is saved: the largest tensor that is written, or all adapters.

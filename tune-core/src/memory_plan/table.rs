@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::advice::largest;
-use super::{Available, Change, MemoryPlan};
+use super::{Advice, Available, Change, MemoryPlan};
 
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
@@ -32,8 +32,8 @@ impl MemoryPlan {
         parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let largest: Vec<String> =
             parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
-        let single = self.single_changes().unwrap_or_default();
-        let changes = if single.is_empty() { self.changes().unwrap_or_default() } else { single.clone() };
+        let Advice { each_is_enough, changes } =
+            self.advice().unwrap_or(Advice { each_is_enough: false, changes: Vec::new() });
         let (machine, variable) = match self.setting.card {
             Some(_) => ("card", "TUNE_CUDA_MEMORY"),
             None => ("machine", "TUNE_MEMORY"),
@@ -57,8 +57,8 @@ impl MemoryPlan {
         for (i, change) in changes.iter().enumerate() {
             let and = match i {
                 0 => "",
-                _ if single.is_empty() => ", and",
-                _ => ", or with",
+                _ if each_is_enough => ", or with",
+                _ => ", and",
             };
             message.push_str(&format!("{and} {} ({})", change.overrides.join(" "), size(change.peak)));
         }
@@ -104,17 +104,11 @@ impl fmt::Display for MemoryPlan {
         if self.fits() {
             return Ok(());
         }
-        let single = self.single_changes().map_err(|_| fmt::Error)?;
-        let changes = match single.is_empty() {
-            true => {
-                writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?;
-                self.changes().map_err(|_| fmt::Error)?
-            }
-            false => {
-                writeln!(f, "\nIt does not fit. Each of these changes is enough:")?;
-                single
-            }
-        };
+        let Advice { each_is_enough, changes } = self.advice().map_err(|_| fmt::Error)?;
+        match each_is_enough {
+            true => writeln!(f, "\nIt does not fit. Each of these changes is enough:")?,
+            false => writeln!(f, "\nIt does not fit. Settings to change, each with those before it:")?,
+        }
         let longest = changes.iter().map(|change| change.overrides.join(" ").len()).max().unwrap_or(0);
         for Change { overrides, peak, fits } in &changes {
             let fits = if *fits { "  fits" } else { "" };

@@ -129,20 +129,15 @@ impl Mixture {
     /// Refuses what cannot be known of a teacher of which the likeliest tokens are stored.
     ///
     /// # Errors
-    /// As [`Mixture::check_on_card`].
+    /// A temperature other than 1.
     pub fn check_stored(&self) -> Result<()> {
-        let what = match self {
-            _ if self.is_plain() => return Ok(()),
-            Self { from_middle: true, .. } => {
-                "kd_loss=generalized_jsd is not computed of stored tokens, for now: remove \
-                 teacher_logits, or set kd_loss=symmetric_kl"
-            }
-            _ => {
-                "kd_temperature needs the teacher's logits of all tokens, for what the tokens that are not stored have together at \
-                 another temperature is not known: remove teacher_logits, or set kd_temperature=1"
-            }
-        };
-        Err(Error::setup(what))
+        if self.temperature == 1.0 {
+            return Ok(());
+        }
+        Err(Error::setup(
+            "kd_temperature needs the teacher's logits of all tokens, for what the tokens that are not stored have together at \
+             another temperature is not known: remove teacher_logits, or set kd_temperature=1",
+        ))
     }
 
     /// Whether the two are compared with each other, at a temperature of 1.

@@ -28,7 +28,7 @@ pub use ppo::{AdvantageKeys, Clipped, PpoLoss, UpdateKeys};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
 };
-pub use reference::{Reference, ReferenceChoice};
+pub use reference::{Questions, Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts, texts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};

@@ -1,12 +1,13 @@
 //! The model that answers are compared with: what it says of them stays what it was before training.
 
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tune_config::Config;
 
 use super::mismatched;
+use super::teacher_files::key;
 use crate::data::{Batch, Loader, Span};
+use crate::distributed::Group;
 use crate::models::Decoder;
 use crate::{Error, Result, engine};
 
@@ -29,44 +30,53 @@ pub enum Reference {
     Absent,
     /// It is asked at each step.
     Model(Box<Decoder>),
-    /// What it said of each sample, by a hash of the sample.
+    /// What it said of each sample, by a key that is a hash of the sample.
     Said(BTreeMap<u64, f64>),
 }
 
 impl Reference {
-    /// Asks a model about all samples of some data. Waits until all of it is tokenized. Of a model that is divided among
-    /// processes, each asks about its share of the batches, and all know all answers.
+    /// Asks a model about all samples. Waits until all data is tokenized. Of a model that is divided among processes, each asks about its
+    /// share of the batches, and all know all answers.
     ///
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
-    pub fn ask<'a>(model: &Decoder, data: impl IntoIterator<Item = &'a Loader>) -> Result<Self> {
+    pub fn ask(model: &Decoder, questions: &Questions<'_>) -> Result<Self> {
         let mut asked = Asked { model, known: HashSet::new(), said: Vec::new() };
-        data.into_iter().try_for_each(|loader| asked.about(&mut loader.epoch(0).batches(0)))?;
-        asked.reference()
+        questions.each_source(&mut |batches| asked.about(batches).map(|()| true))?;
+        Self::said(model.mesh().all(), asked.said)
     }
 
-    /// The same for a loss that asks how far a model has moved: it is asked about the [`mismatched`] answers, too, of the batches that
-    /// these epochs train on, at most `most` of each, and of the validation data's. As they hang on who shares a batch, each epoch has
-    /// others where data is shuffled. About each it is asked once.
+    /// What the processes of a group know together, samples by their keys.
     ///
     /// # Errors
-    /// As [`Reference::ask`].
-    pub fn ask_how_far(
-        model: &Decoder,
-        (train, epochs, most): (&Loader, u64, usize),
-        validation: Option<&Loader>,
-        max_seq_len: Option<usize>,
-    ) -> Result<Self> {
-        let mut asked = Asked { model, known: HashSet::new(), said: Vec::new() };
-        let validation = validation.map(|loader| (loader, 1, usize::MAX));
-        for (loader, epochs, most) in std::iter::once((train, epochs, most)).chain(validation) {
-            asked.about(&mut loader.epoch(0).batches(0))?;
-            for epoch in 0..epochs {
-                let epoch = loader.epoch(epoch);
-                asked.about(&mut epoch.batches(0).take(most).map(|batch| Ok(mismatched(&batch?, max_seq_len))))?;
+    /// As [`Group::gathered`].
+    pub(crate) fn said(group: &Group, mine: Vec<(u64, f64)>) -> Result<Self> {
+        let mine = mine.into_iter().map(|(sample, said)| [sample, said.to_bits()]).collect();
+        let all: Vec<[u64; 2]> = group.gathered("what the reference model says", mine)?;
+        Ok(Self::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
+    }
+
+    /// Whether a model was asked about all of these samples before the first step.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized.
+    pub(crate) fn knows(&self, questions: &Questions<'_>) -> Result<bool> {
+        let said = match self {
+            Self::Said(said) if !said.is_empty() => said,
+            _ => return Ok(false),
+        };
+        let mut knows = true;
+        questions.each_source(&mut |batches| {
+            for batch in batches {
+                let batch = batch?;
+                knows = batch.spans.iter().all(|span| said.contains_key(&key(&batch, span)));
+                if !knows {
+                    break;
+                }
             }
-        }
-        asked.reference()
+            Ok(knows)
+        })?;
+        Ok(knows)
     }
 
     /// Its log-probability of each of a batch's samples, a sum over trained tokens, in the order of the spans; nothing where
@@ -80,7 +90,7 @@ impl Reference {
             Self::Model(model) => Ok(sums(batch, &engine::log_probs(model, batch)?)),
             Self::Said(said) => {
                 let known = |(span, origin): (&Span, &String)| {
-                    said.get(&hash(batch, span)).copied().ok_or_else(|| {
+                    said.get(&key(batch, span)).copied().ok_or_else(|| {
                         Error::Training(format!("{origin}: the reference model was not asked about this sample"))
                     })
                 };
@@ -90,12 +100,64 @@ impl Reference {
     }
 }
 
-/// What a model said so far, each sample by its hash.
+/// The samples that a reference model is asked about before the first step.
+#[derive(Clone, Copy)]
+pub struct Questions<'a> {
+    train: &'a Loader,
+    validation: Option<&'a Loader>,
+    mismatched: Option<Mismatched>,
+}
+
+/// Which of the training data's batches are made into [`mismatched`] answers.
+#[derive(Debug, Clone, Copy)]
+struct Mismatched {
+    epochs: u64,
+    most_batches: usize,
+    max_seq_len: Option<usize>,
+}
+
+/// Is shown the batches of a source, and says whether it wants more.
+type See<'s> = &'s mut dyn FnMut(&mut dyn Iterator<Item = Result<Batch>>) -> Result<bool>;
+
+impl<'a> Questions<'a> {
+    /// All samples of some data.
+    pub fn about(train: &'a Loader, validation: Option<&'a Loader>) -> Self {
+        Self { train, validation, mismatched: None }
+    }
+
+    /// With those that a loss needs which asks how far a model has moved: the [`mismatched`] answers, cut to `max_seq_len` tokens, of the
+    /// batches that these epochs train on, at most `most_batches` of each, and of the validation data's. As they hang on who shares a batch,
+    /// each epoch has others where data is shuffled. A model is asked about each once.
+    #[must_use]
+    pub fn with_mismatched(self, epochs: u64, most_batches: usize, max_seq_len: Option<usize>) -> Self {
+        Self { mismatched: Some(Mismatched { epochs, most_batches, max_seq_len }), ..self }
+    }
+
+    /// Shows the batches of one source after those of another, until `see` says that it is enough.
+    fn each_source(&self, see: See<'_>) -> Result<()> {
+        for (loader, is_trained) in std::iter::once((self.train, true)).chain(self.validation.map(|it| (it, false))) {
+            if !see(&mut loader.epoch(0).batches(0))? {
+                return Ok(());
+            }
+            let Some(Mismatched { epochs, most_batches, max_seq_len }) = self.mismatched else { continue };
+            let (epochs, most) = if is_trained { (epochs, most_batches) } else { (1, usize::MAX) };
+            for epoch in 0..epochs {
+                let epoch = loader.epoch(epoch);
+                if !see(&mut epoch.batches(0).take(most).map(|batch| Ok(mismatched(&batch?, max_seq_len))))? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a model said so far, each sample by its key.
 struct Asked<'a> {
     model: &'a Decoder,
     /// The samples that some process has asked about: the same in all.
     known: HashSet<u64>,
-    said: Vec<[u64; 2]>,
+    said: Vec<(u64, f64)>,
 }
 
 impl Asked<'_> {
@@ -107,8 +169,7 @@ impl Asked<'_> {
             let Some(batch) = unknown(batch?, &mut self.known) else { continue };
             if rest == group.rank() {
                 let of_samples = sums(&batch, &engine::log_probs(self.model, &batch)?);
-                let hashes = batch.spans.iter().map(|span| hash(&batch, span));
-                self.said.extend(hashes.zip(of_samples).map(|(hash, said)| [hash, said.to_bits()]));
+                self.said.extend(batch.spans.iter().map(|span| key(&batch, span)).zip(of_samples));
             }
             rest = (rest + 1) % group.world_size();
         }
@@ -118,17 +179,11 @@ impl Asked<'_> {
         }
         Ok(())
     }
-
-    /// What all processes were told.
-    fn reference(self) -> Result<Reference> {
-        let all = self.model.mesh().all().gathered("what the reference model says", self.said)?;
-        Ok(Reference::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
-    }
 }
 
 /// The samples of a batch that are not known, if there are any; they are then. What a model says of one does not depend on the others.
 fn unknown(batch: Batch, known: &mut HashSet<u64>) -> Option<Batch> {
-    let new: Vec<bool> = batch.spans.iter().map(|span| known.insert(hash(&batch, span))).collect();
+    let new: Vec<bool> = batch.spans.iter().map(|span| known.insert(key(&batch, span))).collect();
     if new.iter().all(|is_new| *is_new) {
         return Some(batch);
     }
@@ -141,13 +196,6 @@ fn unknown(batch: Batch, known: &mut HashSet<u64>) -> Option<Batch> {
 /// The sum over each sample of a batch.
 fn sums(batch: &Batch, log_probs: &[f64]) -> Vec<f64> {
     batch.spans.iter().map(|span| log_probs[batch.positions_of(span)].iter().sum()).collect()
-}
-
-fn hash(batch: &Batch, span: &Span) -> u64 {
-    let positions = batch.positions_of(span);
-    let mut hasher = DefaultHasher::new();
-    (&batch.input_ids[positions.clone()], &batch.targets[positions]).hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ pub struct LoraOptions {
     pub new_tokens: Vec<String>,
     /// Tokens whose rows of the embedding table are trained beside the adapters, while all others stay: peft's `trainable_token_indices`.
     pub tokens: TrainedTokens,
+    /// The same of an output layer that is not the embedding table.
+    pub output_tokens: TrainedTokens,
     /// The names of the weights that are trained whole, in options that are [resolved](Self::resolved).
     pub whole: BTreeSet<String>,
     /// By their names, the only layers that get one, each with a rank and scale of its own; where there are none, what is

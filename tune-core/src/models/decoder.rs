@@ -18,7 +18,7 @@ use super::spec::{LayerSpec, ModelSpec};
 use super::start::part_of;
 use super::tokens::{TokenRows, TrainedTokens};
 use super::weights::{Unread, WeightSource};
-use super::whole::{SCORE, SCORES_SEQUENCES};
+use super::whole::{HEAD, SCORE, SCORES_SEQUENCES, TABLE};
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
 use crate::distributed::Mesh;
@@ -50,6 +50,8 @@ pub struct Decoder {
     embed_tokens: Weight,
     /// Rows that stand in for some of the table's, if there are such.
     tokens: Option<TokenRows>,
+    /// The same of an output layer of its own.
+    output_tokens: Option<TokenRows>,
     norm: Tensor,
     lm_head: Linear,
     trainable: Trainable,
@@ -106,8 +108,7 @@ impl Decoder {
                 lora.start.name()
             )));
         }
-        if options.lora.as_ref().is_some_and(|lora| !lora.tokens.is_empty())
-            && !matches!(options.device, Compute::Processor)
+        if options.lora.as_ref().is_some_and(LoraOptions::trains_rows) && !matches!(options.device, Compute::Processor)
         {
             return Err(TrainedTokens::not_on_a_card());
         }
@@ -115,7 +116,7 @@ impl Decoder {
             Builder { config: &config, source, options, mesh, trainable: BTreeMap::new(), used: BTreeSet::new() };
         let c = &config;
         let embed_tokens = builder.matrix(ParamId::Embedding, (c.vocab_size, c.hidden_size))?;
-        let tokens = builder.token_rows(&embed_tokens)?;
+        let tokens = builder.token_rows(ParamId::Tokens, &embed_tokens)?;
         // Grown as weights are found: the number is only what config.json says.
         let mut blocks = Vec::new();
         for index in 0..c.blocks.len() {
@@ -136,6 +137,7 @@ impl Decoder {
         } else {
             builder.linear(ParamId::Output, &c.output())?
         };
+        let output_tokens = builder.token_rows(ParamId::OutputTokens, &lm_head.weight)?;
         builder.refuse_unused(c.tie_word_embeddings)?;
         if options.lora.is_some() && builder.trainable.is_empty() {
             return Err(nothing_to_train());
@@ -145,6 +147,7 @@ impl Decoder {
             blocks,
             embed_tokens,
             tokens,
+            output_tokens,
             norm,
             lm_head,
             trainable,
@@ -214,7 +217,7 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::fetch`], a card that is too small, and a card for a model of which rows of single tokens are trained.
     pub fn compute_on(&mut self, device: &Compute) -> Result<()> {
-        if self.tokens.is_some() && matches!(device, Compute::Card(_)) {
+        if self.has_token_rows() && matches!(device, Compute::Card(_)) {
             return Err(TrainedTokens::not_on_a_card());
         }
         self.fetch()?;
@@ -238,7 +241,7 @@ impl Decoder {
             if self.card.is_some() {
                 return Err(FakeQuantizer::not_on_a_card());
             }
-            if self.tokens.is_some() {
+            if self.has_token_rows() {
                 return Err(TrainedTokens::not_quantized());
             }
             let has_magnitude = |linear: &Linear| linear.adapter.as_ref().is_some_and(|a| a.magnitude.is_some());
@@ -252,6 +255,10 @@ impl Decoder {
     /// How it is computed as if it were quantized, if it is.
     pub fn fake_quantizer(&self) -> Option<FakeQuantizer> {
         self.fake_quantizer
+    }
+
+    fn has_token_rows(&self) -> bool {
+        self.tokens.is_some() || self.output_tokens.is_some()
     }
 
     /// All linear layers.
@@ -280,7 +287,8 @@ impl Decoder {
             let bias = linear.bias.as_ref().map(frozen).transpose()?;
             Ok(Linear { name: linear.name.clone(), weight: frozen_weight(&linear.weight)?, bias, adapter })
         };
-        let mut model = Self { trainable: Trainable::new(BTreeMap::new()), tokens: None, ..self.clone() };
+        let none = Trainable::new(BTreeMap::new());
+        let mut model = Self { trainable: none, tokens: None, output_tokens: None, ..self.clone() };
         model.lm_head = without(&self.lm_head)?;
         model.embed_tokens = match self.config.tie_word_embeddings && self.embed_tokens.is_variable() {
             true => model.lm_head.weight.clone(),
@@ -349,9 +357,14 @@ impl Decoder {
         &self.embed_tokens
     }
 
-    /// The rows that stand in for some of the embedding table's, and of a tied output layer's.
+    /// The rows that stand in for some of the embedding table's.
     pub(crate) fn tokens(&self) -> Option<&TokenRows> {
         self.tokens.as_ref()
+    }
+
+    /// The rows that stand in for some of the output layer's: those of the embedding table where the two are one.
+    pub(crate) fn output_tokens(&self) -> Option<&TokenRows> {
+        if self.config.tie_word_embeddings { self.tokens.as_ref() } else { self.output_tokens.as_ref() }
     }
 
     /// The last norm's weight `[hidden]` and the output layer.
@@ -382,10 +395,7 @@ impl Decoder {
         let mut pieces = Vec::new();
         let table = self.embed_tokens.tensor("model.embed_tokens")?;
         let table = self.piece("model.embed_tokens.weight".to_owned(), table, c.vocab_size, None);
-        pieces.push(match &self.tokens {
-            None => table,
-            Some(tokens) => self.with_tokens(table, tokens),
-        });
+        pieces.push(self.with_tokens(table, self.tokens.as_ref()));
         pieces.push(self.piece("model.norm.weight".to_owned(), &self.norm, c.hidden_size, None));
         for block in &self.blocks {
             let prefix = format!("model.layers.{}", block.index);
@@ -402,14 +412,16 @@ impl Decoder {
         }
         let tied = c.tie_word_embeddings && self.lm_head.adapter.is_none();
         if !tied {
-            pieces.push(self.layer_piece(&self.lm_head, c.outputs())?);
+            let head = self.layer_piece(&self.lm_head, c.outputs())?;
+            pieces.push(self.with_tokens(head, self.output_tokens.as_ref()));
         }
         pieces.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((pieces, tied))
     }
 
-    /// The embedding table with rows of single tokens in it.
-    fn with_tokens<'a>(&'a self, table: Piece<'a>, tokens: &'a TokenRows) -> Piece<'a> {
+    /// A table with rows of single tokens in it, if there are such.
+    fn with_tokens<'a>(&'a self, table: Piece<'a>, tokens: Option<&'a TokenRows>) -> Piece<'a> {
+        let Some(tokens) = tokens else { return table };
         let (name, dtype, shape) = (table.name.clone(), table.dtype, table.shape.clone());
         let make = move || {
             let rows = self.whole("the rows of trained tokens", &tokens.rows, tokens.ids.len())?;
@@ -570,15 +582,20 @@ impl Builder<'_> {
         Ok(tensor)
     }
 
-    /// Rows of single tokens, if some are trained.
-    fn token_rows(&mut self, table: &Weight) -> Result<Option<TokenRows>> {
-        let tokens = self.options.lora.as_ref().map(|lora| &lora.tokens);
-        let Some(tokens) = tokens.filter(|tokens| !tokens.is_empty()) else { return Ok(None) };
+    /// Rows of single tokens of a table, the embedding table's or the output layer's, if some are trained.
+    fn token_rows(&mut self, id: ParamId, table: &Weight) -> Result<Option<TokenRows>> {
+        let Some(lora) = &self.options.lora else { return Ok(None) };
+        let (tokens, name) = match id {
+            ParamId::OutputTokens => (&lora.output_tokens, HEAD),
+            _ => (&lora.tokens, TABLE),
+        };
+        if tokens.is_empty() {
+            return Ok(None);
+        }
         let count = tokens.ids.len();
         let here = self.mesh.divides().then(|| self.mesh.shards().share(count));
         let model = (self.config, self.options.dtype);
-        let rows = TokenRows::read(tokens, model, table, self.source, here)?;
-        let id = ParamId::Tokens;
+        let rows = TokenRows::read(tokens, model, (name, table), self.source, here)?;
         self.trainable.insert(id.name(self.config), (id, rows.rows.clone(), self.shard(count)));
         Ok(Some(rows))
     }

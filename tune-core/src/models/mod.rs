@@ -52,8 +52,8 @@ pub use spec::{
     Norms, Site,
 };
 pub use start::Begun;
-pub(crate) use tokens::TOKEN_ROWS;
 pub use tokens::TrainedTokens;
+pub(crate) use tokens::{OUTPUT_ROWS, TOKEN_ROWS, TokenRows};
 pub(crate) use weights::uniform;
 pub use weights::{RandomWeights, WeightSource};
 pub(crate) use whole::{HEAD, SCORE, SCORES_SEQUENCES, TABLE, is_saved, module_of};

@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 
 use super::shard::{Here, Shard, gather};
 use super::spec::{BlockNorm, ModelSpec, Site};
-use super::tokens::TOKEN_ROWS;
+use super::tokens::{OUTPUT_ROWS, TOKEN_ROWS};
 use crate::Result;
 
 /// A parameter of a model.
@@ -17,6 +17,8 @@ pub(crate) enum ParamId {
     Embedding,
     /// Rows of single tokens that stand in for those of the embedding table.
     Tokens,
+    /// Rows of single tokens that stand in for those of an output layer of its own.
+    OutputTokens,
     /// A norm of a block.
     Norm(usize, BlockNorm),
     /// A part of a layer of a block.
@@ -48,6 +50,7 @@ impl ParamId {
         match self {
             Self::Embedding => "model.embed_tokens.weight".to_string(),
             Self::Tokens => TOKEN_ROWS.to_string(),
+            Self::OutputTokens => OUTPUT_ROWS.to_string(),
             Self::Norm(block, norm) => {
                 format!("model.layers.{block}.{}.weight", norm.path(model.blocks[block].norms))
             }

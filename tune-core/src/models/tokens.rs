@@ -1,11 +1,12 @@
-//! Rows of the embedding table that are trained beside adapters, while all others stay: peft's `trainable_token_indices`.
+//! Rows of the embedding table and of the output layer that are trained beside adapters, while all others stay: peft's
+//! `trainable_token_indices`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::OfLayer;
+use super::adapter::{LoraOptions, OfLayer};
 use super::linear::Weight;
 use super::spec::ModelSpec;
 use super::weights::WeightSource;
@@ -13,15 +14,22 @@ use super::whole::{HEAD, TABLE, module_of};
 use crate::tokenizer::{Tokenizer, listed};
 use crate::{Error, Result};
 
-/// The name of their parameter.
+/// The name of the parameter that rows of the embedding table are.
 pub(crate) const TOKEN_ROWS: &str = "model.embed_tokens.token_adapter.trainable_tokens_delta";
+/// That of rows of an output layer of its own.
+pub(crate) const OUTPUT_ROWS: &str = "lm_head.token_adapter.trainable_tokens_delta";
+
+/// The keys of the config that name tokens by their ids and by their texts.
+type Keys = [&'static str; 2];
+const OF_TABLE: Keys = ["model.trainable_token_indices", "model.trainable_tokens"];
+const OF_OUTPUT: Keys = ["model.trainable_output_token_indices", "model.trainable_output_tokens"];
 
 /// The tokens whose rows are trained.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrainedTokens {
     /// Their ids, in the order in which their rows are saved.
     pub ids: Arc<[u32]>,
-    /// More of them by their texts, whose ids are to be [looked up](Self::looked_up).
+    /// More of them by their texts, whose ids [`Opened::with_token_ids`](crate::recipe::Opened::with_token_ids) looks up.
     pub texts: Vec<String>,
 }
 
@@ -39,74 +47,52 @@ impl TrainedTokens {
     }
 
     /// The same with the ids of all texts behind those that are there.
-    ///
-    /// # Errors
-    /// A text that is no single token.
-    pub fn looked_up(&self, tokenizer: &Tokenizer) -> Result<Self> {
+    fn looked_up(&self, tokenizer: &Tokenizer, [_, texts]: Keys) -> Result<Self> {
         let mut ids = self.ids.to_vec();
         for text in &self.texts {
             ids.push(tokenizer.token_id(text).ok_or_else(|| {
                 Error::setup(format!(
-                    "model.trainable_tokens: `{text}` is no token of the tokenizer: name tokens as tokenizer.json has them, or add it \
-                     as model.new_tokens"
+                    "{texts}: `{text}` is no token of the tokenizer: name tokens as tokenizer.json has them, or add it as \
+                     model.new_tokens"
                 ))
             })?);
         }
         Ok(Self::of(&ids))
     }
 
-    /// Checks them against a model of which these layers get adapters and these weights are trained whole.
-    ///
-    /// # Errors
-    /// A token that there is not, or that is named twice; a table that is trained whole or has an adapter in its role as output layer.
-    pub(super) fn check(
-        &self,
-        model: &ModelSpec,
-        adapted: &BTreeMap<String, OfLayer>,
-        whole: &BTreeSet<String>,
-    ) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let refuse = |what: String| Err(Error::setup(format!("model.trainable_token_indices: {what}")));
+    /// Checks that they are rows of a `table` of the model, each named once, and that the table is not trained `whole`.
+    fn check(&self, [ids, texts]: Keys, model: &ModelSpec, table: &str, whole: bool) -> Result<()> {
+        let refuse = |what: String| Err(Error::setup(format!("{ids}: {what}")));
         if let Some(id) = self.ids.iter().find(|&&id| id as usize >= model.vocab_size) {
             return refuse(format!(
-                "{id} is no token of the model: its embedding table has {} rows, of the tokens 0 to {}",
+                "{id} is no token of the model: its {table} has {} rows, of the tokens 0 to {}",
                 model.vocab_size,
                 model.vocab_size.saturating_sub(1)
             ));
         }
         let mut seen = BTreeSet::new();
         if let Some(id) = self.ids.iter().find(|id| !seen.insert(**id)) {
-            return refuse(format!("the token {id} is named twice, here or by its text in model.trainable_tokens"));
+            return refuse(format!("the token {id} is named twice, here or by its text in {texts}"));
         }
-        if whole.contains(TABLE) {
-            return refuse(
-                "the embedding table is trained whole, by model.modules_to_save or for model.new_tokens, and these rows with it: \
-                 name tokens here or the table there"
-                    .to_owned(),
-            );
+        if whole {
+            return refuse(format!(
+                "the {table} is trained whole, by model.modules_to_save or for model.new_tokens, and these rows with it: name tokens \
+                 here or the {table} there"
+            ));
         }
-        if model.tie_word_embeddings && adapted.contains_key(module_of(HEAD)) {
-            return refuse(
-                "the output layer of this model is its embedding table, of which these rows are trained, and gets an adapter: leave \
-                 `lm_head` out (model.apply_lora_to_output=false)"
-                    .to_owned(),
-            );
+        match model.scores {
+            Some(_) => {
+                refuse("rows are not trained below a head that scores sequences, for now: leave them out".to_owned())
+            }
+            None => Ok(()),
         }
-        if model.scores.is_some() {
-            return refuse(
-                "rows are not trained below a head that scores sequences, for now: leave them out".to_owned(),
-            );
-        }
-        Ok(())
     }
 
     /// Why a model that a card computes does not train them.
     pub(crate) fn not_on_a_card() -> Error {
         Error::setup(
-            "model.trainable_token_indices: rows of single tokens are trained on the processor alone, for now: set device=cpu, or train \
-             the whole table (model.modules_to_save=[embed_tokens])",
+            "model.trainable_token_indices, model.trainable_output_token_indices: rows of single tokens are trained on the processor \
+             alone, for now: set device=cpu, or train the whole tables (model.modules_to_save=[embed_tokens, lm_head])",
         )
     }
 
@@ -130,7 +116,73 @@ impl TrainedTokens {
     }
 }
 
-/// Rows that are trained and stand in for those of a frozen embedding table, and of the output layer where that is the same table.
+impl LoraOptions {
+    /// Whether rows of single tokens are trained.
+    pub(crate) fn trains_rows(&self) -> bool {
+        !self.tokens.is_empty() || !self.output_tokens.is_empty()
+    }
+
+    /// Whether tokens are named by their texts, whose ids are to be looked up.
+    pub(crate) fn names_tokens(&self) -> bool {
+        !self.tokens.texts.is_empty() || !self.output_tokens.texts.is_empty()
+    }
+
+    /// The same with the ids of all tokens that are named by their texts.
+    ///
+    /// # Errors
+    /// A text that is no single token.
+    pub(crate) fn with_tokens_looked_up(self, tokenizer: &Tokenizer) -> Result<Self> {
+        let tokens = self.tokens.looked_up(tokenizer, OF_TABLE)?;
+        let output_tokens = self.output_tokens.looked_up(tokenizer, OF_OUTPUT)?;
+        Ok(Self { tokens, output_tokens, ..self })
+    }
+
+    /// Checks the tokens whose rows are trained against a model of which these layers get adapters and these weights are trained whole.
+    ///
+    /// # Errors
+    /// A token that there is not, or that is named twice; a table that is trained whole; an output layer that has an adapter, or that is
+    /// the embedding table where its own rows are named.
+    pub(super) fn check_tokens(
+        &self,
+        model: &ModelSpec,
+        adapted: &BTreeMap<String, OfLayer>,
+        whole: &BTreeSet<String>,
+    ) -> Result<()> {
+        let refuse = |[ids, _]: Keys, what: &str| Err(Error::setup(format!("{ids}: {what}")));
+        let has_adapter = adapted.contains_key(module_of(HEAD));
+        if !self.tokens.is_empty() {
+            self.tokens.check(OF_TABLE, model, "embedding table", whole.contains(TABLE))?;
+            if model.tie_word_embeddings && has_adapter {
+                return refuse(
+                    OF_TABLE,
+                    "the output layer of this model is its embedding table, of which these rows are trained, and gets an adapter: leave \
+                     `lm_head` out (model.apply_lora_to_output=false)",
+                );
+            }
+        }
+        if !self.output_tokens.is_empty() {
+            if model.tie_word_embeddings {
+                return refuse(
+                    OF_OUTPUT,
+                    "the output layer of this model is its embedding table: name the tokens in model.trainable_token_indices, whose rows \
+                     are those of both",
+                );
+            }
+            self.output_tokens.check(OF_OUTPUT, model, "output layer", whole.contains(HEAD))?;
+            if has_adapter {
+                return refuse(
+                    OF_OUTPUT,
+                    "the output layer, of which these rows are trained, gets an adapter, too: leave `lm_head` out \
+                     (model.apply_lora_to_output=false)",
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows that are trained and stand in for those of a frozen embedding table, and of the output layer where that is the same table; or for
+/// those of an output layer of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenRows {
     /// Whose they are, in the order of the rows.
@@ -140,15 +192,15 @@ pub(crate) struct TokenRows {
 }
 
 impl TokenRows {
-    /// The rows of tokens as a model of `dtype` has them, in f32: those of the table that is read from `source`. `here` says which of
-    /// them are this process's; `None` where it has the whole table.
+    /// The rows of tokens as a model of `dtype` has them, in f32: those of the table, a weight of this name, that is read from `source`.
+    /// `here` says which of them are this process's; `None` where it has the whole table.
     ///
     /// # Errors
     /// Texts without ids, and those of the source.
     pub(super) fn read(
         tokens: &TrainedTokens,
         (model, dtype): (&ModelSpec, DType),
-        table: &Weight,
+        (name, table): (&str, &Weight),
         source: &dyn WeightSource,
         here: Option<std::ops::Range<usize>>,
     ) -> Result<Self> {
@@ -170,7 +222,7 @@ impl TokenRows {
                     Ok(row.to_dtype(dtype)?)
                 }
                 Weight::Tensor(table) if is_whole => Ok(table.narrow(0, at, 1)?.force_contiguous()?),
-                _ => source.rows(TABLE, &[model.vocab_size, width], at..at + 1, dtype, &Device::Cpu),
+                _ => source.rows(name, &[model.vocab_size, width], at..at + 1, dtype, &Device::Cpu),
             }
         };
         let of_rows = if dtype == DType::F64 { DType::F64 } else { DType::F32 };

@@ -83,7 +83,7 @@ impl LoraOptions {
                 )));
             }
         }
-        self.tokens.check(model, adapted, &whole)?;
+        self.check_tokens(model, adapted, &whole)?;
         Ok(whole)
     }
 

@@ -11,7 +11,7 @@ use super::update::{UpdateRule, squared_norm, update};
 use super::values::Real;
 use super::{AdamW, Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
-use crate::models::{HEAD, Parameter, Piece, SCORE, TABLE, TOKEN_ROWS, Trainable};
+use crate::models::{HEAD, OUTPUT_ROWS, Parameter, Piece, SCORE, TABLE, TOKEN_ROWS, Trainable};
 use crate::offload::OffloadFile;
 
 /// The iteration's coefficients: those that raise small singular values fastest, and leave all between 0.7 and 1.2.
@@ -84,7 +84,7 @@ impl Muon {
 
     /// Whether a parameter of this name and shape is moved as a matrix.
     pub(super) fn is_for(name: &str, dims: &[usize]) -> bool {
-        dims.len() == 2 && ![TABLE, TOKEN_ROWS, HEAD, SCORE].contains(&name)
+        dims.len() == 2 && ![TABLE, TOKEN_ROWS, HEAD, OUTPUT_ROWS, SCORE].contains(&name)
     }
 
     /// The learning rate of the others where that of matrices is `lr`, on a schedule.

@@ -59,6 +59,12 @@ pub struct AdapterKeys {
     /// The same by their texts, which the tokenizer has as single tokens: `<|im_start|>`, say.
     #[config(default, one_or_many)]
     pub trainable_tokens: Vec<String>,
+    /// Tokens by their ids whose rows of an output layer that is not the embedding table are trained, too: what predicts these tokens.
+    #[config(default, one_or_many)]
+    pub trainable_output_token_indices: Vec<u32>,
+    /// The same by their texts.
+    #[config(default, one_or_many)]
+    pub trainable_output_tokens: Vec<String>,
     /// How a fresh adapter begins.
     #[config(default)]
     pub init_lora_weights: Start,
@@ -194,6 +200,10 @@ impl LoraModel {
                 ids: self.adapters.trainable_token_indices.as_slice().into(),
                 texts: self.adapters.trainable_tokens.clone(),
             },
+            output_tokens: TrainedTokens {
+                ids: self.adapters.trainable_output_token_indices.as_slice().into(),
+                texts: self.adapters.trainable_output_tokens.clone(),
+            },
             base_adapters: self.adapters.base_adapters.clone(),
             whole: BTreeSet::new(),
             layers: BTreeMap::new(),
@@ -253,6 +263,8 @@ impl LoraOrFullModel {
                 ("new_tokens", !self.adapters.new_tokens.is_empty()),
                 ("trainable_token_indices", !self.adapters.trainable_token_indices.is_empty()),
                 ("trainable_tokens", !self.adapters.trainable_tokens.is_empty()),
+                ("trainable_output_token_indices", !self.adapters.trainable_output_token_indices.is_empty()),
+                ("trainable_output_tokens", !self.adapters.trainable_output_tokens.is_empty()),
                 ("use_rslora", self.adapters.use_rslora),
                 ("use_dora", self.adapters.use_dora),
                 ("pissa_niter", self.adapters.pissa_niter.is_some()),

@@ -12,10 +12,10 @@ use candle_core::{DType, Tensor};
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
 pub use targets::Targets;
 
-use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, TargetModules};
+use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, OUTPUT, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
-use crate::models::{Begun, Decoder, HEAD, ModelSpec, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
+use crate::models::{Begun, Decoder, HEAD, ModelSpec, OUTPUT_ROWS, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, TrainedTokens};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -116,6 +116,9 @@ impl LoraOptions {
             save => format!("; beside them {}, whole", listed(save)),
         };
         let tokens = self.tokens.describe().map_or_else(String::new, |tokens| format!("; beside them {tokens}"));
+        let of_output = self.output_tokens.describe();
+        let of_output =
+            of_output.map_or_else(String::new, |tokens| format!("; beside them {tokens} of the output layer"));
         let kind = if self.dora { "DoRA adapters" } else { "adapters" };
         let begin = match self.start.takes_of_weight() {
             true => format!(
@@ -124,13 +127,14 @@ impl LoraOptions {
             ),
             false => String::new(),
         };
-        Ok(format!("{kind} of {ranks} on {}{whole}{tokens}{begin}", on.join(", ")))
+        Ok(format!("{kind} of {ranks} on {}{whole}{tokens}{of_output}{begin}", on.join(", ")))
     }
 
     /// The tokens whose rows are trained, as peft has them.
     fn tokens_by_module(&self) -> BTreeMap<String, Vec<u32>> {
-        let ids = self.tokens.ids.to_vec();
-        if ids.is_empty() { BTreeMap::new() } else { BTreeMap::from([(EMBEDDING.to_owned(), ids)]) }
+        let both = [(EMBEDDING, &self.tokens), (OUTPUT, &self.output_tokens)].into_iter();
+        let named = both.filter(|(_, tokens)| !tokens.ids.is_empty());
+        named.map(|(module, tokens)| (module.to_owned(), tokens.ids.to_vec())).collect()
     }
 
     /// The adapters that these stand on.
@@ -272,15 +276,20 @@ impl LoraOptions {
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
         if config.tokens != self.tokens_by_module() {
-            let theirs = tokens_of(config, dir)?;
-            return Err(Error::file(
-                dir,
-                format!(
+            let [table, output] = tokens_of(config, dir)?;
+            let what = match output.ids == self.output_tokens.ids {
+                true => format!(
                     "has rows of the tokens {:?}, and this run trains those of {:?}: set model.trainable_token_indices={:?}, and leave \
                      model.trainable_tokens out",
-                    theirs.ids, self.tokens.ids, theirs.ids
+                    table.ids, self.tokens.ids, table.ids
                 ),
-            ));
+                false => format!(
+                    "has rows of the output layer for the tokens {:?}, and this run trains those of {:?}: set \
+                     model.trainable_output_token_indices={:?}, and leave model.trainable_output_tokens out",
+                    output.ids, self.output_tokens.ids, output.ids
+                ),
+            };
+            return Err(Error::file(dir, what));
         }
         let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
         if sums(&config.base_adapters) != sums(&self.below()?) {
@@ -368,7 +377,7 @@ impl LoraOptions {
     /// An adapter that cannot be read, or on a layer that cannot carry one here.
     pub fn of_folder(dir: &Path) -> Result<Self> {
         let (config, tensors) = crate::checkpoint::peft::read(dir)?;
-        let tokens = tokens_of(&config, dir)?;
+        let [tokens, output_tokens] = tokens_of(&config, dir)?;
         let mut modules = Vec::new();
         let mut layers = BTreeMap::new();
         for name in crate::checkpoint::peft::modules(tensors.keys()) {
@@ -389,25 +398,26 @@ impl LoraOptions {
         }
         let (rank, alpha, rslora, dora) = (config.r, config.alpha, config.use_rslora, config.use_dora);
         let save = config.modules_to_save;
-        Ok(Self { modules, rank, alpha, rslora, dora, save, tokens, layers, ..Self::default() })
+        Ok(Self { modules, rank, alpha, rslora, dora, save, tokens, output_tokens, layers, ..Self::default() })
     }
 }
 
-/// The tokens of which an adapter brings rows of the embedding table along.
+/// The tokens of which an adapter brings rows of the embedding table along, and of the output layer.
 ///
 /// # Errors
 /// Rows of other modules.
-fn tokens_of(config: &AdapterConfig, dir: &Path) -> Result<TrainedTokens> {
-    if let Some(module) = config.tokens.keys().find(|module| *module != EMBEDDING) {
+fn tokens_of(config: &AdapterConfig, dir: &Path) -> Result<[TrainedTokens; 2]> {
+    if let Some(module) = config.tokens.keys().find(|module| ![EMBEDDING, OUTPUT].contains(&module.as_str())) {
         return Err(Error::file(
             dir,
             format!(
-                "brings along rows of single tokens for `{module}` (trainable_token_indices); those of `{EMBEDDING}` alone are trained \
-                 here: merge it (`tune merge`), and go on from the merged model"
+                "brings along rows of single tokens for `{module}` (trainable_token_indices); those of `{EMBEDDING}` and `{OUTPUT}` alone \
+                 are trained here: merge it (`tune merge`), and go on from the merged model"
             ),
         ));
     }
-    Ok(config.tokens.get(EMBEDDING).map_or_else(TrainedTokens::default, |ids| TrainedTokens::of(ids)))
+    let of = |module: &str| config.tokens.get(module).map_or_else(TrainedTokens::default, |ids| TrainedTokens::of(ids));
+    Ok([EMBEDDING, OUTPUT].map(of))
 }
 
 /// The names of layers that a config is to have: the last parts, where all layers of a model that are called so are meant.
@@ -486,7 +496,7 @@ pub fn adapter_weights(model: &Decoder) -> Result<Tensors> {
     let now = |of: &Parameter| {
         let here = of.var().as_detached_tensor();
         // The model's own weights stay in its type.
-        let is_adapter = of.name().contains(".lora_") || **of.name() == *TOKEN_ROWS;
+        let is_adapter = of.name().contains(".lora_") || [TOKEN_ROWS, OUTPUT_ROWS].contains(&&**of.name());
         of.whole(&if is_adapter { here.to_dtype(DType::F32)? } else { here.copy()? })
     };
     let mut all: Tensors =

@@ -23,7 +23,7 @@ use crate::{Error, Result};
     compile = "everything here is compiled",
     profiler = "use a profiler of the system, such as perf",
     log_peak_memory_stats = "the peak is always logged",
-    enable_activation_offloading = "activations stay where they are made; activation_offload_dir=FOLDER keeps them in a file"
+    enable_activation_offloading = "activations stay where they are made; on the processor, activation_offload_dir=FOLDER keeps them in a file"
 ))]
 pub struct RunKeys {
     /// Checkpoints, logs and the resolved config go here.

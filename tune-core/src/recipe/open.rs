@@ -196,11 +196,6 @@ impl Outline {
 }
 
 impl Opened {
-    /// The data, that of the training first.
-    pub fn data(&self) -> impl Iterator<Item = &Loader> {
-        std::iter::once(&self.train_data).chain(&self.validation_data)
-    }
-
     /// How batches become steps and epochs, those of all processes.
     pub fn plan(&self) -> Plan {
         self.outline.plan()
@@ -222,7 +217,9 @@ impl Opened {
     #[must_use]
     pub fn with_token_ids(&self, lora: LoraOptions) -> LoraOptions {
         match &self.outline.trained {
-            Trained::Adapters { lora: found, .. } => LoraOptions { tokens: found.tokens.clone(), ..lora },
+            Trained::Adapters { lora: found, .. } => {
+                LoraOptions { tokens: found.tokens.clone(), output_tokens: found.output_tokens.clone(), ..lora }
+            }
             Trained::Weights => lora,
         }
     }

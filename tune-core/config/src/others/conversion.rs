@@ -61,7 +61,7 @@ impl<'a> Conversion<'a> {
     }
 
     /// A value of theirs at a key of ours.
-    fn ours(&mut self, entry: &Entry, path: &str, kind: Kind) {
+    pub(super) fn ours(&mut self, entry: &Entry, path: &str, kind: Kind) {
         if !fits(&entry.value, kind) {
             let (key, words) = (&entry.key, kind.words());
             let error = Diagnostic::error(codes::WRONG_TYPE, format!("`{key}` must be {words}"));

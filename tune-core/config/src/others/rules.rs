@@ -147,3 +147,11 @@ pub(super) fn find(tables: &[&'static [Row]], key: &str) -> Option<&'static Row>
 
 /// A switch that is off.
 pub(super) const OFF: &[&str] = &["false", "0"];
+
+/// Of activations that others move away from a card.
+pub(super) const ACTIVATIONS_STAY: &str = "activations stay in the memory of what computes them";
+pub(super) const ACTIVATIONS_TO_DISK: &str = "set enable_activation_checkpointing=true; on the processor, \
+                                              activation_offload_dir=FOLDER keeps what that leaves in a file";
+/// Of a file of settings for DeepSpeed.
+pub(super) const DEEPSPEED: &str = "several processes are started by `tune run --nproc-per-node N`; what its `offload_optimizer` has on a \
+                                    disk (`nvme`), optimizer.offload_dir=FOLDER keeps in a file, on the processor";

@@ -4,7 +4,7 @@ use super::common::{self, OptimizerKeys, ScheduleKeys};
 use super::conversion::Conversion;
 use super::draft::{self, Draft};
 use super::rules::Kind::{Bool, Whole};
-use super::rules::{NoEffect, OFF, Row, meaningless, missing, no_effect, ours, read};
+use super::rules::{DEEPSPEED, NoEffect, OFF, Row, meaningless, missing, no_effect, ours, read};
 
 pub(super) const ROWS: &[Row] = &[
     read(&["output_dir"], "`output_dir`"),
@@ -103,7 +103,6 @@ pub(super) const ROWS: &[Row] = &[
             "ddp_timeout",
             "fsdp",
             "fsdp_config",
-            "deepspeed",
             "accelerator_config",
             "parallelism_config",
             "average_tokens_across_devices",
@@ -111,6 +110,7 @@ pub(super) const ROWS: &[Row] = &[
         ],
         "several processes are started by `tune run --nproc-per-node N`; the loss is a mean over the tokens of all",
     ),
+    meaningless(&["deepspeed"], DEEPSPEED),
     meaningless(&["use_cpu", "no_cuda"], "set device=cuda where a card is to train"),
     meaningless(
         &[

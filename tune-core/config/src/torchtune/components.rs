@@ -189,6 +189,10 @@ const fn refused(prefix: &'static str, what: &'static str, instead: &'static str
 
 const PREFERENCES: &str = "start the recipe `dpo`, or train on the preferred answers alone, as `chat` or `instruct`";
 
+const STATE_OFF_CARD: &str = "optimizers whose state is moved between a card and the processor";
+const STATE_TO_DISK: &str =
+    "set optimizer=adamw; on the processor, optimizer.offload_dir=FOLDER keeps its state in a file";
+
 pub(super) const REFUSED: &[Refused] = &[
     refused(
         "torchtune.datasets.preference_dataset",
@@ -206,6 +210,8 @@ pub(super) const REFUSED: &[Refused] = &[
         PREFERENCES,
     ),
     refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
+    refused("torchao.optim.CPUOffloadOptimizer", STATE_OFF_CARD, STATE_TO_DISK),
+    refused("torchao.prototype.low_bit_optim.CPUOffloadOptimizer", STATE_OFF_CARD, STATE_TO_DISK),
     refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
     refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW and Lion", "set optimizer=adamw"),
     refused(

@@ -7,7 +7,7 @@ use tune_yaml::{Node, Value};
 use super::rules::{KeyRule, Rule, TheirDefault, ignored, ignored_if, is_among, only};
 
 const BY_ROWS: &str = "the processes that divide a model divide all of its weights, by rows";
-const IN_MEMORY: &str = "everything stays in the memory of the one device";
+const NOT_MOVED: &str = "activations are not moved between devices";
 const CHECKPOINTING: &str = "enable_activation_checkpointing keeps the input of each block and nothing else";
 
 const ROOT: &[KeyRule] = &[
@@ -19,7 +19,7 @@ const ROOT: &[KeyRule] = &[
     ignored("tensor_parallel_dim", BY_ROWS),
     ignored("tensor_parallel_plan", BY_ROWS),
     ignored("low_cpu_ram", "weights are read one by one, never all at once"),
-    ignored("activation_offloading_use_streams", IN_MEMORY),
+    ignored("activation_offloading_use_streams", NOT_MOVED),
     ignored("ac_mode", CHECKPOINTING),
     ignored("ac_option", CHECKPOINTING),
     ignored("cudnn_deterministic_mode", "runs on the processor are always reproducible"),

@@ -166,12 +166,15 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
         let mut g = vec![0.0; rows * cols];
         let of_target: Vec<f64> = wide.iter().map(|scale| scale * (1.0 - ratio)).collect();
         reference::loss::cross_entropy_back(of, &targets, &of_target, &mut ViewMut::new(&mut g, cols));
-        let shares = [ratio * forward, ratio * (1.0 - forward)];
-        reference::loss::top_divergences_back(of, theirs, shares, &wide, &mut ViewMut::new(&mut g, cols));
+        let general =
+            reference::loss::General { temperature: 1.0, shares: [forward, 1.0 - forward], from_middle: false };
+        let of_divergence: Vec<f64> = wide.iter().map(|scale| scale * ratio).collect();
+        let into = &mut ViewMut::new(&mut g, cols);
+        reference::loss::top_divergences_back(of, theirs, general, &of_divergence, into);
         if let Some(cap) = softcap {
             reference::softcap::backward(of, cap, &mut ViewMut::new(&mut g, cols));
         }
-        let apart = reference::loss::top_divergences(of, theirs).into_iter();
+        let apart = reference::loss::top_divergences(of, theirs, general).into_iter();
         let apart = apart.map(|[to_teacher, to_student]| forward * to_teacher + (1.0 - forward) * to_student);
         let right = [reference::loss::cross_entropy(of, &targets), apart.collect(), g];
         let name = format!("[{rows}, {cols}] + {pad}, {k} known, to {}", D::NAME);

@@ -217,6 +217,9 @@ pub(super) const TOKENS: &str = "trainable_token_indices";
 /// The module whose rows they are where none is named.
 pub(crate) const EMBEDDING: &str = "embed_tokens";
 
+/// The output layer, which may have such rows of its own.
+pub(crate) const OUTPUT: &str = "lm_head";
+
 /// How the names of these rows end, behind their module's.
 const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 

@@ -60,19 +60,28 @@ impl StepOnPaper<'_> {
         let norm = self.norm(ParamId::LastNorm, self.model.hidden_size, read);
         let params = self.layer(paper, &name, weight, self.model.output(), read);
         let params = self.rounded(paper, params, self.fake.and_then(|fake| fake.of_output(self.model)));
-        let tokens = if self.model.tie_word_embeddings { self.token_rows(read) } else { None };
-        (norm, LayerParams { tokens, ..params })
+        let ids = if self.model.tie_word_embeddings { self.ids() } else { self.output_ids() };
+        (norm, LayerParams { tokens: self.rows_of(ids, read), ..params })
     }
 
-    /// The rows of single tokens.
+    /// The rows of single tokens of the embedding table.
     pub(super) fn token_rows<T: Element>(&self, read: Read<'_>) -> Option<TokenParams<Paper<T>>> {
-        let ids = Arc::clone(self.ids()?);
+        self.rows_of(self.ids(), read)
+    }
+
+    fn rows_of<T: Element>(&self, ids: Option<&Arc<[u32]>>, read: Read<'_>) -> Option<TokenParams<Paper<T>>> {
+        let ids = Arc::clone(ids?);
         Some(TokenParams { rows: read(Stored::F32(ids.len() * self.model.hidden_size)), ids })
     }
 
     /// The tokens that have such rows.
     pub(super) fn ids(&self) -> Option<&Arc<[u32]>> {
         self.lora.map(|lora| &lora.tokens.ids).filter(|ids| !ids.is_empty())
+    }
+
+    /// The tokens that have rows of an output layer of its own.
+    fn output_ids(&self) -> Option<&Arc<[u32]>> {
+        self.lora.map(|lora| &lora.output_tokens.ids).filter(|ids| !ids.is_empty())
     }
 
     /// A layer whose weight is rounded, in memory of its own, where there are levels.

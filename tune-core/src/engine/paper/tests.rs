@@ -133,9 +133,10 @@ fn modes() -> Vec<(String, ModelSpec, Option<LoraOptions>, bool, bool)> {
         Some(LoraOptions { tokens: TrainedTokens::of(&[31, 62, 5000]), ..lora(&[QProj], 0.1) }),
         None,
     ];
+    let of_output = Some(LoraOptions { output_tokens: TrainedTokens::of(&[31, 5000]), ..lora(&[QProj], 0.0) });
     let mut modes = Vec::new();
     for tied in [true, false] {
-        for (which, lora) in adapters.iter().enumerate() {
+        for (which, lora) in adapters.iter().chain((!tied).then_some(&of_output)).enumerate() {
             for checkpointing in [true, false] {
                 for in_backward in [true, false] {
                     let name = format!("tied {tied}, adapters {which}, {checkpointing}, {in_backward}");

@@ -283,8 +283,8 @@ impl TeacherFiles {
 /// The way out of files that are not as they should be.
 const AGAIN: &str = "copy it again, or remove the folder and have it made anew";
 
-/// See the [module](self).
-fn key(batch: &Batch, span: &Span) -> u64 {
+/// What stands for a sample, see the [module](self).
+pub(super) fn key(batch: &Batch, span: &Span) -> u64 {
     let positions = batch.positions_of(span);
     let mut hash = Sha256::new();
     for token in batch.input_ids[positions.clone()].iter().chain(&batch.targets[positions]) {

@@ -1,6 +1,6 @@
 //! The `optimizer` key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tune_config::Config;
@@ -108,6 +108,20 @@ impl OptimizerConfig {
     /// The folder that the state is kept in, if it is not in memory.
     pub fn offload_dir(&self) -> Option<&Path> {
         self.groups().offload_dir.as_deref()
+    }
+
+    /// The same with its state kept in this folder.
+    pub(crate) fn offloaded_to(mut self, dir: PathBuf) -> Self {
+        let groups = match &mut self {
+            Self::AdamW(c) | Self::AdamW8bit(c) => &mut c.groups,
+            Self::Sgd(c) => &mut c.groups,
+            Self::Lion(c) => &mut c.groups,
+            Self::Adafactor(c) => &mut c.groups,
+            Self::Muon(c) => &mut c.groups,
+            Self::ScheduleFree(c) => &mut c.groups,
+        };
+        groups.offload_dir = Some(dir);
+        self
     }
 
     /// Why there is nothing that `offload_dir` could keep, if so.

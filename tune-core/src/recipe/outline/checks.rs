@@ -161,7 +161,7 @@ impl Outline {
     /// A card.
     pub(crate) fn check_where_tokens(&self, device: &Compute) -> Result<()> {
         match (&self.trained, device) {
-            (Trained::Adapters { lora, .. }, Compute::Card(_)) if !lora.tokens.is_empty() => {
+            (Trained::Adapters { lora, .. }, Compute::Card(_)) if lora.trains_rows() => {
                 Err(TrainedTokens::not_on_a_card())
             }
             _ => Ok(()),
@@ -174,7 +174,7 @@ impl Outline {
     /// As [`Decoder::fake_quantize`](crate::models::Decoder::fake_quantize).
     pub fn check_fake_quantizer(&self, shape: &ModelSpec, in_blocks: &InBlocks) -> Result<()> {
         let Some(quantizer) = self.fake_quantizer else { return Ok(()) };
-        if matches!(&self.trained, Trained::Adapters { lora, .. } if !lora.tokens.is_empty()) {
+        if matches!(&self.trained, Trained::Adapters { lora, .. } if lora.trains_rows()) {
             return Err(TrainedTokens::not_quantized());
         }
         let has_magnitudes = matches!(&self.trained, Trained::Adapters { lora, .. } if lora.dora);

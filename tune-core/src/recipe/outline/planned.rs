@@ -109,6 +109,7 @@ impl Outline {
                 Trained::Adapters { merged: true, .. } => Some(Copied::WithMerged),
                 _ => Some(Copied::Trained),
             },
+            merges: matches!(&self.trained, Trained::Adapters { merged: true, .. }),
             drawing: self.drawing,
             fake_quantizer: self.fake_quantizer,
             reference,

@@ -21,15 +21,15 @@ impl Outline {
     /// # Errors
     /// A text that is no single token; a tokenizer that cannot be read.
     pub(crate) fn look_up_tokens(&mut self) -> Result<()> {
-        let tokens = match &self.trained {
-            Trained::Adapters { lora, .. } if !lora.tokens.texts.is_empty() => {
+        let found = match &self.trained {
+            Trained::Adapters { lora, .. } if lora.names_tokens() => {
                 let (tokenizer, _) = self.tokenizer(&self.open_base()?, None)?;
-                lora.tokens.looked_up(&tokenizer)?
+                (**lora).clone().with_tokens_looked_up(&tokenizer)?
             }
             _ => return Ok(()),
         };
         if let Trained::Adapters { lora, .. } = &mut self.trained {
-            lora.tokens = tokens;
+            **lora = found;
         }
         Ok(())
     }

@@ -116,7 +116,10 @@ pub(super) const WHAT: &[Row] = &[
         "name layers in model.target_modules, whole modules in model.modules_to_save",
     ),
     ours(&["lora_modules_to_save"], "model.modules_to_save", Texts),
-    ours(&["peft_trainable_token_indices"], "model.trainable_token_indices", Wholes),
+    read(
+        &["peft_trainable_token_indices"],
+        "`model.trainable_token_indices`; of `lm_head`, `model.trainable_output_token_indices`",
+    ),
     ours(&["lora_rank_pattern"], "model.rank_pattern", Numbers),
     ours(&["lora_alpha_pattern"], "model.alpha_pattern", Numbers),
     ours(&["peft_layers_to_transform"], "model.layers_to_transform", Wholes),

@@ -5,11 +5,14 @@ mod keys;
 mod lint;
 mod run_keys;
 
+use tune_yaml::{Entry, Value};
+
 use super::Tool;
 use super::common::{self, OptimizerKeys, ScheduleKeys, shown};
 use super::conversion::{Conversion, Recipe, refusal};
 use super::draft::{self, Draft};
 use super::given::{Given, at_revision, on_the_hub};
+use super::rules::Kind;
 use crate::emit;
 use crate::report::Diagnostic;
 
@@ -138,7 +141,8 @@ fn adapters(c: &mut Conversion<'_>) {
         }
     }
     if !c.recipe.adapters {
-        for key in ["lora_target_modules", "lora_target_linear", "peft_init_lora_weights", "lora_model_dir"] {
+        let of_adapters = ["lora_target_modules", "lora_target_linear", "peft_init_lora_weights", "lora_model_dir"];
+        for key in of_adapters.into_iter().chain(["peft_trainable_token_indices"]) {
             if let Some(entry) = given.entry(key) {
                 c.meaningless(entry, "all weights are trained, and no adapters");
             }
@@ -151,6 +155,9 @@ fn adapters(c: &mut Conversion<'_>) {
     }
     if !targets.is_empty() {
         c.draft.set("model.target_modules", draft::texts(targets), "lora_target_modules, lora_target_linear");
+    }
+    if let Some(entry) = given.entry("peft_trainable_token_indices") {
+        rows_of_tokens(c, entry);
     }
     if let Some(path) = given.text("lora_model_dir") {
         c.draft.set_text("checkpointer.adapter_checkpoint", &on_the_hub(path), "lora_model_dir");
@@ -170,6 +177,24 @@ fn adapters(c: &mut Conversion<'_>) {
                 c.missing(entry, missing, "choose among kaiming, gaussian, pissa, olora");
             }
             _ => {}
+        }
+    }
+}
+
+/// Rows of single tokens: a list is of the embedding table, and in a mapping each list is of the module that it is named by.
+fn rows_of_tokens(c: &mut Conversion<'_>, entry: &Entry) {
+    const OF_TABLE: &str = "model.trainable_token_indices";
+    let Value::Map(modules) = &entry.value.value else {
+        return c.ours(entry, OF_TABLE, Kind::Wholes);
+    };
+    for module in modules {
+        match module.key.as_str() {
+            "embed_tokens" => c.ours(module, OF_TABLE, Kind::Wholes),
+            "lm_head" => c.ours(module, "model.trainable_output_token_indices", Kind::Wholes),
+            name => {
+                let missing = format!("`{}` is neither `embed_tokens` nor `lm_head`", shown(name));
+                c.missing(entry, missing, "train that module whole: lora_modules_to_save");
+            }
         }
     }
 }

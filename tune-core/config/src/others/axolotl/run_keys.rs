@@ -1,7 +1,9 @@
 //! Axolotl's keys of the run: steps, precision, machines, records; and of its plugins.
 
 use crate::others::rules::Kind::Whole;
-use crate::others::rules::{OFF, Row, inside, meaningless, missing, ours, read, removed};
+use crate::others::rules::{
+    ACTIVATIONS_STAY, ACTIVATIONS_TO_DISK, DEEPSPEED, OFF, Row, inside, meaningless, missing, ours, read, removed,
+};
 
 const ATTENTION: &str = "attention is always computed in tiles, without the whole matrix of scores";
 const PROCESSES: &str =
@@ -98,11 +100,12 @@ pub(super) const RUN: &[Row] = &[
         ],
         "each block keeps its input, and nothing else",
     ),
+    missing(&["activation_offloading"], OFF, ACTIVATIONS_STAY, ACTIVATIONS_TO_DISK),
     missing(
-        &["activation_offloading", "layer_offloading"],
+        &["layer_offloading"],
         OFF,
-        "activations and weights stay where they are computed",
-        "set enable_activation_checkpointing=true; `tune plan` says what would make it fit",
+        "weights stay where they are computed",
+        "`tune plan` says what would make it fit",
     ),
     meaningless(
         &["gc_steps", "gc_collect_steps", "torch_empty_cache_steps"],
@@ -150,7 +153,6 @@ pub(super) const RUN: &[Row] = &[
     ),
     meaningless(
         &[
-            "deepspeed",
             "deepcompile",
             "fsdp",
             "fsdp_config",
@@ -173,6 +175,7 @@ pub(super) const RUN: &[Row] = &[
         ],
         PROCESSES,
     ),
+    meaningless(&["deepspeed"], DEEPSPEED),
     meaningless(&["device"], "set device=cuda where a card is to train"),
     missing(
         &[

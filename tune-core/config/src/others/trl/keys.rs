@@ -1,7 +1,7 @@
 //! The keys of TRL's command line, and what becomes of each; those of transformers' trainer are in `trainer`.
 
 use crate::others::rules::Kind::{Bool, Texts};
-use crate::others::rules::{OFF, Row, inside, meaningless, missing, ours, read};
+use crate::others::rules::{ACTIVATIONS_STAY, ACTIVATIONS_TO_DISK, OFF, Row, inside, meaningless, missing, ours, read};
 
 const REMOVE: &str = "remove the key";
 
@@ -76,12 +76,7 @@ pub(super) const ROWS: &[Row] = &[
         "change tokenizer_config.json in a copy of the checkpoint",
     ),
     read(&["loss_type"], "`loss` of `dpo`: dpo, ipo, hinge; of `kto`: kto, apo_zero_unpaired"),
-    missing(
-        &["activation_offloading"],
-        OFF,
-        "activations stay where they are computed",
-        "set enable_activation_checkpointing=true",
-    ),
+    missing(&["activation_offloading"], OFF, ACTIVATIONS_STAY, ACTIVATIONS_TO_DISK),
     meaningless(&["ignore_bias_buffers", "env"], "it is about PyTorch's processes"),
     // Pairs of answers.
     read(

@@ -114,9 +114,11 @@ struct Copies {
     }
 };
 
+// A thread of a block, with a stack of its own. It outlives blocks and launches: making a stack ready takes longer than most threads run.
 struct Fiber {
+    std::unique_ptr<unsigned char[]> stack;
     uint3 at;
-    bool started, done;
+    bool done;
     // What it waits for: a barrier of the block, or its warp in an instruction; null if it can run.
     const char *waits;
     bool waits_for_block;
@@ -124,7 +126,6 @@ struct Fiber {
     std::function<bool()> until;
     Copies copies;
     jmp_buf jump;
-    ucontext_t start;
 };
 
 // What a warp's lanes give each other. Two sets take turns: a lane can be one meeting ahead of another, never two.
@@ -143,10 +144,10 @@ struct Numbered {
 struct Block {
     std::function<void()> body;
     Numbered numbered[16];
+    // All that there ever were; the first `count` are the threads of this launch.
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
-    std::vector<unsigned char> stacks;
-    size_t current, shared_bytes;
+    size_t count, current, shared_bytes;
     jmp_buf scheduler;
     const char *kernel;
 };
@@ -208,7 +209,7 @@ template <typename T> const T *exchange(const char *instruction, const T &mine) 
     T *given = reinterpret_cast<T *>(w.given[w.meeting % 2]);
     memcpy(static_cast<void *>(&given[lane()]), &mine, sizeof(T));
     if (w.arrived == 0) w.instruction = instruction;
-    if (strcmp(w.instruction, instruction) != 0) fail("lanes of a warp are at different instructions");
+    if (w.instruction != instruction && strcmp(w.instruction, instruction) != 0) fail("lanes of a warp are at different instructions");
     if (++w.arrived < 32) {
         pause(instruction, false);
         return given;
@@ -220,13 +221,16 @@ template <typename T> const T *exchange(const char *instruction, const T &mine) 
     return given;
 }
 
+// Runs a thread of one block after the other.
 inline void run_fiber() {
     Block &b = block();
-    b.body();
     Fiber &f = *b.fibers[b.current];
-    if (!f.copies.open.empty() || !f.copies.groups.empty()) fail("ends with copies that nobody waited for");
-    f.done = true;
-    _longjmp(b.scheduler, 1);
+    for (;;) {
+        b.body();
+        if (!f.copies.open.empty() || !f.copies.groups.empty()) fail("ends with copies that nobody waited for");
+        f.done = true;
+        if (_setjmp(f.jump) == 0) _longjmp(b.scheduler, 1);
+    }
 }
 
 // Runs a fiber until it waits or is done.
@@ -236,14 +240,16 @@ __attribute__((noinline)) inline void resume(size_t i) {
     b.current = i;
     threadIdx = f.at;
     if (_setjmp(b.scheduler) != 0) return;
-    if (f.started) _longjmp(f.jump, 1);
-    f.started = true;
-    getcontext(&f.start);
-    f.start.uc_stack.ss_sp = b.stacks.data() + i * STACK;
-    f.start.uc_stack.ss_size = STACK;
-    f.start.uc_link = nullptr;
-    makecontext(&f.start, run_fiber, 0);
-    setcontext(&f.start);
+    if (f.stack) _longjmp(f.jump, 1);
+    f.stack.reset(new unsigned char[STACK]);
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = f.stack.get();
+    // Stacks that all ended at the same part of a page would drive each other out of the cache.
+    start.uc_stack.ss_size = STACK - i * 448 % (STACK / 4);
+    start.uc_link = nullptr;
+    makecontext(&start, run_fiber, 0);
+    setcontext(&start);
 }
 
 inline std::vector<size_t> ordered(size_t count, Order order, std::mt19937 &random) {
@@ -256,14 +262,14 @@ inline std::vector<size_t> ordered(size_t count, Order order, std::mt19937 &rand
 
 inline void run_block(Order order, std::mt19937 &random) {
     Block &b = block();
-    const size_t count = b.fibers.size();
+    const size_t count = b.count;
     memset(shared_begin(), 0xff, shared_end() - shared_begin());
     for (auto &w : b.warps) w.arrived = 0;
     for (Numbered &n : b.numbered) n = {0, 0};
     for (size_t i = 0; i < count; i++) {
         Fiber &f = *b.fibers[i];
         f.at = {unsigned(i % blockDim.x), unsigned(i / blockDim.x % blockDim.y), unsigned(i / blockDim.x / blockDim.y)};
-        f.started = f.done = false;
+        f.done = false;
         f.waits = nullptr;
         f.until = nullptr;
         f.copies = {};
@@ -279,18 +285,19 @@ inline void run_block(Order order, std::mt19937 &random) {
         }
         if (ran) continue;
         size_t done = 0, at_barrier = 0;
-        for (auto &f : b.fibers) {
-            done += f->done;
-            at_barrier += !f->done && f->waits_for_block;
+        for (size_t i = 0; i < count; i++) {
+            const Fiber &f = *b.fibers[i];
+            done += f.done;
+            at_barrier += !f.done && f.waits_for_block;
         }
         if (done == count) break;
         if (at_barrier < count) {
-            for (auto &f : b.fibers)
-                if (!f->done) threadIdx = f->at;
+            for (size_t i = 0; i < count; i++)
+                if (!b.fibers[i]->done) threadIdx = b.fibers[i]->at;
             fail(done ? "a barrier that some threads never reach: they are done"
                       : "a barrier or a warp's instruction that some threads never reach");
         }
-        for (auto &f : b.fibers) f->waits = nullptr, f->waits_for_block = false;
+        for (size_t i = 0; i < count; i++) b.fibers[i]->waits = nullptr, b.fibers[i]->waits_for_block = false;
     }
     const unsigned char *rest = shared_begin() + b.shared_bytes;
     for (; rest < shared_end(); rest++)
@@ -310,9 +317,8 @@ void launch(const char *name, void (*kernel)(Parameters...), dim3 grid, dim3 thr
     b.body = [=] { kernel(static_cast<Parameters>(arguments)...); };
     b.shared_bytes = shared;
     while (b.fibers.size() < count) b.fibers.push_back(std::make_unique<Fiber>());
-    b.fibers.resize(count);
+    b.count = count;
     b.warps.resize(count / 32);
-    if (b.stacks.size() < count * STACK) b.stacks.resize(count * STACK);
     std::mt19937 random(seed);
     for (size_t i : ordered(size_t(grid.x) * grid.y * grid.z, order, random)) {
         blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};

@@ -169,7 +169,7 @@ fn distillation() {
     }
 }
 
-/// Capped logits are those of plain loops, and stay below the cap.
+/// Capped logits are those of plain loops, and stay below the cap; at a temperature they are divided when they are capped.
 #[test]
 fn capped_logits() {
     let Some(card) = card() else { return };
@@ -179,6 +179,10 @@ fn capped_logits() {
     let right = logits(&fixture.model(DType::F64, None));
     let found = logits(&on(&card, fixture.model(DType::F32, None)));
     assert!(error(&found, &right) < 2e-5, "off by {:e}", error(&found, &right));
+    let tempered = |model: &Decoder| engine::log_probs_at(model, &batch, 0.7).unwrap();
+    let right = tempered(&fixture.model(DType::F64, None));
+    let found = tempered(&on(&card, fixture.model(DType::F32, None)));
+    assert!(error(&found, &right) < 2e-5, "at a temperature: off by {:e}", error(&found, &right));
 }
 
 /// A loss and its gradients by name.

@@ -79,7 +79,7 @@ pub(crate) const CASES: [Case; 30] = [
     // The card learns from what the processor's run has stored.
     quick("distill_stored", "distill", F32, &["teacher_logits={path: '{folder}/said', top_k: 16}"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
-    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
+    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap", "temperature=1.3"]),
     case("kto", "kto", F32, &["batch_size=2"]),
     quick("reward", "reward", Both, &["model.lora_dropout=0.1"]),
     case("reward_full", "reward", F32, &["~model"]),
@@ -89,7 +89,7 @@ pub(crate) const CASES: [Case; 30] = [
         F32,
         &["samples=2", "max_new_tokens=4", "kl_coeff=0.1", "ppo_epochs=2", "reward=overlap", "value_lr=1e-4"],
     ),
-    case("ppo_full", "ppo", F32, &["~model", "samples=2", "max_new_tokens=4", "optimizer.lr=1e-4", "reward=overlap"]),
+    case("ppo_full", "ppo", F32, &["~model", "samples=2", "max_new_tokens=4", "optimizer.lr=1e-4", "reward=overlap", "temperature=0.7"]),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];

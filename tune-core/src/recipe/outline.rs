@@ -127,8 +127,6 @@ pub struct Outline {
     pub asks_how_far: bool,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
-    /// What logits are divided by where answers are drawn and learnt from.
-    pub temperature: f64,
     /// What is learnt from a teacher, if there is one.
     pub mixture: Option<Mixture>,
     /// Rows of an update, where these must be whole batches.
@@ -183,7 +181,6 @@ impl Outline {
             judge: None,
             asks_how_far: false,
             drawing: None,
-            temperature: 1.0,
             mixture: None,
             rows_of_update: None,
             fake_quantizer: None,

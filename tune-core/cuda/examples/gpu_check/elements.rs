@@ -19,6 +19,7 @@ pub(crate) fn check<T: Number>(context: &Context, checks: &mut Checks, most: usi
         gate::<T>(context, checks, (rows, cols, pad), seed);
         rows_of::<T>(context, checks, (rows, cols, pad), seed);
         dropout::<T>(context, checks, (rows, cols, pad), seed);
+        scaled_rows::<T>(context, checks, (rows, cols, pad), seed);
     }
     rotary::<T>(context, checks);
     steps::<T>(context, checks);
@@ -185,6 +186,21 @@ fn dropout<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad):
         let mut y = Matrix::<T>::poisoned(context, (rows, cols), pad);
         context.dropped(x.view(), Dropout { p, key }, Some(&on_card), Onto::Other(onto.view()), y.view_mut());
         Ok(vec![y.read(context)?])
+    });
+}
+
+fn scaled_rows<T: Number>(
+    context: &Context,
+    checks: &mut Checks,
+    (rows, cols, pad): (usize, usize, usize),
+    seed: u64,
+) {
+    let (x, factors) = (random::<T>(seed + 1, rows * cols, 2.0), random::<f32>(seed + 2, rows, 2.0));
+    let scaled = widened(&x).into_iter().zip(0..).map(|(x, i)| x * f64::from(factors[i / cols])).collect();
+    checks.compare("rows scaled", T::NAME, &format!("[{rows}, {cols}] + {pad}"), tolerance::<T>(), &[scaled], || {
+        let mut x = Matrix::<T>::of(context, &x, (rows, cols), pad);
+        context.scale_rows(x.view_mut(), &context.upload(&factors));
+        Ok(vec![x.read(context)?])
     });
 }
 

@@ -482,6 +482,12 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().softcap(logits, cap as f32);
     }
 
+    fn multiply_logits(&self, logits: &mut Buffer<f32>, vocab: usize, factor: f64) {
+        let view = logits.view_mut(vocab);
+        let factors = vec![factor; view.shape().0];
+        self.context().scale_rows(view, &self.floats(&factors));
+    }
+
     fn loss(
         &self,
         mut logits: Buffer<f32>,

@@ -73,12 +73,9 @@ impl Outline {
     /// Refuses a loss that the device does not compute.
     ///
     /// # Errors
-    /// On a card: a temperature, and as [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
+    /// On a card as [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
     pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
         match device {
-            Compute::Card(_) if self.temperature != 1.0 => Err(Error::setup(
-                "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1",
-            )),
             Compute::Card(_) => self.mixture.as_ref().map_or(Ok(()), Mixture::check_on_card),
             Compute::Processor => Ok(()),
         }

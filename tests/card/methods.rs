@@ -9,7 +9,7 @@ use tune_core::config::say;
 use tune_core::data::{Batch, IGNORE};
 use tune_core::device::Compute;
 use tune_core::engine::{self, Card, Distilled, Objective, RunOptions, Sequences};
-use tune_core::methods::{Mixture, TokenLoss, TopTokens};
+use tune_core::methods::{DivergenceLoss, GeneralizedJsd, Mixture, TokenLoss, TopTokens};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights, WithHead};
 use tune_core::optim::{AdamW, Gradients};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -126,6 +126,10 @@ fn small(family: &str, hidden: usize, (seed, dtype): (u64, DType), trained: bool
     Decoder::load(spec, &weights, &options).unwrap()
 }
 
+fn jensen(beta: f64) -> DivergenceLoss {
+    DivergenceLoss::JensenShannon(GeneralizedJsd { beta })
+}
+
 #[test]
 fn distillation() {
     let Some(card) = card() else { return };
@@ -138,6 +142,9 @@ fn distillation() {
         ("llama", "llama", Mixture::new(0.7, 1.0), &[(DType::F32, 5e-5), (DType::BF16, 0.12)][..]),
         ("llama", "gemma2", Mixture::new(0.5, 0.25), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
         ("gemma2", "llama", Mixture::new(1.0, 0.0), &[(DType::F32, 5e-5)]),
+        ("llama", "llama", Mixture::new(0.7, 0.25).at(2.0), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
+        ("gemma2", "llama", jensen(0.5).mixed(1.0), &[(DType::F32, 5e-5)]),
+        ("llama", "gemma2", jensen(0.1).mixed(0.25).at(0.5), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
     ] {
         let learn = |dtype: DType, card: Option<&Arc<Card>>| {
             let mut pair = [small(student, 16, (2, dtype), true), small(teacher, 48, (5, dtype), false)];

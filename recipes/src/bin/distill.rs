@@ -97,7 +97,6 @@ impl Recipe for Distillation {
             architecture: cfg.model.architecture,
             reference,
             teacher_logits,
-            mixture: Some(cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature)),
             drawing: cfg.on_policy.as_ref().map(|own| Drawing { samples: 1, max_new_tokens: own.max_new_tokens }),
             evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)

@@ -53,6 +53,9 @@ loss.cu|loss|s/1.0f + 2.0f \* beside.z/1.0f + beside.z/|half the slope of a squa
 distillation.cu|distillation|s/if (known.ids\[i\] == target) g -= of_target;//|a known target counts as any other
 distillation.cu|distillation|s/    __syncthreads();\n    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/|a target is taken out of its row before all have read it
 optim.cu|optim|s/direction > 0 ? lr/direction >= 0 ? lr/|zero has a sign
+general_distillation.cu|general_distillation|s/(by.student - of_student)/by.student/|a divergence from the middle whose gradient has a mean
+general_distillation.cu|general_distillation|s/if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();//|the gradient overwrites logits that are still to be read
+general_distillation.cu|general_distillation|s/tempered \*= __expf(factor \* (most - larger))/tempered *= __expf(most - larger)/|a tempered sum under another maximum
 '
 wanted=" $* "
 number=0

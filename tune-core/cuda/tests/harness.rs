@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 17] = [
+const TESTS: [&str; 18] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -21,6 +21,7 @@ const TESTS: [&str; 17] = [
     "dropout",
     "experts",
     "gate",
+    "general_distillation",
     "loss",
     "norm",
     "optim",

@@ -32,7 +32,7 @@ pub struct Distilled {
 ///
 /// # Errors
 /// As [`forward_backward`](super::forward_backward); a teacher with another vocabulary, in another precision or on another
-/// device; a mixture that a card does not compute.
+/// device.
 pub fn distill(
     student: &Decoder,
     teacher: &Decoder,
@@ -46,9 +46,6 @@ pub fn distill(
         return Err(Error::setup(format!(
             "the teacher has logits of {of_teacher} tokens and the student of {of_student}: they cannot be compared"
         )));
-    }
-    if student.card().is_some() {
-        mixture.check_on_card()?;
     }
     let same_card = match (student.card(), teacher.card()) {
         (None, None) => true,

@@ -110,26 +110,10 @@ impl Mixture {
         Self { temperature, ..self }
     }
 
-    /// Refuses what a card does not compute.
-    ///
-    /// # Errors
-    /// Anything but divergences from each other at a temperature of 1.
-    pub fn check_on_card(&self) -> Result<()> {
-        let what = match self {
-            _ if self.is_plain() => return Ok(()),
-            Self { from_middle: true, .. } => {
-                "kd_loss=generalized_jsd is computed on the processor alone, for now: set \
-                 device=cpu, or kd_loss=symmetric_kl"
-            }
-            _ => "kd_temperature is computed on the processor alone, for now: set device=cpu, or kd_temperature=1",
-        };
-        Err(Error::setup(what))
-    }
-
     /// Refuses what cannot be known of a teacher of which the likeliest tokens are stored.
     ///
     /// # Errors
-    /// As [`Mixture::check_on_card`].
+    /// Anything but divergences from each other at a temperature of 1.
     pub fn check_stored(&self) -> Result<()> {
         let what = match self {
             _ if self.is_plain() => return Ok(()),

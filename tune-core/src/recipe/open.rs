@@ -97,7 +97,6 @@ impl Outline {
         let mesh = Mesh::new(&self.group, layout)?;
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
-        self.check_loss(&device)?;
         self.check_head()?;
         self.check_where_fake(&device)?;
         self.check_where_tokens(&device)?;

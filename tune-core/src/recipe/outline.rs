@@ -22,7 +22,7 @@ use crate::distributed::{self, Group};
 use crate::engine::Loss;
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::{Asked, Copied, Drawing, MemoryPlan, PlannedCard, Processes, ReferencePass, Setting};
-use crate::methods::{Mixture, ReferenceChoice, TeacherFiles, TokenLoss};
+use crate::methods::{ReferenceChoice, TeacherFiles, TokenLoss};
 use crate::models::{
     Architecture, Decoder, FakeQuantizer, FreshWeights, Head, InBlocks, InitConfig, ModelSpec, Quantization,
 };
@@ -127,8 +127,6 @@ pub struct Outline {
     pub asks_how_far: bool,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
-    /// What is learnt from a teacher, if there is one.
-    pub mixture: Option<Mixture>,
     /// Rows of an update, where these must be whole batches.
     pub rows_of_update: Option<usize>,
     /// How the model is computed as if it were quantized, if it is.
@@ -181,7 +179,6 @@ impl Outline {
             judge: None,
             asks_how_far: false,
             drawing: None,
-            mixture: None,
             rows_of_update: None,
             fake_quantizer: None,
             settings,

@@ -152,6 +152,16 @@ fn norm(norm: Norm) -> tune_cuda::Norm {
     tune_cuda::Norm { eps: norm.eps as f32, from_one: norm.from_one }
 }
 
+fn distillation(mixture: Mixture) -> Distillation {
+    let [forward, _] = mixture.shares();
+    Distillation {
+        ratio: mixture.ratio as f32,
+        forward: forward as f32,
+        temperature: mixture.temperature() as f32,
+        from_middle: mixture.middle().is_some(),
+    }
+}
+
 fn curve(activation: Activation) -> tune_cuda::Activation {
     match activation {
         Activation::Silu => tune_cuda::Activation::Silu,
@@ -531,8 +541,7 @@ impl<T: Number> Backend for Cuda<T> {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
-        let (context, [forward, _]) = (self.context(), mixture.shares());
-        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (context, how) = (self.context(), distillation(mixture));
         let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
         let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
         context.distill::<T>(
@@ -555,8 +564,7 @@ impl<T: Number> Backend for Cuda<T> {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
-        let (context, [forward, _]) = (self.context(), mixture.shares());
-        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (context, how) = (self.context(), distillation(mixture));
         let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
         let [log_probs, rest] = [said.log_probs, said.rest].map(|numbers| context.upload(numbers));
         let teacher = tune_cuda::Top { ids: &context.upload(said.ids), log_probs: &log_probs, rest: &rest };

@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::methods::{Mixture, prompts};
+use crate::methods::prompts;
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -68,17 +68,6 @@ impl Outline {
             Compute::Processor => return Ok(()),
         };
         Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
-    }
-
-    /// Refuses a loss that the device does not compute.
-    ///
-    /// # Errors
-    /// On a card as [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
-    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
-        match device {
-            Compute::Card(_) => self.mixture.as_ref().map_or(Ok(()), Mixture::check_on_card),
-            Compute::Processor => Ok(()),
-        }
     }
 
     /// Refuses what cannot be kept in a file.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 18] = [
+const TESTS: [&str; 21] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -25,8 +25,11 @@ const TESTS: [&str; 18] = [
     "loss",
     "norm",
     "optim",
+    "optim_8bit",
+    "optim_means",
     "rotary",
     "rows",
+    "token_columns",
 ];
 
 /// Mutants of `harness/mutants.sh` that are quick to build: a missing barrier, a wrong reduction, an off-by-one, a race in

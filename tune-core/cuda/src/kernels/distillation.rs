@@ -11,11 +11,8 @@ const TOP_PARAMETERS: &str = "pppppppppllllifff";
 static DISTILL_TOP: [Kernel; 2] =
     [one("distillation", "distill_top_f32", TOP_PARAMETERS), one("distillation", "distill_top_bf16", TOP_PARAMETERS)];
 const GENERAL_PARAMETERS: &str = "pppppplllliiffff";
-static DISTILL_GENERAL: [Kernel; 2] = both(
-    "general_distillation",
-    ["distill_general_f32", "distill_general_bf16"],
-    GENERAL_PARAMETERS,
-);
+static DISTILL_GENERAL: [Kernel; 2] =
+    both("general_distillation", ["distill_general_f32", "distill_general_bf16"], GENERAL_PARAMETERS);
 static SOFTCAP: [Kernel; 1] = [one("distillation", "softcap_f32", "plf")];
 
 #[cfg(test)]

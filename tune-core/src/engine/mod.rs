@@ -34,7 +34,7 @@ use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
 pub use cuda::Card;
 use cuda::Cuda;
-pub(crate) use cuda::{Move, OnCard, Rule, Squares};
+pub(crate) use cuda::{BlocksOnCard, Move, Move8bit, OnCard, Rule, Squares, Step8bit};
 use half::bf16;
 pub use inputs::{Inputs, observe};
 use kept::Keeper;

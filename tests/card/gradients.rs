@@ -6,9 +6,9 @@ use candle_core::DType;
 use tune_core::config::say;
 use tune_core::device::Compute;
 use tune_core::engine::{self, Objective, RunOptions, Sequences};
-use tune_core::models::Decoder;
+use tune_core::models::{Decoder, TrainedTokens};
 use tune_core::optim::Gradients;
-use tune_core::peft::LoraOptions;
+use tune_core::peft::{LoraModule, LoraOptions};
 
 use super::{Failures, card, error, families, fixture, lora, run, shake, values};
 
@@ -76,6 +76,13 @@ fn full_training() {
 #[test]
 fn adapters_with_dropout() {
     compare(|_| Some(lora()));
+}
+
+/// Rows of single tokens, those of a tied table in the output layer, too.
+#[test]
+fn adapters_with_rows_of_tokens() {
+    let modules = vec![LoraModule::QProj, LoraModule::DownProj];
+    compare(|_| Some(LoraOptions { modules: modules.clone(), tokens: TrainedTokens::of(&[9, 2, 23]), ..lora() }));
 }
 
 #[test]

@@ -102,14 +102,6 @@ impl TrainedTokens {
         Ok(())
     }
 
-    /// Why a model that a card computes does not train them.
-    pub(crate) fn not_on_a_card() -> Error {
-        Error::setup(
-            "model.trainable_token_indices: rows of single tokens are trained on the processor alone, for now: set device=cpu, or train \
-             the whole table (model.modules_to_save=[embed_tokens])",
-        )
-    }
-
     /// Why a model is not trained with them that is computed as if it were quantized.
     pub(crate) fn not_quantized() -> Error {
         Error::setup(

@@ -99,7 +99,6 @@ impl Outline {
         self.check_optimizer(&device, layout)?;
         self.check_head()?;
         self.check_where_fake(&device)?;
-        self.check_where_tokens(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

@@ -5,6 +5,7 @@
 //! more, and [`Card::check`] has the error.
 
 mod card;
+mod eight_bits;
 mod trained;
 mod weights;
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 pub use card::Card;
 use card::{Scaling, lock};
+pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
 pub(crate) use trained::{Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
@@ -311,12 +313,12 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().scatter(x.view(width), &self.rows(rows), false, y.view_mut(width));
     }
 
-    fn put_columns(&self, _: &Buffer<f32>, _: &[u32], _: PartMut<'_, Buffer<f32>>) {
-        unreachable!("no rows of tokens are trained on a card")
+    fn put_columns(&self, x: &Buffer<f32>, columns: &[u32], y: PartMut<'_, Buffer<f32>>) {
+        self.context().put_columns(x, &self.context().upload(columns), view_mut(y));
     }
 
-    fn take_columns(&self, _: PartMut<'_, Buffer<T>>, _: &[u32], _: &mut Buffer<T>) {
-        unreachable!("no rows of tokens are trained on a card")
+    fn take_columns(&self, x: PartMut<'_, Buffer<T>>, columns: &[u32], y: &mut Buffer<T>) {
+        self.context().take_columns(view_mut(x), &self.context().upload(columns), y);
     }
 
     fn norm(

@@ -49,7 +49,7 @@ impl Outline {
     ///
     /// # Errors
     /// One that needs whole parameters, on several processes that divide them; one whose gradients are taken elsewhere than at the weights that are
-    /// evaluated, on a card or where answers are drawn.
+    /// evaluated, where answers are drawn.
     pub(crate) fn check_optimizer(&self, device: &Compute, layout: Layout) -> Result<()> {
         if let (2.., Some(why)) = (layout.shards, self.optimizer.needs_whole_parameters()) {
             return Err(Error::setup(format!(
@@ -59,15 +59,13 @@ impl Outline {
             )));
         }
         self.check_offloading(device)?;
-        let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
-        let refused = match device {
-            Compute::Card(_) => "moves weights before each step, on the processor alone, for now: set device=cpu",
-            Compute::Processor if self.drawing.is_some() => {
-                "takes gradients at other weights than those that answers are drawn with: learn from them with another one"
-            }
-            Compute::Processor => return Ok(()),
-        };
-        Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
+        match self.optimizer.moves_between_weights() {
+            Some(setting) if self.drawing.is_some() => Err(Error::setup(format!(
+                "{setting} takes gradients at other weights than those that answers are drawn with: learn from them with another \
+                 one, or set optimizer=adamw without ema_decay"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses what cannot be kept in a file.
@@ -137,19 +135,6 @@ impl Outline {
     pub(crate) fn check_where_fake(&self, device: &Compute) -> Result<()> {
         match (self.fake_quantizer, device) {
             (Some(_), Compute::Card(_)) => Err(FakeQuantizer::not_on_a_card()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses rows of single tokens where they are not trained.
-    ///
-    /// # Errors
-    /// A card.
-    pub(crate) fn check_where_tokens(&self, device: &Compute) -> Result<()> {
-        match (&self.trained, device) {
-            (Trained::Adapters { lora, .. }, Compute::Card(_)) if !lora.tokens.is_empty() => {
-                Err(TrainedTokens::not_on_a_card())
-            }
             _ => Ok(()),
         }
     }

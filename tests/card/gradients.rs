@@ -6,9 +6,9 @@ use candle_core::DType;
 use tune_core::config::say;
 use tune_core::device::Compute;
 use tune_core::engine::{self, Objective, RunOptions, Sequences};
-use tune_core::models::Decoder;
+use tune_core::models::{Decoder, TrainedTokens};
 use tune_core::optim::Gradients;
-use tune_core::peft::LoraOptions;
+use tune_core::peft::{LoraModule, LoraOptions};
 
 use super::{Failures, card, error, families, fixture, lora, run, shake, values};
 
@@ -78,6 +78,13 @@ fn adapters_with_dropout() {
     compare(|_| Some(lora()));
 }
 
+/// Rows of single tokens, those of a tied table in the output layer, too.
+#[test]
+fn adapters_with_rows_of_tokens() {
+    let modules = vec![LoraModule::QProj, LoraModule::DownProj];
+    compare(|_| Some(LoraOptions { modules: modules.clone(), tokens: TrainedTokens::of(&[9, 2, 23]), ..lora() }));
+}
+
 #[test]
 fn objectives_and_log_probabilities() {
     let Some(card) = card() else { return };
@@ -92,10 +99,12 @@ fn objectives_and_log_probabilities() {
         &engine::log_probs(&on_card, &batch).unwrap(),
         &engine::log_probs(&plain, &batch).unwrap(),
     );
+    let tempered = |model| engine::log_probs_at(model, &batch, 0.7).unwrap();
+    close("log-probabilities at a temperature", &tempered(&on_card), &tempered(&plain));
     let logits = |model| values(&engine::logits(model, &batch).unwrap());
     close("logits", &logits(&on_card), &logits(&plain));
-    let minimized = |model: &Decoder| {
-        let options = RunOptions { scale: 0.5, ..RunOptions::PLAIN };
+    let minimized = |model: &Decoder, temperature: f64| {
+        let options = RunOptions { scale: 0.5, temperature, ..RunOptions::PLAIN };
         let mut gradients = Gradients::default();
         let value = engine::minimize(model, &batch, options, &mut gradients, |l| {
             let weight = |i: usize| (i % 3) as f64 - 1.0;
@@ -106,7 +115,9 @@ fn objectives_and_log_probabilities() {
         gradients.iter().for_each(|(_, g)| all.extend(values(&g.to_tensor().unwrap())));
         all
     };
-    close("an objective", &minimized(&on_card), &minimized(&plain));
+    for temperature in [1.0, 0.7, 2.5] {
+        close(&format!("at {temperature}"), &minimized(&on_card, temperature), &minimized(&plain, temperature));
+    }
 }
 
 /// Sequences that grow: some by many tokens, some by one, which other kernels compute.

@@ -9,7 +9,7 @@ use tune_core::config::say;
 use tune_core::data::{Batch, IGNORE};
 use tune_core::device::Compute;
 use tune_core::engine::{self, Card, Distilled, Objective, RunOptions, Sequences};
-use tune_core::methods::{Mixture, TokenLoss, TopTokens};
+use tune_core::methods::{DivergenceLoss, GeneralizedJsd, Mixture, TokenLoss, TopTokens};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, RandomWeights, WithHead};
 use tune_core::optim::{AdamW, Gradients};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -126,6 +126,10 @@ fn small(family: &str, hidden: usize, (seed, dtype): (u64, DType), trained: bool
     Decoder::load(spec, &weights, &options).unwrap()
 }
 
+fn jensen(beta: f64) -> DivergenceLoss {
+    DivergenceLoss::JensenShannon(GeneralizedJsd { beta })
+}
+
 #[test]
 fn distillation() {
     let Some(card) = card() else { return };
@@ -138,6 +142,9 @@ fn distillation() {
         ("llama", "llama", Mixture::new(0.7, 1.0), &[(DType::F32, 5e-5), (DType::BF16, 0.12)][..]),
         ("llama", "gemma2", Mixture::new(0.5, 0.25), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
         ("gemma2", "llama", Mixture::new(1.0, 0.0), &[(DType::F32, 5e-5)]),
+        ("llama", "llama", Mixture::new(0.7, 0.25).at(2.0), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
+        ("gemma2", "llama", jensen(0.5).mixed(1.0), &[(DType::F32, 5e-5)]),
+        ("llama", "gemma2", jensen(0.1).mixed(0.25).at(0.5), &[(DType::F32, 5e-5), (DType::BF16, 0.12)]),
     ] {
         let learn = |dtype: DType, card: Option<&Arc<Card>>| {
             let mut pair = [small(student, 16, (2, dtype), true), small(teacher, 48, (5, dtype), false)];
@@ -169,7 +176,7 @@ fn distillation() {
     }
 }
 
-/// Capped logits are those of plain loops, and stay below the cap.
+/// Capped logits are those of plain loops, and stay below the cap; at a temperature they are divided when they are capped.
 #[test]
 fn capped_logits() {
     let Some(card) = card() else { return };
@@ -179,6 +186,10 @@ fn capped_logits() {
     let right = logits(&fixture.model(DType::F64, None));
     let found = logits(&on(&card, fixture.model(DType::F32, None)));
     assert!(error(&found, &right) < 2e-5, "off by {:e}", error(&found, &right));
+    let tempered = |model: &Decoder| engine::log_probs_at(model, &batch, 0.7).unwrap();
+    let right = tempered(&fixture.model(DType::F64, None));
+    let found = tempered(&on(&card, fixture.model(DType::F32, None)));
+    assert!(error(&found, &right) < 2e-5, "at a temperature: off by {:e}", error(&found, &right));
 }
 
 /// A loss and its gradients by name.

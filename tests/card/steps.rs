@@ -11,7 +11,7 @@ use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
 use tune_core::engine::{Card, Gradient, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, Parameter, Trainable};
-use tune_core::optim::{AdamW, Gradients, InBackward, Lion, Optimizer, Sgd};
+use tune_core::optim::{AdamW, AdamW8bit, Averaged, Gradients, InBackward, Lion, Optimizer, ScheduleFree, Sgd};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 
 use super::{card, error, fixture, lora, run, values};
@@ -74,13 +74,20 @@ fn odd_lora() -> LoraOptions {
     LoraOptions { modules, rank: 3, alpha: 6.0, dropout: 0.0, seed: 5, ..Default::default() }
 }
 
-/// Bits of what is trained and of the optimizer's state, by name.
-fn bits(model: &Decoder, optimizer: &dyn Optimizer) -> BTreeMap<String, Vec<u64>> {
+fn bits_of(t: &Tensor) -> Vec<u64> {
+    values(t).into_iter().map(f64::to_bits).collect()
+}
+
+/// Bits of what is trained, by name.
+fn weights(model: &Decoder) -> BTreeMap<String, Vec<u64>> {
     model.fetch().unwrap();
-    let of = |t: &Tensor| values(t).into_iter().map(f64::to_bits).collect();
-    let mut bits: BTreeMap<String, Vec<u64>> =
-        model.trainable().iter().map(|p| (p.name().to_string(), of(p.var().as_tensor()))).collect();
-    bits.extend(optimizer.state().unwrap().iter().map(|(name, state)| (name.clone(), of(state))));
+    model.trainable().iter().map(|p| (p.name().to_string(), bits_of(p.var().as_tensor()))).collect()
+}
+
+/// Those and the bits of the optimizer's state.
+fn bits(model: &Decoder, optimizer: &dyn Optimizer) -> BTreeMap<String, Vec<u64>> {
+    let mut bits = weights(model);
+    bits.extend(optimizer.state().unwrap().iter().map(|(name, state)| (name.clone(), bits_of(state))));
     bits
 }
 
@@ -114,13 +121,21 @@ impl Optimizer for SignDescent {
     }
 }
 
-fn optimizers() -> [(&'static str, [Box<dyn Optimizer>; 3]); 5] {
+fn adamw() -> Box<dyn Optimizer> {
+    Box::new(AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1))
+}
+
+fn optimizers() -> [(&'static str, [Box<dyn Optimizer>; 3]); 9] {
     let three = |make: &dyn Fn() -> Box<dyn Optimizer>| [make(), make(), make()];
     [
-        ("adamw", three(&|| Box::new(AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1)))),
+        ("adamw", three(&adamw)),
         ("sgd", three(&|| Box::new(Sgd::new(1e-1, 0.0, 0.1)))),
         ("sgd with momentum", three(&|| Box::new(Sgd::new(1e-1, 0.8, 0.1)))),
         ("lion", three(&|| Box::new(Lion::new(1e-3, [0.9, 0.99], 0.1)))),
+        ("adamw in eight bits", three(&|| Box::new(AdamW8bit::new(1e-2, [0.9, 0.99], 1e-8, 0.1)))),
+        ("schedule-free adamw", three(&|| Box::new(ScheduleFree::new(1e-2, [0.9, 0.99], 1e-8, 0.1)))),
+        ("averaged adamw", three(&|| Box::new(Averaged::new(adamw(), 0.8)))),
+        ("averaged, of one's own", three(&|| Box::new(Averaged::new(Box::new(SignDescent), 0.8)))),
         ("one of one's own", three(&|| Box::new(SignDescent))),
     ]
 }
@@ -138,6 +153,9 @@ fn bits_of_the_processors_steps() {
             let on_card = || odd_model(dtype, lora.clone(), Compute::Card(Arc::clone(&card)));
             let (twin, model, other) = (odd_model(dtype, lora.clone(), Compute::Processor), on_card(), on_card());
             for step in 1..=3 {
+                here.prepare_all(twin.trainable(), step).unwrap();
+                there.prepare_all(model.trainable(), step).unwrap();
+                same(&format!("{what}, before step {step}"), &weights(&model), &weights(&twin));
                 let (_, mut gradients) = run(&model, &batch, false);
                 let scale = 0.7;
                 for (name, gradient) in gradients.iter() {
@@ -161,7 +179,9 @@ fn bits_of_the_processors_steps() {
             let mut gradients = Gradients::default();
             forward_backward(&fresh, &batch, options, &mut gradients).unwrap();
             let norm = gradients.norm().unwrap();
+            first.prepare_all(fresh.trainable(), 1).unwrap();
             gradients.apply(&fresh, first.as_mut(), 1e-2, 1.0, 1).unwrap();
+            at_once.prepare_all(other.trainable(), 1).unwrap();
             let mut sink = InBackward::new(at_once.as_mut(), 1e-2, 1);
             forward_backward(&other, &batch, options, &mut sink).unwrap();
             let in_backward = sink.squared_norm().unwrap().sqrt();

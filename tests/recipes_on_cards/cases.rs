@@ -39,13 +39,14 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 30] = [
+pub(crate) const CASES: [Case; 36] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
     case("lora_pissa", "lora", F32, &["model.init_lora_weights=pissa", "model.pissa_niter=2"]),
     case("lora_olora", "lora", F32, &["model.init_lora_weights=olora", "optimizer.lr=1e-4"]),
     case("lora_tokens", "lora", Both, &["model.new_tokens=[zebra]", "model.modules_to_save=norm"]),
+    quick("lora_rows", "lora", Both, &["model.trainable_tokens=[<|im_start|>, <|im_end|>]", "model.lora_dropout=0.1"]),
     case("lora_measured", "lora", F32, &[MEASURED, "samples={prompts: ['Write a-b.'], max_new_tokens: 4}"]),
     // A router may choose other experts where numbers are rounded.
     case(
@@ -69,17 +70,27 @@ pub(crate) const CASES: [Case; 30] = [
     ),
     case("full_sgd", "full", Bf16, &["optimizer=sgd", "optimizer.lr=1e-2", "optimizer.momentum=0.9"]),
     case("full_lion", "full", Bf16, &["optimizer=lion", "optimizer.lr=1e-4", "optimizer.decay_vectors=false"]),
-    case("full_8bit", "full", Bf16, &["optimizer=adamw_8bit", "optimizer.lr=1e-4"]),
+    quick("full_8bit", "full", Bf16, &["optimizer=adamw_8bit", "optimizer.lr=1e-4"]),
+    quick("full_schedule_free", "full", Both, &["optimizer=schedule_free_adamw", "optimizer.lr=1e-4"]),
+    quick("full_averaged", "full", Both, &["optimizer.ema_decay=0.9"]),
+    case("lora_averaged", "lora", Bf16, &["optimizer=lion", "optimizer.lr=1e-4", "optimizer.ema_decay=0.9"]),
+    case("full_averaged_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"]),
     case("full_adafactor", "full", Bf16, &["optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"]),
     quick("full_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3"]),
     quick("dpo", "dpo", Both, &["model.lora_dropout=0.1"]),
     case("dpo_full", "dpo", F32, &["~model", "reference=precomputed"]),
     case("dpo_olora", "dpo", F32, &["model.init_lora_weights=olora"]),
     quick("distill", "distill", Both, &["dataset.packed=true"]),
+    quick("distill_jensen", "distill", F32, &["kd_loss=generalized_jsd", "kd_loss.beta=0.3", "kd_temperature=2"]),
     // The card learns from what the processor's run has stored.
     quick("distill_stored", "distill", F32, &["teacher_logits={path: '{folder}/said', top_k: 16}"]),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
-    quick("grpo", "grpo", F32, &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap"]),
+    quick(
+        "grpo",
+        "grpo",
+        F32,
+        &["samples=2", "max_new_tokens=4", "kl_beta=0.1", "updates=2", "reward=overlap", "temperature=1.3"],
+    ),
     case("kto", "kto", F32, &["batch_size=2"]),
     quick("reward", "reward", Both, &["model.lora_dropout=0.1"]),
     case("reward_full", "reward", F32, &["~model"]),
@@ -89,7 +100,12 @@ pub(crate) const CASES: [Case; 30] = [
         F32,
         &["samples=2", "max_new_tokens=4", "kl_coeff=0.1", "ppo_epochs=2", "reward=overlap", "value_lr=1e-4"],
     ),
-    case("ppo_full", "ppo", F32, &["~model", "samples=2", "max_new_tokens=4", "optimizer.lr=1e-4", "reward=overlap"]),
+    case(
+        "ppo_full",
+        "ppo",
+        F32,
+        &["~model", "samples=2", "max_new_tokens=4", "optimizer.lr=1e-4", "reward=overlap", "temperature=0.7"],
+    ),
     quick("pretrain", "pretrain", F32, &["dataset.attend_across=true"]),
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];

@@ -16,11 +16,26 @@ const RECIPE: &str = "TUNE_TEST_RECIPE";
 const SETTINGS: &str = "TUNE_TEST_SETTINGS";
 
 /// The cases whose runs are killed where a card is.
-const KILLED: [&str; 11] =
-    ["lora", "lora_dora", "full", "full_muon", "full_8bit", "dpo", "distill", "grpo", "ppo", "pretrain", "reward"];
+const KILLED: [&str; 15] = [
+    "lora",
+    "lora_dora",
+    "lora_rows",
+    "full",
+    "full_muon",
+    "full_8bit",
+    "full_schedule_free",
+    "full_averaged",
+    "full_averaged_muon",
+    "dpo",
+    "distill",
+    "grpo",
+    "ppo",
+    "pretrain",
+    "reward",
+];
 
 /// Those that are killed where none is.
-const QUICK: [&str; 2] = ["lora_dora", "grpo"];
+const QUICK: [&str; 4] = ["lora_dora", "grpo", "full_schedule_free", "full_averaged"];
 
 /// A run that is not this test's: what it is told.
 #[test]

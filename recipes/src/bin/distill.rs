@@ -97,7 +97,6 @@ impl Recipe for Distillation {
             architecture: cfg.model.architecture,
             reference,
             teacher_logits,
-            mixture: Some(cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature)),
             drawing: cfg.on_policy.as_ref().map(|own| Drawing { samples: 1, max_new_tokens: own.max_new_tokens }),
             evaluation: cfg.evaluation.clone(),
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
@@ -292,8 +291,10 @@ fn teacher(cfg: &DistillConfig) -> Result<(Option<Compared>, Option<StoredTeache
              remove one of the two",
         ));
     }
-    cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature).check_stored()?;
-    let stored = StoredTeacher { config, teacher: asked.as_ref().and_then(|asked| asked.checkpointer.clone()) };
+    let mixture = cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature);
+    mixture.check_stored()?;
+    let teacher = asked.as_ref().and_then(|asked| asked.checkpointer.clone());
+    let stored = StoredTeacher { config, teacher, mixture };
     match asked {
         _ if stored.is_there() => Ok((None, Some(stored))),
         Some(asked) => Ok((Some(Compared { when: ReferenceChoice::Precomputed, ..asked }), Some(stored))),

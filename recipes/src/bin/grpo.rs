@@ -118,7 +118,6 @@ impl Recipe for PolicyOptimization {
             architecture: cfg.model.architecture,
             reference: (cfg.kl_beta > 0.0).then_some(reference),
             drawing: Some(Drawing { samples: cfg.samples, max_new_tokens: cfg.max_new_tokens }),
-            temperature: cfg.temperature,
             evaluation,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)
         })

@@ -165,7 +165,6 @@ impl Recipe for ProximalPolicyOptimization {
             value: Some(cfg.value_checkpointer.clone()),
             judge: cfg.reward_checkpointer.clone(),
             drawing: Some(Drawing { samples: cfg.samples, max_new_tokens: cfg.max_new_tokens }),
-            temperature: cfg.temperature,
             rows_of_update: cfg.updates.ppo_batch_size,
             evaluation,
             ..Outline::new(cfg, &cfg.run, &cfg.data, &cfg.steps, &cfg.optimizer, &cfg.lr_scheduler)

@@ -17,7 +17,7 @@ loss.cu|loss|s/i + j == target/i + j + 1 == target/|the target is off by one
 rows.cu|rows|s/at < end; at++/at + 1 < end; at++/|the last row of an id is left out
 dropout.cu|dropout|s/first + i + j/first + i/|elements share their fate
 experts.cu|experts|s/token \* chosen + k/token + k * tokens/|the places of another token
-optim.cu|optim|s/(random \& 0xffffu)/0x8000u/|rounded to the nearest instead of at random
+optim.cuh|optim|s/(random \& 0xffffu)/0x8000u/|rounded to the nearest instead of at random
 optim.cu|optim|s/at + N <= piece.count/at + N < piece.count/|the last element of a piece is left out
 rotary.cu|rotary|s/y \* c\[i\] + x \* turned/y * c[i] - x * turned/|a wrong sign
 gate.cu|gate|s/s + x \* s \* (1.0f - s)/s + x * s * (1.0f + s)/|a wrong slope
@@ -53,6 +53,15 @@ loss.cu|loss|s/1.0f + 2.0f \* beside.z/1.0f + beside.z/|half the slope of a squa
 distillation.cu|distillation|s/if (known.ids\[i\] == target) g -= of_target;//|a known target counts as any other
 distillation.cu|distillation|s/    __syncthreads();\n    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/|a target is taken out of its row before all have read it
 optim.cu|optim|s/direction > 0 ? lr/direction >= 0 ? lr/|zero has a sign
+general_distillation.cu|general_distillation|s/(by.student - of_student)/by.student/|a divergence from the middle whose gradient has a mean
+general_distillation.cu|general_distillation|s/if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();//|the gradient overwrites logits that are still to be read
+general_distillation.cu|general_distillation|s/tempered \*= __expf(factor \* (most - larger))/tempered *= __expf(most - larger)/|a tempered sum under another maximum
+optim_means.cu|optim_means|s/load(third/load(p.second/|another state in the place of the mean
+optim_means.cu|optim_means|s/p.first ? plus/true ? plus/|a mean that nobody keeps
+optim_8bit.cu|optim_8bit|s/ends\[code + step - 1\] <= x/ends[code + step - 1] < x/|a number on the border has the lower code
+optim_8bit.cu|optim_8bit|s/most_first = warp_max(most_first)/most_first = most_first/|the largest number of a lane alone
+token_columns.cu|token_columns|s/        \*from = from_f32<T>(0.0f);\n//|what was taken is there still
+token_columns.cu|token_columns|s/y\[row \* stride + columns\[i\]\]/y[row * count + columns[i]]/|rows without the gap between them
 '
 wanted=" $* "
 number=0

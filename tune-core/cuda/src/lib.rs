@@ -25,8 +25,8 @@ pub use error::{Error, Result};
 pub use events::Event;
 pub use kernels::{
     Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Distillation, Dropout, Grouped,
-    Lion, Moved, Norm, Qkv, QkvMut, Sgd, Spans, Squares, Stretch, Sweep, TokenLoss, Top, Turn, panels,
-    sum_rows_workspace,
+    Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, ScheduleFree, Sgd, Spans, Squares, Stretch, Sweep, TokenLoss, Top,
+    Turn, panels, sum_rows_workspace,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
 pub use memory::{PIECE, Usage};

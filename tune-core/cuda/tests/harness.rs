@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 17] = [
+const TESTS: [&str; 21] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -21,11 +21,15 @@ const TESTS: [&str; 17] = [
     "dropout",
     "experts",
     "gate",
+    "general_distillation",
     "loss",
     "norm",
     "optim",
+    "optim_8bit",
+    "optim_means",
     "rotary",
     "rows",
+    "token_columns",
 ];
 
 /// Mutants of `harness/mutants.sh` that are quick to build: a missing barrier, a wrong reduction, an off-by-one, a race in

@@ -84,6 +84,55 @@ impl Lion {
     }
 }
 
+/// AdamW without a schedule (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>), as its authors have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScheduleFree {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Share of the weights taken away, times the learning rate.
+    pub weight_decay: f64,
+    /// The share of where this step leads to in the mean.
+    pub new: f64,
+}
+
+impl ScheduleFree {
+    /// Step `step` (from 1) with the gradient `scale · g` at the weights `y`: `v ← β₂ v + (1 - β₂) g²`,
+    /// `z ← z - lr (g / (√(v / (1 - β₂ᵗ)) + eps) + decay · y)`, `x ← x + new (z - x)`, `y ← x`.
+    pub fn step(&self, y: &mut [f64], [z, v, x]: [&mut [f64]; 3], g: &[f64], scale: f64, step: u64) {
+        assert_eq!([y.len(), z.len(), v.len(), x.len()], [g.len(); 4], "schedule-free AdamW: shapes that do not fit");
+        let bias = 1.0 - self.beta2.powf(step as f64);
+        for (i, g) in g.iter().map(|g| g * scale).enumerate() {
+            v[i] = self.beta2 * v[i] + (1.0 - self.beta2) * g * g;
+            z[i] -= self.lr * (g / ((v[i] / bias).sqrt() + self.eps) + self.weight_decay * y[i]);
+            x[i] += self.new * (z[i] - x[i]);
+            y[i] = x[i];
+        }
+    }
+}
+
+/// Goes a share of the way from `x` to `z`.
+pub fn between(x: &[f64], z: &[f64], share: f64) -> Vec<f64> {
+    assert_eq!(x.len(), z.len(), "between: shapes that do not fit");
+    x.iter().zip(z).map(|(x, z)| x + share * (z - x)).collect()
+}
+
+/// Numbers as an optimizer's state in blocks has them (Dettmers et al. 2021, <https://arxiv.org/abs/2110.02861>): each is the nearest of
+/// `values` times the largest of its block.
+pub fn in_blocks(x: &mut [f64], block: usize, values: &[f64]) {
+    for numbers in x.chunks_mut(block) {
+        let scale = numbers.iter().fold(1e-12f64, |most, x| most.max(x.abs()));
+        for x in numbers {
+            let off = |value: &f64| (value * scale - *x).abs();
+            let nearest = values.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
+            *x = nearest.map_or(0.0, |value| value * scale);
+        }
+    }
+}
+
 /// The sum of squares.
 pub fn squared_norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum()

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -16,7 +17,6 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
-use crate::{Error, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -214,13 +214,8 @@ pub(crate) trait Backend: Sized {
 
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
-    /// Multiplies all logits.
-    ///
-    /// # Errors
-    /// The backend does not compute it.
-    fn multiply_logits(&self, _logits: &mut Self::Sums, _factor: f64) -> Result<()> {
-        Err(Error::setup(ON_PROCESSOR))
-    }
+    /// Multiplies all logits `[m, vocab]`.
+    fn multiply_logits(&self, logits: &mut Self::Sums, vocab: usize, factor: f64);
     /// The loss `of` each row of `logits` `[m, vocab]`, capped first where there is a `cap`, and of its target; and with `weights`, a factor
     /// a row, the gradient of the weighted sum, in the memory that the logits had.
     fn loss(
@@ -264,10 +259,6 @@ pub(crate) trait Backend: Sized {
         rows_at_once(vocab)
     }
 }
-
-/// What is said of a temperature where it is not computed.
-pub(super) const ON_PROCESSOR: &str =
-    "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1";
 
 /// A backend that reads its parameters from the tensors of a model, which it may borrow for as long as `'m`.
 pub(crate) trait Reads<'m>: Backend + 'm {

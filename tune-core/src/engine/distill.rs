@@ -36,7 +36,7 @@ pub struct Distilled {
 ///
 /// # Errors
 /// As [`forward_backward`](super::forward_backward); a teacher with another vocabulary, in another precision or on another
-/// device; a mixture that a card does not compute.
+/// device.
 pub fn distill(
     student: &Decoder,
     teacher: &Decoder,
@@ -50,9 +50,6 @@ pub fn distill(
         return Err(Error::setup(format!(
             "the teacher has logits of {of_teacher} tokens and the student of {of_student}: they cannot be compared"
         )));
-    }
-    if student.card().is_some() {
-        mixture.check_on_card()?;
     }
     let same_card = match (student.card(), teacher.card()) {
         (None, None) => true,
@@ -81,7 +78,7 @@ pub fn distill_by(
 ) -> Result<Distilled> {
     mixture.check_stored()?;
     if student.card().is_some() {
-        mixture.check_on_card()?;
+        mixture.check_stored_on_card()?;
     }
     let (positions, trained, vocab) = (said.positions(), batch.trained_tokens(), student.config.vocab_size);
     if positions != trained || [said.ids.len(), said.log_probs.len()] != [positions * said.k; 2] {

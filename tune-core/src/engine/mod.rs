@@ -34,7 +34,7 @@ use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
 pub use cuda::Card;
 use cuda::Cuda;
-pub(crate) use cuda::{Move, OnCard, Rule, Squares};
+pub(crate) use cuda::{BlocksOnCard, Move, Move8bit, OnCard, Rule, Squares, Step8bit};
 use half::bf16;
 pub use inputs::{Inputs, observe};
 use kept::Keeper;
@@ -346,7 +346,7 @@ pub fn log_probs(model: &Decoder, batch: &Batch) -> Result<Vec<f64>> {
 /// The same where logits are divided by a `temperature` above 0.
 ///
 /// # Errors
-/// As [`log_probs`]; a temperature other than 1 on a card.
+/// As [`log_probs`].
 pub fn log_probs_at(model: &Decoder, batch: &Batch, temperature: f64) -> Result<Vec<f64>> {
     fn kept<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder, batch: &Batch, temperature: f64) -> Result<Vec<f64>> {
         let parameters = parameters(model, None, false);

@@ -90,7 +90,7 @@ impl<B: Backend> Run<'_, B> {
                 if let Some(cap) = cap.take() {
                     self.backend.cap(&mut logits, cap);
                 }
-                self.backend.multiply_logits(&mut logits, 1.0 / self.temperature)?;
+                self.backend.multiply_logits(&mut logits, vocab, 1.0 / self.temperature);
             }
             each.push(self.backend.loss(logits, vocab, cap, TokenLoss::CROSS_ENTROPY, &of_rows, None).each);
         }
@@ -143,13 +143,13 @@ impl<B: Backend> Run<'_, B> {
         of: TokenLoss,
         top_of_teacher: Option<&(NormParams<B>, LayerParams<B>)>,
         weights: Option<&Weights>,
-    ) -> Result<(Losses<B>, Option<B::Each>)> {
+    ) -> (Losses<B>, Option<B::Each>) {
         let (backend, vocab, mut cap) = (self.backend, self.shape.outputs(), self.shape.logit_softcap);
         let targets: Vec<u32> = rows.iter().map(|&row| self.batch.targets[row]).collect();
         let mut weights = weights.map(|weights| weights.of(rows));
         if self.taught.is_none() && self.temperature != 1.0 {
             // cap tanh(z / cap) / T is (cap / T) tanh((z / T) / (cap / T)), so what is divided may be capped afterwards.
-            backend.multiply_logits(&mut logits, 1.0 / self.temperature)?;
+            backend.multiply_logits(&mut logits, vocab, 1.0 / self.temperature);
             cap = cap.map(|cap| cap / self.temperature);
             weights.iter_mut().flatten().for_each(|weight| *weight /= self.temperature);
         }
@@ -163,9 +163,9 @@ impl<B: Backend> Run<'_, B> {
                 let theirs = said.rows(first..first + rows.len());
                 backend.distilled_by_top((logits, theirs), vocab, cap, &targets, *mixture, weights)
             }
-            _ => return Ok((backend.loss(logits, vocab, cap, of, &targets, weights), None)),
+            _ => return (backend.loss(logits, vocab, cap, of, &targets, weights), None),
         };
-        Ok((losses, Some(from_teacher)))
+        (losses, Some(from_teacher))
     }
 
     fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
@@ -215,7 +215,7 @@ impl<B: Backend> Run<'_, B> {
                 Some((backend.given(here), vocab))
             } else {
                 let (Losses { each, gradient }, from_teacher) =
-                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights)?;
+                    self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights);
                 divergences.extend(from_teacher);
                 done += m;
                 losses.push(each);

@@ -175,11 +175,6 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Another buffer, as large as this one.
-    pub(crate) fn as_large(&self, purpose: Purpose) -> Self {
-        self.of_size(self.size, purpose)
-    }
-
     /// Another buffer of so many bytes.
     pub(crate) fn of_size(&self, size: usize, purpose: Purpose) -> Self {
         self.ledger.take::<u8>(size, purpose)

@@ -288,10 +288,10 @@ impl MemoryPlan {
             setting.lora.as_ref().map_or(Ok(0), |lora| of(&setting.model, lora, processes))
         };
         let (adapted, whole) = (of(parameters::of_adapters)?, of(parameters::of_whole)?);
-        let (trained, copied) = match setting.lora {
-            Some(_) => (adapted + whole, whole),
+        let copied = match setting.lora {
+            Some(_) => whole,
             // A trained weight is read and then copied into a variable, one after the other.
-            None => (elements, parameters::last(&setting.model) / processes as u64),
+            None => parameters::last(&setting.model) / processes as u64,
         };
         let engine = match setting.dtype {
             DType::F32 => engine::<f32>(setting)?,
@@ -308,8 +308,8 @@ impl MemoryPlan {
         let passing = most_of_one(setting, &|name, dims| setting.optimizer.passing_bytes(name, dims))?;
         let optimizer = match card {
             true => {
-                let of_value = setting.value.as_ref().map_or(0, |value| parameters::of_model(value, processes));
-                4 * (trained + of_value) * setting.optimizer.state_on_card_per_parameter() as u64
+                let of_one = |dims: &[usize]| setting.optimizer.parts_on_card(dims.iter().product());
+                of_all(setting, &|_, dims| of_one(dims).into_iter().sum::<usize>() as u64)?
             }
             false => of_all(setting, &|name, dims| setting.optimizer.held_bytes(name, dims))? + passing,
         };
@@ -509,7 +509,7 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         false => (None, reference),
     };
     let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
-    let state = || State::new(setting.optimizer.state_on_card_per_parameter());
+    let state = || State::new(setting.optimizer.clone());
     let (paper, mut state, mut state_of_value) = match setting.card {
         Some(_) => (Paper::<T>::card(), Some(state()), Some(state())),
         None => (Paper::<T>::new(rayon::current_num_threads()), None, None),

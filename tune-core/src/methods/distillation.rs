@@ -110,22 +110,6 @@ impl Mixture {
         Self { temperature, ..self }
     }
 
-    /// Refuses what a card does not compute.
-    ///
-    /// # Errors
-    /// Anything but divergences from each other at a temperature of 1.
-    pub fn check_on_card(&self) -> Result<()> {
-        let what = match self {
-            _ if self.is_plain() => return Ok(()),
-            Self { from_middle: true, .. } => {
-                "kd_loss=generalized_jsd is computed on the processor alone, for now: set \
-                 device=cpu, or kd_loss=symmetric_kl"
-            }
-            _ => "kd_temperature is computed on the processor alone, for now: set device=cpu, or kd_temperature=1",
-        };
-        Err(Error::setup(what))
-    }
-
     /// Refuses what cannot be known of a teacher of which the likeliest tokens are stored.
     ///
     /// # Errors
@@ -137,6 +121,20 @@ impl Mixture {
         Err(Error::setup(
             "kd_temperature needs the teacher's logits of all tokens, for what the tokens that are not stored have together at \
              another temperature is not known: remove teacher_logits, or set kd_temperature=1",
+        ))
+    }
+
+    /// Refuses what a card does not compute of such a teacher.
+    ///
+    /// # Errors
+    /// The generalized Jensen-Shannon divergence.
+    pub(crate) fn check_stored_on_card(&self) -> Result<()> {
+        if !self.from_middle {
+            return Ok(());
+        }
+        Err(Error::setup(
+            "kd_loss=generalized_jsd is computed of stored logits on the processor alone, for now: set device=cpu, or \
+             kd_loss=symmetric_kl, or remove teacher_logits",
         ))
     }
 

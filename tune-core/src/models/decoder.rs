@@ -108,10 +108,6 @@ impl Decoder {
                 lora.start.name()
             )));
         }
-        if options.lora.as_ref().is_some_and(LoraOptions::trains_rows) && !matches!(options.device, Compute::Processor)
-        {
-            return Err(TrainedTokens::not_on_a_card());
-        }
         let mut builder =
             Builder { config: &config, source, options, mesh, trainable: BTreeMap::new(), used: BTreeSet::new() };
         let c = &config;
@@ -215,16 +211,14 @@ impl Decoder {
     /// Has something else compute it; its tensors stay where they are, and a card gets copies.
     ///
     /// # Errors
-    /// As [`Decoder::fetch`], a card that is too small, and a card for a model of which rows of single tokens are trained.
+    /// As [`Decoder::fetch`], and a card that is too small.
     pub fn compute_on(&mut self, device: &Compute) -> Result<()> {
-        if self.has_token_rows() && matches!(device, Compute::Card(_)) {
-            return Err(TrainedTokens::not_on_a_card());
-        }
         self.fetch()?;
         self.card = match device {
             Compute::Processor => None,
             Compute::Card(card) => Some(Arc::clone(card)),
         };
+        self.trainable.compute_on(self.card.as_ref());
         self.changed();
         match &self.card {
             Some(_) => engine::read_parameters(self),

@@ -9,6 +9,7 @@ use super::shard::{Here, Shard, gather};
 use super::spec::{BlockNorm, ModelSpec, Site};
 use super::tokens::{OUTPUT_ROWS, TOKEN_ROWS};
 use crate::Result;
+use crate::engine::Card;
 
 /// A parameter of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +92,7 @@ pub struct Parameter {
     name: Arc<str>,
     var: Var,
     shard: Option<Shard>,
+    card: Option<Arc<Card>>,
 }
 
 impl Parameter {
@@ -107,6 +109,11 @@ impl Parameter {
     /// Its numbers; where several processes train together, those of the rows that are here.
     pub fn var(&self) -> &Var {
         &self.var
+    }
+
+    /// The card that its model is computed on, if that is not the processor: it has a copy, and may have the newest numbers.
+    pub(crate) fn card(&self) -> Option<&Arc<Card>> {
+        self.card.as_ref()
     }
 
     /// What part of it is here, if not all.
@@ -163,9 +170,14 @@ impl Trainable {
         let places = found.values().enumerate().map(|(place, (id, ..))| (*id, place)).collect();
         let mut parameters = Vec::with_capacity(found.len());
         for (place, (name, (_, var, shard))) in found.into_iter().enumerate() {
-            parameters.push(Parameter { place, name: name.into(), var, shard });
+            parameters.push(Parameter { place, name: name.into(), var, shard, card: None });
         }
         Self { parameters, places }
+    }
+
+    /// Notes where its model is computed.
+    pub(super) fn compute_on(&mut self, card: Option<&Arc<Card>>) {
+        self.parameters.iter_mut().for_each(|parameter| parameter.card = card.map(Arc::clone));
     }
 
     /// How many there are.
@@ -208,8 +220,13 @@ impl Trainable {
 impl FromIterator<(String, Var)> for Trainable {
     fn from_iter<I: IntoIterator<Item = (String, Var)>>(named: I) -> Self {
         let by_name: BTreeMap<String, Var> = named.into_iter().collect();
-        let parameter =
-            |(place, (name, var)): (usize, (String, Var))| Parameter { place, name: name.into(), var, shard: None };
+        let parameter = |(place, (name, var)): (usize, (String, Var))| Parameter {
+            place,
+            name: name.into(),
+            var,
+            shard: None,
+            card: None,
+        };
         Self { parameters: by_name.into_iter().enumerate().map(parameter).collect(), places: BTreeMap::new() }
     }
 }

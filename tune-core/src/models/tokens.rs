@@ -88,14 +88,6 @@ impl TrainedTokens {
         }
     }
 
-    /// Why a model that a card computes does not train them.
-    pub(crate) fn not_on_a_card() -> Error {
-        Error::setup(
-            "model.trainable_token_indices, model.trainable_output_token_indices: rows of single tokens are trained on the processor \
-             alone, for now: set device=cpu, or train the whole tables (model.modules_to_save=[embed_tokens, lm_head])",
-        )
-    }
-
     /// Why a model is not trained with them that is computed as if it were quantized.
     pub(crate) fn not_quantized() -> Error {
         Error::setup(

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Tensor, bail};
 use half::bf16;
+use tune_cuda::Maps;
 
 use super::adamw::Rule;
 use super::blocks::{BLOCK, Map, SIGNED, UNSIGNED};
 use super::by_place::ByPlace;
 use super::state::AT_ONCE as OF_FILE;
 use super::update::{UpdateRule, rounded, write};
-use super::{AdamW, Gradient, Optimizer, made, rounding};
-use crate::kernels::Element;
+use super::{AdamW, Gradient, Optimizer, made, rounding, rounding_key};
+use crate::engine::{BlocksOnCard, Card, Move8bit, OnCard, Step8bit};
 use crate::kernels::parallel::{self, Parts};
+use crate::kernels::{Dropout, Element};
 use crate::models::{Parameter, Piece, Trainable};
 use crate::offload::{OffloadFile, Region};
 use crate::{Error, Result};
@@ -43,6 +45,7 @@ pub struct AdamW8bit {
 #[derive(Debug)]
 enum Blocks {
     Here([Part; 2]),
+    OnCard([BlocksOnCard; 2]),
     InFile([PartInFile; 2]),
 }
 
@@ -59,6 +62,12 @@ impl Part {
         let mut zero = [0];
         let scale = map.encode(&[0.0], &mut zero);
         Self { codes: vec![zero[0]; len], scales: vec![scale; len.div_ceil(BLOCK)] }
+    }
+
+    /// A copy of what is on a card.
+    fn read(there: &BlocksOnCard) -> Result<Self> {
+        let (codes, scales) = there.read()?;
+        Ok(Self { codes, scales })
     }
 
     /// Its codes as a checkpoint has them: bf16 has every whole number up to 256.
@@ -142,6 +151,10 @@ impl Blocks {
     fn each(&mut self, len: usize, f: &mut OnMeans<'_>) -> Result<()> {
         match self {
             Self::Here([first, second]) => f(0..len, [first, second]),
+            Self::OnCard([first, second]) => {
+                *self = Self::Here([Part::read(first)?, Part::read(second)?]);
+                self.each(len, f)
+            }
             Self::InFile([first, second]) => in_parts(len).try_for_each(|elements| {
                 let (mut m, mut v) = (first.read(elements.clone())?, second.read(elements.clone())?);
                 f(elements.clone(), [&mut m, &mut v])?;
@@ -151,18 +164,31 @@ impl Blocks {
         }
     }
 
+    /// The same on a card.
+    fn on_card(self, card: &Arc<Card>) -> Result<[BlocksOnCard; 2]> {
+        let put = |part: &Part| BlocksOnCard::of(card, &part.codes, &part.scales);
+        Ok(match self {
+            Self::Here([first, second]) => [put(&first), put(&second)],
+            Self::OnCard(parts) => parts,
+            Self::InFile([first, second]) => [put(&first.read(0..first.len)?), put(&second.read(0..second.len)?)],
+        })
+    }
+
     /// Codes and scales of the first mean (0) or the second (1), as they are saved, to be made later.
     fn pieces<'a>(&'a self, name: &str, i: usize, into: &mut Vec<Piece<'a>>) {
         let len = match self {
             Self::Here(parts) => parts[i].codes.len(),
+            Self::OnCard(parts) => parts[i].len(),
             Self::InFile(parts) => parts[i].len,
         };
         let codes = move || match self {
             Self::Here(parts) => parts[i].codes_to_save(),
+            Self::OnCard(parts) => Part::read(&parts[i])?.codes_to_save(),
             Self::InFile(parts) => parts[i].read(0..len)?.codes_to_save(),
         };
         let scales = move || match self {
             Self::Here(parts) => Ok(Tensor::new(&parts[i].scales[..], &Device::Cpu)?),
+            Self::OnCard(parts) => Ok(Tensor::new(Part::read(&parts[i])?.scales, &Device::Cpu)?),
             Self::InFile(parts) => Ok(Tensor::new(parts[i].read(0..len)?.scales, &Device::Cpu)?),
         };
         into.push(Piece::new(format!("{name}.{}", CODES[i]), DType::BF16, vec![len], codes));
@@ -185,6 +211,36 @@ impl AdamW8bit {
         self.plain = self.plain.keep_in(file);
         self.file = file.cloned();
         self
+    }
+
+    /// Moves parameters whose state is in blocks, on their card.
+    fn update_blocks(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        let all: Vec<(&Parameter, &OnCard)> =
+            all.iter().filter_map(|(parameter, gradient)| Some((*parameter, gradient.on_card()?))).collect();
+        let Some(card) = all.first().map(|(_, gradient)| gradient.card()) else { return Ok(()) };
+        let mut state = Vec::with_capacity(all.len());
+        for (parameter, _) in &all {
+            let kept = self.blocks.take(parameter).map_or_else(|| Blocks::new(None, parameter.var().elem_count()), Ok);
+            state.push(kept?.on_card(card)?);
+        }
+        let moves = all.iter().zip(&mut state).map(|((parameter, gradient), means)| {
+            let key = Dropout::mix(rounding_key(parameter, step), 0);
+            Move8bit { var: parameter.var(), gradient, means, key }
+        });
+        let AdamW { betas, eps, weight_decay, .. } = self.plain;
+        let rule = tune_cuda::AdamW { lr, betas, eps, weight_decay };
+        let maps = Maps { first: SIGNED.tables(), second: UNSIGNED.tables() };
+        let result = card.step_8bit(Step8bit { rule, maps, scale, step }, moves.collect());
+        for ((parameter, _), means) in all.iter().zip(state) {
+            self.blocks.insert(parameter, Blocks::OnCard(means));
+        }
+        result
+    }
+
+    /// Bytes of each thing that is kept on a card for a parameter of so many numbers.
+    pub(super) fn parts_on_card(elements: usize) -> Vec<usize> {
+        let mean = if elements < LEAST { vec![4 * elements] } else { vec![elements, 4 * elements.div_ceil(BLOCK)] };
+        mean.repeat(2)
     }
 
     /// Bytes of the state of a parameter of this shape.
@@ -216,6 +272,9 @@ impl Optimizer for AdamW8bit {
         if !is_in_blocks(parameter) {
             return self.plain.update(parameter, gradient, lr, scale, step);
         }
+        if gradient.card().is_some() {
+            return self.update_blocks(&[(parameter, gradient)], lr, scale, step);
+        }
         let len = parameter.var().elem_count();
         if self.blocks.get(parameter).is_none() {
             self.blocks.insert(parameter, Blocks::new(self.file.as_ref(), len)?);
@@ -236,6 +295,20 @@ impl Optimizer for AdamW8bit {
             })?;
             Ok(())
         })
+    }
+
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        let (blocks, plain): (Vec<(&Parameter, &Gradient)>, Vec<_>) =
+            all.iter().partition(|(parameter, gradient)| is_in_blocks(parameter) && gradient.card().is_some());
+        let (here, small): (Vec<(&Parameter, &Gradient)>, Vec<_>) =
+            plain.iter().partition(|(parameter, _)| is_in_blocks(parameter));
+        here.iter().try_for_each(|(parameter, gradient)| self.update(parameter, gradient, lr, scale, step))?;
+        self.plain.update_all(&small, lr, scale, step)?;
+        self.update_blocks(&blocks, lr, scale, step)
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

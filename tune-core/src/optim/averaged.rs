@@ -7,10 +7,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::by_place::ByPlace;
+use super::on_card::{place_on_card, update_by_keys};
 use super::state::dtype_of;
 use super::update::{UpdateRule, update};
 use super::values::Real;
-use super::{Gradient, Optimizer, StatePart, made, rounding};
+use super::{Gradient, Optimizer, StatePart, made, rounding, rounding_key};
+use crate::engine::Rule as OnCards;
 use crate::kernels::Dropout;
 use crate::models::{Parameter, Piece, Trainable};
 use crate::offload::OffloadFile;
@@ -52,6 +54,21 @@ impl Averaged {
         self
     }
 
+    /// Ends a step of a parameter, which was prepared for it.
+    fn end(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
+        if self.under_way.take(parameter) == Some(step) {
+            return Ok(());
+        }
+        Err(Error::Training(
+            "the weights are not those that are averaged: a recipe calls `prepare_all` before each step".to_owned(),
+        ))
+    }
+
+    /// The share of the weights in the new mean: the first one is these themselves.
+    fn share(&self, parameter: &Parameter) -> f64 {
+        if self.mean.has(parameter) { 1.0 - self.decay } else { 1.0 }
+    }
+
     /// Bytes of the state of a parameter with so many elements, beside that of the optimizer.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         8 * elements
@@ -65,27 +82,57 @@ impl Optimizer for Averaged {
 
     fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
         let var = parameter.var();
-        match self.weights.has(parameter) {
-            true => var.set(&self.weights.whole(parameter)?.to_dtype(var.dtype())?)?,
+        match (parameter.card(), self.weights.has(parameter)) {
+            (Some(card), false) if self.works_on_cards() => {
+                self.weights.put_on_card(parameter, card.widened(var)?);
+            }
+            // A weight that was kept is moved by no rounding.
+            (Some(_), true) if self.works_on_cards() => {
+                place_on_card(parameter, (None, &mut self.weights), 1.0, rounding_key(parameter, step))?;
+            }
+            (card, true) => {
+                var.set(&self.weights.whole(parameter)?.to_dtype(var.dtype())?)?;
+                card.iter().for_each(|card| card.forget(var));
+            }
             // A copy of its own: it is changed in place.
-            false => self.weights.put(parameter, var.as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?,
+            (_, false) => self.weights.put(parameter, var.as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?,
         }
         self.under_way.insert(parameter, step);
         self.optimizer.prepare(parameter, step)
     }
 
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
-        if self.under_way.take(parameter) != Some(step) {
-            return Err(Error::Training(
-                "the weights are not those that are averaged: a recipe calls `prepare_all` before each step".to_owned(),
-            ));
+        if gradient.card().is_some() {
+            return self.update_all(&[(parameter, gradient)], lr, scale, step);
         }
+        self.end(parameter, step)?;
         self.optimizer.update(parameter, gradient, lr, scale, step)?;
-        let new = if self.mean.has(parameter) { 1.0 - self.decay } else { 1.0 };
+        let new = self.share(parameter);
         let state = [self.weights.get(parameter)?, self.mean.get(parameter)?];
         let (key, first) = rounding(parameter, step);
         // Bits of its own: those of the key itself are for the step.
         Ok(update(parameter.var(), state, gradient, (Dropout::mix(key, 2), first), &Rule { new })?)
+    }
+
+    fn works_on_cards(&self) -> bool {
+        self.optimizer.works_on_cards()
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        let (on_card, here): (Vec<(&Parameter, &Gradient)>, Vec<_>) =
+            all.iter().partition(|(_, gradient)| gradient.card().is_some());
+        here.iter().try_for_each(|(parameter, gradient)| self.update(parameter, gradient, lr, scale, step))?;
+        on_card.iter().try_for_each(|(parameter, _)| self.end(parameter, step))?;
+        self.optimizer.update_all(&on_card, lr, scale, step)?;
+        let key = |parameter: &Parameter| Dropout::mix(rounding_key(parameter, step), 2);
+        let (begun, first): (Vec<(&Parameter, &Gradient)>, Vec<_>) =
+            on_card.iter().partition(|(parameter, _)| self.mean.has(parameter));
+        for some in [begun, first] {
+            let Some((parameter, _)) = some.first() else { continue };
+            let rule = OnCards::Averaged(self.share(parameter));
+            update_by_keys(&some, [&mut self.weights, &mut self.mean], rule, 1.0, &key)?;
+        }
+        Ok(())
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

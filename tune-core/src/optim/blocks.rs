@@ -58,6 +58,11 @@ impl Map {
         Self { values, ends, starts: (0..1 << 16).map(start).collect() }
     }
 
+    /// The numbers that codes stand for, and where each one's numbers end.
+    pub(super) fn tables(&self) -> [&[f32; 256]; 2] {
+        [&self.values, &self.ends]
+    }
+
     /// The number that a code stands for.
     #[inline(always)]
     pub(super) fn value(&self, code: u8) -> f32 {

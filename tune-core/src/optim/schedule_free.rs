@@ -7,10 +7,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::by_place::ByPlace;
+use super::on_card::{place_on_card, update_on_card};
 use super::state::dtype_of;
 use super::update::{UpdateRule, update};
 use super::values::Real;
 use super::{Gradient, Optimizer, StatePart, made, rounding};
+use crate::engine::Rule as OnCards;
 use crate::kernels::Dropout;
 use crate::models::{Parameter, Piece, Trainable};
 use crate::offload::OffloadFile;
@@ -79,6 +81,27 @@ impl ScheduleFree {
         self
     }
 
+    /// Ends a step of a parameter; returns the share of where it leads to in the mean.
+    fn count(&mut self, parameter: &Parameter, lr: f64, step: u64) -> Result<f64> {
+        let mut counted = match self.counted.get(parameter) {
+            Some(counted) if counted.under_way == Some(step) => *counted,
+            _ => {
+                return Err(Error::Training(
+                    "the weights are not those that schedule_free_adamw takes gradients at: a recipe calls `prepare_all` before \
+                     each step"
+                        .to_owned(),
+                ));
+            }
+        };
+        counted.under_way = None;
+        counted.largest_lr = counted.largest_lr.max(lr);
+        let counts = (step as f64).powf(self.r) * counted.largest_lr.powf(self.weight_lr_power);
+        counted.sum += counts;
+        self.counted.insert(parameter, counted);
+        // While a warm-up is at zero nothing counts yet.
+        Ok(if counted.sum > 0.0 { counts / counted.sum } else { 0.0 })
+    }
+
     /// Bytes of the state of a parameter with so many elements.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         12 * elements + 16
@@ -93,55 +116,62 @@ impl Optimizer for ScheduleFree {
     fn prepare(&mut self, parameter: &Parameter, step: u64) -> Result<()> {
         if self.counted.get(parameter).is_none() {
             for part in [&mut self.walking, &mut self.mean] {
-                // A copy of its own: it is changed in place.
-                part.put(parameter, parameter.var().as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?;
+                match parameter.card() {
+                    Some(card) => part.put_on_card(parameter, card.widened(parameter.var())?),
+                    // A copy of its own: it is changed in place.
+                    None => {
+                        part.put(parameter, parameter.var().as_tensor().to_dtype(dtype_of(parameter))?.copy()?)?;
+                    }
+                }
             }
         }
         let mut counted = self.counted.get(parameter).copied().unwrap_or_default();
         counted.under_way = Some(step);
         self.counted.insert(parameter, counted);
-        let walking = Gradient::from(self.walking.whole(parameter)?);
         let (key, first) = rounding(parameter, step);
         // Bits of its own: those of the key itself are for the update.
-        let key = (Dropout::mix(key, 1), first);
-        Ok(update(
-            parameter.var(),
-            [self.mean.get(parameter)?],
-            &walking,
-            key,
-            &Between { share: 1.0 - self.betas[0] },
-        )?)
+        let (key, share) = (Dropout::mix(key, 1), 1.0 - self.betas[0]);
+        if parameter.card().is_some() {
+            return place_on_card(parameter, (Some(&mut self.mean), &mut self.walking), share, key);
+        }
+        let walking = Gradient::from(self.walking.whole(parameter)?);
+        Ok(update(parameter.var(), [self.mean.get(parameter)?], &walking, (key, first), &Between { share })?)
     }
 
     fn update(&mut self, parameter: &Parameter, gradient: &Gradient, lr: f64, scale: f64, step: u64) -> Result<()> {
-        let mut counted = match self.counted.get(parameter) {
-            Some(counted) if counted.under_way == Some(step) => *counted,
-            _ => {
-                return Err(Error::Training(
-                    "the weights are not those that schedule_free_adamw takes gradients at: a recipe calls `prepare_all` before \
-                     each step"
-                        .to_owned(),
-                ));
-            }
-        };
-        let b2 = self.betas[1];
-        counted.under_way = None;
-        counted.largest_lr = counted.largest_lr.max(lr);
-        let counts = (step as f64).powf(self.r) * counted.largest_lr.powf(self.weight_lr_power);
-        counted.sum += counts;
-        self.counted.insert(parameter, counted);
-        let rule = Rule {
-            scale,
-            lr,
-            b2,
-            bias: 1.0 - b2.powf(step as f64),
-            eps: self.eps,
-            decay: self.weight_decay,
-            // While a warm-up is at zero nothing counts yet.
-            new: if counted.sum > 0.0 { counts / counted.sum } else { 0.0 },
-        };
+        if gradient.card().is_some() {
+            return self.update_all(&[(parameter, gradient)], lr, scale, step);
+        }
+        let (new, b2) = (self.count(parameter, lr, step)?, self.betas[1]);
+        let bias = 1.0 - b2.powf(step as f64);
+        let rule = Rule { scale, lr, b2, bias, eps: self.eps, decay: self.weight_decay, new };
         let state = [self.walking.get(parameter)?, self.second.get(parameter)?, self.mean.get(parameter)?];
         Ok(update(parameter.var(), state, gradient, rounding(parameter, step), &rule)?)
+    }
+
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        // Those that count alike at once: all but where some were not trained in each step. Such shares are in the order of their bits.
+        let mut by_share: BTreeMap<u64, Vec<(&Parameter, &Gradient)>> = BTreeMap::new();
+        for &(parameter, gradient) in all {
+            match gradient.card() {
+                None => self.update(parameter, gradient, lr, scale, step)?,
+                Some(_) => {
+                    let new = self.count(parameter, lr, step)?;
+                    by_share.entry(new.to_bits()).or_default().push((parameter, gradient));
+                }
+            }
+        }
+        let ([_, beta2], eps, weight_decay) = (self.betas, self.eps, self.weight_decay);
+        for (new, some) in by_share {
+            let rule = tune_cuda::ScheduleFree { lr, beta2, eps, weight_decay, new: f64::from_bits(new) };
+            let parts = [&mut self.walking, &mut self.second, &mut self.mean];
+            update_on_card(&some, parts, OnCards::ScheduleFree(rule, step), scale, step)?;
+        }
+        Ok(())
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

@@ -96,10 +96,9 @@ impl Outline {
         let mesh = Mesh::new(&self.group, layout)?;
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
-        self.check_loss(&device)?;
+        self.check_stored_teacher(&device)?;
         self.check_head()?;
         self.check_where_fake(&device)?;
-        self.check_where_tokens(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

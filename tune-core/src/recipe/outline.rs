@@ -23,7 +23,7 @@ use crate::device::Compute;
 use crate::distributed::{self, Group};
 use crate::eval::ExactMatchConfig;
 use crate::memory_plan::Drawing;
-use crate::methods::{Mixture, TokenLoss};
+use crate::methods::TokenLoss;
 use crate::models::{Architecture, FakeQuantizer, Head, InitConfig, Quantization};
 use crate::optim::{OptimizerConfig, SchedulerConfig};
 use crate::peft::LoraOptions;
@@ -93,10 +93,6 @@ pub struct Outline {
     pub asks_how_far: bool,
     /// How answers are drawn that are learnt from; `None` where the data has what is learnt.
     pub drawing: Option<Drawing>,
-    /// What logits are divided by where answers are drawn and learnt from.
-    pub temperature: f64,
-    /// What is learnt from a teacher, if there is one.
-    pub mixture: Option<Mixture>,
     /// Rows of an update, where these must be whole batches.
     pub rows_of_update: Option<usize>,
     /// How the model is computed as if it were quantized, if it is.
@@ -149,8 +145,6 @@ impl Outline {
             judge: None,
             asks_how_far: false,
             drawing: None,
-            temperature: 1.0,
-            mixture: None,
             rows_of_update: None,
             fake_quantizer: None,
             settings,

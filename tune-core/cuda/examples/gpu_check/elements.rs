@@ -1,6 +1,6 @@
-//! Norms, rotary embeddings, gates, rows, dropout, the loss, optimizers.
+//! Norms, rotary embeddings, gates, rows, columns, dropout, the loss.
 
-use tune_cuda::{Activation, AdamW, Context, Dropout, Lion, Moved, Norm, Onto, Sgd, TokenLoss, Turn};
+use tune_cuda::{Activation, Context, Dropout, Norm, Onto, TokenLoss, Turn};
 use tune_reference as reference;
 use tune_reference::ViewMut;
 
@@ -19,9 +19,10 @@ pub(crate) fn check<T: Number>(context: &Context, checks: &mut Checks, most: usi
         gate::<T>(context, checks, (rows, cols, pad), seed);
         rows_of::<T>(context, checks, (rows, cols, pad), seed);
         dropout::<T>(context, checks, (rows, cols, pad), seed);
+        scaled_rows::<T>(context, checks, (rows, cols, pad), seed);
+        columns_of_tokens::<T>(context, checks, (rows, cols, pad), seed);
     }
     rotary::<T>(context, checks);
-    steps::<T>(context, checks);
 }
 
 fn tolerance<T: Number>() -> f64 {
@@ -188,6 +189,47 @@ fn dropout<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad):
     });
 }
 
+fn scaled_rows<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad): (usize, usize, usize), seed: u64) {
+    let (x, factors) = (random::<T>(seed + 1, rows * cols, 2.0), random::<f32>(seed + 2, rows, 2.0));
+    let scaled = widened(&x).into_iter().zip(0..).map(|(x, i)| x * f64::from(factors[i / cols])).collect();
+    checks.compare("rows scaled", T::NAME, &format!("[{rows}, {cols}] + {pad}"), tolerance::<T>(), &[scaled], || {
+        let mut x = Matrix::<T>::of(context, &x, (rows, cols), pad);
+        context.scale_rows(x.view_mut(), &context.upload(&factors));
+        Ok(vec![x.read(context)?])
+    });
+}
+
+/// Columns that are taken out, and what is left; and the same of f32 put back.
+fn columns_of_tokens<T: Number>(
+    context: &Context,
+    checks: &mut Checks,
+    (rows, cols, pad): (usize, usize, usize),
+    seed: u64,
+) {
+    let x = random::<T>(seed + 1, rows * cols, 2.0);
+    let columns: Vec<u32> = (0..cols as u32).rev().step_by(3).collect();
+    let (all, mut left) = (widened(&x), widened(&x));
+    let mut taken = Vec::new();
+    for row in left.chunks_mut(cols) {
+        taken.extend(columns.iter().map(|&column| std::mem::take(&mut row[column as usize])));
+    }
+    let name = format!("{} of [{rows}, {cols}] + {pad}", columns.len());
+    checks.compare("columns taken", T::NAME, &name, 0.0, &[taken, left], || {
+        let mut x = Matrix::<T>::of(context, &x, (rows, cols), pad);
+        let mut y = context.buffer(rows * columns.len());
+        context.take_columns(x.view_mut(), &context.upload(&columns), &mut y);
+        Ok(vec![read(context, &y)?, x.read(context)?])
+    });
+    checks.compare("columns put", "f32", &name, 0.0, &[all], || {
+        let x: Vec<f32> = x.iter().map(|x| x.widened() as f32).collect();
+        let mut x = Matrix::<f32>::of(context, &x, (rows, cols), pad);
+        let (mut y, columns) = (context.buffer(rows * columns.len()), context.upload(&columns));
+        context.take_columns(x.view_mut(), &columns, &mut y);
+        context.put_columns(&y, &columns, x.view_mut());
+        Ok(vec![x.read(context)?])
+    });
+}
+
 fn rotary<T: Number>(context: &Context, checks: &mut Checks) {
     for (rows, heads, dim, half, pad) in [(1, 1, 2, 1, 0), (5, 3, 10, 3, 1), (70, 4, 64, 32, 0), (9, 2, 128, 32, 8)] {
         let x = Matrix::<T>::random(context, 1, (rows, heads * dim), pad, 1.0);
@@ -264,69 +306,6 @@ pub(crate) fn loss<T: Number, D: Number>(context: &Context, checks: &mut Checks,
             let g: Vec<Vec<f64>> = (0..rows).map(of_row).collect();
             let sum = context.download(&sum).map_err(|e| e.to_string())?;
             Ok(vec![read(context, &losses)?, sum, g.concat()])
-        });
-    }
-}
-
-fn steps<T: Number>(context: &Context, checks: &mut Checks) {
-    for (count, odd) in [(1, 0), (1003, 0), (70_000, 3)] {
-        let [w, g] = [1, 2].map(|n| random::<T>(n, count, 1.0));
-        let [m, v] = [3, 4].map(|n| random::<f32>(n, count, 0.1).iter().map(|x| x.abs()).collect::<Vec<f32>>());
-        let ours = AdamW { lr: 0.01, betas: [0.9, 0.99], eps: 1e-6, weight_decay: 0.1 };
-        let theirs = reference::optim::AdamW { lr: 0.01, betas: [0.9, 0.99], eps: 1e-6, weight_decay: 0.1 };
-        let [mut rw, mut rm, mut rv] = [widened(&w), widened(&m), widened(&v)];
-        theirs.step(&mut rw, [&mut rm, &mut rv], &widened(&g), 0.5, 3);
-        let name = format!("{count} and {odd}");
-        // Rounded at random, a bf16 weight is off by up to a step.
-        let tolerance = if T::NAME == "f32" { 2e-6 } else { 8e-3 };
-        let norm = 0.5 * reference::optim::squared_norm(&widened(&g)).sqrt();
-        let right = [rw, rm, rv, vec![norm, (0.25 / (norm + 1e-6)).min(1.0)]];
-        checks.compare("AdamW, clipping", T::NAME, &name, tolerance, &right, || {
-            let (mut w, g) = (context.upload(&w), context.upload(&g));
-            let (mut m, mut v) = (context.upload(&m), context.upload(&v));
-            let [mut norm, mut factor] = [(); 2].map(|()| context.zeros::<f32>(1));
-            let moved = vec![Moved {
-                weight: &mut w,
-                first: Some(&mut m),
-                second: Some(&mut v),
-                gradient: &g,
-                key: 77,
-                copy: None,
-            }];
-            let mut sweep = context.sweep(moved);
-            context.clip(&sweep, 0.5, Some(0.25), &mut norm, &mut factor);
-            context.adamw(&mut sweep, ours, 0.5, None, 3);
-            drop(sweep);
-            let clipped = [read(context, &norm)?, read(context, &factor)?].concat();
-            Ok(vec![read(context, &w)?, read(context, &m)?, read(context, &v)?, clipped])
-        });
-        let (mut rw, mut ru) = (widened(&w), widened(&m));
-        reference::optim::Sgd { lr: 0.1, momentum: 0.5, weight_decay: 0.1 }.step(
-            &mut rw,
-            Some(&mut ru),
-            &widened(&g),
-            0.5,
-        );
-        checks.compare("SGD", T::NAME, &name, tolerance, &[rw, ru], || {
-            let (mut w, mut u, g) = (context.upload(&w), context.upload(&m), context.upload(&g));
-            let moved =
-                vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77, copy: None }];
-            let mut sweep = context.sweep(moved);
-            context.sgd(&mut sweep, Sgd { lr: 0.1, momentum: 0.5, weight_decay: 0.1 }, 0.5, None);
-            drop(sweep);
-            Ok(vec![read(context, &w)?, read(context, &u)?])
-        });
-        let (mut rw, mut ru) = (widened(&w), widened(&m));
-        let lion = reference::optim::Lion { lr: 0.01, betas: [0.9, 0.99], weight_decay: 0.1 };
-        lion.step(&mut rw, &mut ru, &widened(&g), 0.5);
-        checks.compare("Lion", T::NAME, &name, tolerance, &[rw, ru], || {
-            let (mut w, mut u, g) = (context.upload(&w), context.upload(&m), context.upload(&g));
-            let moved =
-                vec![Moved { weight: &mut w, first: Some(&mut u), second: None, gradient: &g, key: 77, copy: None }];
-            let mut sweep = context.sweep(moved);
-            context.lion(&mut sweep, Lion { lr: 0.01, betas: [0.9, 0.99], weight_decay: 0.1 }, 0.5, None);
-            drop(sweep);
-            Ok(vec![read(context, &w)?, read(context, &u)?])
         });
     }
 }

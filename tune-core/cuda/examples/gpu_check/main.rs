@@ -10,6 +10,7 @@ mod checks;
 mod elements;
 mod methods;
 mod numbers;
+mod optimizers;
 mod products;
 mod times;
 
@@ -93,6 +94,8 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     products::check::<bf16, f32>(context, checks, most);
     elements::check::<f32>(context, checks, most);
     elements::check::<bf16>(context, checks, most);
+    optimizers::check::<f32>(context, checks);
+    optimizers::check::<bf16>(context, checks);
     elements::loss::<f32, f32>(context, checks, most);
     elements::loss::<f32, bf16>(context, checks, most);
     elements::loss::<bf16, bf16>(context, checks, most);

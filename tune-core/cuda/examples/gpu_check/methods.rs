@@ -115,7 +115,7 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
             let [mut losses, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(rows));
             context.fill(&mut losses, 0xff);
             context.fill(&mut divergences, 0xff);
-            let how = Distillation { ratio: ratio as f32, forward: forward as f32 };
+            let how = Distillation::new(ratio as f32, forward as f32);
             context.distill::<D>(
                 (memory.view_mut(), teacher.view()),
                 &targets,
@@ -127,6 +127,7 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
             Ok(vec![read(context, &losses)?, read(context, &divergences)?, g])
         });
     }
+    distillation_at_a_temperature::<D>(context, checks, most);
     distillation_by_top::<D>(context, checks, most);
     for len in [1, 1003, 70_000] {
         let x = random::<f32>(11, len, 9.0);
@@ -135,6 +136,63 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
             let mut x = context.upload(&x);
             context.softcap(&mut x, 3.0);
             Ok(vec![read(context, &x)?])
+        });
+    }
+}
+
+/// The same at a temperature, and from what lies between the two.
+fn distillation_at_a_temperature<D: Number>(context: &Context, checks: &mut Checks, most: usize) {
+    let shapes = [
+        (1, 2, 0, None, (0.5, 0.5, 1.0, true)),
+        (5, 33, 3, None, (0.75, 0.25, 2.0, false)),
+        (7, 1000, 0, Some(6.0), (0.5, 0.1, 1.5, true)),
+        (3, 50_257, 7, None, (1.0, 0.9, 0.7, true)),
+        (2, 151_936, 0, None, (0.5, 1.0, 4.0, false)),
+    ];
+    for (rows, cols, pad, softcap, (ratio, share, temperature, from_middle)) in shapes.into_iter().take(most) {
+        let [student, teacher] = [18, 19].map(|seed| random::<f32>(seed, rows * cols, 6.0));
+        let scales = random::<f32>(20, rows, 1.0);
+        let targets: Vec<u32> = (0..rows).map(|i| ((i * 7919) % cols) as u32).collect();
+        let (mut capped, wide, beside) = (widened(&student), widened(&scales), widened(&teacher));
+        if let Some(cap) = softcap {
+            reference::softcap::forward(&mut ViewMut::new(&mut capped, cols), cap);
+        }
+        let (of, theirs) = (View::new(&capped, cols), View::new(&beside, cols));
+        let general = reference::loss::General { temperature, shares: [share, 1.0 - share], from_middle };
+        let mut g = vec![0.0; rows * cols];
+        let part = |part: f64| wide.iter().map(|scale| scale * part).collect::<Vec<_>>();
+        reference::loss::cross_entropy_back(of, &targets, &part(1.0 - ratio), &mut ViewMut::new(&mut g, cols));
+        let into = &mut ViewMut::new(&mut g, cols);
+        reference::loss::general_divergences_back(of, theirs, general, &part(ratio), into);
+        if let Some(cap) = softcap {
+            reference::softcap::backward(of, cap, &mut ViewMut::new(&mut g, cols));
+        }
+        let apart = reference::loss::general_divergences(of, theirs, general).into_iter();
+        let apart = apart.map(|[of_teacher, of_student]| share * of_teacher + (1.0 - share) * of_student);
+        let right = [reference::loss::cross_entropy(of, &targets), apart.collect(), g];
+        let name = format!("[{rows}, {cols}] + {pad} at {temperature}, from the middle: {from_middle}, to {}", D::NAME);
+        checks.compare("general distillation", D::NAME, &name, tolerance::<D>().max(2e-5), &right, || {
+            let mut memory = Matrix::<f32>::of(context, &student, (rows, cols), pad);
+            let teacher = Matrix::<f32>::of(context, &teacher, (rows, cols), 2 * pad);
+            let (targets, scales) = (context.upload(&targets), context.upload(&scales));
+            let [mut losses, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(rows));
+            context.fill(&mut losses, 0xff);
+            context.fill(&mut divergences, 0xff);
+            let how = Distillation {
+                ratio: ratio as f32,
+                forward: share as f32,
+                temperature: temperature as f32,
+                from_middle,
+            };
+            context.distill::<D>(
+                (memory.view_mut(), teacher.view()),
+                &targets,
+                (how, softcap.map(|cap| cap as f32)),
+                Some(&scales),
+                (&mut losses, &mut divergences),
+            );
+            let g = memory.beginnings::<D>(context)?;
+            Ok(vec![read(context, &losses)?, read(context, &divergences)?, g])
         });
     }
 }
@@ -185,7 +243,7 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
             let [mut losses, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(rows));
             context.fill(&mut losses, 0xff);
             context.fill(&mut divergences, 0xff);
-            let how = Distillation { ratio: ratio as f32, forward: forward as f32 };
+            let how = Distillation::new(ratio as f32, forward as f32);
             context.distill_top::<D>(
                 (memory.view_mut(), Top { ids: &ids, log_probs: &log_probs, rest: &rest }),
                 &targets,
@@ -199,7 +257,8 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
     }
 }
 
-/// How long they take, beside what memory allows: the logits of both models are read twice where there is a gradient.
+/// How long they take, beside what memory allows: the logits of both models are read twice where there is a gradient, or three
+/// times.
 pub(crate) fn measure(context: &Context, limits: &Limits) -> Result<()> {
     let (rows, cols) = (8192, 4096);
     let count = (rows * cols) as f64;
@@ -219,13 +278,16 @@ pub(crate) fn measure(context: &Context, limits: &Limits) -> Result<()> {
     let targets = context.upload(&(0..rows as u32).collect::<Vec<_>>());
     let scales = filled::<f32>(context, rows);
     let [mut losses, mut divergences] = [(); 2].map(|()| context.zeros::<f32>(rows));
-    for (what, scales) in [("distillation 1024 x 151936 f32", None), ("  with its gradient in bf16", Some(&scales))] {
+    let jensen = Distillation { from_middle: true, ..Distillation::new(0.5, 0.5) };
+    for (what, mixture, scales, each) in [
+        ("distillation 1024 x 151936 f32", Distillation::new(0.5, 1.0), None, 8.0),
+        ("  with its gradient in bf16", Distillation::new(0.5, 1.0), Some(&scales), 18.0),
+        ("  of Jensen-Shannon, with its gradient", jensen, Some(&scales), 26.0),
+    ] {
         let seconds = time(context, &mut || {
             let of = (student.view_mut(vocab), teacher.view(vocab));
-            let how = (Distillation { ratio: 0.5, forward: 1.0 }, None);
-            context.distill::<bf16>(of, &targets, how, scales, (&mut losses, &mut divergences));
+            context.distill::<bf16>(of, &targets, (mixture, None), scales, (&mut losses, &mut divergences));
         })?;
-        let each = if scales.is_some() { 18.0 } else { 8.0 };
         limits.bytes(what, seconds, each * (rows * vocab) as f64);
     }
     Ok(())

@@ -218,8 +218,15 @@ fn elements(context: &Context, limits: &Limits) -> Result<()> {
     let count = 200 << 20;
     let (mut w, g) = (filled::<bf16>(context, count), filled::<bf16>(context, count));
     let (mut m, mut v) = (context.zeros::<f32>(count), context.zeros::<f32>(count));
-    let moved =
-        vec![Moved { weight: &mut w, first: Some(&mut m), second: Some(&mut v), gradient: &g, key: 7, copy: None }];
+    let moved = vec![Moved {
+        weight: &mut w,
+        first: Some(&mut m),
+        second: Some(&mut v),
+        third: None,
+        gradient: &g,
+        key: 7,
+        copy: None,
+    }];
     let mut sweep = context.sweep(moved);
     let rule = AdamW { lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
     let seconds = time(context, &mut || context.adamw(&mut sweep, rule, 1.0, None, 10))?;

@@ -1,4 +1,4 @@
-use super::{address, one};
+use super::{address, both, one};
 use crate::buffer::{Buffer, Element, View, ViewMut, wide};
 use crate::context::Context;
 use crate::launch::{Launch, MOST_ROWS, Size};
@@ -10,18 +10,37 @@ static DISTILL: [Kernel; 2] =
 const TOP_PARAMETERS: &str = "pppppppppllllifff";
 static DISTILL_TOP: [Kernel; 2] =
     [one("distillation", "distill_top_f32", TOP_PARAMETERS), one("distillation", "distill_top_bf16", TOP_PARAMETERS)];
+const GENERAL_PARAMETERS: &str = "pppppplllliiffff";
+static DISTILL_GENERAL: [Kernel; 2] =
+    both("general_distillation", ["distill_general_f32", "distill_general_bf16"], GENERAL_PARAMETERS);
 static SOFTCAP: [Kernel; 1] = [one("distillation", "softcap_f32", "plf")];
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &DISTILL_TOP, &SOFTCAP];
+pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &DISTILL_TOP, &DISTILL_GENERAL, &SOFTCAP];
 
 /// What a student learns: `(1 - ratio) · loss + ratio · divergence`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Distillation {
     /// The share of the divergence.
     pub ratio: f32,
-    /// The share of the forward divergence, `Σ q (ln q - ln p)`, in it; the rest is the reverse one, `Σ p (ln p - ln q)`.
+    /// The share of the forward divergence in it; the rest is the reverse one.
     pub forward: f32,
+    /// What the logits of both are divided by in the divergence.
+    pub temperature: f32,
+    /// Whether both are compared with what lies between them, the teacher's share in which is `forward`, and not with each other.
+    pub from_middle: bool,
+}
+
+impl Distillation {
+    /// Of divergences from each other, at a temperature of 1.
+    #[must_use]
+    pub const fn new(ratio: f32, forward: f32) -> Self {
+        Self { ratio, forward, temperature: 1.0, from_middle: false }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.temperature == 1.0 && !self.from_middle
+    }
 }
 
 /// What is known of a teacher in each row: some tokens, each once in a row, with the logarithms of their probabilities, `[rows, k]`,
@@ -55,8 +74,9 @@ impl Context {
         let (rows, cols) = student.shape();
         let fits = [targets.len(), losses.len(), divergences.len()] == [rows; 3] && teacher.shape() == (rows, cols);
         assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill: shapes that do not fit");
-        let threads = threads(cols);
-        Launch::new(self, &DISTILL[D::INDEX])
+        let (threads, is_plain) = (threads(cols), mixture.is_plain());
+        let kernels = if is_plain { &DISTILL } else { &DISTILL_GENERAL };
+        let launch = Launch::new(self, &kernels[D::INDEX])
             .pointer(losses.address())
             .pointer(divergences.address())
             .pointer(student.address)
@@ -67,18 +87,18 @@ impl Context {
             .long(cols)
             .long(student.stride)
             .long(teacher.stride)
-            .int(usize::from(scales.is_some()))
-            .float(mixture.ratio)
-            .float(mixture.forward)
-            .float(softcap.unwrap_or(0.0))
-            .go(Size::row(rows.min(MOST_ROWS), threads, 4 * threads / 32));
+            .int(usize::from(scales.is_some()));
+        let launch = if is_plain { launch } else { launch.int(usize::from(mixture.from_middle)) };
+        let launch = launch.float(mixture.ratio).float(mixture.forward);
+        let launch = if is_plain { launch } else { launch.float(1.0 / mixture.temperature) };
+        launch.float(softcap.unwrap_or(0.0)).go(Size::row(rows.min(MOST_ROWS), threads, 4 * threads / 32));
     }
 
     /// The same where of the teacher some tokens are known: all others count as one outcome, of the student, too. Without `scales`
     /// the student's logits are lost as well.
     ///
     /// # Panics
-    /// If shapes do not fit.
+    /// If shapes do not fit, and of a mixture that is not of divergences from each other at a temperature of 1.
     pub fn distill_top<D: Element>(
         &self,
         (student, teacher): (ViewMut<'_, f32>, Top<'_>),
@@ -93,6 +113,7 @@ impl Context {
             && [known, teacher.log_probs.len()] == [rows * k; 2]
             && k <= cols;
         assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill_top: shapes that do not fit");
+        assert!(mixture.is_plain(), "distill_top: a mixture that needs all logits");
         let (own, threads) = (self.buffer::<f32>(known), threads(cols));
         Launch::new(self, &DISTILL_TOP[D::INDEX])
             .pointer(losses.address())

@@ -17,9 +17,12 @@ mod gate;
 mod loss;
 mod norm;
 mod optim;
+mod optim_8bit;
+mod optim_means;
 mod rotary;
 mod rows;
 mod spans;
+mod token_columns;
 
 pub use attention::{Attention, Qkv, QkvMut};
 pub use columns::Adapted;
@@ -30,6 +33,8 @@ pub use gate::Activation;
 pub use loss::TokenLoss;
 pub use norm::Norm;
 pub use optim::{AdamW, Lion, Moved, Sgd, Squares, Sweep};
+pub use optim_8bit::{Maps, Moved8bit};
+pub use optim_means::ScheduleFree;
 pub use rotary::Turn;
 pub use rows::{Grouped, sum_rows_workspace};
 pub use spans::{Spans, Stretch};
@@ -69,8 +74,11 @@ mod tests {
             loss::ALL,
             norm::ALL,
             optim::ALL,
+            optim_8bit::ALL,
+            optim_means::ALL,
             rotary::ALL,
             rows::ALL,
+            token_columns::ALL,
         ]
         .concat();
         all.into_iter().flatten().chain(attention::fast_kernels().0).map(|kernel| (kernel.name, kernel)).collect()

@@ -42,6 +42,8 @@ pub struct Moved<'a, W, G> {
     pub first: Option<&'a mut Buffer<f32>>,
     /// AdamW: the mean of the gradients' squares.
     pub second: Option<&'a mut Buffer<f32>>,
+    /// Another number of state, of [`ScheduleFree`](super::ScheduleFree) alone.
+    pub third: Option<&'a mut Buffer<f32>>,
     /// The gradient.
     pub gradient: &'a Buffer<G>,
     /// What random rounding uses, of the parameter's name and the step.
@@ -53,15 +55,15 @@ pub struct Moved<'a, W, G> {
 /// Parameters that are gone over in one launch.
 #[derive(Debug)]
 pub struct Sweep<'a, W, G> {
-    parameters: Buffer<Parameter>,
-    pieces: Buffer<Piece>,
-    moved: Vec<Moved<'a, W, G>>,
+    pub(super) parameters: Buffer<Parameter>,
+    pub(super) pieces: Buffer<Piece>,
+    pub(super) moved: Vec<Moved<'a, W, G>>,
 }
 
 /// A parameter as the kernels read it.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Parameter {
+pub(super) struct Parameter {
     weight: u64,
     first: u64,
     second: u64,
@@ -73,14 +75,14 @@ struct Parameter {
 /// A part of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-struct Piece {
+pub(super) struct Piece {
     parameter: u32,
     count: u32,
     first: u64,
 }
 
 /// Parameters of these lengths in pieces.
-fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
+pub(super) fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
     lengths
         .enumerate()
         .flat_map(|(parameter, length)| {
@@ -137,11 +139,11 @@ impl Context {
         let parameters: Vec<Parameter> = moved
             .iter()
             .map(|m| {
-                let (length, states) = (m.weight.len(), [m.first.as_deref(), m.second.as_deref()]);
+                let (length, states) = (m.weight.len(), [&m.first, &m.second, &m.third].map(Option::as_deref));
                 let fits = m.gradient.len() == length && states.iter().flatten().all(|state| state.len() == length);
                 let copied = m.copy.as_ref().is_none_or(|copy| copy.len() == length && size_of::<W>() == 4);
                 assert!(fits && copied, "a parameter of {length} elements with state or a gradient of another length");
-                let [first, second] = states.map(address);
+                let [first, second, _] = states.map(address);
                 let (weight, gradient, copy) = (m.weight.address(), m.gradient.address(), address(m.copy.as_deref()));
                 Parameter { weight, first, second, gradient, key: m.key, copy }
             })

@@ -1,4 +1,4 @@
-use tune_reference::optim::{AdamW, Lion, Sgd, squared_norm};
+use tune_reference::optim::{AdamW, Lion, ScheduleFree, Sgd, between, in_blocks, squared_norm};
 
 use super::close;
 
@@ -31,6 +31,26 @@ fn lion_goes_by_signs() {
     rule.step(&mut w, &mut m, &[4.0, 0.5, 0.0], 2.0);
     close("w", &w, &[0.95 - 0.1, 0.95 + 0.1, 0.95], 1e-14);
     close("m", &m, &[2.0, -1.25, 0.0], 1e-14);
+}
+
+/// By hand: the gradient is 2, its square 4, a hundredth of which over the bias of a first step is 4 again.
+#[test]
+fn a_schedule_free_step_moves_the_mean() {
+    let rule = ScheduleFree { lr: 0.1, beta2: 0.99, eps: 0.0, weight_decay: 0.5, new: 0.25 };
+    let (mut y, mut z, mut v, mut x) = ([2.0], [1.0], [0.0], [3.0]);
+    rule.step(&mut y, [&mut z, &mut v, &mut x], &[1.0], 2.0, 1);
+    close("v", &v, &[0.04], 1e-14);
+    close("z", &z, &[1.0 - 0.1 * (1.0 + 1.0)], 1e-12);
+    close("x", &x, &[3.0 - 0.25 * 2.2], 1e-12);
+    close("y", &y, &x, 1e-14);
+    close("between", &between(&[3.0, 1.0], &[1.0, 2.0], 0.25), &[2.5, 1.25], 1e-14);
+}
+
+#[test]
+fn numbers_in_blocks_are_the_nearest() {
+    let mut x = [2.0, -0.9, 0.4, 0.0, 0.3];
+    in_blocks(&mut x, 3, &[-0.5, 0.0, 0.25, 1.0]);
+    close("x", &x, &[2.0, -1.0, 0.5, 0.0, 0.3], 1e-14);
 }
 
 #[test]

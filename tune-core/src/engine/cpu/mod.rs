@@ -433,9 +433,8 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         softmax::cap_rows(logits, cap as f32);
     }
 
-    fn multiply_logits(&self, logits: &mut Buffer<f32>, factor: f64) -> Result<()> {
+    fn multiply_logits(&self, logits: &mut Buffer<f32>, _: usize, factor: f64) {
         softmax::multiply(logits, factor as f32);
-        Ok(())
     }
 
     fn loss(

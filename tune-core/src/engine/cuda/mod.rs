@@ -5,6 +5,7 @@
 //! more, and [`Card::check`] has the error.
 
 mod card;
+mod eight_bits;
 mod trained;
 mod weights;
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 pub use card::Card;
 use card::{Scaling, lock};
+pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
 pub(crate) use trained::{Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
@@ -150,6 +152,16 @@ pub(super) fn attention(how: &Attention<'_>) -> tune_cuda::Attention {
 
 fn norm(norm: Norm) -> tune_cuda::Norm {
     tune_cuda::Norm { eps: norm.eps as f32, from_one: norm.from_one }
+}
+
+fn distillation(mixture: Mixture) -> Distillation {
+    let [forward, _] = mixture.shares();
+    Distillation {
+        ratio: mixture.ratio as f32,
+        forward: forward as f32,
+        temperature: mixture.temperature() as f32,
+        from_middle: mixture.middle().is_some(),
+    }
 }
 
 fn curve(activation: Activation) -> tune_cuda::Activation {
@@ -301,12 +313,12 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().scatter(x.view(width), &self.rows(rows), false, y.view_mut(width));
     }
 
-    fn put_columns(&self, _: &Buffer<f32>, _: &[u32], _: PartMut<'_, Buffer<f32>>) {
-        unreachable!("no rows of tokens are trained on a card")
+    fn put_columns(&self, x: &Buffer<f32>, columns: &[u32], y: PartMut<'_, Buffer<f32>>) {
+        self.context().put_columns(x, &self.context().upload(columns), view_mut(y));
     }
 
-    fn take_columns(&self, _: PartMut<'_, Buffer<T>>, _: &[u32], _: &mut Buffer<T>) {
-        unreachable!("no rows of tokens are trained on a card")
+    fn take_columns(&self, x: PartMut<'_, Buffer<T>>, columns: &[u32], y: &mut Buffer<T>) {
+        self.context().take_columns(view_mut(x), &self.context().upload(columns), y);
     }
 
     fn norm(
@@ -482,6 +494,12 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().softcap(logits, cap as f32);
     }
 
+    fn multiply_logits(&self, logits: &mut Buffer<f32>, vocab: usize, factor: f64) {
+        let view = logits.view_mut(vocab);
+        let factors = vec![factor; view.shape().0];
+        self.context().scale_rows(view, &self.floats(&factors));
+    }
+
     fn loss(
         &self,
         mut logits: Buffer<f32>,
@@ -525,8 +543,7 @@ impl<T: Number> Backend for Cuda<T> {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
-        let (context, [forward, _]) = (self.context(), mixture.shares());
-        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (context, how) = (self.context(), distillation(mixture));
         let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
         let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
         context.distill::<T>(
@@ -549,8 +566,7 @@ impl<T: Number> Backend for Cuda<T> {
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
-        let (context, [forward, _]) = (self.context(), mixture.shares());
-        let how = Distillation { ratio: mixture.ratio as f32, forward: forward as f32 };
+        let (context, how) = (self.context(), distillation(mixture));
         let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
         let [log_probs, rest] = [said.log_probs, said.rest].map(|numbers| context.upload(numbers));
         let teacher = tune_cuda::Top { ids: &context.upload(said.ids), log_probs: &log_probs, rest: &rest };

@@ -18,16 +18,16 @@ use crate::{Error, Result};
 /// A trained parameter on a card.
 #[derive(Debug)]
 pub(super) struct Trained {
-    numbers: Numbers,
+    pub(super) numbers: Numbers,
     /// Numbers of f32 as a model in bf16 reads them, if one does.
-    rounded: Option<Arc<Buffer<bf16>>>,
+    pub(super) rounded: Option<Arc<Buffer<bf16>>>,
     /// Whether they are newer than those of the tensor.
-    ahead: bool,
+    pub(super) ahead: bool,
 }
 
 /// In the type of the tensor.
 #[derive(Debug)]
-enum Numbers {
+pub(super) enum Numbers {
     F32(Arc<Buffer<f32>>),
     Bf16(Arc<Buffer<bf16>>),
 }
@@ -36,7 +36,7 @@ enum Numbers {
 #[derive(Debug)]
 pub(crate) struct OnCard {
     card: Arc<Card>,
-    values: Buffer<f32>,
+    pub(super) values: Buffer<f32>,
     shape: Shape,
 }
 
@@ -49,6 +49,7 @@ pub(crate) struct Move<'a> {
     /// Parts of the optimizer's state.
     pub(crate) first: Option<&'a mut OnCard>,
     pub(crate) second: Option<&'a mut OnCard>,
+    pub(crate) third: Option<&'a mut OnCard>,
     /// What random rounding uses.
     pub(crate) key: u64,
 }
@@ -62,6 +63,12 @@ pub(crate) enum Rule {
     Sgd(tune_cuda::Sgd),
     /// Lion.
     Lion(tune_cuda::Lion),
+    /// Schedule-free AdamW, in a step from 1.
+    ScheduleFree(tune_cuda::ScheduleFree, u64),
+    /// Goes this share of the way from the first part of the state to what is given as the gradient; all of it where there is no state.
+    Between(f64),
+    /// Keeps the weight, and puts in its place a mean that goes this share of the way to it.
+    Averaged(f64),
 }
 
 /// Sums of squares that a card has been asked for.
@@ -131,7 +138,7 @@ impl Squares {
 }
 
 impl Trained {
-    fn of(context: &Context, tensor: &Tensor) -> Result<Self> {
+    pub(super) fn of(context: &Context, tensor: &Tensor) -> Result<Self> {
         let numbers = match tensor.dtype() {
             DType::F32 => Numbers::F32(Arc::new(context.upload(&numbers::<f32>(tensor)?))),
             DType::BF16 => Numbers::Bf16(Arc::new(context.upload(&numbers::<bf16>(tensor)?))),
@@ -207,8 +214,8 @@ impl Card {
     fn go(&self, rule: Rule, scale: f64, taken: &mut [(candle_core::TensorId, Trained, Move<'_>)]) -> Result<()> {
         let (mut wide, mut narrow) = (Vec::new(), Vec::new());
         for (_, trained, one) in taken {
-            let Move { gradient, first, second, key, .. } = one;
-            let state = [first, second].map(|part| part.as_deref_mut().map(|part| &mut part.values));
+            let Move { gradient, first, second, third, key, .. } = one;
+            let state = [first, second, third].map(|part| part.as_deref_mut().map(|part| &mut part.values));
             let copy = trained.rounded.as_mut().map(|copy| Arc::get_mut(copy).ok_or_else(held)).transpose()?;
             trained.ahead = true;
             match &mut trained.numbers {
@@ -230,7 +237,29 @@ impl Card {
             Rule::AdamW(rule, step) => self.context.adamw(&mut sweep, rule, scale as f32, None, step),
             Rule::Sgd(rule) => self.context.sgd(&mut sweep, rule, scale as f32, None),
             Rule::Lion(rule) => self.context.lion(&mut sweep, rule, scale as f32, None),
+            Rule::ScheduleFree(rule, step) => self.context.schedule_free(&mut sweep, rule, scale as f32, step),
+            Rule::Between(share) => self.context.between(&mut sweep, share),
+            Rule::Averaged(share) => self.context.averaged(&mut sweep, share),
         }
+    }
+
+    /// A copy of a trained tensor in f32, as the card has it.
+    ///
+    /// # Errors
+    /// A tensor that no card trains.
+    pub(crate) fn widened(self: &Arc<Self>, var: &Var) -> Result<OnCard> {
+        let mut trained = lock(&self.trained);
+        let of = match trained.entry(var.id()) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(Trained::of(&self.context, var)?),
+        };
+        let len = var.elem_count();
+        let mut values = self.context.buffer(len);
+        match &of.numbers {
+            Numbers::F32(numbers) => self.context.convert(numbers.view(len), 1.0, false, values.view_mut(len)),
+            Numbers::Bf16(numbers) => self.context.convert(numbers.view(len), 1.0, false, values.view_mut(len)),
+        }
+        Ok(OnCard { card: Arc::clone(self), values, shape: var.shape().clone() })
     }
 
     /// Brings the newest numbers of trained parameters into their tensors.
@@ -259,13 +288,13 @@ fn moved<'a, W: Number>(
     weight: &'a mut Arc<Buffer<W>>,
     copy: Option<&'a mut Buffer<bf16>>,
     gradient: &'a Buffer<f32>,
-    [first, second]: [Option<&'a mut Buffer<f32>>; 2],
+    [first, second, third]: [Option<&'a mut Buffer<f32>>; 3],
     key: u64,
 ) -> Result<Moved<'a, W, f32>> {
-    Ok(Moved { weight: Arc::get_mut(weight).ok_or_else(held)?, copy, first, second, gradient, key })
+    Ok(Moved { weight: Arc::get_mut(weight).ok_or_else(held)?, copy, first, second, third, gradient, key })
 }
 
-fn held() -> Error {
+pub(super) fn held() -> Error {
     Error::Training(
         "a parameter is to be moved while a run reads it; this is a bug of the program, please report it".into(),
     )

@@ -10,21 +10,23 @@ use crate::engine::to_model::UNDER_WAY;
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
 use crate::models::ParamId;
+use crate::optim::OptimizerConfig;
 
-/// The state of an optimizer: so many numbers for each that is trained, from a parameter's first step on.
+/// The state of an optimizer on a card, from a parameter's first step on.
 pub(crate) struct State {
-    per_parameter: usize,
+    optimizer: OptimizerConfig,
     of: BTreeMap<ParamId, Vec<Entry>>,
 }
 
 impl State {
-    pub(crate) fn new(per_parameter: usize) -> Self {
-        Self { per_parameter, of: BTreeMap::new() }
+    pub(crate) fn new(optimizer: OptimizerConfig) -> Self {
+        Self { optimizer, of: BTreeMap::new() }
     }
 
     pub(super) fn of(&mut self, id: ParamId, gradient: &Entry) {
-        let parts = self.per_parameter;
-        self.of.entry(id).or_insert_with(|| (0..parts).map(|_| gradient.as_large(Purpose::State)).collect());
+        let parts = || self.optimizer.parts_on_card(gradient.size() / size_of::<f32>());
+        let kept = || parts().into_iter().map(|bytes| gradient.of_size(bytes, Purpose::State)).collect();
+        self.of.entry(id).or_insert_with(kept);
     }
 }
 

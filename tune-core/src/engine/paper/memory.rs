@@ -276,9 +276,7 @@ impl<T: Element> Backend for Paper<T> {
 
     fn cap(&self, _: &mut Entry, _: f64) {}
 
-    fn multiply_logits(&self, _: &mut Entry, _: f64) -> crate::Result<()> {
-        Ok(())
-    }
+    fn multiply_logits(&self, _: &mut Entry, _: usize, _: f64) {}
 
     fn loss(
         &self,

@@ -147,15 +147,21 @@ impl OptimizerConfig {
         !matches!(self, Self::Sgd(c) if c.momentum == 0.0) || self.averages()
     }
 
-    /// The numbers, in f32, that it keeps on a card for each one that is trained: none where steps are taken on the processor.
-    pub fn state_on_card_per_parameter(&self) -> usize {
-        match self {
-            _ if self.averages() => 0,
-            Self::AdamW(_) => 2,
-            Self::Sgd(c) => usize::from(c.momentum > 0.0),
-            Self::Lion(_) => 1,
-            _ => 0,
+    /// The bytes of each thing that it keeps on a card for a parameter of so many numbers: nothing where steps are taken on the processor.
+    pub fn parts_on_card(&self, elements: usize) -> Vec<usize> {
+        let of_numbers = |parts: usize| vec![4 * elements; parts];
+        let mut parts = match self {
+            Self::AdamW(_) => of_numbers(2),
+            Self::AdamW8bit(_) => AdamW8bit::parts_on_card(elements),
+            Self::Sgd(c) => of_numbers(usize::from(c.momentum > 0.0)),
+            Self::Lion(_) => of_numbers(1),
+            Self::ScheduleFree(_) => of_numbers(3),
+            Self::Adafactor(_) | Self::Muon(_) => return Vec::new(),
+        };
+        if self.averages() {
+            parts.extend(of_numbers(2));
         }
+        parts
     }
 
     /// Why it cannot move parameters whose rows are divided among several processes, if so.

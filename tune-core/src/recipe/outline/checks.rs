@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::methods::{Mixture, prompts};
+use crate::methods::prompts;
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -49,7 +49,7 @@ impl Outline {
     ///
     /// # Errors
     /// One that needs whole parameters, on several processes that divide them; one whose gradients are taken elsewhere than at the weights that are
-    /// evaluated, on a card or where answers are drawn.
+    /// evaluated, where answers are drawn.
     pub(crate) fn check_optimizer(&self, device: &Compute, layout: Layout) -> Result<()> {
         if let (2.., Some(why)) = (layout.shards, self.optimizer.needs_whole_parameters()) {
             return Err(Error::setup(format!(
@@ -59,28 +59,12 @@ impl Outline {
             )));
         }
         self.check_offloading(device)?;
-        let Some(setting) = self.optimizer.moves_between_weights() else { return Ok(()) };
-        let refused = match device {
-            Compute::Card(_) => "moves weights before each step, on the processor alone, for now: set device=cpu",
-            Compute::Processor if self.drawing.is_some() => {
-                "takes gradients at other weights than those that answers are drawn with: learn from them with another one"
-            }
-            Compute::Processor => return Ok(()),
-        };
-        Err(Error::setup(format!("{setting} {refused}, or set optimizer=adamw without ema_decay")))
-    }
-
-    /// Refuses a loss that the device does not compute.
-    ///
-    /// # Errors
-    /// On a card: a temperature, and as [`Mixture::check_on_card`](crate::methods::Mixture::check_on_card).
-    pub(crate) fn check_loss(&self, device: &Compute) -> Result<()> {
-        match device {
-            Compute::Card(_) if self.temperature != 1.0 => Err(Error::setup(
-                "a temperature is computed on the processor alone, for now: set device=cpu, or temperature=1",
-            )),
-            Compute::Card(_) => self.mixture.as_ref().map_or(Ok(()), Mixture::check_on_card),
-            Compute::Processor => Ok(()),
+        match self.optimizer.moves_between_weights() {
+            Some(setting) if self.drawing.is_some() => Err(Error::setup(format!(
+                "{setting} takes gradients at other weights than those that answers are drawn with: learn from them with another \
+                 one, or set optimizer=adamw without ema_decay"
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -151,19 +135,6 @@ impl Outline {
     pub(crate) fn check_where_fake(&self, device: &Compute) -> Result<()> {
         match (self.fake_quantizer, device) {
             (Some(_), Compute::Card(_)) => Err(FakeQuantizer::not_on_a_card()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses rows of single tokens where they are not trained.
-    ///
-    /// # Errors
-    /// A card.
-    pub(crate) fn check_where_tokens(&self, device: &Compute) -> Result<()> {
-        match (&self.trained, device) {
-            (Trained::Adapters { lora, .. }, Compute::Card(_)) if lora.trains_rows() => {
-                Err(TrainedTokens::not_on_a_card())
-            }
             _ => Ok(()),
         }
     }

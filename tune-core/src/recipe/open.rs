@@ -80,9 +80,9 @@ impl Outline {
             console = Console::silent();
         }
         let is_taught = self.reference.as_ref().is_some_and(|compared| compared.teaches);
-        if !self.group.is_single() && self.drawing.is_some() && (is_taught || self.value.is_some()) {
+        if !self.group.is_single() && self.drawing.is_some() && is_taught {
             return Err(Error::setup(
-                "`ppo`, and `distill` with on_policy, draw answers in one process alone, for now: start one (`grpo` draws them in several)",
+                "`distill` with on_policy draws answers in one process alone, for now: start one (`grpo` and `ppo` draw them in several)",
             ));
         }
         if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| !stored.is_there())

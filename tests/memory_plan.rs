@@ -663,23 +663,32 @@ fn what_is_accepted_under_a_limit_of_addresses_runs() {
 fn a_plan_of_several_processes_needs_only_one() {
     let folder = tempfile::tempdir().unwrap();
     let output = format!("output_dir={}", folder.path().join("out").display());
-    let plan = |option: &str, processes: &str| {
-        let args = [option, "--world-size", processes, "--config", "configs/full/tiny.yaml", &output];
-        text(&recipe("full", &args).output().unwrap().stdout)
+    let plan = |name: &str, option: &str, processes: &str, more: &[&str]| {
+        let config = format!("configs/{name}/tiny.yaml");
+        let args = [&[option, "--world-size", processes, "--config", &config, &output], more].concat();
+        text(&recipe(name, &args).output().unwrap().stdout)
     };
     let part = |said: &str, name: &str| -> f64 {
         let line =
             said.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {said}"));
         line.trim_start().strip_prefix(name).unwrap().split_whitespace().next().unwrap().parse().unwrap()
     };
-    let (one, four) = (plan("--plan", "1"), plan("--plan", "4"));
-    assert!(four.contains("What each of 4 processes takes") && !one.contains("gathered weights"), "{four}{one}");
-    for name in ["weights", "optimizer state"] {
-        let share = part(&four, name) / part(&one, name);
-        assert!((0.24..0.27).contains(&share), "{name}: {share}\n{one}{four}");
+    for (recipe, parts) in [
+        ("full", &["weights", "optimizer state"][..]),
+        ("ppo", &["weights", "value and reward models", "optimizer state"]),
+    ] {
+        let (one, four) = (plan(recipe, "--plan", "1", &[]), plan(recipe, "--plan", "4", &[]));
+        assert!(four.contains("What each of 4 processes takes") && !one.contains("gathered weights"), "{four}{one}");
+        for name in parts {
+            let share = part(&four, name) / part(&one, name);
+            assert!((0.24..0.27).contains(&share), "{name}: {share}\n{one}{four}");
+        }
+        assert!(part(&four, "gathered weights") > 0.0);
     }
-    assert!(part(&four, "gathered weights") > 0.0);
-    let said = plan("--check", "4");
+    // Each has as many micro-batches of an update.
+    let said = plan("ppo", "--plan", "4", &["ppo_batch_size=16"]);
+    assert!(said.contains("4 processes") && said.contains("a multiple of 64"), "{said}");
+    let said = plan("full", "--check", "4", &[]);
     assert!(said.contains("at most in each of 4 processes"), "{said}");
 }
 

@@ -23,6 +23,9 @@ mod learnt;
 #[path = "../recipes/src/bin/lora.rs"]
 #[allow(dead_code)]
 mod lora;
+#[path = "../recipes/src/bin/ppo.rs"]
+#[allow(dead_code)]
+mod ppo;
 #[path = "../recipes/src/bin/pretrain.rs"]
 #[allow(dead_code)]
 mod pretrain;
@@ -115,14 +118,21 @@ fn compare(what: &str, (output, saved): (&Path, &Path), (other, expected): (&Pat
 /// A run's folder as it was behind the first checkpoint of another one.
 fn with_first_checkpoint(of: &Path, output: &Path) {
     let checkpoint = tune_core::checkpoint::run::checkpoints(of).unwrap().remove(0).path;
-    let copy = output.join(checkpoint.file_name().unwrap());
-    fs::create_dir_all(&copy).unwrap();
-    for entry in fs::read_dir(&checkpoint).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
-    }
+    copy_folder(&checkpoint, &output.join(checkpoint.file_name().unwrap()));
     fs::create_dir(output.join("logs")).unwrap();
     fs::copy(of.join("logs/metrics.jsonl"), output.join("logs/metrics.jsonl")).unwrap();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy_folder(&path, &copy),
+            false => drop(fs::copy(&path, copy).unwrap()),
+        }
+    }
 }
 
 const FULL: &[&str] = &["epochs=2", "max_steps_per_epoch=4", "clip_grad_norm=0.5", "dataset.packed=true"];
@@ -520,6 +530,134 @@ fn answers_that_are_drawn_are_learnt_from_as_by_one_process() {
     let saved = draw(&of("again", 2), 2, dapo);
     for file in ["adapter_model.safetensors", "training_state.safetensors"] {
         assert!(fs::read(saved.join(file)).unwrap() == fs::read(latest(&two).join(file)).unwrap(), "{file}");
+    }
+}
+
+/// A value model and a reward model are divided as the model is, and an update learns from the same prompts on any number of processes.
+/// An epoch's last step and the validation have fewer micro-batches than there are processes.
+#[test]
+fn a_value_model_learns_as_by_one_process() {
+    const SHARED: &[&str] = &[
+        "epochs=2",
+        "samples=2",
+        "reward=overlap",
+        "kl_coeff=0.05",
+        "value_lr=1e-4",
+        "dataset.split='train[:36]'",
+        "dataset_val={_component_: chat, data_files: [recipes/tiny/data/reversed.jsonl], conversation_style: openai, \
+         split: 'train[600:610]'}",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let of = |what: &str, processes: usize| folder.path().join(format!("{what} {processes}"));
+    let draw = |output: &Path, processes: usize, more: &[&str]| {
+        succeed::<ppo::ProximalPolicyOptimization>("ppo", output, processes, &[SHARED, more].concat())
+    };
+    let same = |what: &str, (output, saved): (&Path, &Path), (other, expected): (&Path, &Path), weights: &str| {
+        for key in [
+            "loss",
+            "val_loss",
+            "grad_norm",
+            "reward",
+            "val_reward",
+            "rlhf_reward",
+            "kl",
+            "value",
+            "policy_loss",
+            "value_loss",
+            "completions/mean_length",
+            "approx_policy_kl",
+        ] {
+            let (ours, theirs) = (kept(output, key), kept(other, key));
+            assert_eq!(ours.len(), theirs.len(), "{what}: {key}");
+            assert!(!ours.is_empty(), "{what}: {key}");
+            // First losses of the policy are 0, but for rounding.
+            let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max);
+            println!("{what}: {key} off by {off:.1e}");
+            assert!(off <= if key == "grad_norm" { 1e-4 } else { 1e-5 }, "{what}: {key}: {ours:?} {theirs:?}");
+        }
+        for weights in [weights, "value/model.safetensors"] {
+            let off = distance(&saved.join(weights), &expected.join(weights));
+            println!("{what}: {weights} off by {off:.1e}");
+            assert!(off <= 1e-4, "{what}: {weights} off by {off:.1e}");
+        }
+        let files = |dir: &Path| {
+            let mut files: Vec<_> = [dir.to_owned(), dir.join("value")]
+                .iter()
+                .flat_map(|dir| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()))
+                .collect();
+            files.sort();
+            files
+        };
+        assert_eq!(files(saved), files(expected), "{what}: a checkpoint is the same whoever wrote it");
+    };
+    let scores = of("scores", 1);
+    let scores =
+        succeed::<reward::RewardModeling>("reward", &scores, 1, &["~model", "epochs=1", "max_steps_per_epoch=2"]);
+    let judge = format!("reward_checkpointer.checkpoint_dir={}", scores.display());
+    let value = format!("value_checkpointer.checkpoint_dir={}", scores.display());
+    let adapters = &["ppo_batch_size=8", "whiten_rewards=true"][..];
+    let weights = &["~model", "optimizer.lr=1e-5"][..];
+    let judged = &["reward=exact", &*judge, &*value, "data_parallel_replicate_dim=2"][..];
+    // Divided; and two copies, each in one process or divided among two.
+    for (what, processes, more, file) in [
+        ("adapters", &[2][..], adapters, "adapter_model.safetensors"),
+        ("weights", &[4], weights, "model.safetensors"),
+        ("judged", &[2, 4], judged, "adapter_model.safetensors"),
+    ] {
+        let one = of(what, 1);
+        let alone: Vec<&str> = more.iter().copied().filter(|key| !key.starts_with("data_parallel")).collect();
+        let expected = draw(&one, 1, &alone);
+        for &processes in processes {
+            let many = of(what, processes);
+            let saved = draw(&many, processes, more);
+            same(&format!("{what} {processes}"), (&many, &saved), (&one, &expected), file);
+        }
+    }
+    // What one process began, and the same bits again.
+    let (one, two) = (of("adapters", 1), of("adapters", 2));
+    let latest = |output: &Path| tune_core::checkpoint::run::latest(output).unwrap().unwrap().path;
+    let resumed = of("resumed", 2);
+    with_first_checkpoint(&one, &resumed);
+    let saved = draw(&resumed, 2, &[adapters, &["resume_from_checkpoint=true"]].concat());
+    same("one to two", (&resumed, &saved), (&one, &latest(&one)), "adapter_model.safetensors");
+    let saved = draw(&of("again", 2), 2, adapters);
+    for file in ["adapter_model.safetensors", "value/model.safetensors", "training_state.safetensors"] {
+        assert!(fs::read(saved.join(file)).unwrap() == fs::read(latest(&two).join(file)).unwrap(), "{file}");
+    }
+    // An update takes as many micro-batches of each process.
+    let errors = on::<ppo::ProximalPolicyOptimization>("ppo", &of("uneven", 4), 4, &["ppo_batch_size=8"]);
+    let is_told = |error: &Option<String>| error.as_ref().is_some_and(|error| error.contains("a multiple of 16"));
+    assert!(errors.iter().all(is_told), "{errors:?}");
+}
+
+/// A program that says what answers are worth ends in one process: it says why, and the others do not wait for it.
+#[test]
+fn a_reward_that_fails_in_one_process_ends_the_run_in_all() {
+    const DATA: &str = "dataset_val={_component_: chat, data_files: [recipes/tiny/data/reversed.jsonl], conversation_style: openai, \
+                        split: 'train[600:610]'}";
+    let folder = tempfile::tempdir().unwrap();
+    for layout in [&[][..], &["data_parallel_replicate_dim=2"]] {
+        for recipe in ["grpo", "ppo"] {
+            let of = folder.path().join(format!("{recipe} {}", layout.len()));
+            fs::create_dir_all(&of).unwrap();
+            // Whoever is first to make the folder has the program that fails.
+            let (program, first) = (of.join("reward.sh"), of.join("first"));
+            let worth = "while read -r line; do echo '{\"score\": 1}'; done";
+            let text = format!("if mkdir '{}'; then read -r line; exit 3; fi 2>/dev/null\n{worth}\n", first.display());
+            fs::write(&program, text).unwrap();
+            let command = format!("reward.command=sh '{}'", program.display());
+            let more = [&["reward=program", &*command, DATA, "samples=2", "epochs=1"], layout].concat();
+            let (begun, output) = (std::time::Instant::now(), of.join("out"));
+            let errors = match recipe {
+                "grpo" => on::<grpo::PolicyOptimization>(recipe, &output, 2, &more),
+                _ => on::<ppo::ProximalPolicyOptimization>(recipe, &output, 2, &more),
+            };
+            let say = |what: &str| errors.iter().flatten().filter(|error| error.contains(what)).count();
+            assert!(errors.iter().all(Option::is_some), "{recipe}: {errors:?}");
+            assert_eq!(say("reversed.jsonl:"), 1, "{recipe}: {errors:?}");
+            assert_eq!(say("1 of the other processes cannot go on"), 1, "{recipe}: {errors:?}");
+            assert!(begun.elapsed() < Duration::from_secs(100), "nobody waited for the time limit");
+        }
     }
 }
 

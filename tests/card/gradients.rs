@@ -82,7 +82,12 @@ fn adapters_with_dropout() {
 #[test]
 fn adapters_with_rows_of_tokens() {
     let modules = vec![LoraModule::QProj, LoraModule::DownProj];
-    compare(|_| Some(LoraOptions { modules: modules.clone(), tokens: TrainedTokens::of(&[9, 2, 23]), ..lora() }));
+    compare(|family| {
+        let tied = fixture(family).model(DType::F32, None).config.tie_word_embeddings;
+        let output_tokens = if tied { TrainedTokens::default() } else { TrainedTokens::of(&[23, 4]) };
+        let tokens = TrainedTokens::of(&[9, 2, 23]);
+        Some(LoraOptions { modules: modules.clone(), tokens, output_tokens, ..lora() })
+    });
 }
 
 #[test]

@@ -270,9 +270,11 @@ impl PolicyOptimization {
         let prompts = prompts(batch, self.run.tokenizer())?;
         let ids: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.ids[..]).collect();
         let groups = sample_groups(&self.model, &ids, samples, &self.stop, sampler)?;
-        Rollout::new(&prompts, groups, self.run.tokenizer(), &self.cfg.loss, |prompt, answer| {
+        let rollout = Rollout::new(&prompts, groups, self.run.tokenizer(), &self.cfg.loss, |prompt, answer| {
             self.reward.of(prompt, answer)
-        })
+        });
+        // A reward that fails in one process ends the run in all.
+        self.run.group().agreed("what answers are worth", rollout)
     }
 
     /// Validates and evaluates the model where that is due; says whether it was.

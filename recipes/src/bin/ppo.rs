@@ -4,6 +4,7 @@
 //!     cargo run --release -p recipes --bin ppo -- --config configs/ppo/tiny.yaml ppo_epochs=4
 
 use tune_core::device::Compute;
+use tune_core::distributed::current;
 use tune_core::eval::EvaluationConfig;
 use tune_core::methods::{prompts, texts};
 use tune_core::prelude::*;
@@ -116,9 +117,10 @@ pub(crate) struct ProximalPolicyOptimization {
 }
 
 impl PpoConfig {
-    /// Micro-batches of an update, and the most updates of a step.
+    /// Micro-batches of an update in this process, and the most updates of a step.
     fn updates(&self) -> Result<(usize, u64)> {
-        self.updates.of_step(self.data.rows.batch_size, self.steps.gradient_accumulation_steps)
+        let accumulated = self.steps.gradient_accumulation_steps;
+        self.updates.of_step(self.data.rows.batch_size, accumulated, current().world_size())
     }
 }
 
@@ -183,11 +185,15 @@ impl Recipe for ProximalPolicyOptimization {
 
         let resumed = opened.resumed.as_ref().map(|saved| &saved.path);
         let model = match (&adapters, resumed) {
-            (None, Some(dir)) => Decoder::load(opened.shape.clone(), &Checkpoint::open(dir)?, &options)?,
-            _ => Decoder::load(opened.shape.clone(), &opened.frozen_base(), &options)?,
+            (None, Some(dir)) => {
+                Decoder::load_shard(opened.shape.clone(), &Checkpoint::open(dir)?, &options, &opened.mesh)?
+            }
+            _ => Decoder::load_shard(opened.shape.clone(), &opened.frozen_base(), &options, &opened.mesh)?,
         };
         let reference = match (&opened.reference, &adapters) {
-            (Some((checkpoint, shape)), _) => Some(Decoder::load(shape.clone(), checkpoint, &frozen)?),
+            (Some((checkpoint, shape)), _) => {
+                Some(Decoder::load_shard(shape.clone(), checkpoint, &frozen, &opened.mesh)?)
+            }
             (None, Some(_)) if cfg.advantages.kl_coeff > 0.0 => Some(model.without_adapters()?),
             (None, _) => None,
         };
@@ -242,7 +248,8 @@ impl Recipe for ProximalPolicyOptimization {
                 seen.add(&experience);
                 drawn.push(experience);
             }
-            self.cfg.advantages.estimate(&mut drawn);
+            // Advantages are spread around the mean of all processes' tokens.
+            self.cfg.advantages.estimate(&mut drawn, self.run.group())?;
             // ---- optimizer steps -------------------------------------------------------------------
             let factor = self.schedule.factor(step.number - 1, || self.run.total_steps())?;
             let lr = self.optimizer.base_lr() * factor;
@@ -260,7 +267,8 @@ impl Recipe for ProximalPolicyOptimization {
                 for part in drawn.chunks_mut(micro_batches) {
                     update += 1;
                     let number = (step.number - 1) * most_updates + update;
-                    let count = part.iter().map(Experience::tokens).sum();
+                    // A token counts what it counts among those of all processes.
+                    let count = Experience::tokens_of_all(part, self.run.group())?;
                     // The policy.
                     self.optimizer.prepare_all(self.model.trainable(), number)?;
                     let (mut gradients, mut loss) = (Gradients::default(), 0.0);
@@ -293,7 +301,9 @@ impl Recipe for ProximalPolicyOptimization {
                 }
             }
             // ----------------------------------------------------------------------------------------
-            let (loss, pace) = (seen.loss(&self.cfg.loss), step.pace_of(drawn.iter().map(|one| &one.rollout.batch))?);
+            let pace = step.pace_of(drawn.iter().map(|one| &one.rollout.batch))?;
+            let seen = seen.of_all(self.run.group())?;
+            let loss = seen.loss(&self.cfg.loss);
             self.run.finish_paced(&step, loss, lr, Some(grad_norm), seen.logged(), pace)?;
             self.measure()?;
             if self.run.saves() {
@@ -340,10 +350,12 @@ impl ProximalPolicyOptimization {
         let prompts = if self.cfg.data.are_texts()? { texts(batch, tokenizer) } else { prompts(batch, tokenizer) }?;
         let ids: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.ids[..]).collect();
         let groups = sample_groups(&self.model, &ids, samples, &self.stop, sampler)?;
-        let mut rollout = Rollout::drawn(&prompts, groups, tokenizer, |prompt, answer| match &self.judge {
+        let rollout = Rollout::drawn(&prompts, groups, tokenizer, |prompt, answer| match &self.judge {
             Some(_) => Ok(0.0),
             None => self.reward.of(prompt, answer),
-        })?;
+        });
+        // A reward that fails in one process ends the run in all.
+        let mut rollout = self.run.group().agreed("what answers are worth", rollout)?;
         if let Some((judge, pad)) = &self.judge {
             rollout.score_with(judge, *pad)?;
         }
@@ -375,6 +387,7 @@ impl ProximalPolicyOptimization {
             }
             pace += step.pace();
         }
+        let seen = seen.of_all(self.run.group())?;
         self.run.finish_validation(-seen.reward(), pace, seen.logged())
     }
 }

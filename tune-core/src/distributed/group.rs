@@ -502,6 +502,25 @@ impl Group {
         WeakGroup(self.0.as_ref().map_or_else(Weak::new, |member| Arc::downgrade(&member.joined)))
     }
 
+    /// `mine`, once it is known of all processes: where one has failed, all fail, and those that have not say that others have.
+    ///
+    /// # Errors
+    /// That of `mine`; another process that has failed; and as [`Pending::wait`].
+    pub fn agreed<T>(&self, of: &str, mine: Result<T>) -> Result<T> {
+        if self.is_single() {
+            return mine;
+        }
+        let failed = self.all_reduce(of, vec![u32::from(mine.is_err())]).wait();
+        // What went wrong here says more than what became of the others.
+        let mine = mine?;
+        match failed?.first() {
+            Some(failed @ 1..) => {
+                Err(Error::Training(format!("{failed} of the other processes cannot go on, and say why")))
+            }
+            _ => Ok(mine),
+        }
+    }
+
     /// What each process has, one behind the other in the order of their ranks: any number of elements of each.
     ///
     /// # Errors

@@ -253,7 +253,8 @@ fn fewer_rows(trial: &Trial) -> Trials {
             next.setting.gradient_accumulation_steps = each * processes;
             overrides.push(format!("gradient_accumulation_steps={each}"));
         }
-        if next.setting.rows_of_update.is_none_or(|rows| rows.is_multiple_of(next.rows)) {
+        if next.setting.rows_of_update.is_none_or(|rows| rows.is_multiple_of(next.rows * next.setting.processes.all()))
+        {
             trials.push((overrides, next.clone()));
         }
     }

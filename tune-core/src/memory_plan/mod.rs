@@ -320,7 +320,8 @@ impl MemoryPlan {
         };
         let scoring = setting.value.iter().chain(&setting.judge);
         let scoring = scoring.map(|model| parameters::of_model(model, processes) * weight).sum();
-        let copied = setting.value.as_ref().map_or(copied, |value| copied.max(parameters::last(value)));
+        let copied =
+            setting.value.as_ref().map_or(copied, |value| copied.max(parameters::last(value) / processes as u64));
         let (page, state) = if card { (tune_cuda::PIECE as usize, optimizer) } else { (HUGE, 0) };
         // A reference model of its own: it stays, or it was there before.
         // A card keeps a copy of adapters in the type of activations beside them.

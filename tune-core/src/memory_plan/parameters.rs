@@ -172,12 +172,15 @@ pub(super) fn made_to_merge(setting: &Setting) -> u64 {
 /// # Errors
 /// As [`LoraOptions::of_model`].
 pub(super) fn gathered_to_save(setting: &Setting) -> Result<u64> {
-    match &setting.lora {
-        Some(lora) => Ok(4 * (of_adapters(&setting.model, lora, 1)? + of_whole(&setting.model, lora, 1)?)),
-        None => {
-            let largest = setting.model.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).max();
-            let size = if setting.optimizer.keeps_state() { 4 } else { setting.dtype.size_in_bytes() };
-            Ok((largest.unwrap_or_default() * size) as u64)
-        }
-    }
+    let largest = |model: &ModelSpec| {
+        let largest = model.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).max();
+        let size = if setting.optimizer.keeps_state() { 4 } else { setting.dtype.size_in_bytes() };
+        (largest.unwrap_or_default() * size) as u64
+    };
+    // All adapters stay while the tensors of a value model are made one after the other.
+    let value = setting.value.as_ref().map_or(0, largest);
+    Ok(match &setting.lora {
+        Some(lora) => 4 * (of_adapters(&setting.model, lora, 1)? + of_whole(&setting.model, lora, 1)?) + value,
+        None => largest(&setting.model).max(value),
+    })
 }

@@ -7,6 +7,7 @@ use tune_config::Config;
 use super::ppo::{AdvantageKeys, Clipped, PpoLoss};
 use super::rollout::{Answer, OfAnswers, Rollout};
 use crate::data::{Batch, IGNORE};
+use crate::distributed::Group;
 use crate::engine::Objective;
 use crate::generate::End;
 use crate::metrics::Extra;
@@ -90,6 +91,15 @@ impl Experience {
     /// The tokens of all answers.
     pub fn tokens(&self) -> usize {
         self.values.len()
+    }
+
+    /// The tokens of an update in all processes of a group, each of which has a `part` of it.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn tokens_of_all(part: &[Self], group: &Group) -> Result<usize> {
+        let mine: usize = part.iter().map(Self::tokens).sum();
+        Ok(group.all_reduce("the tokens of an update", vec![mine as u64]).wait()?.into_iter().sum::<u64>() as usize)
     }
 
     /// Makes advantages of rewards and values, not yet brought to the step's mean and deviation.
@@ -189,6 +199,32 @@ impl PpoMetrics {
         self.divergence += experience.divergence;
         self.rewards += experience.rewards.iter().sum::<f64>();
         self.values += experience.values.iter().sum::<f64>();
+    }
+
+    /// Those of all processes of a group together.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn of_all(self, group: &Group) -> Result<Self> {
+        let Self { answers, divergence, rewards, values, policy, value, moved } = self;
+        let counts = [policy.tokens, policy.clipped, value.tokens, value.clipped].map(|count| count as u64).to_vec();
+        let counts = group.all_reduce("the tokens that were learnt from", counts).wait()?;
+        let sums = vec![divergence, rewards, values, policy.loss, value.loss, moved];
+        let sums = group.all_reduce("what was seen of tokens", sums).wait()?;
+        let of = |first: usize, loss: f64| Sums {
+            tokens: counts[first] as usize,
+            loss,
+            clipped: counts[first + 1] as usize,
+        };
+        Ok(Self {
+            answers: answers.of_all(group)?,
+            divergence: sums[0],
+            rewards: sums[1],
+            values: sums[2],
+            policy: of(0, sums[3]),
+            value: of(2, sums[4]),
+            moved: sums[5],
+        })
     }
 
     /// What an answer is worth, a mean.

@@ -14,7 +14,12 @@ impl Rollout {
     pub fn score_with(&mut self, model: &Decoder, pad: Option<u32>) -> Result<()> {
         let last: Vec<u32> =
             self.answers.iter().map(|answer| answer.sampled.ids.last().copied().unwrap_or(0)).collect();
-        let scores = engine::scores(model, &finished(&self.batch, &last, pad))?;
+        let asked = match self.answers.is_empty() {
+            // Of a process whose micro-batch is none: the model's blocks are gathered from all.
+            true => Batch::idle(),
+            false => finished(&self.batch, &last, pad),
+        };
+        let scores = engine::scores(model, &asked)?;
         self.answers.iter_mut().zip(scores).for_each(|(answer, score)| answer.reward = score);
         Ok(())
     }

@@ -7,6 +7,7 @@
 use tune_config::Config;
 
 use super::experience::Experience;
+use crate::distributed::Group;
 use crate::{Error, Result};
 
 /// How advantages are made of rewards and values.
@@ -57,17 +58,21 @@ impl AdvantageKeys {
     }
 
     /// Gives all answers of a step their advantages, and what their values should have been. Advantages have a mean of 0 and a
-    /// standard deviation of 1 over the step's tokens.
-    pub fn estimate(&self, step: &mut [Experience]) {
+    /// standard deviation of 1 over the step's tokens, those of all processes of the group, of which each has its own answers.
+    ///
+    /// # Errors
+    /// Another process that is gone.
+    pub fn estimate(&self, step: &mut [Experience], group: &Group) -> Result<()> {
         if self.whiten_rewards {
-            let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.rewards));
+            let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.rewards), group)?;
             let all = step.iter_mut().flat_map(|one| &mut one.rewards);
             all.for_each(|reward| *reward = (*reward - mean) / deviation + mean);
         }
         step.iter_mut().for_each(|one| one.estimate(self));
-        let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.advantages));
+        let Spread { mean, deviation } = Spread::of(step.iter().flat_map(|one| &one.advantages), group)?;
         let all = step.iter_mut().flat_map(|one| &mut one.advantages);
         all.for_each(|advantage| *advantage = (*advantage - mean) / deviation);
+        Ok(())
     }
 }
 
@@ -78,26 +83,36 @@ pub struct UpdateKeys {
     /// Passes over the answers of a step. In all updates but the first the model is another one than drew them.
     #[config(default = 1, range = 1..=65536)]
     pub ppo_epochs: u64,
-    /// Prompts from whose answers an update learns, a multiple of batch_size; all of the step's where null.
+    /// Prompts from whose answers an update learns, a multiple of batch_size times the number of processes; all of the step's where null.
     #[config(range = 1..)]
     pub ppo_batch_size: Option<usize>,
 }
 
 impl UpdateKeys {
-    /// The micro-batches of an update, and the most updates of a step, which has `micro_batches` of `batch_size` prompts each at most.
+    /// The micro-batches of an update in each of so many processes, and the most updates of a step, which has `micro_batches` of
+    /// `batch_size` prompts in each at most. As one process after the other has the next micro-batch of a step, updates learn from the
+    /// same prompts on any number of them.
     ///
     /// # Errors
-    /// An update that would take a part of a micro-batch.
-    pub fn of_step(&self, batch_size: usize, micro_batches: usize) -> Result<(usize, u64)> {
-        let of_update = self.ppo_batch_size.unwrap_or(batch_size * micro_batches);
-        if !of_update.is_multiple_of(batch_size) {
+    /// An update that would take a part of a micro-batch, or fewer of one process than of another.
+    pub fn of_step(&self, batch_size: usize, micro_batches: usize, processes: usize) -> Result<(usize, u64)> {
+        let of_all = batch_size * processes;
+        let of_update = self.ppo_batch_size.unwrap_or(of_all * micro_batches);
+        if of_update.is_multiple_of(batch_size) && !of_update.is_multiple_of(of_all) {
+            return Err(Error::setup(format!(
+                "ppo_batch_size={of_update} is no multiple of batch_size={batch_size} times {processes} processes, each of which has as \
+                 many micro-batches of an update: set ppo_batch_size to a multiple of {of_all}, or a smaller batch_size with more \
+                 gradient_accumulation_steps"
+            )));
+        }
+        if !of_update.is_multiple_of(of_all) {
             return Err(Error::setup(format!(
                 "ppo_batch_size={of_update} is no multiple of batch_size={batch_size}: a step has batch_size * \
                  gradient_accumulation_steps prompts, of which an update takes whole micro-batches; for updates of {of_update} set \
                  batch_size={of_update}, and gradient_accumulation_steps to how many of them a step has"
             )));
         }
-        let each = (of_update / batch_size).min(micro_batches);
+        let each = (of_update / of_all).min(micro_batches);
         Ok((each, self.ppo_epochs * micro_batches.div_ceil(each) as u64))
     }
 }
@@ -109,12 +124,16 @@ struct Spread {
 }
 
 impl Spread {
-    /// With Bessel's correction, and what keeps a quotient finite where all are the same, as in TRL and torchtune.
-    fn of<'n>(numbers: impl Iterator<Item = &'n f64> + Clone) -> Self {
-        let count = numbers.clone().count();
-        let mean = numbers.clone().sum::<f64>() / count.max(1) as f64;
-        let squares: f64 = numbers.map(|number| (number - mean).powi(2)).sum();
-        Self { mean, deviation: (squares / count.saturating_sub(1).max(1) as f64 + 1e-8).sqrt() }
+    /// Of the numbers of all processes together, with Bessel's correction, and what keeps a quotient finite where all are the same, as
+    /// in TRL and torchtune.
+    fn of<'n>(numbers: impl Iterator<Item = &'n f64> + Clone, group: &Group) -> Result<Self> {
+        let of_all = |mine: f64| -> Result<f64> {
+            Ok(group.all_reduce("the spread of a step's tokens", vec![mine]).wait()?.into_iter().sum())
+        };
+        let count = of_all(numbers.clone().count() as f64)?;
+        let mean = of_all(numbers.clone().sum())? / count.max(1.0);
+        let squares = of_all(numbers.map(|number| (number - mean).powi(2)).sum())?;
+        Ok(Self { mean, deviation: (squares / (count - 1.0).max(1.0) + 1e-8).sqrt() })
     }
 }
 

@@ -2,6 +2,7 @@ use serde_json::Value;
 use tune_config::{Input, load};
 
 use super::*;
+use crate::distributed::threads;
 use crate::methods::PpoMetrics;
 use crate::methods::experience::tests::experience;
 
@@ -60,7 +61,7 @@ fn rewards_advantages_losses_and_gradients_are_those_of_torchtune() {
         let (old, reference) = (case.rows("old"), case.rows("reference"));
         let made = experience(&case.numbers("scores"), &old, &reference, &case.rows("values"), &case.keys);
         let mut step = [made];
-        case.keys.estimate(&mut step);
+        case.keys.estimate(&mut step, &Group::single()).unwrap();
         let [made] = step;
         case.near("rewards", &made.rewards);
         case.near("advantages", &made.advantages);
@@ -122,23 +123,55 @@ fn slopes_are_derivatives() {
     }
 }
 
+/// Each process has some of a step's answers, or none: advantages are those that one process finds, for what all have together.
+#[test]
+fn advantages_are_spread_over_all_processes() {
+    let keys = AdvantageKeys { kl_coeff: 0.1, gamma: 0.9, lmbda: 0.8, whiten_rewards: true };
+    let answers = [(2.0, vec![-1.0, -0.5]), (-1.0, vec![-2.0]), (0.5, vec![-0.1, -3.0, -0.7])];
+    let of = |(worth, old): &(f64, Vec<f64>)| {
+        let near: Vec<f64> = old.iter().map(|log_prob| log_prob - 0.3).collect();
+        experience(&[*worth], std::slice::from_ref(old), &[near], &[vec![0.25; old.len()]], &keys)
+    };
+    let mut alone: Vec<Experience> = answers.iter().map(of).collect();
+    keys.estimate(&mut alone, &Group::single()).unwrap();
+    let alone: Vec<f64> = alone.iter().flat_map(|one| one.advantages.clone()).collect();
+    let together = threads::run(3, std::time::Duration::from_secs(60), |group| {
+        // The second has none.
+        let mine = [0..1, 1..1, 1..3][group.rank()].clone();
+        let mut step: Vec<Experience> = answers[mine].iter().map(of).collect();
+        keys.estimate(&mut step, &group).unwrap();
+        let count = Experience::tokens_of_all(&step, &group).unwrap();
+        (step.iter().flat_map(|one| one.advantages.clone()).collect::<Vec<f64>>(), count)
+    })
+    .unwrap();
+    assert!(together.iter().all(|(_, count)| *count == 6));
+    let together: Vec<f64> = together.into_iter().flat_map(|(advantages, _)| advantages).collect();
+    assert_eq!(together.len(), alone.len());
+    assert!(together.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-12), "{together:?} {alone:?}");
+}
+
 /// A step whose tokens all have the same advantage teaches nothing, and one token alone neither.
 #[test]
 fn advantages_without_a_spread_are_nothing() {
     let keys = AdvantageKeys { kl_coeff: 0.0, gamma: 1.0, lmbda: 1.0, whiten_rewards: true };
     let mut step = [experience(&[3.0], &[vec![-1.0]], &[vec![]], &[vec![0.0]], &keys)];
-    keys.estimate(&mut step);
+    keys.estimate(&mut step, &Group::single()).unwrap();
     assert_eq!(step[0].advantages, [0.0]);
 }
 
 #[test]
 fn updates_take_whole_micro_batches() {
     let of = |ppo_epochs, ppo_batch_size| UpdateKeys { ppo_epochs, ppo_batch_size };
-    assert_eq!(of(1, None).of_step(16, 4).unwrap(), (4, 1));
-    assert_eq!(of(3, Some(32)).of_step(16, 4).unwrap(), (2, 6));
+    assert_eq!(of(1, None).of_step(16, 4, 1).unwrap(), (4, 1));
+    assert_eq!(of(3, Some(32)).of_step(16, 4, 1).unwrap(), (2, 6));
     // The last one may have fewer, and a step is never more than it has.
-    assert_eq!(of(1, Some(48)).of_step(16, 4).unwrap(), (3, 2));
-    assert_eq!(of(2, Some(640)).of_step(16, 4).unwrap(), (4, 2));
-    let error = of(1, Some(8)).of_step(16, 4).unwrap_err().to_string();
+    assert_eq!(of(1, Some(48)).of_step(16, 4, 1).unwrap(), (3, 2));
+    assert_eq!(of(2, Some(640)).of_step(16, 4, 1).unwrap(), (4, 2));
+    let error = of(1, Some(8)).of_step(16, 4, 1).unwrap_err().to_string();
     assert!(error.contains("ppo_batch_size=8") && error.contains("set batch_size=8"), "{error}");
+    // The same prompts on two processes, each of which has half of an update.
+    assert_eq!(of(1, None).of_step(16, 2, 2).unwrap(), (2, 1));
+    assert_eq!(of(3, Some(32)).of_step(16, 2, 2).unwrap(), (1, 6));
+    let error = of(3, Some(16)).of_step(16, 2, 2).unwrap_err().to_string();
+    assert!(error.contains("2 processes") && error.contains("a multiple of 32"), "{error}");
 }

@@ -276,6 +276,15 @@ impl OfAnswers {
         }
     }
 
+    /// Those of all processes of a group together.
+    pub(super) fn of_all(self, group: &Group) -> Result<Self> {
+        let counts = [self.answers, self.tokens, self.truncated].map(|count| count as u64).to_vec();
+        let counts = group.all_reduce("how many answers were seen", counts).wait()?;
+        let reward = group.all_reduce("what answers are worth", vec![self.reward]).wait()?.into_iter().sum();
+        let count = |i: usize| counts[i] as usize;
+        Ok(Self { answers: count(0), reward, tokens: count(1), truncated: count(2) })
+    }
+
     /// A sum over answers, as a mean.
     pub(super) fn mean(&self, sum: f64) -> f64 {
         sum / self.answers.max(1) as f64
@@ -328,22 +337,20 @@ impl PolicyMetrics {
     /// # Errors
     /// Another process that is gone.
     pub fn of_all(self, group: &Group) -> Result<Self> {
-        let OfAnswers { answers, reward, tokens, truncated } = self.answers;
-        let counts = [answers, tokens, truncated, self.groups, self.alike, self.compared, self.clipped, self.trained];
+        let counts = [self.groups, self.alike, self.compared, self.clipped, self.trained];
         let counts = counts.map(|count| count as u64).to_vec();
-        let counts = group.all_reduce("how many answers were seen", counts).wait()?;
-        let sums =
-            group.all_reduce("what was seen of answers", vec![reward, self.deviation, self.divergence]).wait()?;
+        let counts = group.all_reduce("how many groups and tokens were seen", counts).wait()?;
+        let sums = group.all_reduce("what was seen of answers", vec![self.deviation, self.divergence]).wait()?;
         let count = |i: usize| counts[i] as usize;
         Ok(Self {
-            answers: OfAnswers { answers: count(0), reward: sums[0], tokens: count(1), truncated: count(2) },
-            groups: count(3),
-            deviation: sums[1],
-            alike: count(4),
-            divergence: sums[2],
-            compared: count(5),
-            clipped: count(6),
-            trained: count(7),
+            answers: self.answers.of_all(group)?,
+            groups: count(0),
+            deviation: sums[0],
+            alike: count(1),
+            divergence: sums[1],
+            compared: count(2),
+            clipped: count(3),
+            trained: count(4),
         })
     }
 

@@ -44,6 +44,7 @@ pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut 
 
 /// So many processes, all of which share this machine.
 fn on_this_machine(outline: &Outline, processes: usize) -> Result<Processes> {
+    outline.check_updates(processes)?;
     Ok(Processes { layout: outline.run.mesh.layout(processes)?, on_a_machine: processes })
 }
 

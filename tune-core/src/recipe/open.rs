@@ -79,11 +79,6 @@ impl Outline {
         if !self.group.is_main() {
             console = Console::silent();
         }
-        if !self.group.is_single() && self.drawing.is_some() && self.value.is_some() {
-            return Err(Error::setup(
-                "`ppo` draws answers in one process alone, for now: start one (`grpo` draws them in several)",
-            ));
-        }
         if let Some(stored) = self.teacher_logits.as_ref().filter(|stored| !stored.is_there())
             && !self.group.is_single()
         {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::weights::whole_state;
 use super::{Opened, Outline};
 use crate::checkpoint::state::read_optimizer;
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
@@ -35,7 +36,7 @@ impl std::fmt::Debug for ValueModel {
 impl ValueModel {
     /// Its weights and its optimizer's state, as a checkpoint has them.
     pub(super) fn pieces(&self) -> Result<(Vec<Piece<'_>>, Vec<Piece<'_>>)> {
-        let mut state = self.optimizer.state_pieces()?;
+        let mut state = whole_state(self.optimizer.state_pieces()?, self.model.trainable());
         state.iter_mut().for_each(|piece| piece.name = format!("{VALUE}.{}", piece.name));
         state.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((self.model.pieces()?.0, state))
@@ -148,20 +149,20 @@ pub(super) fn other_token(role: &str, model: &Checkpoint, id: u32, (here, there)
 }
 
 impl Opened {
-    /// Loads the value model: that of the checkpoint which the run goes on from, with its optimizer's state, or the one that it begins
+    /// Loads this process's part of the value model: that of the checkpoint which the run goes on from, with its optimizer's state, or the one that it begins
     /// with, below a fresh head if that has none.
     ///
     /// # Errors
-    /// As [`Decoder::load`]; state that is not this optimizer's; and a run that has no value model.
+    /// As [`Decoder::load_shard`]; state that is not this optimizer's; and a run that has no value model.
     pub fn load_value(&mut self, mut optimizer: Box<dyn Optimizer>) -> Result<ValueModel> {
         let (base, shape) = self.outline.value()?.ok_or_else(|| Error::setup("this run has no value model"))?;
         let (dtype, device) = (self.dtype, self.device.clone());
         let options = LoadOptions { dtype, device, train_weights: true, lora: None };
         let model = match self.resumed.as_ref().map(|saved| saved.path.join(VALUE)) {
-            Some(dir) => Decoder::load(shape, &Checkpoint::open(&dir)?, &options)?,
+            Some(dir) => Decoder::load_shard(shape, &Checkpoint::open(&dir)?, &options, &self.mesh)?,
             None => {
                 let source = WithHead::new(&base, &shape, base.config(), self.seed)?;
-                Decoder::load(shape.clone(), &source, &options)?
+                Decoder::load_shard(shape.clone(), &source, &options, &self.mesh)?
             }
         };
         self.give_state(optimizer.as_mut(), model.trainable(), true)?;
@@ -206,14 +207,14 @@ impl Opened {
         }
     }
 
-    /// Loads the reward model, if there is one, with the token that fills its rows up: it scores at the last other one.
+    /// Loads this process's part of the reward model, if there is one, with the token that fills its rows up: it scores at the last other one.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
+    /// As [`Decoder::load_shard`].
     pub fn load_judge(&self) -> Result<Option<(Decoder, Option<u32>)>> {
         let options = LoadOptions { dtype: self.dtype, device: self.device.clone(), train_weights: false, lora: None };
         let load = |(judge, shape): (Checkpoint, ModelSpec)| {
-            Ok((Decoder::load(shape, &judge, &options)?, padding(judge.config())))
+            Ok((Decoder::load_shard(shape, &judge, &options, &self.mesh)?, padding(judge.config())))
         };
         self.outline.judge()?.map(load).transpose()
     }

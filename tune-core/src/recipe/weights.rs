@@ -116,17 +116,7 @@ impl<'m> Weights<'m> {
     pub(super) fn pieces<'a>(&'a self, mut optimizer: Vec<Piece<'a>>) -> Vec<Piece<'a>> {
         optimizer.sort_by(|a, b| a.name.cmp(&b.name));
         let mut pieces: Vec<Piece<'a>> = self.all_pieces().map(Piece::again).collect();
-        for piece in optimizer {
-            let parameter = piece.name.rsplit_once('.').and_then(|(parameter, _)| self.trainable.get(parameter));
-            let parameter = parameter.filter(|parameter| parameter.var().dims() == piece.shape);
-            let shape = parameter.map_or_else(|| piece.shape.clone(), Parameter::dims);
-            let (name, dtype) = (piece.name.clone(), piece.dtype);
-            let make = move || {
-                let here = piece.make()?;
-                parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here))
-            };
-            pieces.push(Piece::new(name, dtype, shape, make));
-        }
+        pieces.extend(whole_state(optimizer, self.trainable));
         pieces.extend(self.value_state.iter().map(Piece::again));
         pieces
     }
@@ -176,6 +166,22 @@ impl Form {
         }
         checkpoint::hf::write(&folder, &config, made_later(model), tokenizer, Some(&generation), *shard)
     }
+}
+
+/// An optimizer's state, of which this process has the rows that it has of the parameters, as it is of the whole ones.
+pub(super) fn whole_state<'a>(state: Vec<Piece<'a>>, of: &'a Trainable) -> Vec<Piece<'a>> {
+    let whole = |piece: Piece<'a>| {
+        let parameter = piece.name.rsplit_once('.').and_then(|(parameter, _)| of.get(parameter));
+        let parameter = parameter.filter(|parameter| parameter.var().dims() == piece.shape);
+        let shape = parameter.map_or_else(|| piece.shape.clone(), Parameter::dims);
+        let (name, dtype) = (piece.name.clone(), piece.dtype);
+        let make = move || {
+            let here = piece.make()?;
+            parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here))
+        };
+        Piece::new(name, dtype, shape, make)
+    };
+    state.into_iter().map(whole).collect()
 }
 
 /// Weights that are made as they are written.

@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
-use crate::methods::prompts;
+use crate::methods::{UpdateKeys, prompts};
 use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
@@ -66,6 +66,16 @@ impl Outline {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses updates of whole micro-batches that so many processes cannot share.
+    ///
+    /// # Errors
+    /// As [`UpdateKeys::of_step`].
+    pub(crate) fn check_updates(&self, processes: usize) -> Result<()> {
+        let updates = UpdateKeys { ppo_epochs: 1, ppo_batch_size: self.rows_of_update };
+        let accumulated = self.steps.gradient_accumulation_steps;
+        updates.of_step(self.data.batch_size, accumulated, processes).map(drop)
     }
 
     /// Refuses what cannot be kept in a file.

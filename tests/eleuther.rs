@@ -47,7 +47,10 @@ done
 value() { tr , '\n' <<<"$arguments" | sed -n "s/^$1=//p"; }
 echo "running $tasks"
 if [ "$tasks" = waits ]; then
-    for _ in $(seq 600); do [ -e "$folder/enough" ] || sleep 0.1; done
+    for _ in $(seq 600); do
+        if [ -e "$folder/enough" ] || [ ! -d "$folder" ]; then break; fi
+        sleep 0.1
+    done
     exit 0
 fi
 [ "$tasks" = known ] || exit 3
@@ -147,7 +150,7 @@ fn the_harness_asks_the_model_and_its_table_is_saved() {
         "--model\nlocal-completions\n--tasks\nknown\n--model_args\nmodel=model,base_url=http://127.0.0.1:",
         "/v1/completions,tokenizer=",
         // Two more than are read, see the recipe.
-        ",max_length=102,max_gen_toks=51,add_bos_token=false\n",
+        ",timeout=1000000,max_length=102,max_gen_toks=51,add_bos_token=false\n",
         "--batch_size\n2\n--limit\n50\n--num_fewshot\n2\n--seed\n1234\n--output_path\n",
         "\n--log_samples\n",
         "NO_PROXY=127.0.0.1,example.org\n",

@@ -15,6 +15,8 @@ use tune_core::prelude::*;
 const TABLES: &str = "eleuther_eval.md";
 /// What there has to be besides this project.
 const INSTALL: &str = "pip install 'lm_eval[api]' transformers";
+/// Seconds after which a request is given up: whole batches on a slow machine take their time, and nobody else asks.
+const TIMEOUT: &str = "1000000";
 /// Tokens of an answer where the task says nothing of them, as in the harness.
 const MAX_ANSWER: usize = 256;
 
@@ -91,16 +93,18 @@ fn eleuther_eval(
     serve.args(["--device", &device.to_string(), "--max-sequences", &batch_size.to_string()]);
     serve.args(["--max-waiting", &batch_size.to_string(), "--max-answer", &longest.to_string()]);
     serve.args(["--cache-memory", &(batch_size * longest * of_token).to_string()]);
-    // Whole batches on a slow machine take their time, and nobody else asks.
-    serve.args(["--timeout", "1000000", "--patience", "600"]).env_remove("TUNE_API_KEY");
-    let server = Server::start(serve)?;
-    // Not before: who presses Ctrl-C while the model is loaded leaves nothing behind.
+    // A token's number with what stands around it has fewer characters than this.
+    serve.args(["--max-body", &((1 << 20) + 16 * batch_size * longest).to_string()]);
+    serve.args(["--timeout", TIMEOUT, "--patience", "600"]).env_remove("TUNE_API_KEY");
+    let mut server = Server::start(serve)?;
+    // Not before: who presses Ctrl-C while the model is loaded leaves nothing behind. From here on everything is put away first.
+    let _listening = signals::Listening::begin();
     let tokenizer = Folder::of_tokenizer(&merged)?;
 
     let mut ask = harness.command();
     ask.args(["--model", "local-completions", "--tasks", &harness.tasks.join(",")]).arg("--model_args").arg(format!(
         "model={name},base_url={}/completions,tokenizer={},tokenizer_backend=huggingface,num_concurrent=1,\
-         max_length={longest},max_gen_toks={},add_bos_token={}",
+         timeout={TIMEOUT},max_length={longest},max_gen_toks={},add_bos_token={}",
         server.address,
         tokenizer.0.display(),
         MAX_ANSWER.min(longest / 2),
@@ -116,7 +120,7 @@ fn eleuther_eval(
     }
     ask.args(harness.include_path.iter().flat_map(|path| [Path::new("--include_path"), path]));
     ask.args(output_dir.iter().flat_map(|path| [Path::new("--output_path"), path])).args(&lm_eval_args);
-    let said = answered(ask)?;
+    let said = answered(ask, &mut server)?;
     let tables: Vec<&str> = said.lines().skip_while(|line| !line.starts_with('|')).collect();
     if tables.is_empty() {
         return Err(Error::setup("lm_eval ended without a table of results; what it says is above"));
@@ -309,7 +313,7 @@ impl Drop for Server {
 }
 
 /// Runs the harness, shows what it says on the way, and returns that.
-fn answered(mut harness: Command) -> Result<String> {
+fn answered(mut harness: Command, server: &mut Server) -> Result<String> {
     let program = PathBuf::from(harness.get_program());
     let (reader, writer) = pipe().map_err(Error::io("open", "a pipe"))?;
     let heard = std::thread::spawn(move || shown(reader));
@@ -322,9 +326,15 @@ fn answered(mut harness: Command) -> Result<String> {
             let message = format!("{signal}: stopped; there are no results");
             Err(Error::Stopped(Exit { code: signal.exit_code(), message }))
         }
-        (status, None) if !status.success() => Err(Error::setup(format!(
-            "lm_eval ended with {status}, and says why above; `{INSTALL}` installs what it needs"
-        ))),
+        (status, None) if !status.success() => Err(Error::setup(match server.child.try_wait() {
+            Ok(Some(ended)) => format!(
+                "the server of the model ended ({ended}) while lm_eval asked it; where memory is missing, a smaller batch_size or \
+                 max_seq_length takes less"
+            ),
+            _ => format!(
+                "lm_eval ended with {status}, and says why above; where a module is missing, `{INSTALL}` installs it"
+            ),
+        })),
         _ => Ok(said),
     }
 }

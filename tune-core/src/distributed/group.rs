@@ -16,6 +16,11 @@ use bytemuck::Pod;
 use super::transport::{Transport, Transports, places};
 use crate::{Error, Result};
 
+/// Why a process ends that could go on, where so many others cannot.
+pub(crate) fn others_failed(count: u32) -> Error {
+    Error::Training(format!("{count} of the other processes cannot go on, and say why"))
+}
+
 /// The processes that train together, as one of them sees it. A clone is the same group.
 ///
 /// Alone, a process communicates with nobody: every collective is done at once, and there is no thread.
@@ -514,9 +519,7 @@ impl Group {
         // What went wrong here says more than what became of the others.
         let mine = mine?;
         match failed?.first() {
-            Some(failed @ 1..) => {
-                Err(Error::Training(format!("{failed} of the other processes cannot go on, and say why")))
-            }
+            Some(&failed @ 1..) => Err(others_failed(failed)),
             _ => Ok(mine),
         }
     }

@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use group::WeakGroup;
+pub(crate) use group::others_failed;
 pub use group::{Group, Pending, Place};
 use launched::Launched;
 pub use mesh::{Layout, Mesh, MeshKeys};

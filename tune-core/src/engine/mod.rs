@@ -69,7 +69,7 @@ pub struct RunOptions {
     /// What [`forward_backward`] minimizes of each trained token. The others have losses of their own, on cross-entropy alone.
     pub loss: TokenLoss,
     /// What logits are divided by before softmax, above 0: where answers were drawn at a temperature, log-probabilities are those at it.
-    /// Without effect on [`distill`], whose [`Mixture`] has one of its own. Other than 1 on the processor alone.
+    /// Without effect on [`distill`], whose [`Mixture`] has one of its own.
     pub temperature: f64,
 }
 

@@ -98,10 +98,10 @@ impl UpdateKeys {
     pub fn of_step(&self, batch_size: usize, micro_batches: usize, processes: usize) -> Result<(usize, u64)> {
         let of_all = batch_size * processes;
         let of_update = self.ppo_batch_size.unwrap_or(of_all * micro_batches);
-        if of_update.is_multiple_of(batch_size) && !of_update.is_multiple_of(of_all) {
+        if processes > 1 && !of_update.is_multiple_of(of_all) {
             return Err(Error::setup(format!(
-                "ppo_batch_size={of_update} is no multiple of batch_size={batch_size} times {processes} processes, each of which has as \
-                 many micro-batches of an update: set ppo_batch_size to a multiple of {of_all}, or a smaller batch_size with more \
+                "ppo_batch_size={of_update} is no multiple of batch_size={batch_size} times {processes} processes: an update takes the same \
+                 number of micro-batches from each; set ppo_batch_size to a multiple of {of_all}, or a smaller batch_size with more \
                  gradient_accumulation_steps"
             )));
         }

@@ -172,6 +172,8 @@ fn updates_take_whole_micro_batches() {
     // The same prompts on two processes, each of which has half of an update.
     assert_eq!(of(1, None).of_step(16, 2, 2).unwrap(), (2, 1));
     assert_eq!(of(3, Some(32)).of_step(16, 2, 2).unwrap(), (1, 6));
-    let error = of(3, Some(16)).of_step(16, 2, 2).unwrap_err().to_string();
-    assert!(error.contains("2 processes") && error.contains("a multiple of 32"), "{error}");
+    for of_update in [16, 8] {
+        let error = of(3, Some(of_update)).of_step(16, 2, 2).unwrap_err().to_string();
+        assert!(error.contains("2 processes") && error.contains("a multiple of 32"), "{error}");
+    }
 }

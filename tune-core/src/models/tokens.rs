@@ -91,7 +91,8 @@ impl TrainedTokens {
     /// Why a model is not trained with them that is computed as if it were quantized.
     pub(crate) fn not_quantized() -> Error {
         Error::setup(
-            "quantizer: rows of single tokens (model.trainable_token_indices) are not rounded as their table is: leave them out",
+            "quantizer: rows of single tokens (model.trainable_token_indices, model.trainable_output_token_indices) are not rounded as \
+             their tables are: leave them out",
         )
     }
 

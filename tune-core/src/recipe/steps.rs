@@ -10,7 +10,7 @@ use tune_config::cli::signals::Listening;
 
 use super::{Plan, Position, check_stop};
 use crate::data::{Batch, Loader};
-use crate::distributed::Group;
+use crate::distributed::{Group, others_failed};
 use crate::metrics::Pace;
 use crate::{Error, Result};
 
@@ -177,9 +177,7 @@ impl Steps {
         };
         match (mine, of_all[0], of_all[1]) {
             (Some(Err(error)), ..) => Some(Err(error)),
-            (_, _, failed @ 1..) => {
-                Some(Err(Error::Training(format!("{failed} of the other processes cannot go on, and say why"))))
-            }
+            (_, _, failed @ 1..) => Some(Err(others_failed(failed))),
             (_, 1.., _) => Some(Err(Error::Stopped(Exit {
                 code: 1,
                 message: "stopped with another process of the run".to_owned(),

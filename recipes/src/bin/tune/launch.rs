@@ -74,7 +74,8 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         if args.is_empty() && can_answer {
             return Err(which_config(action, recipe).into());
         }
-        if action == Action::Run && recipe.serves() && restart::does_its_work(args) {
+        let names_server = args.iter().any(|arg| arg.to_string_lossy().starts_with("server="));
+        if action == Action::Run && recipe.serves() && !names_server && processes == 1 && restart::does_its_work(args) {
             build::program("tune-serve", "tune-serve", false)?;
         }
         build::shipped(recipe, processes > 1)?

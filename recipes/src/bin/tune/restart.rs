@@ -118,13 +118,19 @@ struct Division {
     in_backward: bool,
     /// How many copies of the model there are, if the recipe divides it.
     replicas: Option<u64>,
+    /// The micro-batches that an update takes, as many from each process, where a step has several updates.
+    of_update: Option<u64>,
 }
 
 impl Division {
     /// The most processes, at most half of so many and at least `least`, that can take the same batches in a step.
     fn fewer(&self, processes: u16, least: u16) -> Option<u16> {
         let all = self.micro_batches()?;
-        (least..=processes / 2).rev().find(|&fewer| all.is_multiple_of(fewer.into()))
+        let can_take = |fewer: &u16| {
+            let fewer = u64::from(*fewer);
+            all.is_multiple_of(fewer) && self.of_update.is_none_or(|of_update| of_update.is_multiple_of(fewer))
+        };
+        (least..=processes / 2).rev().find(can_take)
     }
 
     /// Those of a step over all processes, where each may take more of them.
@@ -181,6 +187,7 @@ impl Asked {
             accumulated: number("gradient_accumulation_steps"),
             in_backward: text("optimizer_in_bwd") == Some("true"),
             replicas: number("data_parallel_replicate_dim"),
+            of_update: number("ppo_batch_size").zip(number("batch_size")).map(|(rows, batch)| rows / batch.max(1)),
         };
         Ok(Self { output_dir: output_dir.into(), resumes: resumes == "true", division })
     }
@@ -330,7 +337,8 @@ mod tests {
     const LIMITS: Restarts = Restarts { max_restarts: Some(3), min_nproc: None };
 
     fn division(processes: u16, accumulated: u64, replicas: u64) -> Division {
-        Division { processes, accumulated: Some(accumulated), in_backward: false, replicas: Some(replicas) }
+        let (accumulated, replicas) = (Some(accumulated), Some(replicas));
+        Division { processes, accumulated, in_backward: false, replicas, of_update: None }
     }
 
     #[test]
@@ -375,6 +383,8 @@ mod tests {
         assert_eq!(division(7, 1, 1).fewer(7, 2), None, "7 micro-batches are not those of 2 or 3 processes");
         assert_eq!(division(4, 1, 1).overrides(4), [""; 0]);
         assert_eq!(division(4, 3, 1).overrides(2)[0], "gradient_accumulation_steps=6");
+        let of_five = Division { of_update: Some(5), ..division(5, 2, 1) };
+        assert_eq!(of_five.fewer(5, 1), Some(1), "2 processes have no equal shares of an update of 5");
         let at_once = Division { in_backward: true, ..division(4, 1, 1) };
         assert_eq!(at_once.fewer(4, 1), None);
     }
@@ -395,11 +405,12 @@ mod tests {
     #[test]
     fn a_config_tells_where_checkpoints_are() {
         let config = "output_dir: \"my: out\"  # a.yaml:1:2\nresume_from_checkpoint: false  # default\n\
-                      gradient_accumulation_steps: 2\noptimizer_in_bwd: true\ndata_parallel_replicate_dim: 4\n";
+                      gradient_accumulation_steps: 2\noptimizer_in_bwd: true\ndata_parallel_replicate_dim: 4\n\
+                      batch_size: 2\nppo_batch_size: 8\n";
         let asked = Asked::of(config, 4).unwrap();
         assert_eq!((asked.output_dir, asked.resumes), (PathBuf::from("my: out"), false));
         assert!(asked.division.in_backward && asked.division.replicas == Some(4));
-        assert_eq!(asked.division.accumulated, Some(2));
+        assert_eq!((asked.division.accumulated, asked.division.of_update), (Some(2), Some(4)));
         let error = Asked::of("prompt: x\n", 1).err().unwrap().to_string();
         assert!(error.contains("--max-restarts is for recipes that save checkpoints"), "{error}");
     }

@@ -156,9 +156,11 @@ fn norm(norm: Norm) -> tune_cuda::Norm {
 
 fn distillation(mixture: Mixture) -> Distillation {
     let [forward, _] = mixture.shares();
+    // What lies between two takes a part of each: a share that f32 would round to all of one is the nearest below.
+    let most = if mixture.middle().is_some() { 1f32.next_down() } else { 1.0 };
     Distillation {
         ratio: mixture.ratio as f32,
-        forward: forward as f32,
+        forward: (forward as f32).min(most),
         temperature: mixture.temperature() as f32,
         from_middle: mixture.middle().is_some(),
     }

@@ -6,7 +6,7 @@ use candle_core::{TensorId, Var};
 use tune_cuda::{AdamW, Buffer, Maps, Moved8bit};
 
 use super::Number;
-use super::card::{Card, lock, of_card};
+use super::card::{Card, of_card};
 use super::trained::{Numbers, OnCard, Trained, held};
 use crate::Result;
 
@@ -63,21 +63,7 @@ impl Card {
     /// # Errors
     /// A tensor that no card trains, and one that a run holds at this moment.
     pub(crate) fn step_8bit(&self, how: Step8bit<'_>, moves: Vec<Move8bit<'_>>) -> Result<()> {
-        self.forget_factors();
-        let mut trained = lock(&self.trained);
-        // Each is to be written, so that they are taken out meanwhile.
-        let mut taken = Vec::with_capacity(moves.len());
-        for one in moves {
-            let id = one.var.id();
-            let of = match trained.remove(&id) {
-                Some(of) => of,
-                None => Trained::of(&self.context, one.var)?,
-            };
-            taken.push((id, of, one));
-        }
-        let result = self.go_8bit(how, &mut taken);
-        trained.extend(taken.into_iter().map(|(id, of, _)| (id, of)));
-        result.and_then(|()| self.check())
+        self.with_trained(moves, |one| one.var, |taken| self.go_8bit(how, taken))
     }
 
     fn go_8bit(&self, how: Step8bit<'_>, taken: &mut [(TensorId, Trained, Move8bit<'_>)]) -> Result<()> {

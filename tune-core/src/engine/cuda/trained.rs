@@ -7,7 +7,7 @@ use std::any::Any;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Shape, Storage, Tensor, Var};
+use candle_core::{DType, Device, Shape, Storage, Tensor, TensorId, Var};
 use half::bf16;
 use tune_cuda::{Buffer, Context, Moved};
 
@@ -194,24 +194,40 @@ impl Card {
     /// # Errors
     /// A tensor that no card trains, and one that a run holds at this moment.
     pub(crate) fn step(&self, rule: Rule, scale: f64, moves: Vec<Move<'_>>) -> Result<()> {
+        self.with_trained(moves, |one| one.var, |taken| self.go(rule, scale, taken))
+    }
+
+    /// Takes what is trained for each move, and has them written: all are there again afterwards, whatever fails.
+    ///
+    /// # Errors
+    /// A tensor that no card trains, and that of `go`.
+    pub(super) fn with_trained<M>(
+        &self,
+        moves: Vec<M>,
+        var: impl Fn(&M) -> &Var,
+        go: impl FnOnce(&mut [(TensorId, Trained, M)]) -> Result<()>,
+    ) -> Result<()> {
         self.forget_factors();
         let mut trained = lock(&self.trained);
         // Each is to be written, so that they are taken out meanwhile.
         let mut taken = Vec::with_capacity(moves.len());
+        let mut missing = Ok(());
         for one in moves {
-            let id = one.var.id();
-            let of = match trained.remove(&id) {
-                Some(of) => of,
-                None => Trained::of(&self.context, one.var)?,
-            };
-            taken.push((id, of, one));
+            let id = var(&one).id();
+            match trained.remove(&id).map_or_else(|| Trained::of(&self.context, var(&one)), Ok) {
+                Ok(of) => taken.push((id, of, one)),
+                Err(error) => {
+                    missing = Err(error);
+                    break;
+                }
+            }
         }
-        let result = self.go(rule, scale, &mut taken);
+        let result = missing.and_then(|()| go(&mut taken));
         trained.extend(taken.into_iter().map(|(id, of, _)| (id, of)));
         result.and_then(|()| self.check())
     }
 
-    fn go(&self, rule: Rule, scale: f64, taken: &mut [(candle_core::TensorId, Trained, Move<'_>)]) -> Result<()> {
+    fn go(&self, rule: Rule, scale: f64, taken: &mut [(TensorId, Trained, Move<'_>)]) -> Result<()> {
         let (mut wide, mut narrow) = (Vec::new(), Vec::new());
         for (_, trained, one) in taken {
             let Move { gradient, first, second, third, key, .. } = one;

@@ -374,9 +374,12 @@ pub(crate) fn recipe(recipe: &Recipe) -> TokenStream {
         #function
         #made
         #checks
-        #[allow(dead_code)]
+        // A package that has no feature of this name is right as well.
+        #[allow(dead_code, unexpected_cfgs)]
         fn main() -> ::std::process::ExitCode {
             use #krate::cli as __cli;
+            #[cfg(feature = "mpi")]
+            ::tune_mpi::register();
             const __RECIPE: __cli::Recipe = __cli::Recipe {
                 name: #name,
                 doc: #docs,

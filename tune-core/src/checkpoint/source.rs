@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tune_config::files;
 
+use crate::kernels::buffers::prefer_huge_pages;
 use crate::kernels::parallel::{self, Parts};
 use crate::kernels::quantized::nf4::Piece;
 use crate::models::{Format, Quantized};
@@ -209,6 +210,7 @@ fn load_as<T: Element>(
     };
     let count = stored.shape().iter().product();
     let mut values = vec![T::zero(); count];
+    prefer_huge_pages(&mut values);
     let chunks = parallel::chunks(&mut values, CHUNK);
     let is_as_stored = stored.dtype() == Some(T::DTYPE) && round.is_none();
     let read = |wide: &mut Vec<f32>, i: usize| {
@@ -235,6 +237,7 @@ fn load_as<T: Element>(
     {
         let width = count / height;
         let mut moved = vec![T::zero(); count];
+        prefer_huge_pages(&mut moved);
         if width > 0 {
             parallel::each_chunk(&mut moved, width, |row, out| {
                 let start = from(row) * width;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
@@ -63,6 +63,30 @@ pub struct Place {
     pub local_world_size: usize,
 }
 
+/// How long a process has communicated since it joined the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// It waited for collectives, and did nothing else.
+    pub waiting: Duration,
+    /// Collectives were under way, while it computed or waited: bytes were moved, or others not there yet.
+    pub under_way: Duration,
+}
+
+/// [`Spent`], in nanoseconds, as it is counted.
+#[derive(Default)]
+struct Counted {
+    waiting: AtomicU64,
+    under_way: AtomicU64,
+}
+
+/// Calls `f`, and adds the time that it takes to `sum`.
+fn timed<R>(sum: &AtomicU64, f: impl FnOnce() -> R) -> R {
+    let begun = Instant::now();
+    let result = f();
+    sum.fetch_add(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    result
+}
+
 /// A collective on the communicating thread.
 type Job = Box<dyn FnOnce(&mut Transports) + Send>;
 
@@ -78,6 +102,7 @@ struct Joined {
     finished: AtomicBool,
     /// How many collectives were begun.
     begun: AtomicU64,
+    spent: Arc<Counted>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -150,7 +175,7 @@ impl<R> Pending<R> {
             State::Running { result, joined, what } => (result, joined, what),
         };
         let Place { rank, world_size, .. } = joined.place;
-        match result.recv_timeout(joined.limit) {
+        match timed(&joined.spent.waiting, || result.recv_timeout(joined.limit)) {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => Err(joined.fail(Failure::Wrong(format!("rank {rank} of {world_size}, {what}: {error}")))),
             Err(RecvTimeoutError::Disconnected) => Err(joined.why_ended()),
@@ -197,16 +222,16 @@ impl Group {
     ///
     /// # Errors
     /// Those of `open`, and where no thread can be started.
-    pub fn join<T: Transport + 'static>(
+    pub fn join(
         limit: Duration,
-        open: impl FnOnce() -> Result<(T, Place)> + Send + 'static,
+        open: impl FnOnce() -> Result<(Box<dyn Transport>, Place)> + Send + 'static,
     ) -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (sender, place) = channel();
         let communicate = move || match open() {
             Ok((transport, place)) => {
                 let _ = sender.send(Ok(place));
-                let mut transports = Transports(vec![Box::new(transport)]);
+                let mut transports = Transports(vec![transport]);
                 queue.into_iter().for_each(|job| job(&mut transports));
             }
             Err(error) => _ = sender.send(Err(error)),
@@ -221,7 +246,7 @@ impl Group {
         }
         let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
         let (failed, finished, begun) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
-        let joined = Arc::new(Joined { place, limit, jobs, failed, finished, begun, thread });
+        let joined = Arc::new(Joined { place, limit, jobs, failed, finished, begun, spent: Arc::default(), thread });
         Ok(Self(Some(Member { joined, place, by: 0 })))
     }
 
@@ -257,6 +282,14 @@ impl Group {
     #[must_use]
     pub fn collectives(&self) -> u64 {
         self.0.as_ref().map_or(0, |member| member.joined.begun.load(Ordering::Relaxed))
+    }
+
+    /// How long this process has communicated, in groups that were split off, too.
+    #[must_use]
+    pub fn spent(&self) -> Spent {
+        let Some(Member { joined, .. }) = &self.0 else { return Spent::default() };
+        let of = |sum: &AtomicU64| Duration::from_nanos(sum.load(Ordering::Relaxed));
+        Spent { waiting: of(&joined.spent.waiting), under_way: of(&joined.spent.under_way) }
     }
 
     /// Who this process is.
@@ -336,7 +369,10 @@ impl Group {
             return Pending(State::Done(Err(why.into())));
         }
         let (sender, result) = channel();
-        let job: Job = Box::new(move |transports| _ = sender.send(collective(transports)));
+        let spent = Arc::clone(&joined.spent);
+        let job: Job = Box::new(move |transports| {
+            let _ = sender.send(timed(&spent.under_way, || collective(transports)));
+        });
         if let Some(jobs) = &*lock(&joined.jobs) {
             // A thread that has ended is found by who waits.
             let _ = jobs.send(job);

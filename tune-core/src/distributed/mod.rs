@@ -8,23 +8,27 @@
 mod group;
 mod launched;
 mod mesh;
-#[cfg(feature = "mpi")]
-mod mpi;
 pub mod threads;
 mod transport;
 
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use group::WeakGroup;
 pub(crate) use group::others_failed;
-pub use group::{Group, Pending, Place};
+pub use group::{Group, Pending, Place, Spent};
 use launched::Launched;
 pub use mesh::{Layout, Mesh, MeshKeys};
-pub use transport::Transport;
+pub use transport::{Transport, places};
 
 use crate::{Error, Result};
+
+/// Joins the processes that were started together, and says who this one is.
+pub type Connect = fn() -> Result<(Box<dyn Transport>, Place)>;
+
+/// What this program connects processes by.
+static CONNECT: OnceLock<Connect> = OnceLock::new();
 
 /// The group that this process has joined.
 static JOINED: Mutex<WeakGroup> = Mutex::new(WeakGroup::new());
@@ -36,6 +40,11 @@ thread_local! {
 
 /// How long a collective is waited for, unless [`group::LIMIT`] says so.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// Has [`init_process_group`] connect processes by `connect`: what was named first stays.
+pub fn connect_by(connect: Connect) {
+    let _ = CONNECT.set(connect);
+}
 
 /// The group that this process belongs to: itself alone, before [`init_process_group`] and without others to join.
 #[must_use]
@@ -82,13 +91,10 @@ fn limit(said: Option<&str>) -> Result<Duration> {
     }
 }
 
-#[cfg(feature = "mpi")]
-fn join(_: &Launched, limit: Duration) -> Result<Group> {
-    Group::join(limit, mpi::open)
-}
-
-#[cfg(not(feature = "mpi"))]
-fn join(launched: &Launched, _: Duration) -> Result<Group> {
+fn join(launched: &Launched, limit: Duration) -> Result<Group> {
+    if let Some(&connect) = CONNECT.get() {
+        return Group::join(limit, connect);
+    }
     Err(Error::setup(format!(
         "{} started {} processes, and this program was built without MPI, by which they would communicate: build it with \
          `cargo build --release -p recipes --features mpi` (a system MPI is needed: on Debian `apt-get install libopenmpi-dev \

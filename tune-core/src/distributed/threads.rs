@@ -148,7 +148,7 @@ pub fn run<R: Send>(world_size: usize, limit: Duration, f: impl Fn(Group) -> R +
         let pool = pool.map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
         let group = Group::join(limit, move || {
             let place = Place { rank, world_size, local_rank: rank, local_world_size: world_size };
-            Ok((ByMemory { rank, meeting }, place))
+            Ok((Box::new(ByMemory { rank, meeting }) as Box<dyn Transport>, place))
         })?;
         Ok(pool.install(|| as_current(&group, || f(group.clone()))))
     };

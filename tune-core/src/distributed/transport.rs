@@ -44,7 +44,8 @@ impl Transports {
 }
 
 /// Where each of some parts begins that follow each other, and where the last ends.
-pub(super) fn places(counts: &[usize]) -> Vec<usize> {
+#[must_use]
+pub fn places(counts: &[usize]) -> Vec<usize> {
     std::iter::once(0)
         .chain(counts.iter().scan(0, |end, count| {
             *end += count;

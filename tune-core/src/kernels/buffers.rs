@@ -219,6 +219,17 @@ fn give_back_at_once() {
     }
 }
 
+/// Asks for large pages for memory that nothing was written to yet: for the whole ones in it, so that it takes no more than before. A
+/// product of one row is as fast as memory is read, and small pages are read at half the speed.
+pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
+    let range = memory.as_mut_ptr_range();
+    let start = range.start.expose_provenance().next_multiple_of(HUGE);
+    let end = range.end.addr() / HUGE * HUGE;
+    if start < end {
+        want_huge_pages(start, end - start);
+    }
+}
+
 /// Asks for pages of 2 MiB where the system has them. A wish, no more.
 fn want_huge_pages(start: usize, size: usize) {
     #[cfg(target_os = "linux")]

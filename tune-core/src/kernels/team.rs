@@ -4,7 +4,8 @@
 //! takes longer than its share of the product. So for the time of a token the pool's other threads are one team, which looks for
 //! work all the time and gives the processor to others only while there is none for long.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Looks at what there is to do before the processor is given to others, for so many times.
 const LOOKS: usize = 2000;
@@ -17,8 +18,9 @@ type Work<'a> = &'a (dyn Fn(usize) + Sync);
 pub(crate) struct Team {
     /// Points to the [`Work`] whose parts are being done.
     work: AtomicPtr<()>,
-    /// Its parts that nobody has taken yet, and those that are done.
-    left: AtomicUsize,
+    /// Its parts that nobody has taken yet: each thread's share.
+    left: Box<[Share]>,
+    /// Its parts that are done.
     done: AtomicUsize,
     /// Whether the others are to go.
     is_over: AtomicBool,
@@ -28,7 +30,7 @@ impl Team {
     pub(crate) fn new() -> Self {
         Self {
             work: AtomicPtr::new(std::ptr::null_mut()),
-            left: AtomicUsize::new(0),
+            left: (0..rayon::current_num_threads().max(1)).map(|_| Share::default()).collect(),
             done: AtomicUsize::new(0),
             is_over: AtomicBool::new(true),
         }
@@ -61,13 +63,14 @@ impl Team {
         if parts <= 1 || self.is_over.load(Ordering::Relaxed) {
             return (0..parts).for_each(work);
         }
-        // Parts are taken from the last to the first.
-        let work = |left: usize| work(parts - 1 - left);
         let work: Work<'_> = &work;
         self.done.store(0, Ordering::Relaxed);
         self.work.store(std::ptr::from_ref(&work).cast_mut().cast(), Ordering::Relaxed);
-        self.left.store(parts, Ordering::Release);
         let end = End { team: self, parts };
+        let threads = self.left.len();
+        for (thread, share) in self.left.iter().enumerate() {
+            share.set(parts * thread / threads..parts * (thread + 1) / threads);
+        }
         while self.take_part() {}
         drop(end);
     }
@@ -82,16 +85,61 @@ impl Team {
         }
     }
 
-    /// Does one part, if there is one left.
+    /// Does one part, if there is one left: the next of this thread's share, or else the last of another's.
     fn take_part(&self) -> bool {
-        let taken = self.left.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |left| left.checked_sub(1));
-        let Ok(left) = taken else { return false };
+        let own = rayon::current_thread_index().unwrap_or(0) % self.left.len();
+        let (before, after) = self.left.split_at(own);
+        let others = || after[1..].iter().chain(before).find_map(Share::take_last);
+        let Some(part) = after[0].take_first().or_else(others) else { return false };
         let _done = Done(&self.done);
         // SAFETY: whoever leads the team waits until each part that was taken is done before the work goes, and this one
-        // is not; what was stored before the number of parts is seen by who took one.
+        // is not; what was stored before the shares is seen by who took from one.
         let work = unsafe { *self.work.load(Ordering::Relaxed).cast_const().cast::<Work<'_>>() };
-        work(left - 1);
+        work(part);
         true
+    }
+}
+
+/// What is left of a thread's share of the parts. The thread takes the first, so that it reads on where it has read; others take
+/// the last. The first and the end are halves of one number. Shares lie apart in the cache.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, parts: Range<usize>) {
+        self.0.store(Self::packed(parts), Ordering::Release);
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        let taken = self.take(|parts| parts.start + 1..parts.end)?;
+        Some(taken.start)
+    }
+
+    fn take_last(&self) -> Option<usize> {
+        let taken = self.take(|parts| parts.start..parts.end - 1)?;
+        Some(taken.end - 1)
+    }
+
+    /// Leaves nothing; returns how many parts were left.
+    fn empty(&self) -> usize {
+        Self::parts(self.0.swap(0, Ordering::Relaxed)).len()
+    }
+
+    /// What was left, of which `rest` leaves all but one; `None` where it was nothing.
+    fn take(&self, rest: impl Fn(Range<usize>) -> Range<usize>) -> Option<Range<usize>> {
+        let rest =
+            |left| Some(Self::parts(left)).filter(|parts| !parts.is_empty()).map(|parts| Self::packed(rest(parts)));
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, rest).ok().map(Self::parts)
+    }
+
+    fn packed(parts: Range<usize>) -> u64 {
+        let half = |part| u64::from(u32::try_from(part).expect("fewer parts than there can be columns"));
+        half(parts.start) << 32 | half(parts.end)
+    }
+
+    fn parts(packed: u64) -> Range<usize> {
+        (packed >> 32) as usize..(packed & u64::from(u32::MAX)) as usize
     }
 }
 
@@ -112,7 +160,7 @@ struct End<'a> {
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        let taken = self.parts - self.team.left.swap(0, Ordering::Relaxed);
+        let taken = self.parts - self.team.left.iter().map(Share::empty).sum::<usize>();
         let mut looks = 0;
         while self.team.done.load(Ordering::Acquire) < taken {
             wait(&mut looks);

@@ -123,9 +123,10 @@ impl Run {
         loss: f64,
         lr: f64,
         grad_norm: Option<f64>,
-        extra: Vec<Extra>,
+        mut extra: Vec<Extra>,
         pace: Pace,
     ) -> Result<()> {
+        extra.extend(step.communication());
         if self.background.as_ref().is_some_and(Background::is_over) {
             self.finish_saving()?;
         }

@@ -10,8 +10,8 @@ use tune_config::cli::signals::Listening;
 
 use super::{Plan, Position, check_stop};
 use crate::data::{Batch, Loader};
-use crate::distributed::{Group, others_failed};
-use crate::metrics::Pace;
+use crate::distributed::{Group, Spent, others_failed};
+use crate::metrics::{Extra, Pace};
 use crate::{Error, Result};
 
 /// What one optimizer step trains on.
@@ -27,8 +27,9 @@ pub struct Step {
     pub batches_in_epoch: usize,
     /// Whether this is the epoch's last step.
     pub ends_epoch: bool,
-    /// When it was asked for.
+    /// When it was asked for, and how long this process had communicated until then.
     begun: Instant,
+    spent: Spent,
     /// Of all processes.
     counts: Counts,
     group: Group,
@@ -69,8 +70,8 @@ impl Step {
     #[cfg(test)]
     pub(super) fn of(number: u64, batches: Vec<Batch>) -> Self {
         let (batches_in_epoch, counts) = (batches.len(), Counts::of(&batches));
-        let (begun, group) = (Instant::now(), Group::single());
-        Self { number, batches, epoch: 0, batches_in_epoch, ends_epoch: false, begun, counts, group }
+        let (begun, spent, group) = (Instant::now(), Spent::default(), Group::single());
+        Self { number, batches, epoch: 0, batches_in_epoch, ends_epoch: false, begun, spent, counts, group }
     }
 
     /// The micro-batches with their numbers in the step, over all processes.
@@ -104,6 +105,21 @@ impl Step {
             trained_tokens: self.trained_tokens() as u64,
             seconds: self.begun.elapsed().as_secs_f64(),
         }
+    }
+
+    /// Which shares of the time since it was asked for this process waited for others, and collectives were under way. Nothing where
+    /// there are no others.
+    pub(super) fn communication(&self) -> Vec<Extra> {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        if self.group.is_single() || seconds == 0.0 {
+            return Vec::new();
+        }
+        let now = self.group.spent();
+        let share = |now: Duration, then: Duration| (now - then).as_secs_f64() / seconds;
+        vec![
+            Extra::shown("processes/waiting", share(now.waiting, self.spent.waiting)),
+            Extra::new("processes/communicating", share(now.under_way, self.spent.under_way)),
+        ]
     }
 
     /// The same for a step that trains on other batches than its own, `batches` in this process.
@@ -198,13 +214,13 @@ impl Iterator for Steps {
 
 impl Steps {
     fn next_here(&mut self) -> Option<Result<Step>> {
-        let begun = Instant::now();
+        let (begun, spent) = (Instant::now(), self.group.spent());
         loop {
             if let Err(stopped) = check_stop() {
                 return Some(Err(stopped));
             }
             match self.receiver.recv_timeout(PATIENCE) {
-                Ok(step) => return Some(step.map(|step| Step { begun, ..step })),
+                Ok(step) => return Some(step.map(|step| Step { begun, spent, ..step })),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
@@ -239,6 +255,7 @@ fn send_steps(
                 batches_in_epoch: done,
                 ends_epoch: batches.peek().is_none(),
                 begun: Instant::now(),
+                spent: Spent::default(),
                 group: group.clone(),
             };
             if sender.send(Ok(step)).is_err() {

@@ -83,7 +83,7 @@ pub(crate) fn own(file: &Path, core: Option<&Path>, by_mpi: bool) -> Result<Path
     let begun = folder.join("begun");
     fs::write(&begun, "").map_err(failed)?;
     let mut args = vec!["--bin", &name];
-    args.extend(by_mpi.then_some("--features=tune-core/mpi"));
+    args.extend(by_mpi.then_some("--features=mpi"));
     cargo(&manifest, &target, &args)?;
     fs::rename(&begun, &stamp).map_err(failed)?;
     Ok(program)
@@ -132,9 +132,14 @@ impl Core {
 
     /// The manifest of a package whose program is `file`.
     fn manifest(&self, name: &str, file: &Path) -> Result<String> {
-        let core = match self {
-            Self::Local(folder) => format!("{{ path = {} }}", quoted(folder)?),
-            Self::Registry => format!("\"={}\"", env!("CARGO_PKG_VERSION")),
+        let (core, mpi) = match self {
+            Self::Local(folder) => {
+                (format!("path = {}", quoted(folder)?), format!("path = {}", quoted(&folder.join("mpi"))?))
+            }
+            Self::Registry => {
+                let version = concat!("version = \"=", env!("CARGO_PKG_VERSION"), "\"").to_owned();
+                (version.clone(), version)
+            }
         };
         // The profiles of the checkout: what trains is optimized in every build.
         let workspace = include_str!("../../../../Cargo.toml");
@@ -152,8 +157,12 @@ autobins = false
 name = "{name}"
 path = {}
 
+[features]
+mpi = ["dep:tune-mpi"]
+
 [dependencies]
-tune-core = {core}
+tune-core = {{ {core} }}
+tune-mpi = {{ {mpi}, features = ["mpi"], optional = true }}
 serde_json = {{ version = "1", features = ["float_roundtrip", "preserve_order"] }}
 
 [workspace]

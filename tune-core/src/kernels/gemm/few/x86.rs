@@ -49,8 +49,8 @@ macro_rules! kernel {
                 let mut r = 0;
                 while r < R {
                     let $p = o.w.wrapping_add(r * o.w_row + group * $group);
-                    // What the next tile reads.
-                    _mm_prefetch::<_MM_HINT_T0>($p.wrapping_add(R * o.w_row).cast());
+                    // What the next tile reads, which the first cache has no room for beside this one.
+                    _mm_prefetch::<_MM_HINT_T1>($p.wrapping_add(R * o.w_row).cast());
                     // SAFETY: as the caller promises.
                     let w: [$vector; $vectors] = unsafe { $w };
                     let mut v = 0;

@@ -1,4 +1,4 @@
-//! MPI, by the system's library. All calls are made by the one thread that communicates.
+//! MPI's collectives. All calls are made by the one thread that communicates.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,9 +10,8 @@ use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 use mpi::{Count, Threading};
 
-use super::transport::places;
-use super::{Place, Transport};
-use crate::{Error, Result};
+use tune_core::distributed::{self, Place, Transport, places};
+use tune_core::{Error, Result};
 
 /// How long a collective is asked for without a pause.
 const EAGER: Duration = Duration::from_micros(50);
@@ -20,14 +19,20 @@ const EAGER: Duration = Duration::from_micros(50);
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// The processes that `mpirun` or the like started, or some of them.
-pub(super) struct ByMpi {
+struct ByMpi {
     world: SimpleCommunicator,
     /// MPI ends with the last of these.
     universe: Rc<Universe>,
 }
 
+/// Has processes that were started together be connected by MPI. The `main` of a recipe calls it where its package has the feature
+/// `mpi`.
+pub fn register() {
+    distributed::connect_by(open);
+}
+
 /// Joins the others.
-pub(super) fn open() -> Result<(ByMpi, Place)> {
+fn open() -> Result<(Box<dyn Transport>, Place)> {
     let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
         return Err(Error::setup("MPI was begun by another part of this program"));
     };
@@ -40,7 +45,7 @@ pub(super) fn open() -> Result<(ByMpi, Place)> {
         local_rank: number(local.rank()),
         local_world_size: number(local.size()),
     };
-    Ok((ByMpi { world, universe: Rc::new(universe) }, place))
+    Ok((Box::new(ByMpi { world, universe: Rc::new(universe) }), place))
 }
 
 /// Waits until a collective is over.

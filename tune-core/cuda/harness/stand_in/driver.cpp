@@ -25,6 +25,7 @@
 #include <string>
 #include <sys/mman.h>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -74,6 +75,8 @@ struct Event {
 // Of the streams' queues; what is done takes `lock`, too.
 std::recursive_mutex streams_lock;
 std::vector<std::unique_ptr<Stream>> streams;
+// Whether a context was opened, and has no stream yet.
+bool opens;
 
 void do_until(Stream *stream, uint64_t at) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
@@ -169,14 +172,17 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 int cuGetErrorName(int, const char **name) { return *name = "CUDA_ERROR_STAND_IN", 0; }
 int cuGetErrorString(int, const char **words) { return *words = "a stand-in's words", 0; }
 
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &used, int(number("STAND_IN_OPEN", 0)); }
+int cuDevicePrimaryCtxRetain(void **context, int) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    opens = true;
+    return *context = &used, int(number("STAND_IN_OPEN", 0));
+}
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxSetCurrent(void *) { return 0; }
 int cuStreamCreate(void **stream, unsigned) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
     const bool late = is("STAND_IN_STREAMS", "late"), side_first = is("STAND_IN_STREAMS", "side_first");
-    // A context's own first: each has as many.
-    const bool is_main = streams.size() % size_t(number("STAND_IN_STREAMS_EACH", 3)) == 0;
+    const bool is_main = std::exchange(opens, false);
     streams.push_back(std::make_unique<Stream>());
     streams.back()->is_main = is_main;
     streams.back()->at_once = !late && !(side_first && is_main);

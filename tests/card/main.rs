@@ -15,6 +15,7 @@ mod speed;
 #[path = "../common/stand_in.rs"]
 mod stand_in;
 mod steps;
+mod streams;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};

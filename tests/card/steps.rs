@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
-use tune_core::Result;
 use tune_core::config::say;
 use tune_core::data::{Batch, Span};
 use tune_core::device::Compute;
-use tune_core::engine::{Card, Gradient, RunOptions, forward_backward};
+use tune_core::{Later, Result};
+
+use tune_core::engine::{Card, Gradient, RunOptions, forward_backward, queue_forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, Parameter, Trainable};
-use tune_core::optim::{AdamW, AdamW8bit, Averaged, Gradients, InBackward, Lion, Optimizer, ScheduleFree, Sgd};
+use tune_core::optim::{
+    AdamW, AdamW8bit, Averaged, Gradients, InBackward, Lion, Optimizer, ScheduleFree, Sgd, clip_factor,
+};
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 
 use super::{card, error, fixture, lora, run, values};
@@ -191,6 +194,40 @@ fn bits_of_the_processors_steps() {
                 &bits(&other, at_once.as_ref()),
                 &bits(&fresh, first.as_ref()),
             );
+        }
+    }
+}
+
+/// A step whose loss, norm and clipping nobody waits for has the bits of one that does.
+#[test]
+fn steps_that_nobody_waits_for() {
+    let Some(card) = card() else { return };
+    let (batch, max_norm) = (odd_batch(), 0.25);
+    for (dtype, lora) in [(DType::F32, None), (DType::BF16, None), (DType::BF16, Some(odd_lora()))] {
+        for (name, [mut waiting, mut queued, _]) in optimizers() {
+            let what = format!("{name}, {dtype:?}, adapters: {}", lora.is_some());
+            let models: [Decoder; 2] =
+                std::array::from_fn(|_| odd_model(dtype, lora.clone(), Compute::Card(Arc::clone(&card))));
+            for step in 1..=2 {
+                waiting.prepare_all(models[0].trainable(), step).unwrap();
+                queued.prepare_all(models[1].trainable(), step).unwrap();
+                let (mut here, mut there) = (Gradients::default(), Gradients::default());
+                let (mut loss, mut later) = (0.0, Later::default());
+                for scale in [0.25, 0.5] {
+                    let options = RunOptions { scale, ..RunOptions::PLAIN };
+                    loss += scale * forward_backward(&models[0], &batch, options, &mut here).unwrap();
+                    later.add(scale, queue_forward_backward(&models[1], &batch, options, &mut there).unwrap());
+                }
+                let norm = here.norm().unwrap();
+                assert!(norm > max_norm, "{what}: a norm of {norm} is not clipped");
+                here.apply(&models[0], waiting.as_mut(), 1e-2, clip_factor(norm, max_norm), step).unwrap();
+                let (norm_later, clip) = there.clip(Some(max_norm)).unwrap();
+                there.apply(&models[1], queued.as_mut(), 1e-2, clip, step).unwrap();
+                assert!(later.known().is_none() && norm_later.known().is_none(), "{what}: somebody waited");
+                assert_eq!(later.wait().unwrap().to_bits(), loss.to_bits(), "{what}: the loss of step {step}");
+                assert_eq!(norm_later.wait().unwrap().to_bits(), norm.to_bits(), "{what}: the norm of step {step}");
+            }
+            same(&what, &bits(&models[1], queued.as_ref()), &bits(&models[0], waiting.as_ref()));
         }
     }
 }

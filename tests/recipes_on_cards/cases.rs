@@ -39,7 +39,7 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 36] = [
+pub(crate) const CASES: [Case; 37] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
@@ -72,6 +72,13 @@ pub(crate) const CASES: [Case; 36] = [
     case("full_lion", "full", Bf16, &["optimizer=lion", "optimizer.lr=1e-4", "optimizer.decay_vectors=false"]),
     quick("full_8bit", "full", Bf16, &["optimizer=adamw_8bit", "optimizer.lr=1e-4"]),
     quick("full_schedule_free", "full", Both, &["optimizer=schedule_free_adamw", "optimizer.lr=1e-4"]),
+    // Checkpoints are copied while the next step is computed.
+    quick(
+        "full_background",
+        "full",
+        Both,
+        &["enable_async_checkpointing=true", "checkpointer.save_every_n_steps=1", "clip_grad_norm=0.3"],
+    ),
     quick("full_averaged", "full", Both, &["optimizer.ema_decay=0.9"]),
     case("lora_averaged", "lora", Bf16, &["optimizer=lion", "optimizer.lr=1e-4", "optimizer.ema_decay=0.9"]),
     case("full_averaged_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"]),
@@ -110,6 +117,10 @@ pub(crate) const CASES: [Case; 36] = [
     case("pretrain_bf16", "pretrain", Bf16, &["init.std=0.05"]),
 ];
 
+/// What makes a run short enough for a stand-in.
+pub(crate) const SMALL: [&str; 3] =
+    ["checkpointer.checkpoint_dir={folder}/small", "batch_size=1", "tokenizer.max_seq_len=64"];
+
 impl Case {
     pub(crate) fn dtypes(&self) -> &'static [&'static str] {
         match self.in_types {
@@ -138,7 +149,7 @@ impl Case {
         };
         let small: &[&str] = match is_real() {
             true => &[],
-            false => &["checkpointer.checkpoint_dir={folder}/small", "batch_size=1", "tokenizer.max_seq_len=64"],
+            false => &SMALL,
         };
         let given = steps.iter().chain(&rest).chain(of_recipe).chain(small).chain(self.own);
         all.extend(given.map(|one| one.replace("{folder}", &folder.display().to_string())));

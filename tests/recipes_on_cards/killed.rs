@@ -46,12 +46,18 @@ fn as_it_is_told() {
     super::run(&recipe, &settings).unwrap();
 }
 
-/// Starts a run as a process of its own, with its output in a file beside its folder.
-fn start(case: &Case, settings: &[String], log: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+/// A run as a process of its own.
+pub(crate) fn program(case: &Case, settings: &[String]) -> Command {
     let mut program = Command::new(std::env::current_exe().unwrap());
     program.args(["--exact", "killed::as_it_is_told", "--nocapture", "--test-threads=1"]);
     program.env(RECIPE, case.recipe).env(SETTINGS, settings.join("\n"));
+    program
+}
+
+/// Starts it, with its output in a file beside its folder.
+fn start(case: &Case, settings: &[String], log: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    let mut program = program(case, settings);
     program.stdout(Stdio::from(log.try_clone().unwrap())).stderr(Stdio::from(log)).spawn().unwrap()
 }
 

@@ -37,6 +37,7 @@ mod random_model;
 mod reward;
 #[path = "../common/stand_in.rs"]
 mod stand_in;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -20,6 +20,7 @@ mod files;
 pub mod generate;
 pub mod hub;
 mod kernels;
+mod later;
 pub mod memory_plan;
 pub mod methods;
 pub mod metrics;
@@ -36,4 +37,5 @@ pub mod recipe;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
+pub use later::Later;
 pub use tune_config as config;

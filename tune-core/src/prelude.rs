@@ -7,7 +7,9 @@ pub use crate::config::{Config, ResolvedConfig, recipe, say};
 pub use crate::data::{self, Batch, DatasetConfig, Loader, LoaderOptions};
 pub use crate::device::{DeviceConfig, Precision, choose_seed};
 pub use crate::distributed::init_process_group;
-pub use crate::engine::{self, EmbeddingNoise, RunOptions, forward_backward, minimize, minimize_scores};
+pub use crate::engine::{
+    self, EmbeddingNoise, RunOptions, forward_backward, minimize, minimize_scores, queue_forward_backward,
+};
 pub use crate::eval::{self, Answer, ExactMatch, ExactMatchConfig};
 pub use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions, sample_groups};
 pub use crate::hub;
@@ -33,4 +35,4 @@ pub use crate::recipe::{
     UnpairedKeys, VAL_LOSS, ValueModel, Weights, check_finite, check_stop, dropout_key, sampling_key,
 };
 pub use crate::tokenizer::{StopTokens, Tokenizer, TokenizerConfig, TokenizerFiles};
-pub use crate::{Error, Result};
+pub use crate::{Error, Later, Result};

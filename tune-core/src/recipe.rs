@@ -129,26 +129,37 @@ pub fn sampling_key(seed: u64, step: u64, micro_batch: usize, (prompt, sample): 
 /// # Errors
 /// Where it is not finite; the message names the step, its samples and what to try.
 pub fn check_finite(step: &Step, loss: f64, grad_norm: f64, last: Option<&Saved>) -> Result<()> {
-    let what = match (loss.is_finite(), grad_norm.is_finite()) {
-        (false, _) => format!("the loss is {loss}"),
-        (true, false) => format!("the norm of the gradient is {grad_norm}"),
-        (true, true) => return Ok(()),
-    };
+    match loss.is_finite() && grad_norm.is_finite() {
+        true => Ok(()),
+        false => are_finite(step.number, &samples(step), (loss, grad_norm), last),
+    }
+}
+
+/// Where a step's samples are from, the first few.
+fn samples(step: &Step) -> String {
     let mut samples: Vec<&str> = step.batches.iter().flat_map(|b| b.origins.iter().map(String::as_str)).collect();
     // The two answers of a pair have one name.
     samples.dedup();
     let more = samples.len().saturating_sub(8);
     samples.truncate(8);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    samples.join(", ") + &more
+}
+
+/// Whether a step's loss and the norm of its gradient are finite.
+fn are_finite(step: u64, samples: &str, (loss, grad_norm): (f64, f64), last: Option<&Saved>) -> Result<()> {
+    let what = match (loss.is_finite(), grad_norm.is_finite()) {
+        (false, _) => format!("the loss is {loss}"),
+        (true, false) => format!("the norm of the gradient is {grad_norm}"),
+        (true, true) => return Ok(()),
+    };
     let last = match last {
         Some(saved) => format!("The last good checkpoint is {}.", saved.path.display()),
         None => "No checkpoint had been saved yet.".to_string(),
     };
     Err(Error::Training(format!(
-        "step {}: {what}; nothing of this step is saved. Its samples: {}{more}. {last} \
-         Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples.",
-        step.number,
-        samples.join(", ")
+        "step {step}: {what}; nothing of this step is saved. Its samples: {samples}. {last} \
+         Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples."
     )))
 }
 

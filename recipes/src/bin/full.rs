@@ -125,28 +125,29 @@ impl Recipe for FullFinetune {
                 loss: self.cfg.loss,
                 ..RunOptions::PLAIN
             };
-            let mut loss = 0.0;
+            // A card may still be computing loss and norm: they are read when the next step is under way.
+            let mut loss = Later::default();
             let grad_norm;
             if self.cfg.optimizer_in_bwd {
                 let optimizer = self.optimizer.as_mut();
                 let mut sink = InBackward::new(optimizer, lr, step.number);
                 for (i, batch) in step.micro_batches() {
-                    loss += scale * forward_backward(&self.model, batch, options(i), &mut sink)?;
+                    loss.add(scale, queue_forward_backward(&self.model, batch, options(i), &mut sink)?);
                 }
-                grad_norm = sink.squared_norm()?.sqrt();
-                check_finite(&step, loss, grad_norm, self.run.last_saved())?;
+                grad_norm = sink.norm()?;
+                self.run.check_known(&step, &loss, &grad_norm)?;
             } else {
                 let mut gradients = Gradients::default();
                 for (i, batch) in step.micro_batches() {
-                    loss += scale * forward_backward(&self.model, batch, options(i), &mut gradients)?;
+                    loss.add(scale, queue_forward_backward(&self.model, batch, options(i), &mut gradients)?);
                 }
-                grad_norm = gradients.norm()?;
-                check_finite(&step, loss, grad_norm, self.run.last_saved())?;
-                let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+                let clip;
+                (grad_norm, clip) = gradients.clip(self.cfg.steps.clip_grad_norm)?;
+                self.run.check_known(&step, &loss, &grad_norm)?;
                 gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
             }
             // ----------------------------------------------------------------------------------------
-            self.run.finish(&step, loss, lr, Some(grad_norm))?;
+            self.run.finish_later(&step, loss, lr, grad_norm)?;
             self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;

@@ -125,7 +125,7 @@ impl Recipe for LoraFinetune {
             // The loss is a mean over the trained tokens of the whole step, not a mean of means.
             let scale = 1.0 / step.trained_tokens() as f64;
             let mut gradients = Gradients::default();
-            let mut loss = 0.0;
+            let mut loss = Later::default();
             for (i, batch) in step.micro_batches() {
                 let key = dropout_key(self.run.seed(), step.number, i);
                 let options = RunOptions {
@@ -136,14 +136,14 @@ impl Recipe for LoraFinetune {
                     loss: self.cfg.loss,
                     ..RunOptions::PLAIN
                 };
-                loss += scale * forward_backward(&self.model, batch, options, &mut gradients)?;
+                loss.add(scale, queue_forward_backward(&self.model, batch, options, &mut gradients)?);
             }
-            let grad_norm = gradients.norm()?;
-            check_finite(&step, loss, grad_norm, self.run.last_saved())?;
-            let clip = self.cfg.steps.clip_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
+            // A card may still be computing them: they are read when the next step is under way.
+            let (grad_norm, clip) = gradients.clip(self.cfg.steps.clip_grad_norm)?;
+            self.run.check_known(&step, &loss, &grad_norm)?;
             gradients.apply(&self.model, self.optimizer.as_mut(), lr, clip, step.number)?;
             // ----------------------------------------------------------------------------------------
-            self.run.finish(&step, loss, lr, Some(grad_norm))?;
+            self.run.finish_later(&step, loss, lr, grad_norm)?;
             self.run.measure(&self.model)?;
             if self.run.saves() {
                 self.save_checkpoint()?;

@@ -50,8 +50,17 @@ pub struct Buffer<T> {
     /// Zero if there was no memory: then nothing is launched any more.
     address: CUdeviceptr,
     len: usize,
-    bytes: u64,
+    home: Home,
     of: PhantomData<T>,
+}
+
+/// Where a buffer's memory goes when it is dropped.
+#[derive(Debug, Clone, Copy)]
+enum Home {
+    /// So many bytes of the arena.
+    Arena(u64),
+    /// A part of the ring of what is copied ahead.
+    Ring(u64),
 }
 
 // SAFETY: an address; whoever has the buffer has the numbers.
@@ -72,7 +81,7 @@ impl Context {
                 Err(error) => self.0.remember(error),
             }
         }
-        Buffer { shared: Arc::clone(&self.0), address, len, bytes, of: PhantomData }
+        Buffer { shared: Arc::clone(&self.0), address, len, home: Home::Arena(bytes), of: PhantomData }
     }
 
     /// Memory for so many numbers, all of whose bytes are zero.
@@ -98,12 +107,7 @@ impl Context {
         if numbers.is_empty() {
             return;
         }
-        self.0.queue("copying to the card", || {
-            // SAFETY: as long as the buffer. What is copied from memory that is not pinned was read when the call returns.
-            unsafe {
-                sys::cuMemcpyHtoDAsync_v2(buffer.address, numbers.as_ptr().cast(), size_of_val(numbers), self.0.stream)
-            }
-        });
+        self.0.stage(buffer.address, bytemuck::cast_slice(numbers), self.0.stream);
     }
 
     /// Sets every byte.
@@ -169,6 +173,11 @@ impl Context {
 }
 
 impl<T> Buffer<T> {
+    /// Numbers in a part of the ring of what is copied ahead.
+    pub(crate) fn in_ring(shared: &Arc<Shared>, id: u64, address: CUdeviceptr, len: usize) -> Self {
+        Self { shared: Arc::clone(shared), address, len, home: Home::Ring(id), of: PhantomData }
+    }
+
     /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
@@ -185,7 +194,7 @@ impl<T> Buffer<T> {
         Buffer {
             shared: Arc::clone(&self.shared),
             address,
-            bytes: self.bytes,
+            home: self.home,
             len: bytes / size_of::<D>(),
             of: PhantomData,
         }
@@ -234,7 +243,10 @@ fn check(len: usize, at: usize, (rows, cols): (usize, usize), stride: usize) {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 {
-            self.shared.memory().give(self.address, self.bytes);
+            match self.home {
+                Home::Arena(bytes) => self.shared.memory().give(self.address, bytes),
+                Home::Ring(id) => self.shared.give_ahead(id),
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUresult, CUstream};
 
+use crate::ahead::{AHEAD, Ahead};
+use crate::aside::Aside;
 use crate::driver::{Card, Driver};
 use crate::error::{Error, Result};
 use crate::libraries::{self, Found};
@@ -11,6 +13,7 @@ use crate::memory::{Memory, Usage};
 use crate::modules::Modules;
 use crate::products::Products;
 use crate::profile::Times;
+use crate::staging::Pinned;
 
 /// A card, its memory, and a stream of work on it.
 ///
@@ -53,6 +56,10 @@ pub(crate) struct Shared {
     libraries: Found,
     units: Units,
     memory: Mutex<Memory>,
+    pinned: Mutex<Pinned>,
+    /// There once the context is open.
+    ahead: Mutex<Option<Ahead>>,
+    pub(crate) aside: OnceLock<Aside>,
     pub(crate) modules: Mutex<Modules>,
     products: OnceLock<Products>,
     error: OnceLock<Error>,
@@ -88,11 +95,28 @@ impl Context {
         let memory = Mutex::new(Memory::new(device, card.memory)?);
         let modules = Mutex::new(Modules::new(card.capability)?);
         let (products, error, times) = (OnceLock::new(), OnceLock::new(), Times::default());
-        let shared =
-            Shared { card, device, context, stream, libraries, units, memory, modules, products, error, times };
-        let context = Self(Arc::new(shared));
+        let (pinned, ahead, aside) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        let context = Self(Arc::new(Shared {
+            card,
+            device,
+            context,
+            stream,
+            libraries,
+            units,
+            memory,
+            pinned,
+            ahead,
+            aside,
+            modules,
+            products,
+            error,
+            times,
+        }));
         let products = Products::new(&context)?;
         _ = context.0.products.set(products);
+        let ring = context.0.memory().take(AHEAD as u64)?;
+        *context.0.ahead() = Some(Ahead::new(ring)?);
+        _ = context.0.aside.set(Aside::new()?);
         context.check()?;
         Ok(context)
     }
@@ -205,6 +229,14 @@ impl Shared {
         self.units
     }
 
+    pub(crate) fn pinned(&self) -> MutexGuard<'_, Pinned> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ahead(&self) -> MutexGuard<'_, Option<Ahead>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -216,6 +248,13 @@ impl Drop for Shared {
         // SAFETY: waits for all work; then nothing uses what is given back, in the reverse order of `Context::open`.
         unsafe {
             sys::cuStreamSynchronize(self.stream);
+            if let Some(mut ahead) = self.ahead().take() {
+                ahead.close();
+            }
+            if let Some(aside) = self.aside.take() {
+                aside.close();
+            }
+            self.pinned().close();
             if let Some(products) = self.products.take() {
                 products.close();
             }

@@ -3,7 +3,9 @@
 //! [`Driver::probe`] says what there is and, in words for a user, what is missing. [`Context::open`] opens a card. Everything that
 //! is asked of a [`Context`] is queued, in order; its first error is remembered and told by [`Context::check`].
 
+mod ahead;
 mod archive;
+mod aside;
 mod buffer;
 mod context;
 mod driver;
@@ -17,7 +19,10 @@ mod modules;
 mod products;
 mod profile;
 mod ranges;
+mod staging;
 
+pub use ahead::AHEAD;
+pub use aside::Reading;
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};

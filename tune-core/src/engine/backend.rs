@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -17,6 +16,7 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
+use crate::{Later, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
 pub(crate) fn rows_at_once(vocab: usize) -> usize {
@@ -250,6 +250,11 @@ pub(crate) trait Backend: Sized {
     ) -> (Losses<Self>, Self::Each);
     /// The losses, when they are there.
     fn losses(&self, each: Self::Each) -> Vec<f64>;
+    /// The sum of losses, one part after the other. A backend that computes later does not wait for it.
+    fn total(&self, all: Vec<Self::Each>) -> Later {
+        let parts = all.into_iter().map(|each| self.losses(each).iter().sum::<f64>());
+        parts.fold(0.0, |total, part| total + part).into()
+    }
     /// The first `count` sums of a buffer.
     fn read_sums(&self, x: &Self::Sums, count: usize) -> Vec<f64>;
     /// Numbers as activations: a gradient that was computed elsewhere.

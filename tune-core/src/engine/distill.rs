@@ -101,7 +101,7 @@ fn taught(
     sink: &mut dyn GradientSink,
 ) -> Result<Distilled> {
     let (batch, teacher) = (batch.without_padding(), Some((teacher, mixture)));
-    let Passed { value, divergence, here } = on_backend!(
+    let Passed { value, divergence, here, .. } = on_backend!(
         student,
         train(&batch, Minimized::Sum(options.scale, TokenLoss::CROSS_ENTROPY), teacher, options, sink)
     )?;

@@ -34,7 +34,7 @@ use candle_core::{DType, Device, Tensor};
 use cpu::Cpu;
 pub use cuda::Card;
 use cuda::Cuda;
-pub(crate) use cuda::{BlocksOnCard, Move, Move8bit, OnCard, Rule, Squares, Step8bit};
+pub(crate) use cuda::{BlocksOnCard, Factor, Move, Move8bit, OnCard, Rule, Squares, Step8bit};
 use half::bf16;
 pub use inputs::{Inputs, observe};
 use kept::Keeper;
@@ -53,7 +53,7 @@ use crate::kernels::{Isa, softmax};
 use crate::methods::{Mixture, TokenLoss, TopTokens};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
-use crate::{Error, Result};
+use crate::{Error, Later, Result};
 
 /// How one micro-batch is run.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +128,26 @@ pub fn forward_backward(
 ) -> Result<f64> {
     let batch = batch.without_padding();
     Ok(on_backend!(model, train(&batch, Minimized::Sum(options.scale, options.loss), None, options, sink))?.value)
+}
+
+/// [`forward_backward`] that does not wait for a card: the loss is read when it is asked for, and what is not finite is propagated. On the
+/// processor it is the same.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn queue_forward_backward(
+    model: &Decoder,
+    batch: &Batch,
+    options: RunOptions,
+    sink: &mut dyn GradientSink,
+) -> Result<Later> {
+    if model.card().is_none() || !model.mesh().is_single() {
+        return forward_backward(model, batch, options, sink).map(Later::from);
+    }
+    let batch = batch.without_padding();
+    let passed =
+        on_backend!(model, train(&batch, Minimized::SumLater(options.scale, options.loss), None, options, sink))?;
+    Ok(passed.unread.unwrap_or_default())
 }
 
 /// Runs a micro-batch forward and back to minimize something else than the sum of its tokens' losses.

@@ -6,12 +6,12 @@ use super::block::{Block, Past};
 use super::kept::Keeper;
 use super::parameters::Parameters;
 use super::tokens::Among;
-use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::{Noise, Rotary, check_token_ids};
 use crate::methods::{Mixture, TokenLoss, TopTokens};
 use crate::models::{ModelSpec, ParamId};
+use crate::{Later, Result};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be
 /// changed at once.
@@ -61,6 +61,8 @@ pub(super) struct Passed {
     pub(super) divergence: f64,
     /// Both of this process's batch alone.
     pub(super) here: [f64; 2],
+    /// The sum of losses, where nobody waited for it.
+    pub(super) unread: Option<Later>,
 }
 
 /// What is learnt from a teacher.
@@ -137,11 +139,12 @@ impl<'a, B: Backend> Run<'a, B> {
         }
 
         let of = match minimized {
-            Minimized::Sum(_, of) => of,
+            Minimized::Sum(_, of) | Minimized::SumLater(_, of) => of,
             Minimized::Of(..) | Minimized::Scores(..) => TokenLoss::CROSS_ENTROPY,
         };
+        let waits = !matches!(minimized, Minimized::SumLater(..));
         let (value, weights) = self.weigh(&x, minimized)?;
-        let top = self.top(&x, of, Some(&weights), lowest < blocks)?;
+        let top = self.top(&x, (of, waits), Some(&weights), lowest < blocks)?;
         drop(x);
         let here = [value.unwrap_or(top.loss), top.divergence];
         // Where several processes train together, all go on or none does.
@@ -151,7 +154,7 @@ impl<'a, B: Backend> Run<'a, B> {
             Some(_) => self.parameters.total(top.divergence)?,
             None => 0.0,
         };
-        let passed = Passed { value, divergence, here };
+        let passed = Passed { value, divergence, here, unread: top.unread };
         if !loss.is_finite() || !value.is_finite() || !divergence.is_finite() {
             return Ok(passed);
         }
@@ -194,7 +197,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// What an objective says of the batch's log-probabilities, and the weights of its tokens' losses.
     fn weigh(&self, x: &B::Acts, minimized: Minimized<'_>) -> Result<(Option<f64>, Weights)> {
         match minimized {
-            Minimized::Sum(weight, _) => Ok((None, Weights::All(weight))),
+            Minimized::Sum(weight, _) | Minimized::SumLater(weight, _) => Ok((None, Weights::All(weight))),
             Minimized::Of(objective, scale) => {
                 let log_probs = self.losses_at(x)?.into_iter().map(|loss| -loss).collect::<Vec<_>>();
                 let Objective { value, gradient } = objective(&log_probs)?;
@@ -224,7 +227,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// The sum of losses.
     pub(super) fn evaluate(&self) -> Result<f64> {
         let x = self.through_blocks()?;
-        self.parameters.total(self.top(&x, TokenLoss::CROSS_ENTROPY, None, false)?.loss)
+        self.parameters.total(self.top(&x, (TokenLoss::CROSS_ENTROPY, true), None, false)?.loss)
     }
 
     /// The residual stream above the last block, `[m, hidden]`.
@@ -307,6 +310,8 @@ fn emit<B: Backend>(found: Found<B>, sink: &mut dyn Sink<B>) -> Result<()> {
 pub(super) enum Minimized<'a> {
     /// The sum of such losses, times a factor.
     Sum(f64, TokenLoss),
+    /// The same, which nobody waits for: the pass goes back whatever it is.
+    SumLater(f64, TokenLoss),
     /// A function of the log-probabilities of all positions, times a factor.
     Of(&'a mut dyn FnMut(&[f64]) -> Result<Objective>, f64),
     /// A function of what the output layer gives the positions that have a target, times a factor.

@@ -4,12 +4,12 @@ use super::backend::{Backend, Losses, Norm, Part, PartMut};
 use super::linear::{Layer, LowRank, input_gradient};
 use super::parameters::{LayerParams, NormParams};
 use super::run::{By, Found, Run, Taught, Weights};
-use crate::Result;
 use crate::data::IGNORE;
 use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
 use crate::methods::TokenLoss;
 use crate::models::{Of, ParamId};
+use crate::{Later, Result};
 
 /// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
 /// are read anew.
@@ -21,6 +21,8 @@ pub(super) fn rows_at_once(trained: usize, most: usize) -> usize {
 pub(super) struct Top<B: Backend> {
     /// The loss summed over trained tokens, without weights; 0 where what is minimized is a function of scores.
     pub(super) loss: f64,
+    /// The same where nobody waited for it; `loss` is 0 then.
+    pub(super) unread: Option<Later>,
     /// The divergence from a teacher summed over trained tokens; 0 where there is none.
     pub(super) divergence: f64,
     /// The gradient of the last block's output, `[m, hidden]`, if it was asked for.
@@ -50,10 +52,17 @@ impl<B: Backend> Run<'_, B> {
         Norm { width: self.shape.hidden_size, eps: self.shape.norm.eps, from_one: self.shape.norm.from_one }
     }
 
-    /// The loss of the residual stream `x` `[m, hidden]`, and with `weights` the gradients of the weighted sum.
-    pub(super) fn top(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+    /// The loss of the residual stream `x` `[m, hidden]`, which `how` says whether to wait for, and with `weights` the gradients of the
+    /// weighted sum.
+    pub(super) fn top(
+        &self,
+        x: &B::Acts,
+        how: (TokenLoss, bool),
+        weights: Option<&Weights>,
+        below: bool,
+    ) -> Result<Top<B>> {
         self.backend.purpose(Purpose::Output);
-        let top = self.norm_head_and_loss(x, of, weights, below);
+        let top = self.norm_head_and_loss(x, how, weights, below);
         self.backend.purpose(Purpose::Activations);
         top
     }
@@ -168,7 +177,13 @@ impl<B: Backend> Run<'_, B> {
         (losses, Some(from_teacher))
     }
 
-    fn norm_head_and_loss(&self, x: &B::Acts, of: TokenLoss, weights: Option<&Weights>, below: bool) -> Result<Top<B>> {
+    fn norm_head_and_loss(
+        &self,
+        x: &B::Acts,
+        (of, waits): (TokenLoss, bool),
+        weights: Option<&Weights>,
+        below: bool,
+    ) -> Result<Top<B>> {
         let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.outputs());
         let targets = &self.batch.targets;
         check_targets(targets, vocab)?;
@@ -268,12 +283,11 @@ impl<B: Backend> Run<'_, B> {
             }
         }
         // All that comes before is asked for by now: who computes later is waited for once.
-        let total = |all: Vec<B::Each>| {
-            let sums = all.into_iter().map(|each| backend.losses(each).iter().sum::<f64>());
-            sums.fold(0.0, |total, sum| total + sum)
-        };
-        let (loss, divergence) = (total(losses), total(divergences));
-        let mut top = Top { loss, divergence, of_blocks, tied: None, of_tokens: None, found: Found::<B>::new() };
+        let losses = backend.total(losses);
+        let (loss, unread) = if waits { (losses.wait()?, None) } else { (0.0, Some(losses)) };
+        let divergence = backend.total(divergences).wait()?;
+        let found = Found::<B>::new();
+        let mut top = Top { loss, unread, divergence, of_blocks, tied: None, of_tokens: None, found };
         if !loss.is_finite() || !divergence.is_finite() {
             return Ok(top);
         }

@@ -9,7 +9,7 @@ const VARIABLE: &str = "TUNE_CUDA_MEMORY";
 
 /// Bytes of a card that are no numbers of the run: the code of kernels and of cuBLASLt's that are loaded when they are first used,
 /// and the workspace of products.
-pub(super) const PROGRAM: u64 = tune_cuda::WORKSPACE as u64 + (96 << 20);
+pub(super) const PROGRAM: u64 = (tune_cuda::WORKSPACE + tune_cuda::AHEAD) as u64 + (96 << 20);
 
 /// The card that a run is planned for.
 #[derive(Debug, Clone)]

@@ -382,9 +382,8 @@ impl Decoder {
     /// The weights of [`Decoder::merged_weights`], each to be made when it is asked for, in the order of names.
     ///
     /// # Errors
-    /// A weight in blocks, and what failed on a card.
+    /// A weight in blocks.
     pub fn pieces(&self) -> Result<(Vec<Piece<'_>>, bool)> {
-        self.fetch()?;
         let c = &self.config;
         let mut pieces = Vec::new();
         let table = self.embed_tokens.tensor("model.embed_tokens")?;
@@ -418,6 +417,7 @@ impl Decoder {
         let Some(tokens) = tokens else { return table };
         let (name, dtype, shape) = (table.name.clone(), table.dtype, table.shape.clone());
         let make = move || {
+            self.fetch()?;
             let rows = self.whole("the rows of trained tokens", &tokens.rows, tokens.ids.len())?;
             tokens.put_into(&table.make()?, &rows)
         };
@@ -435,13 +435,18 @@ impl Decoder {
         shape[0] = rows;
         let of = name.clone();
         let make = move || {
+            self.fetch()?;
             let weight = self.whole(&of, here, rows)?;
             let Some(adapter) = adapter else { return Ok(weight) };
             let (a, b) = (self.whole(&of, &adapter.a, adapter.rank)?, self.whole(&of, &adapter.b, rows)?);
             let magnitudes = adapter.magnitude.as_ref().map(|magnitude| magnitude.weight.as_tensor());
             merged(&weight, std::iter::once((&a, &b, adapter.scale)), magnitudes)
         };
-        Piece::new(name, here.dtype(), shape, make)
+        let piece = Piece::new(name, here.dtype(), shape, make);
+        match self.card.as_ref().filter(|_| adapter.is_none() && self.mesh.is_single()) {
+            Some(card) => piece.copied_by(move || card.copy_of(here)),
+            None => piece,
+        }
     }
 }
 
@@ -454,7 +459,12 @@ pub struct Piece<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     make: Box<dyn Fn() -> Result<Tensor> + 'a>,
+    /// Begins to copy it as it is now.
+    copy: Option<Box<dyn Fn() -> Option<CopyOfPiece> + 'a>>,
 }
+
+/// A copy of a [`Piece`] that was begun while training went on: the tensor, when the copy is there.
+pub(crate) type CopyOfPiece = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
 impl std::fmt::Debug for Piece<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -465,7 +475,7 @@ impl std::fmt::Debug for Piece<'_> {
 impl<'a> Piece<'a> {
     /// One that `make` makes.
     pub(crate) fn new(name: String, dtype: DType, shape: Vec<usize>, make: impl Fn() -> Result<Tensor> + 'a) -> Self {
-        Self { name, dtype, shape, make: Box::new(make) }
+        Self { name, dtype, shape, make: Box::new(make), copy: None }
     }
 
     /// A tensor that is there.
@@ -473,9 +483,20 @@ impl<'a> Piece<'a> {
         Self::new(name.to_owned(), tensor.dtype(), tensor.dims().to_vec(), || Ok(tensor.clone()))
     }
 
+    /// The same, of which `copy` begins a copy while training goes on, or says that there is none to be had so.
+    pub(crate) fn copied_by(self, copy: impl Fn() -> Option<CopyOfPiece> + 'a) -> Self {
+        Self { copy: Some(Box::new(copy)), ..self }
+    }
+
     /// The same once more.
     pub(crate) fn again(&self) -> Piece<'_> {
-        Piece::new(self.name.clone(), self.dtype, self.shape.clone(), || self.make())
+        let again = Piece::new(self.name.clone(), self.dtype, self.shape.clone(), || self.make());
+        again.copied_by(|| self.begin_copy())
+    }
+
+    /// Begins to copy it as it is now, where a card does that beside its work; `None` elsewhere.
+    pub(crate) fn begin_copy(&self) -> Option<CopyOfPiece> {
+        self.copy.as_ref().and_then(|copy| copy())
     }
 
     /// The bytes that it takes.

@@ -31,6 +31,7 @@ pub use crate::kernels::{AttentionShape, Format, Quantized, Share};
 pub use adapter::{Adapter, LoraOptions, Magnitude, OfLayer, Start};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
+pub(crate) use decoder::CopyOfPiece;
 pub use decoder::{Decoder, LoadOptions, Piece};
 pub(crate) use decoder::{nothing_to_train, tied_start};
 pub use fake_quant::{FakeQuantizer, GgufFormat, GgufLevels, Groups};

@@ -74,6 +74,10 @@ impl Optimizer for AdamW {
         true
     }
 
+    fn clips_on_cards(&self) -> bool {
+        true
+    }
+
     fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
         for (parameter, gradient) in all.iter().filter(|(_, gradient)| gradient.card().is_none()) {
             self.update(parameter, gradient, lr, scale, step)?;

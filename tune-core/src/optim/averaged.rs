@@ -118,6 +118,10 @@ impl Optimizer for Averaged {
         self.optimizer.works_on_cards()
     }
 
+    fn clips_on_cards(&self) -> bool {
+        self.optimizer.clips_on_cards()
+    }
+
     fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
         let (on_card, here): (Vec<(&Parameter, &Gradient)>, Vec<_>) =
             all.iter().partition(|(_, gradient)| gradient.card().is_some());

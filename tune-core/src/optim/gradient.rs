@@ -76,6 +76,14 @@ impl Gradient {
         self.on_card().map(OnCard::card)
     }
 
+    /// Its numbers on a card, to be changed.
+    pub(super) fn on_card_mut(&mut self) -> Option<&mut OnCard> {
+        match &mut self.0 {
+            Data::OnCard(values) => Some(values),
+            _ => None,
+        }
+    }
+
     /// A tensor of the processor: of its own, or the tensor that it is.
     ///
     /// # Errors

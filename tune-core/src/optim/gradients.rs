@@ -2,10 +2,10 @@
 
 use super::by_place::ByPlace;
 use super::{Gradient, Optimizer};
-use crate::Result;
 use crate::distributed::Group;
 use crate::engine;
 use crate::models::{Decoder, Parameter};
+use crate::{Later, Result};
 
 /// Takes each trained parameter's gradient once per micro-batch.
 pub trait GradientSink: Send {
@@ -59,12 +59,34 @@ impl Gradients {
     /// # Errors
     /// What failed on the card that they are on, those of the tensor library, and another process that is gone.
     pub fn norm(&self) -> Result<f64> {
-        let mut squares = Squares::default();
-        squares.add(&self.iter().map(|(_, gradient)| gradient).collect::<Vec<_>>())?;
-        Ok(total(&self.group, squares.read()?)?.sqrt())
+        Ok(total(&self.group, self.squares()?.read()?)?.sqrt())
     }
 
-    /// Takes step `step` (from 1) with them, scaled by `scale`, and leaves none behind.
+    fn squares(&self) -> Result<Squares> {
+        let mut squares = Squares::default();
+        squares.add(&self.iter().map(|(_, gradient)| gradient).collect::<Vec<_>>())?;
+        Ok(squares)
+    }
+
+    /// Their norm before they are clipped ([`Gradients::norm`]), and what brings it down to `max_norm` if there is one. Where all are on one
+    /// card nobody waits for either: the norm is read when it is asked for, and the factor stays there.
+    ///
+    /// # Errors
+    /// As [`Gradients::norm`].
+    pub fn clip(&self, max_norm: Option<f64>) -> Result<(Later, Clip)> {
+        let squares = self.squares()?;
+        let factor = match squares.alone_on_card().filter(|_| self.group.is_single()) {
+            Some(on_card) => max_norm.map(|max_norm| on_card.clip_factor(max_norm)),
+            None => {
+                let norm = total(&self.group, squares.read()?)?.sqrt();
+                return Ok((norm.into(), max_norm.map_or(1.0, |max_norm| clip_factor(norm, max_norm)).into()));
+            }
+        };
+        let norm = Later::of(move || Ok(squares.read()?.sqrt()));
+        Ok((norm, factor.map_or(1.0.into(), |factor| Clip(How::OnCard(factor)))))
+    }
+
+    /// Takes step `step` (from 1) with them, multiplied by a number or as [`Gradients::clip`] says, and leaves none behind.
     ///
     /// # Errors
     /// Those of the optimizer.
@@ -73,12 +95,23 @@ impl Gradients {
         model: &Decoder,
         optimizer: &mut dyn Optimizer,
         lr: f64,
-        scale: f64,
+        clip: impl Into<Clip>,
         step: u64,
     ) -> Result<()> {
+        let (scale, factor) = match clip.into().0 {
+            How::By(scale) => (scale, None),
+            How::OnCard(factor) if optimizer.works_on_cards() => (1.0, Some(factor)),
+            How::OnCard(factor) => (factor.read()?, None),
+        };
         let mut on_card = Vec::new();
-        for (place, gradient) in std::mem::take(&mut self.sums).into_values() {
+        for (place, mut gradient) in std::mem::take(&mut self.sums).into_values() {
             let Some(parameter) = model.trainable().at(place) else { continue };
+            if let (Some(factor), Some(gradient)) = (&factor, gradient.on_card_mut()) {
+                match optimizer.clips_on_cards() {
+                    true => gradient.multiply_in_step(factor),
+                    false => gradient.multiply(factor),
+                }
+            }
             match gradient.card() {
                 // All at once.
                 Some(_) if optimizer.works_on_cards() => on_card.push((parameter, gradient)),
@@ -87,6 +120,23 @@ impl Gradients {
         }
         let all: Vec<_> = on_card.iter().map(|(parameter, gradient)| (*parameter, gradient)).collect();
         optimizer.update_all(&all, lr, scale, step)
+    }
+}
+
+/// What gradients are multiplied by in a step.
+#[derive(Debug)]
+pub struct Clip(How);
+
+#[derive(Debug)]
+enum How {
+    By(f64),
+    /// A number that is known on a card alone.
+    OnCard(engine::Factor),
+}
+
+impl From<f64> for Clip {
+    fn from(factor: f64) -> Self {
+        Self(How::By(factor))
     }
 }
 
@@ -123,7 +173,8 @@ fn update(
 /// The sum of the squares of gradients. A card is asked for its part at once, and waited for when the sum is read.
 #[derive(Debug, Default)]
 struct Squares {
-    here: f64,
+    /// Of the processor's, if there are such.
+    here: Option<f64>,
     on_cards: Vec<engine::Squares>,
 }
 
@@ -133,13 +184,18 @@ impl Squares {
         let on_card: Vec<_> = gradients.iter().filter_map(|gradient| gradient.on_card()).collect();
         self.on_cards.extend(engine::Squares::of(&on_card));
         for gradient in gradients.iter().filter(|gradient| gradient.card().is_none()) {
-            self.here += gradient.squared_norm()?;
+            *self.here.get_or_insert(0.0) += gradient.squared_norm()?;
         }
         Ok(())
     }
 
+    /// The part of a card, where all is of one that was asked once.
+    fn alone_on_card(&self) -> Option<&engine::Squares> {
+        self.on_cards.first().filter(|_| self.on_cards.len() == 1 && self.here.is_none())
+    }
+
     fn read(&self) -> Result<f64> {
-        let mut sum = self.here;
+        let mut sum = self.here.unwrap_or(0.0);
         for squares in &self.on_cards {
             sum = squares.read()?.into_iter().fold(sum, |sum, one| sum + one);
         }
@@ -174,6 +230,20 @@ impl<'a> InBackward<'a> {
     /// What failed on the card that they were on, and another process that is gone.
     pub fn squared_norm(&self) -> Result<f64> {
         total(&self.group, self.squares.read()?)
+    }
+
+    /// The norm of all gradients, in all processes that divide the model: each is to ask. Nobody waits for a card.
+    ///
+    /// # Errors
+    /// As [`InBackward::squared_norm`].
+    pub fn norm(self) -> Result<Later> {
+        let Self { squares, group, .. } = self;
+        match group.is_single() {
+            true if squares.here.is_none() && !squares.on_cards.is_empty() => {
+                Ok(Later::of(move || Ok(squares.read()?.sqrt())))
+            }
+            _ => Ok(total(&group, squares.read()?)?.sqrt().into()),
+        }
     }
 }
 

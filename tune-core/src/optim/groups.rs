@@ -45,6 +45,10 @@ impl Optimizer for Groups {
         self.matrices.works_on_cards() && self.vectors.works_on_cards()
     }
 
+    fn clips_on_cards(&self) -> bool {
+        self.matrices.clips_on_cards() && self.vectors.clips_on_cards()
+    }
+
     fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
         let (vectors, matrices): (Vec<_>, Vec<_>) = all.iter().partition(|(parameter, _)| is_vector(parameter));
         self.matrices.update_all(&matrices, lr, scale, step)?;

@@ -39,7 +39,7 @@ pub use config::{
     PolynomialConfig, RestartsConfig, ScheduleFreeConfig, SchedulerConfig, SgdConfig, StableDecayConfig, WarmupConfig,
 };
 pub use gradient::Gradient;
-pub use gradients::{GradientSink, Gradients, InBackward, clip_factor};
+pub use gradients::{Clip, GradientSink, Gradients, InBackward, clip_factor};
 pub use groups::Groups;
 pub use layer_wise::LayerWise;
 pub use lion::Lion;
@@ -126,6 +126,12 @@ pub trait Optimizer: Send {
     /// Whether [`Optimizer::update`] moves parameters on a card, where their gradients are on one. For one that does not, parameter
     /// and gradient are brought to the processor in each step.
     fn works_on_cards(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Optimizer::update_all`] multiplies gradients on a card by a number that is known there alone. For one that does not, they
+    /// are multiplied before.
+    fn clips_on_cards(&self) -> bool {
         false
     }
 

@@ -53,6 +53,10 @@ impl<R: Rates> Optimizer for Scaled<R> {
         self.optimizer.works_on_cards()
     }
 
+    fn clips_on_cards(&self) -> bool {
+        self.optimizer.clips_on_cards()
+    }
+
     fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
         // Those of one learning rate at once. Positive numbers are in the order of their bits.
         let mut by_rate: BTreeMap<u64, Vec<(&Parameter, &Gradient)>> = BTreeMap::new();

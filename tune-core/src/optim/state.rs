@@ -152,7 +152,8 @@ impl StatePart {
             let name = format!("{name}.{part}");
             match state {
                 Kept::Here(state) => Piece::of(&name, state),
-                Kept::OnCard(state) => Piece::new(name, DType::F32, state.shape().dims().to_vec(), || state.read()),
+                Kept::OnCard(state) => Piece::new(name, DType::F32, state.shape().dims().to_vec(), || state.read())
+                    .copied_by(|| Some(state.begin_copy())),
                 Kept::InFile(state) => Piece::new(name, state.dtype, state.shape.dims().to_vec(), || state.tensor()),
             }
         }));

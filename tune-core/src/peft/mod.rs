@@ -15,7 +15,9 @@ pub use targets::Targets;
 use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, OUTPUT, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
-use crate::models::{Begun, Decoder, HEAD, ModelSpec, OUTPUT_ROWS, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
+use crate::models::{
+    Begun, Decoder, HEAD, ModelSpec, OUTPUT_ROWS, Parameter, Piece, Site, TABLE, TOKEN_ROWS, module_of,
+};
 pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, TrainedTokens};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
@@ -495,9 +497,7 @@ pub fn adapter_weights(model: &Decoder) -> Result<Tensors> {
     model.fetch()?;
     let now = |of: &Parameter| {
         let here = of.var().as_detached_tensor();
-        // The model's own weights stay in its type.
-        let is_adapter = of.name().contains(".lora_") || [TOKEN_ROWS, OUTPUT_ROWS].contains(&&**of.name());
-        of.whole(&if is_adapter { here.to_dtype(DType::F32)? } else { here.copy()? })
+        of.whole(&if is_of_adapter(of) { here.to_dtype(DType::F32)? } else { here.copy()? })
     };
     let mut all: Tensors =
         model.trainable().iter().map(|of| Ok((of.name().to_string(), now(of)?))).collect::<Result<_>>()?;
@@ -513,6 +513,41 @@ pub fn adapter_weights(model: &Decoder) -> Result<Tensors> {
         }
     }
     Ok(all)
+}
+
+/// Whether it is saved in f32. The model's own weights stay in its type.
+fn is_of_adapter(of: &Parameter) -> bool {
+    of.name().contains(".lora_") || [TOKEN_ROWS, OUTPUT_ROWS].contains(&&**of.name())
+}
+
+/// The same as [`adapter_weights`], for a checkpoint: what a card has made is read from it when a piece is asked for, or copied beside its
+/// work.
+///
+/// # Errors
+/// As [`adapter_weights`].
+pub(crate) fn adapter_pieces(model: &Decoder) -> Result<Vec<Piece<'_>>> {
+    let Some(card) = model.card().filter(|_| model.mesh().is_single() && model.begun().is_empty()) else {
+        let piece = |(name, tensor): (String, Tensor)| {
+            Piece::new(name, tensor.dtype(), tensor.dims().to_vec(), move || Ok(tensor.clone()))
+        };
+        return Ok(adapter_weights(model)?.into_iter().map(piece).collect());
+    };
+    let piece = |name: &str, of: &'_ Parameter| {
+        let var = of.var().clone();
+        let dtype = if is_of_adapter(of) { DType::F32 } else { var.dtype() };
+        let (shape, read) = (var.dims().to_vec(), var.clone());
+        let make = move || {
+            card.fetch([&read])?;
+            Ok(read.as_detached_tensor().to_dtype(dtype)?.copy()?)
+        };
+        let piece = Piece::new(name.to_owned(), dtype, shape, make);
+        let copy = move || card.copy_of(var.as_tensor()).filter(|_| var.dtype() == dtype);
+        piece.copied_by(copy)
+    };
+    let is_tied = model.config.tie_word_embeddings;
+    let names = |of: &Parameter| [Some(of.name().to_string()), (is_tied && **of.name() == *TABLE).then(|| HEAD.into())];
+    let all = model.trainable().iter().flat_map(|of| names(of).into_iter().flatten().map(move |name| (name, of)));
+    Ok(all.map(|(name, of)| piece(&name, of)).collect())
 }
 
 fn flat(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -1,11 +1,10 @@
 //! Checkpoints that are written while training goes on, of a copy of what is trained.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use candle_core::Tensor;
+use candle_core::DType;
 
 use super::save::save_pieces;
 use super::weights::{Beside, Form};
@@ -13,7 +12,7 @@ use crate::checkpoint::run::{RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::metrics::Console;
-use crate::models::{Head, ModelSpec, Piece};
+use crate::models::{CopyOfPiece, Head, ModelSpec, Piece};
 use crate::tokenizer::{StopTokens, TokenizerFiles};
 use crate::{Error, Result};
 
@@ -64,16 +63,46 @@ impl Place {
 pub(super) struct Copied {
     pub(super) state: TrainingState,
     pub(super) form: Form,
-    /// The weights of the models and the state of their optimizers behind them, by name.
-    pub(super) pieces: Vec<(String, Tensor)>,
+    /// The weights of the models and the state of their optimizers behind them.
+    pub(super) pieces: Vec<CopiedPiece>,
     /// How many of them are weights of the models.
     pub(super) of_models: usize,
     pub(super) bytes: u64,
 }
 
+/// A piece that stays as it was when it was copied. A card may still be copying it.
+pub(super) struct CopiedPiece {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+    copy: CopyOfPiece,
+}
+
+impl CopiedPiece {
+    /// Copies a piece, or begins to. What is made of it is a copy already where it `is_gathered`.
+    ///
+    /// # Errors
+    /// As [`Piece::make`].
+    pub(super) fn of(piece: &Piece<'_>, is_gathered: bool) -> Result<Self> {
+        let copy = match piece.begin_copy() {
+            Some(copy) => copy,
+            None => {
+                let made = piece.make()?;
+                let made = if is_gathered { made } else { made.copy()? };
+                Arc::new(move || Ok(made.clone()))
+            }
+        };
+        Ok(Self { name: piece.name.clone(), dtype: piece.dtype, shape: piece.shape.clone(), copy })
+    }
+}
+
 impl Copied {
     fn write(&self, place: &Place) -> Result<Saved> {
-        let pieces: Vec<Piece<'_>> = self.pieces.iter().map(|(name, tensor)| Piece::of(name, tensor)).collect();
+        let piece = |of: &CopiedPiece| {
+            let copy = Arc::clone(&of.copy);
+            Piece::new(of.name.clone(), of.dtype, of.shape.clone(), move || copy())
+        };
+        let pieces: Vec<Piece<'_>> = self.pieces.iter().map(piece).collect();
         place.write(&self.state, &self.form, pieces.split_at(self.of_models), self.bytes, None)
     }
 }
@@ -134,12 +163,4 @@ impl Drop for Background {
             let _ = thread.join();
         }
     }
-}
-
-/// Copies of tensors, which stay as they are.
-///
-/// # Errors
-/// Those of the tensor library.
-pub(super) fn copies(of: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-    of.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?))).collect()
 }

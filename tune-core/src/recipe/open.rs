@@ -377,6 +377,8 @@ impl Opened {
             evaluation: self.evaluation,
             measured,
             last_saved: resumed,
+            unread: None,
+            settled: None,
             background: None,
             is_ending: Cell::new(false),
         };

@@ -6,17 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use serde_json::Value as Json;
 use tune_config::cli::signals;
 
-use super::background::{Background, Copied, Place};
+use super::background::{Background, Copied, CopiedPiece, Place};
 use super::end::{Ending, early_words};
 use super::outline::fingerprints;
 use super::together::Together;
 use super::{
-    EarlyEnd, Measured, Outline, Plan, Position, Step, Steps, Trained, Weights, check_stop, dropout_key, end_of_run,
-    steps,
+    EarlyEnd, Measured, Outline, Plan, Position, Step, Steps, Trained, Weights, are_finite, check_finite, check_stop,
+    dropout_key, end_of_run, samples, steps,
 };
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::run::{RunDir, Saved, way_on};
@@ -30,7 +29,7 @@ use crate::metrics::{
 use crate::models::{Decoder, ModelSpec};
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
-use crate::{Error, Result, engine};
+use crate::{Error, Later, Result, engine};
 
 /// What goes on around the steps of a training run. It holds neither the model nor the optimizer and decides nothing about
 /// a step: the recipe's loop does, and hands the model over where it is needed, to be validated or saved.
@@ -53,12 +52,36 @@ pub struct Run {
     pub(super) position: Position,
     pub(super) measured: Measured,
     pub(super) last_saved: Option<Saved>,
+    /// The newest step, where its numbers are not read yet.
+    pub(super) unread: Option<Unread>,
+    /// When such numbers were read last.
+    pub(super) settled: Option<Instant>,
     /// The checkpoint that is being written while training goes on.
     pub(super) background: Option<Background>,
     /// Whether what is saved now is saved before anything else is done.
     pub(super) is_ending: Cell<bool>,
     /// What the recipe itself remembers, by name: checkpoints have it, and it is here again in a run that is resumed.
     pub extra: BTreeMap<String, Json>,
+}
+
+/// A step that is taken, and whose loss and gradient's norm a card may still be computing.
+pub(super) struct Unread {
+    step: u64,
+    epoch: u64,
+    /// Where its samples are from.
+    samples: String,
+    loss: Later,
+    grad_norm: Later,
+    lr: f64,
+    pace: Pace,
+    begun: Instant,
+}
+
+/// A run that ends by an error has logged all of its steps.
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.settle();
+    }
 }
 
 impl Run {
@@ -127,6 +150,7 @@ impl Run {
         pace: Pace,
     ) -> Result<()> {
         extra.extend(step.communication());
+        self.settle()?;
         if self.background.as_ref().is_some_and(Background::is_over) {
             self.finish_saving()?;
         }
@@ -142,6 +166,62 @@ impl Run {
             peak_memory_bytes: peak_memory(),
         })?;
         self.tell_of_data()
+    }
+
+    /// Stops a run whose loss or gradient is known to be no number, before its step is taken. What is not known yet is looked at when it
+    /// is read, before anything is saved.
+    ///
+    /// # Errors
+    /// As [`check_finite`](super::check_finite).
+    pub fn check_known(&self, step: &Step, loss: &Later, grad_norm: &Later) -> Result<()> {
+        let [loss, grad_norm] = [loss, grad_norm].map(|number| number.known().unwrap_or(0.0));
+        check_finite(step, loss, grad_norm, self.last_saved())
+    }
+
+    /// [`Run::finish`] for a step whose numbers a card may still be computing: they are read and logged when the next step is under way, or
+    /// when the model is measured or saved.
+    ///
+    /// # Errors
+    /// A log that cannot be written; a loss or a gradient of the step before that is no number, and what failed on the card.
+    pub fn finish_later(&mut self, step: &Step, loss: Later, lr: f64, grad_norm: Later) -> Result<()> {
+        if let (Some(loss), Some(grad_norm)) = (loss.known(), grad_norm.known()) {
+            return self.finish(step, loss, lr, Some(grad_norm));
+        }
+        self.settle()?;
+        if self.background.as_ref().is_some_and(Background::is_over) {
+            self.finish_saving()?;
+        }
+        self.position = Position::after(step);
+        let (number, epoch, samples, pace, begun) = (step.number, step.epoch, samples(step), step.pace(), step.begun());
+        self.unread = Some(Unread { step: number, epoch, samples, loss, grad_norm, lr, pace, begun });
+        self.tell_of_data()
+    }
+
+    /// Reads the numbers of the newest step, if nobody has yet, and logs them.
+    ///
+    /// # Errors
+    /// As [`Run::finish_later`].
+    pub fn settle(&mut self) -> Result<()> {
+        let Some(Unread { step, epoch, samples, loss, grad_norm, lr, pace, begun }) = self.unread.take() else {
+            return Ok(());
+        };
+        let (loss, grad_norm) = (loss.wait()?, grad_norm.wait()?);
+        are_finite(step, &samples, (loss, grad_norm), self.last_saved())?;
+        // The step was queued while the one before was computed: its own time is that since the other's end.
+        let now = Instant::now();
+        let seconds = now.duration_since(self.settled.map_or(begun, |settled| settled.max(begun))).as_secs_f64();
+        self.settled = Some(now);
+        let pace = Pace { seconds, ..pace };
+        self.metrics.log_step(&StepMetrics {
+            step,
+            epoch,
+            loss,
+            lr,
+            grad_norm: Some(grad_norm),
+            extra: Vec::new(),
+            pace,
+            peak_memory_bytes: peak_memory(),
+        })
     }
 
     /// Says what is known of large data once all of it is tokenized, some steps after the beginning.
@@ -165,6 +245,9 @@ impl Run {
     /// As [`Run::validate`] and [`Run::evaluate`].
     pub fn measure(&mut self, model: &Decoder) -> Result<bool> {
         let (validates, evaluates) = (self.validates(), self.evaluates());
+        if validates || evaluates {
+            self.settle()?;
+        }
         if validates {
             self.validate(model)?;
         }
@@ -314,6 +397,7 @@ impl Run {
     /// Data that cannot be tokenized, weights that cannot be gathered from all processes, or a folder that cannot be
     /// written: full disk, no permission. Where it is written in the background, those of the checkpoint before.
     pub fn save(&mut self, weights: &Weights<'_>, optimizer: &dyn Optimizer) -> Result<Saved> {
+        self.settle()?;
         if !self.train_data.wait(steps::PATIENCE)? {
             let way_out = match signals::requested() {
                 Some(_) => "; another Ctrl-C ends the run at once, without it",
@@ -353,12 +437,10 @@ impl Run {
             (Some(_), Err(error)) => together.end(Err(error))?,
             (Some(place), Ok(())) if in_background => {
                 let copy = || {
-                    // What is gathered is a copy.
-                    let copied = |tensor: Tensor| if self.mesh.divides() { Ok(tensor) } else { tensor.copy() };
                     let asked = together.asked();
-                    let pieces = asked.iter().map(|piece| Ok((piece.name.clone(), copied(piece.make()?)?)));
+                    let pieces = asked.iter().map(|piece| CopiedPiece::of(piece, self.mesh.divides()));
                     let pieces = pieces.collect::<Result<_>>()?;
-                    Ok(Copied { state, form: form.copied()?, pieces, of_models, bytes: weights.bytes() })
+                    Ok(Copied { state, form: form.clone(), pieces, of_models, bytes: weights.bytes() })
                 };
                 let saved = Saved { path: place.run_dir.path_of(epoch, step), step, epoch };
                 let begun = copy().and_then(|copied| Background::begin(saved.clone(), copied, place));
@@ -403,6 +485,7 @@ impl Run {
     /// # Errors
     /// A checkpoint that could not be written, a log that cannot be written to its end, and another process that is gone.
     pub fn close(&mut self) -> Result<()> {
+        self.settle()?;
         self.finish_saving()?;
         self.metrics.close()?;
         self.outline.group.finish()

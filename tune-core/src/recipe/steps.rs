@@ -98,6 +98,11 @@ impl Step {
         self.counts.rows
     }
 
+    /// When it was asked for.
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
     /// Its tokens, and the time since it was asked for: waiting for data counts.
     pub fn pace(&self) -> Pace {
         Pace {

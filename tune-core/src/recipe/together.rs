@@ -32,7 +32,8 @@ impl<'a> Together<'a> {
                 }
                 piece.make()
             };
-            Piece::new(piece.name.clone(), piece.dtype, piece.shape.clone(), make)
+            let asked = Piece::new(piece.name.clone(), piece.dtype, piece.shape.clone(), make);
+            if group.is_single() { asked.copied_by(|| piece.begin_copy()) } else { asked }
         };
         self.pieces.iter().enumerate().map(ask).collect()
     }

@@ -7,11 +7,10 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::ValueModel;
-use super::background::copies;
 use super::value::{VALUE, padding};
 use crate::Result;
 use crate::checkpoint::{self, Checkpoint};
-use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Parameter, Piece, TABLE, Trainable, set_vocab_size};
+use crate::models::{Decoder, Head, LoraOptions, ModelSpec, Piece, TABLE, Trainable, set_vocab_size};
 use crate::peft;
 use crate::tokenizer::{StopTokens, TokenizerFiles};
 
@@ -20,6 +19,8 @@ use crate::tokenizer::{StopTokens, TokenizerFiles};
 #[derive(Debug)]
 pub struct Weights<'m> {
     form: Form,
+    /// The adapters', by their names in files.
+    adapter: Vec<Piece<'m>>,
     /// The model's, by Hugging Face's names, to be made as they are written.
     model: Vec<Piece<'m>>,
     trainable: &'m Trainable,
@@ -31,7 +32,9 @@ pub struct Weights<'m> {
 /// What of a checkpoint is not made piece by piece, and how the rest is written.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Form {
-    adapter: Option<(LoraOptions, BTreeMap<String, Tensor>)>,
+    adapter: Option<LoraOptions>,
+    /// How many pieces the adapters have; those of the model come behind them.
+    of_adapter: usize,
     /// Where there is a model: whether its output layer is tied to the embedding.
     tied: Option<bool>,
     /// How many pieces the model has; those of the value model come behind them.
@@ -57,9 +60,9 @@ pub(super) struct Beside<'a> {
 }
 
 impl<'m> Weights<'m> {
-    fn of(form: Form, pieces: Vec<Piece<'m>>, of: &'m Decoder) -> Self {
-        let form = Form { of_model: pieces.len(), ..form };
-        Self { form, model: pieces, trainable: of.trainable(), value: Vec::new(), value_state: Vec::new() }
+    fn of(form: Form, adapter: Vec<Piece<'m>>, model: Vec<Piece<'m>>, of: &'m Decoder) -> Self {
+        let form = Form { of_adapter: adapter.len(), of_model: model.len(), ..form };
+        Self { form, adapter, model, trainable: of.trainable(), value: Vec::new(), value_state: Vec::new() }
     }
 
     /// The weights of the model itself.
@@ -68,7 +71,7 @@ impl<'m> Weights<'m> {
     /// Where an adapter in it cannot be merged.
     pub fn model(model: &'m Decoder) -> Result<Self> {
         let (pieces, tied) = model.pieces()?;
-        Ok(Self::of(Form { tied: Some(tied), ..Form::default() }, pieces, model))
+        Ok(Self::of(Form { tied: Some(tied), ..Form::default() }, Vec::new(), pieces, model))
     }
 
     /// The model's adapters alone.
@@ -76,8 +79,8 @@ impl<'m> Weights<'m> {
     /// # Errors
     /// Where they cannot be read from the device.
     pub fn adapter(options: &LoraOptions, model: &'m Decoder) -> Result<Self> {
-        let adapter = Some((options.clone(), peft::adapter_weights(model)?));
-        Ok(Self::of(Form { adapter, ..Form::default() }, Vec::new(), model))
+        let form = Form { adapter: Some(options.clone()), ..Form::default() };
+        Ok(Self::of(form, peft::adapter_pieces(model)?, Vec::new(), model))
     }
 
     /// The same, with the merged model in the folder `merged` beside the adapter.
@@ -102,14 +105,12 @@ impl<'m> Weights<'m> {
 
     /// The bytes that they take.
     pub(super) fn bytes(&self) -> u64 {
-        let adapter = self.form.adapter.iter().flat_map(|(_, weights)| weights.values());
-        let adapter: u64 = adapter.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
-        adapter + self.all_pieces().map(Piece::bytes).sum::<u64>()
+        self.all_pieces().map(Piece::bytes).sum()
     }
 
-    /// The weights of the model, and behind them those of the value model.
+    /// The weights of adapters and of the model, and behind them those of the value model.
     fn all_pieces(&self) -> impl Iterator<Item = &Piece<'m>> {
-        self.model.iter().chain(&self.value)
+        self.adapter.iter().chain(&self.model).chain(&self.value)
     }
 
     /// What is made as it is written: the weights of the models, and behind them the state that their optimizers have here.
@@ -128,21 +129,10 @@ impl<'m> Weights<'m> {
 }
 
 impl Form {
-    /// The same with a copy of the adapter, which stays as it is.
-    ///
-    /// # Errors
-    /// Those of the tensor library.
-    pub(super) fn copied(&self) -> Result<Self> {
-        let adapter = match &self.adapter {
-            Some((options, weights)) => Some((options.clone(), copies(weights)?)),
-            None => None,
-        };
-        Ok(Self { adapter, ..self.clone() })
-    }
-
     /// Writes them as Hugging Face's and PEFT's libraries read them; `pieces` are those of the models.
     pub(super) fn write(&self, dir: &Path, pieces: &[Piece<'_>], beside: &Beside<'_>) -> Result<()> {
         let Beside { base, tokenizer, stop, shape, head, pad, shard } = beside;
+        let (adapter, pieces) = pieces.split_at(self.of_adapter);
         let (model, of_value) = pieces.split_at(self.of_model);
         if let Some(config) = &self.value {
             let mut config = Head::reward().config(config, padding(config).or(*pad));
@@ -151,8 +141,10 @@ impl Form {
             checkpoint::hf::write(&dir.join(VALUE), &config, made_later(of_value), tokenizer, None, *shard)?;
         }
         let mut folder = dir.to_path_buf();
-        if let Some((options, weights)) = &self.adapter {
-            checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, weights, tokenizer)?;
+        if let Some(options) = &self.adapter {
+            let weights = adapter.iter().map(|piece| Ok((piece.name.clone(), piece.make()?)));
+            let weights = weights.collect::<Result<BTreeMap<String, Tensor>>>()?;
+            checkpoint::peft::write(dir, &options.adapter_config_of(base, shape)?, &weights, tokenizer)?;
             folder.push(MERGED);
         }
         let Some(tied) = self.tied else { return Ok(()) };
@@ -173,13 +165,11 @@ pub(super) fn whole_state<'a>(state: Vec<Piece<'a>>, of: &'a Trainable) -> Vec<P
     let whole = |piece: Piece<'a>| {
         let parameter = piece.name.rsplit_once('.').and_then(|(parameter, _)| of.get(parameter));
         let parameter = parameter.filter(|parameter| parameter.var().dims() == piece.shape);
-        let shape = parameter.map_or_else(|| piece.shape.clone(), Parameter::dims);
+        // Those of which all is here are as they are.
+        let Some(parameter) = parameter.filter(|parameter| parameter.shard().is_some()) else { return piece };
         let (name, dtype) = (piece.name.clone(), piece.dtype);
-        let make = move || {
-            let here = piece.make()?;
-            parameter.map_or_else(|| Ok(here.clone()), |parameter| parameter.whole(&here))
-        };
-        Piece::new(name, dtype, shape, make)
+        let make = move || parameter.whole(&piece.make()?);
+        Piece::new(name, dtype, parameter.dims(), make)
     };
     state.into_iter().map(whole).collect()
 }

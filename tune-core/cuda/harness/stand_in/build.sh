@@ -20,5 +20,5 @@ for module in attention_decode attention_plain columns dequantize distillation d
     pids="$pids $!"
 done
 for pid in $pids; do wait "$pid"; done
-$build -fvisibility=default harness/stand_in/products.cpp -o "$to/libcublasLt.so.13" -Wl,-soname,libcublasLt.so.13
+$build -fvisibility=default harness/stand_in/products.cpp -o "$to/libcublasLt.so.13" -Wl,-soname,libcublasLt.so.13 -ldl
 $build -fvisibility=default harness/stand_in/driver.cpp -o "$to/libcuda.so.1" -Wl,-soname,libcuda.so.1 -ldl

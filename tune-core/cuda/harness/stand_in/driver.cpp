@@ -1,21 +1,42 @@
-// A driver with a card that is this machine's memory, and kernels that `build.sh` made of the very sources: what is queued is done
-// at once. Cards and what they answer are as the environment says (STAND_IN_...), for tests on machines without a card.
+// A driver with a card that is this machine's memory, and kernels that `build.sh` made of the very sources. Cards and what they
+// answer are as the environment says (STAND_IN_...), for tests on machines without a card.
+//
+// STAND_IN_STREAMS says when what is queued is done; a program that orders its streams well has the same results each time:
+//   (unset)     at once;
+//   late        when somebody waits for it, and no more than that wait needs: other streams as late as can be;
+//   side_first  the same for the first stream of a context, while the others are done at once.
+// STAND_IN_FORGETS takes an order away, as a mistake in the program would:
+//   main        the first stream of a context waits for no other;
+//   side        the others wait for none;
+//   marks       whoever asks whether something is done is told that it is.
+// STAND_IN_CALLS is a file to which a line is added for each call that queues work, waits for it or takes memory.
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
+#include <functional>
 #include <glob.h>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <sys/mman.h>
+#include <thread>
+#include <utility>
+#include <vector>
 
 namespace {
 
-constexpr int OUT_OF_MEMORY = 2, NOT_FOUND = 500;
+constexpr int OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_READY = 600;
 
 struct Entry {
     const char *name;
     void (*run)(const unsigned (&grid)[3], const unsigned (&threads)[3], size_t shared, void **arguments);
+    const size_t *sizes;
+    size_t count;
 };
 
 long number(const char *name, long otherwise) {
@@ -25,7 +46,80 @@ long number(const char *name, long otherwise) {
 
 size_t total() { return size_t(number("STAND_IN_MIB", 16 << 10)) << 20; }
 
+bool is(const char *name, const char *value) {
+    const char *found = getenv(name);
+    return found && !strcmp(found, value);
+}
+
+// Adds a line to what is called.
+void called(const char *what, const char *name = "") {
+    static FILE *file = getenv("STAND_IN_CALLS") ? fopen(getenv("STAND_IN_CALLS"), "a") : nullptr;
+    if (!file) return;
+    fprintf(file, "%s%s%s\n", what, *name ? " " : "", name);
+    fflush(file);
+}
+
+// Work in order. A stream's work is done by whoever waits for it.
+struct Stream {
+    bool is_main, at_once;
+    std::deque<std::function<void()>> queue;
+    uint64_t queued = 0;
+    std::atomic<uint64_t> done{0};
+};
+
+struct Event {
+    Stream *stream = nullptr;
+    uint64_t at = 0;
+};
+
+// Of the streams' queues; what is done takes `lock`, too.
+std::recursive_mutex streams_lock;
+std::vector<std::unique_ptr<Stream>> streams;
+// Whether a context was opened, and has no stream yet.
+bool opens;
+
+void do_until(Stream *stream, uint64_t at) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    while (stream->done < at) {
+        if (stream->queue.empty()) {
+            // Another thread is about to have done it.
+            std::this_thread::yield();
+            continue;
+        }
+        const std::function<void()> next = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        next();
+        stream->done++;
+    }
+}
+
+void submit(void *to, std::function<void()> work) {
+    Stream *stream = static_cast<Stream *>(to);
+    std::unique_lock<std::recursive_mutex> guard(streams_lock);
+    stream->queued++;
+    // Nothing is ever left of what is done at once, and kernels of several threads need not wait for each other here.
+    if (stream->at_once && stream->queue.empty()) {
+        guard.unlock();
+        work();
+        stream->done++;
+        return;
+    }
+    stream->queue.push_back(std::move(work));
+}
+
+bool is_passed(const Event *event) { return !event->stream || event->stream->done >= event->at; }
+
 std::mutex lock;
+std::map<uintptr_t, size_t> pinned;
+
+bool is_pinned(const void *at, size_t bytes) {
+    std::lock_guard<std::mutex> guard(lock);
+    const auto next = pinned.upper_bound(reinterpret_cast<uintptr_t>(at));
+    if (next == pinned.begin()) return false;
+    const auto found = std::prev(next);
+    return reinterpret_cast<uintptr_t>(at) + bytes <= found->first + found->second;
+}
+
 size_t used;
 std::map<unsigned long long, size_t> pieces;
 unsigned long long last_piece;
@@ -78,17 +172,68 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 int cuGetErrorName(int, const char **name) { return *name = "CUDA_ERROR_STAND_IN", 0; }
 int cuGetErrorString(int, const char **words) { return *words = "a stand-in's words", 0; }
 
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &used, int(number("STAND_IN_OPEN", 0)); }
+int cuDevicePrimaryCtxRetain(void **context, int) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    opens = true;
+    return *context = &used, int(number("STAND_IN_OPEN", 0));
+}
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxSetCurrent(void *) { return 0; }
-int cuStreamCreate(void **stream, unsigned) { return *stream = &used, 0; }
-int cuStreamDestroy_v2(void *) { return 0; }
-int cuStreamSynchronize(void *) { return 0; }
-int cuEventCreate(void **event, unsigned) { return *event = &used, 0; }
-int cuEventRecord(void *, void *) { return 0; }
-int cuEventSynchronize(void *) { return 0; }
+int cuStreamCreate(void **stream, unsigned) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    const bool late = is("STAND_IN_STREAMS", "late"), side_first = is("STAND_IN_STREAMS", "side_first");
+    const bool is_main = std::exchange(opens, false);
+    streams.push_back(std::make_unique<Stream>());
+    streams.back()->is_main = is_main;
+    streams.back()->at_once = !late && !(side_first && is_main);
+    return *stream = streams.back().get(), 0;
+}
+int cuStreamSynchronize(void *of) {
+    Stream *stream = static_cast<Stream *>(of);
+    called("wait stream");
+    return do_until(stream, stream->queued), 0;
+}
+int cuStreamDestroy_v2(void *of) {
+    Stream *stream = static_cast<Stream *>(of);
+    return do_until(stream, stream->queued), 0;
+}
+int cuStreamWaitEvent(void *of, void *other, unsigned) {
+    const Stream *stream = static_cast<Stream *>(of);
+    if (is("STAND_IN_FORGETS", stream->is_main ? "main" : "side")) return 0;
+    const Event event = *static_cast<Event *>(other);
+    if (event.stream && event.stream != stream) submit(of, [event] { do_until(event.stream, event.at); });
+    return 0;
+}
+int cuEventCreate(void **event, unsigned) { return *event = new Event, 0; }
+int cuEventRecord(void *of, void *stream) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    return *static_cast<Event *>(of) = Event{static_cast<Stream *>(stream), static_cast<Stream *>(stream)->queued}, 0;
+}
+int cuEventQuery(void *of) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    return is("STAND_IN_FORGETS", "marks") || is_passed(static_cast<Event *>(of)) ? 0 : NOT_READY;
+}
+int cuEventSynchronize(void *of) {
+    const Event event = *static_cast<Event *>(of);
+    called("wait event");
+    if (event.stream) do_until(event.stream, event.at);
+    return 0;
+}
 int cuEventElapsedTime_v2(float *milliseconds, void *, void *) { return *milliseconds = 1, 0; }
-int cuEventDestroy_v2(void *) { return 0; }
+int cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), 0; }
+
+// Memory of the machine that copies read and write when they are done, and not when they are queued.
+int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
+    called("memory of the machine");
+    if (!(*at = malloc(bytes))) return OUT_OF_MEMORY;
+    memset(*at, 0xff, bytes);
+    std::lock_guard<std::mutex> guard(lock);
+    return pinned[reinterpret_cast<uintptr_t>(*at)] = bytes, 0;
+}
+int cuMemFreeHost(void *at) {
+    std::lock_guard<std::mutex> guard(lock);
+    return pinned.erase(reinterpret_cast<uintptr_t>(at)), free(at), 0;
+}
 
 int cuMemGetInfo_v2(size_t *free, size_t *all) {
     std::lock_guard<std::mutex> guard(lock);
@@ -104,6 +249,7 @@ int cuMemAddressFree(unsigned long long address, size_t bytes) {
     return munmap(reinterpret_cast<void *>(address), bytes) ? 1 : 0;
 }
 int cuMemCreate(unsigned long long *piece, size_t bytes, const void *, unsigned long long) {
+    called("memory of the card");
     std::lock_guard<std::mutex> guard(lock);
     if (bytes > left()) return OUT_OF_MEMORY;
     used += bytes;
@@ -130,24 +276,40 @@ int cuMemUnmap(unsigned long long address, size_t bytes) {
     return found == MAP_FAILED ? 1 : 0;
 }
 
-int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *) {
-    return memcpy(reinterpret_cast<void *>(to), from, bytes), 0;
+int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *stream) {
+    void *at = reinterpret_cast<void *>(to);
+    if (is_pinned(from, bytes)) {
+        called("to the card");
+        return submit(stream, [=] { memcpy(at, from, bytes); }), 0;
+    }
+    called("to the card, not pinned");
+    const char *begin = static_cast<const char *>(from);
+    const auto read = std::make_shared<std::vector<char>>(begin, begin + bytes);
+    return submit(stream, [=] { memcpy(at, read->data(), bytes); }), 0;
 }
-int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *) {
-    return memcpy(to, reinterpret_cast<void *>(from), bytes), 0;
-}
-int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *) {
-    return memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes), 0;
-}
-int cuMemsetD8Async(unsigned long long at, unsigned char byte, size_t bytes, void *) {
-    return memset(reinterpret_cast<void *>(at), byte, bytes), 0;
-}
-int cuMemsetD2D8Async(unsigned long long at, size_t stride, unsigned char byte, size_t width, size_t rows, void *) {
-    for (size_t row = 0; row < rows; row++) memset(reinterpret_cast<void *>(at + row * stride), byte, width);
+int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
+    const bool waits = !is_pinned(to, bytes);
+    called(waits ? "from the card, not pinned" : "from the card");
+    submit(stream, [=] { memcpy(to, reinterpret_cast<void *>(from), bytes); });
+    if (waits) do_until(static_cast<Stream *>(stream), static_cast<Stream *>(stream)->queued);
     return 0;
 }
+int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
+    called("on the card");
+    return submit(stream, [=] { memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes); }), 0;
+}
+int cuMemsetD8Async(unsigned long long at, unsigned char byte, size_t bytes, void *stream) {
+    called("fill");
+    return submit(stream, [=] { memset(reinterpret_cast<void *>(at), byte, bytes); }), 0;
+}
+int cuMemsetD2D8Async(unsigned long long at, size_t stride, unsigned char byte, size_t width, size_t rows, void *stream) {
+    called("fill");
+    return submit(stream, [=] {
+        for (size_t row = 0; row < rows; row++) memset(reinterpret_cast<void *>(at + row * stride), byte, width);
+    }), 0;
+}
 
-int cuModuleLoadData(void **module, const void *) { return *module = &used, 0; }
+int cuModuleLoadData(void **module, const void *) { return called("module"), *module = &used, 0; }
 int cuModuleUnload(void *) { return 0; }
 int cuModuleGetFunction(const void **function, void *, const char *name) {
     const auto found = kernels().find(name);
@@ -155,9 +317,27 @@ int cuModuleGetFunction(const void **function, void *, const char *name) {
 }
 int cuFuncSetAttribute(const void *, int, int) { return 0; }
 int cuLaunchKernel(const void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y,
-                   unsigned threads_z, unsigned shared, void *, void **arguments, void **) {
-    std::lock_guard<std::mutex> guard(lock);
-    static_cast<const Entry *>(function)->run({x, y, z}, {threads_x, threads_y, threads_z}, shared, arguments);
+                   unsigned threads_z, unsigned shared, void *stream, void **arguments, void **) {
+    const Entry *entry = static_cast<const Entry *>(function);
+    called("launch", entry->name);
+    // Arguments are the caller's again when the call returns.
+    auto copies = std::make_shared<std::vector<std::vector<char>>>();
+    for (size_t i = 0; i < entry->count; i++) {
+        const char *argument = static_cast<const char *>(arguments[i]);
+        copies->emplace_back(argument, argument + entry->sizes[i]);
+    }
+    submit(stream, [=] {
+        std::vector<void *> pointers;
+        for (auto &copy : *copies) pointers.push_back(copy.data());
+        std::lock_guard<std::mutex> guard(lock);
+        entry->run({x, y, z}, {threads_x, threads_y, threads_z}, shared, pointers.data());
+    });
     return 0;
+}
+
+// For the stand-in's cuBLASLt: queues a product.
+void stand_in_queue(void *stream, void (*work)(void *), void *of) {
+    called("product");
+    submit(stream, [=] { work(of); });
 }
 }

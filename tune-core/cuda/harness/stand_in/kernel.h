@@ -8,10 +8,15 @@
 struct Entry {
     const char *name;
     void (*run)(const unsigned (&grid)[3], const unsigned (&threads)[3], size_t shared, void **arguments);
+    // Bytes of each parameter, and how many there are.
+    const size_t *sizes;
+    size_t count;
 };
 
 template <auto KERNEL> struct Call;
 template <typename... P, void (*KERNEL)(P...)> struct Call<KERNEL> {
+    static constexpr size_t COUNT = sizeof...(P);
+    static inline const size_t sizes[] = {sizeof(P)...};
     template <size_t... I>
     static void unpack(const unsigned (&grid)[3], const unsigned (&threads)[3], size_t shared, void **arguments,
                        std::index_sequence<I...>) {
@@ -25,7 +30,7 @@ template <typename... P, void (*KERNEL)(P...)> struct Call<KERNEL> {
 
 #define KERNELS(...)                                                                                                          \
     extern "C" __attribute__((visibility("default"))) const Entry *kernels() {                                                \
-        static const Entry all[] = {__VA_ARGS__ {nullptr, nullptr}};                                                          \
+        static const Entry all[] = {__VA_ARGS__ {nullptr, nullptr, nullptr, 0}};                                                          \
         return all;                                                                                                           \
     }
-#define KERNEL(name) {#name, Call<name>::run},
+#define KERNEL(name) {#name, Call<name>::run, Call<name>::sizes, Call<name>::COUNT},

@@ -48,7 +48,7 @@ impl Context {
         out: ViewMut<'_, T>,
         lse: &mut Buffer<f32>,
     ) {
-        let sequences = self.upload(&spans.newest());
+        let sequences = self.upload_ahead(&spans.newest());
         let (count, longest) = (spans.count(), how.window.unwrap_or(usize::MAX).min(spans.longest()));
         let group = how.heads / how.kv_heads;
         let at_once = [4, 2, 1].into_iter().position(|n| group.is_multiple_of(n)).map_or(0, |at| 2 - at);

@@ -2,6 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use super::{address, both, one};
+use crate::aside::Reading;
 use crate::buffer::{Buffer, Element};
 use crate::context::Context;
 use crate::error::Result;
@@ -149,7 +150,7 @@ impl Context {
             })
             .collect();
         let pieces = pieces(moved.iter().map(|m| m.weight.len()));
-        Sweep { parameters: self.upload(&parameters), pieces: self.upload(&pieces), moved }
+        Sweep { parameters: self.upload_ahead(&parameters), pieces: self.upload_ahead(&pieces), moved }
     }
 
     /// Step `step` (from 1) of AdamW with gradients times `scale`, and times `on_card`'s number if given. bf16 weights are rounded
@@ -262,6 +263,7 @@ impl Context {
 pub struct Squares {
     pieces: Vec<Piece>,
     partial: Buffer<f64>,
+    read: Reading<f64>,
     count: usize,
 }
 
@@ -271,23 +273,39 @@ impl Context {
         let parameter = |g: &&Buffer<G>| Parameter { gradient: g.address(), ..Parameter::zeroed() };
         let parameters: Vec<Parameter> = gradients.iter().map(parameter).collect();
         let pieces = pieces(gradients.iter().map(|g| g.len()));
-        let (parameters, on_card) = (self.upload(&parameters), self.upload(&pieces));
+        let (parameters, on_card) = (self.upload_ahead(&parameters), self.upload_ahead(&pieces));
         let partial = self.buffer::<f64>(pieces.len());
         Launch::new(self, &SQUARES[G::INDEX])
             .pointer(partial.address())
             .pointer(parameters.address())
             .pointer(on_card.address())
             .go(Size::row(pieces.len(), 256, 8 * 256));
-        Squares { pieces, partial, count: gradients.len() }
+        Squares { pieces, read: self.read_later(&partial), partial, count: gradients.len() }
     }
 
-    /// The sums, when all work so far is done.
+    /// What brings gradients of these squares down to `max_norm`, as PyTorch clips, on the card alone: one number, at most one.
+    pub fn clip_factor(&self, of: &Squares, max_norm: f32) -> Buffer<f32> {
+        let (norm, factor) = (self.buffer::<f32>(1), self.buffer::<f32>(1));
+        Launch::new(self, &CLIP[0])
+            .pointer(norm.address())
+            .pointer(factor.address())
+            .pointer(of.partial.address())
+            .long(of.partial.len())
+            .float(1.0)
+            .float(max_norm)
+            .go(Size::row(1, 256, 8 * 256));
+        factor
+    }
+}
+
+impl Squares {
+    /// The sums, when the work that was asked for is done.
     ///
     /// # Errors
     /// The context's first error.
-    pub fn read_squares(&self, of: &Squares) -> Result<Vec<f64>> {
-        let mut sums = vec![0.0; of.count];
-        for (piece, sum) in of.pieces.iter().zip(self.download(&of.partial)?) {
+    pub fn read(&self) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0; self.count];
+        for (piece, sum) in self.pieces.iter().zip(self.read.wait()?) {
             sums[piece.parameter as usize] += sum;
         }
         Ok(sums)

@@ -91,7 +91,8 @@ impl Context {
             .collect();
         let pieces = pieces(moved.iter().map(|m| m.weight.len()));
         let maps = [maps.first, maps.second].as_flattened().iter().flat_map(|map| **map).collect::<Vec<f32>>();
-        let (parameters, on_card, maps) = (self.upload(&parameters), self.upload(&pieces), self.upload(&maps));
+        let (parameters, on_card, maps) =
+            (self.upload_ahead(&parameters), self.upload_ahead(&pieces), self.upload_ahead(&maps));
         let ([b1, b2], step) = (rule.betas, step as f64);
         Launch::new(self, &ADAMW[W::INDEX])
             .pointer(parameters.address())

@@ -62,7 +62,7 @@ impl Context {
         let thirds: Vec<u64> = sweep.moved.iter().filter_map(|m| Some(m.third.as_deref()?.address())).collect();
         let whole = sweep.moved.iter().all(|m| m.first.is_some() && m.second.is_some());
         assert!(whole && thirds.len() == sweep.moved.len(), "schedule-free AdamW: a parameter without state");
-        let (thirds, b2) = (self.upload(&thirds), rule.beta2);
+        let (thirds, b2) = (self.upload_ahead(&thirds), rule.beta2);
         Launch::new(self, &SCHEDULE_FREE[W::INDEX])
             .pointer(sweep.parameters.address())
             .pointer(sweep.pieces.address())

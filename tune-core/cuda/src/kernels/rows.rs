@@ -92,9 +92,9 @@ impl Context {
         Grouped {
             count: distinct.len(),
             largest: distinct.last().map_or(0, |&id| id as usize),
-            ids: self.upload(&distinct),
-            starts: self.upload(&starts),
-            positions: self.upload(&positions),
+            ids: self.upload_ahead(&distinct),
+            starts: self.upload_ahead(&starts),
+            positions: self.upload_ahead(&positions),
         }
     }
 

@@ -195,7 +195,7 @@ impl Card {
         if let Some(found) = known.iter().find(|known| Arc::ptr_eq(&known.of, &angles.cos)) {
             return Arc::clone(found);
         }
-        let [cos, sin] = [&angles.cos, &angles.sin].map(|table| self.context.upload(table));
+        let [cos, sin] = [&angles.cos, &angles.sin].map(|table| self.context.upload_ahead(table));
         known.truncate(TABLES - 1);
         known.insert(0, Arc::new(Angles { of: Arc::clone(&angles.cos), cos, sin }));
         Arc::clone(&known[0])

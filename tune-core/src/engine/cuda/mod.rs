@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 pub use card::Card;
-use card::{Scaling, lock};
+use card::{Scaling, lock, of_card};
 pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
-pub(crate) use trained::{Move, OnCard, Rule, Squares};
+pub(crate) use trained::{Factor, Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
 use weights::{Param, is_in_blocks};
@@ -32,7 +32,7 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, FakeQuantizer, Gathered, Magnitude, ParamId};
-use crate::{Error, Result};
+use crate::{Error, Later, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
 /// by reading its weight. Twice as many where that weight is trained: each time its gradient is read and written, which are four
@@ -79,11 +79,11 @@ impl<T> Cuda<T> {
     }
 
     fn floats(&self, numbers: &[f64]) -> Buffer<f32> {
-        self.context().upload(&numbers.iter().map(|&x| x as f32).collect::<Vec<_>>())
+        self.context().upload_ahead(&numbers.iter().map(|&x| x as f32).collect::<Vec<_>>())
     }
 
     fn rows(&self, rows: &[usize]) -> Buffer<u32> {
-        self.context().upload(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
+        self.context().upload_ahead(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
     }
 }
 
@@ -230,7 +230,7 @@ impl<T: Number> Backend for Cuda<T> {
     /// As a product with the identity, which changes nothing: `rows` is the rank of an adapter.
     fn transpose(&self, x: &Buffer<f32>, (rows, cols): (usize, usize), y: &mut Buffer<f32>) {
         let identity: Vec<f32> = (0..rows * rows).map(|i| if i % (rows + 1) == 0 { 1.0 } else { 0.0 }).collect();
-        let identity = self.context().upload(&identity);
+        let identity = self.context().upload_ahead(&identity);
         let term = tune_cuda::Term::Across { g: x.view(cols), x: identity.view(rows) };
         self.context().multiply(term, 1.0, None, Onto::Nothing, y.view_mut(rows));
     }
@@ -283,7 +283,7 @@ impl<T: Number> Backend for Cuda<T> {
     /// It is drawn on the processor.
     fn add_noise(&self, noise: &Noise, x: &mut Buffer<T>) {
         let (width, nothing) = (noise.width(), tune_cuda::Dropout { p: 0.0, key: 0 });
-        let noise = self.context().upload(&noise.numbers::<T>());
+        let noise = self.context().upload_ahead(&noise.numbers::<T>());
         self.context().dropped(noise.view(width), nothing, None, Onto::Itself, x.view_mut(width));
     }
 
@@ -316,11 +316,11 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn put_columns(&self, x: &Buffer<f32>, columns: &[u32], y: PartMut<'_, Buffer<f32>>) {
-        self.context().put_columns(x, &self.context().upload(columns), view_mut(y));
+        self.context().put_columns(x, &self.context().upload_ahead(columns), view_mut(y));
     }
 
     fn take_columns(&self, x: PartMut<'_, Buffer<T>>, columns: &[u32], y: &mut Buffer<T>) {
-        self.context().take_columns(view_mut(x), &self.context().upload(columns), y);
+        self.context().take_columns(view_mut(x), &self.context().upload_ahead(columns), y);
     }
 
     fn norm(
@@ -517,7 +517,7 @@ impl<T: Number> Backend for Cuda<T> {
             softcap: cap.map(|cap| cap as f32),
         };
         let context = self.context();
-        let on_card = context.upload(targets);
+        let on_card = context.upload_ahead(targets);
         let mut each = context.buffer::<f32>(targets.len());
         let mut run = |weights: Option<&Buffer<f32>>, scale, losses: &mut Buffer<f32>| {
             let view = logits.view_mut(vocab);
@@ -527,7 +527,7 @@ impl<T: Number> Backend for Cuda<T> {
         let same = weights.is_none_or(|weights| weights.iter().all(|&w| Some(w) == first));
         run(None, if same { first.map(|w| w as f32) } else { None }, &mut each);
         if let (Some(weights), false) = (weights, same) {
-            let weights = context.upload(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
+            let weights = context.upload_ahead(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
             // The kernel weighs losses as it weighs gradients, and losses are wanted as they are.
             let mut weighed = context.buffer(targets.len());
             run(Some(&weights), Some(1.0), &mut weighed);
@@ -546,7 +546,7 @@ impl<T: Number> Backend for Cuda<T> {
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
         let (context, how) = (self.context(), distillation(mixture));
-        let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
+        let (on_card, scales) = (context.upload_ahead(targets), weights.map(|weights| self.floats(weights)));
         let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
         context.distill::<T>(
             (logits.view_mut(vocab), teacher.view(vocab)),
@@ -569,9 +569,9 @@ impl<T: Number> Backend for Cuda<T> {
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Buffer<f32>) {
         let (context, how) = (self.context(), distillation(mixture));
-        let (on_card, scales) = (context.upload(targets), weights.map(|weights| self.floats(weights)));
-        let [log_probs, rest] = [said.log_probs, said.rest].map(|numbers| context.upload(numbers));
-        let teacher = tune_cuda::Top { ids: &context.upload(said.ids), log_probs: &log_probs, rest: &rest };
+        let (on_card, scales) = (context.upload_ahead(targets), weights.map(|weights| self.floats(weights)));
+        let [log_probs, rest] = [said.log_probs, said.rest].map(|numbers| context.upload_ahead(numbers));
+        let teacher = tune_cuda::Top { ids: &context.upload_ahead(said.ids), log_probs: &log_probs, rest: &rest };
         let [mut each, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(targets.len()));
         context.distill_top::<T>(
             (logits.view_mut(vocab), teacher),
@@ -586,6 +586,20 @@ impl<T: Number> Backend for Cuda<T> {
 
     fn losses(&self, each: Buffer<f32>) -> Vec<f64> {
         self.read(&each).into_iter().map(f64::from).collect()
+    }
+
+    fn total(&self, all: Vec<Buffer<f32>>) -> Later {
+        if all.is_empty() {
+            return 0.0.into();
+        }
+        let parts: Vec<_> = all.iter().map(|each| self.context().read_later(each)).collect();
+        Later::of(move || {
+            let mut total = 0.0;
+            for part in &parts {
+                total += part.wait().map_err(of_card)?.into_iter().map(f64::from).sum::<f64>();
+            }
+            Ok(total)
+        })
     }
 
     fn read_sums(&self, x: &Buffer<f32>, count: usize) -> Vec<f64> {

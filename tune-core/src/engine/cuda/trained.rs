@@ -7,12 +7,14 @@ use std::any::Any;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use candle_core::{DType, Device, Shape, Storage, Tensor, TensorId, Var};
 use half::bf16;
 use tune_cuda::{Buffer, Context, Moved};
 
 use super::Number;
 use super::card::{Card, lock, of_card};
+use crate::models::CopyOfPiece;
 use crate::{Error, Result};
 
 /// A trained parameter on a card.
@@ -38,6 +40,15 @@ pub(crate) struct OnCard {
     card: Arc<Card>,
     pub(super) values: Buffer<f32>,
     shape: Shape,
+    /// What a step multiplies them by, if it is a gradient that is clipped.
+    factor: Option<Factor>,
+}
+
+/// A number on a card that gradients are multiplied by.
+#[derive(Debug, Clone)]
+pub(crate) struct Factor {
+    card: Arc<Card>,
+    value: Arc<Buffer<f32>>,
 }
 
 /// One parameter of a step, and what it is moved by.
@@ -83,17 +94,18 @@ impl OnCard {
         if values.len() != shape.elem_count() {
             candle_core::bail!("{} numbers on a card for a parameter {shape:?}", values.len());
         }
-        Ok(Self { card: Arc::clone(card), values, shape: shape.clone() })
+        Ok(Self { card: Arc::clone(card), values, shape: shape.clone(), factor: None })
     }
 
     pub(crate) fn zeros(card: &Arc<Card>, shape: &Shape) -> Self {
-        Self { values: card.context.zeros(shape.elem_count()), card: Arc::clone(card), shape: shape.clone() }
+        let values = card.context.zeros(shape.elem_count());
+        Self { values, card: Arc::clone(card), shape: shape.clone(), factor: None }
     }
 
     /// A copy of a tensor.
     pub(crate) fn of(card: &Arc<Card>, tensor: &Tensor) -> Result<Self> {
         let values = card.context.upload(&numbers::<f32>(tensor)?);
-        Ok(Self { card: Arc::clone(card), values, shape: tensor.shape().clone() })
+        Ok(Self { card: Arc::clone(card), values, shape: tensor.shape().clone(), factor: None })
     }
 
     pub(crate) fn card(&self) -> &Arc<Card> {
@@ -109,10 +121,28 @@ impl OnCard {
         &self.shape
     }
 
+    /// Begins to copy them to the processor, beside later work.
+    pub(crate) fn begin_copy(&self) -> CopyOfPiece {
+        copy(&self.card, &self.values, &self.shape)
+    }
+
     /// A copy on the processor, when all work so far is done.
     pub(crate) fn read(&self) -> Result<Tensor> {
+        // Who reads them may drop them then.
+        self.card.context.join();
         let numbers = self.card.context.download(&self.values).map_err(of_card)?;
         Ok(Tensor::from_vec(numbers, &self.shape, &Device::Cpu)?)
+    }
+
+    /// Has the next step multiply them by a factor.
+    pub(crate) fn multiply_in_step(&mut self, factor: &Factor) {
+        self.factor = Some(factor.clone());
+    }
+
+    /// Multiplies them by a factor.
+    pub(crate) fn multiply(&mut self, factor: &Factor) {
+        let len = self.values.len();
+        self.card.context.scale_rows(self.values.view_mut(len), &factor.value);
     }
 
     /// Adds other numbers of the same parameter.
@@ -131,9 +161,23 @@ impl Squares {
         Some(Self { card, pending })
     }
 
-    /// The sums, when all work so far is done.
+    /// The sums, when they are computed.
     pub(crate) fn read(&self) -> Result<Vec<f64>> {
-        self.card.context.read_squares(&self.pending).map_err(of_card)
+        self.pending.read().map_err(of_card)
+    }
+
+    /// What brings these gradients down to `max_norm`, on the card alone.
+    pub(crate) fn clip_factor(&self, max_norm: f64) -> Factor {
+        let value = Arc::new(self.card.context.clip_factor(&self.pending, max_norm as f32));
+        Factor { card: Arc::clone(&self.card), value }
+    }
+}
+
+impl Factor {
+    /// The number, when all work so far is done.
+    pub(crate) fn read(&self) -> Result<f64> {
+        let numbers = self.card.context.download(&self.value).map_err(of_card)?;
+        Ok(f64::from(numbers.first().copied().unwrap_or(f32::NAN)))
     }
 }
 
@@ -208,6 +252,8 @@ impl Card {
         go: impl FnOnce(&mut [(TensorId, Trained, M)]) -> Result<()>,
     ) -> Result<()> {
         self.forget_factors();
+        // What is being copied for a checkpoint is about to change.
+        self.context.join();
         let mut trained = lock(&self.trained);
         // Each is to be written, so that they are taken out meanwhile.
         let mut taken = Vec::with_capacity(moves.len());
@@ -229,6 +275,8 @@ impl Card {
 
     fn go(&self, rule: Rule, scale: f64, taken: &mut [(TensorId, Trained, Move<'_>)]) -> Result<()> {
         let (mut wide, mut narrow) = (Vec::new(), Vec::new());
+        // All gradients of a step have the same.
+        let factor = taken.first().and_then(|(_, _, one)| one.gradient.factor.clone());
         for (_, trained, one) in taken {
             let Move { gradient, first, second, third, key, .. } = one;
             let state = [first, second, third].map(|part| part.as_deref_mut().map(|part| &mut part.values));
@@ -239,20 +287,27 @@ impl Card {
                 Numbers::Bf16(weight) => narrow.push(moved(weight, None, &gradient.values, state, *key)?),
             }
         }
-        self.sweep(rule, scale, wide);
-        self.sweep(rule, scale, narrow);
+        let factor = factor.as_ref().map(|factor| &*factor.value);
+        self.sweep(rule, (scale, factor), wide);
+        self.sweep(rule, (scale, factor), narrow);
         Ok(())
     }
 
-    fn sweep<W: Number>(&self, rule: Rule, scale: f64, moved: Vec<Moved<'_, W, f32>>) {
+    /// Gradients are multiplied by `scale`, and by the number on the card if there is one.
+    fn sweep<W: Number>(
+        &self,
+        rule: Rule,
+        (scale, factor): (f64, Option<&Buffer<f32>>),
+        moved: Vec<Moved<'_, W, f32>>,
+    ) {
         if moved.is_empty() {
             return;
         }
         let mut sweep = self.context.sweep(moved);
         match rule {
-            Rule::AdamW(rule, step) => self.context.adamw(&mut sweep, rule, scale as f32, None, step),
-            Rule::Sgd(rule) => self.context.sgd(&mut sweep, rule, scale as f32, None),
-            Rule::Lion(rule) => self.context.lion(&mut sweep, rule, scale as f32, None),
+            Rule::AdamW(rule, step) => self.context.adamw(&mut sweep, rule, scale as f32, factor, step),
+            Rule::Sgd(rule) => self.context.sgd(&mut sweep, rule, scale as f32, factor),
+            Rule::Lion(rule) => self.context.lion(&mut sweep, rule, scale as f32, factor),
             Rule::ScheduleFree(rule, step) => self.context.schedule_free(&mut sweep, rule, scale as f32, step),
             Rule::Between(share) => self.context.between(&mut sweep, share),
             Rule::Averaged(share) => self.context.averaged(&mut sweep, share),
@@ -275,7 +330,7 @@ impl Card {
             Numbers::F32(numbers) => self.context.convert(numbers.view(len), 1.0, false, values.view_mut(len)),
             Numbers::Bf16(numbers) => self.context.convert(numbers.view(len), 1.0, false, values.view_mut(len)),
         }
-        Ok(OnCard { card: Arc::clone(self), values, shape: var.shape().clone() })
+        Ok(OnCard { card: Arc::clone(self), values, shape: var.shape().clone(), factor: None })
     }
 
     /// Brings the newest numbers of trained parameters into their tensors.
@@ -293,9 +348,20 @@ impl Card {
         self.check()
     }
 
+    /// Begins to copy a trained tensor to the processor as the card has it, beside later work; `None` where the tensor itself is as new.
+    pub(crate) fn copy_of(self: &Arc<Self>, tensor: &Tensor) -> Option<CopyOfPiece> {
+        let trained = lock(&self.trained);
+        let of = trained.get(&tensor.id()).filter(|of| of.ahead)?;
+        Some(match &of.numbers {
+            Numbers::F32(numbers) => copy(self, numbers, tensor.shape()),
+            Numbers::Bf16(numbers) => copy(self, numbers, tensor.shape()),
+        })
+    }
+
     /// A tensor was changed: the card reads it again.
     pub(crate) fn forget(&self, var: &Var) {
         self.forget_factors();
+        self.context.join();
         lock(&self.trained).remove(&var.id());
     }
 }
@@ -314,6 +380,11 @@ pub(super) fn held() -> Error {
     Error::Training(
         "a parameter is to be moved while a run reads it; this is a bug of the program, please report it".into(),
     )
+}
+
+fn copy<T: candle_core::WithDType + Pod>(card: &Arc<Card>, numbers: &Buffer<T>, shape: &Shape) -> CopyOfPiece {
+    let (copy, shape) = (card.context.read_aside(numbers), shape.clone());
+    Arc::new(move || Ok(Tensor::from_vec(copy.wait().map_err(of_card)?, &shape, &Device::Cpu)?))
 }
 
 /// The numbers of a tensor of this very type.

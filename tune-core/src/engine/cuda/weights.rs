@@ -141,13 +141,13 @@ impl<T: Number> Cuda<T> {
         how: EmbeddingSpec,
         y: &mut Buffer<T>,
     ) {
-        let (ids, factor) = (self.context().upload(ids), scale::<T>(how));
+        let (ids, factor) = (self.context().upload_ahead(ids), scale::<T>(how));
         match table {
             Param::Numbers(table) => self.context().lookup(table.view(width), &ids, factor, y.view_mut(width)),
             Param::Blocks(table) => {
                 self.context().lookup_blocks(table, &ids, y.view_mut(width));
                 if how.scale.is_some() {
-                    let factors = self.context().upload(&vec![factor; ids.len()]);
+                    let factors = self.context().upload_ahead(&vec![factor; ids.len()]);
                     self.context().scale_rows(y.view_mut(width), &factors);
                 }
             }

@@ -24,7 +24,6 @@ pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>)
         report.take(outline.check_optimizer(&device, layout));
         report.take(outline.check_stored_teacher(&device));
         report.take(outline.check_head());
-        report.take(outline.check_where_fake(&device));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

@@ -39,7 +39,7 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 39] = [
+pub(crate) const CASES: [Case; 40] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
@@ -102,6 +102,12 @@ pub(crate) const CASES: [Case; 39] = [
     quick("distill_jensen", "distill", F32, &["kd_loss=generalized_jsd", "kd_loss.beta=0.3", "kd_temperature=2"]),
     // The card learns from what the processor's run has stored.
     quick("distill_stored", "distill", F32, &["teacher_logits={path: '{folder}/said', top_k: 16}"]),
+    quick(
+        "distill_stored_jensen",
+        "distill",
+        F32,
+        &["teacher_logits={path: '{folder}/said_too', top_k: 16}", "kd_loss=generalized_jsd", "kd_loss.beta=0.3"],
+    ),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
     quick(
         "grpo",

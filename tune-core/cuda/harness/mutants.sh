@@ -74,6 +74,12 @@ fake_blocks.cu|fake_blocks|s/step <= steps/step < steps/|the last scale is not t
 fake_blocks.cu|fake_blocks|s/fabsf(other) > fabsf(far)/fabsf(other) >= fabsf(far)/|the last of several scales that are as far
 fake_blocks.cu|fake_blocks|s/size + 0xfffu + /size + 0x1000u + 0 * /|halves are rounded away from zero
 fake_blocks.cu|fake_blocks|s/if (left < best) best = left, scale = of_trial, least = offset;/if (left < best) best = left, scale = of_trial;/|the offset of another scale
+top_middle.cu|top_middle|s/.student - to_student)/.student)/|a divergence from the middle whose gradient has a mean
+top_middle.cu|top_middle|s/if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();//|the gradient overwrites logits that are still to be read
+top_middle.cu|top_middle|s/    __syncthreads();\n    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/|a target is taken out of its row before all have read it
+top_middle.cu|top_middle|s/if (has_rest) mixture.add/if (false) mixture.add/|all other tokens have no part in the divergence
+top_middle.cu|top_middle|s/expm1f(-apart)/expm1f(apart)/|the wrong one of both is the larger
+top_middle.cu|top_middle|s/row_sum(total, shared)/total/|the sum of a thread alone
 '
 wanted=" $* "
 number=0

@@ -22,7 +22,6 @@ pub(super) struct Model {
 pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
         report.take(outline.check_optimizer(&device, layout));
-        report.take(outline.check_stored_teacher(&device));
         report.take(outline.check_head());
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }

@@ -91,7 +91,6 @@ impl Outline {
         let mesh = Mesh::new(&self.group, layout)?;
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
-        self.check_stored_teacher(&device)?;
         self.check_head()?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;

@@ -227,6 +227,9 @@ fn distillation_by_likeliest_tokens() {
         ("llama", 9, Mixture::new(0.5, 0.25)),
         ("gemma2", 9, Mixture::new(1.0, 0.0)),
         ("llama", 97, Mixture::new(0.5, 0.5)),
+        ("llama", 9, jensen(0.5).mixed(0.7)),
+        ("gemma2", 1, jensen(0.1).mixed(1.0)),
+        ("llama", 97, jensen(0.9).mixed(0.5)),
     ] {
         let said: TopTokens = engine::top_tokens(&teacher, &batch, k).unwrap();
         let learn = |model: &Decoder| -> [Learnt; 2] {

@@ -39,7 +39,7 @@ const fn quick(name: &'static str, recipe: &'static str, in_types: Types, own: &
 const MEASURED: &str =
     "evaluation=[{data_file: recipes/tiny/data/held_out.jsonl, split: 'train[:2]', max_new_tokens: 4}]";
 
-pub(crate) const CASES: [Case; 37] = [
+pub(crate) const CASES: [Case; 41] = [
     quick("lora", "lora", Both, &["dataset.packed=true", "model.lora_dropout=0.1", "neftune_noise_alpha=5"]),
     quick("lora_dora", "lora", Both, &["model.use_dora=true", "model.lora_dropout=0.1", "loraplus_lr_ratio=4"]),
     case("lora_dora_checkpointed", "lora", F32, &["model.use_dora=true", "enable_activation_checkpointing=true"]),
@@ -84,6 +84,24 @@ pub(crate) const CASES: [Case; 37] = [
     case("full_averaged_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"]),
     case("full_adafactor", "full", Bf16, &["optimizer=adafactor", "optimizer.layerwise_lr_decay=0.9"]),
     quick("full_muon", "full", Bf16, &["optimizer=muon", "optimizer.lr=1e-3"]),
+    // The first step is not rounded.
+    quick(
+        "qat",
+        "qat",
+        Both,
+        &["quantizer={_component_: int4_weight_only, groupsize: 16}", "fake_quant_after_n_steps=1"],
+    ),
+    quick(
+        "qat_lora",
+        "qat",
+        F32,
+        &[
+            "quantizer={_component_: int8_dyn_act_int4_weight, groupsize: 16}",
+            "model.lora_rank=4",
+            "model.lora_dropout=0.1",
+        ],
+    ),
+    case("qat_file", "qat", Both, &["quantizer={_component_: gguf, format: q4_k_m}", "dataset.packed=true"]),
     quick("dpo", "dpo", Both, &["model.lora_dropout=0.1"]),
     case("dpo_full", "dpo", F32, &["~model", "reference=precomputed"]),
     case("dpo_olora", "dpo", F32, &["model.init_lora_weights=olora"]),
@@ -91,6 +109,12 @@ pub(crate) const CASES: [Case; 37] = [
     quick("distill_jensen", "distill", F32, &["kd_loss=generalized_jsd", "kd_loss.beta=0.3", "kd_temperature=2"]),
     // The card learns from what the processor's run has stored.
     quick("distill_stored", "distill", F32, &["teacher_logits={path: '{folder}/said', top_k: 16}"]),
+    quick(
+        "distill_stored_jensen",
+        "distill",
+        F32,
+        &["teacher_logits={path: '{folder}/said_too', top_k: 16}", "kd_loss=generalized_jsd", "kd_loss.beta=0.3"],
+    ),
     case("distill_full", "distill", F32, &["~model", "kd_loss=symmetric_kl"]),
     quick(
         "grpo",

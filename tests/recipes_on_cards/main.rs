@@ -30,6 +30,9 @@ mod ppo;
 #[path = "../../recipes/src/bin/pretrain.rs"]
 #[allow(dead_code)]
 mod pretrain;
+#[path = "../../recipes/src/bin/qat.rs"]
+#[allow(dead_code)]
+mod qat;
 #[path = "../common/random_model.rs"]
 mod random_model;
 #[path = "../../recipes/src/bin/reward.rs"]
@@ -103,6 +106,7 @@ fn run(recipe: &str, overrides: &[String]) -> Result<(), String> {
         "lora" => all::<lora::LoraFinetune>(recipe, overrides),
         "ppo" => all::<ppo::ProximalPolicyOptimization>(recipe, overrides),
         "pretrain" => all::<pretrain::Pretrain>(recipe, overrides),
+        "qat" => all::<qat::QuantizationAware>(recipe, overrides),
         "reward" => all::<reward::RewardModeling>(recipe, overrides),
         other => Err(format!("there is no recipe {other}")),
     }

@@ -291,10 +291,9 @@ fn teacher(cfg: &DistillConfig) -> Result<(Option<Compared>, Option<StoredTeache
              remove one of the two",
         ));
     }
-    let mixture = cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature);
-    mixture.check_stored()?;
+    cfg.kd_loss.mixed(cfg.kd_ratio).at(cfg.kd_temperature).check_stored()?;
     let teacher = asked.as_ref().and_then(|asked| asked.checkpointer.clone());
-    let stored = StoredTeacher { config, teacher, mixture };
+    let stored = StoredTeacher { config, teacher };
     match asked {
         _ if stored.is_there() => Ok((None, Some(stored))),
         Some(asked) => Ok((Some(Compared { when: ReferenceChoice::Precomputed, ..asked }), Some(stored))),

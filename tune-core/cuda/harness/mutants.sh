@@ -62,6 +62,24 @@ optim_8bit.cu|optim_8bit|s/ends\[code + step - 1\] <= x/ends[code + step - 1] < 
 optim_8bit.cu|optim_8bit|s/most_first = warp_max(most_first)/most_first = most_first/|the largest number of a lane alone
 token_columns.cu|token_columns|s/        \*from = from_f32<T>(0.0f);\n//|what was taken is there still
 token_columns.cu|token_columns|s/y\[row \* stride + columns\[i\]\]/y[row * count + columns[i]]/|rows without the gap between them
+fake_quant.cu|fake_quant|s/q < first ? first : q > last ? last : q/fminf(fmaxf(q, first), last)/|what is no number becomes one
+fake_quant.cu|fake_quant|s/q <= Grid::LAST ? g/q < Grid::LAST ? g/|the outermost level has no gradient
+fake_quant.cu|fake_quant|s/of.largest = warp_max(of.largest)/of.largest = of.largest/|the largest number of a lane alone
+fake_quant.cu|fake_quant|s/i < size; i += 32 \* N/i + N < size; i += 32 * N/g|the last numbers of a group are left out
+fake_quant.cu|fake_quant|s/if (onto) gradients/if (false) gradients/|what is beside the gradient is left out
+common.cuh|fake_quant|s/    __syncthreads();\n    x = mine/    x = mine/|no barrier before the warps of a token come together
+fake_blocks.cu|fake_blocks|s/__ffs(static_cast<int>(those)) - 1/31 - __builtin_clz(those)/|the last of several that are as far
+fake_blocks.cu|fake_blocks|s/with = 4; with > 0/with = 4; with > 1/|the largest of a half of a block
+fake_blocks.cu|fake_blocks|s/step <= steps/step < steps/|the last scale is not tried
+fake_blocks.cu|fake_blocks|s/fabsf(other) > fabsf(far)/fabsf(other) >= fabsf(far)/|the last of several scales that are as far
+fake_blocks.cu|fake_blocks|s/size + 0xfffu + /size + 0x1000u + 0 * /|halves are rounded away from zero
+fake_blocks.cu|fake_blocks|s/if (left < best) best = left, scale = of_trial, least = offset;/if (left < best) best = left, scale = of_trial;/|the offset of another scale
+top_middle.cu|top_middle|s/.student - to_student)/.student)/|a divergence from the middle whose gradient has a mean
+top_middle.cu|top_middle|s/if constexpr (sizeof(Out) < sizeof(float)) __syncthreads();//|the gradient overwrites logits that are still to be read
+top_middle.cu|top_middle|s/    __syncthreads();\n    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/    for (long long i = threadIdx.x; i < known.k; i += blockDim.x) student/|a target is taken out of its row before all have read it
+top_middle.cu|top_middle|s/if (has_rest) mixture.add/if (false) mixture.add/|all other tokens have no part in the divergence
+top_middle.cu|top_middle|s/expm1f(-apart)/expm1f(apart)/|the wrong one of both is the larger
+top_middle.cu|top_middle|s/row_sum(total, shared)/total/|the sum of a thread alone
 '
 wanted=" $* "
 number=0

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 21] = [
+const TESTS: [&str; 24] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -20,6 +20,8 @@ const TESTS: [&str; 21] = [
     "distillation",
     "dropout",
     "experts",
+    "fake_blocks",
+    "fake_quant",
     "gate",
     "general_distillation",
     "loss",
@@ -30,6 +32,7 @@ const TESTS: [&str; 21] = [
     "rotary",
     "rows",
     "token_columns",
+    "top_middle",
 ];
 
 /// Mutants of `harness/mutants.sh` that are quick to build: a missing barrier, a wrong reduction, an off-by-one, a race in

@@ -66,8 +66,8 @@ pub fn distill(
 /// teacher's likeliest tokens and one outcome more, see [`TopTokens`]. No logits of the teacher's exist.
 ///
 /// # Errors
-/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, a mixture
-/// that a card does not compute, and as [`Mixture::check_stored`].
+/// As [`forward_backward`](super::forward_backward); positions that are not those of the batch, tokens outside the vocabulary, and as
+/// [`Mixture::check_stored`].
 pub fn distill_by(
     student: &Decoder,
     said: &TopTokens,
@@ -77,9 +77,6 @@ pub fn distill_by(
     sink: &mut dyn GradientSink,
 ) -> Result<Distilled> {
     mixture.check_stored()?;
-    if student.card().is_some() {
-        mixture.check_stored_on_card()?;
-    }
     let (positions, trained, vocab) = (said.positions(), batch.trained_tokens(), student.config.vocab_size);
     if positions != trained || [said.ids.len(), said.log_probs.len()] != [positions * said.k; 2] {
         return Err(Error::setup(format!(

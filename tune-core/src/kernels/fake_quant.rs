@@ -7,6 +7,8 @@
 //! at its bounds in PyTorch's source; in torch 2.15.0 it was measured to be 0 there, so that numbers at the outermost level get no
 //! gradient. Numbers are rounded in f32 also where they are stored in bf16.
 
+use half::f16;
+
 use super::view::{View, ViewMut};
 use super::{Element, parallel, simd};
 use crate::checkpoint::gguf::TensorFormat;
@@ -207,8 +209,18 @@ pub(crate) fn weight<T: Element>(levels: Levels, x: &[T], y: &mut [T]) {
     match levels {
         Levels::Int4 { group } => in_groups(group, x, y, round::<Int4, T>),
         Levels::Int4Affine { group } => in_groups(group, x, y, round::<Int4Affine, T>),
+        // Of any count: what is read of files comes in blocks of sixteen.
+        Levels::Blocks(TensorFormat::F16) => each(x, y, |x| f16::from_f32(x).to_f32()),
+        Levels::Blocks(TensorFormat::Bf16) => each(x, y, to_bf16),
         Levels::Blocks(format) => in_blocks(format, x, y),
     }
+}
+
+/// Rounds each number by itself.
+fn each<T: Element>(x: &[T], y: &mut [T], of: impl Fn(f32) -> f32 + Sync) {
+    parallel::each_chunk(y, TASK, |i, y| {
+        y.iter_mut().zip(&x[i * TASK..]).for_each(|(y, x)| *y = T::from_f32(of(x.to_f32())));
+    });
 }
 
 /// The gradient of the weight `x`, for that of the rounded one, in its place.

@@ -124,20 +124,6 @@ impl Mixture {
         ))
     }
 
-    /// Refuses what a card does not compute of such a teacher.
-    ///
-    /// # Errors
-    /// The generalized Jensen-Shannon divergence.
-    pub(crate) fn check_stored_on_card(&self) -> Result<()> {
-        if !self.from_middle {
-            return Ok(());
-        }
-        Err(Error::setup(
-            "kd_loss=generalized_jsd is computed of stored logits on the processor alone, for now: set device=cpu, or \
-             kd_loss=symmetric_kl, or remove teacher_logits",
-        ))
-    }
-
     /// Whether the two are compared with each other, at a temperature of 1.
     pub(crate) fn is_plain(&self) -> bool {
         !self.from_middle && self.temperature == 1.0

@@ -229,12 +229,9 @@ impl Decoder {
     /// Has it computed from here on as if its weights were quantized, or, with `None`, as they are. The weights stay what they are.
     ///
     /// # Errors
-    /// A model that cannot be quantized so, and one that a card computes.
+    /// A model that cannot be quantized so.
     pub fn fake_quantize(&mut self, how: Option<FakeQuantizer>) -> Result<()> {
         if let Some(new) = how.filter(|_| self.fake_quantizer != how) {
-            if self.card.is_some() {
-                return Err(FakeQuantizer::not_on_a_card());
-            }
             if self.has_token_rows() {
                 return Err(TrainedTokens::not_quantized());
             }

@@ -123,11 +123,6 @@ impl FakeQuantizer {
         }
     }
 
-    /// Why a model that a card computes is not trained so.
-    pub(crate) fn not_on_a_card() -> Error {
-        Error::setup("quantizer: fake quantization is computed by the processor alone, for now: set device=cpu")
-    }
-
     /// Checks that a model can be trained so, whose adapters may have magnitudes, and whose weights may be in blocks: `in_blocks` says
     /// in which.
     ///

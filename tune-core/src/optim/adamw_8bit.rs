@@ -66,24 +66,23 @@ impl Part {
 
     /// A copy of what is on a card.
     fn read(there: &BlocksOnCard) -> Result<Self> {
-        let (codes, scales) = there.read()?;
-        Ok(Self { codes, scales })
-    }
-
-    /// Its codes as a checkpoint has them: bf16 has every whole number up to 256.
-    fn codes_to_save(&self) -> Result<Tensor> {
-        let mut codes = vec![bf16::ZERO; self.codes.len()];
-        parallel::each_chunk(&mut codes, TASK, |task, codes| {
-            let wide = codes.iter_mut().zip(&self.codes[task * TASK..]);
-            wide.for_each(|(wide, &code)| *wide = bf16::from_f32(f32::from(code)));
-        });
-        Ok(Tensor::new(codes, &Device::Cpu)?)
+        Ok(Self { codes: there.codes()?, scales: there.scales()? })
     }
 
     /// Codes and scales of [`AT_ONCE`] blocks for each task.
     fn tasks(&mut self) -> impl Parts<Part = (&mut [u8], &mut [f32])> {
         (parallel::chunks(&mut self.codes, TASK), parallel::chunks(&mut self.scales, AT_ONCE))
     }
+}
+
+/// Codes as a checkpoint has them: bf16 has every whole number up to 256.
+fn codes_to_save(codes: &[u8]) -> Result<Tensor> {
+    let mut wide = vec![bf16::ZERO; codes.len()];
+    parallel::each_chunk(&mut wide, TASK, |task, wide| {
+        let each = wide.iter_mut().zip(&codes[task * TASK..]);
+        each.for_each(|(wide, &code)| *wide = bf16::from_f32(f32::from(code)));
+    });
+    Ok(Tensor::new(wide, &Device::Cpu)?)
 }
 
 /// A running mean in a file: its codes, and its scales behind them.
@@ -104,10 +103,19 @@ impl PartInFile {
     }
 
     fn read(&self, elements: Range<usize>) -> Result<Part> {
-        let mut part = Part { codes: vec![0; elements.len()], scales: vec![0.0; elements.len().div_ceil(BLOCK)] };
-        self.region.read(elements.start as u64, &mut part.codes)?;
-        self.region.read(self.at_scales(&elements), bytemuck::cast_slice_mut(&mut part.scales))?;
-        Ok(part)
+        Ok(Part { codes: self.codes(&elements)?, scales: self.scales(&elements)? })
+    }
+
+    fn codes(&self, elements: &Range<usize>) -> Result<Vec<u8>> {
+        let mut codes = vec![0; elements.len()];
+        self.region.read(elements.start as u64, &mut codes)?;
+        Ok(codes)
+    }
+
+    fn scales(&self, elements: &Range<usize>) -> Result<Vec<f32>> {
+        let mut scales = vec![0.0; elements.len().div_ceil(BLOCK)];
+        self.region.read(self.at_scales(elements), bytemuck::cast_slice_mut(&mut scales))?;
+        Ok(scales)
     }
 
     fn write(&self, elements: &Range<usize>, part: &Part) -> Result<()> {
@@ -182,14 +190,14 @@ impl Blocks {
             Self::InFile(parts) => parts[i].len,
         };
         let codes = move || match self {
-            Self::Here(parts) => parts[i].codes_to_save(),
-            Self::OnCard(parts) => Part::read(&parts[i])?.codes_to_save(),
-            Self::InFile(parts) => parts[i].read(0..len)?.codes_to_save(),
+            Self::Here(parts) => codes_to_save(&parts[i].codes),
+            Self::OnCard(parts) => codes_to_save(&parts[i].codes()?),
+            Self::InFile(parts) => codes_to_save(&parts[i].codes(&(0..len))?),
         };
         let scales = move || match self {
             Self::Here(parts) => Ok(Tensor::new(&parts[i].scales[..], &Device::Cpu)?),
-            Self::OnCard(parts) => Ok(Tensor::new(Part::read(&parts[i])?.scales, &Device::Cpu)?),
-            Self::InFile(parts) => Ok(Tensor::new(parts[i].read(0..len)?.scales, &Device::Cpu)?),
+            Self::OnCard(parts) => Ok(Tensor::new(parts[i].scales()?, &Device::Cpu)?),
+            Self::InFile(parts) => Ok(Tensor::new(parts[i].scales(&(0..len))?, &Device::Cpu)?),
         };
         into.push(Piece::new(format!("{name}.{}", CODES[i]), DType::BF16, vec![len], codes));
         into.push(Piece::new(format!("{name}.{}", SCALES[i]), DType::F32, vec![len.div_ceil(BLOCK)], scales));

@@ -22,9 +22,7 @@ pub(super) struct Model {
 pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
         report.take(outline.check_optimizer(&device, layout));
-        report.take(outline.check_stored_teacher(&device));
         report.take(outline.check_head());
-        report.take(outline.check_where_fake(&device));
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));
     }
 }

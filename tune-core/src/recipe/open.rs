@@ -91,9 +91,7 @@ impl Outline {
         let mesh = Mesh::new(&self.group, layout)?;
         let (device, chosen) = self.run.device.choose()?;
         self.check_optimizer(&device, layout)?;
-        self.check_stored_teacher(&device)?;
         self.check_head()?;
-        self.check_where_fake(&device)?;
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

@@ -109,6 +109,7 @@ sanitizers() {
 models() {
     step models 60 30 ./card gradients:: --nocapture --test-threads=1
     step methods 30 20 ./card methods:: --nocapture --test-threads=1
+    step fake-quantization 30 12 ./card fake_quantization:: --nocapture --test-threads=1
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
     step streams 20 5 ./card streams:: --nocapture --test-threads=1
     step blocks 30 40 ./card quantized:: --nocapture --test-threads=1

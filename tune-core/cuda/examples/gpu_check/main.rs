@@ -1,6 +1,6 @@
 //! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
 //! or `gpu_check small`: a few shapes of each, for a tool that watches every access. `gpu_check methods` and `gpu_check small methods` are
-//! of distillation and DoRA alone; `gpu_check blocks` measures weights in blocks. `gpu_check candidates` looks for products that another
+//! of distillation, DoRA and fake quantization alone; `gpu_check blocks` measures weights in blocks. `gpu_check candidates` looks for products that another
 //! algorithm than cuBLASLt's first computes faster; with `all` it names each.
 //! `cargo xtask gpu-check` packs it.
 
@@ -12,6 +12,7 @@ mod methods;
 mod numbers;
 mod optimizers;
 mod products;
+mod rounding;
 mod times;
 
 use std::process::ExitCode;
@@ -102,12 +103,13 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     methods(context, checks, most);
 }
 
-/// Of distillation and DoRA.
+/// Of distillation, DoRA and fake quantization.
 fn methods(context: &Context, checks: &mut checks::Checks, most: usize) {
     methods::columns::<f32>(context, checks, most);
     methods::columns::<bf16>(context, checks, most);
     methods::distillation::<f32>(context, checks, most);
     methods::distillation::<bf16>(context, checks, most);
+    rounding::check(context, checks);
 }
 
 fn open() -> tune_cuda::Result<Context> {

@@ -128,7 +128,8 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
         });
     }
     distillation_at_a_temperature::<D>(context, checks, most);
-    distillation_by_top::<D>(context, checks, most);
+    distillation_by_top::<D>(context, checks, most, false);
+    distillation_by_top::<D>(context, checks, most, true);
     for len in [1, 1003, 70_000] {
         let x = random::<f32>(11, len, 9.0);
         let right = widened(&x).iter().map(|&x| reference::softcap::cap(x, 3.0)).collect();
@@ -197,8 +198,8 @@ fn distillation_at_a_temperature<D: Number>(context: &Context, checks: &mut Chec
     }
 }
 
-/// The same where of the teacher `k` tokens are known.
-fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: usize) {
+/// The same where of the teacher `k` tokens are known, and from what lies between the two.
+fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: usize, from_middle: bool) {
     let shapes = [
         (1, 2, 0, 1, None),
         (5, 33, 3, 33, None),
@@ -209,6 +210,8 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
     for (n, (rows, cols, pad, k, softcap)) in shapes.into_iter().enumerate().take(most) {
         let (student, scales) = (random::<f32>(12, rows * cols, 6.0), random::<f32>(13, rows, 1.0));
         let [ratio, forward]: [f64; 2] = [(0.5, 1.0), (0.75, 0.25)][n % 2].into();
+        // What lies between two has a part of each.
+        let forward = if from_middle { 0.5 * forward } else { forward };
         // Tokens far apart; every other target is known.
         let ids: Vec<u32> = (0..rows * k).map(|i| ((i % k) * (cols / k)) as u32).collect();
         let targets: Vec<u32> = (0..rows).map(|i| if i % 2 == 0 { ids[i * k] } else { (cols - 1) as u32 }).collect();
@@ -224,8 +227,7 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
         let mut g = vec![0.0; rows * cols];
         let of_target: Vec<f64> = wide.iter().map(|scale| scale * (1.0 - ratio)).collect();
         reference::loss::cross_entropy_back(of, &targets, &of_target, &mut ViewMut::new(&mut g, cols));
-        let general =
-            reference::loss::General { temperature: 1.0, shares: [forward, 1.0 - forward], from_middle: false };
+        let general = reference::loss::General { temperature: 1.0, shares: [forward, 1.0 - forward], from_middle };
         let of_divergence: Vec<f64> = wide.iter().map(|scale| scale * ratio).collect();
         let into = &mut ViewMut::new(&mut g, cols);
         reference::loss::top_divergences_back(of, theirs, general, &of_divergence, into);
@@ -235,7 +237,7 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
         let apart = reference::loss::top_divergences(of, theirs, general).into_iter();
         let apart = apart.map(|[to_teacher, to_student]| forward * to_teacher + (1.0 - forward) * to_student);
         let right = [reference::loss::cross_entropy(of, &targets), apart.collect(), g];
-        let name = format!("[{rows}, {cols}] + {pad}, {k} known, to {}", D::NAME);
+        let name = format!("[{rows}, {cols}] + {pad}, {k} known, from the middle: {from_middle}, to {}", D::NAME);
         checks.compare("distillation by tokens", D::NAME, &name, tolerance::<D>().max(2e-5), &right, || {
             let mut memory = Matrix::<f32>::of(context, &student, (rows, cols), pad);
             let (targets, scales, ids) = (context.upload(&targets), context.upload(&scales), context.upload(&ids));
@@ -243,7 +245,7 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
             let [mut losses, mut divergences] = [(); 2].map(|()| context.buffer::<f32>(rows));
             context.fill(&mut losses, 0xff);
             context.fill(&mut divergences, 0xff);
-            let how = Distillation::new(ratio as f32, forward as f32);
+            let how = Distillation { from_middle, ..Distillation::new(ratio as f32, forward as f32) };
             context.distill_top::<D>(
                 (memory.view_mut(), Top { ids: &ids, log_probs: &log_probs, rest: &rest }),
                 &targets,

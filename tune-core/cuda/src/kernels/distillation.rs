@@ -10,13 +10,15 @@ static DISTILL: [Kernel; 2] =
 const TOP_PARAMETERS: &str = "pppppppppllllifff";
 static DISTILL_TOP: [Kernel; 2] =
     [one("distillation", "distill_top_f32", TOP_PARAMETERS), one("distillation", "distill_top_bf16", TOP_PARAMETERS)];
+static DISTILL_TOP_MIDDLE: [Kernel; 2] =
+    both("top_middle", ["distill_top_middle_f32", "distill_top_middle_bf16"], TOP_PARAMETERS);
 const GENERAL_PARAMETERS: &str = "pppppplllliiffff";
 static DISTILL_GENERAL: [Kernel; 2] =
     both("general_distillation", ["distill_general_f32", "distill_general_bf16"], GENERAL_PARAMETERS);
 static SOFTCAP: [Kernel; 1] = [one("distillation", "softcap_f32", "plf")];
 
 #[cfg(test)]
-pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &DISTILL_TOP, &DISTILL_GENERAL, &SOFTCAP];
+pub(super) const ALL: &[&[Kernel]] = &[&DISTILL, &DISTILL_TOP, &DISTILL_TOP_MIDDLE, &DISTILL_GENERAL, &SOFTCAP];
 
 /// What a student learns: `(1 - ratio) · loss + ratio · divergence`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -98,7 +100,7 @@ impl Context {
     /// the student's logits are lost as well.
     ///
     /// # Panics
-    /// If shapes do not fit, and of a mixture that is not of divergences from each other at a temperature of 1.
+    /// If shapes do not fit, and of a mixture at another temperature than 1.
     pub fn distill_top<D: Element>(
         &self,
         (student, teacher): (ViewMut<'_, f32>, Top<'_>),
@@ -113,9 +115,10 @@ impl Context {
             && [known, teacher.log_probs.len()] == [rows * k; 2]
             && k <= cols;
         assert!(fits && scales.is_none_or(|scales| scales.len() == rows), "distill_top: shapes that do not fit");
-        assert!(mixture.is_plain(), "distill_top: a mixture that needs all logits");
+        assert!(mixture.temperature == 1.0, "distill_top: a mixture that needs all logits");
+        let kernels = if mixture.from_middle { &DISTILL_TOP_MIDDLE } else { &DISTILL_TOP };
         let (own, threads) = (self.buffer::<f32>(known), threads(cols));
-        Launch::new(self, &DISTILL_TOP[D::INDEX])
+        Launch::new(self, &kernels[D::INDEX])
             .pointer(losses.address())
             .pointer(divergences.address())
             .pointer(student.address)

@@ -13,6 +13,7 @@ mod dequantize;
 mod distillation;
 mod dropout;
 mod experts;
+mod fake_quant;
 mod gate;
 mod loss;
 mod norm;
@@ -29,6 +30,7 @@ pub use columns::Adapted;
 pub use dequantize::{Beside, BlockFormat, BlockRows, Blocks, panels};
 pub use distillation::{Distillation, Top};
 pub use dropout::Dropout;
+pub use fake_quant::{FileFormat, Levels};
 pub use gate::Activation;
 pub use loss::TokenLoss;
 pub use norm::Norm;
@@ -70,6 +72,7 @@ mod tests {
             distillation::ALL,
             dropout::ALL,
             experts::ALL,
+            fake_quant::ALL,
             gate::ALL,
             loss::ALL,
             norm::ALL,

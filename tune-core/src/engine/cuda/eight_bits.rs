@@ -29,10 +29,14 @@ impl BlocksOnCard {
         self.codes.len()
     }
 
-    /// Codes and scales, when all work so far is done.
-    pub(crate) fn read(&self) -> Result<(Vec<u8>, Vec<f32>)> {
-        let context = &self.card.context;
-        Ok((context.download(&self.codes).map_err(of_card)?, context.download(&self.scales).map_err(of_card)?))
+    /// The codes, when all work so far is done.
+    pub(crate) fn codes(&self) -> Result<Vec<u8>> {
+        self.card.context.download(&self.codes).map_err(of_card)
+    }
+
+    /// The scales, when all work so far is done.
+    pub(crate) fn scales(&self) -> Result<Vec<f32>> {
+        self.card.context.download(&self.scales).map_err(of_card)
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
 pub(crate) use trained::{Factor, Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
-use weights::{Param, is_in_blocks};
+use weights::{Param, fake_levels, is_in_blocks};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
@@ -31,7 +31,7 @@ use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, FakeQuantizer, Gathered, Magnitude, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
 use crate::{Error, Later, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
@@ -375,20 +375,27 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().dropped(view(x), dropout, rows.as_ref(), Onto::Nothing, y.view_mut(x.cols));
     }
 
-    fn rounded(&self, _: &Param<T>, _: (usize, usize), _: Levels) -> Result<Param<T>> {
-        Err(FakeQuantizer::not_on_a_card())
+    fn rounded(&self, weight: &Param<T>, (rows, cols): (usize, usize), levels: Levels) -> Result<Param<T>> {
+        let Some(levels) = fake_levels(levels) else {
+            return Ok(Param::Numbers(Arc::clone(weight.shared())));
+        };
+        let mut rounded = self.context().buffer(rows * cols);
+        self.context().round_weight(levels, weight.numbers(), &mut rounded);
+        Ok(Param::Numbers(Arc::new(rounded)))
     }
 
-    fn rounded_back(&self, _: &Param<T>, _: Levels, _: &mut Buffer<f32>) {
-        unreachable!("no weight is rounded on a card")
+    fn rounded_back(&self, weight: &Param<T>, levels: Levels, g: &mut Buffer<f32>) {
+        if let Some(levels) = fake_levels(levels) {
+            self.context().round_weight_back(levels, weight.numbers(), g);
+        }
     }
 
-    fn round_tokens(&self, _: Part<'_, Buffer<T>>, _: PartMut<'_, Buffer<T>>) {
-        unreachable!("no weight is rounded on a card")
+    fn round_tokens(&self, x: Part<'_, Buffer<T>>, y: PartMut<'_, Buffer<T>>) {
+        self.context().round_rows(view(x), view_mut(y));
     }
 
-    fn round_tokens_back(&self, _: Part<'_, Buffer<T>>, _: Option<Part<'_, Buffer<T>>>, _: PartMut<'_, Buffer<T>>) {
-        unreachable!("no weight is rounded on a card")
+    fn round_tokens_back(&self, x: Part<'_, Buffer<T>>, onto: Option<Part<'_, Buffer<T>>>, g: PartMut<'_, Buffer<T>>) {
+        self.context().round_rows_back(view(x), onto.map(view), view_mut(g));
     }
 
     fn attend(

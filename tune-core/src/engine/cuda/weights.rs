@@ -4,13 +4,15 @@ use std::any::Any;
 use std::sync::Arc;
 
 use candle_core::{Tensor, TensorId};
-use tune_cuda::{Beside, BlockFormat, Blocks, Buffer, Onto, ViewMut};
+use tune_cuda::{Beside, BlockFormat, Blocks, Buffer, FileFormat, Onto, ViewMut};
 
 use super::card::{Card, lock};
 use super::{Cuda, Number, scale, view};
 use crate::Result;
+use crate::checkpoint::gguf::TensorFormat;
 use crate::engine::backend::{Reads, Term};
 use crate::engine::cpu::Cpu;
+use crate::kernels::fake_quant::Levels;
 use crate::kernels::quantized::QuantizedId;
 use crate::kernels::{Format, Quantized};
 use crate::models::EmbeddingSpec;
@@ -31,6 +33,14 @@ impl<T> Param<T> {
     /// # Panics
     /// If it is in blocks.
     pub(super) fn numbers(&self) -> &Buffer<T> {
+        self.shared()
+    }
+
+    /// The same, to be kept.
+    ///
+    /// # Panics
+    /// As above.
+    pub(super) fn shared(&self) -> &Arc<Buffer<T>> {
         match self {
             Self::Numbers(numbers) => numbers,
             Self::Blocks(_) => unreachable!("frozen matrices alone are in blocks"),
@@ -88,6 +98,26 @@ fn format(format: Format) -> BlockFormat {
         Format::Q6K => BlockFormat::Q6K,
         Format::Nf4 => BlockFormat::Nf4,
     }
+}
+
+/// The levels that a weight is rounded to; `None` where a file stores numbers as they are.
+pub(super) fn fake_levels(levels: Levels) -> Option<tune_cuda::Levels> {
+    let format = match levels {
+        Levels::Int4 { group } => return Some(tune_cuda::Levels::Int4 { group }),
+        Levels::Int4Affine { group } => return Some(tune_cuda::Levels::Int4Affine { group }),
+        Levels::Blocks(TensorFormat::F32) => return None,
+        Levels::Blocks(TensorFormat::F16) => FileFormat::F16,
+        Levels::Blocks(TensorFormat::Bf16) => FileFormat::Bf16,
+        Levels::Blocks(TensorFormat::Q4_0) => FileFormat::Q4_0,
+        Levels::Blocks(TensorFormat::Q4_1) => FileFormat::Q4_1,
+        Levels::Blocks(TensorFormat::Q5_0) => FileFormat::Q5_0,
+        Levels::Blocks(TensorFormat::Q5_1) => FileFormat::Q5_1,
+        Levels::Blocks(TensorFormat::Q8_0) => FileFormat::Q8_0,
+        Levels::Blocks(TensorFormat::Q4K) => FileFormat::Q4K,
+        Levels::Blocks(TensorFormat::Q5K) => FileFormat::Q5K,
+        Levels::Blocks(TensorFormat::Q6K) => FileFormat::Q6K,
+    };
+    Some(tune_cuda::Levels::File(format))
 }
 
 /// Whether the weight of a product is in blocks.

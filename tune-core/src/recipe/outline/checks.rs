@@ -10,7 +10,7 @@ use crate::device::Compute;
 use crate::distributed::{Layout, Mesh};
 use crate::memory_plan::{Asked, Drawing, Processes};
 use crate::methods::{UpdateKeys, prompts};
-use crate::models::{FakeQuantizer, Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
+use crate::models::{Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
 use crate::tokenizer::{Tokenizer, listed};
@@ -135,17 +135,6 @@ impl Outline {
                 "model.{key} cannot be trained {place} that scores sequences, for now: {way}"
             ))),
             None => Ok(()),
-        }
-    }
-
-    /// Refuses what fake quantization is not computed by.
-    ///
-    /// # Errors
-    /// A card.
-    pub(crate) fn check_where_fake(&self, device: &Compute) -> Result<()> {
-        match (self.fake_quantizer, device) {
-            (Some(_), Compute::Card(_)) => Err(FakeQuantizer::not_on_a_card()),
-            _ => Ok(()),
         }
     }
 

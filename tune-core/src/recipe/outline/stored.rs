@@ -11,8 +11,7 @@ use crate::artifact::Aside;
 use crate::checkpoint::merge::{Merged, Part};
 use crate::checkpoint::{Checkpoint, CheckpointConfig};
 use crate::data::Loader;
-use crate::device::Compute;
-use crate::methods::{Header, Mixture, TeacherFiles};
+use crate::methods::{Header, TeacherFiles};
 use crate::models::ModelSpec;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -35,8 +34,6 @@ pub struct StoredTeacher {
     pub config: TeacherLogitsConfig,
     /// The teacher, if the config says which.
     pub teacher: Option<CheckpointConfig>,
-    /// What is learnt from it.
-    pub mixture: Mixture,
 }
 
 impl StoredTeacher {
@@ -50,17 +47,6 @@ impl StoredTeacher {
 const TEMPLATE: &str = "the chat template";
 
 impl Outline {
-    /// Refuses what the device does not compute of stored logits.
-    ///
-    /// # Errors
-    /// On a card: the generalized Jensen-Shannon divergence.
-    pub(crate) fn check_stored_teacher(&self, device: &Compute) -> Result<()> {
-        match (&self.teacher_logits, device) {
-            (Some(stored), Compute::Card(_)) => stored.mixture.check_stored_on_card(),
-            _ => Ok(()),
-        }
-    }
-
     /// A folder with what the teacher says of the training data, where there is one; its checksums are not looked at.
     ///
     /// # Errors

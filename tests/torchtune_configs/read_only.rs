@@ -176,7 +176,11 @@ fn what_the_config_of_quantization_says_is_meant() {
         let quantizer = format!("quantizer={{_component_: {of}{theirs}, groupsize: 128}}");
         let shown = succeed("quantize", &["--config", &path, &quantizer, "--print-config"]);
         assert!(text(&shown.stdout).contains(&format!("  format: {format}")), "{theirs}: {}", text(&shown.stdout));
-        assert!(text(&shown.stderr).contains("is taken as `gguf`"), "{theirs}: {}", text(&shown.stderr));
+        let validated = succeed("quantize", &["--config", &path, &quantizer, "--validate"]);
+        let said = text(&validated.stdout) + &text(&validated.stderr);
+        let (is_taken, is_other) =
+            (said.contains("is taken as `gguf`"), said.contains("training rounded to other levels"));
+        assert!(is_taken && is_other == theirs.contains("QAT"), "{theirs}: {said}");
     }
     for other in [&format!("{of}Int8WeightOnlyQuantizer"), "torchao.quantization.Int8WeightOnlyConfig"] {
         let quantizer = format!("quantizer={other}");

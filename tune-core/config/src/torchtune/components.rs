@@ -99,23 +99,18 @@ const MLFLOW: &[KeyRule] = &[only(
 const IN_BLOCKS: &str = "a GGUF file has a scale for each 32 numbers, and says how they are laid out";
 const AS_Q4_0: &str = "a GGUF file of 4 bits with a scale for each 32 numbers; what layers are given is not rounded, and the embedding table \
                        and the output layer are quantized, too";
+const AS_Q4_0_NOW: &str = "a GGUF file of 4 bits with a scale for each 32 numbers; training rounded to other levels, and with `quantizer: gguf` it \
+                           would have been to these";
 const AS_Q4_K_M: &str = "a GGUF file of 4 bits with a scale and an offset for each 32 numbers, some tensors in 6 bits; the embedding table and \
                          the output layer are quantized, too";
-
+const AS_Q4_K_M_NOW: &str = "a GGUF file of 4 bits with a scale and an offset for each 32 numbers; training rounded to other levels, and with \
+                             `quantizer: gguf` it would have been to these";
 const Q4_0: &[TheirDefault] = &[TheirDefault::new("format", "q4_0")];
 const Q4_K_M: &[TheirDefault] = &[TheirDefault::new("format", "q4_k_m")];
 
 /// torchao's levels, which the levels of a file that llama.cpp reads stand for.
 const fn quantizer(path: &'static str, loses: &'static str, format: &'static [TheirDefault]) -> Taken {
     Taken::new(path, "gguf").loses(loses).rest(IN_BLOCKS).defaults(format)
-}
-
-const fn symmetric(path: &'static str) -> Taken {
-    quantizer(path, AS_Q4_0, Q4_0)
-}
-
-const fn with_offsets(path: &'static str) -> Taken {
-    quantizer(path, AS_Q4_K_M, Q4_K_M)
 }
 
 /// torchtune's name of the project.
@@ -199,12 +194,12 @@ pub(super) const TAKEN: &[Taken] = &[
     ),
     Taken::new("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap", "int4_weight_only"),
     // What is quantized, after training for it or without.
-    symmetric("torchtune.training.quantization.Int8DynActInt4WeightQuantizer"),
-    symmetric("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizer"),
-    symmetric("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizerModuleSwap"),
-    with_offsets("torchtune.training.quantization.Int4WeightOnlyQuantizer"),
-    with_offsets("torchtune.training.quantization.Int4WeightOnlyQATQuantizer"),
-    with_offsets("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap"),
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQuantizer", AS_Q4_0, Q4_0),
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizer", AS_Q4_0_NOW, Q4_0),
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizerModuleSwap", AS_Q4_0_NOW, Q4_0),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQuantizer", AS_Q4_K_M, Q4_K_M),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQATQuantizer", AS_Q4_K_M_NOW, Q4_K_M),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap", AS_Q4_K_M_NOW, Q4_K_M),
     // As they were called before version 0.4.
     Taken::new("torchtune.utils.metric_logging.DiskLogger", "jsonl"),
     Taken::new("torchtune.utils.metric_logging.TensorBoardLogger", "tensorboard"),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use runs::{files, newest, root, succeed, text};
+use runs::{fail, files, newest, root, succeed, text};
 use serde_json::Value;
 
 fn tune(args: &[&str]) -> Command {
@@ -147,6 +147,52 @@ fn files_for_llama_cpp_come_with_a_modelfile_and_a_receipt() {
     ] {
         let said = failed(&args);
         assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing was written");
+}
+
+/// The recipe `quantize` writes what `tune quantize` writes, and says as much.
+#[test]
+fn the_recipe_quantizes_as_the_command_does() {
+    let (run, _) = trained();
+    let (dir, other) = (place(), place());
+    let file = |name: &str| other.path().join(name).display().to_string();
+    let output_dir = format!("output_dir={}", dir.path().display());
+    let config = ["--config", "configs/quantize/tiny.yaml", &output_dir, "importance_chunks=4"];
+    let with = |more: &[&str]| text(&succeed("quantize", &[&config[..], more].concat()).stdout);
+
+    let said = with(&["dry_run=true"]);
+    assert!(said.contains("columns   at most 4 chunks of recipes/tiny/data/documents.jsonl"), "{said}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
+    snapshot("quantize_recipe", dir.path(), &without_numbers(&with(&[])));
+    let made = dir.path().join("model-q4_0.gguf");
+    let data = ["--importance", "recipes/tiny/data/documents.jsonl", "--importance-chunks", "4"];
+    let quantize = ["quantize", "recipes/tiny/model", "--type", "q4_0", "--to", &file("model-q4_0.gguf")];
+    succeeded(&[&quantize[..], &data].concat());
+    for name in ["model-q4_0.gguf", "model-q4_0.imatrix.gguf", "model-q4_0.Modelfile"] {
+        assert!(fs::read(dir.path().join(name)).unwrap() == fs::read(other.path().join(name)).unwrap(), "{name}");
+    }
+    succeeded(&["verify", &made.display().to_string()]);
+    let asked = format!("checkpoint_dir={}", made.display());
+    succeed("generate", &[&asked, "prompt=The word", "max_new_tokens=4", "temperature=0"]);
+
+    // A run is its newest checkpoint, merged.
+    let (of_run, name) = (format!("checkpoint_dir={}", run.path().display()), "name=merged");
+    with(&[&of_run, "~importance", "~importance_chunks", "quantizer.format=q8_0", name]);
+    succeeded(&["quantize", &run.path().display().to_string(), "--type", "q8_0", "--to", &file("merged.gguf")]);
+    assert!(fs::read(dir.path().join("merged.gguf")).unwrap() == fs::read(file("merged.gguf")).unwrap());
+
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    for (more, expected) in [
+        (&[][..], "is there already, and nothing is written over"),
+        (&["name=a/b"], "`a/b` is no file's name; output_dir says which folder it is in"),
+        (&["name=b", "~importance"], "importance_chunks says how much of `importance` is read"),
+        (&["name=b", "quantizer.format=q8_0"], "makes no difference to a file of q8_0: choose one of q4_0, q4_k_m"),
+        (&["name=b", "prompts=/no/such"], "/no/such"),
+        (&["checkpoint_dir=/no/such"], "/no/such: does not exist"),
+    ] {
+        let said = fail("quantize", &[&config[..], more].concat());
+        assert!(said.contains(expected), "{more:?}: {said}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing was written");
 }
@@ -354,11 +400,11 @@ fn prompts_of_a_file_are_answered_in_lines() {
     assert_eq!(together, ask(&[&prompts, "batch_size=1"]));
     let alone = ask(&["prompt=Write d-o-g backwards."]);
     assert_eq!(answers[1]["answer"], alone.trim_end_matches('\n'));
-    let said = runs::fail("generate", &[common[0], &prompts, "prompt=both"]);
+    let said = fail("generate", &[common[0], &prompts, "prompt=both"]);
     assert!(said.contains("prompt and prompts are set"), "{said}");
     fs::write(&file, "fine\n{\"prompt\": 3}\n").unwrap();
-    let said = runs::fail("generate", &[common[0], &prompts]);
+    let said = fail("generate", &[common[0], &prompts]);
     assert!(said.contains("prompts.jsonl:2: `prompt` (a text) or `messages` was expected"), "{said}");
-    let said = runs::fail("generate", &[common[0]]);
+    let said = fail("generate", &[common[0]]);
     assert!(said.contains("there is nothing to answer"), "{said}");
 }

@@ -94,7 +94,7 @@ fn every_kind_of_reference_gives_the_same_run() {
 /// what is another run's.
 #[test]
 fn a_run_that_is_resumed_does_not_ask_its_reference_again() {
-    const ASKS: &str = "Asking the reference model about all answers";
+    const ASKS: &str = "Asking the reference model about the answers";
     let folder = tempfile::tempdir().unwrap();
     let go = |name: &str, extra: &[&str]| {
         let output = format!("output_dir={}", folder.path().join(name).display());
@@ -132,6 +132,31 @@ fn a_run_that_is_resumed_does_not_ask_its_reference_again() {
         assert!(files(&newest(&dir)) == whole, "{asks:?}");
         assert!(fs::read(&kept).unwrap() == bytes, "{asks:?}");
     }
+    // Where it cannot be written, the run goes on without.
+    let back = || fs::remove_dir_all(newest(&dir)).unwrap();
+    back();
+    fs::remove_file(&kept).unwrap();
+    fs::create_dir_all(kept.join("in the way")).unwrap();
+    let told = go("whole", &["resume_from_checkpoint=true"]);
+    assert!(told.contains("a run that is resumed here will ask the reference model again"), "{told}");
+    assert!(files(&newest(&dir)) == whole);
+    let left = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.contains("partial")).count(), 0);
+    fs::remove_dir_all(&kept).unwrap();
+    fs::write(&kept, &bytes).unwrap();
+
+    // Of other validation data it is asked about what is new, and what it says is what it says where it is asked about all.
+    back();
+    let validated = "dataset_val.split=train[80%:]";
+    let told = go("whole", &["resume_from_checkpoint=true", validated]);
+    assert!(told.contains("samples is kept: it is not asked about these") && told.contains(ASKS), "{told}");
+    assert!(!go("otherwise", &[validated]).contains("is kept"));
+    let last = |name: &str| logged(&folder.path().join(name)).1.pop().unwrap();
+    for key in ["val_loss", "val_kl", "val_rewards/margins"] {
+        assert_eq!(last("whole")[key], last("otherwise")[key], "{key}");
+    }
+    assert!(last("whole")["val_kl"].is_f64() && fs::read(&kept).unwrap() != bytes);
+
     // A new run in the folder begins without.
     go("whole", &["overwrite=true", "reference=each_step"]);
     assert!(!kept.exists());

@@ -122,7 +122,7 @@ fn a_run_that_is_resumed_does_not_ask_its_reference_again() {
             let rest = ["lr_scheduler.num_warmup_steps=1"];
             text(&succeed("dpo", &[&keys[..], &rest, extra, start].concat()).stderr)
         };
-        let asks = "Asking the reference model about all pairs";
+        let asks = "Asking the reference model about the pairs";
         assert!(go(&[]).contains(asks));
         let whole = files(&newest(&dir));
         // Back to the end of the first epoch.

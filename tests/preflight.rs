@@ -197,6 +197,11 @@ fn a_sound_run_that_scores() {
 }
 
 #[test]
+fn a_sound_run_that_rounds() {
+    sound_run("qat");
+}
+
+#[test]
 fn a_sound_run_from_nothing() {
     sound_run("pretrain");
 }

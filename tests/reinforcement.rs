@@ -27,18 +27,21 @@ fn short(folder: &Path, name: &str, extra: &[&str]) -> Vec<Value> {
     log(&dir)
 }
 
-/// The shipped config from its beginning to its end: the rewards of the likeliest answers to words that are not trained on.
+/// The shipped config from its beginning to its end, from three seeds: the rewards of the likeliest answers to words that are not trained on.
 #[test]
-#[ignore = "takes a minute or two; CI runs it"]
+#[ignore = "takes some minutes; CI runs it"]
 fn a_model_learns_to_say_words_backwards() {
     let folder = tempfile::tempdir().unwrap();
-    let output = format!("output_dir={}", folder.path().display());
-    succeed("grpo", &["--config", CONFIG, &output]);
-    let records = log(folder.path());
-    let (drawn, asked) = (numbers(&records, "reward"), numbers(&records, "val_reward"));
-    let (before, after) = (asked[0], asked[asked.len() - 1]);
-    println!("rewards of drawn answers {drawn:.2?}; asked, {before:.3} before and {after:.3} after");
-    assert!(before < 0.2 && after > 0.8, "{before} {after}");
+    for seed in ["1", "2", "3"] {
+        let dir = folder.path().join(seed);
+        let (output, seed_key) = (format!("output_dir={}", dir.display()), format!("seed={seed}"));
+        succeed("grpo", &["--config", CONFIG, &output, &seed_key]);
+        let records = log(&dir);
+        let (drawn, asked) = (numbers(&records, "reward"), numbers(&records, "val_reward"));
+        let (before, after) = (asked[0], asked[asked.len() - 1]);
+        println!("seed {seed}: rewards of drawn answers {drawn:.2?}; asked, {before:.3} before and {after:.3} after");
+        assert!(before < 0.2 && after > 0.8, "seed {seed}: {before} {after}");
+    }
 }
 
 #[test]

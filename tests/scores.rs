@@ -24,8 +24,21 @@ use tune_core::tokenizer::TokenizerFiles;
 /// The head of the fixtures, and the token that fills their rows up.
 const SCORES: usize = 3;
 const PAD: u32 = 5;
-const FAMILIES: [&str; 9] =
-    ["gemma", "gemma2", "llama_biases", "llama_tied", "mistral", "phi3_longrope", "qwen2_windows", "qwen3", "smollm3"];
+/// Every family that there is.
+const FAMILIES: [&str; 12] = [
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama_biases",
+    "llama_tied",
+    "mistral",
+    "olmo2",
+    "phi3_longrope",
+    "qwen2_windows",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+];
 
 /// A family with the head and the batch that `generate.py` made.
 struct Case {

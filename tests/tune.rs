@@ -119,7 +119,8 @@ fn mistakes_are_told_with_what_is_nearest() {
     let (_, error) = fail(&mut tune(folder.path(), &["cat", "xyz"]));
     assert!(
         error.contains(
-            "there are distill, dpo, eleuther_eval, full, generate, grpo, kto, lora, ppo, pretrain, qat, reward, "
+            "there are distill, dpo, eleuther_eval, full, generate, grpo, kto, lora, ppo, pretrain, qat, quantize, \
+             reward, "
         ),
         "{error}"
     );

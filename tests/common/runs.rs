@@ -25,6 +25,7 @@ pub fn recipe(name: &str, args: &[&str]) -> Command {
         "ppo" => env!("CARGO_BIN_EXE_ppo"),
         "reward" => env!("CARGO_BIN_EXE_reward"),
         "qat" => env!("CARGO_BIN_EXE_qat"),
+        "quantize" => env!("CARGO_BIN_EXE_quantize"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         "eleuther_eval" => env!("CARGO_BIN_EXE_eleuther_eval"),
         other => panic!("there is no recipe {other}"),

@@ -103,7 +103,7 @@ impl Recipe for LabelOptimization {
         // What the reference model said before the first step, where a run is resumed.
         let kept = opened.kept_answers()?;
         if cfg.reference == ReferenceChoice::Precomputed && kept.is_none() {
-            opened.note("Asking the reference model about all answers");
+            opened.note("Asking the reference model about the answers");
         }
         let start = opened.adapter_to_go_on_from();
         let adapters = cfg.model.adapters(opened.seed)?.map(|lora| opened.with_token_ids(lora));
@@ -140,7 +140,7 @@ impl Recipe for LabelOptimization {
         let mut optimizer = cfg.optimizer.build_for_adapters(cfg.loraplus_lr_ratio);
 
         // Everything is known to be sound: only now is anything written.
-        let run = opened.begin("Kahneman-Tversky optimization", &model, optimizer.as_mut())?;
+        let mut run = opened.begin("Kahneman-Tversky optimization", &model, optimizer.as_mut())?;
         run.keep_answers(&reference)?;
         let schedule = cfg.lr_scheduler.build();
         Ok(Self { run, model, adapters, reference, optimizer, schedule, cfg })

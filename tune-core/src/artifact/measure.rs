@@ -1,6 +1,9 @@
 //! How far two models are from each other in what they say.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use tune_config::files;
 
 use crate::data::{Batch, IGNORE, Span};
 use crate::models::Decoder;
@@ -18,6 +21,9 @@ const HELD_OUT: [&str; 8] = [
     "Summarize in one sentence why the sky is blue.",
     "Liste trois fruits qui commencent par la lettre p.",
 ];
+
+/// No file of prompts is longer.
+const LARGEST: u64 = 16 << 20;
 
 /// Positions at the end of a prompt at which logits are compared.
 const LAST: usize = 24;
@@ -51,6 +57,21 @@ impl Prompts {
         match prompts.is_empty() {
             true => Err(Error::setup("there are no prompts to compare the models on")),
             false => Ok(Self(prompts)),
+        }
+    }
+
+    /// Those of a file, a line each; the held-out questions where there is none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no text or holds no prompt; as [`Prompts::held_out`].
+    pub fn read(file: Option<&Path>, tokenizer: &Tokenizer, longest: usize) -> Result<Self> {
+        let Some(file) = file else { return Self::held_out(tokenizer, longest) };
+        let bytes = files::read(file, LARGEST).map_err(Error::io("read", file))?;
+        let text = String::from_utf8(bytes).map_err(|_| Error::file(file, "is not UTF-8 text"))?;
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        match lines.is_empty() {
+            true => Err(Error::file(file, "holds no prompt; a line each was expected")),
+            false => Self::of(&lines, tokenizer, longest),
         }
     }
 

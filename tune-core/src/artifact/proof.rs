@@ -101,6 +101,20 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Nothing where there are no faults.
+    ///
+    /// # Errors
+    /// All of them, in one text.
+    pub fn sound(&self) -> Result<()> {
+        match self.faults.is_empty() {
+            true => Ok(()),
+            false => Err(Error::setup(format!(
+                "what was written is not what was trained, and was removed:\n  {}",
+                self.faults.join("\n  ")
+            ))),
+        }
+    }
+
     /// The numbers in words, a line each.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

@@ -69,7 +69,7 @@ impl KeptAnswers {
         let inputs = serde_json::to_vec(&self.inputs).map_err(|e| Error::Other(Box::new(e)))?;
         let sum = [crc32c(&keys, &log_probs, &inputs)];
         let of = |name, dtype, len, bytes| Raw { name, dtype, shape: vec![len], bytes };
-        safetensors::write_raw(
+        let written = safetensors::write_raw(
             &aside,
             &[
                 of("sample", "U64", keys.len(), bytemuck::cast_slice(&keys)),
@@ -77,8 +77,13 @@ impl KeptAnswers {
                 of("crc32c", "U32", 1, bytemuck::cast_slice(&sum)),
                 of("inputs", "U8", inputs.len(), &inputs),
             ],
-        )?;
-        fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
+        );
+        let named = written.and_then(|()| fs::rename(&aside, &path).map_err(Error::io("rename", &aside)));
+        if named.is_err() {
+            // What stays is written over by the next attempt.
+            let _ = fs::remove_file(&aside);
+        }
+        named?;
         sync_dir(output_dir)
     }
 

@@ -27,6 +27,15 @@ pub struct Part {
     pub weight: f64,
 }
 
+impl Part {
+    /// Where it is, and how much of it is taken where that is not all.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let times = if self.weight == 1.0 { String::new() } else { format!(", times {}", self.weight) };
+        format!("{}{times}", self.dir.display())
+    }
+}
+
 /// A base model with adapters that are merged into it as its weights are asked for.
 #[derive(Debug)]
 pub struct Merged {

@@ -28,6 +28,7 @@ pub use ppo::{AdvantageKeys, Clipped, PpoLoss, UpdateKeys};
 pub use preference::{
     DpoLoss, HingeLoss, IpoLoss, KtoLoss, OrpoLoss, Pair, PairLoss, PreferenceLoss, Seen, SimPoLoss, objective, pairs,
 };
+pub(crate) use reference::said_in;
 pub use reference::{Questions, Reference, ReferenceChoice};
 pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig};
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts, texts};

@@ -35,48 +35,18 @@ pub enum Reference {
 }
 
 impl Reference {
-    /// Asks a model about all samples. Waits until all data is tokenized. Of a model that is divided among processes, each asks about its
-    /// share of the batches, and all know all answers.
+    /// Asks a model about all samples, but for those of which it is [known](Questions::but_for) what it said. Waits until all data is
+    /// tokenized. Of a model that is divided among processes, each asks about its share of the batches, and all know all answers.
     ///
     /// # Errors
     /// As [`engine::log_probs`], and a record that cannot be tokenized.
     pub fn ask(model: &Decoder, questions: &Questions<'_>) -> Result<Self> {
-        let mut asked = Asked { model, known: HashSet::new(), said: Vec::new() };
+        let kept = questions.kept.into_iter().flatten();
+        let mut asked = Asked { model, known: kept.clone().map(|(sample, _)| *sample).collect(), said: Vec::new() };
         questions.each_source(&mut |batches| asked.about(batches).map(|()| true))?;
-        Self::said(model.mesh().all(), asked.said)
-    }
-
-    /// What the processes of a group know together, samples by their keys.
-    ///
-    /// # Errors
-    /// As [`Group::gathered`].
-    pub(crate) fn said(group: &Group, mine: Vec<(u64, f64)>) -> Result<Self> {
-        let mine = mine.into_iter().map(|(sample, said)| [sample, said.to_bits()]).collect();
-        let all: Vec<[u64; 2]> = group.gathered("what the reference model says", mine)?;
-        Ok(Self::Said(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect()))
-    }
-
-    /// Whether a model was asked about all of these samples before the first step.
-    ///
-    /// # Errors
-    /// A record that cannot be tokenized.
-    pub(crate) fn knows(&self, questions: &Questions<'_>) -> Result<bool> {
-        let said = match self {
-            Self::Said(said) if !said.is_empty() => said,
-            _ => return Ok(false),
-        };
-        let mut knows = true;
-        questions.each_source(&mut |batches| {
-            for batch in batches {
-                let batch = batch?;
-                knows = batch.spans.iter().all(|span| said.contains_key(&key(&batch, span)));
-                if !knows {
-                    break;
-                }
-            }
-            Ok(knows)
-        })?;
-        Ok(knows)
+        let mut said = said_in(model.mesh().all(), asked.said)?;
+        said.extend(kept);
+        Ok(Self::Said(said))
     }
 
     /// Its log-probability of each of a batch's samples, a sum over trained tokens, in the order of the spans; nothing where
@@ -100,11 +70,23 @@ impl Reference {
     }
 }
 
+/// What the processes of a group know together, samples by their keys.
+///
+/// # Errors
+/// As [`Group::gathered`].
+pub(crate) fn said_in(group: &Group, mine: Vec<(u64, f64)>) -> Result<BTreeMap<u64, f64>> {
+    let mine = mine.into_iter().map(|(sample, said)| [sample, said.to_bits()]).collect();
+    let all: Vec<[u64; 2]> = group.gathered("what the reference model says", mine)?;
+    Ok(all.into_iter().map(|[sample, said]| (sample, f64::from_bits(said))).collect())
+}
+
 /// The samples that a reference model is asked about before the first step.
 #[derive(Clone, Copy)]
 pub struct Questions<'a> {
     train: &'a Loader,
     validation: Option<&'a Loader>,
+    /// What it said of some of them already.
+    kept: Option<&'a BTreeMap<u64, f64>>,
     mismatched: Option<Mismatched>,
 }
 
@@ -122,7 +104,33 @@ type See<'s> = &'s mut dyn FnMut(&mut dyn Iterator<Item = Result<Batch>>) -> Res
 impl<'a> Questions<'a> {
     /// All samples of some data.
     pub fn about(train: &'a Loader, validation: Option<&'a Loader>) -> Self {
-        Self { train, validation, mismatched: None }
+        Self { train, validation, kept: None, mismatched: None }
+    }
+
+    /// Without those that are among these samples, by their keys: what the model said of them is known, the same in all processes.
+    #[must_use]
+    pub fn but_for(self, kept: &'a BTreeMap<u64, f64>) -> Self {
+        Self { kept: Some(kept), ..self }
+    }
+
+    /// Whether it is known of all of them what the model said.
+    ///
+    /// # Errors
+    /// A record that cannot be tokenized.
+    pub(crate) fn are_answered(&self) -> Result<bool> {
+        let Some(said) = self.kept.filter(|said| !said.is_empty()) else { return Ok(false) };
+        let mut knows = true;
+        self.each_source(&mut |batches| {
+            for batch in batches {
+                let batch = batch?;
+                knows = batch.spans.iter().all(|span| said.contains_key(&key(&batch, span)));
+                if !knows {
+                    break;
+                }
+            }
+            Ok(knows)
+        })?;
+        Ok(knows)
     }
 
     /// With those that a loss needs which asks how far a model has moved: the [`mismatched`] answers, cut to `max_seq_len` tokens, of the

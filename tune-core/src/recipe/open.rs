@@ -1,6 +1,7 @@
 //! A run before it begins: everything is opened and checked, and nothing is written.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Opened {
     pub validation_data: Option<Loader>,
     /// Who trains together, and who divides the model with whom.
     pub mesh: Mesh,
+    /// What a reference model said of some samples before the run that is resumed, see [`Opened::kept_answers`].
+    pub(super) kept_answers: BTreeMap<u64, f64>,
     /// The base with the adapters that the run stands on, if it stands on any.
     below: Option<Merged>,
     pub(super) state: Option<TrainingState>,
@@ -150,6 +153,7 @@ impl Outline {
             exact_match,
             evaluation,
             summaries,
+            kept_answers: BTreeMap::new(),
         })
     }
 

@@ -51,6 +51,7 @@ pub(crate) const RECIPES: &[Recipe] = shipped! {
     ppo: smollm2_135m, tiny;
     pretrain: make_tiny, smollm2_135m, tiny;
     qat: lora_smollm2_135m, smollm2_135m, tiny;
+    quantize: quantization, tiny;
     reward: classifier_smollm2_135m, smollm2_135m, tiny, tiny_classifier;
 };
 

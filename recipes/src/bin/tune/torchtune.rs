@@ -26,7 +26,7 @@ const RECIPES: &[(&str, Result<&str, &str>)] = &[
     ("qat_single_device", Ok("qat")),
     ("qat_distributed", Ok("qat")),
     ("qat_lora_finetune_distributed", Ok("qat")),
-    ("quantize", Err("quantization by torchao, and `tune quantize` writes GGUF files of few bits")),
+    ("quantize", Ok("quantize")),
 ];
 
 /// The hint for a name that is torchtune's recipe; `args` are what the recipe would be told, and `options` what `tune run` is.

@@ -96,6 +96,23 @@ const MLFLOW: &[KeyRule] = &[only(
     "remove the key: a run that is resumed goes on in its own",
 )];
 
+const IN_BLOCKS: &str = "a GGUF file has a scale for each 32 numbers, and says how they are laid out";
+const AS_Q4_0: &str = "a GGUF file of 4 bits with a scale for each 32 numbers; what layers are given is not rounded, and the embedding table \
+                       and the output layer are quantized, too";
+const AS_Q4_0_NOW: &str = "a GGUF file of 4 bits with a scale for each 32 numbers; training rounded to other levels, and with `quantizer: gguf` it \
+                           would have been to these";
+const AS_Q4_K_M: &str = "a GGUF file of 4 bits with a scale and an offset for each 32 numbers, some tensors in 6 bits; the embedding table and \
+                         the output layer are quantized, too";
+const AS_Q4_K_M_NOW: &str = "a GGUF file of 4 bits with a scale and an offset for each 32 numbers; training rounded to other levels, and with \
+                             `quantizer: gguf` it would have been to these";
+const Q4_0: &[TheirDefault] = &[TheirDefault::new("format", "q4_0")];
+const Q4_K_M: &[TheirDefault] = &[TheirDefault::new("format", "q4_k_m")];
+
+/// torchao's levels, which the levels of a file that llama.cpp reads stand for.
+const fn quantizer(path: &'static str, loses: &'static str, format: &'static [TheirDefault]) -> Taken {
+    Taken::new(path, "gguf").loses(loses).rest(IN_BLOCKS).defaults(format)
+}
+
 /// torchtune's name of the project.
 const WANDB: &[TheirDefault] = &[TheirDefault::new("project", "torchtune")];
 
@@ -176,6 +193,13 @@ pub(super) const TAKEN: &[Taken] = &[
         "int8_dyn_act_int4_weight",
     ),
     Taken::new("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap", "int4_weight_only"),
+    // What is quantized, after training for it or without.
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQuantizer", AS_Q4_0, Q4_0),
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizer", AS_Q4_0_NOW, Q4_0),
+    quantizer("torchtune.training.quantization.Int8DynActInt4WeightQATQuantizerModuleSwap", AS_Q4_0_NOW, Q4_0),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQuantizer", AS_Q4_K_M, Q4_K_M),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQATQuantizer", AS_Q4_K_M_NOW, Q4_K_M),
+    quantizer("torchtune.training.quantization.Int4WeightOnlyQATQuantizerModuleSwap", AS_Q4_K_M_NOW, Q4_K_M),
     // As they were called before version 0.4.
     Taken::new("torchtune.utils.metric_logging.DiskLogger", "jsonl"),
     Taken::new("torchtune.utils.metric_logging.TensorBoardLogger", "tensorboard"),
@@ -192,6 +216,9 @@ const PREFERENCES: &str = "start the recipe `dpo`, or train on the preferred ans
 const STATE_OFF_CARD: &str = "optimizers whose state is moved between a card and the processor";
 const STATE_TO_DISK: &str =
     "set optimizer=adamw; on the processor, optimizer.offload_dir=FOLDER keeps its state in a file";
+
+const OTHER_QUANTIZERS: &str = "quantizers of torchao other than torchtune's Int8DynActInt4Weight and Int4WeightOnly";
+const OUR_QUANTIZER: &str = "set quantizer=gguf, and quantizer.format to a kind of GGUF file";
 
 pub(super) const REFUSED: &[Refused] = &[
     refused(
@@ -212,6 +239,9 @@ pub(super) const REFUSED: &[Refused] = &[
     refused("torchtune.datasets.multimodal.", "images", "use a dataset of text"),
     refused("torchao.optim.CPUOffloadOptimizer", STATE_OFF_CARD, STATE_TO_DISK),
     refused("torchao.prototype.low_bit_optim.CPUOffloadOptimizer", STATE_OFF_CARD, STATE_TO_DISK),
+    refused("torchao.quantization.", OTHER_QUANTIZERS, OUR_QUANTIZER),
+    refused("torchtune.training.quantization.", OTHER_QUANTIZERS, OUR_QUANTIZER),
+    refused("torchtune.utils.quantization.", OTHER_QUANTIZERS, OUR_QUANTIZER),
     refused("torchao.", "optimizers of torchao other than AdamW", "set optimizer=adamw"),
     refused("bitsandbytes.", "optimizers of bitsandbytes other than AdamW and Lion", "set optimizer=adamw"),
     refused(

@@ -30,7 +30,6 @@ const fn mark(key: &'static str, component: &'static str, purpose: &'static str,
 
 const START_DPO: &str = "start `dpo` with it";
 const START_DISTILL: &str = "start `distill` with it";
-const START_QAT: &str = "start `qat` with it";
 
 /// The key of knowledge distillation.
 pub(super) const TEACHER: &str = "teacher_model";
@@ -44,8 +43,8 @@ pub(super) const TASKS: &str = "tasks";
 /// The key of quantization, and of training for it.
 pub(super) const QUANTIZER: &str = "quantizer";
 
-/// What training for quantization is called.
-const QAT: &str = "quantization-aware training";
+/// What is in every file that trains.
+const OPTIMIZER: &str = "optimizer";
 
 const MARKS: &[Mark] = &[
     mark(TEACHER, "", "knowledge distillation", START_DISTILL),
@@ -54,9 +53,6 @@ const MARKS: &[Mark] = &[
     mark("loss", PREFERENCE_LOSSES, "DPO", START_DPO),
     mark(TASKS, "", "evaluation with EleutherAI's harness", "start `eleuther_eval` with it"),
     mark(PROMPT, "", "generation", "start `generate` with it"),
-    mark(QUANTIZER, "torchtune.training.quantization.Int8DynActInt4WeightQAT", QAT, START_QAT),
-    mark(QUANTIZER, "torchtune.training.quantization.Int4WeightOnlyQAT", QAT, START_QAT),
-    mark(QUANTIZER, "", "quantization", "`tune quantize` writes GGUF files of few bits"),
 ];
 
 const fn no_text(prefix: &'static str, what: &'static str) -> Refused {
@@ -81,7 +77,7 @@ pub(super) fn refusal(schema: &Schema, root: &Node) -> Option<Diagnostic> {
         _ => None,
     };
     let adapters = fields.find("model").and_then(trains_adapters);
-    purpose(root, fields).or_else(|| model(root, adapters?))
+    purpose(root, fields).or_else(|| quantizer(root, fields)).or_else(|| model(root, adapters?))
 }
 
 fn refused(at: &Node, message: String, label: String, help: impl Into<String>) -> Diagnostic {
@@ -95,8 +91,6 @@ fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
         let named = match mark.component {
             // A key that the recipe has says nothing.
             _ if fields.find(mark.key).is_some() || fields.find_ignored(mark.key).is_some() => None,
-            // What only reads a model was to quantize it meanwhile, see `keys`.
-            _ if mark.key == QUANTIZER && fields.find(FOLDER).is_some() => None,
             "" => Some(&entry.value),
             prefix => {
                 component(root, mark.key).filter(|node| node.as_str().is_some_and(|name| name.starts_with(prefix)))
@@ -105,6 +99,26 @@ fn purpose(root: &Node, fields: &Struct) -> Option<Diagnostic> {
         let message = format!("this config of torchtune's is for {}", mark.purpose);
         Some(refused(named, message, format!("`{}` says so", mark.key), mark.instead))
     })
+}
+
+/// The recipe of a file that names a quantizer.
+pub(super) fn recipe_of_quantizer(root: &Node) -> Option<&'static str> {
+    root.get(QUANTIZER).filter(|entry| !entry.value.is_null())?;
+    Some(if root.get(OPTIMIZER).is_some() { "qat" } else { "quantize" })
+}
+
+/// What a file with a quantizer is for, if it is for another recipe: training, or quantization alone. What only reads a model was to quantize
+/// it meanwhile, see `keys`.
+fn quantizer(root: &Node, fields: &Struct) -> Option<Diagnostic> {
+    let (recipe, entry) = (recipe_of_quantizer(root)?, root.get(QUANTIZER)?);
+    let reads_only = fields.find(FOLDER).is_some();
+    let purpose = match recipe {
+        "quantize" if !reads_only => "quantization",
+        "qat" if reads_only == fields.find(QUANTIZER).is_some() => "quantization-aware training",
+        _ => return None,
+    };
+    let message = format!("this config of torchtune's is for {purpose}");
+    Some(refused(&entry.value, message, "`quantizer` says so".to_owned(), format!("start `{recipe}` with it")))
 }
 
 /// The recipe of a model builder such as `llama3_2.lora_llama3_2_1b`.

@@ -1,4 +1,4 @@
-//! Configs of torchtune's that generate or evaluate: they name a model's parts, and some two sides of a prompt. Here a folder says what
+//! Configs of torchtune's that generate, evaluate or quantize: they name a model's parts, and some two sides of a prompt. Here a folder says what
 //! the model is.
 
 use tune_yaml::{Entry, Node, Span, Value};
@@ -16,6 +16,7 @@ pub(super) const PROMPT: &str = "prompt";
 const CHECKPOINTER: &str = "checkpointer";
 /// Where the model is, in recipes that only read one.
 pub(super) const FOLDER: &str = "checkpoint_dir";
+const OUTPUT: &str = "output_dir";
 
 /// Moves what recipes that only read a model have elsewhere. Others are left alone, and so is what is written in our way.
 pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation) {
@@ -23,6 +24,7 @@ pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation)
     if fields.find(FOLDER).is_none() {
         return;
     }
+    let quantizes = fields.find(files::QUANTIZER).is_some();
     if let Some(refused) = files::family(root) {
         out.diagnostics.push(refused);
         root.value = Value::Reported;
@@ -32,7 +34,7 @@ pub(super) fn translate(schema: &Schema, root: &mut Node, out: &mut Translation)
     let mut found = Vec::new();
     entries.retain_mut(|entry| {
         let moved = match (entry.key.as_str(), &entry.value.value) {
-            (CHECKPOINTER, Value::Map(_)) => of_checkpointer(entry),
+            (CHECKPOINTER, Value::Map(_)) => of_checkpointer(entry, quantizes),
             (PROMPT, Value::Map(_)) => of_prompt(entry),
             _ => return true,
         };
@@ -68,8 +70,9 @@ fn taken(section: &Entry, name: &str, ours: &str) -> Option<Entry> {
     Some(Entry { key: ours.to_owned(), ..entry.clone() })
 }
 
-/// The folder. Files of torchtune's own are refused: the folder's others would be read in their place.
-fn of_checkpointer(section: &Entry) -> Result<Vec<Entry>, Box<Diagnostic>> {
+/// The folder, and the one that is written to where something `is_written`. Files of torchtune's own are refused: the folder's others would
+/// be read in their place.
+fn of_checkpointer(section: &Entry, is_written: bool) -> Result<Vec<Entry>, Box<Diagnostic>> {
     let refused = |at: Span, missing: &str, instead: &str| {
         Err(Box::new(Diagnostic::error(codes::NOT_HERE, missing).at(at, "it is named here").help(instead)))
     };
@@ -89,7 +92,10 @@ fn of_checkpointer(section: &Entry) -> Result<Vec<Entry>, Box<Diagnostic>> {
             "name a folder in Hugging Face's form, and no checkpoint_files; `tune quantize` makes a GGUF file of it, which checkpoint_dir \
              takes, too",
         ),
-        None => Ok(taken(section, FOLDER, FOLDER).into_iter().collect()),
+        None => {
+            let written = is_written.then(|| taken(section, OUTPUT, OUTPUT)).flatten();
+            Ok(taken(section, FOLDER, FOLDER).into_iter().chain(written).collect())
+        }
     }
 }
 

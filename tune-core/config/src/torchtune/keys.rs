@@ -41,6 +41,10 @@ const ROOT: &[KeyRule] = &[
     ignored("output_dir", "answers go to the standard output"),
     ignored("enable_kv_cache", "keys and values are always kept"),
     ignored("resume_from_checkpoint", "the model is only read"),
+    // Of quantization.
+    ignored("device", "weights are quantized on the processor"),
+    ignored("dtype", "weights are quantized as the checkpoint has them"),
+    ignored("seed", "nothing is drawn"),
     only(
         "include_default",
         &["true"],
@@ -51,7 +55,7 @@ const ROOT: &[KeyRule] = &[
         "quantizer",
         &[],
         "weights are not quantized while they are read",
-        "start from what `tune quantize` has written",
+        "start from what the recipe `quantize` or `tune quantize` has written",
     ),
     only(
         "collate_fn",

@@ -6,7 +6,7 @@
 //! (`components`), keys (`keys`), and whole files for which there is no recipe
 //! (`files`). [`translate`] applies them to what was read, before it is checked;
 //! values keep the places where they were written, so that messages point there.
-//! What generates or is evaluated has its parts in other places (`generation`).
+//! What generates, is evaluated or quantized has its parts in other places (`generation`).
 
 mod components;
 mod files;
@@ -36,8 +36,9 @@ fn is_torchtune(root: &Node, file: SourceId) -> bool {
     SECTIONS.iter().any(|section| names(section).is_some_and(|name| name.starts_with("torchtune.")))
 }
 
-/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `eleuther_eval` where there are tasks, `distill` where there is a teacher, `ppo` where
-/// there is a policy, `dpo` by its loss, `qat` by its quantizer, `lora` or `full` by its model.
+/// The recipe that a config of torchtune's is for: `generate` where there is a prompt, `eleuther_eval` where there are tasks, `distill` where
+/// there is a teacher, `ppo` where there is a policy, `dpo` by its loss, `qat` or `quantize` where there is a quantizer, with an optimizer or
+/// without, `lora` or `full` by its model.
 /// `None` for any other text.
 ///
 /// ```
@@ -56,9 +57,6 @@ pub fn recipe_of_torchtune(yaml: &str) -> Option<&'static str> {
         _ if root.get(files::TASKS).is_some() => "eleuther_eval",
         _ if root.get(files::TEACHER).is_some() => "distill",
         true => "dpo",
-        false if component(&root, files::QUANTIZER).and_then(Node::as_str).is_some_and(|name| name.contains("QAT")) => {
-            "qat"
-        }
-        false => files::recipe_of(model),
+        false => files::recipe_of_quantizer(&root).unwrap_or_else(|| files::recipe_of(model)),
     })
 }

@@ -202,7 +202,10 @@ impl Translator {
             return default.into_iter().for_each(|fields| self.fields(fields, node, section, None));
         };
         let span = named.span;
-        let taken = TAKEN.iter().find(|taken| taken.path == name);
+        // One name can stand for a component of one recipe and for another of the next.
+        let known = component.find(&name).map(|at| component.variants[at].name);
+        let is_here = |taken: &&Taken| known.map_or(component.find(taken.ours).is_some(), |known| known == taken.ours);
+        let taken = TAKEN.iter().filter(|taken| taken.path == name).find(is_here);
         let found = component.find(&name).or_else(|| component.find(taken?.ours));
         let Some(variant) = found.map(|at| &component.variants[at]) else {
             if let Some(refused) = REFUSED.iter().find(|refused| name.starts_with(refused.prefix)) {

@@ -231,7 +231,7 @@ fn twenty_thousand_inputs() {
 fn a_million_inputs() {
     let tally = fuzz(1_000_000);
     // Every kind of mistake is met, but for those that only a type of one's own makes, and for torchtune's files:
-    // `tests/torchtune_configs.rs` has all of these.
+    // `tests/torchtune_configs` has all of these.
     let explained = tune_config::codes::EXPLANATIONS.iter().map(|explanation| explanation.code.to_string());
     let others = [tune_config::codes::REFUSED, tune_config::codes::NOT_HERE].map(|code| code.to_string());
     let unmet: Vec<String> =

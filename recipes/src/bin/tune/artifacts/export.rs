@@ -1,16 +1,13 @@
 //! `export` and `quantize`: GGUF files, for llama.cpp, Ollama and what is made of them.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tune_core::artifact::{Aside, Source, Target, part};
-use tune_core::checkpoint::gguf::adapter::AdapterExport;
-use tune_core::checkpoint::gguf::{Export, FileKind, modelfile};
-use tune_core::checkpoint::human;
-use tune_core::checkpoint::merge::{Merged, Part};
-use tune_core::config::say;
+use tune_core::artifact::{Columns, GgufFile, Source, part};
+use tune_core::checkpoint::gguf::FileKind;
+use tune_core::checkpoint::merge::Part;
+use tune_core::config::{complain, say};
 
-use super::{Common, importance, open, prove_and_name};
+use super::{Common, open, prove_and_name};
 use crate::Result;
 
 /// A model or an adapter, and the file that it becomes.
@@ -37,9 +34,20 @@ pub(crate) struct Args {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
-    by: importance::Args,
+    by: By,
     #[command(flatten)]
     common: Common,
+}
+
+/// How much the columns of weights count.
+#[derive(clap::Args)]
+pub(crate) struct By {
+    /// Keep errors small where much comes through a weight (importance matrix): a file of `llama-imatrix`, or text or chats to run the model over; their matrix is then left beside the new file.
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
+    /// Run the model over at most so many chunks of 512 tokens of text or chats, in place of 128.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "importance")]
+    importance_chunks: Option<u32>,
 }
 
 /// A GGUF file, and the smaller one that it becomes.
@@ -54,7 +62,7 @@ pub(crate) struct Quantize {
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = kind)]
     kind: FileKind,
     #[command(flatten)]
-    by: importance::Args,
+    by: By,
     #[command(flatten)]
     common: Common,
 }
@@ -75,104 +83,39 @@ pub(crate) fn quantize(args: Quantize) -> Result<()> {
 /// # Errors
 /// What cannot be read or written, a model that the format cannot hold, and a result that is not what was trained.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let file = file_name(&args.to)?;
     let source = Source::find(&args.model, args.base.as_deref(), &args.adapter)?;
     let merged = open(&source)?;
-    let name = args.name.clone().unwrap_or_else(|| file.trim_end_matches(".gguf").to_owned());
-    let kind = args.kind.unwrap_or(FileKind::Bf16);
-    let mut by = args.by.given(&args.to)?;
-    let alone = args.adapter.is_empty() && !args.merged && !source.parts.is_empty();
-    let (mut target, bytes) = match source.parts.as_slice() {
-        [_] if alone && by.is_some() => {
+    let chunks = args.by.importance_chunks.map(usize::try_from).transpose()?;
+    let columns = args.by.importance.as_ref().map(|file| Columns::of(file, chunks, &args.to)).transpose()?;
+    let alone = args.adapter.is_empty() && !args.merged && source.parts.len() == 1;
+    let file = match columns {
+        Some(_) if alone => {
             return Err(
                 "an adapter's file is not quantized, so `--importance` makes no difference to it: say `--merged`"
                     .into(),
             );
         }
-        [adapter] if alone => {
-            let kind = args.kind.unwrap_or(FileKind::F16);
-            let export = AdapterExport::new(&adapter.dir, &merged.spec_of_base(), kind)?;
-            let bytes = export.bytes();
-            (Target::Adapter(export, kind), bytes)
-        }
-        _ => {
-            let export = match &by {
-                None => Export::new(&merged, kind, &name)?,
-                Some(by) => by.export(&merged, kind, &name)?,
-            };
-            let bytes = export.bytes();
-            (Target::Gguf(export), bytes)
+        None if alone => GgufFile::of_adapter(&args.to, (&source, &merged), args.kind.unwrap_or(FileKind::F16))?,
+        columns => {
+            let kind = args.kind.unwrap_or(FileKind::Bf16);
+            GgufFile::of_model(&args.to, (&source, &merged), kind, args.name.as_deref(), columns)?
         }
     };
-    say!("base      {}", source.base.display());
-    for part in merged.parts() {
-        say!("adapter   {}{}", part.dir.display(), super::merge::weight(part));
-    }
-    if let (Some(by), Target::Gguf(export)) = (&by, &target) {
-        by.tell(export);
-    }
-    say!("writes    {}, {} as {}", args.to.display(), human(bytes), shown(&target));
-    Aside::check(&args.to, bytes)?;
-    let beside = modelfile_of(&args.to);
-    let besides = [Some(beside.as_path()), by.as_ref().and_then(importance::Given::beside)];
-    if let Some(there) = besides.into_iter().flatten().find(|path| path.exists()) {
-        return Err(format!(
-            "{} is there already, and nothing is written over: choose another name, or remove it",
-            there.display()
-        )
-        .into());
-    }
+    file.lines().iter().for_each(|line| say!("{line}"));
     if args.common.dry_run {
         return Ok(());
     }
-    let prompts = args.common.prompts(merged.tokenizer(), merged.spec().max_position_embeddings)?;
-    let aside = Aside::begin(&args.to, bytes)?;
-    let mut origin = None;
-    if let Some(by) = &mut by {
-        let made = by.make(&merged, &aside)?;
-        if made {
-            target = Target::Gguf(by.export(&merged, kind, &name)?);
+    let (prompts, modelfile) = (args.common.prompts(&merged)?, file.modelfile());
+    let (written, found) = file.write(&mut |done, most| {
+        if done.is_multiple_of(16) {
+            complain!("{done} chunks of at most {most}");
         }
-        origin = Some(by.origin(&aside, made)?);
-    }
-    match &target {
-        Target::Gguf(export) => export.write(&aside.path())?,
-        Target::Adapter(export, _) => export.write(&aside.path())?,
-        Target::Folder(_) => return Err("a folder is no GGUF file".into()),
-    }
-    let own = aside.beside(&beside.file_name().unwrap_or_default().to_string_lossy());
-    fs::write(&own, text_of_modelfile(&file, &target, &source, &merged))
-        .map_err(|error| format!("cannot write {}: {error}", own.display()))?;
-    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts, origin)?;
-    let model = file.trim_end_matches(".gguf");
-    say!("for Ollama: ollama create {model} -f {}", beside.display());
+    })?;
+    found.iter().for_each(|line| say!("{line}"));
+    prove_and_name(written, &prompts)?;
+    let model = args.to.file_stem().unwrap_or_default().display();
+    say!("for Ollama: ollama create {model} -f {}", modelfile.display());
     Ok(())
-}
-
-fn text_of_modelfile(file: &str, target: &Target<'_>, source: &Source, merged: &Merged) -> String {
-    let base = source.base.display().to_string();
-    let base = matches!(target, Target::Adapter(..)).then_some(base.as_str());
-    modelfile(file, base, merged.tokenizer())
-}
-
-/// The Modelfile of a file: `model.Modelfile` for `model.gguf`.
-fn modelfile_of(to: &Path) -> PathBuf {
-    to.with_extension("Modelfile")
-}
-
-/// The formats of a file's tensors.
-fn shown(target: &Target<'_>) -> String {
-    let Target::Gguf(export) = target else { return target.weights().to_owned() };
-    let formats: Vec<String> = export.formats().iter().map(|(name, count)| format!("{count} tensors {name}")).collect();
-    format!("{} ({})", export.kind().name(), formats.join(", "))
-}
-
-fn file_name(to: &Path) -> Result<String> {
-    let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    match name.ends_with(".gguf") && name.len() > ".gguf".len() {
-        true => Ok(name),
-        false => Err(format!("{}: the name of a GGUF file ends in .gguf", to.display()).into()),
-    }
 }
 
 fn kind(text: &str) -> Result<FileKind, String> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tune_core::artifact::{Aside, Source, Target, part};
+use tune_core::artifact::{Aside, Source, Target, Written, part};
 use tune_core::checkpoint::merge::Part;
 use tune_core::checkpoint::{Size, human};
 use tune_core::config::say;
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say!("base      {}", source.base.display());
     let count = merged.adapted().len();
     for part in merged.parts() {
-        say!("adapter   {}{}", part.dir.display(), weight(part));
+        say!("adapter   {}", part.shown());
     }
     say!("changes   {count} layers");
     say!("writes    {}, {} of {} weights", args.to.display(), human(bytes), target.weights());
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.common.dry_run {
         return Ok(());
     }
-    let prompts = args.common.prompts(merged.tokenizer(), merged.spec().max_position_embeddings)?;
+    let prompts = args.common.prompts(&merged)?;
     let aside = Aside::begin(&args.to, bytes)?;
     merged.write(&aside.path(), dtype, args.max_shard_size.0)?;
     if merged.is_quantized() {
@@ -66,12 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             100.0 * loss
         );
     }
-    prove_and_name(aside, &args.to, &source, &merged, &target, &prompts, None)
-}
-
-/// How much of an adapter is taken, where it is not all of it.
-pub(super) fn weight(part: &Part) -> String {
-    if part.weight == 1.0 { String::new() } else { format!(", times {}", part.weight) }
+    prove_and_name(Written::new(aside, &args.to, (&source, &merged), target, None), &prompts)
 }
 
 fn precision(text: &str) -> Result<Precision, String> {

@@ -1,23 +1,16 @@
 //! `merge`, `export`, `quantize` and `verify`: what is handed on, and the proof that it is what was trained.
 
 pub(crate) mod export;
-mod importance;
 pub(crate) mod merge;
 pub(crate) mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tune_core::artifact::{
-    Aside, Findings, Origin, OriginImportance, OriginPart, Prompts, Receipt, Source, Target, proof,
-};
+use tune_core::artifact::{Findings, Prompts, Source, Written};
 use tune_core::checkpoint::merge::Merged;
-use tune_core::config::{complain, files, say};
-use tune_core::tokenizer::Tokenizer;
+use tune_core::config::{complain, say};
 
 use crate::Result;
-
-/// No file of prompts is longer.
-const LARGEST: u64 = 16 << 20;
 
 /// What all of them can be told.
 #[derive(clap::Args)]
@@ -32,27 +25,8 @@ pub(crate) struct Common {
 
 impl Common {
     /// The prompts to compare on.
-    fn prompts(&self, tokenizer: &Tokenizer, longest: usize) -> Result<Prompts> {
-        prompts(self.prompts.as_deref(), tokenizer, longest)
-    }
-}
-
-fn prompts(file: Option<&Path>, tokenizer: &Tokenizer, longest: usize) -> Result<Prompts> {
-    let Some(file) = file else { return Ok(Prompts::held_out(tokenizer, longest)?) };
-    let bytes = files::read(file, LARGEST).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8 text", file.display()))?;
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    if lines.is_empty() {
-        return Err(format!("{}: holds no prompt; a line each was expected", file.display()).into());
-    }
-    Ok(Prompts::of(&lines, tokenizer, longest)?)
-}
-
-/// Where the folder that a path is in says it is, so that the receipt holds elsewhere, too.
-fn absolute(path: &Path) -> PathBuf {
-    match path.to_string_lossy().starts_with("hf://") {
-        true => path.to_owned(),
-        false => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    fn prompts(&self, merged: &Merged) -> Result<Prompts> {
+        Ok(Prompts::read(self.prompts.as_deref(), merged.tokenizer(), merged.spec().max_position_embeddings)?)
     }
 }
 
@@ -67,45 +41,11 @@ fn open(source: &Source) -> Result<Merged> {
 ///
 /// # Errors
 /// It is not what it was to be: then nothing is left of it.
-fn prove_and_name(
-    aside: Aside,
-    to: &Path,
-    source: &Source,
-    merged: &Merged,
-    target: &Target<'_>,
-    prompts: &Prompts,
-    importance: Option<OriginImportance>,
-) -> Result<()> {
+fn prove_and_name(written: Written<'_>, prompts: &Prompts) -> Result<()> {
     say!("reading it again, and comparing it with what was trained");
-    let path = aside.path();
-    let findings = proof::check(&path, merged, target, prompts)?;
+    let findings = written.prove(prompts)?;
     tell(&findings);
-    if !findings.faults.is_empty() {
-        return Err(
-            format!("what was written is not what was trained, and was removed:{}", listed(&findings.faults)).into()
-        );
-    }
-    let receipt = Receipt {
-        version: 1,
-        program: concat!("tune ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kind: target.kind(),
-        weights: target.weights().to_owned(),
-        made_of: Origin {
-            base: absolute(&source.base),
-            base_fingerprint: merged.base().fingerprint()?,
-            adapters: source
-                .parts
-                .iter()
-                .map(|part| OriginPart { path: absolute(&part.dir), weight: part.weight })
-                .collect(),
-            importance,
-        },
-        files: Receipt::sums(&path)?,
-        proof: findings.proof,
-    };
-    receipt.write(&path)?;
-    aside.name()?;
-    say!("saved to {}; its receipt is {}", to.display(), Receipt::path_of(to).display());
+    say!("{}", written.name(findings)?);
     Ok(())
 }
 
@@ -115,9 +55,4 @@ fn tell(findings: &Findings) {
         findings.lines().iter().for_each(|line| say!("  {line}"));
     }
     findings.notes.iter().for_each(|note| complain!("note: {note}"));
-}
-
-/// Sentences as a list.
-fn listed(faults: &[String]) -> String {
-    faults.iter().map(|fault| format!("\n  {fault}")).collect()
 }

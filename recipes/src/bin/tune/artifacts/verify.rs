@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tune_core::artifact::{Kind, Origin, Receipt, Source, Target, part, proof};
+use tune_core::artifact::{Kind, Origin, Prompts, Receipt, Source, Target, part, proof};
 use tune_core::checkpoint::gguf::adapter::AdapterExport;
 use tune_core::checkpoint::gguf::{Export, FileKind, Importance, form};
 use tune_core::checkpoint::merge::{Merged, Part};
@@ -11,7 +11,7 @@ use tune_core::checkpoint::{Checkpoint, Sum};
 use tune_core::config::say;
 use tune_core::device::Precision;
 
-use super::{listed, open, prompts, tell};
+use super::{open, tell};
 use crate::Result;
 
 /// An artifact, and what it is to be compared with.
@@ -86,7 +86,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, _) => None,
     };
     let target = target(artifact, (kind, &weights), &source, &merged, importance.as_ref())?;
-    let prompts = prompts(args.prompts.as_deref(), merged.tokenizer(), merged.spec().max_position_embeddings)?;
+    let longest = merged.spec().max_position_embeddings;
+    let prompts = Prompts::read(args.prompts.as_deref(), merged.tokenizer(), longest)?;
     let findings = proof::check(artifact, &merged, &target, &prompts)?;
     tell(&findings);
     faults.extend(findings.faults);
@@ -104,7 +105,7 @@ fn finish(artifact: &Path, faults: &[String]) -> Result<()> {
         say!("{} is what was trained", artifact.display());
         return Ok(());
     }
-    Err(format!("{} is not what was trained:{}", artifact.display(), listed(faults)).into())
+    Err(format!("{} is not what was trained:\n  {}", artifact.display(), faults.join("\n  ")).into())
 }
 
 fn shown(files: usize) -> String {

@@ -1,25 +1,36 @@
 //! Which of a file's tensors is stored how, as llama.cpp's `quantize` chooses.
 
+use tune_config::Config;
+
 use super::Format;
 
 /// The kinds of files that are written: most tensors have one format, some a better one, as llama.cpp's own choice is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Config)]
+#[config(crate = tune_config)]
 pub enum FileKind {
     /// 32-bit floating point.
+    #[config(name = "f32")]
     F32,
     /// Half precision.
+    #[config(name = "f16")]
     F16,
     /// bfloat16.
+    #[config(name = "bf16")]
     Bf16,
     /// 8 bits and a scale for 32 numbers.
+    #[config(name = "q8_0")]
     Q8_0,
     /// 4 bits and a scale for 32 numbers.
+    #[config(name = "q4_0", default)]
     Q4_0,
     /// 4 bits with scales and offsets in 6 bits; some tensors in 6 bits.
+    #[config(name = "q4_k_m")]
     Q4KM,
     /// 5 bits with scales and offsets in 6 bits; some tensors in 6 bits.
+    #[config(name = "q5_k_m")]
     Q5KM,
     /// 6 bits with scales in 8.
+    #[config(name = "q6_k")]
     Q6K,
 }
 

@@ -20,6 +20,7 @@ mod files;
 pub mod generate;
 pub mod hub;
 mod kernels;
+mod memory;
 pub mod memory_plan;
 pub mod methods;
 pub mod metrics;
@@ -37,3 +38,6 @@ pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use tune_config as config;
+
+#[cfg(test)]
+mod order_tests;

@@ -13,7 +13,7 @@ use crate::checkpoint::gguf::{DIFFICULT, Export, FileKind, difference};
 use crate::checkpoint::merge::Merged;
 use crate::checkpoint::{Checkpoint, same_bits};
 use crate::device::Compute;
-use crate::memory_plan::available;
+use crate::memory::available;
 use crate::models::{Decoder, EmbeddingSpec, LoadOptions, LoraOptions, ModelSpec, OfLayer};
 use crate::peft::set_trainable;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};

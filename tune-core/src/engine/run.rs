@@ -9,8 +9,7 @@ use super::tokens::Among;
 use crate::Result;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
-use crate::kernels::{Noise, Rotary, check_token_ids};
-use crate::methods::{Mixture, TokenLoss, TopTokens};
+use crate::kernels::{Mixture, Noise, Rotary, TokenLoss, TopTokens, check_token_ids};
 use crate::models::{ModelSpec, ParamId};
 
 /// Takes each trained parameter's gradient once a micro-batch, when nothing borrows the parameter any more: it may be

@@ -6,9 +6,8 @@ use super::parameters::{LayerParams, NormParams};
 use super::run::{By, Found, Run, Taught, Weights};
 use crate::Result;
 use crate::data::IGNORE;
-use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
-use crate::methods::TokenLoss;
+use crate::kernels::{TokenLoss, check_targets};
 use crate::models::{Of, ParamId};
 
 /// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::advice::largest;
-use super::{Advice, Available, Change, MemoryPlan};
+use super::{Advice, Change, MemoryPlan};
+use crate::memory::{Available, size};
 
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
@@ -130,27 +131,5 @@ pub(crate) fn processor() -> String {
     match rayon::current_num_threads() {
         1 => format!("{name}, 1 thread"),
         threads => format!("{name}, {threads} threads"),
-    }
-}
-
-/// Precise to a hundredth, which plans are: `51.3 MiB`, `1126 MiB`, `12.3 GiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    match mib {
-        mib if mib < 99.95 => format!("{mib:.1} MiB"),
-        mib if mib < 10_240.0 => format!("{mib:.0} MiB"),
-        mib => format!("{:.1} GiB", mib / 1024.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_precise_to_a_hundredth() {
-        let mib = |n: f64| size((n * f64::from(1 << 20)) as u64);
-        assert_eq!([mib(3.17), mib(99.96), mib(1126.4)], ["3.2 MiB", "100 MiB", "1126 MiB"]);
-        assert_eq!([mib(10_240.0), mib(1024.0 * 1024.0)], ["10.0 GiB", "1024.0 GiB"]);
     }
 }

@@ -2,7 +2,6 @@
 //! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
 mod config;
-mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,13 +9,12 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
-pub use targets::Targets;
 
 use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, OUTPUT, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
 use crate::hub::Origin;
 use crate::models::{Begun, Decoder, HEAD, ModelSpec, OUTPUT_ROWS, Parameter, Site, TABLE, TOKEN_ROWS, module_of};
-pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, TrainedTokens};
+pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, Targets, TrainedTokens};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
 

@@ -135,7 +135,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             Model::Random1b5 => (model::random_1b5(&smollm2, &work.join("random_1b5"))?, [].as_mut_slice()),
         };
         let checkpoint = match case.base {
-            Base::Q4KM => model::in_q4_k_m(&root.join(&args.model), &model, &work.join("random_1b5.Q4_K_M.gguf"))?,
+            Base::Q4KM => model::in_q4_k_m(&model, &work.join("random_1b5.Q4_K_M.gguf"))?,
             Base::Plain | Base::Nf4 => model.clone(),
         };
         let lr = if case.recipe == "lora" { 3e-4 } else { 2e-5 };

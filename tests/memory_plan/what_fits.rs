@@ -76,7 +76,8 @@ fn a_run_that_cannot_fit_says_so_before_weights_are_read() {
         let run = run.unwrap();
         let error = text(&run.stderr);
         assert_eq!(run.status.code(), Some(1), "{error}");
-        for part in ["error: this run needs ", "8192 MiB as TUNE_MEMORY says", "weights 48.", "even with", "dtype=bf16"]
+        for part in
+            ["error: this run needs ", "8192 MiB as TUNE_MEMORY says", "weights (48.", "even with", "dtype=bf16"]
         {
             assert!(error.contains(part), "{part}: {error}");
         }

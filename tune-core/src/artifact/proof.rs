@@ -105,7 +105,7 @@ impl Findings {
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let proof = &self.proof;
-        let mut lines = vec![format!("{} tensors are what they were to be, bit for bit", proof.tensors)];
+        let mut lines = vec![format!("{} tensors have the values that they should have, bit for bit", proof.tensors)];
         if let Some(distance) = proof.from_trained {
             lines.push(format!(
                 "{} prompts, {} positions, computed in {}: logits are within {:.2e} of what was trained; divergence {:.1e} nats; \
@@ -120,7 +120,7 @@ impl Findings {
         }
         if let Some(distance) = proof.base_from_trained {
             lines.push(format!(
-                "the base is {:.2e} away from what was trained; divergence {:.1e} nats",
+                "for comparison, the base's logits are within {:.2e} of what was trained; divergence {:.1e} nats",
                 distance.largest, distance.divergence
             ));
         }

@@ -32,7 +32,7 @@ impl MemoryPlan {
         let mut parts = self.parts();
         parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let largest: Vec<String> =
-            parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+            parts.iter().take(3).map(|(name, bytes)| format!("{name} ({})", size(*bytes))).collect();
         let Advice { each_is_enough, changes } =
             self.advice().unwrap_or(Advice { each_is_enough: false, changes: Vec::new() });
         let (machine, variable) = match self.setting.card {
@@ -42,7 +42,7 @@ impl MemoryPlan {
         let of_card = if self.setting.card.is_some() { " of the card" } else { "" };
         let each = if self.processes() > 1 { "each process of " } else { "" };
         let mut message = format!(
-            "{each}this run needs {} of memory{of_card}, and there are {available}; most are {}",
+            "{each}this run needs {} of memory{of_card}, and there are {available}; most of it is for {}",
             size(self.peak()),
             largest.join(", ")
         );

@@ -257,7 +257,7 @@ impl<B: Backend> Run<'_, B> {
         &self,
         chunk: Chunk<B>,
         rows: &[usize],
-        gradient: (B::Sums, usize),
+        gradient: (B::Acts, usize),
         is_first: bool,
         (norm, head): (&NormParams<B>, Layer<'_, B>),
         summed: &mut Summed<B>,

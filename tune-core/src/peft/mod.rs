@@ -274,7 +274,7 @@ impl LoraOptions {
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
-        self.check_tokens(config, dir)?;
+        self.check_rows_of_tokens(config, dir)?;
         self.check_below(config, dir)?;
         let layers = self.of_model(model)?;
         let theirs = model.weights_of(&config.modules_to_save).map_err(|what| Error::file(dir, what.to_string()))?;
@@ -294,7 +294,7 @@ impl LoraOptions {
     }
 
     /// Rows of the same tokens.
-    fn check_tokens(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
+    fn check_rows_of_tokens(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
         if config.tokens == self.tokens_by_module() {
             return Ok(());
         }

@@ -125,31 +125,47 @@ fn qwen3_with_normed_heads() {
 fn qwen3_moe_with_experts() {
     check("qwen3_moe", |_| {});
     check("qwen3_moe_dense", |_| {});
+    check("qwen3_moe", |config| {
+        as_transformers_4(config);
+        config["num_experts"] = config.as_object_mut().unwrap().remove("num_local_experts").unwrap();
+    });
 }
 
 #[test]
 fn gemma_2_with_capped_scores() {
     check("gemma2", |_| {});
+    check("gemma2", as_transformers_4);
 }
 
 #[test]
 fn gemma_3_with_two_rotary_tables() {
     check("gemma3_text", |_| {});
+    // transformers 4 has a base for each of its tables.
+    check("gemma3_text", |config| {
+        let rope = config["rope_parameters"].take();
+        for (key, table) in [("rope_theta", "full_attention"), ("rope_local_base_freq", "sliding_attention")] {
+            config[key] = rope[table]["rope_theta"].clone();
+        }
+        config.as_object_mut().unwrap().remove("rope_parameters");
+    });
 }
 
 #[test]
 fn phi_3_with_fused_layers() {
     check("phi3", |_| {});
+    check("phi3", as_transformers_4);
 }
 
 #[test]
 fn olmo_2_with_norms_behind() {
     check("olmo2", |_| {});
+    check("olmo2", as_transformers_4);
 }
 
 #[test]
 fn gemma_1_with_scaled_embeddings() {
     check("gemma", |_| {});
+    check("gemma", as_transformers_4);
 }
 
 #[test]

@@ -525,8 +525,8 @@ fn a_full_disk_is_foreseen() {
 #[test]
 fn a_warm_up_longer_than_the_run_is_told() {
     let place = Place::new();
-    let warning = "warning: lr_scheduler.num_warmup_steps is 10, and the run has 4 steps: the learning rate ends at 30 % of \
-                   optimizer.lr and never reaches it";
+    let warning = "warning: the learning rate rises for 10 steps (lr_scheduler.num_warmup_steps), and the run has 4 steps: it ends at \
+                   30 % of optimizer.lr; set lr_scheduler.num_warmup_steps=0";
     let short = ["epochs=1", "max_steps_per_epoch=4"];
     contains(&place.sound(&short), &[warning]);
     let output = place.output();

@@ -7,7 +7,8 @@ use tune_cuda::{Card, Context, Driver};
 
 use crate::checkpoint::free_bytes;
 use crate::kernels::Isa;
-use crate::memory_plan::{available, processor, size};
+use crate::memory::{available, size};
+use crate::memory_plan::processor;
 
 /// What of a machine matters for training: a name and some lines each, for `tune doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -94,6 +94,22 @@ impl Error {
         Self::Lost(Exit { code: LOST, message: message.into() })
     }
 
+    /// Whether there was no room for a file, or no more than it has was allowed.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+            Self::Full { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it passes when somebody makes room.
+    pub(crate) fn may_pass(&self) -> bool {
+        let limit = matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge);
+        self.is_full_disk() && !limit
+    }
+
     /// Settings do not fit together, the machine or the model.
     pub fn setup(message: impl Into<String>) -> Self {
         Self::Setup(message.into())

@@ -21,6 +21,7 @@ pub mod generate;
 pub mod hub;
 mod kernels;
 mod later;
+mod memory;
 pub mod memory_plan;
 pub mod methods;
 pub mod metrics;
@@ -39,3 +40,6 @@ pub mod tokenizer;
 pub use error::{Error, Result};
 pub use later::Later;
 pub use tune_config as config;
+
+#[cfg(test)]
+mod order_tests;

@@ -11,7 +11,6 @@ mod measured;
 mod open;
 mod outline;
 mod position;
-mod room;
 mod run;
 mod save;
 mod selection;
@@ -32,16 +31,16 @@ use crate::checkpoint::run::Saved;
 use crate::kernels::Dropout;
 use crate::{Error, Result};
 
+pub use crate::metrics::VAL_LOSS;
 pub use end::{Ending, already_complete, end_of_run};
 pub use keys::{
     Data, DataKeys, EvaluationKeys, PreferenceKeys, PretrainKeys, RowKeys, RunKeys, ScoredKeys, StepKeys, UnpairedKeys,
 };
-pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, VAL_LOSS, more_is_better};
+pub use measured::{At, EarlyEnd, EarlyStoppingConfig, Measured, more_is_better};
 pub use open::Opened;
 pub(crate) use outline::fingerprints;
 pub use outline::{Compared, Outline, StoredTeacher, TeacherLogitsConfig, Trained};
 pub use position::{Plan, Position};
-pub(crate) use room::wait_for_room;
 pub use run::Run;
 pub use save::save;
 pub use settings::{defaults, settings};

@@ -120,6 +120,9 @@ fn a_slip_is_one_mistake() {
     snapshot("slip", &bad(yaml, &[]));
     // A name that is right elsewhere is not taken for another one.
     assert!(bad_after_least("lr: 1\n", &[]).contains("there is a key `optimizer.lr`"));
+    // Nor is the name that another tool has for it.
+    assert!(bad_after_least("learning_rate: 1\n", &[]).contains("there is a key `optimizer.lr`"));
+    assert!(bad_after_least("path: b.json\n", &[]).contains("there is a key `datasets.path`"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::checkpoint::gguf::{DIFFICULT, Export, FileKind, difference};
 use crate::checkpoint::merge::Merged;
 use crate::checkpoint::{Checkpoint, same_bits};
 use crate::device::Compute;
-use crate::memory_plan::available;
+use crate::memory::available;
 use crate::models::{Decoder, EmbeddingSpec, LoadOptions, LoraOptions, ModelSpec, OfLayer};
 use crate::peft::set_trainable;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
@@ -119,7 +119,7 @@ impl Findings {
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let proof = &self.proof;
-        let mut lines = vec![format!("{} tensors are what they were to be, bit for bit", proof.tensors)];
+        let mut lines = vec![format!("{} tensors have the values that they should have, bit for bit", proof.tensors)];
         if let Some(distance) = proof.from_trained {
             lines.push(format!(
                 "{} prompts, {} positions, computed in {}: logits are within {:.2e} of what was trained; divergence {:.1e} nats; \
@@ -134,7 +134,7 @@ impl Findings {
         }
         if let Some(distance) = proof.base_from_trained {
             lines.push(format!(
-                "the base is {:.2e} away from what was trained; divergence {:.1e} nats",
+                "for comparison, the base's logits are within {:.2e} of what was trained; divergence {:.1e} nats",
                 distance.largest, distance.divergence
             ));
         }

@@ -96,20 +96,6 @@ pub(crate) fn free_bytes(_path: &Path) -> Option<u64> {
     None
 }
 
-/// Whether an error means that the disk or the quota is full.
-pub(crate) fn is_full(error: &Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error, Error::Io { source, .. }
-        if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge))
-        || matches!(error, Error::Full { .. })
-}
-
-/// Whether it will pass when somebody makes room.
-pub(crate) fn may_pass(error: &Error) -> bool {
-    let limit = matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge);
-    is_full(error) && !limit
-}
-
 /// A number of bytes for people: `1.5 GB`.
 #[must_use]
 pub fn human(bytes: u64) -> String {

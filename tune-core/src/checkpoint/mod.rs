@@ -32,7 +32,7 @@ pub(crate) use self::answers::KeptAnswers;
 pub use self::below::Below;
 pub use self::config::{CheckpointConfig, Size, WeightDtype};
 pub use self::durable::human;
-pub(crate) use self::durable::{free_bytes, may_pass, sync_dir, write_json};
+pub(crate) use self::durable::{free_bytes, sync_dir, write_json};
 pub(crate) use self::run::sync_tree;
 pub(crate) use self::safetensors::same_bits;
 pub(crate) use self::source::read_small;

@@ -235,8 +235,8 @@ impl RunDir {
         if let Err(error) = written {
             // The first error is the one to tell; what remains is removed by the next run.
             let _ = fs::remove_dir_all(&partial);
-            return Err(match durable::is_full(&error) {
-                true if durable::may_pass(&error) => self.too_full(&name, &error.to_string()),
+            return Err(match error.is_full_disk() {
+                true if error.may_pass() => self.too_full(&name, &error.to_string()),
                 true => self.beyond_limit(&error),
                 false => error,
             });

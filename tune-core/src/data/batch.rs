@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-/// The target of a position that is not trained.
-pub const IGNORE: u32 = u32::MAX;
+pub use crate::kernels::IGNORE;
 
 /// One tokenized example.
 #[derive(Debug, Clone, PartialEq, Eq)]

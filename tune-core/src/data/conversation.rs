@@ -132,7 +132,9 @@ fn missing_conversation(record: &Record, config: &ChatDataset) -> Error {
         styles.into_iter().find(|(role, text, _)| turn.get(role).is_some() && turn.get(text).is_some())
     };
     let other = record.columns.iter().find_map(|(name, turns)| Some((name, style(turns.as_array()?.first()?)?.2)));
-    let Some((name, style)) = other else { return missing_column(record, &config.conversation_column, "") };
+    let Some((name, style)) = other else {
+        return missing_column(record, &config.conversation_column, kind_for(record));
+    };
     let style = match style {
         _ if style == config.conversation_style => "",
         ConversationStyle::Sharegpt => " and `conversation_style: sharegpt`",
@@ -142,6 +144,22 @@ fn missing_conversation(record: &Record, config: &ChatDataset) -> Error {
         "no column `{}`, and `{name}` holds a conversation: set `conversation_column: {name}`{style}",
         config.conversation_column
     ))
+}
+
+/// The kind of dataset that reads records without a conversation, by the names of their columns.
+fn kind_for(record: &Record) -> &'static str {
+    let has = |names: &[&str]| names.iter().any(|name| matches!(record.columns.get(*name), Some(Value::String(_))));
+    if has(&["instruction"]) && has(&["output"]) {
+        "; `_component_: alpaca` reads such records"
+    } else if has(&["prompt", "question", "input", "instruction"])
+        && has(&["completion", "response", "answer", "output"])
+    {
+        "; `_component_: instruct` reads questions and answers, from the columns that its `column_map` names"
+    } else if has(&["text"]) {
+        "; `_component_: text` reads documents"
+    } else {
+        ""
+    }
 }
 
 /// Puts a system message first, in place of one that is there. Returns by how much the others move.

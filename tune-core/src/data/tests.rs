@@ -75,6 +75,15 @@ fn broken_data_is_named() {
             format!("{GOOD}\n{{\"mesages\": 1, \"id\": 2}}"),
             ":2: no column `messages` (the columns are: `mesages`, `id`); did you mean `mesages`?",
         ),
+        (
+            format!("{GOOD}\n{{\"text\": \"a document\"}}"),
+            ":2: no column `messages` (the columns are: `text`); `_component_: text` reads documents",
+        ),
+        (
+            format!("{GOOD}\n{{\"question\": \"?\", \"answer\": \"!\"}}"),
+            ":2: no column `messages` (the columns are: `question`, `answer`); `_component_: instruct` reads questions and answers, \
+             from the columns that its `column_map` names",
+        ),
         (message("3"), ":2: column `messages` must be a list of messages or JSON text of one, not a number"),
         (message("[]"), ":2: the conversation is empty"),
         (message("[3]"), ":2: message 1: must be an object, not a number"),

@@ -13,8 +13,7 @@ use crate::kernels::fake_quant::Levels;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss, TopRows};
+use crate::kernels::{Dropout, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
 use crate::{Later, Result};
 

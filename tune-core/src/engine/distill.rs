@@ -11,8 +11,7 @@ use super::{
     train,
 };
 use crate::data::Batch;
-use crate::kernels::parallel;
-use crate::methods::{Mixture, TokenLoss, TopTokens};
+use crate::kernels::{Mixture, TokenLoss, TopTokens, parallel};
 use crate::models::Decoder;
 use crate::optim::GradientSink;
 use crate::{Error, Result};

@@ -49,8 +49,7 @@ use sharded::Sharded;
 use to_model::ToModel;
 
 use crate::data::Batch;
-use crate::kernels::{Isa, softmax};
-use crate::methods::{Mixture, TokenLoss, TopTokens};
+use crate::kernels::{Isa, Mixture, TokenLoss, TopTokens, softmax};
 use crate::models::Decoder;
 pub use crate::optim::{Gradient, GradientSink};
 use crate::{Error, Later, Result};

@@ -11,8 +11,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::{self as kernels, Levels};
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss, TopRows};
+use crate::kernels::{Dropout, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
 
 /// See the [module](self).

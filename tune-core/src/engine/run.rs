@@ -8,8 +8,7 @@ use super::parameters::Parameters;
 use super::tokens::Among;
 use crate::data::{Batch, Span};
 use crate::kernels::attention::Stretch;
-use crate::kernels::{Noise, Rotary, check_token_ids};
-use crate::methods::{Mixture, TokenLoss, TopTokens};
+use crate::kernels::{Mixture, Noise, Rotary, TokenLoss, TopTokens, check_token_ids};
 use crate::models::{ModelSpec, ParamId};
 use crate::{Later, Result};
 

@@ -5,9 +5,8 @@ use super::linear::{Layer, LowRank, input_gradient};
 use super::parameters::{LayerParams, NormParams};
 use super::run::{By, Found, Run, Taught, Weights};
 use crate::data::IGNORE;
-use crate::kernels::check_targets;
 use crate::kernels::ledger::Purpose;
-use crate::methods::TokenLoss;
+use crate::kernels::{TokenLoss, check_targets};
 use crate::models::{Of, ParamId};
 use crate::{Later, Result};
 
@@ -42,8 +41,22 @@ struct Chunk<B: Backend> {
     /// `[m, hidden]`.
     normed: B::Acts,
     low_rank: LowRank<B>,
-    /// `[m, vocab]`.
-    logits: B::Sums,
+}
+
+/// The gradients that are summed up chunk by chunk, as far as they are asked for.
+struct Summed<B: Backend> {
+    /// Of the output layer's weight, `[vocab, hidden]`.
+    weight: Option<B::Sums>,
+    /// Whether there is something in it before the first chunk.
+    has_begun: bool,
+    /// Of the output layer's adapter.
+    adapter: Option<Vec<(Of, B::Sums)>>,
+    /// Of rows of single tokens, `[tokens, hidden]`.
+    tokens: Option<B::Sums>,
+    /// Of the last norm, `[1, hidden]`.
+    norm: Option<B::Sums>,
+    /// Of the last block's output, `[m, hidden]`.
+    of_blocks: Option<B::Acts>,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -75,7 +88,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The same by a norm and an output layer that are open already.
     fn logits_by(&self, norm: &NormParams<B>, head: &LayerParams<B>, x: &B::Acts, rows: &[usize]) -> B::Sums {
-        let mut logits = self.chunk(x, rows, norm, Layer { backend: self.backend, params: head }).logits;
+        let (_, mut logits) = self.chunk(x, rows, norm, Layer { backend: self.backend, params: head });
         if let Some(cap) = self.shape.logit_softcap {
             self.backend.cap(&mut logits, cap);
         }
@@ -92,7 +105,7 @@ impl<B: Backend> Run<'_, B> {
         let (trained, mut each) = (self.trained(), Vec::new());
         for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(vocab, false))) {
             let of_rows: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
-            let mut logits = self.chunk(x, rows, &norm, head).logits;
+            let (_, mut logits) = self.chunk(x, rows, &norm, head);
             let mut cap = self.shape.logit_softcap;
             if self.temperature != 1.0 {
                 // In the order of generation, whose logits are capped when they are divided: all bits are the same.
@@ -116,7 +129,7 @@ impl<B: Backend> Run<'_, B> {
         let head = Layer { backend: self.backend, params: &head };
         let mut scores = Vec::with_capacity(trained.len() * outputs);
         for rows in trained.chunks(rows_at_once(trained.len(), self.backend.rows_at_once(outputs, false))) {
-            let logits = self.chunk(x, rows, &norm, head).logits;
+            let (_, logits) = self.chunk(x, rows, &norm, head);
             scores.extend(self.backend.read_sums(&logits, rows.len() * outputs));
         }
         Ok(scores)
@@ -128,8 +141,8 @@ impl<B: Backend> Run<'_, B> {
         (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect()
     }
 
-    /// Some rows of `x` up to their logits.
-    fn chunk(&self, x: &B::Acts, rows: &[usize], norm: &NormParams<B>, head: Layer<'_, B>) -> Chunk<B> {
+    /// Some rows of `x` up to their logits, `[rows, vocab]`.
+    fn chunk(&self, x: &B::Acts, rows: &[usize], norm: &NormParams<B>, head: Layer<'_, B>) -> (Chunk<B>, B::Sums) {
         let (backend, m, width) = (self.backend, rows.len(), self.shape.hidden_size);
         let mut input = backend.acts(m, width);
         backend.gather(x, width, rows, &mut input);
@@ -139,7 +152,7 @@ impl<B: Backend> Run<'_, B> {
         let low_rank = head.low_rank(Part::new(&normed, m, width), Some(rows));
         let mut logits = backend.sums(m, self.shape.outputs());
         head.forward_sums(&normed, m, &low_rank, &mut logits);
-        Chunk { input, normed, low_rank, logits }
+        (Chunk { input, normed, low_rank }, logits)
     }
 
     /// What the logits of some rows lose, and how far they are from a teacher's, if there is one. `first` of the trained positions come
@@ -184,9 +197,8 @@ impl<B: Backend> Run<'_, B> {
         weights: Option<&Weights>,
         below: bool,
     ) -> Result<Top<B>> {
-        let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.outputs());
-        let targets = &self.batch.targets;
-        check_targets(targets, vocab)?;
+        let (backend, vocab) = (self.backend, self.shape.outputs());
+        check_targets(&self.batch.targets, vocab)?;
         let (norm, head) = self.parameters.top(backend)?;
         let head = Layer { backend, params: &head };
         // Once, however many chunks there are: where processes share a teacher, all gather it as often.
@@ -194,121 +206,147 @@ impl<B: Backend> Run<'_, B> {
             Some(Taught { by: By::Model(teacher, _), .. }) => Some(teacher.parameters.top(backend)?),
             _ => None,
         };
-        let trained = self.trained();
-        let backward = weights.is_some();
-        let zeros = |rows, cols| {
-            let mut zeros = backend.gradient(rows, cols);
-            backend.clear(&mut zeros);
-            zeros
+        let (trained, backward) = (self.trained(), weights.is_some());
+        let mut summed = match backward {
+            true => self.begin_sums(&norm, head, trained.is_empty(), below),
+            false => Summed::none(),
         };
-
-        let id = if self.shape.tie_word_embeddings { ParamId::Embedding } else { ParamId::Output(Of::Weight) };
-        let begun = (backward && head.params.trained).then(|| backend.begun(id)).flatten();
-        let adding = begun.is_some();
-        let mut weight_gradient = (backward && head.params.trained).then(|| match (begun, trained.is_empty()) {
-            (Some(begun), _) => begun,
-            (None, true) => zeros(vocab, width),
-            (None, false) => backend.gradient(vocab, width),
-        });
-        let mut adapter_gradients: Option<Vec<(Of, B::Sums)>> = None;
-        let tokens = head.params.tokens.as_ref().filter(|_| backward).map(|tokens| tokens.ids.len());
-        let mut token_gradient = tokens.map(|tokens| match trained.is_empty() {
-            true => zeros(tokens, width),
-            false => backend.gradient(tokens, width),
-        });
-        let mut norm_gradient = (backward && norm.trained).then(|| zeros(1, width));
-        let mut of_blocks = (below && backward).then(|| backend.zeros(self.tokens(), width));
         let (mut losses, mut divergences, mut done) = (Vec::new(), Vec::new(), 0);
-        let most = backend.rows_at_once(vocab, weight_gradient.is_some());
-        for (i, rows) in trained.chunks(rows_at_once(trained.len(), most)).enumerate() {
-            let m = rows.len();
-            let Chunk { input, normed, low_rank, logits } = self.chunk(x, rows, &norm, head);
+        let most = backend.rows_at_once(vocab, summed.weight.is_some());
+        for rows in trained.chunks(rows_at_once(trained.len(), most)) {
+            let (chunk, logits) = self.chunk(x, rows, &norm, head);
             let gradient = if let Some(Weights::Scores(slopes)) = weights {
                 drop(logits);
-                let here = &slopes[done * vocab..][..m * vocab];
-                done += m;
-                Some((backend.given(here), vocab))
+                Some((backend.given(&slopes[done * vocab..][..rows.len() * vocab]), vocab))
             } else {
                 let (Losses { each, gradient }, from_teacher) =
                     self.lost(logits, rows, done, of, top_of_teacher.as_ref(), weights);
                 divergences.extend(from_teacher);
-                done += m;
                 losses.push(each);
                 gradient
             };
-            let Some((mut gradient, stride)) = gradient else { continue };
-            let of_tokens = head.take_tokens(PartMut { of: &mut gradient, at: 0, rows: m, cols: vocab, stride });
-            let gradient = Part::strided(&gradient, (m, vocab), stride);
-            let back = head.back(vec![gradient]).with_tokens(of_tokens.as_ref());
-            if let (Some(sum), Some(of_tokens)) = (&mut token_gradient, &of_tokens) {
-                head.tokens_gradient(of_tokens, Part::new(&normed, m, width), i > 0, sum);
+            if let Some(gradient) = gradient {
+                self.chunk_back(chunk, rows, gradient, done == 0, (&norm, head), &mut summed);
             }
-            if let Some(sum) = &mut weight_gradient {
-                let x = head.fed(Part::new(&normed, m, width));
-                head.weight_gradient(&x, gradient, 0, adding || i > 0, sum);
-            }
-            if let Some(more) = head.adapter_gradients(&back, Part::new(&normed, m, width), &low_rank, Some(rows)) {
-                match &mut adapter_gradients {
-                    None => adapter_gradients = Some(more),
-                    Some(sums) => {
-                        sums.iter_mut().zip(&more).for_each(|((_, sum), (_, more))| backend.accumulate(sum, more));
-                    }
-                }
-            }
-            if of_blocks.is_none() && norm_gradient.is_none() {
-                continue;
-            }
-            let (input_of_head, mut g_normed) = match back.rounds_inputs() {
-                true => (Some(normed), backend.acts(m, width)),
-                false => (None, normed),
-            };
-            let of_head = input_of_head.as_ref().map(|input| Part::new(input, m, width));
-            input_gradient(&[&back], Some(rows), of_head, None, PartMut::new(&mut g_normed, m, width));
-            let mut g_input = backend.zeros(m, width);
-            let mut own = norm.trained.then(|| backend.gradient(1, width));
-            let onto = PartMut::new(&mut g_input, m, width);
-            backend.norm_back(
-                Part::new(&input, m, width),
-                &norm.weight,
-                self.norm(),
-                Part::new(&g_normed, m, width),
-                onto,
-                own.as_mut(),
-            );
-            if let (Some(sum), Some(own)) = (&mut norm_gradient, own) {
-                backend.accumulate(sum, &own);
-            }
-            if let Some(of_blocks) = &mut of_blocks {
-                backend.scatter(&g_input, width, rows, of_blocks);
-            }
+            done += rows.len();
         }
         // All that comes before is asked for by now: who computes later is waited for once.
         let losses = backend.total(losses);
         let (loss, unread) = if waits { (losses.wait()?, None) } else { (0.0, Some(losses)) };
         let divergence = backend.total(divergences).wait()?;
-        let found = Found::<B>::new();
+        let (of_blocks, found) = (summed.of_blocks.take(), Found::<B>::new());
         let mut top = Top { loss, unread, divergence, of_blocks, tied: None, of_tokens: None, found };
-        if !loss.is_finite() || !divergence.is_finite() {
-            return Ok(top);
+        if backward && loss.is_finite() && divergence.is_finite() {
+            self.hand_out(summed, head, &mut top);
         }
-        if let Some(mut gradient) = weight_gradient {
+        Ok(top)
+    }
+
+    /// Takes the memory of what is trained here. Where there is no chunk (`is_empty`), the sums are zeros.
+    fn begin_sums(&self, norm: &NormParams<B>, head: Layer<'_, B>, is_empty: bool, below: bool) -> Summed<B> {
+        let (backend, width, vocab) = (self.backend, self.shape.hidden_size, self.shape.outputs());
+        let zeros = |rows, cols| {
+            let mut zeros = backend.gradient(rows, cols);
+            backend.clear(&mut zeros);
+            zeros
+        };
+        // The first chunk's gradient is set, and not added.
+        let fresh = |rows| if is_empty { zeros(rows, width) } else { backend.gradient(rows, width) };
+        let id = if self.shape.tie_word_embeddings { ParamId::Embedding } else { ParamId::Output(Of::Weight) };
+        let begun = head.params.trained.then(|| backend.begun(id)).flatten();
+        let has_begun = begun.is_some();
+        Summed {
+            weight: head.params.trained.then(|| begun.unwrap_or_else(|| fresh(vocab))),
+            has_begun,
+            adapter: None,
+            tokens: head.params.tokens.as_ref().map(|tokens| fresh(tokens.ids.len())),
+            norm: norm.trained.then(|| zeros(1, width)),
+            of_blocks: below.then(|| backend.zeros(self.tokens(), width)),
+        }
+    }
+
+    /// The way back from the gradient of some rows' logits, `[rows, vocab]` with a stride; `is_first` of all chunks.
+    fn chunk_back(
+        &self,
+        chunk: Chunk<B>,
+        rows: &[usize],
+        gradient: (B::Acts, usize),
+        is_first: bool,
+        (norm, head): (&NormParams<B>, Layer<'_, B>),
+        summed: &mut Summed<B>,
+    ) {
+        let (backend, m, width, vocab) = (self.backend, rows.len(), self.shape.hidden_size, self.shape.outputs());
+        let (Chunk { input, normed, low_rank }, (mut gradient, stride)) = (chunk, gradient);
+        let of_tokens = head.take_tokens(PartMut { of: &mut gradient, at: 0, rows: m, cols: vocab, stride });
+        let gradient = Part::strided(&gradient, (m, vocab), stride);
+        let back = head.back(vec![gradient]).with_tokens(of_tokens.as_ref());
+        if let (Some(sum), Some(of_tokens)) = (&mut summed.tokens, &of_tokens) {
+            head.tokens_gradient(of_tokens, Part::new(&normed, m, width), !is_first, sum);
+        }
+        if let Some(sum) = &mut summed.weight {
+            let x = head.fed(Part::new(&normed, m, width));
+            head.weight_gradient(&x, gradient, 0, summed.has_begun || !is_first, sum);
+        }
+        if let Some(more) = head.adapter_gradients(&back, Part::new(&normed, m, width), &low_rank, Some(rows)) {
+            match &mut summed.adapter {
+                None => summed.adapter = Some(more),
+                Some(sums) => {
+                    sums.iter_mut().zip(&more).for_each(|((_, sum), (_, more))| backend.accumulate(sum, more));
+                }
+            }
+        }
+        if summed.of_blocks.is_none() && summed.norm.is_none() {
+            return;
+        }
+        let (input_of_head, mut g_normed) = match back.rounds_inputs() {
+            true => (Some(normed), backend.acts(m, width)),
+            false => (None, normed),
+        };
+        let of_head = input_of_head.as_ref().map(|input| Part::new(input, m, width));
+        input_gradient(&[&back], Some(rows), of_head, None, PartMut::new(&mut g_normed, m, width));
+        let mut g_input = backend.zeros(m, width);
+        let mut own = norm.trained.then(|| backend.gradient(1, width));
+        backend.norm_back(
+            Part::new(&input, m, width),
+            &norm.weight,
+            self.norm(),
+            Part::new(&g_normed, m, width),
+            PartMut::new(&mut g_input, m, width),
+            own.as_mut(),
+        );
+        if let (Some(sum), Some(own)) = (&mut summed.norm, own) {
+            backend.accumulate(sum, &own);
+        }
+        if let Some(of_blocks) = &mut summed.of_blocks {
+            backend.scatter(&g_input, width, rows, of_blocks);
+        }
+    }
+
+    /// Says whose gradients the sums are.
+    fn hand_out(&self, summed: Summed<B>, head: Layer<'_, B>, top: &mut Top<B>) {
+        let tied = self.shape.tie_word_embeddings;
+        if let Some(mut gradient) = summed.weight {
             head.limit(&mut gradient);
-            match self.shape.tie_word_embeddings {
+            match tied {
                 true => top.tied = Some(gradient),
                 false => top.found.push((ParamId::Output(Of::Weight), gradient)),
             }
         }
-        if let Some(gradient) = token_gradient {
-            match self.shape.tie_word_embeddings {
+        if let Some(gradient) = summed.tokens {
+            match tied {
                 true => top.of_tokens = Some(gradient),
                 false => top.found.push((ParamId::OutputTokens, gradient)),
             }
         }
-        if backward {
-            let of_adapter = adapter_gradients.or_else(|| head.no_adapter_gradients());
-            top.found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (ParamId::Output(of), gradient)));
-        }
-        top.found.extend(norm_gradient.map(|gradient| (ParamId::LastNorm, gradient)));
-        Ok(top)
+        let of_adapter = summed.adapter.or_else(|| head.no_adapter_gradients());
+        top.found.extend(of_adapter.into_iter().flatten().map(|(of, gradient)| (ParamId::Output(of), gradient)));
+        top.found.extend(summed.norm.map(|gradient| (ParamId::LastNorm, gradient)));
+    }
+}
+
+impl<B: Backend> Summed<B> {
+    /// None is asked for.
+    fn none() -> Self {
+        Self { weight: None, has_begun: false, adapter: None, tokens: None, norm: None, of_blocks: None }
     }
 }

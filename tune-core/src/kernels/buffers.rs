@@ -172,7 +172,7 @@ pub(super) fn bytes<T>(len: usize) -> usize {
 /// The bytes asked of the system where a buffer of `size` bytes finds no room.
 pub(super) fn slab(size: usize) -> usize {
     static UNIT: OnceLock<usize> = OnceLock::new();
-    size.next_multiple_of(*UNIT.get_or_init(|| unit(crate::memory_plan::address_limit())))
+    size.next_multiple_of(*UNIT.get_or_init(|| unit(crate::memory::address_limit())))
 }
 
 /// What slabs are multiples of, where a process may have no more than `limit` bytes of addresses.

@@ -9,8 +9,8 @@ use super::rms_norm::{self, Kind};
 use super::rope::{self, Rotary, Turn};
 use super::view::{View, ViewMut};
 use super::{gate, softmax};
-use crate::methods::TokenLoss;
-use crate::models::{Activation, RopeScaling, RotarySpec};
+use crate::kernels::TokenLoss;
+use crate::kernels::{Activation, RopeScaling, RotarySpec};
 
 const CPU: Device = Device::Cpu;
 

@@ -2,8 +2,7 @@
 
 use super::math::{exp, sum};
 use super::softmax::{cap_rows, max};
-use super::{Element, general_distillation, parallel, simd};
-use crate::methods::Mixture;
+use super::{Element, Mixture, general_distillation, parallel, simd};
 
 /// A student's loss of one token and how far it is from its teacher, both of whose logits are given: the cross-entropy with
 /// the target, and the divergence of `mixture`. `cap` is the student's; the teacher's logits are capped already. With a

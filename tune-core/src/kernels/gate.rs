@@ -2,7 +2,15 @@
 
 use super::math::{sigmoid, tanh};
 use super::{Element, parallel, simd};
-use crate::models::Activation;
+
+/// The function of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// The Gaussian error linear unit, approximated with `tanh`.
+    GeluTanh,
+}
 
 /// Elements that one task handles.
 const TASK: usize = 1 << 14;

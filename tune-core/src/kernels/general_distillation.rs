@@ -2,7 +2,7 @@
 
 use super::Element;
 use super::math::exp;
-use crate::methods::Mixture;
+use super::mixture::Mixture;
 
 /// What a teacher's and a student's probabilities of an outcome are compared with: each other, or what lies between them.
 #[derive(Clone, Copy)]

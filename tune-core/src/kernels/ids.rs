@@ -1,7 +1,9 @@
 //! Token ids that a vocabulary has: kernels read and write rows by them.
 
-use crate::data::IGNORE;
 use crate::{Error, Result};
+
+/// The target of a position that is not trained.
+pub const IGNORE: u32 = u32::MAX;
 
 /// Refuses a token that a vocabulary of so many does not have.
 pub(crate) fn check_token_ids(ids: &[u32], vocab: usize) -> Result<()> {

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
+use super::rotary::RotarySpec;
 use super::view::ViewMut;
 use super::{Element, simd};
-use crate::models::RotarySpec;
 
 /// Rows that one task handles.
 const ROWS: usize = 32;

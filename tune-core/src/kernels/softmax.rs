@@ -1,8 +1,8 @@
 //! Cross-entropy of one row of logits.
 
 use super::math::{exp, sum, tanh};
+use super::token_loss::TokenLoss;
 use super::{Element, simd};
-use crate::methods::TokenLoss;
 
 /// Maxima and sums that are kept apart: the compiler makes vectors of them, and a long sum does
 /// not lose its small terms to rounding.

@@ -11,7 +11,7 @@ use super::rope::{Rotary, Turn};
 use super::team::Team;
 use super::view::{View, ViewMut};
 use super::{Element, gate, rms_norm, rope};
-use crate::models::{Activation, RopeScaling, RotarySpec};
+use crate::kernels::{Activation, RopeScaling, RotarySpec};
 
 fn norm_kind(from_one: bool) -> Kind {
     Kind { eps: 1e-5, from_one }

@@ -4,7 +4,7 @@ use super::general_distillation::Compared;
 use super::math::{exp, sum};
 use super::softmax::{cap_rows, map_into, max};
 use super::{Element, parallel, simd};
-use crate::methods::{Mixture, TopRows};
+use super::{Mixture, TopRows};
 
 /// A student's loss of one token, and its divergence from a teacher over the teacher's `ids` and one outcome more, any other token.
 /// `log_q` has the logarithms of the teacher's probabilities of these tokens, and `log_rest` that of the others together. With a

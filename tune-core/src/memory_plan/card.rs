@@ -1,8 +1,8 @@
 //! A card as a plan sees it.
 
-use super::available::{Available, of_variable};
 use crate::Result;
 use crate::engine::Card;
+use crate::memory::{Available, of_variable};
 
 /// The environment variable that says how much memory a card has for a run.
 const VARIABLE: &str = "TUNE_CUDA_MEMORY";

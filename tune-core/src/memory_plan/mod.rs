@@ -16,7 +16,6 @@
 //! ```
 
 mod advice;
-mod available;
 mod card;
 mod drawing;
 mod parameters;
@@ -28,13 +27,11 @@ use candle_core::DType;
 use half::bf16;
 use tune_config::cli::heaps;
 
+pub use crate::memory::{Available, available, parse_size};
 pub use advice::{Advice, Change};
-pub(crate) use available::address_limit;
-use available::available_beside;
-pub use available::{Available, available, parse_size};
 pub use card::PlannedCard;
 pub use drawing::Drawing;
-pub(crate) use table::{processor, size};
+pub(crate) use table::processor;
 
 use crate::data::Batch;
 use crate::distributed::{Layout, Mesh};
@@ -43,9 +40,9 @@ use crate::eval::Answers;
 use crate::kernels::Element;
 use crate::kernels::buffers::HUGE;
 use crate::kernels::ledger::Ledger;
+use crate::memory::{available_beside, peak_memory, resident_memory};
 use crate::methods::judged::finished;
 use crate::methods::mismatched;
-use crate::metrics::{peak_memory, resident_memory};
 use crate::models::{FakeQuantizer, InBlocks, ModelSpec};
 use crate::offload::check_room;
 use crate::optim::OptimizerConfig;

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::advice::largest;
-use super::{Advice, Available, Change, MemoryPlan};
+use super::{Advice, Change, MemoryPlan};
+use crate::memory::{Available, size};
 
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
@@ -31,7 +32,7 @@ impl MemoryPlan {
         let mut parts = self.parts();
         parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let largest: Vec<String> =
-            parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+            parts.iter().take(3).map(|(name, bytes)| format!("{name} ({})", size(*bytes))).collect();
         let Advice { each_is_enough, changes } =
             self.advice().unwrap_or(Advice { each_is_enough: false, changes: Vec::new() });
         let (machine, variable) = match self.setting.card {
@@ -41,7 +42,7 @@ impl MemoryPlan {
         let of_card = if self.setting.card.is_some() { " of the card" } else { "" };
         let each = if self.processes() > 1 { "each process of " } else { "" };
         let mut message = format!(
-            "{each}this run needs {} of memory{of_card}, and there are {available}; most are {}",
+            "{each}this run needs {} of memory{of_card}, and there are {available}; most of it is for {}",
             size(self.peak()),
             largest.join(", ")
         );
@@ -130,27 +131,5 @@ pub(crate) fn processor() -> String {
     match rayon::current_num_threads() {
         1 => format!("{name}, 1 thread"),
         threads => format!("{name}, {threads} threads"),
-    }
-}
-
-/// Precise to a hundredth, which plans are: `51.3 MiB`, `1126 MiB`, `12.3 GiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    match mib {
-        mib if mib < 99.95 => format!("{mib:.1} MiB"),
-        mib if mib < 10_240.0 => format!("{mib:.0} MiB"),
-        mib => format!("{:.1} GiB", mib / 1024.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_precise_to_a_hundredth() {
-        let mib = |n: f64| size((n * f64::from(1 << 20)) as u64);
-        assert_eq!([mib(3.17), mib(99.96), mib(1126.4)], ["3.2 MiB", "100 MiB", "1126 MiB"]);
-        assert_eq!([mib(10_240.0), mib(1024.0 * 1024.0)], ["10.0 GiB", "1024.0 GiB"]);
     }
 }

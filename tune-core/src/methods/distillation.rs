@@ -2,6 +2,7 @@
 
 use tune_config::Config;
 
+use crate::kernels::Mixture;
 use crate::{Error, Result};
 
 /// How far a student's probabilities `p` of the next token are from its teacher's `q`: summed over the vocabulary, in nats, a
@@ -76,82 +77,25 @@ impl DivergenceLoss {
             // The formula itself is zero at both ends; divided by what goes to zero there it is these.
             Self::JensenShannon(GeneralizedJsd { beta }) if beta == 0.0 || beta == 1.0 => 1.0 - beta,
             Self::JensenShannon(GeneralizedJsd { beta }) => {
-                return Mixture { from_middle: true, ..Mixture::new(ratio, beta) };
+                return Mixture::from_middle(ratio, beta);
             }
         };
         Mixture::new(ratio, forward)
     }
 }
 
-/// A mixture of cross-entropy and of divergence from a teacher.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Mixture {
-    /// The share of the divergence; the rest is cross-entropy.
-    pub(crate) ratio: f64,
-    /// The share of the forward divergence in it; the rest is the reverse one.
-    forward: f64,
-    /// Whether both are compared with what lies between them, the teacher's share being `forward`, and not with each other.
-    from_middle: bool,
-    /// What the logits of both are divided by in the divergence.
-    temperature: f64,
-}
-
 impl Mixture {
-    /// The divergence counts `ratio` and cross-entropy the rest; of the divergence, `forward` is the forward one and the rest
-    /// the reverse one. Both are from 0 to 1.
-    pub fn new(ratio: f64, forward: f64) -> Self {
-        Self { ratio, forward, from_middle: false, temperature: 1.0 }
-    }
-
-    /// With the logits of both divided by a `temperature` above 0 in the divergence (and not in cross-entropy). As in TRL, nothing makes
-    /// up for the smaller gradients of a high one.
-    #[must_use]
-    pub fn at(self, temperature: f64) -> Self {
-        Self { temperature, ..self }
-    }
-
     /// Refuses what cannot be known of a teacher of which the likeliest tokens are stored.
     ///
     /// # Errors
     /// A temperature other than 1.
     pub fn check_stored(&self) -> Result<()> {
-        if self.temperature == 1.0 {
+        if self.temperature() == 1.0 {
             return Ok(());
         }
         Err(Error::setup(
             "kd_temperature needs the teacher's logits of all tokens, for what the tokens that are not stored have together at \
              another temperature is not known: remove teacher_logits, or set kd_temperature=1",
         ))
-    }
-
-    /// Whether the two are compared with each other, at a temperature of 1.
-    pub(crate) fn is_plain(&self) -> bool {
-        !self.from_middle && self.temperature == 1.0
-    }
-
-    /// What logits are divided by in the divergence.
-    pub(crate) fn temperature(&self) -> f64 {
-        self.temperature
-    }
-
-    /// The teacher's share of what lies between the two, where they are compared with that.
-    pub(crate) fn middle(&self) -> Option<f64> {
-        self.from_middle.then_some(self.forward)
-    }
-
-    /// What is minimized, of a cross-entropy and a divergence.
-    pub fn of(&self, cross_entropy: f64, divergence: f64) -> f64 {
-        (1.0 - self.ratio) * cross_entropy + self.ratio * divergence
-    }
-
-    /// What forward and reverse divergence count in the divergence, or the teacher's and the student's from what lies between them.
-    pub(crate) fn shares(&self) -> [f64; 2] {
-        [self.forward, 1.0 - self.forward]
-    }
-
-    /// What cross-entropy and these two count in what is minimized.
-    pub(crate) fn parts(&self) -> [f64; 3] {
-        let [forward, reverse] = self.shares();
-        [1.0 - self.ratio, self.ratio * forward, self.ratio * reverse]
     }
 }

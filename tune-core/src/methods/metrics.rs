@@ -3,8 +3,7 @@
 use super::{Pair, PairLoss};
 use crate::Result;
 use crate::distributed::Group;
-use crate::metrics::Extra;
-use crate::recipe::VAL_LOSS;
+use crate::metrics::{Extra, VAL_LOSS};
 
 /// Sums over pairs of answers, of which means are logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

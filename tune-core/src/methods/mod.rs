@@ -15,11 +15,11 @@ mod reward;
 mod rollout;
 mod scores;
 mod teacher_files;
-mod token_loss;
-mod top_tokens;
 mod unpaired;
 
-pub use distillation::{DivergenceLoss, ForwardKl, GeneralizedJsd, Mixture, ReverseKl, SymmetricKl};
+pub(crate) use crate::kernels::TopRows;
+pub use crate::kernels::{Mixture, TokenLoss, TopTokens};
+pub use distillation::{DivergenceLoss, ForwardKl, GeneralizedJsd, ReverseKl, SymmetricKl};
 pub use experience::{Experience, Penalties, PpoMetrics};
 pub use metrics::PreferenceMetrics;
 pub use on_policy::OnPolicyConfig;
@@ -34,9 +34,6 @@ pub use reward::{ExactReward, OverlapReward, ProgramReward, Reward, RewardConfig
 pub use rollout::{Answer, PolicyMetrics, Prompt, Rollout, prompts, texts};
 pub use scores::{PairwiseLoss, ScoreLoss, ScoreMetrics, classification};
 pub use teacher_files::{Header, Teacher, TeacherFiles};
-pub use token_loss::TokenLoss;
-pub(crate) use top_tokens::TopRows;
-pub use top_tokens::TopTokens;
 pub use unpaired::{
     LabelWeights, Labelled, LabelledLoss, Moved, UnpairedLoss, UnpairedMetrics, labelled, labelled_objective,
     mismatched,

@@ -8,8 +8,7 @@ use crate::Result;
 use crate::data::{Batch, IGNORE};
 use crate::distributed::Group;
 use crate::engine::Objective;
-use crate::metrics::Extra;
-use crate::recipe::VAL_LOSS;
+use crate::metrics::{Extra, VAL_LOSS};
 
 /// `-ln sigma(r - r' - margin) + c (r + r')^2`, where `r` is the reward of the preferred answer and `r'` that of the other: the model
 /// of Bradley and Terry, with a margin as in Touvron et al. 2023 (<https://arxiv.org/abs/2307.09288>, section 3.2.2), and a pull of

@@ -12,8 +12,7 @@ use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::distributed::Group;
 use crate::engine::Objective;
-use crate::metrics::Extra;
-use crate::recipe::VAL_LOSS;
+use crate::metrics::{Extra, VAL_LOSS};
 
 /// What is minimized, of an answer that is labelled good or bad.
 #[derive(Debug, Clone, PartialEq, Config)]

@@ -9,10 +9,10 @@ mod csv;
 mod downloads;
 mod format;
 mod jsonl;
-mod memory;
 mod mlflow;
 mod pace;
 mod proto;
+mod room;
 mod tensorboard;
 mod wandb;
 
@@ -21,19 +21,22 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::recipe::wait_for_room;
 use crate::{Error, Result};
 
+pub use crate::memory::{peak_memory, resident_memory};
 pub use config::{CsvLog, DiskLog, ElsewhereLog, MetricLoggerConfig, MlflowLog, TensorBoardLog, WandbLog};
 pub use console::Console;
 pub use csv::CsvLogger;
 pub use downloads::Downloads;
 pub use jsonl::JsonlLogger;
-pub use memory::{peak_memory, resident_memory};
 pub use mlflow::MlflowLogger;
 pub use pace::Pace;
+pub(crate) use room::wait_for_room;
 pub use tensorboard::TensorBoardLogger;
 pub use wandb::WandbLogger;
+
+/// The name of the loss on the validation data.
+pub const VAL_LOSS: &str = "val_loss";
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, PartialEq)]

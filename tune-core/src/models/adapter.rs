@@ -11,12 +11,12 @@ use super::mixture;
 use super::slots::Slot;
 use super::spec::{ModelSpec, Site};
 use super::start::Begun;
+use super::targets::Targets;
 use super::tokens::TrainedTokens;
 use super::weights::{normal, uniform};
 use crate::Result;
 use crate::distributed::Group;
 use crate::kernels::Dropout;
-use crate::peft::Targets;
 
 /// The adapters to add to a model.
 #[derive(Debug, Clone, Default, PartialEq)]

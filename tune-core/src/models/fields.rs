@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::spec::Activation;
+use crate::kernels::Activation;
 use crate::{Error, Result};
 
 /// Keys that say nothing about what a model computes: where it is from, its tokens, how it is to be saved or to generate,

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tune_config::Config;
 
+use super::slots::Slot;
 use super::spec::ModelSpec;
 use super::weights::{WeightSource, normal};
 use crate::kernels::Dropout;
@@ -13,7 +14,7 @@ use crate::{Error, Result};
 const INITIALIZER_RANGE: (&str, f64) = ("initializer_range", 0.02);
 
 /// The layers that write into the residual stream.
-const RESIDUAL: [&str; 2] = ["o_proj.weight", "down_proj.weight"];
+const RESIDUAL: [Slot; 2] = [Slot::OProj, Slot::DownProj];
 
 /// How fresh weights are drawn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Config)]
@@ -61,7 +62,8 @@ impl FreshWeights {
 
     /// The standard deviation of a matrix.
     fn std_of(&self, name: &str) -> f64 {
-        match self.scale_residual && RESIDUAL.iter().any(|layer| name.ends_with(layer)) {
+        let layer = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
+        match self.scale_residual && RESIDUAL.iter().any(|slot| Some(slot.name()) == layer) {
             true => self.std / (2.0 * self.model.blocks.len() as f64).sqrt(),
             false => self.std,
         }

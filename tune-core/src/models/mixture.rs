@@ -59,9 +59,10 @@ fn check_block(model: &ModelSpec, block: usize, adapted: &BTreeMap<String, OfLay
         let site = Site { slot, expert: Some(expert) };
         adapted.contains_key(&format!("model.layers.{block}.{}", site.path()))
     };
-    let [gate, up, down] = [Slot::GateProj, Slot::UpProj, Slot::DownProj]
-        .map(|slot| (0..count as u32).filter(|&expert| is_adapted(slot, expert)).count());
-    if [gate, up, down].iter().any(|&adapted| adapted != 0 && adapted != count) {
+    let slots = [Slot::GateProj, Slot::UpProj, Slot::DownProj];
+    let counts @ [gate, up, down] =
+        slots.map(|slot| (0..count as u32).filter(|&expert| is_adapted(slot, expert)).count());
+    if counts.iter().any(|&adapted| adapted != 0 && adapted != count) {
         return Err(Error::setup(format!(
             "some of the {count} experts of block {block} are to have adapters and others are not: peft holds them for all \
              experts of a block or for none"
@@ -71,9 +72,10 @@ fn check_block(model: &ModelSpec, block: usize, adapted: &BTreeMap<String, OfLay
         return Err(Error::setup(format!(
             "peft holds adapters of experts on gate_proj, up_proj and down_proj together, or on down_proj alone, and block \
              {block} is to have them on {}: name the others, too (model.apply_lora_to_mlp=true names all)",
-            [("gate_proj", gate), ("up_proj", up), ("down_proj", down)]
-                .into_iter()
-                .filter_map(|(name, adapted)| (adapted > 0).then_some(name))
+            slots
+                .iter()
+                .zip(counts)
+                .filter_map(|(slot, adapted)| (adapted > 0).then_some(slot.name()))
                 .collect::<Vec<_>>()
                 .join(" and ")
         )));

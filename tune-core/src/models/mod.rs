@@ -17,17 +17,17 @@ mod in_blocks;
 mod linear;
 mod mixture;
 mod parameter;
-mod rotary;
 mod shard;
 mod shared;
 mod slots;
 mod spec;
 mod start;
+mod targets;
 mod tokens;
 mod weights;
 mod whole;
 
-pub use crate::kernels::{AttentionShape, Format, Quantized, Share};
+pub use crate::kernels::{Activation, AttentionShape, Format, Quantized, RopeScaling, RotarySpec, Share};
 pub use adapter::{Adapter, LoraOptions, Magnitude, OfLayer, Start};
 pub use architecture::{Architecture, ModelConfig};
 pub use block::Block;
@@ -44,15 +44,14 @@ pub(crate) use linear::merged;
 pub use linear::{Linear, Weight};
 pub(crate) use parameter::{Of, ParamId};
 pub use parameter::{Parameter, Trainable};
-pub use rotary::{RopeScaling, RotarySpec};
 pub(crate) use shard::{Gathered, Here, Shard, gather};
 pub(crate) use slots::Layers;
 pub use slots::{Half, Slot};
 pub use spec::{
-    Activation, AttentionSpec, BlockNorm, BlockSpec, EmbeddingSpec, HeadNorm, LayerSpec, MlpSpec, ModelSpec, NormSpec,
-    Norms, Site,
+    AttentionSpec, BlockNorm, BlockSpec, EmbeddingSpec, HeadNorm, LayerSpec, MlpSpec, ModelSpec, NormSpec, Norms, Site,
 };
 pub use start::Begun;
+pub use targets::Targets;
 pub use tokens::TrainedTokens;
 pub(crate) use tokens::{OUTPUT_ROWS, TOKEN_ROWS, TokenRows};
 pub(crate) use weights::uniform;

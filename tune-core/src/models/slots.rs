@@ -81,12 +81,12 @@ struct Row {
 }
 
 impl Slot {
-    fn row(self) -> &'static Row {
+    const fn row(self) -> &'static Row {
         &SLOTS[self as usize]
     }
 
     /// The last part of its Hugging Face name.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.row().name
     }
 

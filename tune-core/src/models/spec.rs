@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use super::rotary::RotarySpec;
 use super::slots::{Half, Slot};
 use super::whole::{SCORE, module_of};
-use crate::kernels::AttentionShape;
+use crate::kernels::{Activation, AttentionShape, RotarySpec};
 
 /// A decoder-only language model.
 #[derive(Clone, PartialEq)]
@@ -163,15 +162,6 @@ pub enum MlpSpec {
         /// Whether the weights of the chosen ones are made to sum to one.
         renormalized: bool,
     },
-}
-
-/// The function of a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// The Gaussian error linear unit, approximated with `tanh`.
-    GeluTanh,
 }
 
 /// A norm of a block.

@@ -2,7 +2,6 @@
 //! (LoRA, Hu et al. 2021, <https://arxiv.org/abs/2106.09685>).
 
 mod config;
-mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,7 +9,6 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 
 pub use config::{AdapterKeys, LoraModel, LoraOrFullModel};
-pub use targets::Targets;
 
 use crate::checkpoint::peft::{AdapterConfig, EMBEDDING, Layers, OUTPUT, TargetModules};
 use crate::checkpoint::{Below, Checkpoint, same_bits};
@@ -18,7 +16,7 @@ use crate::hub::Origin;
 use crate::models::{
     Begun, Decoder, HEAD, ModelSpec, OUTPUT_ROWS, Parameter, Piece, Site, TABLE, TOKEN_ROWS, module_of,
 };
-pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, TrainedTokens};
+pub use crate::models::{LoraOptions, OfLayer, Slot as LoraModule, Start, Targets, TrainedTokens};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
 
@@ -265,10 +263,11 @@ impl LoraOptions {
         Ok((trained, begun))
     }
 
-    /// Checks that the adapters in a folder are of the same ranks and scales, layer by layer.
+    /// Checks that the adapters in a folder are of the kind of this run's: with the same tokens, modules, ranks and scales, on the same
+    /// adapters below.
     ///
     /// # Errors
-    /// The first layer of which they are not, and as [`LoraOptions::of_model`].
+    /// The first difference, with the settings that go on from the folder; and as [`LoraOptions::of_model`].
     pub(crate) fn check(&self, config: &AdapterConfig, dir: &Path, model: &ModelSpec) -> Result<()> {
         if config.use_dora != self.dora {
             let (what, key) = match config.use_dora {
@@ -277,33 +276,8 @@ impl LoraOptions {
             };
             return Err(Error::file(dir, format!("{what}: set model.use_dora={key}")));
         }
-        if config.tokens != self.tokens_by_module() {
-            let [table, output] = tokens_of(config, dir)?;
-            let what = match output.ids == self.output_tokens.ids {
-                true => format!(
-                    "has rows of the tokens {:?}, and this run trains those of {:?}: set model.trainable_token_indices={:?}, and leave \
-                     model.trainable_tokens out",
-                    table.ids, self.tokens.ids, table.ids
-                ),
-                false => format!(
-                    "has rows of the output layer for the tokens {:?}, and this run trains those of {:?}: set \
-                     model.trainable_output_token_indices={:?}, and leave model.trainable_output_tokens out",
-                    output.ids, self.output_tokens.ids, output.ids
-                ),
-            };
-            return Err(Error::file(dir, what));
-        }
-        let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
-        if sums(&config.base_adapters) != sums(&self.below()?) {
-            let dirs = config.base_adapters.iter().map(|below| below.dir.display().to_string());
-            return Err(Error::file(
-                dir,
-                format!(
-                    "stands on other adapters than this run's: set model.base_adapters=[{}]",
-                    dirs.collect::<Vec<_>>().join(", ")
-                ),
-            ));
-        }
+        self.check_rows_of_tokens(config, dir)?;
+        self.check_below(config, dir)?;
         let layers = self.of_model(model)?;
         let theirs = model.weights_of(&config.modules_to_save).map_err(|what| Error::file(dir, what.to_string()))?;
         if theirs != self.whole_of(model, &layers)? {
@@ -318,43 +292,74 @@ impl LoraOptions {
                 ),
             ));
         }
-        for (name, of) in layers {
-            let of = self.saved(of);
-            let (rank, scale) = config.of_module(&name).map_err(|what| Error::file(dir, what))?;
-            if rank == of.rank && (scale - of.scale).abs() <= 1e-9 {
-                continue;
-            }
-            if self.start.takes_of_weight() {
-                return Err(Error::file(
-                    dir,
-                    format!(
-                        "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: an adapter \
-                         that began with model.init_lora_weights={} is saved with twice its rank. To go on from another one, \
-                         set model.init_lora_weights=kaiming",
-                        of.rank,
-                        of.scale,
-                        self.start.name()
-                    ),
-                ));
-            }
-            let alike = |layers: &Layers| layers.rank_pattern.is_empty() && layers.alpha_pattern.is_empty();
-            let what = match alike(&config.layers) && alike(&self.targets.layers) && self.layers.is_empty() {
-                true => format!(
-                    "is an adapter of rank {rank} and scale {scale}, but this run's have rank {} and scale {}; set \
-                     model.lora_rank={rank} and model.lora_alpha={}",
-                    of.rank,
-                    of.scale,
-                    self.alpha_of(OfLayer { rank, scale }),
-                ),
-                false => format!(
-                    "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: \
-                     model.lora_rank, model.lora_alpha, model.rank_pattern and model.alpha_pattern say what this run's are",
-                    of.rank, of.scale
-                ),
-            };
-            return Err(Error::file(dir, what));
+        layers.into_iter().try_for_each(|(name, of)| self.check_layer(config, dir, &name, self.saved(of)))
+    }
+
+    /// Rows of the same tokens.
+    fn check_rows_of_tokens(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
+        if config.tokens == self.tokens_by_module() {
+            return Ok(());
         }
-        Ok(())
+        let [table, output] = tokens_of(config, dir)?;
+        let what = match output.ids == self.output_tokens.ids {
+            true => format!(
+                "has rows of the tokens {:?}, and this run trains those of {:?}: set model.trainable_token_indices={:?}, and leave \
+                 model.trainable_tokens out",
+                table.ids, self.tokens.ids, table.ids
+            ),
+            false => format!(
+                "has rows of the output layer for the tokens {:?}, and this run trains those of {:?}: set \
+                 model.trainable_output_token_indices={:?}, and leave model.trainable_output_tokens out",
+                output.ids, self.output_tokens.ids, output.ids
+            ),
+        };
+        Err(Error::file(dir, what))
+    }
+
+    /// The same adapters below.
+    fn check_below(&self, config: &AdapterConfig, dir: &Path) -> Result<()> {
+        let sums = |below: &[Below]| -> Vec<u32> { below.iter().map(|below| below.crc32c).collect() };
+        if sums(&config.base_adapters) == sums(&self.below()?) {
+            return Ok(());
+        }
+        let dirs: Vec<_> = config.base_adapters.iter().map(|below| below.dir.display().to_string()).collect();
+        let dirs = dirs.join(", ");
+        Err(Error::file(dir, format!("stands on other adapters than this run's: set model.base_adapters=[{dirs}]")))
+    }
+
+    /// Rank and scale of a layer's adapter, which this run saves as `expected`.
+    fn check_layer(&self, config: &AdapterConfig, dir: &Path, name: &str, expected: OfLayer) -> Result<()> {
+        let (rank, scale) = config.of_module(name).map_err(|what| Error::file(dir, what))?;
+        if rank == expected.rank && (scale - expected.scale).abs() <= 1e-9 {
+            return Ok(());
+        }
+        let alike = |layers: &Layers| layers.rank_pattern.is_empty() && layers.alpha_pattern.is_empty();
+        let all_alike = alike(&config.layers) && alike(&self.targets.layers) && self.layers.is_empty();
+        let what = if self.start.takes_of_weight() {
+            format!(
+                "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: an adapter \
+                 that began with model.init_lora_weights={} is saved with twice its rank. To go on from another one, \
+                 set model.init_lora_weights=kaiming",
+                expected.rank,
+                expected.scale,
+                self.start.name()
+            )
+        } else if all_alike {
+            format!(
+                "is an adapter of rank {rank} and scale {scale}, but this run's have rank {} and scale {}; set \
+                 model.lora_rank={rank} and model.lora_alpha={}",
+                expected.rank,
+                expected.scale,
+                self.alpha_of(OfLayer { rank, scale }),
+            )
+        } else {
+            format!(
+                "its adapter of `{name}` is of rank {rank} and scale {scale}, and {} and {} were expected: \
+                 model.lora_rank, model.lora_alpha, model.rank_pattern and model.alpha_pattern say what this run's are",
+                expected.rank, expected.scale
+            )
+        };
+        Err(Error::file(dir, what))
     }
 
     /// Adapters on these layers alone, by their names.

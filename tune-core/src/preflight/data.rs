@@ -52,9 +52,7 @@ pub(super) fn look(
     }
     let asked = outline.asked(evaluation.as_ref(), questions.as_ref());
     if let Some(batches) = train.as_ref().and_then(Loader::known_len) {
-        let plan = outline.plan();
-        let (total, each) = (plan.total_steps(batches), plan.steps_per_epoch(batches));
-        report.fact("steps", format!("{total} in {} epochs of {each}", plan.epochs));
+        report.fact("steps", outline.plan().describe(Some(batches)));
     }
     Data { train, validation, asked }
 }

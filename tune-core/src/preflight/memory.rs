@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::eval::ExactMatch;
-use crate::memory_plan::{self, MemoryPlan, Processes};
+use crate::memory;
+use crate::memory_plan::{MemoryPlan, Processes};
 use crate::preflight::data::Data;
 use crate::preflight::model::Model;
 use crate::preflight::report::Report;
@@ -25,9 +26,9 @@ pub(super) fn look(
     let of = plan.available.as_ref().map_or_else(String::new, |available| format!(", of {available}"));
     // `--plan` has them all.
     let parts = plan.parts().into_iter().filter(|(_, size)| *size > plan.peak() / 100);
-    let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory_plan::size(size))).collect();
+    let parts: Vec<String> = parts.map(|(name, size)| format!("{name} {}", memory::size(size))).collect();
     let each = if processes.all() > 1 { format!(" in each of {} processes", processes.all()) } else { String::new() };
-    report.fact("memory", format!("{} at most{each}{of}\n{}", memory_plan::size(plan.peak()), parts.join("; ")));
+    report.fact("memory", format!("{} at most{each}{of}\n{}", memory::size(plan.peak()), parts.join("; ")));
     report.take(plan.check());
 }
 

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
 use crate::distributed::Layout;
+use crate::memory;
 use crate::memory_plan;
 use crate::models::{InBlocks, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
@@ -72,7 +73,7 @@ fn quantized(in_blocks: &InBlocks) -> String {
         "matrices are held quantized, {}: {} elements in {}",
         in_blocks.describe(),
         in_blocks.elements(),
-        memory_plan::size(in_blocks.bytes())
+        memory::size(in_blocks.bytes())
     )
 }
 

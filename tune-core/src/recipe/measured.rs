@@ -7,9 +7,8 @@ use tune_config::Config;
 
 use crate::checkpoint::state::TrainingState;
 use crate::eval;
+use crate::metrics::VAL_LOSS;
 
-/// The name of the loss on the validation data.
-pub const VAL_LOSS: &str = "val_loss";
 /// In front of the names of what else a recipe finds there.
 const VALIDATION: &str = "val_";
 /// What preference optimization finds on its validation data, of which more is better.

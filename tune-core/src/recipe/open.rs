@@ -19,7 +19,7 @@ use crate::data::Loader;
 use crate::device::{Compute, choose_seed};
 use crate::distributed::Mesh;
 use crate::eval::{Evaluation, ExactMatch};
-use crate::memory_plan;
+use crate::memory;
 use crate::methods::TeacherFiles;
 use crate::metrics::{Console, Metrics};
 use crate::models::{
@@ -407,7 +407,7 @@ fn held(in_blocks: &InBlocks) -> String {
     match in_blocks.is_empty() {
         true => String::new(),
         false => {
-            format!("\nheld quantized: {}, together {}", in_blocks.describe(), memory_plan::size(in_blocks.bytes()))
+            format!("\nheld quantized: {}, together {}", in_blocks.describe(), memory::size(in_blocks.bytes()))
         }
     }
 }

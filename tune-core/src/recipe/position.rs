@@ -78,7 +78,9 @@ impl Plan {
     /// The steps in words, where the number of batches may not be known yet.
     pub(crate) fn describe(&self, batches_per_epoch: Option<usize>) -> String {
         match batches_per_epoch {
+            Some(n) if self.epochs == 1 => format!("{} in one epoch", self.total_steps(n)),
             Some(n) => format!("{} in {} epochs of {}", self.total_steps(n), self.epochs, self.steps_per_epoch(n)),
+            None if self.epochs == 1 => "one epoch; the steps are counted while training runs".to_owned(),
             None => format!("{} epochs; the steps are counted while training runs", self.epochs),
         }
     }

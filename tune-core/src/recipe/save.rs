@@ -2,14 +2,11 @@
 
 use std::path::Path;
 
-use super::Measured;
-use super::measured::VAL_LOSS;
-use super::room::wait_for_room;
+use super::{Measured, VAL_LOSS};
 use crate::checkpoint::CheckpointConfig;
-use crate::checkpoint::may_pass;
 use crate::checkpoint::run::{self, RunDir, Saved};
 use crate::checkpoint::state::TrainingState;
-use crate::metrics::Console;
+use crate::metrics::{Console, wait_for_room};
 use crate::models::Piece;
 use crate::{Error, Result};
 
@@ -46,12 +43,12 @@ pub(super) fn save_pieces(
     let best = config.keep_best.then_some((&measured, by));
     let save_to = |dir: &RunDir| dir.save_pieces(state, optimizer, weight_bytes, &write);
     let saved = match save_to(run_dir) {
-        Err(error) if may_pass(&error) => {
+        Err(error) if error.may_pass() => {
             if let Some(keep) = config.keep_last_n_checkpoints.filter(|&keep| keep > 1) {
                 prune(run_dir, keep - 1, best)?;
             }
             let Some(console) = console else { return save_to(run_dir) };
-            wait_for_room(console, || save_to(run_dir)).map_err(|error| match may_pass(&error) {
+            wait_for_room(console, || save_to(run_dir)).map_err(|error| match error.may_pass() {
                 true => elsewhere(&error, run_dir, save_to),
                 false => error,
             })

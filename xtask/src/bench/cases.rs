@@ -89,6 +89,10 @@ pub(super) const ALL: &[&str] = &[
     RANDOM_1B5_Q4_K_M,
 ];
 
+/// The cases of `--goals`: what is asked of each kind of processor.
+pub(super) const GOALS: &[&str] =
+    &["lora_bf16_512", "lora_bf16_512_chat", "full_bf16_512", "lora_fp32_512", "full_fp32_512"];
+
 /// The cases of `--quick`.
 pub(super) const QUICK: &[&str] = &["lora_fp32_512", "lora_bf16_512"];
 
@@ -190,7 +194,7 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for name in ALL.iter().chain(QUICK).chain(&["full_bf16_64_chat_ckpt"]) {
+        for name in ALL.iter().chain(GOALS).chain(QUICK).chain(&["full_bf16_64_chat_ckpt"]) {
             assert_eq!(name.parse::<Case>().unwrap().to_string(), *name);
         }
         let chat: Case = "full_bf16_64_chat".parse().unwrap();

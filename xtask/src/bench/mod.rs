@@ -19,7 +19,7 @@ use tune_core::config::say;
 use tune_core::models::ModelSpec;
 
 use crate::Result;
-use cases::{ALL, Base, Case, Model, QUICK};
+use cases::{ALL, Base, Case, GOALS, Model, QUICK};
 use machine::Place;
 use ours::Ours;
 use peers::{Compile, Peer};
@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Two cases, one round, few steps.
     #[arg(long)]
     quick: bool,
+    /// One processor's column: LoRA and full fine-tuning in both precisions at 512 tokens, and generation by one and by sixteen.
+    #[arg(long, conflicts_with_all = ["quick", "cases"])]
+    goals: bool,
     /// How often each program is run, in turn: 3 times, once with --quick.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -97,7 +100,11 @@ struct Setting {
 
 /// Measures the cases one after the other; in each, the programs train in turn, round after round.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    let names = if args.quick { QUICK } else { ALL };
+    let names = match (args.quick, args.goals) {
+        (true, _) => QUICK,
+        (_, true) => GOALS,
+        _ => ALL,
+    };
     let cases = match args.cases.as_slice() {
         [] => names.iter().map(|name| name.parse()).collect::<Result<Vec<Case>, _>>()?,
         chosen => chosen.to_vec(),
@@ -126,7 +133,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
 
     let path = report::free_path(&root.join(&args.results), &place)?;
-    let mut report = Report { path, place, rounds, steps, threads, accounts, cases: Vec::new() };
+    let mut report =
+        Report { path, place, rounds, steps, threads, accounts, cases: Vec::new(), generation: String::new() };
+    if args.cases.is_empty() && !args.quick {
+        say!("\nGeneration");
+        report.generation = ours.generation(&smollm2, threads)?;
+        say!("{}", report.generation.trim_end());
+    }
     for case in cases {
         let folder = work.join("cases").join(case.to_string());
         fs::create_dir_all(&folder)?;
@@ -135,7 +148,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
             Model::Random1b5 => (model::random_1b5(&smollm2, &work.join("random_1b5"))?, [].as_mut_slice()),
         };
         let checkpoint = match case.base {
-            Base::Q4KM => model::in_q4_k_m(&root.join(&args.model), &model, &work.join("random_1b5.Q4_K_M.gguf"))?,
+            Base::Q4KM => model::in_q4_k_m(&model, &work.join("random_1b5.Q4_K_M.gguf"))?,
             Base::Plain | Base::Nf4 => model.clone(),
         };
         let lr = if case.recipe == "lora" { 3e-4 } else { 2e-5 };

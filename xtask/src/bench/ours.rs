@@ -41,7 +41,8 @@ impl Ours {
         let output = cargo::command()
             .current_dir(root)
             .args(["build", "--release", "--message-format=json-render-diagnostics"])
-            .args(["-p", "recipes", "--bin", "lora", "--bin", "full", "-p", "tune-core", "--example", "matmul_peak"])
+            .args(["-p", "recipes", "--bin", "lora", "--bin", "full"])
+            .args(["-p", "tune-core", "--example", "matmul_peak", "--example", "generation"])
             .stderr(Stdio::inherit())
             .output()?;
         if !output.status.success() {
@@ -71,6 +72,18 @@ impl Ours {
         let speeds: Value = serde_json::from_slice(&output.stdout)?;
         let speed = |dtype: &str| speeds[dtype].as_f64().ok_or("matmul_peak printed no number");
         Ok(Peak { fp32: speed("fp32")?, bf16: speed("bf16")? })
+    }
+
+    /// How fast the model generates, in lines for people.
+    pub(super) fn generation(&self, model: &Path, threads: usize) -> Result<String> {
+        let output = Command::new(self.program("generation")?)
+            .env("RAYON_NUM_THREADS", threads.to_string())
+            .arg(model)
+            .output()?;
+        if !output.status.success() {
+            return Err(format!("generation failed:\n{}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Trains. Times and losses are those of the run's own log.

@@ -29,6 +29,8 @@ pub(super) struct Report {
     /// What each program said of itself, or why it was not run.
     pub accounts: Vec<(Program, String)>,
     pub cases: Vec<Measured>,
+    /// What was measured of generation, in lines; empty where it was not.
+    pub generation: String,
 }
 
 /// What was measured of one case.
@@ -183,6 +185,7 @@ impl Report {
                 "programs": self.accounts.iter().map(|(p, a)| (p.to_string(), json!(a))).collect::<serde_json::Map<_, _>>(),
             },
             "cases": self.cases.iter().map(Measured::json).collect::<Vec<_>>(),
+            "generation": self.generation.lines().collect::<Vec<_>>(),
         });
         fs::write(self.path.with_added_extension("json"), serde_json::to_string_pretty(&json)? + "\n")?;
         fs::write(self.path.with_added_extension("md"), self.table())?;
@@ -234,6 +237,14 @@ impl Report {
              save nothing. The share is of the operations that a step needs (`tune_core::engine::Work`) in our own \
              2048 x 2048 x 2048 product.\n",
         );
+        if !self.generation.is_empty() {
+            let lines = self.generation.trim_end();
+            let _ = writeln!(
+                text,
+                "\nNew tokens of SmolLM2-135M-Instruct, 200 behind each prompt, greedily, by `tune-core/examples/generation.rs`; \
+                 `OfTraining` gives the bits of training. `benches/serving.py` compares with llama.cpp.\n\n```text\n{lines}\n```"
+            );
+        }
         text
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It cannot follow that one: every product is rounded, and each program rounds in places of its own. What is
 //! asked instead is that rounding takes a run no further from the result without it. torchtune's distance
-//! is large, so there is a fixed limit as well. ARCHITECTURE.md has figures and reasons.
+//! is large, so there is a fixed limit as well. docs/torchtune.md has figures and reasons.
 
 use std::path::Path;
 

@@ -138,6 +138,7 @@ impl<'a> Finding<'a> {
             Hint::Elsewhere(key) => {
                 said.help.push_all(&["there is a key `", key, ".", tree.item(self.at).key, "`"]);
             }
+            Hint::Below(key, name) => said.help.push_all(&["there is a key `", key, ".", name, "`"]),
             Hint::Component(name) => said.help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
             Hint::IsComponent(written) => {
                 said.help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]);

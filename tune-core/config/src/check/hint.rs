@@ -21,6 +21,8 @@ pub enum Hint<'a> {
     Outermost,
     /// The very key, within this outermost one.
     Elsewhere(&'static str),
+    /// Within this outermost key, one of this name.
+    Below(&'static str, &'static str),
     /// The only component that has all the keys that are written.
     Component(&'static str),
     /// `_component_`, in place of this key.
@@ -41,7 +43,10 @@ impl<'a> Finding<'a> {
         match &self.mistake {
             Mistake::UnknownKey(fields, chosen, outermost) => {
                 return match unknown_key(fields, tree.item(self.at).key, chosen, *outermost) {
-                    Hint::None => own_key(tree, self.at),
+                    Hint::None => match own_key(tree, self.at) {
+                        Hint::None if outermost.is_none() => below(fields, tree.item(self.at).key),
+                        hint => hint,
+                    },
                     hint => hint,
                 };
             }
@@ -115,6 +120,34 @@ impl<'w> Best<'w> {
         {
             self.distance = distance;
             self.name = Some(name);
+        }
+    }
+
+    /// The keys of a value of this type.
+    const fn offer_keys(&mut self, schema: &'static Schema) {
+        match schema {
+            Schema::Optional(inner) | Schema::List(inner) => self.offer_keys(inner),
+            Schema::Struct(fields) => self.offer_fields(fields),
+            Schema::Component(component) => {
+                let mut at = 0;
+                while at < component.variants.len() {
+                    if let Some(fields) = component.variants[at].fields() {
+                        self.offer_fields(fields);
+                    }
+                    at += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    const fn offer_fields(&mut self, fields: &'static Struct) {
+        let mut index = 0;
+        while index < fields.key_count() {
+            if let Some(key) = fields.key_at(index) {
+                self.offer_all(key.name, key.aliases);
+            }
+            index += 1;
         }
     }
 
@@ -261,6 +294,25 @@ const fn elsewhere(outermost: &Struct, written: &str) -> Hint<'static> {
     Hint::None
 }
 
+/// The key that is probably meant by an outermost one and is within another.
+const fn below(outermost: &Struct, written: &str) -> Hint<'static> {
+    let (mut best, mut holder, mut index) = (Best::new(written), "", 0);
+    while index < outermost.key_count() {
+        if let Some(key) = outermost.key_at(index) {
+            let before = best.distance;
+            best.offer_keys(&key.schema);
+            if best.distance < before {
+                holder = key.name;
+            }
+        }
+        index += 1;
+    }
+    match best.name {
+        Some(name) => Hint::Below(holder, name),
+        None => Hint::None,
+    }
+}
+
 /// Which component the mapping `at` is probably meant to be.
 const fn which_component<'a>(component: &Component, tree: Tree<'a>, at: usize) -> Hint<'a> {
     let mut child = at + 1;
@@ -306,7 +358,7 @@ const fn has_all(variant: &Variant, tree: Tree<'_>, at: usize) -> bool {
 const fn holds_key(schema: &Schema, name: &str) -> bool {
     match schema {
         Schema::Struct(fields) => fields.find(name).is_some(),
-        Schema::Optional(inner) => holds_key(inner, name),
+        Schema::Optional(inner) | Schema::List(inner) => holds_key(inner, name),
         Schema::Component(component) => {
             let mut at = 0;
             while at < component.variants.len() {

@@ -269,8 +269,33 @@ const MUST_BE_OFF: &[(&str, &str)] = &[
 
 /// The config, or what is wrong with it.
 pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String> {
-    let get = |key: &str| config.get(key).unwrap_or(&Value::Null);
-    let kind = get("peft_type").as_str().unwrap_or("nothing");
+    refuse(config)?;
+    let file = File(config);
+    let target_parameters = file.target_parameters()?;
+    Ok(AdapterConfig {
+        r: file.rank()?,
+        // What a key is where it is not there is peft's default.
+        alpha: file.number("lora_alpha", 8.0)?,
+        dropout: file.dropout()?,
+        use_rslora: file.flag("use_rslora")?,
+        use_dora: file.flag("use_dora")?,
+        target_modules: file.target_modules(!target_parameters.is_empty())?,
+        target_parameters,
+        layers: Layers::parse(config)?,
+        modules_to_save: file.modules_to_save()?,
+        tokens: file.tokens()?,
+        base_adapters: file.base_adapters()?,
+        ensure_weight_tying: file.flag("ensure_weight_tying")?,
+        scores: file.get("task_type") == SCORES,
+        base_model_name_or_path: file.text("base_model_name_or_path")?,
+        revision: file.text("revision")?,
+    })
+}
+
+/// Refuses adapters of other kinds, and keys that could change what an adapter computes and are not read.
+fn refuse(config: &Map<String, Value>) -> Result<(), String> {
+    let file = File(config);
+    let kind = file.get("peft_type").as_str().unwrap_or("nothing");
     if kind != "LORA" {
         return Err(format!("the adapter is of the kind {kind}; only LORA is supported"));
     }
@@ -283,100 +308,120 @@ pub(super) fn parse(config: &Map<String, Value>) -> Result<AdapterConfig, String
             ),
         });
     }
-    check_initialization(get("init_lora_weights"))?;
-    match get("bias") {
-        Value::Null => {}
-        Value::String(bias) if bias == "none" => {}
-        other => {
-            return Err(format!("the adapter trains biases (bias: {other}), which is not supported"));
+    check_initialization(file.get("init_lora_weights"))?;
+    match file.get("bias") {
+        Value::Null => Ok(()),
+        Value::String(bias) if bias == "none" => Ok(()),
+        other => Err(format!("the adapter trains biases (bias: {other}), which is not supported")),
+    }
+}
+
+/// An `adapter_config.json`, key by key.
+struct File<'a>(&'a Map<String, Value>);
+
+impl<'a> File<'a> {
+    /// The value of a key, null where it is not there.
+    fn get(&self, key: &str) -> &'a Value {
+        self.0.get(key).unwrap_or(&Value::Null)
+    }
+
+    fn number(&self, key: &str, default: f64) -> Result<f64, String> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; a number was expected")),
         }
     }
-    // What a key is where it is not there is peft's default.
-    let r = config.get("r").map_or(Some(8), Value::as_u64);
-    let r = r
-        .filter(|&r| (1..=1 << 20).contains(&r))
-        .ok_or_else(|| format!("r is {}; a rank of at least 1 was expected", get("r")))?;
-    let number = |key: &str, default: f64| match config.get(key) {
-        None => Ok(default),
-        Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; a number was expected")),
-    };
-    let dropout = number("lora_dropout", 0.0)?;
-    if !(0.0..1.0).contains(&dropout) {
-        return Err(format!("lora_dropout is {dropout}; 0 or more and less than 1 was expected"));
+
+    fn flag(&self, key: &str) -> Result<bool, String> {
+        match self.get(key) {
+            Value::Null => Ok(false),
+            Value::Bool(on) => Ok(*on),
+            other => Err(format!("{key} is {other}; true or false was expected")),
+        }
     }
-    let flag = |key: &str| match get(key) {
-        Value::Null => Ok(false),
-        Value::Bool(on) => Ok(*on),
-        other => Err(format!("{key} is {other}; true or false was expected")),
-    };
-    let target_parameters = match get("target_parameters") {
-        Value::Null => Some(BTreeSet::new()),
-        Value::Array(names) => {
-            let known = |name: &&str| name.ends_with(".weight") || fused::is_of_experts(name);
-            names.iter().map(|name| name.as_str().filter(known).map(str::to_owned)).collect()
+
+    fn text(&self, key: &str) -> Result<Option<String>, String> {
+        match self.get(key) {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            other => Err(format!("{key} is {other}; text was expected")),
         }
-        _ => None,
-    };
-    let target_parameters = target_parameters.ok_or_else(|| {
-        format!(
-            "target_parameters is {}: the adapter adapts parameters that are not weights of linear layers, which is not \
-             supported",
-            get("target_parameters")
-        )
-    })?;
-    let target_modules = match get("target_modules") {
-        Value::String(pattern) => TargetModules::Pattern(pattern.clone()),
-        Value::Array(names) if !names.is_empty() || !target_parameters.is_empty() => TargetModules::Names(
-            names
-                .iter()
-                .map(|n| n.as_str().map(ToString::to_string))
-                .collect::<Option<_>>()
-                .ok_or("target_modules is not a list of names")?,
-        ),
-        other => {
-            return Err(format!("target_modules is {other}; a list of module names was expected"));
+    }
+
+    fn rank(&self) -> Result<usize, String> {
+        let rank = self.0.get("r").map_or(Some(8), Value::as_u64).filter(|rank| (1..=1 << 20).contains(rank));
+        let rank = rank.ok_or_else(|| format!("r is {}; a rank of at least 1 was expected", self.get("r")))?;
+        Ok(rank as usize)
+    }
+
+    fn dropout(&self) -> Result<f64, String> {
+        let dropout = self.number("lora_dropout", 0.0)?;
+        match (0.0..1.0).contains(&dropout) {
+            true => Ok(dropout),
+            false => Err(format!("lora_dropout is {dropout}; 0 or more and less than 1 was expected")),
         }
-    };
-    let text = |key: &str| match get(key) {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        other => Err(format!("{key} is {other}; text was expected")),
-    };
-    let modules_to_save = match get("modules_to_save") {
-        Value::Null => Some(Vec::new()),
-        Value::Array(names) => names.iter().map(|name| Some(name.as_str()?.to_owned())).collect(),
-        _ => None,
-    };
-    let modules_to_save = modules_to_save
-        .ok_or_else(|| format!("modules_to_save is {}; a list of module names was expected", get("modules_to_save")))?;
-    let tokens = tokens(get(TOKENS)).ok_or_else(|| {
-        format!("{TOKENS} is {}; ids of tokens were expected, or a list of these by modules", get(TOKENS))
-    })?;
-    let base_adapters = match get(BASE_ADAPTERS) {
-        Value::Null => Some(Vec::new()),
-        Value::Array(all) => all.iter().map(Below::parse).collect(),
-        _ => None,
-    };
-    let base_adapters = base_adapters.ok_or_else(|| {
-        format!("{BASE_ADAPTERS} is {}; a list of adapters with path and crc32c was expected", get(BASE_ADAPTERS))
-    })?;
-    Ok(AdapterConfig {
-        r: r as usize,
-        alpha: number("lora_alpha", 8.0)?,
-        dropout,
-        use_rslora: flag("use_rslora")?,
-        use_dora: flag("use_dora")?,
-        target_modules,
-        target_parameters,
-        layers: Layers::parse(config)?,
-        modules_to_save,
-        tokens,
-        base_adapters,
-        ensure_weight_tying: flag("ensure_weight_tying")?,
-        scores: get("task_type") == SCORES,
-        base_model_name_or_path: text("base_model_name_or_path")?,
-        revision: text("revision")?,
-    })
+    }
+
+    fn target_parameters(&self) -> Result<BTreeSet<String>, String> {
+        let parameters = match self.get("target_parameters") {
+            Value::Null => Some(BTreeSet::new()),
+            Value::Array(names) => {
+                let known = |name: &&str| name.ends_with(".weight") || fused::is_of_experts(name);
+                names.iter().map(|name| name.as_str().filter(known).map(str::to_owned)).collect()
+            }
+            _ => None,
+        };
+        parameters.ok_or_else(|| {
+            format!(
+                "target_parameters is {}: the adapter adapts parameters that are not weights of linear layers, which is not \
+                 supported",
+                self.get("target_parameters")
+            )
+        })
+    }
+
+    /// There may be none where the adapter `has_parameters`.
+    fn target_modules(&self, has_parameters: bool) -> Result<TargetModules, String> {
+        match self.get("target_modules") {
+            Value::String(pattern) => Ok(TargetModules::Pattern(pattern.clone())),
+            Value::Array(names) if !names.is_empty() || has_parameters => {
+                let names: Option<_> = names.iter().map(|name| name.as_str().map(ToString::to_string)).collect();
+                names.map(TargetModules::Names).ok_or_else(|| "target_modules is not a list of names".to_owned())
+            }
+            other => Err(format!("target_modules is {other}; a list of module names was expected")),
+        }
+    }
+
+    fn modules_to_save(&self) -> Result<Vec<String>, String> {
+        let modules = match self.get("modules_to_save") {
+            Value::Null => Some(Vec::new()),
+            Value::Array(names) => names.iter().map(|name| Some(name.as_str()?.to_owned())).collect(),
+            _ => None,
+        };
+        modules.ok_or_else(|| {
+            format!("modules_to_save is {}; a list of module names was expected", self.get("modules_to_save"))
+        })
+    }
+
+    fn tokens(&self) -> Result<BTreeMap<String, Vec<u32>>, String> {
+        tokens(self.get(TOKENS)).ok_or_else(|| {
+            format!("{TOKENS} is {}; ids of tokens were expected, or a list of these by modules", self.get(TOKENS))
+        })
+    }
+
+    fn base_adapters(&self) -> Result<Vec<Below>, String> {
+        let adapters = match self.get(BASE_ADAPTERS) {
+            Value::Null => Some(Vec::new()),
+            Value::Array(all) => all.iter().map(Below::parse).collect(),
+            _ => None,
+        };
+        adapters.ok_or_else(|| {
+            format!(
+                "{BASE_ADAPTERS} is {}; a list of adapters with path and crc32c was expected",
+                self.get(BASE_ADAPTERS)
+            )
+        })
+    }
 }
 
 /// A list is of the embedding table, as in peft.

@@ -10,9 +10,13 @@ use candle_core::Tensor;
 
 use super::config::{AdapterConfig, TargetModules, is_named};
 use super::{DOWN, UP, modules};
+use crate::models::Slot;
 
 /// The parameters, and the layers that are in each of them.
-const PARAMETERS: [(&str, &[&str]); 2] = [("gate_up_proj", &["gate_proj", "up_proj"]), ("down_proj", &["down_proj"])];
+const PARAMETERS: [(&str, &[&str]); 2] = [
+    (Slot::GateUpProj.name(), &[Slot::GateProj.name(), Slot::UpProj.name()]),
+    (Slot::DownProj.name(), &[Slot::DownProj.name()]),
+];
 
 /// Whether a parameter is one of these.
 pub(super) fn is_of_experts(parameter: &str) -> bool {

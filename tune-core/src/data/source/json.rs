@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::{BYTE_ORDER_MARK, lines};
 use crate::checkpoint::human;
 use crate::data::records::{Kind, Records, json_error, kind_of};
-use crate::memory_plan::available;
+use crate::memory::available;
 use crate::{Error, Result};
 
 /// The first line is looked at alone if it is no longer.

@@ -24,10 +24,9 @@ use crate::kernels::rope::{Rotary, Turn};
 use crate::kernels::team::Team;
 use crate::kernels::view::{View, ViewMut};
 use crate::kernels::{
-    Dropout, Element, Noise, Quantized, columns, distillation, experts, fake_quant, gate, gemm, parallel, rms_norm,
-    rope, softmax, top_distillation,
+    Dropout, Element, Mixture, Noise, Quantized, TokenLoss, TopRows, columns, distillation, experts, fake_quant, gate,
+    gemm, parallel, rms_norm, rope, softmax, top_distillation,
 };
-use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, Site};
 
 /// Weights and activations of type `T`, sums in f32.

@@ -13,8 +13,7 @@ use crate::kernels::fake_quant::Levels;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Noise, Rotary, gemm, rms_norm};
-use crate::methods::{Mixture, TokenLoss, TopRows};
+use crate::kernels::{Dropout, Element, Mixture, Noise, Rotary, TokenLoss, TopRows, gemm, rms_norm};
 use crate::models::{Activation, EmbeddingSpec, ParamId};
 
 /// The memory of a processor or a card on paper, for weights and activations of type `T`.

@@ -14,10 +14,9 @@ use crate::engine::block::Past;
 use crate::engine::kept::Keeper;
 use crate::engine::parameters::Parameters;
 use crate::engine::run::{Minimized, Objective, Run, Taught};
-use crate::kernels::Element;
 use crate::kernels::attention::Stretch;
 use crate::kernels::ledger::Entry;
-use crate::methods::{Mixture, TokenLoss};
+use crate::kernels::{Element, Mixture, TokenLoss};
 use crate::models::{BlockSpec, FakeQuantizer, InBlocks, LoraOptions, ModelSpec, ParamId};
 
 /// What a loss is made of.

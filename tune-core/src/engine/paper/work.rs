@@ -4,8 +4,7 @@ use super::{Paper, StepOnPaper};
 use crate::Result;
 use crate::data::{Batch, IGNORE, Span};
 use crate::distributed::Layout;
-use crate::models::{InBlocks, ModelSpec};
-use crate::peft::LoraOptions;
+use crate::models::{InBlocks, LoraOptions, ModelSpec};
 
 /// Floating-point operations that a training step cannot do without, a multiplication and an addition being two.
 ///

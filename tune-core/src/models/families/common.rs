@@ -1,10 +1,9 @@
 //! What the families share.
 
 use super::super::fields::Fields;
-use super::super::rotary::RotarySpec;
-use super::super::spec::{Activation, AttentionSpec, BlockSpec, EmbeddingSpec, MlpSpec, ModelSpec, NormSpec, Norms};
+use super::super::spec::{AttentionSpec, BlockSpec, EmbeddingSpec, MlpSpec, ModelSpec, NormSpec, Norms};
 use crate::Result;
-use crate::kernels::AttentionShape;
+use crate::kernels::{Activation, AttentionShape, RotarySpec};
 
 /// More blocks or experts than any model has: a number in a file alone is not to fill the memory.
 const MOST_BLOCKS: usize = 4096;

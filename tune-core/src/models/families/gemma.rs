@@ -1,10 +1,11 @@
 //! Gemma (1): norms count from one, embeddings are scaled, the gate is a GELU.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, EmbeddingSpec, ModelSpec, NormSpec, Norms};
+use super::super::spec::{EmbeddingSpec, ModelSpec, NormSpec, Norms};
 use super::common::{Defaults, Sizes, padding};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let defaults = Defaults { head_dim: Some(256), kv_heads: Some(16), tied: true, ..Defaults::default() };

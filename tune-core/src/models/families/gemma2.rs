@@ -1,10 +1,11 @@
 //! Gemma 2: norms on both sides of each half, a window in every other block, scores and logits that are capped.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, ModelSpec, Norms};
+use super::super::spec::{ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::{gemma, rope};
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let defaults = Defaults { head_dim: Some(256), kv_heads: Some(4), tied: true, ..Defaults::default() };

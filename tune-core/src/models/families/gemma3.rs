@@ -1,11 +1,11 @@
 //! Gemma 3, its part for text: five of six blocks have a window and a rotary table of their own.
 
 use super::super::fields::Fields;
-use super::super::rotary::{RopeScaling, RotarySpec};
-use super::super::spec::{Activation, AttentionSpec, HeadNorm, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, HeadNorm, ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::{gemma, rope};
 use crate::Result;
+use crate::kernels::{Activation, RopeScaling, RotarySpec};
 
 /// Base of the frequencies in blocks that see everything, and in those with a window.
 const GLOBAL: f64 = 1e6;

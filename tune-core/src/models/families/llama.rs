@@ -1,10 +1,11 @@
 //! Llama 2 to 3.3, SmolLM2, and what else calls itself a Llama.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, MlpSpec, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, MlpSpec, ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults::default())?;

@@ -1,10 +1,11 @@
 //! Mistral: Llama with a window.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, ModelSpec, Norms};
+use super::super::spec::{ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults::default())?;

@@ -1,10 +1,11 @@
 //! OLMo 2: norms behind the halves, and over all queries and all keys of a token.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, EmbeddingSpec, HeadNorm, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, EmbeddingSpec, HeadNorm, ModelSpec, Norms};
 use super::common::{Defaults, Sizes, padding};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults { eps: Some(1e-5), ..Defaults::default() })?;

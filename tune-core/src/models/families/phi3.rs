@@ -1,10 +1,11 @@
 //! Phi-3, Phi-3.5 and Phi-4: layers that share an input are stored as one.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, Norms};
 use super::common::{Defaults, Sizes, padding};
 use super::rope::{self, RopeDefaults};
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults { eps: Some(1e-5), ..Defaults::default() })?;

@@ -1,10 +1,11 @@
 //! Qwen2 and Qwen2.5: queries, keys and values have biases; some blocks may have a window.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults::default())?;

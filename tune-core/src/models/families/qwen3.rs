@@ -1,10 +1,11 @@
 //! Qwen3: each head's queries and keys are normed.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, HeadNorm, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, HeadNorm, ModelSpec, Norms};
 use super::common::{Defaults, Sizes};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults { head_dim: Some(128), ..Defaults::default() })?;

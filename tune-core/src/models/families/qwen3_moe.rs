@@ -1,10 +1,11 @@
 //! Qwen3 with a mixture of experts in most blocks.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, HeadNorm, MlpSpec, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, HeadNorm, MlpSpec, ModelSpec, Norms};
 use super::common::{Defaults, MOST_EXPERTS, Sizes};
 use super::rope;
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults { kv_heads: Some(4), ..Defaults::default() })?;

@@ -1,9 +1,9 @@
 //! Rotary tables of a `config.json`, from whichever of the places that transformers 4 and 5 have for them.
 
 use super::super::fields::Fields;
-use super::super::rotary::{RopeScaling, RotarySpec};
 use super::common::Sizes;
 use crate::Result;
+use crate::kernels::{RopeScaling, RotarySpec};
 
 /// What a class in transformers has for settings that are not there.
 #[derive(Clone, Copy)]

@@ -1,10 +1,11 @@
 //! SmolLM3: Llama with no positions in every fourth block.
 
 use super::super::fields::Fields;
-use super::super::spec::{Activation, AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, Norms};
+use super::super::spec::{AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, Norms};
 use super::common::{Defaults, Sizes, padding};
 use super::rope::{self, RopeDefaults};
 use crate::Result;
+use crate::kernels::Activation;
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<ModelSpec> {
     let sizes = Sizes::read(fields, Defaults { kv_heads: Some(4), tied: true, ..Defaults::default() })?;

@@ -297,9 +297,10 @@ impl Outline {
         let total = batches.map(|batches| self.plan().total_steps(batches));
         if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
             let reached = 100.0 * (total - 1) as f64 / warmup as f64;
+            let steps = if total == 1 { "step" } else { "steps" };
             warnings.push(format!(
-                "lr_scheduler.num_warmup_steps is {warmup}, and the run has {total} steps: the learning rate ends at \
-                 {reached:.0} % of optimizer.lr and never reaches it; set lr_scheduler.num_warmup_steps={}, say",
+                "the learning rate rises for {warmup} steps (lr_scheduler.num_warmup_steps), and the run has {total} {steps}: it ends \
+                 at {reached:.0} % of optimizer.lr; set lr_scheduler.num_warmup_steps={}, say",
                 total / 10
             ));
         }

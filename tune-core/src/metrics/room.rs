@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::may_pass;
-use crate::metrics::Console;
-use crate::{Error, Result};
+use tune_config::cli::signals;
 
-use super::check_stop;
+use super::Console;
+use crate::{Error, Result};
 
 /// How long a run waits, unless [`VARIABLE`] says so. Unit tests do not: what waiting is like, `tests/stopping.rs` shows.
 const LONGEST: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
@@ -46,7 +45,7 @@ fn wait<T>(
     let mut told = false;
     loop {
         let error = match attempt() {
-            Err(error) if may_pass(&error) && clock.elapsed() < longest && !clock.is_stopped() => error,
+            Err(error) if error.may_pass() && clock.elapsed() < longest && !clock.is_stopped() => error,
             result => {
                 if told && result.is_ok() {
                     console.note("There is room again: the run goes on");
@@ -95,7 +94,7 @@ impl Clock for Since {
     }
 
     fn is_stopped(&self) -> bool {
-        check_stop().is_err()
+        signals::requested().is_some()
     }
 }
 

@@ -4,8 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use super::table::size;
-use crate::metrics::resident_memory;
+use super::{resident_memory, size};
 use crate::{Error, Result};
 
 /// What a process may hold, all that it holds already included.
@@ -32,7 +31,7 @@ pub fn available() -> Result<Option<Available>> {
 ///
 /// # Errors
 /// As [`available`].
-pub(super) fn available_beside(addresses: u64, processes: usize) -> Result<Option<Available>> {
+pub(crate) fn available_beside(addresses: u64, processes: usize) -> Result<Option<Available>> {
     if let Some(said) = of_variable("TUNE_MEMORY", "as TUNE_MEMORY says")? {
         return Ok(Some(said));
     }
@@ -53,7 +52,7 @@ pub(super) fn available_beside(addresses: u64, processes: usize) -> Result<Optio
 }
 
 /// What a variable of the environment says, if it is set.
-pub(super) fn of_variable(variable: &str, origin: &'static str) -> Result<Option<Available>> {
+pub(crate) fn of_variable(variable: &str, origin: &'static str) -> Result<Option<Available>> {
     let Some(text) = std::env::var_os(variable) else { return Ok(None) };
     let text = text.to_string_lossy();
     let bytes = parse_size(&text).ok_or_else(|| {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::adapter::OfLayer;
+use super::slots::Slot;
+use super::spec::{ModelSpec, Site};
 use crate::checkpoint::peft::{Layers, fits, is_named};
-use crate::models::{ModelSpec, OfLayer, Site, Slot};
 use crate::tokenizer::listed;
 use crate::{Error, Result};
 

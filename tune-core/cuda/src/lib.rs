@@ -5,6 +5,7 @@
 
 mod archive;
 mod buffer;
+mod collectives;
 mod context;
 mod driver;
 mod error;
@@ -14,11 +15,13 @@ mod launch;
 mod libraries;
 mod memory;
 mod modules;
+mod nccl;
 mod products;
 mod profile;
 mod ranges;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
+pub use collectives::{Collective, Communicator, UniqueId};
 pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};

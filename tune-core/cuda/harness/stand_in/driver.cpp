@@ -1,5 +1,8 @@
 // A driver with a card that is this machine's memory, and kernels that `build.sh` made of the very sources: what is queued is done
-// at once. Cards and what they answer are as the environment says (STAND_IN_...), for tests on machines without a card.
+// at once, but for what other libraries queue (`streams.h`). Cards and what they answer are as the environment says (STAND_IN_...), for
+// tests on machines without a card.
+#include "streams.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
@@ -11,7 +14,7 @@
 
 namespace {
 
-constexpr int OUT_OF_MEMORY = 2, NOT_FOUND = 500;
+constexpr int OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_READY = 600;
 
 struct Entry {
     const char *name;
@@ -80,15 +83,22 @@ int cuGetErrorString(int, const char **words) { return *words = "a stand-in's wo
 
 int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &used, int(number("STAND_IN_OPEN", 0)); }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+int cuDeviceGetUuid_v2(unsigned char *id, int device) {
+    memset(id, 0, 16);
+    // Cards that are one and the same, if it is said so.
+    return id[0] = number("STAND_IN_SAME", 0) ? 1 : (unsigned char)(1 + device), 0;
+}
 int cuCtxSetCurrent(void *) { return 0; }
-int cuStreamCreate(void **stream, unsigned) { return *stream = &used, 0; }
-int cuStreamDestroy_v2(void *) { return 0; }
-int cuStreamSynchronize(void *) { return 0; }
-int cuEventCreate(void **event, unsigned) { return *event = &used, 0; }
-int cuEventRecord(void *, void *) { return 0; }
-int cuEventSynchronize(void *) { return 0; }
+int cuStreamCreate(Stream **stream, unsigned) { return *stream = new Stream, 0; }
+int cuStreamDestroy_v2(Stream *stream) { return delete stream, 0; }
+int cuStreamSynchronize(Stream *stream) { return stream->finish(), 0; }
+int cuStreamWaitEvent(Stream *stream, Event *event, unsigned) { return stream->wait(*event), 0; }
+int cuEventCreate(Event **event, unsigned) { return *event = new Event(std::make_shared<Passed>()), 0; }
+int cuEventRecord(Event *event, Stream *stream) { return stream->record(*event), 0; }
+int cuEventQuery(Event *event) { return (*event)->now() ? 0 : NOT_READY; }
+int cuEventSynchronize(Event *event) { return (*event)->wait(), 0; }
 int cuEventElapsedTime_v2(float *milliseconds, void *, void *) { return *milliseconds = 1, 0; }
-int cuEventDestroy_v2(void *) { return 0; }
+int cuEventDestroy_v2(Event *event) { return delete event, 0; }
 
 int cuMemGetInfo_v2(size_t *free, size_t *all) {
     std::lock_guard<std::mutex> guard(lock);

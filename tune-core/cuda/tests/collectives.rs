@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -15,7 +16,10 @@ use tune_cuda::{Buffer, Communicator, Context, UniqueId, VARIABLE, open_nccl};
 /// Which case the child is.
 const CASE: &str = "STAND_IN_CASE";
 
-const CASES: &[(&str, fn() -> String)] = &[
+/// Returns what it has to say.
+type Case = fn() -> String;
+
+const CASES: &[(&str, Case)] = &[
     ("results", results),
     ("calls", calls),
     ("memory", memory),
@@ -46,7 +50,10 @@ fn stand_ins() -> Option<&'static Path> {
     let build = || {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
         if !Command::new(&compiler).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            println!("no C++ compiler ({compiler}) here; nothing is tested");
+            // Past the capture of a test's output: this must be seen.
+            #[expect(clippy::disallowed_methods, reason = "a test that cannot write fails")]
+            let mut seen = std::io::stderr();
+            writeln!(seen, "NOTICE: no C++ compiler ({compiler}) here; nothing is tested on a stand-in for NCCL").ok();
             return None;
         }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("stand-ins-of-nccl-{}", std::process::id()));

@@ -42,7 +42,7 @@ pub struct RunKeys {
     pub enable_async_checkpointing: bool,
     /// Seed of everything that is random. If null, a fresh one is chosen and printed.
     pub seed: Option<u64>,
-    /// cpu, cuda, cuda:N, or auto: the first card, if there is one. Of several processes each takes a card of its own with cuda.
+    /// cpu, cuda, cuda:N, or auto: the first card, if there is one.
     #[config(default = "cpu")]
     pub device: DeviceConfig,
     /// Precision of weights and activations.

@@ -76,7 +76,8 @@ fn two_learn_what_one_learns() {
         ("grpo", "", &["updates=1"]),
     ] {
         let what = format!("{name} {} {layout}", more.join(" "));
-        let [one, two] = ["one", "two"].map(|n| folder.path().join(format!("{what} {n}").replace(['=', ' ', '.'], "_")));
+        let [one, two] =
+            ["one", "two"].map(|n| folder.path().join(format!("{what} {n}").replace(['=', ' ', '.'], "_")));
         let more = [&["max_steps_per_epoch=2"], more].concat();
         succeed(1, case(name), &more, &one, folder.path());
         let layout: &[&str] = if layout.is_empty() { &[] } else { &[layout] };

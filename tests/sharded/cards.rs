@@ -79,7 +79,12 @@ fn adapters_of_a_model_in_bf16() {
     for layout in LAYOUTS {
         for one in super::on(layout, &case) {
             for (loss, right) in one.losses.iter().zip(&alone.losses) {
-                assert!((loss - right).abs() <= 1e-2 * right, "{layout}: {:?} instead of {:?}", one.losses, alone.losses);
+                assert!(
+                    (loss - right).abs() <= 1e-2 * right,
+                    "{layout}: {:?} instead of {:?}",
+                    one.losses,
+                    alone.losses
+                );
             }
             let off = super::distance(&one.gradients, &alone.gradients);
             assert!(off <= 2e-2, "{layout}: gradients are off by {off:.1e}");
@@ -105,7 +110,10 @@ fn each_has_a_card_of_its_own() {
     assert_eq!(choose("cpu", 2)[1].as_ref().unwrap(), "cpu");
     for error in choose("cuda:1", 2) {
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("device=cuda:1 is one card, and 2 processes") && error.contains("device=cuda"), "{error}");
+        assert!(
+            error.contains("device=cuda:1 is one card, and 2 processes") && error.contains("device=cuda"),
+            "{error}"
+        );
     }
     let errors: Vec<String> = choose("cuda", 5).into_iter().map(|device| device.unwrap_err().to_string()).collect();
     assert!(errors[4].contains("5 processes are on this machine, and it has 4 cards"), "{errors:?}");
@@ -217,8 +225,7 @@ fn a_micro_batch() {
         let fixture = Fixture::read("llama_tied");
         let spec = ModelSpec::from_json(&fixture.config).unwrap();
         let batch = super::batch(spec.vocab_size as u32, 0, group.rank(), false);
-        let options =
-            LoadOptions { dtype: DType::F32, device: Compute::Card(card), train_weights: true, lora: None };
+        let options = LoadOptions { dtype: DType::F32, device: Compute::Card(card), train_weights: true, lora: None };
         let model = Decoder::load_shard(spec, &fixture.weights, &options, &mesh).unwrap();
         let mut gradients = tune_core::optim::Gradients::default();
         let options = super::RunOptions::PLAIN;

@@ -121,12 +121,8 @@ fn train(case: &Case, mesh: &Mesh) -> Outcome {
     let fixture = Fixture::read(case.family);
     let spec = ModelSpec::from_json(&fixture.config).unwrap();
     let vocab = spec.vocab_size as u32;
-    let options = LoadOptions {
-        dtype: case.dtype,
-        device,
-        train_weights: case.lora.is_none(),
-        lora: case.lora.clone(),
-    };
+    let options =
+        LoadOptions { dtype: case.dtype, device, train_weights: case.lora.is_none(), lora: case.lora.clone() };
     let model = Decoder::load_shard(spec, &fixture.weights, &options, mesh).unwrap();
     let mut optimizer = AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1);
     let mut outcome = Outcome {

@@ -85,7 +85,10 @@ impl DeviceConfig {
             }
             Ok(_) => {
                 let without = place.world_size - have;
-                Ok((processor()?, Some(format!("device=auto: processors compute, for {without} processes have no card"))))
+                Ok((
+                    processor()?,
+                    Some(format!("device=auto: processors compute, for {without} processes have no card")),
+                ))
             }
             Err(why) => Ok((processor()?, Some(format!("device=auto: processors compute, for {why}")))),
         }

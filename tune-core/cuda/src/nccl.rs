@@ -81,7 +81,8 @@ impl Nccl {
             return Ok(open);
         }
         let (library, found) = libraries::nccl()?;
-        let unfit = |what: String| Error::Unavailable(format!("NCCL {found}: {what}; {}", libraries::how_to_get_nccl()));
+        let unfit =
+            |what: String| Error::Unavailable(format!("NCCL {found}: {what}; {}", libraries::how_to_get_nccl()));
         let functions = Self::of(&library).map_err(|name| unfit(format!("it lacks what is needed ({name})")))?;
         // Never closed: threads of its own run until the program ends.
         std::mem::forget(library);

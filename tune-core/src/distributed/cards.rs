@@ -77,12 +77,7 @@ impl Cards {
     }
 
     /// This process's part of the sum over all processes of something that is divided. `counts` are the numbers of each part.
-    pub(crate) fn reduce_scatter(
-        &self,
-        of: &str,
-        all: Buffer<f32>,
-        counts: &[usize],
-    ) -> Collective<Buffer<f32>> {
+    pub(crate) fn reduce_scatter(&self, of: &str, all: Buffer<f32>, counts: &[usize]) -> Collective<Buffer<f32>> {
         self.shards.as_ref().unwrap_or(&self.all).reduce_scatter(of, all, counts, self.replicas.as_ref())
     }
 

@@ -144,11 +144,7 @@ fn part_of_tokens(TokenRows { ids, rows }: &TokenRows) -> Here {
 }
 
 /// Takes one of those that were gathered.
-fn take<'m, B: Reads<'m>>(
-    backend: &B,
-    from: &mut HashMap<Part, B::Gathered>,
-    source: Source<'_>,
-) -> Result<B::Param> {
+fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, B::Gathered>, source: Source<'_>) -> Result<B::Param> {
     let gathered = from.remove(&match source {
         Source::Tensor(tensor) => Part::Rows(tensor.id()),
         Source::Share(share) => Part::Blocks(address(share)),

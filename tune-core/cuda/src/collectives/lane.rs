@@ -191,11 +191,7 @@ impl Lane {
 
     /// The communicator that `call` makes together with other processes. It is called on a thread of its own, for it waits for them
     /// without end.
-    pub(super) fn joined(
-        &self,
-        doing: &str,
-        call: impl FnOnce(*mut Comm) -> c_int + Send + 'static,
-    ) -> Result<Passed> {
+    pub(super) fn joined(&self, doing: &str, call: impl FnOnce(*mut Comm) -> c_int + Send + 'static) -> Result<Passed> {
         self.context.check()?;
         let (sender, answer) = channel();
         let shared = Arc::clone(&self.context.0);

@@ -78,7 +78,8 @@ impl<T: Number> Cuda<T> {
         let OnTheWay { kinds, numbers, bytes } = on_the_way;
         let mut numbers = numbers.map(Collective::wait).unwrap_or_default().into_iter();
         let mut bytes = bytes.map(Collective::wait).unwrap_or_default().into_iter();
-        let lost = || Error::Training("a parameter was not gathered; this is a bug of the program, please report it".into());
+        let lost =
+            || Error::Training("a parameter was not gathered; this is a bug of the program, please report it".into());
         let param = |kind| match kind {
             Kind::Numbers => numbers.next().map(|numbers| Param::Numbers(Arc::new(numbers))).ok_or_else(lost),
             Kind::Blocks(share) => {

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 pub use card::Card;
 use card::{Scaling, lock};
-use gathered::OnTheWay;
 pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
+use gathered::OnTheWay;
 pub(crate) use trained::{Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
@@ -26,6 +26,7 @@ use weights::{Param, is_in_blocks};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
+use crate::Result;
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as OnProcessor;
@@ -35,7 +36,6 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, FakeQuantizer, Here, Magnitude, ParamId};
-use crate::Result;
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
 /// by reading its weight. Twice as many where that weight is trained: each time its gradient is read and written, which are four

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::memory::Machine;
 use super::Paper;
+use super::memory::Machine;
 use crate::Result;
 use crate::distributed::Layout;
 use crate::engine::run::Sink;
@@ -60,19 +60,19 @@ impl<'a> Gathered<'a> {
         {
             let Layout { shards, replicas, .. } = self.layout;
             // What others have of this one's part. Cards have what they need for that once and for all.
-            let others = |of: &Entry, processes: usize| {
-                if self.machine == Machine::Card {
-                    return;
+            let parts = |of: &Entry, size: usize| {
+                if self.machine != Machine::Card {
+                    drop(of.of_size(size, Purpose::Gradients));
                 }
-                drop(of.of_size(of.size().div_ceil(processes) * processes, Purpose::Gradients));
             };
+            let others = |of: &Entry, processes: usize| parts(of, of.size().div_ceil(processes) * processes);
             match mine {
                 None => {
                     others(&whole, replicas);
                     self.keep(id, whole);
                 }
                 Some(mine) => {
-                    others(&mine, shards);
+                    parts(&mine, mine.size() * shards);
                     drop(whole);
                     if replicas > 1 {
                         others(&mine, replicas);

@@ -48,7 +48,9 @@ fn fetch<T: Element>(paper: &Paper<T>, stored: Stored) -> Entry {
 fn open<T: Element>(paper: &Paper<T>, fetched: &mut Fetched, stored: Stored) -> Option<Entry> {
     let gathered = fetched.pop_front();
     match stored {
-        Stored::F32(len) if T::IS_BF16 && paper.machine != Machine::Card => Some(paper.ledger.take::<T>(len, Purpose::Gathered)),
+        Stored::F32(len) if T::IS_BF16 && paper.machine != Machine::Card => {
+            Some(paper.ledger.take::<T>(len, Purpose::Gathered))
+        }
         _ => gathered,
     }
 }

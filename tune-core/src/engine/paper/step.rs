@@ -90,7 +90,8 @@ impl StepOnPaper<'_> {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
-            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, (self.layout, paper.machine));
+            let mut gathered =
+                Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, (self.layout, paper.machine));
             let minimized = match loss {
                 Loss::Tokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
                 Loss::LogProbs => Minimized::Of(&mut nothing, 1.0),

@@ -9,7 +9,7 @@ use tune_core::device::{Compute, DeviceConfig};
 use tune_core::distributed::{Layout, Mesh, threads};
 use tune_core::engine::Card;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
-use tune_core::peft::LoraOptions;
+use tune_core::peft::{LoraModule, LoraOptions};
 
 use super::{Case, Fixture, check_on, layout, train};
 use crate::stand_in;
@@ -54,9 +54,10 @@ fn adapters() {
 #[test]
 fn adapters_and_whole_modules() {
     if has_cards() {
+        let modules = vec![LoraModule::QProj, LoraModule::DownProj];
         let save = ["embed_tokens", "norm"].map(String::from).into();
         let case = Case::lora("llama_tied");
-        let lora = case.lora.clone().map(|lora| LoraOptions { save, ..lora });
+        let lora = case.lora.clone().map(|lora| LoraOptions { modules, save, ..lora });
         check_on(&LAYOUTS[..1], &on_cards(Case { lora, ..case }));
     }
 }

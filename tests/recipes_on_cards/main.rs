@@ -38,6 +38,7 @@ mod random_model;
 #[path = "../../recipes/src/bin/reward.rs"]
 #[allow(dead_code)]
 mod reward;
+mod several;
 #[path = "../common/stand_in.rs"]
 mod stand_in;
 mod streams;

@@ -1,11 +1,14 @@
 //! Training on several processes, which are threads here, against the same training on one: losses, the first gradients, and
-//! what is learnt.
+//! what is learnt; on processors, and on a card each ([`cards`]).
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod cards;
 mod collectives;
 #[path = "../common/families.rs"]
 mod families;
+#[path = "../common/stand_in.rs"]
+mod stand_in;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +18,7 @@ use families::Fixture;
 use tune_core::data::{Batch, IGNORE, Span};
 use tune_core::device::Compute;
 use tune_core::distributed::{Layout, Mesh, threads};
-use tune_core::engine::{self, RunOptions, forward_backward};
+use tune_core::engine::{self, Card, RunOptions, forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::optim::{AdamW, Gradients, clip_factor};
 use tune_core::peft::{LoraModule, LoraOptions, TrainedTokens};
@@ -33,11 +36,13 @@ struct Case {
     lora: Option<LoraOptions>,
     packed: bool,
     checkpointing: bool,
+    /// Whether each process computes on a card.
+    on_cards: bool,
 }
 
 impl Case {
     fn full(family: &'static str) -> Self {
-        Self { family, dtype: DType::F32, lora: None, packed: false, checkpointing: false }
+        Self { family, dtype: DType::F32, lora: None, packed: false, checkpointing: false, on_cards: false }
     }
 
     fn lora(family: &'static str) -> Self {
@@ -106,15 +111,18 @@ fn batch(vocab: u32, step: usize, index: usize, packed: bool) -> Batch {
 /// A run of some steps by a process of a mesh: micro-batch `i` of a step belongs to rank `i % world_size`.
 fn train(case: &Case, mesh: &Mesh) -> Outcome {
     let group = mesh.all();
+    let (mesh, device) = match case.on_cards {
+        true => {
+            let card = Card::open(group.place().local_rank).unwrap();
+            (&mesh.clone().connect(&card).unwrap(), Compute::Card(card))
+        }
+        false => (mesh, Compute::Processor),
+    };
     let fixture = Fixture::read(case.family);
     let spec = ModelSpec::from_json(&fixture.config).unwrap();
     let vocab = spec.vocab_size as u32;
-    let options = LoadOptions {
-        dtype: case.dtype,
-        device: Compute::Processor,
-        train_weights: case.lora.is_none(),
-        lora: case.lora.clone(),
-    };
+    let options =
+        LoadOptions { dtype: case.dtype, device, train_weights: case.lora.is_none(), lora: case.lora.clone() };
     let model = Decoder::load_shard(spec, &fixture.weights, &options, mesh).unwrap();
     let mut optimizer = AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1);
     let mut outcome = Outcome {
@@ -161,6 +169,7 @@ fn train(case: &Case, mesh: &Mesh) -> Outcome {
         let batch = batch(vocab, 99, index * group.world_size() + group.rank(), case.packed);
         outcome.validation += engine::evaluate(&model, &batch).unwrap();
     }
+    model.fetch().unwrap();
     let (weights, _) = model.merged_weights().unwrap();
     outcome.weights = weights.iter().map(|(name, weight)| (name.clone(), values(weight))).collect();
     outcome
@@ -194,8 +203,12 @@ fn distance(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>) -> f
 }
 
 fn check(case: &Case) {
+    check_on(&LAYOUTS, case);
+}
+
+fn check_on(layouts: &[Layout], case: &Case) {
     let alone = train(case, &Mesh::default());
-    for layout in LAYOUTS {
+    for &layout in layouts {
         let all = on(layout, case);
         let worst = |a: &[f64], b: &[f64]| {
             assert_eq!(a.len(), b.len());

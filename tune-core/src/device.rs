@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use tune_config::{Config, Mismatch, Schema, Value};
 
+use crate::distributed::{Group, Place};
 use crate::engine::Card;
 use crate::kernels::Isa;
 use crate::{Error, Result};
@@ -29,7 +30,8 @@ impl std::fmt::Display for Compute {
     }
 }
 
-/// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first card), `cuda:N`, or `auto`.
+/// Where a run computes, as it is written in a config: `cpu`, `cuda` (the first card; of several processes on a machine each has the card
+/// of its number there), `cuda:N`, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceConfig {
     /// The processor.
@@ -57,6 +59,58 @@ impl DeviceConfig {
     /// does not start.
     pub fn open(self) -> Result<Compute> {
         self.choose().map(|(device, _)| device)
+    }
+
+    /// Opens the device of one of some processes, each of which is to have a card of its own, or the processor: where `auto` finds a card for
+    /// some of them alone, processors compute. All are to ask at the same time. Otherwise as [`DeviceConfig::choose`].
+    ///
+    /// # Errors
+    /// As [`DeviceConfig::open`], where it cannot be opened by one of them; fewer cards than processes; a single card that is named.
+    pub fn choose_among(self, group: &Group) -> Result<(Compute, Option<String>)> {
+        let (place, this) = (group.place(), "the device");
+        if group.is_single() || self == Self::Cpu {
+            return self.choose();
+        }
+        let own = self.own_card(place);
+        if self != Self::Auto {
+            return group.agreed(this, own).map(|card| (Compute::Card(card), None));
+        }
+        let have = group.all_reduce(this, vec![u32::from(own.is_ok())]).wait()?.into_iter().sum::<u32>() as usize;
+        let processor = || group.agreed(this, Self::Cpu.open());
+        match own {
+            Ok(card) if have == place.world_size => {
+                let device = Compute::Card(card);
+                let said = format!("device=auto: {device} computes, and the other processes have a card each");
+                Ok((device, Some(said)))
+            }
+            Ok(_) => {
+                let without = place.world_size - have;
+                Ok((
+                    processor()?,
+                    Some(format!("device=auto: processors compute, for {without} processes have no card")),
+                ))
+            }
+            Err(why) => Ok((processor()?, Some(format!("device=auto: processors compute, for {why}")))),
+        }
+    }
+
+    /// Opens the card of one of several processes.
+    fn own_card(self, place: Place) -> Result<Arc<Card>> {
+        let Place { local_rank, local_world_size: here, .. } = place;
+        start_threads()?;
+        match (self, Card::count()?) {
+            (Self::Cuda(n @ 1..), _) if here > 1 => Err(Error::setup(format!(
+                "device=cuda:{n} is one card, and {here} processes are on this machine: set device=cuda, which gives each a card of \
+                 its own"
+            ))),
+            (Self::Cuda(n @ 1..), _) => Card::open(n),
+            // Who starts processes may show each of them its own.
+            (_, 1) => Card::open(0),
+            (_, cards) if local_rank < cards => Card::open(local_rank),
+            (_, cards) => Err(Error::setup(format!(
+                "{here} processes are on this machine, and it has {cards} cards: start {cards} processes, or set device=cpu"
+            ))),
+        }
     }
 
     /// Opens the device, and says which one that is where the config leaves it open.

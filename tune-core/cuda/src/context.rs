@@ -126,6 +126,14 @@ impl Context {
         &self.0.card
     }
 
+    /// What tells the card from all others, those of other machines as well; zeros where the driver does not say.
+    pub fn uuid(&self) -> [u8; 16] {
+        let mut id = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: writes so many bytes; where it fails, they stay zero.
+        unsafe { sys::cuDeviceGetUuid_v2(&raw mut id, self.0.device) };
+        id.bytes.map(|byte| byte as u8)
+    }
+
     /// Where cuBLASLt was found.
     pub fn libraries(&self) -> &Found {
         &self.0.libraries

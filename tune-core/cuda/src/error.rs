@@ -30,6 +30,9 @@ pub enum Error {
     /// A call failed. Later calls fail, too.
     #[error("{0}")]
     Failed(String),
+    /// Another process is gone that this one computes with.
+    #[error("{0}")]
+    Lost(String),
 }
 
 impl Error {

@@ -39,7 +39,7 @@ static NCCL: Library = Library {
     present: || unsafe { libloading::Library::new(NCCL.file) }.is_ok(),
 };
 
-/// Where cuBLASLt was found.
+/// Where a library was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Where the system's loader looks.
@@ -72,6 +72,29 @@ pub fn open_cublaslt() -> Result<Found> {
 /// It is nowhere, or cannot be opened.
 pub fn open_nccl() -> Result<Found> {
     NCCL.open()
+}
+
+/// NCCL, opened once more, and where it was found.
+///
+/// # Errors
+/// As [`open_nccl`].
+pub(crate) fn nccl() -> Result<(libloading::Library, Found)> {
+    let found = open_nccl()?;
+    let again = match &found {
+        // SAFETY: as where it is asked whether it is present.
+        Found::System => unsafe { libloading::Library::new(NCCL.file) },
+        // SAFETY: as above.
+        Found::File(path) => unsafe { libloading::Library::new(path) },
+    };
+    match again {
+        Ok(library) => Ok((library, found)),
+        Err(error) => Err(Error::Unavailable(format!("NCCL {found} cannot be opened: {error}; {}", how_to_get_nccl()))),
+    }
+}
+
+/// How NCCL is got, in a line.
+pub(crate) fn how_to_get_nccl() -> String {
+    NCCL.how_to_get_it()
 }
 
 impl Library {

@@ -323,6 +323,11 @@ impl Group {
         self.rank() == 0
     }
 
+    /// How long a collective is waited for.
+    pub(super) fn limit(&self) -> Duration {
+        self.0.as_ref().map_or(Duration::MAX, |member| member.joined.limit)
+    }
+
     /// Those of `rows` rows that belong to a process: as many as to any other, or one more.
     #[must_use]
     pub fn share_of(&self, rank: usize, rows: usize) -> Range<usize> {

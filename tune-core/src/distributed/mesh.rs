@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::ops::{AddAssign, Deref, DerefMut};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use tune_config::Config;
 
+use super::cards::Cards;
 use super::{Group, Pending};
+use crate::engine::Card;
 use crate::{Error, Result};
 
 /// How several processes share the work and the model.
@@ -115,12 +118,14 @@ pub struct Mesh {
     shards: Group,
     replicas: Group,
     keeps_gathered: bool,
+    /// How the cards of the processes are connected, where these have cards.
+    cards: Option<Arc<Cards>>,
 }
 
 impl From<Group> for Mesh {
     /// All divide one model.
     fn from(all: Group) -> Self {
-        Self { shards: all.clone(), all, replicas: Group::single(), keeps_gathered: false }
+        Self { shards: all.clone(), all, replicas: Group::single(), keeps_gathered: false, cards: None }
     }
 }
 
@@ -156,7 +161,27 @@ impl Mesh {
             shards: part("the processes that divide a model", rank / shards, shards)?,
             replicas: part("the processes that have the same part", rank % shards, replicas)?,
             keeps_gathered,
+            cards: None,
         })
+    }
+
+    /// The same processes, which compute on a card each: this one on `card`. Weights and gradients then go from card to card. All
+    /// processes are to ask at the same time. A process alone has nobody to be connected to.
+    ///
+    /// # Errors
+    /// No NCCL, processes that have the same card, cards that cannot be connected: where one process cannot, all fail.
+    pub fn connect(self, card: &Arc<Card>) -> Result<Self> {
+        if self.is_single() {
+            return Ok(self);
+        }
+        let (parts, limit) = ((&self.shards, &self.replicas), self.all.limit());
+        let cards = Cards::connect(&self.all, parts, self.layout(), card, limit)?;
+        Ok(Self { cards: Some(Arc::new(cards)), ..self })
+    }
+
+    /// How the cards of the processes are connected, where these have cards.
+    pub(crate) fn cards(&self) -> Option<&Cards> {
+        self.cards.as_deref()
     }
 
     /// All processes.

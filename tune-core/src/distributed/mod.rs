@@ -5,6 +5,7 @@
 //! number of processes alone. With one process nothing here does anything. A [`Mesh`] says who divides a model with whom, and who has the same
 //! part of it.
 
+mod cards;
 mod group;
 mod launched;
 mod mesh;

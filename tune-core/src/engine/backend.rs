@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
@@ -14,7 +15,7 @@ use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId, Site};
+use crate::models::{Activation, EmbeddingSpec, Here, Magnitude, ParamId, Site};
 use crate::{Later, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -278,11 +279,36 @@ pub(crate) trait Reads<'m>: Backend + 'm {
     /// The backend does not read such.
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param>;
 
+    /// Parameters on their way from the processes that divide a model.
+    type OnTheWay;
+    /// A parameter that has come from there.
+    type Gathered;
+
+    /// Reads what is here of a parameter ahead of its use, where that takes memory.
+    ///
+    /// # Errors
+    /// The backend does not read such.
+    fn keep(&self, _here: &Here) -> Result<()> {
+        Ok(())
+    }
+
+    /// Begins to gather parameters of which these parts are here, those of `of`.
+    ///
+    /// # Errors
+    /// The backend does not read such.
+    fn bring(&self, mesh: &Mesh, of: &str, here: &[Here]) -> Result<Self::OnTheWay>;
+
+    /// Those that were gathered, in their order.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    fn arrived(&self, on_the_way: Self::OnTheWay) -> Result<Vec<Self::Gathered>>;
+
     /// A parameter that was gathered from several processes.
     ///
     /// # Errors
     /// The backend does not read such.
-    fn gathered(&self, of: Gathered) -> Result<Self::Param>;
+    fn gathered(&self, of: Self::Gathered) -> Result<Self::Param>;
 
     /// The magnitudes of a layer's results, and what they are divided by.
     ///

@@ -334,6 +334,9 @@ fn parameters<'m, B: Reads<'m>>(
 /// A tensor of a type that it does not read, and a card that is too small.
 pub(crate) fn read_parameters(model: &Decoder) -> Result<()> {
     fn all<'m, B: Reads<'m>>(backend: &B, model: &'m Decoder) -> Result<()> {
+        if model.mesh().divides() {
+            return Sharded::keep(model, backend).and_then(|()| backend.check());
+        }
         let held = Held { model, dropout: None };
         Parameters::<B>::embedding(&held, backend)?;
         (0..model.blocks.len()).try_for_each(|block| Parameters::<B>::open(&held, backend, block, None).map(drop))?;

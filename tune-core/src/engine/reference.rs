@@ -7,12 +7,13 @@ use tune_reference::{attention, dropout, experts, fake_quant, gate, loss, norm, 
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use crate::Result;
+use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::{self as kernels, Levels};
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Here, Magnitude, gather};
 
 /// See the [module](self).
 pub(super) struct Reference;
@@ -38,6 +39,17 @@ impl<'m> Reads<'m> for Reference {
 
     fn quantized(&self, of: &'m Quantized) -> Result<Vec<f64>> {
         Ok(of.dequantized().into_iter().map(f64::from).collect())
+    }
+
+    type OnTheWay = Pending<Vec<Gathered>>;
+    type Gathered = Gathered;
+
+    fn bring(&self, mesh: &Mesh, of: &str, here: &[Here]) -> Result<Self::OnTheWay> {
+        Ok(gather(mesh.shards(), of, here.to_vec()))
+    }
+
+    fn arrived(&self, on_the_way: Self::OnTheWay) -> Result<Vec<Gathered>> {
+        on_the_way.wait()
     }
 
     fn gathered(&self, of: Gathered) -> Result<Vec<f64>> {

@@ -7,36 +7,40 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, TensorId};
 
-use super::backend::{Backend, Reads};
+use super::backend::Reads;
 use super::parameters::{BlockParams, Held, LayerParams, NormParams, Parameters, Source, TokenParams, token_rows};
-use crate::distributed::Pending;
-use crate::models::{Decoder, Gathered, Here, Linear, Share, TokenRows, Weight, gather};
+use crate::models::{Decoder, Here, Linear, Share, TokenRows, Weight};
 use crate::{Error, Result};
 
 /// A model that is divided among processes, with the key of a pass's dropout.
-pub(super) struct Sharded<'m, B: Backend> {
+pub(super) struct Sharded<'m, B: Reads<'m>> {
     held: Held<'m>,
-    ahead: RefCell<Ahead>,
+    ahead: RefCell<Ahead<B::OnTheWay>>,
     /// Whether the parameters of blocks stay until the backward pass has used them.
     keeps: bool,
     kept: RefCell<HashMap<usize, BlockParams<B>>>,
 }
 
 /// What is on its way.
-#[derive(Default)]
-struct Ahead {
+struct Ahead<W> {
     /// The block that will come next.
-    block: Option<(usize, Fetched)>,
+    block: Option<(usize, Fetched<W>)>,
     /// What comes above the last block.
-    top: Option<Fetched>,
+    top: Option<Fetched<W>>,
     /// Whether that has come: then the pass goes down.
     turned: bool,
 }
 
+impl<W> Default for Ahead<W> {
+    fn default() -> Self {
+        Self { block: None, top: None, turned: false }
+    }
+}
+
 /// Parameters on their way, by what they are here.
-struct Fetched {
+struct Fetched<W> {
     parts: Vec<Part>,
-    gathered: Pending<Vec<Gathered>>,
+    gathered: W,
 }
 
 /// What is here of a parameter, to be found again.
@@ -60,43 +64,60 @@ fn address(share: &Arc<Share>) -> usize {
     Arc::as_ptr(share).addr()
 }
 
-impl Fetched {
-    fn wait(self) -> Result<HashMap<Part, Gathered>> {
-        Ok(self.parts.into_iter().zip(self.gathered.wait()?).collect())
+impl<W> Fetched<W> {
+    fn wait<'m, B: Reads<'m, OnTheWay = W>>(self, backend: &B) -> Result<HashMap<Part, B::Gathered>> {
+        Ok(self.parts.into_iter().zip(backend.arrived(self.gathered)?).collect())
     }
 }
 
-impl<'m, B: Backend> Sharded<'m, B> {
+impl<'m, B: Reads<'m>> Sharded<'m, B> {
     /// `keeps` says whether the parameters of blocks stay until the backward pass has used them.
     pub(super) fn new(model: &'m Decoder, dropout: Option<u64>, keeps: bool) -> Self {
         Self { held: Held { model, dropout }, ahead: RefCell::default(), keeps, kept: RefCell::default() }
     }
 
-    fn fetch(&self, of: &str, here: Vec<Here>) -> Fetched {
-        let parts = here.iter().map(Part::of).collect();
-        Fetched { parts, gathered: gather(self.held.model.mesh().shards(), of, here) }
+    /// Has a backend read all that is here of the model, ahead of its use.
+    pub(super) fn keep(model: &'m Decoder, backend: &B) -> Result<()> {
+        let all = Self::new(model, None, false);
+        let table = part_of(model.embedding(), model.config.vocab_size).into_iter();
+        let below = table.chain(model.tokens().map(part_of_tokens));
+        let blocks = (0..model.blocks.len()).flat_map(|block| all.here_of_block(block));
+        below.chain(blocks).chain(all.here_of_top()).try_for_each(|here| backend.keep(&here))
     }
 
-    fn ahead(&self) -> RefMut<'_, Ahead> {
+    fn fetch(&self, backend: &B, of: &str, here: &[Here]) -> Result<Fetched<B::OnTheWay>> {
+        let parts = here.iter().map(Part::of).collect();
+        Ok(Fetched { parts, gathered: backend.bring(self.held.model.mesh(), of, here)? })
+    }
+
+    fn ahead(&self) -> RefMut<'_, Ahead<B::OnTheWay>> {
         self.ahead.borrow_mut()
     }
 
-    fn fetch_top(&self) -> Fetched {
+    fn here_of_top(&self) -> Vec<Here> {
         let ((norm, head), spec) = (self.held.model.top(), &self.held.model.config);
         let mut parts = vec![Here::Rows(norm.clone(), spec.hidden_size)];
         parts.extend(parts_of(head, spec.outputs()));
         parts.extend(self.held.model.output_tokens().map(part_of_tokens));
-        self.fetch("the output layer", parts)
+        parts
     }
 
-    fn fetch_block(&self, block: usize) -> Fetched {
+    fn fetch_top(&self, backend: &B) -> Result<Fetched<B::OnTheWay>> {
+        self.fetch(backend, "the output layer", &self.here_of_top())
+    }
+
+    fn here_of_block(&self, block: usize) -> Vec<Here> {
         let (own, spec) = (&self.held.model.blocks[block], &self.held.model.config);
         let norms = own.norms.iter().zip(spec.norms(block));
         let mut parts: Vec<Here> = norms.map(|((_, weight), (_, width))| Here::Rows(weight.clone(), width)).collect();
         for ((_, linear), spec) in own.linears.iter().zip(spec.layers(block)) {
             parts.extend(parts_of(linear, spec.out));
         }
-        self.fetch(&format!("block {block}"), parts)
+        parts
+    }
+
+    fn fetch_block(&self, backend: &B, block: usize) -> Result<Fetched<B::OnTheWay>> {
+        self.fetch(backend, &format!("block {block}"), &self.here_of_block(block))
     }
 }
 
@@ -123,7 +144,7 @@ fn part_of_tokens(TokenRows { ids, rows }: &TokenRows) -> Here {
 }
 
 /// Takes one of those that were gathered.
-fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, Gathered>, source: Source<'_>) -> Result<B::Param> {
+fn take<'m, B: Reads<'m>>(backend: &B, from: &mut HashMap<Part, B::Gathered>, source: Source<'_>) -> Result<B::Param> {
     let gathered = from.remove(&match source {
         Source::Tensor(tensor) => Part::Rows(tensor.id()),
         Source::Share(share) => Part::Blocks(address(share)),
@@ -141,14 +162,14 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
         let mut ahead = self.ahead();
         let fetched = match ahead.block.take() {
             Some((of, fetched)) if of == block => fetched,
-            _ => self.fetch_block(block),
+            _ => self.fetch_block(backend, block)?,
         };
-        ahead.block = next.map(|next| (next, self.fetch_block(next)));
+        ahead.block = next.map(|next| Ok::<_, Error>((next, self.fetch_block(backend, next)?))).transpose()?;
         if next.is_none() && !ahead.turned {
-            ahead.top = Some(self.fetch_top());
+            ahead.top = Some(self.fetch_top(backend)?);
         }
         drop(ahead);
-        let mut gathered = fetched.wait()?;
+        let mut gathered = fetched.wait(backend)?;
         self.held.block(backend, block, &mut |source| take(backend, &mut gathered, source))
     }
 
@@ -165,18 +186,21 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
             Weight::Tensor(table) => Source::Tensor(table),
             Weight::Share(share) => Source::Share(share),
         };
-        let parts = part_of(model.embedding(), model.config.vocab_size).into_iter().collect();
-        let fetched = self.fetch("the embedding table", parts);
-        self.ahead().block = (!model.blocks.is_empty()).then(|| (0, self.fetch_block(0)));
-        self.held.table(backend, take(backend, &mut fetched.wait()?, table)?)
+        let parts: Vec<Here> = part_of(model.embedding(), model.config.vocab_size).into_iter().collect();
+        let fetched = self.fetch(backend, "the embedding table", &parts)?;
+        self.ahead().block = match model.blocks.is_empty() {
+            true => None,
+            false => Some((0, self.fetch_block(backend, 0)?)),
+        };
+        self.held.table(backend, take(backend, &mut fetched.wait(backend)?, table)?)
     }
 
     fn top(&self, backend: &B) -> Result<(NormParams<B>, LayerParams<B>)> {
         let mut ahead = self.ahead();
         ahead.turned = true;
-        let fetched = ahead.top.take().unwrap_or_else(|| self.fetch_top());
+        let fetched = ahead.top.take().map_or_else(|| self.fetch_top(backend), Ok)?;
         drop(ahead);
-        let mut gathered = fetched.wait()?;
+        let mut gathered = fetched.wait(backend)?;
         self.held.head(backend, &mut |source| take(backend, &mut gathered, source))
     }
 
@@ -186,7 +210,8 @@ impl<'m, B: Reads<'m>> Parameters<B> for Sharded<'m, B> {
 
     fn tokens(&self, backend: &B) -> Result<Option<TokenParams<B>>> {
         let Some(tokens) = self.held.model.tokens() else { return Ok(None) };
-        let mut gathered = self.fetch("the rows of trained tokens", vec![part_of_tokens(tokens)]).wait()?;
+        let fetched = self.fetch(backend, "the rows of trained tokens", &[part_of_tokens(tokens)])?;
+        let mut gathered = fetched.wait(backend)?;
         token_rows(Some(tokens), &mut |source| take(backend, &mut gathered, source))
     }
 

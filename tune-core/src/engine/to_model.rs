@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use candle_core::{Device, Shape, Tensor};
+use tune_cuda::Collective;
 
 use super::cpu::Cpu;
 use super::cuda::{Cuda, Number, OnCard};
@@ -30,6 +31,7 @@ pub(super) struct ToModel<'a> {
 enum Scattered {
     F32(Pending<Buffer<f32>>),
     F64(Pending<Vec<f64>>),
+    OnCard(Collective<tune_cuda::Buffer<f32>>),
 }
 
 impl<'a> ToModel<'a> {
@@ -66,10 +68,16 @@ impl<'a> ToModel<'a> {
                     let here = pending.wait()?;
                     self.hand_over(id, |shape| Ok(Tensor::from_vec(here, shape, &Device::Cpu)?.into()))?;
                 }
+                Some((id, Scattered::OnCard(begun))) => self.hand_over_on_card(id, begun.wait())?,
                 None => break,
             }
         }
         Ok(())
+    }
+
+    fn hand_over_on_card(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
+        let card = self.model.card().ok_or_else(|| self.lost(id))?;
+        self.hand_over(id, |shape| Ok(OnCard::new(card, gradient, shape)?.into()))
     }
 
     fn lost(&self, id: ParamId) -> Error {
@@ -104,11 +112,20 @@ impl<T: Element> Sink<Cpu<'_, T>> for ToModel<'_> {
 
 impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
     fn take(&mut self, id: ParamId, gradient: tune_cuda::Buffer<f32>) -> Result<()> {
-        let card = self.model.card().ok_or_else(|| self.lost(id))?;
-        self.hand_over(id, |shape| Ok(OnCard::new(card, gradient, shape)?.into()))
+        let Some(cards) = self.model.mesh().cards() else { return self.hand_over_on_card(id, gradient) };
+        self.sum(id, |of, shard, here| {
+            Scattered::OnCard(match shard {
+                Some(shard) => cards.reduce_scatter(of, gradient, &shard.counts(here)),
+                None => cards.all_reduce(of, gradient),
+            })
+        })
     }
 
+    /// What earlier micro-batches have begun is a sum over all processes already, where there are several: it is added to behind theirs.
     fn begin(&mut self, backend: &Cuda<T>) {
+        if !self.model.mesh().is_single() {
+            return;
+        }
         for (id, parameter) in self.model.trainable().with_ids().filter(|(id, _)| id.is_begun()) {
             if let Some(begun) = self.sink.begun(parameter).and_then(Gradient::into_on_card) {
                 backend.begin(id, begun.into_values());
@@ -117,6 +134,7 @@ impl<T: Number> Sink<Cuda<T>> for ToModel<'_> {
     }
 
     fn end(&mut self, backend: &Cuda<T>) -> Result<()> {
+        self.finish(0)?;
         backend.unused().into_iter().try_for_each(|(id, gradient)| Sink::<Cuda<T>>::take(self, id, gradient))
     }
 }

@@ -11,6 +11,10 @@ const VARIABLE: &str = "TUNE_CUDA_MEMORY";
 /// and the workspace of products.
 pub(super) const PROGRAM: u64 = (tune_cuda::WORKSPACE + tune_cuda::AHEAD) as u64 + (96 << 20);
 
+/// What NCCL takes of each card where several are connected: as much as its settings allow on a machine of eight cards, by what is
+/// published of it. It was measured nowhere.
+pub(super) const CONNECTED: u64 = 512 << 20;
+
 /// The card that a run is planned for.
 #[derive(Debug, Clone)]
 pub struct PlannedCard {

@@ -267,7 +267,9 @@ impl MemoryPlan {
     /// For a dtype that the engine does not train in, and as [`available`].
     pub fn new(setting: &Setting) -> Result<Self> {
         if let Some(card) = &setting.card {
-            return Ok(Self { available: card.available.clone(), ..Self::with_program(setting, card::PROGRAM)? });
+            let connected = if setting.processes.all() > 1 { card::CONNECTED } else { 0 };
+            let plan = Self::with_program(setting, card::PROGRAM + connected)?;
+            return Ok(Self { available: card.available.clone(), ..plan });
         }
         let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);
         let mut plan = Self::with_program(setting, held + STILL_TO_COME)?;

@@ -80,16 +80,15 @@ impl Decoder {
     /// share of these. Every process of the mesh is to do so.
     ///
     /// # Errors
-    /// As [`Decoder::load`]; and several processes on cards.
+    /// As [`Decoder::load`]; and a card that is not the one by which the mesh connects this process with others
+    /// ([`Mesh::connect`]).
     pub fn load_shard(
         config: ModelSpec,
         source: &dyn WeightSource,
         options: &LoadOptions,
         mesh: &Mesh,
     ) -> Result<Self> {
-        if !mesh.is_single() && !matches!(options.device, Compute::Processor) {
-            return Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"));
-        }
+        check_connected(mesh, &options.device)?;
         let lora = options.lora.as_ref().map(|lora| lora.resolved(&config)).transpose()?;
         let options = &LoadOptions { lora, ..options.clone() };
         if mesh.divides() && options.lora.as_ref().is_some_and(|lora| lora.dora) {
@@ -211,9 +210,10 @@ impl Decoder {
     /// Has something else compute it; its tensors stay where they are, and a card gets copies.
     ///
     /// # Errors
-    /// As [`Decoder::fetch`], and a card that is too small.
+    /// As [`Decoder::fetch`]; a card that is too small, or is not the one by which this process is connected with others.
     pub fn compute_on(&mut self, device: &Compute) -> Result<()> {
         self.fetch()?;
+        check_connected(&self.mesh, device)?;
         self.card = match device {
             Compute::Processor => None,
             Compute::Card(card) => Some(Arc::clone(card)),
@@ -519,6 +519,22 @@ fn frozen_weight(weight: &Weight) -> Result<Weight> {
     match weight {
         Weight::Tensor(tensor) => Ok(Weight::Tensor(frozen(tensor)?)),
         Weight::Quantized(_) | Weight::Share(_) => Ok(weight.clone()),
+    }
+}
+
+/// Refuses a card of which those of the other processes know nothing, and to have none where they have some.
+fn check_connected(mesh: &Mesh, device: &Compute) -> Result<()> {
+    let is_connected = match (mesh.cards(), device) {
+        _ if mesh.is_single() => true,
+        (None, Compute::Processor) => true,
+        (Some(cards), Compute::Card(card)) => Arc::ptr_eq(cards.card(), card),
+        _ => false,
+    };
+    match is_connected {
+        true => Ok(()),
+        false => Err(Error::setup(
+            "several processes train on processors, or on a card each by which their mesh connects them (`Mesh::connect`)",
+        )),
     }
 }
 

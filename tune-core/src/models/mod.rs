@@ -44,7 +44,7 @@ pub(crate) use linear::merged;
 pub use linear::{Linear, Weight};
 pub(crate) use parameter::{Of, ParamId};
 pub use parameter::{Parameter, Trainable};
-pub(crate) use shard::{Gathered, Here, Shard, gather};
+pub(crate) use shard::{Gathered, Here, Shard, counts_of_blocks, gather, row_of};
 pub(crate) use slots::Layers;
 pub use slots::{Half, Slot};
 pub use spec::{

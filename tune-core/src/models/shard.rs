@@ -37,7 +37,7 @@ impl Shard {
 }
 
 /// The elements of a row; those of a vector are rows of one.
-fn row_of(tensor: &Tensor) -> usize {
+pub(crate) fn row_of(tensor: &Tensor) -> usize {
     tensor.dims().iter().skip(1).product()
 }
 
@@ -104,14 +104,17 @@ fn with_bytes<R>(tensor: &Tensor, f: impl FnOnce(&[u8]) -> Result<R>) -> Result<
     }
 }
 
+/// The bytes of each process's part of a matrix in blocks, for each of the three parts that it is stored in.
+pub(crate) fn counts_of_blocks(group: &Group, share: &Share) -> [Vec<usize>; 3] {
+    let units = share.format().units(share.dims());
+    share.counts((0..group.world_size()).map(|rank| group.share_of(rank, units)))
+}
+
 /// Begins to gather whole parameters of which these parts are here.
 pub(crate) fn gather(group: &Group, of: &str, parts: Vec<Here>) -> Pending<Vec<Gathered>> {
     let counts = |here: &Here| match here {
         Here::Rows(tensor, rows) => [group.counts(*rows, row_of(tensor)), Vec::new(), Vec::new()],
-        Here::Blocks(share) => {
-            let units = share.format().units(share.dims());
-            share.counts((0..group.world_size()).map(|rank| group.share_of(rank, units)))
-        }
+        Here::Blocks(share) => counts_of_blocks(group, share),
     };
     let counts: Vec<[Vec<usize>; 3]> = parts.iter().map(counts).collect();
     group.begin("all-gather", of, move |transport| {

@@ -3,7 +3,7 @@
 //! A step's numbers have the bits that the processor's steps have: both round each product, sum, quotient and root by itself, in
 //! the same order. Only the norm of all gradients is summed in another order.
 
-use super::{Gradient, StatePart, rounding_key};
+use super::{Gradient, StatePart, rounding};
 use crate::Result;
 use crate::engine::{Move, OnCard, Rule};
 use crate::kernels::Dropout;
@@ -17,7 +17,12 @@ pub(super) fn update_on_card<const N: usize>(
     scale: f64,
     step: u64,
 ) -> Result<()> {
-    update_by_keys(all, parts, rule, scale, &|parameter| rounding_key(parameter, step))
+    update_by_keys(all, parts, rule, scale, &|parameter| key_of_part(rounding(parameter, step)))
+}
+
+/// The key of the random bits of a part that begins at an element: other parts have other bits.
+fn key_of_part((key, first): (u64, usize)) -> u64 {
+    if first == 0 { key } else { Dropout::mix(key, first as u64) }
 }
 
 /// The same with a key of its own for the random bits that round a parameter.

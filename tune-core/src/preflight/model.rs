@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::checkpoint::state::TrainingState;
 use crate::checkpoint::{self, Checkpoint};
+use crate::device::Compute;
 use crate::distributed::Layout;
 use crate::memory;
 use crate::memory_plan;
@@ -22,6 +23,9 @@ pub(super) struct Model {
 /// Whether the run can compute where it is told to.
 pub(super) fn device(outline: &Outline, layout: Layout, report: &mut Report<'_>) {
     if let Some((device, dtype)) = report.take(outline.device()) {
+        if matches!(device, Compute::Card(_)) && layout.processes() > 1 {
+            report.take(tune_cuda::open_nccl().map_err(|error| Error::setup(error.to_string())));
+        }
         report.take(outline.check_optimizer(&device, layout));
         report.take(outline.check_head());
         report.fact("device", format!("{device}, {}", dtype_name(dtype)));

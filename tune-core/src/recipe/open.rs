@@ -92,9 +92,13 @@ impl Outline {
         }
         let layout = self.run.mesh.layout(self.group.world_size())?;
         let mesh = Mesh::new(&self.group, layout)?;
-        let (device, chosen) = self.run.device.choose()?;
+        let (device, chosen) = self.run.device.choose_among(&self.group)?;
         self.check_optimizer(&device, layout)?;
         self.check_head()?;
+        let mesh = match &device {
+            Compute::Card(card) => mesh.connect(card)?,
+            Compute::Processor => mesh,
+        };
         chosen.iter().for_each(|line| console.note(line));
         let dtype = self.run.dtype.training_dtype()?;
         let (base, shape) = self.base()?;

@@ -164,7 +164,7 @@ impl Outline {
     /// # Errors
     /// As [`DeviceConfig::open`](crate::device::DeviceConfig::open) and [`Precision::training_dtype`](crate::device::Precision::training_dtype).
     pub fn device(&self) -> Result<(Compute, DType)> {
-        Ok((self.run.device.open()?, self.run.dtype.training_dtype()?))
+        Ok((self.run.device.choose_among(&self.group)?.0, self.run.dtype.training_dtype()?))
     }
 
     /// The training data in batches.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Checks and measures CUDA on this machine: sh run.sh prints a report of under 10,000 characters within 8 minutes, and fails where
 # something is wrong or was not checked. sh run.sh checks leaves out what is measured alone; sh run.sh training does what concerns
-# whole models and training alone, in three minutes. Logs are written to $OUT, if set. Needs a driver and cuBLASLt; uses nvcc,
+# whole models and training alone, in three minutes. Logs are written to $OUT, if set. Needs a driver, cuBLASLt and NCCL; uses nvcc,
 # compute-sanitizer, and python3 with PyTorch, where they are.
 cd "$(dirname "$0")" || exit 1
 out=${OUT:-$(mktemp -d)}
@@ -88,6 +88,7 @@ watched() {
 operations() {
     step values 90 60 ./gpu_check values
     step attention-of-warps 40 3 env TUNE_CUDA_UNITS=warps ./gpu_check attention
+    step collectives 40 3 ./gpu_check collectives
     step attention-plain 40 3 env TUNE_CUDA_UNITS=none ./gpu_check attention
 }
 

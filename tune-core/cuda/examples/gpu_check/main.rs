@@ -1,12 +1,13 @@
 //! Checks everything that this crate does on a card against `tune-reference`, and measures it: `gpu_check [values] [attention] [times]`,
 //! or `gpu_check small`: a few shapes of each, for a tool that watches every access. `gpu_check methods` and `gpu_check small methods` are
-//! of distillation, DoRA and fake quantization alone; `gpu_check blocks` measures weights in blocks. `gpu_check candidates` looks for products that another
+//! of distillation, DoRA and fake quantization alone; `gpu_check collectives` is what NCCL does for one card; `gpu_check blocks` measures weights in blocks. `gpu_check candidates` looks for products that another
 //! algorithm than cuBLASLt's first computes faster; with `all` it names each.
 //! `cargo xtask gpu-check` packs it.
 
 mod attention;
 mod candidates;
 mod checks;
+mod collectives;
 mod elements;
 mod methods;
 mod numbers;
@@ -48,6 +49,11 @@ fn main() -> ExitCode {
         say!("values took {:.1} s", start.elapsed().as_secs_f64());
     }
     let named = |what: &str| wanted.iter().any(|w| w == what);
+    if wants("collectives") {
+        let mut checks = checks::Checks::default();
+        collectives::check(&context, &mut checks);
+        well &= checks.report();
+    }
     if named("methods") {
         let mut checks = checks::Checks::default();
         methods(&context, &mut checks, if named("small") { 4 } else { usize::MAX });

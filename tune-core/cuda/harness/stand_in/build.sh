@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds a driver, a cuBLASLt and kernels that run without a card: harness/stand_in/build.sh FOLDER. A program finds them with
+# Builds a driver, a cuBLASLt, an NCCL and kernels that run without a card: harness/stand_in/build.sh FOLDER. A program finds them with
 # LD_LIBRARY_PATH=FOLDER TUNE_CUDA_LIBRARIES=FOLDER TUNE_CUDA_UNITS=none. CXX: the compiler (g++).
 # Kernels for matrix units are left out: they take long to build, and others stand in for them.
 set -eu
@@ -22,3 +22,4 @@ done
 for pid in $pids; do wait "$pid"; done
 $build -fvisibility=default harness/stand_in/products.cpp -o "$to/libcublasLt.so.13" -Wl,-soname,libcublasLt.so.13 -ldl
 $build -fvisibility=default harness/stand_in/driver.cpp -o "$to/libcuda.so.1" -Wl,-soname,libcuda.so.1 -ldl
+$build -fvisibility=default harness/stand_in/collectives.cpp -o "$to/libnccl.so.2" -Wl,-soname,libnccl.so.2

@@ -9,8 +9,14 @@
 //   main        the first stream of a context waits for no other;
 //   side        the others wait for none;
 //   marks       whoever asks whether something is done is told that it is.
+// What another library queues (`streams.h`) is done later whatever it says, and STAND_IN_DELAY microseconds late: whoever does not wait for
+// it finds what was there before. The two are not for one test: whoever waits for a late stream keeps all others from theirs.
 // STAND_IN_CALLS is a file to which a line is added for each call that queues work, waits for it or takes memory.
+#include "streams.h"
+
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -59,13 +65,19 @@ void called(const char *what, const char *name = "") {
     fflush(file);
 }
 
-// Work in order. A stream's work is done by whoever waits for it.
-struct Stream {
-    bool is_main, at_once;
+// Work in order. A stream's work is done by whoever waits for it; from the first work of another library on, by a thread of its own.
+struct Stream final : StreamOfOthers {
+    bool is_main = false, at_once = true, has_worker = false, ends = false;
     std::deque<std::function<void()>> queue;
     uint64_t queued = 0;
     std::atomic<uint64_t> done{0};
+    std::condition_variable_any changed;
+    std::thread worker;
+
+    void push(std::function<void()> work) override;
 };
+
+Stream *stream_of(void *handle) { return static_cast<Stream *>(static_cast<StreamOfOthers *>(handle)); }
 
 struct Event {
     Stream *stream = nullptr;
@@ -74,16 +86,17 @@ struct Event {
 
 // Of the streams' queues; what is done takes `lock`, too.
 std::recursive_mutex streams_lock;
-std::vector<std::unique_ptr<Stream>> streams;
 // Whether a context was opened, and has no stream yet.
 bool opens;
 
 void do_until(Stream *stream, uint64_t at) {
-    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    std::unique_lock<std::recursive_mutex> guard(streams_lock);
     while (stream->done < at) {
-        if (stream->queue.empty()) {
-            // Another thread is about to have done it.
-            std::this_thread::yield();
+        if (stream->has_worker || stream->queue.empty()) {
+            // Another thread is about to have done it, which may need the lock for that.
+            guard.unlock();
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
+            guard.lock();
             continue;
         }
         const std::function<void()> next = std::move(stream->queue.front());
@@ -94,17 +107,42 @@ void do_until(Stream *stream, uint64_t at) {
 }
 
 void submit(void *to, std::function<void()> work) {
-    Stream *stream = static_cast<Stream *>(to);
+    Stream *stream = stream_of(to);
     std::unique_lock<std::recursive_mutex> guard(streams_lock);
     stream->queued++;
-    // Nothing is ever left of what is done at once, and kernels of several threads need not wait for each other here.
-    if (stream->at_once && stream->queue.empty()) {
+    // Kernels of several threads need not wait for each other here.
+    if (stream->at_once && stream->queue.empty() && (!stream->has_worker || stream->done + 1 == stream->queued)) {
         guard.unlock();
         work();
         stream->done++;
         return;
     }
     stream->queue.push_back(std::move(work));
+    stream->changed.notify_all();
+}
+
+void Stream::push(std::function<void()> work) {
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    if (!has_worker) {
+        has_worker = true;
+        worker = std::thread([this] {
+            const auto delay = std::chrono::microseconds(number("STAND_IN_DELAY", 0));
+            for (std::unique_lock<std::recursive_mutex> guard(streams_lock);;) {
+                changed.wait(guard, [this] { return ends || !queue.empty(); });
+                if (queue.empty()) return;
+                const std::function<void()> next = std::move(queue.front());
+                queue.pop_front();
+                guard.unlock();
+                std::this_thread::sleep_for(delay);
+                next();
+                done++;
+                guard.lock();
+            }
+        });
+    }
+    queued++;
+    queue.push_back(std::move(work));
+    changed.notify_all();
 }
 
 bool is_passed(const Event *event) { return !event->stream || event->stream->done >= event->at; }
@@ -178,27 +216,40 @@ int cuDevicePrimaryCtxRetain(void **context, int) {
     return *context = &used, int(number("STAND_IN_OPEN", 0));
 }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+int cuDeviceGetUuid_v2(unsigned char *id, int device) {
+    memset(id, 0, 16);
+    // Cards that are one and the same, if it is said so.
+    return id[0] = number("STAND_IN_SAME", 0) ? 1 : (unsigned char)(1 + device), 0;
+}
 int cuCtxSetCurrent(void *) { return 0; }
 int cuStreamCreate(void **stream, unsigned) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
     const bool late = is("STAND_IN_STREAMS", "late"), side_first = is("STAND_IN_STREAMS", "side_first");
     const bool is_main = std::exchange(opens, false);
-    streams.push_back(std::make_unique<Stream>());
-    streams.back()->is_main = is_main;
-    streams.back()->at_once = !late && !(side_first && is_main);
-    return *stream = streams.back().get(), 0;
+    // Never freed: events may name it as long as the program runs.
+    Stream *made = new Stream;
+    made->is_main = is_main;
+    made->at_once = !late && !(side_first && is_main);
+    return *stream = static_cast<StreamOfOthers *>(made), 0;
 }
 int cuStreamSynchronize(void *of) {
-    Stream *stream = static_cast<Stream *>(of);
+    Stream *stream = stream_of(of);
     called("wait stream");
     return do_until(stream, stream->queued), 0;
 }
 int cuStreamDestroy_v2(void *of) {
-    Stream *stream = static_cast<Stream *>(of);
-    return do_until(stream, stream->queued), 0;
+    Stream *stream = stream_of(of);
+    do_until(stream, stream->queued);
+    if (!stream->has_worker) return 0;
+    {
+        std::lock_guard<std::recursive_mutex> guard(streams_lock);
+        stream->ends = true;
+        stream->changed.notify_all();
+    }
+    return stream->worker.join(), 0;
 }
 int cuStreamWaitEvent(void *of, void *other, unsigned) {
-    const Stream *stream = static_cast<Stream *>(of);
+    const Stream *stream = stream_of(of);
     if (is("STAND_IN_FORGETS", stream->is_main ? "main" : "side")) return 0;
     const Event event = *static_cast<Event *>(other);
     if (event.stream && event.stream != stream) submit(of, [event] { do_until(event.stream, event.at); });
@@ -207,7 +258,7 @@ int cuStreamWaitEvent(void *of, void *other, unsigned) {
 int cuEventCreate(void **event, unsigned) { return *event = new Event, 0; }
 int cuEventRecord(void *of, void *stream) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
-    return *static_cast<Event *>(of) = Event{static_cast<Stream *>(stream), static_cast<Stream *>(stream)->queued}, 0;
+    return *static_cast<Event *>(of) = Event{stream_of(stream), stream_of(stream)->queued}, 0;
 }
 int cuEventQuery(void *of) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
@@ -291,7 +342,7 @@ int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *
     const bool waits = !is_pinned(to, bytes);
     called(waits ? "from the card, not pinned" : "from the card");
     submit(stream, [=] { memcpy(to, reinterpret_cast<void *>(from), bytes); });
-    if (waits) do_until(static_cast<Stream *>(stream), static_cast<Stream *>(stream)->queued);
+    if (waits) do_until(stream_of(stream), stream_of(stream)->queued);
     return 0;
 }
 int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {

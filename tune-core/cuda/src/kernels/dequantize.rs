@@ -118,6 +118,29 @@ struct BlockScales {
 }
 
 impl Blocks {
+    /// A matrix whose blocks are on the card, for [`BlockFormat::Nf4`] with the codes, the factors and the mean of its scales.
+    ///
+    /// # Panics
+    /// If they are not as many bytes as such a matrix has.
+    pub fn new(
+        format: BlockFormat,
+        (rows, cols): (usize, usize),
+        bytes: Buffer<u8>,
+        scales: Option<(Buffer<i8>, Buffer<f32>, f32)>,
+    ) -> Self {
+        let (elements, size) = format.block();
+        let blocks = rows * cols / elements;
+        let are_whole = blocks * elements == rows * cols && bytes.len() == blocks * size;
+        let have_scales = match &scales {
+            Some((codes, factors, _)) => codes.len() == blocks && factors.len() == blocks.div_ceil(TOGETHER),
+            None => true,
+        };
+        let fits = are_whole && have_scales && (format == BlockFormat::Nf4) == scales.is_some();
+        assert!(fits, "a matrix in blocks: sizes that do not fit");
+        let scales = scales.map(|(codes, factors, mean)| BlockScales { codes, factors, mean });
+        Self { format, rows, cols, bytes, scales }
+    }
+
     /// Rows and columns.
     pub fn dims(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -171,21 +194,8 @@ impl Context {
         bytes: &[u8],
         scales: Option<(&[i8], &[f32], f32)>,
     ) -> Blocks {
-        let (elements, size) = format.block();
-        let blocks = rows * cols / elements;
-        let are_whole = blocks * elements == rows * cols && bytes.len() == blocks * size;
-        let have_scales = match scales {
-            Some((codes, factors, _)) => codes.len() == blocks && factors.len() == blocks.div_ceil(TOGETHER),
-            None => true,
-        };
-        let fits = are_whole && have_scales && (format == BlockFormat::Nf4) == scales.is_some();
-        assert!(fits, "upload_blocks: sizes that do not fit");
-        let scales = scales.map(|(codes, factors, mean)| BlockScales {
-            codes: self.upload(codes),
-            factors: self.upload(factors),
-            mean,
-        });
-        Blocks { format, rows, cols, bytes: self.upload(bytes), scales }
+        let scales = scales.map(|(codes, factors, mean)| (self.upload(codes), self.upload(factors), mean));
+        Blocks::new(format, (rows, cols), self.upload(bytes), scales)
     }
 
     /// The elements of some rows and columns of a matrix, those from `(row, col)` on: as many as `y` `[rows, cols]` has.

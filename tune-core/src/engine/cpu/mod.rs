@@ -14,6 +14,7 @@ use weights::{Kept, Scaling, Weight};
 use super::Inputs;
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use crate::Result;
+use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer;
 use crate::kernels::experts::Routes;
@@ -27,7 +28,7 @@ use crate::kernels::{
     Dropout, Element, Mixture, Noise, Quantized, TokenLoss, TopRows, columns, distillation, experts, fake_quant, gate,
     gemm, parallel, rms_norm, rope, softmax, top_distillation,
 };
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, Site};
+use crate::models::{Activation, EmbeddingSpec, Gathered, Here, Magnitude, Site, gather};
 
 /// Weights and activations of type `T`, sums in f32.
 pub(super) struct Cpu<'m, T: Element> {
@@ -87,6 +88,17 @@ impl<'m, T: Element> Reads<'m> for Cpu<'m, T> {
 
     fn quantized(&self, of: &'m Quantized) -> Result<Self::Param> {
         Ok(Weight::Quantized(of))
+    }
+
+    type OnTheWay = Pending<Vec<Gathered>>;
+    type Gathered = Gathered;
+
+    fn bring(&self, mesh: &Mesh, of: &str, here: &[Here]) -> Result<Self::OnTheWay> {
+        Ok(gather(mesh.shards(), of, here.to_vec()))
+    }
+
+    fn arrived(&self, on_the_way: Self::OnTheWay) -> Result<Vec<Gathered>> {
+        on_the_way.wait()
     }
 
     fn gathered(&self, of: Gathered) -> Result<Self::Param> {

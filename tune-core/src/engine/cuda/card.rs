@@ -97,15 +97,27 @@ impl Card {
         }))
     }
 
+    /// How many cards the driver shows.
+    ///
+    /// # Errors
+    /// As [`Card::open`].
+    pub(crate) fn count() -> Result<usize> {
+        Ok(Driver::probe().map_err(of_card)?.cards.len())
+    }
+
     /// Opens the first card that can be used.
     ///
     /// # Errors
     /// Why none can be.
     pub fn open_first() -> Result<Arc<Self>> {
-        let count = Driver::probe().map_err(of_card)?.cards.len();
-        let mut cards = (0..count).map(Self::open);
+        let mut cards = (0..Self::count()?).map(Self::open);
         let first = cards.next().unwrap_or_else(|| Self::open(0));
         first.or_else(|why| cards.find_map(Result::ok).ok_or(why))
+    }
+
+    /// What it is asked by.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
     }
 
     /// Its number.
@@ -219,6 +231,7 @@ impl Card {
 pub(super) fn of_card(error: tune_cuda::Error) -> Error {
     match error {
         tune_cuda::Error::Unavailable(_) => Error::setup(error.to_string()),
+        tune_cuda::Error::Lost(why) => Error::lost(why),
         error => Error::Training(error.to_string()),
     }
 }

@@ -6,6 +6,7 @@
 
 mod card;
 mod eight_bits;
+mod gathered;
 mod trained;
 mod weights;
 
@@ -17,6 +18,7 @@ use candle_core::Tensor;
 pub use card::Card;
 use card::{Scaling, lock, of_card};
 pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
+use gathered::OnTheWay;
 pub(crate) use trained::{Factor, Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
@@ -24,14 +26,16 @@ use weights::{Param, fake_levels, is_in_blocks};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
+use crate::Result;
+use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
-use crate::kernels::buffers::Buffer as Here;
+use crate::kernels::buffers::Buffer as OnProcessor;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
-use crate::models::{Activation, EmbeddingSpec, Gathered, Magnitude, ParamId};
+use crate::models::{Activation, EmbeddingSpec, Here, Magnitude, ParamId};
 use crate::{Error, Later, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
@@ -103,8 +107,23 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
         Ok(Param::Blocks(blocks))
     }
 
-    fn gathered(&self, _: Gathered) -> Result<Self::Param> {
-        Err(Error::setup("several processes train on processors alone, not on cards: set device=cpu"))
+    type OnTheWay = OnTheWay<T>;
+    type Gathered = Param<T>;
+
+    fn keep(&self, here: &Here) -> Result<()> {
+        self.read_part(here)
+    }
+
+    fn bring(&self, mesh: &Mesh, of: &str, here: &[Here]) -> Result<OnTheWay<T>> {
+        self.gather_parts(mesh, of, here)
+    }
+
+    fn arrived(&self, on_the_way: OnTheWay<T>) -> Result<Vec<Param<T>>> {
+        self.arrived_parts(on_the_way)
+    }
+
+    fn gathered(&self, of: Param<T>) -> Result<Param<T>> {
+        Ok(of)
     }
 
     fn scaling(&self, of: &'m Magnitude) -> Result<Scaling> {
@@ -180,13 +199,13 @@ fn scale<T: Number>(how: EmbeddingSpec) -> f32 {
 
 /// What is computed on the processor: the routes of a mixture of experts, by which products are parted.
 impl<T: Number> Cuda<T> {
-    fn sums_here(&self, x: &Buffer<f32>) -> Here<f32> {
+    fn sums_here(&self, x: &Buffer<f32>) -> OnProcessor<f32> {
         copied(&self.context().download(x).unwrap_or_else(|_| vec![0.0; x.len()]))
     }
 }
 
-fn copied<E: Element>(numbers: &[E]) -> Here<E> {
-    let mut here = Here::new(numbers.len());
+fn copied<E: Element>(numbers: &[E]) -> OnProcessor<E> {
+    let mut here = OnProcessor::new(numbers.len());
     here.copy_from_slice(numbers);
     here
 }
@@ -472,7 +491,7 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &[f64], y: &mut Buffer<T>) {
-        let mut here = Here::zeros(y.len());
+        let mut here = OnProcessor::zeros(y.len());
         Cpu::<T>::new().route_back(&self.sums_here(logits), how, routes, g, &mut here);
         self.context().write(y, &here);
     }

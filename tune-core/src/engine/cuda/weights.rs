@@ -7,6 +7,7 @@ use candle_core::{Tensor, TensorId};
 use tune_cuda::{Beside, BlockFormat, Blocks, Buffer, FileFormat, Onto, ViewMut};
 
 use super::card::{Card, lock};
+use super::gathered::Pieces;
 use super::{Cuda, Number, scale, view};
 use crate::Result;
 use crate::checkpoint::gguf::TensorFormat;
@@ -54,6 +55,8 @@ pub(super) enum Frozen {
     /// A tensor, and whether it is bf16 there.
     Tensor(TensorId, bool),
     Blocks(QuantizedId),
+    /// What is here of such.
+    Share(QuantizedId),
 }
 
 impl Card {
@@ -70,6 +73,11 @@ impl Card {
         self.kept(Frozen::Blocks(of.id()), upload)
     }
 
+    /// What is here of a frozen matrix in blocks.
+    pub(super) fn kept_share(&self, of: QuantizedId, upload: impl FnOnce() -> Result<Pieces>) -> Result<Arc<Pieces>> {
+        self.kept(Frozen::Share(of), upload)
+    }
+
     fn kept<K: Send + Sync + 'static>(&self, key: Frozen, upload: impl FnOnce() -> Result<K>) -> Result<Arc<K>> {
         let kept = lock(&self.frozen).get(&key).map(Arc::clone);
         if let Some(Ok(kept)) = kept.map(Arc::<dyn Any + Send + Sync>::downcast::<K>) {
@@ -81,7 +89,7 @@ impl Card {
     }
 }
 
-fn format(format: Format) -> BlockFormat {
+pub(super) fn format(format: Format) -> BlockFormat {
     match format {
         Format::F16 => BlockFormat::F16,
         Format::Bf16 => BlockFormat::Bf16,

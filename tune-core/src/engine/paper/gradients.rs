@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Paper;
+use super::memory::Machine;
 use crate::Result;
 use crate::distributed::Layout;
 use crate::engine::run::Sink;
@@ -37,6 +38,7 @@ pub(super) struct Gathered<'a> {
     /// The state of an optimizer that uses them up as they come.
     in_backward: Option<&'a mut State>,
     layout: Layout,
+    machine: Machine,
     /// Gradients that are being summed, each with the part that will stay here, if that is not all.
     under_way: VecDeque<(ParamId, Entry, Option<Entry>)>,
 }
@@ -46,9 +48,9 @@ impl<'a> Gathered<'a> {
         gradients: &'a mut BTreeMap<ParamId, Entry>,
         keeps: bool,
         in_backward: Option<&'a mut State>,
-        layout: Layout,
+        (layout, machine): (Layout, Machine),
     ) -> Self {
-        Self { gradients, keeps, in_backward, layout, under_way: VecDeque::new() }
+        Self { gradients, keeps, in_backward, layout, machine, under_way: VecDeque::new() }
     }
 
     /// Ends the sums that were begun first, until so many are left under way.
@@ -57,17 +59,20 @@ impl<'a> Gathered<'a> {
             && let Some((id, whole, mine)) = self.under_way.pop_front()
         {
             let Layout { shards, replicas, .. } = self.layout;
-            // What others have of this one's part.
-            let others = |of: &Entry, processes: usize| {
-                drop(of.of_size(of.size().div_ceil(processes) * processes, Purpose::Gradients));
+            // What others have of this one's part. Cards have what they need for that once and for all.
+            let parts = |of: &Entry, size: usize| {
+                if self.machine != Machine::Card {
+                    drop(of.of_size(size, Purpose::Gradients));
+                }
             };
+            let others = |of: &Entry, processes: usize| parts(of, of.size().div_ceil(processes) * processes);
             match mine {
                 None => {
                     others(&whole, replicas);
                     self.keep(id, whole);
                 }
                 Some(mine) => {
-                    drop(mine.of_size(mine.size() * shards, Purpose::Gradients));
+                    parts(&mine, mine.size() * shards);
                     drop(whole);
                     if replicas > 1 {
                         others(&mine, replicas);

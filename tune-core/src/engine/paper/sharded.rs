@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::memory::Machine;
 use super::parameters::Stored;
 use super::{Paper, StepOnPaper};
 use crate::Result;
@@ -36,6 +37,8 @@ type Fetched = VecDeque<Entry>;
 fn fetch<T: Element>(paper: &Paper<T>, stored: Stored) -> Entry {
     match stored {
         Stored::Own(len) => paper.ledger.take::<T>(len, Purpose::Gathered),
+        // A card rounds its part before it is gathered.
+        Stored::F32(len) if paper.machine == Machine::Card => paper.ledger.take::<T>(len, Purpose::Gathered),
         Stored::F32(len) => paper.ledger.take::<f32>(len, Purpose::Gathered),
         Stored::Blocks(bytes) => paper.ledger.take::<u8>(bytes, Purpose::Gathered),
     }
@@ -45,7 +48,9 @@ fn fetch<T: Element>(paper: &Paper<T>, stored: Stored) -> Entry {
 fn open<T: Element>(paper: &Paper<T>, fetched: &mut Fetched, stored: Stored) -> Option<Entry> {
     let gathered = fetched.pop_front();
     match stored {
-        Stored::F32(len) if T::IS_BF16 => Some(paper.ledger.take::<T>(len, Purpose::Gathered)),
+        Stored::F32(len) if T::IS_BF16 && paper.machine != Machine::Card => {
+            Some(paper.ledger.take::<T>(len, Purpose::Gathered))
+        }
         _ => gathered,
     }
 }

@@ -85,11 +85,12 @@ impl StepOnPaper<'_> {
             let sharded = ShardedOnPaper::new(*self, true);
             let keeper = if self.offloads_inputs { Keeper::Paper } else { Keeper::Memory };
             let run = Run { taught, keeper, ..Run::new(paper, self.model, self.parameters(&sharded), batch) };
-            if paper.machine == Machine::Card {
+            if paper.machine == Machine::Card && self.layout.processes() == 1 {
                 paper.begun.borrow_mut().extend(gradients.extract_if(.., |id: &ParamId, _| id.is_begun()));
             }
             let in_backward = if self.optimizer_in_backward { state.as_deref_mut() } else { None };
-            let mut gathered = Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, self.layout);
+            let mut gathered =
+                Gathered::new(&mut gradients, !self.optimizer_in_backward, in_backward, (self.layout, paper.machine));
             let minimized = match loss {
                 Loss::Tokens => Minimized::Sum(1.0, TokenLoss::CROSS_ENTROPY),
                 Loss::LogProbs => Minimized::Of(&mut nothing, 1.0),

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use half::bf16;
 
-use super::nf4::Scales;
+use super::nf4::{Parts, Scales};
 use super::{Format, Quantized, QuantizedId};
 use crate::kernels::buffers::Buffer;
 
@@ -84,6 +84,7 @@ impl Format {
 /// The part of a matrix in blocks that one of some processes has: neighbouring units, as they are stored.
 #[derive(Debug)]
 pub struct Share {
+    id: QuantizedId,
     format: Format,
     /// Of the whole matrix.
     rows: usize,
@@ -103,12 +104,28 @@ impl Share {
         let place = |unit: usize| format.part_sizes((unit * format.unit()).min(rows * cols));
         let (first, end) = (place(units.start), place(units.end));
         Self {
+            id: QuantizedId::new(),
             format: *format,
             rows: *rows,
             cols: *cols,
             bytes: bytes[first[0]..end[0]].to_vec(),
             scales: scales.part(first[1]..end[1], first[2] / size_of::<f32>()..end[2] / size_of::<f32>()),
         }
+    }
+
+    /// What tells it from all others, and from whole matrices.
+    pub(crate) fn id(&self) -> QuantizedId {
+        self.id
+    }
+
+    /// The blocks that are here.
+    pub(crate) fn blocks(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The codes and the factors of its scales, and the mean of those of the whole matrix, where scales are apart.
+    pub(crate) fn scales(&self) -> Option<Parts<'_>> {
+        (self.format == Format::Nf4).then(|| self.scales.parts())
     }
 
     /// How it is stored.

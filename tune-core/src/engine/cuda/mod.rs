@@ -26,7 +26,6 @@ use weights::{Param, fake_levels, is_in_blocks};
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
-use crate::Result;
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
 use crate::kernels::buffers::Buffer as OnProcessor;
@@ -36,7 +35,7 @@ use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
 use crate::methods::{Mixture, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Here, Magnitude, ParamId};
-use crate::{Error, Later, Result};
+use crate::{Later, Result};
 
 /// Rows of logits that exist at a time, at most: 1 GiB in f32, so that a product with the output layer is limited by arithmetic, and not
 /// by reading its weight. Twice as many where that weight is trained: each time its gradient is read and written, which are four

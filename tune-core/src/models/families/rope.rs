@@ -22,6 +22,8 @@ impl Default for RopeDefaults {
 /// The one table of a model: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 pub(super) fn table(fields: &Fields<'_>, sizes: &Sizes, defaults: RopeDefaults) -> Result<RotarySpec> {
     let theta = fields.optional_number("rope_theta")?.unwrap_or(defaults.theta);
+    // Phi-3's and Phi-4's files have it without a stretch, too.
+    fields.unused(&["original_max_position_embeddings"]);
     // Files that have both mean the same by them; transformers 5 prefers the old one.
     let (old, new) = (fields.object("rope_scaling")?, fields.object("rope_parameters")?);
     match old.or(new) {

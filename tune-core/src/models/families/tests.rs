@@ -38,6 +38,9 @@ fn both_forms_of_rope_settings_mean_the_same() {
     let factors = json!({"type": "su", "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8]});
     let phi = with("phi3", json!({"rope_scaling": factors, "original_max_position_embeddings": 128})).unwrap();
     assert!(matches!(phi.rotary[0].scaling, RopeScaling::LongRope { attention_factor, .. } if attention_factor > 1.0));
+    // As Phi-3-mini-4k and Phi-4 have it.
+    let plain = with("phi3", json!({"rope_scaling": null, "original_max_position_embeddings": 4096})).unwrap();
+    assert_eq!(plain.rotary[0].scaling, RopeScaling::None);
 }
 
 /// See `tests/fixtures/families/rope.py`.

@@ -14,8 +14,8 @@ const BELOW: &[(&str, &[&str])] = &[
     // What a GGUF file does to numbers is a part of files.
     ("kernels", &["checkpoint", "memory"]),
     ("models", &["checkpoint", "device", "distributed", "engine", "kernels", "offload", "tokenizer"]),
-    // Of the methods only the names of what kernels are told.
-    ("engine", &["data", "distributed", "kernels", "methods", "models", "offload", "optim"]),
+    // A card rounds weights as a GGUF file does.
+    ("engine", &["checkpoint", "data", "distributed", "kernels", "models", "offload", "optim"]),
     ("optim", &["distributed", "engine", "kernels", "models", "offload"]),
     ("peft", &["checkpoint", "hub", "models", "tokenizer"]),
     ("tokenizer", &["checkpoint"]),

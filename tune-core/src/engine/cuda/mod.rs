@@ -32,8 +32,7 @@ use crate::kernels::buffers::Buffer as OnProcessor;
 use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
-use crate::kernels::{Dropout, Element, Noise, Quantized, Rotary};
-use crate::methods::{Mixture, TokenLoss, TopRows};
+use crate::kernels::{Dropout, Element, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
 use crate::models::{Activation, EmbeddingSpec, Here, Magnitude, ParamId};
 use crate::{Later, Result};
 

@@ -440,9 +440,15 @@ fn doctor_with_cards() {
         let said = succeed(doctor.envs(environment.iter().copied()));
         without_sizes(&said, &folder).replace(&stand_in.display().to_string(), "STAND-IN")
     };
+    let products = folder.join("products");
+    fs::create_dir(&products).unwrap();
+    let library = "libcublasLt.so.13";
+    std::os::unix::fs::symlink(stand_in.join(library), products.join(library)).unwrap();
+    let products = products.to_str().unwrap();
+    let too_old = [("STAND_IN_CARDS", "2"), ("STAND_IN_MAJOR", "7"), ("STAND_IN_MINOR", "5")];
     let all = [
         ask(&[("STAND_IN_MIB_OF_OTHERS", "1000")]),
-        ask(&[("STAND_IN_CARDS", "2"), ("STAND_IN_MAJOR", "7"), ("STAND_IN_MINOR", "5")]),
+        ask(&[&too_old[..], &[("TUNE_CUDA_LIBRARIES", products)]].concat()),
         ask(&[("TUNE_CUDA_LIBRARIES", "/nowhere")]),
         ask(&[("STAND_IN_VERSION", "12040")]),
     ];

@@ -17,7 +17,6 @@ mod scores;
 mod teacher_files;
 mod unpaired;
 
-pub(crate) use crate::kernels::TopRows;
 pub use crate::kernels::{Mixture, TokenLoss, TopTokens};
 pub use distillation::{DivergenceLoss, ForwardKl, GeneralizedJsd, ReverseKl, SymmetricKl};
 pub use experience::{Experience, Penalties, PpoMetrics};

@@ -42,14 +42,16 @@ fn reward_model(folder: &Path) -> PathBuf {
 #[test]
 #[ignore = "takes some minutes; CI runs it"]
 fn a_model_learns_to_say_words_backwards() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = format!("output_dir={}", folder.path().display());
-    succeed("ppo", &["--config", CONFIG, &output]);
-    let records = log(folder.path());
-    let (drawn, asked) = (numbers(&records, "reward"), numbers(&records, "val_reward"));
-    let (before, after) = (asked[0], asked[asked.len() - 1]);
-    println!("rewards of drawn answers {drawn:.2?}; asked, {before:.3} before and {after:.3} after");
-    assert!(before < 0.2 && after > 0.8, "{before} {after}");
+    for seed in ["seed=1", "seed=2", "seed=3"] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = format!("output_dir={}", folder.path().display());
+        succeed("ppo", &["--config", CONFIG, &output, seed]);
+        let records = log(folder.path());
+        let (drawn, asked) = (numbers(&records, "reward"), numbers(&records, "val_reward"));
+        let (before, after) = (asked[0], asked[asked.len() - 1]);
+        println!("{seed}: rewards of drawn answers {drawn:.2?}; asked, {before:.3} before and {after:.3} after");
+        assert!(before < 0.2 && after > 0.8, "{seed}: {before} {after}");
+    }
 }
 
 /// Where every answer is worth 1, so is every token.

@@ -73,6 +73,7 @@ pub(super) struct Unread {
     loss: Later,
     grad_norm: Later,
     lr: f64,
+    extra: Vec<Extra>,
     pace: Pace,
     begun: Instant,
 }
@@ -193,7 +194,8 @@ impl Run {
         }
         self.position = Position::after(step);
         let (number, epoch, samples, pace, begun) = (step.number, step.epoch, samples(step), step.pace(), step.begun());
-        self.unread = Some(Unread { step: number, epoch, samples, loss, grad_norm, lr, pace, begun });
+        let extra = step.communication();
+        self.unread = Some(Unread { step: number, epoch, samples, loss, grad_norm, lr, extra, pace, begun });
         self.tell_of_data()
     }
 
@@ -202,7 +204,7 @@ impl Run {
     /// # Errors
     /// As [`Run::finish_later`].
     pub fn settle(&mut self) -> Result<()> {
-        let Some(Unread { step, epoch, samples, loss, grad_norm, lr, pace, begun }) = self.unread.take() else {
+        let Some(Unread { step, epoch, samples, loss, grad_norm, lr, extra, pace, begun }) = self.unread.take() else {
             return Ok(());
         };
         let (loss, grad_norm) = (loss.wait()?, grad_norm.wait()?);
@@ -218,7 +220,7 @@ impl Run {
             loss,
             lr,
             grad_norm: Some(grad_norm),
-            extra: Vec::new(),
+            extra,
             pace,
             peak_memory_bytes: peak_memory(),
         })

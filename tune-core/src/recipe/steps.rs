@@ -127,7 +127,7 @@ impl Step {
         ]
     }
 
-    /// The same for a step that trains on other batches than its own, `batches` in this process.
+    /// [`Step::pace`] of a step that trains on other batches than its own, `batches` in this process.
     ///
     /// # Errors
     /// Another process that is gone.

@@ -289,7 +289,7 @@ impl Tally {
         }
         if *other_prompt > 0 {
             said.push(format!(
-                "in {other_prompt} pairs the two answers follow different prompts, so that comparing them says little"
+                "in {other_prompt} pairs the two answers follow different prompts, so comparing them says little"
             ));
         }
         if let Some(good) = report.good.filter(|&good| good == 0 || good == report.samples) {

@@ -114,7 +114,7 @@ impl MemoryPlan {
         Ok(plan)
     }
 
-    /// The plan of a process that holds so many bytes besides what is counted here.
+    /// The plan of a process that holds this many bytes besides what is counted here.
     fn with_program(setting: &Setting, program: u64) -> Result<Self> {
         let adapters = counted::adapters(setting)?;
         let engine = match setting.dtype {

@@ -302,7 +302,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// The console, and the loggers that the config asks for. Their files lie in
+    /// The console, and the loggers that the config asks for. Their files are in
     /// `output_dir/logs` unless the config says otherwise. Every `every`-th step is
     /// recorded; a progress bar shows them all. `settings` are the config's, for services that show them beside a run.
     ///

@@ -59,7 +59,7 @@ pub(super) fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Opti
         return Err(Error::file(
             output_dir.join(name),
             format!(
-                "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
+                "has the name of a checkpoint but no {}, so this program does not replace it; \
                  move it away, or choose another output_dir",
                 state::FILE
             ),
@@ -73,7 +73,7 @@ pub(super) fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Opti
 ///
 /// # Errors
 ///
-/// Where `output_dir` is the base's folder (for a GGUF file, the one that it lies in), where the
+/// Where `output_dir` is the base's folder (for a GGUF file, the one that it is in), where the
 /// base is one of the checkpoints of `output_dir`, or where `output_dir` is a file.
 pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
     let output = resolve(output_dir)?;

@@ -140,7 +140,7 @@ impl Decoder {
         Ok(self.piece(format!("{}.weight", linear.name), weight, out, linear.adapter.as_ref()))
     }
 
-    /// A weight of so many rows, with an adapter's update added.
+    /// A weight of this many rows, with an adapter's update added.
     fn piece<'a>(&'a self, name: String, here: &'a Tensor, rows: usize, adapter: Option<&'a Adapter>) -> Piece<'a> {
         let mut shape = here.dims().to_vec();
         shape[0] = rows;
@@ -160,7 +160,7 @@ impl Decoder {
         }
     }
 
-    /// All of a weight with so many rows, of which some are here.
+    /// All of a weight with this many rows, of which some are here.
     fn whole(&self, name: &str, here: &Tensor, rows: usize) -> Result<Tensor> {
         if !self.mesh.divides() {
             return Ok(here.detach());

@@ -1,4 +1,6 @@
 //! Text from a model, one token at a time.
+//!
+//! What is drawn for a prompt depends on the model, the prompt and its sampler alone, not on what is answered beside it.
 
 mod continuous;
 mod groups;

@@ -1,4 +1,4 @@
-//! Has programs with the feature `mpi` find MPI's library where it is now: not all of them lie where the system looks.
+//! Has programs with the feature `mpi` find MPI's library where it is now: not all of them are where the system looks.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{FULL, compare, full, latest, lora, on, succeed, with_first_checkpoint};
+use super::recipes::{full, lora};
+use super::{FULL, compare, latest, on, succeed, with_first_checkpoint};
 
 /// The whole model in each process; two copies of it, each divided; and gathered weights that stay. From one layout to another, too.
 #[test]

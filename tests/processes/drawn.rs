@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::learnt::distance;
-use super::{Ran, assert_resumed_and_repeated, grpo, kept, on, ppo, reward, succeed};
+use super::recipes::{grpo, ppo, reward};
+use super::{Ran, assert_resumed_and_repeated, kept, on, succeed};
 
 /// Few records to validate on.
 const VALIDATION: &str = "dataset_val={_component_: chat, data_files: [recipes/tiny/data/reversed.jsonl], \

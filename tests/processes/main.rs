@@ -4,40 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod copies;
-#[path = "../../recipes/src/bin/distill.rs"]
-#[allow(dead_code)]
-mod distill;
-#[path = "../../recipes/src/bin/dpo.rs"]
-#[allow(dead_code)]
-mod dpo;
 mod drawn;
-#[path = "../../recipes/src/bin/full.rs"]
-#[allow(dead_code)]
-mod full;
-#[path = "../../recipes/src/bin/grpo.rs"]
-#[allow(dead_code)]
-mod grpo;
-#[path = "../../recipes/src/bin/kto.rs"]
-#[allow(dead_code)]
-mod kto;
 #[path = "../common/learnt.rs"]
 mod learnt;
-#[path = "../../recipes/src/bin/lora.rs"]
-#[allow(dead_code)]
-mod lora;
 mod objectives;
-#[path = "../../recipes/src/bin/ppo.rs"]
-#[allow(dead_code)]
-mod ppo;
-#[path = "../../recipes/src/bin/pretrain.rs"]
-#[allow(dead_code)]
-mod pretrain;
-#[path = "../../recipes/src/bin/qat.rs"]
-#[allow(dead_code)]
-mod qat;
-#[path = "../../recipes/src/bin/reward.rs"]
-#[allow(dead_code)]
-mod reward;
+#[path = "../common/recipes.rs"]
+mod recipes;
 mod rows;
 mod taught;
 

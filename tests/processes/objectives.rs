@@ -1,7 +1,8 @@
 //! What recipes minimize besides the loss of the next token, and how their weights are made and rounded.
 
 use super::learnt::{losses, worst};
-use super::{compare, dpo, kept, kto, lora, pretrain, qat, reward, succeed};
+use super::recipes::{dpo, kto, lora, pretrain, qat, reward};
+use super::{compare, kept, succeed};
 
 /// Fresh weights are drawn as a whole, of which each process keeps its rows.
 #[test]

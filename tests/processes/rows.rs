@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tune_core::distributed::threads;
 
-use super::{FULL, assert_same_bits, compare, config, full, latest, lora, on, run, succeed, with_first_checkpoint};
+use super::recipes::{full, lora};
+use super::{FULL, assert_same_bits, compare, config, latest, on, run, succeed, with_first_checkpoint};
 
 #[test]
 fn full_on_two_and_four_processes_and_from_one_number_to_another() {

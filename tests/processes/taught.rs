@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::learnt::worst;
-use super::{Ran, assert_resumed_and_repeated, compare, distill, full, kept, lora, on, succeed};
+use super::recipes::{distill, full, lora};
+use super::{Ran, assert_resumed_and_repeated, compare, kept, on, succeed};
 
 /// A teacher is divided as its student is: a model, one with an adapter beside its weights, and what one process was told by it.
 #[test]

@@ -5,39 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod cases;
-#[path = "../../recipes/src/bin/distill.rs"]
-#[allow(dead_code)]
-mod distill;
-#[path = "../../recipes/src/bin/dpo.rs"]
-#[allow(dead_code)]
-mod dpo;
-#[path = "../../recipes/src/bin/full.rs"]
-#[allow(dead_code)]
-mod full;
-#[path = "../../recipes/src/bin/grpo.rs"]
-#[allow(dead_code)]
-mod grpo;
 mod killed;
-#[path = "../../recipes/src/bin/kto.rs"]
-#[allow(dead_code)]
-mod kto;
-#[path = "../../recipes/src/bin/lora.rs"]
-#[allow(dead_code)]
-mod lora;
-#[path = "../../recipes/src/bin/ppo.rs"]
-#[allow(dead_code)]
-mod ppo;
-#[path = "../../recipes/src/bin/pretrain.rs"]
-#[allow(dead_code)]
-mod pretrain;
-#[path = "../../recipes/src/bin/qat.rs"]
-#[allow(dead_code)]
-mod qat;
 #[path = "../common/random_model.rs"]
 mod random_model;
-#[path = "../../recipes/src/bin/reward.rs"]
-#[allow(dead_code)]
-mod reward;
+#[path = "../common/recipes.rs"]
+mod recipes;
 mod several;
 #[path = "../common/stand_in.rs"]
 mod stand_in;
@@ -61,6 +33,7 @@ use tune_core::models::LoadOptions;
 use tune_core::recipe::Recipe;
 
 use cases::{CASES, Case};
+use recipes::{distill, dpo, full, grpo, kto, lora, ppo, pretrain, qat, reward};
 
 /// The workspace's folder, in which relative paths of the shipped configs hold.
 fn in_the_workspace() {

@@ -46,7 +46,7 @@ impl OffloadFile {
         Arc::new(Self { dir: dir.to_path_buf(), key, place: Mutex::default() })
     }
 
-    /// Takes so many bytes of the disk at once, so that there is room when they are written.
+    /// Takes this many bytes of the disk at once, so that there is room when they are written.
     ///
     /// # Errors
     /// A folder that is not there or cannot be written, a full disk.

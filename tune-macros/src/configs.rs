@@ -13,7 +13,7 @@ use crate::attr::Errors;
 /// As many as `tune_config::embedded` shows.
 const SHOWN: usize = 8;
 
-/// The file that a literal names, relative to the package. A package may build a file that lies elsewhere: its
+/// The file that a literal names, relative to the package. A package may build a file that is elsewhere: its
 /// configs are beside it.
 fn path(written: &LitStr) -> Option<PathBuf> {
     let package = std::env::var_os("CARGO_MANIFEST_DIR")?;
@@ -27,7 +27,7 @@ fn path(written: &LitStr) -> Option<PathBuf> {
 }
 
 /// The path of a file as the compiler writes those of its own: from where it
-/// runs, if the file lies below.
+/// runs, if the file is below.
 fn shown(file: &Path) -> String {
     let whole = file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let here = std::env::current_dir().and_then(|here| here.canonicalize()).ok();

@@ -56,7 +56,7 @@ pub(crate) struct Update {
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    /// At most so many wait.
+    /// At most this many wait.
     most: usize,
 }
 
@@ -80,7 +80,7 @@ impl Queue {
         Self { state: Mutex::new(State { waiting, arrived: 0, ending: None }), changed: Condvar::new(), most }
     }
 
-    /// At most so many sequences wait.
+    /// At most this many sequences wait.
     pub(crate) fn most(&self) -> usize {
         self.most
     }

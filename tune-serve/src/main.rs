@@ -82,7 +82,7 @@ struct Args {
     /// A file with the API key that clients must send; by default TUNE_API_KEY in the environment, if it is set.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Answer so many sequences at a time, at most.
+    /// Answer this many sequences at a time, at most.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_sequences: u16,
     /// Memory for what running sequences have read; by default 1GiB, or less where less is enough.

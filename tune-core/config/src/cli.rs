@@ -40,9 +40,9 @@ pub struct Recipe {
 pub enum Purpose {
     /// To do what it does.
     Run,
-    /// To say whether that would succeed, on so many processes: `--check`.
+    /// To say whether that would succeed, on this many processes: `--check`.
     Check(usize),
-    /// To say how much memory each of so many processes would take: `--plan`.
+    /// To say how much memory each of these processes would take: `--plan`.
     Plan(usize),
 }
 

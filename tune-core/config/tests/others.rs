@@ -102,6 +102,71 @@ fn rows_of_tokens_are_taken_by_module() {
     assert!(said.contains("`wte` is neither `embed_tokens` nor `lm_head`"), "{said}");
 }
 
+/// What is made of a config of Axolotl's with these lines, and what is said of it.
+fn of_axolotl(lines: &str) -> (String, String) {
+    let yaml = format!("base_model: org/model\n{lines}\n");
+    let made = convert_other("a.yaml", &yaml).map_err(|report| report.to_string()).expect("it is converted");
+    (made.yaml, made.warnings.to_string())
+}
+
+/// Weights are rounded where there is the same quantizer here, in groups of 32 where none are named; the rest is told.
+#[test]
+fn rounding_while_training_is_the_same_or_is_told() {
+    let made = |qat: &str| of_axolotl(&format!("qat: {qat}\ndatasets:\n- {{path: a.jsonl, type: alpaca}}"));
+    let (yaml, said) = made("{weight_dtype: int4}");
+    assert!(yaml.contains("_component_: int4_weight_only") && yaml.contains("groupsize: 32"), "{yaml}");
+    assert!(!said.contains("quantize"), "{said}");
+    let (yaml, said) = made("{weight_dtype: int4, activation_dtype: int8, group_size: 64, quantize_embedding: false}");
+    assert!(yaml.contains("_component_: int8_dyn_act_int4_weight") && yaml.contains("groupsize: 64"), "{yaml}");
+    assert!(!said.contains("embeddings are not rounded"), "{said}");
+    for (qat, which) in [
+        ("{activation_dtype: int8}", "weights in int8 and activations in int8"),
+        ("{weight_dtype: nvfp4}", "weights in nvfp4 and activations as they are"),
+    ] {
+        let (yaml, said) = made(qat);
+        assert!(said.contains(&format!("there is no quantizer for {which}")), "{said}");
+        assert!(!yaml.contains("_component_: int"), "{yaml}");
+    }
+    let pairs = "type: {field_prompt: a, field_chosen: b, field_rejected: c}";
+    let (_, said) =
+        of_axolotl(&format!("rl: dpo\nqat: {{weight_dtype: int4}}\ndatasets:\n- {{path: a.jsonl, {pairs}}}"));
+    assert!(said.contains("which compares no answers"), "{said}");
+}
+
+/// Formats of questions and answers become one template where they are one, with a place for each.
+#[test]
+fn formats_of_answers_are_one_template_or_are_told() {
+    let made = |formats: &str| {
+        let kind = format!("{{field_prompt: a, field_chosen: b, field_rejected: c{formats}}}");
+        of_axolotl(&format!("rl: dpo\ndatasets:\n- {{path: a.jsonl, ds_type: json, type: {kind}}}"))
+    };
+    let told = "there is one format for question and answer, with one place for each";
+    for none in ["", ", prompt_format: '', chosen_format: ''"] {
+        let (yaml, said) = made(none);
+        assert!(!yaml.contains("prompt_template:") && !said.contains(told), "{yaml}{said}");
+    }
+    let (yaml, said) =
+        made(", prompt_format: 'Q: {prompt}', chosen_format: ' A: {chosen}', rejected_format: ' A: {rejected}'");
+    assert!(yaml.contains("Q: {input} A: {output}") && !said.contains(told), "{yaml}{said}");
+    for other in [
+        ", prompt_format: 'Q: {question}'",
+        ", prompt_format: '{prompt} of {author}'",
+        ", chosen_format: 'A: {chosen}', rejected_format: 'B: {rejected}'",
+    ] {
+        let (yaml, said) = made(other);
+        assert!(!yaml.contains("prompt_template:") && said.contains(told), "{other}: {yaml}{said}");
+    }
+}
+
+/// The question's column follows from the form, and beta is Axolotl's where none is given.
+#[test]
+fn labelled_answers_have_the_columns_of_their_form() {
+    for (form, column) in [("argilla", "instruction"), ("intel", "question"), ("ultra", "prompt")] {
+        let (yaml, _) = of_axolotl(&format!("rl: kto\ndatasets:\n- {{path: org/data, type: chatml.{form}}}"));
+        assert!(yaml.contains(&format!("prompt: {column}")) && yaml.contains("beta: 0.1"), "{form}: {yaml}");
+    }
+}
+
 /// What others move off a card or onto a disk is answered with what there is here.
 #[test]
 fn offloading_is_answered_with_the_keys_for_files() {

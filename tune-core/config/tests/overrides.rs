@@ -190,6 +190,16 @@ fn an_empty_value_is_reported_where_it_was_written() {
     assert!(error.contains(" --> command line:1:25"), "{error}");
 }
 
+/// A reference stands for what it refers to: nothing is set inside it.
+#[test]
+fn a_reference_is_no_component() {
+    let config = format!("{LEAST}name: adamw\noptimizer: ${{name}}\n");
+    assert!(matches!(good(&config, &[]).optimizer, Optimizer::AdamW(_)));
+    let error = bad(&config, &["optimizer.lr=0.1"]);
+    assert!(error.contains("cannot set `optimizer.lr`") && error.contains("`optimizer` is no mapping"), "{error}");
+    assert!(error.contains("it is this"), "{error}");
+}
+
 #[test]
 fn items_of_lists() {
     let yaml = "output_dir: out\ndatasets:\n- {_component_: instruct, path: a}\n- {_component_: instruct, path: b}\n";

@@ -69,7 +69,7 @@ unsafe impl<T: Send> Send for Buffer<T> {}
 unsafe impl<T: Sync> Sync for Buffer<T> {}
 
 impl Context {
-    /// Memory for so many numbers, of any content. If the card has none left, that is the context's error.
+    /// Memory for this many numbers, of any content. If the card has none left, that is the context's error.
     pub fn buffer<T: Pod>(&self, len: usize) -> Buffer<T> {
         let bytes = (len * size_of::<T>()) as u64;
         let mut address = 0;
@@ -84,7 +84,7 @@ impl Context {
         Buffer { shared: Arc::clone(&self.0), address, len, home: Home::Arena(bytes), of: PhantomData }
     }
 
-    /// Memory for so many numbers, all of whose bytes are zero.
+    /// Memory for this many numbers, all of whose bytes are zero.
     pub fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
         let mut buffer = self.buffer(len);
         self.fill(&mut buffer, 0);

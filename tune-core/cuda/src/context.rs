@@ -129,7 +129,7 @@ impl Context {
     /// What tells the card from all others, those of other machines as well; zeros where the driver does not say.
     pub fn uuid(&self) -> [u8; 16] {
         let mut id = sys::CUuuid { bytes: [0; 16] };
-        // SAFETY: writes so many bytes; where it fails, they stay zero.
+        // SAFETY: writes this many bytes; where it fails, they stay zero.
         unsafe { sys::cuDeviceGetUuid_v2(&raw mut id, self.0.device) };
         id.bytes.map(|byte| byte as u8)
     }
@@ -158,7 +158,7 @@ impl Context {
         self.0.memory().forget_most();
     }
 
-    /// Takes so many bytes from the driver ahead of their use, so that a step does not wait for them and nobody else takes them.
+    /// Takes this many bytes from the driver ahead of their use, so that a step does not wait for them and nobody else takes them.
     ///
     /// # Errors
     /// The card has not that much.

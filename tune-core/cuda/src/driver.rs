@@ -153,7 +153,7 @@ impl Card {
             .map(|value| u32::try_from(value).unwrap_or(0))
         };
         let mut name = [0u8; 128];
-        // SAFETY: writes at most so many bytes, a zero at the end.
+        // SAFETY: writes at most this many bytes, a zero at the end.
         unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device) }
             .result()
             .map_err(|e| Error::of_driver(e.0, "reading a card's name"))?;

@@ -80,7 +80,7 @@ impl Memory {
         self.ranges.give(address - self.start, Ranges::rounded(bytes));
     }
 
-    /// Takes memory from the driver until so many bytes are held. The device's context must be current.
+    /// Takes memory from the driver until this many bytes are held. The device's context must be current.
     pub(crate) fn reserve(&mut self, bytes: u64) -> Result<()> {
         self.hold(bytes).map_err(|code| match code {
             Some(code) => Error::of_driver(code, "taking memory of the card"),

@@ -33,7 +33,7 @@ pub(crate) struct Pinned {
     held: usize,
 }
 
-/// What a block for so many bytes has: sizes come again and again.
+/// What a block for this many bytes has: sizes come again and again.
 fn size_for(bytes: usize) -> usize {
     if bytes <= PART { bytes.next_power_of_two().max(LEAST) } else { bytes.next_multiple_of(PART) }
 }
@@ -70,7 +70,7 @@ impl Block {
 }
 
 impl Pinned {
-    /// A block of at least so many bytes that no copy uses any more; `None` where the machine has none. The card's context must be
+    /// A block of at least this many bytes that no copy uses any more; `None` where the machine has none. The card's context must be
     /// current. Where `most` bytes are held already, an older block of the size is waited for.
     fn take(&mut self, bytes: usize, most: usize) -> Option<Block> {
         let size = size_for(bytes);

@@ -221,7 +221,7 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the folder that a file is to lie in.
+/// Makes the folder that a file is to be in.
 pub(crate) fn make_parent(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(Error::io("create", folder))

@@ -37,7 +37,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// For a rendering whose input has so many bytes.
+    /// For a rendering whose input has this many bytes.
     pub(crate) fn begin(input: usize) -> Self {
         let bytes = BYTES.saturating_add(input.saturating_mul(BYTES_PER_BYTE));
         let steps = STEPS.saturating_add((input as u64).saturating_mul(STEPS_PER_BYTE));
@@ -69,12 +69,12 @@ pub(crate) fn spend(steps: usize) -> Result<()> {
     }
 }
 
-/// The steps of going through text or lists of so many bytes.
+/// The steps of going through text or lists of this many bytes.
 pub(crate) fn spend_bytes(bytes: usize) -> Result<()> {
     spend(bytes / 32)
 }
 
-/// Whether so many bytes more can be held.
+/// Whether this many bytes more can be held.
 pub(crate) fn reserve(bytes: usize) -> Result<()> {
     if LIVE.get().saturating_add(bytes) > MOST.get() {
         return Err(Error::new(
@@ -85,7 +85,7 @@ pub(crate) fn reserve(bytes: usize) -> Result<()> {
     spend_bytes(bytes)
 }
 
-/// Counts so many bytes as held, until they are released.
+/// Counts this many bytes as held, until they are released.
 pub(crate) fn hold(bytes: usize) -> usize {
     LIVE.set(LIVE.get().saturating_add(bytes));
     bytes

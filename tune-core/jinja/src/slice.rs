@@ -57,7 +57,7 @@ fn not_subscriptable(value: &Value) -> Error {
     })
 }
 
-/// A slice of text, without going through what lies beyond it.
+/// A slice of text, without going through what is beyond it.
 fn forward(text: &str, start: Option<i64>, stop: Option<i64>) -> &str {
     let offset = |bound: i64| -> usize {
         if text.is_ascii() {

@@ -146,14 +146,14 @@ impl General {
     }
 }
 
-/// Of each row the divergence of the teacher's probabilities and that of the student's, from each other or from what lies between
-/// them (Agarwal et al. 2024, <https://arxiv.org/abs/2306.13649>).
+/// Of each row the divergence of the teacher's probabilities and that of the student's, from each other or from their weighted
+/// mean (Agarwal et al. 2024, <https://arxiv.org/abs/2306.13649>).
 pub fn general_divergences(student: View<'_>, teacher: View<'_>, of: General) -> Vec<[f64; 2]> {
     (0..student.rows()).map(|i| of.sums(of.row(student.row(i), teacher.row(i)))).collect()
 }
 
 /// Adds to `of_student` the gradient of `Σ_i weights_i (shares_0 teacher_i + shares_1 student_i)` of [`general_divergences`] with
-/// respect to the student's logits. From what lies between them it is `shares_1 p (ln p - ln m - student) / temperature`.
+/// respect to the student's logits. From their mean it is `shares_1 p (ln p - ln m - student) / temperature`.
 pub fn general_divergences_back(
     student: View<'_>,
     teacher: View<'_>,

@@ -22,7 +22,7 @@ pub struct Aside {
 }
 
 impl Aside {
-    /// Whether something new can be written at `target`, which will take so many `bytes`; nothing is changed.
+    /// Whether something new can be written at `target`, which will take this many `bytes`; nothing is changed.
     ///
     /// # Errors
     /// There is something already, or too little room.

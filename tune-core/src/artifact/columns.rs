@@ -23,7 +23,7 @@ pub struct Columns {
 
 impl Columns {
     /// By `file`, an importance matrix, or text or chats that a model is run over: their matrix will be beside the new file `to`, made of
-    /// so many `chunks` at most, 128 where that is not said.
+    /// this many `chunks` at most, 128 where that is not said.
     ///
     /// # Errors
     /// A matrix that cannot be read, or whose chunks are said though they were counted when it was made.

@@ -1,4 +1,4 @@
-//! A GGUF file that a model or an adapter becomes, with what lies beside it: a Modelfile, a receipt, and an importance matrix where one
+//! A GGUF file that a model or an adapter becomes, with what is beside it: a Modelfile, a receipt, and an importance matrix where one
 //! is made for it.
 
 use std::fs;

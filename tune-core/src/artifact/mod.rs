@@ -2,7 +2,7 @@
 //! with what was trained, and gets its name only then, with a receipt that says what it is made of and what the comparison found.
 //!
 //! - [`GgufFile`] is a file that a model becomes, and [`Columns`] is by what it is quantized.
-//! - [`Aside`] is where it is written, and [`Written`] is what lies there until it has its name.
+//! - [`Aside`] is where it is written, and [`Written`] is what is there until it has its name.
 //! - [`Receipt`] is what is written beside it.
 //! - [`proof`] compares.
 //! - [`importance()`] says how much the columns of weights count where they are quantized.

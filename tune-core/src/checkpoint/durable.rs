@@ -61,7 +61,7 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder and its parents, and syncs the folder that the first new one lies in.
+/// Makes a folder and its parents, and syncs the folder that the first new one is in.
 pub(super) fn create_dir_all(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());

@@ -59,7 +59,7 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     if !config_path.exists() {
         let hint = match dir.join("adapter_config.json").exists() {
             true => adapter_hint(dir),
-            false => "give the folder that Hugging Face's files of the model lie in".to_owned(),
+            false => "give the folder with the model's files from Hugging Face".to_owned(),
         };
         return Err(Error::file(dir, format!("has no config.json; {hint}")));
     }

@@ -13,11 +13,17 @@
 //! synced, and then it gets its name. Whatever moment a process dies in, the next one finds the
 //! newest complete checkpoint and clears the rest away.
 
-use std::fs::{self, File, TryLockError};
+mod begin;
+mod lock;
+
+use std::fs::{self, File};
 use std::io;
-use std::path::{Component, Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+
+pub use begin::{Start, check, check_output_dir};
+
+use begin::look;
+use lock::Lock;
 
 use super::answers::KeptAnswers;
 use super::durable::{self, human};
@@ -80,16 +86,6 @@ pub(super) fn without(damaged: &Path) -> String {
     }
 }
 
-/// What saving steps from `from_step` on could replace without being a complete checkpoint: a model, say,
-/// that someone kept without the training state.
-fn without_state(output_dir: &Path, from_step: u64) -> Result<Option<String>> {
-    let names = names_in(output_dir)?;
-    Ok(names.into_iter().find(|name| {
-        parse_name(name).is_some_and(|(_, step)| step >= from_step)
-            && !output_dir.join(name).join(state::FILE).is_file()
-    }))
-}
-
 /// The newest complete checkpoint in `output_dir`.
 ///
 /// # Errors
@@ -108,17 +104,6 @@ pub(crate) fn way_on(output_dir: &Path, remedy: &str) -> String {
         ),
         _ => format!("No checkpoint was saved before: {remedy} and start again"),
     }
-}
-
-/// How a run begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// From the base model; checkpoints of another run must not be there.
-    Fresh,
-    /// From the newest checkpoint, which must be there.
-    Resume,
-    /// From the base model; checkpoints of another run are deleted first.
-    Overwrite,
 }
 
 /// A run's folder, open for saving: nobody else saves into it meanwhile.
@@ -329,153 +314,6 @@ impl RunDir {
             "raise the limit of a file's size (`ulimit -f`), or set a smaller checkpointer.max_shard_size,",
         );
         Error::file(&self.dir, format!("{error}. {last}"))
-    }
-}
-
-/// Whether a run can begin so, as [`RunDir::open`] would find; nothing is changed. Returns the checkpoints that
-/// are there, the oldest first.
-///
-/// # Errors
-///
-/// As [`RunDir::open`], of what is there already.
-pub fn check(output_dir: &Path, base: &Path, start: Start) -> Result<Vec<Saved>> {
-    look(output_dir, base, start).map(|(_, there)| there)
-}
-
-/// What is there, and the lock where there is a folder.
-fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Option<Lock>, Vec<Saved>)> {
-    check_output_dir(output_dir, base)?;
-    // Before the look at what is there, which another process may be changing.
-    let locked = if output_dir.is_dir() { Some(Lock::on(output_dir)?) } else { None };
-    let there = checkpoints(output_dir)?;
-    match start {
-        Start::Fresh if !there.is_empty() => {
-            return Err(Error::file(
-                output_dir,
-                format!(
-                    "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
-                     overwrite=true to delete them and start anew, or choose another output_dir",
-                    there.len(),
-                    there.last().map(|s| name_of(s.epoch, s.step)).unwrap_or_default(),
-                ),
-            ));
-        }
-        Start::Resume if there.is_empty() => {
-            return Err(Error::file(
-                output_dir,
-                "holds no complete checkpoint to resume from; set resume_from_checkpoint=false to start from the base model",
-            ));
-        }
-        _ => {}
-    }
-    let from = if start == Start::Resume { there.last().map_or(0, |s| s.step + 1) } else { 0 };
-    if let Some(name) = without_state(output_dir, from)? {
-        return Err(Error::file(
-            output_dir.join(name),
-            format!(
-                "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
-                 move it away, or choose another output_dir",
-                state::FILE
-            ),
-        ));
-    }
-    Ok((locked, there))
-}
-
-/// Refuses an output folder in which saving would touch a checkpoint that training starts from or goes on to need.
-/// Links are followed; neither has to exist.
-///
-/// # Errors
-///
-/// Where `output_dir` is the base's folder (for a GGUF file, the one that it lies in), where the
-/// base is one of the checkpoints of `output_dir`, or where `output_dir` is a file.
-pub fn check_output_dir(output_dir: &Path, base: &Path) -> Result<()> {
-    let output = resolve(output_dir)?;
-    if output.exists() && !output.is_dir() {
-        return Err(Error::file(output_dir, "is a file; output_dir must be a folder"));
-    }
-    let base_path = resolve(base)?;
-    let base_dir = if base_path.is_dir() { base_path.as_path() } else { base_path.parent().unwrap_or(&base_path) };
-    if output == base_dir {
-        return Err(Error::file(
-            output_dir,
-            "is the folder of a checkpoint that training starts from or needs; choose another output_dir",
-        ));
-    }
-    // A run prunes and replaces its own checkpoints, and one of them may be the base.
-    let inside = base_dir.strip_prefix(&output).ok();
-    let first = inside.and_then(|rest| rest.components().next());
-    if let Some(first) = first
-        && let Some(name) = first.as_os_str().to_str()
-        && parse_name(name).is_some()
-    {
-        return Err(Error::file(
-            output_dir,
-            format!(
-                "holds a checkpoint that training starts from or needs ({}), which saving into it could delete; \
-                 choose another output_dir, or resume that run with resume_from_checkpoint=true and its base model",
-                base.display()
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// The path without links and dots, as far as it exists.
-fn resolve(path: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
-    let mut resolved = PathBuf::new();
-    for part in absolute.components() {
-        if part == Component::ParentDir {
-            resolved.pop();
-        } else {
-            resolved.push(part);
-            if let Ok(real) = resolved.canonicalize() {
-                resolved = real;
-            }
-        }
-    }
-    Ok(resolved)
-}
-
-/// How long a folder may still be locked by a process that was killed: its memory is given back and its last write ends before
-/// its files are closed.
-const UNTIL_FREE: Duration = Duration::from_secs(5);
-
-/// The folder that is locked, where its file system has locks. It is free again when this is
-/// dropped or the process ends, however it ends.
-#[derive(Debug)]
-struct Lock(Option<File>);
-
-impl Lock {
-    fn on(dir: &Path) -> Result<Self> {
-        if !cfg!(unix) {
-            return Ok(Self(None));
-        }
-        let handle = File::open(dir).map_err(Error::io("open", dir))?;
-        let begun = Instant::now();
-        loop {
-            match handle.try_lock() {
-                Ok(()) => return Ok(Self(Some(handle))),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < UNTIL_FREE => thread::sleep(UNTIL_FREE / 200),
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Error::file(
-                        dir,
-                        "is in use: another run is saving into it; wait for it, or choose another output_dir",
-                    ));
-                }
-                Err(TryLockError::Error(_)) => return Ok(Self(None)),
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a process that is just being started still has the handle, too.
-        if let Some(handle) = &self.0 {
-            let _ = handle.unlock();
-        }
     }
 }
 

@@ -67,7 +67,7 @@ impl Entry {
         self.dtype
     }
 
-    /// Whether it is of this type, by its name in the format, and has so many dimensions.
+    /// Whether it is of this type, by its name in the format, and has this many dimensions.
     pub(crate) fn is(&self, dtype_name: &str, dims: usize) -> bool {
         self.dtype_name == dtype_name && self.shape.len() == dims
     }
@@ -82,7 +82,7 @@ impl Entry {
         format!("{}{:?}", self.dtype_name, self.shape)
     }
 
-    /// The file that it lies in.
+    /// The file that it is in.
     pub(super) fn path(&self) -> &Path {
         self.file.path()
     }

@@ -128,7 +128,7 @@ impl Element for f16 {
     }
 }
 
-/// A tensor as it lies in a file.
+/// A tensor as a file has it.
 pub(super) trait Stored: Sync {
     /// The shape, row-major.
     fn shape(&self) -> &[usize];
@@ -154,7 +154,7 @@ pub(super) fn sum(stored: &impl Stored) -> Result<u32> {
     sum_of_bytes(stored.bytes(), stored.shape().iter().product())
 }
 
-/// The same of so many bytes of a file from a place on, which are so many elements.
+/// The same of this many bytes of a file from a place on, which are this many elements.
 fn sum_of_bytes((file, start, bytes): (&DataFile, u64, u64), elements: usize) -> Result<u32> {
     if elements == 0 || bytes == 0 {
         return Ok(sum_of_chunks(&[]));

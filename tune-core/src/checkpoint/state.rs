@@ -187,7 +187,7 @@ impl TrainingState {
         durable::write(&dir.join(FILE), text.as_bytes())
     }
 
-    /// Checks that the numbers fit each other, and the plan of a run of so many epochs whose last step before the
+    /// Checks that the numbers fit each other, and the plan of a run of this many epochs whose last step before the
     /// checkpoint is of epoch `of_last_step`.
     pub(crate) fn check_numbers(&self, epochs: u64, of_last_step: u64, dir: &Path) -> Result<()> {
         let Self { position, total_steps, .. } = self;

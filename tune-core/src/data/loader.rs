@@ -23,7 +23,7 @@ const MOST_ROWS: u64 = 1 << 20;
 pub struct LoaderOptions {
     /// Rows in a batch.
     pub batch_size: usize,
-    /// Put several samples into a row of up to so many tokens; `None` is one sample a row.
+    /// Put several samples into a row of up to this many tokens; `None` is one sample a row.
     pub pack_to: Option<usize>,
     /// What becomes of a sample that does not fit into what is left of such a row.
     pub joins: Joins,
@@ -69,7 +69,7 @@ impl Default for LoaderOptions {
 ///
 /// Packing is done once; it is the packs that are shuffled. Of data with more
 /// than 4096 records, each 4096 are packed and shuffled together: the rest is tokenized while the first are
-/// trained on. Samples lie in a temporary file, not in memory.
+/// trained on. Samples are in a temporary file, not in memory.
 pub struct Loader {
     tokenized: Arc<Tokenized>,
     order: Order,
@@ -209,7 +209,7 @@ impl Loader {
     }
 
     /// The batches of a run's first `first` steps, and behind them those of its step with the largest batch, by
-    /// tokens: so many batches are `together` in a step, and each of so many `epochs` takes `per_epoch` batches at most.
+    /// tokens: `together` batches make a step, and each of the `epochs` epochs takes at most `per_epoch` of them.
     ///
     /// Where there are too many to look at each, or not all data is tokenized, it is one batch of the longest rows that
     /// are known: there may be none as large, or, in data that comes later, a larger one.
@@ -276,7 +276,7 @@ impl Loader {
         }))
     }
 
-    /// The length of a batch's rows, of which the longest has so many tokens.
+    /// The length of a batch's rows, of which the longest has this many tokens.
     fn row_len(&self, longest: usize) -> usize {
         usize::next_multiple_of(longest, self.options.pad_to_multiple_of)
     }

@@ -17,7 +17,7 @@ pub(super) struct Mixture {
 }
 
 impl Mixture {
-    /// The mixture of datasets with so many records each, or `None` where they have no weights.
+    /// The mixture of datasets with this many records each, or `None` where they have no weights.
     ///
     /// # Errors
     /// Weights of some datasets and not of others; one that is too small.

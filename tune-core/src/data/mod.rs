@@ -1,5 +1,8 @@
 //! From files of text to batches of token ids.
 //!
+//! Batch `i` of epoch `e` is a function of the data, the seed, `e` and `i` alone ([`Loader::epoch`]): that is what makes a resumed run
+//! exact. Each record's form is checked before anything is written.
+//!
 //! A kind of data that no [`DatasetConfig`] has comes in as [`Sample`]s, of which a recipe makes a loader of its own, and
 //! puts it where [`Opened`](crate::recipe::Opened) has that of the config:
 //!

@@ -76,7 +76,7 @@ pub(super) fn rows(lengths: impl ExactSizeIterator<Item = usize>, max_len: usize
     rows
 }
 
-/// Fills rows of `len` tokens (the last has what is left) with samples that lie one behind the other, and cuts those that do not fit:
+/// Fills rows of `len` tokens (the last has what is left) with samples one behind the other, and cuts those that do not fit:
 /// returns the pieces, and the pieces of each row. What is left of a sample when all of its predictions are made, its last token, is
 /// no piece.
 pub(super) fn split(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<usize>>) {
@@ -101,7 +101,7 @@ pub(super) fn split(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<u
     (pieces, rows)
 }
 
-/// The same where a row is one piece of all that lies there, named after the sample that it begins in.
+/// The same where a row is one piece of all that is there, named after the sample that it begins in.
 pub(super) fn across(samples: &[Stored], len: usize) -> (Vec<Stored>, Vec<Range<usize>>) {
     let end = samples.last().map_or(0, |last| last.start + u64::from(last.len));
     let mut pieces: Vec<Stored> = Vec::new();

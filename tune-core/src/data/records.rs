@@ -1,4 +1,4 @@
-//! Records of data files: where each lies, and what it holds once it is read.
+//! Records of data files: where each is, and what it holds once it is read.
 
 use std::fmt;
 use std::fs::File;
@@ -66,7 +66,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A file in which records lie as JSON: the data file itself or, for a format that cannot be read at
+/// A file in which records are as JSON: the data file itself or, for a format that cannot be read at
 /// a position, a temporary one.
 struct Source {
     /// The data file, for messages.
@@ -75,7 +75,7 @@ struct Source {
     file: File,
 }
 
-/// Where the JSON text of a record lies.
+/// Where the JSON text of a record is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     source: u32,

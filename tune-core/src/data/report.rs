@@ -200,104 +200,126 @@ impl Tally {
     }
 
     /// The report. `origin` says where a record stands.
+    ///
+    /// # Errors
+    /// No sample is left.
     pub(super) fn report(
-        self,
+        mut self,
         max_seq_len: Option<usize>,
         tokenizer: &Tokenizer,
         template: Option<&ChatTemplate>,
         origin: impl Fn(usize) -> String,
     ) -> Result<DatasetReport> {
-        let never_stops = self.never_stops();
-        let joins = self.joins;
-        let Self { mut report, dropped, why_dropped, stopping, never_closed, closed_by, .. } = self;
-        let Self { open_before, text_beside_calls, same, other_prompt, ends, tokens, .. } = self;
-        report.stopping = ends.then_some(stopping);
-        if let (Joins::Split | Joins::Across, Some(row)) = (joins, max_seq_len) {
-            report.longest = report.longest.min(row);
+        self.report.stopping = self.ends.then_some(self.stopping);
+        if let (Joins::Split | Joins::Across, Some(row)) = (self.joins, max_seq_len) {
+            self.report.longest = self.report.longest.min(row);
         }
-        report.dropped_origins = dropped.into_iter().map(origin).collect();
-        let name = &report.name;
-        if report.samples == 0 {
-            let (what, each) = match report.pairs {
-                Some(_) => ("pairs", " in both answers"),
-                None => ("samples", ""),
-            };
-            let by_length = report.left_out_by_length(tokens);
-            if report.dropped == 0 && !by_length.is_empty() {
-                return Err(Error::setup(format!("{name}: no {what} are left: {by_length}")));
-            }
-            let by_length = if by_length.is_empty() { by_length } else { format!("; {by_length}") };
-            return Err(Error::setup(format!(
-                "{name}: none of the {} {what} has a trained token{each}: {}{by_length}",
-                report.dropped,
-                why_dropped.in_words(max_seq_len)
-            )));
+        self.report.dropped_origins = self.dropped.iter().copied().map(origin).collect();
+        if self.report.samples == 0 {
+            return Err(self.nothing_left(max_seq_len));
         }
-        let mut warnings = Vec::new();
-        if report.dropped > 0 {
-            let what = match report.pairs {
-                Some(_) => "pairs have an answer without a trained token",
-                None => "samples have no trained token",
-            };
+        let mut warnings = self.left_out(max_seq_len);
+        warnings.extend(self.alike());
+        let endings = self.endings(tokenizer);
+        let never_stops = self.never_stops().then(|| not_learnt(&self.report.name, &endings, tokenizer));
+        if never_stops.is_none() {
+            warnings.extend(endings);
+        }
+        if self.open_before > 0 {
             warnings.push(format!(
-                "{name}: {} {what} and are left out ({}): {}{}",
-                report.dropped,
-                why_dropped.in_words(max_seq_len),
-                report.dropped_origins.join(", "),
-                if report.dropped > report.dropped_origins.len() { " …" } else { "" }
+                "in {} samples an answer before the last has no stop token that is trained, so the model learns to go on there: \
+                 set `masking_strategy: last`, or use a chat template that ends each answer with one",
+                self.open_before
             ));
         }
-        if same > 0 {
-            warnings
-                .push(format!("{name}: in {same} pairs both answers are the same, and nothing is learnt from these"));
-        }
-        if other_prompt > 0 {
+        if self.text_beside_calls > 0 {
             warnings.push(format!(
-                "{name}: in {other_prompt} pairs the two answers follow different prompts, so that comparing them says little"
+                "in {} messages with calls of tools the chat template leaves out the text beside the calls",
+                self.text_beside_calls
+            ));
+        }
+        if template.is_some_and(ChatTemplate::uses_date) {
+            warnings.push("the chat template writes the day's date into the conversation".to_owned());
+        }
+        let name = &self.report.name;
+        let warnings = warnings.iter().map(|warning| format!("{name}: {warning}")).collect();
+        Ok(DatasetReport { warnings, never_stops, ..self.report })
+    }
+
+    /// Why there is nothing to train on.
+    fn nothing_left(&self, max_seq_len: Option<usize>) -> Error {
+        let Self { report, .. } = self;
+        let (what, each) = match report.pairs {
+            Some(_) => ("pairs", " in both answers"),
+            None => ("samples", ""),
+        };
+        let by_length = report.left_out_by_length(self.tokens);
+        Error::setup(match (report.dropped, by_length.is_empty()) {
+            (0, false) => format!("{}: no {what} are left: {by_length}", report.name),
+            (dropped, none_by_length) => format!(
+                "{}: none of the {dropped} {what} has a trained token{each}: {}{}",
+                report.name,
+                self.why_dropped.in_words(max_seq_len),
+                if none_by_length { by_length } else { format!("; {by_length}") }
+            ),
+        })
+    }
+
+    /// What there is to say of samples without a trained token.
+    fn left_out(&self, max_seq_len: Option<usize>) -> Vec<String> {
+        let DatasetReport { dropped, dropped_origins, pairs, .. } = &self.report;
+        if *dropped == 0 {
+            return Vec::new();
+        }
+        let what = match pairs {
+            Some(_) => "pairs have an answer without a trained token",
+            None => "samples have no trained token",
+        };
+        let more = if *dropped > dropped_origins.len() { " …" } else { "" };
+        let why = self.why_dropped.in_words(max_seq_len);
+        vec![format!("{dropped} {what} and are left out ({why}): {}{more}", dropped_origins.join(", "))]
+    }
+
+    /// What there is to say of answers that are to be told apart and do not differ as they should.
+    fn alike(&self) -> Vec<String> {
+        let Self { report, same, other_prompt, .. } = self;
+        let mut said = Vec::new();
+        if *same > 0 {
+            said.push(format!("in {same} pairs both answers are the same, and nothing is learnt from these"));
+        }
+        if *other_prompt > 0 {
+            said.push(format!(
+                "in {other_prompt} pairs the two answers follow different prompts, so comparing them says little"
             ));
         }
         if let Some(good) = report.good.filter(|&good| good == 0 || good == report.samples) {
             let label = if good == 0 { "bad" } else { "good" };
-            warnings.push(format!(
-                "{name}: all {} answers are labelled {label}, and the model is to learn what good answers have that bad ones have \
-                 not: add answers of the other label, here or in another dataset",
+            said.push(format!(
+                "all {} answers are labelled {label}, and the model is to learn what good answers have that bad ones have not: \
+                 add answers of the other label, here or in another dataset",
                 report.samples
             ));
         }
+        said
+    }
+
+    /// How answers end that do not end with a stop token.
+    fn endings(&self, tokenizer: &Tokenizer) -> Vec<String> {
         let mut endings = Vec::new();
-        if never_closed > 0 {
+        if self.never_closed > 0 {
             endings.push(format!(
-                "in {never_closed} samples no stop token follows the answer, so the model does not learn where to stop"
+                "in {} samples no stop token follows the answer, so the model does not learn where to stop",
+                self.never_closed
             ));
         }
-        for (id, count) in closed_by {
+        for (&id, count) in &self.closed_by {
             endings.push(format!(
                 "in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
                  add its id {id} to `eos_token_id` in generation_config.json",
                 tokenizer.token(id).unwrap_or_default()
             ));
         }
-        if never_stops {
-            report.never_stops = Some(not_learnt(name, &endings, tokenizer));
-        } else {
-            warnings.extend(endings.iter().map(|ending| format!("{name}: {ending}")));
-        }
-        if open_before > 0 {
-            warnings.push(format!(
-                "{name}: in {open_before} samples an answer before the last has no stop token that is trained, so the model \
-                 learns to go on there: set `masking_strategy: last`, or use a chat template that ends each answer with one"
-            ));
-        }
-        if text_beside_calls > 0 {
-            warnings.push(format!(
-                "{name}: in {text_beside_calls} messages with calls of tools the chat template leaves out the text beside the calls"
-            ));
-        }
-        if template.is_some_and(ChatTemplate::uses_date) {
-            warnings.push(format!("{name}: the chat template writes the day's date into the conversation"));
-        }
-        report.warnings = warnings;
-        Ok(report)
+        endings
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use crate::checkpoint::{free_bytes, human};
 use crate::{Error, Result};
 
-/// After so many bytes it is looked again whether there is room.
+/// After this many bytes it is looked again whether there is room.
 const LOOK_EVERY: u64 = 4 << 20;
 
 /// A file without a name: it is gone when it is closed, however the program ends.
@@ -49,7 +49,7 @@ impl Scratch {
         self.written
     }
 
-    /// Makes sure that there is room for `bytes`, of which at least so many will come.
+    /// Makes sure that there is room for `bytes`, of which at least this many will come.
     pub(super) fn expect(&self, bytes: u64) -> Result<()> {
         match self.free {
             Some(free) if bytes > free - reserve(free) => Err(no_room(bytes, free)),

@@ -270,7 +270,7 @@ pub(crate) trait Reads<'m>: Backend + 'm {
     /// A parameter.
     ///
     /// # Errors
-    /// The tensor lies elsewhere, or is of a type that the backend does not read.
+    /// The tensor is elsewhere, or is of a type that the backend does not read.
     fn param(&self, tensor: &'m Tensor) -> Result<Self::Param>;
 
     /// A frozen matrix that stays in its blocks.

@@ -1,9 +1,13 @@
 //! The plainest backend: f64 and the loops of [`tune_reference`]. What the others compute is compared with what it computes,
 //! and its gradients with finite differences: so those reach the very lines that train.
 
+mod losses;
+
 use candle_core::{DType, Tensor};
 use tune_reference::{View, ViewMut};
-use tune_reference::{attention, dropout, experts, fake_quant, gate, loss, norm, products, rotary, rows, softcap};
+use tune_reference::{attention, dropout, experts, fake_quant, gate, norm, products, rotary, rows, softcap};
+
+use losses::Logits;
 
 use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
 use crate::Result;
@@ -482,103 +486,38 @@ impl Backend for Reference {
 
     fn loss(
         &self,
-        mut logits: Vec<f64>,
+        logits: Vec<f64>,
         vocab: usize,
         cap: Option<f64>,
         of: TokenLoss,
         targets: &[u32],
         weights: Option<&[f64]>,
     ) -> Losses<Self> {
-        if let Some(cap) = cap {
-            self.cap(&mut logits, cap);
-        }
-        let TokenLoss { label_smoothing, z_loss } = of;
-        let of = View::new(&logits, vocab);
-        let each = loss::token_losses(of, targets, label_smoothing, z_loss);
-        let gradient = weights.map(|weights| {
-            let mut gradient = vec![0.0; logits.len()];
-            let mut into = ViewMut::new(&mut gradient, vocab);
-            loss::token_losses_back(of, targets, weights, label_smoothing, z_loss, &mut into);
-            if let Some(cap) = cap {
-                softcap::backward(of, cap, &mut into);
-            }
-            (gradient, vocab)
-        });
-        Losses { each, gradient }
+        Logits::new(logits, vocab, cap).token_losses(of, targets, weights)
     }
 
     fn distilled(
         &self,
-        (mut logits, teacher): (Vec<f64>, Vec<f64>),
+        (logits, teacher): (Vec<f64>, Vec<f64>),
         vocab: usize,
         cap: Option<f64>,
         targets: &[u32],
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Vec<f64>) {
-        if let Some(cap) = cap {
-            self.cap(&mut logits, cap);
-        }
-        let (of, teacher) = (View::new(&logits, vocab), View::new(&teacher, vocab));
-        let [of_target, forward, reverse] = mixture.parts();
-        let (shares, general) = (mixture.shares(), general(&mixture));
-        let gradient = weights.map(|weights| {
-            let mut gradient = vec![0.0; logits.len()];
-            let mut into = ViewMut::new(&mut gradient, vocab);
-            let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
-            loss::cross_entropy_back(of, targets, &for_target, &mut into);
-            match mixture.is_plain() {
-                true => loss::divergences_back(of, teacher, [forward, reverse], weights, &mut into),
-                false => {
-                    let weights: Vec<f64> = weights.iter().map(|weight| weight * mixture.ratio).collect();
-                    loss::general_divergences_back(of, teacher, general, &weights, &mut into);
-                }
-            }
-            if let Some(cap) = cap {
-                softcap::backward(of, cap, &mut into);
-            }
-            (gradient, vocab)
-        });
-        let divergences = match mixture.is_plain() {
-            true => loss::divergences(of, teacher),
-            false => loss::general_divergences(of, teacher, general),
-        };
-        let divergences = divergences.into_iter().map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
-        (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
+        Logits::new(logits, vocab, cap).distilled(View::new(&teacher, vocab), targets, mixture, weights)
     }
 
     fn distilled_by_top(
         &self,
-        (mut logits, teacher): (Vec<f64>, TopRows<'_>),
+        (logits, teacher): (Vec<f64>, TopRows<'_>),
         vocab: usize,
         cap: Option<f64>,
         targets: &[u32],
         mixture: Mixture,
         weights: Option<&[f64]>,
     ) -> (Losses<Self>, Vec<f64>) {
-        if let Some(cap) = cap {
-            self.cap(&mut logits, cap);
-        }
-        let of = View::new(&logits, vocab);
-        let ([of_target, ..], shares, general) = (mixture.parts(), mixture.shares(), general(&mixture));
-        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let (log_probs, rest) = (wide(teacher.log_probs), wide(teacher.rest));
-        let teacher = loss::Top { k: teacher.k, ids: teacher.ids, log_probs: &log_probs, rest: &rest };
-        let gradient = weights.map(|weights| {
-            let mut gradient = vec![0.0; logits.len()];
-            let mut into = ViewMut::new(&mut gradient, vocab);
-            let for_target: Vec<f64> = weights.iter().map(|weight| weight * of_target).collect();
-            loss::cross_entropy_back(of, targets, &for_target, &mut into);
-            let weights: Vec<f64> = weights.iter().map(|weight| weight * mixture.ratio).collect();
-            loss::top_divergences_back(of, teacher, general, &weights, &mut into);
-            if let Some(cap) = cap {
-                softcap::backward(of, cap, &mut into);
-            }
-            (gradient, vocab)
-        });
-        let divergences = loss::top_divergences(of, teacher, general).into_iter();
-        let divergences = divergences.map(|[forward, reverse]| shares[0] * forward + shares[1] * reverse);
-        (Losses { each: loss::cross_entropy(of, targets), gradient }, divergences.collect())
+        Logits::new(logits, vocab, cap).distilled_by_top(teacher, targets, mixture, weights)
     }
 
     fn losses(&self, each: Vec<f64>) -> Vec<f64> {
@@ -591,14 +530,5 @@ impl Backend for Reference {
 
     fn given(&self, numbers: &[f64]) -> Vec<f64> {
         numbers.to_vec()
-    }
-}
-
-/// What a mixture's divergence is compared by.
-fn general(mixture: &Mixture) -> loss::General {
-    loss::General {
-        temperature: mixture.temperature(),
-        shares: mixture.shares(),
-        from_middle: mixture.middle().is_some(),
     }
 }

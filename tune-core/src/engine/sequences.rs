@@ -25,7 +25,7 @@ pub enum Kernels {
     /// log-probability is the one that training begins with. Reinforcement learning wants this. (On a card the last bits may
     /// differ: kernels for one new token are others than those for many.)
     OfTraining,
-    /// The fastest: new tokens, one of each sequence, are computed by kernels that read every weight once, where it lies. They
+    /// The fastest: new tokens, one of each sequence, are computed by kernels that read every weight once, where it is. They
     /// round otherwise than those of training.
     Fast,
 }
@@ -53,7 +53,7 @@ pub struct Sequences<'m> {
     team: Option<Arc<Team>>,
 }
 
-/// Where a sequence lies in the memory of all.
+/// Where a sequence is in the memory of all.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     /// The number of its model.

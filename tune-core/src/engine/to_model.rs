@@ -56,7 +56,7 @@ impl<'a> ToModel<'a> {
         self.finish(UNDER_WAY)
     }
 
-    /// Hands over those that were begun first, until so many are left under way.
+    /// Hands over those that were begun first, until this many are left under way.
     fn finish(&mut self, left: usize) -> Result<()> {
         while self.under_way.len() > left {
             match self.under_way.pop_front() {

@@ -10,7 +10,7 @@ use crate::kernels::{TokenLoss, check_targets};
 use crate::models::{Of, ParamId};
 use crate::{Later, Result};
 
-/// Of so many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
+/// Of this many trained tokens, those whose logits exist at a time, at most `most`: about as many each time, for the weights
 /// are read anew.
 pub(super) fn rows_at_once(trained: usize, most: usize) -> usize {
     trained.div_ceil(trained.div_ceil(most).max(1)).next_multiple_of(8).min(most).max(1)

@@ -1,5 +1,7 @@
 //! Measuring what a model learned: questions that are asked while it trains ([`ExactMatch`]), and [`Item`]s of many kinds
 //! that one model, or two side by side, are measured on.
+//!
+//! What an item's part of a metric is does not depend on the other items, nor on which process measures it.
 
 mod compare;
 mod during;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::compare::{Estimate, Resampling, Row, first, item_is_better};
 use super::{Item, Outcome};
 
-/// Of each kind, so many examples are shown.
+/// Of each kind, this many examples are shown.
 const EXAMPLES: usize = 200;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}\

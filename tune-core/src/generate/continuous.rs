@@ -5,7 +5,7 @@ use crate::engine::{Kernels, New, Sequences, log_prob};
 use crate::models::{Decoder, ModelSpec};
 use crate::{Error, Result};
 
-/// Of a prompt whose tokens are scored, so many are read at a time: the logits of all of them are in memory.
+/// Of a prompt whose tokens are scored, this many are read at a time: the logits of all of them are in memory.
 const SCORED: usize = 64;
 
 /// What a model is asked for.
@@ -17,7 +17,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// What draws the next one.
     pub sampler: Sampler,
-    /// At most so many new tokens; with none, the prompt is only read.
+    /// At most this many new tokens; with none, the prompt is only read.
     pub max_new_tokens: usize,
     /// Any of these ends the answer and is not part of it.
     pub stop_tokens: Vec<u32>,

@@ -1,4 +1,6 @@
 //! Text from a model, one token at a time.
+//!
+//! What is drawn for a prompt depends on the model, the prompt and its sampler alone, not on what is answered beside it.
 
 mod continuous;
 mod groups;
@@ -18,7 +20,7 @@ use crate::{Error, Result};
 /// When a generation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopOptions {
-    /// At most so many new tokens.
+    /// At most this many new tokens.
     pub max_new_tokens: usize,
     /// Any of these ends it and is not part of the answer.
     pub stop_tokens: Vec<u32>,

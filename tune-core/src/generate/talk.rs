@@ -5,7 +5,7 @@ use crate::engine::{Kernels, Sequences};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
-/// Room is taken for so many tokens at a time.
+/// Room is taken for this many tokens at a time.
 const STEP: usize = 1024;
 
 /// A model that remembers what it has read.

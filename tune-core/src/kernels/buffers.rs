@@ -36,7 +36,7 @@ impl Source for System {
     fn grow(&mut self, size: usize) -> (usize, usize) {
         give_back_at_once();
         let size = slab(size);
-        // The allocator gets so many zeros from the system without writing them.
+        // The allocator gets this many zeros from the system without writing them.
         let slab = vec![0u8; size + HUGE].leak();
         let start = slab.as_mut_ptr().expose_provenance().next_multiple_of(HUGE);
         want_huge_pages(start, size);
@@ -184,7 +184,7 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: so many elements of memory that is this buffer's alone, zeros or what an earlier buffer left there;
+        // SAFETY: this many elements of memory that is this buffer's alone, zeros or what an earlier buffer left there;
         // any bits are a value.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }

@@ -25,7 +25,7 @@ const LANES: usize = 16;
 /// The levels that the numbers of a weight are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Levels {
-    /// `x = s q`, `-8 <= q <= 7`, with `s` two fifteenths of the largest magnitude of each group of so many elements of a row.
+    /// `x = s q`, `-8 <= q <= 7`, with `s` two fifteenths of the largest magnitude of each group of this many elements of a row.
     Int4 { group: usize },
     /// `x = s (q - 8) + z`, `0 <= q <= 15`, from the least to the largest number of a group; `s` and `z` are rounded to bf16.
     Int4Affine { group: usize },

@@ -1,13 +1,13 @@
-//! The same as [`super::distillation`] at a temperature, or where student and teacher are compared with what lies between them.
+//! The same as [`super::distillation`] at a temperature, or where student and teacher are compared with their weighted mean.
 
 use super::Element;
 use super::math::exp;
 use super::mixture::Mixture;
 
-/// What a teacher's and a student's probabilities of an outcome are compared with: each other, or what lies between them.
+/// What a teacher's and a student's probabilities of an outcome are compared with: each other, or their weighted mean.
 #[derive(Clone, Copy)]
 pub(super) struct Compared {
-    /// The logarithms of the teacher's and the student's shares of what lies between them.
+    /// The logarithms of the teacher's and the student's shares of the mean.
     middle: Option<[f32; 2]>,
 }
 

@@ -175,7 +175,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Another buffer of so many bytes.
+    /// Another buffer of this many bytes.
     pub(crate) fn of_size(&self, size: usize, purpose: Purpose) -> Self {
         self.ledger.take::<u8>(size, purpose)
     }

@@ -7,7 +7,7 @@ pub struct Mixture {
     pub(crate) ratio: f64,
     /// The share of the forward divergence in it; the rest is the reverse one.
     forward: f64,
-    /// Whether both are compared with what lies between them, the teacher's share being `forward`, and not with each other.
+    /// Whether both are compared with their weighted mean, the teacher's share being `forward`, and not with each other.
     from_middle: bool,
     /// What the logits of both are divided by in the divergence.
     temperature: f64,
@@ -20,8 +20,8 @@ impl Mixture {
         Self { ratio, forward, from_middle: false, temperature: 1.0 }
     }
 
-    /// The divergence counts `ratio` and cross-entropy the rest; teacher and student are compared with what lies between them, of which
-    /// the teacher's share is `teacher`, from 0 to 1 without the ends.
+    /// The divergence counts `ratio` and cross-entropy the rest; teacher and student are compared with their weighted mean, in
+    /// which the teacher's share is `teacher`, from 0 to 1 without the ends.
     pub(crate) fn from_middle(ratio: f64, teacher: f64) -> Self {
         Self { from_middle: true, ..Self::new(ratio, teacher) }
     }
@@ -43,7 +43,7 @@ impl Mixture {
         self.temperature
     }
 
-    /// The teacher's share of what lies between the two, where they are compared with that.
+    /// The teacher's share of the mean of the two, where they are compared with that.
     pub(crate) fn middle(&self) -> Option<f64> {
         self.from_middle.then_some(self.forward)
     }
@@ -53,7 +53,7 @@ impl Mixture {
         (1.0 - self.ratio) * cross_entropy + self.ratio * divergence
     }
 
-    /// What forward and reverse divergence count in the divergence, or the teacher's and the student's from what lies between them.
+    /// What forward and reverse divergence count in the divergence, or the teacher's and the student's from their mean.
     pub(crate) fn shares(&self) -> [f64; 2] {
         [self.forward, 1.0 - self.forward]
     }

@@ -101,7 +101,7 @@ impl Team {
 }
 
 /// What is left of a thread's share of the parts. The thread takes the first, so that it reads on where it has read; others take
-/// the last. The first and the end are halves of one number. Shares lie apart in the cache.
+/// the last. The first and the end are halves of one number. Shares are apart in the cache.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Share(AtomicU64);

@@ -189,7 +189,7 @@ impl<T: Copy> ViewMut<'_, T> {
     }
 }
 
-/// Whether a view of that shape lies in so many elements, and its rows do not overlap.
+/// Whether a view of that shape fits into this number of elements, and its rows do not overlap.
 fn fits(len: usize, (rows, cols): (usize, usize), stride: usize) -> bool {
     rows == 0 || cols == 0 || ((rows == 1 || cols <= stride) && (rows - 1) * stride + cols <= len)
 }

@@ -29,7 +29,7 @@ impl<'a> Workspace<'a> {
         &mut piece[..len]
     }
 
-    /// A piece of `len` elements for each of so many threads.
+    /// A piece of `len` elements for each of this number of threads.
     pub(super) fn per_thread(&mut self, threads: usize, len: usize) -> PerThread<'a> {
         let len = room(len);
         PerThread { pieces: Shared::new(self.take(threads * len)), threads, len }

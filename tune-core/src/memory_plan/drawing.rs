@@ -7,7 +7,7 @@ use crate::data::{Batch, IGNORE, Span};
 pub struct Drawing {
     /// Answers to each prompt.
     pub samples: usize,
-    /// An answer has so many tokens at most.
+    /// An answer has this many tokens at most.
     pub max_new_tokens: usize,
 }
 

@@ -76,19 +76,19 @@ fn weights(model: &ModelSpec, lora: Option<&LoraOptions>, processes: usize) -> R
     Ok(weights)
 }
 
-/// Elements of the adapters.
+/// Elements of the adapters, as far as one of `processes` has them.
 ///
 /// # Errors
 /// As [`LoraOptions::of_model`].
-pub(super) fn of_adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
+pub(crate) fn of_adapters(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
     Ok(elements(&adapters(model, lora, processes)?))
 }
 
-/// Elements of the model's own weights that are trained beside adapters.
+/// Elements of the model's own weights that are trained beside adapters, as far as one of `processes` has them.
 ///
 /// # Errors
 /// As [`LoraOptions::resolved`].
-pub(super) fn of_whole(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
+pub(crate) fn of_whole(model: &ModelSpec, lora: &LoraOptions, processes: usize) -> Result<u64> {
     Ok(elements(&weights(model, Some(lora), processes)?))
 }
 
@@ -100,7 +100,7 @@ fn elements(shapes: &[(String, Vec<usize>)]) -> u64 {
 ///
 /// # Errors
 /// As [`LoraOptions::resolved`].
-pub(super) fn of_state(
+pub(crate) fn of_state(
     model: &ModelSpec,
     lora: Option<&LoraOptions>,
     processes: usize,

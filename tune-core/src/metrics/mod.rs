@@ -1,7 +1,8 @@
 //! What a run reports while it trains: console, JSON lines, tables, TensorBoard, Weights & Biases, MLflow.
 //!
 //! A recipe opens [`Metrics`] from its `metric_logger` key, hands it one [`StepMetrics`] a
-//! step, and closes it. Each destination is a [`MetricLogger`].
+//! step, and closes it. Each destination is a [`MetricLogger`]. Training does not depend on any of them: one that fails is told of once,
+//! and a full disk is waited for.
 
 mod config;
 mod console;
@@ -302,7 +303,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// The console, and the loggers that the config asks for. Their files lie in
+    /// The console, and the loggers that the config asks for. Their files are in
     /// `output_dir/logs` unless the config says otherwise. Every `every`-th step is
     /// recorded; a progress bar shows them all. `settings` are the config's, for services that show them beside a run.
     ///

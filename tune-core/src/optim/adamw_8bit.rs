@@ -245,7 +245,7 @@ impl AdamW8bit {
         result
     }
 
-    /// Bytes of each thing that is kept on a card for a parameter of so many numbers.
+    /// Bytes of each thing that is kept on a card for a parameter of this many numbers.
     pub(super) fn parts_on_card(elements: usize) -> Vec<usize> {
         let mean = if elements < LEAST { vec![4 * elements] } else { vec![elements, 4 * elements.div_ceil(BLOCK)] };
         mean.repeat(2)

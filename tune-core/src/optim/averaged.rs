@@ -69,7 +69,7 @@ impl Averaged {
         if self.mean.has(parameter) { 1.0 - self.decay } else { 1.0 }
     }
 
-    /// Bytes of the state of a parameter with so many elements, beside that of the optimizer.
+    /// Bytes of the state of a parameter with this many elements, beside that of the optimizer.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         8 * elements
     }

@@ -1,4 +1,7 @@
 //! Gradients, what is done to them, and the steps they lead to.
+//!
+//! A step depends on weights, state, gradients, the rate and the step's number alone: the processor, on any number of threads, and a card
+//! come to the same bits, and so does a run that is resumed. All that an optimizer remembers is in [`Optimizer::state`].
 
 mod adafactor;
 mod adamw;

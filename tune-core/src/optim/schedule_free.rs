@@ -102,7 +102,7 @@ impl ScheduleFree {
         Ok(if counted.sum > 0.0 { counts / counted.sum } else { 0.0 })
     }
 
-    /// Bytes of the state of a parameter with so many elements.
+    /// Bytes of the state of a parameter with this many elements.
     pub(super) fn state_bytes(elements: u64) -> u64 {
         12 * elements + 16
     }

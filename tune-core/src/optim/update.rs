@@ -133,7 +133,7 @@ fn sweep<const N: usize, R: Real, W: Copy + Send>(
     Ok(())
 }
 
-/// What one task sweeps over: so many weights, numbers of state each, and gradients.
+/// What one task sweeps over: this many weights, numbers of state each, and gradients.
 struct Part<'a, W, R, const N: usize> {
     first: usize,
     weight: &'a mut [W],
@@ -227,7 +227,7 @@ fn with_slices<R: Real>(
     })
 }
 
-/// Calls `f` once with a tensor's storage, to be written, and where in it the tensor lies.
+/// Calls `f` once with a tensor's storage, to be written, and where in it the tensor is.
 pub(super) fn write(tensor: &Tensor, f: impl FnOnce(&mut CpuStorage, Range<usize>) -> Result<()>) -> Result<()> {
     struct Write<F>(RefCell<Option<F>>);
 

@@ -51,7 +51,7 @@ impl Card {
         CARDS.iter().copied().find(|card| card.name.eq_ignore_ascii_case(name))
     }
 
-    /// The same card held to so many watts. Power grows with the cube of the clock, about, where voltage follows it.
+    /// The same card held to this many watts. Power grows with the cube of the clock, about, where voltage follows it.
     #[must_use]
     pub fn held_to(self, watts: f64) -> Self {
         let watts = watts.min(self.power);

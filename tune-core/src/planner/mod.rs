@@ -51,7 +51,7 @@ pub struct Job {
 pub enum Trained {
     /// All weights.
     All,
-    /// Adapters with so many parameters.
+    /// Adapters with this many parameters.
     Adapters(u64),
     /// The same on weights in NF4.
     AdaptersOnNf4(u64),

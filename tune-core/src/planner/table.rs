@@ -26,7 +26,7 @@ impl Forecast {
         Self { job, cluster, price, tokens }
     }
 
-    /// Memory and time on so many cards.
+    /// Memory and time on this many cards.
     fn on(&self, cards: usize) -> (Memory, Time) {
         let cluster = Cluster { cards, in_a_machine: self.cluster.in_a_machine.min(cards), ..self.cluster };
         (Memory::of(&self.job, &cluster), Time::of(&self.job, &cluster))
@@ -94,7 +94,7 @@ impl Forecast {
         }
     }
 
-    /// What a million tokens cost on so many cards.
+    /// What a million tokens cost on this many cards.
     fn of_million(&self, rate: f64) -> Option<f64> {
         self.price.map(|price| price / 3600.0 * 1e6 / rate)
     }

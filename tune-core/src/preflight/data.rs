@@ -124,7 +124,7 @@ impl Context<'_> {
     }
 }
 
-/// A dataset of several that have so many tokens together.
+/// A dataset of several that have this many tokens together.
 fn describe(dataset: &DatasetReport, all: usize) -> String {
     let mut text = format!(
         "{}\n{}, {} tokens, {} of them trained; the longest has {}",

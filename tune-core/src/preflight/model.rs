@@ -104,7 +104,7 @@ fn trained(outline: &Outline, model: &ModelSpec, report: &mut Report<'_>) {
     };
     let counted = outline.check_adapters(model);
     let counted = counted
-        .and_then(|()| Ok((memory_plan::of_adapters(model, lora)?, memory_plan::of_whole(model, lora)?)))
+        .and_then(|()| Ok((memory_plan::of_adapters(model, lora, 1)?, memory_plan::of_whole(model, lora, 1)?)))
         .and_then(|n| Ok((n, lora.describe(model)?)));
     let Some(((adapted, whole), adapters)) = report.take(counted) else { return };
     let (adapted, elements) = (adapted as usize, (adapted + whole) as usize);

@@ -114,12 +114,12 @@ fn checkpoint_bytes(outline: &Outline, shape: &ModelSpec) -> Result<u64> {
     let (lora, weights) = match &outline.trained {
         Trained::Weights => (None, all),
         Trained::Adapters { lora, merged } => {
-            let adapters = memory_plan::of_adapters(shape, lora)?;
+            let adapters = memory_plan::of_adapters(shape, lora, 1)?;
             // Those that took a part of their weights are saved with it.
             let saved = if lora.start.takes_of_weight() { 8 } else { 4 };
             // A table that is the output layer, too, is there under both names.
             let both = if shape.tie_word_embeddings { 2 } else { 1 };
-            let whole = memory_plan::of_whole(shape, lora)?;
+            let whole = memory_plan::of_whole(shape, lora, 1)?;
             let whole_bytes = both * whole * outline.run.dtype.dtype().size_in_bytes() as u64;
             (Some(&**lora), saved * adapters + whole_bytes + if *merged { all } else { 0 })
         }

@@ -309,91 +309,111 @@ impl Opened {
         if let Some(dir) = &self.outline.steps.activation_offload_dir {
             model.offload_inputs(dir);
         }
-        let Self { base, shape, in_blocks, seed, resumed, state, outline, mesh, mut console, train_data, .. } = self;
-        let position = state.as_ref().map_or_else(Default::default, |state| state.position);
-        let measured = state.as_ref().map_or_else(Default::default, Measured::of);
-        let keys = &outline.run;
 
         // All have seen what is there.
-        outline.group.barrier("the beginning of the run").wait()?;
-        let run_dir = match is_main {
-            true => Some(Arc::new(RunDir::open(&keys.output_dir, base.path(), keys.start())?)),
-            false => None,
-        };
-        if is_main {
-            write_config(&keys.output_dir, &outline.yaml)?;
-        }
-        outline.group.barrier("the run's folder").wait()?;
-        if !is_main {
-            console = log_of_rank(&keys.output_dir, outline.group.rank())?;
-        }
-        let fresh = outline.said_of_fresh().map(|said| format!(", {said}")).unwrap_or_default();
-        let mut facts = vec![
-            (
-                "base model",
-                format!("{}{fresh}{}{}", base.path().display(), held(&in_blocks), stands_on.unwrap_or_default()),
-            ),
-            ("data", self.summaries.join("\n")),
-            ("trained", trained_share(&outline.trained, model)),
-            ("steps", outline.plan().describe(train_data.known_len())),
-            ("seed", seed.to_string()),
-            ("output", keys.output_dir.display().to_string()),
-        ];
-        if !outline.group.is_single() {
-            facts.push(("processes", mesh.layout().to_string()));
-        }
-        let evaluated = self.evaluation.describe();
-        if !evaluated.is_empty() {
-            facts.push(("evaluated", evaluated.join("\n")));
-        }
-        outline.describe_scoring()?.into_iter().rev().for_each(|fact| facts.insert(1, fact));
-        if let Some(compared) = compared {
-            facts.insert(1, (outline.role_of_compared(), compared));
-        }
-        console.report(title, &facts);
-        let is_complete = state.as_ref().is_some_and(|state| state.position.step == state.total_steps);
-        if let Some(saved) = resumed.as_ref().filter(|_| is_complete) {
-            let start = match outline.trained {
-                Trained::Weights => "checkpointer.checkpoint_dir",
-                Trained::Adapters { .. } => "checkpointer.adapter_checkpoint",
-            };
-            console.note(&already_complete(saved, start));
-        }
-        let (start, every) = (position.log_start(), keys.log_every_n_steps);
-        let loggers = if is_main { &keys.metric_logger[..] } else { &[] };
-        let mut settings = outline.settings.clone();
-        settings.insert("seed".to_owned(), seed.into());
-        let metrics = Metrics::open(loggers, &keys.output_dir, &settings, start, every, console)?;
-        let mut run = Run {
-            extra: state.map(|state| state.extra).unwrap_or_default(),
-            outline,
-            mesh,
-            run_dir,
-            metrics,
-            base: Arc::new(base),
-            weight_fingerprints,
-            shape,
-            tokenizer: self.tokenizer,
-            tokenizer_files: Arc::new(self.tokenizer_files),
-            train_data: Arc::new(train_data),
-            validation_data: self.validation_data.map(Arc::new),
-            exact_match: self.exact_match,
-            seed,
-            position,
-            evaluation: self.evaluation,
-            measured,
-            last_saved: resumed,
-            unread: None,
-            settled: None,
-            background: None,
-            is_ending: Cell::new(false),
-        };
+        self.outline.group.barrier("the beginning of the run").wait()?;
+        let run_dir = self.make_folder()?;
+        let facts = self.facts(model, &stands_on.unwrap_or_default(), compared)?;
+        self.console.report(title, &facts);
+        self.say_if_complete();
+        let mut run = self.into_run(weight_fingerprints, run_dir)?;
         if run.stops_early()
             && let Some(saved) = run.last_saved.clone()
         {
             run.console().note(&stopped_before(&saved));
         }
         Ok(run)
+    }
+
+    /// Makes the run's folder, with the resolved config in it. Returns it in the process that writes checkpoints; from here on, the others
+    /// have their logs there.
+    fn make_folder(&mut self) -> Result<Option<Arc<RunDir>>> {
+        let (keys, group) = (&self.outline.run, &self.outline.group);
+        let run_dir = match group.is_main() {
+            true => Some(Arc::new(RunDir::open(&keys.output_dir, self.base.path(), keys.start())?)),
+            false => None,
+        };
+        if group.is_main() {
+            write_config(&keys.output_dir, &self.outline.yaml)?;
+        }
+        group.barrier("the run's folder").wait()?;
+        if !group.is_main() {
+            self.console = log_of_rank(&keys.output_dir, group.rank())?;
+        }
+        Ok(run_dir)
+    }
+
+    /// What is about to be trained: each fact with its name. The base `stands_on` adapters, and is `compared` with another model.
+    fn facts(&self, model: &Decoder, stands_on: &str, compared: Option<String>) -> Result<Vec<(&'static str, String)>> {
+        let outline = &self.outline;
+        let fresh = outline.said_of_fresh().map(|said| format!(", {said}")).unwrap_or_default();
+        let base = format!("{}{fresh}{}{stands_on}", self.base.path().display(), held(&self.in_blocks));
+        let mut facts = vec![("base model", base)];
+        facts.extend(compared.map(|compared| (outline.role_of_compared(), compared)));
+        facts.extend(outline.describe_scoring()?);
+        facts.extend([
+            ("data", self.summaries.join("\n")),
+            ("trained", trained_share(&outline.trained, model)),
+            ("steps", outline.plan().describe(self.train_data.known_len())),
+            ("seed", self.seed.to_string()),
+            ("output", outline.run.output_dir.display().to_string()),
+        ]);
+        if !outline.group.is_single() {
+            facts.push(("processes", self.mesh.layout().to_string()));
+        }
+        let evaluated = self.evaluation.describe();
+        if !evaluated.is_empty() {
+            facts.push(("evaluated", evaluated.join("\n")));
+        }
+        Ok(facts)
+    }
+
+    /// Says so where nothing is left to train of the run that is resumed.
+    fn say_if_complete(&mut self) {
+        let is_complete = self.state.as_ref().is_some_and(|state| state.position.step == state.total_steps);
+        if let Some(saved) = self.resumed.as_ref().filter(|_| is_complete) {
+            let start = match self.outline.trained {
+                Trained::Weights => "checkpointer.checkpoint_dir",
+                Trained::Adapters { .. } => "checkpointer.adapter_checkpoint",
+            };
+            self.console.note(&already_complete(saved, start));
+        }
+    }
+
+    /// Opens the logs.
+    fn into_run(self, weight_fingerprints: BTreeMap<String, u32>, run_dir: Option<Arc<RunDir>>) -> Result<Run> {
+        let position = self.state.as_ref().map_or_else(Default::default, |state| state.position);
+        let measured = self.state.as_ref().map_or_else(Default::default, Measured::of);
+        let keys = &self.outline.run;
+        let loggers = if self.outline.group.is_main() { &keys.metric_logger[..] } else { &[] };
+        let mut settings = self.outline.settings.clone();
+        settings.insert("seed".to_owned(), self.seed.into());
+        let (start, every) = (position.log_start(), keys.log_every_n_steps);
+        let metrics = Metrics::open(loggers, &keys.output_dir, &settings, start, every, self.console)?;
+        Ok(Run {
+            extra: self.state.map(|state| state.extra).unwrap_or_default(),
+            outline: self.outline,
+            mesh: self.mesh,
+            run_dir,
+            metrics,
+            base: Arc::new(self.base),
+            weight_fingerprints,
+            shape: self.shape,
+            tokenizer: self.tokenizer,
+            tokenizer_files: Arc::new(self.tokenizer_files),
+            train_data: Arc::new(self.train_data),
+            validation_data: self.validation_data.map(Arc::new),
+            exact_match: self.exact_match,
+            seed: self.seed,
+            position,
+            evaluation: self.evaluation,
+            measured,
+            last_saved: self.resumed,
+            unread: None,
+            settled: None,
+            background: None,
+            is_ending: Cell::new(false),
+        })
     }
 }
 

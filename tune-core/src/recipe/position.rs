@@ -53,7 +53,7 @@ impl Plan {
     /// Every batch once, each for itself: a pass over data that nothing is trained on.
     pub const ONE_PASS: Self = Self { gradient_accumulation_steps: 1, max_steps_per_epoch: None, epochs: 1 };
 
-    /// The plan of so many processes together, of which each takes so many batches a step.
+    /// The plan of some processes together, each of which takes the batches of this plan in a step.
     #[must_use]
     pub fn of_all(self, processes: usize) -> Self {
         Self { gradient_accumulation_steps: self.gradient_accumulation_steps.max(1).saturating_mul(processes), ..self }

@@ -1,5 +1,8 @@
 //! A run that has begun: its data, its folder, its logs, and where it is.
 
+mod measuring;
+mod saving;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,29 +10,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value as Json;
-use tune_config::cli::signals;
 
-use super::background::{Background, Copied, CopiedPiece, Place};
+use super::background::Background;
 use super::end::{Ending, early_words};
-use super::outline::fingerprints;
-use super::together::Together;
 use super::{
-    EarlyEnd, Measured, Outline, Plan, Position, Step, Steps, Trained, Weights, are_finite, check_finite, check_stop,
-    dropout_key, end_of_run, samples, steps,
+    Measured, Outline, Position, Step, Steps, Trained, are_finite, check_finite, check_stop, end_of_run, samples, steps,
 };
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::run::{RunDir, Saved, way_on};
-use crate::checkpoint::state::TrainingState;
+use crate::checkpoint::run::{RunDir, Saved};
 use crate::data::Loader;
 use crate::distributed::{Group, Mesh};
-use crate::eval::{Evaluation, ExactMatch, Measuring};
-use crate::metrics::{
-    Console, EvaluationMetrics, Extra, MetricLogger, Metrics, Pace, StepMetrics, ValidationMetrics, peak_memory,
-};
-use crate::models::{Decoder, ModelSpec};
-use crate::optim::Optimizer;
+use crate::eval::{Evaluation, ExactMatch};
+use crate::metrics::{Console, Extra, MetricLogger, Metrics, Pace, StepMetrics, peak_memory};
+use crate::models::ModelSpec;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
-use crate::{Error, Later, Result, engine};
+use crate::{Later, Result};
 
 /// What goes on around the steps of a training run. It holds neither the model nor the optimizer and decides nothing about
 /// a step: the recipe's loop does, and hands the model over where it is needed, to be validated or saved.
@@ -239,247 +234,6 @@ impl Run {
         news.extend(self.validation_data.iter().flat_map(|data| data.news(longest)));
         news.iter().for_each(|line| self.console().note(line));
         Ok(())
-    }
-
-    /// Validates and evaluates the model where that is due now; says whether it was.
-    ///
-    /// # Errors
-    /// As [`Run::validate`] and [`Run::evaluate`].
-    pub fn measure(&mut self, model: &Decoder) -> Result<bool> {
-        let (validates, evaluates) = (self.validates(), self.evaluates());
-        if validates || evaluates {
-            self.settle()?;
-        }
-        if validates {
-            self.validate(model)?;
-        }
-        if evaluates {
-            self.evaluate(model)?;
-        }
-        Ok(validates || evaluates)
-    }
-
-    /// Whether the model is to be validated now, where it is not yet.
-    pub fn validates(&self) -> bool {
-        self.validation_data.is_some()
-            && self.outline.measures(self.position, false)
-            && !self.measured.is_validated(self.position.step)
-    }
-
-    /// The loss on the validation data.
-    ///
-    /// # Errors
-    /// A record that cannot be tokenized, a log that cannot be written;
-    /// [`Error::Stopped`](crate::Error::Stopped) where the run is asked to end meanwhile.
-    pub fn validate(&mut self, model: &Decoder) -> Result<()> {
-        let Some(steps) = self.validation_steps()? else { return Ok(()) };
-        let (mut sum, mut pace) = (0.0, Pace::default());
-        for step in steps {
-            let step = step?;
-            for batch in &step.batches {
-                sum += engine::evaluate(model, batch)?;
-            }
-            pace += step.pace();
-        }
-        self.finish_validation(sum / pace.trained_tokens as f64, pace, Vec::new())
-    }
-
-    /// The validation data once, of which each process that trains here gets its share; `None` where there is none.
-    ///
-    /// # Errors
-    /// As [`Steps::ahead`].
-    pub fn validation_steps(&self) -> Result<Option<Steps>> {
-        let group = &self.outline.group;
-        let plan = Plan::ONE_PASS.of_all(group.world_size());
-        let steps = |data| Steps::of_rank(data, plan, Position::default(), group);
-        self.validation_data.as_ref().map(steps).transpose()
-    }
-
-    /// A validation is done: it is logged, with numbers of the recipe's own, and remembered for the choice of the best
-    /// checkpoint and for early stopping.
-    ///
-    /// # Errors
-    /// A log that cannot be written.
-    pub fn finish_validation(&mut self, loss: f64, pace: Pace, extra: Vec<Extra>) -> Result<()> {
-        let (step, epoch) = (self.position.step, self.position.epoch_of_last_step());
-        let stopped = self.early_end().is_some();
-        self.measured.validation(step, loss, extra.iter().map(|extra| (extra.name, extra.value)));
-        self.metrics.log_validation(&ValidationMetrics { step, epoch, loss, extra, pace })?;
-        self.tell_of_early_end(stopped)
-    }
-
-    /// Whether the model is to be evaluated now, where it is not yet.
-    pub fn evaluates(&self) -> bool {
-        !self.evaluation.is_empty()
-            && self.outline.measures(self.position, true)
-            && !self.measured.is_evaluated(self.position.step)
-    }
-
-    /// Measures the model on the config's tasks and shows its samples. Where several processes train together, all do so.
-    ///
-    /// # Errors
-    /// A program that judges and fails, a log that cannot be written; [`Error::Stopped`] where the run is asked to end meanwhile.
-    pub fn evaluate(&mut self, model: &Decoder) -> Result<()> {
-        let (step, epoch, begun) = (self.position.step, self.position.epoch_of_last_step(), Instant::now());
-        let stopped = self.early_end().is_some();
-        let is_single = self.outline.group.is_single();
-        // Of several processes none goes away while the others go on.
-        let go_on = || if is_single { check_stop() } else { Ok(()) };
-        let how = Measuring { group: &self.outline.group, seed: dropout_key(self.seed, step, 0), go_on: &go_on };
-        let found = self.evaluation.measure(model, &self.tokenizer, &how).map_err(|error| match error {
-            Error::Setup(message) if step > 0 => {
-                Error::Training(format!("{message}\n{}", way_on(&self.outline.run.output_dir, "set that right")))
-            }
-            error => error,
-        })?;
-        self.measured.evaluation(step, &found.values);
-        let seconds = begun.elapsed().as_secs_f64();
-        let (values, samples) = (found.values, found.samples);
-        self.metrics.log_evaluation(&EvaluationMetrics { step, epoch, values, samples, seconds })?;
-        self.tell_of_early_end(stopped)
-    }
-
-    /// Whether the run is to end here, before its last step, because what early stopping watches no longer gets better. It is
-    /// to be saved first: [`Run::saves`] says so, too.
-    pub fn stops_early(&self) -> bool {
-        self.early_end().is_some()
-    }
-
-    fn early_end(&self) -> Option<EarlyEnd> {
-        let config = self.outline.evaluation.early_stopping.as_ref()?;
-        // At its end a run ends anyway.
-        let is_over = self.position.step > 0 && self.position.epoch >= self.outline.plan().epochs;
-        self.measured.early_end(config).filter(|_| !is_over)
-    }
-
-    /// Where it was `stopped` before, it has been said.
-    fn tell_of_early_end(&mut self, stopped: bool) -> Result<()> {
-        match (self.early_end(), &self.outline.evaluation.early_stopping) {
-            (Some(end), Some(config)) if !stopped => {
-                let why = early_words(config, &end);
-                self.metrics.log_note(self.position.step, &format!("early stopping: {why}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether a checkpoint is to be saved now.
-    pub fn saves(&self) -> bool {
-        self.position.saves(&self.outline.run.checkpointer) || self.stops_early()
-    }
-
-    /// Waits for the checkpoint that is being written, if one is.
-    ///
-    /// # Errors
-    /// Where it could not be written.
-    fn finish_saving(&mut self) -> Result<()> {
-        if let Some(background) = self.background.take() {
-            self.last_saved = Some(background.wait()?);
-        }
-        Ok(())
-    }
-
-    /// Whether training goes on while the run is saved as it is now: not behind the last step, and not where it is to end.
-    fn saves_in_background(&self) -> bool {
-        let is_over = self.position.epoch >= self.outline.plan().epochs || self.stops_early();
-        let ends = is_over || self.is_ending.get() || signals::requested().is_some();
-        self.outline.run.enable_async_checkpointing && !ends
-    }
-
-    /// What is saved from here on is saved at once.
-    pub(super) fn ends(&self) {
-        self.is_ending.set(true);
-    }
-
-    /// Saves a checkpoint of the run as it is now, and deletes those that are not to be kept. Waits until all data is
-    /// tokenized: a checkpoint says what it was trained on. Where the config wants that and training goes on, a copy is written in the
-    /// background, and what is returned will be there when it is written: [`Run::last_saved`] says so.
-    ///
-    /// # Errors
-    /// Data that cannot be tokenized, weights that cannot be gathered from all processes, or a folder that cannot be
-    /// written: full disk, no permission. Where it is written in the background, those of the checkpoint before.
-    pub fn save(&mut self, weights: &Weights<'_>, optimizer: &dyn Optimizer) -> Result<Saved> {
-        self.settle()?;
-        if !self.train_data.wait(steps::PATIENCE)? {
-            let way_out = match signals::requested() {
-                Some(_) => "; another Ctrl-C ends the run at once, without it",
-                None => "",
-            };
-            let why = "the checkpoint tells what it was trained on";
-            self.console().note(&format!("Waiting until all data is tokenized: {why}{way_out}"));
-        }
-        let total_steps = self.outline.plan().total_steps(self.train_data.len()?);
-        let state = TrainingState {
-            position: self.position,
-            total_steps,
-            seed: self.seed,
-            now: self.tokenizer.now(),
-            settings: self.outline.settings.clone(),
-            inputs: fingerprints(&self.train_data, &self.shape, &self.weight_fingerprints)?,
-            extra: self.extra.clone().into_iter().chain([self.measured.extra()]).collect(),
-            optimizer: BTreeMap::new(),
-        };
-        let before = self.finish_saving();
-        let (epoch, step) = (self.position.epoch_of_last_step(), self.position.step);
-        if let Some(saved) = self.last_saved.clone()
-            && before.is_ok()
-            && self.is_ending.get()
-            && self.outline.group.is_single()
-            && saved.step == step
-        {
-            return Ok(saved);
-        }
-        let in_background = self.saves_in_background();
-        let pieces = weights.pieces(optimizer.state_pieces()?);
-        let together = Together::new(&self.mesh, &pieces);
-        let (form, of_models) = weights.form();
-        let saved = match (self.place(), before) {
-            (None, _) => together.serve(step, epoch)?,
-            // Others are told, too.
-            (Some(_), Err(error)) => together.end(Err(error))?,
-            (Some(place), Ok(())) if in_background => {
-                let copy = || {
-                    let asked = together.asked();
-                    let pieces = asked.iter().map(|piece| CopiedPiece::of(piece, self.mesh.divides()));
-                    let pieces = pieces.collect::<Result<_>>()?;
-                    Ok(Copied { state, form: form.clone(), pieces, of_models, bytes: weights.bytes() })
-                };
-                let saved = Saved { path: place.run_dir.path_of(epoch, step), step, epoch };
-                let begun = copy().and_then(|copied| Background::begin(saved.clone(), copied, place));
-                let (saved, background) = match begun {
-                    Ok(background) => (Ok(saved), Some(background)),
-                    Err(error) => (Err(error), None),
-                };
-                let saved = together.end(saved)?;
-                self.background = background;
-                return Ok(saved);
-            }
-            (Some(place), Ok(())) => {
-                let asked = together.asked();
-                let console = Some(self.metrics.console());
-                together.end(place.write(&state, form, asked.split_at(of_models), weights.bytes(), console))?
-            }
-        };
-        match in_background {
-            true => self.background = Some(Background::elsewhere(saved.clone())),
-            false => self.last_saved = Some(saved.clone()),
-        }
-        Ok(saved)
-    }
-
-    /// Where this process writes checkpoints, if it does, and what goes with them.
-    fn place(&self) -> Option<Place> {
-        Some(Place {
-            run_dir: Arc::clone(self.run_dir.as_ref()?),
-            config: self.outline.run.checkpointer.clone(),
-            by: self.outline.best_by().to_owned(),
-            base: Arc::clone(&self.base),
-            tokenizer: Arc::clone(&self.tokenizer_files),
-            stop: self.tokenizer.stop_tokens().clone(),
-            shape: self.shape.clone(),
-            head: self.outline.head.clone(),
-            pad: self.tokenizer.pad(),
-        })
     }
 
     /// Closes the logs, and waits until all processes of the run have come to its end.

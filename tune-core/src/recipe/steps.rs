@@ -172,7 +172,7 @@ impl Steps {
     /// # Errors
     /// As [`Steps::ahead`].
     pub fn of_rank(data: &Arc<Loader>, plan: Plan, from: Position, group: &Group) -> Result<Self> {
-        // One lies ready and the next is in the making.
+        // One is ready and the next is in the making.
         let (sender, receiver) = sync_channel(1);
         let (data, of_thread) = (Arc::clone(data), group.clone());
         let read = move || {

@@ -28,7 +28,7 @@ pub(crate) struct Tokens {
 const WINDOW: usize = 1 << 17;
 /// Bytes at the end of a window whose tokens may depend on what follows.
 const UNSETTLED: usize = 1 << 12;
-/// Windows are joined where so many tokens in a row are the same in both.
+/// Windows are joined where this many tokens in a row are the same in both.
 const SAME: usize = 16;
 
 /// Texts in front of a text that continues another. The first is taken that is not joined with it.

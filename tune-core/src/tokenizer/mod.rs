@@ -1,4 +1,7 @@
 //! Text to token ids and back, and the chat templates that make text of conversations.
+//!
+//! A text becomes the tokens that transformers makes of it, and a template renders what it renders there, or is refused.
+//! [`StopTokens`] is the one notion of where an answer ends.
 
 mod added;
 mod borders;

@@ -15,7 +15,7 @@ pub struct NewTokens {
 }
 
 impl NewTokens {
-    /// What there is to say, for a model that has so many embeddings without them.
+    /// What there is to say, for a model that has this many embeddings without them.
     #[must_use]
     pub fn lines(&self, rows: usize) -> Vec<String> {
         let with_ids = |tokens: &[(String, u32)]| {

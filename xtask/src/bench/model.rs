@@ -14,7 +14,7 @@ use tune_core::models::{ModelSpec, RandomWeights, WeightSource};
 
 use crate::Result;
 
-/// Where the real model lies; it is made there if it is missing.
+/// Where the real model is; it is made there if it is missing.
 pub(super) fn smollm2(root: &Path, folder: &Path) -> Result<PathBuf> {
     let prepared = Command::new("bash").arg(root.join("tests/fixtures/smollm2/prepare.sh")).arg(folder).status()?;
     if !prepared.success() {

@@ -54,7 +54,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let saved = tune_core::checkpoint::run::latest(&out)?.ok_or("training saved no checkpoint")?;
     copy_model(&saved.path, &tiny.join("model"))?;
-    say!("The tiny model lies in {}", tiny.join("model").display());
+    say!("The tiny model is in {}", tiny.join("model").display());
     Ok(())
 }
 

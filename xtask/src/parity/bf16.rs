@@ -1,4 +1,4 @@
-//! In bf16 a run must lie as near to torchtune's fp32 run as torchtune's own bf16 run does.
+//! In bf16 a run must be as near to torchtune's fp32 run as torchtune's own bf16 run does.
 //!
 //! It cannot follow that one: every product is rounded, and each program rounds in places of its own. What is
 //! asked instead is that rounding takes a run no further from the result without it. torchtune's distance

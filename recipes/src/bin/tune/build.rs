@@ -29,7 +29,7 @@ pub(crate) fn program(package: &str, name: &str, by_mpi: bool) -> Result<PathBuf
         return match built {
             Some(_) => Ok(beside),
             None => Err(format!(
-                "the program of `{name}` does not lie beside `tune`, and the checkout that it could be built from is gone"
+                "the program of `{name}` is not beside `tune`, and the checkout that it could be built from is gone"
             )
             .into()),
         };

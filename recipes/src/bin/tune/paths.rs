@@ -29,7 +29,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The one that this program lies in, if cargo put it there.
+    /// The one that this program is in, if cargo put it there.
     pub(crate) fn own() -> Option<Self> {
         let program = env::current_exe().ok()?;
         let profile = program.parent()?;
@@ -49,7 +49,7 @@ impl Target {
         if self.profile == "debug" { "dev" } else { &self.profile }
     }
 
-    /// Where a program lies when it is built.
+    /// Where a program is when it is built.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.folder.join(&self.profile).join(format!("{name}{}", env::consts::EXE_SUFFIX))
     }

@@ -13,7 +13,7 @@ static LISTENERS: AtomicUsize = AtomicUsize::new(0);
 #[cfg(unix)]
 static FIRST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// For so many milliseconds after the first signal another one is the same request: `timeout` and systemd send theirs to a program and
+/// For this many milliseconds after the first signal another one is the same request: `timeout` and systemd send theirs to a program and
 /// to its group, and [`run`] passes on what the terminal may have sent already.
 #[cfg(unix)]
 const SAME_REQUEST: u64 = 400;

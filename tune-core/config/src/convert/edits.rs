@@ -160,7 +160,7 @@ pub(super) fn removed(text: &str, entry: &Entry, comment: String) -> Edit {
     Edit { range: key..text.len() - next.len(), new: String::new(), comment }
 }
 
-/// Where a value ends in the text; a block's own end may lie behind the comments that follow it.
+/// Where a value ends in the text; a block's own end may be behind the comments that follow it.
 pub(super) fn end_of(text: &str, node: &Node) -> usize {
     let is_flow = text[node.span.start.min(text.len())..].starts_with(['[', '{']);
     let last = match &node.value {

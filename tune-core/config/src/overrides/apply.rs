@@ -85,40 +85,52 @@ impl Walk<'_> {
             ) => Err(Diagnostic::error(codes::NOTHING_INSIDE, format!("unknown key `{}`", self.to(at + 1)))
                 .at(*span, format!("`{}` is a single value", self.to(at)))
                 .into()),
-            _ => {
-                self.open(schema, node, at)?;
-                if let Some(Schema::Component(component)) = schema
-                    && step == COMPONENT
-                    && at + 1 == self.path.len()
-                {
-                    let chosen = value.read(schema, None)?;
-                    self.warning = switch(component, key, node, chosen);
-                    return Ok(());
-                }
-                let found = child(schema, key, node, step);
-                let child_schema = found.as_ref().map(|(schema, _)| *schema);
-                let child_key = found.and_then(|(_, key)| key);
-                let Tree::Map(entries) = &mut node.value else {
-                    return Ok(());
-                };
-                if let Some(position) = entry_of(entries, step, child_key) {
-                    let entry = &mut entries[position];
-                    // A value that is empty is reported at its key.
-                    if at + 1 == self.path.len() && value.is_null() {
-                        entry.key_span = *span;
-                    }
-                    return self.set(child_schema, child_key, &mut entry.value, at + 1, value);
-                }
-                // What the key's default says holds for the rest of it.
-                let mut absent = match (child_key.and_then(|key| key.default), child_schema) {
-                    (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => default_node(schema, &default),
-                    _ => Node::plain("", *span),
-                };
-                self.set(child_schema, child_key, &mut absent, at + 1, value)?;
-                entries.push(Entry { key: step.clone(), key_span: *span, value: absent });
-                Ok(())
-            }
+            _ => self.set_key(schema, key, node, at, value),
         }
+    }
+
+    /// Sets what the step at `at`, which is a key, leads to.
+    fn set_key(
+        &mut self,
+        schema: Option<&Schema>,
+        key: Option<&Key>,
+        node: &mut Node,
+        at: usize,
+        value: &Written<'_>,
+    ) -> Result<(), Box<Diagnostic>> {
+        let (step, span) = &self.path[at];
+        let is_last = at + 1 == self.path.len();
+        self.open(schema, node, at)?;
+        if let Some(Schema::Component(component)) = schema
+            && step == COMPONENT
+            && is_last
+        {
+            let chosen = value.read(schema, None)?;
+            self.warning = switch(component, key, node, chosen);
+            return Ok(());
+        }
+        let found = child(schema, key, node, step);
+        let child_schema = found.as_ref().map(|(schema, _)| *schema);
+        let child_key = found.and_then(|(_, key)| key);
+        let Tree::Map(entries) = &mut node.value else {
+            return Ok(());
+        };
+        if let Some(position) = entry_of(entries, step, child_key) {
+            let entry = &mut entries[position];
+            // A value that is empty is reported at its key.
+            if is_last && value.is_null() {
+                entry.key_span = *span;
+            }
+            return self.set(child_schema, child_key, &mut entry.value, at + 1, value);
+        }
+        // What the key's default says holds for the rest of it.
+        let mut absent = match (child_key.and_then(|key| key.default), child_schema) {
+            (Some(default @ (Const::List(_) | Const::Text(_))), Some(schema)) => default_node(schema, &default),
+            _ => Node::plain("", *span),
+        };
+        self.set(child_schema, child_key, &mut absent, at + 1, value)?;
+        entries.push(Entry { key: step.clone(), key_span: *span, value: absent });
+        Ok(())
     }
 
     /// Puts the value in the place of what the whole path leads to.
@@ -220,7 +232,7 @@ impl Walk<'_> {
         at: usize,
     ) -> Result<(), Box<Diagnostic>> {
         let schema = schema.map(inside);
-        let (step, span) = &self.path[at];
+        let (step, _) = &self.path[at];
         let last = at + 1 == self.path.len();
         // One that stands for a list of one, by its place or as itself.
         if let Some(Schema::List(item)) = schema
@@ -246,52 +258,67 @@ impl Walk<'_> {
         {
             return self.delete(Some(item), None, only, at);
         }
-        match &mut node.value {
-            Tree::List(items) => {
-                let item = match schema {
-                    Some(Schema::List(item) | Schema::Array(item, _)) => Some(*item),
-                    _ => None,
-                };
-                let Some(index) = step.parse().ok().filter(|index| *index < items.len()) else {
-                    return Err(no_item(self, at, items));
-                };
-                if last {
-                    items.remove(index);
-                    return Ok(());
-                }
-                self.delete(item, None, &mut items[index], at + 1)
-            }
-            Tree::Map(_) => {
-                let found = child(schema, key, node, step);
-                let Tree::Map(entries) = &mut node.value else {
-                    return Ok(());
-                };
-                let key = found.as_ref().and_then(|(_, key)| *key);
-                let Some(position) = entry_of(entries, step, key) else {
-                    let diagnostic = Diagnostic::error(
-                        codes::NOTHING_TO_DELETE,
-                        format!("nothing to delete at `{}`", self.to(at + 1)),
-                    )
-                    .at(*span, "not written in the config");
-                    let near = nearest(step, entries.iter().map(|entry| entry.key.as_str()));
-                    return Err(Box::new(match near {
-                        Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                        None => diagnostic,
-                    }));
-                };
-                if last {
-                    entries.remove(position);
-                    return Ok(());
-                }
-                self.delete(found.map(|(schema, _)| schema), key, &mut entries[position].value, at + 1)
-            }
+        match &node.value {
+            Tree::List(_) => self.delete_item(schema, node, at),
+            Tree::Map(_) => self.delete_key(schema, key, node, at),
             Tree::Reported => Ok(()),
-            Tree::Scalar(_) => {
-                Err(Diagnostic::error(codes::NOTHING_TO_DELETE, format!("nothing to delete at `{}`", self.to(at + 1)))
-                    .at(*span, "not written in the config")
-                    .into())
-            }
+            Tree::Scalar(_) => Err(self.nothing_to_delete(at).into()),
         }
+    }
+
+    /// Deletes what the step at `at`, which is the place of an item, leads to.
+    fn delete_item(&mut self, schema: Option<&Schema>, node: &mut Node, at: usize) -> Result<(), Box<Diagnostic>> {
+        let Tree::List(items) = &mut node.value else {
+            return Ok(());
+        };
+        let item = match schema {
+            Some(Schema::List(item) | Schema::Array(item, _)) => Some(*item),
+            _ => None,
+        };
+        let (step, _) = &self.path[at];
+        let Some(index) = step.parse().ok().filter(|index| *index < items.len()) else {
+            return Err(no_item(self, at, items));
+        };
+        if at + 1 == self.path.len() {
+            items.remove(index);
+            return Ok(());
+        }
+        self.delete(item, None, &mut items[index], at + 1)
+    }
+
+    /// Deletes what the step at `at`, which is a key, leads to.
+    fn delete_key(
+        &mut self,
+        schema: Option<&Schema>,
+        key: Option<&Key>,
+        node: &mut Node,
+        at: usize,
+    ) -> Result<(), Box<Diagnostic>> {
+        let (step, _) = &self.path[at];
+        let found = child(schema, key, node, step);
+        let Tree::Map(entries) = &mut node.value else {
+            return Ok(());
+        };
+        let key = found.as_ref().and_then(|(_, key)| *key);
+        let Some(position) = entry_of(entries, step, key) else {
+            let diagnostic = self.nothing_to_delete(at);
+            let near = nearest(step, entries.iter().map(|entry| entry.key.as_str()));
+            return Err(Box::new(match near {
+                Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+                None => diagnostic,
+            }));
+        };
+        if at + 1 == self.path.len() {
+            entries.remove(position);
+            return Ok(());
+        }
+        self.delete(found.map(|(schema, _)| schema), key, &mut entries[position].value, at + 1)
+    }
+
+    /// The step at `at` leads to nothing that is written.
+    fn nothing_to_delete(&self, at: usize) -> Diagnostic {
+        let what = format!("nothing to delete at `{}`", self.to(at + 1));
+        Diagnostic::error(codes::NOTHING_TO_DELETE, what).at(self.path[at].1, "not written in the config")
     }
 }
 

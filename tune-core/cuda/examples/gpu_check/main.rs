@@ -94,7 +94,7 @@ fn main() -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// At most so many shapes of each operation.
+/// At most this many shapes of each operation.
 fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     products::check::<f32, f32>(context, checks, most);
     products::check::<bf16, bf16>(context, checks, most);

@@ -141,7 +141,7 @@ pub(crate) fn distillation<D: Number>(context: &Context, checks: &mut Checks, mo
     }
 }
 
-/// The same at a temperature, and from what lies between the two.
+/// The same at a temperature, and from the mean of the two.
 fn distillation_at_a_temperature<D: Number>(context: &Context, checks: &mut Checks, most: usize) {
     let shapes = [
         (1, 2, 0, None, (0.5, 0.5, 1.0, true)),
@@ -198,7 +198,7 @@ fn distillation_at_a_temperature<D: Number>(context: &Context, checks: &mut Chec
     }
 }
 
-/// The same where of the teacher `k` tokens are known, and from what lies between the two.
+/// The same where of the teacher `k` tokens are known, and from the mean of the two.
 fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: usize, from_middle: bool) {
     let shapes = [
         (1, 2, 0, 1, None),
@@ -210,7 +210,7 @@ fn distillation_by_top<D: Number>(context: &Context, checks: &mut Checks, most: 
     for (n, (rows, cols, pad, k, softcap)) in shapes.into_iter().enumerate().take(most) {
         let (student, scales) = (random::<f32>(12, rows * cols, 6.0), random::<f32>(13, rows, 1.0));
         let [ratio, forward]: [f64; 2] = [(0.5, 1.0), (0.75, 0.25)][n % 2].into();
-        // What lies between two has a part of each.
+        // Their mean has a part of each.
         let forward = if from_middle { 0.5 * forward } else { forward };
         // Tokens far apart; every other target is known.
         let ids: Vec<u32> = (0..rows * k).map(|i| ((i % k) * (cols / k)) as u32).collect();

@@ -1,27 +1,13 @@
 //! Numbers that are rounded to the few levels of a quantized model: the processor's bits, of which `harness/rounded.txt` has hashes.
 
+#[path = "../../harness/rounded.rs"]
+mod rounded;
+
 use half::bf16;
 use tune_cuda::{Context, FileFormat, Levels, Result};
 
 use super::checks::Checks;
-
-/// Numbers of `harness/rounded.h`.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut x = vec![0f32; count];
-    for i in 0..count {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let (whole, smaller) = ((state >> 40) as i32 - (1 << 23), (state >> 37 & 7) as i32);
-        x[i] = match i {
-            256..512 => 0.0,
-            1024..1280 if i / 16 % 2 == 1 => -x[i - 16],
-            _ if i % 64 == 40 => -1.0,
-            _ if i % 64 == 50 => 1.0,
-            _ => whole as f32 * 0.5f32.powi(23 + smaller),
-        };
-    }
-    x
-}
+use rounded::{Rounding, hash_of, numbers};
 
 /// A type whose bits are compared.
 pub(crate) trait Stored: tune_cuda::Element {
@@ -38,12 +24,6 @@ impl Stored for bf16 {
     fn of(x: f32) -> Self {
         Self::from_f32(x)
     }
-}
-
-/// FNV-1a.
-fn hash_of<T: bytemuck::Pod>(x: &[T]) -> u64 {
-    let bytes: &[u8] = bytemuck::cast_slice(x);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn levels(kind: &str, group: usize) -> Option<Levels> {
@@ -86,14 +66,13 @@ fn found<T: Stored>(context: &Context, kind: &str, group: usize, count: usize) -
 }
 
 pub(crate) fn check(context: &Context, checks: &mut Checks) {
-    let lines = include_str!("../../harness/rounded.txt").lines().filter(|line| !line.starts_with('#'));
-    for line in lines {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (kind, group, count) = (words[0], words[1].parse().unwrap_or(0), words[2].parse().unwrap_or(0));
-        let right: Vec<u64> = words[3..].iter().map(|hash| u64::from_str_radix(hash, 16).unwrap_or_default()).collect();
+    let Some(roundings) = rounded::roundings() else {
+        return checks.fail("rounding", "f32 and bf16", "all", "harness/rounded.txt cannot be read");
+    };
+    for Rounding { kind, group, count, hashes } in roundings {
         for (of, found, right) in [
-            ("f32", found::<f32>(context, kind, group, count), &right[..2]),
-            ("bf16", found::<bf16>(context, kind, group, count), &right[2..]),
+            ("f32", found::<f32>(context, kind, group, count), hashes[0]),
+            ("bf16", found::<bf16>(context, kind, group, count), hashes[1]),
         ] {
             let shape = format!("{kind} of {count} in groups of {group}");
             match found {

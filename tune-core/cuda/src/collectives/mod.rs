@@ -33,7 +33,7 @@ impl UniqueId {
     pub fn new() -> Result<Self> {
         let nccl = Nccl::get()?;
         let mut id = Id([0; ID_BYTES]);
-        // SAFETY: writes so many bytes.
+        // SAFETY: writes this many bytes.
         let code = unsafe { (nccl.unique_id)(&raw mut id) };
         nccl.check(code, "opening a port for the other processes", std::ptr::null_mut()).map(|()| Self(id))
     }
@@ -294,7 +294,7 @@ impl Call<'_> {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: so many numbers, in place.
+        // SAFETY: this many numbers, in place.
         self.check(unsafe { (self.nccl.all_reduce)(at, at, len, F32, SUM, self.comm, self.of.lane.stream()) })
     }
 

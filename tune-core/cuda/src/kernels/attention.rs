@@ -185,14 +185,14 @@ impl Attention {
         Way { kernel, in_parts: None, tile: 8, threads: 256, shared: 4 * (self.head_dim + 1) * rows }
     }
 
-    /// In how many parts of its query heads a head of keys is computed, where there are so many tiles of keys.
+    /// In how many parts of its query heads a head of keys is computed, where there are this many tiles of keys.
     fn parts(&self, tiles: usize) -> usize {
         let group = self.heads / self.kv_heads;
         let enough = |parts: &usize| group.is_multiple_of(*parts) && self.kv_heads * tiles * parts >= BLOCKS;
         (1..group).find(enough).unwrap_or(group)
     }
 
-    /// Numbers of f32 that [`Context::attend_back`] needs for so many tokens in sequences of these lengths, of bf16 (`narrow`) or f32: as
+    /// Numbers of f32 that [`Context::attend_back`] needs for this many tokens in sequences of these lengths, of bf16 (`narrow`) or f32: as
     /// many as the card takes that takes the most.
     #[must_use]
     pub fn workspace(&self, narrow: bool, tokens: usize, lens: impl Iterator<Item = usize>) -> usize {

@@ -115,7 +115,7 @@ impl Context {
     }
 }
 
-/// Parts of a sum over so many rows. No rows are a part, too, whose sum is zero.
+/// Parts of a sum over this many rows. No rows are a part, too, whose sum is zero.
 fn parts(rows: usize) -> usize {
     rows.div_ceil(ROWS).clamp(1, PARTS.min(MOST_ROWS))
 }

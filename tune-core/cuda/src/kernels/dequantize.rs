@@ -173,7 +173,7 @@ pub enum Beside<'a, T> {
     Down(View<'a, T>),
 }
 
-/// Parts of a side of so many rows or columns, each of which has `most` elements at most where the other side has `other`, if that can be:
+/// Parts of a side of this many rows or columns, each of which has `most` elements at most where the other side has `other`, if that can be:
 /// where they begin, and how long they are. All are about as long, and begin where a card reads well.
 pub fn panels(len: usize, other: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = len.div_ceil((most / other.max(1)).max(1)).max(1);

@@ -29,7 +29,7 @@ pub struct Distillation {
     pub forward: f32,
     /// What the logits of both are divided by in the divergence.
     pub temperature: f32,
-    /// Whether both are compared with what lies between them, the teacher's share in which is `forward`, and not with each other.
+    /// Whether both are compared with their weighted mean, in which the teacher's share is `forward`, and not with each other.
     pub from_middle: bool,
 }
 
@@ -146,7 +146,7 @@ impl Context {
     }
 }
 
-/// Threads for a row of so many logits.
+/// Threads for a row of this many logits.
 fn threads(cols: usize) -> usize {
     if cols < 8192 { (cols / 8).next_multiple_of(32).max(32) } else { 1024 }
 }

@@ -23,7 +23,7 @@ const THREADS: usize = 256;
 /// The levels that the numbers of a weight are rounded to, as the processor has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Levels {
-    /// Sixteen about zero, for each group of so many neighbours.
+    /// Sixteen about zero, for each group of this many neighbours.
     Int4 {
         /// Numbers of a group.
         group: usize,

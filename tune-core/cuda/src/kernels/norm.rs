@@ -47,13 +47,13 @@ fn shared(threads: [usize; 2]) -> usize {
     4 * (threads[0] / 32) * threads[1]
 }
 
-/// Blocks of the backward pass for so many norms of `width`, with or without a gradient of the weight.
+/// Blocks of the backward pass for this many norms of `width`, with or without a gradient of the weight.
 fn blocks(norms: usize, width: usize, own: bool) -> usize {
     norms.div_ceil(threads(width)[1]).min(if own { BLOCKS } else { usize::MAX })
 }
 
 impl Norm {
-    /// Numbers of f32 that [`Context::norm_back`] needs for so many norms of `width` where the weight has a gradient.
+    /// Numbers of f32 that [`Context::norm_back`] needs for this many norms of `width` where the weight has a gradient.
     #[must_use]
     pub fn workspace(norms: usize, width: usize) -> usize {
         blocks(norms, width, true) * width

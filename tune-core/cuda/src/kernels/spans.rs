@@ -65,7 +65,7 @@ pub(super) struct Tile {
 }
 
 impl Spans {
-    /// Spans of a batch of so many tokens, each a sequence of its own.
+    /// Spans of a batch of this many tokens, each a sequence of its own.
     ///
     /// # Panics
     /// If a span is beyond them, or begins before the one in front of it has ended.
@@ -78,7 +78,7 @@ impl Spans {
     /// Stretches of sequences whose past is in rows of keys and values (a cache), for the forward pass alone.
     ///
     /// # Panics
-    /// If a stretch is beyond so many rows of queries or of keys, or its queries begin before those in front of it have ended.
+    /// If a stretch is beyond this many rows of queries or of keys, or its queries begin before those in front of it have ended.
     pub fn behind(stretches: &[Stretch], queries: usize, keys: usize) -> Self {
         let in_order = stretches.windows(2).all(|pair| pair[0].queries + pair[0].len <= pair[1].queries);
         let inside = stretches.iter().all(|s| s.queries + s.len <= queries && s.keys + s.seen() <= keys);

@@ -101,7 +101,7 @@ fn described(algorithm: &cublasLtMatmulAlgo_t) -> String {
         // Some are numbers of four bytes and some of two.
         let read = [4, 2].into_iter().find_map(|bytes| {
             let (mut value, mut written) = (0u32, 0);
-            // SAFETY: reads the algorithm, writes so many bytes at most.
+            // SAFETY: reads the algorithm, writes this many bytes at most.
             let read = unsafe {
                 sys::cublasLtMatmulAlgoConfigGetAttribute(
                     std::ptr::from_ref(algorithm),

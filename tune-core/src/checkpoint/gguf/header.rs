@@ -88,7 +88,7 @@ impl fmt::Debug for Kind {
     }
 }
 
-/// Where a tensor lies and what it is.
+/// Where a tensor is and what it is.
 #[derive(Debug, Clone)]
 pub(super) struct TensorInfo {
     pub(super) name: String,

@@ -26,7 +26,7 @@ pub(super) enum Names {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Change {
     None,
-    /// The two rotary halves of each of so many heads are interleaved, row by row.
+    /// The two rotary halves of each of this number of heads are interleaved, row by row.
     Interleaved(usize),
     /// One is added to each element, so that norms need not count from one.
     PlusOne,

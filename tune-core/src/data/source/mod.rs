@@ -71,7 +71,7 @@ impl Format {
     }
 }
 
-/// What lies beside the folders of splits that `save_to_disk` of Python's `datasets` writes.
+/// What is beside the folders of splits that `save_to_disk` of Python's `datasets` writes.
 const SPLITS_OF_DATASETS: &str = "dataset_dict.json";
 
 /// Whether the name of a file tells that it is one of records.

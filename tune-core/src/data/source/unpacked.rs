@@ -22,7 +22,7 @@ impl<'a> Unpacked<'a> {
         Ok(Self { path, records, file })
     }
 
-    /// Makes sure that there is room for at least so many bytes.
+    /// Makes sure that there is room for at least this many bytes.
     pub(super) fn expect(&self, bytes: u64) -> Result<()> {
         self.file.expect(bytes).map_err(|e| self.about(&e))
     }

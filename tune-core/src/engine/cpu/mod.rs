@@ -465,7 +465,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
                 Some(cap) => softmax::capped_loss_and_gradient::<T>(row, cap as f32, target, of, weight),
             })
         });
-        // The gradient in the type of the activations lies at the beginning of each row of logits.
+        // The gradient in the type of the activations is at the beginning of each row of logits.
         let gradient = weights.map(|_| (logits.reused(), vocab * size_of::<f32>() / size_of::<T>()));
         Losses { each, gradient }
     }

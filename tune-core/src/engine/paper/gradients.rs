@@ -53,7 +53,7 @@ impl<'a> Gathered<'a> {
         Self { gradients, keeps, in_backward, layout, machine, under_way: VecDeque::new() }
     }
 
-    /// Ends the sums that were begun first, until so many are left under way.
+    /// Ends the sums that were begun first, until this many are left under way.
     pub(super) fn finish(&mut self, left: usize) {
         while self.under_way.len() > left
             && let Some((id, whole, mine)) = self.under_way.pop_front()

@@ -30,13 +30,13 @@ pub(crate) struct Paper<T> {
 /// What computes: kernels of each have workspaces of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Machine {
-    /// With so many threads.
+    /// With this many threads.
     Processor(usize),
     Card,
 }
 
 impl<T: Element> Paper<T> {
-    /// This processor, with so many threads.
+    /// This processor, with this many threads.
     pub(crate) fn new(threads: usize) -> Self {
         Self::of(Ledger::new(), Machine::Processor(threads.max(1)))
     }
@@ -88,7 +88,7 @@ impl<T: Element> Paper<T> {
         }
     }
 
-    /// Adds so many products of head size for each query and key that sees it.
+    /// Adds this many products of head size for each query and key that sees it.
     fn attention(&self, how: &Attention<'_>, products: f64) {
         let shape = &how.shape;
         let positions = how.stretches.iter().flat_map(|stretch| stretch.past..stretch.past + stretch.len);

@@ -215,7 +215,7 @@ impl StepOnPaper<'_> {
         self.grow(&newest, &mut past, paper).map(drop)
     }
 
-    /// Memory for the keys and values of so many tokens.
+    /// Memory for the keys and values of this many tokens.
     fn no_past<T: Element>(&self, rows: usize, paper: &Paper<T>) -> Vec<Past<Paper<T>>> {
         let of_block = |block: &BlockSpec| {
             let width = block.attention.widths().1;

@@ -2,7 +2,7 @@
 //! (FlashAttention-2, Dao 2023, <https://arxiv.org/abs/2307.08691>).
 //!
 //! Scores are made transposed, a row for each key and a column for each query of a tile: keys and
-//! values are then read where they lie, only a tile's queries are gathered, and the softmax goes down the
+//! values are then read where they are, only a tile's queries are gathered, and the softmax goes down the
 //! columns, a vector at a time. Query heads that share keys share a tile: the fewer queries it spans, the less
 //! is computed beyond the diagonal. Nothing is kept but the output and the logarithm of each query's
 //! normalizer. Everything is computed in f32.
@@ -84,7 +84,7 @@ impl Attention<'_> {
         (self.shape.heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim)
     }
 
-    /// All queries in tiles of so many as `size` says of a stretch's length, the longest-running first.
+    /// All queries in tiles as large as `size` says of a stretch's length, the longest-running first.
     fn tiles(&self, size: impl Fn(usize, usize) -> usize) -> Vec<Tile> {
         let group = self.shape.heads / self.shape.kv_heads;
         let mut tiles = Vec::new();

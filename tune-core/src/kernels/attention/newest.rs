@@ -1,5 +1,5 @@
 //! Attention of new tokens, one of each sequence, to all that came before: a sweep over keys and one over values, where they
-//! lie.
+//! are.
 
 use super::{Attention, Stretch};
 use crate::kernels::math::{exp, sum, tanh};
@@ -17,7 +17,7 @@ impl Attention<'_> {
         self.stretches.iter().all(|stretch| stretch.len == 1)
     }
 
-    /// The elements that [`Attention::newest`] needs on so many threads.
+    /// The elements that [`Attention::newest`] needs on this many threads.
     pub(crate) fn newest_workspace(&self, threads: usize) -> usize {
         threads * room(self.of_one())
     }

@@ -32,12 +32,12 @@ impl Memory {
 }
 
 impl Attention<'_> {
-    /// The elements that [`Attention::forward`] needs on so many threads.
+    /// The elements that [`Attention::forward`] needs on this many threads.
     pub(crate) fn forward_workspace<T: Element>(&self, threads: usize) -> usize {
         self.forward_memory::<T>(threads).all()
     }
 
-    /// The elements that [`Attention::backward`] needs on so many threads.
+    /// The elements that [`Attention::backward`] needs on this many threads.
     pub(crate) fn backward_workspace<T: Element>(&self, threads: usize) -> usize {
         self.backward_memory::<T>(threads).all()
     }
@@ -74,7 +74,7 @@ impl Attention<'_> {
     }
 }
 
-/// Where the share of each tile lies, keys before values, and the elements of all.
+/// Where the share of each tile is, keys before values, and the elements of all.
 pub(super) fn shares(shape: &AttentionShape, tiles: &[Tile]) -> (Vec<Range<usize>>, usize) {
     let mut end = 0;
     let places = tiles.iter().map(|tile| {

@@ -1,5 +1,8 @@
 //! Against torchao's functions (`tests/python/make_fake_quant.py`), plain loops in f64, and files.
 
+#[path = "../../../cuda/harness/rounded.rs"]
+mod rounded;
+
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
@@ -9,6 +12,7 @@ use tune_reference::fake_quant as plain;
 use super::*;
 use crate::kernels::Quantized;
 use crate::models::Format;
+use rounded::{Rounding, hash_of};
 
 fn fixture() -> HashMap<String, Tensor> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/fake_quant/numbers.safetensors");
@@ -136,37 +140,13 @@ fn blocks_are_what_a_file_holds() {
     }
 }
 
-/// Numbers of the harness of kernels (`cuda/harness/rounded.h`).
-fn of_the_harness(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut x = vec![0f32; count];
-    for i in 0..count {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let (whole, smaller) = ((state >> 40) as i32 - (1 << 23), (state >> 37 & 7) as i32);
-        x[i] = match i {
-            256..512 => 0.0,
-            1024..1280 if i / 16 % 2 == 1 => -x[i - 16],
-            _ if i % 64 == 40 => -1.0,
-            _ if i % 64 == 50 => 1.0,
-            _ => whole as f32 * 0.5f32.powi(23 + smaller),
-        };
-    }
-    x
-}
-
-/// FNV-1a.
-fn hash_of<T: bytemuck::Pod>(x: &[T]) -> u64 {
-    let bytes: &[u8] = bytemuck::cast_slice(x);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 fn hashes<T: Element>(kind: &str, group: usize, count: usize) -> [u64; 2] {
-    let numbers = |seed| of_the_harness(count, seed).into_iter().map(T::from_f32).collect::<Vec<T>>();
-    let (x, mut y) = (numbers(7), vec![T::from_f32(f32::NAN); count]);
+    let stored = |seed| rounded::numbers(count, seed).into_iter().map(T::from_f32).collect::<Vec<T>>();
+    let (x, mut y) = (stored(7), vec![T::from_f32(f32::NAN); count]);
     let levels = match kind {
         "int8" => {
             tokens(View::new(&x, group), ViewMut::new(&mut y, group));
-            let mut g = numbers(8);
+            let mut g = stored(8);
             tokens_back(View::new(&x, group), None, ViewMut::new(&mut g, group));
             return [hash_of(&y), hash_of(&g)];
         }
@@ -188,7 +168,7 @@ fn hashes<T: Element>(kind: &str, group: usize, count: usize) -> [u64; 2] {
             return [hash_of(&y), 0];
         }
     };
-    let mut g = of_the_harness(count, 8);
+    let mut g = rounded::numbers(count, 8);
     weight(levels, &x, &mut y);
     weight_back(levels, &x, &mut g);
     [hash_of(&y), hash_of(&g)]
@@ -197,15 +177,11 @@ fn hashes<T: Element>(kind: &str, group: usize, count: usize) -> [u64; 2] {
 /// The kernels of cards have these very bits (`cuda/harness/tests/fake_quant.cpp`, `fake_blocks.cpp`).
 #[test]
 fn bits_are_those_that_cards_have() {
-    let mut kinds = 0;
-    let lines = include_str!("../../../cuda/harness/rounded.txt").lines().filter(|line| !line.starts_with('#'));
-    for line in lines {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (kind, group, count) = (words[0], words[1].parse().unwrap(), words[2].parse().unwrap());
-        let found = [hashes::<f32>(kind, group, count), hashes::<bf16>(kind, group, count)].concat();
-        let right: Vec<u64> = words[3..].iter().map(|hash| u64::from_str_radix(hash, 16).unwrap()).collect();
-        assert_eq!(found, right, "{kind} of {count} in groups of {group}");
-        kinds += 1;
+    let roundings = rounded::roundings().unwrap();
+    for Rounding { kind, group, count, hashes: right } in &roundings {
+        let (group, count) = (*group, *count);
+        let found = [hashes::<f32>(kind, group, count), hashes::<bf16>(kind, group, count)];
+        assert_eq!(found, *right, "{kind} of {count} in groups of {group}");
     }
-    assert_eq!(kinds, 22);
+    assert_eq!(roundings.len(), 22);
 }

@@ -23,7 +23,7 @@ struct Lines {
 
 /// The sources of a panel, on their way into the second-level cache a share at a time.
 ///
-/// They lie in short pieces, one a row, which the processor does not foresee: packing would wait for memory. Asked
+/// They are in short pieces, one a row, which the processor does not foresee: packing would wait for memory. Asked
 /// for all at once, they would fill the queue of misses, and the tiles would wait.
 pub(super) struct Ahead {
     of: [Lines; MAX_TERMS],

@@ -20,7 +20,7 @@ pub(crate) enum Finish<'a, D> {
     AddDropped(Dropout, Option<&'a [usize]>),
 }
 
-/// Where part of a row of the result lies.
+/// Where part of a row of the result is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct At {
     pub(crate) row: usize,

@@ -22,7 +22,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// The group of `size` steps that follows this one, of terms with so many steps.
+    /// The group of `size` steps that follows this one, of terms with this many steps.
     pub(super) fn next(&self, terms: &[usize], size: usize) -> Self {
         let mut group = Self { count: 0, ..*self };
         let mut used = 0;

@@ -3,7 +3,7 @@
 //! `C = sum of Lᵢ · Rᵢ`, where each `L` is `[m, kᵢ]` and each `R` is `[kᵢ, n]`. A layer with an
 //! adapter is two terms, its input gradient two more, so an adapter costs no pass of its own. The
 //! right sides are packed a panel of columns at a time by the task that uses them; the left
-//! sides are read where they lie. The sum over `k` runs in order, whatever the number of threads.
+//! sides are read where they are. The sum over `k` runs in order, whatever the number of threads.
 
 #[cfg(target_arch = "x86_64")]
 mod ahead;

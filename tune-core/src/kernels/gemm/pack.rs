@@ -15,7 +15,7 @@ use crate::kernels::view::View;
 use crate::kernels::workspace::Workspace;
 use crate::kernels::{Element, Shared, parallel, simd, widen};
 
-/// Rows below which a right side is read where it lies: packing it would cost as much as using it.
+/// Rows below which a right side is read where it is: packing it would cost as much as using it.
 const FEW_ROWS: usize = 64;
 
 /// What a word of the inner dimension is made of.
@@ -96,7 +96,7 @@ pub(super) struct Ready<'a, T> {
     /// Distance between two inner steps.
     pub(super) left_step: usize,
     pub(super) right: Right<'a, T>,
-    /// Whether the right side is read where it lies, see [`FEW_ROWS`].
+    /// Whether the right side is read where it is, see [`FEW_ROWS`].
     pub(super) in_place: bool,
 }
 
@@ -135,7 +135,7 @@ impl<'a, T: Element> Ready<'a, T> {
             (None, Some(width)) => (width, width, 1),
             (Some(Rewriting::Widened | Rewriting::PaddedPairs), _) => (steps, steps, 1),
             (Some(Rewriting::Interleaved), _) => (1, 1, m),
-            // Tiles lie one behind the other, `steps` words for each of their rows.
+            // Tiles are one behind the other, `steps` words for each of their rows.
             (Some(Rewriting::InTiles), _) => (1, steps, ROWS),
         };
         let in_place = word == Word::F32 && m <= FEW_ROWS && matches!(right, Right::Stored(Side::Rows(_)));
@@ -234,10 +234,10 @@ fn dequantize_columns<T: Element>(
 fn vector<T: Element>(word: Word, row: &[T; SPAN], k: usize) -> __m512 {
     let from = &row[k * word.elements()..][..LANES * word.elements()];
     match word {
-        // SAFETY: sixteen words of four bytes lie there.
+        // SAFETY: sixteen words of four bytes are there.
         Word::F32 | Word::Pair => unsafe { _mm512_loadu_ps(from.as_ptr().cast()) },
         Word::Widened => {
-            // SAFETY: sixteen bf16 lie there.
+            // SAFETY: sixteen bf16 are there.
             let words: __m256i = unsafe { _mm256_loadu_epi16(from.as_ptr().cast()) };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
         }
@@ -437,7 +437,7 @@ fn transpose_words<T: Element>(word: Word, from: View<'_, T>, width: usize, dst:
             let mut lines = [_mm512_setzero_ps(); 16];
             for (i, line) in lines.iter_mut().enumerate().take(rows.saturating_sub(group)) {
                 let row = from.row(group + i);
-                // SAFETY: `k + count` words lie inside the row; masked words are not read.
+                // SAFETY: `k + count` words are inside the row; masked words are not read.
                 *line = unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr().cast::<f32>().add(k)) };
             }
             put(&transpose(lines), count, dst, width, k, group);

@@ -39,7 +39,7 @@ impl Team {
     }
 }
 
-/// The elements of f32 that [`super::multiply`] needs besides, for a result `[m, n]` on so many threads; `stored`: by
+/// The elements of f32 that [`super::multiply`] needs besides, for a result `[m, n]` on this many threads; `stored`: by
 /// [`super::Finish::Store`].
 pub(crate) fn workspace<T: Element, D: Element>(
     isa: Isa,

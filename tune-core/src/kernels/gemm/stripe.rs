@@ -24,13 +24,13 @@ pub(super) struct Memory<'a> {
 /// Sums that the panels of a task may hold between two groups of inner steps (384 KiB).
 const SUMS: usize = 96 << 10;
 
-/// Of so many inner steps, in how many groups they are taken, and the steps of each.
+/// Of this many inner steps, in how many groups they are taken, and the steps of each.
 pub(super) fn groups(total: usize) -> (usize, usize) {
     let groups = ((total + STEPS / 2) / STEPS).max(1);
     (groups, total.div_ceil(groups).max(1))
 }
 
-/// Of `panels` of a product with `rows` rows and so many inner steps, how many one task handles.
+/// Of `panels` of a product with `rows` rows and this many inner steps, how many one task handles.
 ///
 /// Where the inner steps are in several groups, the left sides of one group stay in the cache
 /// while it meets all panels of a task: the more, the less often they come from memory.
@@ -96,7 +96,7 @@ pub(super) unsafe fn stripe<T: Element, D>(
                     let operands = Operands {
                         steps: piece.to - piece.from,
                         fresh: g == 0 && i == 0,
-                        // SAFETY: that row and step lie inside, as `Term::check` found.
+                        // SAFETY: that row and step are inside, as `Term::check` found.
                         left: unsafe { t.left.add(first * t.left_tile + piece.from * t.left_step) },
                         left_row: t.left_row,
                         left_step: t.left_step,

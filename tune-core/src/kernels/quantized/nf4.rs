@@ -81,7 +81,7 @@ impl Scales {
         self.codes.len() + size_of_val(&self.factors[..])
     }
 
-    /// The bytes of those of so many blocks.
+    /// The bytes that those of this many blocks take.
     pub(super) fn bytes_of(blocks: usize) -> usize {
         blocks + size_of::<f32>() * blocks.div_ceil(SCALES)
     }

@@ -63,14 +63,14 @@ impl Format {
         (rows * cols).div_ceil(self.unit())
     }
 
-    /// The elements of so many units of a matrix, and their bytes.
+    /// The elements of this many units of a matrix, and their bytes.
     pub(crate) fn size_of_units(self, (rows, cols): (usize, usize), units: usize) -> (u64, u64) {
         let elements = (units * self.unit()).min(rows * cols);
         let [codes, scales, factors] = self.part_sizes(elements);
         (elements as u64, (codes + scales + factors) as u64)
     }
 
-    /// The bytes of so many elements, by part: blocks, and the codes and the factors of scales that are apart.
+    /// The bytes of this many elements, by part: blocks, and the codes and the factors of scales that are apart.
     fn part_sizes(self, elements: usize) -> [usize; 3] {
         let (block, bytes) = self.block();
         let blocks = elements / block;

@@ -63,7 +63,7 @@ impl Header {
 }
 
 impl TeacherFiles {
-    /// Samples are written when so many bytes of them are there.
+    /// Samples are written when this many bytes of them are there.
     pub(crate) const TOGETHER: usize = 64 << 20;
 
     /// Bytes that a trained position takes.

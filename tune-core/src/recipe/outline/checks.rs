@@ -68,7 +68,7 @@ impl Outline {
         }
     }
 
-    /// Refuses updates of whole micro-batches that so many processes cannot share.
+    /// Refuses updates of whole micro-batches that this many processes cannot share.
     ///
     /// # Errors
     /// As [`UpdateKeys::of_step`].

@@ -67,7 +67,7 @@ impl Format {
         self.row().2
     }
 
-    /// The bytes that so many numbers take.
+    /// The bytes that this many numbers take.
     pub(crate) fn bytes(self, numbers: usize) -> usize {
         numbers / self.block() * self.row().3
     }

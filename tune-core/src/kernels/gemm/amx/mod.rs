@@ -1,6 +1,6 @@
 //! Products of bf16 by Intel's matrix units (AMX): blocks of 32 rows by 32 columns, held in four tiles.
 //!
-//! A step is 32 inner elements; what a term is short of a whole number of steps is zeros. Left sides are read where they lie if
+//! A step is 32 inner elements; what a term is short of a whole number of steps is zeros. Left sides are read where they are if
 //! they can be, right sides are packed a panel of 32 columns at a time. Each element of a result is summed step by step, whatever
 //! blocks, groups and panels there are: so its bits depend neither on the number of threads nor on the rows beside it.
 
@@ -44,7 +44,7 @@ const PANELS: usize = 4;
 /// Words of sums that the panels of a task may hold between two groups (512 KiB).
 const SUMS: usize = 128 << 10;
 
-/// Of so many steps, in how many groups they are taken, and the steps of each.
+/// Of this many steps, in how many groups they are taken, and the steps of each.
 fn groups(total: usize) -> (usize, usize) {
     let groups = if total <= ONE_GROUP { 1 } else { total.div_ceil(GROUP) };
     (groups, total.div_ceil(groups).max(1))

@@ -75,7 +75,7 @@ pub(super) fn left_of_columns<T: Element>(from: View<'_, T>, dst: &mut [f32]) {
     for tile in dst.chunks_exact_mut(TILE_WORDS) {
         let mut lines = [_mm512_setzero_si512(); TILE];
         for (line, words) in lines.iter_mut().zip(tile.chunks_exact(TILE)) {
-            // SAFETY: sixteen words lie there.
+            // SAFETY: sixteen words are there.
             *line = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
         }
         store_all(lines, tile);

@@ -102,7 +102,7 @@ pub(super) unsafe fn stripe<X: Tiles, T: Element, D>(
                 let number = if groups == 1 { 0 } else { p * blocks.len() + block - blocks.start };
                 let first = At { row: block * BLOCK, col: cols.start };
                 let rows = BLOCK.min(dst.rows() - first.row);
-                // SAFETY: there are so many blocks, as asserted. Sums that are pending are handed on before others take their place.
+                // SAFETY: there are this many blocks, as asserted. Sums that are pending are handed on before others take their place.
                 unsafe {
                     let sums = sums.add(number * BLOCK_WORDS);
                     let shape = (rows > TILE, two);
@@ -148,7 +148,7 @@ struct Pending {
 }
 
 impl Pending {
-    /// Hands on at most so many rows.
+    /// Hands on at most this many rows.
     ///
     /// # Safety
     /// Nobody else uses that part of `dst`, and the sums are there.
@@ -211,7 +211,7 @@ unsafe fn store(tiles: &impl Tiles, sums: *mut u8) {
 /// Adds some steps to a block, which has two tiles of rows or one, and two of columns or one.
 ///
 /// # Safety
-/// Both sides have so many steps.
+/// Both sides have this many steps.
 #[inline(always)]
 unsafe fn add(tiles: &mut impl Tiles, shape: (bool, bool), left: Run, right: *const u8) {
     // SAFETY: as the caller promises.

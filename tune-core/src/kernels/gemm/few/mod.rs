@@ -1,7 +1,7 @@
-//! Products of few rows, as new tokens of some sequences are: `x · wᵀ` by reading `w` once, where it lies.
+//! Products of few rows, as new tokens of some sequences are: `x · wᵀ` by reading `w` once, where it is.
 //!
 //! What [`super::multiply`] does first, packing `w`, costs as much as using it once. Here a result is the dot product of two
-//! rows that lie in memory; several rows of `w` meet several of `x` at a time, so that either is read from the cache as
+//! rows where they are in memory; several rows of `w` meet several of `x` at a time, so that either is read from the cache as
 //! seldom as registers allow. A result's sum runs in one order, whatever is computed beside it.
 
 mod portable;
@@ -87,7 +87,7 @@ impl Kernel {
 }
 
 impl Layout {
-    /// Words of 32 bits that a row of so many elements takes.
+    /// Words of 32 bits that a row of this many elements takes.
     fn words(self, inner: usize) -> usize {
         match self {
             Self::Plain { group } | Self::Split { group } => inner.next_multiple_of(group),
@@ -142,7 +142,7 @@ pub(crate) fn is_few<T: Element>(terms: &[Term<'_, T>]) -> bool {
     terms.iter().all(|term| matches!(term, Term::Up { .. }))
 }
 
-/// The elements that [`multiply_few`] needs besides, for `m` rows on so many threads.
+/// The elements that [`multiply_few`] needs besides, for `m` rows on this many threads.
 pub(crate) fn workspace_few<T: Element>(isa: Isa, m: usize, terms: &[Sides], threads: usize) -> usize {
     let layout = Kernel::of::<T>(isa).layout::<T>();
     let lefts: usize = terms.iter().map(|term| room(m * layout.words(term.inner))).sum();
@@ -240,7 +240,7 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// Adds `R` columns, from `at` on; returns `R`. A row of `x` has so many words.
+    /// Adds `R` columns, from `at` on; returns `R`. A row of `x` has this many words.
     fn add_columns<const R: usize>(&self, o: Operands<T>, words: usize, at: usize, sums: &mut [f32]) -> usize {
         for (row, count) in self.kernel.tiles(self.m) {
             let sums = &mut sums[row * COLS + at..];
@@ -266,7 +266,7 @@ impl<'a, T: Element> Product<'a, T> {
             let mut tails = [[T::from_f32(0.0); GROUP]; R];
             for (r, tail) in tails.iter_mut().enumerate() {
                 let from = o.w.wrapping_add(r * o.w_row + whole);
-                // SAFETY: so many elements of the row are there.
+                // SAFETY: this many elements of the row are there.
                 tail[..rest].copy_from_slice(unsafe { std::slice::from_raw_parts(from, rest) });
             }
             let (w, x) = (tails.as_ptr().cast::<T>(), o.x.wrapping_add(M * layout.words(whole)));

@@ -169,6 +169,9 @@ fn with_paths(recipe: &str, args: &[OsString]) -> Result<Vec<OsString>> {
 /// # Errors
 /// There is no such file, and no config of that name.
 pub(crate) fn config(recipe: &str, name: &OsStr) -> Result<OsString> {
+    if name == "-" {
+        return Ok("/dev/stdin".into());
+    }
     // Not only files: a config may come through a pipe.
     if Path::new(name).exists() {
         return match others::hint(Path::new(name)) {

@@ -59,7 +59,7 @@ pub(super) fn open(dir: &Path, files: Option<&[String]>) -> Result<Folder> {
     if !config_path.exists() {
         let hint = match dir.join("adapter_config.json").exists() {
             true => adapter_hint(dir),
-            false => "give the folder that Hugging Face's files of the model lie in".to_owned(),
+            false => "give the folder with the model's files from Hugging Face".to_owned(),
         };
         return Err(Error::file(dir, format!("has no config.json; {hint}")));
     }
@@ -256,7 +256,18 @@ fn loose_files(dir: &Path) -> Result<BTreeSet<String>> {
         };
         return Err(Error::file(dir, message));
     }
-    Ok(found)
+    // A name tells how many there are: `model-00001-of-00002.safetensors`.
+    let lacking = found.iter().find_map(|name| {
+        let (front, all) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (front, number) = front.rsplit_once('-')?;
+        let (width, count) = (number.len(), all.parse::<u32>().ok().filter(|&count| count <= 10_000)?);
+        let name = |number: u32| format!("{front}-{number:0width$}-of-{all}.safetensors");
+        (1..=count).map(name).find(|name| !found.contains(name))
+    });
+    match lacking {
+        Some(name) => Err(Error::file(dir, format!("the weight file {name} is not there; download it too"))),
+        None => Ok(found),
+    }
 }
 
 pub(super) fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles> {

@@ -373,7 +373,7 @@ fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Option<Lock>, V
         return Err(Error::file(
             output_dir.join(name),
             format!(
-                "has the name of a checkpoint and no {}, so that it is not this program's to replace; \
+                "has the name of a checkpoint and no {}, so it is not this program's to replace; \
                  move it away, or choose another output_dir",
                 state::FILE
             ),

@@ -24,6 +24,7 @@
 //! # Ok::<(), tune_core::Error>(())
 //! ```
 
+mod advice;
 mod ahead;
 mod alpaca;
 mod batch;

@@ -253,7 +253,7 @@ impl Tally {
         }
         if other_prompt > 0 {
             warnings.push(format!(
-                "{name}: in {other_prompt} pairs the two answers follow different prompts, so that comparing them says little"
+                "{name}: in {other_prompt} pairs the two answers follow different prompts, so comparing them says little"
             ));
         }
         if let Some(good) = report.good.filter(|&good| good == 0 || good == report.samples) {

@@ -541,7 +541,7 @@ fn check_connected(mesh: &Mesh, device: &Compute) -> Result<()> {
 /// No layer is chosen to carry an adapter.
 pub(crate) fn nothing_to_train() -> Error {
     Error::setup(
-        "no layer gets an adapter, so that there is nothing to train: name some in model.lora_attn_modules, \
+        "no layer gets an adapter, so there is nothing to train: name some in model.lora_attn_modules, \
          or set model.apply_lora_to_mlp or model.apply_lora_to_output",
     )
 }

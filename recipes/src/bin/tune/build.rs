@@ -29,7 +29,7 @@ pub(crate) fn program(package: &str, name: &str, by_mpi: bool) -> Result<PathBuf
         return match built {
             Some(_) => Ok(beside),
             None => Err(format!(
-                "the program of `{name}` does not lie beside `tune`, and the checkout that it could be built from is gone"
+                "the program of `{name}` is not beside `tune`, and the checkout that it could be built from is gone"
             )
             .into()),
         };
@@ -48,9 +48,17 @@ pub(crate) fn program(package: &str, name: &str, by_mpi: bool) -> Result<PathBuf
 /// depends on is shared between them.
 ///
 /// # Errors
-/// There is no such file or no tune-core; or it does not compile, which cargo has said.
+/// There is no such file, it is no Rust file, or there is no tune-core; or it does not compile, which cargo has said.
 pub(crate) fn own(file: &Path, core: Option<&Path>, by_mpi: bool) -> Result<PathBuf> {
     let file = file.canonicalize().map_err(|error| format!("cannot read the recipe {}: {error}", file.display()))?;
+    if file.extension().is_none_or(|extension| extension != "rs") {
+        return Err(format!(
+            "{} is neither a recipe, which is a Rust file (NAME.rs), nor a config whose recipe shows in it: name both, as in \
+             `tune run lora --config FILE`",
+            file.display()
+        )
+        .into());
+    }
     let core = Core::find(core)?;
     let name = package_name(&file);
     let folder = paths::cache()?.join("recipes").join(&name);

@@ -429,7 +429,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("    --plan", "say how much memory the run would take"),
     ];
     let options = [
-        ("-c, --config FILE", "the YAML file with the keys below"),
+        ("-c, --config FILE", "the YAML file with the keys below; `-` is the standard input"),
         ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("    --convert", "show a config of torchtune's in our names, with a comment on each change"),

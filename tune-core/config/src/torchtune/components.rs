@@ -179,7 +179,7 @@ pub(super) const TAKEN: &[Taken] = &[
         TheirDefault::new("column_map", "{prompt: question, chosen: response_j, rejected: response_k}"),
     ]),
     Taken::new("torchtune.training.metric_logging.TensorBoardLogger", "tensorboard")
-        .keys(&[ignored("organize_logs", "the files lie in log_dir itself")]),
+        .keys(&[ignored("organize_logs", "the files are in log_dir itself")]),
     Taken::new("torchtune.training.metric_logging.WandBLogger", "wandb").rest(OFFLINE).defaults(WANDB),
     Taken::new("torchtune.training.metric_logging.CometLogger", "comet").rest(NO_CLIENT),
     Taken::new("torchtune.training.metric_logging.MLFlowLogger", "mlflow").keys(MLFLOW),

@@ -252,6 +252,11 @@ fn cargo(manifest: &Path, target: &Target, what: &[&str]) -> Result<()> {
         })?;
     match status.success() {
         true => Ok(()),
+        false if what.contains(&"--features=mpi") => Err(format!(
+            "the recipe does not compile with MPI; cargo says why above. Where that is MPI's library or libclang: {}",
+            crate::launch::INSTALL_MPI
+        )
+        .into()),
         false => Err("the recipe does not compile; cargo says why above".into()),
     }
 }

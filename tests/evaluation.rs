@@ -188,3 +188,20 @@ fn what_is_no_item_is_named_before_a_weight_is_read() {
     let error = failed(&[MODEL, &task, "--no-chat-template"]);
     assert!(error.contains("items.jsonl:1: ") && error.contains("at most 256"), "{error}");
 }
+
+/// What is computed for hours is not lost for a folder that is not there: such a file is refused before a weight is read.
+#[test]
+fn results_that_cannot_be_written_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let there = file("there.jsonl");
+    fs::write(&there, "kept\n").unwrap();
+    let model = "recipes/tiny/model";
+    let questions = "recipes/tiny/data/held_out.jsonl";
+    let nowhere = file("no/such/folder");
+    for (page, results) in [(&nowhere, &there), (&there, &nowhere)] {
+        let said = failed(&[model, questions, "--limit", "1", "--page", page, "--results", results]);
+        assert!(said.contains(&format!("cannot write {nowhere}: ")) && !said.contains("measuring"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(&there).unwrap(), "kept\n");
+}

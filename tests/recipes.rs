@@ -247,12 +247,15 @@ fn bad_inputs_get_one_clear_message() {
     copy(&root().join("recipes/tiny/model"), &torn);
     let torn_key = format!("checkpointer.checkpoint_dir={}", torn.display());
     fs::write(torn.join("tokenizer.json"), "{").unwrap();
-    assert!(said(&[&torn_key]).contains(&format!("{}: EOF while parsing", torn.join("tokenizer.json").display())));
+    assert!(
+        said(&[&torn_key])
+            .contains(&format!("{}: cannot be read (EOF while parsing", torn.join("tokenizer.json").display()))
+    );
     fs::remove_file(torn.join("tokenizer.json")).unwrap();
     assert!(said(&[&torn_key]).contains(&format!("{}: is not there", torn.join("tokenizer.json").display())));
     fs::write(&other, "{").unwrap();
     let error = said(&[&torn_key, &format!("tokenizer.path={}", other.display())]);
-    assert!(error.contains(&format!("{}: EOF while parsing", other.display())), "{error}");
+    assert!(error.contains(&format!("{}: cannot be read (EOF while parsing", other.display())), "{error}");
     let own = fail("lora", &["--config", &config("lora"), "output_dir=recipes/tiny/model"]);
     assert!(own.contains("is the folder of a checkpoint that training starts from"), "{own}");
     assert!(!dir.exists(), "nothing may be written before everything is known to be sound");

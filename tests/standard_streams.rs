@@ -51,6 +51,22 @@ fn training_goes_on() {
     }
 }
 
+/// `--config -` is the config that comes through the standard input.
+#[test]
+fn a_config_comes_through_the_standard_input() {
+    let open = || std::fs::File::open(root().join("configs/lora/tiny.yaml")).unwrap();
+    let tune = || Command::new(env!("CARGO_BIN_EXE_tune"));
+    for (mut command, args) in [
+        (recipe("lora", &[]), ["--config", "-", "--validate"].as_slice()),
+        (tune(), ["validate", "lora", "--config", "-"].as_slice()),
+        (tune(), ["run", "lora", "--config", "-", "--validate"].as_slice()),
+    ] {
+        let output = command.args(args).current_dir(root()).stdin(open()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("is valid"), "{args:?}: {}", text(&output.stdout));
+    }
+}
+
 /// What a program was asked for has failed where it cannot be written; a reader that has gone has seen enough.
 #[test]
 fn what_was_asked_for_is_written_or_has_failed() {

@@ -454,3 +454,29 @@ fn doctor_with_cards() {
     ];
     snapshot("doctor_cards", &all.join("\n----\n"));
 }
+
+/// What starts several processes is looked for before anything is built.
+#[test]
+fn without_mpirun_nothing_is_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut several = tune(folder.path(), &["run", "--nproc-per-node", "2", "lora", "--config", "lora/tiny"]);
+    let (code, error) = fail(several.env("PATH", folder.path()));
+    assert!(code == Some(1) && error.contains("`mpirun`, which is not installed: on Debian and Ubuntu"), "{error}");
+}
+
+/// A file of data that stands where a recipe or a config does is no Rust to compile.
+#[test]
+fn what_is_no_recipe_is_not_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("chats.jsonl"), "{}\n").unwrap();
+    for command in ["run", "convert", "validate", "check"] {
+        let (code, error) = fail(&mut tune(folder.path(), &[command, "./chats.jsonl"]));
+        assert!(
+            code == Some(1) && error.contains("is neither a recipe, which is a Rust file (NAME.rs)"),
+            "{command}: {error}"
+        );
+    }
+    // `lint` says why a file cannot be read.
+    let (_, error) = fail(&mut tune(folder.path(), &["lint", "nosuch.yaml"]));
+    assert!(error.contains("cannot read nosuch.yaml: No such file"), "{error}");
+}

@@ -378,3 +378,31 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
     fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100).unwrap();
     assert_error(read.tensor("c.weight", DType::F32, &CPU), &file, &["became shorter"]);
 }
+
+/// Without an index the names themselves tell how many files there are.
+#[test]
+fn a_missing_shard_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), model(DType::F32), 139);
+    let mut shards: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".safetensors"))
+        .collect();
+    shards.sort();
+    assert!(shards.len() > 2, "{shards:?}");
+    fs::remove_file(dir.path().join(INDEX)).unwrap();
+    Checkpoint::open(dir.path()).unwrap();
+    fs::remove_file(dir.path().join(&shards[1])).unwrap();
+    let says = format!("the weight file {} is not there", shards[1]);
+    assert_error(Checkpoint::open(dir.path()), dir.path(), &[&says]);
+}
+
+#[test]
+fn a_pointer_in_the_place_of_a_config_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), model(DType::F32), u64::MAX);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n";
+    fs::write(dir.path().join("config.json"), pointer).unwrap();
+    assert_error(Checkpoint::open(dir.path()), &dir.path().join("config.json"), &["is a Git LFS pointer"]);
+}

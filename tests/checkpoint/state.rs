@@ -92,7 +92,19 @@ fn settings_that_differ_are_listed() {
     ] {
         assert!(message.contains(line), "{message}");
     }
-    assert!(!message.contains("odd"));
+    assert!(!message.contains("odd") && !message.contains("To train on"), "{message}");
+}
+
+/// Who wants to train for longer is told how.
+#[test]
+fn a_longer_run_is_another_one() {
+    let mut now: BTreeMap<String, Value> = state().settings;
+    now.insert("epochs".into(), json!(7));
+    let message = state().check_settings(&now, &BTreeMap::new()).unwrap_err().to_string();
+    assert!(
+        message.ends_with("To train on from what was learnt, let the new one start from a checkpoint of this one"),
+        "{message}"
+    );
 }
 
 /// The run was begun by a program that had fewer keys.

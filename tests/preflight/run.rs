@@ -32,6 +32,16 @@ fn a_warm_up_longer_than_the_run_is_told() {
 }
 
 #[test]
+fn a_run_that_can_learn_nothing_is_told() {
+    let place = Place::new();
+    contains(&place.sound(&["optimizer.lr=0"]), &["warning: optimizer.lr is 0, so no step changes a weight"]);
+    contains(
+        &place.sound(&["model.lora_alpha=0"]),
+        &["warning: model.lora_alpha is 0, so adapters add nothing to their layers"],
+    );
+}
+
+#[test]
 fn the_best_checkpoint_is_known_by_validation_alone() {
     let place = Place::new();
     let keep_best = "checkpointer.keep_best=true";

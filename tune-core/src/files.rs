@@ -1,4 +1,4 @@
-//! What is there already is kept.
+//! What is there already is kept, and what is there in the place of a file.
 
 use std::fs;
 use std::path::Path;
@@ -18,4 +18,9 @@ pub(crate) fn move_aside(path: &Path) -> Result<()> {
         number += 1;
     };
     fs::rename(path, aside).map_err(Error::io("rename", path))
+}
+
+/// Whether these bytes stand for a file that Git LFS has not fetched.
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs")
 }

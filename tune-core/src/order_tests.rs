@@ -18,8 +18,8 @@ const BELOW: &[(&str, &[&str])] = &[
     ("engine", &["checkpoint", "data", "distributed", "kernels", "models", "offload", "optim"]),
     ("optim", &["distributed", "engine", "kernels", "models", "offload"]),
     ("peft", &["checkpoint", "hub", "models", "tokenizer"]),
-    ("tokenizer", &["checkpoint"]),
-    ("data", &["checkpoint", "hub", "kernels", "memory", "panics", "positions", "tokenizer"]),
+    ("tokenizer", &["checkpoint", "files"]),
+    ("data", &["checkpoint", "files", "hub", "kernels", "memory", "panics", "positions", "tokenizer"]),
     ("generate", &["engine", "kernels", "models"]),
 ];
 

@@ -156,9 +156,16 @@ fn are_finite(step: u64, samples: &str, (loss, grad_norm): (f64, f64), last: Opt
         Some(saved) => format!("The last good checkpoint is {}.", saved.path.display()),
         None => "No checkpoint had been saved yet.".to_string(),
     };
+    // The first step's loss is that of the model as it was read.
+    let advice = match step {
+        1 => {
+            "No update was made before it, so the cause is in the model's weights (a damaged copy, or one that was made wrongly), in \
+             dtype (try dtype=fp32), or in these samples."
+        }
+        _ => "Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples.",
+    };
     Err(Error::Training(format!(
-        "step {step}: {what}; nothing of this step is saved. Its samples: {samples}. {last} \
-         Try a lower optimizer.lr, clip_grad_norm=1.0, a longer warm-up or dtype=fp32, and look at these samples."
+        "step {step}: {what}; nothing of this step is saved. Its samples: {samples}. {last} {advice}"
     )))
 }
 
@@ -210,6 +217,11 @@ mod tests {
         let error = check_finite(&step, f64::NAN, 2.0, Some(&last)).unwrap_err().to_string();
         assert!(error.contains("step 3: the loss is NaN") && error.contains("data.jsonl:7"), "{error}");
         assert!(error.contains("The last good checkpoint is out/epoch_0_step_2"), "{error}");
+        assert!(error.contains("Try a lower optimizer.lr"), "{error}");
+        let mut first = step.clone();
+        first.number = 1;
+        let error = check_finite(&first, f64::NAN, 2.0, None).unwrap_err().to_string();
+        assert!(error.contains("in the model's weights") && !error.contains("optimizer.lr"), "{error}");
         let error = check_finite(&step, 1.0, f64::INFINITY, None).unwrap_err().to_string();
         assert!(error.contains("the norm of the gradient is inf"), "{error}");
     }

@@ -75,7 +75,13 @@ pub(crate) async fn listen(server: &Arc<Server>, listener: TcpListener, grace: D
 /// # Errors
 /// It cannot be had, or others reach it.
 pub(crate) fn bind(host: &str, port: u16, has_key: bool) -> Result<(TcpListener, SocketAddr), String> {
-    let failed = |error: io::Error| format!("cannot listen at {host}:{port}: {error}");
+    let failed = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; `--port N` names another port, and at `--port 0` the system chooses one",
+            _ => "",
+        };
+        format!("cannot listen at {host}:{port}: {error}{hint}")
+    };
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
     if let Some(address) = addresses.iter().find(|address| !has_key && !address.ip().is_loopback()) {
         return Err(format!(
@@ -154,5 +160,17 @@ impl AsyncWrite for Patient {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bind;
+
+    #[test]
+    fn a_port_that_is_taken_is_told_with_the_way_out() {
+        let (_listener, address) = bind("127.0.0.1", 0, false).expect("a free port");
+        let error = bind("127.0.0.1", address.port(), false).map(drop).expect_err("it is taken");
+        assert!(error.starts_with(&format!("cannot listen at {address}: ")) && error.contains("--port 0"), "{error}");
     }
 }

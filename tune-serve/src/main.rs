@@ -82,13 +82,13 @@ struct Args {
     /// A file with the API key that clients must send; by default TUNE_API_KEY in the environment, if it is set.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Answer this many sequences at a time, at most.
+    /// Answer at most N sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_sequences: u16,
     /// Memory for what running sequences have read; by default 1GiB, or less where less is enough.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     cache_memory: Option<u64>,
-    /// So many more may wait; then clients are told to come back later.
+    /// How many more may wait; beyond them clients are told to come back later.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_waiting: usize,
     /// Tokens that a prompt may have; by default as many as the model reads.

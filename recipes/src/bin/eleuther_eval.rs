@@ -32,12 +32,12 @@ fn eleuther_eval(
     tasks: Vec<String>,
     /// A folder with tasks of your own.
     include_path: Option<PathBuf>,
-    /// Take only so many items of each task, or such a share of them (below 1).
+    /// Take only N items of each task, or a share of them (below 1).
     #[config(range = 0.0..)]
     limit: Option<f64>,
     /// Solved examples in front of each item; null is as many as the task says.
     num_fewshot: Option<u64>,
-    /// The model reads so many tokens of an item at most: of longer ones the end. Null is as many as it can read.
+    /// The most tokens of an item that the model reads; of a longer one it reads the end. Null is as many as it can read.
     #[config(range = 2..)]
     max_seq_length: Option<usize>,
     /// So many items are asked at a time.

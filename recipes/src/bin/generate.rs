@@ -32,13 +32,13 @@ fn generate(
     system_prompt: Option<String>,
     /// Render the prompt with the model's chat template; by default if it has one.
     apply_chat_template: Option<bool>,
-    /// The answer is cut off after so many tokens.
+    /// The most tokens of the answer: a longer one is cut off.
     #[config(default = 256, range = 1..)]
     max_new_tokens: usize,
     /// Divides the logits; at 0 the likeliest token is always taken.
     #[config(default = 0.8, range = 0.0..)]
     temperature: f64,
-    /// Draw from so many likeliest tokens only.
+    /// Draw from the N likeliest tokens only.
     #[config(range = 1..)]
     top_k: Option<usize>,
     /// Draw from the fewest likeliest tokens whose probabilities add up to this.

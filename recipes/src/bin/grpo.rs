@@ -32,7 +32,7 @@ pub(crate) struct GrpoConfig {
     /// What logits are divided by, both where answers are drawn and where they are learnt from: 1 is by the model's own probabilities, less makes likely tokens likelier.
     #[config(default = 1.0, range = 0.01..)]
     temperature: f64,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[config(default = 256, range = 1..)]
     max_new_tokens: usize,
     /// What an answer is worth.

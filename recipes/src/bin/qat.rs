@@ -25,7 +25,7 @@ pub(crate) struct QatConfig {
     /// How the model will be quantized.
     #[config(default)]
     quantizer: FakeQuantizer,
-    /// Train the first steps, so many, on weights that are not rounded; none where null.
+    /// Train the first N steps on weights that are not rounded; none where null.
     fake_quant_after_n_steps: Option<u64>,
 
     /// Datasets, and how they become batches.

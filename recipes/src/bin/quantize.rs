@@ -37,7 +37,7 @@ fn quantize(
     /// Keep errors small where much comes through a weight: an importance matrix of `llama-imatrix`, or text or chats to run the
     /// model over, whose matrix is left beside the new file.
     importance: Option<PathBuf>,
-    /// The model is run over so many chunks of 512 tokens of text or chats at most; null is 128.
+    /// The most chunks of 512 tokens of text or chats that the model is run over; null is 128.
     #[config(range = 1..)]
     importance_chunks: Option<usize>,
     /// Prompts that the file is compared with the model on, a line each; null is eight held-out questions.

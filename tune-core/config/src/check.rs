@@ -169,7 +169,15 @@ impl<'a, const N: usize> Checker<'a, N> {
             }
             (Schema::Int { min, max }, _, Some(Number::Int(int))) => {
                 if int < *min || int > *max {
-                    self.at_value(at, Mistake::DoesNotFit { min: *min, max: *max });
+                    // The key's own bounds are nearer than those of its type.
+                    if let Some(key) = place.key
+                        && let Some(range) = &key.range
+                        && !range.holds(&Const::Int(int))
+                    {
+                        self.at_value(at, Mistake::OutOfRange(key));
+                    } else {
+                        self.at_value(at, Mistake::DoesNotFit { min: *min, max: *max });
+                    }
                 } else {
                     self.within_key(&Const::Int(int), "", at, place);
                 }

@@ -11,6 +11,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
@@ -18,7 +19,9 @@ pub use exit::{Exit, STARTED_BY, other_program, quoted, this_program};
 
 use crate::load::explore;
 use crate::output;
-use crate::{Config, Input, Loaded, Report, Schema, Sources, codes, completions, convert, help, json_schema, load};
+use crate::{
+    Config, Input, Loaded, Report, Schema, Sources, codes, completions, convert, help, json_schema, load, other_tool,
+};
 
 /// What `#[recipe]` knows about a recipe.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +109,8 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
                 return Start::Fail(format!("error: {} is not text (UTF-8)\n", path.display()));
             }
             Err(error) => {
-                return Start::Fail(format!("error: cannot read the config {}: {error}\n", path.display()));
+                let hint = shipped(recipe, path).unwrap_or_default();
+                return Start::Fail(format!("error: cannot read the config {}: {error}\n{hint}", path.display()));
             }
         },
     };
@@ -121,6 +125,7 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         ));
     }
     let overrides = matches.get_many::<String>("overrides").unwrap_or_default();
+    let other = matches.get_one::<PathBuf>("config").zip(input.text().and_then(other_tool));
     input = input.command(line).overrides(overrides);
     if matches.get_flag("help") {
         return match help_text::<T>(recipe, input) {
@@ -129,7 +134,17 @@ pub fn start<T: Config>(recipe: &Recipe, args: impl IntoIterator<Item = OsString
         };
     }
     match load::<T>(input) {
-        Err(report) => Start::Fail(mistakes(recipe, &report, color)),
+        Err(report) => {
+            let mut text = mistakes(recipe, &report, color);
+            if let Some((path, tool)) = other {
+                let path = quoted(path);
+                let _ = writeln!(
+                    text,
+                    "This is a config of {tool}'s; `tune convert {path} > mine.yaml` makes one of ours of it"
+                );
+            }
+            Start::Fail(text)
+        }
         Ok(loaded) if matches.get_flag("print-config") => Start::Show(loaded.resolved.to_yaml_with_origins()),
         Ok(loaded) if matches.get_flag("validate") => Start::Show(warnings(&loaded.warnings, color) + &valid(&matches)),
         Ok(loaded) => Start::Run(Box::new(loaded), purpose(recipe, &matches)),
@@ -241,7 +256,13 @@ fn command(recipe: &Recipe) -> Command {
     let command = Command::new(recipe.name)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .arg(Arg::new("config").long("config").short('c').value_name("FILE").value_parser(value_parser!(PathBuf)))
+        .arg(
+            Arg::new("config").long("config").short('c').value_name("FILE").value_parser(
+                // `-` is the standard input, as for most programs.
+                PathBufValueParser::new()
+                    .map(|path| if path == Path::new("-") { PathBuf::from("/dev/stdin") } else { path }),
+            ),
+        )
         .arg(Arg::new("help").long("help").short('h').action(ArgAction::SetTrue))
         .arg(Arg::new("version").long("version").short('V').action(ArgAction::SetTrue))
         .arg(Arg::new("validate").long("validate").action(ArgAction::SetTrue))
@@ -277,6 +298,14 @@ fn command(recipe: &Recipe) -> Command {
 /// The bytes of a file, a little more than a config may have at most.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     crate::files::read_beginning(path, 2 << 20)
+}
+
+/// Where the config of a recipe's own is that `tune` would call `path`.
+fn shipped(recipe: &Recipe, path: &Path) -> Option<String> {
+    let own = path.strip_prefix(recipe.name).ok()?.with_extension("yaml");
+    recipe.configs.iter().find(|(file, _)| Path::new(file).ends_with(Path::new(recipe.name).join(&own)))?;
+    let (name, path) = (recipe.name, path.display());
+    Some(format!("It ships with `{name}`: `tune run {name} --config {path}` finds it\n"))
 }
 
 fn usage_line(recipe: &Recipe) -> String {
@@ -360,7 +389,15 @@ fn usage(recipe: &Recipe, schema: &Schema, error: &clap::Error, args: &[OsString
             None => args.get(at + 1).map(|next| &**next).filter(|next| !next.starts_with('-')),
         }
     });
+    let exact = known(schema, &key).filter(|known| *known == key);
+    let options = command(recipe);
+    let options = options.get_arguments().filter_map(Arg::get_long);
     if option.starts_with("--")
+        && exact.is_none()
+        && let Some(name) = tune_yaml::nearest(&option[2..], options)
+    {
+        let _ = writeln!(text, "Did you mean `--{name}`?");
+    } else if option.starts_with("--")
         && let Some(key) = known(schema, &key)
     {
         let value = value.unwrap_or("VALUE");
@@ -392,7 +429,7 @@ fn help_text<T: Config>(recipe: &Recipe, input: Input) -> Result<String, Report>
         ("    --plan", "say how much memory the run would take"),
     ];
     let options = [
-        ("-c, --config FILE", "the YAML file with the keys below"),
+        ("-c, --config FILE", "the YAML file with the keys below; `-` is the standard input"),
         ("    --validate", "say whether the config is right, and do nothing else"),
         ("    --print-config", "show the config as it would run, with the origin of each value"),
         ("    --convert", "show a config of torchtune's in our names, with a comment on each change"),

@@ -33,6 +33,11 @@ impl Input {
         Self { file: Some((name.into(), text.into())), ..Self::default() }
     }
 
+    /// The text of the YAML file.
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.file.as_ref().map(|(_, text)| &**text)
+    }
+
     /// `key=value` and `~key`, in this order, after those that are there.
     #[must_use]
     pub fn overrides(mut self, overrides: impl IntoIterator<Item = impl Into<String>>) -> Self {

@@ -70,6 +70,9 @@ pub(crate) fn parse<'a>(
         let diagnostic = no_override(written, whole, "expected `key=value` or `~key`");
         return Err(Box::new(match written.split_once(':') {
             Some((path, value)) if is_path(path) => diagnostic.help(format!("write `{path}={}`", value.trim_start())),
+            _ if written.ends_with(".yaml") || written.ends_with(".yml") => {
+                diagnostic.help(format!("a config is named by an option: `--config {written}`"))
+            }
             _ => diagnostic,
         }));
     };

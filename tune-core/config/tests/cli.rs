@@ -11,7 +11,7 @@ const RECIPE: Recipe = Recipe {
     name: "lora",
     doc: "Trains low-rank adapters on a frozen base model.",
     version: "1.2.3",
-    configs: &[],
+    configs: &[("../configs/lora/tiny.yaml", "")],
     preflight: true,
 };
 
@@ -165,11 +165,14 @@ fn a_config_and_overrides_in_any_order() {
 
 #[test]
 fn wrong_arguments() {
-    let cases: [&[&str]; 12] = [
+    let cases: [&[&str]; 15] = [
         &[],
         &["--config"],
         &["--config", "no/such/file.yaml"],
         &["--config", "."],
+        &["--config", "lora/tiny"],
+        &["configs/lora/tiny.yaml"],
+        &["--confg", "a.yaml"],
         &["--epochs", "2"],
         &["--epochs=2"],
         &["--epohcs", "2"],
@@ -184,6 +187,21 @@ fn wrong_arguments() {
         .map(|args| format!("$ lora {}\n{}", args.join(" "), told(args).err().unwrap_or_default()))
         .collect();
     snapshot("arguments", &errors.join("\n"));
+}
+
+#[test]
+fn a_config_of_another_tool_is_known() {
+    let file = file();
+    std::fs::write(file.path(), "base_model: org/model\nadapter: lora\ndatasets:\n- {path: a.jsonl, type: alpaca}\n")
+        .expect("its text");
+    let path = file.path().to_str().expect("a path in UTF-8");
+    let error = told(&["--config", path]).unwrap_err();
+    let expected =
+        format!("This is a config of Axolotl's; `tune convert {path} > mine.yaml` makes one of ours of it\n");
+    assert!(error.ends_with(&expected), "{error}");
+    // One of ours with a mistake is ours.
+    std::fs::write(file.path(), format!("{LEAST}epohcs: 3\n")).expect("its text");
+    assert!(!told(&["--config", path]).unwrap_err().contains("tune convert"));
 }
 
 #[test]

@@ -298,3 +298,24 @@ fn a_type_of_ones_own() {
             .to_owned())
     );
 }
+
+/// The key's own bounds are told, not those of its type.
+#[test]
+fn what_is_below_both_bounds_is_told_the_nearer() {
+    for (key, bounds) in
+        [("epochs", "must be in 1.."), ("batch_size", "must be in 1..=1024"), ("seed", "must be at least 0")]
+    {
+        let input = Input::yaml("a.yaml", LEAST).overrides([format!("{key}=-1")]);
+        let error = load::<Train>(input).map(drop).unwrap_err().render(false);
+        assert!(error.contains(&format!("^^ {bounds}\n")), "{error}");
+    }
+}
+
+#[test]
+fn types_have_the_names_that_others_give_them() {
+    for (written, ours) in [("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("float", "fp32")] {
+        let input = Input::yaml("a.yaml", LEAST).overrides([format!("dtype={written}")]);
+        let error = load::<Train>(input).map(drop).unwrap_err().render(false);
+        assert!(error.contains(&format!("did you mean `{ours}`?")), "{error}");
+    }
+}

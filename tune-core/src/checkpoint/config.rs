@@ -39,7 +39,7 @@ pub struct CheckpointConfig {
     /// The metric that says which checkpoint is the best, such as `held_out/exact_match`; where null, that of early_stopping, or val_loss.
     #[config(may_change)]
     pub best_by: Option<String>,
-    /// Save every so many optimizer steps, and at the end of each epoch; only then where null.
+    /// Save every N optimizer steps, too; where null, only at the end of each epoch.
     #[config(range = 1.., may_change)]
     pub save_every_n_steps: Option<u64>,
     /// Round weights through this type as they are read (dequantized ones through bf16, say).

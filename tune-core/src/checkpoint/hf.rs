@@ -256,7 +256,18 @@ fn loose_files(dir: &Path) -> Result<BTreeSet<String>> {
         };
         return Err(Error::file(dir, message));
     }
-    Ok(found)
+    // A name tells how many there are: `model-00001-of-00002.safetensors`.
+    let lacking = found.iter().find_map(|name| {
+        let (front, all) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (front, number) = front.rsplit_once('-')?;
+        let (width, count) = (number.len(), all.parse::<u32>().ok().filter(|&count| count <= 10_000)?);
+        let name = |number: u32| format!("{front}-{number:0width$}-of-{all}.safetensors");
+        (1..=count).map(name).find(|name| !found.contains(name))
+    });
+    match lacking {
+        Some(name) => Err(Error::file(dir, format!("the weight file {name} is not there; download it too"))),
+        None => Ok(found),
+    }
 }
 
 pub(super) fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles> {

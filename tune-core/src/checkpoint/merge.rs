@@ -101,11 +101,12 @@ impl Merged {
                 let (rank, _) = config.of_module(module).map_err(|what| Error::file(&part.dir, what))?;
                 let shapes = ["A", "B"].map(|m| tensors.get(&format!("{module}.lora_{m}.weight")).map(Tensor::dims));
                 if shapes != [Some(&[rank, inner][..]), Some(&[out, rank])] {
+                    let [a, b] = shapes.map(|shape| shape.map_or("missing".to_owned(), |shape| format!("{shape:?}")));
                     return Err(Error::file(
                         &part.dir,
                         format!(
-                            "its adapter of `{module}` has the shapes {shapes:?}, and the layer in {} is {out} by {inner}; \
-                             it is for another base",
+                            "its adapter of `{module}` is {a} and {b}, and the layer in {} needs [{rank}, {inner}] and \
+                             [{out}, {rank}]; it is for another base",
                             base.path().display()
                         ),
                     ));

@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tune_config::files;
 
+use crate::files::is_lfs_pointer;
 use crate::kernels::buffers::prefer_huge_pages;
 use crate::kernels::parallel::{self, Parts};
 use crate::kernels::quantized::nf4::Piece;
@@ -82,8 +83,10 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// Reads a JSON file of reasonable size.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = read_small(path, 256 << 20)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::file(path, format!("is not the JSON that was expected here: {e}")))
+    serde_json::from_slice(&bytes).map_err(|e| match is_lfs_pointer(&bytes) {
+        true => Error::file(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"),
+        false => Error::file(path, format!("is not the JSON that was expected here: {e}")),
+    })
 }
 
 /// A number that weights are stored in.

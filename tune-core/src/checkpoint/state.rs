@@ -215,19 +215,25 @@ impl TrainingState {
     pub fn check_settings(&self, now: &BTreeMap<String, Value>, defaults: &BTreeMap<String, Value>) -> Result<()> {
         let keys: BTreeSet<&String> = self.settings.keys().chain(now.keys()).collect();
         let mut differing = String::new();
+        let mut only_longer = true;
         for key in keys {
             let (then, now) = (self.settings.get(key).or_else(|| defaults.get(key)), now.get(key));
             if then != now {
                 let show = |v: Option<&Value>| v.map_or("not set".to_string(), ToString::to_string);
+                only_longer &= matches!(key.as_str(), "epochs" | "max_steps_per_epoch");
                 differing += &format!("\n  {key}: {} then, {} now", show(then), show(now));
             }
         }
         if differing.is_empty() {
             return Ok(());
         }
+        let longer = match only_longer {
+            true => ". To train on from what was learnt, let the new one start from a checkpoint of this one",
+            false => "",
+        };
         Err(Error::setup(format!(
             "cannot resume: these settings differ from those of the run that is resumed, and the result would not be the same:{differing}\n\
-             Set them back, or start a new run (resume_from_checkpoint=false) in another output_dir"
+             Set them back, or start a new run (resume_from_checkpoint=false) in another output_dir{longer}"
         )))
     }
 

@@ -135,6 +135,14 @@ fn missing_conversation(record: &Record, config: &ChatDataset) -> Error {
     let Some((name, style)) = other else {
         return missing_column(record, &config.conversation_column, kind_for(record));
     };
+    if name == "prompt" && record.columns.get("completion").is_some_and(Value::is_array) {
+        let join = "jq -c '{messages: (.prompt + .completion)}'";
+        return record.origin.error(format_args!(
+            "no column `{}`: `prompt` and `completion` are two parts of a conversation; join them (`{join}`), and set \
+             `masking_strategy: last`, which trains the last answer alone",
+            config.conversation_column
+        ));
+    }
     let style = match style {
         _ if style == config.conversation_style => "",
         ConversationStyle::Sharegpt => " and `conversation_style: sharegpt`",

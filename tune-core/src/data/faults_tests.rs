@@ -41,6 +41,50 @@ fn a_run_lists_all_broken_records_of_all_datasets() {
     );
 }
 
+/// What programs write that is no JSON is told with what to do.
+#[test]
+fn what_is_no_json_has_advice() {
+    let folder = Folder::new();
+    let error = |name: &str, text: &str| load_chat(chat(folder.file(name, text))).unwrap_err().to_string();
+    let record = GOOD.trim_end_matches('}');
+    for (text, advice) in [
+        (&GOOD[..40], "the record is cut off, or goes on in the next line"),
+        (&format!("{record}, \"score\": NaN}}"), "JSON has no NaN and no Infinity: write null"),
+        (&format!("{record}, \"score\": -Infinity}}"), "JSON has no NaN and no Infinity: write null"),
+        ("{'messages': []}", "`json.dumps(record)` writes JSON"),
+        ("{\"messages\": ['a']}", "`json.dumps(record)` writes JSON"),
+        (&format!("{record}, \"good\": True}}"), "`json.dumps(record)` writes JSON"),
+        (&format!("{record}, \"x\": \"\\ud83d\"}}"), "is half of a character: remove it"),
+        (&format!("{GOOD} {GOOD}"), "a line holds one record"),
+        (&format!("[{GOOD}, {GOOD}]"), "a list of records is read with `source: json`"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", "run `git lfs pull` in its folder"),
+    ] {
+        let said = error("d.jsonl", text);
+        assert!(said.contains(advice), "{text}: {said}");
+    }
+    for (text, advice) in [
+        (format!("[{record}, \"score\": NaN}}]"), "JSON has no NaN and no Infinity: write null"),
+        (format!("[{GOOD},\n{record}, \"score\": NaN}}]"), "JSON has no NaN and no Infinity: write null"),
+        ("[{'messages': []}]".to_owned(), "`json.dumps(record)` writes JSON"),
+    ] {
+        let said = error("d.json", &text);
+        assert!(said.contains(advice), "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_conversation_in_two_columns_is_to_be_joined() {
+    let folder = Folder::new();
+    let record =
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#;
+    let error = load_chat(chat(folder.file("d.jsonl", record))).unwrap_err().to_string();
+    assert!(
+        error.contains("no column `messages`: `prompt` and `completion` are two parts of a conversation"),
+        "{error}"
+    );
+    assert!(error.contains("jq -c '{messages: (.prompt + .completion)}'"), "{error}");
+}
+
 #[test]
 fn a_conversation_in_another_column_is_found() {
     let folder = Folder::new();

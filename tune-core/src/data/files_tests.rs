@@ -162,3 +162,15 @@ fn sources() {
     assert!(get(Some("tatsu-lab/alpaca"), &[]).unwrap_err().contains("hf://tatsu-lab/alpaca"));
     assert!(get(None, &[&folder.0.path().join("none.jsonl")]).unwrap_err().starts_with("cannot read"));
 }
+
+/// What `jq .` writes: one object behind the other, over several lines.
+#[test]
+fn objects_over_several_lines_are_read() {
+    let folder = Folder::new();
+    let pretty = serde_json::to_string_pretty(&serde_json::from_str::<serde_json::Value>(GOOD).unwrap()).unwrap();
+    let records = load_chat(chat(folder.file("d.json", format!("{pretty}\n{pretty}\n{pretty}")))).unwrap();
+    assert_eq!(records.samples.len(), 3);
+    let said =
+        load_chat(chat(folder.file("e.json", format!("{pretty}\n{{\"messages\": []}}")))).unwrap_err().to_string();
+    assert!(said.contains("e.json: item 2: the conversation is empty"), "{said}");
+}

@@ -27,6 +27,7 @@
 //! # Ok::<(), tune_core::Error>(())
 //! ```
 
+mod advice;
 mod ahead;
 mod alpaca;
 mod batch;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::advice;
 use super::split::Split;
 use super::stand_in;
 use crate::positions::read_exact_at;
@@ -148,9 +149,19 @@ impl Records {
             Err(_) if let Some((column, what)) = not_utf8(&text) => {
                 Err(origin.error(format_args!("column {column}: {what}")))
             }
-            Ok(other) => Err(origin.error(format_args!("must be a JSON object, not {}", kind_of(&other)))),
-            Err(e) if origin.kind == Kind::Line => Err(json_error(&origin.path, origin.number as usize, &e)),
-            Err(e) => Err(origin.error(format_args!("not valid JSON: {e}"))),
+            Ok(other) => {
+                let advice = match &other {
+                    Value::Array(items) if origin.kind == Kind::Line && items.iter().all(Value::is_object) => {
+                        "; a list of records is read with `source: json`"
+                    }
+                    _ => "",
+                };
+                Err(origin.error(format_args!("must be a JSON object, not {}{advice}", kind_of(&other))))
+            }
+            Err(e) if origin.kind == Kind::Line => {
+                Err(json_error(&origin.path, origin.number as usize, &e, advice::of_a_line(&text, &e)))
+            }
+            Err(e) => Err(origin.error(format_args!("not valid JSON: {e}{}", advice::of(&text, &e)))),
         }
     }
 }
@@ -163,11 +174,11 @@ pub(super) fn not_utf8(text: &[u8]) -> Option<(usize, String)> {
     Some((valid + 1, format!("the byte {byte:#04x} is not UTF-8; the encoding may be Windows-1252: {advice}")))
 }
 
-/// `path:line: column C: what is wrong`.
-pub(super) fn json_error(path: &Path, line: usize, error: &serde_json::Error) -> Error {
+/// `path:line: column C: what is wrong; what to do`.
+pub(super) fn json_error(path: &Path, line: usize, error: &serde_json::Error, advice: &str) -> Error {
     let message = error.to_string();
     let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
-    Error::line(path, line, format!("column {}: not valid JSON: {what}", error.column()))
+    Error::line(path, line, format!("column {}: not valid JSON: {what}{advice}", error.column()))
 }
 
 /// What a value is, for messages.

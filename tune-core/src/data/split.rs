@@ -76,11 +76,14 @@ pub(crate) fn part<T>(split: &str, all: Vec<T>) -> Result<Vec<T>> {
 
 impl Bound {
     fn index(self, n: usize) -> usize {
-        let signed = match self {
+        let share = |percent: f64| (percent * n as f64 / 100.0).round() as i64;
+        let from_start = match self {
+            Self::Count(count) if count < 0 => count.saturating_add(n as i64),
             Self::Count(count) => count,
-            Self::Percent(percent) => (percent * n as f64 / 100.0).round() as i64,
+            // A share from the end that rounds to nothing is still one from the end: `[:-10%]` of three records has all of them.
+            Self::Percent(percent) if percent < 0.0 => (n as i64).saturating_add(share(percent)),
+            Self::Percent(percent) => share(percent),
         };
-        let from_start = if signed < 0 { signed.saturating_add(n as i64) } else { signed };
         from_start.clamp(0, n as i64) as usize
     }
 }
@@ -158,6 +161,11 @@ mod tests {
             ("train[5:9]", 164, (5, 9)),
             ("train[-50:]", 164, (114, 164)),
             ("train[:-10%]", 100, (0, 90)),
+            // A share that rounds to nothing leaves all to the others, from whichever end it is.
+            ("train[:-10%]", 3, (0, 3)),
+            ("train[-10%:]", 3, (3, 3)),
+            ("train[:10%]", 3, (0, 0)),
+            ("train[10%:]", 3, (0, 3)),
         ] {
             assert_eq!(range(text, n), expected, "{text}");
         }

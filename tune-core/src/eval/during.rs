@@ -29,7 +29,7 @@ pub struct EvaluationConfig {
     /// Which part of the items is taken, as of a dataset: `train[:50]`, `train[-5%:]` ...
     #[config(default = "train")]
     pub split: String,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[config(default = 128, range = 1..)]
     pub max_new_tokens: usize,
     /// A command that judges answers, as `tune eval --program` takes it.
@@ -46,7 +46,7 @@ pub struct EvaluationConfig {
 pub struct SamplesConfig {
     /// What the model is asked, each for itself.
     pub prompts: Vec<String>,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[config(default = 64, range = 1..)]
     pub max_new_tokens: usize,
     /// How freely the model chooses its words; at 0 it always takes the likeliest.

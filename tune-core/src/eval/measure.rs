@@ -33,9 +33,9 @@ pub struct Asking {
     pub system: Option<String>,
     /// Whether prompts are rendered with the chat template; by default, if there is one.
     pub chat: Option<bool>,
-    /// An answer is cut off after this many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     pub max_new_tokens: usize,
-    /// So many tokens are computed at a time.
+    /// How many tokens are computed at a time.
     pub tokens: usize,
 }
 
@@ -184,7 +184,7 @@ impl Prepared {
 pub struct Answers {
     /// The tokens of each prompt.
     pub prompts: Vec<usize>,
-    /// An answer is cut off after this many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     pub max_new_tokens: usize,
 }
 

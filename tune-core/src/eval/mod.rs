@@ -55,7 +55,7 @@ pub const BITS_PER_BYTE: &str = "bits_per_byte";
 pub struct ExactMatchConfig {
     /// JSON Lines with conversations (`messages` with `role` and `content`); the last message is the expected answer.
     pub data_file: PathBuf,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[config(default = 64, range = 1..)]
     pub max_new_tokens: usize,
 }

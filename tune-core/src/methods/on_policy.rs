@@ -18,7 +18,7 @@ pub struct OnPolicyConfig {
     /// The share of batches whose answers the student draws, on average; the others have those of the data.
     #[config(default = 0.5, alias = "lmbda", range = 0.0..=1.0)]
     pub share: f64,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[config(default = 128, range = 1..)]
     pub max_new_tokens: usize,
     /// The temperature at which answers are drawn: 1 is by the student's own probabilities, and at 0 the likeliest token is taken.

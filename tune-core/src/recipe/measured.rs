@@ -21,7 +21,7 @@ pub struct EarlyStoppingConfig {
     /// What is watched: `val_loss`, or a task and its metric, such as `held_out/exact_match`. Whether more of it is better follows from the metric.
     #[config(default = "val_loss")]
     pub monitor: String,
-    /// End the run when so many measurements in a row were no better than the best before them.
+    /// End the run when N measurements in a row were no better than the best before them.
     #[config(default = 3, range = 1..)]
     pub patience: u64,
     /// What is better by no more than this counts as no better.

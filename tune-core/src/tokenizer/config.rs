@@ -21,7 +21,7 @@ const LARGEST: u64 = 256 << 20;
 pub struct TokenizerConfig {
     /// A `tokenizer.json`, under any name, in place of the checkpoint's. Tokenizer files of other kinds are not read: the checkpoint's is taken.
     pub path: Option<PathBuf>,
-    /// Longer samples are cut off after so many tokens; packed rows are filled up to it.
+    /// The most tokens of a sample: longer ones are cut off, and packed rows are filled up to it.
     #[config(range = 2..)]
     pub max_seq_len: Option<usize>,
     /// A file with a chat template (Jinja) in place of the checkpoint's.

@@ -36,6 +36,7 @@ pub use streaming::Streaming;
 pub use template::{ChatTemplate, Conversation, Message, Object, Rendered};
 pub(crate) use template::{Prepared, json_size};
 
+use crate::files::is_lfs_pointer;
 use crate::{Error, Result};
 
 /// The files beside a checkpoint's weights that belong to its tokenizer, by file name:
@@ -54,7 +55,7 @@ impl TokenizerFiles {
     fn json(&self, name: &str) -> Result<Option<Value>> {
         self.files
             .get(name)
-            .map(|bytes| serde_json::from_slice(bytes).map_err(|e| Error::file(name, e.to_string())))
+            .map(|bytes| serde_json::from_slice(bytes).map_err(|e| Error::file(name, unread(bytes, &e.to_string()))))
             .transpose()
     }
 }
@@ -158,7 +159,8 @@ impl Tokenizer {
                 ),
             )
         })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file(TOKENIZER, e.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::file(TOKENIZER, unread(bytes, &e.to_string())))?;
         // Cutting and padding are done on samples and batches.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
@@ -297,6 +299,14 @@ impl Tokenizer {
             let token = self.token(id).unwrap_or_default();
             crc32c::crc32c_append(crc32c::crc32c_append(sum, token.as_bytes()), &id.to_le_bytes())
         })
+    }
+}
+
+/// Why a file of a tokenizer cannot be read, and what to do.
+fn unread(bytes: &[u8], error: &str) -> String {
+    match is_lfs_pointer(bytes) {
+        true => "is a Git LFS pointer, not the file itself: run `git lfs pull` in the model's folder".to_owned(),
+        false => format!("cannot be read ({error}): it is damaged or was not copied completely: fetch it again"),
     }
 }
 

@@ -88,7 +88,14 @@ fn what_is_missing_or_broken_is_named() {
     let mut files = byte_level_files(None);
     files.files.remove("tokenizer.json");
     assert!(error(&files).starts_with("tokenizer.json: is not there"), "{}", error(&files));
-    assert!(error(&with("tokenizer.json", &json!({"model": 3}))).starts_with("tokenizer.json: "));
+    let broken = error(&with("tokenizer.json", &json!({"model": 3})));
+    assert!(broken.starts_with("tokenizer.json: cannot be read (") && broken.ends_with("fetch it again"), "{broken}");
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n".to_vec();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let mut files = byte_level_files(None);
+        files.files.insert(name.into(), pointer.clone());
+        assert!(error(&files).starts_with(&format!("{name}: is a Git LFS pointer")), "{}", error(&files));
+    }
     assert!(
         error(&with("tokenizer_config.json", &json!({"eos_token": "<eos>"})))
             .contains("the eos_token `<eos>` is not in the vocabulary")

@@ -48,9 +48,17 @@ pub(crate) fn program(package: &str, name: &str, by_mpi: bool) -> Result<PathBuf
 /// depends on is shared between them.
 ///
 /// # Errors
-/// There is no such file or no tune-core; or it does not compile, which cargo has said.
+/// There is no such file, it is no Rust file, or there is no tune-core; or it does not compile, which cargo has said.
 pub(crate) fn own(file: &Path, core: Option<&Path>, by_mpi: bool) -> Result<PathBuf> {
     let file = file.canonicalize().map_err(|error| format!("cannot read the recipe {}: {error}", file.display()))?;
+    if file.extension().is_none_or(|extension| extension != "rs") {
+        return Err(format!(
+            "{} is neither a recipe, which is a Rust file (NAME.rs), nor a config whose recipe shows in it: name both, as in \
+             `tune run lora --config FILE`",
+            file.display()
+        )
+        .into());
+    }
     let core = Core::find(core)?;
     let name = package_name(&file);
     let folder = paths::cache()?.join("recipes").join(&name);
@@ -244,6 +252,11 @@ fn cargo(manifest: &Path, target: &Target, what: &[&str]) -> Result<()> {
         })?;
     match status.success() {
         true => Ok(()),
+        false if what.contains(&"--features=mpi") => Err(format!(
+            "the recipe does not compile with MPI; cargo says why above. Where that is MPI's library or libclang: {}",
+            crate::launch::INSTALL_MPI
+        )
+        .into()),
         false => Err("the recipe does not compile; cargo says why above".into()),
     }
 }

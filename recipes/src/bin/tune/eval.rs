@@ -58,10 +58,10 @@ pub(crate) struct Args {
     /// Take the first N items of each task alone.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     max_new_tokens: u64,
-    /// So many tokens are computed at a time.
+    /// How many tokens are computed at a time.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..))]
     batch_tokens: u64,
     /// Draws of the bootstrap.
@@ -91,6 +91,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     // All of the tasks are known to be sound before a weight is read.
     let tasks = args.tasks.iter().map(|file| items(file, args)).collect::<Result<Vec<_>>>()?;
+    // And so are the files that the results go to: what was computed for hours is not to be lost for a folder that is not there.
+    args.results.iter().chain(&args.page).try_for_each(|file| can_be_written(file))?;
     let (device, chosen) = args.device.choose()?;
     chosen.iter().for_each(|line| complain!("{line}"));
     let mut program = args.program.as_deref().map(Program::start).transpose()?;
@@ -105,6 +107,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         tuned.iter().enumerate().map(|(i, tuned)| eval::rows(tuned, of_base(i), resampling)).collect();
     let names: Vec<String> = args.tasks.iter().map(|file| file.display().to_string()).collect();
     let shown = other.as_ref().map(Source::shown);
+    let mut text = source.shown();
+    if let Some(shown) = &shown {
+        text += &format!(", compared with {shown}");
+    }
+    text += ". In brackets: intervals of 95 %.\n";
+    for (name, rows) in names.iter().zip(&rows) {
+        text += &format!("{name}\n{}", eval::table(rows));
+    }
+    let printed = output::show(&text);
     if let Some(file) = &args.results {
         let lines = (0..tasks.len()).map(|i| results(&tasks[i], &tuned[i], of_base(i))).collect::<String>();
         write(file, &lines)?;
@@ -115,15 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .collect();
         write(file, &eval::page((&source.shown(), shown.as_deref()), &sections, resampling))?;
     }
-    let mut text = source.shown();
-    if let Some(shown) = shown {
-        text += &format!(", compared with {shown}");
-    }
-    text += ". In brackets: intervals of 95 %.\n";
-    for (name, rows) in names.iter().zip(&rows) {
-        text += &format!("{name}\n{}", eval::table(rows));
-    }
-    output::show(&text)?;
+    printed?;
     Ok(())
 }
 
@@ -181,6 +184,25 @@ fn results(items: &[Item], tuned: &[Outcome], base: Option<&[Outcome]>) -> Strin
         format!("{line}\n")
     };
     (0..items.len()).map(line).collect()
+}
+
+/// Whether a file can be written later on; one that is there stays as it is.
+fn can_be_written(file: &Path) -> Result<()> {
+    let meta = std::fs::metadata(file);
+    // A pipe would end for its reader.
+    if meta.as_ref().is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        return Ok(());
+    }
+    let is_new = meta.is_err();
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)
+        .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    if is_new {
+        std::fs::remove_file(file).map_err(|error| format!("cannot remove {}: {error}", file.display()))?;
+    }
+    Ok(())
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

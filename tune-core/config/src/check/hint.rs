@@ -115,6 +115,10 @@ impl<'w> Best<'w> {
     }
 
     const fn offer(&mut self, name: &'static str) {
+        if is_type(last_part(self.written), name) {
+            self.distance = 0;
+            self.name = Some(name);
+        }
         if let Some(distance) = slip(self.written, name)
             && distance < self.distance
         {
@@ -159,6 +163,27 @@ impl<'w> Best<'w> {
             at += 1;
         }
     }
+}
+
+/// Whether `name` is a type of numbers that PyTorch or NumPy calls `written`.
+const fn is_type(written: &str, name: &str) -> bool {
+    const NAMES: [(&str, &str); 7] = [
+        ("bfloat16", "bf16"),
+        ("float16", "fp16"),
+        ("half", "fp16"),
+        ("f16", "fp16"),
+        ("float32", "fp32"),
+        ("float", "fp32"),
+        ("f32", "fp32"),
+    ];
+    let mut at = 0;
+    while at < NAMES.len() {
+        if same(NAMES[at].0, written) && same(NAMES[at].1, name) {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 const fn last_part(path: &str) -> &str {

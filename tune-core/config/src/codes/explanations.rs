@@ -179,7 +179,7 @@ pub const EXPLANATIONS: &[Explanation] = &[
     yaml(
         NO_COMPONENT,
         "no component is chosen",
-        "The key has no default component, so that a mapping must say which one it describes.",
+        "The key has no default component, so a mapping must say which one it describes.",
         "datasets: {path: a.json}",
         "datasets: {_component_: instruct, path: a.json}",
     ),
@@ -245,7 +245,7 @@ pub const EXPLANATIONS: &[Explanation] = &[
     overrides(
         NOTHING_TO_DELETE,
         "nothing to delete",
-        "`~key` takes a key out of the config, so that its default holds. Only what is written can be taken out.",
+        "`~key` takes a key out of the config, and its default holds. Only what is written can be taken out.",
         &["~epochs"],
         &["epochs=1", "~epochs"],
     ),

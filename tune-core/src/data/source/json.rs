@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{BYTE_ORDER_MARK, lines};
 use crate::checkpoint::human;
+use crate::data::advice;
 use crate::data::records::{Kind, Records, json_error, kind_of};
 use crate::memory::available;
 use crate::{Error, Result};
@@ -27,8 +28,8 @@ pub(super) fn find(path: &Path, mut file: File, column: &str, records: &mut Reco
     }
     let whole = whole(path, &file)?;
     let text = whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&whole);
-    let broken = |e: serde_json::Error| json_error(path, e.line(), &e);
-    let items = match text.trim_ascii_start().first() {
+    let broken = |e: serde_json::Error| json_error(path, e.line(), &e, advice::of(text, &e));
+    let items: Vec<&RawValue> = match text.trim_ascii_start().first() {
         None => return Err(Error::file(path, "the file is empty")),
         Some(b'[') => serde_json::from_slice(text).map_err(broken)?,
         Some(b'{') => match serde_json::from_slice::<&RawValue>(text) {
@@ -42,8 +43,14 @@ pub(super) fn find(path: &Path, mut file: File, column: &str, records: &mut Reco
                 if !is_lines {
                     return Err(broken(e));
                 }
-                file.rewind().map_err(Error::io("read", path))?;
-                return lines::find(path, file, records);
+                // One object behind the other, each of them over several lines, as `jq` writes them.
+                match serde_json::Deserializer::from_slice(text).into_iter().collect() {
+                    Ok(objects) => objects,
+                    Err(_) => {
+                        file.rewind().map_err(Error::io("read", path))?;
+                        return lines::find(path, file, records);
+                    }
+                }
             }
         },
         Some(_) => {

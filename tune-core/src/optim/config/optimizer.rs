@@ -189,6 +189,18 @@ impl OptimizerConfig {
         self.groups().ema_decay.is_some()
     }
 
+    /// The learning rate where the schedule has its factor at 1.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::AdamW(c) | Self::AdamW8bit(c) => c.lr,
+            Self::Sgd(c) => c.lr,
+            Self::Lion(c) => c.lr,
+            Self::Adafactor(c) => c.lr,
+            Self::Muon(c) => c.lr,
+            Self::ScheduleFree(c) => c.lr,
+        }
+    }
+
     /// The optimizer, without state yet.
     pub fn build(&self) -> Box<dyn Optimizer> {
         self.build_for_adapters(None)

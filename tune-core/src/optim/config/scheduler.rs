@@ -90,7 +90,7 @@ pub struct InverseSqrtConfig {
     /// Optimizer steps over which the learning rate rises from zero.
     #[config(default = 0)]
     pub num_warmup_steps: u64,
-    /// How slowly it falls: to 0.71 of optimizer.lr after so many steps. Where null, num_warmup_steps, or 10 000 without any.
+    /// How slowly it falls: after this many steps it is at 0.71 of optimizer.lr. Where null, num_warmup_steps, or 10 000 without any.
     #[config(range = 1.0..)]
     pub timescale: Option<f64>,
 }

@@ -208,6 +208,11 @@ impl Outline {
             warnings.extend(crate::peft::other_base(dir, base));
         }
         if let Trained::Adapters { lora, merged } = &self.trained {
+            if lora.alpha == 0.0 {
+                warnings.push(
+                    "model.lora_alpha is 0, so adapters add nothing to their layers and learn nothing".to_owned(),
+                );
+            }
             if let Ok(shape) = ModelSpec::of(base) {
                 warnings.extend(lora.shared(&shape).into_iter().chain(lora.of_tied(&shape)));
             }
@@ -293,6 +298,9 @@ impl Outline {
     /// Settings that are allowed and probably not meant. `batches` are those of an epoch, if they are known.
     pub fn schedule_warnings(&self, batches: Option<usize>) -> Vec<String> {
         let mut warnings = Vec::new();
+        if self.optimizer.lr() == 0.0 {
+            warnings.push("optimizer.lr is 0, so no step changes a weight".to_owned());
+        }
         let warmup = self.lr_scheduler.build().warmup_steps;
         let total = batches.map(|batches| self.plan().total_steps(batches));
         if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {

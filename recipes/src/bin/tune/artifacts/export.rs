@@ -45,7 +45,7 @@ pub(crate) struct By {
     /// Keep errors small where much comes through a weight (importance matrix): a file of `llama-imatrix`, or text or chats to run the model over; their matrix is then left beside the new file.
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
-    /// Run the model over at most so many chunks of 512 tokens of text or chats, in place of 128.
+    /// Run the model over at most N chunks of 512 tokens of text or chats, in place of 128.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "importance")]
     importance_chunks: Option<u32>,
 }

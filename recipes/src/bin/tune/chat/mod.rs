@@ -42,13 +42,13 @@ pub(crate) struct Args {
     /// A chat template (Jinja) in place of the model's.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// An answer is cut off after so many tokens.
+    /// The most tokens of an answer: a longer one is cut off.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
     /// Divides the logits; at 0 the likeliest token is always taken.
     #[arg(long, value_name = "X", default_value_t = 0.7, value_parser = temperature)]
     temperature: f64,
-    /// Draw from so many likeliest tokens only.
+    /// Draw from the N likeliest tokens only.
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Draw from the fewest likeliest tokens whose probabilities add up to this.

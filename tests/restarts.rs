@@ -144,3 +144,53 @@ fn what_cannot_be_started_again_is_refused() {
     let said = refused(&["--min-nproc", "2", "full", "--config", "full/tiny"]);
     assert!(said.contains("--max-restarts <N>"), "{said}");
 }
+
+/// What `tune run` starts itself, without MPI: each knows who it is and where all meet; how one ends, the run ends, and nobody is left.
+#[test]
+fn processes_that_tune_starts_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let ranks = |script: &str| {
+        let mut tune = Command::new(env!("CARGO_BIN_EXE_tune"));
+        tune.args(["ranks", "3", "sh", "-c", script, "--help"]).current_dir(folder.path()).env("RANK", "7");
+        tune.stderr(Stdio::piped()).stdout(Stdio::piped()).output().unwrap()
+    };
+    let ended = ranks(
+        "echo $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $0 > said.$RANK; echo $MASTER_PORT $TUNE_RUN_ID >> ids",
+    );
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    for rank in 0..3 {
+        let said = fs::read_to_string(folder.path().join(format!("said.{rank}"))).unwrap();
+        assert_eq!(said, format!("{rank} {rank} 3 3 127.0.0.1 --help\n"));
+    }
+    let ids = fs::read_to_string(folder.path().join("ids")).unwrap();
+    assert!(ids.lines().count() == 3 && ids.lines().all(|line| Some(line) == ids.lines().next()), "{ids}");
+
+    // The first that fails by itself says how the run ends; the others, which have a while for that, are killed.
+    for (script, code) in [
+        ("[ $RANK = 1 ] && exit 3; [ $RANK = 2 ] && exit 75; exec sleep 1000", 3),
+        ("[ $RANK = 1 ] && kill -9 $$; [ $RANK = 2 ] && sleep 1 && exit 75; [ $RANK = 0 ] && exit 75", 137),
+    ] {
+        let begun = std::time::Instant::now();
+        let ended = ranks(script);
+        assert_eq!(ended.status.code(), Some(code), "{script}: {}", text(&ended.stderr));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+    }
+    let missing = Command::new(env!("CARGO_BIN_EXE_tune")).args(["ranks", "2", "/no/such/program"]).output().unwrap();
+    assert!(text(&missing.stderr).contains("cannot start /no/such/program"), "{}", text(&missing.stderr));
+}
+
+/// A signal reaches all, which have time to save.
+#[test]
+fn processes_that_tune_starts_itself_are_asked_to_end() {
+    let script = "trap 'sleep 1; exit 143' TERM; touch ready.$RANK; while :; do sleep 0.05; done";
+    let folder = tempfile::tempdir().unwrap();
+    let mut tune = Command::new(env!("CARGO_BIN_EXE_tune"));
+    let mut tune = tune.args(["ranks", "2", "sh", "-c", script]).current_dir(folder.path()).spawn().unwrap();
+    wait_for(&mut tune, "process", || {
+        (0..2).all(|rank| folder.path().join(format!("ready.{rank}")).exists()).then_some(())
+    });
+    let pids = children(tune.id());
+    signal("-TERM", i32::try_from(tune.id()).unwrap());
+    assert_eq!(tune.wait().unwrap().code(), Some(143));
+    assert!(pids.len() == 2 && pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tune_core::checkpoint::run::latest;
 use tune_core::config::say;
+use tune_core::distributed::init_process_group;
 
 use super::cases::Case;
 use super::{cases, chosen, has_card, in_the_workspace};
@@ -42,6 +43,8 @@ const QUICK: [&str; 4] = ["lora_dora", "grpo", "full_schedule_free", "full_avera
 fn as_it_is_told() {
     let (Ok(recipe), Ok(settings)) = (std::env::var(RECIPE), std::env::var(SETTINGS)) else { return };
     in_the_workspace();
+    // As a recipe's own program does: it may be one of several.
+    let _group = init_process_group().unwrap();
     let settings: Vec<String> = settings.lines().map(str::to_owned).collect();
     super::run(&recipe, &settings).unwrap();
 }

@@ -1,9 +1,10 @@
 //! Recipes on two processes with a card each, which are threads here: they learn what one learns, and one number of them goes on from what
 //! another saved. Where no second card is, what is refused then.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use tune_core::checkpoint::run::{checkpoints, latest};
 use tune_core::config::say;
@@ -11,7 +12,7 @@ use tune_core::distributed::threads;
 use tune_core::engine::Card;
 
 use super::cases::{self, CASES, Case};
-use super::{apart, has_card, in_the_workspace, logged, run, saved, stand_in};
+use super::{apart, has_card, in_the_workspace, killed, logged, run, saved, stand_in};
 
 /// Says that the library which connects cards is missing.
 const WITHOUT_NCCL: &str = "TUNE_TEST_WITHOUT_NCCL";
@@ -84,6 +85,89 @@ fn two_learn_what_one_learns() {
         succeed(2, case(name), &[&more, layout].concat(), &two, folder.path());
         compare(&what, &two, &one);
     }
+}
+
+/// The same where nothing but their cards connects the two.
+#[test]
+fn two_that_cards_connect_learn_what_one_learns() {
+    in_the_workspace();
+    if !has_two() || is_without_nccl() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    cases::prepare(folder.path());
+    for (name, layout) in [("full", "fsdp_reshard_after_forward=true"), ("lora", "data_parallel_replicate_dim=2")] {
+        let [one, two] = ["one", "two"].map(|n| folder.path().join(format!("{name}_by_cards_{n}")));
+        succeed(1, case(name), &["max_steps_per_epoch=2"], &one, folder.path());
+        let mut settings = case(name).settings("fp32", "cuda", &two, folder.path());
+        settings.extend(["gradient_accumulation_steps=2", "max_steps_per_epoch=2", layout].map(str::to_owned));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let results = threads::run_by_cards(2, port, Duration::from_secs(120), |_| run(case(name).recipe, &settings));
+        assert!(results.iter().all(|one| matches!(one, Ok(Ok(())))), "{name}: {results:?}");
+        compare(&format!("{name} without MPI"), &two, &one);
+    }
+}
+
+/// A run as two processes that their cards connect, with what they say in files beside its folder.
+fn start_two(case: &Case, settings: &[String], dir: &Path) -> [Child; 2] {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    // Where processes are stand-ins' cards, they meet by files.
+    let meetings = dir.with_extension("meetings");
+    std::fs::create_dir_all(&meetings).unwrap();
+    ["0", "1"].map(|rank| {
+        let log = std::fs::File::create(log_of(dir, rank)).unwrap();
+        let mut program = killed::program(case, settings);
+        program.env("STAND_IN_MEETINGS", &meetings).env("RANK", rank).env("LOCAL_RANK", rank).env("WORLD_SIZE", "2");
+        program.env("LOCAL_WORLD_SIZE", "2").env("MASTER_ADDR", "localhost").env("MASTER_PORT", &port);
+        program.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    })
+}
+
+fn log_of(dir: &Path, rank: &str) -> PathBuf {
+    dir.with_extension(format!("rank_{rank}.log"))
+}
+
+/// Two processes in truth: they learn what one learns; and where one is killed, the other ends at once, says which it was, and leaves a
+/// checkpoint to go on from.
+#[test]
+fn two_processes_that_cards_connect() {
+    in_the_workspace();
+    if !has_two() || is_without_nccl() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    cases::prepare(folder.path());
+    let [one, two, lost] = ["one", "two", "lost"].map(|n| folder.path().join(format!("full_processes_{n}")));
+    let case = case("full");
+    let of = |dir: &Path, more: &[&str]| {
+        let mut settings = case.settings("fp32", "cuda", dir, folder.path());
+        settings.push("gradient_accumulation_steps=2".to_owned());
+        settings.extend(more.iter().map(ToString::to_string));
+        settings
+    };
+    succeed(1, case, &["max_steps_per_epoch=2"], &one, folder.path());
+    let ended = start_two(case, &of(&two, &["max_steps_per_epoch=2"]), &two).map(|mut child| child.wait().unwrap());
+    let said = || ["0", "1"].map(|rank| std::fs::read_to_string(log_of(&two, rank)).unwrap()).concat();
+    assert!(ended.iter().all(std::process::ExitStatus::success), "{}", said());
+    compare("two processes without MPI", &two, &one);
+
+    let more = ["max_steps_per_epoch=40", "checkpointer.save_every_n_steps=1"];
+    let [mut first, mut second] = start_two(case, &of(&lost, &more), &lost);
+    let begun = Instant::now();
+    while latest(&lost).is_ok_and(|saved| saved.is_none()) {
+        assert!(begun.elapsed() < Duration::from_secs(100) && first.try_wait().unwrap().is_none(), "nothing is saved");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let killed = Instant::now();
+    while first.try_wait().unwrap().is_none() {
+        assert!(killed.elapsed() < Duration::from_secs(10), "it waits for one that was killed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let said = std::fs::read_to_string(log_of(&lost, "0")).unwrap();
+    assert!(said.contains("rank 1 has ended"), "{said}");
+    assert!(latest(&lost).unwrap().is_some());
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The same where each process has a card. Cards, and the NCCL that connects them, are stand-ins ([`crate::stand_in`]): what is gathered
 //! and summed comes late, so that whoever does not wait for it computes with something else.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tune_core::Error;
 use tune_core::device::{Compute, DeviceConfig};
-use tune_core::distributed::{Layout, Mesh, threads};
+use tune_core::distributed::{Group, Layout, Mesh, threads};
 use tune_core::engine::Card;
 use tune_core::models::{Decoder, LoadOptions, ModelSpec};
 use tune_core::peft::{LoraModule, LoraOptions};
@@ -152,6 +154,132 @@ fn a_card_that_is_not_connected_is_refused() {
     });
     for error in errors.unwrap().into_iter().flatten() {
         assert!(error.contains("their mesh connects them"), "{error}");
+    }
+}
+
+/// A port of this machine that is free.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What a group gives, as bits: of each collective, with numbers that tell whose they are and whose sums are rounded.
+fn all_that_a_group_does(group: &Group) -> Vec<Vec<u64>> {
+    let (rank, size) = (group.rank(), group.world_size());
+    let bits = |numbers: Vec<f64>| numbers.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+    let of_f32 = |numbers: Vec<f32>| numbers.into_iter().map(|x| u64::from(x.to_bits())).collect::<Vec<_>>();
+    let number = |i: usize| (i as f64 + 0.1) * 10f64.powi(rank as i32 * 3) / 3.0;
+    let mut all = Vec::new();
+    // Two are under way at a time.
+    let rows = 7;
+    let counts = group.counts(rows, 2);
+    let mine: Vec<f64> = group.share(rows).flat_map(|row| [number(row), rank as f64]).collect();
+    let gathered = group.all_gather("rows", mine, counts.clone(), vec![0f64; 2 * rows]);
+    let parts: Vec<f32> = (0..2 * rows).map(|i| number(i) as f32).collect();
+    let scattered = group.reduce_scatter("sums", parts, counts.clone(), vec![0f32; counts[rank]], |n| vec![0f32; n]);
+    all.push(bits(gathered.wait().unwrap()));
+    all.push(of_f32(scattered.wait().unwrap()));
+    let large: Vec<f32> = (0..1001).map(|i| number(i) as f32).collect();
+    all.push(of_f32(group.all_reduce_in_place("a gradient", large, |n| vec![0f32; n]).wait().unwrap()));
+    all.push(bits(group.all_reduce("numbers", vec![number(1), 1e300, f64::MIN_POSITIVE]).wait().unwrap()));
+    // What 53 bits do not hold.
+    all.push(group.all_reduce("counts", vec![(1u64 << 62) / size as u64 + rank as u64, 0]).wait().unwrap());
+    all.push(group.broadcast("a number", 1, vec![rank as u64 * 10 + 7]).wait().unwrap());
+    all.push(group.gathered("as many as one has", vec![rank as u64; rank]).unwrap());
+    all.push(group.texts("names", &"x".repeat(rank)).unwrap().iter().map(|text| text.len() as u64).collect());
+    group.barrier("something").wait().unwrap();
+    let failed = (rank == 1).then(|| Error::Training("it was this one".to_owned())).map_or(Ok(()), Err);
+    let said = group.agreed("something", failed).unwrap_err().to_string();
+    all.push(said.bytes().map(u64::from).collect());
+    if size == 4 {
+        let mesh = Mesh::new(group, Layout { shards: 2, replicas: 2, keeps_gathered: false }).unwrap();
+        let parts: Vec<f32> = (0..5).map(|i| number(i) as f32).collect();
+        let counts = mesh.shards().counts(5, 1);
+        let mine = vec![0f32; counts[mesh.shards().rank()]];
+        all.push(of_f32(mesh.reduce_scatter("sums", parts, counts, mine, |n| vec![0f32; n]).wait().unwrap()));
+        all.push(mesh.replicas().all_reduce("ranks", vec![rank as u64]).wait().unwrap());
+        all.push(mesh.shards().texts("names", &rank.to_string()).unwrap().concat().bytes().map(u64::from).collect());
+    }
+    group.finish().unwrap();
+    all
+}
+
+/// Processes that their cards connect do what those do that something else connects, to the last bit.
+#[test]
+fn cards_connect_processes() {
+    if !has_cards() {
+        return;
+    }
+    let limit = Duration::from_secs(60);
+    for size in [2, 3, 4] {
+        let right = threads::run(size, limit, |group| all_that_a_group_does(&group)).unwrap();
+        let by_cards = threads::run_by_cards(size, free_port(), limit, |group| {
+            let place = group.place();
+            let right = (place.local_rank, place.world_size, place.local_world_size);
+            assert_eq!(right, (place.rank, size, size));
+            all_that_a_group_does(&group)
+        });
+        let by_cards: Vec<_> = by_cards.into_iter().map(Result::unwrap).collect();
+        assert!(by_cards == right, "{size}: {by_cards:?} instead of {right:?}");
+    }
+}
+
+/// Each computes on the card that connects it, and on nothing else.
+#[test]
+fn who_is_connected_by_a_card_computes_on_it() {
+    if !has_cards() {
+        return;
+    }
+    let choose = |device: &'static str| {
+        let device: DeviceConfig = device.parse().unwrap();
+        threads::run_by_cards(2, free_port(), Duration::from_secs(60), move |group| {
+            let chosen = device.choose_among(&group).map(|(device, _)| device.to_string());
+            group.finish().unwrap();
+            chosen.map_err(|error| error.to_string())
+        })
+    };
+    for device in ["cuda", "auto"] {
+        for (rank, chosen) in choose(device).into_iter().enumerate() {
+            assert_eq!(chosen.unwrap().unwrap(), format!("Stand-in (cuda:{rank})"), "{device}");
+        }
+    }
+    for (device, said) in
+        [("cpu", "were started without MPI, and their cards connect them"), ("cuda:1", "cuda:1 is one card")]
+    {
+        for chosen in choose(device) {
+            let error = chosen.unwrap().unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+    // There are four cards, so the fifth process has none, and all learn of it.
+    let met = threads::run_by_cards(5, free_port(), Duration::from_secs(60), |_| ());
+    let errors: Vec<String> = met.into_iter().map(|met| met.unwrap_err().to_string()).collect();
+    for (rank, error) in errors.iter().enumerate() {
+        assert!(error.contains("LOCAL_RANK is 4") && error.contains("has 4 cards"), "rank {rank}: {error}");
+        assert_eq!(error.contains("rank 4 cannot go on"), rank != 4, "rank {rank}: {error}");
+    }
+}
+
+/// A process that ends without having come to the end: the others learn of it at once, wherever they wait.
+#[test]
+fn who_ends_early_is_lost_to_those_that_cards_connect() {
+    if !has_cards() {
+        return;
+    }
+    let begun = Instant::now();
+    let ended = threads::run_by_cards(3, free_port(), Duration::from_secs(300), |group| {
+        group.barrier("the beginning").wait().unwrap();
+        if group.rank() == 1 {
+            return None;
+        }
+        let error = group.barrier("something").wait().unwrap_err();
+        assert!(matches!(error, Error::Lost(_)), "{error:?}");
+        Some(error.to_string())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    for (rank, said) in ended.into_iter().enumerate().filter(|(rank, _)| *rank != 1) {
+        let said = said.unwrap().unwrap();
+        let parts = [&*format!("rank {rank} of 3, barrier of something: "), "rank 1 has ended"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
     }
 }
 

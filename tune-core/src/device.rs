@@ -68,6 +68,9 @@ impl DeviceConfig {
     /// As [`DeviceConfig::open`], where it cannot be opened by one of them; fewer cards than processes; a single card that is named.
     pub fn choose_among(self, group: &Group) -> Result<(Compute, Option<String>)> {
         let (place, this) = (group.place(), "the device");
+        if let Some(card) = group.card() {
+            return group.agreed(this, self.connected(card, place));
+        }
         if group.is_single() || self == Self::Cpu {
             return self.choose();
         }
@@ -91,6 +94,28 @@ impl DeviceConfig {
                 ))
             }
             Err(why) => Ok((processor()?, Some(format!("device=auto: processors compute, for {why}")))),
+        }
+    }
+
+    /// The card by which a process is connected to others.
+    fn connected(self, card: &Arc<Card>, place: Place) -> Result<(Compute, Option<String>)> {
+        start_threads()?;
+        let (device, processes) = (Compute::Card(Arc::clone(card)), place.world_size);
+        match self {
+            Self::Cpu => Err(Error::setup(format!(
+                "device=cpu: these {processes} processes were started without MPI, and their cards connect them; set device=cuda, or have \
+                 MPI start them: `mpirun -n {processes} PROGRAM ...`"
+            ))),
+            Self::Cuda(n @ 1..) if n != card.ordinal() || place.local_world_size > 1 => Err(Error::setup(format!(
+                "device=cuda:{n} is one card, and without MPI each process has that of its number on its machine (here cuda:{}): set \
+                 device=cuda; CUDA_VISIBLE_DEVICES says which cards there are",
+                card.ordinal()
+            ))),
+            Self::Cuda(_) => Ok((device, None)),
+            Self::Auto => {
+                let said = format!("device=auto: {device} computes, and the other processes have a card each");
+                Ok((device, Some(said)))
+            }
         }
     }
 

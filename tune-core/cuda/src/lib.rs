@@ -26,7 +26,7 @@ mod staging;
 pub use ahead::AHEAD;
 pub use aside::Reading;
 pub use buffer::{Buffer, Element, View, ViewMut};
-pub use collectives::{Collective, Communicator, UniqueId};
+pub use collectives::{COURIER, Collective, Communicator, Courier, UniqueId};
 pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};

@@ -70,6 +70,8 @@ functions! {
     reduce_scatter: "ncclReduceScatter", fn(u64, u64, usize, Type, Operation, Comm, CUstream) -> c_int;
     broadcast: "ncclBroadcast", fn(u64, u64, usize, Type, c_int, Comm, CUstream) -> c_int;
     reduce: "ncclReduce", fn(u64, u64, usize, Type, Operation, c_int, Comm, CUstream) -> c_int;
+    send: "ncclSend", fn(u64, usize, Type, c_int, Comm, CUstream) -> c_int;
+    receive: "ncclRecv", fn(u64, usize, Type, c_int, Comm, CUstream) -> c_int;
 }
 
 impl Nccl {

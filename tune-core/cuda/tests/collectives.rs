@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tune_cuda::{Buffer, Communicator, Context, UniqueId, VARIABLE, open_nccl};
+use tune_cuda::{Buffer, Communicator, Context, Courier, UniqueId, VARIABLE, open_nccl};
 
 /// Which case the child is.
 const CASE: &str = "STAND_IN_CASE";
@@ -23,6 +23,10 @@ const CASES: &[(&str, Case)] = &[
     ("results", results),
     ("calls", calls),
     ("memory", memory),
+    ("words", words),
+    ("words between processes", words_between_processes),
+    ("words to nobody", words_to_nobody),
+    ("words to one that is lost", words_to_one_that_is_lost),
     ("alone", alone),
     ("nobody else joins", nobody_else_joins),
     ("nobody else comes", nobody_else_comes),
@@ -202,6 +206,129 @@ fn memory() -> String {
     "well".to_owned()
 }
 
+/// Bytes that tell whose they are, for whom, and where they stand.
+fn letter(from: usize, to: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 251 + i + 31 * from + 7 * to) as u8).collect()
+}
+
+/// What the courier of rank `rank` of three does, of sizes below and above those of a piece.
+fn deliver(courier: &mut Courier) {
+    const LARGE: usize = (8 << 20) / 3 + 1000;
+    let (rank, size) = (courier.rank(), courier.size());
+    for counts in [[3, 3, 3], [4, 0, 1], [0, 0, 0], [LARGE, 17, 2 * LARGE]] {
+        let mut all = vec![0; counts.iter().sum()];
+        courier.all_gather(&letter(rank, 0, counts[rank]), &counts, &mut all).unwrap();
+        let right: Vec<u8> = (0..size).flat_map(|from| letter(from, 0, counts[from])).collect();
+        assert!(all == right, "all-gather of {counts:?}");
+    }
+    // Each has a letter of another length for each, itself among them, and some have none.
+    let len = |from: usize, to: usize| [[5, 0, LARGE], [1, 2, 0], [0, 3 * LARGE, 4]][from][to];
+    let parts: Vec<u8> = (0..size).flat_map(|to| letter(rank, to, len(rank, to))).collect();
+    let right: Vec<u8> = (0..size).flat_map(|from| letter(from, rank, len(from, rank))).collect();
+    let (for_each, from_each): (Vec<usize>, Vec<usize>) = (0..size).map(|i| (len(rank, i), len(i, rank))).unzip();
+    let mut mine = vec![0; right.len()];
+    courier.all_to_all(&parts, &for_each, &mut mine, &from_each).unwrap();
+    assert!(mine == right, "all-to-all");
+    for len in [0, 1, (8 << 20) + 5] {
+        let mut bytes = letter(rank, 0, len);
+        courier.broadcast(2, &mut bytes).unwrap();
+        assert!(bytes == letter(2, 0, len), "broadcast of {len}");
+    }
+}
+
+fn words() -> String {
+    let id = UniqueId::new().unwrap();
+    std::thread::scope(|scope| {
+        for rank in 0..3 {
+            scope.spawn(move || {
+                let context = Context::open(rank).unwrap();
+                let mut courier = Courier::join(&context, id, rank, 3, LONG).unwrap();
+                deliver(&mut courier);
+                // Two of them, and one by itself: as in a group that is split.
+                let mut part = courier.split(rank / 2, rank % 2, [2, 2, 1][rank]).unwrap();
+                let counts = vec![2; part.size()];
+                let mut all = vec![0; 2 * part.size()];
+                part.all_gather(&[rank as u8, 9], &counts, &mut all).unwrap();
+                assert_eq!(all, [&[0, 9, 1, 9][..], &[0, 9, 1, 9], &[2, 9]][rank]);
+                drop(part);
+                deliver(&mut courier);
+            });
+        }
+    });
+    "well".to_owned()
+}
+
+/// The same between processes: this one is rank 0 and starts the others, or is one of these.
+fn words_between_processes() -> String {
+    const RANK: &str = "TEST_RANK";
+    const ID: &str = "TEST_ID";
+    let join = |id: UniqueId, rank: usize| {
+        let context = Context::open(rank).unwrap();
+        let mut courier = Courier::join(&context, id, rank, 3, LONG).unwrap();
+        deliver(&mut courier);
+        let mut part = courier.split(rank % 2, rank / 2, [2, 1, 2][rank]).unwrap();
+        let mut all = vec![0; part.size()];
+        part.all_gather(&[rank as u8], &vec![1; part.size()], &mut all).unwrap();
+        assert_eq!(all, [&[0, 2][..], &[1], &[0, 2]][rank]);
+        // Nobody leaves while another is at work.
+        courier.all_gather(&[0], &[1; 3], &mut [0; 3]).unwrap();
+    };
+    if let (Ok(rank), Ok(id)) = (std::env::var(RANK), std::env::var(ID)) {
+        let bytes: Vec<u8> = id.split(' ').map(|byte| byte.parse().unwrap()).collect();
+        join(UniqueId::of(&bytes).unwrap(), rank.parse().unwrap());
+        return "well".to_owned();
+    }
+    let id = UniqueId::new().unwrap();
+    let text = id.bytes().map(|byte| byte.to_string()).join(" ");
+    let start = |rank: usize| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"]);
+        child.env(RANK, rank.to_string()).env(ID, &text).stdout(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let others = [start(1), start(2)];
+    join(id, 0);
+    for mut other in others {
+        assert!(other.wait().unwrap().success());
+    }
+    "well".to_owned()
+}
+
+/// What rank 0 of two finds whose partner joins, and does nothing; `meanwhile` is called when it waits.
+fn alone_by_courier(limit: Duration, meanwhile: impl FnOnce(&Context) + Send) -> String {
+    let id = UniqueId::new().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let context = Context::open(1).unwrap();
+            let courier = Courier::join(&context, id, 1, 2, limit).unwrap();
+            std::thread::sleep(3 * SHORT);
+            drop(courier);
+        });
+        let context = Context::open(0).unwrap();
+        let mut courier = Courier::join(&context, id, 0, 2, limit).unwrap();
+        let other = context.clone();
+        scope.spawn(move || {
+            std::thread::sleep(SHORT / 4);
+            meanwhile(&other);
+        });
+        let error = courier.all_gather(&[1], &[1, 1], &mut [0, 0]).unwrap_err();
+        assert!(matches!(error, tune_cuda::Error::Lost(_)), "{error:?}");
+        // Nothing is done any more, and nobody waits.
+        assert_eq!(courier.broadcast(0, &mut [1]), Err(error.clone()));
+        error.to_string()
+    })
+}
+
+fn words_to_nobody() -> String {
+    alone_by_courier(SHORT, |_| ())
+}
+
+fn words_to_one_that_is_lost() -> String {
+    let begun = std::time::Instant::now();
+    let said = alone_by_courier(LONG, |context| context.lose("rank 1 has ended"));
+    assert!(begun.elapsed() < 10 * SHORT, "it was waited for");
+    said
+}
+
 fn alone() -> String {
     on(1, LONG, |context, all| {
         let one = context.upload(&[3f32, 4.0]);
@@ -271,6 +398,19 @@ fn what_they_give() {
     holds(says("results", &[]), &["well"]);
     holds(says("memory", &[]), &["well"]);
     holds(says("alone", &[]), &["[3.0, 4.0]"]);
+}
+
+#[test]
+fn words_arrive() {
+    holds(says("words", &[]), &["well"]);
+    if let Some(folder) = stand_ins() {
+        let meetings = folder.join("meetings");
+        std::fs::create_dir_all(&meetings).unwrap();
+        holds(says("words between processes", &[("STAND_IN_MEETINGS", meetings.to_str().unwrap())]), &["well"]);
+    }
+    let waited = "the card has waited 1 s in the exchange of what processes say to each other";
+    holds(says("words to nobody", &[]), &[waited]);
+    holds(says("words to one that is lost", &[]), &["rank 1 has ended"]);
 }
 
 #[test]

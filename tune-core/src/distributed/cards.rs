@@ -89,8 +89,7 @@ impl Cards {
 
 /// Refuses processes that would compute on the same card, which NCCL does not connect to itself.
 fn refuse_shared(all: &Group, card: &Card) -> Result<()> {
-    let mine: String = card.context().uuid().iter().map(|byte| format!("{byte:02x}")).collect();
-    let ids = all.texts("the cards", &mine)?;
+    let ids = all.texts("the cards", &card.id())?;
     let same = |(rank, id): (usize, &String)| Some((ids[..rank].iter().position(|other| other == id)?, rank));
     match ids.iter().enumerate().find_map(same) {
         None => Ok(()),
@@ -101,7 +100,7 @@ fn refuse_shared(all: &Group, card: &Card) -> Result<()> {
     }
 }
 
-fn of_nccl(error: tune_cuda::Error) -> Error {
+pub(super) fn of_nccl(error: tune_cuda::Error) -> Error {
     match error {
         tune_cuda::Error::Unavailable(why) => Error::setup(why),
         tune_cuda::Error::Lost(why) => Error::lost(why),

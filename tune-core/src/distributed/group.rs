@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::transport::{Transport, Transports, places};
+use crate::engine::Card;
 use crate::{Error, Result};
 
 /// Why a process ends that could go on, where so many others cannot.
@@ -93,6 +94,8 @@ type Job = Box<dyn FnOnce(&mut Transports) + Send>;
 struct Joined {
     /// Who this process is among all.
     place: Place,
+    /// The card by which this process is connected to the others, where that is so.
+    card: Option<Arc<Card>>,
     /// How long a collective is waited for.
     limit: Duration,
     jobs: Mutex<Option<Sender<Job>>>,
@@ -177,7 +180,13 @@ impl<R> Pending<R> {
         let Place { rank, world_size, .. } = joined.place;
         match timed(&joined.spent.waiting, || result.recv_timeout(joined.limit)) {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(joined.fail(Failure::Wrong(format!("rank {rank} of {world_size}, {what}: {error}")))),
+            Ok(Err(error)) => {
+                let said = format!("rank {rank} of {world_size}, {what}: {error}");
+                Err(joined.fail(match error {
+                    Error::Lost(_) => Failure::Lost(said),
+                    _ => Failure::Wrong(said),
+                }))
+            }
             Err(RecvTimeoutError::Disconnected) => Err(joined.why_ended()),
             Err(RecvTimeoutError::Timeout) => Err(joined.fail(Failure::Lost(format!(
                 "rank {rank} of {world_size} has waited {} s in the {what}: another process has died, hangs, or is slower \
@@ -226,6 +235,15 @@ impl Group {
         limit: Duration,
         open: impl FnOnce() -> Result<(Box<dyn Transport>, Place)> + Send + 'static,
     ) -> Result<Self> {
+        Self::join_by(limit, None, open)
+    }
+
+    /// The same of processes that are connected by this card of each, if one is named.
+    pub(super) fn join_by(
+        limit: Duration,
+        card: Option<Arc<Card>>,
+        open: impl FnOnce() -> Result<(Box<dyn Transport>, Place)> + Send + 'static,
+    ) -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (sender, place) = channel();
         let communicate = move || match open() {
@@ -246,7 +264,8 @@ impl Group {
         }
         let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
         let (failed, finished, begun) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
-        let joined = Arc::new(Joined { place, limit, jobs, failed, finished, begun, spent: Arc::default(), thread });
+        let joined =
+            Arc::new(Joined { place, card, limit, jobs, failed, finished, begun, spent: Arc::default(), thread });
         Ok(Self(Some(Member { joined, place, by: 0 })))
     }
 
@@ -321,6 +340,12 @@ impl Group {
     #[must_use]
     pub fn is_main(&self) -> bool {
         self.rank() == 0
+    }
+
+    /// The card by which this process is connected to the others: the one that it is to compute on. `None` where something else connects
+    /// them.
+    pub(crate) fn card(&self) -> Option<&Arc<Card>> {
+        self.0.as_ref().and_then(|member| member.joined.card.as_ref())
     }
 
     /// How long a collective is waited for.
@@ -538,6 +563,13 @@ impl Group {
     /// As [`Pending::wait`].
     pub fn finish(&self) -> Result<()> {
         self.barrier("the end of the run").wait()?;
+        if !self.is_single() {
+            self.begin("parting", "all processes", |transport| {
+                transport.part();
+                Ok(())
+            })
+            .wait()?;
+        }
         if let Some(Member { joined, .. }) = &self.0 {
             joined.finished.store(true, Ordering::Relaxed);
         }

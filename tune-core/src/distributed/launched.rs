@@ -10,39 +10,80 @@ pub(super) struct Launched {
     pub(super) by: &'static str,
     /// How many there are: more than one.
     pub(super) processes: usize,
+    /// Which of them this is, if that is said.
+    pub(super) rank: Option<usize>,
+    /// Which of those on its machine it is, and how many these are, as far as that is said.
+    pub(super) local: (Option<usize>, Option<usize>),
+    /// Whether MPI connects them, in a program that has it.
+    pub(super) by_mpi: bool,
 }
 
-/// Who starts processes that MPI connects, and the variable in which each says how many.
-const LAUNCHERS: &[(&str, &str)] = &[
-    ("Open MPI", "OMPI_COMM_WORLD_SIZE"),
-    ("MPICH", "PMI_SIZE"),
-    ("MVAPICH", "MV2_COMM_WORLD_SIZE"),
-    ("srun", "SLURM_STEP_NUM_TASKS"),
+/// Who starts processes, and the variables in which each is told how many there are, which it is, and the same of its machine.
+struct Launcher {
+    name: &'static str,
+    variables: [&'static str; 4],
+}
+
+/// Those whose processes MPI connects.
+const LAUNCHERS: &[Launcher] = &[
+    Launcher {
+        name: "Open MPI",
+        variables: [
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ],
+    },
+    Launcher { name: "MPICH", variables: ["PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"] },
+    Launcher {
+        name: "MVAPICH",
+        variables: [
+            "MV2_COMM_WORLD_SIZE",
+            "MV2_COMM_WORLD_RANK",
+            "MV2_COMM_WORLD_LOCAL_RANK",
+            "MV2_COMM_WORLD_LOCAL_SIZE",
+        ],
+    },
+    // A batch script has some of SLURM's variables, too; only what `srun` starts has a number of its own.
+    Launcher { name: "srun", variables: ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", ""] },
 ];
+
+/// What torchrun tells the processes that it starts, and `tune run` where it starts them itself.
+const TORCHRUN: Launcher =
+    Launcher { name: "torchrun", variables: ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] };
+
+/// The variable in which `tune run` names a run whose processes it starts itself.
+pub const RUN_ID: &str = "TUNE_RUN_ID";
 
 impl Launched {
     /// What the variables say; `None` where this process is alone.
     ///
     /// # Errors
-    /// Processes that torchrun started, which MPI does not connect.
+    /// A number that is none.
     pub(super) fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        // Where torchrun or `tune run` was started by another launcher, the processes have the variables of both.
+        let is_inner = [RUN_ID, "TORCHELASTIC_RUN_ID"].iter().any(|name| variable(name).is_some());
         let number = |name: &str| variable(name).and_then(|value| value.trim().parse::<usize>().ok());
-        for &(by, name) in LAUNCHERS {
-            // A batch script has some of SLURM's variables, too; only what `srun` starts has a number of its own.
-            if by == "srun" && number("SLURM_PROCID").is_none() {
+        for Launcher { name: by, variables: [size, rank, local, here] } in LAUNCHERS.iter().filter(|_| !is_inner) {
+            if *by == "srun" && number(rank).is_none() {
                 continue;
             }
-            if let Some(processes) = number(name) {
-                return Ok((processes > 1).then_some(Self { by, processes }));
+            if let Some(processes) = number(size) {
+                let (rank, local) = (number(rank), (number(local), number(here)));
+                return Ok((processes > 1).then_some(Self { by, processes, rank, local, by_mpi: true }));
             }
         }
-        match (number("WORLD_SIZE"), number("RANK")) {
-            (Some(processes @ 2..), Some(_)) => Err(Error::setup(format!(
-                "RANK and WORLD_SIZE={processes} are what torchrun says to the processes that it starts; here MPI starts and \
-                 connects them: `tune run --nproc-per-node {processes} RECIPE ...` or `mpirun -n {processes} PROGRAM ...`"
-            ))),
-            _ => Ok(None),
-        }
+        let [size, rank, local, here] = TORCHRUN.variables;
+        let (Some(processes @ 2..), Some(said)) = (number(size), variable(rank)) else { return Ok(None) };
+        let Some(rank) = number(rank) else {
+            return Err(Error::setup(format!(
+                "RANK={said}: a number was expected, from 0 to {}, as WORLD_SIZE={processes}",
+                processes - 1
+            )));
+        };
+        let by = if variable(RUN_ID).is_some() { "tune run" } else { TORCHRUN.name };
+        Ok(Some(Self { by, processes, rank: Some(rank), local: (number(local), number(here)), by_mpi: false }))
     }
 }
 
@@ -86,18 +127,35 @@ mod tests {
     #[test]
     fn launchers_are_known_by_their_variables() {
         assert_eq!(of(&[]).unwrap(), None);
-        let mpirun = Launched { by: "Open MPI", processes: 4 };
-        assert_eq!(of(&[("OMPI_COMM_WORLD_SIZE", "4"), ("RANK", "1"), ("WORLD_SIZE", "4")]).unwrap(), Some(mpirun));
+        let mpirun = Launched { by: "Open MPI", processes: 4, rank: Some(3), local: (Some(1), None), by_mpi: true };
+        let variables = [
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+            ("OMPI_COMM_WORLD_RANK", "3"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+            ("RANK", "1"),
+            ("WORLD_SIZE", "4"),
+        ];
+        assert_eq!(of(&variables).unwrap(), Some(mpirun));
         assert_eq!(of(&[("OMPI_COMM_WORLD_SIZE", "1")]).unwrap(), None);
-        let srun = [("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "0")];
-        assert_eq!(of(&srun).unwrap(), Some(Launched { by: "srun", processes: 2 }));
+        let srun = [("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0")];
+        let by_srun = Launched { by: "srun", processes: 2, rank: Some(0), local: (Some(0), None), by_mpi: true };
+        assert_eq!(of(&srun).unwrap(), Some(by_srun));
         assert_eq!(of(&srun[..1]).unwrap(), None, "a batch script is one process");
         assert_eq!(of(&[("WORLD_SIZE", "1"), ("RANK", "0")]).unwrap(), None);
+        assert_eq!(of(&[("WORLD_SIZE", "2")]).unwrap(), None, "nobody was started as one of two");
     }
 
     #[test]
-    fn what_torchrun_started_is_told_how_to_start_here() {
-        let error = of(&[("WORLD_SIZE", "2"), ("RANK", "0")]).unwrap_err().to_string();
-        assert!(error.contains("tune run --nproc-per-node 2"), "{error}");
+    fn torchrun_tells_who_a_process_is() {
+        let variables = [("WORLD_SIZE", "8"), ("RANK", "5"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "4")];
+        let fifth = |by| Launched { by, processes: 8, rank: Some(5), local: (Some(1), Some(4)), by_mpi: false };
+        assert_eq!(of(&variables).unwrap(), Some(fifth("torchrun")));
+        // It may have been started by another launcher, whose variables are there, too.
+        for (id, by) in [("TORCHELASTIC_RUN_ID", "torchrun"), (RUN_ID, "tune run")] {
+            let srun = [("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "1"), (id, "1")];
+            assert_eq!(of(&[&srun[..], &variables].concat()).unwrap(), Some(fifth(by)));
+        }
+        let error = of(&[("WORLD_SIZE", "2"), ("RANK", "first")]).unwrap_err().to_string();
+        assert!(error.contains("RANK=first: a number was expected, from 0 to 1"), "{error}");
     }
 }

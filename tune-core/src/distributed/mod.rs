@@ -3,12 +3,15 @@
 //! A [`Group`] is the processes that train together, and what they do together: collectives, each of which can go on while its
 //! caller computes. Bytes are moved by a [`Transport`]; sums are made here, in the order of ranks, so that their bits depend on the
 //! number of processes alone. With one process nothing here does anything. A [`Mesh`] says who divides a model with whom, and who has the same
-//! part of it.
+//! part of it. MPI connects processes where the program has it and started them; else NCCL does, by a card of each, and they find each
+//! other by TCP ([`rendezvous`]).
 
+mod by_cards;
 mod cards;
 mod group;
 mod launched;
 mod mesh;
+mod rendezvous;
 pub mod threads;
 mod transport;
 
@@ -20,7 +23,9 @@ use group::WeakGroup;
 pub(crate) use group::others_failed;
 pub use group::{Group, Pending, Place, Spent};
 use launched::Launched;
+pub use launched::RUN_ID;
 pub use mesh::{Layout, Mesh, MeshKeys};
+use rendezvous::Meeting;
 pub use transport::{Transport, places};
 
 use crate::{Error, Result};
@@ -70,14 +75,22 @@ fn as_current<R>(group: &Group, f: impl FnOnce() -> R) -> R {
 /// divided among the processes of a machine, and all but one of them keep the standard output to themselves.
 ///
 /// # Errors
-/// Processes that were started by what this program cannot communicate through, and a time limit that is no number.
+/// Processes that were started by what this program cannot communicate through, and a time limit that is no number. Without MPI, what
+/// is missing for cards to connect them, and others that do not come.
 pub fn init_process_group() -> Result<Group> {
     let there = current();
     if !there.is_single() {
         return Ok(there);
     }
-    let Some(launched) = Launched::of(&|name| std::env::var(name).ok())? else { return Ok(Group::single()) };
-    let group = join(&launched, limit(std::env::var(group::LIMIT).ok().as_deref())?)?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let Some(launched) = Launched::of(&variable)? else { return Ok(Group::single()) };
+    // So that what goes wrong from here on says whose it is.
+    launched.rank.iter().for_each(|rank| tune_config::output::as_rank(*rank));
+    let limit = limit(variable(group::LIMIT).as_deref())?;
+    let group = match CONNECT.get() {
+        Some(&connect) if launched.by_mpi => Group::join(limit, connect)?,
+        _ => join_by_cards(&launched, &variable, limit)?,
+    };
     *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = group.downgrade();
     tune_config::output::as_rank(group.rank());
     launched::divide_threads(group.place());
@@ -92,16 +105,23 @@ fn limit(said: Option<&str>) -> Result<Duration> {
     }
 }
 
-fn join(launched: &Launched, limit: Duration) -> Result<Group> {
-    if let Some(&connect) = CONNECT.get() {
-        return Group::join(limit, connect);
+/// Joins others by a card of each, at a place that the environment names.
+fn join_by_cards(launched: &Launched, variable: &dyn Fn(&str) -> Option<String>, limit: Duration) -> Result<Group> {
+    let Launched { by, processes, .. } = *launched;
+    match Meeting::of(variable)? {
+        Some(meeting) => by_cards::join(launched, &meeting, limit),
+        None if launched.by_mpi => Err(Error::setup(format!(
+            "{by} started {processes} processes, and this program was built without MPI, by which they would communicate: build it with \
+             `cargo build --release -p recipes --features mpi` (a system MPI is needed: on Debian `apt-get install libopenmpi-dev \
+             openmpi-bin libclang-dev`), or start one process. If each has an NVIDIA card, MPI is not needed: set MASTER_ADDR to the \
+             machine of the first process and MASTER_PORT to a free port of it"
+        ))),
+        None => Err(Error::setup(format!(
+            "RANK and WORLD_SIZE={processes} say that there are {processes} processes, and MASTER_ADDR and MASTER_PORT do not say where \
+             they meet: torchrun sets all of them; or MPI starts and connects them: `tune run --nproc-per-node {processes} RECIPE ...` \
+             or `mpirun -n {processes} PROGRAM ...`"
+        ))),
     }
-    Err(Error::setup(format!(
-        "{} started {} processes, and this program was built without MPI, by which they would communicate: build it with \
-         `cargo build --release -p recipes --features mpi` (a system MPI is needed: on Debian `apt-get install libopenmpi-dev \
-         openmpi-bin libclang-dev`), or start one process",
-        launched.by, launched.processes
-    )))
 }
 
 #[cfg(test)]

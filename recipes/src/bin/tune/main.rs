@@ -13,6 +13,7 @@ mod forecast;
 mod launch;
 mod others;
 mod paths;
+mod ranks;
 mod restart;
 mod shipped;
 mod tokenize;
@@ -92,6 +93,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
         args: Vec<OsString>,
     },
+    /// What `tune run --no-mpi` becomes.
+    #[command(hide = true)]
+    Ranks(ranks::Args),
     /// Say more about an error of a config, such as E0020; without a code, list all.
     Explain {
         /// The code in the message.
@@ -110,9 +114,13 @@ struct Start {
     /// tune-core's folder, or a checkout, for a recipe of your own.
     #[arg(long, value_name = "FOLDER")]
     core: Option<PathBuf>,
-    /// Train on N processes of this machine, which MPI connects, and among which its processors are divided.
+    /// Train on N processes of this machine, which MPI connects, and among which its processors are divided. Where no mpirun is, but
+    /// cards are, NCCL alone connects them, by a card of each.
     #[arg(long, alias = "nproc_per_node", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     nproc_per_node: Option<u16>,
+    /// Have a card of each connect these processes, and MPI start none, even where an mpirun is.
+    #[arg(long, alias = "no_mpi", requires = "nproc_per_node")]
+    no_mpi: bool,
     #[command(flatten)]
     restarts: restart::Restarts,
     /// `lora` or `my/lora.rs`, then what it is told: `--config lora/tiny` (or a file), `key=value`, `--help`.
@@ -165,6 +173,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => done(artifacts::verify::run(&args))?,
         Command::Chat(args) => done(chat::run(&args))?,
         Command::Eval(args) => done(eval::run(&args))?,
+        Command::Ranks(args) => ranks::run(&args)?,
         Command::Serve { args } => launch::serve(&args)?,
         Command::Explain { code } => show(&explain(code.as_deref())?),
         Command::Completions { shell } => {

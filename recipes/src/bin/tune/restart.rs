@@ -315,7 +315,7 @@ fn given_up(loss: Loss, restarts: u16, saved: Option<&Saved>) -> String {
 }
 
 /// The exit code as a shell has it: of a program that a signal has ended 128 and the signal's number.
-fn code_of(status: ExitStatus) -> u8 {
+pub(crate) fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| signal_of(status).map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
 }

@@ -99,7 +99,7 @@ pub(crate) fn run(action: Action, args: Args) -> Result<ExitCode> {
         let recipe = recipe_of(action, &first)?;
         command.splice(..1, [recipe.into(), "--config".into(), first]);
     }
-    launch::run(action, &Start { core, nproc_per_node: None, restarts: Default::default(), command })
+    launch::run(action, &Start { core, nproc_per_node: None, no_mpi: false, restarts: Default::default(), command })
 }
 
 /// Whether an argument is the name of a config, or its file.

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 /// The first signal that came while somebody listened; 0 before.
@@ -107,6 +107,61 @@ pub fn run(command: &mut Command) -> io::Result<(ExitStatus, Option<Signal>)> {
             Some(status) => return Ok((status, asked)),
             None => std::thread::sleep(PAUSE),
         }
+    }
+}
+
+/// Starts programs that are one run, and waits until all have ended. Signals are passed on to each, as by [`run`]. Once one has failed,
+/// the others have a while to end by themselves, the second of `grace` where a signal has asked for it and else the first; then they are
+/// killed. Returned is how those ended that were not killed so, in that order.
+///
+/// # Errors
+/// One cannot be started; then those that were are killed.
+pub fn run_together(commands: &mut [Command], grace: [Duration; 2]) -> io::Result<Vec<ExitStatus>> {
+    let _listening = Listening::begin();
+    let mut children: Vec<Child> = Vec::new();
+    let (mut ended, mut failed, mut asked) = (Vec::new(), None, false);
+    for command in commands {
+        match command.spawn() {
+            Ok(child) => children.push(child),
+            Err(error) => {
+                kill(&mut children);
+                return Err(error);
+            }
+        }
+    }
+    while !children.is_empty() {
+        if let Some(signal) = take() {
+            asked = true;
+            children.iter().for_each(|child| pass_on(signal, child));
+        }
+        let mut running = Vec::new();
+        for mut child in children {
+            match child.try_wait()? {
+                None => running.push(child),
+                Some(status) => {
+                    ended.push(status);
+                    if !status.success() {
+                        failed.get_or_insert_with(Instant::now);
+                    }
+                }
+            }
+        }
+        children = running;
+        if failed.is_some_and(|since: Instant| since.elapsed() > grace[usize::from(asked)]) {
+            kill(&mut children);
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(ended)
+}
+
+/// Ends programs at once.
+fn kill(children: &mut [Child]) {
+    for child in children {
+        // One that has just ended need not be.
+        _ = child.kill();
+        _ = child.wait();
     }
 }
 

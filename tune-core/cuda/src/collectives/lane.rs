@@ -110,7 +110,7 @@ impl Place {
     }
 
     /// Whether it is passed. What has failed is.
-    fn is_passed(&self) -> bool {
+    pub(super) fn is_passed(&self) -> bool {
         self.shared.bind();
         // SAFETY: recorded by `behind`.
         unsafe { sys::cuEventQuery(self.event) != CUresult::CUDA_ERROR_NOT_READY }
@@ -205,13 +205,21 @@ impl Lane {
             .name("connect".to_owned())
             .spawn(connect)
             .map_err(|e| Error::Failed(format!("cannot start a thread: {e}")))?;
-        let (code, comm) = answer.recv_timeout(self.limit).map_err(|_| {
-            Error::Lost(format!(
-                "{doing} has taken {} s: another process has died, hangs, or cannot be reached; NCCL_DEBUG=INFO in the \
-                 environment has NCCL say more",
-                self.limit.as_secs()
-            ))
-        })?;
+        let begun = Instant::now();
+        let (code, comm) = loop {
+            if let Ok(answered) = answer.recv_timeout(LOOK) {
+                break answered;
+            }
+            // Another process may be known to be gone.
+            self.context.check()?;
+            if begun.elapsed() >= self.limit {
+                return Err(Error::Lost(format!(
+                    "{doing} has taken {} s: another process has died, hangs, or cannot be reached; NCCL_DEBUG=INFO in the \
+                     environment has NCCL say more",
+                    self.limit.as_secs()
+                )));
+            }
+        };
         self.nccl.check(code, doing, std::ptr::null_mut())?;
         lock(&self.comms).push(comm);
         Ok(comm)
@@ -219,28 +227,50 @@ impl Lane {
 
     /// Queues a collective behind the context's work so far. What cannot be queued is the context's error.
     pub(super) fn queue(&self, what: impl FnOnce() -> String, calls: impl FnOnce() -> Result<()>) -> Done {
+        let ready = |lane: &Self| {
+            Place::behind(&lane.context.0, lane.context.0.stream).filter(|ready| ready.wait_in(lane.stream))
+        };
+        Done(self.queue_behind(ready, what, calls))
+    }
+
+    /// The same beside the context's work, which neither waits for the other. Returned is the end of it.
+    pub(super) fn queue_apart(
+        &self,
+        what: impl FnOnce() -> String,
+        calls: impl FnOnce() -> Result<()>,
+    ) -> Option<Arc<Place>> {
+        self.queue_behind(|lane| Place::behind(&lane.context.0, lane.stream), what, calls)
+    }
+
+    fn queue_behind(
+        &self,
+        ready: impl FnOnce(&Self) -> Option<Arc<Place>>,
+        what: impl FnOnce() -> String,
+        calls: impl FnOnce() -> Result<()>,
+    ) -> Option<Arc<Place>> {
         let shared = &self.context.0;
         let calling = lock(&self.calls);
         if self.ended.load(Ordering::Acquire) || shared.failed() {
-            return Done(None);
+            return None;
         }
-        let Some(ready) = Place::behind(shared, shared.stream).filter(|ready| ready.wait_in(self.stream)) else {
-            return Done(None);
-        };
+        let ready = ready(self)?;
         if let Err(error) = calls() {
             shared.remember(error);
-            return Done(None);
+            return None;
         }
-        let Some(done) = Place::behind(shared, self.stream) else { return Done(None) };
+        let done = Place::behind(shared, self.stream)?;
         drop(calling);
         let places = [ready, Arc::clone(&done)];
         lock(&self.begun).push_back(Begun { what: what(), places, since: None });
-        Done(Some(done))
+        Some(done)
     }
 
     /// Looks whether all goes on: ends everything if not.
     fn look(&self) {
-        if let Some(why) = self.is_wrong() {
+        if self.context.0.failed() {
+            // Nothing is queued any more, and what was may wait for a process that is gone.
+            self.end();
+        } else if let Some(why) = self.is_wrong() {
             self.lose(why);
         }
     }

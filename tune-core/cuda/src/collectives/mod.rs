@@ -6,6 +6,7 @@
 //!
 //! Sums are made by NCCL, in an order of its own: the same number of cards that are connected in the same way gives the same bits.
 
+mod courier;
 mod lane;
 
 use std::any::Any;
@@ -19,6 +20,7 @@ use crate::buffer::Buffer;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::nccl::{BYTES, Comm, F32, ID_BYTES, Id, Nccl, SUM};
+pub use courier::{COURIER, Courier};
 use lane::{Done, Lane, Passed};
 
 /// What the processes of a communicator find each other by: one makes it and gives it to all others.
@@ -88,6 +90,14 @@ impl<R> Collective<R> {
     /// Whether it is over on the card.
     pub fn is_done(&self) -> bool {
         self.done.is_over()
+    }
+}
+
+impl Context {
+    /// Has this error from now on, if it is the first: another process is gone, of which something else than NCCL has learnt. What waits
+    /// for that process on the card is ended.
+    pub fn lose(&self, why: &str) {
+        self.0.remember(Error::Lost(why.to_owned()));
     }
 }
 
@@ -203,6 +213,17 @@ impl Communicator {
         self.begin("broadcast", of, ((), numbers), |call| call.broadcast(at, at, bytes, root))
     }
 
+    /// The calls of `calls`, which NCCL begins together.
+    fn grouped(&self, calls: impl FnOnce(Call<'_>) -> Result<()>) -> Result<()> {
+        let (nccl, call) = (self.lane.nccl(), self.call());
+        // SAFETY: no arguments; ended below, whatever is in between.
+        call.check(unsafe { (nccl.group_start)() })?;
+        let result = calls(self.call());
+        // SAFETY: begun above.
+        let ended = call.check(unsafe { (nccl.group_end)() });
+        result.and(ended)
+    }
+
     fn call(&self) -> Call<'_> {
         Call { of: self, nccl: self.lane.nccl(), comm: self.comm.get() }
     }
@@ -215,18 +236,7 @@ impl Communicator {
         (reads, result): (K, R),
         calls: impl FnOnce(Call<'_>) -> Result<()>,
     ) -> Collective<R> {
-        let done = self.lane.queue(
-            || format!("{kind} of {of}"),
-            || {
-                let (nccl, call) = (self.lane.nccl(), self.call());
-                // SAFETY: no arguments; ended below, whatever is in between.
-                call.check(unsafe { (nccl.group_start)() })?;
-                let result = calls(self.call());
-                // SAFETY: begun above.
-                let ended = call.check(unsafe { (nccl.group_end)() });
-                result.and(ended)
-            },
-        );
+        let done = self.lane.queue(|| format!("{kind} of {of}"), || self.grouped(calls));
         Collective { done, _reads: Box::new(reads), result }
     }
 }
@@ -296,6 +306,26 @@ impl Call<'_> {
         }
         // SAFETY: this many numbers, in place.
         self.check(unsafe { (self.nccl.all_reduce)(at, at, len, F32, SUM, self.comm, self.of.lane.stream()) })
+    }
+
+    /// So many bytes to the process of rank `to`, which receives as many.
+    fn send(self, from: u64, bytes: usize, to: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let to = c_int::try_from(to).unwrap_or(c_int::MAX);
+        // SAFETY: the caller has so many there.
+        self.check(unsafe { (self.nccl.send)(from, bytes, BYTES, to, self.comm, self.of.lane.stream()) })
+    }
+
+    /// So many bytes of the process of rank `from`, which sends as many.
+    fn receive(self, to: u64, bytes: usize, from: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let from = c_int::try_from(from).unwrap_or(c_int::MAX);
+        // SAFETY: as above.
+        self.check(unsafe { (self.nccl.receive)(to, bytes, BYTES, from, self.comm, self.of.lane.stream()) })
     }
 
     /// `from` is read where this process is the root.

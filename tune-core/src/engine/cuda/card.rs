@@ -101,7 +101,7 @@ impl Card {
     ///
     /// # Errors
     /// As [`Card::open`].
-    pub(crate) fn count() -> Result<usize> {
+    pub fn count() -> Result<usize> {
         Ok(Driver::probe().map_err(of_card)?.cards.len())
     }
 
@@ -123,6 +123,11 @@ impl Card {
     /// Its number.
     pub fn ordinal(&self) -> usize {
         self.context.card().ordinal
+    }
+
+    /// What tells it from all other cards.
+    pub(crate) fn id(&self) -> String {
+        self.context.uuid().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The maker's name for it.

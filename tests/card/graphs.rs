@@ -13,12 +13,13 @@ use tune_core::device::Compute;
 use tune_core::engine::{Card, Kernels, New, Sequences};
 use tune_core::eval::Answers;
 use tune_core::memory_plan::Asked;
-use tune_core::models::Decoder;
+use tune_core::models::{Decoder, Format};
 use tune_core::optim::AdamW;
 use tune_core::peft::LoraOptions;
 use tune_cuda::Context;
 
 use super::made_up::{MadeUp, batch};
+use super::speed::answers;
 use super::{card, families, fixture, lora, run, shake};
 
 /// Whether a stand-in lets no recording come to its end.
@@ -118,6 +119,25 @@ fn the_same_bits() {
     }
 }
 
+/// Weights in blocks are dequantized in a recording, too.
+#[test]
+fn the_same_answers() {
+    let Some(card) = card() else { return };
+    if fails() {
+        return;
+    }
+    let config = json!({
+        "model_type": "llama", "vocab_size": 128, "hidden_size": 256, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "silu",
+        "tie_word_embeddings": false,
+    });
+    for (format, what) in [(None, "numbers"), (Some(Format::Nf4), "NF4"), (Some(Format::Q4K), "Q4_K")] {
+        let model = MadeUp { config: config.clone(), lora: Some(lora()), format }.model(&card);
+        answers(what, &model, [1, 2], (61, 8), &card);
+    }
+}
+
 /// What is trained between two tokens is what the second is computed with, magnitudes' factors as well.
 #[test]
 fn weights_that_change() {
@@ -175,9 +195,13 @@ fn a_recording_is_done_when_it_is_launched() {
         context.launch(&graph);
         assert_eq!(context.download(&copy).unwrap(), [number; 64]);
     }
-    drop((memory, others));
+    // A result that is lent is there as long, and takes nothing.
+    let lent = copy.lent(&memory);
+    context.launch(&graph);
+    assert_eq!(context.download(&lent).unwrap(), [2.0; 64]);
+    drop((memory, others, lent));
     assert_eq!(context.usage().used, held, "memory is given back while there is a graph");
-    drop((graph, copy));
+    drop(graph);
     assert_eq!(context.usage().used, used);
 }
 

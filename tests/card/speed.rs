@@ -144,14 +144,21 @@ fn adapters_of_large_models() {
     };
     measure(&case("Qwen3 0.6 B, LoRA r16", qwen3(1024, 3072, 28, 16), (2, 2048), 4, 6), &card);
     let model = measure(&case("Qwen3 1.7 B, LoRA r16", qwen3(2048, 6144, 28, 16), (2, 2048), 4, 16), &card);
-    answers("Qwen3 1.7 B, LoRA r16", &model, &card);
-    answers("SmolLM2 135 M", &MadeUp { config: smollm2_135m(), lora: None, format: None }.model(&card), &card);
+    answers("Qwen3 1.7 B, LoRA r16", &model, [1, 16], (120, 64), &card);
+    let small = MadeUp { config: smollm2_135m(), lora: None, format: None }.model(&card);
+    answers("SmolLM2 135 M", &small, [1, 16], (120, 64), &card);
 }
 
-/// Draws the likeliest tokens, with steps that are recorded and without: the same, and how fast. All logits are read.
-fn answers(what: &str, model: &Decoder, card: &Arc<Card>) {
-    let (past, tokens) = (120, 64);
-    for count in [1, 16] {
+/// Draws so many of the likeliest tokens behind a past, for so many sequences, with steps that are recorded and without: the same, and
+/// how fast. All logits are read.
+pub(crate) fn answers(
+    what: &str,
+    model: &Decoder,
+    counts: [usize; 2],
+    (past, tokens): (usize, usize),
+    card: &Arc<Card>,
+) {
+    for count in counts {
         let generate = |graphs: bool| {
             card.use_graphs(graphs);
             let capacities = vec![past + tokens; count];

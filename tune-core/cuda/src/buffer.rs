@@ -12,6 +12,7 @@ use half::bf16;
 
 use crate::context::{Context, Shared};
 use crate::error::Result;
+use crate::graph::KeptMemory;
 
 /// A type of numbers that kernels compute with. Sums are always in f32.
 pub trait Element: Pod + PartialEq + std::fmt::Debug + Send + Sync + private::Sealed {
@@ -63,6 +64,8 @@ enum Home {
     Ring(u64),
     /// A part of another buffer, which lives as long.
     Within(#[expect(dead_code, reason = "it is kept, and asked nothing")] Arc<Buffer<u32>>),
+    /// Memory of recorded work, which others of its works may have, too.
+    Lent(#[expect(dead_code, reason = "it is kept, and asked nothing")] KeptMemory),
 }
 
 // SAFETY: an address; whoever has the buffer has the numbers.
@@ -187,6 +190,14 @@ impl<T> Buffer<T> {
         Buffer { shared: Arc::clone(&all.shared), address, len, home: Home::Within(Arc::clone(all)), of: PhantomData }
     }
 
+    /// A result of recorded work, in the memory that was recorded with it. Nothing else keeps that: the numbers are those of the newest
+    /// launch until other work is done in the same memory.
+    #[must_use]
+    pub fn lent(self, memory: &KeptMemory) -> Self {
+        let (address, len) = (self.address, self.len);
+        Self { shared: Arc::clone(&self.shared), address, len, home: Home::Lent(memory.clone()), of: PhantomData }
+    }
+
     /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
@@ -255,7 +266,7 @@ impl<T> Drop for Buffer<T> {
             match &self.home {
                 Home::Arena(bytes, pool) => self.shared.memory().give_buffer(self.address, *bytes, *pool),
                 Home::Ring(id) => self.shared.give_ahead(*id),
-                Home::Within(_) => {}
+                Home::Within(_) | Home::Lent(_) => {}
             }
         }
     }

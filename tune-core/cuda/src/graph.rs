@@ -26,7 +26,7 @@ pub(crate) fn wanted() -> Result<AtomicBool> {
 }
 
 /// Memory for the buffers of recorded work. It stays its own until it is dropped, and its last buffer and graph. Works that are
-/// recorded in the same memory overwrite each other's buffers, but for those that live.
+/// recorded in the same memory overwrite each other's buffers, but for those that live ([`Buffer::lent`](crate::Buffer::lent)).
 #[derive(Debug, Clone)]
 pub struct KeptMemory(Arc<Kept>);
 

@@ -22,6 +22,9 @@ use crate::models::{Decoder, ModelSpec};
 /// Shapes whose recordings are kept; the one that was used longest ago goes first.
 const MOST: usize = 16;
 
+/// Steps of a model that could not be recorded, one after the other, until no more are tried.
+const TRIALS: usize = 3;
+
 /// The lists of a step; those of each table of angles, cosines and sines, come behind them.
 const IDS: usize = 0;
 const ROWS: usize = 1;
@@ -35,8 +38,8 @@ pub(super) struct Newest {
     /// By how many sequences there are.
     lists: BTreeMap<usize, Lists>,
     shapes: BTreeMap<Shape, Seen>,
-    /// Models of which a step could not be recorded.
-    never: Vec<usize>,
+    /// How many steps of a model could not be recorded, since one could.
+    failed: BTreeMap<usize, usize>,
     memory: Option<KeptMemory>,
     steps: u64,
 }
@@ -59,7 +62,7 @@ struct Seen {
     /// When, and what the card had changed until then of what it keeps.
     step: u64,
     changes: u64,
-    /// The work, and the logits that it writes.
+    /// The work, and the logits that it writes, which are those of other works after these.
     recorded: Option<(Graph, Arc<Buffer<f32>>)>,
 }
 
@@ -204,7 +207,7 @@ impl<T: Number> Cuda<T> {
         compute: &mut dyn FnMut() -> Result<Buffer<f32>>,
     ) -> Result<Arc<Buffer<f32>>> {
         let (context, model) = (self.context(), std::ptr::from_ref::<Decoder>(new.model).addr());
-        if !context.uses_graphs() || newest.never.contains(&model) {
+        if !context.uses_graphs() || newest.failed.get(&model).is_some_and(|&failed| failed >= TRIALS) {
             return compute().map(Arc::new);
         }
         let (sequences, longest) = (new.ids.len(), new.stretches.iter().map(|s| s.past + s.len).max().unwrap_or(0));
@@ -222,8 +225,9 @@ impl<T: Number> Cuda<T> {
             let memory = newest.memory.get_or_insert_with(|| context.kept_memory());
             match context.record(memory, &mut *compute) {
                 Ok((graph, logits)) => {
-                    let logits = Arc::new(logits?);
+                    let logits = Arc::new(logits?.lent(memory));
                     context.launch(&graph);
+                    newest.failed.remove(&model);
                     *recorded = Some((graph, Arc::clone(&logits)));
                     return Ok(logits);
                 }
@@ -231,7 +235,7 @@ impl<T: Number> Cuda<T> {
                 Err(why) if self.card.changes() != changes => return Err(of_card(why)),
                 Err(_) => {
                     self.card.check()?;
-                    newest.forget(model);
+                    newest.fail(&shape);
                     return compute().map(Arc::new);
                 }
             }
@@ -248,10 +252,10 @@ impl<T: Number> Cuda<T> {
 }
 
 impl Newest {
-    /// Has steps of a model never be recorded again.
-    fn forget(&mut self, model: usize) {
-        self.never.push(model);
-        self.shapes.retain(|shape, _| shape.model != model);
+    /// A shape could not be recorded. It may be another time, where memory was missing, or never.
+    fn fail(&mut self, shape: &Shape) {
+        *self.failed.entry(shape.model).or_default() += 1;
+        self.shapes.remove(shape);
         if self.shapes.is_empty() {
             self.memory = None;
         }

@@ -138,6 +138,11 @@ impl MadeUp {
 
     /// The plan of a step of two such batches with AdamW.
     pub(crate) fn plan(&self, card: &Arc<Card>, batch: &Batch) -> MemoryPlan {
+        self.plan_asking(card, batch, Asked::default())
+    }
+
+    /// The same where the model is asked something before and behind it.
+    pub(crate) fn plan_asking(&self, card: &Arc<Card>, batch: &Batch, asked: Asked) -> MemoryPlan {
         let setting = Setting {
             model: self.spec(),
             dtype: DType::BF16,
@@ -157,7 +162,7 @@ impl MadeUp {
             clips_gradients: false,
             packed: true,
             loss: Loss::Tokens,
-            asked: Asked::default(),
+            asked,
             drawing: None,
             fake_quantizer: None,
             reference: None,

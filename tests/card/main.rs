@@ -9,6 +9,7 @@ mod fake_quantization;
 #[path = "../common/families.rs"]
 mod families;
 mod gradients;
+mod graphs;
 mod made_up;
 mod methods;
 mod quantized;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tune_core::config::say;
-use tune_core::engine::{Card, RunOptions, Sequences, evaluate, forward_backward};
+use tune_core::engine::{Card, Kernels, RunOptions, Sequences, evaluate, forward_backward};
 use tune_core::memory_plan::MemoryPlan;
 use tune_core::models::{Decoder, Format};
 use tune_core::optim::{AdamW, Gradients, InBackward};
@@ -30,6 +30,15 @@ fn llama3_8b() -> Value {
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "hidden_act": "silu",
         "tie_word_embeddings": false,
+    })
+}
+
+fn smollm2_135m() -> Value {
+    json!({
+        "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 1e5, "hidden_act": "silu",
+        "tie_word_embeddings": true,
     })
 }
 
@@ -135,15 +144,57 @@ fn adapters_of_large_models() {
     };
     measure(&case("Qwen3 0.6 B, LoRA r16", qwen3(1024, 3072, 28, 16), (2, 2048), 4, 6), &card);
     let model = measure(&case("Qwen3 1.7 B, LoRA r16", qwen3(2048, 6144, 28, 16), (2, 2048), 4, 16), &card);
-    // Sequences that grow by a token each, all logits read.
-    let (count, past) = (16, 128);
-    let mut sequences = Sequences::new(&model, &vec![past + 40; count], tune_core::engine::Kernels::Fast).unwrap();
-    let prompt: Vec<u32> = (0..past as u32).collect();
-    let first: Vec<(usize, &[u32])> = (0..count).map(|i| (i, &prompt[..])).collect();
-    sequences.extend(&first).unwrap();
-    let next: Vec<(usize, &[u32])> = (0..count).map(|i| (i, &prompt[i..=i])).collect();
-    let time = last(32, || assert_eq!(sequences.extend(&next).unwrap().len(), count));
-    say!("  {count} sequences of {past} and more tokens grow by one each in {:.1} ms", 1e3 * time);
+    answers("Qwen3 1.7 B, LoRA r16", &model, [1, 16], (120, 64), &card);
+    let small = MadeUp { config: smollm2_135m(), lora: None, format: None }.model(&card);
+    answers("SmolLM2 135 M", &small, [1, 16], (120, 64), &card);
+}
+
+/// Draws so many of the likeliest tokens behind a past, for so many sequences, with steps that are recorded and without: the same, and
+/// how fast. All logits are read.
+pub(crate) fn answers(
+    what: &str,
+    model: &Decoder,
+    counts: [usize; 2],
+    (past, tokens): (usize, usize),
+    card: &Arc<Card>,
+) {
+    for count in counts {
+        let generate = |graphs: bool| {
+            card.use_graphs(graphs);
+            let capacities = vec![past + tokens; count];
+            let mut sequences = Sequences::new(model, &capacities, Kernels::OfTraining).unwrap();
+            let prompts: Vec<Vec<u32>> = (0..count as u32).map(|i| (i..i + past as u32).collect()).collect();
+            let first: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
+            let likeliest =
+                |logits: Vec<f32>| (0..logits.len()).max_by(|&i, &j| logits[i].total_cmp(&logits[j])).unwrap();
+            let mut drawn: Vec<Vec<u32>> = vec![Vec::new(); count];
+            let mut logits = sequences.extend(&first).unwrap();
+            let mut time = 0.0;
+            for _ in 1..tokens {
+                for (drawn, logits) in drawn.iter_mut().zip(logits) {
+                    drawn.push(likeliest(logits) as u32);
+                }
+                let next: Vec<(usize, &[u32])> = drawn.iter().map(|ids| &ids[ids.len() - 1..]).enumerate().collect();
+                // What is drawn of logits has no part in it.
+                let start = Instant::now();
+                logits = sequences.extend(&next).unwrap();
+                time += start.elapsed().as_secs_f64();
+            }
+            (drawn, logits, (count * (tokens - 1)) as f64 / time)
+        };
+        // What is loaded and chosen once is none of a token's time.
+        let (free, replayed) = (card.available(), card.steps_by_graphs());
+        _ = generate(true);
+        let taken = free.saturating_sub(card.available()) >> 20;
+        let ([drawn, others], [logits, other_logits], [with, without]) = match [true, false].map(generate) {
+            [(a, b, c), (d, e, f)] => ([a, d], [b, e], [c, f]),
+        };
+        card.use_graphs(true);
+        assert!(drawn == others && logits == other_logits, "{what}: other answers without recordings");
+        let replayed = card.steps_by_graphs() - replayed;
+        assert!(replayed > tokens as u64, "{what}: {replayed} steps by recordings");
+        say!("  {what}, answers to {count}: {with:.0} tokens/s by recorded steps, {without:.0} without ({taken} MiB)");
+    }
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Context {
     /// A copy of numbers that are here, as by [`Context::upload`], which does not wait until earlier work is done. For what is small and
     /// soon dropped; for all else it is the same.
     pub fn upload_ahead<T: Pod>(&self, numbers: &[T]) -> Buffer<T> {
-        if self.0.failed() || numbers.is_empty() {
+        if self.0.failed() || numbers.is_empty() || self.0.cannot_record("a copy to the card") {
             return self.upload(numbers);
         }
         self.0.bind();
@@ -144,6 +144,10 @@ impl Context {
 impl Shared {
     /// Gives a part of the ring back; what was queued so far may read it.
     pub(crate) fn give_ahead(&self, id: u64) {
+        // The mark would be a part of what is recorded.
+        if self.recording.give_ahead(id) {
+            return;
+        }
         self.bind();
         if let Some(ahead) = self.ahead().as_mut() {
             ahead.give(id, self.stream);

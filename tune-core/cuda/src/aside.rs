@@ -107,7 +107,8 @@ impl Context {
         if len == 0 {
             return Reading { shared: Arc::clone(&self.0), len, from: From::Here(Ok(Vec::new())) };
         }
-        let block = if self.0.failed() { None } else { self.0.block(bytes) };
+        let block =
+            if self.0.failed() || self.0.cannot_record("a copy from the card") { None } else { self.0.block(bytes) };
         let Some(block) = block else {
             return Reading { shared: Arc::clone(&self.0), len, from: From::Here(self.download(buffer)) };
         };

@@ -12,6 +12,7 @@ use half::bf16;
 
 use crate::context::{Context, Shared};
 use crate::error::Result;
+use crate::graph::KeptMemory;
 
 /// A type of numbers that kernels compute with. Sums are always in f32.
 pub trait Element: Pod + PartialEq + std::fmt::Debug + Send + Sync + private::Sealed {
@@ -55,12 +56,16 @@ pub struct Buffer<T> {
 }
 
 /// Where a buffer's memory goes when it is dropped.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Home {
-    /// So many bytes of the arena.
-    Arena(u64),
+    /// So many bytes of the arena, or of one of its pools.
+    Arena(u64, Option<u64>),
     /// A part of the ring of what is copied ahead.
     Ring(u64),
+    /// A part of another buffer, which lives as long.
+    Within(#[expect(dead_code, reason = "it is kept, and asked nothing")] Arc<Buffer<u32>>),
+    /// Memory of recorded work, which others of its works may have, too.
+    Lent(#[expect(dead_code, reason = "it is kept, and asked nothing")] KeptMemory),
 }
 
 // SAFETY: an address; whoever has the buffer has the numbers.
@@ -72,16 +77,16 @@ impl Context {
     /// Memory for this many numbers, of any content. If the card has none left, that is the context's error.
     pub fn buffer<T: Pod>(&self, len: usize) -> Buffer<T> {
         let bytes = (len * size_of::<T>()) as u64;
-        let mut address = 0;
+        let (mut address, mut pool) = (0, None);
         if !self.0.failed() {
             self.0.bind();
-            let taken = self.0.memory().take(bytes);
+            let taken = self.0.memory().take_for_buffer(bytes);
             match taken {
-                Ok(taken) => address = taken,
+                Ok(taken) => (address, pool) = taken,
                 Err(error) => self.0.remember(error),
             }
         }
-        Buffer { shared: Arc::clone(&self.0), address, len, home: Home::Arena(bytes), of: PhantomData }
+        Buffer { shared: Arc::clone(&self.0), address, len, home: Home::Arena(bytes, pool), of: PhantomData }
     }
 
     /// Memory for this many numbers, all of whose bytes are zero.
@@ -154,7 +159,7 @@ impl Context {
     /// The context's first error.
     pub fn download<T: Pod>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         let mut numbers = vec![T::zeroed(); buffer.len];
-        if buffer.len > 0 {
+        if buffer.len > 0 && !self.0.cannot_record("a copy from the card") {
             self.0.queue("copying from the card", || {
                 // SAFETY: as long as the buffer; the wait below ends before they are read.
                 unsafe {
@@ -178,6 +183,21 @@ impl<T> Buffer<T> {
         Self { shared: Arc::clone(shared), address, len, home: Home::Ring(id), of: PhantomData }
     }
 
+    /// Some of the numbers of another buffer, which is not given back before this one is.
+    pub(crate) fn within(all: &Arc<Buffer<u32>>, at: usize, len: usize) -> Buffer<u32> {
+        assert!(at + len <= all.len, "a part of more than there is");
+        let address = if all.address == 0 { 0 } else { all.address + (at * size_of::<u32>()) as u64 };
+        Buffer { shared: Arc::clone(&all.shared), address, len, home: Home::Within(Arc::clone(all)), of: PhantomData }
+    }
+
+    /// A result of recorded work, in the memory that was recorded with it. Nothing else keeps that: the numbers are those of the newest
+    /// launch until other work is done in the same memory.
+    #[must_use]
+    pub fn lent(self, memory: &KeptMemory) -> Self {
+        let (address, len) = (self.address, self.len);
+        Self { shared: Arc::clone(&self.shared), address, len, home: Home::Lent(memory.clone()), of: PhantomData }
+    }
+
     /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
@@ -194,7 +214,7 @@ impl<T> Buffer<T> {
         Buffer {
             shared: Arc::clone(&self.shared),
             address,
-            home: self.home,
+            home: self.home.clone(),
             len: bytes / size_of::<D>(),
             of: PhantomData,
         }
@@ -243,9 +263,10 @@ fn check(len: usize, at: usize, (rows, cols): (usize, usize), stride: usize) {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 {
-            match self.home {
-                Home::Arena(bytes) => self.shared.memory().give(self.address, bytes),
-                Home::Ring(id) => self.shared.give_ahead(id),
+            match &self.home {
+                Home::Arena(bytes, pool) => self.shared.memory().give_buffer(self.address, *bytes, *pool),
+                Home::Ring(id) => self.shared.give_ahead(*id),
+                Home::Within(_) | Home::Lent(_) => {}
             }
         }
     }

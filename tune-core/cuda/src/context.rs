@@ -1,5 +1,6 @@
 //! A card that is in use.
 
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUresult, CUstream};
@@ -8,6 +9,7 @@ use crate::ahead::{AHEAD, Ahead};
 use crate::aside::Aside;
 use crate::driver::{Card, Driver};
 use crate::error::{Error, Result};
+use crate::graph::{self, Recording};
 use crate::libraries::{self, Found};
 use crate::memory::{Memory, Usage};
 use crate::modules::Modules;
@@ -65,6 +67,10 @@ pub(crate) struct Shared {
     error: OnceLock<Error>,
     /// Where the time of all work is noted, while somebody asks for it.
     pub(crate) times: Times,
+    /// Whether work is to be recorded, whether it is at this moment, and how often recorded work was done.
+    pub(crate) graphs: AtomicBool,
+    pub(crate) recording: Recording,
+    pub(crate) launched: AtomicU64,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each call makes the context its thread's own first.
@@ -78,7 +84,7 @@ impl Context {
     /// # Errors
     /// What [`Driver::probe`] and [`Driver::card`] refuse; no cuBLASLt; a card that cannot be opened.
     pub fn open(ordinal: usize) -> Result<Self> {
-        let units = Units::chosen()?;
+        let (units, graphs) = (Units::chosen()?, graph::wanted()?);
         let card = Driver::probe()?.card(ordinal)?.clone();
         let libraries = libraries::open_cublaslt()?;
         let opening = format!("opening {}", card.name);
@@ -111,6 +117,9 @@ impl Context {
             products,
             error,
             times,
+            graphs,
+            recording: Recording::default(),
+            launched: AtomicU64::new(0),
         }));
         let products = Products::new(&context)?;
         _ = context.0.products.set(products);
@@ -201,19 +210,22 @@ impl Shared {
 
     /// Whether something failed: nothing more may be asked of the card.
     pub(crate) fn failed(&self) -> bool {
-        self.error.get().is_some()
+        self.error.get().is_some() || self.recording.has_failed()
     }
 
-    /// Remembers an error, if it is the first.
+    /// Remembers an error, if it is the first. What fails while work is recorded is an error of the recording alone.
     pub(crate) fn remember(&self, error: Error) {
-        _ = self.error.set(error);
+        if let Some(error) = self.recording.fail(error) {
+            _ = self.error.set(error);
+        }
     }
 
     /// Calls the driver, unless something failed before; remembers if this does. Returns whether it was done.
     pub(crate) fn run(&self, doing: &str, call: impl FnOnce() -> CUresult) -> bool {
-        if self.failed() {
-            return false;
-        }
+        !self.failed() && !self.cannot_record(doing) && self.call(doing, call)
+    }
+
+    fn call(&self, doing: &str, call: impl FnOnce() -> CUresult) -> bool {
         self.bind();
         match call().result() {
             Ok(()) => true,
@@ -224,9 +236,10 @@ impl Shared {
         }
     }
 
-    /// The same for work of the card's, whose time is noted under this name if somebody asks for it.
+    /// The same for work of the context's one stream, which can be recorded, and whose time is noted under this name if somebody asks for
+    /// it.
     pub(crate) fn queue(&self, doing: &str, call: impl FnOnce() -> CUresult) -> bool {
-        self.timed(|| doing.to_owned(), || self.run(doing, call))
+        self.timed(|| doing.to_owned(), || !self.failed() && self.call(doing, call))
     }
 
     pub(crate) fn card(&self) -> &Card {

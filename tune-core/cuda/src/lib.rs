@@ -12,9 +12,11 @@ mod context;
 mod driver;
 mod error;
 mod events;
+mod graph;
 mod kernels;
 mod launch;
 mod libraries;
+mod lists;
 mod memory;
 mod modules;
 mod nccl;
@@ -31,13 +33,15 @@ pub use context::{Context, UNITS};
 pub use driver::{Capability, Card, Driver, Version};
 pub use error::{Error, Result};
 pub use events::Event;
+pub use graph::{GRAPHS, Graph, KeptMemory};
 pub use kernels::{
     Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Distillation, Dropout, FileFormat,
     Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, ScheduleFree, Sgd, Spans, Squares, Stretch,
     Sweep, TokenLoss, Top, Turn, panels, sum_rows_workspace,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
+pub use lists::Lists;
 pub use memory::{PIECE, Usage};
 pub use products::{Candidate, Onto, Term, WORKSPACE};
 pub use profile::Spent;
-pub use ranges::Ranges;
+pub use ranges::{Pool, Ranges};

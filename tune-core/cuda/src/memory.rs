@@ -4,10 +4,12 @@
 //! the card does not begin before the earlier work is done: nothing waits. Addresses for all of the card's memory are
 //! reserved at the beginning, so that the range in use can grow without gaps between its pieces.
 
+use std::collections::BTreeMap;
+
 use cudarc::driver::sys::{self, CUdevice, CUdeviceptr, CUmemGenericAllocationHandle, CUresult};
 
 use crate::error::{Error, Result};
-use crate::ranges::Ranges;
+use crate::ranges::{Pool, Ranges};
 
 /// Memory is taken from the driver in pieces of at least that many bytes: each call takes long, and a piece costs a page.
 pub const PIECE: u64 = 32 << 20;
@@ -33,6 +35,20 @@ pub(crate) struct Memory {
     held: u64,
     piece: u64,
     ranges: Ranges,
+    pools: BTreeMap<u64, Kept>,
+    /// The one that buffers are taken from.
+    in_use: Option<u64>,
+    last_pool: u64,
+}
+
+/// Memory that belongs to recorded work.
+#[derive(Debug, Default)]
+struct Kept {
+    pool: Pool,
+    /// Buffers that live in it.
+    buffers: usize,
+    /// Whether nobody asks it for more: it ends with its last buffer.
+    is_over: bool,
 }
 
 impl Memory {
@@ -57,7 +73,18 @@ impl Memory {
         unsafe { sys::cuMemAddressReserve(&raw mut start, reserved as usize, 0, 0, 0) }
             .result()
             .map_err(|e| Error::of_driver(e.0, "reserving addresses for the card's memory"))?;
-        Ok(Self { device, start, reserved, pieces: Vec::new(), held: 0, piece, ranges: Ranges::default() })
+        Ok(Self {
+            device,
+            start,
+            reserved,
+            pieces: Vec::new(),
+            held: 0,
+            piece,
+            ranges: Ranges::default(),
+            pools: BTreeMap::new(),
+            in_use: None,
+            last_pool: 0,
+        })
     }
 
     /// Takes a part; returns its address. The device's context must be current.
@@ -78,6 +105,56 @@ impl Memory {
     /// Gives a part back. Later work of the stream may have it at once.
     pub(crate) fn give(&mut self, address: CUdeviceptr, bytes: u64) {
         self.ranges.give(address - self.start, Ranges::rounded(bytes));
+    }
+
+    /// Begins a pool; returns its number.
+    pub(crate) fn begin_pool(&mut self) -> u64 {
+        self.last_pool += 1;
+        self.pools.insert(self.last_pool, Kept::default());
+        self.last_pool
+    }
+
+    /// Has buffers be taken from a pool from now on, or from none; returns what they were taken from before.
+    pub(crate) fn use_pool(&mut self, pool: Option<u64>) -> Option<u64> {
+        std::mem::replace(&mut self.in_use, pool)
+    }
+
+    /// Nobody uses a pool any more: its memory is free when its last buffer is gone.
+    pub(crate) fn end_pool(&mut self, pool: u64) {
+        if let Some(kept) = self.pools.get_mut(&pool) {
+            kept.is_over = true;
+            self.close_pool(pool);
+        }
+    }
+
+    fn close_pool(&mut self, pool: u64) {
+        if self.pools.get(&pool).is_some_and(|kept| kept.is_over && kept.buffers == 0)
+            && let Some(kept) = self.pools.remove(&pool)
+        {
+            kept.pool.into_given().into_iter().for_each(|(at, bytes)| self.ranges.give(at, bytes));
+        }
+    }
+
+    /// Takes a part for a buffer; returns its address, and the pool that it is of. The device's context must be current.
+    pub(crate) fn take_for_buffer(&mut self, bytes: u64) -> Result<(CUdeviceptr, Option<u64>)> {
+        let Some((pool, mut kept)) = self.in_use.and_then(|pool| self.pools.remove_entry(&pool)) else {
+            return Ok((self.take(bytes)?, None));
+        };
+        let start = self.start;
+        let taken = kept.pool.take(Ranges::rounded(bytes), |bytes| self.take(bytes).map(|address| address - start));
+        kept.buffers += usize::from(taken.is_ok());
+        self.pools.insert(pool, kept);
+        Ok((start + taken?, Some(pool)))
+    }
+
+    /// Gives a buffer's part back. Later work of the stream may have it at once, or later work of its pool.
+    pub(crate) fn give_buffer(&mut self, address: CUdeviceptr, bytes: u64, pool: Option<u64>) {
+        let Some(pool) = pool else { return self.give(address, bytes) };
+        if let Some(kept) = self.pools.get_mut(&pool) {
+            kept.pool.give(address - self.start, Ranges::rounded(bytes));
+            kept.buffers -= 1;
+            self.close_pool(pool);
+        }
     }
 
     /// Takes memory from the driver until this many bytes are held. The device's context must be current.

@@ -27,10 +27,17 @@ pub(crate) struct Times {
     marks: Mutex<Vec<(String, [CUevent; 2])>>,
 }
 
+impl Times {
+    /// Whether somebody asks.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+}
+
 impl Shared {
     /// Queues work by `call`; notes its time if somebody asks for it.
     pub(crate) fn timed<R>(&self, name: impl FnOnce() -> String, call: impl FnOnce() -> R) -> R {
-        if !self.times.wanted.load(Ordering::Relaxed) {
+        if !self.times.is_wanted() {
             return call();
         }
         let mark = || {

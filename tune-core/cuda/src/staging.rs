@@ -126,7 +126,7 @@ impl Shared {
     /// unless very much is under way.
     pub(crate) fn stage(&self, to: CUdeviceptr, bytes: &[u8], stream: CUstream) {
         for (i, part) in bytes.chunks(PART).enumerate() {
-            if self.failed() {
+            if self.failed() || self.cannot_record("a copy to the card") {
                 return;
             }
             self.bind();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::backend::{Backend, Reads};
+use super::backend::{Backend, NewTokens, Reads};
 use super::block::Past;
 use super::cpu::Cpu;
 use super::cuda::Cuda;
@@ -12,9 +12,9 @@ use super::reference::Reference;
 use super::run::Run;
 use super::{Precision, on_a_worker, parameters};
 use crate::data::{Batch, IGNORE, Span};
-use crate::kernels::Element;
 use crate::kernels::attention::Stretch;
 use crate::kernels::team::Team;
+use crate::kernels::{Element, check_token_ids};
 use crate::models::{BlockSpec, Decoder, Linear, ModelSpec};
 use crate::{Error, Result};
 
@@ -388,8 +388,21 @@ impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
         let parameters = parameters(model, None, false);
         let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
         let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &model.config, &*parameters, batch) };
-        let x = run.through_blocks_on(&mut self.past)?;
-        let logits = backend.numbers(&run.logits(&x, wanted)?);
+        // A step that is done again does not ask.
+        check_token_ids(&batch.input_ids, model.config.vocab_size)?;
+        let new = NewTokens {
+            model,
+            ids: &batch.input_ids,
+            rows: &run.rows_in_past,
+            keys: self.past.first().map_or(0, |past| past.rows),
+            stretches: &run.stretches,
+            rotary: &run.rotary,
+            wanted,
+        };
+        let past = &mut self.past;
+        let mut compute = || run.logits(&run.through_blocks_on(past)?, wanted);
+        let logits = backend.newest(&new, &mut compute)?;
+        let logits = backend.numbers(&logits);
         backend.check()?;
         Ok(logits)
     }

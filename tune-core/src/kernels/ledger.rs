@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 
 use super::buffers::{self, Arena, HUGE, Source};
@@ -64,7 +65,8 @@ struct Book {
 /// Who places buffers.
 enum Memory {
     Processor(Arena<MadeUp>),
-    Card(tune_cuda::Ranges),
+    /// With what recorded work has for itself, and whether buffers are taken from that.
+    Card(tune_cuda::Ranges, Option<tune_cuda::Pool>, bool),
 }
 
 /// Addresses from the top down, as a system gives them.
@@ -92,7 +94,7 @@ impl Ledger {
 
     /// That of a card.
     pub(crate) fn of_card() -> Self {
-        Self::of(Memory::Card(tune_cuda::Ranges::default()))
+        Self::of(Memory::Card(tune_cuda::Ranges::default(), None, false))
     }
 
     fn of(memory: Memory) -> Self {
@@ -107,14 +109,16 @@ impl Ledger {
     /// A buffer of `len` elements; it goes back when the entry is dropped.
     pub(crate) fn take<T>(&self, len: usize, purpose: Purpose) -> Entry {
         let mut book = self.0.borrow_mut();
-        let (start, size) = match &mut book.memory {
+        let (start, size, kept) = match &mut book.memory {
             Memory::Processor(arena) => {
                 let size = buffers::bytes::<T>(len);
-                (if size == 0 { 0 } else { arena.take(size) }, size)
+                (if size == 0 { 0 } else { arena.take(size) }, size, false)
             }
-            Memory::Card(ranges) => {
+            Memory::Card(ranges, pool, kept) => {
                 let size = tune_cuda::Ranges::rounded((len * size_of::<T>()) as u64);
-                (ranges.take(size) as usize, size as usize)
+                let from_pool = if *kept { pool.as_mut() } else { None };
+                let taken = from_pool.map(|pool| pool.take(size, |size| Ok::<_, Infallible>(ranges.take(size))));
+                (taken.map_or_else(|| ranges.take(size), |Ok(at)| at) as usize, size as usize, *kept)
             }
         };
         book.touch(start, size);
@@ -122,7 +126,31 @@ impl Ledger {
         if book.in_use.total() > book.worst.total() {
             book.worst = book.in_use;
         }
-        Entry { ledger: self.clone(), start, size, purpose }
+        Entry { ledger: self.clone(), start, size, purpose, kept }
+    }
+
+    /// Does work as a card does that will be recorded: in memory of its own, which [`Ledger::forget_kept`] gives back. On the processor
+    /// nothing is recorded.
+    pub(crate) fn keeping<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.keeps(true);
+        let result = work();
+        self.keeps(false);
+        result
+    }
+
+    fn keeps(&self, yes: bool) {
+        if let Memory::Card(_, pool, kept) = &mut self.0.borrow_mut().memory {
+            *kept = yes;
+            pool.get_or_insert_default();
+        }
+    }
+
+    /// What was recorded is forgotten, whose buffers are gone.
+    pub(crate) fn forget_kept(&self) {
+        if let Memory::Card(ranges, pool, _) = &mut self.0.borrow_mut().memory {
+            let given = pool.take().into_iter().flat_map(tune_cuda::Pool::into_given);
+            given.for_each(|(at, bytes)| ranges.give(at, bytes));
+        }
     }
 
     /// Bytes that were ever touched, in whole pages of `page` bytes.
@@ -140,7 +168,7 @@ impl Ledger {
     pub(crate) fn asked(&self) -> u64 {
         match &self.0.borrow().memory {
             Memory::Processor(arena) => arena.source().asked,
-            Memory::Card(ranges) => ranges.end(),
+            Memory::Card(ranges, ..) => ranges.end(),
         }
     }
 
@@ -172,6 +200,8 @@ pub(crate) struct Entry {
     start: usize,
     size: usize,
     purpose: Purpose,
+    /// Whether it is of the memory of recorded work.
+    kept: bool,
 }
 
 impl Entry {
@@ -192,7 +222,10 @@ impl Drop for Entry {
             let mut book = self.ledger.0.borrow_mut();
             match &mut book.memory {
                 Memory::Processor(arena) => arena.give_back(self.start, self.size),
-                Memory::Card(ranges) => ranges.give(self.start as u64, self.size as u64),
+                Memory::Card(ranges, pool, _) => match pool.as_mut().filter(|_| self.kept) {
+                    Some(pool) => pool.give(self.start as u64, self.size as u64),
+                    None => ranges.give(self.start as u64, self.size as u64),
+                },
             }
             *book.in_use.of(self.purpose) -= self.size as u64;
         }
@@ -230,5 +263,25 @@ mod tests {
         let _large = ledger.take::<u8>(300 * MIB, Purpose::Output);
         assert_eq!(ledger.touched(HUGE), (HUGE + 300 * MIB) as u64);
         assert_eq!(ledger.asked(), (buffers::slab(1) + buffers::slab(300 * MIB) + 2 * HUGE) as u64);
+    }
+
+    /// What work that is recorded has had stays its own until it is forgotten, and no buffer of others is put there.
+    #[test]
+    fn what_is_recorded_has_memory_of_its_own() {
+        let ledger = Ledger::of_card();
+        let take = |kib: usize| ledger.take::<u8>(kib << 10, Purpose::Activations);
+        let step = || {
+            let (a, b) = (take(4), take(2));
+            drop(a);
+            drop((b, take(3)));
+        };
+        ledger.keeping(step);
+        ledger.keeping(step);
+        assert_eq!(ledger.asked(), 6 << 10);
+        drop(take(6));
+        assert_eq!(ledger.asked(), 12 << 10);
+        ledger.forget_kept();
+        let _other = take(12);
+        assert_eq!(ledger.asked(), 12 << 10);
     }
 }

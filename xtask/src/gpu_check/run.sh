@@ -113,6 +113,7 @@ models() {
     step fake-quantization 30 12 ./card fake_quantization:: --nocapture --test-threads=1
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
     step streams 20 5 ./card streams:: --nocapture --test-threads=1
+    step graphs 30 24 ./card graphs:: --nocapture --test-threads=1
     step blocks 30 40 ./card quantized:: --nocapture --test-threads=1
 }
 
@@ -134,7 +135,7 @@ checks() {
 
 # Whole models and training: how fast.
 training() {
-    watched speed-of-adapters 45 36 ./card adapters_of_large_models --nocapture --ignored
+    watched speed-of-adapters 60 39 ./card adapters_of_large_models --nocapture --ignored
     watched speed-of-a-model 45 29 ./card all_of_a_large_model --nocapture --ignored
     watched speed-of-8b 60 17 ./card adapters_of_an_8b_model --nocapture --ignored
     watched speed-of-8b-in-nf4 60 17 ./card an_8b_model_in_normal_floats --nocapture --ignored

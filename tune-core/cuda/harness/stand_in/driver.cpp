@@ -12,6 +12,9 @@
 // What another library queues (`streams.h`) is done later whatever it says, and STAND_IN_DELAY microseconds late: whoever does not wait for
 // it finds what was there before. The two are not for one test: whoever waits for a late stream keeps all others from theirs.
 // STAND_IN_CALLS is a file to which a line is added for each call that queues work, waits for it or takes memory.
+// What is queued while a stream is captured is recorded and not done until the graph is launched. What a driver allows then to nobody, or
+// to no thread that captures so that others are not hindered, is an error, and nothing comes of the capture: waiting, asking whether
+// something is done, marks, memory, modules. STAND_IN_GRAPHS says what goes wrong all the same: "begin", "end" or "instantiate".
 #include "streams.h"
 
 #include <atomic>
@@ -36,7 +39,8 @@
 
 namespace {
 
-constexpr int OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_READY = 600;
+constexpr int INVALID_VALUE = 1, OUT_OF_MEMORY = 2, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 900,
+              INVALIDATED = 901, WRONG_THREAD = 908;
 
 struct Entry {
     const char *name;
@@ -65,6 +69,15 @@ void called(const char *what, const char *name = "") {
     fflush(file);
 }
 
+// Work that was recorded.
+using Works = std::vector<std::function<void()>>;
+
+struct Capture {
+    std::thread::id thread;
+    bool is_valid = true;
+    Works works;
+};
+
 // Work in order. A stream's work is done by whoever waits for it; from the first work of another library on, by a thread of its own.
 struct Stream final : StreamOfOthers {
     bool is_main = false, at_once = true, has_worker = false, ends = false;
@@ -73,6 +86,8 @@ struct Stream final : StreamOfOthers {
     std::atomic<uint64_t> done{0};
     std::condition_variable_any changed;
     std::thread worker;
+    // While it is captured.
+    std::unique_ptr<Capture> capture;
 
     void push(std::function<void()> work) override;
 };
@@ -88,6 +103,16 @@ struct Event {
 std::recursive_mutex streams_lock;
 // Whether a context was opened, and has no stream yet.
 bool opens;
+
+// The stream that this thread captures.
+thread_local Stream *captured;
+
+// Whether a call cannot be made because this thread captures, or the stream that it is about is captured.
+bool is_forbidden(const Stream *stream = nullptr) {
+    Stream *of = captured ? captured : stream && stream->capture ? const_cast<Stream *>(stream) : nullptr;
+    if (of) of->capture->is_valid = false;
+    return of;
+}
 
 void do_until(Stream *stream, uint64_t at) {
     std::unique_lock<std::recursive_mutex> guard(streams_lock);
@@ -109,6 +134,7 @@ void do_until(Stream *stream, uint64_t at) {
 void submit(void *to, std::function<void()> work) {
     Stream *stream = stream_of(to);
     std::unique_lock<std::recursive_mutex> guard(streams_lock);
+    if (stream->capture) return stream->capture->works.push_back(std::move(work));
     stream->queued++;
     // Kernels of several threads need not wait for each other here.
     if (stream->at_once && stream->queue.empty() && (!stream->has_worker || stream->done + 1 == stream->queued)) {
@@ -235,6 +261,7 @@ int cuStreamCreate(void **stream, unsigned) {
 int cuStreamSynchronize(void *of) {
     Stream *stream = stream_of(of);
     called("wait stream");
+    if (is_forbidden(stream)) return UNSUPPORTED;
     return do_until(stream, stream->queued), 0;
 }
 int cuStreamDestroy_v2(void *of) {
@@ -250,6 +277,7 @@ int cuStreamDestroy_v2(void *of) {
 }
 int cuStreamWaitEvent(void *of, void *other, unsigned) {
     const Stream *stream = stream_of(of);
+    if (stream->capture && is_forbidden(stream)) return UNSUPPORTED;
     if (is("STAND_IN_FORGETS", stream->is_main ? "main" : "side")) return 0;
     const Event event = *static_cast<Event *>(other);
     if (event.stream && event.stream != stream) submit(of, [event] { do_until(event.stream, event.at); });
@@ -258,15 +286,18 @@ int cuStreamWaitEvent(void *of, void *other, unsigned) {
 int cuEventCreate(void **event, unsigned) { return *event = new Event, 0; }
 int cuEventRecord(void *of, void *stream) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    if (stream_of(stream)->capture && is_forbidden(stream_of(stream))) return UNSUPPORTED;
     return *static_cast<Event *>(of) = Event{stream_of(stream), stream_of(stream)->queued}, 0;
 }
 int cuEventQuery(void *of) {
     std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    if (is_forbidden()) return UNSUPPORTED;
     return is("STAND_IN_FORGETS", "marks") || is_passed(static_cast<Event *>(of)) ? 0 : NOT_READY;
 }
 int cuEventSynchronize(void *of) {
     const Event event = *static_cast<Event *>(of);
     called("wait event");
+    if (is_forbidden()) return UNSUPPORTED;
     if (event.stream) do_until(event.stream, event.at);
     return 0;
 }
@@ -276,6 +307,7 @@ int cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), 
 // Memory of the machine that copies read and write when they are done, and not when they are queued.
 int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     called("memory of the machine");
+    if (is_forbidden()) return UNSUPPORTED;
     if (!(*at = malloc(bytes))) return OUT_OF_MEMORY;
     memset(*at, 0xff, bytes);
     std::lock_guard<std::mutex> guard(lock);
@@ -301,6 +333,7 @@ int cuMemAddressFree(unsigned long long address, size_t bytes) {
 }
 int cuMemCreate(unsigned long long *piece, size_t bytes, const void *, unsigned long long) {
     called("memory of the card");
+    if (is_forbidden()) return UNSUPPORTED;
     std::lock_guard<std::mutex> guard(lock);
     if (bytes > left()) return OUT_OF_MEMORY;
     used += bytes;
@@ -334,12 +367,14 @@ int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, 
         return submit(stream, [=] { memcpy(at, from, bytes); }), 0;
     }
     called("to the card, not pinned");
+    // A graph reads it when it is launched.
+    if (stream_of(stream)->capture) return submit(stream, [=] { memcpy(at, from, bytes); }), 0;
     const char *begin = static_cast<const char *>(from);
     const auto read = std::make_shared<std::vector<char>>(begin, begin + bytes);
     return submit(stream, [=] { memcpy(at, read->data(), bytes); }), 0;
 }
 int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
-    const bool waits = !is_pinned(to, bytes);
+    const bool waits = !is_pinned(to, bytes) && !stream_of(stream)->capture;
     called(waits ? "from the card, not pinned" : "from the card");
     submit(stream, [=] { memcpy(to, reinterpret_cast<void *>(from), bytes); });
     if (waits) do_until(stream_of(stream), stream_of(stream)->queued);
@@ -360,7 +395,10 @@ int cuMemsetD2D8Async(unsigned long long at, size_t stride, unsigned char byte, 
     }), 0;
 }
 
-int cuModuleLoadData(void **module, const void *) { return called("module"), *module = &used, 0; }
+int cuModuleLoadData(void **module, const void *) {
+    called("module");
+    return is_forbidden() ? UNSUPPORTED : (*module = &used, 0);
+}
 int cuModuleUnload(void *) { return 0; }
 int cuModuleGetFunction(const void **function, void *, const char *name) {
     const auto found = kernels().find(name);
@@ -370,7 +408,7 @@ int cuFuncSetAttribute(const void *, int, int) { return 0; }
 int cuLaunchKernel(const void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y,
                    unsigned threads_z, unsigned shared, void *stream, void **arguments, void **) {
     const Entry *entry = static_cast<const Entry *>(function);
-    called("launch", entry->name);
+    called(stream_of(stream)->capture ? "captured launch" : "launch", entry->name);
     // Arguments are the caller's again when the call returns.
     auto copies = std::make_shared<std::vector<std::vector<char>>>();
     for (size_t i = 0; i < entry->count; i++) {
@@ -386,9 +424,51 @@ int cuLaunchKernel(const void *function, unsigned x, unsigned y, unsigned z, uns
     return 0;
 }
 
-// For the stand-in's cuBLASLt: queues a product.
-void stand_in_queue(void *stream, void (*work)(void *), void *of) {
-    called("product");
-    submit(stream, [=] { work(of); });
+int cuStreamBeginCapture_v2(void *of, int mode) {
+    called("begin capture");
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    Stream *stream = stream_of(of);
+    // Of the modes there is the one of a thread.
+    if (mode != 1 || is("STAND_IN_GRAPHS", "begin")) return INVALID_VALUE;
+    if (captured || stream->capture) return ILLEGAL_STATE;
+    stream->capture = std::make_unique<Capture>();
+    stream->capture->thread = std::this_thread::get_id();
+    return captured = stream, 0;
+}
+int cuStreamEndCapture(void *of, void **graph) {
+    called("end capture");
+    std::lock_guard<std::recursive_mutex> guard(streams_lock);
+    Stream *stream = stream_of(of);
+    *graph = nullptr;
+    if (!stream->capture) return ILLEGAL_STATE;
+    if (stream->capture->thread != std::this_thread::get_id()) return WRONG_THREAD;
+    const std::unique_ptr<Capture> capture = std::move(stream->capture);
+    captured = nullptr;
+    if (!capture->is_valid || is("STAND_IN_GRAPHS", "end")) return INVALIDATED;
+    return *graph = new Works(std::move(capture->works)), 0;
+}
+// A graph to be launched is what the graph was when it was made; launches keep what they do.
+int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long) {
+    called("instantiate");
+    if (captured || is("STAND_IN_GRAPHS", "instantiate")) return is_forbidden() ? UNSUPPORTED : OUT_OF_MEMORY;
+    return *made = new std::shared_ptr<const Works>(std::make_shared<const Works>(*static_cast<Works *>(graph))), 0;
+}
+int cuGraphDestroy(void *graph) { return delete static_cast<Works *>(graph), 0; }
+int cuGraphExecDestroy(void *made) { return delete static_cast<std::shared_ptr<const Works> *>(made), 0; }
+int cuGraphLaunch(void *made, void *stream) {
+    called("graph");
+    if (is_forbidden(stream_of(stream))) return UNSUPPORTED;
+    const auto works = *static_cast<std::shared_ptr<const Works> *>(made);
+    submit(stream, [works] {
+        for (const auto &work : *works) work();
+    });
+    return 0;
+}
+
+// For the stand-in's cuBLASLt: queues a product, which is done as often as a graph that it is in, and ended then.
+void stand_in_queue(void *stream, void (*work)(void *), void (*end)(void *), void *of) {
+    called(stream_of(stream)->capture ? "captured product" : "product");
+    const std::shared_ptr<void> product(of, end);
+    submit(stream, [=] { work(product.get()); });
 }
 }

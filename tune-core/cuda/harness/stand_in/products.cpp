@@ -76,7 +76,7 @@ struct Product {
 };
 
 // The driver's door to its streams.
-using Queue = void (*)(void *stream, void (*work)(void *), void *of);
+using Queue = void (*)(void *stream, void (*work)(void *), void (*end)(void *), void *of);
 Queue queue() {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW);
     return driver ? reinterpret_cast<Queue>(dlsym(driver, "stand_in_queue")) : nullptr;
@@ -126,11 +126,7 @@ int cublasLtMatmul(void *, const Operation *operation, const float *alpha, const
     static const Queue to_stream = queue();
     if (!to_stream) return 1;
     auto *product = new Product{*operation, *alpha, *beta, a, b, c, d, *of_a, *of_b, *of_c, *of_d};
-    to_stream(stream, [](void *of) {
-        auto *product = static_cast<Product *>(of);
-        product->run();
-        delete product;
-    }, product);
+    to_stream(stream, [](void *of) { static_cast<Product *>(of)->run(); }, [](void *of) { delete static_cast<Product *>(of); }, product);
     return 0;
 }
 }

@@ -36,6 +36,27 @@ impl Attention {
         let even = |address: u64, stride: usize| address.is_multiple_of(pair) && stride.is_multiple_of(2);
         self.head_dim.is_multiple_of(2) && [&qkv.q, &qkv.k, &qkv.v].iter().all(|x| even(x.address, x.stride))
     }
+
+    /// The logarithm of how many heads that share their keys a block computes.
+    fn heads_at_once(&self) -> usize {
+        let group = self.heads / self.kv_heads;
+        [4, 2, 1].into_iter().position(|n| group.is_multiple_of(n)).map_or(0, |at| 2 - at)
+    }
+
+    /// In how many parts the keys of each of `count` sequences are read where each has one query, and the longest has `longest` keys:
+    /// the one thing of such a call, beside numbers in memory, that lengths decide.
+    #[must_use]
+    pub fn parts_of_newest(&self, count: usize, longest: usize) -> usize {
+        let blocks = (self.heads >> self.heads_at_once()) * count.max(1);
+        let longest = self.window.unwrap_or(usize::MAX).min(longest);
+        BLOCKS.div_ceil(blocks).min(longest.div_ceil(KEYS)).max(1)
+    }
+
+    /// Numbers of f32 that such a call needs.
+    #[must_use]
+    pub fn workspace_of_newest(&self, count: usize, longest: usize) -> usize {
+        count * self.heads * self.parts_of_newest(count, longest) * (self.head_dim + 2)
+    }
 }
 
 impl Context {
@@ -48,14 +69,10 @@ impl Context {
         out: ViewMut<'_, T>,
         lse: &mut Buffer<f32>,
     ) {
-        let sequences = self.upload_ahead(&spans.newest());
-        let (count, longest) = (spans.count(), how.window.unwrap_or(usize::MAX).min(spans.longest()));
-        let group = how.heads / how.kv_heads;
-        let at_once = [4, 2, 1].into_iter().position(|n| group.is_multiple_of(n)).map_or(0, |at| 2 - at);
-        let blocks = (how.heads >> at_once) * count;
-        let parts = BLOCKS.div_ceil(blocks).min(longest.div_ceil(KEYS)).max(1);
-        let row = how.head_dim + 2;
-        let scratch = self.buffer::<f32>(count * how.heads * parts * row);
+        let sequences = spans.newest(self);
+        let (count, at_once, row) = (spans.count(), how.heads_at_once(), how.head_dim + 2);
+        let parts = how.parts_of_newest(count, spans.longest());
+        let scratch = self.buffer::<f32>(how.workspace_of_newest(count, spans.longest()));
         Launch::new(self, &PARTS[T::INDEX][at_once])
             .pointer(scratch.address())
             .pointer(qkv.q.address)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -26,6 +26,11 @@ impl Stretch {
     fn seen(&self) -> usize {
         self.past + self.len
     }
+
+    /// The row of the first key, and how many keys there are.
+    pub fn newest(&self) -> [i32; 2] {
+        [self.keys as i32, self.seen() as i32]
+    }
 }
 
 /// Where attention stays within: ranges of a batch's tokens. Made once for a batch, used by all of its layers.
@@ -38,6 +43,7 @@ pub struct Spans {
     gaps: bool,
     /// What was asked for so far.
     tiles: Mutex<Tiles>,
+    newest: OnceLock<Buffer<[i32; 2]>>,
 }
 
 /// By size and order.
@@ -86,7 +92,14 @@ impl Spans {
         assert!(in_order && inside && numbers, "attention: spans that do not fit");
         let covered: usize = stretches.iter().map(|s| s.len).sum();
         let stretches = stretches.to_vec();
-        Self { stretches, rows: [queries, keys], gaps: covered < queries, tiles: Mutex::default() }
+        let (rows, gaps) = ([queries, keys], covered < queries);
+        Self { stretches, rows, gaps, tiles: Mutex::default(), newest: OnceLock::new() }
+    }
+
+    /// The same stretches, of which a card has what [`Stretch::newest`] says of each already.
+    #[must_use]
+    pub fn with_newest(self, newest: Buffer<[i32; 2]>) -> Self {
+        Self { newest: OnceLock::from(newest), ..self }
     }
 
     /// Of queries, and of keys and values.
@@ -113,9 +126,9 @@ impl Spans {
         !self.gaps && self.stretches.iter().all(|s| s.len == 1)
     }
 
-    /// The row of each sequence's first key, and how many there are.
-    pub(super) fn newest(&self) -> Vec<[i32; 2]> {
-        self.stretches.iter().map(|s| [s.keys as i32, s.seen() as i32]).collect()
+    /// [`Stretch::newest`] of each, on the card.
+    pub(super) fn newest(&self, context: &Context) -> &Buffer<[i32; 2]> {
+        self.newest.get_or_init(|| context.upload(&self.stretches.iter().map(Stretch::newest).collect::<Vec<_>>()))
     }
 
     /// Whether the keys are those of the queries, as in training.

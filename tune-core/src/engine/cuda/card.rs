@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::TensorId;
@@ -32,6 +33,8 @@ pub struct Card {
     spans: Mutex<Option<Last>>,
     /// Numbers that are one, f32 and bf16.
     ones: [Mutex<Option<Arc<dyn Any + Send + Sync>>>; 2],
+    /// How often something of all this came or went.
+    changes: AtomicU64,
 }
 
 /// The stretches of the batch that was run last.
@@ -46,7 +49,7 @@ struct Last {
 /// The angles of a batch by one of a model's tables.
 #[derive(Debug)]
 pub(super) struct Angles {
-    of: Arc<Vec<f32>>,
+    pub(super) of: Arc<Vec<f32>>,
     pub(super) cos: Buffer<f32>,
     pub(super) sin: Buffer<f32>,
 }
@@ -94,6 +97,7 @@ impl Card {
             angles: Mutex::default(),
             spans: Mutex::default(),
             ones: Default::default(),
+            changes: AtomicU64::new(0),
         }))
     }
 
@@ -159,6 +163,27 @@ impl Card {
         Ok(format!("{all:>8.2} ms in all\n") + &lines.collect::<String>())
     }
 
+    /// Has steps that generate tokens be recorded and done again, or not; they have the same bits. They are, unless the environment says
+    /// `TUNE_CUDA_GRAPHS=none`.
+    pub fn use_graphs(&self, yes: bool) {
+        self.context.use_graphs(yes);
+    }
+
+    /// How many steps were done again by a recording.
+    pub fn steps_by_graphs(&self) -> u64 {
+        self.context.launched()
+    }
+
+    /// Something of what it keeps came or went: what was recorded may read what is not there any more.
+    pub(super) fn change(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
     /// Whether all went well so far.
     ///
     /// # Errors
@@ -184,12 +209,14 @@ impl Card {
 
     /// Computes what results are scaled by, and keeps it.
     pub(super) fn rescale<T: Number>(&self, scaling: &mut Scaling, of: Adapted<'_, T>) {
+        self.change();
         scaling.factors = Arc::new(self.context.column_factors(&scaling.magnitudes, of));
         lock(&self.factors).insert(scaling.of, Arc::clone(&scaling.factors));
     }
 
     /// Something was trained: layers' results are scaled otherwise.
     pub(super) fn forget_factors(&self) {
+        self.change();
         lock(&self.factors).clear();
     }
 
@@ -199,7 +226,6 @@ impl Card {
         if let Some(last) = last.as_ref().filter(|last| last.of == how.stretches && last.rows == [queries, keys]) {
             return Arc::clone(&last.spans);
         }
-        let stretch = |s: &Stretch| tune_cuda::Stretch { queries: s.queries, len: s.len, keys: s.keys, past: s.past };
         let spans = Spans::behind(&how.stretches.iter().map(stretch).collect::<Vec<_>>(), queries, keys);
         let spans = Arc::new(spans);
         *last = Some(Last { of: how.stretches.to_vec(), rows: [queries, keys], spans: Arc::clone(&spans) });
@@ -225,12 +251,18 @@ impl Card {
         match found {
             Some(Ok(ones)) if ones.len() >= len => ones,
             _ => {
+                self.change();
                 let ones = Arc::new(self.context.upload(&vec![T::from_f32(1.0); len]));
                 *kept = Some(Arc::<Buffer<T>>::clone(&ones));
                 ones
             }
         }
     }
+}
+
+/// A stretch as a card has it.
+pub(super) fn stretch(s: &Stretch) -> tune_cuda::Stretch {
+    tune_cuda::Stretch { queries: s.queries, len: s.len, keys: s.keys, past: s.past }
 }
 
 pub(super) fn of_card(error: tune_cuda::Error) -> Error {

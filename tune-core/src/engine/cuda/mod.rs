@@ -7,24 +7,26 @@
 mod card;
 mod eight_bits;
 mod gathered;
+mod newest;
 mod trained;
 mod weights;
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use candle_core::Tensor;
 pub use card::Card;
 use card::{Scaling, lock, of_card};
 pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
 use gathered::OnTheWay;
+use newest::{Newest, Step};
 pub(crate) use trained::{Factor, Move, OnCard, Rule, Squares};
 use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
 pub(super) use weights::AT_ONCE;
 use weights::{Param, fake_levels, is_in_blocks};
 
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
+use super::backend::{Backend, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Term};
 use super::cpu::Cpu;
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
@@ -44,11 +46,17 @@ pub(super) fn rows_at_once(vocab: usize, trained: bool) -> usize {
     (numbers / vocab).clamp(16, most)
 }
 
+/// Bytes of logits that are read by pinned memory, at most.
+const READ_PINNED: usize = 4 << 20;
+
 /// Weights and activations of type `T` on a card, sums in f32.
 pub(super) struct Cuda<T> {
     card: Arc<Card>,
     /// Gradients that earlier micro-batches have begun.
     begun: Mutex<BTreeMap<ParamId, Buffer<f32>>>,
+    /// Steps of newest tokens that are done again, and the one that is computed.
+    newest: Mutex<Newest>,
+    step: RwLock<Option<Step>>,
     of: PhantomData<T>,
 }
 
@@ -58,7 +66,7 @@ impl<T: Element + tune_cuda::Element> Number for T {}
 
 impl<T> Cuda<T> {
     pub(super) fn new(card: Arc<Card>) -> Self {
-        Self { card, begun: Mutex::default(), of: PhantomData }
+        Self { card, begun: Mutex::default(), newest: Mutex::default(), step: RwLock::default(), of: PhantomData }
     }
 
     /// Has the next gradient of a parameter be added to this one.
@@ -84,8 +92,9 @@ impl<T> Cuda<T> {
         self.context().upload_ahead(&numbers.iter().map(|&x| x as f32).collect::<Vec<_>>())
     }
 
-    fn rows(&self, rows: &[usize]) -> Buffer<u32> {
-        self.context().upload_ahead(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>())
+    fn rows(&self, rows: &[usize]) -> Arc<Buffer<u32>> {
+        let upload = || self.context().upload_ahead(&rows.iter().map(|&row| row as u32).collect::<Vec<_>>());
+        self.of_step(|step| step.list(rows)).unwrap_or_else(|| upload().into())
     }
 }
 
@@ -128,8 +137,20 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
         self.card.scaling(of)
     }
 
+    fn newest(
+        &self,
+        new: &NewTokens<'_>,
+        compute: &mut dyn FnMut() -> Result<Buffer<f32>>,
+    ) -> Result<Arc<Buffer<f32>>> {
+        self.newest_logits(new, compute)
+    }
+
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {
-        self.read(x)
+        // By pinned memory, which is as large as what was ever read by it.
+        match x.len() * size_of::<f32>() <= READ_PINNED {
+            true => self.context().read_later(x).wait().unwrap_or_else(|_| vec![f32::NAN; x.len()]),
+            false => self.read(x),
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -276,7 +297,7 @@ impl<T: Number> Backend for Cuda<T> {
                 self.multiply(terms, Finish::Store, PartMut::new(&mut sums, m, n));
                 let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
                 let dropout = tune_cuda::Dropout { p, key };
-                return self.context().dropped(sums.view(n), dropout, rows.as_ref(), Onto::Itself, y);
+                return self.context().dropped(sums.view(n), dropout, rows.as_deref(), Onto::Itself, y);
             }
         };
         for (i, term) in small_first(terms).into_iter().enumerate() {
@@ -367,7 +388,8 @@ impl<T: Number> Backend for Cuda<T> {
     }
 
     fn rotate(&self, x: PartMut<'_, Buffer<T>>, angles: &Rotary, turn: Turn) {
-        let (tables, half) = (self.card.angles(angles), angles.turned / 2);
+        let tables = self.of_step(|step| step.angles(angles)).unwrap_or_else(|| self.card.angles(angles));
+        let half = angles.turned / 2;
         let turn = match turn {
             Turn::Forward => tune_cuda::Turn::Forward,
             Turn::Back => tune_cuda::Turn::Back,
@@ -389,7 +411,7 @@ impl<T: Number> Backend for Cuda<T> {
     fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
         let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
         let dropout = tune_cuda::Dropout { p, key };
-        self.context().dropped(view(x), dropout, rows.as_ref(), Onto::Nothing, y.view_mut(x.cols));
+        self.context().dropped(view(x), dropout, rows.as_deref(), Onto::Nothing, y.view_mut(x.cols));
     }
 
     fn rounded(&self, weight: &Param<T>, (rows, cols): (usize, usize), levels: Levels) -> Result<Param<T>> {
@@ -422,7 +444,8 @@ impl<T: Number> Backend for Cuda<T> {
         y: PartMut<'_, Buffer<T>>,
         lse: &mut Buffer<f32>,
     ) {
-        let spans = self.card.spans(how, y.rows, k.rows);
+        let of_step = self.of_step(|step| step.spans(how, k.rows));
+        let spans = of_step.unwrap_or_else(|| self.card.spans(how, y.rows, k.rows));
         let qkv = Qkv { q: view(q), k: view(k), v: view(v) };
         self.context().attend(&attention(how), &spans, qkv, view_mut(y), lse);
     }

@@ -228,7 +228,10 @@ impl Card {
         let mut trained = lock(&self.trained);
         let of = match trained.entry(tensor.id()) {
             Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(place) => place.insert(Trained::of(&self.context, tensor)?),
+            Entry::Vacant(place) => {
+                self.change();
+                place.insert(Trained::of(&self.context, tensor)?)
+            }
         };
         of.read(&self.context)
     }

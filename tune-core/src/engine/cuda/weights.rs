@@ -84,6 +84,7 @@ impl Card {
             return Ok(kept);
         }
         let param = Arc::new(upload()?);
+        self.change();
         lock(&self.frozen).insert(key, Arc::<K>::clone(&param));
         Ok(param)
     }
@@ -179,7 +180,8 @@ impl<T: Number> Cuda<T> {
         how: EmbeddingSpec,
         y: &mut Buffer<T>,
     ) {
-        let (ids, factor) = (self.context().upload_ahead(ids), scale::<T>(how));
+        let of_step = self.of_step(|step| step.list(ids));
+        let (ids, factor) = (of_step.unwrap_or_else(|| self.context().upload_ahead(ids).into()), scale::<T>(how));
         match table {
             Param::Numbers(table) => self.context().lookup(table.view(width), &ids, factor, y.view_mut(width)),
             Param::Blocks(table) => {

@@ -211,9 +211,15 @@ impl<T: Element> Backend for Paper<T> {
     fn round_tokens_back(&self, _: Part<'_, Entry>, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
 
     fn attend(&self, how: &Attention<'_>, _: [Part<'_, Entry>; 3], _: PartMut<'_, Entry>, _: &mut Entry) {
-        if let Machine::Processor(threads) = self.machine {
-            drop(self.take::<f32>(how.forward_workspace::<T>(threads)));
-        }
+        let len = match self.machine {
+            Machine::Processor(threads) => Some(how.forward_workspace::<T>(threads)),
+            Machine::Card => {
+                let longest = how.stretches.iter().map(|stretch| stretch.past + stretch.len).max().unwrap_or(0);
+                let are_newest = how.stretches.iter().all(|stretch| stretch.len == 1);
+                are_newest.then(|| cuda::attention(how).workspace_of_newest(how.stretches.len(), longest))
+            }
+        };
+        drop(len.map(|len| self.take::<f32>(len)));
         self.attention(how, 2.0);
     }
 

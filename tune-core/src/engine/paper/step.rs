@@ -137,6 +137,7 @@ impl StepOnPaper<'_> {
                 spans.iter().zip(&starts).filter(|&(span, _)| span.len > prompt(span)).map(new).collect();
             handed_out(&new, &mut past)?;
         }
+        paper.ledger.forget_kept();
         Ok(())
     }
 
@@ -174,8 +175,15 @@ impl StepOnPaper<'_> {
         let sharded = ShardedOnPaper::new(*self, false);
         let run =
             Run { stretches, rows_in_past: rows, ..Run::new(paper, self.model, self.parameters(&sharded), &batch) };
-        let x = run.through_blocks_on(past)?;
-        run.logits(&x, &last).map(Some)
+        let mut compute = || run.logits(&run.through_blocks_on(past)?, &last).map(Some);
+        // A card records steps of newest tokens: one is done as any other in the memory of recordings, and one in what that left.
+        match paper.machine == Machine::Card && self.layout.shards == 1 && new.iter().all(|&(.., len)| len == 1) {
+            true => {
+                drop(paper.ledger.keeping(&mut compute)?);
+                paper.ledger.keeping(compute)
+            }
+            false => compute(),
+        }
     }
 
     /// A micro-batch without gradients.
@@ -212,7 +220,9 @@ impl StepOnPaper<'_> {
             .unzip();
         let mut past = self.no_past(rows, paper);
         drop(self.grow(&prompts, &mut past, paper)?);
-        self.grow(&newest, &mut past, paper).map(drop)
+        drop(self.grow(&newest, &mut past, paper)?);
+        paper.ledger.forget_kept();
+        Ok(())
     }
 
     /// Memory for the keys and values of this many tokens.

@@ -3,7 +3,7 @@
 //! A layer may make several results (queries, keys and values, where they are stored as one layer): its parts, rows of its
 //! weight. Each is a matrix of its own.
 
-use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
+use super::backend::{Backend, Finish, Part, PartMut, Selection, Term, Weight};
 use super::parameters::{AdapterParams, LayerParams, TokenParams};
 use super::run::Found;
 use crate::models::{EmbeddingSpec, Of, ParamId};
@@ -116,8 +116,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         Weight { param, first, out, inner: *inner, quantized: *quantized }
     }
 
-    /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
-    pub(super) fn low_rank(&self, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> LowRank<B> {
+    /// What the adapter makes of `x` `[m, in]`, whose rows count as the tokens that `rows` says for its dropout.
+    pub(super) fn low_rank(&self, x: Part<'_, B::Acts>, rows: Option<Selection<'_, B>>) -> LowRank<B> {
         let adapter = self.params.adapter.as_ref()?;
         let dropped = self.drop(adapter, x, rows);
         let x = dropped.as_ref().map_or(x, |dropped| Part::new(dropped, x.rows, x.cols));
@@ -235,14 +235,14 @@ impl<'a, B: Backend> Layer<'a, B> {
         }
     }
 
-    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`, whose rows count as `rows` for dropout; `id`
-    /// names them.
+    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`, whose rows count as the tokens that `rows` says for
+    /// dropout; `id` names them.
     pub(super) fn train(
         &self,
         back: &Back<'_, B>,
         x: &Fed<'_, B>,
         low_rank: &LowRank<B>,
-        rows: Option<&[usize]>,
+        rows: Option<Selection<'_, B>>,
         id: impl Fn(Of) -> ParamId,
         found: &mut Found<B>,
     ) {
@@ -318,7 +318,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         back: &Back<'_, B>,
         x: Part<'_, B::Acts>,
         low_rank: &LowRank<B>,
-        rows: Option<&[usize]>,
+        rows: Option<Selection<'_, B>>,
     ) -> Option<Vec<(Of, B::Sums)>> {
         let of_magnitude = self.scaling().map(|scaling| {
             let (mut own, m) = (self.backend.gradient(1, self.out()), back.rows());
@@ -393,7 +393,12 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     /// The input `[m, in]` of an adapter with dropout.
-    fn drop(&self, adapter: &AdapterParams<B>, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> Option<B::Acts> {
+    fn drop(
+        &self,
+        adapter: &AdapterParams<B>,
+        x: Part<'_, B::Acts>,
+        rows: Option<Selection<'_, B>>,
+    ) -> Option<B::Acts> {
         let dropout = adapter.dropout?;
         let mut y = self.backend.acts(x.rows, x.cols);
         self.backend.dropped(x, dropout, rows, &mut y);
@@ -474,12 +479,12 @@ impl<'a, B: Backend> Back<'a, B> {
 }
 
 /// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`. The input's rows count
-/// as `rows` for dropout. Where it was rounded, `x` is the input, and in other memory than its gradient.
+/// as the tokens that `rows` says for dropout. Where it was rounded, `x` is the input, and in other memory than its gradient.
 ///
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(super) fn input_gradient<B: Backend>(
     backs: &[&Back<'_, B>],
-    rows: Option<&[usize]>,
+    rows: Option<Selection<'_, B>>,
     x: Option<Part<'_, B::Acts>>,
     onto: Option<&B::Acts>,
     mut gx: PartMut<'_, B::Acts>,

@@ -307,8 +307,8 @@ impl MemoryPlan {
         let passing = most_of_one(setting, &|name, dims| setting.optimizer.passing_bytes(name, dims))?;
         let optimizer = match card {
             true => {
-                let of_one = |dims: &[usize]| setting.optimizer.parts_on_card(dims.iter().product());
-                of_all(setting, &|_, dims| of_one(dims).into_iter().sum::<usize>() as u64)?
+                let of_one = |name: &str, dims: &[usize]| setting.optimizer.parts_on_card(name, dims);
+                of_all(setting, &|name, dims| of_one(name, dims).into_iter().sum::<usize>() as u64)?
             }
             false => of_all(setting, &|name, dims| setting.optimizer.held_bytes(name, dims))? + passing,
         };
@@ -509,9 +509,15 @@ fn engine<T: Element>(setting: &Setting) -> Result<Ledger> {
         false => (None, reference),
     };
     let on_paper = StepOnPaper { teacher: teacher.as_ref(), ..on_paper };
-    let state = || State::new(setting.optimizer.clone());
+    let state = |model: &ModelSpec, lora: Option<&LoraOptions>| {
+        let shapes = parameters::shapes(model, lora, setting.processes.layout.shards)?;
+        Ok::<_, Error>(State::new(setting.optimizer.clone(), model, shapes))
+    };
     let (paper, mut state, mut state_of_value) = match setting.card {
-        Some(_) => (Paper::<T>::card(), Some(state()), Some(state())),
+        Some(_) => {
+            let of_value = setting.value.as_ref().map(|value| state(value, None)).transpose()?;
+            (Paper::<T>::card(), Some(state(&setting.model, setting.lora.as_ref())?), of_value)
+        }
         None => (Paper::<T>::new(rayon::current_num_threads()), None, None),
     };
     let score = |batch: &Batch, learns: bool| {

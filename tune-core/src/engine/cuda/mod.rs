@@ -7,6 +7,7 @@
 mod card;
 mod eight_bits;
 mod gathered;
+mod orthogonal;
 mod trained;
 mod weights;
 

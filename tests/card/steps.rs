@@ -13,7 +13,7 @@ use tune_core::{Later, Result};
 use tune_core::engine::{Card, Gradient, RunOptions, forward_backward, queue_forward_backward};
 use tune_core::models::{Decoder, LoadOptions, ModelSpec, Parameter, Trainable};
 use tune_core::optim::{
-    AdamW, AdamW8bit, Averaged, Gradients, InBackward, Lion, Optimizer, ScheduleFree, Sgd, clip_factor,
+    AdamW, AdamW8bit, Averaged, Gradients, InBackward, Lion, Muon, Optimizer, ScheduleFree, Sgd, clip_factor,
 };
 use tune_core::peft::{LoraModule, LoraOptions, adapter_weights, set_trainable};
 
@@ -194,6 +194,52 @@ fn bits_of_the_processors_steps() {
                 &bits(&other, at_once.as_ref()),
                 &bits(&fresh, first.as_ref()),
             );
+        }
+    }
+}
+
+/// Muon's steps are the processor's but for the order of sums. Each goes on with what the other has saved.
+#[test]
+fn matrices_are_made_orthogonal() {
+    let Some(card) = card() else { return };
+    let batch = odd_batch();
+    for (lora, nesterov) in [(None, true), (None, false), (Some(odd_lora()), true)] {
+        let muon = || {
+            let mut muon = Muon::new(1e-2, 0.1, AdamW::new(1e-2, [0.9, 0.99], 1e-8, 0.1));
+            muon.nesterov = nesterov;
+            muon
+        };
+        let (mut here, mut there) = (muon(), muon());
+        let (twin, model) = (
+            odd_model(DType::F32, lora.clone(), Compute::Processor),
+            odd_model(DType::F32, lora.clone(), Compute::Card(Arc::clone(&card))),
+        );
+        let numbers = |model: &Decoder| -> BTreeMap<String, Vec<f64>> {
+            model.fetch().unwrap();
+            model.trainable().iter().map(|p| (p.name().to_string(), values(p.var().as_tensor()))).collect()
+        };
+        let start = numbers(&model);
+        for step in 1..=4 {
+            let (_, mut gradients) = run(&model, &batch, false);
+            for (name, gradient) in gradients.iter() {
+                let gradient: Gradient = gradient.to_tensor().unwrap().into();
+                here.update(twin.trainable().get(name).unwrap(), &gradient, 1e-2, 0.7, step).unwrap();
+            }
+            gradients.apply(&model, &mut there, 1e-2, 0.7, step).unwrap();
+            if step == 2 {
+                let (of_here, of_there) = (here.state().unwrap(), there.state().unwrap());
+                here.set_state(of_there, twin.trainable()).unwrap();
+                there.set_state(of_here, model.trainable()).unwrap();
+            }
+        }
+        let (found, right) = (numbers(&model), numbers(&twin));
+        for (name, start) in &start {
+            let moved = |to: &[f64]| to.iter().zip(start).map(|(to, from)| to - from).collect::<Vec<f64>>();
+            let (found, right) = (moved(&found[name]), moved(&right[name]));
+            let off = error(&found, &right);
+            let what = format!("{name}, adapters: {}, nesterov: {nesterov}", lora.is_some());
+            assert!(right.iter().any(|x| x.abs() > 1e-4), "{what}: nothing moved");
+            assert!(off <= 1e-3, "{what}: steps are off by {off:.1e}");
         }
     }
 }

@@ -60,6 +60,7 @@ fn no_step_waits() {
     cases::prepare(folder.path());
     let waits = |name: &str, own: &[&str]| {
         let calls = folder.path().join(format!("{name}.calls"));
+        std::fs::remove_file(&calls).ok();
         let told = [("STAND_IN_CALLS", calls.to_str().unwrap())];
         run(case(name), &folder.path().join(name), folder.path(), own, &told).unwrap();
         let steps = steps(&calls);
@@ -74,6 +75,13 @@ fn no_step_waits() {
     for (name, own) in [("lora", &[][..]), ("full", &[]), ("pretrain", &[])] {
         let found = waits(name, own);
         assert!(found.iter().all(Vec::is_empty), "{name} waits: {found:?}");
+    }
+    // How many tokens go to each expert is waited for once a block and batch, and not again where a block is computed again. There are
+    // two of either.
+    let mixture = format!("checkpointer.checkpoint_dir={}", folder.path().join("mixture").display());
+    for again in ["enable_activation_checkpointing=false", "enable_activation_checkpointing=true"] {
+        let found = waits("lora_experts", &[&mixture, again]);
+        assert!(found.iter().all(|step| *step == ["wait event"; 4]), "{again}: {found:?}");
     }
     // What reads log-probabilities waits, which is seen.
     assert!(waits("dpo", &[]).iter().all(|step| !step.is_empty()));

@@ -80,6 +80,13 @@ top_middle.cu|top_middle|s/    __syncthreads();\n    for (long long i = threadId
 top_middle.cu|top_middle|s/if (has_rest) mixture.add/if (false) mixture.add/|all other tokens have no part in the divergence
 top_middle.cu|top_middle|s/expm1f(-apart)/expm1f(apart)/|the wrong one of both is the larger
 top_middle.cu|top_middle|s/row_sum(total, shared)/total/|the sum of a thread alone
+routes.cu|routes|s/other < last \&\& other/other <= last \&\& other/|the same expert again and again
+routes.cu|routes|s/(0xffffffffu - expert)/expert/|of equal ones the last
+routes.cu|routes|s/__float_as_uint(logit + 0.0f)/__float_as_uint(logit)/|0 is more than -0
+routes.cu|routes|s/if (i < warp) place/if (i <= warp) place/|the places of the next warp
+routes.cu|routes|s/        __syncthreads();\n        unsigned place/        unsigned place/|no barrier before counts are read
+routes.cu|routes|s/i < choices \&\& experts/i + 1 < choices \&\& experts/|the last choice has no place
+routes.cu|routes|s/* (q - below)/* q/|a gradient with a mean
 '
 wanted=" $* "
 number=0

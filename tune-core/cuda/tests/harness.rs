@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 24] = [
+const TESTS: [&str; 25] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -30,6 +30,7 @@ const TESTS: [&str; 24] = [
     "optim_8bit",
     "optim_means",
     "rotary",
+    "routes",
     "rows",
     "token_columns",
     "top_middle",

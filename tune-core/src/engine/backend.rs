@@ -10,7 +10,6 @@ use candle_core::Tensor;
 
 use crate::distributed::Mesh;
 use crate::kernels::attention::{Attention, Stretch};
-use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
@@ -36,6 +35,8 @@ pub(crate) trait Backend: Sized {
     type Each;
     /// What a layer's results are scaled by: magnitudes over norms (DoRA).
     type Scaling;
+    /// Which experts of a mixture each token goes to. Places are numbered expert by expert, and by token within each.
+    type Routes;
 
     /// Memory of any content for a matrix of activations.
     fn acts(&self, rows: usize, cols: usize) -> Self::Acts;
@@ -122,8 +123,8 @@ pub(crate) trait Backend: Sized {
     fn gate(&self, activation: Activation, gate: &Self::Acts, up: &Self::Acts, y: &mut Self::Acts);
     /// Replaces `gate` and `up` by their gradients, for the gradient `g` of the result, and that one by the result.
     fn gate_back(&self, activation: Activation, gate: &mut Self::Acts, up: &mut Self::Acts, g: &mut Self::Acts);
-    /// `x` with dropout into `y`, whose rows follow each other. Row `i` of a selection counts as row `rows[i]`.
-    fn dropped(&self, x: Part<'_, Self::Acts>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Self::Acts);
+    /// `x` with dropout into `y`, whose rows follow each other. A row of a selection counts as its token's.
+    fn dropped(&self, x: Part<'_, Self::Acts>, dropout: Dropout, rows: Option<Selection<'_, Self>>, y: &mut Self::Acts);
 
     /// A weight `[rows, cols]` rounded to levels, in memory of its own.
     ///
@@ -196,22 +197,30 @@ pub(crate) trait Backend: Sized {
     );
 
     /// Which of `count` experts each token goes to, by the router's `logits` `[m, count]`.
-    fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts) -> Routes;
-    /// The gradient of these logits, for that of the weights of the chosen experts, `[m, chosen]`.
-    fn route_back(&self, logits: &Self::Sums, how: Experts, routes: &Routes, g: &[f64], y: &mut Self::Acts);
+    fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts) -> Self::Routes;
+    /// The first place of each expert, and the number of places at the end. A backend that computes later waits here.
+    fn starts(&self, routes: &mut Self::Routes) -> Vec<usize>;
+    /// Whether routes are better kept until the backward pass than found again, where all else is computed again.
+    fn keeps_routes(&self) -> bool {
+        false
+    }
+    /// The gradient of these logits, for that of the weights of the chosen experts, `g` of each place.
+    fn route_back(&self, logits: &Self::Sums, how: Experts, routes: &Self::Routes, g: &Self::Sums, y: &mut Self::Acts);
+    /// The row of each place's token, of `x` `[m, width]`, into `y` `[places, width]`.
+    fn to_places(&self, x: &Self::Acts, width: usize, routes: &Self::Routes, y: &mut Self::Acts);
     /// For each token the sum of the rows of `x` at its places, weighted or not, and what is in `onto`.
     fn combine(
         &self,
         x: Part<'_, Self::Acts>,
-        routes: &Routes,
+        routes: &Self::Routes,
         weighted: bool,
         onto: Option<Part<'_, Self::Acts>>,
         y: PartMut<'_, Self::Acts>,
     );
-    /// Multiplies each row by a factor.
-    fn scale_rows(&self, x: PartMut<'_, Self::Acts>, factors: &[f64]);
+    /// Multiplies the row of each place by the weight of its expert for its token.
+    fn weigh_places(&self, x: PartMut<'_, Self::Acts>, routes: &Self::Routes);
     /// The product of each row of `a` with the same row of `b`.
-    fn row_dots(&self, a: Part<'_, Self::Acts>, b: Part<'_, Self::Acts>) -> Vec<f64>;
+    fn row_dots(&self, a: Part<'_, Self::Acts>, b: Part<'_, Self::Acts>) -> Self::Sums;
 
     /// Logits `z` `[m, vocab]` become `cap · tanh(z / cap)`.
     fn cap(&self, logits: &mut Self::Sums, cap: f64);
@@ -489,9 +498,25 @@ pub(crate) enum Finish<'a, B: Backend> {
     Onto(Part<'a, B::Acts>),
     /// A vector is added to each row: the elements of a bias from the given one on.
     Plus(&'a B::Param, usize),
-    /// It is dropped or scaled, and added to what is there. Row `i` of a selection counts as row `rows[i]`.
-    AddDropped(Dropout, Option<&'a [usize]>),
+    /// It is dropped or scaled, and added to what is there. A row of a selection counts as its token's.
+    AddDropped(Dropout, Option<Selection<'a, B>>),
 }
+
+/// Which tokens some rows are.
+pub(crate) enum Selection<'a, B: Backend> {
+    /// A token for each row.
+    Tokens(&'a [usize]),
+    /// So many places of tokens at experts, from the first given on.
+    Places { routes: &'a B::Routes, first: usize, count: usize },
+}
+
+impl<B: Backend> Clone for Selection<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Selection<'_, B> {}
 
 /// How a norm is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]

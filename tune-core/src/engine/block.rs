@@ -6,6 +6,7 @@
 
 use super::attention::Attended;
 use super::backend::{Backend, Finish, Norm, Part, PartMut};
+use super::experts::Routed;
 use super::linear::{Back, Fed, Layer, LowRank, input_gradient};
 use super::mlp::Gated;
 use super::parameters::{BlockParams, NormParams};
@@ -30,6 +31,14 @@ pub(super) struct Saved<B: Backend> {
     gated: Gated<B>,
     /// As `added`, of the second half.
     added_by_mlp: Option<B::Acts>,
+}
+
+/// What is left of a block's forward pass for its backward one.
+pub(super) enum Left<B: Backend> {
+    /// All that this needs.
+    All(Saved<B>),
+    /// The forward pass is run again, but experts are found by these routes.
+    Routes(Option<B::Routes>),
 }
 
 /// Keys and values of sequences that grow, `[rows, kv_heads * head_dim]` each, of one block.
@@ -65,9 +74,13 @@ pub(super) struct Projected<B: Backend> {
 
 impl<B: Backend> Block<'_, B> {
     /// The residual stream `[m, hidden]` after this block, and what its backward pass needs, if that is to be kept.
-    pub(super) fn forward(&self, x: &B::Acts, keep: bool) -> (B::Acts, Option<Saved<B>>) {
+    pub(super) fn forward(&self, x: &B::Acts, keep: bool) -> (B::Acts, Left<B>) {
         let (y, saved) = self.run_through(x, None);
-        (y, keep.then_some(saved))
+        if keep {
+            return (y, Left::All(saved));
+        }
+        let routed = saved.gated.routed.filter(|_| self.run.backend.keeps_routes());
+        (y, Left::Routes(routed.map(Routed::into_routes)))
     }
 
     /// The same for the newest tokens of sequences whose past is given; theirs is added to it.
@@ -77,9 +90,22 @@ impl<B: Backend> Block<'_, B> {
 
     fn run_through(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (B::Acts, Saved<B>) {
         let (attended, added, middle) = self.first_half(x, past);
-        let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens());
+        let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens(), None);
         let (added_by_mlp, y) = self.half(&middle, Half::Mlp, |target, y| self.down(&mut gated, target, y));
         (y, Saved { attended, added, middle, gated, added_by_mlp })
+    }
+
+    /// The same for the backward pass, by routes that were kept, without the last product.
+    fn run_again(&self, x: &B::Acts, routes: Option<B::Routes>) -> Saved<B> {
+        let (attended, added, middle) = self.first_half(x, None);
+        let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens(), routes);
+        // That product is needed where what comes of it is normed.
+        let added_by_mlp = self.norm(BlockNorm::After(Half::Mlp)).map(|_| {
+            let mut added = self.run.acts(self.run.shape.hidden_size);
+            self.down(&mut gated, &Target::Beside, &mut added);
+            added
+        });
+        Saved { attended, added, middle, gated, added_by_mlp }
     }
 
     fn first_half(&self, x: &B::Acts, past: Option<&mut Past<B>>) -> (Attended<B>, Option<B::Acts>, B::Acts) {
@@ -112,26 +138,13 @@ impl<B: Backend> Block<'_, B> {
     }
 
     /// Turns the gradient of the block's output into that of its input `x`; returns those of what is
-    /// trained. Without `saved` the forward pass is run again, but for its last product.
-    pub(super) fn backward(
-        &self,
-        x: &B::Acts,
-        saved: Option<Saved<B>>,
-        gradient: &mut B::Acts,
-        wants_input: bool,
-    ) -> Found<B> {
+    /// trained. Where not all is left of the forward pass, that is run again, but for its last product.
+    pub(super) fn backward(&self, x: &B::Acts, left: Left<B>, gradient: &mut B::Acts, wants_input: bool) -> Found<B> {
         let mut found = Found::<B>::new();
-        let Saved { attended, added, middle, gated, added_by_mlp } = saved.unwrap_or_else(|| {
-            let (attended, added, middle) = self.first_half(x, None);
-            let mut gated = self.gate_and_up(&self.normed(&middle, Half::Mlp), self.run.tokens());
-            // Its last product is needed where what comes of it is normed.
-            let added_by_mlp = self.norm(BlockNorm::After(Half::Mlp)).map(|_| {
-                let mut added = self.run.acts(self.run.shape.hidden_size);
-                self.down(&mut gated, &Target::Beside, &mut added);
-                added
-            });
-            Saved { attended, added, middle, gated, added_by_mlp }
-        });
+        let Saved { attended, added, middle, gated, added_by_mlp } = match left {
+            Left::All(saved) => saved,
+            Left::Routes(routes) => self.run_again(x, routes),
+        };
         self.half_back(&middle, Half::Mlp, added_by_mlp, gradient, &mut found, |g, onto, found| {
             self.mlp_backward(&middle, gated, g, onto, found)
         });

@@ -5,7 +5,7 @@
 
 mod back;
 
-use super::backend::{Backend, Finish, Part, PartMut, Term, Weight};
+use super::backend::{Backend, Finish, Part, PartMut, Selection, Term, Weight};
 use super::parameters::{AdapterParams, LayerParams, TokenParams};
 use crate::models::EmbeddingSpec;
 
@@ -119,8 +119,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         Weight { param, first, out, inner: *inner, quantized: *quantized }
     }
 
-    /// What the adapter makes of `x` `[m, in]`, whose rows count as `rows` for its dropout.
-    pub(super) fn low_rank(&self, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> LowRank<B> {
+    /// What the adapter makes of `x` `[m, in]`, whose rows count as the tokens that `rows` says for its dropout.
+    pub(super) fn low_rank(&self, x: Part<'_, B::Acts>, rows: Option<Selection<'_, B>>) -> LowRank<B> {
         let adapter = self.params.adapter.as_ref()?;
         let dropped = self.drop(adapter, x, rows);
         let x = dropped.as_ref().map_or(x, |dropped| Part::new(dropped, x.rows, x.cols));
@@ -221,7 +221,12 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     /// The input `[m, in]` of an adapter with dropout.
-    fn drop(&self, adapter: &AdapterParams<B>, x: Part<'_, B::Acts>, rows: Option<&[usize]>) -> Option<B::Acts> {
+    fn drop(
+        &self,
+        adapter: &AdapterParams<B>,
+        x: Part<'_, B::Acts>,
+        rows: Option<Selection<'_, B>>,
+    ) -> Option<B::Acts> {
         let dropout = adapter.dropout?;
         let mut y = self.backend.acts(x.rows, x.cols);
         self.backend.dropped(x, dropout, rows, &mut y);

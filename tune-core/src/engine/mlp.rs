@@ -43,10 +43,10 @@ impl<B: Backend> Block<'_, B> {
         }
     }
 
-    /// The half up to its activation.
-    pub(super) fn gate_and_up(&self, x: &Input<'_, B>, m: usize) -> Gated<B> {
+    /// The half up to its activation; experts by routes that were kept, if they were.
+    pub(super) fn gate_and_up(&self, x: &Input<'_, B>, m: usize, kept: Option<B::Routes>) -> Gated<B> {
         if let Some((how, inner)) = self.experts() {
-            return self.route(x.get(), how, inner);
+            return self.route(x.get(), how, inner, kept);
         }
         let mut projected = self.project(&self.gates(), x.get(), m);
         let (up, gate) = (projected.results.pop(), projected.results.pop());

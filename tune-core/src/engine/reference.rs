@@ -9,7 +9,7 @@ use tune_reference::{attention, dropout, experts, fake_quant, gate, norm, produc
 
 use losses::Logits;
 
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term, Weight};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term, Weight};
 use crate::Result;
 use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
@@ -90,6 +90,13 @@ fn weight<'a>(w: &Weight<'a, Reference>) -> View<'a> {
 }
 
 /// Adds a sum of products, times a factor.
+fn tokens_of<'a>(rows: Selection<'a, Reference>) -> &'a [usize] {
+    match rows {
+        Selection::Tokens(tokens) => tokens,
+        Selection::Places { routes, first, count } => &routes.tokens[first..][..count],
+    }
+}
+
 fn add(terms: &[Term<'_, Reference>], factor: f64, y: &mut ViewMut<'_>) {
     for term in terms {
         match term {
@@ -143,6 +150,7 @@ impl Backend for Reference {
     type Param = Vec<f64>;
     type Each = Vec<f64>;
     type Scaling = Scaling;
+    type Routes = Routes;
 
     /// Not zeros: what is read before it is written shows.
     fn acts(&self, rows: usize, cols: usize) -> Vec<f64> {
@@ -192,6 +200,7 @@ impl Backend for Reference {
                 let (m, n) = (y.rows(), y.cols());
                 let mut sums = vec![0.0; m * n];
                 add(terms, 1.0, &mut ViewMut::new(&mut sums, n));
+                let rows = rows.map(tokens_of);
                 dropout::apply(View::new(&sums, n), dropout.parts(), rows, true, &mut y);
                 return;
             }
@@ -316,8 +325,8 @@ impl Backend for Reference {
         );
     }
 
-    fn dropped(&self, x: Part<'_, Vec<f64>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Vec<f64>) {
-        let width = x.cols;
+    fn dropped(&self, x: Part<'_, Vec<f64>>, dropout: Dropout, rows: Option<Selection<'_, Self>>, y: &mut Vec<f64>) {
+        let (width, rows) = (x.cols, rows.map(tokens_of));
         dropout::apply(view(x), dropout.parts(), rows, false, &mut ViewMut::new(y, width));
     }
 
@@ -442,10 +451,19 @@ impl Backend for Reference {
         Routes::new(numbers, found.weights, how.chosen, how.count)
     }
 
-    fn route_back(&self, logits: &Vec<f64>, how: Experts, routes: &Routes, g: &[f64], y: &mut Vec<f64>) {
+    fn starts(&self, routes: &mut Routes) -> Vec<usize> {
+        routes.starts.clone()
+    }
+
+    fn route_back(&self, logits: &Vec<f64>, how: Experts, routes: &Routes, g: &Vec<f64>, y: &mut Vec<f64>) {
         let numbers = routes.experts.iter().map(|&expert| expert as usize).collect();
         let found = experts::Routes { experts: numbers, weights: routes.weights.clone() };
-        *y = experts::route_back(View::new(logits, how.count), &found, how.renormalized, g);
+        let of_weights: Vec<f64> = routes.places.iter().map(|&place| g[place]).collect();
+        *y = experts::route_back(View::new(logits, how.count), &found, how.renormalized, &of_weights);
+    }
+
+    fn to_places(&self, x: &Vec<f64>, width: usize, routes: &Routes, y: &mut Vec<f64>) {
+        self.gather(x, width, &routes.tokens, y);
     }
 
     fn combine(
@@ -465,8 +483,8 @@ impl Backend for Reference {
         rows::scatter_add(view(x), &routes.tokens, weighted.then_some(&weights[..]), &mut y);
     }
 
-    fn scale_rows(&self, x: PartMut<'_, Vec<f64>>, factors: &[f64]) {
-        let mut x = view_mut(x);
+    fn weigh_places(&self, x: PartMut<'_, Vec<f64>>, routes: &Routes) {
+        let (mut x, factors) = (view_mut(x), routes.weights_of_places());
         (0..x.rows()).for_each(|row| x.row(row).iter_mut().for_each(|x| *x *= factors[row]));
     }
 

@@ -1,6 +1,6 @@
 //! The last norm, the output layer and the loss: logits exist for a chunk of trained tokens at a time.
 
-use super::backend::{Backend, Losses, Norm, Part, PartMut};
+use super::backend::{Backend, Losses, Norm, Part, PartMut, Selection};
 use super::linear::{Layer, LowRank, input_gradient};
 use super::parameters::{LayerParams, NormParams};
 use super::run::{By, Found, Run, Taught, Weights};
@@ -149,7 +149,7 @@ impl<B: Backend> Run<'_, B> {
         let mut normed = backend.acts(m, width);
         let y = PartMut::new(&mut normed, m, width);
         backend.norm(Part::new(&input, m, width), &norm.weight, self.norm(), None, y);
-        let low_rank = head.low_rank(Part::new(&normed, m, width), Some(rows));
+        let low_rank = head.low_rank(Part::new(&normed, m, width), Some(Selection::Tokens(rows)));
         let mut logits = backend.sums(m, self.shape.outputs());
         head.forward_sums(&normed, m, &low_rank, &mut logits);
         (Chunk { input, normed, low_rank }, logits)
@@ -287,7 +287,8 @@ impl<B: Backend> Run<'_, B> {
             let x = head.fed(Part::new(&normed, m, width));
             head.weight_gradient(&x, gradient, 0, summed.has_begun || !is_first, sum);
         }
-        if let Some(more) = head.adapter_gradients(&back, Part::new(&normed, m, width), &low_rank, Some(rows)) {
+        let x = Part::new(&normed, m, width);
+        if let Some(more) = head.adapter_gradients(&back, x, &low_rank, Some(Selection::Tokens(rows))) {
             match &mut summed.adapter {
                 None => summed.adapter = Some(more),
                 Some(sums) => {
@@ -303,7 +304,7 @@ impl<B: Backend> Run<'_, B> {
             false => (None, normed),
         };
         let of_head = input_of_head.as_ref().map(|input| Part::new(input, m, width));
-        input_gradient(&[&back], Some(rows), of_head, None, PartMut::new(&mut g_normed, m, width));
+        input_gradient(&[&back], Some(Selection::Tokens(rows)), of_head, None, PartMut::new(&mut g_normed, m, width));
         let mut g_input = backend.zeros(m, width);
         let mut own = norm.trained.then(|| backend.gradient(1, width));
         backend.norm_back(

@@ -1,6 +1,8 @@
 //! A mixture of experts: which experts a token goes to, and what comes back to it (Shazeer et al. 2017,
 //! <https://arxiv.org/abs/1701.06538>).
 
+use std::cmp::Reverse;
+
 use super::view::{View, ViewMut};
 use super::{Element, parallel, simd};
 
@@ -56,13 +58,14 @@ impl Routes {
 }
 
 /// The `chosen` most probable experts of each row of `logits` `[tokens, count]`, of equal ones the first. Their weights are
-/// their probabilities over all experts, divided by their sum if `renormalized`.
+/// their probabilities over all experts, divided by their sum if `renormalized`. Experts are compared by their logits, so a card chooses
+/// the same ones, whatever its exponential function rounds.
 pub(crate) fn route(logits: &[f32], count: usize, chosen: usize, renormalized: bool) -> Routes {
     let (mut experts, mut weights) = (Vec::new(), Vec::new());
     for row in logits.chunks_exact(count) {
         let p = softmax(row);
         let mut order: Vec<usize> = (0..count).collect();
-        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+        order.sort_by_key(|&expert| Reverse(preference(row[expert])));
         order.truncate(chosen);
         let total = if renormalized { order.iter().map(|&e| p[e]).sum() } else { 1.0 };
         weights.extend(order.iter().map(|&e| p[e] / total));
@@ -71,7 +74,17 @@ pub(crate) fn route(logits: &[f32], count: usize, chosen: usize, renormalized: b
     Routes::new(experts, weights, chosen, count)
 }
 
-/// The gradient of the logits for that of the weights, `g` `[tokens, chosen]`; which experts are chosen counts as fixed.
+/// The order of logits as numbers: zeros of both signs are the same, and what is no number comes before all others.
+fn preference(logit: f32) -> u32 {
+    let bits = (logit + 0.0).to_bits();
+    match logit.is_nan() {
+        true => 0,
+        false if bits >> 31 == 1 => !bits,
+        false => bits | 1 << 31,
+    }
+}
+
+/// The gradient of the logits for that of the weights, `g` of each place; which experts are chosen counts as fixed.
 /// With `q` the gradient of the probabilities `p` it is `p (q - Σ q p)`; renormalized, `q` is `(g - Σ g w) / Σ p`, sums
 /// being over the chosen ones.
 pub(crate) fn route_back<T: Element>(
@@ -79,18 +92,19 @@ pub(crate) fn route_back<T: Element>(
     count: usize,
     routes: &Routes,
     renormalized: bool,
-    g: &[f64],
+    g: &[f32],
     y: &mut [T],
 ) {
     let chosen = routes.chosen;
     for (i, (row, y)) in logits.chunks_exact(count).zip(y.chunks_exact_mut(count)).enumerate() {
         let of_row = i * chosen..(i + 1) * chosen;
-        let (experts, weights, g) = (&routes.experts[of_row.clone()], &routes.weights[of_row.clone()], &g[of_row]);
+        let (experts, weights) = (&routes.experts[of_row.clone()], &routes.weights[of_row.clone()]);
+        let g: Vec<f64> = routes.places[of_row].iter().map(|&place| f64::from(g[place])).collect();
         let p = softmax(row);
         let mut q = vec![0.0; count];
         let mean: f64 = g.iter().zip(weights).map(|(g, w)| g * w).sum();
         let total: f64 = experts.iter().map(|&e| p[e as usize]).sum();
-        for (&expert, &g) in experts.iter().zip(g) {
+        for (&expert, &g) in experts.iter().zip(&g) {
             q[expert as usize] = if renormalized { (g - mean) / total } else { g };
         }
         let mean: f64 = q.iter().zip(&p).map(|(q, p)| q * p).sum();
@@ -147,8 +161,8 @@ pub(crate) fn scale_rows<T: Element>(x: ViewMut<'_, T>, factors: &[f64]) {
     });
 }
 
-/// The product of each row with the same row of another matrix.
-pub(crate) fn row_dots<T: Element>(a: View<'_, T>, b: View<'_, T>) -> Vec<f64> {
+/// The product of each row with the same row of another matrix, into `y`.
+pub(crate) fn row_dots<T: Element>(a: View<'_, T>, b: View<'_, T>, y: &mut [f32]) {
     let dot = |row: usize| {
         simd(
             #[inline(always)]
@@ -161,7 +175,9 @@ pub(crate) fn row_dots<T: Element>(a: View<'_, T>, b: View<'_, T>) -> Vec<f64> {
             },
         )
     };
-    parallel::map(a.rows(), |row| f64::from(dot(row)))
+    parallel::each_chunk(y, ROWS, |chunk, y| {
+        y.iter_mut().enumerate().for_each(|(i, y)| *y = dot(chunk * ROWS + i));
+    });
 }
 
 /// Adds up the rows of `x` `[m, n]` into `y` `[n]`, in an order that depends on their number alone.
@@ -173,4 +189,32 @@ pub(crate) fn sum_rows<T: Element>(x: View<'_, T>, y: &mut [f32]) {
             y.iter_mut().zip(&x.row(row)[chunk * COLS..]).for_each(|(y, x)| *y += x.to_f32());
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cuda/harness/tests/routes.cpp` asks the same of a card's kernel.
+    #[test]
+    fn of_equal_logits_the_first_is_chosen() {
+        let (tiny, none) = (1e-20, f32::NEG_INFINITY);
+        // All but the first and the last have the same probability to the last bit.
+        let routes = route(&[none, -0.0, 0.0, tiny, -tiny, 1.0], 6, 6, true);
+        assert_eq!(routes.experts, [5, 3, 1, 2, 4, 0]);
+        // What is no number is the last choice, and only that.
+        assert_eq!(route(&[f32::NAN, none, 2.0, -1.0], 4, 3, true).experts, [2, 3, 1]);
+        assert_eq!(route(&[f32::NAN; 3], 3, 2, false).experts, [0, 1]);
+    }
+
+    #[test]
+    fn places_are_those_of_experts_one_after_the_other() {
+        let routes = route(&[0.0, 2.0, 1.0, 3.0, 0.0, 1.0, 0.0, 1.0, 2.0], 3, 2, true);
+        assert_eq!((&routes.experts[..], &routes.starts[..]), (&[1, 2, 0, 2, 2, 1][..], &[0, 1, 3, 6][..]));
+        assert_eq!((&routes.places[..], &routes.tokens[..]), (&[1, 3, 0, 4, 5, 2][..], &[1, 0, 2, 0, 1, 2][..]));
+        for (place, weight) in routes.weights_of_places().into_iter().enumerate() {
+            let choice = routes.places.iter().position(|&of| of == place).unwrap();
+            assert_eq!(weight.to_bits(), routes.weights[choice].to_bits());
+        }
+    }
 }

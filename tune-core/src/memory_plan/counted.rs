@@ -106,8 +106,8 @@ impl OptimizerState {
         let passing = most_of_one(setting, &|name, dims| optimizer.passing_bytes(name, dims))?;
         let held = match setting.card {
             Some(_) => {
-                let on_card = |dims: &[usize]| optimizer.parts_on_card(dims.iter().product());
-                of_all(setting, &|_, dims| on_card(dims).into_iter().sum::<usize>() as u64)?
+                let on_card = |name: &str, dims: &[usize]| optimizer.parts_on_card(name, dims);
+                of_all(setting, &|name, dims| on_card(name, dims).into_iter().sum::<usize>() as u64)?
             }
             None => of_all(setting, &|name, dims| optimizer.held_bytes(name, dims))? + passing,
         };

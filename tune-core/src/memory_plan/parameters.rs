@@ -1,5 +1,7 @@
 //! Parameters by the shape of a model, and the share of them that a process has: of each parameter its share of the rows.
 
+use std::collections::BTreeMap;
+
 use super::{Copied, Setting};
 use crate::Result;
 use crate::models::{InBlocks, LayerSpec, LoraOptions, ModelSpec, OUTPUT_ROWS, Slot, TOKEN_ROWS};
@@ -109,6 +111,19 @@ pub(crate) fn of_state(
     let adapters = lora.map_or(Ok(Vec::new()), |lora| adapters(model, lora, processes))?;
     let trained = adapters.into_iter().chain(weights(model, lora, processes)?);
     Ok(trained.map(|(name, shape)| bytes(&name, &shape)).sum())
+}
+
+/// The shapes of what a process trains, by name.
+///
+/// # Errors
+/// As [`LoraOptions::resolved`].
+pub(super) fn shapes(
+    model: &ModelSpec,
+    lora: Option<&LoraOptions>,
+    processes: usize,
+) -> Result<BTreeMap<String, Vec<usize>>> {
+    let adapters = lora.map_or(Ok(Vec::new()), |lora| adapters(model, lora, processes))?;
+    Ok(adapters.into_iter().chain(weights(model, lora, processes)?).collect())
 }
 
 /// The most of such bytes that one parameter has.

@@ -1,6 +1,6 @@
 //! The passes of a run on paper, one after the other: asked, validated, drawn, trained.
 
-use super::{Drawing, ReferencePass, Setting};
+use super::{Drawing, ReferencePass, Setting, parameters};
 use crate::Result;
 use crate::data::Batch;
 use crate::engine::{Loss, Paper, State, StepOnPaper};
@@ -9,7 +9,8 @@ use crate::kernels::Element;
 use crate::kernels::ledger::Ledger;
 use crate::methods::judged::finished;
 use crate::methods::mismatched;
-use crate::models::InBlocks;
+use crate::models::{InBlocks, ModelSpec};
+use crate::peft::LoraOptions;
 
 /// Micro-batches of a step that are gone through, at most.
 const MICRO_BATCHES: usize = 16;
@@ -89,8 +90,9 @@ struct Replay<'a, T: Element> {
 impl<T: Element> Replay<'_, T> {
     fn run(&self) -> Result<()> {
         let setting = self.setting;
-        let state = || setting.card.as_ref().map(|_| State::new(setting.optimizer.clone()));
-        let (mut state, mut state_of_value) = (state(), state());
+        let mut state = self.state(&setting.model, setting.lora.as_ref())?;
+        let value = setting.value.as_ref().map(|value| self.state(value, None)).transpose()?;
+        let mut state_of_value = value.flatten();
         let mut all = setting.steps.iter().chain(&setting.validation_steps).flatten();
         all.try_for_each(|batch| self.ask(&batch.without_padding(), false))?;
         // Before the first step, too.
@@ -99,6 +101,16 @@ impl<T: Element> Replay<'_, T> {
             self.step(step, state.as_mut(), state_of_value.as_mut())?;
         }
         self.validate()
+    }
+
+    /// The optimizer's state of a model, where a card has it.
+    fn state(&self, model: &ModelSpec, lora: Option<&LoraOptions>) -> Result<Option<State>> {
+        let setting = self.setting;
+        let state = |_| {
+            let shapes = parameters::shapes(model, lora, setting.processes.layout.shards)?;
+            Ok(State::new(setting.optimizer.clone(), model, shapes))
+        };
+        setting.card.as_ref().map(state).transpose()
     }
 
     /// A step with its micro-batches over all processes; where a card computes, with the states of the two models that are trained.

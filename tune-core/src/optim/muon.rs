@@ -7,10 +7,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use tune_config::Config;
 
+use super::on_card::update_on_card;
 use super::update::{UpdateRule, squared_norm, update};
 use super::values::Real;
 use super::{AdamW, Gradient, Optimizer, StatePart, made, rounding};
 use crate::Result;
+use crate::engine::{OnCard, Rule};
 use crate::models::{HEAD, OUTPUT_ROWS, Parameter, Piece, SCORE, TABLE, TOKEN_ROWS, Trainable};
 use crate::offload::OffloadFile;
 
@@ -87,6 +89,33 @@ impl Muon {
         dims.len() == 2 && ![TABLE, TOKEN_ROWS, HEAD, OUTPUT_ROWS, SCORE].contains(&name)
     }
 
+    /// Bytes of each thing that a step takes on a card for a while, for a matrix of this shape.
+    pub(super) fn passing_on_card(dims: &[usize]) -> Vec<usize> {
+        let (all, square) = (dims.iter().product::<usize>(), dims.iter().min().map_or(0, |short| short * short));
+        // The matrix before a step of the iteration and after it, and two products of it with itself.
+        vec![4 * all, 4 * square, 4 * square, 4 * all]
+    }
+
+    /// Moves a matrix whose gradient is on a card, where its mean is, too. Numbers are the processor's but for the order of sums.
+    fn move_on_card(
+        &mut self,
+        parameter: &Parameter,
+        gradient: &OnCard,
+        (lr, factor): (f64, f64),
+        scale: f64,
+        step: u64,
+    ) -> Result<()> {
+        let (keep, new) = (self.momentum, 1.0 - self.momentum);
+        let mean = self.momenta.take_on(gradient.card(), parameter)?.mixed(keep, gradient, scale * new);
+        let towards = if self.nesterov { (keep, scale * new) } else { (1.0, 0.0) };
+        let direction = mean.mixed(towards.0, gradient, towards.1);
+        self.momenta.put_on_card(parameter, mean);
+        let direction = direction.orthogonal(self.ns_steps, COEFFICIENTS, LEAST_NORM)?.into();
+        // As plain descent along that direction, of which weight decay is a part.
+        let rule = tune_cuda::Sgd { lr: lr * factor, momentum: 0.0, weight_decay: self.weight_decay / factor };
+        update_on_card(&[(parameter, &direction)], [], Rule::Sgd(rule), 1.0, step)
+    }
+
     /// The learning rate of the others where that of matrices is `lr`, on a schedule.
     fn lr_of_others(&self, lr: f64) -> f64 {
         if self.others.lr == self.lr || self.lr == 0.0 { lr } else { lr / self.lr * self.others.lr }
@@ -104,6 +133,9 @@ impl Optimizer for Muon {
             let lr = self.lr_of_others(lr);
             return self.others.update(parameter, gradient, lr, scale, step);
         };
+        if let Some(gradient) = gradient.on_card() {
+            return self.move_on_card(parameter, gradient, (lr, self.adjust.factor(out, inner)), scale, step);
+        }
         let mean = &self.momenta.whole(parameter)?;
         update(mean, [], gradient, (0, 0), &Mean { scale, new: 1.0 - self.momentum })?;
         self.momenta.give_back(parameter, mean)?;
@@ -117,6 +149,21 @@ impl Optimizer for Muon {
         let direction = orthogonal(&direction, self.ns_steps)?.into();
         let rule = Step { keep: 1.0 - lr * self.weight_decay, size: lr * self.adjust.factor(out, inner) };
         Ok(update(var, [], &direction, rounding(parameter, step), &rule)?)
+    }
+
+    fn works_on_cards(&self) -> bool {
+        true
+    }
+
+    fn update_all(&mut self, all: &[(&Parameter, &Gradient)], lr: f64, scale: f64, step: u64) -> Result<()> {
+        let is_matrix =
+            |(parameter, _): &(&Parameter, &Gradient)| Self::is_for(parameter.name(), parameter.var().dims());
+        let (matrices, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(is_matrix);
+        for (parameter, gradient) in matrices {
+            self.update(parameter, gradient, lr, scale, step)?;
+        }
+        let lr = self.lr_of_others(lr);
+        self.others.update_all(&others, lr, scale, step)
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>> {

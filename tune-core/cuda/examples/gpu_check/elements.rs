@@ -184,7 +184,7 @@ fn dropout<T: Number>(context: &Context, checks: &mut Checks, (rows, cols, pad):
     );
     checks.compare("dropout", T::NAME, &format!("[{rows}, {cols}] + {pad}"), tolerance::<T>(), &[y], || {
         let mut y = Matrix::<T>::poisoned(context, (rows, cols), pad);
-        context.dropped(x.view(), Dropout { p, key }, Some(&on_card), Onto::Other(onto.view()), y.view_mut());
+        context.dropped(x.view(), Dropout { p, key }, Some(on_card.view(rows)), Onto::Other(onto.view()), y.view_mut());
         Ok(vec![y.read(context)?])
     });
 }

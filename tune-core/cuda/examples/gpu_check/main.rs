@@ -9,6 +9,7 @@ mod candidates;
 mod checks;
 mod collectives;
 mod elements;
+mod experts;
 mod methods;
 mod numbers;
 mod optimizers;
@@ -101,6 +102,8 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     products::check::<bf16, f32>(context, checks, most);
     elements::check::<f32>(context, checks, most);
     elements::check::<bf16>(context, checks, most);
+    experts::check::<f32>(context, checks, most);
+    experts::check::<bf16>(context, checks, most);
     optimizers::check::<f32>(context, checks);
     optimizers::check::<bf16>(context, checks);
     elements::loss::<f32, f32>(context, checks, most);

@@ -1,5 +1,5 @@
 use super::both;
-use crate::buffer::{Buffer, Element, View, ViewMut, wide};
+use crate::buffer::{Element, View, ViewMut, wide};
 use crate::context::Context;
 use crate::launch::{Launch, Size};
 use crate::modules::Kernel;
@@ -21,7 +21,7 @@ pub struct Dropout {
 }
 
 impl Context {
-    /// `y = dropped(x) (+ onto)`. Row `i` of a selection counts as row `rows[i]` of its whole.
+    /// `y = dropped(x) (+ onto)`. Row `i` of a selection counts as row `rows[i]` of its whole, `rows` `[1, m]`.
     ///
     /// # Panics
     /// If shapes do not fit.
@@ -29,11 +29,11 @@ impl Context {
         &self,
         x: View<'_, T>,
         dropout: Dropout,
-        rows: Option<&Buffer<u32>>,
+        rows: Option<View<'_, u32>>,
         onto: Onto<'_, T>,
         y: ViewMut<'_, T>,
     ) {
-        let fits = x.shape() == y.shape() && rows.is_none_or(|rows| rows.len() == x.rows);
+        let fits = x.shape() == y.shape() && rows.is_none_or(|rows| rows.shape() == (1, x.rows));
         let (other, other_stride, same) = match onto {
             Onto::Nothing => (0, 0, true),
             Onto::Itself => (y.address, y.stride, true),
@@ -44,7 +44,7 @@ impl Context {
             .pointer(y.address)
             .pointer(x.address)
             .pointer(other)
-            .pointer(super::address(rows))
+            .pointer(rows.map_or(0, |rows| rows.address))
             .long(x.rows)
             .long(x.cols)
             .long(y.stride)

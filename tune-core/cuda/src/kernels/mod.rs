@@ -21,6 +21,7 @@ mod optim;
 mod optim_8bit;
 mod optim_means;
 mod rotary;
+mod routes;
 mod rows;
 mod spans;
 mod token_columns;
@@ -38,6 +39,7 @@ pub use optim::{AdamW, Lion, Moved, Sgd, Squares, Sweep};
 pub use optim_8bit::{Maps, Moved8bit};
 pub use optim_means::ScheduleFree;
 pub use rotary::Turn;
+pub use routes::{Choice, Routes};
 pub use rows::{Grouped, sum_rows_workspace};
 pub use spans::{Spans, Stretch};
 
@@ -80,6 +82,7 @@ mod tests {
             optim_8bit::ALL,
             optim_means::ALL,
             rotary::ALL,
+            routes::ALL,
             rows::ALL,
             token_columns::ALL,
         ]

@@ -12,7 +12,7 @@ use rayon::current_num_threads;
 use weights::{Kept, Scaling, Weight};
 
 use super::Inputs;
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Term};
+use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term};
 use crate::Result;
 use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
@@ -124,6 +124,13 @@ fn view_mut<E: Element>(part: PartMut<'_, Buffer<E>>) -> ViewMut<'_, E> {
     ViewMut::strided(&mut of[range], (rows, cols), stride)
 }
 
+fn tokens_of<'a, T: Element>(rows: Selection<'a, Cpu<'_, T>>) -> &'a [usize] {
+    match rows {
+        Selection::Tokens(tokens) => tokens,
+        Selection::Places { routes, first, count } => &routes.tokens[first..][..count],
+    }
+}
+
 fn kind(norm: Norm) -> rms_norm::Kind {
     rms_norm::Kind { eps: norm.eps as f32, from_one: norm.from_one }
 }
@@ -154,6 +161,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
     type Param = Weight<'m, T>;
     type Each = Vec<f64>;
     type Scaling = Scaling<'m>;
+    type Routes = Routes;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         Buffer::new(rows * cols)
@@ -206,7 +214,7 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
             Finish::Scaled(factor) => gemm::Finish::Scaled(factor as f32),
             Finish::Onto(other) => gemm::Finish::Onto(view(other)),
             Finish::Plus(bias, first) => gemm::Finish::Plus(&bias[first..][..y.cols()]),
-            Finish::AddDropped(dropout, rows) => gemm::Finish::AddDropped(dropout, rows),
+            Finish::AddDropped(dropout, rows) => gemm::Finish::AddDropped(dropout, rows.map(tokens_of)),
         };
         self.product(&terms, finish, &y);
     }
@@ -323,8 +331,8 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         gate::backward(activation, gate, up, g);
     }
 
-    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
-        dropout.apply(view(x), rows, y);
+    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<Selection<'_, Self>>, y: &mut Buffer<T>) {
+        dropout.apply(view(x), rows.map(tokens_of), y);
     }
 
     fn rounded(&self, weight: &Weight<'m, T>, (rows, cols): (usize, usize), levels: Levels) -> Result<Weight<'m, T>> {
@@ -417,8 +425,16 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         experts::route(logits, how.count, how.chosen, how.renormalized)
     }
 
-    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &[f64], y: &mut Buffer<T>) {
+    fn starts(&self, routes: &mut Routes) -> Vec<usize> {
+        routes.starts.clone()
+    }
+
+    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &Buffer<f32>, y: &mut Buffer<T>) {
         experts::route_back(logits, how.count, routes, how.renormalized, g, y);
+    }
+
+    fn to_places(&self, x: &Buffer<T>, width: usize, routes: &Routes, y: &mut Buffer<T>) {
+        self.gather(x, width, &routes.tokens, y);
     }
 
     fn combine(
@@ -432,12 +448,14 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         experts::combine(view(x), routes, weighted, onto.map(view), view_mut(y));
     }
 
-    fn scale_rows(&self, x: PartMut<'_, Buffer<T>>, factors: &[f64]) {
-        experts::scale_rows(view_mut(x), factors);
+    fn weigh_places(&self, x: PartMut<'_, Buffer<T>>, routes: &Routes) {
+        experts::scale_rows(view_mut(x), &routes.weights_of_places());
     }
 
-    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Vec<f64> {
-        experts::row_dots(view(a), view(b))
+    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Buffer<f32> {
+        let mut dots = self.sums(a.rows, 1);
+        experts::row_dots(view(a), view(b), &mut dots);
+        dots
     }
 
     fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {

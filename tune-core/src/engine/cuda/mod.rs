@@ -8,6 +8,7 @@ mod card;
 mod eight_bits;
 mod gathered;
 mod newest;
+mod orthogonal;
 mod trained;
 mod weights;
 
@@ -22,16 +23,14 @@ pub(crate) use eight_bits::{BlocksOnCard, Move8bit, Step8bit};
 use gathered::OnTheWay;
 use newest::{Newest, Step};
 pub(crate) use trained::{Factor, Move, OnCard, Rule, Squares};
-use tune_cuda::{Adapted, Buffer, Context, Distillation, Onto, Qkv, QkvMut, View, ViewMut};
+use tune_cuda::{Adapted, Buffer, Choice, Context, Distillation, Onto, Qkv, QkvMut, Routes, View, ViewMut};
 pub(super) use weights::AT_ONCE;
 use weights::{Param, fake_levels, is_in_blocks};
 
-use super::backend::{Backend, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Term};
+use super::backend::{Backend, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Selection, Term};
 use super::cpu::Cpu;
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
-use crate::kernels::buffers::Buffer as OnProcessor;
-use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Element, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
@@ -216,17 +215,23 @@ fn scale<T: Number>(how: EmbeddingSpec) -> f32 {
     how.scale.map_or(1.0, |factor| T::from_f32(factor as f32).to_f32())
 }
 
-/// What is computed on the processor: the routes of a mixture of experts, by which products are parted.
 impl<T: Number> Cuda<T> {
-    fn sums_here(&self, x: &Buffer<f32>) -> OnProcessor<f32> {
-        copied(&self.context().download(x).unwrap_or_else(|_| vec![0.0; x.len()]))
+    fn drop_rows(
+        &self,
+        x: View<'_, T>,
+        dropout: Dropout,
+        rows: Option<Selection<'_, Self>>,
+        onto: Onto<'_, T>,
+        y: ViewMut<'_, T>,
+    ) {
+        let (p, key) = dropout.parts();
+        let brought = if let Some(Selection::Tokens(rows)) = rows { Some(self.rows(rows)) } else { None };
+        let rows = match rows {
+            Some(Selection::Places { routes, first, count }) => Some(routes.tokens().part(first, (1, count), count)),
+            _ => brought.as_deref().map(|rows| rows.part(0, (1, rows.len()), rows.len())),
+        };
+        self.context().dropped(x, tune_cuda::Dropout { p, key }, rows, onto, y);
     }
-}
-
-fn copied<E: Element>(numbers: &[E]) -> OnProcessor<E> {
-    let mut here = OnProcessor::new(numbers.len());
-    here.copy_from_slice(numbers);
-    here
 }
 
 impl<T: Number> Backend for Cuda<T> {
@@ -235,6 +240,7 @@ impl<T: Number> Backend for Cuda<T> {
     type Param = Param<T>;
     type Each = Buffer<f32>;
     type Scaling = Scaling;
+    type Routes = Routes;
 
     fn acts(&self, rows: usize, cols: usize) -> Buffer<T> {
         self.context().buffer(rows * cols)
@@ -295,9 +301,7 @@ impl<T: Number> Backend for Cuda<T> {
                 let (m, n) = y.shape();
                 let mut sums = self.acts(m, n);
                 self.multiply(terms, Finish::Store, PartMut::new(&mut sums, m, n));
-                let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
-                let dropout = tune_cuda::Dropout { p, key };
-                return self.context().dropped(sums.view(n), dropout, rows.as_deref(), Onto::Itself, y);
+                return self.drop_rows(sums.view(n), dropout, rows, Onto::Itself, y);
             }
         };
         for (i, term) in small_first(terms).into_iter().enumerate() {
@@ -408,10 +412,8 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().gate_back(curve(activation), gate.view_mut(len), up.view_mut(len), g.view_mut(len));
     }
 
-    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<&[usize]>, y: &mut Buffer<T>) {
-        let ((p, key), rows) = (dropout.parts(), rows.map(|rows| self.rows(rows)));
-        let dropout = tune_cuda::Dropout { p, key };
-        self.context().dropped(view(x), dropout, rows.as_deref(), Onto::Nothing, y.view_mut(x.cols));
+    fn dropped(&self, x: Part<'_, Buffer<T>>, dropout: Dropout, rows: Option<Selection<'_, Self>>, y: &mut Buffer<T>) {
+        self.drop_rows(view(x), dropout, rows, Onto::Nothing, y.view_mut(x.cols));
     }
 
     fn rounded(&self, weight: &Param<T>, (rows, cols): (usize, usize), levels: Levels) -> Result<Param<T>> {
@@ -507,14 +509,29 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().column_dots(view(g), view(x), by.inverses(first, g.cols), y);
     }
 
-    fn route(&self, logits: &Buffer<f32>, tokens: usize, how: Experts) -> Routes {
-        Cpu::<T>::new().route(&self.sums_here(logits), tokens, how)
+    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts) -> Routes {
+        let Experts { count, chosen, renormalized } = how;
+        self.context().route(logits.view(count), Choice { count, chosen, renormalized })
     }
 
-    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &[f64], y: &mut Buffer<T>) {
-        let mut here = OnProcessor::zeros(y.len());
-        Cpu::<T>::new().route_back(&self.sums_here(logits), how, routes, g, &mut here);
-        self.context().write(y, &here);
+    /// The shapes of the products of experts, which cuBLASLt is told by the processor. Where they cannot be had any more, nothing is
+    /// computed, and any will do.
+    fn starts(&self, routes: &mut Routes) -> Vec<usize> {
+        let places = routes.len();
+        routes.starts().map_or_else(|_| vec![0, places], <[usize]>::to_vec)
+    }
+
+    /// To find them again is to wait again.
+    fn keeps_routes(&self) -> bool {
+        true
+    }
+
+    fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &Buffer<f32>, y: &mut Buffer<T>) {
+        self.context().route_back(logits.view(how.count), routes, g, y.view_mut(how.count));
+    }
+
+    fn to_places(&self, x: &Buffer<T>, width: usize, routes: &Routes, y: &mut Buffer<T>) {
+        self.context().gather(x.view(width), routes.tokens(), y.view_mut(width));
     }
 
     fn combine(
@@ -525,18 +542,18 @@ impl<T: Number> Backend for Cuda<T> {
         onto: Option<Part<'_, Buffer<T>>>,
         y: PartMut<'_, Buffer<T>>,
     ) {
-        let weights = weighted.then(|| self.floats(&routes.weights));
-        self.context().combine(view(x), &self.rows(&routes.places), weights.as_ref(), onto.map(view), view_mut(y));
+        let weights = weighted.then(|| routes.weights());
+        self.context().combine(view(x), routes.places(), weights, onto.map(view), view_mut(y));
     }
 
-    fn scale_rows(&self, x: PartMut<'_, Buffer<T>>, factors: &[f64]) {
-        self.context().scale_rows(view_mut(x), &self.floats(factors));
+    fn weigh_places(&self, x: PartMut<'_, Buffer<T>>, routes: &Routes) {
+        self.context().scale_rows(view_mut(x), routes.weights_of_places());
     }
 
-    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Vec<f64> {
+    fn row_dots(&self, a: Part<'_, Buffer<T>>, b: Part<'_, Buffer<T>>) -> Buffer<f32> {
         let mut dots = self.context().buffer(a.rows);
         self.context().row_dots(view(a), view(b), &mut dots);
-        self.read(&dots).into_iter().map(f64::from).collect()
+        dots
     }
 
     fn cap(&self, logits: &mut Buffer<f32>, cap: f64) {

@@ -37,11 +37,11 @@ pub(super) enum Numbers {
 /// Numbers of f32 on a card that belong to a parameter: its gradient, or a part of an optimizer's state.
 #[derive(Debug)]
 pub(crate) struct OnCard {
-    card: Arc<Card>,
+    pub(super) card: Arc<Card>,
     pub(super) values: Buffer<f32>,
-    shape: Shape,
+    pub(super) shape: Shape,
     /// What a step multiplies them by, if it is a gradient that is clipped.
-    factor: Option<Factor>,
+    pub(super) factor: Option<Factor>,
 }
 
 /// A number on a card that gradients are multiplied by.

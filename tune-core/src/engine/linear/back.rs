@@ -1,20 +1,20 @@
 //! The way back through a linear layer: the gradients of what is trained of it, and that of its input.
 
 use super::{Fed, Layer, LowRank};
-use crate::engine::backend::{Backend, Finish, Part, PartMut, Term};
+use crate::engine::backend::{Backend, Finish, Part, PartMut, Selection, Term};
 use crate::engine::parameters::TokenParams;
 use crate::engine::run::Found;
 use crate::models::{Of, ParamId};
 
 impl<'a, B: Backend> Layer<'a, B> {
-    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`, whose rows count as `rows` for dropout; `id`
-    /// names them.
+    /// Adds to `found` the gradients of what is trained, for the input `x` `[m, in]`, whose rows count as the tokens that `rows` says for
+    /// dropout; `id` names them.
     pub(in crate::engine) fn train(
         &self,
         back: &Back<'_, B>,
         x: &Fed<'_, B>,
         low_rank: &LowRank<B>,
-        rows: Option<&[usize]>,
+        rows: Option<Selection<'_, B>>,
         id: impl Fn(Of) -> ParamId,
         found: &mut Found<B>,
     ) {
@@ -90,7 +90,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         back: &Back<'_, B>,
         x: Part<'_, B::Acts>,
         low_rank: &LowRank<B>,
-        rows: Option<&[usize]>,
+        rows: Option<Selection<'_, B>>,
     ) -> Option<Vec<(Of, B::Sums)>> {
         let of_magnitude = self.scaling().map(|scaling| {
             let (mut own, m) = (self.backend.gradient(1, self.out()), back.rows());
@@ -250,12 +250,12 @@ impl<'a, B: Backend> Back<'a, B> {
 }
 
 /// The gradient of the input `[m, in]` that several layers share, stored, or added to what is in `onto`. The input's rows count
-/// as `rows` for dropout. Where it was rounded, `x` is the input, and in other memory than its gradient.
+/// as the tokens that `rows` says for dropout. Where it was rounded, `x` is the input, and in other memory than its gradient.
 ///
 /// With dropout an adapter's part meets its own mask, and comes in a product of its own.
 pub(in crate::engine) fn input_gradient<B: Backend>(
     backs: &[&Back<'_, B>],
-    rows: Option<&[usize]>,
+    rows: Option<Selection<'_, B>>,
     x: Option<Part<'_, B::Acts>>,
     onto: Option<&B::Acts>,
     mut gx: PartMut<'_, B::Acts>,

@@ -10,24 +10,34 @@ use crate::engine::run::Sink;
 use crate::engine::to_model::UNDER_WAY;
 use crate::kernels::Element;
 use crate::kernels::ledger::{Entry, Purpose};
-use crate::models::ParamId;
+use crate::models::{ModelSpec, ParamId};
 use crate::optim::OptimizerConfig;
 
 /// The state of an optimizer on a card, from a parameter's first step on.
 pub(crate) struct State {
     optimizer: OptimizerConfig,
+    model: ModelSpec,
+    /// Of what is trained, by name.
+    shapes: BTreeMap<String, Vec<usize>>,
     of: BTreeMap<ParamId, Vec<Entry>>,
 }
 
 impl State {
-    pub(crate) fn new(optimizer: OptimizerConfig) -> Self {
-        Self { optimizer, of: BTreeMap::new() }
+    /// None yet, for the parameters of a model that have these shapes.
+    pub(crate) fn new(optimizer: OptimizerConfig, model: &ModelSpec, shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        Self { optimizer, model: model.clone(), shapes, of: BTreeMap::new() }
     }
 
+    /// A parameter's step.
     pub(super) fn of(&mut self, id: ParamId, gradient: &Entry) {
-        let parts = || self.optimizer.parts_on_card(gradient.size() / size_of::<f32>());
-        let kept = || parts().into_iter().map(|bytes| gradient.of_size(bytes, Purpose::State)).collect();
+        let (name, all) = (id.name(&self.model), [gradient.size() / size_of::<f32>()]);
+        let dims = self.shapes.get(&name).map_or(&all[..], Vec::as_slice);
+        let take = |purpose| move |bytes| gradient.of_size(bytes, purpose);
+        let kept = || self.optimizer.parts_on_card(&name, dims).into_iter().map(take(Purpose::State)).collect();
         self.of.entry(id).or_insert_with(kept);
+        let passing: Vec<Entry> =
+            self.optimizer.passing_on_card(&name, dims).into_iter().map(take(Purpose::Activations)).collect();
+        drop(passing);
     }
 }
 

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::Work;
-use crate::engine::backend::{self, Backend, Experts, Finish, Losses, Norm, Part, PartMut, Term};
+use crate::engine::backend::{self, Backend, Experts, Finish, Losses, Norm, Part, PartMut, Selection, Term};
 use crate::engine::cuda;
 use crate::kernels::attention::Attention;
-use crate::kernels::experts::Routes;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::isa::Isa;
 use crate::kernels::ledger::{Entry, Ledger, Purpose};
@@ -105,6 +104,8 @@ impl<T: Element> Backend for Paper<T> {
     type Each = Vec<f64>;
     /// How many results are scaled, and the memory of the factors.
     type Scaling = (usize, Option<Entry>);
+    /// The first place of each expert, and the memory that a card keeps routes in.
+    type Routes = (Vec<usize>, Vec<Entry>);
 
     fn acts(&self, rows: usize, cols: usize) -> Entry {
         self.take::<T>(rows * cols)
@@ -197,7 +198,7 @@ impl<T: Element> Backend for Paper<T> {
 
     fn gate_back(&self, _: Activation, _: &mut Entry, _: &mut Entry, _: &mut Entry) {}
 
-    fn dropped(&self, _: Part<'_, Entry>, _: Dropout, _: Option<&[usize]>, _: &mut Entry) {}
+    fn dropped(&self, _: Part<'_, Entry>, _: Dropout, _: Option<Selection<'_, Self>>, _: &mut Entry) {}
 
     fn rounded(&self, _: &Option<Entry>, (rows, cols): (usize, usize), _: Levels) -> crate::Result<Option<Entry>> {
         Ok(Some(self.take::<T>(rows * cols)))
@@ -263,20 +264,46 @@ impl<T: Element> Backend for Paper<T> {
     }
 
     /// On paper every expert has as many tokens as any other, or one more.
-    fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Routes {
-        let experts: Vec<u32> = (0..tokens * how.chosen).map(|i| (i % how.count) as u32).collect();
-        let weights = vec![0.0; experts.len()];
-        Routes::new(experts, weights, how.chosen, how.count)
+    fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Self::Routes {
+        let places = tokens * how.chosen;
+        let (each, more) = (places / how.count, places % how.count);
+        let starts = (0..=how.count).map(|expert| expert * each + expert.min(more)).collect();
+        let kept = match self.machine {
+            Machine::Processor(_) => Vec::new(),
+            // Experts and weights of choices, their places, and tokens and weights of these.
+            Machine::Card => (0..5).map(|_| self.take::<f32>(places)).collect(),
+        };
+        // Where each expert begins goes to the processor.
+        drop((self.machine == Machine::Card).then(|| self.take::<f32>(how.count + 1)));
+        (starts, kept)
     }
 
-    fn route_back(&self, _: &Entry, _: Experts, _: &Routes, _: &[f64], _: &mut Entry) {}
+    fn starts(&self, (starts, _): &mut Self::Routes) -> Vec<usize> {
+        starts.clone()
+    }
 
-    fn combine(&self, _: Part<'_, Entry>, _: &Routes, _: bool, _: Option<Part<'_, Entry>>, _: PartMut<'_, Entry>) {}
+    fn keeps_routes(&self) -> bool {
+        self.machine == Machine::Card
+    }
 
-    fn scale_rows(&self, _: PartMut<'_, Entry>, _: &[f64]) {}
+    fn route_back(&self, _: &Entry, _: Experts, _: &Self::Routes, _: &Entry, _: &mut Entry) {}
 
-    fn row_dots(&self, a: Part<'_, Entry>, _: Part<'_, Entry>) -> Vec<f64> {
-        vec![0.0; a.rows]
+    fn to_places(&self, _: &Entry, _: usize, _: &Self::Routes, _: &mut Entry) {}
+
+    fn combine(
+        &self,
+        _: Part<'_, Entry>,
+        _: &Self::Routes,
+        _: bool,
+        _: Option<Part<'_, Entry>>,
+        _: PartMut<'_, Entry>,
+    ) {
+    }
+
+    fn weigh_places(&self, _: PartMut<'_, Entry>, _: &Self::Routes) {}
+
+    fn row_dots(&self, a: Part<'_, Entry>, _: Part<'_, Entry>) -> Entry {
+        self.sums(a.rows, 1)
     }
 
     fn cap(&self, _: &mut Entry, _: f64) {}

@@ -147,8 +147,9 @@ impl OptimizerConfig {
         !matches!(self, Self::Sgd(c) if c.momentum == 0.0) || self.averages()
     }
 
-    /// The bytes of each thing that it keeps on a card for a parameter of so many numbers: nothing where steps are taken on the processor.
-    pub fn parts_on_card(&self, elements: usize) -> Vec<usize> {
+    /// The bytes of each thing that it keeps on a card for a parameter: nothing where steps are taken on the processor.
+    pub fn parts_on_card(&self, name: &str, dims: &[usize]) -> Vec<usize> {
+        let elements = dims.iter().product::<usize>();
         let of_numbers = |parts: usize| vec![4 * elements; parts];
         let mut parts = match self {
             Self::AdamW(_) => of_numbers(2),
@@ -156,12 +157,21 @@ impl OptimizerConfig {
             Self::Sgd(c) => of_numbers(usize::from(c.momentum > 0.0)),
             Self::Lion(_) => of_numbers(1),
             Self::ScheduleFree(_) => of_numbers(3),
-            Self::Adafactor(_) | Self::Muon(_) => return Vec::new(),
+            Self::Muon(_) => of_numbers(if Muon::is_for(name, dims) { 1 } else { 2 }),
+            Self::Adafactor(_) => return Vec::new(),
         };
         if self.averages() {
             parts.extend(of_numbers(2));
         }
         parts
+    }
+
+    /// The bytes of each thing that a step takes on a card for a while, when the parameter is moved there.
+    pub fn passing_on_card(&self, name: &str, dims: &[usize]) -> Vec<usize> {
+        match self {
+            Self::Muon(_) if Muon::is_for(name, dims) => Muon::passing_on_card(dims),
+            _ => Vec::new(),
+        }
     }
 
     /// Why it cannot move parameters whose rows are divided among several processes, if so.

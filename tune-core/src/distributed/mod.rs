@@ -4,7 +4,7 @@
 //! caller computes. Bytes are moved by a [`Transport`]; sums are made here, in the order of ranks, so that their bits depend on the
 //! number of processes alone. With one process nothing here does anything. A [`Mesh`] says who divides a model with whom, and who has the same
 //! part of it. MPI connects processes where the program has it and started them; else NCCL does, by a card of each, and they find each
-//! other by TCP ([`rendezvous`]).
+//! other by TCP (`rendezvous`).
 
 mod by_cards;
 mod cards;

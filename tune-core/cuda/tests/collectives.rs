@@ -305,7 +305,7 @@ fn alone_by_courier(limit: Duration, meanwhile: impl FnOnce(&Context) + Send) ->
         });
         let context = Context::open(0).unwrap();
         let mut courier = Courier::join(&context, id, 0, 2, limit).unwrap();
-        let other = context.clone();
+        let other = context;
         scope.spawn(move || {
             std::thread::sleep(SHORT / 4);
             meanwhile(&other);

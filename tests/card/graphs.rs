@@ -275,6 +275,9 @@ fn what_answers_take_is_planned() {
     let planned = (plan.peak() - plan.program - plan.gaps - of_training.sum::<u64>()) as f64;
     say!("answers: {:.0} KiB planned, {:.0} taken", planned / 1024.0, taken / 1024.0);
     assert!((planned / taken - 1.0).abs() < 0.05, "{planned} bytes planned, {taken} taken");
+    // What recordings keep beside their largest step is among the gaps.
+    let held = card.usage().held - (tune_cuda::WORKSPACE + tune_cuda::AHEAD) as u64;
+    assert!(held <= plan.peak() - plan.program, "{held} bytes held, {} planned", plan.peak() - plan.program);
 }
 
 /// For those that count calls: a prompt, and so many tokens one by one.

@@ -12,7 +12,7 @@ use tune_core::device::Compute;
 use tune_core::engine::{Card, Loss};
 use tune_core::memory_plan::{Asked, MemoryPlan, PlannedCard, Processes, Setting};
 use tune_core::models::{Decoder, Format, InBlocks, LoadOptions, ModelSpec, Quantized, Weight, WeightSource};
-use tune_core::optim::{AdamWConfig, OptimizerConfig};
+use tune_core::optim::{AdamWConfig, AdjustLr, MuonConfig, OptimizerConfig};
 use tune_core::peft::LoraOptions;
 
 /// A model, in bf16.
@@ -143,17 +143,20 @@ impl MadeUp {
 
     /// The same where the model is asked something before and behind it.
     pub(crate) fn plan_asking(&self, card: &Arc<Card>, batch: &Batch, asked: Asked) -> MemoryPlan {
+        self.planned(adamw(), card, batch, asked)
+    }
+
+    /// The same with another optimizer.
+    pub(crate) fn plan_with(&self, optimizer: OptimizerConfig, card: &Arc<Card>, batch: &Batch) -> MemoryPlan {
+        self.planned(optimizer, card, batch, Asked::default())
+    }
+
+    fn planned(&self, optimizer: OptimizerConfig, card: &Arc<Card>, batch: &Batch, asked: Asked) -> MemoryPlan {
         let setting = Setting {
             model: self.spec(),
             dtype: DType::BF16,
             lora: self.lora.clone(),
-            optimizer: OptimizerConfig::AdamW(AdamWConfig {
-                lr: 1e-5,
-                betas: [0.9, 0.999],
-                eps: 1e-8,
-                weight_decay: 0.01,
-                groups: Default::default(),
-            }),
+            optimizer,
             optimizer_state_held: 0,
             optimizer_in_backward: None,
             activation_checkpointing: false,
@@ -183,6 +186,28 @@ impl MadeUp {
         };
         MemoryPlan::new(&setting).unwrap()
     }
+}
+
+/// AdamW.
+pub(crate) fn adamw() -> OptimizerConfig {
+    let groups = Default::default();
+    OptimizerConfig::AdamW(AdamWConfig { lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, groups })
+}
+
+/// Muon, as it is by default.
+pub(crate) fn muon() -> OptimizerConfig {
+    OptimizerConfig::Muon(MuonConfig {
+        lr: 1e-4,
+        momentum: 0.95,
+        nesterov: true,
+        ns_steps: 5,
+        adjust_lr_fn: AdjustLr::MatchRmsAdamW,
+        weight_decay: 0.1,
+        adamw_lr: None,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        groups: Default::default(),
+    })
 }
 
 /// Rows of so many tokens of a vocabulary.

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long somebody who has come may say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How long one that came and has ended may be replaced, when all others wait.
+const REPLACED: Duration = Duration::from_secs(5);
 
 /// Somebody who has come.
 struct Visitor {
@@ -120,7 +122,7 @@ fn wait_for_all(
     if me.problem.is_some() {
         until = until.min(Instant::now() + TO_TELL);
     }
-    let mut visitors: Vec<Visitor> = Vec::new();
+    let (mut visitors, mut complete) = (Vec::new(), None);
     loop {
         match listener.accept() {
             Ok((stream, from)) => {
@@ -150,7 +152,14 @@ fn wait_for_all(
             }
         }
         visitors = waiting;
-        if guests.iter().all(Option::is_some) || Instant::now() >= until {
+        if guests.iter().all(Option::is_some) {
+            let since = complete.get_or_insert_with(Instant::now);
+            let has_ended = |guest: &mut Guest| guest.visitor.inbox.next(&mut guest.visitor.stream).is_err();
+            if !guests.iter_mut().flatten().any(has_ended) || since.elapsed() >= REPLACED {
+                return Ok(());
+            }
+        }
+        if Instant::now() >= until {
             return Ok(());
         }
     }

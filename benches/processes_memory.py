@@ -69,9 +69,9 @@ def main():
     program, tune = f"{args.programs}/{args.recipe}", f"{args.programs}/tune"
 
     print("| processes | peak of one | planned | off | bound | peak / bound |\n|--:|--:|--:|--:|--:|--:|")
-    whole = plan(tune, 1, [args.recipe, *told])
+    whole = plan(tune, 1, [args.recipe, "--config", *told])
     for processes in map(int, args.processes.split(",")):
-        planned = whole if processes == 1 else plan(tune, processes, [args.recipe, *told])
+        planned = whole if processes == 1 else plan(tune, processes, [args.recipe, "--config", *told])
         bound = sum(whole.get(name, 0) for name in DIVIDED) / processes
         bound += sum(whole.get(name, 0) for name in WHOLE) + planned.get("gathered weights", 0)
         taken = peak(program, processes, told, args.mpirun)

@@ -18,12 +18,12 @@ pub enum Start {
     Overwrite,
 }
 
-/// Whether a run can begin so, as [`RunDir::open`] would find; nothing is changed. Returns the checkpoints that
+/// Whether a run can begin so, as [`RunDir::open`](super::RunDir::open) would find; nothing is changed. Returns the checkpoints that
 /// are there, the oldest first.
 ///
 /// # Errors
 ///
-/// As [`RunDir::open`], of what is there already.
+/// As [`RunDir::open`](super::RunDir::open), of what is there already.
 pub fn check(output_dir: &Path, base: &Path, start: Start) -> Result<Vec<Saved>> {
     look(output_dir, base, start).map(|(_, there)| there)
 }

@@ -13,7 +13,7 @@ use tune_core::device::Compute;
 use tune_core::engine::{Card, Kernels, New, Sequences};
 use tune_core::eval::Answers;
 use tune_core::memory_plan::Asked;
-use tune_core::models::{Decoder, Format};
+use tune_core::models::{Decoder, FakeQuantizer, Format, GgufFormat, GgufLevels, Groups};
 use tune_core::optim::AdamW;
 use tune_core::peft::LoraOptions;
 use tune_cuda::Context;
@@ -136,6 +136,35 @@ fn the_same_answers() {
         let model = MadeUp { config: config.clone(), lora: Some(lora()), format }.model(&card);
         answers(what, &model, [1, 2], (61, 8), &card);
     }
+}
+
+/// Weights, and with them inputs, that are rounded as if they were quantized; and then no longer, where the model was.
+#[test]
+fn as_if_quantized() {
+    let Some(card) = card() else { return };
+    if fails() {
+        return;
+    }
+    let groups = Groups { groupsize: 16 };
+    let mut model = fixture("llama3_1_rope_scaled").model(DType::F32, None);
+    model.compute_on(&Compute::Card(Arc::clone(&card))).unwrap();
+    let mut before = Vec::new();
+    for quantizer in [
+        None,
+        Some(FakeQuantizer::Int8DynActInt4Weight(groups)),
+        Some(FakeQuantizer::Int4WeightOnly(groups)),
+        Some(FakeQuantizer::Gguf(GgufLevels { format: GgufFormat::Q8_0 })),
+        None,
+    ] {
+        model.fake_quantize(quantizer).unwrap();
+        let what = format!("{quantizer:?}");
+        let steps = compare(&card, &what, || come_and_go(&[&model, &model]));
+        assert!(steps >= 8, "{what}: {steps} steps done again");
+        let bits = come_and_go(&[&model, &model]);
+        assert!(quantizer.is_none() || !before.contains(&bits), "{what}: rounded as before");
+        before.push(bits);
+    }
+    assert!(before[0] == before[4], "other bits without rounding");
 }
 
 /// What is trained between two tokens is what the second is computed with, magnitudes' factors as well.

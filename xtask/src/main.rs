@@ -8,6 +8,7 @@ mod kernels;
 mod make_tiny;
 mod new_recipe;
 mod parity;
+mod python;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use super::data::Prepared;
 use super::flops::{LORA_ATTENTION, LORA_RANK};
 use super::run::{Program, Run, WARM_UP};
 use super::{Setting, process};
-use crate::Result;
+use crate::{Result, python};
 
 /// A peer that is installed.
 pub(super) struct Peer {
@@ -41,23 +41,15 @@ impl Peer {
         let scripts = root.join("xtask/src/bench/peers");
         let requirements = scripts.join(format!("{program}.txt"));
         let wanted = fs::read_to_string(&requirements)?;
-        let folder = venv.join(program.to_string());
-        let (python, stamp) = (folder.join("bin/python"), folder.join("installed.txt"));
-        if fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
-            say!("Installing {program} into {}", folder.display());
-            let step = |command: &mut Command| -> Result<()> {
-                let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
-                match output.status.success() {
-                    true => Ok(()),
-                    false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into()),
-                }
-            };
-            step(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-            step(Command::new(&python).args(pip).arg(&requirements))?;
-            fs::write(&stamp, wanted)?;
-        }
-        Ok(Self { program, python, script: scripts.join(format!("{program}_run.py")), account: None })
+        let wanted: Vec<&str> = wanted.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        let name = program.to_string();
+        let programs = python::environment(&venv.join(&name), &name, &wanted)?;
+        Ok(Self {
+            program,
+            python: programs.join("python"),
+            script: scripts.join(format!("{program}_run.py")),
+            account: None,
+        })
     }
 
     /// Finds out whether the peer is faster when it is compiled. What cannot be compiled is not.

@@ -5,21 +5,29 @@
 //! PyTorch.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tune_core::cargo;
 use tune_core::config::say;
 
-use crate::Result;
+use crate::{Result, python};
 
 /// Put together a folder, and a .tar.xz of it, that checks and measures CUDA on a machine with a card (`sh run.sh` there).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to; what is there is replaced.
     #[arg(long, default_value = "target/gpu-check")]
-    folder: std::path::PathBuf,
+    folder: PathBuf,
+    /// Build for this machine's C library, and what is newer, alone: without zig, and faster where programs were built before.
+    #[arg(long)]
+    native: bool,
 }
+
+/// The C library that programs are built for: that of the oldest distributions that rustc's and a driver 580's users have.
+const GLIBC: &str = "2.28";
+/// What builds for another C library than this machine's.
+const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 
 /// MiB that the package may have.
 const MOST: f64 = 60.0;
@@ -27,18 +35,22 @@ const MOST: f64 = 60.0;
 /// Builds the programs and copies what they need.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let programs = [
-        ("gpu_check", &["build", "-p", "tune-cuda", "--example", "gpu_check"][..]),
-        ("card", &["test", "--no-run", "-p", "tune-core", "--test", "card"]),
-        ("recipes_on_cards", &["test", "--no-run", "-p", "recipes", "--test", "recipes_on_cards"]),
-        ("tune", &["build", "-p", "recipes", "--bin", "tune"]),
+        ("gpu_check", ["-p", "tune-cuda", "--example", "gpu_check"]),
+        ("card", ["-p", "tune-core", "--test", "card"]),
+        ("recipes_on_cards", ["-p", "recipes", "--test", "recipes_on_cards"]),
+        ("tune", ["-p", "recipes", "--bin", "tune"]),
     ];
+    let zig = match args.native {
+        true => None,
+        false => Some(python::environment(&root.join("target/zig"), "zig", &ZIG)?),
+    };
     let folder = root.join(&args.folder);
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(|e| format!("cannot remove {}: {e}", folder.display()))?;
     }
     fs::create_dir_all(&folder)?;
     for (program, arguments) in programs {
-        fs::copy(build(root, program, arguments)?, folder.join(program))?;
+        fs::copy(build(root, program, &arguments, zig.as_deref())?, folder.join(program))?;
         // The package is carried to another machine: what debuggers want is most of a program.
         _ = Command::new("strip").arg(folder.join(program)).status();
     }
@@ -65,10 +77,19 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     }
 }
 
-/// Builds a program; returns where cargo put it.
-fn build(root: &Path, name: &str, arguments: &[&str]) -> Result<String> {
+/// Builds a program, by zig where its folder is given; returns where cargo put it.
+fn build(root: &Path, name: &str, what: &[&str], zig: Option<&Path>) -> Result<String> {
     let mut command = cargo::command();
-    command.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(root);
+    match zig {
+        Some(programs) => {
+            let others = std::env::var_os("PATH").unwrap_or_default();
+            let path = [programs.to_owned()].into_iter().chain(std::env::split_paths(&others));
+            let target = format!("{}-unknown-linux-gnu.{GLIBC}", std::env::consts::ARCH);
+            command.env("PATH", std::env::join_paths(path)?).args(["zigbuild", "--target", &target])
+        }
+        None => command.arg("build"),
+    };
+    command.args(what).arg("--message-format=json-render-diagnostics").current_dir(root);
     let output = command.stderr(std::process::Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("{name} does not build").into());

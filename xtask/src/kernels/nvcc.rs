@@ -4,11 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tune_core::config::say;
-
 use super::table::{self, Resources};
 use super::{Compiled, Target};
 use crate::Result;
+use crate::python::{self, step};
 
 /// All of one version: a newer compiler writes what a driver of 13.0 does not read.
 const PACKAGES: [&str; 5] = [
@@ -33,16 +32,7 @@ pub(super) struct Nvcc {
 impl Nvcc {
     /// Installs the compiler into `folder`, unless it is there.
     pub(super) fn install(folder: &Path, kernels: &Path) -> Result<Self> {
-        let (venv, stamp) = (folder.join("venv"), folder.join("installed.txt"));
-        if fs::read_to_string(&stamp).is_ok_and(|found| found == PACKAGES.join("\n")) {
-            return Self::found(folder, kernels);
-        }
-        say!("installing nvcc into {}", venv.display());
-        fs::create_dir_all(folder)?;
-        step(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        step(Command::new(venv.join("bin/python")).args(pip).args(PACKAGES))?;
-        fs::write(&stamp, PACKAGES.join("\n"))?;
+        python::environment(&folder.join("venv"), "nvcc", &PACKAGES)?;
         Self::found(folder, kernels)
     }
 
@@ -99,11 +89,4 @@ impl Nvcc {
 fn crc(text: &str) -> u64 {
     let half = |seed: &str| u64::from(crc32c::crc32c(format!("{seed}{text}").as_bytes()));
     half("a") << 32 | half("b")
-}
-
-/// Runs a command; returns what it said.
-fn step(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    if output.status.success() { Ok(said) } else { Err(said.trim().to_owned()) }
 }

@@ -16,6 +16,8 @@ mod finish;
 #[cfg(target_arch = "x86_64")]
 mod groups;
 #[cfg(target_arch = "x86_64")]
+mod in_order;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 mod plan;
 mod portable;

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
+#[cfg(target_arch = "x86_64")]
+use super::in_order;
 use super::{At, Epilogue, Right, Side, Sides, Term};
 use crate::kernels::quantized::Rows;
 use crate::kernels::view::ViewMut;
@@ -18,7 +20,7 @@ use crate::kernels::{Element, parallel, simd, widen};
 const COLS: usize = 256;
 /// Inner elements of one call, which the crate sums in one go, one after the other. How it divides longer sums depends
 /// on the shape.
-const DEPTH: usize = 512;
+pub(super) const DEPTH: usize = 512;
 /// The crate sums results of no more elements in an order of their own.
 const SMALL: usize = 256;
 /// The same of sums of no more products.
@@ -43,11 +45,14 @@ pub(super) fn widened<T: Element>((m, n): (usize, usize), terms: impl Iterator<I
 
 /// A matrix of f32 with its distances between rows and between columns.
 #[derive(Clone, Copy)]
-struct Strided {
-    data: *const f32,
+pub(super) struct Strided {
+    pub(super) data: *const f32,
     row: usize,
     col: usize,
 }
+
+// SAFETY: it is only read, and whoever makes one promises that it can be.
+unsafe impl Sync for Strided {}
 
 impl Strided {
     /// One side of a product; bf16 is widened into `memory`.
@@ -82,19 +87,26 @@ impl Strided {
     }
 
     /// From row `row` and column `col` on.
-    fn from(self, row: usize, col: usize) -> Self {
+    pub(super) fn from(self, row: usize, col: usize) -> Self {
         Self { data: self.data.wrapping_add(row * self.row + col * self.col), ..self }
     }
 }
 
 /// Where the sums of a product `[m, n]` are.
 #[derive(Clone, Copy)]
-struct Sums {
-    data: *mut f32,
+pub(super) struct Sums {
+    pub(super) data: *mut f32,
     /// Elements from one row to the next.
-    stride: usize,
+    pub(super) stride: usize,
     /// Whether they begin as what is there; else whatever is there is overwritten.
-    begun: bool,
+    pub(super) begun: bool,
+}
+
+impl Sums {
+    /// From row `row` and column `col` on.
+    pub(super) fn from(self, row: usize, col: usize) -> Self {
+        Self { data: self.data.wrapping_add(row * self.stride + col), ..self }
+    }
 }
 
 // SAFETY: whoever writes through it promises to be alone there.
@@ -111,6 +123,14 @@ unsafe fn add_product(
     sums: Sums,
     threads: Parallelism,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if right.row == 1 && left.col == 1 && is_in_order(m) {
+        let weight = in_order::Weight { data: right.data, stride: right.col };
+        let parallel = !matches!(threads, Parallelism::None);
+        // SAFETY: as the caller promises, and the processor has what it takes.
+        unsafe { in_order::add_product((m, n, inner), left, weight, sums, parallel) };
+        return;
+    }
     for depth in (0..inner).step_by(DEPTH) {
         let count = DEPTH.min(inner - depth);
         let (left, right) = (left.from(0, depth), right.from(depth, 0));
@@ -183,6 +203,12 @@ unsafe fn add_in_order((m, n, inner): (usize, usize, usize), left: Strided, righ
     );
 }
 
+/// Whether so many rows are computed by [`in_order`] where the right side is a transpose.
+#[cfg(target_arch = "x86_64")]
+fn is_in_order(m: usize) -> bool {
+    m <= in_order::MOST_ROWS && in_order::is_here()
+}
+
 /// Whether the crate's multiply-adds round once on this processor.
 #[cfg(target_arch = "x86_64")]
 fn fused() -> bool {
@@ -251,12 +277,18 @@ unsafe fn sum<T: Element>(
         let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
         let add = |cols: Range<usize>, right: Strided| {
             let shape = (m, cols.len(), term.inner());
-            let sums = Sums { data: sums.data.wrapping_add(cols.start), ..sums };
+            let sums = sums.from(0, cols.start);
             // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are as many as the
             // caller promises.
             unsafe { add_product(shape, left, right, sums, threads) };
         };
         match term.right() {
+            #[cfg(target_arch = "x86_64")]
+            Right::Stored(Side::Columns(w)) if T::IS_BF16 && is_in_order(m) => {
+                let weight = in_order::Weight { data: w.as_ptr(), stride: w.stride() };
+                // SAFETY: as above, and the processor has what it takes.
+                unsafe { in_order::add_product((m, n, term.inner()), left, weight, sums, parallel) };
+            }
             Right::Stored(side) => add(0..n, Strided::new(side, right)),
             Right::Quantized(w) => each_dequantized::<T>(w, false, n, right, add),
             Right::QuantizedColumns(w) => each_dequantized::<T>(w, true, n, right, add),

@@ -131,6 +131,48 @@ fn a_row_s_results_do_not_depend_on_the_others() {
     check_rows::<bf16>();
 }
 
+/// A few rows, whose weights are read where they are, have the bits of rows among many, which the crate computes from packed weights.
+#[cfg(target_arch = "x86_64")]
+fn check_in_order<T: Element>() {
+    let many = in_order::MOST_ROWS + 4;
+    for (n, k) in [(1, 1), (7, 8), (8, 9), (33, 511), (40, 512), (65, 1031), (19, 1)] {
+        let (x, w, h, b) =
+            (numbers::<T>(many * (k + 3), 1), numbers::<T>(n * (k + 2), 2), numbers(many * 5, 3), numbers(n * 5, 4));
+        let product = |rows: std::ops::Range<usize>, parallel: bool| {
+            let m = rows.len();
+            let (x, h) = (View::new(&x, k + 3).part(rows.clone(), 0..k), View::new(&h, 5).part(rows, 0..5));
+            let terms =
+                [Term::Up { x, w: View::new(&w, k + 2).part(0..n, 0..k) }, Term::Up { x: h, w: View::new(&b, 5) }];
+            let [left, right] = portable::widened::<T>((m, n), terms.iter().map(Term::sides));
+            let mut memory = vec![f32::NAN; portable::sums(m, n) + left + right + 64];
+            let mut results = vec![f32::NAN; m * n];
+            portable::multiply(&terms, &ViewMut::new(&mut results, n), &store, parallel, &mut memory);
+            results
+        };
+        let all = product(0..many, false);
+        for m in [1, 2, 3, 4, 5, 8, in_order::MOST_ROWS] {
+            for first in [0, many - m] {
+                for parallel in [false, true] {
+                    let found = product(first..first + m, parallel);
+                    assert_eq!(found, all[first * n..][..m * n], "{m} rows from {first} on, {n} by {k}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn few_rows_are_summed_in_the_order_of_many() {
+    if !in_order::is_here() {
+        return tune_config::complain!(
+            "this processor has no AVX2; few rows of products in their order are NOT compared here"
+        );
+    }
+    check_in_order::<f32>();
+    check_in_order::<bf16>();
+}
+
 /// What each way to finish makes of the sums, for operands that are columns of wider matrices.
 fn check_finishes<T: Element>() {
     let (m, n, k) = (70, 60, 33);

@@ -111,6 +111,15 @@ fn a_merged_model_is_to_the_byte_what_the_recipe_writes() {
     succeeded(&["merge", &adapter, "-o", &halved, "--dtype", "bf16", "--max-shard-size", "500KB"]);
     assert!(half.join("model.safetensors.index.json").is_file());
     succeeded(&["verify", &halved]);
+
+    // As other commands take a model and adapters for it.
+    let model = "recipes/tiny/model";
+    let by_name = dir.path().join("by_name");
+    succeeded(&["merge", model, "--adapter", &adapter, "-o", &by_name.display().to_string()]);
+    assert_eq!(fs::read(by_name.join("model.safetensors")).unwrap(), fs::read(to.join("model.safetensors")).unwrap());
+    let said = failed(&["merge", model, "-o", &dir.path().join("none").display().to_string()]);
+    assert!(said.contains("recipes/tiny/model is a model and no adapter: name adapters"), "{said}");
+    assert!(said.contains("--base recipes/tiny/model"), "{said}");
 }
 
 #[test]

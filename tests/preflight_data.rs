@@ -118,7 +118,7 @@ fn arguments_in_json_text_are_mentioned() {
     contains(
         &said,
         &[
-            "in 1 messages the arguments of calls are JSON text, and reach the chat template as text",
+            "in 1 message the arguments of calls are JSON text, and reach the chat template as text",
             "in 1 message the arguments of calls are JSON text, and the chat template writes them as a text in quotes: \
              give them as objects",
             r#""arguments": "{\"a\": 1}""#,
@@ -142,7 +142,7 @@ fn last_answers_that_lose_their_end_are_counted() {
     contains(
         &said,
         &[
-            "1 samples have more than `tokenizer.max_seq_len` = 64 tokens",
+            "1 sample has more than `tokenizer.max_seq_len` = 64 tokens and is cut",
             "the last answers of 1 have lost their stop token",
         ],
     );
@@ -199,14 +199,14 @@ fn samples_without_a_trained_token_are_told_why() {
     let said = place.sound(&[&data, "tokenizer.max_seq_len=64"]);
     contains(
         &said,
-        &["2 samples have no trained token and are left out (1 end before their answers begin: raise \
-           `tokenizer.max_seq_len`, which is 64; 1 are marked as not to be trained)"],
+        &["2 samples have no trained token and are left out (1 ends before its answer begins: raise \
+           `tokenizer.max_seq_len`, which is 64; 1 is marked as not to be trained)"],
     );
     // The advice is followed.
     let said = place.sound(&[&data, "tokenizer.max_seq_len=400"]);
-    contains(&said, &["1 samples have no trained token and are left out (1 are marked as not to be trained)"]);
+    contains(&said, &["1 sample has no trained token and is left out (1 is marked as not to be trained)"]);
     let said = place.unsound(&[&place.records(&[left_out])]);
-    contains(&said, &["none of the 1 samples has a trained token: 1 are marked as not to be trained"]);
+    contains(&said, &["none of 1 sample has a trained token: 1 is marked as not to be trained"]);
     assert!(!said.contains("raise `tokenizer.max_seq_len`"), "{said}");
 }
 
@@ -333,7 +333,7 @@ fn a_model_without_a_chat_template_has_three_ways_on() {
 fn answers_before_the_last_without_an_end_are_told() {
     let place = Place::new();
     let data = place.records(&[place.turns(&[(1, 1), (1, 1)]), place.turns(&[(1, 1)])]);
-    let told = "in 1 samples an answer before the last has no stop token that is trained, so the model learns to go on \
+    let told = "in 1 sample an answer before the last has no stop token that is trained, so the model learns to go on \
                 there: set `masking_strategy: last`";
     // Only the conversation has an end.
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last and m.role == 'assistant' \

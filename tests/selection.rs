@@ -351,7 +351,7 @@ fn what_is_never_measured_is_refused_before_anything_starts() {
         (format!("evaluation={{data_file: {texts}, name: a/b}}"), "evaluation.0: `a/b` names no task"),
         (
             format!("evaluation={{data_file: {texts}, split: 'train[5:]'}}"),
-            "evaluation.0: the split `train[5:]` takes none of the 1",
+            "evaluation.0: the split `train[5:]` takes none of 1",
         ),
         ("evaluation={data_file: nowhere.jsonl}".to_owned(), "evaluation.0: cannot read nowhere.jsonl"),
         ("samples.prompts=[]".to_owned(), "samples.prompts: there is no prompt"),

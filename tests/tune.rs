@@ -84,6 +84,19 @@ fn what_it_says() {
     assert!(script.contains("validate") && script.contains("--output-dir"), "{script}");
 }
 
+/// Before anything is read: what computes would start as many threads as it can count.
+#[test]
+fn a_number_of_threads_is_one_that_a_machine_can_start() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&["merge", "adapter", "-o", "out"][..], &["tokenize", "model", "a.txt", "-o", "a.bin"]] {
+        let (code, said) = fail(tune(folder.path(), args).env("RAYON_NUM_THREADS", "100000"));
+        assert!(said.starts_with("error: RAYON_NUM_THREADS=100000: a number of threads from 1 to "), "{said}");
+        assert_eq!(code, Some(1));
+    }
+    // Others need none.
+    succeed(tune(folder.path(), &["ls"]).env("RAYON_NUM_THREADS", "100000"));
+}
+
 #[test]
 fn mistakes_are_told_with_what_is_nearest() {
     let folder = tempfile::tempdir().unwrap();

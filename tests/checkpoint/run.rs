@@ -206,7 +206,7 @@ fn a_run_starts_as_it_was_told_to() {
         open(&f, Start::Fresh),
         &f.output,
         &[
-            "1 checkpoint(s) of another run, the newest epoch_0_step_3",
+            "1 checkpoint of another run, the newest epoch_0_step_3",
             "resume_from_checkpoint=true",
             "overwrite=true",
             "another output_dir",

@@ -61,7 +61,7 @@ fn it_comes_back_bit_for_bit() {
     assert_eq!((read.position, read.total_steps, read.seed), (wrote.position, 40, u64::MAX));
     assert_eq!((&read.extra, read.now), (&wrote.extra, wrote.now));
     read.check_settings(&wrote.settings, &BTreeMap::new()).unwrap();
-    read.check_inputs(&wrote.inputs).unwrap();
+    read.check_inputs(&wrote.inputs, &[]).unwrap();
     assert!(read.optimizer.keys().eq(wrote.optimizer.keys()));
     for (name, tensor) in &wrote.optimizer {
         assert_eq!(read.optimizer[name].dims(), tensor.dims());
@@ -73,7 +73,7 @@ fn it_comes_back_bit_for_bit() {
 fn inputs_that_differ_are_named() {
     let mut now = state().inputs;
     now.insert("the data".into(), 8);
-    let message = state().check_inputs(&now).unwrap_err().to_string();
+    let message = state().check_inputs(&now, &[]).unwrap_err().to_string();
     assert!(message.starts_with("cannot resume: the data changed since the run began"), "{message}");
 }
 
@@ -93,6 +93,64 @@ fn settings_that_differ_are_listed() {
         assert!(message.contains(line), "{message}");
     }
     assert!(!message.contains("odd") && !message.contains("To train on"), "{message}");
+}
+
+/// It is what they hold that a run depends on.
+#[test]
+fn files_and_models_may_have_moved() {
+    let text = |text: &str| Some(json!(text));
+    let mut then = state();
+    let set = |settings: &mut BTreeMap<String, Value>, key: &str, value: Option<Value>| {
+        settings.insert(key.to_owned(), value.unwrap_or(Value::Null));
+    };
+    then.inputs = [("the training data".to_owned(), 7), ("the base model".to_owned(), 8)].into();
+    set(&mut then.settings, "dataset.0.data_files", text("1 items"));
+    set(&mut then.settings, "dataset.0.data_files.0", text("a.jsonl"));
+    set(&mut then.settings, "checkpointer.checkpoint_dir", text("model"));
+    set(&mut then.settings, "ref_checkpointer.checkpoint_dir", text("other"));
+    let (mut now, none) = (then.settings.clone(), BTreeMap::new());
+    assert!(then.moved(&now, &none).is_empty());
+    set(&mut now, "dataset.0.data_files", text("2 items"));
+    set(&mut now, "dataset.0.data_files.0", text("b.jsonl"));
+    set(&mut now, "dataset.0.data_files.1", text("c.jsonl"));
+    set(&mut now, "checkpointer.checkpoint_dir", text("elsewhere"));
+    then.check_settings(&now, &none).unwrap();
+    let moved = then.moved(&now, &none);
+    let said: Vec<String> = moved.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "checkpointer.checkpoint_dir: \"model\" then, \"elsewhere\" now",
+            "dataset.0.data_files: \"1 item\" then, \"2 items\" now",
+            "dataset.0.data_files.0: \"a.jsonl\" then, \"b.jsonl\" now",
+            "dataset.0.data_files.1: not set then, \"c.jsonl\" now",
+        ]
+    );
+    then.check_inputs(&then.inputs, &moved).unwrap();
+    let mut inputs = then.inputs.clone();
+    inputs.insert("the base model".into(), 9);
+    let message = then.check_inputs(&inputs, &moved).unwrap_err().to_string();
+    let expected = "cannot resume: the base model changed since the run began (checkpointer.checkpoint_dir: \"model\" then, \"elsewhere\" \
+                    now), and the result would not be the same.";
+    assert!(message.starts_with(expected), "{message}");
+
+    // Of what no number stands for the content, the place must be what it was.
+    set(&mut now, "ref_checkpointer.checkpoint_dir", text("moved"));
+    let message = then.check_settings(&now, &none).unwrap_err().to_string();
+    assert!(message.contains("\n  ref_checkpointer.checkpoint_dir: \"other\" then, \"moved\" now\n"), "{message}");
+    assert!(message.contains("ln -s NEW OLD") && !message.contains("data_files"), "{message}");
+}
+
+/// An empty list of layers meant what null means now.
+#[test]
+fn a_run_that_had_an_empty_list_of_target_modules_goes_on() {
+    let mut then = state();
+    then.settings.insert("model.target_modules".into(), json!("0 items"));
+    let mut now = then.settings.clone();
+    now.insert("model.target_modules".into(), Value::Null);
+    then.check_settings(&now, &BTreeMap::new()).unwrap();
+    now.insert("model.target_modules".into(), json!("1 items"));
+    then.check_settings(&now, &BTreeMap::new()).unwrap_err();
 }
 
 /// Who wants to train for longer is told how.

@@ -266,12 +266,26 @@ fn a_plan_of_several_processes_needs_only_one() {
 }
 
 #[test]
-fn what_is_no_size_is_an_error() {
+fn a_variable_that_cannot_be_read_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let output = format!("output_dir={}", folder.path().join("out").display());
-    let run = recipe("lora", &["--config", "configs/lora/tiny.yaml", &output]).env("TUNE_MEMORY", "much").output();
-    let error = text(&run.unwrap().stderr);
-    assert!(error.contains("TUNE_MEMORY=much: it can be a size such as 16GiB"), "{error}");
+    let args = ["--config", "configs/lora/tiny.yaml", &output];
+    for (name, value, expected) in [
+        ("TUNE_MEMORY", "much", "it can be a size such as 16GiB"),
+        ("TUNE_WAIT_FOR_ROOM", "a while", "a number of seconds was expected"),
+        ("TUNE_ISA", "fast", "it can be portable, avx2"),
+        // Rayon would begin to start as many as it can count.
+        ("RAYON_NUM_THREADS", "100000", "a number of threads from 1 to "),
+        ("RAYON_NUM_THREADS", "all", "a number of threads from 1 to "),
+    ] {
+        for before in [&[][..], &["--check"]] {
+            let run = recipe("lora", &[before, &args].concat()).env(name, value).output().unwrap();
+            let said = text(&run.stdout) + &text(&run.stderr);
+            assert!(said.contains(&format!("error: {name}={value}: {expected}")), "{before:?}: {said}");
+            assert_eq!(run.status.code(), Some(1), "{said}");
+        }
+    }
+    assert!(!folder.path().join("out").exists());
 }
 
 /// A run on a card is planned, and refused before it has begun where the card has not enough.

@@ -44,9 +44,9 @@ fn samples_without_a_trained_token_are_found() {
     let place = Place::new();
     let data = place.conversations("cut.jsonl", &[("a", "b"), (&"c".repeat(200), "d")]);
     let said = place.sound(&[&data]);
-    contains(&said, &["1 samples have no trained token", "cut.jsonl:2", "1 samples without a trained token left out"]);
+    contains(&said, &["1 sample has no trained token", "cut.jsonl:2", "1 sample without a trained token left out"]);
     let said = place.unsound(&["tokenizer.max_seq_len=8"]);
-    contains(&said, &["none of the 1500 samples has a trained token", "8 tokens, 0 of them trained"]);
+    contains(&said, &["none of 1500 samples has a trained token", "8 tokens, 0 of them trained"]);
 }
 
 /// In each of the ways in which it comes to that.
@@ -97,7 +97,7 @@ fn what_is_cut_off_is_counted() {
     contains(
         &cut,
         &[
-            &format!("1 samples cut, {lost} tokens lost"),
+            &format!("1 sample cut, {lost} tokens lost"),
             "warning: ",
             "more than `tokenizer.max_seq_len` = 64 tokens",
             "the last answers of 1 have lost their stop token",

@@ -111,7 +111,7 @@ fn a_resume_is_compared_with_the_run_that_it_goes_on_with() {
     succeed("lora", &args);
 
     let mut overrides = short.to_vec();
-    contains(&place.unsound(&overrides), &["already holds 1 checkpoint(s) of another run"]);
+    contains(&place.unsound(&overrides), &["already holds 1 checkpoint of another run"]);
     overrides.push("overwrite=true");
     contains(&place.sound(&overrides), &["which has one checkpoint, epoch_0_step_1: overwrite=true deletes"]);
     overrides.pop();
@@ -133,6 +133,11 @@ fn a_resume_is_compared_with_the_run_that_it_goes_on_with() {
     args[2] = &output;
     args.push(&data);
     succeed("lora", &args);
+    // It may have moved.
+    let moved = place.conversations("moved.jsonl", &[("a", "b"), ("c", "d")]);
+    overrides.truncate(short.len() + 1);
+    overrides.push(&moved);
+    contains(&place.sound(&overrides), &["dataset.0.data_files.0: ", "moved.jsonl\" now, with the same content"]);
     place.conversations("own.jsonl", &[("a", "b"), ("c", "e")]);
     overrides.truncate(short.len() + 1);
     overrides.push(&data);
@@ -144,4 +149,9 @@ fn settings_that_do_not_fit_together_are_said() {
     let place = Place::new();
     let (said, code) = place.ask("full", "--check", &["optimizer_in_bwd=true", "gradient_accumulation_steps=2"]);
     assert!(code == Some(1) && said.contains("error: optimizer_in_bwd applies each gradient at once"), "{said}");
+    let (said, code) = place.ask("lora", "--check", &["model.target_modules=[]"]);
+    assert!(
+        code == Some(1) && said.contains("error: model.target_modules names no layer: name some, such as"),
+        "{said}"
+    );
 }

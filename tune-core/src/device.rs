@@ -10,7 +10,8 @@ use tune_config::{Config, Mismatch, Schema, Value};
 use crate::distributed::{Group, Place};
 use crate::engine::Card;
 use crate::kernels::Isa;
-use crate::{Error, Result};
+use crate::words::count;
+use crate::{Error, Result, environment};
 
 /// What computes a model. Its tensors are the processor's in either case.
 #[derive(Debug, Clone)]
@@ -133,7 +134,9 @@ impl DeviceConfig {
             (_, 1) => Card::open(0),
             (_, cards) if local_rank < cards => Card::open(local_rank),
             (_, cards) => Err(Error::setup(format!(
-                "{here} processes are on this machine, and it has {cards} cards: start {cards} processes, or set device=cpu"
+                "{here} processes are on this machine, and it has {}: start {}, or set device=cpu",
+                count(cards, "card"),
+                count(cards, "process")
             ))),
         }
     }
@@ -181,6 +184,7 @@ impl std::str::FromStr for DeviceConfig {
 /// Starts the threads that compute, if they are not there yet: whoever asked for work without them would panic where the
 /// system has none.
 fn start_threads() -> Result<()> {
+    environment::threads()?;
     match rayon::ThreadPoolBuilder::new().build_global() {
         // Another failure is that they are there.
         Err(error) if error.source().is_some() => Err(Error::setup(format!(

@@ -14,6 +14,7 @@ pub mod device;
 pub mod distributed;
 pub mod doctor;
 pub mod engine;
+pub mod environment;
 mod error;
 pub mod eval;
 mod files;
@@ -36,6 +37,7 @@ pub mod preflight;
 pub mod prelude;
 pub mod recipe;
 pub mod tokenizer;
+pub mod words;
 
 pub use error::{Error, Result};
 pub use later::Later;

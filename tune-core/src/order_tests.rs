@@ -7,19 +7,21 @@ use std::path::Path;
 /// Modules, each with those that it may look at besides itself. Modules that are above all of these are not listed.
 const BELOW: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("environment", &[]),
+    ("words", &[]),
     ("files", &[]),
     ("panics", &[]),
-    ("memory", &[]),
-    ("metrics", &["files", "hub", "memory"]),
+    ("memory", &["environment"]),
+    ("metrics", &["environment", "files", "hub", "memory", "words"]),
     // What a GGUF file does to numbers is a part of files.
-    ("kernels", &["checkpoint", "memory"]),
+    ("kernels", &["checkpoint", "environment", "memory"]),
     ("models", &["checkpoint", "device", "distributed", "engine", "kernels", "offload", "tokenizer"]),
     // A card rounds weights as a GGUF file does.
     ("engine", &["checkpoint", "data", "distributed", "kernels", "models", "offload", "optim"]),
     ("optim", &["distributed", "engine", "kernels", "models", "offload"]),
     ("peft", &["checkpoint", "hub", "models", "tokenizer"]),
     ("tokenizer", &["checkpoint", "files"]),
-    ("data", &["checkpoint", "files", "hub", "kernels", "memory", "panics", "positions", "tokenizer"]),
+    ("data", &["checkpoint", "files", "hub", "kernels", "memory", "panics", "positions", "tokenizer", "words"]),
     ("generate", &["engine", "kernels", "models"]),
 ];
 

@@ -135,7 +135,7 @@ pub fn recipe(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | `required` | to be written, although the type is an `Option` |
 /// | `alias = "old_name"` | another name for the key; may be repeated |
 /// | `name = "type"` | the name, where it is not the field's |
-/// | `one_or_many` | for a `Vec`: a single item stands for a list of one |
+/// | `one_or_many` | for a `Vec`, or an `Option` of one: a single item stands for a list of one |
 /// | `flatten` | the keys of the field's struct stand among those of this one |
 /// | `may_change` | the value, with all that is in it, may be another one when a run is resumed: it has no part in the result |
 ///

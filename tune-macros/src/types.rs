@@ -59,8 +59,9 @@ pub(crate) fn is_list(ty: &Type) -> bool {
     inside(ty, "Vec").is_some() || matches!(ty, Type::Array(_))
 }
 
+/// Whether there may be a list: `Vec<T>` or `Option<Vec<T>>`.
 pub(crate) fn is_vec(ty: &Type) -> bool {
-    inside(ty, "Vec").is_some()
+    inside(inside(ty, "Option").unwrap_or(ty), "Vec").is_some()
 }
 
 /// The type of the single values: `f64` of `Option<Vec<f64>>`.

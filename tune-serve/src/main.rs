@@ -32,9 +32,9 @@ use tune_core::config::cli::signals;
 use tune_core::config::{complain, files, say};
 use tune_core::device::{DeviceConfig, Precision};
 use tune_core::generate::{Continuous, Kernels};
-use tune_core::hub;
 use tune_core::memory_plan::parse_size;
 use tune_core::metrics::Downloads;
+use tune_core::{environment, hub};
 
 use engine::{Queue, work};
 use load::Loaded;
@@ -132,6 +132,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    environment::check()?;
     hub::watch(Downloads::stderr());
     if args.until_stdin_ends {
         // Whoever held the other end has gone, and with it whoever asked.

@@ -40,7 +40,7 @@ fn eleuther_eval(
     /// The most tokens of an item that the model reads; of a longer one it reads the end. Null is as many as it can read.
     #[config(range = 2..)]
     max_seq_length: Option<usize>,
-    /// So many items are asked at a time.
+    /// How many items are asked at a time.
     #[config(default = 8, range = 1..=1024)]
     batch_size: usize,
     /// Put the tokenizer's first special token in front of each item; null does what the tokenizer does by itself.

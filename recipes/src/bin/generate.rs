@@ -25,7 +25,7 @@ fn generate(
     /// In place of prompt: a file of them, `-` for the standard input. JSON lines with `prompt` or `messages` (and `tools`), or plain
     /// text, a prompt a line. Answers are written as JSON lines, in the order of the prompts.
     prompts: Option<PathBuf>,
-    /// So many of the prompts in a file are answered at a time.
+    /// How many prompts of a file are answered at a time.
     #[config(default = 8, range = 1..=256)]
     batch_size: usize,
     /// What stands before the conversation.

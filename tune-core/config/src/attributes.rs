@@ -18,7 +18,7 @@ pub mod key {
     pub struct alias;
     /// The name, where it is not the field's: `name = "type"`.
     pub struct name;
-    /// For a `Vec`: a single item stands for a list of one.
+    /// For a `Vec`, or an `Option` of one: a single item stands for a list of one.
     pub struct one_or_many;
     /// The keys of the field's struct stand among those of this one.
     pub struct flatten;

@@ -128,6 +128,33 @@ struct Texts {
     /// Words.
     #[config(default)]
     words: Vec<String>,
+    /// Some, or those that somebody else names.
+    #[config(one_or_many)]
+    names: Option<Vec<String>>,
+}
+
+#[test]
+fn one_may_stand_for_a_list_that_may_be_none() {
+    let read = |yaml: &str, overrides: &[&str]| {
+        let input = Input::yaml("a.yaml", yaml).overrides(overrides.iter().copied());
+        load::<Texts>(input).map(|loaded| loaded.config.names).map_err(|report| report.to_string())
+    };
+    let names = |names: &[&str]| Ok(Some(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()));
+    assert_eq!(read("one: x\n", &[]), Ok(None));
+    assert_eq!(read("names: null\n", &[]), Ok(None));
+    assert_eq!(read("names: []\n", &[]), names(&[]), "an empty list is no null");
+    assert_eq!(read("names: a\n", &[]), names(&["a"]));
+    assert_eq!(read("names: [a, b]\n", &[]), names(&["a", "b"]));
+    for (over, expected) in [
+        ("names=c", names(&["c"])),
+        ("names=[c, d]", names(&["c", "d"])),
+        ("names=null", Ok(None)),
+        ("~names", Ok(None)),
+        ("names.0=c", names(&["c"])),
+    ] {
+        assert_eq!(read("names: a\n", &[over]), expected, "{over}");
+    }
+    assert_eq!(read("names: null\n", &["names.0=c"]), names(&["c"]));
 }
 
 #[test]

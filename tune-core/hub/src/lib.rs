@@ -66,11 +66,10 @@ impl Hub {
     /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`.
     ///
     /// # Errors
-    /// Nothing says where the cache is.
+    /// Nothing says where the cache is, or it is not clear whether the hub may be asked.
     pub fn from_env() -> Result<Self> {
         let endpoint = cache::variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let offline = cache::variable("HF_HUB_OFFLINE")
-            .is_some_and(|value| ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)));
+        let offline = is_offline(cache::variable("HF_HUB_OFFLINE").as_deref())?;
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: cache::token(),
@@ -127,5 +126,37 @@ impl Hub {
     pub fn pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self
+    }
+}
+
+/// Whether the hub is not to be asked, by what `HF_HUB_OFFLINE` says. `huggingface_hub` takes what it does not know for no; who wrote that
+/// may have meant yes.
+fn is_offline(said: Option<&str>) -> Result<bool> {
+    let Some(said) = said else { return Ok(false) };
+    let is_among = |words: [&str; 4]| words.iter().any(|word| said.eq_ignore_ascii_case(word));
+    if is_among(["1", "on", "yes", "true"]) {
+        return Ok(true);
+    }
+    match is_among(["0", "off", "no", "false"]) {
+        true => Ok(false),
+        false => Err(Error::Refused(format!(
+            "HF_HUB_OFFLINE={said}: 1 was expected, where the hub is not to be asked, or 0, or not set"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_the_hub_is_asked_is_yes_or_no() {
+        for (said, expected) in
+            [(None, false), (Some("1"), true), (Some("Yes"), true), (Some("0"), false), (Some("OFF"), false)]
+        {
+            assert_eq!(is_offline(said).unwrap(), expected, "{said:?}");
+        }
+        let error = is_offline(Some("y")).unwrap_err().to_string();
+        assert!(error.starts_with("HF_HUB_OFFLINE=y: 1 was expected"), "{error}");
     }
 }

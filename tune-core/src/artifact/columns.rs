@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Aside, OriginImportance, absolute, importance};
 use crate::checkpoint::gguf::{Export, FileKind, Importance};
 use crate::checkpoint::merge::Merged;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// Chunks of text that a model is run over, unless it is said how many.
@@ -96,8 +97,8 @@ impl Columns {
         self.matrix = importance(merged, &self.file, most, &mut |done| told(done, most))?;
         self.matrix.write(&self.written(aside))?;
         Ok(Some(format!(
-            "the model was run over {} chunks of {} tokens; their importance matrix is {}",
-            self.matrix.chunks,
+            "the model was run over {} of {} tokens; their importance matrix is {}",
+            count(self.matrix.chunks, "chunk"),
             self.matrix.chunk_size,
             self.place.display()
         )))

@@ -9,6 +9,7 @@ use crate::checkpoint::gguf::adapter::AdapterExport;
 use crate::checkpoint::gguf::{Export, FileKind, modelfile};
 use crate::checkpoint::human;
 use crate::checkpoint::merge::Merged;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// A file that can be written. Everything was looked at that can be before that.
@@ -132,7 +133,8 @@ impl<'m> GgufFile<'m> {
 /// The formats of a file's tensors.
 fn shown(target: &Target<'_>) -> String {
     let Target::Gguf(export) = target else { return target.weights().to_owned() };
-    let formats: Vec<String> = export.formats().iter().map(|(name, count)| format!("{count} tensors {name}")).collect();
+    let formats: Vec<String> =
+        export.formats().iter().map(|(name, n)| format!("{} {name}", count(*n, "tensor"))).collect();
     format!("{} ({})", export.kind().name(), formats.join(", "))
 }
 

@@ -17,6 +17,7 @@ use crate::memory::available;
 use crate::models::{Decoder, EmbeddingSpec, LoadOptions, LoraOptions, ModelSpec, OfLayer};
 use crate::peft::set_trainable;
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::words::count;
 use crate::{Error, Result};
 
 /// What an artifact is to be.
@@ -122,10 +123,10 @@ impl Findings {
         let mut lines = vec![format!("{} tensors have the values that they should have, bit for bit", proof.tensors)];
         if let Some(distance) = proof.from_trained {
             lines.push(format!(
-                "{} prompts, {} positions, computed in {}: logits are within {:.2e} of what was trained; divergence {:.1e} nats; \
+                "{}, {}, computed in {}: logits are within {:.2e} of what was trained; divergence {:.1e} nats; \
                  the same token is likeliest at {:.1} %",
-                proof.prompts,
-                proof.positions,
+                count(proof.prompts, "prompt"),
+                count(proof.positions, "position"),
                 proof.computed_in,
                 distance.largest,
                 distance.divergence,

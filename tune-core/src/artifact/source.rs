@@ -47,6 +47,12 @@ impl Source {
         let mut found = Vec::new();
         for part in parts {
             let dir = newest(&part.dir)?.unwrap_or_else(|| part.dir.clone());
+            if is_model(&dir) {
+                let shown = dir.display();
+                return Err(Error::setup(format!(
+                    "{shown} is a model and no adapter: name adapters, and it as what they go into, by --base {shown}"
+                )));
+            }
             found.push(Part { dir, weight: part.weight });
         }
         let Some(first) = found.first() else { return Err(Error::setup("no adapter is named")) };
@@ -104,6 +110,10 @@ pub(crate) fn newest(dir: &Path) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     Ok(run::latest(dir)?.map(|saved| saved.path))
+}
+
+fn is_model(dir: &Path) -> bool {
+    dir.join("config.json").is_file() && !dir.join("adapter_config.json").is_file()
 }
 
 fn is_adapter(dir: &Path) -> bool {

@@ -231,37 +231,14 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// What helps where bytes are missing or wrong.
+const AGAIN: &str = "the file is damaged or was not copied completely: fetch it again";
+
 /// Opens a safetensors file and checks all that its header says against the file.
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let file = Arc::new(DataFile::open(path)?);
     let bad = |message: String| Error::file(path, message);
-    let again = "the file is damaged or was not copied completely: fetch it again";
-
-    let mut start = [0; 8];
-    if file.len() < 8 {
-        return Err(bad(format!("is {} bytes long, too short for a safetensors file; {again}", file.len())));
-    }
-    file.read_at(&mut start, 0)?;
-    if &start == b"version " {
-        return Err(bad(
-            "is a Git LFS pointer, not the weights themselves: run `git lfs pull` in the model's folder".into()
-        ));
-    }
-    let header_len = u64::from_le_bytes(start);
-    if header_len > MAX_HEADER {
-        return Err(bad(format!(
-            "its first 8 bytes give the header a length of {header_len} bytes; this is not a safetensors file, or it is damaged"
-        )));
-    }
-    let data_start = 8 + header_len;
-    if data_start > file.len() {
-        return Err(bad(format!("is truncated inside its header: {} of {data_start} bytes; {again}", file.len())));
-    }
-    let mut header = vec![0; header_len as usize];
-    file.read_at(&mut header, 8)?;
-    let Header(members) = serde_json::from_slice(&header)
-        .map_err(|e| bad(format!("its header is not what safetensors files have ({e}); {again}")))?;
-
+    let (Header(members), data_start) = header(&file, path)?;
     let data_len = file.len() - data_start;
     let mut tensors = BTreeMap::new();
     let mut ranges = Vec::new();
@@ -281,7 +258,7 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
         }
         if end > data_len {
             return Err(bad(format!(
-                "is truncated: tensor `{name}` ends at byte {}, the file at {}; {again}",
+                "is truncated: tensor `{name}` ends at byte {}, the file at {}; {AGAIN}",
                 data_start.saturating_add(end),
                 file.len()
             )));
@@ -293,25 +270,60 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>> {
             return Err(bad(format!("tensor `{name}` is in the header twice")));
         }
     }
-
-    ranges.sort();
-    let mut covered = 0;
-    for (begin, end, name) in ranges {
-        if begin < covered {
-            return Err(bad(format!("its header lies: tensor `{name}` overlaps the one before it")));
-        }
-        if begin > covered {
-            return Err(bad(format!(
-                "its header lies: nothing claims the {} bytes before tensor `{name}`",
-                begin - covered
-            )));
-        }
-        covered = end;
-    }
-    if covered != data_len {
-        return Err(bad(format!("is {} bytes longer than its header says; {again}", data_len - covered)));
-    }
+    all_claimed(ranges, data_len).map_err(bad)?;
     Ok(tensors)
+}
+
+/// Reads the header. Returns it with where the data begins.
+fn header(file: &DataFile, path: &Path) -> Result<(Header, u64)> {
+    let bad = |message: String| Error::file(path, message);
+    let mut start = [0; 8];
+    if file.len() < 8 {
+        return Err(bad(format!("is {} bytes long, too short for a safetensors file; {AGAIN}", file.len())));
+    }
+    file.read_at(&mut start, 0)?;
+    if &start == b"version " {
+        return Err(bad(
+            "is a Git LFS pointer, not the weights themselves: run `git lfs pull` in the model's folder".into()
+        ));
+    }
+    let len = u64::from_le_bytes(start);
+    if len > MAX_HEADER {
+        return Err(bad(format!(
+            "its first 8 bytes give the header a length of {len} bytes; this is not a safetensors file, or it is damaged"
+        )));
+    }
+    let data_start = 8 + len;
+    if data_start > file.len() {
+        return Err(bad(format!("is truncated inside its header: {} of {data_start} bytes; {AGAIN}", file.len())));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_at(&mut bytes, 8)?;
+    let header = serde_json::from_slice(&bytes)
+        .map_err(|e| bad(format!("its header is not what safetensors files have ({e}); {AGAIN}")))?;
+    Ok((header, data_start))
+}
+
+/// Checks that tensors, by where they begin and end, take every byte of the data once. The error is about their file.
+fn all_claimed(mut ranges: Vec<(u64, u64, String)>, data_len: u64) -> Result<(), String> {
+    ranges.sort();
+    let mut claimed = 0;
+    for (begin, end, name) in ranges {
+        if begin < claimed {
+            return Err(format!("its header lies: tensor `{name}` overlaps the one before it"));
+        }
+        if begin > claimed {
+            return Err(format!(
+                "its header lies: nothing claims the {} bytes before tensor `{name}`",
+                begin - claimed
+            ));
+        }
+        claimed = end;
+    }
+    match data_len - claimed {
+        0 => Ok(()),
+        more => Err(format!("is {more} bytes longer than its header says; {AGAIN}")),
+    }
 }
 
 /// The bits that a tensor takes, unless that overflows, be it only where a zero among the dimensions is left out.

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::moved::{Moved, shown};
 use super::safetensors::{self, Entry, Outgoing};
 use super::sums::{self, Sum, Sums};
 use super::{durable, run, source};
@@ -25,6 +26,9 @@ const VERSION: u32 = 3;
 /// Where the checksum of the file itself stands in it, which is made with zeros in its place.
 const CHECKSUM: &str = "\"checksum\": \"";
 const ZEROS: &str = "00000000";
+
+/// Parts of keys that say where something is whose content is not compared.
+const NOT_REMEMBERED: [&str; 3] = ["adapter_checkpoint", "base_adapters", "checkpoint_dir"];
 
 /// Where a run is: what is done, and so what comes next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -207,21 +211,20 @@ impl TrainingState {
     }
 
     /// Checks that a run with these settings goes on as this one would have. A setting that this one does not know, because there was none
-    /// when it began, was as `defaults` have it.
+    /// when it began, was as `defaults` have it. Where something is may have changed, if it can be seen that it is the same: that is
+    /// [`TrainingState::moved`], for [`TrainingState::check_inputs`].
     ///
     /// # Errors
     ///
     /// Where it would not; the message lists what differs.
     pub fn check_settings(&self, now: &BTreeMap<String, Value>, defaults: &BTreeMap<String, Value>) -> Result<()> {
-        let keys: BTreeSet<&String> = self.settings.keys().chain(now.keys()).collect();
         let mut differing = String::new();
-        let mut only_longer = true;
-        for key in keys {
-            let (then, now) = (self.settings.get(key).or_else(|| defaults.get(key)), now.get(key));
-            if then != now {
-                let show = |v: Option<&Value>| v.map_or("not set".to_string(), ToString::to_string);
+        let (mut only_longer, mut has_place) = (true, false);
+        for (key, then, now) in self.changes(now, defaults) {
+            if Moved::of(key, (then, now), &self.inputs).is_none() {
                 only_longer &= matches!(key.as_str(), "epochs" | "max_steps_per_epoch");
-                differing += &format!("\n  {key}: {} then, {} now", show(then), show(now));
+                has_place |= NOT_REMEMBERED.iter().any(|place| key.contains(place));
+                differing += &format!("\n  {key}: {} then, {} now", shown(then), shown(now));
             }
         }
         if differing.is_empty() {
@@ -231,30 +234,58 @@ impl TrainingState {
             true => ". To train on from what was learnt, let the new one start from a checkpoint of this one",
             false => "",
         };
+        let linked = if has_place { ". To what has only moved, a link is enough: ln -s NEW OLD" } else { "" };
         Err(Error::setup(format!(
             "cannot resume: these settings differ from those of the run that is resumed, and the result would not be the same:{differing}\n\
-             Set them back, or start a new run (resume_from_checkpoint=false) in another output_dir{longer}"
+             Set them back, or start a new run (resume_from_checkpoint=false) in another output_dir{longer}{linked}"
         )))
     }
 
-    /// Checks that a run that computes from these inputs goes on as this one would have.
+    /// What was somewhere else when this run began, of what a checkpoint knows the content.
+    #[must_use]
+    pub fn moved(&self, now: &BTreeMap<String, Value>, defaults: &BTreeMap<String, Value>) -> Vec<Moved> {
+        let changes = self.changes(now, defaults);
+        changes.filter_map(|(key, then, now)| Moved::of(key, (then, now), &self.inputs)).collect()
+    }
+
+    /// Settings that are not what they were, each with what it was and what it is.
+    fn changes<'a>(
+        &'a self,
+        now: &'a BTreeMap<String, Value>,
+        defaults: &'a BTreeMap<String, Value>,
+    ) -> impl Iterator<Item = (&'a String, Option<&'a Value>, Option<&'a Value>)> {
+        let keys: BTreeSet<&String> = self.settings.keys().chain(now.keys()).collect();
+        let values = move |key: &'a String| (key, self.settings.get(key).or_else(|| defaults.get(key)), now.get(key));
+        // There was an empty list where there is none now.
+        let is_as_before = |key: &str, then: Option<&Value>, now: Option<&Value>| {
+            key == "model.target_modules" && then.is_some_and(|it| it == "0 items") && now.is_some_and(Value::is_null)
+        };
+        let all = keys.into_iter().map(values);
+        all.filter(move |&(key, then, now)| then != now && !is_as_before(key, then, now))
+    }
+
+    /// Checks that a run that computes from these inputs goes on as this one would have. Some of them may have `moved`.
     ///
     /// # Errors
     ///
     /// Where one of them is not what it was; the message names it.
-    pub fn check_inputs(&self, now: &BTreeMap<String, u32>) -> Result<()> {
-        let changed: Vec<&str> = now
-            .iter()
-            .filter(|(name, sum)| self.inputs.get(*name) != Some(sum))
-            .map(|(name, _)| name.as_str())
-            .collect();
-        if changed.is_empty() {
+    pub fn check_inputs(&self, now: &BTreeMap<String, u32>, moved: &[Moved]) -> Result<()> {
+        let changed = now.iter().filter(|(name, sum)| self.inputs.get(*name) != Some(sum)).map(|(name, _)| name);
+        let said = changed.map(|name| {
+            let places: Vec<_> = moved.iter().filter(|moved| moved.holds(name)).map(ToString::to_string).collect();
+            match places.is_empty() {
+                true => format!("{name} changed since the run began, though not by name"),
+                false => format!("{name} changed since the run began ({})", places.join("; ")),
+            }
+        });
+        let said: Vec<_> = said.collect();
+        if said.is_empty() {
             return Ok(());
         }
         Err(Error::setup(format!(
-            "cannot resume: {} changed since the run began, though not by name, and the result would not be the same. \
+            "cannot resume: {}, and the result would not be the same. \
              Bring back what was there, or start a new run (resume_from_checkpoint=false) in another output_dir",
-            changed.join(" and ")
+            said.join(", and ")
         )))
     }
 }

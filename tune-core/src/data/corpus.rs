@@ -17,6 +17,7 @@ use super::report::{DatasetReport, Mixed, Tally};
 use super::selected::{self, Selected};
 use super::unused::Held;
 use crate::tokenizer::Tokenizer;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// The records of several datasets, one after the other: found and checked, but not kept in memory.
@@ -208,7 +209,7 @@ impl Corpus {
     pub(super) fn summary(&self) -> Vec<String> {
         let taken =
             |i: usize, part: &Part| self.mixture.as_ref().map_or(part.records.len(), |mixture| mixture.taken[i]);
-        let line = |(i, part): (usize, &Part)| format!("{}: {} records", part.config.name(), taken(i, part));
+        let line = |(i, part): (usize, &Part)| format!("{}: {}", part.config.name(), count(taken(i, part), "record"));
         self.parts.iter().enumerate().map(line).collect()
     }
 

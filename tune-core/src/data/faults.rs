@@ -12,6 +12,7 @@ use super::records::Records;
 use super::selected;
 use super::tokens::TokenFiles;
 use crate::tokenizer::Tokenizer;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// How many errors of a dataset are kept; the others are counted.
@@ -46,7 +47,7 @@ impl fmt::Display for Faults {
             let errors: Vec<String> = first.iter().map(ToString::to_string).collect();
             return f.write_str(&errors.join("\n"));
         }
-        write!(f, "{name}: {broken} of {records} records cannot be used")?;
+        write!(f, "{name}: {broken} of {} cannot be used", count(*records, "record"))?;
         first.iter().try_for_each(|error| write!(f, "\n  {error}"))?;
         match broken - first.len() {
             0 => Ok(()),

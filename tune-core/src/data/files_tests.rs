@@ -140,7 +140,25 @@ fn a_folders_splits_are_kept_apart() {
         error.contains("no file of the split `validation`; the folder has `test.jsonl`, `train-0.jsonl`"),
         "{error}"
     );
-    assert!(get("train[5:]").unwrap_err().to_string().contains("takes none of the 2 records"));
+    assert!(get("train[5:]").unwrap_err().to_string().contains("takes none of 2 records"));
+}
+
+#[test]
+fn a_split_that_is_not_there_is_refused() {
+    let folder = Folder::new();
+    let one = folder.file("chats.jsonl", format!("{GOOD}\n{GOOD}"));
+    let get = |path: &Path, split: &str| {
+        let mut config = chat(path);
+        config.files.split = split.into();
+        load_chat(config).map(|d| d.samples.len()).map_err(|error| error.to_string())
+    };
+    assert_eq!(get(&one, "train[:50%]"), Ok(1));
+    for path in [one.as_path(), folder.0.path()] {
+        let error = get(path, "tset[:50%]").unwrap_err();
+        assert!(error.contains(": has no split `tset`: ") && error.contains("Write `split: train[:50%]`"), "{error}");
+    }
+    let test = folder.file("test.jsonl", GOOD);
+    assert_eq!((get(&test, "test"), get(&test, "train")), (Ok(1), Ok(1)));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::records::{Record, Records};
 use super::stand_in;
 use crate::config::{Config, Mismatch, Schema, Value};
 use crate::tokenizer::{json_size, listed};
+use crate::words::count;
 use crate::{Error, Result};
 
 /// An expression in Jinja: the records of which it is true are taken.
@@ -84,7 +85,7 @@ impl Filter {
         }
         if taken.is_empty() {
             let n = records.len();
-            return Err(Error::setup(self.wrong(&format!("it is true of none of the {n} records"))));
+            return Err(Error::setup(self.wrong(&format!("it is true of none of {}", count(n, "record")))));
         }
         Ok(records.only(&taken))
     }

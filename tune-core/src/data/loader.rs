@@ -13,6 +13,7 @@ use super::pack::{Fit, Joins, Packing};
 use super::report::{self, DatasetReport};
 use super::tokens::TokenFiles;
 use crate::tokenizer::Tokenizer;
+use crate::words::{count, for_number};
 use crate::{Error, Result};
 
 /// Rows, over all epochs, that are looked at for the largest batch.
@@ -131,9 +132,11 @@ impl Loader {
             told_of_records: AtomicBool::new(false),
         };
         if loader.known_len() == Some(0) {
+            let rows = loader.rows()?;
             return Err(Error::setup(format!(
-                "{} rows of data do not fill one batch of {}",
-                loader.rows()?,
+                "{} of data {} not fill one batch of {}",
+                count(rows, "row"),
+                for_number(rows, "does", "do"),
                 loader.options.batch_size
             )));
         }

@@ -177,10 +177,10 @@ fn pairs_that_teach_nothing_are_told_of() {
     let warnings = &loader.reports().unwrap()[0].warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(
-        warnings[0].ends_with("in 1 pairs both answers are the same, and nothing is learnt from these"),
+        warnings[0].ends_with("in 1 pair both answers are the same, and nothing is learnt from it"),
         "{warnings:?}"
     );
-    assert!(warnings[1].contains("in 1 pairs the two answers follow different prompts"), "{warnings:?}");
+    assert!(warnings[1].contains("in 1 pair the two answers follow different prompts"), "{warnings:?}");
 }
 
 #[test]
@@ -191,10 +191,10 @@ fn a_pair_of_which_one_answer_is_cut_off_is_left_out_whole() {
     assert_eq!(loader.len().unwrap(), 2);
     let report = &loader.reports().unwrap()[0];
     assert_eq!((report.pairs, report.samples, report.dropped), (Some(2), 4, 1));
-    let warning = "1 pairs have an answer without a trained token and are left out (1 end before their answers begin";
+    let warning = "1 pair has an answer without a trained token and is left out (1 ends before its answer begins";
     assert!(report.warnings[0].contains(warning), "{:?}", report.warnings);
     let none = open(CONVERSATIONS, &[long], Some(60), 1).map(drop).unwrap_err().to_string();
-    assert!(none.contains("none of the 1 pairs has a trained token in both answers"), "{none}");
+    assert!(none.contains("none of 1 pair has a trained token in both answers"), "{none}");
 }
 
 #[test]

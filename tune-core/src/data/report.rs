@@ -10,6 +10,7 @@ use super::kind::DataConfig;
 use super::pack::Joins;
 use super::pieces::{Closing, Ends};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
+use crate::words::{count, for_number};
 use crate::{Error, Result};
 
 /// How many origins of dropped samples are kept, for the message.
@@ -78,9 +79,11 @@ impl fmt::Display for Mixed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { taken, of } = *self;
         match taken {
-            all if all == of => write!(f, "all of its {of} records"),
-            part if part < of => write!(f, "{part} of its {of} records, the same in each epoch"),
-            more => write!(f, "its {of} records {:.2} times in each epoch: {more}", more as f64 / of as f64),
+            all if all == of => write!(f, "all of its {}", count(of, "record")),
+            part if part < of => write!(f, "{part} of its {}, the same in each epoch", count(of, "record")),
+            more => {
+                write!(f, "its {} {:.2} times in each epoch: {more}", count(of, "record"), more as f64 / of as f64)
+            }
         }
     }
 }
@@ -227,15 +230,15 @@ impl Tally {
         }
         if self.open_before > 0 {
             warnings.push(format!(
-                "in {} samples an answer before the last has no stop token that is trained, so the model learns to go on there: \
+                "in {} an answer before the last has no stop token that is trained, so the model learns to go on there: \
                  set `masking_strategy: last`, or use a chat template that ends each answer with one",
-                self.open_before
+                count(self.open_before, "sample")
             ));
         }
         if self.text_beside_calls > 0 {
             warnings.push(format!(
-                "in {} messages with calls of tools the chat template leaves out the text beside the calls",
-                self.text_beside_calls
+                "in {} with calls of tools the chat template leaves out the text beside the calls",
+                count(self.text_beside_calls, "message")
             ));
         }
         if template.is_some_and(ChatTemplate::uses_date) {
@@ -250,15 +253,16 @@ impl Tally {
     fn nothing_left(&self, max_seq_len: Option<usize>) -> Error {
         let Self { report, .. } = self;
         let (what, each) = match report.pairs {
-            Some(_) => ("pairs", " in both answers"),
-            None => ("samples", ""),
+            Some(_) => ("pair", " in both answers"),
+            None => ("sample", ""),
         };
         let by_length = report.left_out_by_length(self.tokens);
         Error::setup(match (report.dropped, by_length.is_empty()) {
-            (0, false) => format!("{}: no {what} are left: {by_length}", report.name),
+            (0, false) => format!("{}: no {what} is left: {by_length}", report.name),
             (dropped, none_by_length) => format!(
-                "{}: none of the {dropped} {what} has a trained token{each}: {}{}",
+                "{}: none of {} has a trained token{each}: {}{}",
                 report.name,
+                count(dropped, what),
                 self.why_dropped.in_words(max_seq_len),
                 if none_by_length { by_length } else { format!("; {by_length}") }
             ),
@@ -271,13 +275,15 @@ impl Tally {
         if *dropped == 0 {
             return Vec::new();
         }
+        let have = for_number(*dropped, "has", "have");
         let what = match pairs {
-            Some(_) => "pairs have an answer without a trained token",
-            None => "samples have no trained token",
+            Some(_) => format!("{} {have} an answer without a trained token", count(*dropped, "pair")),
+            None => format!("{} {have} no trained token", count(*dropped, "sample")),
         };
+        let are = for_number(*dropped, "is", "are");
         let more = if *dropped > dropped_origins.len() { " …" } else { "" };
         let why = self.why_dropped.in_words(max_seq_len);
-        vec![format!("{dropped} {what} and are left out ({why}): {}{more}", dropped_origins.join(", "))]
+        vec![format!("{what} and {are} left out ({why}): {}{more}", dropped_origins.join(", "))]
     }
 
     /// What there is to say of answers that are to be told apart and do not differ as they should.
@@ -285,11 +291,16 @@ impl Tally {
         let Self { report, same, other_prompt, .. } = self;
         let mut said = Vec::new();
         if *same > 0 {
-            said.push(format!("in {same} pairs both answers are the same, and nothing is learnt from these"));
+            said.push(format!(
+                "in {} both answers are the same, and nothing is learnt from {}",
+                count(*same, "pair"),
+                for_number(*same, "it", "these")
+            ));
         }
         if *other_prompt > 0 {
             said.push(format!(
-                "in {other_prompt} pairs the two answers follow different prompts, so comparing them says little"
+                "in {} the two answers follow different prompts, so comparing them says little",
+                count(*other_prompt, "pair")
             ));
         }
         if let Some(good) = report.good.filter(|&good| good == 0 || good == report.samples) {
@@ -308,14 +319,15 @@ impl Tally {
         let mut endings = Vec::new();
         if self.never_closed > 0 {
             endings.push(format!(
-                "in {} samples no stop token follows the answer, so the model does not learn where to stop",
-                self.never_closed
+                "in {} no stop token follows the answer, so the model does not learn where to stop",
+                count(self.never_closed, "sample")
             ));
         }
-        for (&id, count) in &self.closed_by {
+        for (&id, &samples) in &self.closed_by {
             endings.push(format!(
-                "in {count} samples the answer is closed by `{}`, which is not among the model's stop tokens: \
+                "in {} the answer is closed by `{}`, which is not among the model's stop tokens: \
                  add its id {id} to `eos_token_id` in generation_config.json",
+                count(samples, "sample"),
                 tokenizer.token(id).unwrap_or_default()
             ));
         }
@@ -363,9 +375,10 @@ impl Reasons {
     fn in_words(&self, max_seq_len: Option<usize>) -> String {
         let Self { cut, left_out, empty } = self;
         let limit = max_seq_len.unwrap_or_default();
+        let ends = for_number(*cut, "ends before its answer begins", "end before their answers begin");
         let all = [
-            (cut, format!("{cut} end before their answers begin: raise `tokenizer.max_seq_len`, which is {limit}")),
-            (left_out, format!("{left_out} are marked as not to be trained")),
+            (cut, format!("{cut} {ends}: raise `tokenizer.max_seq_len`, which is {limit}")),
+            (left_out, format!("{left_out} {} marked as not to be trained", for_number(*left_out, "is", "are"))),
             (empty, format!("the answers of {empty} are empty")),
         ];
         let there = all.into_iter().filter(|(count, _)| **count > 0).map(|(_, words)| words);
@@ -388,18 +401,21 @@ impl DatasetReport {
     /// How many samples there are, in words.
     pub(crate) fn count(&self) -> String {
         match (self.pairs, self.good) {
-            (Some(pairs), _) => format!("{pairs} pairs of answers"),
-            (None, Some(good)) => format!("{} answers ({good} good, {} bad)", self.samples, self.samples - good),
-            (None, None) => format!("{} samples", self.samples),
+            (Some(pairs), _) => format!("{} of answers", count(pairs, "pair")),
+            (None, Some(good)) => {
+                format!("{} ({good} good, {} bad)", count(self.samples, "answer"), self.samples - good)
+            }
+            (None, None) => count(self.samples, "sample"),
         }
     }
 
     /// How many samples have a length that is not wanted, where the fewest and the most tokens are these.
     fn left_out_by_length(&self, (fewest, most): (usize, usize)) -> String {
         let Self { too_short, too_long, .. } = self;
+        let have = |n| for_number(n, "has", "have");
         let all = [
-            (too_short, format!("{too_short} have fewer than `min_tokens` = {fewest} tokens")),
-            (too_long, format!("{too_long} have more than `max_tokens` = {most} tokens")),
+            (too_short, format!("{too_short} {} fewer than `min_tokens` = {fewest} tokens", have(*too_short))),
+            (too_long, format!("{too_long} {} more than `max_tokens` = {most} tokens", have(*too_long))),
         ];
         all.into_iter().filter(|(count, _)| **count > 0).map(|(_, words)| words).collect::<Vec<_>>().join("; ")
     }
@@ -426,10 +442,10 @@ impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {}, {} tokens of which {} are trained, the longest sample has {}",
+            "{}: {}, {} of which {} are trained, the longest sample has {}",
             self.name,
             self.count(),
-            self.tokens,
+            count(self.tokens, "token"),
             self.trained_tokens,
             self.longest
         )?;

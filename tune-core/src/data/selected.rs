@@ -5,6 +5,7 @@ use super::kind::DataConfig;
 use super::order::draw;
 use super::records::Records;
 use super::source;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// Part of what is drawn, see [`draw`].
@@ -74,8 +75,8 @@ fn held_out(size: f64, n: usize) -> Result<usize> {
     }
     let held_out = if size < 1.0 { (size * n as f64).round() as usize } else { size as usize };
     match held_out {
-        0 => wrong(format!("of {n} records none would be validated on")),
-        all if all >= n => wrong(format!("of {n} records none would be left to train on")),
+        0 => wrong(format!("of {} none would be validated on", count(n, "record"))),
+        all if all >= n => wrong(format!("of {} none would be left to train on", count(n, "record"))),
         some => Ok(some),
     }
 }

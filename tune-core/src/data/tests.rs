@@ -300,7 +300,7 @@ fn what_is_cut_and_dropped_is_reported() {
     assert!(too_long.contains("the longest sample has 10 tokens, and the model is made for at most 9"), "{too_long}");
 
     let error = load(&config(), &byte_level(None), Some(2)).unwrap_err().to_string();
-    assert!(error.contains("none of the 8 samples has a trained token: 8 end before their answers begin: raise `tokenizer.max_seq_len`, which is 2"), "{error}");
+    assert!(error.contains("none of 8 samples has a trained token: 8 end before their answers begin: raise `tokenizer.max_seq_len`, which is 2"), "{error}");
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn answers_without_an_end_are_reported() {
         let dataset = load(&[DatasetConfig::Chat(chat(&file))], &byte_level(Some(source)), None).unwrap();
         dataset.warnings(usize::MAX).join("\n")
     };
-    assert!(warnings(source).contains("in 1 samples no stop token follows the answer"));
+    assert!(warnings(source).contains("in 1 sample no stop token follows the answer"));
     let other = source
         .replace("\n{% endfor", "<|end|>\n{% endfor")
         .replace("{{ m.role }}", "<|end|>{{ m.role }}")

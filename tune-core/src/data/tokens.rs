@@ -16,10 +16,11 @@ use super::ahead::Stored;
 use super::batch::{IGNORE, Sample};
 use super::kind::DataConfig;
 use super::report::DatasetReport;
-use super::split;
+use super::split::Split;
 use crate::config::Config;
 use crate::positions::read_exact_at;
 use crate::tokenizer::Tokenizer;
+use crate::words::count;
 use crate::{Error, Result, hub};
 
 /// What the name of a file of tokens ends in, and that of its header.
@@ -185,7 +186,8 @@ impl TokenFiles {
     fn part(&self, name: String, dataset: &TokensDataset) -> Result<Part> {
         let mut part = Part { name, files: Vec::new(), end: dataset.end_of_text, taken: 0..0, first: self.len() };
         let mut rows = 0;
-        for path in files_of(dataset)? {
+        let split: Split = dataset.split.parse()?;
+        for path in files_of(dataset, &split)? {
             let header = Header::beside(&path)?;
             let end = header.as_ref().map_or_else(|| self.tokenizer.eos(), |header| header.end_of_text);
             if let (None, Some(_), true) = (dataset.end_of_text, part.end, !part.files.is_empty() && part.end != end) {
@@ -202,7 +204,7 @@ impl TokenFiles {
                 part.name
             )));
         }
-        let taken = split::part(&dataset.split, (0..rows).collect())?;
+        let taken = split.cut((0..rows).collect())?;
         part.taken = taken.first().copied().unwrap_or(0)..taken.last().map_or(0, |last| last + 1);
         Ok(part)
     }
@@ -267,7 +269,7 @@ impl TokenFiles {
 
     /// The datasets with their number of rows, in words.
     pub(super) fn summary(&self) -> Vec<String> {
-        self.parts.iter().map(|part| format!("{}: {} rows", part.name, part.taken.len())).collect()
+        self.parts.iter().map(|part| format!("{}: {}", part.name, count(part.taken.len(), "row"))).collect()
     }
 
     /// The dataset and the file of a row, and where it begins in that.
@@ -351,25 +353,27 @@ impl TokenFile {
 }
 
 /// The files that a dataset names, those of a folder in the order of their names.
-fn files_of(dataset: &TokensDataset) -> Result<Vec<PathBuf>> {
+fn files_of(dataset: &TokensDataset, split: &Split) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in &dataset.data_files {
         let path = hub::dataset(path)?.into_owned();
         if !fs::metadata(&path).map_err(Error::io("read", &path))?.is_dir() {
+            split.check(&path)?;
             files.push(path);
             continue;
         }
-        let before = files.len();
+        let mut of_folder = Vec::new();
         for entry in fs::read_dir(&path).map_err(Error::io("read", &path))? {
             let file = entry.map_err(Error::io("read", &path))?.path();
             if file.is_file() && file.extension().is_some_and(|extension| extension == EXTENSIONS[0]) {
-                files.push(file);
+                of_folder.push(file);
             }
         }
-        files[before..].sort();
-        if files.len() == before {
+        if of_folder.is_empty() {
             return Err(Error::file(&path, "the folder has no file of tokens (.bin)"));
         }
+        of_folder.sort();
+        files.extend(split.among(&path, of_folder)?);
     }
     match files.is_empty() {
         true => Err(Error::setup("a dataset needs `data_files`: a file, a list of files or a folder")),

@@ -124,8 +124,13 @@ fn files_of_other_programs_are_read_where_the_width_is_said() {
     assert_eq!(found, [(1, 2), (2, 3), (3, 259), (4, 5)]);
     let found = predictions(&open(&tokens(&path, "dtype: uint16\nend_of_text: 2"), 4).unwrap());
     assert_eq!(found, [(1, 2), (3, 259), (4, 5), (259, 4)]);
-    // All files of a folder.
-    folder.file("second.bin", &ids);
+    let error = fails(&tokens(&path, "dtype: uint16\nsplit: tset"));
+    assert!(error.contains("train.bin: has no split `tset`"), "{error}");
+    // All files of a folder that are of the split.
+    folder.file("train_2.bin", &ids);
+    folder.file("val.bin", &ids);
+    let held_out = open(&tokens(folder.0.path(), "dtype: uint16\nattend_across: true\nsplit: val"), 4).unwrap();
+    assert_eq!(held_out.rows().unwrap(), 2);
     let loader = open(&tokens(folder.0.path(), "dtype: uint16\nattend_across: true"), 4).unwrap();
     assert_eq!((loader.rows().unwrap(), predictions(&loader).len()), (4, 10));
     // 100,000 is no token.

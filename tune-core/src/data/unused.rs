@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::words::count;
+
 /// How many records with a key are looked at to find out whether the chat template reads it.
 const LOOKED_AT: usize = 16;
 
@@ -126,9 +128,9 @@ pub(super) fn holds_something(value: &Value) -> bool {
 }
 
 fn records(n: usize) -> String {
-    if n == 1 { "1 record".to_owned() } else { format!("{n} records") }
+    count(n, "record")
 }
 
 fn messages(n: usize) -> String {
-    if n == 1 { "1 message".to_owned() } else { format!("{n} messages") }
+    count(n, "message")
 }

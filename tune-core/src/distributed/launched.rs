@@ -1,7 +1,7 @@
 //! Who started this process, and how many others.
 
 use super::Place;
-use crate::{Error, Result};
+use crate::{Result, environment};
 
 /// What the environment says of the processes that were started together.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,28 +75,38 @@ impl Launched {
             }
         }
         let [size, rank, local, here] = TORCHRUN.variables;
-        let (Some(processes @ 2..), Some(said)) = (number(size), variable(rank)) else { return Ok(None) };
-        let Some(rank) = number(rank) else {
-            return Err(Error::setup(format!(
-                "RANK={said}: a number was expected, from 0 to {}, as WORLD_SIZE={processes}",
-                processes - 1
-            )));
+        if variable(rank).is_none() {
+            return Ok(None);
+        }
+        // Users set these by hand, too, where the launchers' own are sound.
+        let said = |name: &str, expected: &str| match variable(name) {
+            Some(value) => value.trim().parse().map(Some).map_err(|_| environment::refused(name, &value, expected)),
+            None => Ok(None),
         };
+        let Some(processes @ 2usize..) = said(size, "a number of processes was expected")? else { return Ok(None) };
+        let last = processes - 1;
+        let rank = said(rank, &format!("a number was expected, from 0 to {last}, as WORLD_SIZE={processes}"))?;
+        let local = said(local, "the number of the process on its machine was expected, from 0 on")?;
+        let here = said(here, "the number of processes on this machine was expected")?;
         let by = if variable(RUN_ID).is_some() { "tune run" } else { TORCHRUN.name };
-        Ok(Some(Self { by, processes, rank: Some(rank), local: (number(local), number(here)), by_mpi: false }))
+        Ok(Some(Self { by, processes, rank, local: (local, here), by_mpi: false }))
     }
 }
 
 /// Has each process of a machine compute on its share of the threads, unless the user has said how many.
-pub(super) fn divide_threads(place: Place) {
-    if std::env::var_os("RAYON_NUM_THREADS").is_some() {
-        return;
+///
+/// # Errors
+/// As [`environment::threads`].
+pub(super) fn divide_threads(place: Place) -> Result<()> {
+    if environment::threads()?.is_some() {
+        return Ok(());
     }
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // A process that was bound to some processors has these for itself.
     let threads = if is_bound() { available } else { available / place.local_world_size };
     // One that computes already keeps the threads that it has.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+    Ok(())
 }
 
 /// Whether the process may run on some of the machine's processors alone.
@@ -157,5 +167,17 @@ mod tests {
         }
         let error = of(&[("WORLD_SIZE", "2"), ("RANK", "first")]).unwrap_err().to_string();
         assert!(error.contains("RANK=first: a number was expected, from 0 to 1"), "{error}");
+        for (name, expected) in [
+            ("WORLD_SIZE", "a number of processes was expected"),
+            ("LOCAL_RANK", "the number of the process on its machine was expected, from 0 on"),
+            ("LOCAL_WORLD_SIZE", "the number of processes on this machine was expected"),
+        ] {
+            let mut all = variables.to_vec();
+            all.retain(|(of, _)| *of != name);
+            all.push((name, "two"));
+            assert_eq!(of(&all).unwrap_err().to_string(), format!("{name}=two: {expected}"));
+            // Nobody was started as one of several: what others call by this name is not meant.
+            assert_eq!(of(&[(name, "two")]).unwrap(), None);
+        }
     }
 }

@@ -28,7 +28,7 @@ pub use mesh::{Layout, Mesh, MeshKeys};
 use rendezvous::Meeting;
 pub use transport::{Transport, places};
 
-use crate::{Error, Result};
+use crate::{Error, Result, environment};
 
 /// Joins the processes that were started together, and says who this one is.
 pub type Connect = fn() -> Result<(Box<dyn Transport>, Place)>;
@@ -75,13 +75,15 @@ fn as_current<R>(group: &Group, f: impl FnOnce() -> R) -> R {
 /// divided among the processes of a machine, and all but one of them keep the standard output to themselves.
 ///
 /// # Errors
-/// Processes that were started by what this program cannot communicate through, and a time limit that is no number. Without MPI, what
+/// Processes that were started by what this program cannot communicate through, and variables of the environment that cannot be read
+/// ([`environment::check`]). Without MPI, what
 /// is missing for cards to connect them, and others that do not come.
 pub fn init_process_group() -> Result<Group> {
     let there = current();
     if !there.is_single() {
         return Ok(there);
     }
+    environment::check()?;
     let variable = |name: &str| std::env::var(name).ok();
     let Some(launched) = Launched::of(&variable)? else { return Ok(Group::single()) };
     // So that what goes wrong from here on says whose it is.
@@ -93,7 +95,7 @@ pub fn init_process_group() -> Result<Group> {
     };
     *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = group.downgrade();
     tune_config::output::as_rank(group.rank());
-    launched::divide_threads(group.place());
+    launched::divide_threads(group.place())?;
     Ok(group)
 }
 
@@ -101,7 +103,7 @@ fn limit(said: Option<&str>) -> Result<Duration> {
     let Some(said) = said else { return Ok(LIMIT) };
     match said.parse::<u64>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
-        _ => Err(Error::setup(format!("{}={said}: a number of seconds was expected", group::LIMIT))),
+        _ => Err(environment::refused(group::LIMIT, said, "a number of seconds was expected")),
     }
 }
 

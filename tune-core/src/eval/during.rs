@@ -13,6 +13,7 @@ use crate::generate::{Kernels, Sampler, SamplerOptions, StopOptions, generate_ma
 use crate::kernels::Dropout;
 use crate::models::Decoder;
 use crate::tokenizer::Tokenizer;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// Tokens of texts and choices that are computed at a time.
@@ -164,10 +165,10 @@ impl Evaluation {
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
         let task = |task: &Task| {
-            let (count, file) = (task.items.len(), task.config.data_file.display());
-            format!("{}: {count} items of {file}, by {}", task.name, task.metrics().join(", "))
+            let (items, file) = (task.items.len(), task.config.data_file.display());
+            format!("{}: {} of {file}, by {}", task.name, count(items, "item"), task.metrics().join(", "))
         };
-        let samples = |samples: &Samples| format!("samples: answers to {} prompts", samples.prompts.len());
+        let samples = |samples: &Samples| format!("samples: answers to {}", count(samples.prompts.len(), "prompt"));
         self.tasks.iter().map(task).chain(self.samples.as_ref().map(samples)).collect()
     }
 
@@ -208,7 +209,8 @@ impl Task {
         if name.is_empty() || name.contains('/') || name.contains(char::is_control) {
             return Err(Error::setup(format!("`{name}` names no task: a `name` without `/` was expected")));
         }
-        let items = part(&config.split, Item::read(&config.data_file, config.program.is_some())?)?;
+        let file = &config.data_file;
+        let items = part(&config.split, file, Item::read(file, config.program.is_some())?)?;
         let asking = Asking {
             system: config.system_prompt.clone(),
             chat: config.apply_chat_template,

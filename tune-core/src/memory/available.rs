@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{resident_memory, size};
-use crate::{Error, Result};
+use crate::{Result, environment};
 
 /// What a process may hold, all that it holds already included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,11 +53,9 @@ pub(crate) fn available_beside(addresses: u64, processes: usize) -> Result<Optio
 
 /// What a variable of the environment says, if it is set.
 pub(crate) fn of_variable(variable: &str, origin: &'static str) -> Result<Option<Available>> {
-    let Some(text) = std::env::var_os(variable) else { return Ok(None) };
-    let text = text.to_string_lossy();
-    let bytes = parse_size(&text).ok_or_else(|| {
-        Error::setup(format!("{variable}={text}: it can be a size such as 16GiB or 800MiB, or not set"))
-    })?;
+    let Some(text) = environment::said(variable) else { return Ok(None) };
+    let bytes = parse_size(&text)
+        .ok_or_else(|| environment::refused(variable, &text, "it can be a size such as 16GiB or 800MiB, or not set"))?;
     Ok(Some(Available { bytes, origin }))
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use super::advice::largest;
 use super::{Advice, Change, MemoryPlan};
 use crate::memory::{Available, size};
+use crate::words::count;
 
 impl MemoryPlan {
     /// The parts that are there while the run trains, by name, in bytes.
@@ -80,8 +81,9 @@ impl fmt::Display for MemoryPlan {
             }
         }
         if let Some(batch) = largest(setting) {
-            let (tokens, trained) = (batch.tokens(), batch.trained_tokens());
-            writeln!(f, "The largest batch has {tokens} tokens, {trained} of them trained, in {} rows\n", batch.rows)?;
+            let (tokens, rows) = (count(batch.tokens(), "token"), count(batch.rows, "row"));
+            let trained = batch.trained_tokens();
+            writeln!(f, "The largest batch has {tokens}, {trained} of them trained, in {rows}\n")?;
         }
         for (name, bytes) in self.parts().iter().filter(|(_, bytes)| *bytes > 0) {
             writeln!(f, "  {name:<26}{:>12}", size(*bytes))?;

@@ -9,7 +9,7 @@ use tune_hub::plain;
 
 use super::format::{bytes, count, seconds};
 use super::{EvaluationMetrics, Extra, MetricLogger, StepMetrics, ValidationMetrics};
-use crate::Result;
+use crate::{Result, words};
 
 /// Shows how training goes: a progress bar on a terminal, a line per recorded step
 /// elsewhere. Everything else (the report at the start, validations, notes, warnings) is
@@ -170,13 +170,13 @@ impl MetricLogger for Console {
 
     fn log_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
         self.line(&format!(
-            "step {}: validation loss {:.4}{} over {} tokens, {}",
+            "step {}: validation loss {:.4}{} over {}, {}",
             metrics.step,
             metrics.loss,
             Some(extras(&metrics.extra, ", "))
                 .filter(|extras| !extras.is_empty())
                 .map_or_else(String::new, |extras| format!(", {extras}")),
-            metrics.pace.trained_tokens,
+            words::count(metrics.pace.trained_tokens, "token"),
             seconds(metrics.pace.seconds)
         ));
         Ok(())

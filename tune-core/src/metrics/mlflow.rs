@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::config::MlflowLog;
 use super::{EvaluationMetrics, MetricLogger, Start, StepMetrics, ValidationMetrics};
+use crate::words::count;
 use crate::{Error, Result};
 
 mod client;
@@ -146,7 +147,7 @@ impl MlflowLogger {
         let why = failure.unwrap_or_else(|| "it does not answer".to_owned());
         match (is_done, lost) {
             (true, 0) => Ok(()),
-            (true, lost) => Err(self.error(&format!("{lost} records did not arrive: {why}"))),
+            (true, lost) => Err(self.error(&format!("{} did not arrive: {why}", count(lost, "record")))),
             (false, _) => Err(self.error(&format!("not all records arrived: {why}"))),
         }
     }

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use tune_config::cli::signals;
 
 use super::Console;
+use crate::environment::{WAIT_FOR_ROOM, seconds_to_wait};
 use crate::{Error, Result};
 
-/// How long a run waits, unless [`VARIABLE`] says so. Unit tests do not: what waiting is like, `tests/stopping.rs` shows.
+/// How long a run waits, unless [`WAIT_FOR_ROOM`] says so. Unit tests do not: what waiting is like, `tests/stopping.rs` shows.
 const LONGEST: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
-/// Seconds to wait for room; 0 does not wait.
-const VARIABLE: &str = "TUNE_WAIT_FOR_ROOM";
 /// Between the first two attempts; it doubles from attempt to attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two attempts, at most.
@@ -20,9 +19,11 @@ const PAUSE: Duration = Duration::from_secs(20);
 /// sees the console may make room meanwhile.
 ///
 /// # Errors
-/// As the attempt, where room does not help, does not come, or the run is asked to end.
+/// As the attempt, where room does not help, does not come, or the run is asked to end; a [`WAIT_FOR_ROOM`] that is no number, which
+/// [`environment::check`](crate::environment::check) has refused before.
 pub(crate) fn wait_for_room<T>(console: &mut Console, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    wait(console, longest(std::env::var(VARIABLE).ok().as_deref()), &mut Since(Instant::now()), attempt)
+    let longest = seconds_to_wait()?.map_or(LONGEST, Duration::from_secs);
+    wait(console, longest, &mut Since(Instant::now()), attempt)
 }
 
 /// The time that a run waits in.
@@ -69,13 +70,7 @@ fn waiting(error: &Error, longest: Duration) -> String {
         seconds if seconds < 120 => format!("{seconds} seconds"),
         seconds => format!("{} minutes", seconds / 60),
     };
-    format!("{error}. The run waits up to {time} for room ({VARIABLE}=SECONDS in the environment changes that)")
-}
-
-/// How long to wait, by what [`VARIABLE`] says.
-fn longest(variable: Option<&str>) -> Duration {
-    let seconds = variable.and_then(|text| text.trim().parse().ok());
-    seconds.map_or(LONGEST, Duration::from_secs)
+    format!("{error}. The run waits up to {time} for room ({WAIT_FOR_ROOM}=SECONDS in the environment changes that)")
 }
 
 /// The time since a moment.

@@ -118,15 +118,6 @@ fn times_are_said_as_people_say_them() {
 }
 
 #[test]
-fn the_environment_says_how_long() {
-    assert_eq!(longest(Some("90")), Duration::from_secs(90));
-    assert_eq!(longest(Some(" 0 ")), Duration::ZERO);
-    for other in [None, Some(""), Some("-1"), Some("1.5"), Some("a while")] {
-        assert_eq!(longest(other), LONGEST);
-    }
-}
-
-#[test]
 fn a_pause_takes_its_time() {
     let mut clock = Since(Instant::now());
     clock.pause(Duration::from_millis(120));

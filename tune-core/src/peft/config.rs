@@ -17,8 +17,8 @@ pub struct AdapterKeys {
     /// Layers that get an adapter, in place of `lora_attn_modules` and `apply_lora_to_*`: ends of their names, regular
     /// expressions for whole names, or `all-linear`, which is all but the output layer. In a mixture of experts each expert has
     /// layers of its own, and `gate` chooses among them.
-    #[config(default, one_or_many)]
-    pub target_modules: Vec<String>,
+    #[config(one_or_many)]
+    pub target_modules: Option<Vec<String>>,
     /// Layers that get none, although they are named: ends of names, or one regular expression for whole names.
     #[config(default, one_or_many)]
     pub exclude_modules: Vec<String>,
@@ -85,6 +85,12 @@ impl AdapterKeys {
     }
 
     fn targets(&self) -> Result<Targets> {
+        if self.target_modules.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::setup(
+                "model.target_modules names no layer: name some, such as [q_proj, v_proj] or all-linear; or set it to null, and \
+                 model.lora_attn_modules and the like say which layers get an adapter",
+            ));
+        }
         if !self.layers_pattern.is_empty() && self.layers_to_transform.is_empty() {
             return Err(Error::setup("model.layers_pattern is used with model.layers_to_transform alone"));
         }
@@ -96,7 +102,7 @@ impl AdapterKeys {
             names => Some(Excluded::Names(names.to_vec())),
         };
         Ok(Targets {
-            modules: self.target_modules.clone(),
+            modules: self.target_modules.clone().unwrap_or_default(),
             layers: Layers {
                 rank_pattern: self.rank_pattern.clone().into_iter().collect(),
                 alpha_pattern: self.alpha_pattern.clone().into_iter().collect(),
@@ -156,7 +162,8 @@ impl LoraModel {
     /// # Errors
     /// Keys that contradict each other.
     pub fn options(&self, seed: u64) -> Result<LoraOptions> {
-        if !self.adapters.target_modules.is_empty() {
+        let targets = self.adapters.targets()?;
+        if self.adapters.target_modules.is_some() {
             let others = [
                 ("lora_attn_modules", self.lora_attn_modules != [LoraModule::QProj, LoraModule::VProj]),
                 ("apply_lora_to_mlp", self.apply_lora_to_mlp),
@@ -193,7 +200,7 @@ impl LoraModel {
             iterations: self.adapters.pissa_niter,
             begun: Begun::default(),
             seed,
-            targets: self.adapters.targets()?,
+            targets,
             save: self.adapters.saved(),
             new_tokens: self.adapters.new_tokens.clone(),
             tokens: TrainedTokens {
@@ -252,7 +259,7 @@ impl LoraOrFullModel {
                 ("apply_lora_to_mlp", self.apply_lora_to_mlp),
                 ("apply_lora_to_output", self.apply_lora_to_output),
                 ("lora_dropout", self.lora_dropout > 0.0),
-                ("target_modules", !self.adapters.target_modules.is_empty()),
+                ("target_modules", self.adapters.target_modules.is_some()),
                 ("exclude_modules", !self.adapters.exclude_modules.is_empty()),
                 ("layers_to_transform", !self.adapters.layers_to_transform.is_empty()),
                 ("layers_pattern", !self.adapters.layers_pattern.is_empty()),

@@ -7,6 +7,7 @@ use crate::preflight::model::Model;
 use crate::preflight::report::{Report, percent};
 use crate::recipe::Outline;
 use crate::tokenizer::Tokenizer;
+use crate::words::{count, for_number};
 
 /// The data that is sound.
 #[derive(Default)]
@@ -106,14 +107,17 @@ impl Context<'_> {
             report.error(why);
         }
         if let (cut @ 1.., Some(max)) = (dataset.truncated, self.outline.data.tokenizer.max_seq_len) {
-            let lost = lost(dataset);
             let of_all = percent(dataset.cut_tokens, dataset.tokens + dataset.cut_tokens);
             let unended = Some(dataset.unended).filter(|&n| n > 0 && stops && dataset.stopping.is_some());
             let longer = self.max_positions.filter(|&n| n > max);
             report.warning(format!(
-                "{}: {cut} samples have more than `tokenizer.max_seq_len` = {max} tokens and are cut; {lost} tokens are \
-                 lost, {of_all} of all{}{}",
+                "{}: {} {} more than `tokenizer.max_seq_len` = {max} tokens and {} cut; {} {} lost, {of_all} of all{}{}",
                 dataset.name,
+                count(cut, "sample"),
+                for_number(cut, "has", "have"),
+                for_number(cut, "is", "are"),
+                lost(dataset),
+                for_number(dataset.cut_tokens, "is", "are"),
                 unended.map_or_else(String::new, |n| format!("; the last answers of {n} have lost their stop token")),
                 longer.map_or_else(String::new, |n| format!(". The model is made for up to {n}")),
             ));
@@ -127,10 +131,10 @@ impl Context<'_> {
 /// A dataset of several that have this many tokens together.
 fn describe(dataset: &DatasetReport, all: usize) -> String {
     let mut text = format!(
-        "{}\n{}, {} tokens, {} of them trained; the longest has {}",
+        "{}\n{}, {}, {} of them trained; the longest has {}",
         dataset.name,
         dataset.count(),
-        dataset.tokens,
+        count(dataset.tokens, "token"),
         percent(dataset.trained_tokens, dataset.tokens),
         dataset.longest
     );
@@ -138,25 +142,28 @@ fn describe(dataset: &DatasetReport, all: usize) -> String {
         text += &format!("\nan epoch takes {mixed}; {} of all tokens", percent(dataset.tokens, all));
     }
     if dataset.filtered > 0 {
-        text += &format!("\n{} records filtered out", dataset.filtered);
+        text += &format!("\n{} filtered out", count(dataset.filtered, "record"));
     }
-    let what = if dataset.pairs.is_some() { "pairs with an answer" } else { "samples" };
-    for (count, than) in
+    let left_out = |n: usize| match dataset.pairs {
+        Some(_) => format!("{} with an answer", count(n, "pair")),
+        None => count(n, "sample"),
+    };
+    for (n, than) in
         [(dataset.too_short, "fewer tokens than `min_tokens`"), (dataset.too_long, "more tokens than `max_tokens`")]
     {
-        if count > 0 {
-            text += &format!("\n{count} {what} of {than} left out");
+        if n > 0 {
+            text += &format!("\n{} of {than} left out", left_out(n));
         }
     }
     if dataset.truncated > 0 {
-        text += &format!("\n{} samples cut, {} tokens lost", dataset.truncated, lost(dataset));
+        text += &format!("\n{} cut, {} lost", count(dataset.truncated, "sample"), lost(dataset));
     }
     if dataset.dropped > 0 {
-        text += &format!("\n{} {what} without a trained token left out", dataset.dropped);
+        text += &format!("\n{} without a trained token left out", left_out(dataset.dropped));
     }
     if dataset.argument_texts > 0 {
-        let n = dataset.argument_texts;
-        text += &format!("\nin {n} messages the arguments of calls are JSON text, and reach the chat template as text");
+        let messages = count(dataset.argument_texts, "message");
+        text += &format!("\nin {messages} the arguments of calls are JSON text, and reach the chat template as text");
     }
     text
 }
@@ -166,7 +173,9 @@ fn describe_rows(padding: Padding) -> Option<String> {
     let Padding { rows, row_len, tokens, positions } = padding;
     match row_len {
         Some(len) => {
-            Some(format!("{rows} rows of up to {len} tokens, which fill {} of them", percent(tokens, rows * len)))
+            let filled = percent(tokens, rows * len);
+            let fill = for_number(rows, "fills", "fill");
+            Some(format!("{} of up to {len} tokens, which {fill} {filled} of them", count(rows, "row")))
         }
         None if positions > tokens => Some(format!(
             "{} of the positions in batches are padding, which is not computed",
@@ -178,7 +187,7 @@ fn describe_rows(padding: Padding) -> Option<String> {
 
 /// The number of tokens that are cut off.
 fn lost(dataset: &DatasetReport) -> String {
-    format!("{}{}", if dataset.more_cut { "more than " } else { "" }, dataset.cut_tokens)
+    format!("{}{}", if dataset.more_cut { "more than " } else { "" }, count(dataset.cut_tokens, "token"))
 }
 
 fn report_faults(faults: Vec<Faults>, report: &mut Report<'_>) {

@@ -14,16 +14,21 @@ use std::io::Write;
 
 use tune_config::cli::Purpose;
 
-use crate::Result;
 use crate::checkpoint::state::TrainingState;
 use crate::memory_plan::Processes;
 use crate::recipe::{Outline, Recipe, fingerprints};
+use crate::{Result, environment};
 use report::Report;
 
 /// Answers `--check` or `--plan`, in colour where that is asked for. Returns whether the run can start; of
 /// [`Purpose::Plan`], whether it fits.
 pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut dyn Write, color: bool) -> bool {
     let mut report = Report::new(out, color);
+    // What is looked at in the following computes on threads.
+    if let Err(error) = environment::check() {
+        report.error(error);
+        return report.close();
+    }
     match (R::outline(config), purpose) {
         (Ok(mut outline), Purpose::Plan(n)) => {
             match outline.look_up_tokens().and_then(|()| on_this_machine(&outline, n)) {
@@ -42,7 +47,7 @@ pub fn answer<R: Recipe<Config = C>, C>(config: &C, purpose: Purpose, out: &mut 
     report.close()
 }
 
-/// So many processes, all of which share this machine.
+/// The processes of a run, all of which share this machine.
 fn on_this_machine(outline: &Outline, processes: usize) -> Result<Processes> {
     outline.check_updates(processes)?;
     Ok(Processes { layout: outline.run.mesh.layout(processes)?, on_a_machine: processes })
@@ -74,7 +79,10 @@ fn check(outline: &Outline, processes: Processes, report: &mut Report<'_>) {
     {
         let weights = outline.weight_fingerprints(&model.base, reference.as_ref());
         let now = weights.and_then(|weights| fingerprints(train_data, shape, &weights));
-        report.take(now.and_then(|now| state.check_inputs(&now)));
+        let moved = state.moved(&outline.settings, &outline.defaults);
+        if report.take(now.and_then(|now| state.check_inputs(&now, &moved))).is_some() {
+            moved.iter().for_each(|moved| report.fact("moved", format!("{moved}, with the same content")));
+        }
     }
     if let (Some(train_data), Some(tokenizer)) = (&data.train, &tokenizer)
         && let Some(shape) = model.as_ref().and_then(|model| model.shape.as_ref())

@@ -11,6 +11,7 @@ use crate::models::{InBlocks, ModelSpec, nothing_to_train};
 use crate::preflight::report::{Report, percent};
 use crate::recipe::{Outline, Trained};
 use crate::tokenizer::{ChatTemplate, Tokenizer, listed};
+use crate::words::count;
 
 /// The base model, as far as it is sound.
 pub(super) struct Model {
@@ -88,10 +89,10 @@ fn describe(base: &Checkpoint, model: &ModelSpec, fresh: Option<&str>) -> String
         (None, None) => "quantized".to_owned(),
     };
     format!(
-        "{}: {}, {} blocks of width {}, {} parameters, {stored}",
+        "{}: {}, {} of width {}, {} parameters, {stored}",
         base.path().display(),
         model.model_type,
-        model.blocks.len(),
+        count(model.blocks.len(), "block"),
         model.hidden_size,
         model.parameter_count(),
     )

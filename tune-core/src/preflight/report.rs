@@ -6,6 +6,7 @@ use std::io::Write;
 use tune_hub::plain;
 
 use crate::Result;
+use crate::words::{count, for_number};
 
 /// Columns of the names of facts.
 const WIDTH: usize = 11;
@@ -105,7 +106,6 @@ impl<'a> Report<'a> {
                 self.line(&format!("\n{word} {finding}"));
             }
         }
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let verdict = match (errors.len(), warnings.len()) {
             (0, 0) => "Nothing stands in the way of this run.".to_owned(),
             (0, n) => format!("Nothing stands in the way of this run; there {} {}.", be(n), count(n, "warning")),
@@ -125,7 +125,7 @@ impl<'a> Report<'a> {
 }
 
 fn be(n: usize) -> &'static str {
-    if n == 1 { "is" } else { "are" }
+    for_number(n, "is", "are")
 }
 
 /// `12.3 %` of a whole.

@@ -8,6 +8,7 @@ use crate::data::{self, IGNORE, Loader, Sample};
 use crate::preflight::report::{Report, Style};
 use crate::recipe::Outline;
 use crate::tokenizer::Tokenizer;
+use crate::words::count;
 
 /// Samples that are shown of each dataset.
 const EACH: usize = 2;
@@ -35,10 +36,10 @@ pub(super) fn show(outline: &Outline, tokenizer: &Tokenizer, train_data: Option<
     };
     report.line(&format!("\nSamples as the model sees them ({trained}, ⏎ is a line break):"));
     for sample in samples.iter().take(ALL) {
-        let count = sample.targets.iter().filter(|&&target| target != IGNORE).count();
+        let trained = sample.targets.iter().filter(|&&target| target != IGNORE).count();
         let origin = plain(&sample.origin);
         let label = sample.label.map_or("", |is_good| if is_good { ", labelled good" } else { ", labelled bad" });
-        let head = format!("{origin}, {} tokens, {count} of them trained{label}", sample.input_ids.len());
+        let head = format!("{origin}, {}, {trained} of them trained{label}", count(sample.input_ids.len(), "token"));
         report.line(&format!("\n{}", report.paint(Style::Dim, &head)));
         let text = text(sample, tokenizer, report);
         report.line(text.trim_end_matches('\n'));

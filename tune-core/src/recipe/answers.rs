@@ -7,6 +7,7 @@ use super::{Opened, Run};
 use crate::Result;
 use crate::checkpoint::KeptAnswers;
 use crate::methods::{Questions, Reference, ReferenceChoice, said_in};
+use crate::words::{count, for_number};
 
 impl Opened {
     /// The samples that a reference model is asked about before the first step, but for those of which [`Opened::kept_answers`] has found what
@@ -56,7 +57,9 @@ impl Opened {
         let samples = self.kept_answers.len();
         if samples > 0 {
             self.note(&format!(
-                "What the reference model said of {samples} samples is kept: it is not asked about these"
+                "What the reference model said of {} is kept: it is not asked about {}",
+                count(samples, "sample"),
+                for_number(samples, "it", "these")
             ));
         }
         Ok(None)

@@ -96,9 +96,12 @@ pub(super) fn stopped_before(saved: &Saved) -> String {
 /// That there is nothing left to train, and what can be done. `start` is the key that a new run begins from.
 pub fn already_complete(saved: &Saved, start: &str) -> String {
     format!(
-        "This run is already complete: all of its {} steps are done. To train more, begin another one from its result: \
+        "This run is already complete: {} done. To train more, begin another one from its result: \
          {start}={}, another output_dir and resume_from_checkpoint=false",
-        saved.step,
+        match saved.step {
+            1 => "its one step is".to_owned(),
+            steps => format!("all of its {steps} steps are"),
+        },
         quoted(&saved.path)
     )
 }

@@ -27,6 +27,7 @@ use crate::models::{
 };
 use crate::optim::Optimizer;
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
+use crate::words::count;
 use crate::{Error, Result};
 
 /// What an [`Outline`] names, opened and found sound. The weights are still on disk.
@@ -274,7 +275,8 @@ impl Opened {
                 self.outline.teacher_header(&stored, self.shape.vocab_size, &self.tokenizer, &self.train_data)?;
             let all: usize = self.train_data.reports()?.iter().map(|report| report.samples).sum();
             let console = &mut self.console;
-            let mut tell = |samples| console.note(&format!("The teacher was asked about {samples} of {all} samples"));
+            let mut tell =
+                |samples| console.note(&format!("The teacher was asked about {samples} of {}", count(all, "sample")));
             TeacherFiles::write(path, header, &teacher, &self.train_data, &mut tell)?;
         }
         let files = TeacherFiles::open(path)?;
@@ -303,7 +305,11 @@ impl Opened {
         });
         let compared = self.outline.describe_reference(reference);
         if let Some(state) = self.state.as_ref().filter(|_| is_main) {
-            state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?)?;
+            let moved = state.moved(&self.outline.settings, &self.outline.defaults);
+            state.check_inputs(&fingerprints(&self.train_data, &self.shape, &weight_fingerprints)?, &moved)?;
+            moved
+                .iter()
+                .for_each(|moved| self.console.note(&format!("{moved}. The content is the same: the run goes on")));
         }
         self.give_state(optimizer, model.trainable(), false)?;
         if let Some(dir) = &self.outline.steps.activation_offload_dir {

@@ -4,7 +4,7 @@ use super::{EarlyStoppingConfig, Outline, Position, VAL_LOSS};
 use crate::eval::{Answers, Evaluation, ExactMatch};
 use crate::memory_plan::Asked;
 use crate::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, words};
 
 /// Steps of a run that are gone through to count its measurements; a longer run is taken to have enough.
 const MOST_STEPS: u64 = 1 << 22;
@@ -117,8 +117,10 @@ impl Outline {
         let key = if of_validation { "run_val_every_n_steps" } else { "run_eval_every_n_steps" };
         (count <= *patience).then(|| {
             format!(
-                "early_stopping cannot end this run: {monitor} is measured {count} times before the last of its {total} steps, and \
-                 early_stopping.patience is {patience}; set a smaller {key} or a smaller early_stopping.patience"
+                "early_stopping cannot end this run: {monitor} is measured {} before the last of its {}, and early_stopping.patience is {patience}; set a smaller {key} or \
+                 a smaller early_stopping.patience",
+                words::count(count, "time"),
+                words::count(total, "step")
             )
         })
     }

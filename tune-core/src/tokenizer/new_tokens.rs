@@ -26,6 +26,7 @@ impl NewTokens {
             let beyond = self.added.iter().filter(|(_, id)| *id as usize >= rows).count();
             let grown = match beyond {
                 0 => format!("the model's {rows} embeddings have rows for them, which are taken as they are"),
+                1 => format!("embedding table and output layer get a row, the mean of the {rows} there are"),
                 _ => {
                     format!("embedding table and output layer get {beyond} rows, each the mean of the {rows} there are")
                 }

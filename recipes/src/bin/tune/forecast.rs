@@ -108,7 +108,7 @@ impl Args {
         self.device.is_some()
     }
 
-    /// Shows it for so many cards. The exit code says whether the run fits.
+    /// Shows it for this number of cards. The exit code says whether the run fits.
     ///
     /// # Errors
     /// A card or a model that is not known.

@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tune_core::config::cli::{show, signals};
 use tune_core::config::{codes, complain};
+use tune_core::environment;
 
 use launch::Action;
 use shipped::Named;
@@ -147,7 +148,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether a command computes in this process, and starts no other that does.
+fn computes(command: &Command) -> bool {
+    use Command::{Chat, Eval, Export, Merge, Quantize, Tokenize, Verify};
+    matches!(command, Tokenize(_) | Merge(_) | Export(_) | Quantize(_) | Verify(_) | Chat(_) | Eval(_))
+}
+
 fn run(command: Command) -> Result<ExitCode> {
+    if computes(&command) {
+        environment::check()?;
+    }
     Ok(match command {
         Command::Ls => show(&shipped::list()),
         Command::Cat { name } => show(match shipped::named(&name)? {

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use tune_core::checkpoint::run::{Saved, checkpoints};
 use tune_core::config::cli::{LOST, USAGE, signals};
 use tune_core::config::{SourceId, complain};
+use tune_core::words::count;
 use tune_yaml::Node;
 
 use crate::{Result, launch};
@@ -46,7 +47,7 @@ impl Restarts {
         self.max_restarts.is_some_and(|most| most > 0) && does_its_work(args)
     }
 
-    /// On how many processes a run is started again that was lost on so many, after so many restarts; `None` where it is not. The first
+    /// On how many processes a lost run is started again; `None` where it is not. The first
     /// loss may be an accident. A restart that is lost before it has saved anything would be lost again: on fewer processes there is one
     /// less that can be lost, and together they need less memory.
     fn next(&self, lost: &Attempt, division: &Division) -> Option<u16> {
@@ -123,7 +124,7 @@ struct Division {
 }
 
 impl Division {
-    /// The most processes, at most half of so many and at least `least`, that can take the same batches in a step.
+    /// The most processes, at least `least` and at most half of `processes`, that can take the same batches in a step.
     fn fewer(&self, processes: u16, least: u16) -> Option<u16> {
         let all = self.micro_batches()?;
         let can_take = |fewer: &u16| {
@@ -139,7 +140,7 @@ impl Division {
         Some(accumulated.max(1).saturating_mul(self.processes.into()))
     }
 
-    /// What the recipe is told on so many processes: the same micro-batches in a step, and no process with a larger part of the model
+    /// What the recipe is told on `processes` of them: the same micro-batches in a step, and no process with a larger part of the model
     /// than before, where that can be.
     fn overrides(&self, processes: u16) -> Vec<String> {
         let Some(all) = self.micro_batches().filter(|_| processes != self.processes) else { return Vec::new() };
@@ -215,8 +216,8 @@ fn newest(output_dir: &Path, of_others: &[Stamp]) -> Result<Option<Saved>> {
     Ok(all.pop())
 }
 
-/// Starts a recipe, and starts it again as often as is allowed while it is lost. `started` is the command that starts it on so many
-/// processes, with more arguments behind `args`.
+/// Starts a recipe, and starts it again as often as is allowed while it is lost. `started` makes the command that starts it on a
+/// number of processes, with more arguments behind `args`.
 ///
 /// # Errors
 /// It cannot be started, or cannot be started again: a config that can be read only once, a recipe without checkpoints.
@@ -297,7 +298,7 @@ fn goes_on(saved: Option<&Saved>, lost: &Attempt, next: u16, division: &Division
         _ if restarts > 0 && !has_saved && division.in_backward => format!(
             " on {next} processes (fewer would have to accumulate gradients, for which optimizer_in_bwd=true leaves no room)"
         ),
-        _ => format!(" on {next} processes"),
+        _ => format!(" on {}", count(next, "process")),
     };
     from + &on
 }

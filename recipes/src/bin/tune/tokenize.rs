@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tune_core::checkpoint::{Checkpoint, human};
 use tune_core::data::{DocumentsDataset, Files, PretrainData, Source, TokenWidth, write_tokens};
 use tune_core::metrics::{Console, Downloads};
+use tune_core::words::count;
 use tune_core::{hub, tokenizer::TokenizerConfig};
 
 use crate::Result;
@@ -58,15 +59,15 @@ pub(crate) fn run(args: Args) -> Result<String> {
     let mut console = Console::stderr();
     let told = |done: usize, all: usize| {
         if done < all {
-            console.note(&format!("{done} of {all} documents"));
+            console.note(&format!("{done} of {}", count(all, "document")));
         }
     };
     let (header, report) = write_tokens(&documents, &tokenizer, &output, bytes, told)?;
     let mut said = format!(
-        "{} has {} tokens of {} documents, {}\n",
+        "{} has {} of {}, {}\n",
         output.display(),
-        header.tokens,
-        header.documents,
+        count(header.tokens, "token"),
+        count(header.documents, "document"),
         human(header.tokens * header.dtype.bytes()),
     );
     for warning in report.unused.iter().chain(&report.warnings).chain(&report.never_stops) {

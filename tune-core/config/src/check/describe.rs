@@ -5,7 +5,7 @@ use tune_yaml::{Code, Place as Shown, Span, Text};
 use super::hint::next_missing;
 use super::{Chosen, Finding, Hint, Mistake, meant};
 use crate::codes;
-use crate::schema::{COMPONENT, Schema, Struct};
+use crate::schema::{COMPONENT, Component, Const, Key, Schema, Struct};
 use crate::tree::{Scalar, Tree, Written};
 use crate::words::{self, between};
 
@@ -40,31 +40,8 @@ impl<'a> Finding<'a> {
         match &self.mistake {
             Mistake::UnknownKey(fields, chosen, _) => self.unknown_key(tree, fields, chosen, &mut said),
             Mistake::MissingKeys(fields, chosen) => self.missing(tree, fields, chosen, &mut said),
-            Mistake::TwoNames(first) => {
-                said.code = codes::TWO_NAMES;
-                said.message.name(tree.item(*first).key);
-                said.message.push(" and ");
-                said.message.name(tree.item(self.at).key);
-                said.message.push(" are the same key");
-                said.label.push("again here");
-                said.also = Some((tree.item(*first).key_span, "first written here"));
-                said.help.push("remove one of the two");
-            }
-            Mistake::WrongType(schema, key) => {
-                self.wrong_type(tree, &mut said);
-                said.label.push("expected ");
-                words::noun(schema, &mut said.label);
-                if let Some(key) = key
-                    && key.one_or_many
-                    && !matches!(schema, Schema::List(_))
-                {
-                    said.label.push(" or a list of ");
-                    words::noun(schema, &mut said.label);
-                }
-                said.label.push(", found ");
-                words::found(tree, self.at, &mut said.label);
-                meant::instead(schema, tree, self.at, &mut said.help);
-            }
+            Mistake::TwoNames(first) => self.two_names(tree, *first, &mut said),
+            Mistake::WrongType(schema, key) => self.wrong_type(tree, schema, key, &mut said),
             Mistake::DoesNotFit { min, max } => {
                 self.value_is(tree, " is out of range", codes::OUT_OF_RANGE, &mut said);
                 let below = matches!(tree.scalar(self.at), Some(scalar) if is_below(scalar, *min));
@@ -84,67 +61,73 @@ impl<'a> Finding<'a> {
             }
             Mistake::NotAmong(key) => {
                 self.value_is(tree, " is not allowed", codes::NOT_ALLOWED, &mut said);
-                said.label.push("expected ");
-                let mut at = 0;
-                while at < key.one_of.len() {
-                    said.label.push(between(at, key.one_of.len(), " or "));
-                    said.label.push("`");
-                    words::constant(&key.one_of[at], &mut said.label);
-                    said.label.push("`");
-                    at += 1;
-                }
+                one_of(key.one_of, &mut said.label);
             }
             Mistake::UnknownChoice(choices) => {
                 self.value_is(tree, " is not allowed", codes::NOT_ALLOWED, &mut said);
                 said.label.push("expected ");
                 words::noun(&Schema::Choice(choices), &mut said.label);
             }
-            Mistake::UnknownComponent(component) => {
-                said.code = codes::UNKNOWN_COMPONENT;
-                said.message.push("unknown component `");
-                if let Some(scalar) = tree.scalar(self.at) {
-                    said.message.short(scalar.text);
-                }
-                said.message.push("`");
-                of(tree, component_at(tree, self.at), &mut said.message);
-                said.label.push("no such component");
-                said.notes.push("the components are ");
-                names(component, &mut said.notes);
-            }
-            Mistake::NoComponent(component) => {
-                said.code = codes::NO_COMPONENT;
-                said.message.push_all(&["missing key `", COMPONENT, "`"]);
-                of(tree, self.at, &mut said.message);
-                said.label.push("which component?");
-                said.notes.push("choose one of ");
-                names(component, &mut said.notes);
-            }
+            Mistake::UnknownComponent(component) => self.unknown_component(tree, component, &mut said),
+            Mistake::NoComponent(component) => self.no_component(tree, component, &mut said),
         }
+        self.suggest(tree, &mut said.help);
+        said
+    }
+
+    /// What is probably meant.
+    const fn suggest(&self, tree: Tree<'a>, help: &mut Text<512>) {
         match self.hint(tree) {
             Hint::None => {}
-            Hint::Instead(name) => said.help.push_all(&["did you mean `", name, "`?"]),
-            Hint::KeyOf(other) => {
-                said.help.push_all(&["`", tree.item(self.at).key, "` is a key of `", other, "`"]);
-            }
+            Hint::Instead(name) => help.push_all(&["did you mean `", name, "`?"]),
+            Hint::KeyOf(other) => help.push_all(&["`", tree.item(self.at).key, "` is a key of `", other, "`"]),
             Hint::Within(key) => {
-                said.help.push("there is a key `");
+                help.push("there is a key `");
                 let parent = tree.item(self.at).parent;
-                path(tree, parent, &mut said.help);
-                said.help.push_all(&[if parent == 0 { "" } else { "." }, key, ".", tree.item(self.at).key, "`"]);
+                path(tree, parent, help);
+                help.push_all(&[if parent == 0 { "" } else { "." }, key, ".", tree.item(self.at).key, "`"]);
             }
             Hint::Outermost => {
-                said.help.push_all(&["there is a key `", tree.item(self.at).key, "` at the outermost level"]);
+                help.push_all(&["there is a key `", tree.item(self.at).key, "` at the outermost level"]);
             }
-            Hint::Elsewhere(key) => {
-                said.help.push_all(&["there is a key `", key, ".", tree.item(self.at).key, "`"]);
-            }
-            Hint::Below(key, name) => said.help.push_all(&["there is a key `", key, ".", name, "`"]),
-            Hint::Component(name) => said.help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
-            Hint::IsComponent(written) => {
-                said.help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]);
-            }
+            Hint::Elsewhere(key) => help.push_all(&["there is a key `", key, ".", tree.item(self.at).key, "`"]),
+            Hint::Below(key, name) => help.push_all(&["there is a key `", key, ".", name, "`"]),
+            Hint::Component(name) => help.push_all(&["write `", COMPONENT, ": ", name, "`"]),
+            Hint::IsComponent(written) => help.push_all(&["write `", COMPONENT, "` instead of `", written, "`"]),
         }
-        said
+    }
+
+    const fn two_names(&self, tree: Tree<'a>, first: usize, said: &mut Described) {
+        said.code = codes::TWO_NAMES;
+        said.message.name(tree.item(first).key);
+        said.message.push(" and ");
+        said.message.name(tree.item(self.at).key);
+        said.message.push(" are the same key");
+        said.label.push("again here");
+        said.also = Some((tree.item(first).key_span, "first written here"));
+        said.help.push("remove one of the two");
+    }
+
+    const fn unknown_component(&self, tree: Tree<'a>, component: &Component, said: &mut Described) {
+        said.code = codes::UNKNOWN_COMPONENT;
+        said.message.push("unknown component `");
+        if let Some(scalar) = tree.scalar(self.at) {
+            said.message.short(scalar.text);
+        }
+        said.message.push("`");
+        of(tree, component_at(tree, self.at), &mut said.message);
+        said.label.push("no such component");
+        said.notes.push("the components are ");
+        names(component, &mut said.notes);
+    }
+
+    const fn no_component(&self, tree: Tree<'a>, component: &Component, said: &mut Described) {
+        said.code = codes::NO_COMPONENT;
+        said.message.push_all(&["missing key `", COMPONENT, "`"]);
+        of(tree, self.at, &mut said.message);
+        said.label.push("which component?");
+        said.notes.push("choose one of ");
+        names(component, &mut said.notes);
     }
 
     const fn unknown_key(&self, tree: Tree<'a>, fields: &Struct, chosen: &Option<Chosen>, said: &mut Described) {
@@ -205,17 +188,30 @@ impl<'a> Finding<'a> {
         }
     }
 
-    const fn wrong_type(&self, tree: Tree<'a>, said: &mut Described) {
+    const fn wrong_type(&self, tree: Tree<'a>, schema: &Schema, key: &Option<&'static Key>, said: &mut Described) {
         if self.at > 0 {
             said.message.push("wrong type for `");
             path(tree, self.at, &mut said.message);
-            return said.message.push("`");
+            said.message.push("`");
+        } else {
+            said.code = codes::NO_CONFIG;
+            said.message.push(match tree.is_null(0) {
+                true => "this config is empty",
+                false => "this config is no mapping of keys",
+            });
         }
-        said.code = codes::NO_CONFIG;
-        said.message.push(match tree.is_null(0) {
-            true => "this config is empty",
-            false => "this config is no mapping of keys",
-        });
+        said.label.push("expected ");
+        words::noun(schema, &mut said.label);
+        if let Some(key) = key
+            && key.one_or_many
+            && !matches!(schema, Schema::List(_))
+        {
+            said.label.push(" or a list of ");
+            words::noun(schema, &mut said.label);
+        }
+        said.label.push(", found ");
+        words::found(tree, self.at, &mut said.label);
+        meant::instead(schema, tree, self.at, &mut said.help);
     }
 
     const fn value_is(&self, tree: Tree<'a>, what: &str, code: Code, said: &mut Described) {
@@ -294,11 +290,24 @@ const fn component_at(tree: Tree<'_>, at: usize) -> usize {
     }
 }
 
-const fn names<const N: usize>(component: &crate::schema::Component, out: &mut Text<N>) {
+const fn names<const N: usize>(component: &Component, out: &mut Text<N>) {
     let mut at = 0;
     while at < component.variants.len() {
         out.push(between(at, component.variants.len(), ", "));
         out.name(component.variants[at].name);
+        at += 1;
+    }
+}
+
+/// Adds that one of these was expected.
+const fn one_of<const N: usize>(values: &[Const], out: &mut Text<N>) {
+    out.push("expected ");
+    let mut at = 0;
+    while at < values.len() {
+        out.push(between(at, values.len(), " or "));
+        out.push("`");
+        words::constant(&values[at], out);
+        out.push("`");
         at += 1;
     }
 }

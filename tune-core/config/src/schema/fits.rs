@@ -9,7 +9,9 @@ impl Key {
         if self.flatten && !matches!(self.schema, Schema::Struct(_) | Schema::Broken) {
             return Some("`flatten` is for a struct that derives `Config`");
         }
-        if self.one_or_many && !matches!(self.schema, Schema::List(_) | Schema::Broken) {
+        if self.one_or_many
+            && !matches!(self.schema, Schema::List(_) | Schema::Optional(Schema::List(_)) | Schema::Broken)
+        {
             return Some("`one_or_many` is for a `Vec`");
         }
         if self.range.is_some() && !self.schema.holds_numbers() {

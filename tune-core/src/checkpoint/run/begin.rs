@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use super::lock::Lock;
 use super::{Saved, checkpoints, name_of, names_in, parse_name};
 use crate::checkpoint::state;
+use crate::words::count;
 use crate::{Error, Result};
 
 /// How a run begins.
@@ -39,9 +40,9 @@ pub(super) fn look(output_dir: &Path, base: &Path, start: Start) -> Result<(Opti
             return Err(Error::file(
                 output_dir,
                 format!(
-                    "already holds {} checkpoint(s) of another run, the newest {}; set resume_from_checkpoint=true to go on from it, \
-                     overwrite=true to delete them and start anew, or choose another output_dir",
-                    there.len(),
+                    "already holds {} of another run, the newest {}; set resume_from_checkpoint=true to go on from it, overwrite=true to \
+                     delete what is there and start anew, or choose another output_dir",
+                    count(there.len(), "checkpoint"),
                     there.last().map(|s| name_of(s.epoch, s.step)).unwrap_or_default(),
                 ),
             ));

@@ -17,7 +17,7 @@ const GZIP: &[u8] = b"\x1f\x8b\x08";
 const ZSTANDARD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// The name without what says that the file is compressed.
-pub(super) fn plain_name(path: &Path) -> Cow<'_, Path> {
+pub(in crate::data) fn plain_name(path: &Path) -> Cow<'_, Path> {
     let is_compressed =
         path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)));
     if is_compressed { path.with_extension("").into() } else { path.into() }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::unpacked::Unpacked;
 use crate::data::records::{Kind, Records, not_utf8};
+use crate::words::count;
 use crate::{Error, Result};
 
 /// The longest record. A quote that is not closed would take the rest of the file for one field.
@@ -73,17 +74,14 @@ fn encoding_of(field: &[u8]) -> String {
 
 fn broken(path: &Path, line: usize, error: csv::Error) -> Error {
     match error.into_kind() {
-        ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            let s = if len == 1 { "" } else { "s" };
-            Error::line(
-                path,
-                line,
-                format!(
-                    "the record has {len} field{s}, and the header has {expected_len}; a field that holds the \
-                     separator or a line end is put in quotes"
-                ),
-            )
-        }
+        ErrorKind::UnequalLengths { expected_len, len, .. } => Error::line(
+            path,
+            line,
+            format!(
+                "the record has {}, and the header has {expected_len}; a field that holds the separator or a line end is put in quotes",
+                count(len, "field")
+            ),
+        ),
         ErrorKind::Io(error) => match error.get_ref().and_then(|error| error.downcast_ref::<Misquoted>()) {
             Some(Misquoted { line, what }) => Error::line(path, *line, *what),
             None => Error::io("read", path)(error),

@@ -1,7 +1,7 @@
 //! Finds the records of data files: JSON, JSON lines, Parquet, Arrow, CSV, TSV and plain text, compressed with gzip or Zstandard or not.
 
 mod arrow;
-mod compressed;
+pub(super) mod compressed;
 mod csv;
 mod encoding;
 mod json;
@@ -23,7 +23,6 @@ use super::files::Files;
 use super::records::Records;
 use super::scratch::Scratch;
 use super::split::Split;
-use crate::tokenizer::listed;
 use crate::{Error, Result, hub};
 
 /// What the names of data files end in, for messages.
@@ -229,12 +228,12 @@ fn by_extension(path: &Path) -> Result<Format> {
     })
 }
 
-/// The path itself, or the data files of a folder in the order of their names. Where names of a
-/// folder's files tell their split (`train-00000.parquet`, `test.jsonl`), those of `split` are taken; where Python's `datasets` has put
-/// each split into a folder of its own, those of that folder. Documents are in `.txt` files.
+/// The path itself, if it has the split, or the data files of a folder that have it, in the order of their names. Where Python's
+/// `datasets` has put each split into a folder of its own, those of that folder. Documents are in `.txt` files.
 fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<PathBuf>> {
     let meta = fs::metadata(path).map_err(Error::io("read", path))?;
     if !meta.is_dir() {
+        split.check(path)?;
         return Ok(vec![path.to_path_buf()]);
     }
     if path.join(SPLITS_OF_DATASETS).is_file() {
@@ -264,18 +263,7 @@ fn files_of(path: &Path, format: Option<Format>, split: &Split) -> Result<Vec<Pa
         let expected = if format == Some(Format::Text) { ".txt" } else { EXTENSIONS };
         return Err(Error::file(path, format!("the folder has no data file ({expected})")));
     }
-    if files.iter().any(|f| Split::names_a_split(f)) {
-        let names: Vec<String> =
-            files.iter().filter_map(|f| Some(f.file_name()?.to_string_lossy().into_owned())).collect();
-        files.retain(|f| split.is_named_by(f));
-        if files.is_empty() {
-            return Err(Error::file(
-                path,
-                format!("no file of the split `{}`; the folder has {}", split.name(), listed(names)),
-            ));
-        }
-    }
-    Ok(files)
+    split.among(path, files)
 }
 
 #[cfg(test)]

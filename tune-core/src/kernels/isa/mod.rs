@@ -4,7 +4,7 @@ mod amx;
 
 use std::sync::OnceLock;
 
-use crate::{Error, Result};
+use crate::{Error, Result, environment};
 
 /// The instructions that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Isa {
     }
 
     fn chosen() -> std::result::Result<Self, String> {
-        let Ok(name) = std::env::var("TUNE_ISA") else { return Ok(Self::detect()) };
+        let Some(name) = environment::said("TUNE_ISA") else { return Ok(Self::detect()) };
         let (isa, there) = match name.as_str() {
             "portable" => (Self::Portable, true),
             "avx2" => (Self::Avx2, has_avx2()),

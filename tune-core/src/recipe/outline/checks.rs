@@ -14,6 +14,7 @@ use crate::models::{Head, InBlocks, ModelSpec, TrainedTokens, tied_start};
 use crate::preflight::storage;
 use crate::recipe::value::other_token;
 use crate::tokenizer::{Tokenizer, listed};
+use crate::words::count;
 use crate::{Error, Result};
 
 impl Outline {
@@ -305,10 +306,10 @@ impl Outline {
         let total = batches.map(|batches| self.plan().total_steps(batches));
         if let Some(total) = total.filter(|&total| total > 0 && total <= warmup) {
             let reached = 100.0 * (total - 1) as f64 / warmup as f64;
-            let steps = if total == 1 { "step" } else { "steps" };
             warnings.push(format!(
-                "the learning rate rises for {warmup} steps (lr_scheduler.num_warmup_steps), and the run has {total} {steps}: it ends \
+                "the learning rate rises for {warmup} steps (lr_scheduler.num_warmup_steps), and the run has {}: it ends \
                  at {reached:.0} % of optimizer.lr; set lr_scheduler.num_warmup_steps={}, say",
+                count(total, "step"),
                 total / 10
             ));
         }

@@ -7,6 +7,7 @@ use tune_core::checkpoint::merge::Part;
 use tune_core::checkpoint::{Size, human};
 use tune_core::config::say;
 use tune_core::device::Precision;
+use tune_core::words::count;
 
 use super::{Common, open, prove_and_name};
 use crate::Result;
@@ -14,12 +15,15 @@ use crate::Result;
 /// Adapters, and where the merged model goes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folders of adapters, checkpoints or runs; `ADAPTER=0.5` takes half of one.
-    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = part)]
+    /// Folders of adapters, checkpoints or runs; `ADAPTER=0.5` takes half of one. Or the model that those of --adapter go into.
+    #[arg(required_unless_present = "adapter", value_name = "ADAPTER[=WEIGHT]", value_parser = part)]
     adapters: Vec<Part>,
     /// The new folder.
     #[arg(long, short = 'o', value_name = "FOLDER")]
     to: PathBuf,
+    /// Merge this adapter, too; `ADAPTER=0.5` takes half of it. Can be said several times.
+    #[arg(long, value_name = "ADAPTER[=WEIGHT]", value_parser = part)]
+    adapter: Vec<Part>,
     /// The model that the adapters are for; by default the one that the first of them names.
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
@@ -38,17 +42,20 @@ pub(crate) struct Args {
 /// # Errors
 /// What cannot be read or written, and a result that is not what was trained.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let source = Source::of_adapters(&args.adapters, args.base.as_deref())?;
+    let base = args.base.as_deref();
+    let source = match (args.adapters.as_slice(), args.adapter.as_slice()) {
+        ([model], adapters @ [_, ..]) if model.weight == 1.0 => Source::find(&model.dir, base, adapters)?,
+        (adapters, more) => Source::of_adapters(&[adapters, more].concat(), base)?,
+    };
     let merged = open(&source)?;
     let dtype = args.dtype.map_or_else(|| merged.stored_dtype(), Precision::dtype);
     let target = Target::Folder(dtype);
     let bytes = merged.bytes(dtype);
     say!("base      {}", source.base.display());
-    let count = merged.adapted().len();
     for part in merged.parts() {
         say!("adapter   {}", part.shown());
     }
-    say!("changes   {count} layers");
+    say!("changes   {}", count(merged.adapted().len(), "layer"));
     say!("writes    {}, {} of {} weights", args.to.display(), human(bytes), target.weights());
     Aside::check(&args.to, bytes)?;
     if args.common.dry_run {

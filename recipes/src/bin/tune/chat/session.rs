@@ -11,6 +11,7 @@ use tune_core::config::{complain, files, output};
 use tune_core::generate::{End, Sampler, StopOptions, Talk};
 use tune_core::models::Decoder;
 use tune_core::tokenizer::{Conversation, Message, Streaming, Tokenizer};
+use tune_core::words;
 
 use crate::Result;
 
@@ -120,7 +121,9 @@ impl<'m> Session<'m> {
         }
         let sign = match reply.end {
             End::Stop => String::new(),
-            End::Length => format!(" [cut off after {} tokens: --max-new-tokens]", reply.tokens.len()),
+            End::Length => {
+                format!(" [cut off after {}: --max-new-tokens]", words::count(reply.tokens.len(), "token"))
+            }
             End::Full => " [cut off: the conversation is as long as the model can read; /reset begins anew]".to_owned(),
             End::Interrupted => " [interrupted]".to_owned(),
         };
@@ -136,7 +139,7 @@ impl<'m> Session<'m> {
             "-".to_owned()
         };
         let reading = first.map_or(0.0, |first| (first - begun).as_secs_f64());
-        complain!("[{count} tokens, {speed}; {} read in {reading:.2} s]", reply.read);
+        complain!("[{}, {speed}; {} read in {reading:.2} s]", words::count(count, "token"), reply.read);
         self.over |= signals::take().is_some_and(|signal| !signal.is_interrupt());
         Ok(())
     }
@@ -175,7 +178,7 @@ impl<'m> Session<'m> {
         };
         let mut new = fs::File::create_new(file).map_err(failed)?;
         writeln!(new, "{}", json!({"messages": self.whole()})).map_err(failed)?;
-        Ok(format!("saved {} messages to {}", self.whole().len(), file.display()))
+        Ok(format!("saved {} to {}", words::count(self.whole().len(), "message"), file.display()))
     }
 
     /// Takes the conversation of a file in place of this one.
@@ -201,6 +204,6 @@ impl<'m> Session<'m> {
             self.system = messages.remove(0).get("content").and_then(Value::as_str).map(str::to_owned);
         }
         self.messages = messages;
-        Ok(format!("the conversation of {shown}, {} messages, goes on", self.messages.len()))
+        Ok(format!("the conversation of {shown}, {}, goes on", words::count(self.messages.len(), "message")))
     }
 }

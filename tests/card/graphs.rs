@@ -110,8 +110,7 @@ fn the_same_bits() {
             let steps = compare(&card, &format!("{family} {dtype:?}"), || come_and_go(&[&model, &other]));
             let is_well = match fails() {
                 true => steps == 0,
-                // Experts' routes may be computed where no recording sees them.
-                false => steps >= 8 || family.contains("moe"),
+                false => steps >= 8,
             };
             assert!(is_well, "{family} {dtype:?}: {steps} steps done again");
             say!("{family} {dtype:?}: {steps} steps done again, with the bits of others");
@@ -287,7 +286,19 @@ fn what_answers_take_is_planned() {
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "silu",
         "tie_word_embeddings": false,
     });
-    let card = Card::open(0).unwrap();
+    let mut mixture = config.clone();
+    let experts = json!({
+        "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 256,
+        "norm_topk_prob": true,
+    });
+    mixture.as_object_mut().unwrap().extend(experts.as_object().unwrap().clone());
+    for config in [config, mixture] {
+        answers_are_planned(config);
+    }
+}
+
+fn answers_are_planned(config: serde_json::Value) {
+    let (what, card) = (config["model_type"].clone(), Card::open(0).unwrap());
     let made = MadeUp { config, lora: Some(LoraOptions { dropout: 0.0, ..lora() }), format: None };
     let (count, prompt, max_new_tokens) = (24, 3, 12);
     let asked = Asked { answers: vec![Answers { prompts: vec![prompt; count], max_new_tokens }], ..Asked::default() };
@@ -302,7 +313,7 @@ fn what_answers_take_is_planned() {
     // Nobody trained here: gradients and an optimizer's state are none of it.
     let of_training = plan.parts().into_iter().filter(|(name, _)| name.contains("optimizer")).map(|(_, bytes)| bytes);
     let planned = (plan.peak() - plan.program - plan.gaps - of_training.sum::<u64>()) as f64;
-    say!("answers: {:.0} KiB planned, {:.0} taken", planned / 1024.0, taken / 1024.0);
+    say!("answers of {what}: {:.0} KiB planned, {:.0} taken", planned / 1024.0, taken / 1024.0);
     assert!((planned / taken - 1.0).abs() < 0.05, "{planned} bytes planned, {taken} taken");
     // What recordings keep beside their largest step is among the gaps.
     let held = card.usage().held - (tune_cuda::WORKSPACE + tune_cuda::AHEAD) as u64;

@@ -24,6 +24,18 @@ fn qwen3(wide: usize, inner: usize, layers: usize, heads: usize) -> Value {
     })
 }
 
+/// Qwen3-30B-A3B, of which there are so many layers.
+fn qwen3_30b_a3b(layers: usize) -> Value {
+    let mut config = qwen3(2048, 6144, layers, 32);
+    let experts = json!({
+        "model_type": "qwen3_moe", "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768, "norm_topk_prob": true, "tie_word_embeddings": false,
+    });
+    let parts = experts.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    config.as_object_mut().unwrap().extend(parts);
+    config
+}
+
 fn llama3_8b() -> Value {
     json!({
         "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
@@ -147,6 +159,8 @@ fn adapters_of_large_models() {
     answers("Qwen3 1.7 B, LoRA r16", &model, [1, 16], (120, 64), &card);
     let small = MadeUp { config: smollm2_135m(), lora: None, format: None }.model(&card);
     answers("SmolLM2 135 M", &small, [1, 16], (120, 64), &card);
+    let experts = MadeUp { config: qwen3_30b_a3b(4), lora: None, format: None }.model(&card);
+    answers("4 of the 48 layers of Qwen3 30 B A3B", &experts, [1, 16], (120, 64), &card);
 }
 
 /// Draws so many of the likeliest tokens behind a past, for so many sequences, with steps that are recorded and without: the same, and

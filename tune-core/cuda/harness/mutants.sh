@@ -87,6 +87,13 @@ routes.cu|routes|s/if (i < warp) place/if (i <= warp) place/|the places of the n
 routes.cu|routes|s/        __syncthreads();\n        unsigned place/        unsigned place/|no barrier before counts are read
 routes.cu|routes|s/i < choices \&\& experts/i + 1 < choices \&\& experts/|the last choice has no place
 routes.cu|routes|s/* (q - below)/* q/|a gradient with a mean
+grouped.cu|grouped|s/if (lane >= by) behind/if (lane > by) behind/|rows of the wrong expert
+grouped.cu|grouped|s/    __syncthreads();\n    for (int i = threadIdx.x/    for (int i = threadIdx.x/|no barrier before the warps of a block come together
+grouped.cu|grouped|s/next = at + i < k/next = at + i + 1 < k/|the last number of a row is left out
+grouped.cu|grouped|s/{upper.x, lower.x, upper.y, lower.y}/{upper.x, upper.y, lower.x, lower.y}/|fragments of the wrong rows
+grouped.cu|grouped|s/        if (of.out + out >= of.n) continue;\n//|results that there are not overwrite those of the next row
+grouped.cu|grouped|s/i = of_adapter.w ? 0 : 1/i = 1/|what an adapter adds is left out
+grouped.cu|grouped|s/begin += 64 \* WARPS/begin += 64 * WARPS + 64/|pieces of a row are left out
 '
 wanted=" $* "
 number=0

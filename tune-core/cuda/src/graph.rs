@@ -191,6 +191,12 @@ impl Context {
         work()
     }
 
+    /// Does work whose buffers are of no such memory, for what is kept when the memory is not needed any more.
+    pub(crate) fn apart<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _back = Back(&self.0, self.0.memory().use_pool(None));
+        work()
+    }
+
     /// Records what `work` queues, without doing it. Its buffers are of `memory`. All else that it reads and writes must be there,
     /// at the same addresses, whenever it is done: nobody checks that. The same work should have been done before in this memory.
     ///

@@ -35,9 +35,9 @@ pub use error::{Error, Result};
 pub use events::Event;
 pub use graph::{GRAPHS, Graph, KeptMemory};
 pub use kernels::{
-    Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Choice, Distillation, Dropout,
-    FileFormat, Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, Routes, ScheduleFree, Sgd, Spans,
-    Squares, Stretch, Sweep, TokenLoss, Top, Turn, panels, sum_rows_workspace,
+    Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, ByExperts, Choice, Distillation,
+    Dropout, FileFormat, Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, Routes, ScheduleFree, Sgd,
+    Spans, Squares, Stretch, Sweep, Table, TokenLoss, Top, Turn, addresses, few_places, panels, sum_rows_workspace,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
 pub use lists::Lists;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 25] = [
+const TESTS: [&str; 26] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -24,6 +24,7 @@ const TESTS: [&str; 25] = [
     "fake_quant",
     "gate",
     "general_distillation",
+    "grouped",
     "loss",
     "norm",
     "optim",

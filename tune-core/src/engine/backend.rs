@@ -196,10 +196,17 @@ pub(crate) trait Backend: Sized {
         own: &mut Self::Sums,
     );
 
-    /// Which of `count` experts each token goes to, by the router's `logits` `[m, count]`.
-    fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts) -> Self::Routes;
+    /// Which of `count` experts each token goes to, by the router's `logits` `[m, count]`. `asks` says whether [`Backend::starts`] follows.
+    fn route(&self, logits: &Self::Sums, tokens: usize, how: Experts, asks: bool) -> Self::Routes;
     /// The first place of each expert, and the number of places at the end. A backend that computes later waits here.
     fn starts(&self, routes: &mut Self::Routes) -> Vec<usize>;
+    /// Whether the newest tokens of sequences, which have so many places at so many experts, are computed by
+    /// [`Backend::multiply_places`], so that nobody asks how many of these each expert has.
+    fn has_few_places(&self, _places: usize, _experts: usize) -> bool {
+        false
+    }
+    /// Products of each place's row with the weights of its expert. It is asked for where there are few places, and only there.
+    fn multiply_places(&self, routes: &Self::Routes, by: ByExperts<'_, Self>);
     /// Whether routes are better kept until the backward pass than found again, where all else is computed again.
     fn keeps_routes(&self) -> bool {
         false
@@ -537,6 +544,31 @@ pub(crate) struct Experts {
     pub(crate) chosen: usize,
     /// Whether the weights of the chosen ones are made to sum to one.
     pub(crate) renormalized: bool,
+}
+
+/// Products by experts, all of one shape: `y[place] = factor · (x · wᵀ + h · bᵀ)`, where the weights are those of the place's expert.
+pub(crate) struct ByExperts<'a, B: Backend> {
+    pub(crate) out: usize,
+    pub(crate) inner: usize,
+    /// Columns of `h`, if there are adapters.
+    pub(crate) rank: usize,
+    /// Whether `x` has a row for each token, and not for each place.
+    pub(crate) of_tokens: bool,
+    pub(crate) factor: f64,
+    /// One or two.
+    pub(crate) products: Vec<AtPlaces<'a, B>>,
+}
+
+/// One of these products.
+pub(crate) struct AtPlaces<'a, B: Backend> {
+    /// `[places, inner]` or `[tokens, inner]`.
+    pub(crate) x: &'a B::Acts,
+    /// Of each expert, `[out, inner]`.
+    pub(crate) weights: Vec<&'a B::Param>,
+    /// `h` `[places, rank]`, and of each expert `b` `[out, rank]`.
+    pub(crate) adapters: Option<(&'a B::Acts, Vec<&'a B::Param>)>,
+    /// `[places, out]`.
+    pub(crate) y: &'a mut B::Acts,
 }
 
 /// What [`Backend::loss`] gives.

@@ -20,8 +20,15 @@ pub(super) struct Routed<B: Backend> {
     routes: B::Routes,
     /// Places.
     rows: usize,
-    /// The experts that some token goes to.
-    occupied: Vec<Occupied<B>>,
+    to: To<B>,
+}
+
+/// Whose rows are computed how.
+enum To<B: Backend> {
+    /// The experts that some token goes to, one after the other.
+    Each(Vec<Occupied<B>>),
+    /// All at once; there is no way back.
+    AllAtOnce,
 }
 
 impl<B: Backend> Routed<B> {
@@ -90,8 +97,14 @@ impl<B: Backend> Block<'_, B> {
         let (router, mut logits) = (self.layer(Router.into()), backend.sums(m, how.count));
         let low_rank = router.low_rank(Part::new(x, m, width), None);
         router.forward_sums(x, m, &low_rank, &mut logits);
-        let mut routes = kept.unwrap_or_else(|| backend.route(&logits, m, how));
         let rows = m * how.chosen;
+        if let Some(layers) = self.few(how) {
+            let routes = backend.route(&logits, m, how, false);
+            let (gate, up) = self.gate_and_up_at_once(layers, x, &routes, rows);
+            let routed = Some(Routed { logits, low_rank, routes, rows, to: To::AllAtOnce });
+            return Gated { gate, up, low_rank: Vec::new(), low_rank_of_down: None, routed };
+        }
+        let mut routes = kept.unwrap_or_else(|| backend.route(&logits, m, how, true));
         let mut of_experts = backend.acts(rows, width);
         backend.to_places(x, width, &routes, &mut of_experts);
         let (mut gate, mut up) = (backend.acts(rows, inner), backend.acts(rows, inner));
@@ -106,7 +119,7 @@ impl<B: Backend> Block<'_, B> {
             of.up = layer.low_rank(x, places);
             layer.forward_part(&layer.fed(x), &of.up, (0, inner), Finish::Store, of.rows_mut(&mut up, inner));
         }
-        let routed = Some(Routed { logits, low_rank, routes, rows, occupied });
+        let routed = Some(Routed { logits, low_rank, routes, rows, to: To::Each(occupied) });
         Gated { gate, up, low_rank: Vec::new(), low_rank_of_down: None, routed }
     }
 
@@ -119,14 +132,21 @@ impl<B: Backend> Block<'_, B> {
         y: &mut B::Acts,
     ) {
         let (backend, m, width) = (self.run.backend, self.run.tokens(), self.run.shape.hidden_size);
-        let (rows, Routed { routes, occupied, .. }) = (routed.rows(), routed);
-        let mut results = backend.acts(rows, width);
-        for of in occupied {
-            let layer = self.of_expert(of.expert, DownProj);
-            let x = of.rows(activated, layer.inner());
-            of.down = layer.low_rank(x, of.places(routes));
-            layer.forward_part(&layer.fed(x), &of.down, (0, width), Finish::Store, of.rows_mut(&mut results, width));
-        }
+        let (rows, Routed { routes, to, .. }) = (routed.rows(), routed);
+        let results = match to {
+            To::AllAtOnce => self.down_at_once(activated, routes, rows),
+            To::Each(occupied) => {
+                let mut results = backend.acts(rows, width);
+                for of in occupied {
+                    let layer = self.of_expert(of.expert, DownProj);
+                    let x = of.rows(activated, layer.inner());
+                    of.down = layer.low_rank(x, of.places(routes));
+                    let y = of.rows_mut(&mut results, width);
+                    layer.forward_part(&layer.fed(x), &of.down, (0, width), Finish::Store, y);
+                }
+                results
+            }
+        };
         let onto = match target {
             Target::Onto(x) => Some(Part::new(*x, m, width)),
             Target::Beside => None,
@@ -147,7 +167,11 @@ impl<B: Backend> Block<'_, B> {
         let (backend, m, width, inner) =
             (self.run.backend, self.run.tokens(), self.run.shape.hidden_size, self.spec.mlp.inner());
         let rows = routed.rows();
-        let Routed { logits, low_rank: low_rank_of_router, routes, mut occupied, .. } = routed;
+        let Routed { logits, low_rank: low_rank_of_router, routes, to, .. } = routed;
+        let mut occupied = match to {
+            To::Each(occupied) => occupied,
+            To::AllAtOnce => unreachable!("sequences that grow are not trained on"),
+        };
         let (how, _) = self.experts().unwrap_or_default();
         let id = |expert, slot| self.id(Site { slot, expert: Some(expert) });
         // With w the weight of a place and g the gradient of its token: that of what the expert made is w g, and that of w

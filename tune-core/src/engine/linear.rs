@@ -15,6 +15,19 @@ pub(super) use back::{Back, input_gradient};
 pub(super) type LowRank<B> = Option<<B as Backend>::Acts>;
 
 impl<B: Backend> LayerParams<B> {
+    /// What it is computed with, where that is no more than a weight that is numbers, and an adapter: many such layers that are alike
+    /// can be computed at once.
+    pub(super) fn plain(&self) -> Option<Plain> {
+        let Self { quantized, bias, exact, tokens, adapter, out, inner, .. } = self;
+        let is_plain = |adapter: &AdapterParams<B>| adapter.scaling.is_none() && adapter.dropout.is_none();
+        let of_itself = !quantized && bias.is_none() && exact.is_none() && tokens.is_none();
+        (of_itself && adapter.as_ref().is_none_or(is_plain)).then(|| Plain {
+            out: *out,
+            inner: *inner,
+            adapter: adapter.as_ref().map(|adapter| (adapter.rank, adapter.scale)),
+        })
+    }
+
     /// The same with results that are scaled. The norms are those of this moment: `‖W + s B A‖² = ‖W‖² + 2 s B (A Wᵀ) + s² B (A Aᵀ) Bᵀ`,
     /// row by row, which takes a product with `W` for as many rows as the adapter has ranks, and never the sum itself.
     pub(super) fn scaled_by(mut self, backend: &B, mut scaling: B::Scaling) -> Self {
@@ -61,6 +74,14 @@ impl<'x, B: Backend> Fed<'x, B> {
         let Part { rows, cols, .. } = self.plain;
         self.rounded.as_ref().map_or(self.plain, |rounded| Part::new(rounded, rows, cols))
     }
+}
+
+/// The shape of a layer, and the rank and the scale of its adapter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Plain {
+    pub(super) out: usize,
+    pub(super) inner: usize,
+    pub(super) adapter: Option<(usize, f64)>,
 }
 
 /// A layer in use.

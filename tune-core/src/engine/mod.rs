@@ -13,6 +13,7 @@ mod block;
 mod cpu;
 mod cuda;
 mod experts;
+mod few;
 mod inputs;
 mod kept;
 mod linear;

@@ -9,7 +9,9 @@ use tune_reference::{attention, dropout, experts, fake_quant, gate, norm, produc
 
 use losses::Logits;
 
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term, Weight};
+use super::backend::{
+    AtPlaces, Backend, ByExperts, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term, Weight,
+};
 use crate::Result;
 use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
@@ -445,7 +447,7 @@ impl Backend for Reference {
         }
     }
 
-    fn route(&self, logits: &Vec<f64>, _: usize, how: Experts) -> Routes {
+    fn route(&self, logits: &Vec<f64>, _: usize, how: Experts, _: bool) -> Routes {
         let found = experts::route(View::new(logits, how.count), how.chosen, how.renormalized);
         let numbers = found.experts.iter().map(|&expert| expert as u32).collect();
         Routes::new(numbers, found.weights, how.chosen, how.count)
@@ -453,6 +455,28 @@ impl Backend for Reference {
 
     fn starts(&self, routes: &mut Routes) -> Vec<usize> {
         routes.starts.clone()
+    }
+
+    fn has_few_places(&self, _: usize, _: usize) -> bool {
+        true
+    }
+
+    fn multiply_places(&self, routes: &Routes, by: ByExperts<'_, Self>) {
+        let ByExperts { out, inner, rank, of_tokens, factor, products } = by;
+        for AtPlaces { x, weights, adapters, y } in products {
+            y.fill(0.0);
+            for (expert, ends) in routes.starts.windows(2).enumerate() {
+                for place in ends[0]..ends[1] {
+                    let row = if of_tokens { routes.tokens[place] } else { place };
+                    let mut y = ViewMut::new(&mut y[place * out..][..out], out);
+                    let mut add = |x: &[f64], w| products::up(View::new(x, x.len()), w, factor, &mut y);
+                    add(&x[row * inner..][..inner], View::new(weights[expert], inner));
+                    if let Some((h, b)) = &adapters {
+                        add(&h[place * rank..][..rank], View::new(b[expert], rank));
+                    }
+                }
+            }
+        }
     }
 
     fn route_back(&self, logits: &Vec<f64>, how: Experts, routes: &Routes, g: &Vec<f64>, y: &mut Vec<f64>) {

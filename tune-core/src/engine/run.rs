@@ -254,6 +254,11 @@ impl<'a, B: Backend> Run<'a, B> {
         self.batch.input_ids.len()
     }
 
+    /// Whether these are the newest tokens of sequences, one of each.
+    pub(super) fn is_of_newest(&self) -> bool {
+        !self.rows_in_past.is_empty() && self.stretches.iter().all(|stretch| stretch.len == 1)
+    }
+
     /// Memory for `width` activations of each token.
     pub(super) fn acts(&self, width: usize) -> B::Acts {
         self.backend.acts(self.tokens(), width)

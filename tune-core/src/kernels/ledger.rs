@@ -138,6 +138,11 @@ impl Ledger {
         result
     }
 
+    /// Whether memory is taken from what is kept.
+    pub(crate) fn is_keeping(&self) -> bool {
+        matches!(self.0.borrow().memory, Memory::Card(_, _, true))
+    }
+
     fn keeps(&self, yes: bool) {
         if let Memory::Card(_, pool, kept) = &mut self.0.borrow_mut().memory {
             *kept = yes;

@@ -105,6 +105,7 @@ sanitizers() {
     step memcheck-of-blocks 40 1 compute-sanitizer --tool memcheck --error-exitcode 9 ./card quantized::every --test-threads=1
     step memcheck-of-experts 40 1 env TUNE_TEST_FAMILIES=qwen3_moe compute-sanitizer --tool memcheck --error-exitcode 9 \
         ./card gradients::full --test-threads=1
+    step memcheck-of-grouped 40 1 compute-sanitizer --tool memcheck --error-exitcode 9 ./card experts::all --test-threads=1
 }
 
 models() {
@@ -114,6 +115,7 @@ models() {
     step steps 40 5 ./card steps:: --nocapture --test-threads=1
     step streams 20 5 ./card streams:: --nocapture --test-threads=1
     step graphs 30 24 ./card graphs:: --nocapture --test-threads=1
+    step experts 20 8 ./card experts:: --nocapture --test-threads=1
     step blocks 30 40 ./card quantized:: --nocapture --test-threads=1
 }
 
@@ -135,7 +137,7 @@ checks() {
 
 # Whole models and training: how fast.
 training() {
-    watched speed-of-adapters 60 39 ./card adapters_of_large_models --nocapture --ignored
+    watched speed-of-adapters 60 41 ./card adapters_of_large_models --nocapture --ignored
     watched speed-of-a-model 45 29 ./card all_of_a_large_model --nocapture --ignored
     watched speed-of-8b 60 17 ./card adapters_of_an_8b_model --nocapture --ignored
     watched speed-of-8b-in-nf4 60 17 ./card an_8b_model_in_normal_floats --nocapture --ignored

@@ -36,7 +36,7 @@ fn of_shape<T: Number>(context: &Context, checks: &mut Checks, tokens: usize, ch
     checks.compare("routes", "f32", &name, 0.0, &exact, || {
         let on_card = context.upload(&logits);
         let mut routes = context.route(on_card.view(count), choice);
-        let starts = numbers(&mut routes.starts().map_err(|e| e.to_string())?.iter().copied());
+        let starts = numbers(&mut context.starts(&mut routes).map_err(|e| e.to_string())?.iter().copied());
         let [places, tokens] = [routes.places(), routes.tokens()].map(|of| context.download(of));
         let [places, tokens] = [places.map_err(|e| e.to_string())?, tokens.map_err(|e| e.to_string())?];
         let [places, tokens] = [places, tokens].map(|of| numbers(&mut of.into_iter().map(|x| x as usize)));

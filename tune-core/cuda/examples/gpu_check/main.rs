@@ -10,6 +10,7 @@ mod checks;
 mod collectives;
 mod elements;
 mod experts;
+mod grouped;
 mod methods;
 mod numbers;
 mod optimizers;
@@ -104,6 +105,8 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     elements::check::<bf16>(context, checks, most);
     experts::check::<f32>(context, checks, most);
     experts::check::<bf16>(context, checks, most);
+    grouped::check::<f32>(context, checks, most);
+    grouped::check::<bf16>(context, checks, most);
     optimizers::check::<f32>(context, checks);
     optimizers::check::<bf16>(context, checks);
     elements::loss::<f32, f32>(context, checks, most);

@@ -60,6 +60,7 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     super::methods::measure(context, &limits)?;
     attention(context, &limits)?;
     newest(context, &limits)?;
+    super::grouped::measure(context, &limits)?;
     blocks(context, &limits)?;
     launches(context)
 }

@@ -15,6 +15,7 @@ mod dropout;
 mod experts;
 mod fake_quant;
 mod gate;
+mod grouped;
 mod loss;
 mod norm;
 mod optim;
@@ -33,6 +34,7 @@ pub use distillation::{Distillation, Top};
 pub use dropout::Dropout;
 pub use fake_quant::{FileFormat, Levels};
 pub use gate::Activation;
+pub use grouped::{ByExperts, Table, addresses, few_places};
 pub use loss::TokenLoss;
 pub use norm::Norm;
 pub use optim::{AdamW, Lion, Moved, Sgd, Squares, Sweep};
@@ -76,6 +78,7 @@ mod tests {
             experts::ALL,
             fake_quant::ALL,
             gate::ALL,
+            grouped::ALL,
             loss::ALL,
             norm::ALL,
             optim::ALL,

@@ -14,7 +14,7 @@ static BACK: [Kernel; 2] = both("routes", ["routes_back_f32", "routes_back_bf16"
 pub(super) const ALL: &[&[Kernel]] = &[&CHOOSE, &PLACE, &BACK];
 
 /// Which experts each token goes to. Places are numbered expert by expert, and by token within each. All of it is on the card; what is
-/// known here is the shapes, and, once somebody has waited for it, how many places each expert has.
+/// known here is the shapes, and, once somebody has asked and waited for it, how many places each expert has.
 #[derive(Debug)]
 pub struct Routes {
     /// The experts of each token, `[tokens, chosen]`, and how much each counts.
@@ -25,7 +25,8 @@ pub struct Routes {
     /// The token at each place, and the weight of the choice that led there.
     tokens: Buffer<u32>,
     of_places: Buffer<f32>,
-    /// The first place of each expert and the number of places, as they come, and once they are here.
+    /// The first place of each expert and the number of places: on the card, as they come, and once they are here.
+    firsts: Buffer<u32>,
     on_the_way: Option<Reading<u32>>,
     starts: Vec<usize>,
     shape: Choice,
@@ -73,16 +74,19 @@ impl Routes {
         &self.of_places
     }
 
-    /// The first place of each expert, and the number of places at the end. The first call waits until that is computed.
-    ///
-    /// # Errors
-    /// The context's first error.
-    pub fn starts(&mut self) -> Result<&[usize]> {
-        if let Some(reading) = &self.on_the_way {
-            self.starts = reading.wait()?.into_iter().map(|start| start as usize).collect();
-            self.on_the_way = None;
-        }
-        Ok(&self.starts)
+    /// The first place of each expert, and the number of places at the end, on the card.
+    pub(super) fn firsts(&self) -> &Buffer<u32> {
+        &self.firsts
+    }
+
+    /// Experts that there are.
+    pub(super) fn count(&self) -> usize {
+        self.shape.count
+    }
+
+    /// Experts that a token goes to.
+    pub(super) fn chosen(&self) -> usize {
+        self.shape.chosen
     }
 }
 
@@ -108,19 +112,38 @@ impl Context {
             .int(usize::from(renormalized))
             .go(by_tokens(tokens));
         let (places, of_places) = (self.buffer(choices), self.buffer(choices));
-        let (tokens, starts) = (self.buffer(choices), self.buffer::<u32>(count + 1));
+        let (tokens, firsts) = (self.buffer(choices), self.buffer::<u32>(count + 1));
         Launch::new(self, &PLACE[0])
             .pointer(places.address())
             .pointer(tokens.address())
             .pointer(of_places.address())
-            .pointer(starts.address())
+            .pointer(firsts.address())
             .pointer(experts.address())
             .pointer(weights.address())
             .long(choices)
             .int(chosen)
             .go(Size::row(count, 256, 2 * 8 * 4));
-        let on_the_way = Some(self.read_later(&starts));
-        Routes { experts, weights, places, tokens, of_places, on_the_way, starts: Vec::new(), shape: choice }
+        let (on_the_way, starts) = (None, Vec::new());
+        Routes { experts, weights, places, tokens, of_places, firsts, on_the_way, starts, shape: choice }
+    }
+
+    /// Has the first place of each expert be brought here behind the work so far. Does not wait.
+    pub fn ask_starts(&self, routes: &mut Routes) {
+        if routes.starts.is_empty() && routes.on_the_way.is_none() {
+            routes.on_the_way = Some(self.read_later(&routes.firsts));
+        }
+    }
+
+    /// The first place of each expert, and the number of places at the end. The first call waits until that is here.
+    ///
+    /// # Errors
+    /// The context's first error.
+    pub fn starts<'r>(&self, routes: &'r mut Routes) -> Result<&'r [usize]> {
+        self.ask_starts(routes);
+        if let Some(reading) = routes.on_the_way.take() {
+            routes.starts = reading.wait()?.into_iter().map(|start| start as usize).collect();
+        }
+        Ok(&routes.starts)
     }
 
     /// The gradient of the logits, for that of the weights, `g` of each place. Which experts are chosen counts as fixed.

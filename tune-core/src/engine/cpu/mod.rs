@@ -12,7 +12,7 @@ use rayon::current_num_threads;
 use weights::{Kept, Scaling, Weight};
 
 use super::Inputs;
-use super::backend::{Backend, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term};
+use super::backend::{Backend, ByExperts, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term};
 use crate::Result;
 use crate::distributed::{Mesh, Pending};
 use crate::kernels::attention::Attention;
@@ -421,12 +421,17 @@ impl<'m, T: Element> Backend for Cpu<'m, T> {
         columns::dots(view(g), view(x), &by.inverses()[first..], &mut own[first..][..g.cols]);
     }
 
-    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts) -> Routes {
+    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts, _: bool) -> Routes {
         experts::route(logits, how.count, how.chosen, how.renormalized)
     }
 
     fn starts(&self, routes: &mut Routes) -> Vec<usize> {
         routes.starts.clone()
+    }
+
+    /// Here an expert's rows are known at once, and have kernels of their own.
+    fn multiply_places(&self, _: &Routes, _: ByExperts<'_, Self>) {
+        unreachable!("experts are multiplied one after the other");
     }
 
     fn route_back(&self, logits: &Buffer<f32>, how: Experts, routes: &Routes, g: &Buffer<f32>, y: &mut Buffer<T>) {

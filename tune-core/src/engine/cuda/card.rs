@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::TensorId;
-use tune_cuda::{Adapted, Buffer, Context, Driver, Spans, View};
+use tune_cuda::{Adapted, Buffer, Context, Driver, Spans, Table, View};
 
 use super::Number;
 use super::trained::Trained;
@@ -18,6 +18,9 @@ use crate::{Error, Result};
 
 /// Angles of so many tables are kept: models have two at most.
 const TABLES: usize = 2;
+
+/// Tables of experts' weights that are kept: more than several large models have. What is beyond belongs to weights that are gone.
+const MOST_TABLES: usize = 4096;
 
 /// A card that models may be computed on, with what it has of them.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Card {
     factors: Mutex<HashMap<TensorId, Arc<Buffer<f32>>>>,
     angles: Mutex<Vec<Arc<Angles>>>,
     spans: Mutex<Option<Last>>,
+    /// Where the weights of experts are, by what tells these from others.
+    tables: Mutex<HashMap<Vec<u64>, Arc<Table>>>,
     /// Numbers that are one, f32 and bf16.
     ones: [Mutex<Option<Arc<dyn Any + Send + Sync>>>; 2],
     /// How often something of all this came or went.
@@ -96,6 +101,7 @@ impl Card {
             factors: Mutex::default(),
             angles: Mutex::default(),
             spans: Mutex::default(),
+            tables: Mutex::default(),
             ones: Default::default(),
             changes: AtomicU64::new(0),
         }))
@@ -242,6 +248,21 @@ impl Card {
         known.truncate(TABLES - 1);
         known.insert(0, Arc::new(Angles { of: Arc::clone(&angles.cos), cos, sin }));
         Arc::clone(&known[0])
+    }
+
+    /// Where weights of experts are, for kernels that look there themselves. It stays on the card while they stay where they are.
+    pub(super) fn table<T>(&self, weights: &[View<'_, T>]) -> Arc<Table> {
+        let (mut tables, addresses) = (lock(&self.tables), tune_cuda::addresses(weights));
+        if let Some(found) = tables.get(&addresses) {
+            return Arc::clone(found);
+        }
+        self.change();
+        if tables.len() >= MOST_TABLES {
+            tables.clear();
+        }
+        let table = Arc::new(self.context.table(addresses.clone()));
+        tables.insert(addresses, Arc::clone(&table));
+        table
     }
 
     /// At least so many numbers that are one.

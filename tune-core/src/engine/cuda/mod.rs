@@ -4,6 +4,7 @@
 //! is changed; see [`trained`]. What fails on the card comes to light when results are read: until then nothing is done any
 //! more, and [`Card::check`] has the error.
 
+mod by_experts;
 mod card;
 mod eight_bits;
 mod gathered;
@@ -27,7 +28,9 @@ use tune_cuda::{Adapted, Buffer, Choice, Context, Distillation, Onto, Qkv, QkvMu
 pub(super) use weights::AT_ONCE;
 use weights::{Param, fake_levels, is_in_blocks};
 
-use super::backend::{Backend, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Selection, Term};
+use super::backend::{
+    Backend, ByExperts, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Selection, Term,
+};
 use super::cpu::Cpu;
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
@@ -509,16 +512,29 @@ impl<T: Number> Backend for Cuda<T> {
         self.context().column_dots(view(g), view(x), by.inverses(first, g.cols), y);
     }
 
-    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts) -> Routes {
+    fn route(&self, logits: &Buffer<f32>, _: usize, how: Experts, asks: bool) -> Routes {
         let Experts { count, chosen, renormalized } = how;
-        self.context().route(logits.view(count), Choice { count, chosen, renormalized })
+        let mut routes = self.context().route(logits.view(count), Choice { count, chosen, renormalized });
+        if asks {
+            self.context().ask_starts(&mut routes);
+        }
+        routes
     }
 
     /// The shapes of the products of experts, which cuBLASLt is told by the processor. Where they cannot be had any more, nothing is
     /// computed, and any will do.
     fn starts(&self, routes: &mut Routes) -> Vec<usize> {
         let places = routes.len();
-        routes.starts().map_or_else(|_| vec![0, places], <[usize]>::to_vec)
+        self.context().starts(routes).map_or_else(|_| vec![0, places], <[usize]>::to_vec)
+    }
+
+    /// In steps that may be recorded, whose weights stay where they are.
+    fn has_few_places(&self, places: usize, experts: usize) -> bool {
+        places <= tune_cuda::few_places(experts) && self.of_step(|_| Some(())).is_some()
+    }
+
+    fn multiply_places(&self, routes: &Routes, by: ByExperts<'_, Self>) {
+        self.by_experts(routes, by);
     }
 
     /// To find them again is to wait again.

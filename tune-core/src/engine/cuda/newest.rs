@@ -3,8 +3,8 @@
 //! What differs from step to step (tokens, where they are, angles) is in lists on the card, at addresses that stay. All else of a step
 //! is decided by its shape: the model, how many sequences there are, and in how many parts attention reads their keys. The first step of a
 //! shape is done as any other, but in memory that the recording will have, so that kernels are loaded and algorithms chosen when
-//! the second is recorded; from then on there is one call. What cannot be recorded (experts: the
-//! processor asks how many tokens go to each) is done as any other step again and again.
+//! the second is recorded; from then on there is one call. What cannot be recorded (experts whose
+//! weights are in blocks: the processor asks how many tokens go to each) is done as any other step again and again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::Work;
-use crate::engine::backend::{self, Backend, Experts, Finish, Losses, Norm, Part, PartMut, Selection, Term};
+use crate::engine::backend::{self, Backend, ByExperts, Experts, Finish, Losses, Norm, Part, PartMut, Selection, Term};
 use crate::engine::cuda;
 use crate::kernels::attention::Attention;
 use crate::kernels::fake_quant::Levels;
@@ -264,18 +264,27 @@ impl<T: Element> Backend for Paper<T> {
     }
 
     /// On paper every expert has as many tokens as any other, or one more.
-    fn route(&self, _: &Entry, tokens: usize, how: Experts) -> Self::Routes {
+    fn route(&self, _: &Entry, tokens: usize, how: Experts, _: bool) -> Self::Routes {
         let places = tokens * how.chosen;
         let (each, more) = (places / how.count, places % how.count);
         let starts = (0..=how.count).map(|expert| expert * each + expert.min(more)).collect();
         let kept = match self.machine {
             Machine::Processor(_) => Vec::new(),
-            // Experts and weights of choices, their places, and tokens and weights of these.
-            Machine::Card => (0..5).map(|_| self.take::<f32>(places)).collect(),
+            // Experts and weights of choices, their places, tokens and weights of these, and where each expert's begin.
+            Machine::Card => [places; 5].into_iter().chain([how.count + 1]).map(|len| self.take::<f32>(len)).collect(),
         };
-        // Where each expert begins goes to the processor.
-        drop((self.machine == Machine::Card).then(|| self.take::<f32>(how.count + 1)));
         (starts, kept)
+    }
+
+    /// As on a card, which has few places in a step that may be recorded.
+    fn has_few_places(&self, places: usize, experts: usize) -> bool {
+        self.ledger.is_keeping() && places <= tune_cuda::few_places(experts)
+    }
+
+    fn multiply_places(&self, (starts, _): &Self::Routes, by: ByExperts<'_, Self>) {
+        let places = starts.last().copied().unwrap_or(0);
+        let operations = by.products.len() * places * by.out * (by.inner + by.rank);
+        self.work.borrow_mut().layers += 2.0 * operations as f64;
     }
 
     fn starts(&self, (starts, _): &mut Self::Routes) -> Vec<usize> {

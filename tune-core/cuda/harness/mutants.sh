@@ -87,6 +87,14 @@ routes.cu|routes|s/if (i < warp) place/if (i <= warp) place/|the places of the n
 routes.cu|routes|s/        __syncthreads();\n        unsigned place/        unsigned place/|no barrier before counts are read
 routes.cu|routes|s/i < choices \&\& experts/i + 1 < choices \&\& experts/|the last choice has no place
 routes.cu|routes|s/* (q - below)/* q/|a gradient with a mean
+sample.cu|sample|s/shared->codes\[other\] < mine/shared->codes[other] <= mine/|a token comes before itself
+sample.cu|sample|s/\& known) == digits/\& known) != 0/|tokens of other digits are counted
+sample.cu|sample|s/found.mass += shared->mass/found.mass = shared->mass/|the mass before a bin is forgotten
+sample.cu|sample|s/        __syncthreads();\n        found.token/        found.token/|no barrier before the token is read
+sample.cu|sample|s/own = target.by_count ? 1 : weight/own = weight/|a token counts as much as it weighs
+sample.cu|sample|s/enough - 1, false/enough, false/|a part of the mass that is reached is not enough
+sample.cu|sample|s/? bits : ~bits \& 0x7fffffffu/? ~bits | 0x80000000u : ~bits \& 0x7fffffffu/|negative logits in the wrong order
+sample.cu|sample|s/(unsigned)__popc(those)/1u/|tokens of one bin count as one
 '
 wanted=" $* "
 number=0

@@ -35,7 +35,7 @@ pub use error::{Error, Result};
 pub use events::Event;
 pub use graph::{GRAPHS, Graph, KeptMemory};
 pub use kernels::{
-    Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Choice, Distillation, Dropout,
+    Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, Choice, Distillation, Draw, Dropout,
     FileFormat, Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, Routes, ScheduleFree, Sgd, Spans,
     Squares, Stretch, Sweep, TokenLoss, Top, Turn, panels, sum_rows_workspace,
 };

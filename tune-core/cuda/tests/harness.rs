@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 25] = [
+const TESTS: [&str; 26] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -32,6 +32,7 @@ const TESTS: [&str; 25] = [
     "rotary",
     "routes",
     "rows",
+    "sample",
     "token_columns",
     "top_middle",
 ];

@@ -8,7 +8,7 @@ mod families;
 use candle_core::{DType, Tensor};
 use families::Fixture;
 use tune_core::data::{Batch, IGNORE, Span};
-use tune_core::engine::{self, Kernels, Sequences};
+use tune_core::engine::{self, Behind, Draw, Drawn, Kernels, New, Sequences, Wanted};
 use tune_core::generate::{
     Continuous, End, Event, Request, Sampler, SamplerOptions, Scored, StopOptions, generate, generate_many,
     sample_groups,
@@ -404,6 +404,48 @@ fn scores_are_the_log_probabilities_of_training() {
     for token in &drawn[0] {
         assert_eq!(token.likeliest[0], (token.id, token.log_prob.unwrap()));
         assert!(token.likeliest[1].1 <= token.likeliest[0].1);
+    }
+}
+
+/// What is wanted of a sequence changes nothing: tokens are drawn by the logits that others bring along.
+#[test]
+fn tokens_are_drawn_by_the_logits_behind_them() {
+    for (family, kernels) in [("llama_tied", Kernels::OfTraining), ("qwen3_moe", Kernels::Fast)] {
+        let model = Fixture::read(family).model(DType::F32, None);
+        let vocab = model.config.vocab_size;
+        let [mut plain, mut drawing] = [0, 1].map(|_| Sequences::new(&model, &[30, 30, 30], kernels).unwrap());
+        for step in 0..6 {
+            let all: Vec<Vec<u32>> =
+                (0..3).map(|i| ids(step + i, if step == 0 { 4 + i as usize } else { 1 }, vocab)).collect();
+            let draws: Vec<Draw> = (1..4u64)
+                .map(|i| {
+                    let temperature = [0.0, 0.7, 1.3][(step as usize + i as usize) % 3];
+                    let options = SamplerOptions { temperature, top_k: Some(9), top_p: Some(0.8) };
+                    Draw { options, random: u64::MAX / 4 * i + u64::from(step), scored: Some(0.5 * i as f64) }
+                })
+                .collect();
+            let wanted = [Wanted::Tokens(&draws), Wanted::Every, Wanted::Tokens(&draws[1..2])];
+            let new: Vec<(usize, &[u32])> = all.iter().map(Vec::as_slice).enumerate().collect();
+            let logits = plain.extend(&new).unwrap();
+            let new = new.iter().map(|&(sequence, ids)| New { sequence, ids, wanted: wanted[sequence] });
+            let behind = drawing.extend_with(&new.collect::<Vec<_>>()).unwrap();
+            let right = |logits: &[f32], draw: &Draw| {
+                let token = draw.token(logits);
+                Drawn { token, log_prob: draw.scored.map(|t| engine::log_prob_at(logits, token, t)) }
+            };
+            let tokens =
+                |i: usize, draws: &[Draw]| draws.iter().map(|draw| right(&logits[i], draw)).collect::<Vec<_>>();
+            assert_eq!(behind[0], Behind::Tokens(tokens(0, &draws)), "{family}, step {step}");
+            assert_eq!(behind[2], Behind::Tokens(tokens(2, &draws[1..2])), "{family}, step {step}");
+            let Behind::Logits(every) = &behind[1] else { panic!("logits were wanted") };
+            assert_eq!(every.len(), all[1].len() * vocab);
+            assert_eq!(every[every.len() - vocab..], logits[1], "{family}, step {step}");
+        }
+        let draw = Draw { scored: Some(1.0), ..Draw::LIKELIEST };
+        let logits = plain.extend(&[(1, &[5])]).unwrap().remove(0);
+        let drawn = drawing.draw(&[(1, &[5], draw)]).unwrap();
+        let likeliest = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as u32;
+        assert_eq!(drawn, [Drawn { token: likeliest, log_prob: Some(engine::log_prob(&logits, likeliest)) }]);
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::DType;
 use serde_json::json;
 use tune_core::config::say;
 use tune_core::device::Compute;
-use tune_core::engine::{Card, Kernels, New, Sequences};
+use tune_core::engine::{Card, Draw, Kernels, Sequences};
 use tune_core::eval::Answers;
 use tune_core::memory_plan::Asked;
 use tune_core::models::{Decoder, FakeQuantizer, Format, GgufFormat, GgufLevels, Groups};
@@ -48,8 +48,8 @@ impl<'m> Reader<'m> {
     /// Each of some sequences grows by so many tokens.
     fn grow(&mut self, new: &[(usize, usize)]) {
         let ids: Vec<Vec<u32>> = new.iter().map(|&(_, len)| (0..len).map(|_| self.token()).collect()).collect();
-        let new = new.iter().zip(&ids).map(|(&(sequence, _), ids)| New { sequence, ids, every: false });
-        let logits = self.sequences.extend_with(&new.collect::<Vec<_>>()).unwrap();
+        let new = new.iter().zip(&ids).map(|(&(sequence, _), ids)| (sequence, ids.as_slice()));
+        let logits = self.sequences.extend(&new.collect::<Vec<_>>()).unwrap();
         self.bits.extend(logits.into_iter().map(|logits| logits.into_iter().map(f32::to_bits).collect()));
     }
 
@@ -332,6 +332,20 @@ fn tokens_one_by_one() {
     (0..10).for_each(|_| reader.grow(&[(a, 1)]));
 }
 
+/// The same where tokens are drawn.
+#[test]
+fn tokens_drawn_one_by_one() {
+    let Some(card) = card() else { return };
+    let mut model = fixture("llama_tied").model(DType::F32, Some(lora()));
+    model.compute_on(&Compute::Card(card)).unwrap();
+    let mut sequences = Sequences::new(&model, &[20], Kernels::OfTraining).unwrap();
+    let mut ids = vec![1, 5, 9, 3];
+    for _ in 0..11 {
+        let drawn = sequences.draw(&[(0, &ids, Draw::LIKELIEST)]).unwrap();
+        ids = vec![drawn[0].token];
+    }
+}
+
 /// Runs a test on a stand-in that is told this.
 fn told(test: &str, folder: &Path, told: &[(&str, &str)]) {
     let mut program = Command::new(std::env::current_exe().unwrap());
@@ -351,9 +365,9 @@ fn fewer_calls() {
     let Some(folder) = super::stand_in::folder() else { return };
     let calls = tempfile::tempdir().unwrap();
     // The calls of each of the last tokens, whose logits are waited for.
-    let of_tokens = |graphs: &str| {
-        let file = calls.path().join(format!("calls-{graphs}"));
-        told("tokens_one_by_one", folder, &[("STAND_IN_CALLS", file.to_str().unwrap()), ("TUNE_CUDA_GRAPHS", graphs)]);
+    let of_tokens = |test: &str, graphs: &str| {
+        let file = calls.path().join(format!("calls-{test}-{graphs}"));
+        told(test, folder, &[("STAND_IN_CALLS", file.to_str().unwrap()), ("TUNE_CUDA_GRAPHS", graphs)]);
         let lines = std::fs::read_to_string(file).unwrap();
         let lines: Vec<&str> = lines.lines().collect();
         let tokens: Vec<Vec<String>> = lines
@@ -364,9 +378,10 @@ fn fewer_calls() {
         assert!(last.windows(2).all(|pair| pair[0] == pair[1]), "tokens differ: {last:?}");
         last.into_iter().next().unwrap()
     };
-    let (with, without) = (of_tokens(""), of_tokens("none"));
+    let (with, without) = (of_tokens("tokens_one_by_one", ""), of_tokens("tokens_one_by_one", "none"));
     say!("calls for a token of a small model: {} without recordings, {} with", without.len(), with.len());
     assert_eq!(with, ["to the card", "graph", "from the card", "wait event"]);
+    assert_eq!(of_tokens("tokens_drawn_one_by_one", ""), with, "where tokens are drawn");
     let copies = without.iter().filter(|call| call.starts_with("to the card")).count();
     assert!(without.len() > 60 && copies == 1, "{copies} copies: {without:?}");
 }

@@ -5,6 +5,7 @@
 
 #[path = "../common/blocks.rs"]
 mod blocks;
+mod drawn;
 mod experts;
 mod fake_quantization;
 #[path = "../common/families.rs"]

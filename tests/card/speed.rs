@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tune_core::config::say;
-use tune_core::engine::{Card, Kernels, RunOptions, Sequences, evaluate, forward_backward};
+use tune_core::engine::{Card, Draw, Kernels, RunOptions, Sequences, evaluate, forward_backward};
 use tune_core::memory_plan::MemoryPlan;
 use tune_core::models::{Decoder, Format};
 use tune_core::optim::{AdamW, Gradients, InBackward};
@@ -163,6 +163,26 @@ fn adapters_of_large_models() {
     answers("4 of the 48 layers of Qwen3 30 B A3B", &experts, [1, 16], (120, 64), &card);
 }
 
+/// The likeliest tokens, drawn on the card, and how fast.
+fn drawn_on_card(model: &Decoder, count: usize, (past, tokens): (usize, usize)) -> (Vec<Vec<u32>>, f64) {
+    let mut sequences = Sequences::new(model, &vec![past + tokens; count], Kernels::OfTraining).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..count as u32).map(|i| (i..i + past as u32).collect()).collect();
+    let mut drawn: Vec<Vec<u32>> = vec![Vec::new(); count];
+    // Of the prompts, of the first token and of the second one, whose step is recorded.
+    let mut start = Instant::now();
+    for step in 0..tokens - 1 {
+        if step == 3 {
+            start = Instant::now();
+        }
+        let ids = |i: usize| if step == 0 { prompts[i].clone() } else { drawn[i][step - 1..].to_vec() };
+        let ids: Vec<Vec<u32>> = (0..count).map(ids).collect();
+        let new: Vec<_> = ids.iter().enumerate().map(|(i, ids)| (i, ids.as_slice(), Draw::LIKELIEST)).collect();
+        let found = sequences.draw(&new).unwrap();
+        drawn.iter_mut().zip(found).for_each(|(drawn, found)| drawn.push(found.token));
+    }
+    (drawn, (count * (tokens - 4)) as f64 / start.elapsed().as_secs_f64())
+}
+
 /// Draws so many of the likeliest tokens behind a past, for so many sequences, with steps that are recorded and without: the same, and
 /// how fast. All logits are read.
 pub(crate) fn answers(
@@ -205,9 +225,13 @@ pub(crate) fn answers(
         };
         card.use_graphs(true);
         assert!(drawn == others && logits == other_logits, "{what}: other answers without recordings");
+        let (on_card, by_draws) = drawn_on_card(model, count, (past, tokens));
+        assert!(on_card == drawn, "{what}: other answers where tokens are drawn on the card");
         let replayed = card.steps_by_graphs() - replayed;
         assert!(replayed > tokens as u64, "{what}: {replayed} steps by recordings");
-        say!("  {what}, answers to {count}: {with:.0} tokens/s by recorded steps, {without:.0} without ({taken} MiB)");
+        say!(
+            "  {what}, answers to {count}: {with:.0} tokens/s by recorded steps, {without:.0} without ({taken} MiB), {by_draws:.0} drawn on the card"
+        );
     }
 }
 

@@ -80,6 +80,10 @@ inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
 // The place of the lowest bit that is set, from one; zero where none is.
 inline int __ffs(int x) { return __builtin_ffs(x); }
+// The upper half of a product.
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+    return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <typename T> inline T min(T a, T b) { return b < a ? b : a; }
 template <typename T> inline T max(T a, T b) { return a < b ? b : a; }
@@ -349,6 +353,10 @@ template <typename T> T __shfl_sync(unsigned mask, T x, int from) {
 }
 template <typename T> T __shfl_xor_sync(unsigned mask, T x, int with) {
     return cuda_language::from_lane("__shfl_xor_sync", mask, x, cuda_language::lane() ^ with);
+}
+template <typename T> T __shfl_up_sync(unsigned mask, T x, int by) {
+    const int lane = cuda_language::lane();
+    return cuda_language::from_lane("__shfl_up_sync", mask, x, lane >= by ? lane - by : lane);
 }
 template <typename T> T __shfl_down_sync(unsigned mask, T x, int by) {
     const int lane = cuda_language::lane();

@@ -94,6 +94,14 @@ grouped.cu|grouped|s/{upper.x, lower.x, upper.y, lower.y}/{upper.x, upper.y, low
 grouped.cu|grouped|s/        if (of.out + out >= of.n) continue;\n//|results that there are not overwrite those of the next row
 grouped.cu|grouped|s/i = of_adapter.w ? 0 : 1/i = 1/|what an adapter adds is left out
 grouped.cu|grouped|s/begin += 64 \* WARPS/begin += 64 * WARPS + 64/|pieces of a row are left out
+sample.cu|sample|s/shared->codes\[other\] < mine/shared->codes[other] <= mine/|a token comes before itself
+sample.cu|sample|s/\& known) == digits/\& known) != 0/|tokens of other digits are counted
+sample.cu|sample|s/found.mass += shared->mass/found.mass = shared->mass/|the mass before a bin is forgotten
+sample.cu|sample|s/        __syncthreads();\n        found.token/        found.token/|no barrier before the token is read
+sample.cu|sample|s/own = target.by_count ? 1 : weight/own = weight/|a token counts as much as it weighs
+sample.cu|sample|s/enough - 1, false/enough, false/|a part of the mass that is reached is not enough
+sample.cu|sample|s/? bits : ~bits \& 0x7fffffffu/? ~bits | 0x80000000u : ~bits \& 0x7fffffffu/|negative logits in the wrong order
+sample.cu|sample|s/(unsigned)__popc(those)/1u/|tokens of one bin count as one
 '
 wanted=" $* "
 number=0

@@ -36,8 +36,9 @@ pub use events::Event;
 pub use graph::{GRAPHS, Graph, KeptMemory};
 pub use kernels::{
     Activation, AdamW, Adapted, Attention, Beside, BlockFormat, BlockRows, Blocks, ByExperts, Choice, Distillation,
-    Dropout, FileFormat, Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, Routes, ScheduleFree, Sgd,
-    Spans, Squares, Stretch, Sweep, Table, TokenLoss, Top, Turn, addresses, few_places, panels, sum_rows_workspace,
+    Draw, Dropout, FileFormat, Grouped, Levels, Lion, Maps, Moved, Moved8bit, Norm, Qkv, QkvMut, Routes, ScheduleFree,
+    Sgd, Spans, Squares, Stretch, Sweep, Table, TokenLoss, Top, Turn, addresses, few_places, panels,
+    sum_rows_workspace,
 };
 pub use libraries::{Found, VARIABLE, open_cublaslt, open_nccl};
 pub use lists::Lists;

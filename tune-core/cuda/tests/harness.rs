@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Tests of kernels, in `harness/tests`; a list, so that one that is forgotten is missed below.
-const TESTS: [&str; 26] = [
+const TESTS: [&str; 27] = [
     "attention_backward",
     "attention_backward_sm90a",
     "attention_decode",
@@ -33,6 +33,7 @@ const TESTS: [&str; 26] = [
     "rotary",
     "routes",
     "rows",
+    "sample",
     "token_columns",
     "top_middle",
 ];

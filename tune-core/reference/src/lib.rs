@@ -9,6 +9,7 @@
 //! program that calls, never of its user.
 
 pub mod attention;
+pub mod draw;
 pub mod dropout;
 pub mod experts;
 pub mod fake_quant;

@@ -4,18 +4,18 @@
 //! counts all of it. [`super::cpu`] computes, [`super::paper`] counts, [`super::reference`] is what both are compared with.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::new_tokens::{Answered, NewTokens};
 use crate::distributed::Mesh;
-use crate::kernels::attention::{Attention, Stretch};
+use crate::kernels::attention::Attention;
 use crate::kernels::fake_quant::Levels;
 use crate::kernels::gemm::Sides;
 use crate::kernels::ledger::Purpose;
 use crate::kernels::rope::Turn;
 use crate::kernels::{Dropout, Mixture, Noise, Quantized, Rotary, TokenLoss, TopRows};
-use crate::models::{Activation, Decoder, EmbeddingSpec, Here, Magnitude, ParamId, Site};
+use crate::models::{Activation, EmbeddingSpec, Here, Magnitude, ParamId, Site};
 use crate::{Later, Result};
 
 /// Rows of logits that exist at a time on the processor, at most: 56 MiB in f32.
@@ -333,13 +333,13 @@ pub(crate) trait Reads<'m>: Backend + 'm {
     /// The backend does not read such.
     fn scaling(&self, of: &'m Magnitude) -> Result<Self::Scaling>;
 
-    /// The logits of a step by the newest tokens of sequences, which `compute` computes. Who can does as it did in another step of that
-    /// shape, without asking it again; then only what `new` has is other than it was.
+    /// What comes of a step by the newest tokens of sequences, whose logits `compute` computes. Who can does as it did in another step of
+    /// that shape, without asking it again; then only what `new` has is other than it was. Who has the logits elsewhere draws there.
     ///
     /// # Errors
     /// Those of `compute`.
-    fn newest(&self, _new: &NewTokens<'_>, compute: &mut dyn FnMut() -> Result<Self::Sums>) -> Result<Arc<Self::Sums>> {
-        compute().map(Arc::new)
+    fn newest(&self, new: &NewTokens<'_>, compute: &mut dyn FnMut() -> Result<Self::Sums>) -> Result<Answered> {
+        Ok(new.drawn_by(self.numbers(&compute()?)))
     }
 
     /// A copy of sums.
@@ -352,24 +352,6 @@ pub(crate) trait Reads<'m>: Backend + 'm {
     fn check(&self) -> Result<()> {
         Ok(())
     }
-}
-
-/// What is new in a step by the newest tokens of sequences. All other numbers that it reads are where they were.
-#[derive(Clone, Copy)]
-pub(crate) struct NewTokens<'a> {
-    /// Whose step it is.
-    pub(crate) model: &'a Decoder,
-    /// The tokens.
-    pub(crate) ids: &'a [u32],
-    /// Where their keys and values go, of `keys` rows.
-    pub(crate) rows: &'a [usize],
-    pub(crate) keys: usize,
-    /// Where each looks.
-    pub(crate) stretches: &'a [Stretch],
-    /// The angles of their positions, by each of the model's tables.
-    pub(crate) rotary: &'a [Rotary],
-    /// Those whose logits are wanted.
-    pub(crate) wanted: &'a [usize],
 }
 
 /// Some columns of some rows of a buffer: `[rows, cols]`, `stride` elements from one row to the next.

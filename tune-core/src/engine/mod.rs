@@ -18,6 +18,7 @@ mod inputs;
 mod kept;
 mod linear;
 mod mlp;
+mod new_tokens;
 mod paper;
 mod parameters;
 mod reference;
@@ -39,13 +40,16 @@ pub(crate) use cuda::{BlocksOnCard, Factor, Move, Move8bit, OnCard, Rule, Square
 use half::bf16;
 pub use inputs::{Inputs, observe};
 use kept::Keeper;
+pub use new_tokens::{Behind, Drawn, New, Wanted};
 pub use paper::{Loss, Work};
 pub(crate) use paper::{Paper, State, StepOnPaper};
 use parameters::{Held, Parameters};
 use reference::Reference;
 pub use run::Objective;
 use run::{By, Minimized, Passed, Run, Sink, Taught};
-pub use sequences::{Kernels, New, Sequences};
+pub use sequences::{Kernels, Sequences};
+
+pub use crate::kernels::{Draw, SamplerOptions};
 use sharded::Sharded;
 use to_model::ToModel;
 

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::backend::{Backend, NewTokens, Reads};
+use super::backend::{Backend, Reads};
 use super::block::Past;
 use super::cpu::Cpu;
 use super::cuda::Cuda;
+use super::new_tokens::{Answered, Behind, Drawn, New, NewTokens, Wanted};
 use super::reference::Reference;
 use super::run::Run;
 use super::{Precision, on_a_worker, parameters};
 use crate::data::{Batch, IGNORE, Span};
 use crate::kernels::attention::Stretch;
 use crate::kernels::team::Team;
-use crate::kernels::{Element, check_token_ids};
+use crate::kernels::{Draw, Element, check_token_ids};
 use crate::models::{BlockSpec, Decoder, Linear, ModelSpec};
 use crate::{Error, Result};
 
@@ -86,13 +87,20 @@ impl<'m> Sequences<'m> {
     /// bring along: tables of other tokens, for one.
     ///
     /// # Errors
-    /// As [`Sequences::new`]; no model, or models of different shapes.
+    /// As [`Sequences::new`]; no model, models of different shapes, or of more than [`Draw::MOST_TOKENS`] tokens.
     pub fn of_many(models: &[&'m Decoder], room: usize, kernels: Kernels) -> Result<Self> {
         let Some(&model) = models.first() else { return Err(Error::setup("there is no model to read sequences")) };
         let tables = |of: &Decoder| ModelSpec { vocab_size: 0, tie_word_embeddings: false, ..of.config.clone() };
         let is_other = |other: &&Decoder| tables(other) != tables(model) || other.dtype() != model.dtype();
         if models.iter().any(is_other) {
             return Err(Error::setup("models that read sequences together have one base"));
+        }
+        let vocab = models.iter().map(|model| model.config.vocab_size).max().unwrap_or(0);
+        if vocab > Draw::MOST_TOKENS {
+            return Err(Error::setup(format!(
+                "a model of {vocab} tokens cannot generate any: they are drawn of at most {}",
+                Draw::MOST_TOKENS
+            )));
         }
         let precision = Precision::of(model)?;
         // Weights in blocks have kernels of training alone, which the whole pool computes.
@@ -224,15 +232,30 @@ impl<'m> Sequences<'m> {
     /// # Errors
     /// A token outside the vocabulary, a sequence without new tokens, named twice, or that has no room for them.
     pub fn extend(&mut self, new: &[(usize, &[u32])]) -> Result<Vec<Vec<f32>>> {
-        let last: Vec<New<'_>> = new.iter().map(|&(sequence, ids)| New { sequence, ids, every: false }).collect();
-        self.extend_with(&last)
+        let last: Vec<New<'_>> =
+            new.iter().map(|&(sequence, ids)| New { sequence, ids, wanted: Wanted::Last }).collect();
+        Ok(self.extend_with(&last)?.into_iter().map(Behind::into_logits).collect())
     }
 
-    /// The same; where it is wanted, with the logits `[new tokens, vocab]` behind every new token.
+    /// Adds tokens to sequences, given by their numbers, and draws the token that follows each.
     ///
     /// # Errors
     /// As [`Sequences::extend`].
-    pub fn extend_with(&mut self, new: &[New<'_>]) -> Result<Vec<Vec<f32>>> {
+    pub fn draw(&mut self, new: &[(usize, &[u32], Draw)]) -> Result<Vec<Drawn>> {
+        let new = new.iter().map(|(sequence, ids, draw)| New {
+            sequence: *sequence,
+            ids,
+            wanted: Wanted::Tokens(std::slice::from_ref(draw)),
+        });
+        let behind = self.extend_with(&new.collect::<Vec<_>>())?;
+        Ok(behind.into_iter().flat_map(Behind::into_tokens).collect())
+    }
+
+    /// Adds tokens to sequences, and returns of each what is wanted.
+    ///
+    /// # Errors
+    /// As [`Sequences::extend`].
+    pub fn extend_with(&mut self, new: &[New<'_>]) -> Result<Vec<Behind>> {
         for (i, &New { sequence, ids, .. }) in new.iter().enumerate() {
             let place = self.places[sequence];
             if ids.is_empty() || new[..i].iter().any(|other| other.sequence == sequence) {
@@ -253,14 +276,14 @@ impl<'m> Sequences<'m> {
             place.len > 0 && new.ids.len() == 1 && !self.begins_anew(place, place.len + 1)
         };
         let has_few: Vec<bool> = new.iter().map(|new| self.team.is_some() && is_newest(new)).collect();
-        let mut logits = vec![Vec::new(); new.len()];
+        let mut behind = vec![Behind::Tokens(Vec::new()); new.len()];
         for (model, are_few) in (0..self.models.len()).flat_map(|model| [(model, false), (model, true)]) {
             let is_meant = |&i: &usize| has_few[i] == are_few && self.places[new[i].sequence].model == model;
             let which: Vec<usize> = (0..new.len()).filter(is_meant).collect();
             let some: Vec<New<'_>> = which.iter().map(|&i| new[i]).collect();
             let team = self.team.clone().filter(|_| are_few);
             for (i, of_one) in which.into_iter().zip(self.compute(model, &some, team.as_deref())?) {
-                logits[i] = of_one;
+                behind[i] = of_one;
             }
         }
         for &New { sequence, ids, .. } in new {
@@ -268,11 +291,11 @@ impl<'m> Sequences<'m> {
             *place = Place { len: place.len + ids.len(), was_longer: false, ..*place };
             self.ids[sequence].extend(ids);
         }
-        Ok(logits)
+        Ok(behind)
     }
 
-    /// The logits of some sequences of a model with their new tokens, by a team if that is given.
-    fn compute(&mut self, model: usize, new: &[New<'_>], team: Option<&Team>) -> Result<Vec<Vec<f32>>> {
+    /// What is wanted of some sequences of a model with their new tokens, by a team if that is given.
+    fn compute(&mut self, model: usize, new: &[New<'_>], team: Option<&Team>) -> Result<Vec<Behind>> {
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -286,8 +309,9 @@ impl<'m> Sequences<'m> {
             origins: Vec::new(),
             labels: Vec::new(),
         };
-        let (mut stretches, mut rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        for &New { sequence, ids, every } in new {
+        let (mut stretches, mut rows) = (Vec::new(), Vec::new());
+        let mut asked = Asked { of: Vec::new(), draws: Vec::new(), wants_logits: false };
+        for &New { sequence, ids, wanted } in new {
             let place = self.places[sequence];
             let first = batch.input_ids.len();
             let past = if self.begins_anew(place, place.len + ids.len()) { 0 } else { place.len };
@@ -296,7 +320,7 @@ impl<'m> Sequences<'m> {
             stretches.push(Stretch { queries: first, len, keys: place.start, past });
             rows.extend(positions.clone().map(|position| place.start + position));
             let end = first + len;
-            wanted.extend(end - if every { ids.len() } else { 1 }..end);
+            asked.add(end, ids.len(), wanted);
             batch.spans.push(Span { row: 0, start: first, len });
             batch.input_ids.extend(self.ids[sequence][past..].iter().chain(ids));
             batch.positions.extend(positions.map(|position| position as u32));
@@ -304,44 +328,56 @@ impl<'m> Sequences<'m> {
         batch.len = batch.input_ids.len();
         batch.targets = vec![IGNORE; batch.len];
         let (past, model) = (&mut self.past, self.models[model]);
-        let logits = match team {
-            None => on_a_worker(|| past.grow(model, &batch, stretches, rows, &wanted, false))?,
-            Some(team) => team.lead(|| past.grow(model, &batch, stretches, rows, &wanted, true))?,
+        let Answered { logits, drawn } = match team {
+            None => on_a_worker(|| past.grow(model, &batch, stretches, rows, &asked, false))?,
+            Some(team) => team.lead(|| past.grow(model, &batch, stretches, rows, &asked, true))?,
         };
-        let mut rest = logits.as_slice();
+        let (vocab, mut rest, mut drawn) = (model.config.vocab_size, logits.as_slice(), drawn.into_iter());
         let of_one = |new: &New<'_>| {
-            let count = if new.every { new.ids.len() } else { 1 };
-            let (own, others) = rest.split_at(count * model.config.vocab_size);
+            let rows = if let Wanted::Every = new.wanted { new.ids.len() } else { 1 };
+            let (own, others) = rest.split_at(if asked.wants_logits { rows * vocab } else { 0 });
             rest = others;
-            own.to_vec()
+            match new.wanted {
+                Wanted::Tokens(draws) => Behind::Tokens(drawn.by_ref().take(draws.len()).collect()),
+                Wanted::Last | Wanted::Every => Behind::Logits(own.to_vec()),
+            }
         };
         Ok(new.iter().map(of_one).collect())
     }
 }
 
-/// What a sequence grows by.
-#[derive(Debug, Clone, Copy)]
-pub struct New<'a> {
-    /// Its number.
-    pub sequence: usize,
-    /// The new tokens.
-    pub ids: &'a [u32],
-    /// Whether the logits behind every new token are wanted, and not only those behind the last.
-    pub every: bool,
+/// What is asked of a step.
+struct Asked {
+    /// The tokens whose logits are computed.
+    of: Vec<usize>,
+    /// What is drawn by these, each given by its place.
+    draws: Vec<(usize, Draw)>,
+    wants_logits: bool,
+}
+
+impl Asked {
+    /// Of a sequence whose new tokens, so many, end at `end`.
+    fn add(&mut self, end: usize, len: usize, wanted: Wanted<'_>) {
+        match wanted {
+            Wanted::Tokens(draws) => self.draws.extend(draws.iter().map(|draw| (self.of.len(), *draw))),
+            Wanted::Last | Wanted::Every => self.wants_logits = true,
+        }
+        self.of.extend(end - if let Wanted::Every = wanted { len } else { 1 }..end);
+    }
 }
 
 /// [`Growing`] on any backend.
 trait Grow<'m> {
-    /// Takes in the tokens of `batch`, whose keys go into `rows`, and returns the logits `[wanted, vocab]` of some of them.
+    /// Takes in the tokens of `batch`, whose keys go into `rows`, and returns what is asked of some of them.
     fn grow(
         &mut self,
         model: &'m Decoder,
         batch: &Batch,
         stretches: Vec<Stretch>,
         rows: Vec<usize>,
-        wanted: &[usize],
+        asked: &Asked,
         are_newest: bool,
-    ) -> Result<Vec<f32>>;
+    ) -> Result<Answered>;
 
     /// Copies the keys and values of some rows to others, which are as many.
     fn copy(&mut self, from: &[usize], to: &[usize]) -> Result<()>;
@@ -382,9 +418,9 @@ impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
         batch: &Batch,
         stretches: Vec<Stretch>,
         rows: Vec<usize>,
-        wanted: &[usize],
+        asked: &Asked,
         are_newest: bool,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Answered> {
         let parameters = parameters(model, None, false);
         let backend = self.of_newest.as_ref().filter(|_| are_newest).unwrap_or(&self.backend);
         let run = Run { stretches, rows_in_past: rows, ..Run::new(backend, &model.config, &*parameters, batch) };
@@ -397,14 +433,15 @@ impl<'m, B: Reads<'m>> Grow<'m> for Growing<B> {
             keys: self.past.first().map_or(0, |past| past.rows),
             stretches: &run.stretches,
             rotary: &run.rotary,
-            wanted,
+            wanted: &asked.of,
+            draws: &asked.draws,
+            wants_logits: asked.wants_logits,
         };
         let past = &mut self.past;
-        let mut compute = || run.logits(&run.through_blocks_on(past)?, wanted);
-        let logits = backend.newest(&new, &mut compute)?;
-        let logits = backend.numbers(&logits);
+        let mut compute = || run.logits(&run.through_blocks_on(past)?, &asked.of);
+        let answered = backend.newest(&new, &mut compute)?;
         backend.check()?;
-        Ok(logits)
+        Ok(answered)
     }
 
     fn copy(&mut self, from: &[usize], to: &[usize]) -> Result<()> {

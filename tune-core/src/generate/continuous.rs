@@ -1,7 +1,7 @@
 //! Continuous batching: sequences join and leave between tokens.
 
 use super::{End, Sampler};
-use crate::engine::{Kernels, New, Sequences, log_prob};
+use crate::engine::{Behind, Draw, Drawn, Kernels, New, Sequences, Wanted, log_prob};
 use crate::models::{Decoder, ModelSpec};
 use crate::{Error, Result};
 
@@ -162,31 +162,42 @@ impl<'m> Continuous<'m> {
     /// What fails on a card.
     pub fn step(&mut self) -> Result<Vec<(usize, Event)>> {
         let taken = self.take();
-        let new = taken.iter().map(|&(i, count)| {
-            let Running { sequence, request, read, newest, .. } = &self.running[i];
-            let ids = match newest {
+        let draws: Vec<Draw> = taken.iter().map(|&(i, count)| self.running[i].next(count)).collect();
+        let new = taken.iter().zip(&draws).map(|(&(i, count), draw)| {
+            let running = &self.running[i];
+            let ids = match &running.newest {
                 Some(id) => std::slice::from_ref(id),
-                None => &request.prompt[*read..][..count],
+                None => &running.request.prompt[running.read..][..count],
             };
-            let every = newest.is_none() && request.scores_prompt && request.scores.is_some();
-            New { sequence: *sequence, ids, every }
+            New { sequence: running.sequence, ids, wanted: running.wants(count, draw) }
         });
-        let logits = self.sequences.extend_with(&new.collect::<Vec<_>>())?;
+        let behind = self.sequences.extend_with(&new.collect::<Vec<_>>())?;
         let mut events = Vec::new();
         let mut ended = Vec::new();
-        for ((i, count), logits) in taken.into_iter().zip(&logits) {
+        for (((i, count), draw), behind) in taken.into_iter().zip(&draws).zip(behind) {
             let running = &mut self.running[i];
             let (sequence, vocab) = (running.sequence, self.models[running.request.model].config.vocab_size);
-            let last = &logits[logits.len() - vocab..];
             if running.newest.take().is_none() {
-                events.extend(running.score(logits, vocab, count).map(|event| (sequence, event)));
+                if let Behind::Logits(logits) = &behind {
+                    events.extend(running.score(logits, vocab, count).map(|event| (sequence, event)));
+                }
                 running.read += count;
                 if running.is_reading() {
                     continue;
                 }
             }
+            let scored = match behind {
+                Behind::Logits(logits) => {
+                    let last = &logits[logits.len() - vocab..];
+                    Scored::new(draw.token(last), last, running.request.scores)
+                }
+                Behind::Tokens(drawn) => {
+                    let Some(&Drawn { token, log_prob }) = drawn.first() else { continue };
+                    Scored { id: token, log_prob, likeliest: Vec::new() }
+                }
+            };
             let longest = self.models[running.request.model].config.max_position_embeddings;
-            let end = running.draw(last, self.sequences.len(sequence) + 1 >= longest, |event| {
+            let end = running.take_token(scored, self.sequences.len(sequence) + 1 >= longest, |event| {
                 events.push((sequence, event));
             });
             if let Some(end) = end {
@@ -230,6 +241,31 @@ impl<'m> Continuous<'m> {
 }
 
 impl Running {
+    /// Whether a token is drawn when `count` more tokens of the prompt are read.
+    fn draws(&self, count: usize) -> bool {
+        self.request.max_new_tokens > 0 && self.read + count >= self.request.prompt.len()
+    }
+
+    /// What is drawn then; of a prompt that goes on any token, which nobody looks at and which is less than its logits are.
+    fn next(&mut self, count: usize) -> Draw {
+        match self.draws(count) {
+            true => self.request.sampler.next(self.request.scores.map(|_| 1.0)),
+            false => Draw::LIKELIEST,
+        }
+    }
+
+    /// What is wanted then. Logits come here only for those who ask for other tokens' scores than that of the drawn one.
+    fn wants<'d>(&self, count: usize, draw: &'d Draw) -> Wanted<'d> {
+        let Request { scores, scores_prompt, .. } = &self.request;
+        if self.newest.is_none() && *scores_prompt && scores.is_some() {
+            return Wanted::Every;
+        }
+        match self.draws(count) && scores.is_some_and(|likeliest| likeliest > 0) {
+            true => Wanted::Last,
+            false => Wanted::Tokens(std::slice::from_ref(draw)),
+        }
+    }
+
     /// The scores of `count` tokens of the prompt, where they are asked for. The logits `[count, vocab]` behind a token score the
     /// next one.
     fn score(&self, logits: &[f32], vocab: usize, count: usize) -> Option<Event> {
@@ -245,13 +281,12 @@ impl Running {
         Some(Event::Read(scored))
     }
 
-    /// Draws the next token; returns how the answer ended, if it did.
-    fn draw(&mut self, logits: &[f32], is_full: bool, tell: impl FnOnce(Event)) -> Option<End> {
+    /// Goes on by the token that was drawn; returns how the answer ended, if it did.
+    fn take_token(&mut self, scored: Scored, is_full: bool, tell: impl FnOnce(Event)) -> Option<End> {
         if self.request.max_new_tokens == 0 {
             return Some(End::Length);
         }
-        let id = self.request.sampler.sample(logits);
-        let scored = Scored::new(id, logits, self.request.scores);
+        let id = scored.id;
         if self.request.stop_tokens.contains(&id) {
             tell(Event::Stop(scored));
             return Some(End::Stop);

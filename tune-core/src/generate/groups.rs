@@ -1,7 +1,7 @@
 //! Several answers to each prompt, drawn by the model's own probabilities.
 
 use super::{Continuous, End, Sampler, StopOptions};
-use crate::engine::{Kernels, Sequences, log_prob_at};
+use crate::engine::{Behind, Draw, Drawn, Kernels, New, Sequences, Wanted};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
@@ -50,29 +50,38 @@ pub fn sample_groups(
     let idle = rooms.len();
     let capacities: Vec<usize> = rooms.iter().copied().chain((!shards.is_single()).then_some(1)).collect();
     let mut sequences = Sequences::new(model, &capacities, Kernels::OfTraining)?;
-    // The first answer to a prompt reads it.
-    let first: Vec<(usize, &[u32])> = prompts.iter().enumerate().map(|(i, prompt)| (i * samples, *prompt)).collect();
-    let of_prompts = match first.is_empty() {
+    let mut samplers: Vec<Sampler> = (0..rooms.len()).map(|i| sampler(i / samples, i % samples)).collect();
+    let mut next = |i: usize| {
+        let temperature = samplers[i].temperature_of_log_probs();
+        samplers[i].next(Some(temperature))
+    };
+    // The first answer to a prompt reads it, and all of them draw by its logits.
+    let first: Vec<Draw> = (0..rooms.len()).map(&mut next).collect();
+    let new = prompts.iter().zip(first.chunks(samples)).enumerate().map(|(i, (prompt, draws))| New {
+        sequence: i * samples,
+        ids: prompt,
+        wanted: Wanted::Tokens(draws),
+    });
+    let new: Vec<New<'_>> = new.collect();
+    let mut drawn: Vec<Drawn> = match new.is_empty() {
         true => read_along(&mut sequences, idle)?,
-        false => sequences.extend(&first)?,
+        false => sequences.extend_with(&new)?.into_iter().flat_map(Behind::into_tokens).collect(),
     };
     let copies: Vec<(usize, usize)> =
         (0..rooms.len()).map(|i| (i / samples * samples, i)).filter(|(from, to)| from != to).collect();
     sequences.copy(&copies)?;
 
-    let mut samplers: Vec<Sampler> = (0..rooms.len()).map(|i| sampler(i / samples, i % samples)).collect();
     let mut answers: Vec<Sampled> =
         rooms.iter().map(|_| Sampled { ids: Vec::new(), log_probs: Vec::new(), end: End::Length }).collect();
     let mut running: Vec<usize> = (0..rooms.len()).collect();
-    let mut logits: Vec<Vec<f32>> = running.iter().map(|i| of_prompts[i / samples].clone()).collect();
     // Of all processes.
     let mut goes_on = shards.all_reduce("answers that are drawn", vec![running.len() as u64]).wait()?[0] > 0;
     while goes_on {
         let mut newest: Vec<(usize, u32)> = Vec::with_capacity(running.len());
-        for (&i, logits) in running.iter().zip(&logits) {
-            let (answer, token) = (&mut answers[i], samplers[i].sample(logits));
+        for (&i, Drawn { token, log_prob }) in running.iter().zip(drawn) {
+            let answer = &mut answers[i];
             answer.ids.push(token);
-            answer.log_probs.push(log_prob_at(logits, token, samplers[i].temperature_of_log_probs()));
+            answer.log_probs.extend(log_prob);
             if stop.stop_tokens.contains(&token) {
                 answer.end = End::Stop;
             } else if answer.ids.len() < stop.max_new_tokens {
@@ -82,10 +91,10 @@ pub fn sample_groups(
                 }
             }
         }
-        let new: Vec<(usize, &[u32])> = newest.iter().map(|(i, token)| (*i, std::slice::from_ref(token))).collect();
+        let new: Vec<_> = newest.iter().map(|(i, token)| (*i, std::slice::from_ref(token), next(*i))).collect();
         goes_on = shards.all_reduce("answers that are drawn", vec![new.len() as u64]).wait()?[0] > 0;
-        logits = match (new.is_empty(), goes_on) {
-            (false, _) => sequences.extend(&new)?,
+        drawn = match (new.is_empty(), goes_on) {
+            (false, _) => sequences.draw(&new)?,
             (true, true) => read_along(&mut sequences, idle)?,
             (true, false) => Vec::new(),
         };
@@ -96,8 +105,8 @@ pub fn sample_groups(
 }
 
 /// Takes part in gathering the blocks that others need, and keeps nothing of what comes out.
-fn read_along(sequences: &mut Sequences<'_>, idle: usize) -> Result<Vec<Vec<f32>>> {
+fn read_along(sequences: &mut Sequences<'_>, idle: usize) -> Result<Vec<Drawn>> {
     sequences.truncate(idle, 0);
-    sequences.extend(&[(idle, &[0][..])])?;
+    sequences.draw(&[(idle, &[0][..], Draw::LIKELIEST)])?;
     Ok(Vec::new())
 }

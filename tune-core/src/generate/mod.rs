@@ -13,7 +13,7 @@ pub use sampler::{Sampler, SamplerOptions};
 pub use talk::{End, Reply, Talk};
 
 pub use crate::engine::Kernels;
-use crate::engine::Sequences;
+use crate::engine::{Drawn, Sequences};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
@@ -80,11 +80,10 @@ pub fn generate_many(
         newest.extend(prompts.iter().map(|prompt| prompt.to_vec()).enumerate());
     }
     while !newest.is_empty() {
-        let new: Vec<(usize, &[u32])> = newest.iter().map(|(i, ids)| (*i, ids.as_slice())).collect();
-        let logits = sequences.extend(&new)?;
+        let new: Vec<_> = newest.iter().map(|(i, ids)| (*i, ids.as_slice(), samplers[*i].next(None))).collect();
+        let drawn = sequences.draw(&new)?;
         let running: Vec<usize> = newest.drain(..).map(|(i, _)| i).collect();
-        for (i, logits) in running.into_iter().zip(&logits) {
-            let token = samplers[i].sample(logits);
+        for (i, Drawn { token, .. }) in running.into_iter().zip(drawn) {
             if stop.stop_tokens.contains(&token) {
                 continue;
             }

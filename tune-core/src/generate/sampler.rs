@@ -3,25 +3,15 @@
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::kernels::{exp, simd, sum};
+use crate::engine::Draw;
+pub use crate::engine::SamplerOptions;
 
-/// How the next token is drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SamplerOptions {
-    /// Divides the logits; at 0 the likeliest token is always taken.
-    pub temperature: f64,
-    /// Draws from the `k` likeliest tokens only.
-    pub top_k: Option<usize>,
-    /// Draws from the fewest likeliest tokens whose probabilities add up to `p`.
-    pub top_p: Option<f64>,
-}
-
-impl SamplerOptions {
-    /// By the model's own probabilities.
-    pub const AS_THEY_ARE: Self = Self { temperature: 1.0, top_k: None, top_p: None };
-}
-
-/// Draws tokens; the same seed and logits give the same tokens.
+/// Draws tokens; the same seed and logits give the same tokens, on a card and on the processor.
+///
+/// A token is drawn with the probability that its logit, divided by the temperature, has by softmax among those that `top_k` and then
+/// `top_p` keep. Probabilities are counted in integers, so that no order of adding them matters: the likeliest token counts as
+/// `2^40`, and any other as many as its probability is of that one's, rounded down. So what is less likely than the likeliest token by a
+/// factor of `2^40` (10^12) is never drawn. Beside that a probability is within a few millionths of itself, about what f32 leaves of logits.
 #[derive(Debug)]
 pub struct Sampler {
     options: SamplerOptions,
@@ -36,7 +26,7 @@ impl Sampler {
 
     /// Always the likeliest token.
     pub fn greedy() -> Self {
-        Self::new(SamplerOptions { temperature: 0.0, top_k: None, top_p: None }, 0)
+        Self::new(Draw::LIKELIEST.options, 0)
     }
 
     /// The temperature at which what it draws has its log-probability: the likeliest token is as likely as the model says.
@@ -44,89 +34,16 @@ impl Sampler {
         if self.options.temperature > 0.0 { self.options.temperature } else { 1.0 }
     }
 
+    /// The next token to draw, by whatever logits come, and with its log-probability at a temperature if that is given.
+    pub(crate) fn next(&mut self, scored: Option<f64>) -> Draw {
+        let random = if self.options.temperature > 0.0 { self.rng.next_u64() } else { 0 };
+        Draw { options: self.options, random, scored }
+    }
+
     /// A token for `logits` `[vocab]`; among equals the lowest id counts as likelier.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let SamplerOptions { temperature, top_k, top_p } = self.options;
-        let first = likeliest(logits);
-        let Some(&max) = logits.get(first as usize).filter(|_| temperature > 0.0) else { return first };
-        let max = f64::from(max);
-        let most = top_k.filter(|&k| k > 0 && k < logits.len());
-        let of_all = match most {
-            None => total(logits, max, temperature),
-            Some(_) => 0.0,
-        };
-        let drawn = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        // Mostly the token is among few that are likely: the others need not be put in order.
-        for reach in REACHES {
-            let least = max - reach * temperature;
-            let is_last = reach.is_infinite();
-            let near = |id: &u32| f64::from(logits[*id as usize]) >= least;
-            let mut order: Vec<u32> = (0..logits.len() as u32).filter(near).collect();
-            if !is_last && most.is_some_and(|k| order.len() < k) {
-                continue;
-            }
-            order.sort_unstable_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-            order.truncate(most.unwrap_or(order.len()));
-            let weight = |id: &u32| ((f64::from(logits[*id as usize]) - max) / temperature).exp();
-            let weights: Vec<f64> = order.iter().map(weight).collect();
-            let total = if most.is_some() { weights.iter().sum() } else { of_all };
-            let enough = top_p.and_then(|p| {
-                let mut sum = 0.0;
-                weights.iter().position(|w| {
-                    sum += w;
-                    sum >= p * total
-                })
-            });
-            let kept = enough.map_or(weights.len(), |i| i + 1);
-            let mass = if enough.is_some() { weights[..kept].iter().sum() } else { total };
-            if enough.is_none() && top_p.is_some() && !is_last {
-                continue;
-            }
-            let mut left = drawn * mass;
-            for (id, weight) in order[..kept].iter().zip(&weights) {
-                left -= weight;
-                if left < 0.0 {
-                    return *id;
-                }
-            }
-            if enough.is_some() || is_last {
-                return kept.checked_sub(1).map_or(first, |last| order[last]);
-            }
-        }
-        first
+        self.next(None).token(logits)
     }
-}
-
-/// How far below the likeliest token's logit others are looked for, in units of the temperature.
-const REACHES: [f64; 3] = [12.0, 40.0, f64::INFINITY];
-
-/// The token with the largest logit, of equals the first.
-fn likeliest(logits: &[f32]) -> u32 {
-    // Numbers in the order of `f32::total_cmp`.
-    let key = |x: f32| {
-        let bits = x.to_bits() as i32;
-        bits ^ (((bits >> 31) as u32) >> 1) as i32
-    };
-    let max = simd(
-        #[inline(always)]
-        || logits.iter().fold(i32::MIN, |max, &x| max.max(key(x))),
-    );
-    logits.iter().position(|&x| key(x) == max).unwrap_or_default() as u32
-}
-
-/// The sum of all weights.
-fn total(logits: &[f32], max: f64, temperature: f64) -> f64 {
-    let (max, factor) = (max as f32, (1.0 / temperature) as f32);
-    simd(
-        #[inline(always)]
-        || {
-            sum(
-                [logits],
-                #[inline(always)]
-                |[l]| f64::from(exp((l - max) * factor)),
-            )
-        },
-    )
 }
 
 #[cfg(test)]
@@ -168,59 +85,5 @@ mod tests {
     #[test]
     fn equal_logits_give_the_lowest_id() {
         assert_eq!(Sampler::greedy().sample(&[1.0, 2.0, 2.0]), 1);
-    }
-
-    /// What [`Sampler::sample`] does, with all tokens in order.
-    fn plainly(options: SamplerOptions, logits: &[f32], drawn: f64) -> u32 {
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-        order.truncate(options.top_k.unwrap_or(order.len()));
-        let weight = |&id: &usize| (f64::from(logits[id] - logits[order[0]]) / options.temperature).exp();
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        let (total, mut sum) = (weights.iter().sum::<f64>(), 0.0);
-        let enough = weights.iter().position(|w| {
-            sum += w;
-            sum >= options.top_p.unwrap_or(2.0) * total
-        });
-        weights.truncate(enough.map_or(weights.len(), |i| i + 1));
-        let mut left = drawn * weights.iter().sum::<f64>();
-        let place = weights.iter().position(|w| {
-            left -= w;
-            left < 0.0
-        });
-        order[place.unwrap_or(weights.len() - 1)] as u32
-    }
-
-    #[test]
-    fn unlikely_tokens_are_drawn_as_if_all_were_in_order() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut seen = std::collections::BTreeSet::new();
-        for spread in [0.01, 1.0, 30.0] {
-            let logits: Vec<f32> =
-                (0..3000).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32 * spread).collect();
-            for (temperature, top_k, top_p) in
-                [(1.0, None, None), (0.7, Some(50), None), (1.3, None, Some(0.95)), (0.2, Some(2999), Some(0.999))]
-            {
-                let options = SamplerOptions { temperature, top_k, top_p };
-                let (mut sampler, mut same) = (Sampler::new(options, 5), ChaCha8Rng::seed_from_u64(5));
-                for _ in 0..300 {
-                    let drawn = (same.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-                    let token = sampler.sample(&logits);
-                    assert_eq!(token, plainly(options, &logits, drawn), "{options:?} {spread}");
-                    seen.insert(token);
-                }
-            }
-        }
-        assert!(seen.len() > 1000);
-    }
-
-    #[test]
-    fn what_is_no_number_does_no_harm() {
-        for temperature in [0.0, 1.0] {
-            let mut sampler = Sampler::new(SamplerOptions { temperature, top_k: None, top_p: None }, 0);
-            assert_eq!(sampler.sample(&[]), 0);
-            assert!(sampler.sample(&[f32::NAN; 3]) < 3);
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY, 0.0]), 1);
-        }
     }
 }

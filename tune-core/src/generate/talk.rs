@@ -1,7 +1,7 @@
 //! A conversation with a model: what it has read stays in memory from turn to turn.
 
 use super::{Sampler, StopOptions};
-use crate::engine::{Kernels, Sequences};
+use crate::engine::{Draw, Kernels, Sequences};
 use crate::models::Decoder;
 use crate::{Error, Result};
 
@@ -77,7 +77,7 @@ impl<'m> Talk<'m> {
         let mut new = prompt[self.past.len()..].to_vec();
         let mut reply = Reply { tokens: Vec::new(), end: End::Length, read };
         while reply.tokens.len() < stop.max_new_tokens {
-            let token = sampler.sample(&self.read(&new)?);
+            let token = self.read(&new, sampler.next(None))?;
             if stop.stop_tokens.contains(&token) {
                 reply.end = End::Stop;
                 break;
@@ -112,10 +112,11 @@ impl<'m> Talk<'m> {
         Ok(())
     }
 
-    fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        let Some(sequences) = &mut self.sequences else { return Ok(Vec::new()) };
-        let mut logits = sequences.extend(&[(0, ids)])?;
+    /// Reads tokens, and draws the one that follows.
+    fn read(&mut self, ids: &[u32], draw: Draw) -> Result<u32> {
+        let Some(sequences) = &mut self.sequences else { return Ok(0) };
+        let drawn = sequences.draw(&[(0, ids, draw)])?;
         self.past.extend(ids);
-        Ok(logits.pop().unwrap_or_default())
+        Ok(drawn.first().map_or(0, |drawn| drawn.token))
     }
 }

@@ -16,6 +16,7 @@ mod numbers;
 mod optimizers;
 mod products;
 mod rounding;
+mod sample;
 mod times;
 
 use std::process::ExitCode;
@@ -109,6 +110,7 @@ fn values(context: &Context, checks: &mut checks::Checks, most: usize) {
     grouped::check::<bf16>(context, checks, most);
     optimizers::check::<f32>(context, checks);
     optimizers::check::<bf16>(context, checks);
+    sample::check(context, checks, most);
     elements::loss::<f32, f32>(context, checks, most);
     elements::loss::<f32, bf16>(context, checks, most);
     elements::loss::<bf16, bf16>(context, checks, most);

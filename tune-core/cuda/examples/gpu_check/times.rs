@@ -58,6 +58,7 @@ pub(crate) fn measure(context: &Context) -> Result<()> {
     products(context, &limits)?;
     elements(context, &limits)?;
     super::methods::measure(context, &limits)?;
+    super::sample::measure(context, &limits)?;
     attention(context, &limits)?;
     newest(context, &limits)?;
     super::grouped::measure(context, &limits)?;

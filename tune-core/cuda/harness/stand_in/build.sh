@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 mkdir -p "$to"
 build="${CXX:-g++} -std=c++17 -O2 -shared -fPIC -U_FORTIFY_SOURCE -fvisibility=hidden -fno-gnu-unique -Wall -Wno-unknown-pragmas"
 pids=
-for module in attention_decode attention_plain columns dequantize distillation dropout experts fake_blocks fake_quant gate general_distillation grouped loss norm optim optim_8bit optim_means rotary routes rows token_columns top_middle; do
+for module in attention_decode attention_plain columns dequantize distillation dropout experts fake_blocks fake_quant gate general_distillation grouped loss norm optim optim_8bit optim_means rotary routes rows sample token_columns top_middle; do
     {
         echo '#include "harness/stand_in/kernel.h"'
         echo "#include \"kernels/$module.cu\""

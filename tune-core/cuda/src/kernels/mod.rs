@@ -24,6 +24,7 @@ mod optim_means;
 mod rotary;
 mod routes;
 mod rows;
+mod sample;
 mod spans;
 mod token_columns;
 
@@ -43,6 +44,7 @@ pub use optim_means::ScheduleFree;
 pub use rotary::Turn;
 pub use routes::{Choice, Routes};
 pub use rows::{Grouped, sum_rows_workspace};
+pub use sample::Draw;
 pub use spans::{Spans, Stretch};
 
 use crate::modules::Kernel;
@@ -87,6 +89,7 @@ mod tests {
             rotary::ALL,
             routes::ALL,
             rows::ALL,
+            sample::ALL,
             token_columns::ALL,
         ]
         .concat();

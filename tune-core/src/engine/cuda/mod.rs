@@ -28,10 +28,9 @@ use tune_cuda::{Adapted, Buffer, Choice, Context, Distillation, Onto, Qkv, QkvMu
 pub(super) use weights::AT_ONCE;
 use weights::{Param, fake_levels, is_in_blocks};
 
-use super::backend::{
-    Backend, ByExperts, Experts, Finish, Losses, NewTokens, Norm, Part, PartMut, Reads, Selection, Term,
-};
+use super::backend::{Backend, ByExperts, Experts, Finish, Losses, Norm, Part, PartMut, Reads, Selection, Term};
 use super::cpu::Cpu;
+use super::new_tokens::{Answered, NewTokens};
 use crate::distributed::Mesh;
 use crate::kernels::attention::Attention;
 use crate::kernels::fake_quant::Levels;
@@ -139,12 +138,8 @@ impl<'m, T: Number> Reads<'m> for Cuda<T> {
         self.card.scaling(of)
     }
 
-    fn newest(
-        &self,
-        new: &NewTokens<'_>,
-        compute: &mut dyn FnMut() -> Result<Buffer<f32>>,
-    ) -> Result<Arc<Buffer<f32>>> {
-        self.newest_logits(new, compute)
+    fn newest(&self, new: &NewTokens<'_>, compute: &mut dyn FnMut() -> Result<Buffer<f32>>) -> Result<Answered> {
+        self.newest_step(new, compute)
     }
 
     fn numbers(&self, x: &Buffer<f32>) -> Vec<f32> {

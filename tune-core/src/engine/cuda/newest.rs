@@ -14,9 +14,10 @@ use tune_cuda::{Buffer, Graph, KeptMemory, Lists, Spans};
 use super::card::{Angles, lock, of_card, stretch};
 use super::{Cuda, Number, attention};
 use crate::Result;
-use crate::engine::backend::NewTokens;
-use crate::kernels::Rotary;
+use crate::engine::backend::Reads;
+use crate::engine::new_tokens::{Answered, Drawn, NewTokens};
 use crate::kernels::attention::Attention;
+use crate::kernels::{Draw, Rotary};
 use crate::models::{Decoder, ModelSpec};
 
 /// Shapes whose recordings are kept; the one that was used longest ago goes first.
@@ -30,13 +31,14 @@ const IDS: usize = 0;
 const ROWS: usize = 1;
 const WANTED: usize = 2;
 const KEYS: usize = 3;
-const TABLES: usize = 4;
+const DRAWS: usize = 4;
+const TABLES: usize = 5;
 
 /// What a card keeps of steps of newest tokens.
 #[derive(Debug, Default)]
 pub(super) struct Newest {
-    /// By how many sequences there are.
-    lists: BTreeMap<usize, Lists>,
+    /// By how many sequences there are, and how many tokens are drawn.
+    lists: BTreeMap<(usize, usize), Lists>,
     shapes: BTreeMap<Shape, Seen>,
     /// How many steps of a model could not be recorded, since one could.
     failed: BTreeMap<usize, usize>,
@@ -50,6 +52,8 @@ struct Shape {
     /// Where the model is, which lives longer than its sequences.
     model: usize,
     sequences: usize,
+    /// Tokens that are drawn.
+    draws: usize,
     /// Rows of keys that there is memory for.
     keys: usize,
     /// Of the keys of each sequence, for each kind of attention.
@@ -62,8 +66,22 @@ struct Seen {
     /// When, and what the card had changed until then of what it keeps.
     step: u64,
     changes: u64,
-    /// The work, and the logits that it writes, which are those of other works after these.
-    recorded: Option<(Graph, Arc<Buffer<f32>>)>,
+    /// The work, and what it writes, which is that of other works after these.
+    recorded: Option<(Graph, Arc<Results>)>,
+}
+
+/// What is on the card when a step is done: logits `[wanted, vocab]`, and tokens that were drawn by them, with their log-probabilities.
+#[derive(Debug)]
+struct Results {
+    logits: Buffer<f32>,
+    drawn: Option<Buffer<u32>>,
+}
+
+impl Results {
+    /// In the memory of recorded work.
+    fn lent(self, memory: &KeptMemory) -> Self {
+        Self { logits: self.logits.lent(memory), drawn: self.drawn.map(|drawn| drawn.lent(memory)) }
+    }
 }
 
 /// The step that is computed, whose lists are on the card.
@@ -77,6 +95,8 @@ pub(super) struct Step {
     spans: Arc<Spans>,
     /// By the cosines that are here.
     angles: Vec<(usize, Arc<Angles>)>,
+    /// How tokens are drawn, if any are.
+    draws: Option<Arc<Buffer<u32>>>,
 }
 
 /// Where a slice is: which of several it is, whatever it holds. A step's live as long as it.
@@ -103,17 +123,38 @@ impl Step {
 impl NewTokens<'_> {
     /// Whether all that a step queues is decided by its shape.
     fn are_regular(&self) -> bool {
-        let Self { model, ids, rows, wanted, stretches, .. } = self;
+        let Self { model, ids, rows, wanted, stretches, draws, .. } = self;
         // Rows of single tokens are looked up where such tokens come. What is divided comes from other processes.
         let is_plain = !model.mesh().divides() && model.tokens().is_none();
         is_plain
             && stretches.iter().all(|s| s.len == 1)
             && [rows.len(), wanted.len(), stretches.len()] == [ids.len(); 3]
+            && draws.len() <= ids.len()
+    }
+
+    /// Tokens that a regular step draws: one of each sequence, if it draws any. Those that nobody wants are a few.
+    fn drawn(&self) -> usize {
+        if self.draws.is_empty() { 0 } else { self.ids.len() }
+    }
+
+    /// How `count` tokens are drawn, as the card is told; behind those that are wanted, the likeliest by the first logits.
+    fn words(&self, count: usize) -> Vec<u32> {
+        let of_draw = |&(row, draw): &(usize, Draw)| tune_cuda::Draw {
+            random: draw.random,
+            share: draw.share().unwrap_or(0),
+            row: row as u32,
+            most: draw.most().map_or(0, |most| u32::try_from(most).unwrap_or(u32::MAX)),
+            factor: draw.factor().unwrap_or(0.0),
+            scored: draw.scored_factor().unwrap_or(0.0),
+        };
+        let rest = std::iter::repeat(&(0, Draw::LIKELIEST));
+        self.draws.iter().chain(rest).take(count).flat_map(|draw| of_draw(draw).words()).collect()
     }
 
     fn lists(&self) -> Vec<usize> {
         let (count, angles) = (self.ids.len(), self.rotary.iter().flat_map(|table| [table.cos.len(), table.sin.len()]));
-        [count, count, count, 2 * count].into_iter().chain(angles).collect()
+        let draws = self.drawn() * tune_cuda::Draw::WORDS;
+        [count, count, count, 2 * count, draws].into_iter().chain(angles).collect()
     }
 }
 
@@ -153,32 +194,57 @@ impl Drop for Under<'_> {
 }
 
 impl<T: Number> Cuda<T> {
-    /// The logits of a step that `compute` queues, by a recording of it if there is one.
-    pub(super) fn newest_logits(
+    /// What comes of a step whose logits `compute` queues, by a recording of it if there is one.
+    pub(super) fn newest_step(
         &self,
         new: &NewTokens<'_>,
         compute: &mut dyn FnMut() -> Result<Buffer<f32>>,
-    ) -> Result<Arc<Buffer<f32>>> {
+    ) -> Result<Answered> {
+        let results = self.results(new, compute)?;
+        let drawn = results.drawn.as_ref().map(|drawn| self.context().read_later(drawn));
+        let logits = if new.wants_logits { self.numbers(&results.logits) } else { Vec::new() };
+        let drawn = drawn.map_or_else(|| Ok(Vec::new()), |drawn| drawn.wait()).map_err(of_card)?;
+        let of_draw = |((_, draw), found): (&(usize, Draw), &[u32])| Drawn {
+            token: found[0],
+            log_prob: draw.scored.map(|_| f64::from(f32::from_bits(found[1]))),
+        };
+        let drawn = new.draws.iter().zip(drawn.chunks_exact(2)).map(of_draw).collect();
+        Ok(Answered { logits, drawn })
+    }
+
+    fn results(&self, new: &NewTokens<'_>, compute: &mut dyn FnMut() -> Result<Buffer<f32>>) -> Result<Arc<Results>> {
         if !new.are_regular() {
-            return compute().map(Arc::new);
+            let logits = compute()?;
+            let draws = (!new.draws.is_empty()).then(|| self.context().upload_ahead(&new.words(new.draws.len())));
+            return Ok(self.drawn_by(new, logits, draws.as_ref()).into());
         }
         let mut newest = lock(&self.newest);
         let newest = &mut *newest;
         let step = self.write(&mut newest.lists, new);
+        let draws = step.draws.clone();
         let _under_way = Under::way(&self.step, step);
-        self.by_recording(newest, new, compute)
+        let mut compute = || compute().map(|logits| self.drawn_by(new, logits, draws.as_deref()));
+        self.by_recording(newest, new, &mut compute)
+    }
+
+    /// Draws tokens by logits as `draws` has it.
+    fn drawn_by(&self, new: &NewTokens<'_>, logits: Buffer<f32>, draws: Option<&Buffer<u32>>) -> Results {
+        let view = logits.view(new.model.config.vocab_size);
+        let drawn = draws.map(|draws| self.context().sample(view, draws));
+        Results { logits, drawn }
     }
 
     /// Brings what is new to the card.
-    fn write(&self, lists: &mut BTreeMap<usize, Lists>, new: &NewTokens<'_>) -> Step {
+    fn write(&self, lists: &mut BTreeMap<(usize, usize), Lists>, new: &NewTokens<'_>) -> Step {
         let context = self.context();
-        let lists = lists.entry(new.ids.len()).or_insert_with(|| context.lists(&new.lists()));
+        let lists = lists.entry((new.ids.len(), new.drawn())).or_insert_with(|| context.lists(&new.lists()));
         let numbers = |rows: &[usize]| rows.iter().map(|&row| row as u32).collect::<Vec<_>>();
         let stretches: Vec<_> = new.stretches.iter().map(stretch).collect();
         lists.set(IDS, new.ids);
         lists.set(ROWS, &numbers(new.rows));
         lists.set(WANTED, &numbers(new.wanted));
         lists.set(KEYS, &stretches.iter().flat_map(tune_cuda::Stretch::newest).collect::<Vec<_>>());
+        lists.set(DRAWS, &new.words(new.drawn()));
         let mut angles = Vec::with_capacity(new.rotary.len());
         for (i, table) in new.rotary.iter().enumerate() {
             let [cos, sin] = [TABLES + 2 * i, TABLES + 2 * i + 1];
@@ -197,6 +263,7 @@ impl<T: Number> Cuda<T> {
             keys: new.keys,
             spans: Arc::new(spans),
             angles,
+            draws: (new.drawn() > 0).then(|| Arc::new(lists.on_card(DRAWS))),
         }
     }
 
@@ -204,32 +271,32 @@ impl<T: Number> Cuda<T> {
         &self,
         newest: &mut Newest,
         new: &NewTokens<'_>,
-        compute: &mut dyn FnMut() -> Result<Buffer<f32>>,
-    ) -> Result<Arc<Buffer<f32>>> {
+        compute: &mut dyn FnMut() -> Result<Results>,
+    ) -> Result<Arc<Results>> {
         let (context, model) = (self.context(), std::ptr::from_ref::<Decoder>(new.model).addr());
         if !context.uses_graphs() || newest.failed.get(&model).is_some_and(|&failed| failed >= TRIALS) {
             return compute().map(Arc::new);
         }
         let (sequences, longest) = (new.ids.len(), new.stretches.iter().map(|s| s.past + s.len).max().unwrap_or(0));
         let parts = parts(&new.model.config, sequences, longest);
-        let shape = Shape { model, sequences, keys: new.keys, parts };
+        let shape = Shape { model, sequences, draws: new.drawn(), keys: new.keys, parts };
         newest.steps += 1;
         let (number, changes) = (newest.steps, self.card.changes());
         let seen = newest.shapes.get_mut(&shape).filter(|seen| seen.changes == changes);
         if let Some(Seen { step, recorded, .. }) = seen {
             *step = number;
-            if let Some((graph, logits)) = recorded {
+            if let Some((graph, results)) = recorded {
                 context.launch(graph);
-                return Ok(Arc::clone(logits));
+                return Ok(Arc::clone(results));
             }
             let memory = newest.memory.get_or_insert_with(|| context.kept_memory());
             match context.record(memory, &mut *compute) {
-                Ok((graph, logits)) => {
-                    let logits = Arc::new(logits?.lent(memory));
+                Ok((graph, results)) => {
+                    let results = Arc::new(results?.lent(memory));
                     context.launch(&graph);
                     newest.failed.remove(&model);
-                    *recorded = Some((graph, Arc::clone(&logits)));
-                    return Ok(logits);
+                    *recorded = Some((graph, Arc::clone(&results)));
+                    return Ok(results);
                 }
                 // What was to be kept from then on was not computed.
                 Err(why) if self.card.changes() != changes => return Err(of_card(why)),
@@ -241,13 +308,13 @@ impl<T: Number> Cuda<T> {
             }
         }
         let memory = newest.memory.get_or_insert_with(|| context.kept_memory());
-        let logits = context.within(memory, compute)?;
+        let results = context.within(memory, compute)?;
         newest.shapes.insert(shape, Seen { step: number, changes: self.card.changes(), recorded: None });
         if newest.shapes.len() > MOST {
             let oldest = newest.shapes.iter().min_by_key(|(_, seen)| seen.step).map(|(shape, _)| shape.clone());
             oldest.map(|shape| newest.shapes.remove(&shape));
         }
-        Ok(Arc::new(logits))
+        Ok(Arc::new(results))
     }
 }
 

@@ -119,13 +119,7 @@ impl StepOnPaper<'_> {
         let prompt = |span: &Span| span.len + 1 - batch.trained_tokens_of(span);
         let first = (0..spans.len()).step_by(samples.max(1));
         let prompts: Vec<(usize, usize, usize)> = first.map(|i| (starts[i], 0, prompt(&spans[i]))).collect();
-        let handed_out = |new: &[(usize, usize, usize)], past: &mut [Past<Paper<T>>]| -> Result<()> {
-            let _logits = self.grow(new, past, paper)?;
-            // They are handed out one by one, and are there twice then.
-            drop(paper.take::<f32>(2 * new.len() * self.model.vocab_size));
-            Ok(())
-        };
-        handed_out(&prompts, &mut past)?;
+        drop(self.grow(&prompts, samples, &mut past, paper)?);
         let copied: usize = (0..spans.len()).filter(|i| i % samples.max(1) > 0).map(|i| prompt(&spans[i])).sum();
         for past in &past {
             drop((paper.acts(copied, past.width), paper.acts(copied, past.width)));
@@ -135,20 +129,21 @@ impl StepOnPaper<'_> {
             let new = |(span, &start): (&Span, &usize)| (start, if is_last { span.len - 1 } else { prompt(span) }, 1);
             let new: Vec<(usize, usize, usize)> =
                 spans.iter().zip(&starts).filter(|&(span, _)| span.len > prompt(span)).map(new).collect();
-            handed_out(&new, &mut past)?;
+            drop(self.grow(&new, 1, &mut past, paper)?);
         }
         paper.ledger.forget_kept();
         Ok(())
     }
 
-    /// Sequences grow: each is given by the row of its first key, how many it has, and by how many more. Returns the logits of the
-    /// newest tokens.
+    /// Sequences grow: each is given by the row of its first key, how many it has, and by how many more; behind each so many tokens are
+    /// drawn. Returns the logits of the newest tokens, and what is drawn by them: a card has that, and the processor a copy of logits.
     fn grow<T: Element>(
         &self,
         new: &[(usize, usize, usize)],
+        draws: usize,
         past: &mut [Past<Paper<T>>],
         paper: &Paper<T>,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Option<[Entry; 2]>> {
         if new.is_empty() {
             return Ok(None);
         }
@@ -175,7 +170,14 @@ impl StepOnPaper<'_> {
         let sharded = ShardedOnPaper::new(*self, false);
         let run =
             Run { stretches, rows_in_past: rows, ..Run::new(paper, self.model, self.parameters(&sharded), &batch) };
-        let mut compute = || run.logits(&run.through_blocks_on(past)?, &last).map(Some);
+        let mut compute = || -> Result<Option<[Entry; 2]>> {
+            let logits = run.logits(&run.through_blocks_on(past)?, &last)?;
+            let drawn = match paper.machine {
+                Machine::Processor(_) => paper.take::<f32>(last.len() * self.model.vocab_size),
+                Machine::Card => paper.take::<u32>(2 * draws * last.len()),
+            };
+            Ok(Some([logits, drawn]))
+        };
         // A card records steps of newest tokens: one is done as any other in the memory of recordings, and one in what that left.
         match paper.machine == Machine::Card && self.layout.shards == 1 && new.iter().all(|&(.., len)| len == 1) {
             true => {
@@ -219,8 +221,8 @@ impl StepOnPaper<'_> {
             .map(|(start, len, room)| ((start, 0, len), (start, room.saturating_sub(1), room.min(1))))
             .unzip();
         let mut past = self.no_past(rows, paper);
-        drop(self.grow(&prompts, &mut past, paper)?);
-        drop(self.grow(&newest, &mut past, paper)?);
+        drop(self.grow(&prompts, 1, &mut past, paper)?);
+        drop(self.grow(&newest, 1, &mut past, paper)?);
         paper.ledger.forget_kept();
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr unsigned THREADS = 1024, BINS = 1024, AT_ONCE = 8;
+constexpr unsigned THREADS = 1024, BINS = 1024, AT_ONCE = 12;
 constexpr int DIGIT = 10, UNIT = 40;
 // Below it there is no weight. Times BINS_PER_TWO it is less than there are bins.
 constexpr float LEAST = -42.0f, BINS_PER_TWO = 24.0f;

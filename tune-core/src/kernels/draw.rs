@@ -209,13 +209,10 @@ mod tests {
                 for (i, temperature) in
                     [1.0, 0.7, 0.05, 1e-60, 4.0, 1e60, f64::INFINITY, 0.0, -1.0].into_iter().enumerate()
                 {
-                    for j in 0..6 {
+                    for (j, top_k) in all.into_iter().enumerate() {
                         let chance = mixed((i * 6 + j) as u64 + seed);
-                        let options = SamplerOptions {
-                            temperature,
-                            top_k: all[j],
-                            top_p: shares[chance as usize % shares.len()],
-                        };
+                        let options =
+                            SamplerOptions { temperature, top_k, top_p: shares[chance as usize % shares.len()] };
                         let random = [mixed(chance), u64::MAX, 0][chance as usize / 7 % 3];
                         let draw = Draw { options, random, scored: None };
                         let token = draw.token(&logits);

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     native: bool,
 }
 
-/// The C library that programs are built for: that of the oldest distributions that rustc's and a driver 580's users have.
+/// The C library that programs need, or a newer one: no system that CUDA 13 supports has an older one (RHEL 8 has it).
 const GLIBC: &str = "2.28";
 /// What builds for another C library than this machine's.
 const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];

@@ -116,6 +116,7 @@ models() {
     step streams 20 5 ./card streams:: --nocapture --test-threads=1
     step graphs 30 24 ./card graphs:: --nocapture --test-threads=1
     step experts 20 8 ./card experts:: --nocapture --test-threads=1
+    step drawn 20 5 ./card drawn:: --nocapture --test-threads=1
     step blocks 30 40 ./card quantized:: --nocapture --test-threads=1
 }
 

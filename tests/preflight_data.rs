@@ -379,8 +379,8 @@ fn what_is_taken_is_said() {
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
     };
     let (short, long) = (
-        number("samples of fewer tokens than `min_tokens` left out"),
-        number("samples of more tokens than `max_tokens` left out"),
+        number(" of fewer tokens than `min_tokens` left out"),
+        number(" of more tokens than `max_tokens` left out"),
     );
     contains(&said, &[&format!("\n            {} samples, ", 30 - short - long)]);
 

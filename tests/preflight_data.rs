@@ -378,10 +378,8 @@ fn what_is_taken_is_said() {
         let line = said.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end:?} in\n{said}"));
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
     };
-    let (short, long) = (
-        number(" of fewer tokens than `min_tokens` left out"),
-        number(" of more tokens than `max_tokens` left out"),
-    );
+    let (short, long) =
+        (number(" of fewer tokens than `min_tokens` left out"), number(" of more tokens than `max_tokens` left out"));
     contains(&said, &[&format!("\n            {} samples, ", 30 - short - long)]);
 
     let packed = place.sound(&[&data, "dataset.packed=true", "dataset.packing=best_fit", "tokenizer.max_seq_len=64"]);

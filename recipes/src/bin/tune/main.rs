@@ -148,10 +148,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether a command computes in this process, and starts no other that does.
+/// Whether a command computes in this process, and starts no other that does, or says how this machine computes.
 fn computes(command: &Command) -> bool {
-    use Command::{Chat, Eval, Export, Merge, Quantize, Tokenize, Verify};
-    matches!(command, Tokenize(_) | Merge(_) | Export(_) | Quantize(_) | Verify(_) | Chat(_) | Eval(_))
+    use Command::{Chat, Doctor, Eval, Export, Merge, Quantize, Tokenize, Verify};
+    matches!(command, Doctor | Tokenize(_) | Merge(_) | Export(_) | Quantize(_) | Verify(_) | Chat(_) | Eval(_))
 }
 
 fn run(command: Command) -> Result<ExitCode> {

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::words::count;
+
 /// Keys that say where something is, and what the numbers of its content are called in a checkpoint.
 const PLACES: [(&str, &[&str]); 4] = [
     ("checkpointer.checkpoint_dir", &["the base model", "the base model's config"]),
@@ -55,12 +57,10 @@ impl fmt::Display for Moved {
 
 /// A setting, for messages.
 pub(super) fn shown(setting: Option<&Value>) -> String {
-    match setting {
-        None => "not set".to_owned(),
-        // So does a list appear among settings.
-        Some(Value::String(text)) if text == "1 items" => "\"1 item\"".to_owned(),
-        Some(value) => value.to_string(),
-    }
+    let Some(setting) = setting else { return "not set".to_owned() };
+    // So does a list appear among settings.
+    let items = setting.as_str().and_then(|text| text.strip_suffix(" items")?.parse::<u64>().ok());
+    items.map_or_else(|| setting.to_string(), |items| Value::from(count(items, "item")).to_string())
 }
 
 /// What a checkpoint calls the content of what a key names, `dataset.0.data_files.1` for instance.

@@ -470,9 +470,10 @@ impl<B: Backend> Term<'_, B> {
     pub(crate) fn sides(&self) -> Sides {
         match self {
             Self::Up { x: left, w } | Self::Down { g: left, w } => {
-                Sides { left_width: Some(left.stride), inner: left.cols, quantized: w.quantized }
+                let up = matches!(self, Self::Up { .. });
+                Sides { left_width: Some(left.stride), inner: left.cols, quantized: w.quantized, up }
             }
-            Self::Across { g, .. } => Sides { left_width: None, inner: g.rows, quantized: false },
+            Self::Across { g, .. } => Sides { left_width: None, inner: g.rows, quantized: false, up: false },
         }
     }
 }

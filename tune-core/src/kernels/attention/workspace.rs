@@ -68,7 +68,7 @@ impl Attention<'_> {
     /// The most that one of these products needs: its size, the width of its left side's rows, and its inner dimension.
     fn largest<const N: usize>(&self, products: [((usize, usize), Option<usize>, usize); N]) -> usize {
         let of = |(size, left_width, inner)| {
-            workspace_here::<f32>(Isa::get(), size, &[Sides { left_width, inner, quantized: false }])
+            workspace_here::<f32>(Isa::get(), size, &[Sides { left_width, inner, quantized: false, up: false }])
         };
         products.map(of).into_iter().max().unwrap_or(0)
     }

@@ -123,7 +123,8 @@ impl<'a, T: Element> Term<'a, T> {
             Side::Columns(_) => None,
         };
         let quantized = !matches!(self.right(), Right::Stored(_));
-        Sides { left_width, inner: self.inner(), quantized }
+        let up = matches!(self, Self::Up { .. } | Self::UpQuantized { .. });
+        Sides { left_width, inner: self.inner(), quantized, up }
     }
 
     fn check(&self, m: usize, n: usize) {

@@ -14,6 +14,8 @@ pub(crate) struct Sides {
     pub(crate) inner: usize,
     /// Whether the right side is a weight in blocks.
     pub(crate) quantized: bool,
+    /// Whether it is the transpose of what is stored.
+    pub(crate) up: bool,
 }
 
 /// Who computes a product.

@@ -37,7 +37,11 @@ pub(super) fn sums(m: usize, n: usize) -> usize {
 pub(super) fn widened<T: Element>((m, n): (usize, usize), terms: impl Iterator<Item = Sides>) -> [usize; 2] {
     let widest = |[left, right]: [usize; 2], term: Sides| {
         let widened = |side| if T::IS_BF16 { term.inner * side } else { 0 };
-        let of_right = if term.quantized { term.inner * n.min(COLS) } else { widened(n) };
+        let of_right = match term {
+            Sides { quantized: true, .. } => term.inner * n.min(COLS),
+            Sides { up: true, .. } if is_in_order(m) => 0,
+            _ => widened(n),
+        };
         [left.max(widened(m)), right.max(of_right)]
     };
     terms.fold([0, 0], widest)
@@ -116,17 +120,10 @@ unsafe impl Sync for Sums {}
 ///
 /// # Safety
 /// Both sides can be read, and the sums are as many as [`sums`] says, or `[m, n]` where `m` is [`LEAST_ROWS`] or more.
-unsafe fn add_product(
-    (m, n, inner): (usize, usize, usize),
-    left: Strided,
-    right: Strided,
-    sums: Sums,
-    threads: Parallelism,
-) {
+unsafe fn add_product((m, n, inner): (usize, usize, usize), left: Strided, right: Strided, sums: Sums, parallel: bool) {
     #[cfg(target_arch = "x86_64")]
     if right.row == 1 && left.col == 1 && is_in_order(m) {
         let weight = in_order::Weight { data: right.data, stride: right.col };
-        let parallel = !matches!(threads, Parallelism::None);
         // SAFETY: as the caller promises, and the processor has what it takes.
         unsafe { in_order::add_product((m, n, inner), left, weight, sums, parallel) };
         return;
@@ -162,7 +159,7 @@ unsafe fn add_product(
                 false,
                 false,
                 false,
-                threads,
+                if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None },
             );
         }
     }
@@ -203,10 +200,15 @@ unsafe fn add_in_order((m, n, inner): (usize, usize, usize), left: Strided, righ
     );
 }
 
-/// Whether so many rows are computed by [`in_order`] where the right side is a transpose.
+/// Whether so many rows are computed by `in_order` where the right side is a transpose.
 #[cfg(target_arch = "x86_64")]
 fn is_in_order(m: usize) -> bool {
     m <= in_order::MOST_ROWS && in_order::is_here()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_in_order(_: usize) -> bool {
+    false
 }
 
 /// Whether the crate's multiply-adds round once on this processor.
@@ -274,13 +276,12 @@ unsafe fn sum<T: Element>(
     let mut sums = Sums { data, stride, begun: false };
     for term in terms.iter().filter(|term| term.inner() > 0) {
         let left = Strided::new(term.left(), left);
-        let threads = if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
         let add = |cols: Range<usize>, right: Strided| {
             let shape = (m, cols.len(), term.inner());
             let sums = sums.from(0, cols.start);
             // SAFETY: both sides hold what the term describes, as `Term::check` found, and the sums are as many as the
             // caller promises.
-            unsafe { add_product(shape, left, right, sums, threads) };
+            unsafe { add_product(shape, left, right, sums, parallel) };
         };
         match term.right() {
             #[cfg(target_arch = "x86_64")]
